@@ -1,0 +1,56 @@
+"""Everything that dualform raises on a user's mistake.
+
+    DualformError
+    ├── ConfigError         a setting has a value that cannot be used
+    ├── TaskError           no such task, column or split; a row that does not fit the task
+    │   └── LabelWordError  a label word that cannot stand for its label
+    ├── ContextError        a prompt that does not fit the model's context
+    ├── ModelError          no such model, or one that dualform cannot look into
+    ├── HubError            a name that only the network could resolve, and no network
+    ├── StorageError        cache or run folder cannot be written
+    ├── TrainingError       finetuning produced no usable weights
+    └── ShapeError          tensors whose shapes do not belong together
+
+Each message names what was given, what was expected and what to do next. The command line prints it and exits
+with 2; any other exception is a fault of ours and exits with 1.
+"""
+
+
+class DualformError(Exception):
+    """Base class: catch this to catch every mistake that dualform names."""
+
+
+class ConfigError(DualformError):
+    """A setting has a value that cannot be used."""
+
+
+class TaskError(DualformError):
+    """No such task, column or split, or a row that does not fit the task."""
+
+
+class LabelWordError(TaskError):
+    """A label word that cannot stand for its label."""
+
+
+class ContextError(DualformError):
+    """A prompt that does not fit the model's context."""
+
+
+class ModelError(DualformError):
+    """No such model, or one that dualform cannot look into."""
+
+
+class HubError(DualformError):
+    """A name that only the network could resolve, and the network did not answer."""
+
+
+class StorageError(DualformError):
+    """The cache or a run's folder cannot be written."""
+
+
+class TrainingError(DualformError):
+    """Finetuning produced no usable weights."""
+
+
+class ShapeError(DualformError):
+    """Tensors whose shapes do not belong together."""

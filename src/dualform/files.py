@@ -1,0 +1,82 @@
+"""Where dualform keeps things on disk, and how it writes them: wholly or not at all."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dualform.errors import StorageError
+
+
+def cache_dir() -> Path:
+    """Folder for converted models and packaged data: `$DUALFORM_CACHE`, else `~/.cache/dualform`.
+
+    Returns:
+        An existing, writable folder.
+
+    Raises:
+        StorageError: The folder cannot be made or written to.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dualform"
+    folder = Path(os.environ.get("DUALFORM_CACHE") or default)
+    return writable_dir(folder, remedy="Set DUALFORM_CACHE to a folder that you may write to.")
+
+
+def writable_dir(folder: Path, remedy: str) -> Path:
+    """`folder`, made if needed and shown to be writable by writing to it.
+
+    Raises:
+        StorageError: It cannot be made or written to; `remedy` ends the message.
+    """
+    with explain_storage_errors(folder, remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permission bits do not tell (root, read-only mounts, quotas): only a write does.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    return folder
+
+
+@contextmanager
+def atomic_write(path: Path, remedy: str = "Free some space or choose another folder.") -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its name when the block ends well.
+
+    The data are synced before the rename, so a reader sees the old file or the new one, never a part. When the
+    block raises, the temporary file is removed and `path` is as before.
+
+    Raises:
+        StorageError: The disk is full or not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with explain_storage_errors(path, remedy):
+            yield temporary
+            descriptor = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_storage_errors(path: Path, remedy: str) -> Iterator[None]:
+    """Turn the operating system's refusals into a StorageError that names the path and the remedy."""
+    reasons = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "operation not permitted",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOTDIR: "a part of the path is a file",
+        errno.EEXIST: "a file of that name is in the way",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in reasons:
+            raise
+        raise StorageError(f"cannot write {path}: {reasons[error.errno]}. {remedy}") from error
