@@ -1,0 +1,1 @@
+"""All that knows transformers: loading, anatomy, the shared prefix, recording, weight changes."""

@@ -1,0 +1,51 @@
+# The commands of this repository. Everything happens inside .venv.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := .venv/.installed
+
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: install demo test fix lock bench docs
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dualform needs Python 3.11 or newer: make install PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --upgrade pip
+	@# torch comes first, alone and pinned: everybody runs the one build, and no other package chooses it.
+	$(PIP) install torch==2.13.0
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps -e .
+	touch $@
+
+demo: install
+	$(BIN)/dualform compare smollm2-135m reviews --out runs/demo
+
+test: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	@# A file stays with one worker, so that what its tests share is made once.
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --benchmark-disable --doctest-modules src tests
+
+fix: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# After a change of the dependencies in pyproject.toml; commit the result.
+lock: install
+	$(PIP) install --group dev -e .
+	$(BIN)/python tools/lock.py > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+docs: install
+	$(PIP) install -c requirements.lock -e '.[docs]'
+	$(BIN)/python -m sphinx -W docs docs/_build

@@ -1,0 +1,180 @@
+"""One attention function under every model, through transformers' public registry.
+
+The function is registered once and does nothing of its own: it hands each call to the tap in force (`tapped`) or,
+when there is none, computes ordinary attention. A tap says what attention is (shared prefix, momentum) or what is
+to be seen of it (recording, probing).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from dualform.errors import ModelError
+
+NAME = "dualform"
+
+# What models hand through to the attention function without meaning anything to it. Every other keyword raises:
+# an ignored `softcap` or `s_aux` would be a wrong number.
+_HARMLESS = frozenset(
+    {
+        "cache_position",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What one layer asks for; query and key are after rotary embedding, grouped heads unrepeated."""
+
+    query: Tensor
+    """`(batch, head, q_pos, d_head)`."""
+    key: Tensor
+    """`(batch, kv_head, k_pos, d_head)`."""
+    value: Tensor
+    """`(batch, kv_head, k_pos, d_head)`."""
+    mask: Tensor | None
+    """`(batch or 1, 1, q_pos, k_pos)`, True or 0 where attention is allowed; None for plain causal."""
+    scale: float
+    """Factor of the scores."""
+    window: int | None
+    """A token sees itself and at most `window - 1` tokens before it; None for all."""
+    dropout: float = 0.0
+    """Probability, while training."""
+
+
+class Tap(Protocol):
+    """What stands under the model's attention while it is in force."""
+
+    builds_mask: bool
+    """False when the tap knows by itself who sees whom, so that the model need not build a mask."""
+
+    def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
+        """Return the input of W_O before heads are joined, of shape `(batch, q_pos, head, d_head)`."""
+        ...
+
+
+_tap: ContextVar[Tap | None] = ContextVar("dualform_tap", default=None)
+
+
+@contextmanager
+def tapped(tap: Tap) -> Iterator[None]:
+    """Put `tap` under every model whose attention implementation is `NAME`, until the block ends."""
+    token = _tap.set(tap)
+    try:
+        yield
+    finally:
+        _tap.reset(token)
+
+
+def plain_attention(call: AttentionCall) -> Tensor:
+    """Ordinary softmax attention.
+
+    Returns:
+        `(batch, q_pos, head, d_head)`.
+    """
+    groups = call.query.shape[1] // call.key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (call.key, call.value))
+    causal = call.mask is None and call.query.shape[2] > 1
+    out = F.scaled_dot_product_attention(
+        call.query, key, value, attn_mask=call.mask, dropout_p=call.dropout, is_causal=causal, scale=call.scale
+    )
+    return out.transpose(1, 2)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    for name, given in kwargs.items():
+        if name not in _HARMLESS and given is not None and (name, given) != ("is_causal", True):
+            raise ModelError(
+                f"{type(module).__name__} asks attention for {name}={given!r}, which dualform's attention "
+                "function does not know. The model is read by a slower route; `dualform doctor` says which."
+            )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    call = AttentionCall(query, key, value, attention_mask, scale, sliding_window, dropout)
+    tap = _tap.get()
+    return (plain_attention(call) if tap is None else tap.attend(module, call)), None
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    tap = _tap.get()
+    return sdpa_mask(*args, **kwargs) if tap is None or tap.builds_mask else None
+
+
+AttentionInterface.register(NAME, _attention)
+# Without a mask of its own name transformers would build none and padding would be attended to in silence.
+AttentionMaskInterface.register(NAME, _mask)
+
+
+def attend_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention together with the logarithm of its normaliser, from which parts can be merged.
+
+    Args:
+        query: `(batch, head, q_pos, d_head)`.
+        key: `(batch, head, k_pos, d_head)`.
+        value: `(batch, head, k_pos, d_head)`.
+        scale: Factor of the scores.
+        mask: Additive, broadcastable to `(batch, head, q_pos, k_pos)`; None lets everyone see everything.
+
+    Returns:
+        Output `(batch, head, q_pos, d_head)` and log-sum-exp of the scores `(batch, head, q_pos)`. A query that
+        sees nothing has output 0 and log-sum-exp -inf.
+    """
+    if query.device.type == "cpu":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=mask, scale=scale
+        )
+    else:
+        scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
+        if mask is not None:
+            scores = scores + mask
+        lse = torch.logsumexp(scores, dim=-1)
+        out = torch.matmul(torch.exp(scores - lse[..., None]).to(value.dtype), value)
+    if mask is not None:
+        # The kernel's own answer for a row that sees nothing is a finite number.
+        blind = torch.isneginf(mask).all(-1).expand(lse.shape)
+        out = out.masked_fill(blind[..., None], 0.0)
+        lse = lse.masked_fill(blind, -torch.inf)
+    return out, lse
+
+
+def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over the union of key sets, from attention over each.
+
+    Args:
+        parts: Outputs `(..., q_pos, d_head)` and log-sum-exps `(..., q_pos)` over disjoint sets of keys.
+
+    Returns:
+        `(..., q_pos, d_head)`, in the outputs' dtype.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    total = torch.logsumexp(torch.stack([lse for _, lse in parts]), dim=0)
+    weighted = [out * torch.exp(lse - total)[..., None].to(out.dtype) for out, lse in parts]
+    return torch.stack(weighted).sum(0) if len(weighted) > 2 else weighted[0] + weighted[1]

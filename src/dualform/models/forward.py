@@ -1,0 +1,131 @@
+"""One forward of a transformers model, with the head applied only where a distribution is wanted."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from dualform.models.anatomy import Anatomy
+from dualform.models.attention import AttentionCall, plain_attention, tapped
+from dualform.models.capture import Recorder
+from dualform.models.watch import AttentionWatch, SeenAttention
+
+
+def forward_rows(model: PreTrainedModel, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """Next-token logits at chosen rows only: over a large vocabulary the head costs as much as many layers.
+
+    Rows are cut out in front of the head, so whatever the family does behind it (scaling, soft caps) still happens.
+
+    Args:
+        model: In eval mode.
+        rows: Which rows of the flattened `(batch * q_pos)`, of shape `(row,)`.
+        inputs: As the model's forward takes them.
+
+    Returns:
+        Logits `(row, vocab)` and the head's input `(row, d_model)`.
+    """
+    kept: list[Tensor] = []
+
+    def cut(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0].reshape(1, -1, args[0].shape[-1])[:, rows]
+        kept.append(hidden[0])
+        return (hidden, *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(cut)
+    try:
+        with torch.no_grad():
+            logits = model(**inputs).logits
+    finally:
+        handle.remove()
+    return logits[0], kept[0]
+
+
+def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """The cache under the name that this release of transformers gives it."""
+    named = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in named else "past_key_values": cache}
+
+
+class LayerTap:
+    """Ordinary attention, with each layer's call and output shown to a function."""
+
+    builds_mask = True
+
+    def __init__(self, layer_of: dict[nn.Module, int], show: Callable[[int, AttentionCall, Tensor], None]) -> None:
+        self._layer_of = layer_of
+        self._show = show
+
+    def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
+        """Compute, show, return."""
+        out = plain_attention(call)
+        self._show(self._layer_of[module], call, out)
+        return out
+
+
+def layers_of(model: PreTrainedModel, anatomy: Anatomy) -> dict[nn.Module, int]:
+    """Attention module -> layer."""
+    return {model.get_submodule(layer.attention): i for i, layer in enumerate(anatomy.layers)}
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """A prefix as each layer's attention sees it."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values, each `(kv_head, prefix_pos, d_head)`; empty for an empty prefix."""
+    tokens: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prefix."""
+        return len(self.tokens)
+
+
+def keys_values(model: PreTrainedModel, anatomy: Anatomy, tokens: tuple[int, ...]) -> KeysValues:
+    """Run a prefix once, without a cache, and keep each layer's keys and values."""
+    if not tokens:
+        return KeysValues((), tokens)
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    layer_of = layers_of(model, anatomy)
+
+    def keep(layer: int, key: Tensor, value: Tensor) -> None:
+        kept[layer] = (key[0].contiguous(), value[0].contiguous())
+
+    ids = torch.tensor([tokens], device=model.device)
+    last = ids.new_tensor([len(tokens) - 1])
+    if anatomy.registry:
+        with tapped(LayerTap(layer_of, lambda layer, call, out: keep(layer, call.key, call.value))):
+            forward_rows(model, last, input_ids=ids, use_cache=False)
+    else:
+        with AttentionWatch(list(layer_of), 1, lambda module, seen: keep(layer_of[module], seen.key, seen.value)):
+            forward_rows(model, last, input_ids=ids, use_cache=False)
+    return KeysValues(tuple(kept[i] for i in range(len(layer_of))), tokens)
+
+
+def recorded_rows(
+    model: PreTrainedModel, anatomy: Anatomy, recorder: Recorder | None, rows: Tensor, **inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """`forward_rows` of an ordinary forward, seen by a recorder through whichever way the family allows."""
+    if recorder is None:
+        return forward_rows(model, rows, **inputs)
+    layer_of = layers_of(model, anatomy)
+
+    def show(layer: int, call: AttentionCall, out: Tensor) -> None:
+        head_output = out.transpose(1, 2)
+        recorder.see_dense(
+            layer, call.query, call.key, call.value, head_output, scores=None, scale=call.scale, mask=call.mask
+        )
+
+    def see(module: nn.Module, seen: SeenAttention) -> None:
+        recorder.see_dense(layer_of[module], seen.query, seen.key, seen.value, seen.head_output, seen.scores)
+
+    with recorder.attached(model):
+        if anatomy.registry:
+            with tapped(LayerTap(layer_of, show)):
+                return forward_rows(model, rows, **inputs)
+        with AttentionWatch(list(layer_of), inputs["input_ids"].shape[0], see):
+            return forward_rows(model, rows, **inputs)

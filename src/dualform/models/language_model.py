@@ -1,0 +1,267 @@
+"""A causal language model as the rest of dualform sees it: model, tokenizer, anatomy, and the route that reads it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dualform.errors import DualformError, ModelError
+from dualform.models.anatomy import Anatomy, find_anatomy
+from dualform.models.cached import MaskedRoute, NaiveRoute, RepeatedRoute
+from dualform.models.capture import Recording, Trace
+from dualform.models.layout import Layout, Probe, Query, group, lay_out
+from dualform.models.packed import PackedRoute
+
+NO_RECORDING = Recording()
+
+
+class EncodedPrefix(Protocol):
+    """What every query of a group reads before its own tokens."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prefix."""
+        ...
+
+    @property
+    def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of each layer, `(kv_head, prefix_pos, d_head)`; empty for an empty prefix."""
+        ...
+
+
+class Route(Protocol):
+    """A way through transformers; all ways give the same numbers."""
+
+    name: str
+
+    def encode(self, prefix: tuple[int, ...]) -> Any:
+        """Run the prefix once."""
+        ...
+
+    def read(
+        self, prefix: Any, queries: list[Query], layout: Layout, want: Recording
+    ) -> tuple[Tensor, Tensor, Trace | None]:
+        """Logits `(scored, vocab)`, hidden states `(scored, d_model)`, trace."""
+        ...
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a model said to some queries, and what could be seen inside."""
+
+    queries: tuple[int, ...]
+    """Which queries, as indices into those that were asked."""
+    log_probabilities: Tensor
+    """Mean log-probability of each answer's tokens, nats, `(example, answer)`; -inf where there is no such answer."""
+    next_token: Tensor
+    """Log-probabilities over the vocabulary at the token that predicts the label, `(example, vocab)`."""
+    hidden: Tensor
+    """Input of the output head at that token, `(example, d_model)`."""
+    trace: Trace | None
+
+    @property
+    def predictions(self) -> Tensor:
+        """The most probable answer, `(example,)`."""
+        return self.log_probabilities.argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model that can be read. Build it with `load_model` or `LanguageModel.wrap`."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    route: Route
+    refused: tuple[str, ...]
+    """Faster routes that the self-check refused, and why."""
+    max_row: int = 1024
+    """Most tokens of a packed row; bounds the memory of a forward."""
+    max_examples: int = 32
+    """Most queries of a packed row; bounds the memory of a trace."""
+
+    @classmethod
+    def wrap(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, route: str | None = None
+    ) -> "LanguageModel":
+        """Probe a transformers model and choose the fastest route that passes the self-check.
+
+        Args:
+            model: Any causal language model with softmax attention; put into eval mode.
+            tokenizer: Its tokenizer.
+            name: What to call it in results.
+            route: Insist on `packed`, `packed-mask`, `repeated` or `naive`.
+
+        Raises:
+            ModelError: No attention was seen, or the route insisted upon failed.
+        """
+        model.eval()
+        anatomy = find_anatomy(model)
+        chosen, refused = choose_route(model, anatomy, route)
+        return cls(name, model, tokenizer, anatomy, chosen, refused)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.device
+
+    @property
+    def bos(self) -> int | None:
+        """The token that opens every sequence: beginning of sequence, else end of sequence, else none."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return None
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the model was built for, None when its config names no limit."""
+        config = self.model.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+            if getattr(config, name, None) is not None:
+                return int(getattr(config, name))
+        return None
+
+    def groups(self, queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:
+        """Queries that share a row, as indices; each query once. Memory does not depend on their number."""
+        return group(queries, self.max_row, self.max_examples, probe)
+
+    def encode(self, prefix: Sequence[int]) -> EncodedPrefix:
+        """Run what all queries share: once, whatever their number."""
+        encoded: EncodedPrefix = self.route.encode(tuple(prefix))
+        return encoded
+
+    def read_group(
+        self,
+        prefix: EncodedPrefix,
+        queries: Sequence[Query],
+        indices: Sequence[int],
+        want: Recording = NO_RECORDING,
+        probe: Probe = "prompt",
+    ) -> Readings:
+        """Read some queries in one row.
+
+        Args:
+            prefix: From `encode`.
+            queries: All queries.
+            indices: Which of them to read now: one of the lists of `groups`.
+            want: What to take down inside.
+            probe: Where.
+
+        Returns:
+            Readings on the model's device, in the order of `indices`.
+        """
+        chosen = [queries[i] for i in indices]
+        layout = lay_out(chosen, probe, self.device)
+        logits, hidden, trace = self.route.read(prefix, chosen, layout, want)
+        log_probabilities = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
+        return Readings(
+            queries=tuple(indices),
+            log_probabilities=layout.score(log_probabilities),
+            next_token=log_probabilities[layout.first_scored],
+            hidden=hidden[layout.first_scored],
+            trace=trace,
+        )
+
+    def read(
+        self,
+        prefix: EncodedPrefix,
+        queries: Sequence[Query],
+        want: Recording = NO_RECORDING,
+        probe: Probe = "prompt",
+    ) -> Iterator[Readings]:
+        """Read all queries, a group at a time; only one group's readings exist at once."""
+        for indices in self.groups(queries, probe):
+            yield self.read_group(prefix, queries, indices, want, probe)
+
+    def log_probabilities(self, prefix: EncodedPrefix, queries: Sequence[Query]) -> Tensor:
+        """Mean log-probability of every answer of every query, `(example, answer)`, on the CPU, in order."""
+        width = max((len(query.answers) for query in queries), default=0)
+        table = torch.full((len(queries), width), -torch.inf, dtype=torch.float64)
+        for readings in self.read(prefix, queries):
+            found = readings.log_probabilities
+            table[list(readings.queries), : found.shape[1]] = found.double().cpu()
+        return table
+
+
+_ROUTES = {route.name: route for route in (PackedRoute, MaskedRoute, RepeatedRoute, NaiveRoute)}
+
+
+def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = None) -> tuple[Route, tuple[str, ...]]:
+    """The fastest route that gives the naive route's numbers on a small case.
+
+    Args:
+        model: In eval mode.
+        anatomy: Its anatomy.
+        insist: Accept only the route of this name.
+
+    Returns:
+        The route, and for each faster one why it was refused.
+
+    Raises:
+        ModelError: The route insisted upon is unknown or refused.
+    """
+    if insist is not None and insist not in _ROUTES:
+        raise ModelError(f"unknown route {insist!r}: choose one of {', '.join(_ROUTES)}")
+    naive = NaiveRoute(model, anatomy)
+    names = [insist] if insist else [name for name in _ROUTES if anatomy.registry or name != "packed"]
+    refused = []
+    expected = None
+    for name in names:
+        if name == "naive":
+            return naive, tuple(refused)
+        route = _ROUTES[name](model, anatomy)
+        expected = expected or _check_readings(model, naive)
+        try:
+            difference = _difference(expected, _check_readings(model, route))
+        except (DualformError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            refused.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        if difference < _tolerance(model.dtype):
+            return route, tuple(refused)
+        refused.append(f"{name}: log-probabilities or records differ from the naive forward's by {difference:.1e}")
+    raise ModelError(f"route {insist!r} does not read this model rightly: {'; '.join(refused)}")
+
+
+def _check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
+    """Log-probabilities and records of three queries with answers of one to three tokens, behind a prefix."""
+    size = model.get_input_embeddings().weight.shape[0]
+    # A prefix that a short sliding window cannot hold shows whether the route knows the window.
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    length = window + 3 if 0 < window <= 1024 else 9
+    tokens = (torch.arange(length + 40) * 7919 % (size - 4) + 4).tolist()
+    own = tokens[length:]
+    queries = [
+        Query(tuple(own[:4]), ((own[4],), (own[5], own[6], own[7]), (own[8], own[9]))),
+        Query(tuple(own[10:17]), ((own[17],), (own[18],), (own[19],))),
+        Query((own[20],), ((own[21], own[22]), (own[23],), (own[24], own[25]))),
+    ]
+    layout = lay_out(queries, "prompt", model.device)
+    want = Recording(output=True, scores=True)
+    logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
+    assert trace is not None
+    assert trace.output is not None
+    assert trace.scores is not None
+    visible = trace.mask[:, None, None] & torch.isfinite(trace.scores)
+    return [
+        layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)),
+        trace.output,
+        trace.scores.masked_fill(~visible, 0.0),
+    ]
+
+
+def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Largest deviation, relative to the largest entry of each tensor."""
+    return max(
+        float((a.float() - b.float()).abs().max() / a.float().abs().max().clamp(min=1e-9))
+        for a, b in zip(expected, found, strict=True)
+    )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """A few hundred roundings, as many as a deep model adds up between its first layer and its last."""
+    return 400 * torch.finfo(dtype).eps

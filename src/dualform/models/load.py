@@ -1,0 +1,106 @@
+"""`load_model`: a name, a folder, a GGUF file or a hub id in, a `LanguageModel` out."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from dualform.errors import ConfigError, DualformError, HubError, ModelError
+from dualform.models.language_model import LanguageModel
+from dualform.models.packaged import PACKAGED_MODELS, packaged_model
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    route: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a causal language model and find its anatomy.
+
+    Args:
+        name: `smollm2-135m` or `gemma3-270m` (packaged), a checkpoint folder, a `.gguf` file, or a hub id.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `float32` for everything that is compared; `bfloat16` rounds away small updates.
+        route: Insist on `packed`, `packed-mask`, `repeated` or `naive`; default: the fastest that passes the check.
+        trust_remote_code: Run code that comes with the checkpoint. Off unless asked for.
+
+    Returns:
+        The model, in eval mode, checked.
+
+    Raises:
+        ModelError: No such model, no causal language model, or not one that dualform can look into.
+        HubError: The name is none of ours and the hub did not answer.
+        StorageError: The cache cannot be written.
+        ConfigError: Unknown device or dtype.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(_DTYPES)}")
+    where = _device(device)
+    source, arguments = _locate(name)
+    arguments["trust_remote_code"] = trust_remote_code
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        if "gguf_file" in arguments:
+            arguments["quantization_config"] = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(source, **arguments, dtype=_DTYPES[dtype])
+    except DualformError:
+        raise
+    except (OSError, ValueError, KeyError, HFValidationError) as error:
+        raise _explain(name, source, error) from error
+    return LanguageModel.wrap(model.to(where), tokenizer, name, route)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used ({reason}); try --device cpu") from error
+    return where
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """What to hand to transformers: a source and the arguments that go with it."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"no GGUF file at {path}. Check the path.")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path} is a folder but holds no config.json, so it is no checkpoint of transformers.")
+        return str(path), {}
+    if name in PACKAGED_MODELS:
+        return str(packaged_model(name)), {}
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"no model folder at {path}. Check the path.")
+    return name, {}
+
+
+def _explain(name: str, source: str, error: Exception) -> DualformError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if Path(source).exists():
+        return ModelError(f"{name} could not be loaded as a causal language model: {reason}")
+    near = difflib.get_close_matches(name, PACKAGED_MODELS, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    unreachable = ("connect", "offline", "couldn't reach", "resolve", "timed out", "network", "cached files")
+    if any(word in str(error).lower() for word in unreachable):
+        return HubError(
+            f"{name!r} is no packaged model ({', '.join(PACKAGED_MODELS)}) and no folder here, and the model hub could "
+            f"not be reached.{hint} Give a folder that holds a checkpoint, or try again with a network."
+        )
+    return ModelError(
+        f"unknown model {name!r}.{hint} Give a packaged name ({', '.join(PACKAGED_MODELS)}), a checkpoint folder, a "
+        f".gguf file or a hub id. The hub said: {reason}"
+    )

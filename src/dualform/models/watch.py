@@ -1,0 +1,126 @@
+"""Attention of families outside transformers' registry, seen from underneath.
+
+XGLM (the models of arXiv:2212.10559), Bloom, Falcon, MPT and GPT-Neo compute attention in their own forward. All of
+them multiply queries with keys, apply softmax, and multiply with values; a `TorchFunctionMode` sees those three calls
+and hands their tensors on, changing nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# Position of (left, right) operand among the arguments.
+_PRODUCTS: dict[Any, tuple[int, int]] = {
+    torch.matmul: (0, 1),
+    torch.bmm: (0, 1),
+    Tensor.matmul: (0, 1),
+    Tensor.bmm: (0, 1),
+    Tensor.__matmul__: (0, 1),
+    torch.baddbmm: (1, 2),
+    Tensor.baddbmm: (1, 2),
+}
+_OPERANDS = {0: ("batch1", "mat1", "input"), 1: ("batch2", "mat2", "other")}
+_SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
+
+
+@dataclass(frozen=True)
+class SeenAttention:
+    """One layer's attention, as the family's own code computed it."""
+
+    query: Tensor
+    """`(batch, head, q_pos, d_head)`, as multiplied with the keys (XGLM has scaled it already)."""
+    key: Tensor
+    """`(batch, kv_head, k_pos, d_head)`."""
+    value: Tensor
+    """`(batch, kv_head, k_pos, d_head)`."""
+    scores: Tensor
+    """Pre-softmax, scaled, mask and position bias added, `(batch, head, q_pos, k_pos)`."""
+    head_output: Tensor
+    """`(batch, head, q_pos, d_head)`."""
+
+
+class AttentionWatch(TorchFunctionMode):
+    """While active, calls `see(module, attention)` for every attention that it recognises.
+
+    Args:
+        modules: The modules to look into: softmax elsewhere (a router's, a loss's) is none of ours.
+        batch: Rows of the forward, to split a joint batch-and-head axis.
+        see: Receives the module and its tensors, the moment the values have been multiplied in.
+    """
+
+    def __init__(self, modules: list[nn.Module], batch: int, see: Callable[[nn.Module, SeenAttention], None]) -> None:
+        super().__init__()
+        self._modules = modules
+        self._batch = batch
+        self._see = see
+        # A frame for each module entered: dropout, say, is a module called between softmax and values.
+        self._frames: list[_Frame] = []
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "AttentionWatch":
+        for module in self._modules:
+            self._handles.append(module.register_forward_pre_hook(self._step_in))
+            self._handles.append(module.register_forward_hook(self._step_out, always_call=True))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        super().__exit__(*details)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not self._frames:
+            return out
+        frame = self._frames[-1]
+        if func in _SOFTMAX and frame.operands is not None:
+            frame.scores = args[0] if args else kwargs["input"]
+        elif func in _PRODUCTS:
+            left, right = (
+                args[place] if len(args) > place else next(kwargs[name] for name in _OPERANDS[side] if name in kwargs)
+                for side, place in enumerate(_PRODUCTS[func])
+            )
+            if frame.scores is None:
+                frame.operands = (left, right)
+            else:
+                self._report(frame, right, out)
+        return out
+
+    def _report(self, frame: "_Frame", value: Tensor, out: Tensor) -> None:
+        assert frame.operands is not None
+        assert frame.scores is not None
+        query, key = frame.operands
+        seen = SeenAttention(
+            query=self._by_head(query),
+            key=self._by_head(key).transpose(-1, -2),
+            value=self._by_head(value),
+            scores=self._by_head(frame.scores),
+            head_output=self._by_head(out),
+        )
+        frame.operands = frame.scores = None
+        self._see(frame.module, seen)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x if x.dim() == 4 else x.view(self._batch, -1, *x.shape[-2:])
+
+    def _step_in(self, module: nn.Module, args: Any) -> None:
+        self._frames.append(_Frame(module))
+
+    def _step_out(self, module: nn.Module, args: Any, out: Any) -> None:
+        if self._frames and self._frames[-1].module is module:
+            self._frames.pop()
+
+
+@dataclass
+class _Frame:
+    module: nn.Module
+    operands: tuple[Tensor, Tensor] | None = None
+    scores: Tensor | None = None

@@ -1,0 +1,30 @@
+"""The control that knows nothing: a random direction as long as the update that it stands for."""
+
+import torch
+from torch import Tensor
+
+from dualform.ops.cosine import result_dtype, unit, widened
+
+
+def matched_random(update: Tensor, generator: torch.Generator) -> Tensor:
+    """Random updates with the lengths of the given ones.
+
+    Each is a Gaussian direction of zero mean, scaled to the norm of its update. Raw SimAOU against it is 0 in
+    expectation with standard deviation 1 / sqrt(d_model).
+
+    Args:
+        update: Attention output updates, of shape `(..., d_model)`.
+        generator: Source of randomness; drawn on its own device, then moved.
+
+    Returns:
+        Random vectors, of shape `(..., d_model)`, on the device and in the dtype of `update`; zero where it is zero.
+
+    Source:
+        SimAOU (Random) of arXiv:2212.10559v3, section 4.4, which does not say how the random update is made. The
+        released code draws uniformly from [0, 1), unseeded and of any length: all entries positive. Ours has zero
+        mean and matched norm.
+    """
+    drawn_in = torch.promote_types(torch.float32, result_dtype(update))
+    direction = torch.randn(update.shape, generator=generator, device=generator.device, dtype=drawn_in)
+    norm = torch.linalg.vector_norm(widened(update), dim=-1, keepdim=True)
+    return (unit(widened(direction.to(update.device))) * norm).to(update.dtype)

@@ -1,0 +1,216 @@
+"""Which demonstration tokens each setting attends to, and whether the two rank them alike (Kendall's tau).
+
+Softmax keeps the order of its inputs in exact arithmetic, but scores summed over heads spread over hundreds of
+nats, and all but a few of their masses underflow to exactly 0: thousands of false ties. Rank correlations are
+therefore taken on the logits that softmax would receive (`icl_logits`, `ft_logits`) and, for whole demonstrations,
+on the logarithm of their mass (`demonstration_log_mass`): the same ranking, without the ties. The masses
+themselves (`icl_mass`, `ft_mass`, `per_demonstration`) are for showing.
+"""
+
+import torch
+from einops import einsum
+from scipy.stats import kendalltau
+from torch import Tensor
+
+from dualform.errors import ShapeError
+from dualform.ops.cosine import require_same_shape, widened
+
+
+def attention_mass(scores: Tensor, dim: int = -1) -> Tensor:
+    """Attention weights: softmax of scores.
+
+    Args:
+        scores: Pre-softmax scores, of shape `(..., pos)`.
+        dim: The axis that sums to 1.
+
+    Returns:
+        Weights in [0, 1], of shape `(..., pos)`; NaN where all scores are -inf.
+
+    Source:
+        arXiv:2212.10559v3, equation (10).
+    """
+    return scores.softmax(dim)
+
+
+def icl_logits(demo_scores: Tensor) -> Tensor:
+    """ICL's attention to demonstration tokens before softmax: scores summed over heads.
+
+    Args:
+        demo_scores: Pre-softmax scores from the probe to demonstration tokens, of shape
+            `(example, layer, head, demo_pos)`.
+
+    Returns:
+        Sums, of shape `(example, layer, demo_pos)`.
+
+    Raises:
+        ShapeError: Another number of axes.
+
+    Source:
+        m_ICL of arXiv:2212.10559v3, section 4.6.
+    """
+    require_same_shape("example layer head demo_pos", demo_scores=demo_scores)
+    return demo_scores.sum(-2)
+
+
+def icl_mass(demo_scores: Tensor) -> Tensor:
+    """ICL's attention to demonstration tokens: softmax over tokens of the scores summed over heads.
+
+    Args:
+        demo_scores: Pre-softmax scores from the probe to demonstration tokens, of shape
+            `(example, layer, head, demo_pos)`.
+
+    Returns:
+        Mass m_ICL of each token, summing to 1, of shape `(example, layer, demo_pos)`.
+
+    Raises:
+        ShapeError: Another number of axes.
+
+    Source:
+        m_ICL of arXiv:2212.10559v3, section 4.6. The paper's text sums over heads; the softmax is in the
+        released code and changes no rank.
+    """
+    return attention_mass(icl_logits(demo_scores))
+
+
+def ft_logits(train_q: Tensor, q: Tensor) -> Tensor:
+    """FT's attention to training tokens before softmax: Q'^T q, summed over heads.
+
+    Args:
+        train_q: Attention queries Q' at the training tokens, recorded while finetuning passes over them, of shape
+            `(layer, demo_pos, head, d_head)`.
+        q: The finetuned model's attention query at the probe, of shape `(example, layer, head, d_head)`.
+
+    Returns:
+        Inner products of the head-concatenated queries, of shape `(example, layer, demo_pos)`.
+
+    Raises:
+        ShapeError: The layers, heads or widths do not match.
+
+    Source:
+        m_FT of arXiv:2212.10559v3, section 4.6: sum over heads of Q'^T q.
+    """
+    if train_q.ndim != 4 or q.ndim != 4 or (train_q.shape[0], *train_q.shape[2:]) != tuple(q.shape[1:]):
+        raise ShapeError(
+            "train_q (layer, demo_pos, head, d_head) and q (example, layer, head, d_head) must agree in layer, head "
+            f"and d_head; given {tuple(train_q.shape)} and {tuple(q.shape)}."
+        )
+    return einsum(train_q, q, "layer demo_pos head d_head, example layer head d_head -> example layer demo_pos")
+
+
+def ft_mass(train_q: Tensor, q: Tensor) -> Tensor:
+    """FT's attention to training tokens: softmax over tokens of Q'^T q.
+
+    Args:
+        train_q: Attention queries Q' at the training tokens, recorded while finetuning passes over them, of shape
+            `(layer, demo_pos, head, d_head)`.
+        q: The finetuned model's attention query at the probe, of shape `(example, layer, head, d_head)`.
+
+    Returns:
+        Mass m_FT of each token, summing to 1, of shape `(example, layer, demo_pos)`.
+
+    Raises:
+        ShapeError: The layers, heads or widths do not match.
+
+    Source:
+        m_FT of arXiv:2212.10559v3, section 4.6. The paper's text stops at the sum over heads; the softmax is in
+        the released code and changes no rank.
+    """
+    return attention_mass(ft_logits(train_q, q))
+
+
+def per_demonstration(mass: Tensor, demonstration_of_token: Tensor, n_demonstrations: int) -> Tensor:
+    """Mass of whole demonstrations: the sum over their tokens.
+
+    Args:
+        mass: Mass of each token, of shape `(..., demo_pos)`.
+        demonstration_of_token: Number of the demonstration that each token belongs to, of shape `(demo_pos)`;
+            -1 for a token of none (a separator), which is left out.
+        n_demonstrations: How many demonstrations there are.
+
+    Returns:
+        Sums, of shape `(..., demo)`; 0 for a demonstration without tokens.
+
+    Raises:
+        ShapeError: Tokens and mass differ in number, or a token's number is not below `n_demonstrations`.
+
+    Source:
+        dualform's own: the ranking of arXiv:2212.10559v3, section 4.6, by demonstration instead of by token.
+    """
+    owner = _owners(mass, demonstration_of_token, n_demonstrations)
+    # Column 0 gathers the tokens of none.
+    sums = mass.new_zeros(*mass.shape[:-1], n_demonstrations + 1)
+    return sums.index_add_(-1, owner, mass)[..., 1:]
+
+
+def demonstration_log_mass(logits: Tensor, demonstration_of_token: Tensor, n_demonstrations: int) -> Tensor:
+    """Logarithm of the mass of whole demonstrations, up to one constant a row: for ranking.
+
+    Mass itself underflows to 0 for most demonstrations when logits are large, and zeros tie; this does not.
+
+    Args:
+        logits: Logits of each token, of shape `(..., demo_pos)`.
+        demonstration_of_token: Number of the demonstration that each token belongs to, of shape `(demo_pos)`;
+            -1 for a token of none (a separator), which is left out.
+        n_demonstrations: How many demonstrations there are.
+
+    Returns:
+        Log of summed exponentials, of shape `(..., demo)`, nats; -inf for a demonstration without tokens.
+
+    Raises:
+        ShapeError: Tokens and logits differ in number, or a token's number is not below `n_demonstrations`.
+
+    Source:
+        dualform's own: `per_demonstration` without underflow.
+    """
+    owner = _owners(logits, demonstration_of_token, n_demonstrations)
+    members = [logits[..., owner == demonstration] for demonstration in range(1, n_demonstrations + 1)]
+    if not members:
+        return logits.new_zeros(*logits.shape[:-1], 0)
+    return torch.stack([tokens.logsumexp(-1) for tokens in members], dim=-1)
+
+
+def kendall_tau_b(a: Tensor, b: Tensor) -> Tensor:
+    """Kendall's rank correlation over the last axis.
+
+    Args:
+        a: Numbers to rank, of shape `(..., demo_pos)`; -inf and inf are ranks like others.
+        b: Numbers to rank, of shape `(..., demo_pos)`.
+
+    Returns:
+        tau-b in [-1, 1], of shape `(...)`, in the dtype of the inputs; NaN where a side is constant (a single
+        number is) or holds a NaN.
+
+    Raises:
+        ShapeError: The two shapes differ.
+
+    Source:
+        arXiv:2212.10559v3, section 4.6, writes tau-a, (P_c - P_d) / (N (N - 1) / 2); tau-b is the same without
+        ties and has 1 for its maximum with them (Kendall, Rank Correlation Methods, 1948). scipy.stats.
+    """
+    require_same_shape("... demo_pos", a=a, b=b)
+    n = a.shape[-1]
+    rows_a = widened(a.detach()).cpu().reshape(-1, n).numpy() if n else []
+    rows_b = widened(b.detach()).cpu().reshape(-1, n).numpy() if n else []
+    # The p-value is not used; "asymptotic" is the cheapest one for scipy to find.
+    taus = [kendalltau(x, y, method="asymptotic").statistic for x, y in zip(rows_a, rows_b, strict=True)]
+    if n == 0:
+        return a.new_full(a.shape[:-1], torch.nan)
+    dtype = a.dtype if a.is_floating_point() else torch.get_default_dtype()
+    return torch.tensor(taus, dtype=dtype, device=a.device).reshape(a.shape[:-1])
+
+
+def _owners(values: Tensor, demonstration_of_token: Tensor, n_demonstrations: int) -> Tensor:
+    """Numbers of the tokens' demonstrations counted from 1, 0 for none; checked."""
+    if demonstration_of_token.shape != values.shape[-1:]:
+        raise ShapeError(
+            "demonstration_of_token must be (demo_pos), one number a token; given "
+            f"{tuple(demonstration_of_token.shape)} for tokens of shape {tuple(values.shape)}."
+        )
+    owner = demonstration_of_token.to(values.device, torch.int64)
+    outside = owner[(owner < -1) | (owner >= n_demonstrations)]
+    if len(outside):
+        raise ShapeError(
+            f"demonstration_of_token holds {int(outside[0])}; expected -1 (none) to {n_demonstrations - 1}, because "
+            f"n_demonstrations is {n_demonstrations}."
+        )
+    return owner + 1

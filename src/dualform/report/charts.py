@@ -1,0 +1,485 @@
+"""A result as charts: one function a chart, each None where the result has nothing to draw.
+
+One definition serves the interactive page and the figure in a paper (`save_chart`). Sizes, not colours of text and
+background, are set here; the page sets those to suit a light or a dark screen. Text from data sets enters as data
+only, never as a field name or an expression.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from dualform.errors import ConfigError
+from dualform.files import atomic_write
+from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
+from dualform.report.numerals import finite, known
+from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
+from dualform.report.words import chance_level
+from dualform.result import Estimate, Result, Similarity, Trial
+
+WIDTH = 560
+"""Pixels of a chart that stands alone."""
+PANEL_WIDTH = 220
+PANEL_HEIGHT = 150
+"""Pixels of one small multiple."""
+COLUMNS = 3
+ROW_HEIGHT = 36
+"""Pixels a learner takes in a chart with one row a learner."""
+LABELS_SHOWN = 8
+"""Labels told apart in the chart of predictions; the rest are drawn as one."""
+OTHER_LABELS = "all others"
+
+MISSING_COLOUR = "#6E6E6E"
+"""Of a cell without a number: darker than the pale middle of the scale, and no colour of it."""
+
+FORMATS = ("svg", "png", "pdf", "html", "json")
+
+
+def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
+    """Mean accuracy with 95 % interval for each learner, seeds as small points, chance as a line."""
+    keys = [key for key in learners_in_order(result.accuracy) if finite(result.accuracy[key].mean) is not None]
+    if not keys:
+        return None
+    means = [_accuracy_row(key, result.accuracy[key]) for key in keys]
+    seeds = [
+        {"learner": learner_style(key).title, "seed": seed, "accuracy": finite(value)}
+        for key in keys
+        for seed, value in result.accuracy[key].per_seed.items()
+        if finite(value) is not None
+    ]
+    chance = chance_level(result)
+    lowest = min([row["low"] for row in means] + [row["accuracy"] for row in seeds] + [1 if chance is None else chance])
+    highest = max([row["high"] for row in means] + [row["accuracy"] for row in seeds] + [chance or 0])
+    margin = max(0.02, 0.06 * (highest - lowest))
+    x_scale = alt.Scale(domain=[max(0, lowest - margin), min(1, highest + margin)], zero=False, nice=True)
+    x_axis = alt.Axis(format=".0%", title="accuracy on the report split", tickCount=6)
+    y = alt.Y("learner:N", sort=[row["learner"] for row in means], title=None, axis=alt.Axis(labelLimit=200))
+    colour = _learner_colours(keys, legend=None)
+
+    base = alt.Chart(alt.Data(values=means))
+    hover = [
+        alt.Tooltip("learner:N"),
+        alt.Tooltip("accuracy:Q", format=".1%", title="mean accuracy"),
+        alt.Tooltip("low:Q", format=".1%", title="95 % from"),
+        alt.Tooltip("high:Q", format=".1%", title="to"),
+        alt.Tooltip("n:Q", format=","),
+    ]
+    x = alt.X("accuracy:Q", scale=x_scale, axis=x_axis)
+    rule = base.mark_rule(strokeWidth=3, strokeCap="round").encode(
+        x=alt.X("low:Q", scale=x_scale, axis=x_axis), x2="high:Q", y=y, color=colour, tooltip=hover
+    )
+    dot = base.mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, tooltip=hover)
+    layers = [rule, dot]
+    if seeds:
+        layers.append(
+            alt.Chart(alt.Data(values=seeds))
+            # Below the interval, so that neither hides the other.
+            .mark_point(filled=True, size=26, opacity=0.55, yOffset=11)
+            .encode(
+                x=x,
+                y=y,
+                color=colour,
+                tooltip=[
+                    alt.Tooltip("learner:N"),
+                    alt.Tooltip("seed:N"),
+                    alt.Tooltip("accuracy:Q", format=".1%"),
+                ],
+            )
+        )
+    if chance is not None:
+        layers = _chance_line(chance, x_scale, x_axis) + layers
+    return alt.layer(*layers).properties(width=WIDTH, height=ROW_HEIGHT * len(keys) + 10)
+
+
+def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
+    """How often each learner answers each label: one bar a learner, in which a collapse is a bar of one colour."""
+    keys = [key for key in learners_in_order(result.predictions) if sum(result.predictions[key].counts.values())]
+    if not keys:
+        return None
+    totals: dict[str, int] = {}
+    for key in keys:
+        for label, predicted in result.predictions[key].counts.items():
+            totals[label] = totals.get(label, 0) + predicted
+    shown = list(totals)
+    if len(totals) > LABELS_SHOWN:
+        shown = sorted(totals, key=lambda label: -totals[label])[: LABELS_SHOWN - 1]
+    rows = [row for key in keys for row in _prediction_rows(key, result.predictions[key].counts, shown)]
+    labels = [_visible(label) for label in shown] + ([OTHER_LABELS] if len(shown) < len(totals) else [])
+
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("learner:N", sort=[learner_style(key).title for key in keys], title=None, axis=alt.Axis(labelLimit=200))
+    )
+    axis = alt.Axis(format=".0%", title="share of predictions", tickCount=5)
+    bars = base.mark_bar(height=20).encode(
+        x=alt.X("start:Q", axis=axis, scale=alt.Scale(domain=[0, 1])),
+        x2="end:Q",
+        color=alt.Color(
+            "label:N",
+            sort=labels,
+            # Not the learners' colours: here a colour is a label.
+            scale=alt.Scale(domain=labels, range=_label_colours(len(labels))),
+            legend=alt.Legend(title=None, orient="top", columns=4, labelLimit=160),
+        ),
+        tooltip=[
+            alt.Tooltip("learner:N"),
+            alt.Tooltip("label:N"),
+            alt.Tooltip("share:Q", format=".1%"),
+            alt.Tooltip("predictions:Q", format=","),
+        ],
+    )
+    text = (
+        base.transform_filter("datum.share >= 0.08")
+        .mark_text(fontSize=11)
+        .encode(x="middle:Q", text=alt.Text("share:Q", format=".0%"), color=alt.Color("ink:N", scale=None))
+    )
+    return alt.layer(bars, text).properties(width=WIDTH, height=ROW_HEIGHT * len(keys))
+
+
+def similarity_by_layer_chart(result: Result) -> alt.TopLevelMixin | None:
+    """Each measure over the layers: mean, interval band, overall mean as a dashed line, random control in grey."""
+    keys = [key for key in in_order(result.similarity) if _any_number(result.similarity[key].per_layer)]
+    random = result.controls.get("random", {})
+    panels = [
+        _layer_panel(number, measure_of(key).title, result.similarity[key], random.get(key))
+        for number, key in enumerate(keys)
+    ]
+    return _small_multiples(panels)
+
+
+def head_map_chart(result: Result) -> alt.TopLevelMixin | None:
+    """Heat map of layer and head, one map for each measure that has heads, each on its own scale."""
+    panels = []
+    for key in in_order(result.similarity):
+        heads = result.similarity[key].per_head
+        if heads and any(_any_number(row) for row in heads):
+            panels.append(_head_panel(measure_of(key).title, heads))
+    chart = _small_multiples(panels, row_gap=104)
+    return None if chart is None else chart.resolve_scale(color="independent")
+
+
+def controls_chart(result: Result) -> alt.TopLevelMixin | None:
+    """Each measure beside its controls: what the number would be if nothing were going on."""
+    panels = []
+    controls = controls_in_order(result.controls)
+    for key in in_order(result.similarity):
+        rows = [_estimate_row("this run", result.similarity[key])]
+        rows += [
+            _estimate_row(control_of(control).title, result.controls[control][key])
+            for control in controls
+            if key in result.controls[control]
+        ]
+        rows = [row for row in rows if row["mean"] is not None]
+        if len(rows) > 1 and rows[0]["name"] == "this run":
+            panels.append(_control_panel(measure_of(key).title, rows))
+    return _small_multiples(panels, columns=2, gap=150, row_gap=54)
+
+
+def trials_chart(result: Result) -> alt.TopLevelMixin | None:
+    """Learning rate (log scale) against accuracy on the selection split, one line a seed; dropped rates crossed."""
+    learners = learners_in_order(dict.fromkeys(trial.learner for trial in result.trials))
+    panels = []
+    for learner in learners:
+        trials = [trial for trial in result.trials if trial.learner == learner and trial.learning_rate > 0]
+        if trials:
+            panels.append(_trial_panel(learner, trials))
+    return _small_multiples(panels, columns=2, gap=70)
+
+
+def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
+    """Write a chart to `path`, whose ending says how: .svg, .pdf or .png for a paper, .html, or .json (Vega-Lite).
+
+    The HTML file holds all it needs and works offline.
+
+    Raises:
+        ConfigError: The ending is none of these.
+        StorageError: The file cannot be written.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        endings = ", ".join(f".{each}" for each in FORMATS)
+        raise ConfigError(f"cannot save a chart as {path.name!r}: its ending must be one of {endings}.")
+    with atomic_write(path) as temporary:
+        if kind == "html":
+            chart.save(str(temporary), format=kind, inline=True)
+        elif kind == "json":
+            chart.save(str(temporary), format=kind)
+        else:
+            # Twice the resolution of a screen, for print.
+            chart.save(str(temporary), format=kind, engine="vl-convert", **({"ppi": 200} if kind == "png" else {}))
+
+
+def _accuracy_row(key: str, estimate: Estimate) -> dict[str, Any]:
+    mean = finite(estimate.mean)
+    # Without an interval the rule shrinks to the dot.
+    low, high = known(estimate.ci95) or (mean, mean)
+    return {"learner": learner_style(key).title, "accuracy": mean, "low": low, "high": high, "n": estimate.n}
+
+
+def _chance_line(chance: float, scale: alt.Scale, axis: alt.Axis) -> list[alt.Chart]:
+    base = alt.Chart(alt.Data(values=[{"chance": chance}])).encode(x=alt.X("chance:Q", scale=scale, axis=axis))
+    line = base.mark_rule(strokeDash=[4, 4], color=MEASURE_COLOUR, strokeWidth=1.5).encode(
+        tooltip=alt.Tooltip("chance:Q", format=".1%")
+    )
+    name = base.mark_text(align="center", baseline="bottom", color=MEASURE_COLOUR, fontSize=11).encode(
+        y=alt.value(-4), text=alt.value("chance")
+    )
+    return [line, name]
+
+
+def _learner_colours(keys: Sequence[str], legend: alt.Legend | None) -> alt.Color:
+    styles = [learner_style(key) for key in keys]
+    scale = alt.Scale(domain=[style.title for style in styles], range=[style.colour for style in styles])
+    return alt.Color("learner:N", scale=scale, legend=legend)
+
+
+def _prediction_rows(key: str, counts: dict[str, int], shown: Sequence[str]) -> list[dict[str, Any]]:
+    total = sum(counts.values())
+    pieces = [(_visible(label), counts.get(label, 0)) for label in shown]
+    rest = total - sum(predicted for _, predicted in pieces)
+    if rest:
+        pieces.append((OTHER_LABELS, rest))
+    rows = []
+    start = 0.0
+    inks = _label_inks(len(pieces))
+    for (label, predicted), ink in zip(pieces, inks, strict=True):
+        share = predicted / total
+        rows.append(
+            {
+                "learner": learner_style(key).title,
+                "label": label,
+                "predictions": predicted,
+                "share": share,
+                "start": start,
+                "middle": start + share / 2,
+                "end": start + share,
+                "ink": ink,
+            }
+        )
+        start += share
+    return rows
+
+
+def _visible(label: str) -> str:
+    """Label words begin with a space; in a legend that space says nothing."""
+    return label.strip() or repr(label)
+
+
+# Light and dark alternate along the cividis scale, so that neighbours differ in lightness and need no hue.
+_LABEL_COLOURS = ("#1F3B70", "#C9B458", "#5D6D8A", "#E7DDA0", "#37517F", "#A59C74", "#7B8795", "#D8D2B8")
+_LABEL_INKS = ("#FFFFFF", "#111111", "#FFFFFF", "#111111", "#FFFFFF", "#111111", "#111111", "#111111")
+
+
+def _label_colours(n: int) -> list[str]:
+    return list(_LABEL_COLOURS[:n])
+
+
+def _label_inks(n: int) -> list[str]:
+    return list(_LABEL_INKS[:n])
+
+
+def _any_number(values: Sequence[Any] | None) -> bool:
+    return values is not None and any(finite(value) is not None for value in values)
+
+
+def _small_multiples(
+    panels: list[alt.TopLevelMixin], columns: int = COLUMNS, gap: int = 52, row_gap: int = 74
+) -> alt.TopLevelMixin | None:
+    # A concatenation and no facet: each panel keeps its own scale and its own name for the hover selection.
+    if not panels:
+        return None
+    # "flush" lines the plots up whatever the width of their axis labels; the spacing then has to hold those.
+    return alt.concat(*panels, columns=min(columns, len(panels)), spacing={"column": gap, "row": row_gap}, bounds="flush")
+
+
+def _layer_panel(number: int, title: str, similarity: Similarity, control: Similarity | None) -> alt.TopLevelMixin:
+    means = similarity.per_layer or []
+    intervals = similarity.per_layer_ci95 or []
+    rows = []
+    for layer, value in enumerate(means):
+        low, high = (known(intervals[layer]) if layer < len(intervals) else None) or (None, None)
+        rows.append(
+            {
+                "measure": title,
+                "layer": layer,
+                "mean": finite(value),
+                "low": low,
+                "high": high,
+                "n": similarity.n,
+                "overall": finite(similarity.mean),
+            }
+        )
+    x = alt.X(
+        "layer:Q",
+        axis=alt.Axis(tickMinStep=1, tickCount=6, format="d", grid=False),
+        scale=alt.Scale(nice=False, zero=False, padding=6),
+        title="layer",
+    )
+    scale = alt.Scale(zero=True, nice=True)
+    y_axis = alt.Axis(tickCount=4)
+    y = alt.Y("mean:Q", title=None, scale=scale, axis=y_axis)
+    base = alt.Chart(alt.Data(values=rows)).encode(x=x)
+    # A number in its name: altair would merge the equal selections of two panels, with a warning.
+    hover = alt.selection_point(name=f"hover_{number}", nearest=True, on="pointerover", fields=["layer"], empty=False)
+    tooltip = [
+        alt.Tooltip("measure:N"),
+        alt.Tooltip("layer:Q"),
+        alt.Tooltip("mean:Q", format=".3f"),
+        alt.Tooltip("low:Q", format=".3f", title="95 % from"),
+        alt.Tooltip("high:Q", format=".3f", title="to"),
+        alt.Tooltip("n:Q", format=","),
+        alt.Tooltip("overall:Q", format=".3f", title="all layers"),
+    ]
+    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeWidth=1, color="#9AA3AD").encode(y="zero:Q")
+    band = base.mark_area(opacity=0.22, color=MEASURE_COLOUR).encode(
+        y=alt.Y("low:Q", title=None, scale=scale, axis=y_axis), y2="high:Q"
+    )
+    line = base.mark_line(strokeWidth=2, color=MEASURE_COLOUR).encode(y=y)
+    points = (
+        base.mark_point(filled=True, size=60, color=MEASURE_COLOUR)
+        .encode(y=y, opacity=alt.condition(hover, alt.value(1), alt.value(0)), tooltip=tooltip)
+        .add_params(hover)
+    )
+    layers = [zero, band, line]
+    if finite(similarity.mean) is not None:
+        overall = alt.Chart(alt.Data(values=[{"overall": finite(similarity.mean)}]))
+        layers.append(overall.mark_rule(strokeDash=[5, 4], color=MEASURE_COLOUR).encode(y="overall:Q"))
+    if control is not None and _any_number(control.per_layer):
+        random = [{"layer": layer, "mean": finite(value)} for layer, value in enumerate(control.per_layer or [])]
+        layers.append(
+            alt.Chart(alt.Data(values=random))
+            .mark_line(strokeWidth=1.5, strokeDash=[2, 2], color="#A0A7AF")
+            .encode(x=x, y=y)
+        )
+    layers.append(points)
+    return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT, title=_panel_title(title))
+
+
+def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.TopLevelMixin:
+    rows = [
+        {"measure": title, "layer": layer, "head": head, "mean": finite(value)}
+        for layer, values in enumerate(heads)
+        for head, value in enumerate(values)
+    ]
+    reach = max((abs(row["mean"]) for row in rows if row["mean"] is not None), default=1.0) or 1.0
+    layers = len(heads)
+    every = max(1, layers // 10)
+    n_heads = max(len(values) for values in heads)
+    colour = alt.Color(
+        "mean:Q",
+        # Symmetric, so that the pale middle is zero and the sign is seen.
+        scale=alt.Scale(scheme="blueorange", domain=[-reach, reach]),
+        legend=alt.Legend(
+            title=None, orient="bottom", gradientLength=140, gradientThickness=8, tickCount=3, direction="horizontal"
+        ),
+    )
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X(
+            "head:O",
+            title="head",
+            axis=alt.Axis(values=list(range(0, n_heads, max(1, n_heads // 8))), labelAngle=0, ticks=False),
+        ),
+        y=alt.Y("layer:O", title="layer", axis=alt.Axis(values=list(range(0, layers, every)), ticks=False)),
+        tooltip=[
+            alt.Tooltip("measure:N"),
+            alt.Tooltip("layer:O"),
+            alt.Tooltip("head:O"),
+            alt.Tooltip("mean:Q", format=".3f"),
+        ],
+    )
+    cells = base.transform_filter("isValid(datum.mean)").mark_rect().encode(color=colour)
+    # A layer of their own: within one layer Vega-Lite draws a missing number as zero.
+    missing = base.transform_filter("!isValid(datum.mean)").mark_rect(color=MISSING_COLOUR)
+    size = {"width": PANEL_WIDTH, "height": min(360, max(120, 9 * layers))}
+    return alt.layer(cells, missing).properties(**size, title=_panel_title(title))
+
+
+def _estimate_row(name: str, estimate: Estimate) -> dict[str, Any]:
+    mean = finite(estimate.mean)
+    low, high = known(estimate.ci95) or (mean, mean)
+    return {"name": name, "mean": mean, "low": low, "high": high, "n": estimate.n}
+
+
+def _control_panel(title: str, rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
+    own = "datum.name === 'this run'"
+    y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None, axis=alt.Axis(labelLimit=170))
+    colour = alt.condition(own, alt.value("#3D7A8A"), alt.value("#9AA3AD"))
+    tooltip = [
+        alt.Tooltip("name:N", title="what"),
+        alt.Tooltip("mean:Q", format=".3f"),
+        alt.Tooltip("low:Q", format=".3f", title="95 % from"),
+        alt.Tooltip("high:Q", format=".3f", title="to"),
+        alt.Tooltip("n:Q", format=","),
+    ]
+    axis = alt.Axis(tickCount=4)
+    scale = alt.Scale(zero=True, nice=True)
+    base = alt.Chart(alt.Data(values=rows)).encode(y=y, color=colour, tooltip=tooltip)
+    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeWidth=1, color="#9AA3AD").encode(x="zero:Q")
+    rule = base.mark_rule(strokeWidth=3, strokeCap="round").encode(
+        x=alt.X("low:Q", title=None, axis=axis, scale=scale), x2="high:Q"
+    )
+    dot = base.mark_point(filled=True, size=90, opacity=1).encode(x=alt.X("mean:Q", title=None, axis=axis, scale=scale))
+    return alt.layer(zero, rule, dot).properties(width=PANEL_WIDTH, height=22 * len(rows), title=_panel_title(title))
+
+
+def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
+    found = [value for trial in trials if (value := finite(trial.validation_accuracy)) is not None]
+    # Dropped rates have no accuracy; they stand below all that have one.
+    floor = max(0.0, min(found, default=0.5) - 0.05)
+    rows = [
+        {
+            "learner": learner_style(learner).title,
+            "seed": str(trial.seed),
+            "learning_rate": trial.learning_rate,
+            "accuracy": finite(trial.validation_accuracy),
+            "shown": floor if finite(trial.validation_accuracy) is None else finite(trial.validation_accuracy),
+            "log_probability": finite(trial.validation_log_probability),
+            "first_loss": finite(trial.first_loss),
+            "last_loss": finite(trial.last_loss),
+            "status": "chosen" if trial.chosen else trial.status,
+        }
+        for trial in trials
+    ]
+    statuses = ["chosen", "finished", "diverged", "skipped"]
+    statuses += sorted({row["status"] for row in rows} - set(statuses))
+    shapes = (["circle", "circle", "cross", "triangle-down"] + ["square"] * len(statuses))[: len(statuses)]
+    colour = learner_style(learner).colour
+    x = alt.X(
+        "learning_rate:Q",
+        scale=alt.Scale(type="log", nice=False, padding=8),
+        axis=alt.Axis(format="~e", tickCount=4, grid=False, labelOverlap=True),
+        title="learning rate",
+    )
+    y_axis = alt.Axis(format=".0%", tickCount=4)
+    y = alt.Y("shown:Q", title="selection accuracy", axis=y_axis, scale=alt.Scale(zero=False, nice=True))
+    base = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y)
+    line = (
+        base.transform_filter("isValid(datum.accuracy)")
+        .mark_line(strokeWidth=1.2, opacity=0.45, color=colour)
+        .encode(detail="seed:N")
+    )
+    points = base.mark_point(filled=True, color=colour, opacity=0.9).encode(
+        shape=alt.Shape(
+            "status:N",
+            scale=alt.Scale(domain=statuses, range=shapes),
+            legend=None,
+        ),
+        size=alt.condition("datum.status === 'chosen'", alt.value(130), alt.value(36)),
+        tooltip=[
+            alt.Tooltip("learner:N"),
+            alt.Tooltip("seed:N"),
+            alt.Tooltip("learning_rate:Q", format=".3~e", title="learning rate"),
+            alt.Tooltip("accuracy:Q", format=".1%", title="selection accuracy"),
+            alt.Tooltip("log_probability:Q", format=".3f", title="mean log-probability"),
+            alt.Tooltip("first_loss:Q", format=".3f", title="first loss"),
+            alt.Tooltip("last_loss:Q", format=".3f", title="last loss"),
+            alt.Tooltip("status:N"),
+        ],
+    )
+    title = learner_style(learner).title
+    return alt.layer(line, points).properties(width=PANEL_WIDTH + 60, height=PANEL_HEIGHT, title=_panel_title(title))
+
+
+def _panel_title(text: str) -> alt.TitleParams:
+    return alt.TitleParams(text, anchor="start", frame="group", fontSize=12, fontWeight="bold", offset=8)

@@ -1,0 +1,63 @@
+"use strict";
+// Draws every chart of the page at the width that its box has, in the colours that the reader's screen prefers.
+(() => {
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const boxes = [...document.querySelectorAll("[data-chart]")];
+  const specs = new Map(boxes.map((box) => [box, JSON.parse(document.getElementById(box.dataset.chart).textContent)]));
+  const views = new Map();
+
+  function colours() {
+    const style = getComputedStyle(document.documentElement);
+    const read = (name) => style.getPropertyValue(name).trim();
+    const [text, soft, line] = [read("--text"), read("--soft"), read("--line")];
+    const font = read("--font");
+    return {
+      background: "transparent",
+      font,
+      title: { color: text, font },
+      axis: {
+        labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line,
+        titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11.5,
+      },
+      legend: { labelColor: soft, titleColor: soft, labelFontSize: 11 },
+      view: { stroke: null },
+    };
+  }
+
+  // A chart on its own takes the whole width; small multiples take as many columns as fit.
+  function fitted(spec, room) {
+    const copy = structuredClone(spec);
+    if (!copy.concat) {
+      copy.width = Math.max(200, room);
+      copy.autosize = { type: "fit-x", contains: "padding" };
+      return copy;
+    }
+    const gap = copy.spacing.column;
+    const wanted = copy.concat[0].width;
+    const columns = Math.min(copy.columns, Math.max(1, Math.floor((room + 20) / (wanted * 0.9 + gap))));
+    const width = Math.max(120, Math.floor((room - gap * columns) / columns) - 6);
+    copy.columns = columns;
+    for (const panel of copy.concat) panel.width = Math.min(width, wanted * 2);
+    return copy;
+  }
+
+  async function draw(box) {
+    const options = { actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg" };
+    views.get(box)?.finalize();
+    const room = Math.floor(box.clientWidth) - 8;
+    views.set(box, await window.vegaEmbed(box, fitted(specs.get(box), room), { ...options, config: colours() }));
+  }
+
+  const drawnAt = new Map();
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const width = target.clientWidth;
+      if (width > 0 && Math.abs(width - (drawnAt.get(target) ?? 0)) > 8) {
+        drawnAt.set(target, width);
+        draw(target);
+      }
+    }
+  });
+  for (const box of boxes) observer.observe(box);
+  dark.addEventListener("change", () => boxes.forEach(draw));
+})();

@@ -1,0 +1,51 @@
+"""Names, order and colours of learners: the same in every chart, table and sentence.
+
+The colours are those of Okabe and Ito (2008), which stay apart under the common colour-vision deficiencies;
+black and yellow are left out because each vanishes on one of the two backgrounds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LearnerStyle:
+    """How one learner is named, explained and drawn."""
+
+    key: str
+    """Its key in `Result.accuracy`."""
+    title: str
+    meaning: str
+    colour: str
+    """CSS colour."""
+
+
+LEARNERS: tuple[LearnerStyle, ...] = (
+    LearnerStyle("zsl", "zero-shot", "The unchanged model, no demonstrations.", "#8A8F98"),
+    LearnerStyle("icl", "in-context (ICL)", "The unchanged model with the demonstrations in its prompt.", "#0072B2"),
+    LearnerStyle("ft", "finetuned (FT)", "Key and value weights trained on the demonstrations.", "#D55E00"),
+    LearnerStyle("lora", "LoRA", "Low-rank adapters trained on the demonstrations.", "#E69F00"),
+    LearnerStyle("probe", "linear probe", "Logistic regression on the last hidden state.", "#CC79A7"),
+    LearnerStyle("fold", "folded", "The prompt's effect written into the weights by forward passes.", "#009E73"),
+)
+
+SPARE_COLOURS: tuple[str, ...] = ("#56B4E9", "#9C7C1C", "#7F6BB3", "#6B8E6B")
+"""For learners without a colour of their own."""
+
+MEASURE_COLOUR = "#6B7F95"
+"""For everything that is no learner: measures, controls, reference lines; legible on white and on black."""
+
+
+def learners_in_order(keys: Iterable[str]) -> list[str]:
+    """`keys` in the table's order; unknown ones last, as they came."""
+    order = {known.key: position for position, known in enumerate(LEARNERS)}
+    return sorted(keys, key=lambda key: order.get(key, len(order)))
+
+
+def learner_style(key: str) -> LearnerStyle:
+    """The table's entry for `key`; where there is none, one named by the key, in a colour that depends on it alone."""
+    for known in LEARNERS:
+        if known.key == key:
+            return known
+    # Not hash(): it differs from one Python process to the next, and a page must not.
+    return LearnerStyle(key, key, "", SPARE_COLOURS[sum(key.encode()) % len(SPARE_COLOURS)])

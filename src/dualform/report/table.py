@@ -1,0 +1,104 @@
+"""A result as compact tables for the terminal, at most 80 columns wide."""
+
+from rich.table import Table
+from rich.text import Text
+
+from dualform.report.measures import DETAIL_TITLES, in_order, measure_of
+from dualform.report.numerals import (
+    MISSING,
+    count,
+    decimal,
+    decimal_interval,
+    finite,
+    percent,
+    percent_interval,
+    scaled,
+    significant,
+)
+from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.words import collapsed
+from dualform.result import Result, Similarity
+
+
+def accuracy_table(result: Result) -> Table:
+    """Learner, accuracy, interval, n and the share of its most frequent answer; one row a learner."""
+    table = Table(title="Accuracy", title_justify="left")
+    table.add_column("learner", overflow="fold")
+    for name in ("accuracy", "95 % interval", "n", "top answer"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key in learners_in_order(result.accuracy):
+        each = result.accuracy[key]
+        share = result.predictions[key].majority_share if key in result.predictions else None
+        table.add_row(
+            _name(learner_style(key).title),
+            percent(each.mean),
+            percent_interval(each.ci95),
+            count(each.n),
+            # Said in a sign as well as in colour: a terminal may have none.
+            Text(percent(share) + " !", style="bold red") if key in collapsed(result) else Text(percent(share)),
+        )
+    return table
+
+
+def similarity_table(result: Result) -> Table:
+    """Measure, mean, interval, n and the random control's mean; companions indented below their measure."""
+    random = result.controls.get("random", {})
+    table = Table(title="Likeness of context and finetuning", title_justify="left")
+    table.add_column("measure", overflow="fold")
+    for name in ("mean", "95 % interval", "n", "random"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key in in_order(result.similarity):
+        each = result.similarity[key]
+        control = decimal(random[key].mean) if key in random else ""
+        interval = decimal_interval(each.ci95)
+        table.add_row(_name(measure_of(key).title), decimal(each.mean), interval, count(each.n), control)
+        for name, mean, ends, n in companions(key, each):
+            table.add_row(_name(f"  {name}"), decimal(mean), ends, n, "")
+    return table
+
+
+def cost_table(result: Result) -> Table:
+    """Seconds to adapt, milliseconds, tokens and GFLOP a query, and seconds of search; one row a learner."""
+    table = Table(title="Cost", title_justify="left")
+    table.add_column("learner", overflow="fold")
+    for name in ("adapt s", "search s", "ms/query", "tokens/query", "GFLOP/query"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key in learners_in_order(result.cost):
+        each = result.cost[key]
+        table.add_row(
+            _name(learner_style(key).title),
+            significant(each.adapt_seconds),
+            significant(each.search_seconds),
+            significant(scaled(each.query_seconds, 1e3)),
+            count(each.tokens),
+            significant(scaled(each.flops, 1e-9)),
+        )
+    return table
+
+
+def companions(key: str, similarity: Similarity) -> list[tuple[str, float | None, str, str]]:
+    """The numbers in a measure's details that deserve a row of their own.
+
+    Args:
+        key: The measure. Rec2FTP's details are counts with a section of their own, so it has none here.
+        similarity: Its record.
+
+    Returns:
+        Name, mean, interval as text and n as text of each.
+    """
+    if key == "rec2ftp":
+        return []
+    rows = []
+    for name, value in similarity.details.items():
+        title = DETAIL_TITLES.get(name, name)
+        if isinstance(value, dict) and "mean" in value:
+            n = count(value.get("n"))
+            rows.append((title, finite(value["mean"]), decimal_interval(value.get("ci95")), n))
+        elif finite(value) is not None:
+            rows.append((title, finite(value), MISSING, MISSING))
+    return rows
+
+
+def _name(text: str) -> Text:
+    """`text` as it stands: square brackets in a name are no markup."""
+    return Text(text)

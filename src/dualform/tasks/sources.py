@@ -1,0 +1,175 @@
+"""Find a task by name or path, and list what can be found."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from dualform.errors import TaskError
+from dualform.tasks.build import RawTask, build_task
+from dualform.tasks.custom import read_custom
+from dualform.tasks.directory import read_description, read_directory
+from dualform.tasks.hub import HUB_PLACES, read_hub
+from dualform.tasks.options import LabelWords, TaskOptions
+from dualform.tasks.packaged import DISTRIBUTION, LABEL_NAMES, PACKAGED_SETS, folder_of, is_local, read_packaged
+from dualform.tasks.prompts import WORDINGS
+from dualform.tasks.table import SUFFIXES, read_table
+from dualform.tasks.task import Task
+
+DATA_VARIABLE = "DUALFORM_DATA"
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """One line of `dualform tasks`."""
+
+    name: str
+    where: str
+    """Folder, package or hub address; for a folder that cannot be used, why."""
+    label_words: tuple[str, ...] | None
+    """None for multiple choice (and for a folder that cannot be used)."""
+    local: bool
+    """Whether it can be loaded without a network."""
+
+
+def load_task(
+    name_or_path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    prompt: str | None = None,
+    label_words: LabelWords | None = None,
+    separator: str | None = None,
+    choices: str | None = None,
+) -> Task:
+    """Load a task; the settings given come before those of the source.
+
+    Looked for in this order: a YAML file (`custom.py`), a table (`table.py`), a folder with `dataset.json`
+    (`directory.py`), a folder of that name in `data_dir` or `$DUALFORM_DATA`, a packaged set, the hub.
+
+    Args:
+        name_or_path: A file, a folder, a known name, or `owner/name[:config]` on the hub.
+        data_dir: Folder of task folders; None is `$DUALFORM_DATA`.
+        text: Column with the text; a prompt may call it `{text}`.
+        label: Column with the label, `label` by default.
+        prompt: Template with `{field}`s.
+        label_words: In label order, by value, as `value=word` strings, or as one comma-separated text. Values of a
+            table are numbered in sorted order. By default a known task's words, else the values themselves.
+        separator: Text between demonstrations; `eos` is the model's end-of-sequence token.
+        choices: Column with each row's list of choices, or several columns joined by commas.
+
+    Returns:
+        The task, with disjoint train, selection and report splits.
+
+    Raises:
+        HubError: Only the network could tell, and it did not.
+        LabelWordError: Label words that do not fit the labels.
+        TaskError: No such task, or one whose rows, columns or prompt do not fit.
+    """
+    options = TaskOptions(text, label, prompt, label_words, separator, choices)
+    folder = _data_dir(data_dir)
+    given = os.fspath(name_or_path)
+    path = Path(given).expanduser()
+    if path.suffix.lower() in YAML_SUFFIXES:
+        custom = read_custom(path)
+        options = options.over(custom.options)
+        raw = _read(custom.data, folder, options)
+        return build_task(replace(raw, name=custom.name, source=f"{path} ({raw.source})"), options)
+    return build_task(_read(given, folder, options), options)
+
+
+def available_tasks(data_dir: str | os.PathLike[str] | None = None) -> list[TaskSummary]:
+    """What can be loaded by name: folders in `data_dir` (or `$DUALFORM_DATA`), packaged sets, the hub's known tasks.
+
+    A name found in several places is listed once, at the place that `load_task` takes.
+
+    Raises:
+        StorageError: The cache cannot be written.
+        TaskError: `data_dir` is no folder.
+    """
+    found: dict[str, TaskSummary] = {}
+    folder = _data_dir(data_dir)
+    if folder is not None:
+        for description in sorted(folder.glob("*/dataset.json")):
+            summary = _summary_of(description.parent)
+            found[summary.name] = summary
+    for name in PACKAGED_SETS:
+        local = is_local(name)
+        where = str(folder_of(name)) if local else f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}"
+        found.setdefault(name, TaskSummary(name, where, LABEL_NAMES, local))
+    for name, place in HUB_PLACES.items():
+        found.setdefault(name, TaskSummary(name, f"hub: {place.shown}", WORDINGS[name].label_words, local=False))
+    return list(found.values())
+
+
+def _summary_of(folder: Path) -> TaskSummary:
+    try:
+        about = read_description(folder)
+        splits = about.get("splits") or {}
+        if not all(str(split.get("file", "")).endswith(".jsonl") for split in splits.values()):
+            return TaskSummary(folder.name, f"{folder} (no labelled rows)", None, local=False)
+        names = about.get("label_names")
+        wording = WORDINGS.get(str(about.get("name") or folder.name))
+        if wording is not None and wording.label_names == (names and tuple(names)):
+            return TaskSummary(folder.name, str(folder), wording.label_words, local=True)
+        return TaskSummary(folder.name, str(folder), names and tuple(names), local=True)
+    except (TaskError, AttributeError, TypeError) as error:
+        # One broken folder must not hide the others.
+        return TaskSummary(folder.name, f"{folder} (unusable: {error})", None, local=False)
+
+
+def _data_dir(given: str | os.PathLike[str] | None) -> Path | None:
+    chosen = given if given is not None else os.environ.get(DATA_VARIABLE)
+    if not chosen:
+        return None
+    folder = Path(chosen).expanduser()
+    if not folder.is_dir():
+        origin = "--data-dir" if given is not None else f"${DATA_VARIABLE}"
+        raise TaskError(f"{origin} is {str(folder)!r}, which is no folder. Give the folder that holds task folders.")
+    return folder
+
+
+def _read(given: str, data_dir: Path | None, options: TaskOptions) -> RawTask:
+    path = Path(given).expanduser()
+    if path.is_file() or path.suffix.lower() in SUFFIXES:
+        return read_table(path)
+    is_path = path.is_absolute() or given.startswith((".", "~")) or given.endswith(("/", os.sep))
+    if path.is_dir() and (is_path or (path / "dataset.json").is_file()):
+        return read_directory(path)
+    if is_path:
+        raise TaskError(f"{given} is not there. Check the path.")
+    if data_dir is not None:
+        # The folder may also be the task's own.
+        own = [data_dir] if (data_dir / "dataset.json").is_file() else []
+        for folder in (data_dir / given, *own):
+            if (folder / "dataset.json").is_file() and (folder != data_dir or _is_named(folder, given)):
+                return read_directory(folder)
+    if given in PACKAGED_SETS:
+        return read_packaged(given)
+    if given in HUB_PLACES or _is_hub_address(given):
+        return read_hub(given, options.label)
+    raise _unknown(given, data_dir)
+
+
+def _is_named(folder: Path, name: str) -> bool:
+    return name in (folder.resolve().name, read_description(folder).get("name"))
+
+
+def _is_hub_address(given: str) -> bool:
+    owner, slash, rest = given.partition("/")
+    return bool(owner and slash and rest) and "/" not in rest
+
+
+def _unknown(given: str, data_dir: Path | None) -> TaskError:
+    names: Sequence[str] = [summary.name for summary in available_tasks(data_dir)]
+    nearest = get_close_matches(given, names, n=1)
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    searched = f"in {data_dir}, " if data_dir is not None else ""
+    return TaskError(
+        f"no task {given!r} {searched}among the packaged sets or the hub's known names. {hint}There are: "
+        f"{', '.join(names)}. Or give a .yaml file, a table, a folder with dataset.json, or owner/name on the hub; "
+        f"--data-dir (or ${DATA_VARIABLE}) adds a folder of tasks."
+    )

@@ -1,0 +1,144 @@
+"""Which rows demonstrate, which choose a learning rate or a seed, which are reported: three disjoint splits.
+
+A number reported on the rows that chose the learning rate is too good, and a query that also stands among the
+demonstrations is copied, not learned. Both are made impossible here, whatever splits the source has.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dualform.errors import TaskError
+from dualform.tasks.task import Example
+
+REPORT_SHARE = 0.3
+SELECTION_SHARE = 0.2
+MOST_SELECTION_ROWS = 500
+
+
+@dataclass(frozen=True)
+class ArrangedSplits:
+    """Splits in which no text occurs twice across roles."""
+
+    splits: Mapping[str, tuple[Example, ...]]
+    """`train`, the selection split, the report split."""
+    selection_split: str
+    report_split: str
+    notes: tuple[str, ...]
+    """What was held out or left out, in plain sentences."""
+
+
+def arrange_splits(found: Mapping[str, Sequence[Example]], fields: Sequence[str], task: str) -> ArrangedSplits:
+    """Give every role its own rows.
+
+    Report split: `test`, else `validation`, else 30 % of train, held out as `report`. Selection split: `validation`
+    unless that is reported, else 20 % of train (1 to 500 rows), held out as `selection`. A row whose text occurs in
+    the report split is left out of selection and train, one in the selection split out of train. What is held out
+    is chosen by the SHA-256 of the text, in proportion to the labels: no seed, no dependence on the rows' order,
+    and each label keeps a text in train.
+
+    Args:
+        found: Splits as the source has them, named `train`, `validation`, `test`; only `train` is required.
+        fields: Names of the fields that make up the text: those that the prompt shows.
+        task: Name for messages.
+
+    Returns:
+        The splits, order and row numbers as in the source.
+
+    Raises:
+        TaskError: No train split, too few rows to hold any out, or a split of which nothing is left.
+    """
+    if not found.get("train"):
+        raise TaskError(
+            f"task {task!r} has no train rows to take demonstrations from; its splits: {', '.join(found) or 'none'}."
+        )
+    splits = {name: tuple(rows) for name, rows in found.items() if name in ("train", "validation", "test")}
+    notes = []
+
+    def hold_out(name: str, share: float, most: int | None, reason: str) -> str:
+        train = splits["train"]
+        splits["train"], splits[name] = _split_off(train, fields, share, most, f"task {task!r}: cannot make {reason}")
+        notes.append(
+            f"The {name} split is {len(splits[name])} of the {len(train)} rows of train, held out by the hash of "
+            "their text because the source brings no split for it; row numbers are those of train."
+        )
+        return name
+
+    def leave_out(name: str, others: Sequence[str]) -> None:
+        taken = {_text(example, fields) for other in others for example in splits[other]}
+        kept = tuple(example for example in splits[name] if _text(example, fields) not in taken)
+        dropped = len(splits[name]) - len(kept)
+        if not kept:
+            raise TaskError(
+                f"task {task!r}: every text of {name} also occurs in {' or '.join(others)}, so nothing of it is left. "
+                "Give the splits different rows."
+            )
+        if dropped:
+            notes.append(
+                f"{dropped} of the {len(splits[name])} rows of {name} are left out because their text also occurs in "
+                f"{' or '.join(others)}."
+            )
+        splits[name] = kept
+
+    if splits.get("test"):
+        report_split = "test"
+    elif splits.get("validation"):
+        report_split = "validation"
+    else:
+        report_split = hold_out("report", REPORT_SHARE, None, "a report split")
+    if report_split != "validation" and splits.get("validation"):
+        selection_split = "validation"
+        leave_out("validation", [report_split])
+        leave_out("train", [report_split, "validation"])
+    else:
+        leave_out("train", [report_split])
+        selection_split = hold_out("selection", SELECTION_SHARE, MOST_SELECTION_ROWS, "a selection split")
+    roles = ("train", selection_split, report_split)
+    return ArrangedSplits({name: splits[name] for name in roles}, selection_split, report_split, tuple(notes))
+
+
+def _text(example: Example, fields: Sequence[str]) -> str:
+    # Sorted values, not names or the rendered prompt: another wording must not move rows between splits.
+    return json.dumps(sorted(" ".join(example.fields[name].split()) for name in fields))
+
+
+def _split_off(
+    train: tuple[Example, ...], fields: Sequence[str], share: float, most: int | None, failure: str
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(what stays in train, what is held out); equal texts stay on one side."""
+    texts_of_label: dict[int, list[str]] = {}
+    seen = set()
+    for example in train:
+        text = _text(example, fields)
+        if text not in seen:
+            seen.add(text)
+            texts_of_label.setdefault(example.label, []).append(text)
+    wanted = max(1, round(share * len(seen)))
+    held_out = set()
+    for label, quota in _quotas({label: len(texts) for label, texts in texts_of_label.items()}, wanted, most).items():
+        by_hash = sorted(texts_of_label[label], key=lambda text: hashlib.sha256(text.encode()).digest())
+        held_out.update(by_hash[:quota])
+    if not held_out:
+        raise TaskError(
+            f"{failure}: train has {len(train)} rows with {len(seen)} different texts and {len(texts_of_label)} "
+            "labels, and each label must keep one. Give more rows, or a validation and a test split."
+        )
+    stays = tuple(example for example in train if _text(example, fields) not in held_out)
+    return stays, tuple(example for example in train if _text(example, fields) in held_out)
+
+
+def _quotas(counts: Mapping[int, int], wanted: int, most: int | None) -> dict[int, int]:
+    """How many texts of each label to hold out: `wanted` in proportion to `counts`, one of each label spared."""
+    wanted = wanted if most is None else min(wanted, most)
+    total = sum(counts.values())
+    exact = {label: wanted * count / total for label, count in counts.items()}
+    quotas = {label: min(int(exact[label]), counts[label] - 1) for label in counts}
+    by_remainder = sorted(counts, key=lambda label: (quotas[label] - exact[label], label))
+    missing = wanted - sum(quotas.values())
+    while missing > 0 and any(quotas[label] < counts[label] - 1 for label in counts):
+        for label in by_remainder:
+            if missing > 0 and quotas[label] < counts[label] - 1:
+                quotas[label] += 1
+                missing -= 1
+    return quotas

@@ -1,0 +1,42 @@
+import os
+
+# Read when transformers and huggingface_hub are imported, hence before anything else. No test asks the hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.tiny import tiny_model, tiny_tokenizer
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores; a pool of threads in each would have them wait for one another.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, _empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests keep out of the user's cache, but for those marked real, which reuse the converted model there."""
+    if request.node.get_closest_marker("real") is None:
+        monkeypatch.setenv("DUALFORM_CACHE", str(_empty_cache))
+
+
+@pytest.fixture(scope="session")
+def _empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """The tokenizer of `tests.tiny`."""
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def tiny(request: pytest.FixtureRequest) -> transformers.PreTrainedModel:
+    """A tiny llama, new for each test; `@pytest.mark.parametrize("tiny", [...], indirect=True)` names families."""
+    return tiny_model(getattr(request, "param", "llama"))

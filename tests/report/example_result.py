@@ -1,0 +1,214 @@
+"""A made-up but plausible result, holes included, for every test of the report."""
+
+import math
+import random
+from typing import Any
+
+from dualform.result import Accuracy, Cost, DemonstrationReport, Predictions, Result, Similarity, Trial
+
+SEEDS = [1, 2, 3, 4, 5]
+N_LAYERS = 30
+N_HEADS = 9
+
+
+def example_result(**changes: Any) -> Result:
+    """Five seeds, thirty layers, nine heads; `changes` replace whole fields."""
+    rng = random.Random(7)
+    fields: dict[str, Any] = {
+        "dualform": "0.1.0",
+        "study": "comparison",
+        "config": {
+            "model": "smollm2-135m",
+            "task": "reviews",
+            "seeds": SEEDS,
+            "shots": 32,
+            "learners": ["zsl", "icl", "ft", "lora", "probe", "fold"],
+            "ft": {"learning_rates": [1e-4, 1e-3, 1e-2], "epochs": 1},
+        },
+        "environment": {
+            "python": "3.12.3",
+            "libraries": {"torch": "2.7.0", "transformers": "5.2.0"},
+            "device": "cpu",
+            "threads": 8,
+            "seconds": 412.7,
+        },
+        "model": {
+            "name": "smollm2-135m",
+            "architecture": "LlamaForCausalLM",
+            "parameters": 134_515_008,
+            "n_layers": N_LAYERS,
+            "n_heads": N_HEADS,
+            "d_model": 576,
+            "dtype": "float32",
+            "route": "shared prefix",
+            "vocabulary": 49_152,
+        },
+        "task": {
+            "name": "reviews",
+            "source": "vaderSentiment 2.5",
+            "label_words": [" Negative", " Positive"],
+            "prompt": "Review: a masterpiece of the obvious\nSentiment:",
+            "n_selection": 200,
+            "n_report": 400,
+            "report_split": "test",
+        },
+        "demonstrations": DemonstrationReport(
+            k_requested=32,
+            k_effective=30,
+            k_effective_per_seed={str(seed): 30 + seed % 3 for seed in SEEDS},
+            rows={str(seed): [rng.randrange(8000) for _ in range(32)] for seed in SEEDS},
+            tokens={str(seed): 1100 + 13 * seed for seed in SEEDS},
+        ),
+        "accuracy": {
+            "icl": _accuracy(0.721, 0.032, rng),
+            "ft": _accuracy(0.684, 0.021, rng),
+            "zsl": _accuracy(0.512, 0.0, rng),
+            "lora": _accuracy(0.655, 0.036, rng),
+            "probe": _accuracy(0.633, 0.02, rng),
+            "fold": _accuracy(0.709, 0.024, rng),
+        },
+        "predictions": {
+            "zsl": _predictions(0.947, 0.19),
+            "icl": _predictions(0.58, 0.52),
+            "ft": _predictions(0.66, 0.48),
+            "lora": _predictions(0.71, 0.44),
+            "probe": _predictions(0.51, 0.37),
+            "fold": _predictions(0.61, 0.55),
+        },
+        "similarity": _similarity(rng),
+        "controls": {
+            "random": {
+                "sim_aou": _layered(0.001, 0.004, rng, heads=False),
+                "sim_aou_raw": _layered(0.0, 0.004, rng, heads=False),
+                "sim_am_delta": Similarity(mean=0.002, ci95=(-0.004, 0.008), n=2000),
+                "kendall": Similarity(mean=float("nan"), ci95=(None, None), n=0),
+            },
+            "untrained": {"sim_aou": Similarity(mean=0.172, ci95=(0.151, 0.19), n=2000)},
+            "shuffled_labels": {
+                "sim_aou": Similarity(mean=0.121, ci95=(0.104, 0.139), n=2000),
+                "sim_am_delta": Similarity(mean=0.06, ci95=(0.045, 0.074), n=2000),
+            },
+        },
+        "cost": {
+            "zsl": Cost(adapt_seconds=0.0, query_seconds=0.011, tokens=31.2, flops=8.4e9),
+            "icl": Cost(adapt_seconds=1.21, query_seconds=0.018, tokens=1158.4, flops=3.3e11, adapt_tokens=1127),
+            "ft": Cost(
+                adapt_seconds=9.7, query_seconds=0.0112, tokens=31.2, flops=8.4e9, adapt_flops=9e11, search_seconds=143.2
+            ),
+            "probe": Cost(adapt_seconds=0.4, query_seconds=0.0109, tokens=31.2, flops=None, search_seconds=float("nan")),
+        },
+        "trials": _trials(rng),
+        "warnings": ["2 of 32 demonstrations did not fit in the model's context with seed 3; every learner used 30."],
+    }
+    return Result(**(fields | changes))
+
+
+def empty_result(**changes: Any) -> Result:
+    """A result in which nothing was measured."""
+    fields: dict[str, Any] = {"dualform": "0.1.0", "study": "comparison", "config": {}, "environment": {}}
+    return Result(**(fields | changes))
+
+
+def _accuracy(mean: float, spread: float, rng: random.Random) -> Accuracy:
+    per_seed: dict[str, float | None] = {str(seed): mean + rng.gauss(0, spread) for seed in SEEDS}
+    return Accuracy(mean=mean, ci95=(mean - spread - 0.008, mean + spread + 0.008), n=2000, per_seed=per_seed)
+
+
+def _predictions(share: float, entropy: float) -> Predictions:
+    positive = round(2000 * share)
+    counts = {" Negative": 2000 - positive, " Positive": positive}
+    return Predictions(majority_share=share, majority_label=" Positive", entropy=entropy, counts=counts)
+
+
+def _layered(level: float, spread: float, rng: random.Random, heads: bool) -> Similarity:
+    layers: list[float | None] = [
+        level * (0.6 + 0.8 * math.sin(math.pi * layer / N_LAYERS)) + rng.gauss(0, spread) for layer in range(N_LAYERS)
+    ]
+    layers[4] = float("nan")
+    ci95: list[tuple[float | None, float | None]] = [
+        (None, None) if value is None or math.isnan(value) else (value - 2 * spread, value + 2 * spread)
+        for value in layers
+    ]
+    per_head: list[list[float | None]] = [[rng.gauss(level, 0.1) for _ in range(N_HEADS)] for _ in range(N_LAYERS)]
+    per_head[2][3] = None
+    return Similarity(
+        mean=level,
+        ci95=(level - spread, level + spread),
+        n=2000,
+        per_seed={str(seed): level + rng.gauss(0, spread) for seed in SEEDS},
+        per_layer=layers,
+        per_layer_ci95=ci95,
+        per_head=per_head if heads else None,
+    )
+
+
+def _similarity(rng: random.Random) -> dict[str, Similarity]:
+    return {
+        "sim_aou": _layered(0.186, 0.012, rng, heads=False),
+        "sim_aou_raw": _layered(0.143, 0.012, rng, heads=False),
+        "sim_am": _layered(0.612, 0.01, rng, heads=True),
+        "sim_am_before": _layered(0.588, 0.01, rng, heads=True),
+        "sim_am_centred": _layered(0.55, 0.014, rng, heads=True),
+        "sim_am_softmax": _layered(0.71, 0.008, rng, heads=True),
+        "sim_am_delta": _layered(0.102, 0.01, rng, heads=True),
+        "kendall": _layered(0.193, 0.015, rng, heads=False),
+        "kendall_demo": _layered(0.05, 0.03, rng, heads=False),
+        "direct_update": _layered(0.021, 0.006, rng, heads=True),
+        "rec2ftp": Similarity(
+            mean=0.8123,
+            ci95=(0.774, 0.847),
+            n=533,
+            details={
+                "numerator": 433,
+                "denominator": 533,
+                "chance": 0.664,
+                "chance_numerator": 648,
+                "chance_denominator": 976,
+                "lift": 1.223,
+                "reverse": 0.31,
+                "reverse_numerator": 59,
+                "reverse_denominator": 190,
+                "jaccard": 0.571,
+                "jaccard_numerator": 492,
+                "jaccard_denominator": 862,
+            },
+        ),
+        "agreement": Similarity(
+            mean=0.79,
+            ci95=(0.771, 0.81),
+            n=2000,
+            details={
+                "total_variation": {"mean": 0.112, "ci95": [0.104, 0.121], "n": 2000},
+                "kl_icl_ft": {"mean": 0.061, "ci95": [0.05, 0.07], "n": 2000},
+                "top_k_overlap": {"mean": 0.55, "ci95": [0.53, 0.57], "n": 2000},
+                "overlap_cosine": {"mean": None, "ci95": [None, None], "n": 0},
+            },
+        ),
+        "relaxation": Similarity(
+            mean=0.72, ci95=(0.7, 0.74), n=2000, details={"cosine": 0.72, "relative_error": 0.68}
+        ),
+        "a_future_measure": Similarity(mean=0.4, ci95=(None, None), n=12),
+    }
+
+
+def _trials(rng: random.Random) -> list[Trial]:
+    trials = []
+    for learner, rates in (("ft", [1e-4, 1e-3, 1e-2, 5e-2, 0.2]), ("lora", [1e-5, 1e-4, 1e-3])):
+        for seed in SEEDS:
+            for place, rate in enumerate(rates):
+                diverged = rate == 0.2
+                accuracy = None if diverged else 0.55 + 0.05 * place - 0.02 * place**2 + rng.gauss(0, 0.015)
+                trials.append(
+                    Trial(
+                        learner=learner,
+                        seed=seed,
+                        learning_rate=rate,
+                        validation_accuracy=accuracy,
+                        validation_log_probability=None if diverged else -0.66,
+                        first_loss=3.4,
+                        last_loss=float("nan") if diverged else 2.9,
+                        status="diverged" if diverged else "finished",
+                        chosen=place == 1,
+                    )
+                )
+    return trials

@@ -1,0 +1,186 @@
+import ast
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import dualform
+
+PACKAGE = Path(__file__).parent.parent / "src" / "dualform"
+
+# Stairs only go down; parts of one floor do not know each other.
+FLOORS = [
+    {"errors", "result", "files", "package_index", "_version"},
+    {"ops", "tasks", "report"},
+    {"models"},
+    {"learners", "lab"},
+    {"studies"},
+    {"runs"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+GROUND = FLOORS[0]
+FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+
+# Each costs seconds or is optional; they load when they are used.
+HEAVY = {"altair", "datasets", "lm_eval", "peft", "sklearn"}
+
+
+def part_of(module: str) -> str:
+    """`dualform.ops.similarity` -> `ops`; the package itself is `__init__`."""
+    return [*module.split("."), "__init__"][1]
+
+
+def imported_modules(source: str) -> list[tuple[int, str]]:
+    """Line and dotted name of all of ours that `source` imports, in functions and type-checking blocks too."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            name = "." * node.level + (node.module or "")
+            # `from dualform import ops` is an import of `dualform.ops`.
+            names = [f"dualform.{alias.name}" for alias in node.names] if name == "dualform" else [name]
+            found += [(node.lineno, name) for name in names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            found += [(node.lineno, text) for text in texts if isinstance(text, str)]
+    return [(line, name) for line, name in found if name.startswith(".") or name.split(".")[0] == "dualform"]
+
+
+def wrong_imports(module: str, source: str) -> list[str]:
+    """A sentence for each import in `source` that does not go down."""
+    part = part_of(module)
+    if part not in FLOOR_OF:
+        return [f"{module}: {part} is on no floor; give it one in FLOORS"]
+    sentences = []
+    for line, name in imported_modules(source):
+        where = f"{module}:{line}"
+        target = part_of(name)
+        if name.startswith("."):
+            sentences.append(f"{where}: relative import of {name}")
+        elif target not in FLOOR_OF:
+            sentences.append(f"{where}: {name} is not a module of dualform: import from the module that defines it")
+        elif not (target == part or FLOOR_OF[target] < FLOOR_OF[part] or (part in GROUND and target in GROUND)):
+            sentences.append(f"{where}: {part} imports {name}, which is not below it")
+    return sentences
+
+
+def modules() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        dotted = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(dotted[:-1] if dotted[-1] == "__init__" else dotted)
+        found.append((name, path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_imports_run_downwards_only():
+    found = modules()
+    assert len(found) > len(GROUND)
+    assert [sentence for module, source in found for sentence in wrong_imports(module, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "sentence"),
+    [
+        (
+            "dualform.ops.a",
+            "import torch\nfrom dualform.models.load import load",
+            "dualform.ops.a:2: ops imports dualform.models.load, which is not below it",
+        ),
+        (
+            "dualform.ops.a",
+            "from dualform.tasks.task import Task",
+            "dualform.ops.a:1: ops imports dualform.tasks.task, which is not below it",
+        ),
+        (
+            "dualform.report",
+            "import dualform.ops.a as a",
+            "dualform.report:1: report imports dualform.ops.a, which is not below it",
+        ),
+        (
+            "dualform.learners.a",
+            "def f():\n    import dualform.lab.b",
+            "dualform.learners.a:2: learners imports dualform.lab.b, which is not below it",
+        ),
+        (
+            "dualform.models.a",
+            "if TYPE_CHECKING:\n    from dualform import cli",
+            "dualform.models.a:2: models imports dualform.cli, which is not below it",
+        ),
+        (
+            "dualform.models.a",
+            "importlib.import_module('dualform.runs')",
+            "dualform.models.a:1: models imports dualform.runs, which is not below it",
+        ),
+        (
+            "dualform.errors",
+            "from dualform.ops import a",
+            "dualform.errors:1: errors imports dualform.ops, which is not below it",
+        ),
+        ("dualform.cli.main", "import dualform", "dualform.cli.main:1: cli imports dualform, which is not below it"),
+        (
+            "dualform.cli.main",
+            "from dualform import compare",
+            "dualform.cli.main:1: dualform.compare is not a module of dualform: import from the module that defines it",
+        ),
+        ("dualform.ops.a", "from . import b", "dualform.ops.a:1: relative import of ."),
+        ("dualform.extras.a", "", "dualform.extras.a: extras is on no floor; give it one in FLOORS"),
+    ],
+)
+def test_a_planted_wrong_import_is_found(module, source, sentence):
+    assert wrong_imports(module, source) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("dualform.cli.main", "from dualform.studies.comparison import compare\nimport dualform.runs.store"),
+        ("dualform.ops.a", "from dualform.ops.b import c\nfrom dualform.errors import ShapeError\nimport einops"),
+        ("dualform.package_index", "from dualform.errors import HubError"),
+        ("dualform", "from dualform.cli.main import main"),
+        ("dualform.ops.a", "from dualformal import b"),
+    ],
+)
+def test_a_step_down_passes(module, source):
+    assert wrong_imports(module, source) == []
+
+
+def test_the_public_names_are_sorted_and_complete():
+    if not hasattr(dualform, "__all__"):
+        pytest.skip("dualform has no __all__ yet")
+    listed = list(dualform.__all__)
+    kinds = {name: 0 if name.isupper() else 1 if name[0].isupper() else 2 for name in listed}
+    assert listed == sorted(listed, key=lambda name: (kinds[name], name))
+    values = {name: getattr(dualform, name) for name in {*listed, *dir(dualform)}}
+    public = {name for name, value in values.items() if not (name[0] == "_" or isinstance(value, types.ModuleType))}
+    assert public == set(listed) - {"__version__"}
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_importing_dualform_loads_nothing_heavy_and_prints_nothing():
+    code = f"import sys, dualform; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    assert run_python(code) == "\n"
+
+
+def test_the_check_for_heavy_imports_finds_one():
+    assert run_python(f"import sys, datasets; print(*sorted({HEAVY!r} & set(sys.modules)))") == "datasets\n"
+
+
+def test_importing_dualform_sets_up_no_logging():
+    code = (
+        "import logging, dualform\n"
+        "ours = [logger for name, logger in logging.root.manager.loggerDict.items() if name.startswith('dualform')\n"
+        "        and isinstance(logger, logging.Logger)]\n"
+        "assert logging.root.handlers == [] and logging.root.level == logging.WARNING\n"
+        "assert all(logger.handlers == [] and logger.level == logging.NOTSET for logger in ours)\n"
+    )
+    assert run_python(code) == ""
