@@ -93,9 +93,16 @@ def example_result(**changes: Any) -> Result:
             "zsl": Cost(adapt_seconds=0.0, query_seconds=0.011, tokens=31.2, flops=8.4e9),
             "icl": Cost(adapt_seconds=1.21, query_seconds=0.018, tokens=1158.4, flops=3.3e11, adapt_tokens=1127),
             "ft": Cost(
-                adapt_seconds=9.7, query_seconds=0.0112, tokens=31.2, flops=8.4e9, adapt_flops=9e11, search_seconds=143.2
+                adapt_seconds=9.7,
+                query_seconds=0.0112,
+                tokens=31.2,
+                flops=8.4e9,
+                adapt_flops=9e11,
+                search_seconds=143.2,
             ),
-            "probe": Cost(adapt_seconds=0.4, query_seconds=0.0109, tokens=31.2, flops=None, search_seconds=float("nan")),
+            "probe": Cost(
+                adapt_seconds=0.4, query_seconds=0.0109, tokens=31.2, flops=None, search_seconds=float("nan")
+            ),
         },
         "trials": _trials(rng),
         "warnings": ["2 of 32 demonstrations did not fit in the model's context with seed 3; every learner used 30."],
@@ -164,7 +171,7 @@ def _similarity(rng: random.Random) -> dict[str, Similarity]:
                 "chance": 0.664,
                 "chance_numerator": 648,
                 "chance_denominator": 976,
-                "lift": 1.223,
+                "lift": 0.1483,
                 "reverse": 0.31,
                 "reverse_numerator": 59,
                 "reverse_denominator": 190,
@@ -184,9 +191,7 @@ def _similarity(rng: random.Random) -> dict[str, Similarity]:
                 "overlap_cosine": {"mean": None, "ci95": [None, None], "n": 0},
             },
         ),
-        "relaxation": Similarity(
-            mean=0.72, ci95=(0.7, 0.74), n=2000, details={"cosine": 0.72, "relative_error": 0.68}
-        ),
+        "relaxation": Similarity(mean=0.72, ci95=(0.7, 0.74), n=2000, details={"cosine": 0.72, "relative_error": 0.68}),
         "a_future_measure": Similarity(mean=0.4, ci95=(None, None), n=12),
     }
 

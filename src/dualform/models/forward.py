@@ -1,7 +1,8 @@
 """One forward of a transformers model, with the head applied only where a distribution is wanted."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from dualform.models.capture import Recorder
 from dualform.models.watch import AttentionWatch, SeenAttention
 
 
-def forward_rows(model: PreTrainedModel, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+def forward_rows(
+    model: PreTrainedModel, rows: Tensor, *, gradients: bool = False, **inputs: Any
+) -> tuple[Tensor, Tensor]:
     """Next-token logits at chosen rows only: over a large vocabulary the head costs as much as many layers.
 
     Rows are cut out in front of the head, so whatever the family does behind it (scaling, soft caps) still happens.
@@ -23,6 +26,7 @@ def forward_rows(model: PreTrainedModel, rows: Tensor, **inputs: Any) -> tuple[T
     Args:
         model: In eval mode.
         rows: Which rows of the flattened `(batch * q_pos)`, of shape `(row,)`.
+        gradients: Keep the graph, for training.
         inputs: As the model's forward takes them.
 
     Returns:
@@ -37,7 +41,7 @@ def forward_rows(model: PreTrainedModel, rows: Tensor, **inputs: Any) -> tuple[T
 
     handle = model.get_output_embeddings().register_forward_pre_hook(cut)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             logits = model(**inputs).logits
     finally:
         handle.remove()
@@ -90,20 +94,38 @@ def keys_values(model: PreTrainedModel, anatomy: Anatomy, tokens: tuple[int, ...
     if not tokens:
         return KeysValues((), tokens)
     kept: dict[int, tuple[Tensor, Tensor]] = {}
-    layer_of = layers_of(model, anatomy)
 
-    def keep(layer: int, key: Tensor, value: Tensor) -> None:
-        kept[layer] = (key[0].contiguous(), value[0].contiguous())
+    def keep(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        kept[layer] = (key.contiguous(), value.contiguous())
 
     ids = torch.tensor([tokens], device=model.device)
-    last = ids.new_tensor([len(tokens) - 1])
+    with watching(model, anatomy, keep):
+        forward_rows(model, ids.new_tensor([len(tokens) - 1]), input_ids=ids, use_cache=False)
+    return KeysValues(tuple(kept[i] for i in range(len(anatomy.layers))), tokens)
+
+
+@contextmanager
+def watching(
+    model: PreTrainedModel, anatomy: Anatomy, see: Callable[[int, Tensor, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Show each layer's query, key and value of every ordinary forward of one row in the block.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy.
+        see: Receives layer, query `(head, pos, d_head)`, key `(kv_head, pos, d_head)` and value likewise.
+    """
+    layer_of = layers_of(model, anatomy)
     if anatomy.registry:
-        with tapped(LayerTap(layer_of, lambda layer, call, out: keep(layer, call.key, call.value))):
-            forward_rows(model, last, input_ids=ids, use_cache=False)
+        tap = LayerTap(layer_of, lambda layer, call, out: see(layer, call.query[0], call.key[0], call.value[0]))
+        with tapped(tap):
+            yield
     else:
-        with AttentionWatch(list(layer_of), 1, lambda module, seen: keep(layer_of[module], seen.key, seen.value)):
-            forward_rows(model, last, input_ids=ids, use_cache=False)
-    return KeysValues(tuple(kept[i] for i in range(len(layer_of))), tokens)
+        watch = AttentionWatch(
+            list(layer_of), 1, lambda module, seen: see(layer_of[module], seen.query[0], seen.key[0], seen.value[0])
+        )
+        with watch:
+            yield
 
 
 def recorded_rows(

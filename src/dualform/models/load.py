@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from dualform.errors import ConfigError, DualformError, HubError, ModelError
@@ -54,7 +55,7 @@ def load_model(
     except DualformError:
         raise
     except (OSError, ValueError, KeyError, HFValidationError) as error:
-        raise _explain(name, source, error) from error
+        raise _explain(name, error) from error
     return LanguageModel.wrap(model.to(where), tokenizer, name, route)
 
 
@@ -85,22 +86,33 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         return str(packaged_model(name)), {}
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"no model folder at {path}. Check the path.")
+    _ask_hub(name)
     return name, {}
 
 
-def _explain(name: str, source: str, error: Exception) -> DualformError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if Path(source).exists():
-        return ModelError(f"{name} could not be loaded as a causal language model: {reason}")
+def _ask_hub(name: str) -> None:
+    """Find out in one request whether the hub has this model: transformers would retry for most of a minute."""
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    packaged = ", ".join(PACKAGED_MODELS)
     near = difflib.get_close_matches(name, PACKAGED_MODELS, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
-    unreachable = ("connect", "offline", "couldn't reach", "resolve", "timed out", "network", "cached files")
-    if any(word in str(error).lower() for word in unreachable):
-        return HubError(
-            f"{name!r} is no packaged model ({', '.join(PACKAGED_MODELS)}) and no folder here, and the model hub could "
-            f"not be reached.{hint} Give a folder that holds a checkpoint, or try again with a network."
-        )
-    return ModelError(
-        f"unknown model {name!r}.{hint} Give a packaged name ({', '.join(PACKAGED_MODELS)}), a checkpoint folder, a "
-        f".gguf file or a hub id. The hub said: {reason}"
-    )
+    try:
+        HfApi().model_info(name, timeout=10)
+    except GatedRepoError as error:
+        raise ModelError(f"model {name!r} asks for its terms to be accepted: do so on the hub and log in.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"unknown model {name!r}.{hint} Give a packaged name ({packaged}), a checkpoint folder, a .gguf file or a "
+            "hub id (a private one needs a login)."
+        ) from error
+    except (OSError, HTTPError) as error:
+        raise HubError(
+            f"{name!r} is no packaged model ({packaged}) and no folder here, and the model hub could not be reached "
+            f"({str(error).splitlines()[0]}).{hint} Give a checkpoint folder, or try again with a network."
+        ) from error
+
+
+def _explain(name: str, error: Exception) -> DualformError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(f"{name} could not be loaded as a causal language model: {reason}")

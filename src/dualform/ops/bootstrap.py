@@ -62,11 +62,11 @@ def clustered_bootstrap(
         replacement).
     """
     _require_seeds(values=values)
-    columns, rest = pack([widened(values)], "seed example *")
-    finite = columns.isfinite()
-    if not _can_resample(columns, n_resamples):
+    if not _can_resample(values, n_resamples):
         nothing = values.new_full(values.shape[2:], torch.nan, dtype=result_dtype(values))
         return nothing, nothing.clone()
+    columns, rest = pack([widened(values)], "seed example *")
+    finite = columns.isfinite()
     draws = _Draws(columns.shape[0], columns.shape[1], n_resamples, generator, columns)
     sums = draws.totals(columns.nan_to_num(0.0, 0.0, 0.0))
     # Without gaps the counts are known, and half of the work is saved.

@@ -188,14 +188,15 @@ def kendall_tau_b(a: Tensor, b: Tensor) -> Tensor:
         ties and has 1 for its maximum with them (Kendall, Rank Correlation Methods, 1948). scipy.stats.
     """
     require_same_shape("... demo_pos", a=a, b=b)
-    n = a.shape[-1]
-    rows_a = widened(a.detach()).cpu().reshape(-1, n).numpy() if n else []
-    rows_b = widened(b.detach()).cpu().reshape(-1, n).numpy() if n else []
-    # The p-value is not used; "asymptotic" is the cheapest one for scipy to find.
-    taus = [kendalltau(x, y, method="asymptotic").statistic for x, y in zip(rows_a, rows_b, strict=True)]
-    if n == 0:
-        return a.new_full(a.shape[:-1], torch.nan)
+    n_ranked = a.shape[-1]
     dtype = a.dtype if a.is_floating_point() else torch.get_default_dtype()
+    if n_ranked < 2:
+        return a.new_full(a.shape[:-1], torch.nan, dtype=dtype)
+    rows_a, rows_b = (widened(side.detach()).cpu().reshape(-1, n_ranked).numpy() for side in (a, b))
+    # The p-value is not used. "asymptotic" is the cheapest one for scipy to find, but for two numbers, tied in
+    # neither side, its variance is 0 / 0 and it raises.
+    method = "asymptotic" if n_ranked > 2 else "auto"
+    taus = [kendalltau(x, y, method=method).statistic for x, y in zip(rows_a, rows_b, strict=True)]
     return torch.tensor(taus, dtype=dtype, device=a.device).reshape(a.shape[:-1])
 
 

@@ -54,7 +54,7 @@ def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
     highest = max([row["high"] for row in means] + [row["accuracy"] for row in seeds] + [chance or 0])
     margin = max(0.02, 0.06 * (highest - lowest))
     x_scale = alt.Scale(domain=[max(0, lowest - margin), min(1, highest + margin)], zero=False, nice=True)
-    x_axis = alt.Axis(format=".0%", title="accuracy on the report split", tickCount=6)
+    x_axis = alt.Axis(format=".0%", title="accuracy on the report split", tickCount=6, labelOverlap=True)
     y = alt.Y("learner:N", sort=[row["learner"] for row in means], title=None, axis=alt.Axis(labelLimit=200))
     colour = _learner_colours(keys, legend=None)
 
@@ -267,7 +267,7 @@ def _visible(label: str) -> str:
 
 
 # Light and dark alternate along the cividis scale, so that neighbours differ in lightness and need no hue.
-_LABEL_COLOURS = ("#1F3B70", "#C9B458", "#5D6D8A", "#E7DDA0", "#37517F", "#A59C74", "#7B8795", "#D8D2B8")
+_LABEL_COLOURS = ("#3A5A94", "#C9B458", "#5D6D8A", "#E7DDA0", "#24406F", "#A59C74", "#7B8795", "#D8D2B8")
 _LABEL_INKS = ("#FFFFFF", "#111111", "#FFFFFF", "#111111", "#FFFFFF", "#111111", "#111111", "#111111")
 
 
@@ -290,7 +290,9 @@ def _small_multiples(
     if not panels:
         return None
     # "flush" lines the plots up whatever the width of their axis labels; the spacing then has to hold those.
-    return alt.concat(*panels, columns=min(columns, len(panels)), spacing={"column": gap, "row": row_gap}, bounds="flush")
+    return alt.concat(
+        *panels, columns=min(columns, len(panels)), spacing={"column": gap, "row": row_gap}, bounds="flush"
+    )
 
 
 def _layer_panel(number: int, title: str, similarity: Similarity, control: Similarity | None) -> alt.TopLevelMixin:
@@ -341,7 +343,8 @@ def _layer_panel(number: int, title: str, similarity: Similarity, control: Simil
         .encode(y=y, opacity=alt.condition(hover, alt.value(1), alt.value(0)), tooltip=tooltip)
         .add_params(hover)
     )
-    layers = [zero, band, line]
+    # Vega warns in the console of a band without a single number.
+    layers = [zero, band, line] if _any_number([row["low"] for row in rows]) else [zero, line]
     if finite(similarity.mean) is not None:
         overall = alt.Chart(alt.Data(values=[{"overall": finite(similarity.mean)}]))
         layers.append(overall.mark_rule(strokeDash=[5, 4], color=MEASURE_COLOUR).encode(y="overall:Q"))
@@ -362,7 +365,8 @@ def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.TopLevelMixin
         for layer, values in enumerate(heads)
         for head, value in enumerate(values)
     ]
-    reach = max((abs(row["mean"]) for row in rows if row["mean"] is not None), default=1.0) or 1.0
+    found = [abs(number) for values in heads for value in values if (number := finite(value)) is not None]
+    reach = max(found, default=0.0) or 1.0
     layers = len(heads)
     every = max(1, layers // 10)
     n_heads = max(len(values) for values in heads)
@@ -442,7 +446,7 @@ def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
         for trial in trials
     ]
     statuses = ["chosen", "finished", "diverged", "skipped"]
-    statuses += sorted({row["status"] for row in rows} - set(statuses))
+    statuses += sorted({trial.status for trial in trials} - set(statuses))
     shapes = (["circle", "circle", "cross", "triangle-down"] + ["square"] * len(statuses))[: len(statuses)]
     colour = learner_style(learner).colour
     x = alt.X(
@@ -465,7 +469,8 @@ def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
             scale=alt.Scale(domain=statuses, range=shapes),
             legend=None,
         ),
-        size=alt.condition("datum.status === 'chosen'", alt.value(130), alt.value(36)),
+        # The chosen ones stand out, and a cross needs room to be read as one.
+        size=alt.condition("datum.status === 'finished'", alt.value(36), alt.value(120)),
         tooltip=[
             alt.Tooltip("learner:N"),
             alt.Tooltip("seed:N"),

@@ -30,7 +30,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "sim_aou",
         "SimAOU",
-        "Do context and finetuning move the attention output in the same direction? Cosine; 1 is the same, 0 unrelated.",
+        "Do context and finetuning move the attention output in the same direction? Cosine; 1: the same, 0: unrelated.",
         "The outputs are normalised before they are subtracted, which raises the score; compare with the controls.",
     ),
     Measure(

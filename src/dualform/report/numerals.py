@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-MISSING = "–"
+MISSING = "\N{EN DASH}"
 """Stands for a number that does not exist."""
 
 Interval = tuple[float | None, float | None]

@@ -41,21 +41,23 @@
     return copy;
   }
 
+  const drawnAt = new Map();
+
   async function draw(box) {
     const options = { actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg" };
+    const tooltip = { theme: dark.matches ? "dark" : "light" };
+    drawnAt.set(box, box.clientWidth);
     views.get(box)?.finalize();
-    const room = Math.floor(box.clientWidth) - 8;
-    views.set(box, await window.vegaEmbed(box, fitted(specs.get(box), room), { ...options, config: colours() }));
+    const spec = fitted(specs.get(box), Math.floor(box.clientWidth) - 8);
+    views.set(box, await window.vegaEmbed(box, spec, { ...options, tooltip, config: colours() }));
   }
 
-  const drawnAt = new Map();
+  boxes.forEach(draw);
   const observer = new ResizeObserver((entries) => {
     for (const { target } of entries) {
-      const width = target.clientWidth;
-      if (width > 0 && Math.abs(width - (drawnAt.get(target) ?? 0)) > 8) {
-        drawnAt.set(target, width);
-        draw(target);
-      }
+      const change = Math.abs(target.clientWidth - drawnAt.get(target));
+      // Not at once: drawing inside the notification would resize what is being observed.
+      if (target.clientWidth > 0 && change > 8) setTimeout(draw, 0, target);
     }
   });
   for (const box of boxes) observer.observe(box);

@@ -15,18 +15,33 @@ class LearnerStyle:
     key: str
     """Its key in `Result.accuracy`."""
     title: str
+    """In a table or a chart."""
+    noun: str
+    """In a sentence."""
     meaning: str
     colour: str
     """CSS colour."""
 
 
 LEARNERS: tuple[LearnerStyle, ...] = (
-    LearnerStyle("zsl", "zero-shot", "The unchanged model, no demonstrations.", "#8A8F98"),
-    LearnerStyle("icl", "in-context (ICL)", "The unchanged model with the demonstrations in its prompt.", "#0072B2"),
-    LearnerStyle("ft", "finetuned (FT)", "Key and value weights trained on the demonstrations.", "#D55E00"),
-    LearnerStyle("lora", "LoRA", "Low-rank adapters trained on the demonstrations.", "#E69F00"),
-    LearnerStyle("probe", "linear probe", "Logistic regression on the last hidden state.", "#CC79A7"),
-    LearnerStyle("fold", "folded", "The prompt's effect written into the weights by forward passes.", "#009E73"),
+    LearnerStyle("zsl", "zero-shot", "zero-shot", "The unchanged model, no demonstrations.", "#8A8F98"),
+    LearnerStyle(
+        "icl",
+        "in-context (ICL)",
+        "in-context learning",
+        "The unchanged model with the demonstrations in its prompt.",
+        "#0072B2",
+    ),
+    LearnerStyle(
+        "ft", "finetuned (FT)", "finetuning", "Key and value weights trained on the demonstrations.", "#D55E00"
+    ),
+    LearnerStyle("lora", "LoRA", "LoRA", "Low-rank adapters trained on the demonstrations.", "#E69F00"),
+    LearnerStyle(
+        "probe", "linear probe", "the linear probe", "Logistic regression on the last hidden state.", "#CC79A7"
+    ),
+    LearnerStyle(
+        "fold", "folded", "folding", "The prompt's effect written into the weights by forward passes.", "#009E73"
+    ),
 )
 
 SPARE_COLOURS: tuple[str, ...] = ("#56B4E9", "#9C7C1C", "#7F6BB3", "#6B8E6B")
@@ -48,4 +63,4 @@ def learner_style(key: str) -> LearnerStyle:
         if known.key == key:
             return known
     # Not hash(): it differs from one Python process to the next, and a page must not.
-    return LearnerStyle(key, key, "", SPARE_COLOURS[sum(key.encode()) % len(SPARE_COLOURS)])
+    return LearnerStyle(key, key, key, "", SPARE_COLOURS[sum(key.encode()) % len(SPARE_COLOURS)])

@@ -59,9 +59,9 @@ def similarity_table(result: Result) -> Table:
 
 def cost_table(result: Result) -> Table:
     """Seconds to adapt, milliseconds, tokens and GFLOP a query, and seconds of search; one row a learner."""
-    table = Table(title="Cost", title_justify="left")
+    table = Table(title="Cost (tokens and GFLOP: one query, nothing shared)", title_justify="left")
     table.add_column("learner", overflow="fold")
-    for name in ("adapt s", "search s", "ms/query", "tokens/query", "GFLOP/query"):
+    for name in ("adapt s", "search s", "ms/query", "tokens", "GFLOP"):
         table.add_column(name, justify="right", no_wrap=True)
     for key in learners_in_order(result.cost):
         each = result.cost[key]

@@ -80,7 +80,7 @@ def _best_learner(result: Result) -> list[str]:
     first = result.accuracy[best[0]]
     if len(best) > 1:
         return [f"{_capital(_listed(best))} share the highest mean accuracy, {_share(first)}."]
-    sentence = f"{_capital(_title(best[0]))} has the highest mean accuracy, {_share(first)}."
+    sentence = f"{_capital(_noun(best[0]))} has the highest mean accuracy, {_share(first)}."
     others = [key for key in _means(result) if key not in best]
     touching = {key: overlap(first, result.accuracy[key]) for key in others}
     unknown = [key for key in others if touching[key] is None]
@@ -142,12 +142,12 @@ def _matched_by_control(result: Result, key: str, name: str) -> list[str]:
         other = result.controls[control].get(key)
         ends = None if other is None else known(other.ci95)
         if control != "random" and control_of(control).floor and interval and ends and ends[1] >= interval[0]:
-            matched.append(f"{control_of(control).title} ({_value(result.controls[control][key])})")
+            matched.append(f"“{control_of(control).title}”, {_value(result.controls[control][key])}")
     if not matched:
         return []
     return [
-        f"But {name} does not lie clearly above {_and(matched)}, so this likeness alone does not show that "
-        "context and finetuning learn the same thing."
+        f"But {name} does not lie clearly above its control{'s' if len(matched) > 1 else ''} {_and(matched)}: alone, "
+        "it does not show that context and finetuning learn the same thing."
     ]
 
 
@@ -165,14 +165,14 @@ def _recovered(result: Result) -> list[str]:
     chance, interval = finite(found.details.get("chance")), known(found.ci95)
     if chance is None:
         return [f"{sentence}."]
-    sentence += f"; of all answers that zero-shot had wrong, it put right {percent(chance)}"
+    sentence += f", against {percent(chance)} of all answers that zero-shot had wrong"
     if interval is None:
         return [f"{sentence}. Without an interval the two cannot be compared."]
     if interval[0] > chance:
-        return [f"{sentence}: more than chance."]
+        return [f"{sentence}; its interval lies above that chance level."]
     if interval[1] < chance:
-        return [f"{sentence}: less than chance."]
-    return [f"{sentence}: not clearly more than chance."]
+        return [f"{sentence}; its interval lies below that chance level."]
+    return [f"{sentence}; its interval contains that chance level, so it is not clearly more than luck."]
 
 
 def _collapse(result: Result) -> list[str]:
@@ -181,7 +181,7 @@ def _collapse(result: Result) -> list[str]:
         each = result.predictions[key]
         answer = "one label" if each.majority_label is None else f"“{each.majority_label.strip()}”"
         sentences.append(
-            f"{_capital(_title(key))} has collapsed into one class: it answers {answer} to "
+            f"{_capital(_noun(key))} has collapsed into one class: it answers {answer} to "
             f"{percent(each.majority_share)} of the queries, so its accuracy says little."
         )
     return sentences
@@ -224,9 +224,8 @@ def cost_sentence(result: Result) -> str | None:
     sentence += "of a finetuned one"
     icl_time, ft_time = scaled(icl.query_seconds, 1000), scaled(ft.query_seconds, 1000)
     if icl_time is not None and ft_time is not None:
-        sentence += (
-            f"; with the demonstrations encoded once, it took {significant(icl_time)} ms beside {significant(ft_time)} ms"
-        )
+        sentence += "; with the demonstrations encoded once, "
+        sentence += f"it took {significant(icl_time)} ms beside {significant(ft_time)} ms"
     return sentence + "."
 
 
@@ -243,12 +242,12 @@ def _value(estimate: Estimate) -> str:
     return decimal(estimate.mean) + interval
 
 
-def _title(learner: str) -> str:
-    return learner_style(learner).title
+def _noun(learner: str) -> str:
+    return learner_style(learner).noun
 
 
 def _listed(learners: Sequence[str]) -> str:
-    return _and([_title(key) for key in learners])
+    return _and([_noun(key) for key in learners])
 
 
 def _and(parts: Sequence[str]) -> str:

@@ -37,6 +37,16 @@ class RawTask:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Numbering:
+    """How a label value becomes an index."""
+
+    names: tuple[str, ...] | None
+    """Names in index order; None for multiple choice."""
+    collected: bool
+    """The names are the column's own values, so a number among them is a name; else a number is an index."""
+
+
 def build_task(raw: RawTask, options: TaskOptions) -> Task:
     """Make the task: pick columns, number the labels, choose prompt and words, arrange the splits.
 
@@ -63,10 +73,10 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
     template = _template(raw, options, columns.text, wording, hidden={label, *choices})
     label_names = None if choices else _label_names(raw, label, options)
     label_words = _label_words(raw, options, label_names, wording)
-    index_of = {name: index for index, name in enumerate(label_names or ())}
+    numbering = _Numbering(label_names, collected=label_names is not None and label_names is not raw.label_names)
     examples = {
         split: [
-            _example(raw, split, number, row, columns.text, label, choices, index_of, template)
+            _example(raw, split, number, row, columns.text, label, choices, numbering, template)
             for number, row in enumerate(rows)
         ]
         for split, rows in raw.rows.items()
@@ -104,6 +114,8 @@ def _choice_columns(raw: RawTask, columns: TaskOptions) -> list[str]:
     """Columns that hold the choices: one with lists, or one a choice; none for classification."""
     if columns.choices is not None:
         return [name.strip() for name in columns.choices.split(",")]
+    if raw.label_names is not None:
+        return []
     # Only lists: a table may well have a column of that name with something else in it.
     rows = [row for rows in raw.rows.values() for row in rows]
     return ["choices"] if rows and all(isinstance(row.get("choices"), list) for row in rows) else []
@@ -201,7 +213,7 @@ def _example(
     text: str | None,
     label: str,
     choice_columns: Sequence[str],
-    index_of: Mapping[str, int],
+    numbering: _Numbering,
     template: Template,
 ) -> Example:
     where = f"{raw.files[split]}, row {number} (counting from 0)"
@@ -227,18 +239,20 @@ def _example(
             raise TaskError(f"{where}: the text of {name!r} is empty. Fill it or remove the row.")
     value = _label_value(raw, split, number, row, label)
     choices = _choices(row, choice_columns, where) if choice_columns else None
-    return Example(texts, _label_index(value, index_of, where, choices), number, choices)
+    is_index = not numbering.collected and not isinstance(row[label], str)
+    return Example(texts, _label_index(value, numbering, is_index, where, choices), number, choices)
 
 
-def _label_index(value: str, index_of: Mapping[str, int], where: str, choices: Sequence[str] | None) -> int:
-    if value in index_of:
-        return index_of[value]
+def _label_index(value: str, numbering: _Numbering, is_index: bool, where: str, choices: Sequence[str] | None) -> int:
+    names = numbering.names or ()
+    if not is_index and value in names:
+        return names.index(value)
     try:
         index = int(value)
     except ValueError:
-        what = f"the labels {', '.join(index_of)}" if choices is None else "the numbers of the choices"
+        what = f"the labels {', '.join(names)}" if choices is None else "the numbers of the choices"
         raise TaskError(f"{where}: label {value!r} is not among {what}. Correct it.") from None
-    n_answers = len(index_of) if choices is None else len(choices)
+    n_answers = len(names) if choices is None else len(choices)
     if not 0 <= index < n_answers:
         raise TaskError(
             f"{where}: label {index} is not among the {n_answers} {'labels' if choices is None else 'choices'}, which "

@@ -21,6 +21,7 @@ import yaml
 
 from dualform.errors import LabelWordError, TaskError
 from dualform.tasks.options import END_OF_SEQUENCE, LabelWords, TaskOptions
+from dualform.tasks.table import SUFFIXES
 
 KEYS = ("name", "data", "text", "label", "prompt", "label_words", "separator", "choices")
 
@@ -63,9 +64,13 @@ def read_custom(path: Path) -> CustomTask:
     if not about.get("data"):
         raise TaskError(f"{path} names no data. Add data: with a folder, a table or a known task's name.")
     beside = path.parent / about["data"]
+    if beside.suffix.lower() in (".yaml", ".yml"):
+        raise TaskError(
+            f"{path}: data is {about['data']!r}, another task file. Name a folder, a table or a known task."
+        )
     return CustomTask(
         name=about.get("name") or path.stem,
-        data=str(beside) if beside.exists() else about["data"],
+        data=str(beside) if beside.exists() or beside.suffix.lower() in SUFFIXES else about["data"],
         options=TaskOptions(
             text=about.get("text"),
             label=about.get("label"),

@@ -69,7 +69,11 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
     if place is None:
         path, _, config = name.partition(":")
         place = HubPlace(path, config or None)
-    label = label or place.columns.label or "label"
+    wording = WORDINGS.get(name)
+    usual_label = place.columns.label or "label"
+    if label not in (None, usual_label):
+        wording = None  # another column's labels: the known words do not stand for them
+    label = label or usual_label
     found = _load(place)
     rows: dict[str, list[Row]] = {}
     names: tuple[str, ...] | None = None
@@ -89,7 +93,6 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
         names = names or _label_names(dataset, label, rows[standard])
     if not rows:
         raise TaskError(f"no split of {place.shown} has labels; its splits: {', '.join(map(str, found))}.")
-    wording = WORDINGS.get(name)
     if wording is not None and wording.label_names is not None and names is not None:
         # The known words stand in our order; only a data set that says otherwise is renumbered, by name.
         if set(names) == set(wording.label_names):
@@ -105,7 +108,7 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
         source=f"hub: {place.shown}",
         rows=rows,
         files={split: f"{place.shown}, split {split}" for split in rows},
-        columns=place.columns if place.columns.label == label else TaskOptions(label=label).over(place.columns),
+        columns=TaskOptions(label=label).over(place.columns),
         label_names=names,
         wording=wording,
     )
@@ -132,11 +135,13 @@ def _load(place: HubPlace) -> Mapping[str, Any]:
     import datasets
 
     try:
-        with _quick_when_offline(place.path):
+        with _quick_when_offline(place.path) as answers:
             found: Mapping[str, Any] = datasets.load_dataset(place.path, place.config, revision=place.revision)
     # Whatever goes wrong in there (network, names, formats, half-filled caches), the remedy is the same.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not answers:
+            reason = "it does not answer, and nothing is cached"
         raise HubError(
             f"the hub gave no data set {place.shown!r} ({reason}). Check the name and the network, or put the data on "
             "disk and name its folder with --data-dir."
@@ -145,20 +150,21 @@ def _load(place: HubPlace) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _quick_when_offline(path: str) -> Iterator[None]:
-    """Without a network go straight to the cache, instead of half a minute of retries first."""
+def _quick_when_offline(path: str) -> Iterator[bool]:
+    """Without a network go straight to the cache, not through half a minute of retries; gives whether there is one."""
     import datasets
     import huggingface_hub
 
     configured = datasets.config.HF_HUB_OFFLINE
+    answers = not configured
     try:
         if not configured:
             huggingface_hub.HfApi().dataset_info(path, timeout=SECONDS_TO_ANSWER)
     except (huggingface_hub.errors.HfHubHTTPError, ValueError):
         pass  # a refusal, or an impossible name: load_dataset explains it better
     except Exception:
-        datasets.config.HF_HUB_OFFLINE = True
+        answers, datasets.config.HF_HUB_OFFLINE = False, True
     try:
-        yield
+        yield answers
     finally:
         datasets.config.HF_HUB_OFFLINE = configured

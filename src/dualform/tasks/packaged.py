@@ -127,7 +127,7 @@ def _rated_texts(content: str) -> list[tuple[str, float, str]]:
     # Only at line feeds: the texts may hold other characters that str.splitlines cuts at.
     for line in content.split("\n"):
         if line.strip():
-            identifier, rating, text = line.rstrip("\r").split("\t")
+            identifier, rating, text = line.rstrip("\r").split("\t", 2)
             rated.append((identifier, float(rating), _unescaped(text).strip()))
     return rated
 

@@ -70,15 +70,14 @@ def load_task(
         TaskError: No such task, or one whose rows, columns or prompt do not fit.
     """
     options = TaskOptions(text, label, prompt, label_words, separator, choices)
-    folder = _data_dir(data_dir)
     given = os.fspath(name_or_path)
     path = Path(given).expanduser()
     if path.suffix.lower() in YAML_SUFFIXES:
         custom = read_custom(path)
         options = options.over(custom.options)
-        raw = _read(custom.data, folder, options)
+        raw = _read(custom.data, data_dir, options)
         return build_task(replace(raw, name=custom.name, source=f"{path} ({raw.source})"), options)
-    return build_task(_read(given, folder, options), options)
+    return build_task(_read(given, data_dir, options), options)
 
 
 def available_tasks(data_dir: str | os.PathLike[str] | None = None) -> list[TaskSummary]:
@@ -95,7 +94,8 @@ def available_tasks(data_dir: str | os.PathLike[str] | None = None) -> list[Task
     if folder is not None:
         for description in sorted(folder.glob("*/dataset.json")):
             summary = _summary_of(description.parent)
-            found[summary.name] = summary
+            if summary is not None:
+                found[summary.name] = summary
     for name in PACKAGED_SETS:
         local = is_local(name)
         where = str(folder_of(name)) if local else f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}"
@@ -105,12 +105,13 @@ def available_tasks(data_dir: str | os.PathLike[str] | None = None) -> list[Task
     return list(found.values())
 
 
-def _summary_of(folder: Path) -> TaskSummary:
+def _summary_of(folder: Path) -> TaskSummary | None:
+    """None for a folder of plain text, which is no task."""
     try:
         about = read_description(folder)
         splits = about.get("splits") or {}
         if not all(str(split.get("file", "")).endswith(".jsonl") for split in splits.values()):
-            return TaskSummary(folder.name, f"{folder} (no labelled rows)", None, local=False)
+            return None
         names = about.get("label_names")
         wording = WORDINGS.get(str(about.get("name") or folder.name))
         if wording is not None and wording.label_names == (names and tuple(names)):
@@ -132,35 +133,33 @@ def _data_dir(given: str | os.PathLike[str] | None) -> Path | None:
     return folder
 
 
-def _read(given: str, data_dir: Path | None, options: TaskOptions) -> RawTask:
+def _read(given: str, data_dir: str | os.PathLike[str] | None, options: TaskOptions) -> RawTask:
     path = Path(given).expanduser()
-    if path.is_file() or path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES or (path.is_file() and given not in WORDINGS):
         return read_table(path)
-    is_path = path.is_absolute() or given.startswith((".", "~")) or given.endswith(("/", os.sep))
+    is_path = path.is_absolute() or given.startswith((".", "~")) or given.endswith("/") or given.count("/") > 1
+    # "data/sst2" has the shape of a hub address too; where data is a folder here, it is meant as a path.
+    is_path = is_path or ("/" in given and path.parent.is_dir())
     if path.is_dir() and (is_path or (path / "dataset.json").is_file()):
         return read_directory(path)
     if is_path:
         raise TaskError(f"{given} is not there. Check the path.")
-    if data_dir is not None:
-        # The folder may also be the task's own.
-        own = [data_dir] if (data_dir / "dataset.json").is_file() else []
-        for folder in (data_dir / given, *own):
-            if (folder / "dataset.json").is_file() and (folder != data_dir or _is_named(folder, given)):
-                return read_directory(folder)
+    folder = _data_dir(data_dir)
+    if folder is not None:
+        if (folder / given / "dataset.json").is_file():
+            return read_directory(folder / given)
+        # It may also be the task's own folder.
+        if (folder / "dataset.json").is_file() and _is_named(folder, given):
+            return read_directory(folder)
     if given in PACKAGED_SETS:
         return read_packaged(given)
-    if given in HUB_PLACES or _is_hub_address(given):
+    if given in HUB_PLACES or "/" in given:
         return read_hub(given, options.label)
-    raise _unknown(given, data_dir)
+    raise _unknown(given, folder)
 
 
 def _is_named(folder: Path, name: str) -> bool:
     return name in (folder.resolve().name, read_description(folder).get("name"))
-
-
-def _is_hub_address(given: str) -> bool:
-    owner, slash, rest = given.partition("/")
-    return bool(owner and slash and rest) and "/" not in rest
 
 
 def _unknown(given: str, data_dir: Path | None) -> TaskError:

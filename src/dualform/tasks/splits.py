@@ -76,7 +76,7 @@ def arrange_splits(found: Mapping[str, Sequence[Example]], fields: Sequence[str]
             )
         if dropped:
             notes.append(
-                f"{dropped} of the {len(splits[name])} rows of {name} are left out because their text also occurs in "
+                f"Left out of {name}: {dropped} of {len(splits[name])} rows, whose text also occurs in "
                 f"{' or '.join(others)}."
             )
         splits[name] = kept

@@ -1,0 +1,102 @@
+"""What every learner makes: one model, read behind some prefix with some changes of weight."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dualform.models.capture import Recording
+from dualform.models.edit import WeightDelta, applied
+from dualform.models.encoding import EncodedDemonstrations
+from dualform.models.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
+from dualform.models.layout import Probe, Query
+
+
+@dataclass(frozen=True)
+class AdaptationCost:
+    """What adapting once took."""
+
+    seconds: float
+    tokens: int
+    """Tokens read."""
+    flops: float
+    """Floating-point operations."""
+
+
+class Adapted(Protocol):
+    """A model adapted to some demonstrations. Reading leaves no trace on the model."""
+
+    learner: str
+    cost: AdaptationCost
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens that stand before every query."""
+        ...
+
+    def read_group(
+        self, queries: Sequence[Query], indices: Sequence[int], want: Recording = NO_RECORDING, probe: Probe = "prompt"
+    ) -> Readings:
+        """Read one group of queries (`LanguageModel.groups`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """The model behind a prefix, with changes to its weights lent while it reads: all learners but the probe."""
+
+    learner: str
+    lm: LanguageModel
+    prefix: EncodedPrefix
+    cost: AdaptationCost
+    deltas: tuple[WeightDelta, ...] = ()
+    losses: tuple[float, ...] = ()
+    """Training loss before each step, nats a token."""
+    training_q: Tensor | None = field(default=None, repr=False)
+    """Attention queries at the demonstrations' tokens while training passed over them, `(layer, demo_pos, head,
+    d_head)`; `demo_pos` runs over `EncodedDemonstrations.content`."""
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens that stand before every query."""
+        return self.prefix.length
+
+    def read_group(
+        self, queries: Sequence[Query], indices: Sequence[int], want: Recording = NO_RECORDING, probe: Probe = "prompt"
+    ) -> Readings:
+        """Read one group of queries, changes applied for as long as it takes."""
+        with applied(self.lm.model, self.deltas):
+            return self.lm.read_group(self.prefix, queries, indices, want, probe)
+
+
+class Learner(Protocol):
+    """A way to adapt a model to demonstrations."""
+
+    name: str
+
+    def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> Adapted:
+        """Adapt `lm`; its weights are the same afterwards, bit for bit, also when this raises."""
+        ...
+
+
+def answer_log_probabilities(
+    adapted: Adapted, lm: LanguageModel, queries: Sequence[Query], after_group: Callable[[int], None] = lambda n: None
+) -> Tensor:
+    """Mean log-probability of every answer, `(example, answer)`, float64 on the CPU, in the order of `queries`.
+
+    Args:
+        adapted: Who answers.
+        lm: The model that it adapts, for the grouping.
+        queries: What is asked.
+        after_group: Told the number of queries read, after each group.
+    """
+    width = max((len(query.answers) for query in queries), default=0)
+    table = torch.full((len(queries), width), -torch.inf, dtype=torch.float64)
+    for indices in lm.groups(queries):
+        readings = adapted.read_group(queries, indices)
+        found = readings.log_probabilities.double().cpu()
+        table[list(indices), : found.shape[1]] = found
+        after_group(len(indices))
+    return table

@@ -1,0 +1,57 @@
+"""LoRA, by peft: the finetuning that practice uses, as a plain point of reference."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dualform.errors import TrainingError
+from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.learners.finetuned import LossOn, train
+from dualform.models.adapters import LoraTraining
+from dualform.models.edit import applied
+from dualform.models.encoding import EncodedDemonstrations
+from dualform.models.flops import key_value_training_flops
+from dualform.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank updates of the modules that hold W_Q and W_V, AdamW, one pass, batch of one.
+
+    Source:
+        arXiv:2106.09685, sections 4.1 and 4.2 (adapters on W_q and W_v).
+    """
+
+    opening: tuple[int, ...]
+    """Tokens before every query, as in zero-shot."""
+    learning_rate: float
+    rank: int = 8
+    loss_on: LossOn = "all"
+    seed: int = 0
+    """Of the adapters' random start."""
+    name: str = "lora"
+
+    def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
+        """Train adapters, read them off as weight changes, take them out again.
+
+        Raises:
+            TrainingError: The loss became NaN or infinite.
+            ModelError: W_Q and W_V of this model are not known.
+        """
+        start = time.perf_counter()
+        with LoraTraining(lm.model, lm.anatomy, self.rank, self.seed) as training:
+            optimiser = torch.optim.AdamW(training.parameters, lr=self.learning_rate, weight_decay=0.0)
+            losses, _ = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate)
+            deltas = training.deltas()
+        seconds = time.perf_counter() - start
+        if not all(torch.isfinite(delta.delta).all() for delta in deltas):
+            raise TrainingError(f"learning rate {self.learning_rate:g}: the weights became infinite. Use a lower one.")
+        with applied(lm.model, deltas):
+            prefix = lm.encode(self.opening)
+        # The adapters' own products are a few percent of the frozen model's, and are left out.
+        flops = sum(
+            key_value_training_flops(lm.model, lm.anatomy, len(ids), len(ids) - 1) for ids in demonstrations.sequences
+        )
+        cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), flops)
+        return AdaptedModel(self.name, lm, prefix, cost, deltas, tuple(losses))

@@ -1,0 +1,41 @@
+"""Zero-shot and in-context learning: nothing is learned but what the model makes of its prefix."""
+
+import time
+from dataclasses import dataclass
+
+from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.models.encoding import EncodedDemonstrations
+from dualform.models.flops import forward_flops
+from dualform.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """No demonstrations: the opening token, then the query."""
+
+    opening: tuple[int, ...]
+    """Tokens before every query, usually the beginning-of-sequence token alone."""
+    name: str = "zsl"
+
+    def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
+        """The model as it is; `demonstrations` are not looked at."""
+        return _behind(self.name, lm, self.opening)
+
+
+@dataclass(frozen=True)
+class InContext:
+    """Demonstrations in front of the query, encoded once for all queries."""
+
+    name: str = "icl"
+
+    def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
+        """The model behind the demonstrations."""
+        return _behind(self.name, lm, demonstrations.prefix)
+
+
+def _behind(learner: str, lm: LanguageModel, prefix: tuple[int, ...]) -> AdaptedModel:
+    start = time.perf_counter()
+    encoded = lm.encode(prefix)
+    seconds = time.perf_counter() - start
+    flops = forward_flops(lm.model, lm.anatomy, own=len(prefix), scored=0)
+    return AdaptedModel(learner, lm, encoded, AdaptationCost(seconds, len(prefix), flops))

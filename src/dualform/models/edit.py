@@ -1,0 +1,151 @@
+"""Changes to weights: learned as explicit deltas, lent to the model for the length of a block, never left behind.
+
+A delta beside the frozen weight moves only the rows it names, whatever the optimiser does, and is there to be read
+afterwards. (Masking gradients would not do: weight decay or momentum moves the other rows all the same.)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from dualform.errors import ModelError
+from dualform.models.anatomy import Anatomy, is_linear, row_axis
+
+
+@dataclass(frozen=True)
+class WeightDelta:
+    """A change to some output features of one parameter."""
+
+    parameter: str
+    """Full name, such as `model.layers.0.self_attn.k_proj.weight`."""
+    axis: int
+    """Axis of the parameter that counts output features."""
+    index: Tensor | None
+    """Which of them, `(row,)`; None for all."""
+    delta: Tensor
+    """What is added, float32, of the parameter's shape but for `row` entries on `axis`."""
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """`weight` with the change, in its own dtype; the sum is taken in float32 so that small changes survive it."""
+        delta = self.delta.to(weight.device)
+        wide = weight if weight.dtype.itemsize >= 4 else weight.float()
+        if self.index is None:
+            return (wide + delta).to(weight.dtype)
+        return wide.index_add(self.axis, self.index.to(weight.device), delta.to(wide.dtype)).to(weight.dtype)
+
+
+@contextmanager
+def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[None]:
+    """Lend the changes to the model; afterwards its parameters are the same tensors as before, bit for bit."""
+    originals: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for change in deltas:
+            parameter = model.get_parameter(change.parameter)
+            originals.append((parameter, parameter.data))
+            parameter.data = change.added_to(parameter.data)
+        yield
+    finally:
+        for parameter, data in reversed(originals):
+            parameter.data = data
+
+
+class _Delta(nn.Module):
+    """Parametrization: the frozen original plus a trained delta on some rows."""
+
+    def __init__(self, original: Tensor, axis: int, index: Tensor | None) -> None:
+        super().__init__()
+        shape = list(original.shape)
+        if index is not None:
+            shape[axis] = len(index)
+        self.axis = axis
+        self.delta = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=original.device))
+        self.register_buffer("index", None if index is None else index.to(original.device))
+
+    def forward(self, original: Tensor) -> Tensor:
+        wide = original if original.dtype.itemsize >= 4 else original.float()
+        index = self.get_buffer("index") if self.index is not None else None
+        delta = self.delta.to(wide.dtype)
+        changed = wide + delta if index is None else wide.index_add(self.axis, index, delta)
+        return changed.to(original.dtype)
+
+
+class KeyValueTraining:
+    """W_K and W_V (weights and biases) of every layer, trainable through deltas that start at zero.
+
+    Use as a context manager; the model is as before when the block ends, also when it raises. `parameters` are the
+    deltas to optimise, `deltas()` what they have become.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
+        anatomy.require_key_value()
+        self._model = model
+        self._targets = _key_value_rows(model, anatomy)
+        self._trained: list[tuple[str, _Delta]] = []
+        self._required: dict[str, bool] = {}
+
+    def __enter__(self) -> "KeyValueTraining":
+        self._required = {name: weight.requires_grad for name, weight in self._model.named_parameters()}
+        self._model.requires_grad_(False)
+        try:
+            for module_name, index in self._targets.items():
+                module = self._model.get_submodule(module_name)
+                for name in ("weight", "bias"):
+                    parameter = getattr(module, name, None)
+                    if parameter is None:
+                        continue
+                    axis = row_axis(module) if name == "weight" else 0
+                    delta = _Delta(parameter, axis, index)
+                    # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
+                    parametrize.register_parametrization(module, name, delta, unsafe=True)
+                    self._trained.append((f"{module_name}.{name}", delta))
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._restore()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The deltas, as parameters."""
+        return [delta.delta for _, delta in self._trained]
+
+    def deltas(self) -> tuple[WeightDelta, ...]:
+        """A copy of the deltas as they are now."""
+        return tuple(
+            WeightDelta(name, delta.axis, delta.index if delta.index is None else delta.get_buffer("index").clone(),
+                        delta.delta.detach().clone())
+            for name, delta in self._trained
+        )  # fmt: skip
+
+    def _restore(self) -> None:
+        for module_name in self._targets:
+            module = self._model.get_submodule(module_name)
+            for name in ("weight", "bias"):
+                if parametrize.is_parametrized(module, name):
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        for name, weight in self._model.named_parameters():
+            weight.requires_grad_(self._required[name])
+
+
+def _key_value_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | None]:
+    """Linear -> output features that are W_K or W_V, None for all of them."""
+    rows: dict[str, list[Tensor]] = {}
+    for layer in anatomy.layers:
+        for projection in (layer.W_K, layer.W_V):
+            assert projection is not None
+            rows.setdefault(projection.module, []).append(projection.index)
+    merged: dict[str, Tensor | None] = {}
+    for name, indices in rows.items():
+        module = model.get_submodule(name)
+        if not is_linear(module):
+            raise ModelError(f"{name} is no linear, so W_K and W_V in it cannot be trained apart")
+        index = torch.cat(indices).unique()
+        merged[name] = None if len(index) == module.get_parameter("weight").shape[row_axis(module)] else index
+    return merged

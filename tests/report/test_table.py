@@ -1,0 +1,75 @@
+import io
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from dualform.report.numerals import MISSING, decimal, percent, significant
+from dualform.report.table import accuracy_table, cost_table, similarity_table
+from tests.report.example_result import empty_result, example_result
+
+
+def printed(table: Table, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("table", [accuracy_table, similarity_table, cost_table], ids=lambda table: table.__name__)
+def test_tables_fit_in_eighty_columns_without_losing_a_number(table):
+    narrow, wide = printed(table(example_result())), printed(table(example_result()), width=400)
+    assert max(len(line) for line in narrow.splitlines()) <= 80
+    assert "…" not in narrow
+    assert max(len(line.rstrip()) for line in wide.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("table", [accuracy_table, similarity_table, cost_table], ids=lambda table: table.__name__)
+def test_an_empty_result_makes_an_empty_table(table):
+    assert table(empty_result()).row_count == 0
+    printed(table(empty_result()))
+
+
+def test_accuracies_are_in_order_and_a_collapse_is_marked():
+    text = printed(accuracy_table(example_result()))
+    assert text.index("zero-shot") < text.index("in-context") < text.index("finetuned") < text.index("folded")
+    [zero_shot] = [line for line in text.splitlines() if "zero-shot" in line]
+    assert "94.7 % !" in zero_shot
+    assert text.count("!") == 1
+
+
+def test_similarities_stand_beside_the_random_control_and_companions_below():
+    lines = printed(similarity_table(example_result())).splitlines()
+    [sim_aou] = [line for line in lines if "SimAOU " in line]
+    assert "0.186" in sim_aou
+    assert "0.001" in sim_aou
+    assert any("total variation" in line and "0.112" in line for line in lines)
+    assert any("a_future_measure" in line and MISSING in line for line in lines)
+
+
+def test_costs_are_in_the_units_of_their_columns():
+    [icl] = [line for line in printed(cost_table(example_result())).splitlines() if "in-context" in line]
+    assert all(number in icl for number in ("1.21", "18.0", "1,158", "330"))
+
+
+def test_square_brackets_in_a_name_are_no_markup():
+    similarity = {"[bold]loud[/bold]": example_result().similarity["sim_aou"]}
+    assert "[bold]loud[/bold]" in printed(similarity_table(example_result(similarity=similarity)))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.0, "0"), (0.01234, "0.0123"), (12.34, "12.3"), (1234.5, "1,230"), (0.9996, "1.000"), (1.2e-7, "1.20e-07")],
+)
+def test_three_digits_are_significant(number, text):
+    assert significant(number) == text
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), float("inf"), "text", True])
+def test_what_is_no_number_is_a_dash(nothing):
+    assert percent(nothing) == decimal(nothing) == significant(nothing) == MISSING
+
+
+def test_a_small_number_is_not_rounded_to_zero():
+    assert decimal(0.0001) == "1.0e-04"
+    assert decimal(0.0) == "0.000"

@@ -1,0 +1,136 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dualform.errors import ConfigError, TaskError
+from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
+from dualform.tasks.task import Example
+
+LABELS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
+SEEDS = st.integers(0, 1000)
+WORDS = ("bad", "fair", "good")
+
+
+@given(labels=LABELS, seed=SEEDS, data=st.data())
+def test_draws_are_without_replacement_and_smaller_ones_are_prefixes(make_task, labels, seed, data):
+    task = make_task(labels, words=WORDS)
+    k = data.draw(st.integers(0, len(labels)))
+    fewer = data.draw(st.integers(0, k))
+    drawn = draw_demonstrations(task, k, seed)
+    assert len(set(drawn.rows)) == k == drawn.k_effective
+    assert draw_demonstrations(task, fewer, seed).rows == drawn.rows[:fewer] == drawn.truncated(fewer).rows
+    assert drawn.labels == tuple(labels[row] for row in drawn.rows)
+
+
+@given(per_class=st.integers(1, 12), spare=st.lists(st.integers(0, 2), max_size=20), seed=SEEDS, data=st.data())
+def test_balanced_counts_differ_by_at_most_one(make_task, per_class, spare, seed, data):
+    task = make_task([*(label for label in range(3) for _ in range(per_class)), *spare], words=WORDS)
+    k = data.draw(st.integers(0, 3 * per_class))
+    drawn = draw_demonstrations(task, k, seed, balanced=True)
+    counts = Counter(example.label for example in drawn.examples)
+    assert max(counts[label] for label in range(3)) - min(counts[label] for label in range(3)) <= 1
+    assert len(set(drawn.rows)) == k
+
+
+def test_the_papers_rule_is_not_balanced(make_task):
+    task = make_task([0] * 90 + [1] * 10)
+    counts = Counter(draw_demonstrations(task, 20, 0).labels)
+    assert counts[0] - counts[1] > 1
+
+
+def test_balanced_classes_do_not_alternate(make_task):
+    task = make_task([0, 1] * 50)
+    orders = {draw_demonstrations(task, 16, seed, balanced=True).labels for seed in range(5)}
+    assert len(orders) == 5
+    assert not any(labels in ((0, 1) * 8, (1, 0) * 8) for labels in orders)
+
+
+def test_the_seed_alone_decides(make_task):
+    task = make_task([0, 1] * 20)
+    assert draw_demonstrations(task, 8, 3) == draw_demonstrations(task, 8, 3)
+    assert draw_demonstrations(task, 8, 3).rows != draw_demonstrations(task, 8, 4).rows
+
+
+def test_the_draw_is_the_same_on_every_platform_and_release(make_task):
+    assert draw_demonstrations(make_task([0, 1] * 10), 5, 1).rows == (4, 18, 2, 8, 3)
+
+
+@given(labels=st.lists(st.integers(0, 2), min_size=4, max_size=40), seed=SEEDS)
+def test_label_rules_change_labels_and_nothing_else(make_task, labels, seed):
+    task = make_task(labels, words=WORDS)
+    true = draw_demonstrations(task, 4, seed)
+    shuffled = draw_demonstrations(task, 4, seed, label_rule="shuffled")
+    random = draw_demonstrations(task, 4, seed, label_rule="random")
+    assert true.examples == shuffled.examples == random.examples
+    assert Counter(shuffled.labels) == Counter(true.labels)
+    assert set(random.labels) <= {0, 1, 2}
+
+
+def test_shuffled_labels_do_move_and_random_ones_change_their_counts(make_task):
+    task = make_task([0, 1] * 50)
+    true = draw_demonstrations(task, 30, 1)
+    assert draw_demonstrations(task, 30, 1, label_rule="shuffled").labels != true.labels
+    random = draw_demonstrations(make_task([0] * 60 + [1]), 60, 1, label_rule="random")
+    assert 15 < sum(random.labels) < 45  # about half of 60, though nearly all true labels are 0
+
+
+def test_dealt_labels_stay_within_each_examples_own_choices(make_task):
+    wide = tuple(Example({"text": f"wide {row}"}, 3, row, ("a", "b", "c", "d")) for row in range(5))
+    narrow = tuple(Example({"text": f"narrow {row}"}, row % 2, row, ("a", "b")) for row in range(5, 15))
+    task = make_task([0], words=None, choices=("a", "b"))
+    pool = {**task.splits, "train": wide + narrow}
+    task = make_task([0], words=None, choices=("a", "b"), splits=pool)
+    for rule in ("shuffled", "random"):
+        drawn = draw_demonstrations(task, 15, 2, label_rule=rule)
+        assert all(label < len(e.choices or ()) for e, label in zip(drawn.examples, drawn.labels, strict=True))
+
+
+def test_balanced_multiple_choice_balances_the_index_of_the_right_choice(make_task):
+    task = make_task([0] * 30 + [1] * 6, words=None, choices=("a", "b"))
+    assert Counter(draw_demonstrations(task, 12, 0, balanced=True).labels) == {0: 6, 1: 6}
+    with pytest.raises(TaskError, match="more than 6 rows of right choice 1"):
+        draw_demonstrations(task, 14, 0, balanced=True)
+
+
+def test_no_demonstrations_are_an_empty_selection(make_task):
+    drawn = draw_demonstrations(make_task([0, 1]), 0, 1, balanced=True, label_rule="shuffled")
+    assert (drawn.examples, drawn.labels, drawn.rows, drawn.k_effective) == ((), (), (), 0)
+
+
+def test_truncation_keeps_what_was_asked_for_and_never_lengthens(make_task):
+    drawn = draw_demonstrations(make_task([0, 1] * 5), 6, 1, label_rule="shuffled")
+    cut = drawn.truncated(4)
+    assert (cut.k_requested, cut.k_effective, cut.labels) == (6, 4, drawn.labels[:4])
+    assert drawn.truncated(99) == drawn
+    with pytest.raises(ConfigError, match="-1 is negative"):
+        drawn.truncated(-1)
+
+
+def test_more_than_the_pool_holds_is_refused_with_both_numbers(make_task):
+    with pytest.raises(TaskError, match=r"9 demonstrations .* 'toy' has 4 rows"):
+        draw_demonstrations(make_task([0, 1, 0, 1]), 9, 1)
+
+
+def test_a_class_too_small_for_balance_is_named(make_task):
+    task = make_task([0] * 20 + [1] * 3, label_names=("negative", "positive"))
+    with pytest.raises(TaskError, match=r"8 balanced .* more than 3 rows of label 1 \(positive\).* at most 6"):
+        draw_demonstrations(task, 8, 1, balanced=True)
+    assert draw_demonstrations(task, 6, 1, balanced=True).k_effective == 6
+    with pytest.raises(TaskError, match=r"more than 0 rows of label 1 \(good\)"):
+        draw_demonstrations(make_task([0] * 9), 4, 1, balanced=True)
+
+
+@pytest.mark.parametrize(
+    ("k", "seed", "rule", "message"),
+    [(-2, 1, "true", "-2 is negative"), (2, -1, "true", "seed -1"), (2, 1, "fals", "'fals' .* true, shuffled, random")],
+)
+def test_settings_that_mean_nothing_are_refused(make_task, k, seed, rule, message):
+    with pytest.raises(ConfigError, match=message):
+        draw_demonstrations(make_task([0, 1]), k, seed, label_rule=rule)
+
+
+def test_each_demonstration_has_one_label():
+    with pytest.raises(ConfigError, match="0 demonstrations came with 1 labels"):
+        Demonstrations("toy", (), (1,), 0, False, "true", 1)
