@@ -29,7 +29,7 @@ class Estimate(_Record):
     mean: Number
     """Mean over examples (within a seed), then over seeds."""
     ci95: tuple[Number, Number]
-    """95 % bootstrap interval, resampling demonstration seeds, then examples within them."""
+    """95 % bootstrap interval, resampling demonstration seeds and, independently, the queries that all seeds share."""
     n: int
     """Numbers that the mean stands on: (seed, query) pairs, or the denominator of a ratio."""
 

@@ -117,6 +117,33 @@ def test_the_page_shows_the_numbers_that_the_result_holds(page):
         assert shown in text
 
 
+def test_agreement_is_explained_as_a_share_beside_its_chance_level(page):
+    text = " ".join(page.text)
+    row = text[text.index("Output agreement") : text.index("Linear relaxation")]
+    for shown in ("Share of the queries", "0.790", "chance level", "0.553", "KL(ICL, FT), nats"):
+        assert shown in row
+
+
+def test_relaxation_is_a_cosine_by_layer_and_head_beside_its_relative_error(page):
+    text = " ".join(page.text)
+    row = text[text.index("Linear relaxation") :]
+    row = row[: row.index("a_future_measure")]
+    for shown in ("Cosine with the true output", "0.720", "relative error", "0.680", "0.660 to 0.700"):
+        assert shown in row
+    for chart in ("spec-layers", "spec-heads"):
+        assert "Linear relaxation" in json.dumps(page.specs()[chart])
+
+
+@pytest.mark.parametrize("study", ["comparison", "another"])
+def test_a_recorded_command_line_is_shown_as_it_was_typed(study):
+    typed = "dualform compare 'my model' reviews --seeds 1..5  --limit 20 <&-"
+    page = Page(render_page(small_result(study=study, environment={"command": typed, "device": "cpu"})))
+    text = "".join(page.text)
+    assert text.count(typed) == 1
+    assert "--seeds 1,2,3,4,5" not in text
+    assert "other settings" not in text
+
+
 def test_nothing_on_the_page_is_loaded(page):
     for tag, attributes in page.tags:
         assert tag not in {"link", "iframe", "object", "embed", "base", "img"}, tag

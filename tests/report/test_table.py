@@ -44,6 +44,8 @@ def test_similarities_stand_beside_the_random_control_and_companions_below():
     assert "0.186" in sim_aou
     assert "0.001" in sim_aou
     assert any("total variation" in line and "0.112" in line for line in lines)
+    assert any("relative error" in line and "0.660 to 0.700" in line and "2,000" in line for line in lines)
+    assert any("chance level" in line and "0.553" in line for line in lines)
     assert any("a_future_measure" in line and MISSING in line for line in lines)
 
 

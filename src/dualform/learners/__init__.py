@@ -1,0 +1,1 @@
+"""Ways to adapt a model to demonstrations, and what they make."""

@@ -28,8 +28,15 @@ class AdaptationCost:
 class Adapted(Protocol):
     """A model adapted to some demonstrations. Reading leaves no trace on the model."""
 
-    learner: str
-    cost: AdaptationCost
+    @property
+    def learner(self) -> str:
+        """Name of the learner that made it."""
+        ...
+
+    @property
+    def cost(self) -> AdaptationCost:
+        """What adapting took."""
+        ...
 
     @property
     def n_prefix(self) -> int:
@@ -74,7 +81,10 @@ class AdaptedModel:
 class Learner(Protocol):
     """A way to adapt a model to demonstrations."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Short name, as in results."""
+        ...
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> Adapted:
         """Adapt `lm`; its weights are the same afterwards, bit for bit, also when this raises."""

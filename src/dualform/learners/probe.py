@@ -79,9 +79,12 @@ class ProbedModel:
     def read_group(
         self, queries: Sequence[Query], indices: Sequence[int], want: Recording = NO_RECORDING, probe: Probe = "prompt"
     ) -> Readings:
-        """Read one group; the classifier's log-probabilities stand where the label words' would (-inf: never shown)."""
-        readings = self.zero_shot.read_group(queries, indices, want, probe)
-        table = torch.full((len(indices), self.n_labels), -torch.inf, dtype=torch.float64)
+        """Read one group; the classifier's log-probabilities stand in for the label words' (-inf: never shown)."""
+        return self.answer(self.zero_shot.read_group(queries, indices, want, probe))
+
+    def answer(self, readings: Readings) -> Readings:
+        """Zero-shot readings with the classifier's answers, for those who have read the queries already."""
+        table = torch.full((len(readings.queries), self.n_labels), -torch.inf, dtype=torch.float64)
         if self.classifier is None:
             table[:, self.only_label] = 0.0
         else:

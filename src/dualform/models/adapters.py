@@ -30,14 +30,14 @@ class LoraTraining:
                     "with --learners."
                 )
             self._names += [name for name in (layer.W_Q.module, layer.W_V.module) if name not in self._names]
-        self._required: dict[str, bool] = {}
+        self._required: list[tuple[nn.Parameter, bool]] = []
         self._peft: Any = None
 
     def __enter__(self) -> "LoraTraining":
         # peft takes seconds to import, and not everyone trains adapters.
         from peft import LoraConfig, get_peft_model
 
-        self._required = {name: weight.requires_grad for name, weight in self._model.named_parameters()}
+        self._required = [(weight, weight.requires_grad) for weight in self._model.parameters()]
         transposed = row_axis(self._model.get_submodule(self._names[0])) == 1
         config = LoraConfig(
             r=self._rank,
@@ -46,11 +46,15 @@ class LoraTraining:
             target_modules=self._names,
             fan_in_fan_out=transposed,
         )
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            torch.manual_seed(self._seed)
-            # Advice for people who save adapters; nothing is saved here.
-            warnings.simplefilter("ignore")
-            self._peft = get_peft_model(self._model, config)
+        try:
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                torch.manual_seed(self._seed)
+                # Advice for people who save adapters; nothing is saved here.
+                warnings.simplefilter("ignore")
+                self._peft = get_peft_model(self._model, config)
+        except BaseException:
+            self.__exit__()
+            raise
         self._model.eval()
         return self
 
@@ -58,11 +62,16 @@ class LoraTraining:
         if self._peft is not None:
             self._peft.unload()
             self._peft = None
+        for name in self._names:
+            # Left behind when peft itself failed half-way.
+            module: Any = self._model.get_submodule(name)
+            if hasattr(module, "base_layer"):
+                self._model.set_submodule(name, module.base_layer)
         for name in ("peft_config", "active_adapters_"):
             if name in vars(self._model):
                 delattr(self._model, name)
-        for name, weight in self._model.named_parameters():
-            weight.requires_grad_(self._required[name])
+        for weight, required in self._required:
+            weight.requires_grad_(required)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

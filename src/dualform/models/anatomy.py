@@ -126,12 +126,19 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         ModelError: No attention was seen at all.
     """
     registry = _use_registry(model)
-    seen, inputs = _observe(model, registry)
+    refusal: ModelError | None = None
+    seen: list[_Seen] = []
+    try:
+        seen, inputs = _observe(model, registry)
+    except ModelError as error:
+        refusal = error
     if not seen and registry:
+        # The family asks for more than dualform's function knows (a soft cap): its own code can still be watched.
         registry = False
+        _use_eager(model)
         seen, inputs = _observe(model, registry)
     if not seen:
-        raise ModelError(
+        raise refusal or ModelError(
             f"{type(model).__name__}: no softmax attention was seen in its forward, so there is nothing to compare. "
             "dualform reads causal transformers with attention layers."
         )
@@ -144,12 +151,20 @@ def _use_registry(model: PreTrainedModel) -> bool:
     if type(model)._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
         return True
-    # Only the eager code has a softmax to be seen. The setter refuses such families, the config does not.
+    _use_eager(model)
+    return False
+
+
+def _use_eager(model: PreTrainedModel) -> None:
+    """Have the family's plain code compute attention: only there is a softmax to be seen."""
+    if type(model)._can_set_attn_implementation():
+        model.set_attn_implementation("eager")
+        return
+    # The setter refuses such families, the config does not.
     model.config._attn_implementation = "eager"
     for module in model.modules():
         if hasattr(module, "_use_sdpa"):
             module._use_sdpa = False
-    return False
 
 
 def _observe(model: PreTrainedModel, registry: bool) -> tuple[list[_Seen], dict[nn.Module, Tensor]]:
@@ -236,7 +251,7 @@ def _rows_that_move(tensor: Tensor, linears: dict[str, nn.Module], prefix: str) 
         return []
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(tensor.shape, generator=generator).to(tensor)
-    weights = [module.weight for module in linears.values()]
+    weights = [module.get_parameter("weight") for module in linears.values()]
     gradients = torch.autograd.grad((tensor * direction).sum(), weights, retain_graph=True, allow_unused=True)
     rows = []
     for (name, module), gradient in zip(linears.items(), gradients, strict=True):

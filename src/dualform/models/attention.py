@@ -110,9 +110,10 @@ def _attention(
 ) -> tuple[Tensor, None]:
     for name, given in kwargs.items():
         if name not in _HARMLESS and given is not None and (name, given) != ("is_causal", True):
+            shown = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
             raise ModelError(
-                f"{type(module).__name__} asks attention for {name}={given!r}, which dualform's attention "
-                "function does not know. The model is read by a slower route; `dualform doctor` says which."
+                f"{type(module).__name__} asks attention for {name}={shown}, which dualform cannot reckon with: "
+                "leaving it out would give wrong numbers. Choose another model."
             )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = AttentionCall(query, key, value, attention_mask, scale, sliding_window, dropout)

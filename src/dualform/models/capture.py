@@ -183,6 +183,8 @@ class Recorder:
                 row = row.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else row + seen
         else:
             row = scores[index.batch, :, index.position]
+        # Families say that a token is hidden by adding the lowest finite number; a trace says -inf.
+        row = row.masked_fill(row <= torch.finfo(row.dtype).min / 2, -torch.inf)
         own = row.gather(2, index.columns[:, None, :].expand(-1, row.shape[1], -1))
         self.see(layer, q, keys, values, own, row[..., : index.n_prefix], head_output[index.batch, :, index.position])
 

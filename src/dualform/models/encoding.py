@@ -148,8 +148,8 @@ class Encoder:
         for word, ids in zip(self._task.label_words, words, strict=True):
             if ids[0] in firsts:
                 warnings.warn(
-                    f"label words {firsts[ids[0]]!r} and {word!r} begin with the same token ({ids[0]}): accuracy scores "
-                    "whole words and is right, but whole-vocabulary measures at the prompt's end cannot tell them apart",
+                    f"label words {firsts[ids[0]]!r} and {word!r} begin with the same token ({ids[0]}): accuracy "
+                    "scores whole words and is right, but measures over the vocabulary cannot tell them apart",
                     stacklevel=3,
                 )
             firsts[ids[0]] = word

@@ -1,12 +1,15 @@
 """`load_model`: a name, a folder, a GGUF file or a hub id in, a `LanguageModel` out."""
 
 import difflib
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from dualform.errors import ConfigError, DualformError, HubError, ModelError
@@ -51,11 +54,18 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
         if "gguf_file" in arguments:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(source, **arguments, dtype=_DTYPES[dtype])
-    except DualformError:
-        raise
-    except (OSError, ValueError, KeyError, HFValidationError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, **arguments, dtype=_DTYPES[dtype], output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise _explain(name, error) from error
+    if found["missing_keys"]:
+        # transformers would start them at random and go on.
+        missing = sorted(found["missing_keys"])
+        raise ModelError(
+            f"{name} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}). Give a checkpoint of a causal language model."
+        )
     return LanguageModel.wrap(model.to(where), tokenizer, name, route)
 
 
@@ -92,13 +102,12 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
 
 def _ask_hub(name: str) -> None:
     """Find out in one request whether the hub has this model: transformers would retry for most of a minute."""
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
     packaged = ", ".join(PACKAGED_MODELS)
     near = difflib.get_close_matches(name, PACKAGED_MODELS, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     try:
-        HfApi().model_info(name, timeout=10)
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=10)
     except GatedRepoError as error:
         raise ModelError(f"model {name!r} asks for its terms to be accepted: do so on the hub and log in.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -106,7 +115,7 @@ def _ask_hub(name: str) -> None:
             f"unknown model {name!r}.{hint} Give a packaged name ({packaged}), a checkpoint folder, a .gguf file or a "
             "hub id (a private one needs a login)."
         ) from error
-    except (OSError, HTTPError) as error:
+    except (OSError, TransportError) as error:
         raise HubError(
             f"{name!r} is no packaged model ({packaged}) and no folder here, and the model hub could not be reached "
             f"({str(error).splitlines()[0]}).{hint} Give a checkpoint folder, or try again with a network."
@@ -114,5 +123,5 @@ def _ask_hub(name: str) -> None:
 
 
 def _explain(name: str, error: Exception) -> DualformError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
     return ModelError(f"{name} could not be loaded as a causal language model: {reason}")

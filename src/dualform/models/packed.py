@@ -5,6 +5,8 @@ Grouped heads are folded into the row axis, so that keys and values are not repe
 without padding; only attention within a query is padded, to the longest of its row.
 """
 
+from typing import Any
+
 import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ class PackedRoute:
             )
             recorder = Recorder(self._anatomy, want, layout.seen_mask, index)
         tap = _PackedTap(self._layer_of, prefix, layout, recorder)
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": layout.tokens[None],
             "position_ids": (layout.offsets + prefix.length)[None],
             "use_cache": False,

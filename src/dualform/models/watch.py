@@ -98,6 +98,10 @@ class AttentionWatch(TorchFunctionMode):
         assert frame.operands is not None
         assert frame.scores is not None
         query, key = frame.operands
+        if frame.scores.shape[-1] != key.shape[-1]:
+            # A softmax over more than the keys (attention sinks) is not the attention that is described here.
+            frame.operands = frame.scores = None
+            return
         seen = SeenAttention(
             query=self._by_head(query),
             key=self._by_head(key).transpose(-1, -2),

@@ -90,23 +90,23 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "agreement",
         "Output agreement",
-        "How alike the two models' output distributions are.",
-        "Two models may agree because both answer as the unchanged model does.",
+        "Share of the queries to which the prompted and the finetuned model give the same answer; 1: all of them.",
+        "Even above the chance level below it, two models may agree because both answer as the unchanged model does.",
     ),
     Measure(
         "relaxation",
         "Linear relaxation",
-        "How well linear attention describes the softmax attention of this model.",
+        "Does linear attention describe this model's heads? Cosine with the true output; 1: the same up to scale.",
         "Says whether the theory's premise holds, not whether its conclusion does.",
     ),
 )
 
 DETAIL_TITLES: dict[str, str] = {
+    "chance": "chance level (independent)",
     "total_variation": "total variation (0 = same)",
     "kl_icl_ft": "KL(ICL, FT), nats (0 = same)",
     "top_k_overlap": "top tokens shared",
     "overlap_cosine": "cosine over shared tokens",
-    "cosine": "cosine (1 = linear)",
     "relative_error": "relative error (0 = linear)",
 }
 """Names of the companions in `Similarity.details`."""

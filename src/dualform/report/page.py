@@ -74,7 +74,7 @@ def render_page(result: Result) -> str:
         trials=_trial_rows(result),
         model=_facts(result.model),
         task=_facts({key: value for key, value in result.task.items() if key != "prompt"}),
-        environment=_facts(result.environment),
+        environment=_facts({key: value for key, value in result.environment.items() if key != "command"}),
         config=_yaml(result.config),
         commands=_commands(result),
         glossary=_glossary(result),
@@ -307,6 +307,9 @@ def _yaml(value: Any) -> str:
 def _commands(result: Result) -> list[tuple[str, str]]:
     """What to type to get this page, or these numbers, again."""
     commands = [("Rebuild this page from the run's folder", "dualform report DIR")]
+    typed = result.environment.get("command")
+    if typed:
+        return [*commands, ("Run it again", str(typed))]
     model, task = result.model.get("name"), result.task.get("name")
     if result.study == "comparison" and model and task:
         words = ["dualform", "compare", str(model), str(task)]
@@ -331,7 +334,8 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
             ("seed", "Decides which demonstrations are drawn and in what order."),
             (
                 "95 % interval",
-                "Bootstrap over seeds, then over queries within them. Two that overlap are not told apart here.",
+                "Bootstrap over seeds and, independently, over the queries that all seeds share. Two that overlap are "
+                "not told apart here.",
             ),
             ("n", "Numbers that a mean stands on: (seed, query) pairs, or the denominator of a ratio."),
         ]

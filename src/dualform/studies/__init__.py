@@ -1,0 +1,1 @@
+"""One question a file: settings in, a result out."""

@@ -1,0 +1,47 @@
+"""`dualform doctor`: how a model is read, and what could not be verified."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from dualform.cli.guard import guarded
+
+
+@guarded
+def doctor(
+    model: Annotated[str, typer.Argument(help="As for compare")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16")] = "float32",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
+) -> None:
+    """Show the layout found, the route that runs, the self-checks, and what is left unverified.
+
+    Examples:
+      dualform doctor smollm2-135m
+
+      dualform doctor ./checkpoint --json
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dualform.models.doctor import examine
+    from dualform.models.load import load_model
+
+    found = examine(load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code))
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+        return
+    console = Console()
+    facts = Table("what", "found", title=model, title_justify="left")
+    for what, value in found.facts.items():
+        facts.add_row(what, Text(value))
+    console.print(facts)
+    checks = Table("check", "outcome", "largest deviation")
+    for check in found.checks:
+        checks.add_row(check.name, "passed" if check.passed else Text(check.note or "failed", style="red"), check.shown)
+    console.print(checks)
+    for note in found.unverified:
+        console.print(Text(f"Not verified: {note}", style="yellow"))

@@ -1,0 +1,53 @@
+"""What every command does with an error: one clear message, and the exit code that says whose mistake it was."""
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+
+from dualform.errors import DualformError
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def guarded(command: Callable[P, T]) -> Callable[P, T]:
+    """Exit 2 with the message on a user's mistake, 130 on ctrl-C; faults pass through and exit 1."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        _quiet_libraries()
+        try:
+            return command(*args, **kwargs)
+        except DualformError as error:
+            say(f"error: {error}")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            say("stopped. Finished seeds are kept: the same command goes on where it stopped.")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def say(text: str) -> None:
+    """One line for the user, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own bars and chatter off the terminal; our own warnings are shown as plain lines."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+        if category is UserWarning and f"{os.sep}dualform{os.sep}" in filename:
+            say(f"note: {message}")
+
+    warnings.showwarning = show  # type: ignore[assignment]

@@ -1,0 +1,74 @@
+"""`dualform models` and `dualform tasks`: what is available here."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from dualform.cli.guard import guarded
+
+_Json = Annotated[bool, typer.Option("--json", help="Print as JSON")]
+
+
+@guarded
+def models(as_json: _Json = False) -> None:
+    """List the models that need no hub, and what else may be named.
+
+    Examples:
+      dualform models
+
+      dualform models --json
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from dualform.models.packaged import PACKAGED_MODELS, is_local
+
+    rows = [
+        {"name": name, "parameters": model.parameters, "local": is_local(name), "note": model.note}
+        for name, model in PACKAGED_MODELS.items()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("model", "parameters", "here", "what it is")
+    for row in rows:
+        table.add_row(
+            str(row["name"]), f"{row['parameters']:,}", "yes" if row["local"] else "on first use", str(row["note"])
+        )
+    console = Console()
+    console.print(table)
+    console.print("Also: a checkpoint folder, a .gguf file, or any causal model on the hub by its id.")
+    console.print("[bold]dualform doctor MODEL[/bold] says how one is read and what could not be verified.")
+
+
+@guarded
+def tasks(
+    data_dir: Annotated[str | None, typer.Option(help="Folder with data sets (or $DUALFORM_DATA)")] = None,
+    as_json: _Json = False,
+) -> None:
+    """List the tasks that are known here.
+
+    Examples:
+      dualform tasks
+
+      dualform tasks --data-dir data
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from dualform.tasks.sources import available_tasks
+
+    found = available_tasks(data_dir)
+    if as_json:
+        print(json.dumps([asdict(summary) for summary in found], indent=2))
+        return
+    table = Table("task", "label words", "here", "where from")
+    for summary in found:
+        words = ", ".join(summary.label_words) if summary.label_words else "each example's own choices"
+        table.add_row(summary.name, words, "yes" if summary.local else "on first use", str(summary.where))
+    console = Console()
+    console.print(table)
+    console.print("Also: a CSV, TSV, JSONL or Parquet file with --text and --label, a YAML file, or a hub data set.")

@@ -1,0 +1,40 @@
+"""`dualform`: gathers the commands and turns errors into messages and exit codes."""
+
+import sys
+
+import typer
+
+from dualform._version import __version__
+from dualform.cli.compare import compare
+from dualform.cli.doctor import doctor
+from dualform.cli.listing import models, tasks
+from dualform.cli.report import report
+
+app = typer.Typer(
+    name="dualform",
+    help="Does this model learn from its prompt as it would from gradients, and which should you use?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (compare, report, models, tasks, doctor):
+    app.command()(command)
+
+
+@app.callback()
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Entry point: exit 0 on success, 2 on a user's mistake, 130 on ctrl-C, 1 on a fault."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,38 @@
+"""The bar: on a terminal only, on standard error, so that `--json` and pipes stay clean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bar:
+    """Draws a study's progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("getting model and data", total=None)
+
+    def start(self, total: float) -> None:
+        """So much work lies ahead."""
+        self._progress.update(self._task, total=total)
+
+    def advance(self, amount: float, doing: str) -> None:
+        """So much of it is done."""
+        self._progress.update(self._task, advance=amount, description=doing)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A bar for the length of the block; nothing at all where standard error is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress)
