@@ -1,1 +1,148 @@
-"""dualform: does this model learn from its prompt as it would from gradients, and which should you use?"""
+"""dualform: does this model learn from its prompt as it would from gradients, and which should you use?
+
+Importing the package is quick; each name loads what it needs when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dualform._version import __version__
+
+if TYPE_CHECKING:
+    from dualform.errors import DualformError as DualformError
+    from dualform.learners.finetuned import Finetuned as Finetuned
+    from dualform.learners.lora import Lora as Lora
+    from dualform.learners.probe import LinearProbe as LinearProbe
+    from dualform.learners.prompting import InContext as InContext
+    from dualform.learners.prompting import ZeroShot as ZeroShot
+    from dualform.learners.rate import search_rate as search_rate
+    from dualform.models.capture import Recording as Recording
+    from dualform.models.encoding import Encoder as Encoder
+    from dualform.models.language_model import LanguageModel as LanguageModel
+    from dualform.models.load import load_model as load_model
+    from dualform.ops.agreement import kl_divergence as kl_divergence
+    from dualform.ops.agreement import label_agreement as label_agreement
+    from dualform.ops.agreement import overlap_cosine as overlap_cosine
+    from dualform.ops.agreement import rec2ftp as rec2ftp
+    from dualform.ops.agreement import top_k_overlap as top_k_overlap
+    from dualform.ops.agreement import total_variation as total_variation
+    from dualform.ops.dual_form import linear_attention as linear_attention
+    from dualform.ops.dual_form import outer_product_update as outer_product_update
+    from dualform.ops.dual_form import relaxation as relaxation
+    from dualform.ops.rank import ft_logits as ft_logits
+    from dualform.ops.rank import icl_logits as icl_logits
+    from dualform.ops.rank import kendall_tau_b as kendall_tau_b
+    from dualform.ops.similarity import direct_update as direct_update
+    from dualform.ops.similarity import sim_am as sim_am
+    from dualform.ops.similarity import sim_am_centred as sim_am_centred
+    from dualform.ops.similarity import sim_am_delta as sim_am_delta
+    from dualform.ops.similarity import sim_am_softmax as sim_am_softmax
+    from dualform.ops.similarity import sim_aou as sim_aou
+    from dualform.ops.similarity import sim_aou_raw as sim_aou_raw
+    from dualform.report.page import render_page as render_page
+    from dualform.result import Result as Result
+    from dualform.runs.store import RunFolder as RunFolder
+    from dualform.studies.comparison import compare as compare
+    from dualform.studies.comparison_config import ComparisonConfig as ComparisonConfig
+    from dualform.studies.comparison_config import comparison_config as comparison_config
+    from dualform.tasks.demonstrations import Demonstrations as Demonstrations
+    from dualform.tasks.demonstrations import draw_demonstrations as draw_demonstrations
+    from dualform.tasks.sources import load_task as load_task
+    from dualform.tasks.task import Task as Task
+
+_HOMES = {
+    "ComparisonConfig": "studies.comparison_config",
+    "Demonstrations": "tasks.demonstrations",
+    "DualformError": "errors",
+    "Encoder": "models.encoding",
+    "Finetuned": "learners.finetuned",
+    "InContext": "learners.prompting",
+    "LanguageModel": "models.language_model",
+    "LinearProbe": "learners.probe",
+    "Lora": "learners.lora",
+    "Recording": "models.capture",
+    "Result": "result",
+    "RunFolder": "runs.store",
+    "Task": "tasks.task",
+    "ZeroShot": "learners.prompting",
+    "compare": "studies.comparison",
+    "comparison_config": "studies.comparison_config",
+    "direct_update": "ops.similarity",
+    "draw_demonstrations": "tasks.demonstrations",
+    "ft_logits": "ops.rank",
+    "icl_logits": "ops.rank",
+    "kendall_tau_b": "ops.rank",
+    "kl_divergence": "ops.agreement",
+    "label_agreement": "ops.agreement",
+    "linear_attention": "ops.dual_form",
+    "load_model": "models.load",
+    "load_task": "tasks.sources",
+    "outer_product_update": "ops.dual_form",
+    "overlap_cosine": "ops.agreement",
+    "rec2ftp": "ops.agreement",
+    "relaxation": "ops.dual_form",
+    "render_page": "report.page",
+    "search_rate": "learners.rate",
+    "sim_am": "ops.similarity",
+    "sim_am_centred": "ops.similarity",
+    "sim_am_delta": "ops.similarity",
+    "sim_am_softmax": "ops.similarity",
+    "sim_aou": "ops.similarity",
+    "sim_aou_raw": "ops.similarity",
+    "top_k_overlap": "ops.agreement",
+    "total_variation": "ops.agreement",
+}
+
+__all__ = [
+    "ComparisonConfig",
+    "Demonstrations",
+    "DualformError",
+    "Encoder",
+    "Finetuned",
+    "InContext",
+    "LanguageModel",
+    "LinearProbe",
+    "Lora",
+    "Recording",
+    "Result",
+    "RunFolder",
+    "Task",
+    "ZeroShot",
+    "__version__",
+    "compare",
+    "comparison_config",
+    "direct_update",
+    "draw_demonstrations",
+    "ft_logits",
+    "icl_logits",
+    "kendall_tau_b",
+    "kl_divergence",
+    "label_agreement",
+    "linear_attention",
+    "load_model",
+    "load_task",
+    "outer_product_update",
+    "overlap_cosine",
+    "rec2ftp",
+    "relaxation",
+    "render_page",
+    "search_rate",
+    "sim_am",
+    "sim_am_centred",
+    "sim_am_delta",
+    "sim_am_softmax",
+    "sim_aou",
+    "sim_aou_raw",
+    "top_k_overlap",
+    "total_variation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dualform' has no attribute {name!r}")
+    return getattr(import_module(f"dualform.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -116,8 +116,8 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     """Probe a model.
 
     Args:
-        model: In eval mode; its attention implementation is set to dualform's where the family allows it, else to
-            `eager`. Weights and their `requires_grad` are as before afterwards.
+        model: In eval mode; its attention implementation is set to dualform's where the family allows it, and to
+            `eager` where no attention is seen otherwise. Weights and their `requires_grad` are as before afterwards.
 
     Returns:
         The anatomy, verified; what could not be found is None with words.
@@ -132,8 +132,9 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         seen, inputs = _observe(model, registry)
     except ModelError as error:
         refusal = error
-    if not seen and registry:
-        # The family asks for more than dualform's function knows (a soft cap): its own code can still be watched.
+    if not seen:
+        # A fused kernel shows nothing, and some families ask for more than dualform's function knows (a soft cap):
+        # their plain code can still be watched. It is not the first choice, because Falcon's adds ALiBi twice.
         registry = False
         _use_eager(model)
         seen, inputs = _observe(model, registry)
@@ -151,12 +152,11 @@ def _use_registry(model: PreTrainedModel) -> bool:
     if type(model)._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
         return True
-    _use_eager(model)
     return False
 
 
 def _use_eager(model: PreTrainedModel) -> None:
-    """Have the family's plain code compute attention: only there is a softmax to be seen."""
+    """Have the family's plain code compute attention, with a softmax to be seen."""
     if type(model)._can_set_attn_implementation():
         model.set_attn_implementation("eager")
         return

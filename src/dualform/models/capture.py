@@ -168,7 +168,7 @@ class Recorder:
             scores: Pre-softmax scores `(batch, head, q_pos, k_pos)` if the family shows them; else they are
                 computed from the next two.
             scale: Factor of the scores.
-            mask: `(batch or 1, 1, q_pos, k_pos)`, bool or additive, or None.
+            mask: `(batch or 1, head or 1, q_pos, k_pos)`, bool or additive, or None.
         """
         index = self._index
         q = query[index.batch, :, index.position]

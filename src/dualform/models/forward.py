@@ -143,7 +143,16 @@ def recorded_rows(
         )
 
     def see(module: nn.Module, seen: SeenAttention) -> None:
-        recorder.see_dense(layer_of[module], seen.query, seen.key, seen.value, seen.head_output, seen.scores)
+        recorder.see_dense(
+            layer_of[module],
+            seen.query,
+            seen.key,
+            seen.value,
+            seen.head_output,
+            scores=seen.scores,
+            scale=seen.scale,
+            mask=seen.mask,
+        )
 
     with recorder.attached(model):
         if anatomy.registry:

@@ -1,8 +1,8 @@
 """Attention of families outside transformers' registry, seen from underneath.
 
-XGLM (the models of arXiv:2212.10559), Bloom, Falcon, MPT and GPT-Neo compute attention in their own forward. All of
-them multiply queries with keys, apply softmax, and multiply with values; a `TorchFunctionMode` sees those three calls
-and hands their tensors on, changing nothing.
+XGLM (the models of arXiv:2212.10559), Bloom, Falcon, MPT and GPT-Neo compute attention in their own forward. They
+multiply queries with keys, apply softmax, and multiply with values, or (Falcon) have PyTorch's own function do all
+three; a `TorchFunctionMode` sees those calls and hands their tensors on, changing nothing.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,8 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 }
 _OPERANDS = {0: ("batch1", "mat1", "input"), 1: ("batch2", "mat2", "other")}
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
+# In the order of `F.scaled_dot_product_attention`.
+_WHOLE = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,15 @@ class SeenAttention:
     """`(batch, kv_head, k_pos, d_head)`."""
     value: Tensor
     """`(batch, kv_head, k_pos, d_head)`."""
-    scores: Tensor
-    """Pre-softmax, scaled, mask and position bias added, `(batch, head, q_pos, k_pos)`."""
+    scores: Tensor | None
+    """Pre-softmax, scaled, mask and position bias added, `(batch, head, q_pos, k_pos)`; None where PyTorch's own
+    function keeps them to itself: they are query times key times `scale`, and `mask`."""
     head_output: Tensor
     """`(batch, head, q_pos, d_head)`."""
+    scale: float = 1.0
+    """Factor of the scores, where these are None."""
+    mask: Tensor | None = None
+    """`(batch or 1, head or 1, q_pos, k_pos)`, bool or additive, position bias included; None lets all see all."""
 
 
 class AttentionWatch(TorchFunctionMode):
@@ -81,7 +88,9 @@ class AttentionWatch(TorchFunctionMode):
         if not self._frames:
             return out
         frame = self._frames[-1]
-        if func in _SOFTMAX and frame.operands is not None:
+        if func is F.scaled_dot_product_attention:
+            self._report_whole(frame, {**dict(zip(_WHOLE, args, strict=False)), **kwargs}, out)
+        elif func in _SOFTMAX and frame.operands is not None:
             frame.scores = args[0] if args else kwargs["input"]
         elif func in _PRODUCTS:
             left, right = (
@@ -110,6 +119,22 @@ class AttentionWatch(TorchFunctionMode):
             head_output=self._by_head(out),
         )
         frame.operands = frame.scores = None
+        self._see(frame.module, seen)
+
+    def _report_whole(self, frame: "_Frame", given: dict[str, Any], out: Tensor) -> None:
+        query, key = given["query"], given["key"]
+        mask, scale = given.get("attn_mask"), given.get("scale")
+        if given.get("is_causal"):
+            mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        seen = SeenAttention(
+            query=query,
+            key=key,
+            value=given["value"],
+            scores=None,
+            head_output=out,
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            mask=None if mask is None else mask.view((1,) * (4 - mask.dim()) + mask.shape),
+        )
         self._see(frame.module, seen)
 
     def _by_head(self, x: Tensor) -> Tensor:

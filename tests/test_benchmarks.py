@@ -1,0 +1,177 @@
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmarks import engine, finetuning, lm_eval_harness, memory
+from benchmarks.__main__ import BENCHMARKS, main, table
+from benchmarks.common import FULL, QUICK, GemmRate, Job, Outcome, Size, beside_rate, features, linears, make_job
+
+from dualform.models.flops import forward_flops
+from dualform.models.language_model import LanguageModel
+from dualform.tasks.task import Example, Task, Template
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+TINY = Size(k=4, n_queries=5, rounds=2, harness_queries=3, memory_queries=(2, 4), gemm_seconds=0.0005)
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    lm = LanguageModel.wrap(tiny_model("llama"), tiny_tokenizer(), "tiny")
+    rows = tuple(Example({"text": f"a film, number {row}"}, row % 2, row) for row in range(24))
+    task = Task(
+        name="toy",
+        source="a test",
+        splits={"train": rows[:12], "validation": rows[12:16], "test": rows[16:]},
+        template=Template("Review: {text}\nSentiment:", "\n"),
+        label_words=("negative", "positive"),
+        label_names=None,
+        selection_split="validation",
+        report_split="test",
+    )
+    return make_job(lm, task, TINY.k, TINY.n_queries)
+
+
+def test_an_outcome_keeps_to_its_target_by_its_median_round():
+    outcome = Outcome("a", (1.0, 9.0, 1.2), "at most", 1.3, "")
+    assert outcome.ratio == 1.2
+    assert outcome.met is True
+    assert replace(outcome, target=1.1).met is False
+    assert replace(outcome, wanted="at least").met is False
+    assert replace(outcome, ratios=()).met is None
+    assert replace(outcome, target=None).met is None
+
+
+def test_times_come_in_the_order_of_the_calls_and_with_the_better_rate():
+    rates = iter([3.0, 5.0, 7.0, 4.0])
+    order: list[str] = []
+    calls = [lambda: order.append("a"), lambda: order.append("b")]
+    times, rate = beside_rate(lambda: next(rates), calls)
+    assert (len(times), rate, order) == (2, 5.0, ["a", "b"])
+    _, rate = beside_rate(lambda: next(rates), calls, backwards=True)
+    assert (rate, order) == (7.0, ["a", "b", "b", "a"])
+
+
+def test_the_engine_is_charged_for_the_prefix_once_and_for_each_query_once(job):
+    over_bound, over_plain = engine.run(job, TINY)
+    lm, n_prefix = job.lm, len(job.encoded.prefix)
+    expected = forward_flops(lm.model, lm.anatomy, n_prefix, scored=0) + sum(
+        forward_flops(lm.model, lm.anatomy, len(query.prompt), n_prefix, scored=1) for query in job.queries
+    )
+    assert sum(over_bound.raw["flops"]) == pytest.approx(expected)
+    assert len(over_bound.ratios) == len(over_plain.ratios) == TINY.rounds
+    assert all(ratio > 0 for outcome in (over_bound, over_plain) for ratio in outcome.ratios)
+    pieces = over_bound.raw["pieces"]
+    assert pieces[0] == "prefix"
+    assert all(len(measured[kind]) == len(pieces) for measured in over_bound.raw["rounds"] for kind in measured)
+
+
+def test_longer_answers_are_charged_for_the_tokens_that_they_add(job):
+    longer = make_job(job.lm, replace(job.task, label_words=("negative", "lukewarm and warm")), TINY.k, TINY.n_queries)
+    plain, more = (sum(engine.run(each, TINY)[0].raw["flops"][1:]) for each in (job, longer))
+    assert more > plain
+
+
+def test_every_linear_gives_a_shape_but_the_output_head(job):
+    shapes = {features(module) for module in linears(job.lm)}
+    assert shapes == {(32, 32), (32, 16), (32, 64), (64, 32)}
+    rate = GemmRate(job.lm, height=8, seconds=0.0005)
+    assert rate() > 0
+    assert len(rate.seen) == 1
+
+
+def test_finetuning_is_measured_against_both_rates_and_leaves_the_model_as_it_was(job):
+    before = {name: weight.clone() for name, weight in job.lm.model.state_dict().items()}
+    over_bound, over_low = finetuning.run(job, TINY)
+    assert over_bound.raw["sequences"] == TINY.k
+    assert over_low.target is None
+    assert len(over_bound.ratios) == len(over_low.ratios) == TINY.rounds
+    assert all(torch.equal(weight, before[name]) for name, weight in job.lm.model.state_dict().items())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
+def test_lm_eval_gives_the_same_log_probabilities(job, tmp_path):
+    (outcome,) = lm_eval_harness.run(job, TINY, str(save_tiny("llama", tmp_path / "tiny")))
+    assert outcome.raw["same_tokens"]
+    assert outcome.raw["same_predictions"]
+    assert outcome.raw["largest_difference"] < 1e-4  # float32, two orders of summation
+    assert len(outcome.ratios) == TINY.rounds
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
+def test_another_model_in_lm_eval_is_noticed(job, tmp_path):
+    (outcome,) = lm_eval_harness.run(job, TINY, str(save_tiny("llama", tmp_path / "tiny", seed=1)))
+    assert outcome.raw["largest_difference"] > 0.01
+
+
+def test_without_lm_eval_its_line_says_what_to_install(job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
+    (outcome,) = lm_eval_harness.run(job, TINY, "nowhere")
+    assert outcome.ratio is None
+    assert "dualform[bench]" in outcome.detail
+
+
+def test_the_peak_of_memory_outlives_the_block_that_made_it():
+    before = memory.peak_memory()
+    block = torch.ones(32 * 2**18)  # 32 MiB, written to
+    after = memory.peak_memory()
+    del block
+    # The kernel adds up each thread's pages now and then, so its count is off by some of them.
+    assert before > 32
+    assert memory.peak_memory() == pytest.approx(after, abs=2)
+    assert after > before - 2
+
+
+def test_the_table_shows_verdicts_and_names_in_brackets(capsys):
+    from rich.console import Console
+
+    outcomes = [
+        Outcome("fast", (1.0, 1.2, 3.0), "at most", 1.5, "pip install 'dualform[bench]'"),
+        Outcome("slow", (2.0,), "at least", 40.0, ""),
+    ]
+    Console(width=160).print(table(outcomes))
+    printed = capsys.readouterr().out
+    assert "1.20" in printed
+    assert "1.00 to 3.00" in printed
+    assert "≥ 40" in printed
+    assert "yes" in printed
+    assert "no" in printed
+    assert "dualform[bench]" in printed
+
+
+def test_an_unknown_benchmark_is_refused_by_name(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["engin"])
+    assert stopped.value.code == 2
+    assert "unknown benchmark engin" in capsys.readouterr().err
+
+
+def test_too_many_queries_are_refused_by_number(job):
+    with pytest.raises(ValueError, match=r"9 queries were asked for, but toy has 8"):
+        make_job(job.lm, job.task, TINY.k, 9)
+
+
+def test_the_full_size_is_the_stated_job():
+    assert (FULL.k, FULL.n_queries, FULL.memory_queries) == (32, 200, (100, 400, 1600))
+    assert QUICK.n_queries < FULL.n_queries
+    assert set(BENCHMARKS) == {"engine", "lm_eval_harness", "finetuning", "memory"}
+
+
+@pytest.mark.real
+def test_a_quick_run_of_the_engine_prints_a_table_and_keeps_the_raw_numbers(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    main(
+        ["--quick", "engine", "--threads", str(threads), "--json", str(tmp_path / "numbers.json")],
+        size=Size(k=2, n_queries=3, rounds=1, gemm_seconds=0.001),
+    )
+    assert "engine: time over FLOP bound" in capsys.readouterr().out
+    report = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    assert report["machine"]["threads"] == threads
+    assert report["job"]["queries"] == 3
+    assert report["job"]["model"] == "smollm2-135m"
+    over_bound, over_plain = report["benchmarks"]["engine"]["outcomes"]
+    assert (over_bound["target"], over_plain["target"]) == (1.35, 1.15)
+    assert over_bound["ratio"] > 0
+    assert isinstance(over_bound["met"], bool)
