@@ -41,6 +41,9 @@ COMMON = {
 # float32 resolves 6e-8 of a number; sums in another order, through two or three layers, add a few dozen roundings up.
 RELATIVE = 2e-6
 
+# Bloom and MPT compute softmax in float32 whatever the model's dtype; XGLM overflows in float64 when it masks.
+SINGLE_INSIDE = ("bloom", "mpt", "xglm")
+
 
 def scores(lm, prefix, queries=QUERIES, probe="prompt"):
     table = [None] * len(queries)
@@ -68,16 +71,14 @@ class TestTheEngineGivesTheObviousNumbers:
             torch.testing.assert_close(row[: len(query.answers)], expected, rtol=RELATIVE, atol=0)
 
     @pytest.mark.parametrize(
-        ("case", "route"), [(c, r) for c, r in ROUTES if c.family not in ("xglm", "mpt")], ids=route_id
+        ("case", "route"), [(c, r) for c, r in ROUTES if c.family not in SINGLE_INSIDE], ids=route_id
     )
     def test_in_float64_the_routes_agree_to_ten_digits(self, case, route):
-        # Sharper than float32 can be: a wrong mask of small effect cannot pass for rounding. (transformers' xglm
-        # overflows in float64 when it masks; its mpt has only the naive route, and adds its bias in float32.)
+        # Sharper than float32 can be: a wrong mask of small effect cannot pass for rounding.
         found = scores(wrapped(case, route, torch.float64), PREFIX)
         for query, row in zip(QUERIES, found, strict=True):
             expected = expected_scores(case, PREFIX, query, torch.float64)
-            tolerance = 1e-10 if case.family not in SINGLE_INSIDE else 1e-6
-            torch.testing.assert_close(row[: len(query.answers)], expected, rtol=tolerance, atol=0)
+            torch.testing.assert_close(row[: len(query.answers)], expected, rtol=1e-10, atol=0)
 
     @pytest.mark.parametrize("case", CASES, ids=route_id)
     def test_the_distribution_over_the_vocabulary_is_that_of_the_token_before_the_label(self, case):
@@ -109,10 +110,6 @@ class TestTheEngineGivesTheObviousNumbers:
         found = scores(wrapped(BY_NAME["llama"]), PREFIX)[2]
         without = expected_scores(BY_NAME["llama"], (), QUERIES[2])
         assert ((found - without) / without).abs().max() > 1e5 * RELATIVE
-
-
-# These compute part of their attention in float32 whatever the model's dtype.
-SINGLE_INSIDE = ("gptj", "codegen", "gpt_neo", "bloom", "falcon", "falcon-alibi", "olmo2", "gemma3", "qwen3")
 
 
 class TestAQueryStandsAlone:
