@@ -199,12 +199,8 @@ class TestWhatCannotBeLookedInto:
 
         monkeypatch.setattr(under_test, "_rows_that_move", shortened)
         model = tiny_model("gpt2")
-        anatomy_or_error = None
-        try:
-            anatomy_or_error = find_anatomy(model)
-        except ModelError as error:
-            anatomy_or_error = error
-        assert isinstance(anatomy_or_error, ModelError)
+        with pytest.raises(ModelError, match="for W_K of layer 0, but nudging it did not move what it should"):
+            find_anatomy(model)
 
     def test_a_projection_made_by_two_linears_is_unclear_in_words(self):
         class Sum(torch.nn.Module):

@@ -11,7 +11,6 @@ import typer
 
 from dualform.errors import DualformError
 
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -50,4 +49,4 @@ def _quiet_libraries() -> None:
         if category is UserWarning and f"{os.sep}dualform{os.sep}" in filename:
             say(f"note: {message}")
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show

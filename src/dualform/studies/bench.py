@@ -75,12 +75,20 @@ class Bench:
             notes=tuple(notes),
         )
 
-    def draw(self, seed: int) -> tuple[Demonstrations, EncodedDemonstrations]:
+    def draw(self, seed: int) -> "Drawn":
         """The one selection that all learners of a seed get."""
         config = self.config
         drawn = draw_demonstrations(self.task, config.k, seed, balanced=config.balanced, label_rule=config.label_rule)
         kept = self.encoder.fit(drawn, (*self.queries, *self.selection_queries), self.context)
-        return kept, self.encoder.demonstrations(kept)
+        return Drawn(kept, self.encoder.demonstrations(kept))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One seed's demonstrations, as every learner gets them."""
+
+    demonstrations: Demonstrations
+    encoded: EncodedDemonstrations
 
 
 def _sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
@@ -97,9 +105,8 @@ def query_cost(bench: Bench, n_prefix: int) -> dict[str, float]:
     return {"tokens": tokens, "flops": forward_flops(bench.lm.model, bench.lm.anatomy, round(tokens))}
 
 
-def work_of_seed(bench: Bench, seed: int, searching: bool) -> float:
-    """Work of one seed, in tokens read."""
-    _, encoded = bench.draw(seed)
+def work_of_seed(bench: Bench, encoded: EncodedDemonstrations, searching: bool) -> float:
+    """Work of one seed, in tokens read; `searching` when its learning rates are still to be chosen."""
     searching = searching or bench.config.tune == "each"
     adapting = sum(work_of_adapting(bench, name, encoded, searching) for name in bench.learners)
     return adapting + sum(query.width() for query in bench.queries) * len(bench.learners)

@@ -23,7 +23,7 @@ from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
 from dualform.models.load import load_model
 from dualform.result import Result, Trial
-from dualform.studies.bench import Bench, query_cost, work_of_adapting, work_of_seed
+from dualform.studies.bench import Bench, Drawn, query_cost, work_of_adapting, work_of_seed
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.inside import context_of, measure, recordings_for
 from dualform.studies.outcome import Cells, NoCells, SeedOutcome
@@ -91,16 +91,19 @@ def compare(
             trust_remote_code=config.trust_remote_code,
         )
     bench = Bench.of(config, lm, task)
-    seeds, notes = _seeds(bench)
-    progress.start(sum(work_of_seed(bench, seed, seed == seeds[0]) for seed in seeds))
+    # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
+    drawn = {seed: bench.draw(seed) for seed in config.seeds}
+    seeds, notes = _seeds(bench, drawn, progress)
+    work = {seed: work_of_seed(bench, drawn[seed].encoded, searching=seed == seeds[0]) for seed in seeds}
+    progress.start(sum(work.values()))
     outcomes: list[SeedOutcome] = []
     for seed in seeds:
         done = cells.get(seed)
         if done is None:
-            done = _run_seed(bench, seed, outcomes[0] if outcomes else None, progress)
+            done = _run_seed(bench, drawn[seed], outcomes[0] if outcomes else None, progress)
             cells.put(done)
         else:
-            progress.advance(work_of_seed(bench, seed, seed == seeds[0]), f"seed {seed} was finished earlier")
+            progress.advance(work[seed], f"seed {seed} was finished earlier")
         outcomes.append(done)
     asked = Asked(
         task=task,
@@ -115,7 +118,7 @@ def compare(
     return Comparison(result, asked, tuple(outcomes))
 
 
-def _seeds(bench: Bench) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _seeds(bench: Bench, drawn: dict[int, Drawn], progress: Progress) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The seeds to report, and what must be said about how they were chosen."""
     config = bench.config
     if not config.select_seed or len(config.seeds) == 1:
@@ -123,8 +126,8 @@ def _seeds(bench: Bench) -> tuple[tuple[int, ...], tuple[str, ...]]:
     right = torch.tensor([example.label for example in bench.examples])
     accuracy = {}
     for seed in config.seeds:
-        _, encoded = bench.draw(seed)
-        icl = InContext().adapt(bench.lm, encoded)
+        progress.advance(0, f"choosing a seed: {seed}")
+        icl = InContext().adapt(bench.lm, drawn[seed].encoded)
         table = answer_log_probabilities(icl, bench.lm, bench.queries)
         accuracy[seed] = float((table.argmax(dim=1) == right).double().mean())
     best = max(config.seeds, key=lambda seed: (accuracy[seed], -seed))
@@ -136,8 +139,9 @@ def _seeds(bench: Bench) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return (best,), (note,)
 
 
-def _run_seed(bench: Bench, seed: int, first: SeedOutcome | None, progress: Progress) -> SeedOutcome:
-    demonstrations, encoded = bench.draw(seed)
+def _run_seed(bench: Bench, drawn: Drawn, first: SeedOutcome | None, progress: Progress) -> SeedOutcome:
+    demonstrations, encoded = drawn.demonstrations, drawn.encoded
+    seed = demonstrations.seed
     adapted: dict[str, Adapted] = {}
     trials: list[Trial] = []
     rates: dict[str, float] = {}
@@ -260,8 +264,7 @@ def _read(
     want: dict[str, Recording] = {}
     context = None
     icl, ft = adapted.get("icl"), adapted.get("ft")
-    inside = isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and "zsl" in adapted
-    if isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and inside:
+    if isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and "zsl" in adapted:
         recordings = recordings_for(bench.lm.anatomy, len(encoded.sequences))
         want = {"zsl": recordings.zsl, "icl": recordings.icl, "ft": recordings.ft}
         context = context_of(icl, ft, encoded)
@@ -288,7 +291,7 @@ def _read(
             found = readings[name].log_probabilities.double().cpu()
             answers[name][list(indices), : found.shape[1]] = found
             progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading queries")
-        if inside:
+        if want:
             for key, value in measure(readings["zsl"], readings["icl"], readings["ft"], context, generator).items():
                 if key not in measures:
                     measures[key] = value.new_full((n, *value.shape[1:]), torch.nan)
