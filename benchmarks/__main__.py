@@ -61,12 +61,12 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> No
     try:
         for name in given.names or BENCHMARKS:
             Console(stderr=True).print(f"{name} ...", style="dim")
-            start, load = time.perf_counter(), _load()
+            start, others = time.perf_counter(), Others()
             found = BENCHMARKS[name](size)
             outcomes += found
             report["benchmarks"][name] = {
                 "seconds": time.perf_counter() - start,
-                "load_before": load,
+                "others": others.share(),
                 "outcomes": [{**asdict(outcome), "ratio": outcome.ratio, "met": outcome.met} for outcome in found],
             }
     finally:
@@ -75,7 +75,13 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> No
         report["job"] = _job(size).facts
     console = Console()
     # Into a file or a pipe, lines may be long; a terminal says itself how long.
-    (console if console.is_terminal else Console(width=180)).print(table(outcomes))
+    console = console if console.is_terminal else Console(width=180)
+    console.print(table(outcomes))
+    if given.quick:
+        console.print("The targets are meant for the full job, not for --quick.", style="dim")
+    disturbed = max((found["others"] or 0.0 for found in report["benchmarks"].values()), default=0.0)
+    if disturbed > 0.03:
+        console.print(f"Other processes took up to {disturbed:.0%} of the processors, so ratios of time are unsteady.")
     if given.json:
         with atomic_write(given.json) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -114,9 +120,28 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _load() -> float | None:
-    """Others' work: the load average of the last minute."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+class Others:
+    """What other processes take of the machine, from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float | None:
+        """Their part of all processor time so far, in [0, 1]; None where the system does not tell."""
+        if self._start is None or (now := self._now()) is None:
+            return None
+        wall, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
+        return min(1.0, max(0.0, (busy - own) / (wall * (os.cpu_count() or 1)))) if wall else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds: of the clock, of all processors at work, of this process and its children."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        user, nice, system, _, _, *interrupts = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
+        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, sum(os.times()[:4])
 
 
 if __name__ == "__main__":

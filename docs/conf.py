@@ -1,5 +1,8 @@
 """Settings of the documentation; `make docs` builds it."""
 
+import re
+from typing import Any
+
 from dualform._version import __version__
 
 project = "dualform"
@@ -12,12 +15,35 @@ html_theme = "furo"
 html_title = f"dualform {release}"
 exclude_patterns = ["_build"]
 
-# Our docstrings put code in single backticks, as Markdown does.
-default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Source"]
+autodoc_default_options = {"exclude-members": "model_config"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 
+myst_enable_extensions = ["amsmath", "dollarmath"]
 nb_execution_mode = "off"
+
+
+def read_as_markdown(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Our docstrings put code in single backticks and use `|` for norms; say so in reStructuredText."""
+    for number, line in enumerate(lines):
+        # Every second piece stands between backticks. A letter behind the closing ones needs an escape.
+        pieces = line.split("`")
+        if len(pieces) % 2 == 0:
+            continue
+        prose = [piece.replace("|", "\\|").replace("*", "\\*") for piece in pieces[::2]]
+        shown = prose[0]
+        for code, after in zip(pieces[1::2], prose[1:], strict=True):
+            shown += f"``{code}``" + ("\\ " if re.match(r"\w", after) else "") + after
+        lines[number] = shown
+    if what in ("attribute", "property"):
+        # A first line that shows nothing, or napoleon takes everything before the first colon for a type.
+        lines.insert(0, "\\ ")
+
+
+def setup(app: Any) -> None:
+    """Before napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", read_as_markdown, priority=400)

@@ -1,12 +1,14 @@
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import engine, finetuning, lm_eval_harness, memory
-from benchmarks.__main__ import BENCHMARKS, main, table
+from benchmarks.__main__ import BENCHMARKS, Others, main, table
 from benchmarks.common import FULL, QUICK, GemmRate, Job, Outcome, Size, beside_rate, features, linears, make_job
 
 from dualform.models.flops import forward_flops
@@ -141,6 +143,20 @@ def test_the_table_shows_verdicts_and_names_in_brackets(capsys):
     assert "dualform[bench]" in printed
 
 
+def test_this_process_does_not_count_among_the_others():
+    if not Path("/proc/stat").exists():
+        assert Others().share() is None
+        return
+    others = Others()
+    share = others.share()
+    assert share is not None
+    assert 0 <= share <= 1
+    # Of 10 seconds on each processor 6 were work, and 2 of those its own.
+    others._start = (0.0, 0.0, 0.0)
+    others._now = lambda: (10.0, 6.0 * (os.cpu_count() or 1), 2.0 * (os.cpu_count() or 1))  # type: ignore[method-assign]
+    assert others.share() == pytest.approx(0.4)
+
+
 def test_an_unknown_benchmark_is_refused_by_name(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["engin"])
@@ -169,6 +185,7 @@ def test_a_quick_run_of_the_engine_prints_a_table_and_keeps_the_raw_numbers(tmp_
     assert "engine: time over FLOP bound" in capsys.readouterr().out
     report = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
     assert report["machine"]["threads"] == threads
+    assert set(report["benchmarks"]["engine"]) == {"seconds", "others", "outcomes"}
     assert report["job"]["queries"] == 3
     assert report["job"]["model"] == "smollm2-135m"
     over_bound, over_plain = report["benchmarks"]["engine"]["outcomes"]

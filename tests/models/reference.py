@@ -71,8 +71,8 @@ def plain(case: Case, attn_implementation: str | None = None, dtype: torch.dtype
 
 
 @cache
-def wrapped(case: Case, route: str | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The same model in dualform's hands; tests only read it."""
+def wrapped(case: Case, route: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """The same model as a `LanguageModel`; tests only read it. (Any, because they look into much that may be None.)"""
     return LanguageModel.wrap(case.model(dtype=dtype), tiny_tokenizer(), str(case), route)
 
 
@@ -96,9 +96,7 @@ QUERIES = (
 
 
 @cache
-def expected_scores(
-    case: Case, prefix: tuple[int, ...], query: Query, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def expected_scores(case: Case, prefix: tuple[int, ...], query: Query, dtype: torch.dtype = torch.float32) -> Tensor:
     """`naive_scores` of the case's plain model."""
     return naive_scores(plain(case, None, dtype), prefix, query)
 

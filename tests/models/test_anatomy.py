@@ -114,7 +114,7 @@ class TestTheRest:
             assert f".{number}." in layer.attention
             assert (layer.n_heads, layer.n_kv_heads) == (HEADS, kv_heads)
             assert layer.d_head == (16 if family in ("qwen3", "gemma3") else D_HEAD)
-            assert layer.W_O == f"{layer.attention}.{OUTPUT.get(family, 'o_proj')}"
+            assert f"{layer.attention}.{OUTPUT.get(family, 'o_proj')}" == layer.W_O
         lm.anatomy.require_key_value()
 
     @pytest.mark.parametrize("case", CASES, ids=route_id)
@@ -183,7 +183,9 @@ class TestWhatCannotBeLookedInto:
         monkeypatch.setattr(under_test, "_rows_that_move", mistaken)
         model = tiny_model(family)
         expected = [weight.clone() for weight in model.parameters()]
-        with pytest.raises(ModelError, match=rf"probing took .+{FUSED[family][0]} for {letter} of layer 0, but nudging"):
+        with pytest.raises(
+            ModelError, match=rf"probing took .+{FUSED[family][0]} for {letter} of layer 0, but nudging"
+        ):
             find_anatomy(model)
         assert all(torch.equal(weight, before) for weight, before in zip(model.parameters(), expected, strict=True))
 
@@ -236,5 +238,5 @@ class TestWhatCannotBeLookedInto:
 
     def test_a_layer_without_keys_can_still_be_described(self):
         layer = dataclasses.replace(wrapped(BY_NAME["llama"]).anatomy.layers[0], W_K=None, unclear=("W_K is lost",))
-        with pytest.raises(ModelError, match="This model can be read .zsl, icl. but not finetuned"):
+        with pytest.raises(ModelError, match=r"This model can be read .zsl, icl. but not finetuned"):
             Anatomy((layer,), True).require_key_value()

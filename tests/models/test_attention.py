@@ -33,8 +33,10 @@ def dtype(request):
 
 @pytest.fixture
 def tensors(dtype):
-    return random(2, 3, 7, 8, dtype=dtype), random(2, 3, 13, 8, dtype=dtype, seed=1), random(
-        2, 3, 13, 8, dtype=dtype, seed=2
+    return (
+        random(2, 3, 7, 8, dtype=dtype),
+        random(2, 3, 13, 8, dtype=dtype, seed=1),
+        random(2, 3, 13, 8, dtype=dtype, seed=2),
     )
 
 
@@ -107,7 +109,11 @@ class TestPlainAttention:
     @pytest.mark.parametrize("groups", [1, 2, 4])
     @pytest.mark.parametrize("masked", ["causal", "boolean", "additive"])
     def test_grouped_heads_share_keys_and_values(self, groups, masked):
-        query, key, value = random(2, 4, 6, 8), random(2, 4 // groups, 6, 8, seed=1), random(2, 4 // groups, 6, 8, seed=2)
+        query, key, value = (
+            random(2, 4, 6, 8),
+            random(2, 4 // groups, 6, 8, seed=1),
+            random(2, 4 // groups, 6, 8, seed=2),
+        )
         causal = torch.zeros(6, 6, dtype=torch.float64).masked_fill(~torch.ones(6, 6).tril().bool(), -torch.inf)
         mask = {"causal": None, "boolean": (causal == 0)[None, None], "additive": causal[None, None]}[masked]
         found = plain_attention(AttentionCall(query, key, value, mask, 0.3, None))

@@ -26,7 +26,7 @@ from tests.tiny import tiny_model
 
 EVERYTHING = Recording(output=True, scores=True, demo_scores=True, q=True, head_output=True, update=True)
 # Attention is at most 1 and outputs are of order 1: a few dozen roundings of float32.
-CLOSE = {"rtol": 1e-5, "atol": 5e-6}
+RTOL, ATOL = 1e-5, 5e-6
 
 
 def traces(lm, prefix, probe="prompt", want=EVERYTHING):
@@ -104,7 +104,7 @@ class TestWhatIsRecordedIsWhatTheModelDoes:
         for query, trace in zip(QUERIES, traces(wrapped(case), prefix, probe), strict=True):
             found = torch.softmax(torch.cat([trace["demo_scores"], trace["scores"]], dim=-1), dim=-1)
             expected = attention_at_the_end(case, probed_ids(prefix, query, probe))
-            torch.testing.assert_close(found, expected, **CLOSE)
+            torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
 
     @pytest.mark.parametrize("probe", ["prompt", "label0"])
     @pytest.mark.parametrize("prefix", [PREFIX, ()], ids=["demonstrations", "nothing"])
@@ -257,10 +257,7 @@ class TestRecordingLooksOnAndLeaves:
         handle = last.register_forward_pre_hook(fails)
         try:
             with pytest.raises(RuntimeError, match="the last layer fails"):
-                if where == "encode":
-                    lm.encode(PREFIX)
-                else:
-                    list(lm.read(prefix, QUERIES, EVERYTHING))
+                lm.encode(PREFIX) if where == "encode" else list(lm.read(prefix, QUERIES, EVERYTHING))
         finally:
             handle.remove()
         assert_no_hooks(lm.model)

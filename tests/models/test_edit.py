@@ -144,12 +144,14 @@ class TestKeyValueTraining:
     def test_the_model_is_as_before_when_the_block_raises(self, family):
         model = tiny_model(family)
         before = Snapshot(model)
-        with (
-            pytest.raises(RuntimeError, match="in the middle"),
-            KeyValueTraining(model, wrapped(BY_NAME[family]).anatomy) as training,
-        ):
-            train(model, training, torch.optim.SGD(training.parameters, lr=0.1))
-            raise RuntimeError("in the middle")
+
+        def train_and_fail():
+            with KeyValueTraining(model, wrapped(BY_NAME[family]).anatomy) as training:
+                train(model, training, torch.optim.SGD(training.parameters, lr=0.1))
+                raise RuntimeError("in the middle")
+
+        with pytest.raises(RuntimeError, match="in the middle"):
+            train_and_fail()
         before.assert_restored(model)
 
     def test_deltas_start_at_zero_and_cover_exactly_w_k_and_w_v_and_their_biases(self, family):

@@ -4,10 +4,9 @@ import pytest
 import torch
 import transformers
 
-import dualform.models.language_model as under_test
 from dualform.errors import ModelError
 from dualform.models.capture import Recording
-from dualform.models.language_model import LanguageModel, choose_route
+from dualform.models.language_model import LanguageModel, choose_route, window_of
 from dualform.models.layout import Query
 from dualform.models.packed import PackedRoute
 from tests.models.reference import (
@@ -230,6 +229,11 @@ class TestChoiceOfRoute:
         # Coarse numbers must not let a wrong route pass: mpt's were once accepted in bfloat16.
         assert wrapped(case, None, dtype).route.name == case.routes[0]
 
+    @pytest.mark.parametrize("case", [case for case in CASES if case.family != "xglm"], ids=route_id)
+    def test_double_precision_takes_the_route_that_single_precision_takes(self, case):
+        # Norms and softmax in float32 within a float64 model must not count as errors of the route.
+        assert wrapped(case, None, torch.float64).route.name == case.routes[0]
+
     @pytest.mark.parametrize(("dtype", "why"), [(torch.float32, "differ from"), (torch.float16, "of 250 tokens in")])
     def test_a_window_longer_than_the_usual_check_is_filled_nonetheless(self, dtype, why, tokenizer):
         # A short check would accept packed-mask, which is right as long as no window is full.
@@ -330,6 +334,6 @@ class TestAttentionThatDualformsFunctionDoesNotKnow:
 
 
 def test_the_self_check_fills_the_window():
-    assert under_test._window(plain(BY_NAME[f"mistral-sliding_window={WINDOW}"])) == WINDOW
-    assert under_test._window(plain(BY_NAME["gpt_neo"])) == WINDOW
-    assert under_test._window(plain(BY_NAME["llama"])) == 0
+    assert window_of(plain(BY_NAME[f"mistral-sliding_window={WINDOW}"])) == WINDOW
+    assert window_of(plain(BY_NAME["gpt_neo"])) == WINDOW
+    assert window_of(plain(BY_NAME["llama"])) == 0

@@ -66,7 +66,7 @@ def test_all_four_sets_come_of_one_request(served, tmp_path):
     for name in PACKAGED_SETS:
         task = load_task(name)
         assert (task.name, task.report_split, task.selection_split) == (name, "test", "validation")
-        assert task.label_words == ("Negative", "Positive")
+        assert task.label_words == ("negative", "positive")
         assert task.template.separator == "\n\n"
         assert all(len({e.label for e in split}) == 2 for split in task.splits.values())
         assert is_local(name)

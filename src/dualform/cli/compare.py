@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dualform.cli.guard import guarded, say
+from dualform.cli.guard import guarded, quiet_transformers, say
 from dualform.cli.options import parse_names, parse_numbers, parse_seeds, unescape
 
 _DATA = "Data"
@@ -106,6 +106,7 @@ def compare(
     folder = RunFolder(out or default_folder(model, task, preset), config)
     from dualform.cli.progress import progress_bar
 
+    quiet_transformers()
     with progress_bar() as bar:
         comparison = run(config, cells=folder, progress=bar)
     folder.finish(comparison)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dualform.cli.guard import guarded
+from dualform.cli.guard import guarded, quiet_transformers
 
 
 @guarded
@@ -30,6 +30,7 @@ def doctor(
     from dualform.models.doctor import examine
     from dualform.models.load import load_model
 
+    quiet_transformers()
     found = examine(load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code))
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))

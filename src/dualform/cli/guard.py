@@ -5,12 +5,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import typer
 
 from dualform.errors import DualformError
 
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -38,6 +40,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def quiet_transformers() -> None:
+    """Turn off transformers' own bars, which would be drawn across ours; call it before a model is loaded."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def _quiet_libraries() -> None:
     """Keep the libraries' own bars and chatter off the terminal; our own warnings are shown as plain lines."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -46,7 +56,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
-        if category is UserWarning and f"{os.sep}dualform{os.sep}" in filename:
+        if category is UserWarning and filename.startswith(_PACKAGE):
             say(f"note: {message}")
 
     warnings.showwarning = show

@@ -21,7 +21,7 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
         first = int(match[1])
         last = int(match[2] or match[1])
         if last < first:
-            raise ConfigError(f"seeds {text!r}: {first}..{last} runs backwards")
+            raise ConfigError(f"seeds {text!r}: {first}..{last} runs backwards; write {last}..{first}")
         seeds += range(first, last + 1)
     return tuple(seeds)
 

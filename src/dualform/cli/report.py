@@ -24,6 +24,7 @@ def report(
       dualform report runs/smollm2-135m-reviews --chart accuracy.pdf
     """
     from dualform.errors import ConfigError
+    from dualform.files import writable_dir
     from dualform.report.charts import accuracy_chart, save_chart
     from dualform.runs.store import read_result, write_report
 
@@ -32,5 +33,6 @@ def report(
         drawn = accuracy_chart(read_result(folder))
         if drawn is None:
             raise ConfigError(f"{folder} holds no accuracy, so there is nothing to draw.")
+        writable_dir(chart.parent, "Choose another place with --chart.")
         save_chart(drawn, chart)
         say(f"The chart: {chart}")

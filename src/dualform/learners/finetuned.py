@@ -40,8 +40,7 @@ class Finetuned:
     name: str = "ft"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise ConfigError(f"learning rate {self.learning_rate} must be finite and not negative")
+        require_learning_rate(self.learning_rate)
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """Train, read off the deltas, put the weights back.
@@ -68,6 +67,17 @@ class Finetuned:
         tokens = sum(map(len, demonstrations.sequences))
         cost = AdaptationCost(seconds, tokens, flops)
         return AdaptedModel(self.name, lm, prefix, cost, deltas, tuple(losses), training_q)
+
+
+def require_learning_rate(rate: float) -> None:
+    """Check that an optimiser can use it.
+
+    Raises:
+        ConfigError: It is negative, or too large for float32.
+    """
+    # float32 ends at 3e38, and AdamW's first step takes ten times the rate.
+    if not 0 <= rate <= 1e37:
+        raise ConfigError(f"learning rate {rate} must lie between 0 and 1e37")
 
 
 def train(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dualform.errors import TrainingError
+from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.learners.finetuned import LossOn, train
+from dualform.learners.finetuned import LossOn, require_learning_rate, train
 from dualform.models.adapters import LoraTraining
 from dualform.models.edit import applied
 from dualform.models.encoding import EncodedDemonstrations
@@ -31,6 +31,11 @@ class Lora:
     seed: int = 0
     """Of the adapters' random start."""
     name: str = "lora"
+
+    def __post_init__(self) -> None:
+        require_learning_rate(self.learning_rate)
+        if self.rank < 1:
+            raise ConfigError(f"LoRA rank {self.rank} must be at least 1")
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """Train adapters, read them off as weight changes, take them out again.

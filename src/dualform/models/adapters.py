@@ -29,7 +29,8 @@ class LoraTraining:
                     f"W_Q and W_V of layer {i} were not found ({'; '.join(layer.unclear)}): leave out lora "
                     "with --learners."
                 )
-            self._names += [name for name in (layer.W_Q.module, layer.W_V.module) if name not in self._names]
+            # Once each: a fused module holds both, and its change must not be read off twice.
+            self._names += dict.fromkeys((layer.W_Q.module, layer.W_V.module))
         self._required: list[tuple[nn.Parameter, bool]] = []
         self._peft: Any = None
 

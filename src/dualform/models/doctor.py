@@ -7,7 +7,14 @@ import torch
 
 from dualform.models.cached import NaiveRoute
 from dualform.models.capture import Recording
-from dualform.models.language_model import ROUTES, LanguageModel, check_readings, largest_difference, tolerance
+from dualform.models.language_model import (
+    ROUTES,
+    LanguageModel,
+    check_readings,
+    largest_difference,
+    tolerance,
+    window_of,
+)
 from dualform.models.layout import Query
 
 
@@ -44,7 +51,7 @@ def examine(lm: LanguageModel) -> Examination:
     """Look a model over, running every route it might take."""
     layers = lm.anatomy.layers
     first = layers[0]
-    window = getattr(lm.model.config.get_text_config(), "sliding_window", None)
+    window = window_of(lm.model)
     places = {
         name: "not found" if rows is None else f"{rows.module} ({'all' if rows.whole else len(rows.index)} rows)"
         for name, rows in (("W_Q", first.W_Q), ("W_K", first.W_K), ("W_V", first.W_V))
@@ -83,7 +90,8 @@ def _route_checks(lm: LanguageModel) -> list[Check]:
             deviation = largest_difference(expected, check_readings(lm.model, route(lm.model, lm.anatomy)))
         except Exception as error:
             # Whatever a family's code makes of a route that does not fit it: that is the finding.
-            checks.append(Check(title, False, None, f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"))
+            reason = (str(error).splitlines() or [""])[0][:60]
+            checks.append(Check(title, False, None, f"{type(error).__name__}: {reason}"))
             continue
         checks.append(Check(title, deviation < tolerance(lm.model.dtype), deviation))
     return checks

@@ -217,8 +217,8 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
         if name == "packed" and not anatomy.registry:
             refused.append("packed: the family computes attention in its own code")
             continue
-        if name == "packed-mask" and _window(model) > (_LONGEST_CHECK if model.dtype.itemsize >= 4 else 0):
-            refused.append(f"packed-mask: cannot be checked with a window of {_window(model)} tokens in {model.dtype}")
+        if name == "packed-mask" and window_of(model) > (_LONGEST_CHECK if model.dtype.itemsize >= 4 else 0):
+            refused.append(f"packed-mask: a window of {window_of(model)} tokens cannot be checked in {model.dtype}")
             continue
         route = ROUTES[name](model, anatomy)
         expected = expected or check_readings(model, naive)
@@ -237,7 +237,7 @@ def check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
     """Log-probabilities and records of three queries with answers of one to three tokens, behind a prefix."""
     size = model.get_input_embeddings().weight.shape[0]
     # A prefix that a short sliding window cannot hold shows whether the route knows the window.
-    window = _window(model)
+    window = window_of(model)
     length = window + 3 if 0 < window <= _LONGEST_CHECK else 9
     tokens = (torch.arange(length + 40) * 7919 % (size - 4) + 4).tolist()
     own = tokens[length:]
@@ -264,7 +264,7 @@ _LONGEST_CHECK = 1024
 """The longest window, in tokens, that the self-check fills; longer ones would cost a real model many seconds."""
 
 
-def _window(model: PreTrainedModel) -> int:
+def window_of(model: PreTrainedModel) -> int:
     """How far back layers with a sliding window look, tokens; 0 when there are none."""
     config = model.config.get_text_config()
     # GPT-Neo has a name of its own for it.
@@ -288,6 +288,6 @@ def tolerance(dtype: torch.dtype) -> float:
     """A few hundred roundings, as many as a deep model adds up between its first layer and its last.
 
     In half precision so many would hide a wrong route: right ones were seen to differ by 0.02 there, wrong ones by
-    0.13 and more.
+    0.13 and more. In double precision families still compute norms or softmax in single.
     """
-    return min(400 * torch.finfo(dtype).eps, 0.05)
+    return min(400 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps), 0.05)

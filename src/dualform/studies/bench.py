@@ -1,7 +1,8 @@
 """What the seeds of a comparison share: model, task, queries, and how much work a seed is."""
 
+import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dualform.models.encoding import EncodedDemonstrations, Encoder
@@ -97,6 +98,27 @@ def _sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ..
         return tuple(examples)
     chosen = sorted(random.Random(0).sample(range(len(examples)), limit))
     return tuple(examples[i] for i in chosen)
+
+
+def digest(bench: Bench, drawn: Iterable[Drawn]) -> str:
+    """What tells one run's inputs from another's: a file or a checkpoint may change while its name stays.
+
+    Args:
+        bench: Model, task and queries.
+        drawn: All seeds' demonstrations.
+
+    Returns:
+        A digest of texts, labels and the first weights of every parameter.
+    """
+    found = hashlib.sha256()
+    found.update(repr((bench.queries, [example.label for example in bench.examples])).encode())
+    found.update(repr((bench.selection_queries, [example.label for example in bench.selection])).encode())
+    for one in drawn:
+        found.update(repr((one.demonstrations.rows, one.demonstrations.labels, one.encoded.prefix)).encode())
+    for name, parameter in bench.lm.model.named_parameters():
+        # A checkpoint trained anew differs everywhere; reading all of a large one would take seconds.
+        found.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:64].tolist()}".encode())
+    return found.hexdigest()[:16]
 
 
 def query_cost(bench: Bench, n_prefix: int) -> dict[str, float]:

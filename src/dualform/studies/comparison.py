@@ -23,7 +23,7 @@ from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
 from dualform.models.load import load_model
 from dualform.result import Result, Trial
-from dualform.studies.bench import Bench, Drawn, query_cost, work_of_adapting, work_of_seed
+from dualform.studies.bench import Bench, Drawn, digest, query_cost, work_of_adapting, work_of_seed
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.inside import context_of, measure, recordings_for
 from dualform.studies.outcome import Cells, NoCells, SeedOutcome
@@ -96,11 +96,12 @@ def compare(
     seeds, notes = _seeds(bench, drawn, progress)
     work = {seed: work_of_seed(bench, drawn[seed].encoded, searching=seed == seeds[0]) for seed in seeds}
     progress.start(sum(work.values()))
+    inputs = digest(bench, drawn.values())
     outcomes: list[SeedOutcome] = []
     for seed in seeds:
-        done = cells.get(seed)
+        done = cells.get(seed, inputs)
         if done is None:
-            done = _run_seed(bench, drawn[seed], outcomes[0] if outcomes else None, progress)
+            done = _run_seed(bench, drawn[seed], inputs, outcomes[0] if outcomes else None, progress)
             cells.put(done)
         else:
             progress.advance(work[seed], f"seed {seed} was finished earlier")
@@ -139,7 +140,7 @@ def _seeds(bench: Bench, drawn: dict[int, Drawn], progress: Progress) -> tuple[t
     return (best,), (note,)
 
 
-def _run_seed(bench: Bench, drawn: Drawn, first: SeedOutcome | None, progress: Progress) -> SeedOutcome:
+def _run_seed(bench: Bench, drawn: Drawn, inputs: str, first: SeedOutcome | None, progress: Progress) -> SeedOutcome:
     demonstrations, encoded = drawn.demonstrations, drawn.encoded
     seed = demonstrations.seed
     adapted: dict[str, Adapted] = {}
@@ -177,6 +178,7 @@ def _run_seed(bench: Bench, drawn: Drawn, first: SeedOutcome | None, progress: P
     }
     return SeedOutcome(
         seed=seed,
+        inputs=inputs,
         rows=demonstrations.rows,
         n_tokens=len(encoded.prefix),
         log_probabilities=log_probabilities,

@@ -157,7 +157,7 @@ def read_config(path: Path) -> ComparisonConfig:
     """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{path} should hold settings as `name: value` lines")

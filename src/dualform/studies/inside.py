@@ -28,6 +28,9 @@ from dualform.ops.similarity import (
     sim_aou_raw,
 )
 
+# Relative change of a row of scores that float32 angles of some thousand positions can feign.
+_ROUNDING = 1e-3
+
 
 @dataclass(frozen=True)
 class Recordings:
@@ -127,13 +130,25 @@ def _attention_maps(zsl: Trace, icl: Trace, ft: Trace) -> dict[str, Tensor]:
     assert icl.scores is not None
     assert ft.scores is not None
     mask = zsl.mask
+    delta = sim_am_delta(zsl.scores, icl.scores, ft.scores, mask)
     return {
         "sim_am": sim_am(icl.scores, ft.scores, mask),
         "sim_am_before": sim_am(icl.scores, zsl.scores, mask),
         "sim_am_centred": sim_am_centred(icl.scores, ft.scores, mask),
         "sim_am_softmax": sim_am_softmax(icl.scores, ft.scores, mask),
-        "sim_am_delta": sim_am_delta(zsl.scores, icl.scores, ft.scores, mask),
+        "sim_am_delta": delta.masked_fill(_unmoved(zsl.scores, icl.scores, mask), torch.nan),
     }
+
+
+def _unmoved(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
+    """True where scores changed by no more than rounding, `(example, layer, head)`.
+
+    With rotary positions the first layer's scores among a query's own tokens cannot depend on what stands before
+    them, but angles of large positions are rounded: the "change" is then noise, and its direction means nothing.
+    """
+    shown = mask[:, None, None] & before.isfinite() & after.isfinite()
+    change = torch.where(shown, after - before, 0.0).norm(dim=-1)
+    return change <= _ROUNDING * torch.where(shown, before, 0.0).norm(dim=-1)
 
 
 def _attention_outputs(zsl: Trace, icl: Trace, ft: Trace, generator: torch.Generator) -> dict[str, Tensor]:

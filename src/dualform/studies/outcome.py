@@ -29,6 +29,8 @@ class SeedOutcome:
     rates: dict[str, float] = field(default_factory=dict)
     """Learner -> learning rate used."""
     trials: tuple[Trial, ...] = ()
+    inputs: str = ""
+    """Digest of the weights, texts and labels that it was made from, see `bench.digest`."""
 
     def to_bytes(self) -> bytes:
         """The outcome as one safetensors file: tensors, and the rest as JSON in its header."""
@@ -36,11 +38,14 @@ class SeedOutcome:
         tensors |= {f"measures/{name}": value.contiguous() for name, value in self.measures.items()}
         about = {
             "seed": self.seed,
+            "inputs": self.inputs,
             "rows": self.rows,
             "n_tokens": self.n_tokens,
             "costs": self.costs,
             "rates": self.rates,
             "trials": [trial.model_dump() for trial in self.trials],
+            # The file sorts its tensors by name, and a run that goes on must give the tables of one that never stopped.
+            "order": {"log_probabilities": list(self.log_probabilities), "measures": list(self.measures)},
         }
         return safetensors.torch.save(tensors, metadata={"outcome": json.dumps(about)})
 
@@ -51,14 +56,15 @@ class SeedOutcome:
         Raises:
             safetensors.SafetensorError: The file is damaged.
         """
-        groups: dict[str, dict[str, Tensor]] = {"log_probabilities": {}, "measures": {}}
         with safetensors.safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads(file.metadata()["outcome"])
-            for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                group, name = key.split("/", 1)
-                groups[group][name] = file.get_tensor(key)
+            groups: dict[str, dict[str, Tensor]] = {
+                group: {name: file.get_tensor(f"{group}/{name}") for name in names}
+                for group, names in about["order"].items()
+            }
         return cls(
             seed=about["seed"],
+            inputs=about["inputs"],
             rows=tuple(about["rows"]),
             n_tokens=about["n_tokens"],
             log_probabilities=groups["log_probabilities"],
@@ -72,8 +78,8 @@ class SeedOutcome:
 class Cells(Protocol):
     """Where finished seeds are kept, so that a killed run goes on where it stopped."""
 
-    def get(self, seed: int) -> SeedOutcome | None:
-        """The outcome of a seed finished earlier under the same settings."""
+    def get(self, seed: int, inputs: str) -> SeedOutcome | None:
+        """The outcome of a seed finished earlier under the same settings, from the same inputs."""
         ...
 
     def put(self, outcome: SeedOutcome) -> None:
@@ -84,7 +90,7 @@ class Cells(Protocol):
 class NoCells:
     """Keeps nothing."""
 
-    def get(self, seed: int) -> SeedOutcome | None:
+    def get(self, seed: int, inputs: str) -> SeedOutcome | None:
         """Nothing was kept."""
         return None
 

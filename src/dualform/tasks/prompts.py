@@ -24,7 +24,7 @@ _SENTIMENT = ("negative", "positive")
 
 def _packaged(noun: str) -> Wording:
     template = Template(f"{noun}: {{text}}\nSentiment:", separator="\n\n")
-    return Wording(template, label_names=_SENTIMENT, label_words=("Negative", "Positive"))
+    return Wording(template, label_names=_SENTIMENT, label_words=_SENTIMENT)
 
 
 WORDINGS: Mapping[str, Wording] = {

@@ -1,0 +1,104 @@
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+from dualform.cli.main import app
+from dualform.result import Result
+from tests.studies.small import write_csv
+from tests.tiny import save_tiny
+
+SMALL = [
+    *("--text", "body", "--label", "topic"),
+    *("-k", "4", "--limit", "8", "--selection-limit", "6", "--resamples", "50"),
+]
+"""Settings that make a comparison a matter of a second."""
+QUICK = [*SMALL, "--seeds", "1", "--learners", "zsl,icl,ft", "--rates", "1e-2"]
+"""Half a second."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has run in this process."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """Standard error as one line, for messages that a terminal's width breaks."""
+        return " ".join(self.err.split())
+
+
+@pytest.fixture(autouse=True)
+def _as_at_a_shell(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> Iterator[None]:
+    """Commands run in the workplace; what they set for a whole process is put back."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    for name in ("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
+        monkeypatch.setenv(name, "error")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.delenv("DUALFORM_DATA", raising=False)
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    logging.set_verbosity(verbosity)
+    if bars:
+        logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: `gpt2`, `llama` and `xglm` are checkpoints, `tickets.csv` is data. Tests only add to it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for family in ("gpt2", "llama", "xglm"):
+        save_tiny(family, folder / family)
+    write_csv(folder / "tickets.csv")
+    return folder
+
+
+@pytest.fixture
+def dualform() -> Callable[..., Done]:
+    """Run a command in this process; a fault of ours is raised as it is."""
+
+    def run(*arguments: str | Path, **environment: str) -> Done:
+        found = CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
+        if found.exception is not None and not isinstance(found.exception, SystemExit):
+            raise found.exception
+        return Done(found.exit_code, found.stdout, found.stderr)
+
+    return run
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where a run goes."""
+    return tmp_path / "run"
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """`result.json`, which must follow the schema."""
+    text = (folder / "result.json").read_text(encoding="utf-8")
+    Result.from_json(text)
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def numbers(result: dict[str, Any]) -> dict[str, Any]:
+    """All but what may differ between two equal runs."""
+    cost = {
+        learner: {name: value for name, value in cost.items() if not name.endswith("_seconds")}
+        for learner, cost in result["cost"].items()
+    }
+    return {**{name: value for name, value in result.items() if name != "environment"}, "cost": cost}

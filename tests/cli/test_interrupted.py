@@ -1,0 +1,170 @@
+"""A run that is stopped, whenever and however, leaves nothing half-written and goes on where it stopped."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dualform.runs import store
+from dualform.studies import comparison
+from tests.cli.conftest import SMALL, Done, numbers, result_of
+
+Command = Callable[..., Done]
+PROMISED = {"config.yaml", "result.json", "examples.parquet", "report.html", "log.txt"}
+PATIENCE = 120
+"""Seconds to wait for another process, most of which go into importing torch on a busy machine."""
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, stop_before: int | None = None) -> list[int]:
+    """The seeds that are run from now on; a ctrl-C comes when the seed `stop_before` is about to start."""
+    run_seed = comparison._run_seed
+    seeds: list[int] = []
+
+    def run(bench: Any, drawn: Any, *args: Any, **kwargs: Any) -> Any:
+        seed = drawn.demonstrations.seed
+        if seed == stop_before:
+            raise KeyboardInterrupt
+        seeds.append(seed)
+        return run_seed(bench, drawn, *args, **kwargs)
+
+    monkeypatch.setattr(comparison, "_run_seed", run)
+    return seeds
+
+
+def assert_nothing_half_written(folder: Path) -> None:
+    assert not list(folder.rglob("*.tmp"))
+    assert {path.name for path in folder.iterdir() if path.is_file()} <= PROMISED
+    assert not (folder / "result.json").exists()
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "examples.parquet").to_pylist()
+    return rows
+
+
+def test_a_stopped_run_goes_on_and_gives_the_numbers_of_one_that_was_not(
+    dualform: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1..3", "--rates", "1e-3,1e-2"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert dualform(*arguments, "--out", whole).code == 0
+
+    with monkeypatch.context() as patch:
+        seeds = counted(patch, stop_before=2)
+        done = dualform(*arguments, "--out", stopped)
+    assert done.code == 130
+    assert done.message == "stopped. Finished seeds are kept: the same command goes on where it stopped."
+    assert done.out == ""
+    assert seeds == [1]
+    assert len(list(stopped.glob("cells-*/seed-1.safetensors"))) == 1
+    assert_nothing_half_written(stopped)
+
+    seeds = counted(monkeypatch)
+    assert dualform(*arguments, "--out", stopped).code == 0
+
+    assert seeds == [2, 3]
+    assert {path.name for path in stopped.iterdir()} == PROMISED
+    found, expected = result_of(stopped), result_of(whole)
+    assert numbers(found) == numbers(expected)
+    # Tables are in the same order, too.
+    assert list(found["accuracy"]) == list(expected["accuracy"])
+    assert list(found["similarity"]) == list(expected["similarity"])
+    assert rows_of(stopped) == rows_of(whole)
+
+
+def test_a_run_stopped_while_it_writes_is_only_written_again(
+    dualform: Command, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(result: Any) -> str:
+        raise KeyboardInterrupt
+
+    arguments = ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1,2", "--learners", "zsl,icl", "--out", out]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "render_page", stop)
+        assert dualform(*arguments).code == 130
+    assert_nothing_half_written(out)
+
+    seeds = counted(monkeypatch)
+    assert dualform(*arguments).code == 0
+
+    assert seeds == []
+    assert {path.name for path in out.iterdir()} == PROMISED
+
+
+def test_other_settings_do_not_use_what_is_left_of_a_stopped_run(
+    dualform: Command, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1,2", "--learners", "zsl,icl", "--out", out]
+    with monkeypatch.context() as patch:
+        counted(patch, stop_before=2)
+        assert dualform(*arguments).code == 130
+
+    seeds = counted(monkeypatch)
+    assert dualform(*arguments, "-k", "5").code == 0
+
+    assert seeds == [1, 2]
+    assert result_of(out)["demonstrations"]["k_effective"] == 5
+    assert {path.name for path in out.iterdir()} == PROMISED
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)], ids=["ctrl-C", "kill -9"]
+)
+def test_a_process_that_is_stopped_goes_on(
+    dualform: Command, out: Path, workplace: Path, number: signal.Signals, code: int
+) -> None:
+    arguments = ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1..12", "--learners", "zsl,icl,ft"]
+    # Python leaves ctrl-C alone in a process that was started with it ignored, as a test runner's may be.
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from dualform.cli.main import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=workplace,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        wait_for(out / "log.txt", "seed 1: finished", process)
+        process.send_signal(number)
+        printed, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code, said
+    assert printed == ""
+    assert "Traceback" not in said
+    if number == signal.SIGINT:
+        assert said.startswith("stopped. Finished seeds are kept")
+        assert_nothing_half_written(out)
+    assert not (out / "result.json").exists()
+    before = (out / "log.txt").read_text()
+
+    assert dualform(*arguments, "--out", out).code == 0
+
+    after = (out / "log.txt").read_text().removeprefix(before)
+    kept = re.findall(r"seed (\d+): finished earlier", after)
+    run = re.findall(r"seed (\d+): finished$", after, re.MULTILINE)
+    assert "1" in kept
+    assert [*kept, *run] == [str(seed) for seed in range(1, 13)]
+    assert {path.name for path in out.iterdir()} == PROMISED
+    assert list(result_of(out)["accuracy"]["icl"]["per_seed"]) == [str(seed) for seed in range(1, 13)]
+
+
+def wait_for(path: Path, words: str, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not (path.exists() and words in path.read_text()):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < end, f"no {words!r} in {path} for {PATIENCE} s"
+        time.sleep(0.01)

@@ -1,0 +1,58 @@
+import pytest
+
+from dualform.cli.options import parse_names, parse_numbers, parse_seeds, unescape
+from dualform.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        (None, None),
+        ("3", (3,)),
+        ("0", (0,)),
+        ("1..7", (1, 2, 3, 4, 5, 6, 7)),
+        ("1,4,9", (1, 4, 9)),
+        ("1..3,9", (1, 2, 3, 9)),
+        (" 2 , 5 .. 6 ", (2, 5, 6)),
+        ("4..4", (4,)),
+    ],
+)
+def test_seeds_are_read_as_written(text: str | None, seeds: tuple[int, ...] | None) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "-1", "1..", "..3", "1...3", "1;2", "1,", "1-3"])
+def test_what_is_no_seed_is_named(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_seeds(text)
+
+    assert f"seeds {text!r} should look like 3, 1..7 or 1,4,9" in str(caught.value)
+
+
+def test_a_range_that_runs_backwards_is_named_with_the_right_one() -> None:
+    with pytest.raises(ConfigError, match=r"seeds '9,3\.\.1': 3\.\.1 runs backwards; write 1\.\.3"):
+        parse_seeds("9,3..1")
+
+
+def test_numbers_are_read_as_written() -> None:
+    assert parse_numbers("rates", "1e-4, 3e-4,0") == (1e-4, 3e-4, 0.0)
+    assert parse_numbers("rates", None) is None
+
+
+@pytest.mark.parametrize("text", ["", "a", "1e-4,", "1e-4;3"])
+def test_what_is_no_number_is_named(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_numbers("rates", text)
+
+    assert f"rates {text!r} should be numbers with commas between, such as 1e-4,1e-3" in str(caught.value)
+
+
+def test_names_lose_their_spaces() -> None:
+    assert parse_names("zsl, icl,,ft ") == ("zsl", "icl", "ft")
+    assert parse_names("") == ()
+    assert parse_names(None) is None
+
+
+def test_line_breaks_may_be_written_with_a_backslash() -> None:
+    assert unescape(r"Review: {text}\nSentiment:\t") == "Review: {text}\nSentiment:\t"
+    assert unescape(None) is None

@@ -1,0 +1,68 @@
+"""A tiny model with a small task, encoded: what every learner needs."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from dualform.learners.adapted import Adapted
+from dualform.models.capture import Recording, Trace
+from dualform.models.encoding import EncodedDemonstrations, Encoder
+from dualform.models.language_model import LanguageModel
+from dualform.models.layout import Query
+from dualform.tasks.demonstrations import Demonstrations
+from dualform.tasks.task import Task
+from tests.models.sentiment import sentiment, some_demonstrations
+from tests.tiny import tiny_model, tiny_tokenizer
+
+FAMILIES = ("llama", "gpt2", "xglm", "gemma3")
+EVERYTHING = Recording(**{field.name: True for field in fields(Recording)})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All of one test."""
+
+    lm: Any
+    """A `LanguageModel`; Any, because tests look into much that may be None."""
+    task: Task
+    encoder: Encoder
+    chosen: Demonstrations
+    demonstrations: EncodedDemonstrations
+    queries: tuple[Query, ...]
+    labels: tuple[int, ...]
+
+
+def fresh(family: str, label_words: tuple[str, ...] = ("positive", "lukewarm"), k: int = 4, **changes: Any) -> Setting:
+    """A new model; one label word is several tokens."""
+    lm = replace(LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family), **changes)
+    task = sentiment(label_words)
+    encoder = Encoder(lm, task)
+    chosen = some_demonstrations(task, k)
+    examples = task.split("test")
+    return Setting(
+        lm,
+        task,
+        encoder,
+        chosen,
+        encoder.demonstrations(chosen),
+        tuple(encoder.query(example) for example in examples),
+        tuple(example.label for example in examples),
+    )
+
+
+def readings(adapted: Adapted, setting: Setting) -> list[Any]:
+    """Everything that can be read, group by group."""
+    groups = setting.lm.groups(setting.queries)
+    return [adapted.read_group(setting.queries, indices, EVERYTHING) for indices in groups]
+
+
+def assert_same_readings(found: list[Any], expected: list[Any]) -> None:
+    """Bit for bit, the inside included."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.queries == other.queries
+        for name in ("log_probabilities", "next_token", "hidden"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+        for field in fields(Trace):
+            assert torch.equal(getattr(one.trace, field.name), getattr(other.trace, field.name)), field.name

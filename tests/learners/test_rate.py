@@ -1,0 +1,145 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import dualform.learners.rate as under_test
+from dualform.errors import TrainingError
+from dualform.learners.finetuned import Finetuned
+from dualform.learners.rate import search_rate
+from tests.learners.setting import fresh
+from tests.models.test_edit import Snapshot
+
+
+@dataclass(frozen=True)
+class Pretended:
+    """Stands for a model adapted at a rate, with an outcome that the test has chosen."""
+
+    rate: float
+    learner: str = "ft"
+    losses: tuple[float, ...] = (3.0, 2.0, 1.0)
+
+
+@pytest.fixture
+def search(monkeypatch):
+    """Search over outcomes: rate -> (accuracy in eighths, mean log-probability), or None where it diverges."""
+
+    def run(outcomes, *, patience=2, **settings):
+        tried = []
+
+        def adapt(rate):
+            tried.append(rate)
+            if outcomes[rate] is None:
+                raise TrainingError("the loss is nan")
+            return Pretended(rate)
+
+        def table(adapted, lm, queries):
+            eighths, log_probability = outcomes[adapted.rate]
+            # Right answers win by a hair or lose by one; both columns' level sets the mean.
+            wrong = torch.where(torch.arange(8) < eighths, log_probability - 0.25, log_probability + 0.25)
+            return torch.stack([torch.full((8,), log_probability), wrong], dim=1).double()
+
+        monkeypatch.setattr(under_test, "answer_log_probabilities", table)
+        # Out of order on purpose: the search sorts.
+        rates = sorted(outcomes, reverse=True)
+        found = search_rate(adapt, rates, None, [None] * 8, [0] * 8, seed=5, patience=patience, **settings)
+        return found, tried
+
+    return run
+
+
+def statuses(found):
+    return [trial.status for trial in found.trials]
+
+
+class TestTheChoice:
+    def test_the_most_accurate_rate_wins(self, search):
+        found, tried = search({0.1: (3, -1.0), 0.2: (6, -2.0), 0.3: (5, -0.5)})
+        assert found.learning_rate == 0.2
+        assert found.best.rate == 0.2
+        assert tried == [0.1, 0.2, 0.3]
+        assert [trial.validation_accuracy for trial in found.trials] == [3 / 8, 6 / 8, 5 / 8]
+        assert [trial.validation_log_probability for trial in found.trials] == [-1.0, -2.0, -0.5]
+
+    def test_a_tie_goes_to_the_higher_log_probability_of_the_right_answer(self, search):
+        assert search({0.1: (5, -2.0), 0.2: (5, -1.0), 0.3: (5, -3.0)})[0].learning_rate == 0.2
+
+    def test_a_tie_in_both_goes_to_the_lower_rate(self, search):
+        assert search({0.1: (4, -1.0), 0.2: (5, -1.0), 0.3: (5, -1.0)})[0].learning_rate == 0.2
+
+    def test_exactly_one_trial_is_chosen_and_all_are_kept_in_order_of_rate(self, search):
+        found, _ = search({0.1: (5, -1.0), 0.2: (5, -1.0), 0.3: (4, -1.0), 0.4: (3, -1.0), 0.5: (8, -1.0)})
+        assert [trial.learning_rate for trial in found.trials] == [0.1, 0.2, 0.3, 0.4, 0.5]
+        assert [trial.chosen for trial in found.trials] == [True, False, False, False, False]
+        assert {(trial.learner, trial.seed) for trial in found.trials} == {("ft", 5)}
+        assert [(trial.first_loss, trial.last_loss) for trial in found.trials[:4]] == [(3.0, 1.0)] * 4
+
+
+class TestStoppingEarly:
+    def test_two_worse_rates_in_a_row_end_the_search(self, search):
+        found, tried = search({0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (3, -1.0), 0.4: (8, -1.0), 0.5: (8, -1.0)})
+        assert tried == [0.1, 0.2, 0.3]
+        assert statuses(found) == ["finished"] * 3 + ["skipped"] * 2
+        assert all(trial.validation_accuracy is None for trial in found.trials[3:])
+        assert found.learning_rate == 0.1
+
+    def test_a_rate_as_accurate_as_the_best_starts_the_count_anew(self, search):
+        found, tried = search({0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (5, -2.0), 0.4: (4, -1.0), 0.5: (8, -1.0)})
+        assert tried == [0.1, 0.2, 0.3, 0.4, 0.5]
+        assert found.learning_rate == 0.5
+
+    def test_more_patience_tries_more(self, search):
+        outcomes = {0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (3, -1.0), 0.4: (8, -1.0)}
+        assert search(outcomes, patience=3)[0].learning_rate == 0.4
+        assert search(outcomes, patience=1)[1] == [0.1, 0.2]
+
+    def test_divergence_ends_the_search_and_marks_the_rest_skipped(self, search):
+        found, tried = search({0.1: (5, -1.0), 0.2: None, 0.3: (8, -1.0), 0.4: (8, -1.0)})
+        assert tried == [0.1, 0.2]
+        assert statuses(found) == ["finished", "diverged", "skipped", "skipped"]
+        assert found.learning_rate == 0.1
+        diverged = found.trials[1]
+        assert (diverged.learner, diverged.validation_accuracy, diverged.first_loss, diverged.chosen) == (
+            "ft",
+            None,
+            None,
+            False,
+        )
+
+    def test_every_rate_is_told_of_once_tried_or_skipped(self, search):
+        for outcomes in (
+            {0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (3, -1.0), 0.4: (8, -1.0)},
+            {0.1: (5, -1.0), 0.2: None, 0.3: (3, -1.0)},
+            {0.1: (5, -1.0), 0.2: (6, -1.0)},
+        ):
+            told = []
+            search(outcomes, after_trial=lambda told=told: told.append(1))
+            assert len(told) == len(outcomes)
+
+
+class TestNothingToChoose:
+    def test_when_the_lowest_rate_diverges_the_error_lists_the_rates(self, search):
+        with pytest.raises(
+            TrainingError, match=r"every learning rate diverged \(0.1, 0.2, 0.3\). Give lower ones with"
+        ):
+            search({0.1: None, 0.2: None, 0.3: None})
+
+
+def test_it_searches_for_real_models_and_leaves_them_as_they_were():
+    setting = fresh("llama")
+    before = Snapshot(setting.lm.model)
+    found = search_rate(
+        lambda rate: Finetuned(setting.encoder.opening, rate).adapt(setting.lm, setting.demonstrations),
+        [0.02, 0.002, 1e37],
+        setting.lm,
+        setting.queries,
+        setting.labels,
+        seed=1,
+    )
+    before.assert_restored(setting.lm.model)
+    assert statuses(found)[-1] in ("diverged", "skipped")
+    assert sum(trial.chosen for trial in found.trials) == 1
+    best = next(trial for trial in found.trials if trial.chosen)
+    assert found.learning_rate == best.learning_rate
+    assert found.best.losses == (best.first_loss, *found.best.losses[1:-1], best.last_loss)
+    assert best.validation_accuracy == max(trial.validation_accuracy or 0 for trial in found.trials)

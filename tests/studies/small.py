@@ -1,0 +1,78 @@
+"""A made-up task and a tiny model in float64, small enough for a comparison in a second."""
+
+import csv
+import json
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dualform.models.language_model import LanguageModel
+from dualform.studies.comparison_config import ComparisonConfig, comparison_config
+from dualform.tasks.build import RawTask, build_task
+from dualform.tasks.options import TaskOptions
+from dualform.tasks.task import Task
+from tests.tiny import tiny_model, tiny_tokenizer
+
+LABELS = ("negative", "positive")
+_WORDS = (("cold", "tedious", "dull", "lifeless", "poor"), ("warm", "funny", "charming", "lively", "fine"))
+N_TRAIN, N_SELECTION, N_REPORT = 34, 8, 18
+"""How the rows of `sentences()` are shared out."""
+
+
+def sentences(n: int = 60) -> list[tuple[str, str]]:
+    """(text, label), labels in turn, all texts different and of several lengths."""
+    generator = random.Random(0)
+    rows: dict[str, str] = {}
+    while len(rows) < n:
+        label = len(rows) % 2
+        first, second = generator.sample(_WORDS[label], 2)
+        ending = generator.choice(["", " with wit and grace", " told without charm", ", one of the year"])
+        rows.setdefault(f"a {first} and {second} {generator.choice(['film', 'story', 'plot'])}{ending}", LABELS[label])
+    return list(rows.items())
+
+
+def write_csv(path: Path, text: str = "body", label: str = "topic") -> Path:
+    """The sentences as a table of one's own."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([(text, label), *sentences()])
+    return path
+
+
+def write_choices(path: Path) -> Path:
+    """A multiple-choice task: each row with two or three endings of its own."""
+    rows = []
+    for number, (text, label) in enumerate(sentences()):
+        choices = [f"the {label} one", "works everywhere", "nothing"][: 2 + number % 2]
+        rows.append({"goal": text, "choices": choices, "label": number % 2})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@cache
+def small_task() -> Task:
+    """The sentences as a task; its report split is `report`, its selection split `selection`."""
+    rows = [{"text": text, "label": label} for text, label in sentences()]
+    return build_task(RawTask("toy", "a test", {"train": rows}, {"train": "toy.jsonl"}), TaskOptions())
+
+
+@cache
+def small_lm(family: str = "gpt2") -> LanguageModel:
+    """In float64, so that two ways to the same number agree to many digits. Tests only read it."""
+    return LanguageModel.wrap(tiny_model(family, dtype=torch.float64), tiny_tokenizer(), f"tiny {family}")
+
+
+def small_config(**changes: Any) -> ComparisonConfig:
+    """Four demonstrations, two seeds, eight queries, one rate that changes the model visibly."""
+    settings: dict[str, Any] = {
+        "k": 4,
+        "seeds": (1, 2),
+        "limit": 8,
+        "selection_limit": 6,
+        "learners": ("zsl", "icl", "ft"),
+        "rates": (1e-2,),
+        "resamples": 50,
+    }
+    return comparison_config("tiny", "toy", **(settings | changes))

@@ -1,0 +1,138 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dualform.errors import ConfigError
+from dualform.studies.comparison_config import PRESETS, ComparisonConfig, comparison_config, read_config
+
+
+def test_settings_that_were_not_given_keep_their_defaults() -> None:
+    config = comparison_config("m", "t", k=None, rates=None, dtype=None)
+
+    assert (config.k, config.seeds, config.limit, config.dtype) == (32, (1, 2, 3), 200, "float32")
+    assert config.learners == ("zsl", "icl", "ft", "lora", "probe")
+
+
+def test_what_is_given_comes_before_the_preset() -> None:
+    config = comparison_config("m", "t", preset="dai2023", rates=(1e-3,), seeds=(4, 2))
+
+    assert config.rates == (1e-3,)
+    assert config.seeds == (4, 2)
+    assert (config.preset, config.select_on, config.probe) == ("dai2023", "report", "label0")
+
+
+def test_the_preset_holds_the_papers_protocol() -> None:
+    config = comparison_config("m", "t", preset="dai2023")
+
+    assert not config.balanced
+    assert config.seeds == (1, 2, 3, 4, 5, 6, 7)
+    assert config.select_seed
+    assert config.limit == 2000
+    assert config.learners == ("zsl", "icl", "ft")
+    assert len(config.rates) == 36
+    assert {1.6e-4, 0.2} <= {float(f"{rate:.2g}") for rate in config.rates}
+    assert (config.tune, config.loss_on, config.k) == ("each", "all", 32)
+    # A search that stopped early would not be the paper's.
+    assert config.patience >= len(config.rates)
+
+
+def test_an_unknown_preset_is_named_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'nonsense': choose one of default, dai2023"):
+        comparison_config("m", "t", preset="nonsense")  # type: ignore[arg-type]
+
+
+def test_all_that_is_wrong_is_said_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        comparison_config("m", "t", k=-2, dtype="int8", limit=0, probes="prompt")
+
+    message = str(caught.value)
+    assert "k: " in message
+    assert "-2" in message
+    assert "dtype: " in message
+    assert "'int8'" in message
+    assert "'float32'" in message
+    assert "limit: " in message
+    assert "probes: " in message
+
+
+def test_all_that_does_not_go_together_is_said_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        comparison_config("m", "t", seeds=(1, 1), rates=(float("inf"),), lora_rates=(), k=0)
+
+    message = str(caught.value)
+    assert "seeds [1, 1]" in message
+    assert "rates [inf]" in message
+    assert "lora_rates []" in message
+    assert "leave out probe with --learners zsl,icl,ft" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seeds": ()}, r"seeds \[\] must be different numbers"),
+        ({"seeds": (-1,)}, r"seeds \[-1\]"),
+        ({"learners": ()}, r"learners \[\]"),
+        ({"learners": ("zsl", "zsl")}, r"learners \['zsl', 'zsl'\]"),
+        ({"learners": ("zsl", "mezo")}, "'mezo'"),
+        ({"rates": (float("nan"),)}, r"rates \[nan\]"),
+        ({"rates": (-1e-3,)}, r"rates \[-0.001\]"),
+        ({"learners": ("zsl", "ft"), "select_seed": True}, "select_seed chooses by ICL's accuracy"),
+        ({"context": 7}, "7"),
+        ({"resamples": 9}, "9"),
+        ({"patience": 0}, "0"),
+        ({"route": "fastest"}, "'fastest'"),
+        ({"label_rule": "wrong"}, "'wrong'"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        comparison_config("m", "t", **settings)
+
+
+def test_no_demonstrations_are_allowed_without_the_probe() -> None:
+    assert comparison_config("m", "t", k=0, learners=("zsl", "icl", "ft")).k == 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_configuration_survives_yaml(preset: str, tmp_path: Path) -> None:
+    words = {"0": "schlecht", "1": "größer: ja"}
+    prompt = "Review: {text}\nSentiment:"
+    config = comparison_config("m", "t", preset=preset, label_words=words, prompt=prompt)  # type: ignore[arg-type]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
+
+    assert read_config(path) == config
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml cannot be read as a configuration"):
+        read_config(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: [", "cannot be read as a configuration"),
+        ("größer", "cannot be read as a configuration"),
+        ("- model", "should hold settings as `name: value` lines"),
+        ("task: t", "model: Field required"),
+        ("{model: m, task: t, shots: 3}", "shots: .*3"),
+    ],
+)
+def test_a_file_that_is_no_configuration_says_why(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    # Not UTF-8 where there is an umlaut.
+    path.write_text(text, encoding="latin-1")
+
+    with pytest.raises(ConfigError, match=words):
+        read_config(path)
+
+
+def test_a_configuration_does_not_change() -> None:
+    config = comparison_config("m", "t")
+
+    with pytest.raises(ValueError, match="frozen"):
+        config.k = 3
+    assert isinstance(config, ComparisonConfig)

@@ -1,0 +1,277 @@
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from dualform.result import Result
+from dualform.studies.comparison import Comparison, compare
+from dualform.studies.outcome import SeedOutcome
+from dualform.studies.summary import Asked, examples_table, summarise
+from dualform.tasks.task import Task
+from tests.studies.small import N_REPORT, small_config, small_lm, small_task
+
+SEEDS = (1, 2, 3)
+LEARNERS = ("zsl", "icl", "ft")
+
+
+@cache
+def comparison() -> Comparison:
+    """Real outcomes of three seeds; tests only read them."""
+    return compare(small_config(seeds=SEEDS, limit=None), lm=small_lm(), task=small_task())
+
+
+def asked(task: Task | None = None) -> Asked:
+    task = task or small_task()
+    examples = task.split("report")
+    return Asked(task, examples, 8, "report", "selection", 20.0, ("A note on the protocol.",))
+
+
+def made_up(seed: int, task: Task | None = None) -> SeedOutcome:
+    """Answers at random, so that every cell of right and wrong is filled; zero-shot the same for all seeds."""
+    n = len(asked(task).examples)
+
+    def answers(generator_seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(generator_seed)
+        return torch.randn(n, 2, generator=generator, dtype=torch.float64).log_softmax(1)
+
+    tables = {"zsl": answers(0), "icl": answers(100 + seed), "ft": answers(200 + seed)}
+    generator = torch.Generator().manual_seed(seed)
+    heads = torch.randn(n, 2, 4, generator=generator, dtype=torch.float64)
+    heads[0, 0, 0] = torch.nan
+    measures = {
+        "agreement": (tables["icl"].argmax(1) == tables["ft"].argmax(1)).double(),
+        "agreement.total_variation": torch.full((n,), 0.25, dtype=torch.float64),
+        "sim_am": heads,
+        "sim_aou": heads[..., 0],
+        "control.random.sim_aou": heads[..., 1],
+    }
+    costs = {
+        name: {"adapt_seconds": float(seed), "query_seconds": 0.5, "tokens": 20.0, "flops": 1e6,
+               "search_seconds": 6.0 if seed == SEEDS[0] else 0.0}
+        for name in LEARNERS
+    }  # fmt: skip
+    return SeedOutcome(seed, (3, 1, 4, 5), 40 + seed, tables, measures, costs, {"ft": 1e-2})
+
+
+def summary(outcomes: list[SeedOutcome], seconds: float = 1.0, **changes: Any) -> Result:
+    return summarise(small_config(seeds=SEEDS, **changes), small_lm(), asked(), outcomes, seconds)
+
+
+@cache
+def of_made_up() -> Result:
+    return summary([made_up(seed) for seed in SEEDS])
+
+
+def test_the_same_outcomes_give_the_same_numbers() -> None:
+    found = comparison()
+    again = summarise(small_config(seeds=SEEDS, limit=None), small_lm(), found.asked, found.outcomes, seconds=999.0)
+
+    assert again.environment["seconds"] == 999.0
+    assert again.model_dump(exclude={"environment"}) == found.result.model_dump(exclude={"environment"})
+
+
+def test_zero_shot_is_counted_once() -> None:
+    result = comparison().result
+
+    assert result.accuracy["zsl"].n == N_REPORT
+    assert result.accuracy["icl"].n == result.accuracy["ft"].n == len(SEEDS) * N_REPORT
+    assert sum(result.predictions["zsl"].counts.values()) == N_REPORT
+    assert sum(result.predictions["icl"].counts.values()) == len(SEEDS) * N_REPORT
+    assert len(set(result.accuracy["zsl"].per_seed.values())) == 1
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    result = of_made_up()
+    labels = [example.label for example in asked().examples]
+
+    for learner in LEARNERS:
+        shares = {}
+        for seed in SEEDS:
+            predicted = [
+                max(range(2), key=row.__getitem__) for row in made_up(seed).log_probabilities[learner].tolist()
+            ]
+            shares[str(seed)] = sum(p == y for p, y in zip(predicted, labels, strict=True)) / len(labels)
+        assert result.accuracy[learner].per_seed == pytest.approx(shares)
+        assert result.accuracy[learner].mean == pytest.approx(sum(shares.values()) / len(shares))
+        low, high = result.accuracy[learner].ci95
+        assert low is not None
+        assert high is not None
+        assert low <= (result.accuracy[learner].mean or 0) <= high
+
+
+def test_rec2ftp_counts_what_a_loop_counts() -> None:
+    labels = [example.label for example in asked().examples]
+    fixed = both = zsl_wrong = icl_right = broken = both_broken = changed = both_changed = 0
+    for seed in SEEDS:
+        tables = made_up(seed).log_probabilities
+        for i, label in enumerate(labels):
+            z, c, f = (int(tables[name][i].argmax()) == label for name in LEARNERS)
+            fixed += f and not z
+            both += f and c and not z
+            zsl_wrong += not z
+            icl_right += c and not z
+            broken += z and not f
+            both_broken += z and not f and not c
+            changed += (f != z) or (c != z)
+            both_changed += (f != z) and (c != z)
+    found = of_made_up().similarity["rec2ftp"]
+
+    assert 0 < both < fixed, "the case must tell right from wrong"
+    assert found.mean == pytest.approx(both / fixed)
+    assert found.n == found.details["denominator"] == fixed
+    assert found.details["numerator"] == both
+    assert found.details["chance"] == pytest.approx(icl_right / zsl_wrong)
+    assert found.details["lift"] == pytest.approx(both / fixed - icl_right / zsl_wrong)
+    assert (found.details["reverse_numerator"], found.details["reverse_denominator"]) == (both_broken, broken)
+    assert (found.details["jaccard_numerator"], found.details["jaccard_denominator"]) == (both_changed, changed)
+    low, high = found.details["lift_ci95"]
+    assert low <= found.details["lift"] <= high
+
+
+def test_rec2ftp_of_nothing_fixed_has_no_value_but_a_count() -> None:
+    outcomes = []
+    for seed in SEEDS:
+        outcome = made_up(seed)
+        outcome.log_probabilities["ft"] = outcome.log_probabilities["zsl"]
+        outcomes.append(outcome)
+
+    found = summary(outcomes).similarity["rec2ftp"]
+
+    assert (found.mean, found.ci95, found.n) == (None, (None, None), 0)
+    assert found.details["lift"] is None
+
+
+def test_means_are_over_heads_then_layers_then_queries_then_seeds() -> None:
+    found = of_made_up().similarity["sim_am"]
+    by_seed = []
+    for seed in SEEDS:
+        rows = made_up(seed).measures["sim_am"]
+        by_query = [sum(float(layer[~layer.isnan()].mean()) for layer in query) / len(query) for query in rows]
+        by_seed.append(sum(by_query) / len(by_query))
+
+    assert found.per_seed == pytest.approx(dict(zip(map(str, SEEDS), by_seed, strict=True)))
+    assert found.mean == pytest.approx(sum(by_seed) / len(by_seed))
+    assert found.n == len(SEEDS) * N_REPORT
+    assert found.per_layer is not None
+    assert found.per_head is not None
+    assert found.per_layer_ci95 is not None
+    assert len(found.per_layer) == len(found.per_layer_ci95) == len(found.per_head) == 2
+    assert [len(heads) for heads in found.per_head] == [4, 4]
+    last_layer = [float(made_up(seed).measures["sim_am"][:, 1].mean()) for seed in SEEDS]
+    assert found.per_layer[1] == pytest.approx(sum(last_layer) / len(last_layer))
+
+
+def test_companions_and_controls_stand_where_they_belong() -> None:
+    result = of_made_up()
+
+    assert set(result.similarity) == {"agreement", "sim_am", "sim_aou", "rec2ftp"}
+    assert set(result.controls) == {"random"}
+    assert set(result.controls["random"]) == {"sim_aou"}
+    assert result.similarity["agreement"].details["total_variation"]["mean"] == 0.25
+    assert result.similarity["agreement"].per_layer is None
+    assert result.similarity["sim_aou"].per_head is None
+
+
+def test_chance_agreement_is_that_of_independent_answerers() -> None:
+    expected = []
+    for seed in SEEDS:
+        tables = made_up(seed).log_probabilities
+        shares = [
+            [float((tables[name].argmax(1) == label).double().mean()) for label in (0, 1)] for name in LEARNERS[1:]
+        ]
+        expected.append(sum(p * q for p, q in zip(*shares, strict=True)))
+
+    assert of_made_up().similarity["agreement"].details["chance"] == pytest.approx(sum(expected) / len(expected))
+
+
+def test_predictions_show_collapse_into_one_class() -> None:
+    outcome = made_up(1)
+    certain = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64).expand(N_REPORT, 2)
+    outcome.log_probabilities["ft"] = certain
+    result = summarise(small_config(seeds=(1,)), small_lm(), asked(), [outcome], 1.0)
+
+    collapsed, free = result.predictions["ft"], result.predictions["icl"]
+    assert (collapsed.majority_share, collapsed.majority_label, collapsed.entropy) == (1.0, "negative", 0.0)
+    assert collapsed.counts == {"negative": N_REPORT, "positive": 0}
+    assert free.majority_share is not None
+    assert free.majority_share < 1
+    assert free.entropy is not None
+    assert free.entropy > 0
+
+
+def test_a_search_done_once_is_charged_once() -> None:
+    cost = of_made_up().cost["ft"]
+
+    assert cost.search_seconds == 6.0
+    assert cost.adapt_seconds == pytest.approx(2.0)
+    assert cost.adapt_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "words"),
+    [(1, "One demonstration seed: the intervals say nothing"), (3, "3 demonstration seeds: bootstrap intervals")],
+)
+def test_few_seeds_are_warned_about(n_seeds: int, words: str) -> None:
+    seeds = SEEDS[:n_seeds]
+    outcomes = [made_up(seed) for seed in seeds]
+    result = summarise(small_config(seeds=seeds), small_lm(), asked(), outcomes, 1.0)
+
+    assert any(warning.startswith(words) for warning in result.warnings)
+
+
+def test_eight_seeds_are_not_warned_about() -> None:
+    seeds = tuple(range(8))
+    result = summarise(small_config(seeds=seeds), small_lm(), asked(), [made_up(seed) for seed in seeds], 1.0)
+
+    assert not any("demonstration seed" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(("rates", "warned"), [((1e-3, 1e-2), True), ((1e-3, 1e-2, 1e-1), False), ((1e-2,), False)])
+def test_a_rate_at_the_edge_of_its_grid_is_warned_about(rates: tuple[float, ...], warned: bool) -> None:
+    result = summary([made_up(seed) for seed in SEEDS], rates=rates)
+
+    assert any("edge of its grid: ft (0.01)" in warning for warning in result.warnings) is warned
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [("float32", False), ("bfloat16", True)])
+def test_half_precision_is_warned_about(dtype: str, warned: bool) -> None:
+    result = summary([made_up(seed) for seed in SEEDS], dtype=dtype)
+
+    assert any("small updates are rounded away" in warning for warning in result.warnings) is warned
+
+
+def test_notes_of_protocol_and_task_are_passed_on() -> None:
+    warnings = of_made_up().warnings
+
+    assert "A note on the protocol." in warnings
+    assert set(small_task().notes) <= set(warnings)
+
+
+def test_the_table_has_one_row_for_each_seed_learner_and_query() -> None:
+    found = comparison()
+    table = examples_table(found.asked, found.outcomes)
+    rows = table.to_pylist()
+
+    assert table.column_names == [
+        "seed", "learner", "query", "label", "prediction", "log_probability:negative", "log_probability:positive",
+    ]  # fmt: skip
+    keys = [(row["seed"], row["learner"], row["query"]) for row in rows]
+    queries = [example.row for example in small_task().split("report")]
+    assert keys == [(seed, learner, query) for seed in SEEDS for learner in LEARNERS for query in queries]
+    for row in rows:
+        answers = [row["log_probability:negative"], row["log_probability:positive"]]
+        assert row["prediction"] == answers.index(max(answers))
+    right = [row["prediction"] == row["label"] for row in rows if row["learner"] == "icl"]
+    assert sum(right) / len(right) == pytest.approx(found.result.accuracy["icl"].mean)
+
+
+def test_the_facts_say_what_was_compared() -> None:
+    result = comparison().result
+
+    assert (result.model["name"], result.model["n_layers"], result.model["n_heads"]) == ("tiny gpt2", 2, 4)
+    assert (result.model["dtype"], result.model["route"]) == ("float64", "packed")
+    assert result.task["prompt"].endswith("\nLabel:")
+    assert result.task["label_words"] == ["negative", "positive"]
+    assert result.environment["device"] == "cpu"
+    assert result.environment["seconds"] >= 0

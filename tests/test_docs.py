@@ -1,0 +1,180 @@
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from pydantic import BaseModel
+
+import dualform
+from dualform import errors, result
+from dualform.cli.main import app
+from dualform.models.encoding import Encoder
+from dualform.models.language_model import LanguageModel
+from dualform.report.measures import MEASURES
+from dualform.studies.outcome import SeedOutcome
+from dualform.studies.summary import Asked, examples_table
+from dualform.tasks.demonstrations import draw_demonstrations
+from tests.tasks.conftest import build
+from tests.test_readme import run_blocks
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+MODELS = [
+    model
+    for name, model in vars(result).items()
+    if isinstance(model, type)
+    and issubclass(model, BaseModel)
+    and model.__module__ == result.__name__
+    and name[0] != "_"
+]
+
+
+def page(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def section(markdown: str, title: str) -> str:
+    """The text under the heading `title`, up to the next heading of any level."""
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", markdown, flags=re.DOTALL | re.MULTILINE)
+    assert found is not None, f"there is no heading {title!r}"
+    return found[1]
+
+
+def first_column(markdown: str) -> list[str]:
+    """What stands in backticks in the first cell of each table row."""
+    return re.findall(r"^\| `([^`]+)` \|", markdown, flags=re.MULTILINE)
+
+
+def documented_objects(markdown: str) -> list[str]:
+    return re.findall(r"^\.\. auto(?:function|class|exception):: (\S+)$", markdown, flags=re.MULTILINE)
+
+
+def shell_commands(markdown: str) -> list[list[str]]:
+    """The arguments of each `dualform ...` line in the fenced bash blocks."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", markdown, flags=re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    return [words[1:] for words in lines if words and words[0] == "dualform"]
+
+
+def complaint(arguments: list[str]) -> str:
+    """What the command line says against these arguments, which are read but not acted upon; empty if nothing."""
+    name, *rest = arguments
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    if name not in commands:
+        return f"no command {name}"
+    try:
+        commands[name].make_context(name, rest)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.real
+def test_every_python_block_of_the_guide_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_blocks(page("guide"), str(DOCS / "guide.md")) > 5
+
+
+def test_every_failing_case_of_the_measures_fails_as_described():
+    assert run_blocks(page("measures"), str(DOCS / "measures.md")) > 5
+
+
+def test_the_learner_of_the_architecture_page_reads_behind_two_copies(tiny, tokenizer):
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    block = re.search(r"^```python\n(.*?)^```$", page("architecture"), flags=re.DOTALL | re.MULTILINE)
+    assert block is not None
+    exec(block[1], namespace)
+    lm = LanguageModel.wrap(tiny, tokenizer, "tiny")
+    task = build([0, 1, 0, 1], words=("negative", "positive"))
+    encoder = Encoder(lm, task)
+    encoded = encoder.demonstrations(draw_demonstrations(task, 2, seed=1))
+    before = {name: weight.clone() for name, weight in tiny.state_dict().items()}
+
+    adapted = namespace["InContextTwice"](encoder.opening).adapt(lm, encoded)
+
+    assert (adapted.learner, adapted.n_prefix) == ("icl2", 2 * len(encoded.prefix) - len(encoder.opening))
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny.state_dict().items())
+
+
+def test_every_command_shown_is_one_that_the_command_line_accepts():
+    shown = [arguments for path in sorted(DOCS.glob("*.md")) for arguments in shell_commands(page(path.stem))]
+    complaints = {" ".join(arguments): complaint(arguments) for arguments in shown}
+    assert len(complaints) > 3
+    assert {command: said for command, said in complaints.items() if said} == {}
+
+
+def test_a_command_with_a_misspelt_option_is_refused():
+    shown = shell_commands("```bash\ndualform compare gpt2 sst2 --sead 1\n```\n```python\ndualform = 1\n```\n")
+    assert shown == [["compare", "gpt2", "sst2", "--sead", "1"]]
+    assert "--sead" in complaint(shown[0])
+
+
+def test_the_command_line_page_is_what_help_prints():
+    command = [sys.executable, str(ROOT / "tools" / "cli_reference.py")]
+    printed = subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout
+    assert page("cli") == printed, "run: python tools/cli_reference.py > docs/cli.md"
+
+
+def test_the_command_line_page_is_plain_text_of_fixed_width():
+    blocks = re.findall(r"^```text\n(.*?)^```$", page("cli"), flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 1
+    assert max(len(line) for block in blocks for line in block.splitlines()) == 100
+    assert "\x1b" not in page("cli")
+
+
+def test_the_api_page_holds_every_public_name_and_no_other():
+    listed = [name for name in documented_objects(page("api")) if name.count(".") == 1]
+    assert sorted(listed) == sorted(f"dualform.{name}" for name in dualform.__all__ if name != "__version__")
+
+
+def test_the_api_page_holds_every_error():
+    listed = {name.rpartition(".")[2] for name in documented_objects(page("api"))}
+    named = {name for name, found in vars(errors).items() if isinstance(found, type)}
+    assert named - listed == set()
+
+
+def test_a_name_that_is_not_listed_would_be_noticed():
+    assert documented_objects(".. autofunction:: dualform.sim_aou\n   :members:\nautoclass:: dualform.Task\n") == [
+        "dualform.sim_aou"
+    ]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_the_result_page_lists_the_fields_of_each_model(model):
+    own = [model.model_fields[name].alias or name for name in model.__annotations__]
+    assert first_column(section(page("result"), model.__name__)) == own
+
+
+def test_a_section_ends_at_the_next_heading():
+    text = "# A\n| `a` | x |\n## B\n| `b` | y |\n| `c` `d` |\n"
+    assert (first_column(section(text, "A")), first_column(section(text, "B"))) == (["a"], ["b"])
+    with pytest.raises(AssertionError, match="there is no heading 'C'"):
+        section(text, "C")
+
+
+def test_the_result_page_lists_the_columns_of_the_examples():
+    task = build([0, 1], words=("negative", "positive"))
+    examples = task.split("test")
+    asked = Asked(task, examples, 1, "test", "validation", 5.0, ())
+    outcome = SeedOutcome(
+        seed=1,
+        inputs="",
+        rows=(),
+        n_tokens=0,
+        log_probabilities={"zsl": torch.zeros(len(examples), 2)},
+        measures={},
+        costs={},
+    )
+    columns = dict.fromkeys(name.partition(":")[0] for name in examples_table(asked, [outcome]).column_names)
+    listed = first_column(section(page("result"), "examples.parquet"))
+    assert [name.partition(":")[0] for name in listed] == list(columns)
+
+
+@pytest.mark.parametrize("key", [measure.key for measure in MEASURES])
+def test_the_measures_page_names_every_measure(key):
+    assert f"`{key}`" in page("measures")
