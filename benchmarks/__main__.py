@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--quick] [--json FILE]`: measure, print a table, keep the raw numbers."""
+"""`python -m benchmarks [NAME ...]`: measure, print a table, keep the raw numbers."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import engine, finetuning, lm_eval_harness, memory
-from benchmarks.common import FULL, MODEL, QUICK, Job, Outcome, Size, loaded, make_job
+from benchmarks.common import CALM, FULL, MODEL, QUICK, Job, Outcome, Size, loaded, make_job
 from dualform._version import __version__
 from dualform.files import atomic_write
 from dualform.models.packaged import packaged_model
 
 
-@cache
 def _job(size: Size) -> Job:
-    return make_job(*loaded(), size.k, size.n_queries)
+    return _made(size.k, size.n_queries)
+
+
+@cache
+def _made(k: int, n_queries: int) -> Job:
+    return make_job(*loaded(), k, n_queries)
 
 
 BENCHMARKS: dict[str, Callable[[Size], list[Outcome]]] = {
@@ -49,11 +53,18 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> No
     parser.add_argument("--quick", action="store_true", help="few queries and rounds: does it run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all raw numbers")
     parser.add_argument("--threads", type=int, default=_cores(), help="of torch; as many as cores by default")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait for other processes to leave the processors alone, at most so long in each benchmark; default 0",
+    )
     given = parser.parse_args(arguments)
     unknown = [name for name in given.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"unknown benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
-    size = size or (QUICK if given.quick else FULL)
+    size = replace(size or (QUICK if given.quick else FULL), patience=given.patience)
     threads = torch.get_num_threads()
     torch.set_num_threads(given.threads)
     report: dict[str, Any] = {"dualform": __version__, "machine": machine(), "size": asdict(size), "benchmarks": {}}
@@ -61,17 +72,16 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> No
     try:
         for name in given.names or BENCHMARKS:
             Console(stderr=True).print(f"{name} ...", style="dim")
-            start, others = time.perf_counter(), Others()
+            start = time.perf_counter()
             found = BENCHMARKS[name](size)
             outcomes += found
             report["benchmarks"][name] = {
                 "seconds": time.perf_counter() - start,
-                "others": others.share(),
                 "outcomes": [{**asdict(outcome), "ratio": outcome.ratio, "met": outcome.met} for outcome in found],
             }
     finally:
         torch.set_num_threads(threads)
-    if _job.cache_info().currsize:
+    if _made.cache_info().currsize:
         report["job"] = _job(size).facts
     console = Console()
     # Into a file or a pipe, lines may be long; a terminal says itself how long.
@@ -79,9 +89,11 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> No
     console.print(table(outcomes))
     if given.quick:
         console.print("The targets are meant for the full job, not for --quick.", style="dim")
-    disturbed = max((found["others"] or 0.0 for found in report["benchmarks"].values()), default=0.0)
-    if disturbed > 0.03:
-        console.print(f"Other processes took up to {disturbed:.0%} of the processors, so ratios of time are unsteady.")
+    disturbed = max((outcome.raw.get("others", 0.0) for outcome in outcomes), default=0.0)
+    if disturbed > CALM:
+        console.print(
+            f"Other processes had {disturbed:.0%} of the processors: ratios are unsteady. Try --patience 1000."
+        )
     if given.json:
         with atomic_write(given.json) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -118,30 +130,6 @@ def machine() -> dict[str, Any]:
 def _cores() -> int:
     """Cores that this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Others:
-    """What other processes take of the machine, from now on."""
-
-    def __init__(self) -> None:
-        self._start = self._now()
-
-    def share(self) -> float | None:
-        """Their part of all processor time so far, in [0, 1]; None where the system does not tell."""
-        if self._start is None or (now := self._now()) is None:
-            return None
-        wall, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
-        return min(1.0, max(0.0, (busy - own) / (wall * (os.cpu_count() or 1)))) if wall else 0.0
-
-    @staticmethod
-    def _now() -> tuple[float, float, float] | None:
-        """Seconds: of the clock, of all processors at work, of this process and its children."""
-        stat = Path("/proc/stat")
-        if not stat.exists():
-            return None
-        user, nice, system, _, _, *interrupts = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
-        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy, sum(os.times()[:4])
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What the benchmarks share: the job, the machine's rate at matrix products, and timing beside that rate."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ TASK = "reviews"
 SEPARATOR = "\n"
 SEED = 0
 
+Measured = TypeVar("Measured")
+
 
 @dataclass(frozen=True)
 class Size:
@@ -41,6 +45,8 @@ class Size:
     memory_queries: tuple[int, ...] = (100, 400, 1600)
     gemm_seconds: float = 0.04
     """How long each matrix shape is multiplied at a time."""
+    patience: float = 0.0
+    """Seconds that a benchmark may lose, in all, to waiting for a quiet machine and to measuring anew."""
 
 
 FULL = Size()
@@ -205,3 +211,73 @@ def beside_rate(
     order = list(enumerate(calls))
     times = {number: seconds(call) for number, call in (reversed(order) if backwards else order)}
     return [times[number] for number in range(len(calls))], max(before, rate())
+
+
+CALM = 0.03
+"""Part of all processor time that others may take of an undisturbed measurement."""
+
+
+class Patience:
+    """Repeats what others disturbed, as long as its seconds last.
+
+    Whether a measurement stands is decided by what other processes did meanwhile, never by its outcome.
+
+    Args:
+        seconds: How long all waiting and repeating may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+        self._shares: list[float] = []
+
+    @property
+    def others(self) -> float:
+        """Mean part of all processor time that others took of the measurements that stand."""
+        return statistics.mean(self._shares) if self._shares else 0.0
+
+    def undisturbed(self, measure: Callable[[], Measured]) -> Measured:
+        """The first measurement that nobody disturbed, or the one at hand when patience ends."""
+        while True:
+            self._wait()
+            start, others = time.perf_counter(), Others()
+            measured = measure()
+            share = others.share() or 0.0
+            if self._left <= 0 or share < CALM:
+                self._shares.append(share)
+                return measured
+            self._left -= time.perf_counter() - start
+
+    def _wait(self) -> None:
+        while self._left > 0:
+            others = Others()
+            time.sleep(_GLANCE)
+            if (others.share() or 0.0) < CALM:
+                return
+            self._left -= _GLANCE
+
+
+_GLANCE = 1.0  # second; the system counts processor time in hundredths
+
+
+class Others:
+    """What other processes take of the machine, from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float | None:
+        """Their part of all processor time so far, in [0, 1]; None where the system does not tell."""
+        if self._start is None or (now := self._now()) is None:
+            return None
+        wall, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
+        return min(1.0, max(0.0, (busy - own) / (wall * (os.cpu_count() or 1)))) if wall else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds: of the clock, of all processors at work, of this process and its children."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        user, nice, system, _, _, *interrupts = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
+        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, sum(os.times()[:4])

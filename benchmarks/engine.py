@@ -7,7 +7,7 @@ is overhead.
 
 from functools import partial
 
-from benchmarks.common import GemmRate, Job, Outcome, Size, beside_rate
+from benchmarks.common import GemmRate, Job, Outcome, Patience, Size, beside_rate
 from dualform.models.capture import Recording
 from dualform.models.flops import forward_flops
 
@@ -23,18 +23,21 @@ def run(job: Job, size: Size) -> list[Outcome]:
     n_prefix = len(job.encoded.prefix)
     groups = lm.groups(queries)
     flops = [forward_flops(lm.model, lm.anatomy, n_prefix, scored=0), *(_flops(job, group) for group in groups)]
+    patience = Patience(size.patience)
     rate = GemmRate(lm, lm.max_row, size.gemm_seconds)
     prefix = lm.encode(job.encoded.prefix)
     for group in groups[:1]:  # so that no round pays for what happens once
         lm.read_group(prefix, queries, group, COMPARISON_RECORDS)
     rounds = []
     for number in range(size.rounds):
-        (encoding,), rate_there = beside_rate(rate, [lambda: lm.encode(job.encoded.prefix)])
+        encode = partial(lm.encode, job.encoded.prefix)
+        (encoding,), rate_there = patience.undisturbed(partial(beside_rate, rate, [encode]))
         plain, recorded, rates = [encoding], [encoding], [rate_there]
         for group in groups:
             read = partial(lm.read_group, prefix, queries, group)
             calls = (read, partial(read, COMPARISON_RECORDS))
-            (without, with_), rate_there = beside_rate(rate, calls, backwards=number % 2 == 1)
+            pair = partial(beside_rate, rate, calls, backwards=number % 2 == 1)
+            (without, with_), rate_there = patience.undisturbed(pair)
             plain.append(without)
             recorded.append(with_)
             rates.append(rate_there)
@@ -44,7 +47,17 @@ def run(job: Job, size: Size) -> list[Outcome]:
     ]
     over_plain = [sum(r["recorded"]) / sum(r["plain"]) for r in rounds]
     best = max(sum(flops) / sum(r["plain"]) for r in rounds)
-    raw = {"flops": flops, "rounds": rounds, "pieces": ["prefix", *(f"{len(group)} queries" for group in groups)]}
+    raw = {
+        "flops": flops,
+        "rounds": rounds,
+        "pieces": ["prefix", *(f"{len(group)} queries" for group in groups)],
+        "others": patience.others,
+    }
+        "flops": flops,
+        "rounds": rounds,
+        "others": patience.others,
+        "pieces": ["prefix", *(f"{len(group)} queries" for group in groups)],
+    }
     return [
         Outcome(
             "engine: time over FLOP bound",

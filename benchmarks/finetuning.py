@@ -6,11 +6,12 @@ that height over the model's own weights; what remains over it is ours to save.
 """
 
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import SEED, GemmRate, Job, Outcome, Size, beside_rate, features, linears
+from benchmarks.common import SEED, GemmRate, Job, Outcome, Patience, Size, beside_rate, features, linears
 from dualform.learners.finetuned import Finetuned
 from dualform.models.anatomy import row_axis
 
@@ -25,14 +26,20 @@ def run(job: Job, size: Size) -> list[Outcome]:
     height = max(1, round(sum(map(len, sequences)) / len(sequences)))
     low = _TrainingSweep(job, height)
     flops = learner.adapt(job.lm, job.encoded).cost.flops  # and a first pass, which pays for what happens once
+    patience = Patience(size.patience)
+
+    def one_pass() -> dict[str, float]:
+        low_before = low.rate()
+        (took,), rate = beside_rate(tall, [partial(learner.adapt, job.lm, job.encoded)])
+        return {"seconds": took, "rate": rate, "low_rate": max(low_before, low.rate())}
+
     rounds = []
     for _ in range(size.rounds):
-        low_before = low.rate()
-        (took,), rate = beside_rate(tall, [lambda: learner.adapt(job.lm, job.encoded)])
-        rounds.append({"seconds": took, "rate": rate, "low_rate": max(low_before, low.rate())})
+        rounds.append(patience.undisturbed(one_pass))
     raw = {
         "flops": flops,
         "rounds": rounds,
+        "others": patience.others,
         "height": height,
         "sequences": len(sequences),
         "tokens": sum(map(len, sequences)),

@@ -7,13 +7,14 @@ only ends when memory does. The faster of the two stands in the table.
 
 import logging
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.common import Job, Outcome, Size, seconds
+from benchmarks.common import Job, Outcome, Patience, Size, seconds
 from dualform.models.encoding import Encoder
 
 NAME = "lm-eval: its time a query over ours"
@@ -59,12 +60,14 @@ def run(job: Job, size: Size, checkpoint: str) -> list[Outcome]:
     context = next(iter(harness.values())).tok_encode(asked[0].context)
     same_tokens = tuple(context) == job.encoded.prefix + job.queries[0].prompt
 
-    rounds = []
-    for _ in range(size.rounds):
-        times: dict[str, Any] = {"ours": seconds(lambda: _ours(job)) / len(job.queries)}
-        for batch, lm in harness.items():
-            times[f"batch {batch}"] = seconds(partial(lm.loglikelihood, requests, disable_tqdm=True)) / len(asked)
-        rounds.append(times)
+    patience = Patience(size.patience)
+    calls: dict[str, tuple[Callable[[], object], int]] = {"ours": (partial(_ours, job), len(job.queries))}
+    for batch, lm in harness.items():
+        calls[f"batch {batch}"] = (partial(lm.loglikelihood, requests, disable_tqdm=True), len(asked))
+    rounds = [
+        {name: patience.undisturbed(partial(seconds, call)) / n for name, (call, n) in calls.items()}
+        for _ in range(size.rounds)
+    ]
     ratios = {name: tuple(times[name] / times["ours"] for times in rounds) for name in (f"batch {b}" for b in harness)}
     fastest = min(ratios, key=lambda name: statistics.median(ratios[name]))
     detail = (
@@ -73,6 +76,7 @@ def run(job: Job, size: Size, checkpoint: str) -> list[Outcome]:
     )
     raw = {
         "seconds_a_query": rounds,
+        "others": patience.others,
         "ratios": ratios,
         "largest_difference": difference,
         "same_predictions": same,

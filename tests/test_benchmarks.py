@@ -2,14 +2,28 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import engine, finetuning, lm_eval_harness, memory
-from benchmarks.__main__ import BENCHMARKS, Others, main, table
-from benchmarks.common import FULL, QUICK, GemmRate, Job, Outcome, Size, beside_rate, features, linears, make_job
+from benchmarks.__main__ import BENCHMARKS, main, table
+from benchmarks.common import (
+    FULL,
+    QUICK,
+    GemmRate,
+    Job,
+    Others,
+    Outcome,
+    Patience,
+    Size,
+    beside_rate,
+    features,
+    linears,
+    make_job,
+)
 
 from dualform.models.flops import forward_flops
 from dualform.models.language_model import LanguageModel
@@ -157,6 +171,38 @@ def test_this_process_does_not_count_among_the_others():
     assert others.share() == pytest.approx(0.4)
 
 
+@pytest.fixture
+def busy(monkeypatch):
+    """What others do while we look, one share a look; the clock of `Patience` ticks a second a look."""
+
+    def others(*shares: float) -> None:
+        left = iter(shares)
+        monkeypatch.setattr(Others, "share", lambda self: next(left))
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    return others
+
+
+def test_a_disturbed_measurement_is_made_again_and_a_calm_one_stands_whatever_it_is(busy):
+    values = iter([1, 5, 3])
+    #    calm before, disturbed within; disturbed before, then calm; calm within
+    busy(0.0, 0.5, 0.5, 0.0, 0.01)
+    patience = Patience(60)
+    assert patience.undisturbed(lambda: next(values)) == 5
+    assert patience.others == 0.01
+
+
+def test_without_patience_the_first_measurement_stands(busy):
+    busy(0.9, 0.9)
+    values = iter([1, 5])
+    assert Patience(0).undisturbed(lambda: next(values)) == 1
+
+
+def test_patience_ends_on_a_machine_that_is_never_quiet(busy):
+    busy(*[0.9] * 10)
+    assert Patience(3).undisturbed(lambda: "measured") == "measured"
+
+
 def test_an_unknown_benchmark_is_refused_by_name(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["engin"])
@@ -185,7 +231,7 @@ def test_a_quick_run_of_the_engine_prints_a_table_and_keeps_the_raw_numbers(tmp_
     assert "engine: time over FLOP bound" in capsys.readouterr().out
     report = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
     assert report["machine"]["threads"] == threads
-    assert set(report["benchmarks"]["engine"]) == {"seconds", "others", "outcomes"}
+    assert set(report["benchmarks"]["engine"]) == {"seconds", "outcomes"}
     assert report["job"]["queries"] == 3
     assert report["job"]["model"] == "smollm2-135m"
     over_bound, over_plain = report["benchmarks"]["engine"]["outcomes"]

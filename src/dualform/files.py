@@ -1,5 +1,6 @@
 """Where dualform keeps things on disk, and how it writes them: wholly or not at all."""
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -59,7 +60,9 @@ def atomic_write(path: Path, remedy: str = "Free some space or choose another fo
                 os.close(descriptor)
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        # Whatever keeps the temporary file from being removed has kept it from being made.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -72,6 +75,7 @@ def explain_storage_errors(path: Path, remedy: str) -> Iterator[None]:
         errno.EPERM: "operation not permitted",
         errno.EROFS: "the file system is read-only",
         errno.ENOTDIR: "a part of the path is a file",
+        errno.ENOENT: "a folder on the way does not exist",
         errno.EEXIST: "a file of that name is in the way",
     }
     try:

@@ -5,11 +5,11 @@ their count `n` says why.
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 def _finite_or_none(value: Any) -> Any:
@@ -121,7 +121,7 @@ class DemonstrationReport(_Record):
 class Result(_Record):
     """A study's outcome."""
 
-    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, alias="schema")
     dualform: str
     """Version that wrote it."""
     study: str
@@ -132,7 +132,8 @@ class Result(_Record):
     model: dict[str, Any] = {}
     """name, architecture, parameters, n_layers, n_heads, d_model, dtype, route, vocabulary."""
     task: dict[str, Any] = {}
-    """name, source, label_words (list), prompt (one rendered example), n_selection, n_report, report_split."""
+    """name, source, label_words, prompt (one rendered example), prompt_tokens (mean), n_report, report_split,
+    n_selection, selection_split."""
     demonstrations: DemonstrationReport | None = None
     accuracy: dict[str, Accuracy] = {}
     predictions: dict[str, Predictions] = {}

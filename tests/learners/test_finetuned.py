@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ class TestEveryFamily:
 
     def test_the_queries_seen_at_the_first_step_are_those_of_a_plain_forward(self, family):
         setting = fresh(family)
-        adapted = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
+        adapted: Any = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
         n_content = len(setting.demonstrations.content)
         layers = setting.lm.anatomy.layers
         assert adapted.training_q.shape == (len(layers), n_content, layers[0].n_heads, layers[0].d_head)
@@ -151,7 +152,7 @@ class TestEveryFamily:
 
     def test_the_queries_seen_at_a_later_step_are_those_of_the_weights_by_then(self, family):
         setting = fresh(family)
-        adapted = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
+        adapted: Any = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
         model, _ = twin(family, setting, RATE, "all", n=2)
         ids = setting.demonstrations.sequences[2]
         third = plain_queries(family, setting.lm.anatomy, model, ids)[:, 1:]
@@ -221,7 +222,7 @@ class TestWhatIsLearned:
         bare = dataclasses.replace(
             setting.demonstrations, sequences=tuple(ids[1:] for ids in setting.demonstrations.sequences)
         )
-        adapted = Finetuned((), RATE).adapt(setting.lm, bare)
+        adapted: Any = Finetuned((), RATE).adapt(setting.lm, bare)
         model = tiny_model("llama")
         ids = torch.tensor([bare.sequences[0]])
         with torch.no_grad():

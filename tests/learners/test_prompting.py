@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -78,7 +80,7 @@ def test_the_cost_is_the_prefix_and_nothing_else():
 def test_the_table_has_a_row_for_every_query_in_order_and_progress_is_told():
     setting = fresh("llama", max_examples=2)
     adapted = InContext().adapt(setting.lm, setting.demonstrations)
-    told = []
+    told: list[int] = []
     table = answer_log_probabilities(adapted, setting.lm, setting.queries, told.append)
     assert sum(told) == len(setting.queries)
     assert len(told) == len(setting.lm.groups(setting.queries)) > 1
@@ -103,6 +105,6 @@ def test_a_trace_is_read_where_it_was_asked_for():
     setting = fresh("llama")
     adapted = InContext().adapt(setting.lm, setting.demonstrations)
     want = Recording(demo_scores=True)
-    trace = adapted.read_group(setting.queries, range(len(setting.queries)), want, "label0").trace
+    trace: Any = adapted.read_group(setting.queries, range(len(setting.queries)), want, "label0").trace
     assert trace.demo_scores.shape[-1] == len(setting.demonstrations.prefix)
     assert (trace.mask.sum(1) == torch.tensor([len(q.prompt) + len(q.answers[0]) for q in setting.queries])).all()

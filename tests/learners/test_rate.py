@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ def search(monkeypatch):
         monkeypatch.setattr(under_test, "answer_log_probabilities", table)
         # Out of order on purpose: the search sorts.
         rates = sorted(outcomes, reverse=True)
-        found = search_rate(adapt, rates, None, [None] * 8, [0] * 8, seed=5, patience=patience, **settings)
+        nobody: Any = None
+        found = search_rate(adapt, rates, nobody, [nobody] * 8, [0] * 8, seed=5, patience=patience, **settings)
         return found, tried
 
     return run
@@ -112,7 +114,7 @@ class TestStoppingEarly:
             {0.1: (5, -1.0), 0.2: None, 0.3: (3, -1.0)},
             {0.1: (5, -1.0), 0.2: (6, -1.0)},
         ):
-            told = []
+            told: list[int] = []
             search(outcomes, after_trial=lambda told=told: told.append(1))
             assert len(told) == len(outcomes)
 

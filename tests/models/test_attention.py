@@ -1,4 +1,5 @@
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.tiny import tiny_model
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
 
 
-def random(*shape, dtype=torch.float64, seed=0):
+def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
@@ -51,8 +52,9 @@ class TestAttendWithLse:
     @pytest.mark.parametrize("with_mask", [False, True])
     def test_it_is_attention_and_the_logarithm_of_its_normaliser(self, tensors, mask, with_mask, dtype):
         given = mask.expand(2, 3, -1, -1) if with_mask else None
-        out, lse = attend_with_lse(*tensors, 0.7, given)
-        expected_out, expected_lse = obvious(*tensors, 0.7, given)
+        query, key, value = tensors
+        out, lse = attend_with_lse(query, key, value, 0.7, given)
+        expected_out, expected_lse = obvious(query, key, value, 0.7, given)
         assert out.dtype == dtype
         torch.testing.assert_close(out, expected_out, rtol=0, atol=TOLERANCE[dtype])
         torch.testing.assert_close(lse.to(dtype), expected_lse, rtol=0, atol=4 * TOLERANCE[dtype])
@@ -60,7 +62,8 @@ class TestAttendWithLse:
     def test_a_query_that_sees_nothing_gets_nothing_and_counts_for_nothing(self, tensors, mask, dtype):
         mask = mask.clone()
         mask[:, :, 2] = -torch.inf
-        out, lse = attend_with_lse(*tensors, 0.7, mask)
+        query, key, value = tensors
+        out, lse = attend_with_lse(query, key, value, 0.7, mask)
         assert torch.equal(out[:, :, 2], torch.zeros(2, 3, 8, dtype=dtype))
         assert torch.isneginf(lse[:, :, 2]).all()
         assert lse[:, :, [0, 1, 3, 4, 5, 6]].isfinite().all()
@@ -117,7 +120,8 @@ class TestPlainAttention:
         causal = torch.zeros(6, 6, dtype=torch.float64).masked_fill(~torch.ones(6, 6).tril().bool(), -torch.inf)
         mask = {"causal": None, "boolean": (causal == 0)[None, None], "additive": causal[None, None]}[masked]
         found = plain_attention(AttentionCall(query, key, value, mask, 0.3, None))
-        expected, _ = obvious(query, *(x.repeat_interleave(groups, dim=1) for x in (key, value)), 0.3, causal)
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        expected, _ = obvious(query, key, value, 0.3, causal)
         torch.testing.assert_close(found, expected.transpose(1, 2), rtol=0, atol=1e-14)
 
     def test_one_token_alone_sees_all_keys(self):
@@ -160,7 +164,12 @@ class TestTheRegisteredFunction:
 
     def test_keywords_without_meaning_to_attention_pass(self):
         query = random(1, 2, 3, 8)
-        harmless = {"position_ids": torch.arange(3), "use_cache": False, "is_causal": True, "softcap": None}
+        harmless: dict[str, Any] = {
+            "position_ids": torch.arange(3),
+            "use_cache": False,
+            "is_causal": True,
+            "softcap": None,
+        }
         out, weights = attention._attention(nn.Identity(), query, query, query, None, **harmless)
         assert out.shape == (1, 3, 2, 8)
         assert weights is None

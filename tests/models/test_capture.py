@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -272,7 +273,7 @@ class TestRecordingLooksOnAndLeaves:
             assert_no_hooks(model)
 
     def test_outputs_of_an_unknown_output_projection_are_refused_in_words(self, tokenizer):
-        lm = LanguageModel.wrap(tiny_model("llama"), tokenizer, "llama")
+        lm: Any = LanguageModel.wrap(tiny_model("llama"), tokenizer, "llama")
         lost = dataclasses.replace(lm.anatomy.layers[1], W_O=None, unclear=("W_O should be the one linear",))
         anatomy = Anatomy((lm.anatomy.layers[0], lost), registry=True)
         route = type(lm.route)(lm.model, anatomy)

@@ -37,7 +37,7 @@ class TestDemonstrations:
         task = sentiment(template=Template("Review: {text} Sentiment:", separator))
         chosen = some_demonstrations(task)
         encoded = Encoder(lm, task).demonstrations(chosen)
-        words = task.label_words
+        words = task.label_words or ()
         between = "</s>" if separator is None else separator
         expected = "<s>" + "".join(
             f"Review: {example.fields['text']} Sentiment: {words[label]}{between}"
@@ -71,10 +71,11 @@ class TestDemonstrations:
         task = sentiment(("positive", "lukewarm"))
         chosen = some_demonstrations(task)
         encoded = Encoder(lm, task).demonstrations(chosen)
+        words = task.label_words or ()
         for example, label, sequence, n_answer in zip(
             chosen.examples, chosen.labels, encoded.sequences, encoded.n_answer_tokens, strict=True
         ):
-            answer = ids(lm, f" {task.label_words[label]}")
+            answer = ids(lm, f" {words[label]}")
             assert n_answer == len(answer)
             assert sequence == (BOS_ID, *ids(lm, f"Review: {example.fields['text']} Sentiment:"), *answer)
         assert len(set(encoded.n_answer_tokens)) == 2

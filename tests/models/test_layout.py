@@ -22,7 +22,7 @@ def branches(query, probe):
 
 def written_out(query, probe):
     """(token, position, branch) of each own token, branch None for the prompt."""
-    found = [(token, i, None) for i, token in enumerate(query.prompt)]
+    found: list[tuple[int, int, int | None]] = [(token, i, None) for i, token in enumerate(query.prompt)]
     for answer, branch in enumerate(branches(query, probe)):
         found += [(token, len(query.prompt) + i, answer) for i, token in enumerate(branch)]
     return found

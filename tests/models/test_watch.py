@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,7 +84,7 @@ def test_the_kernels_own_defaults_are_known():
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
     module = Causal()
-    seen = []
+    seen: list[Any] = []
     with AttentionWatch([module], 2, lambda where, attention: seen.append(attention)):
         out = module(QUERY, KEY[:, :, :5], VALUE[:, :, :5])
     (attention,) = seen

@@ -36,7 +36,7 @@ def read(family: str, k: int = 4, rate: float = RATE) -> Any:
 
 def measured(family: str, **settings: Any) -> dict[str, Tensor]:
     _, _, _, readings, context = read(family, **settings)
-    return measure(readings["zsl"], readings["icl"], readings["ft"], context, torch.Generator().manual_seed(0))
+    return measure(readings["zsl"], readings["icl"], readings["ft"], context, 0)
 
 
 @cache
@@ -79,6 +79,9 @@ INSIDE = (
 @pytest.mark.parametrize("name", INSIDE)
 def test_a_measure_is_what_one_query_layer_and_head_at_a_time_give(family: str, name: str) -> None:
     found, expected = measured(family)[name], by_hand(family)[name]
+    if (family, name) == ("llama", "sim_am_delta"):
+        # See the test of rotary scores below.
+        found, expected = found[:, 1:], expected[:, 1:]
 
     # Finetuning keeps its deltas in float32, the twin in float64; nothing else differs but rounding. It may break
     # ties of ranks: in the first layer the words that open every prompt give equal training queries.
@@ -90,7 +93,7 @@ def test_the_twin_would_notice_another_finetuning(family: str) -> None:
     other = measured(family, rate=2 * RATE)
 
     for name in ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_delta", "direct_update"):
-        assert (other[name] - by_hand(family)[name]).abs().max() > 1e-3, name
+        assert (other[name] - by_hand(family)[name])[:, -1].abs().max() > 1e-3, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,13 +116,15 @@ def test_agreement_is_that_of_the_label_distributions(family: str) -> None:
 def test_finetuning_that_does_what_context_does_scores_one_everywhere(family: str) -> None:
     _, _, _, readings, _ = read(family)
 
-    found = measure(readings["zsl"], readings["icl"], readings["icl"], None, torch.Generator().manual_seed(0))
+    found = measure(readings["zsl"], readings["icl"], readings["icl"], None, 0)
 
     ones = (
         "sim_aou", "sim_aou_raw", "sim_am", "sim_am_centred", "sim_am_softmax", "sim_am_delta", "agreement",
         "agreement.top_k_overlap", "agreement.overlap_cosine",
     )  # fmt: skip
     for name in ones:
+        if (family, name) == ("llama", "sim_am_delta"):
+            found[name] = found[name][:, 1:]
         torch.testing.assert_close(found[name], torch.ones_like(found[name]), rtol=0, atol=1e-12, msg=name)
     for name in ("agreement.total_variation", "agreement.kl_icl_ft"):
         torch.testing.assert_close(found[name], torch.zeros_like(found[name]), rtol=0, atol=1e-12, msg=name)
@@ -136,12 +141,17 @@ def test_finetuning_that_does_something_else_scores_less(family: str) -> None:
         assert found[name][:, -1].max() < 0.999, name
 
 
-def test_rotary_scores_of_the_first_layer_do_not_see_what_stands_before() -> None:
+def test_rotary_scores_of_the_first_layer_do_not_see_what_stands_before_and_have_no_change_to_compare() -> None:
     # Only distances count there, and the query's own tokens are the same. Learned positions do see it.
-    before = {family: measured(family)["sim_am_before"][:, 0] for family in FAMILIES}
+    found = {family: measured(family) for family in FAMILIES}
+    before = {family: found[family]["sim_am_before"][:, 0] for family in FAMILIES}
 
     torch.testing.assert_close(before["llama"], torch.ones_like(before["llama"]), rtol=0, atol=1e-12)
     assert before["gpt2"].max() < 0.999
+    # What is left of the change is rounding of angles, which has a direction but no meaning.
+    assert found["llama"]["sim_am_delta"][:, 0].isnan().all()
+    assert found["llama"]["sim_am_delta"][:, 1].isfinite().all()
+    assert found["gpt2"]["sim_am_delta"].isfinite().all()
 
 
 def test_finetuning_at_rate_zero_changes_nothing_and_has_no_direction() -> None:

@@ -68,10 +68,13 @@ def compare(
 
       dualform compare ./checkpoint mytask.yaml --preset dai2023 --json > result.json
     """
+    from dualform.errors import ConfigError
     from dualform.runs.store import RunFolder
     from dualform.studies.comparison import compare as run
     from dualform.studies.comparison_config import comparison_config
 
+    if seed is not None and seeds is not None:
+        raise ConfigError(f"--seed {seed} and --seeds {seeds} were both given: choose one.")
     given: dict[str, Any] = {
         "data_dir": data_dir,
         "text": text,
@@ -119,7 +122,7 @@ def compare(
 
 def default_folder(model: str, task: str, preset: str) -> Path:
     """`runs/MODEL-TASK`, paths cut to their last name."""
-    parts = [Path(model).name, Path(task).stem, *([] if preset == "default" else [preset])]
+    parts = [Path(model).resolve().name, Path(task).resolve().stem, *([] if preset == "default" else [preset])]
     return Path("runs") / "-".join(part.replace(":", "-") for part in parts)
 
 

@@ -84,7 +84,8 @@ def search_rate(
         after_trial()
     if best is None:
         raise TrainingError(
-            f"every learning rate diverged ({', '.join(f'{rate:g}' for rate in grid)}). Give lower ones with --rates."
+            f"every learning rate diverged ({', '.join(f'{rate:g}' for rate in grid)}). Give lower ones with --rates "
+            "(ft) or --lora-rates (lora)."
         )
     trials = [trial.model_copy(update={"learner": learner, "chosen": i == best[1]}) for i, trial in enumerate(trials)]
     return RateSearch(best[2], grid[best[1]], tuple(trials))

@@ -240,7 +240,7 @@ def _train(
         return RateSearch(adapted, rate, (*diverged, _untested(name, seed, rate, adapted, "finished")))
     raise TrainingError(
         f"{name}, seed {seed}: the rate chosen on the first seed ({known:g}) and every lower one of the grid diverged. "
-        "Give lower ones with --rates."
+        "Give lower ones with --rates (ft) or --lora-rates (lora)."
     )
 
 
@@ -270,7 +270,6 @@ def _read(
         recordings = recordings_for(bench.lm.anatomy, len(encoded.sequences))
         want = {"zsl": recordings.zsl, "icl": recordings.icl, "ft": recordings.ft}
         context = context_of(icl, ft, encoded)
-    generator = torch.Generator().manual_seed(seed)
     n = len(bench.queries)
     width = max(len(query.answers) for query in bench.queries)
     answers = {name: torch.full((n, width), -torch.inf, dtype=torch.float64) for name in adapted}
@@ -294,7 +293,7 @@ def _read(
             answers[name][list(indices), : found.shape[1]] = found
             progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading queries")
         if want:
-            for key, value in measure(readings["zsl"], readings["icl"], readings["ft"], context, generator).items():
+            for key, value in measure(readings["zsl"], readings["icl"], readings["ft"], context, seed).items():
                 if key not in measures:
                     measures[key] = value.new_full((n, *value.shape[1:]), torch.nan)
                 measures[key][list(indices)] = value

@@ -4,6 +4,7 @@ Every number here belongs to one query (and layer, and head), so groups can be r
 does not grow with the number of queries.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,8 @@ from dualform.ops.similarity import (
 
 # Relative change of a row of scores that float32 angles of some thousand positions can feign.
 _ROUNDING = 1e-3
+# Logits nearer than this part of the row's largest are ties.
+_TIED = 1e-5
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,7 @@ def context_of(icl: AdaptedModel, ft: AdaptedModel, demonstrations: EncodedDemon
     )
 
 
-def measure(
-    zsl: Readings, icl: Readings, ft: Readings, context: Context | None, generator: torch.Generator
-) -> dict[str, Tensor]:
+def measure(zsl: Readings, icl: Readings, ft: Readings, context: Context | None, seed: int) -> dict[str, Tensor]:
     """Every measure of one group.
 
     Args:
@@ -98,7 +99,7 @@ def measure(
         icl: The same under ICL.
         ft: The same under FT.
         context: The demonstrations; None leaves out what needs them.
-        generator: For the random control, on the CPU.
+        seed: For the random control, which draws anew for each query, so that grouping does not matter.
 
     Returns:
         Measure name -> tensor on the CPU whose first axis is `example`, then `layer`, then `head` where it has them.
@@ -109,7 +110,7 @@ def measure(
     assert ft.trace is not None
     found = _output_agreement(icl, ft)
     found |= _attention_maps(zsl.trace, icl.trace, ft.trace)
-    found |= _attention_outputs(zsl.trace, icl.trace, ft.trace, generator)
+    found |= _attention_outputs(zsl.trace, icl.trace, ft.trace, seed, zsl.queries)
     if context is not None:
         found |= _demonstrations(zsl.trace, icl.trace, ft.trace, context)
     return {name: value.detach().to("cpu", torch.float64) for name, value in found.items()}
@@ -151,17 +152,30 @@ def _unmoved(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
     return change <= _ROUNDING * torch.where(shown, before, 0.0).norm(dim=-1)
 
 
-def _attention_outputs(zsl: Trace, icl: Trace, ft: Trace, generator: torch.Generator) -> dict[str, Tensor]:
+def _attention_outputs(zsl: Trace, icl: Trace, ft: Trace, seed: int, queries: Sequence[int]) -> dict[str, Tensor]:
     if zsl.output is None or icl.output is None or ft.output is None:
         return {}
     # What FT changes, turned into a random direction of the same length: the score when only sizes agree.
-    random_ft = zsl.output + matched_random(ft.output - zsl.output, generator)
+    generators = [torch.Generator().manual_seed(1_000_003 * seed + query) for query in queries]
+    updates = zip(ft.output - zsl.output, generators, strict=True)
+    random_ft = zsl.output + torch.stack([matched_random(update, generator) for update, generator in updates])
     return {
         "sim_aou": sim_aou(zsl.output, icl.output, ft.output),
         "sim_aou_raw": sim_aou_raw(zsl.output, icl.output, ft.output),
         "control.random.sim_aou": sim_aou(zsl.output, icl.output, random_ft),
         "control.random.sim_aou_raw": sim_aou_raw(zsl.output, icl.output, random_ft),
     }
+
+
+def _settled(logits: Tensor) -> Tensor:
+    """Logits with equal ones made equal again, `(..., demo_pos)`.
+
+    The same word at the same position of two training sequences has the same query in the first layer, but rounding
+    sets them a hair apart, and would then decide their rank.
+    """
+    largest = logits.masked_fill(~logits.isfinite(), 0.0).abs().amax(dim=-1, keepdim=True)
+    step = (largest * _TIED).clamp(min=torch.finfo(logits.dtype).tiny)
+    return torch.where(logits.isfinite(), (logits / step).round() * step, logits)
 
 
 def _demonstrations(zsl: Trace, icl: Trace, ft: Trace, context: Context) -> dict[str, Tensor]:
@@ -172,8 +186,8 @@ def _demonstrations(zsl: Trace, icl: Trace, ft: Trace, context: Context) -> dict
     assert icl.update is not None
     assert ft.update is not None
     assert zsl.update is not None
-    icl_side = icl_logits(icl.demo_scores[..., context.content])
-    ft_side = ft_logits(context.training_q, ft.q)
+    icl_side = _settled(icl_logits(icl.demo_scores[..., context.content]))
+    ft_side = _settled(ft_logits(context.training_q, ft.q))
     owner, n = context.demonstration_of, context.n_demonstrations
     groups = icl.q.shape[2] // icl.update.shape[2]
     whole = relaxation(

@@ -1,0 +1,1 @@
+"""A run's folder, a grid of runs, where they execute."""

@@ -1,0 +1,135 @@
+"""A run's folder: what was asked, what was found, and the finished pieces that make a killed run go on.
+
+    config.yaml        the settings, enough to run it again
+    result.json        the numbers
+    examples.parquet   every learner's answer to every query
+    report.html        the page
+    log.txt            what happened when
+    cells-.../         finished seeds, only while the run is under way
+
+Each file is written wholly or not at all.
+"""
+
+import hashlib
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+from safetensors import SafetensorError
+
+from dualform._version import __version__
+from dualform.errors import ConfigError
+from dualform.files import atomic_write, explain_storage_errors, writable_dir
+from dualform.report.page import render_page
+from dualform.result import Result
+from dualform.studies.comparison import Comparison
+from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.outcome import SeedOutcome
+from dualform.studies.summary import examples_table
+
+_REMEDY = "Free some space or choose another folder with --out."
+
+
+class RunFolder:
+    """Holds one run. A folder that holds another's is written over, but not before the first seed is finished.
+
+    Raises:
+        StorageError: The folder cannot be made or written to.
+    """
+
+    def __init__(self, path: Path, config: ComparisonConfig) -> None:
+        self.path = writable_dir(path, _REMEDY)
+        self._settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        # Pieces made under other settings, or by another version, must never be mixed in.
+        self._key = hashlib.sha256(f"{__version__}\n{self._settings}".encode()).hexdigest()[:12]
+        self.log(f"dualform {__version__}: {config.model} on {config.task}")
+
+    def get(self, seed: int, inputs: str) -> SeedOutcome | None:
+        """A seed finished earlier under the same settings; None if there is none, or one that must not be used."""
+        path = self._cell(seed)
+        if not path.exists():
+            return None
+        try:
+            outcome = SeedOutcome.from_file(str(path))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            self.log(f"seed {seed}: {path.name} is damaged ({error}); running it again")
+            return None
+        if outcome.inputs != inputs:
+            self.log(f"seed {seed}: model or data have changed since it finished; running it again")
+            return None
+        self.log(f"seed {seed}: finished earlier, read back")
+        return outcome
+
+    def put(self, outcome: SeedOutcome) -> None:
+        """Keep a finished seed."""
+        path = self._cell(outcome.seed)
+        with explain_storage_errors(path, _REMEDY):
+            path.parent.mkdir(exist_ok=True)
+        with atomic_write(path, _REMEDY) as temporary:
+            temporary.write_bytes(outcome.to_bytes())
+        self._write_text("config.yaml", self._settings)
+        self.log(f"seed {outcome.seed}: finished")
+
+    def finish(self, comparison: Comparison) -> None:
+        """Write everything that the folder promises, the result last, and drop the pieces."""
+        with atomic_write(self.path / "examples.parquet", _REMEDY) as temporary:
+            pq.write_table(examples_table(comparison.asked, comparison.outcomes), temporary)
+        self._write_text("config.yaml", self._settings)
+        self._write_text("report.html", render_page(comparison.result))
+        self._write_text("result.json", comparison.result.to_json() + "\n")
+        for warning in comparison.result.warnings:
+            self.log(f"note: {warning}")
+        self.log(f"finished in {comparison.result.environment['seconds']} s")
+        for cells in self.path.glob("cells-*"):
+            shutil.rmtree(cells, ignore_errors=True)
+        for leftover in self.path.glob(".*.tmp"):
+            # Of a run that was killed while it wrote.
+            leftover.unlink(missing_ok=True)
+
+    def log(self, text: str) -> None:
+        """Add a line to `log.txt`."""
+        path = self.path / "log.txt"
+        with explain_storage_errors(path, _REMEDY), path.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+
+    def _cell(self, seed: int) -> Path:
+        return self.path / f"cells-{self._key}" / f"seed-{seed}.safetensors"
+
+    def _write_text(self, name: str, text: str) -> None:
+        with atomic_write(self.path / name, _REMEDY) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def read_result(folder: Path) -> Result:
+    """The result of a finished run.
+
+    Raises:
+        ConfigError: The folder holds no result, or not one of this schema.
+    """
+    path = folder / "result.json"
+    try:
+        return Result.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{folder} holds no result.json: give the folder of a finished run (see --out).") from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} is no result that this version can read ({reason}).") from error
+
+
+def write_report(folder: Path) -> Path:
+    """Rebuild the page of a finished run.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ConfigError: The folder holds no result.
+        StorageError: The page cannot be written.
+    """
+    page = folder / "report.html"
+    text = render_page(read_result(folder))
+    with atomic_write(page, _REMEDY) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page

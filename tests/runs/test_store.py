@@ -1,0 +1,291 @@
+import dataclasses
+import errno
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from dualform.errors import ConfigError, StorageError
+from dualform.report.page import render_page
+from dualform.result import Result
+from dualform.runs import store
+from dualform.runs.store import RunFolder, read_result, write_report
+from dualform.studies.comparison import Comparison, compare
+from dualform.studies.comparison_config import read_config
+from dualform.studies.outcome import SeedOutcome
+from tests.studies.small import small_config, small_lm, small_task
+
+CONFIG = small_config()
+PROMISED = {"config.yaml", "result.json", "examples.parquet", "report.html", "log.txt"}
+
+
+@cache
+def comparison() -> Comparison:
+    """A finished one; tests only read it."""
+    return compare(CONFIG, lm=small_lm(), task=small_task())
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def cells_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("cells-*/*"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "one", CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def _one_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real page, but drawn once for each result: drawing takes a second."""
+    monkeypatch.setattr(store, "render_page", lambda result: _page(result.to_json()))
+
+
+@cache
+def _page(text: str) -> str:
+    return render_page(Result.from_json(text))
+
+
+@pytest.fixture
+def no_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sync of a written file finds the disk full."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+
+
+def test_the_first_seed_brings_settings_that_can_be_read_back(folder: RunFolder) -> None:
+    # Before that, a run that holds its folder now must stay whole.
+    assert names(folder.path) == {"log.txt"}
+
+    folder.put(comparison().outcomes[0])
+
+    assert read_config(folder.path / "config.yaml") == CONFIG
+    assert "tiny on toy" in (folder.path / "log.txt").read_text()
+
+
+def test_a_finished_folder_holds_what_was_promised_and_no_pieces(folder: RunFolder) -> None:
+    for outcome in comparison().outcomes:
+        folder.put(outcome)
+    assert len(cells_of(folder.path)) == 2
+
+    folder.finish(comparison())
+
+    assert names(folder.path) == PROMISED
+    assert read_result(folder.path) == comparison().result
+    assert (folder.path / "result.json").read_text() == comparison().result.to_json() + "\n"
+    table = pq.read_table(folder.path / "examples.parquet")
+    assert table.num_rows == 2 * 3 * 8
+    assert table.column_names[:5] == ["seed", "learner", "query", "label", "prediction"]
+    assert "<html" in (folder.path / "report.html").read_text(encoding="utf-8")
+    log = (folder.path / "log.txt").read_text()
+    assert "seed 1: finished" in log
+    assert all(f"note: {warning}" in log for warning in comparison().result.warnings)
+
+
+def test_a_kept_seed_comes_back_to_whoever_asks_under_the_same_settings(folder: RunFolder) -> None:
+    mine = comparison().outcomes[0]
+    folder.put(mine)
+
+    theirs = RunFolder(folder.path, CONFIG).get(mine.seed, mine.inputs)
+
+    assert theirs is not None
+    assert theirs.rows == mine.rows
+    torch.testing.assert_close(theirs.log_probabilities["icl"], mine.log_probabilities["icl"], rtol=0, atol=0)
+    assert folder.get(2, mine.inputs) is None
+    assert "seed 1: finished earlier, read back" in (folder.path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"k": 5}, {"rates": (1e-3,)}, {"model": "other"}, {"loss_on": "label"}])
+def test_a_seed_kept_under_other_settings_is_not_used(folder: RunFolder, changes: dict[str, Any]) -> None:
+    folder.put(comparison().outcomes[0])
+
+    assert RunFolder(folder.path, CONFIG.model_copy(update=changes)).get(1, comparison().outcomes[0].inputs) is None
+
+
+def test_a_seed_made_from_other_inputs_is_not_used(folder: RunFolder) -> None:
+    folder.put(comparison().outcomes[0])
+
+    assert folder.get(1, "other") is None
+    assert "seed 1: model or data have changed" in (folder.path / "log.txt").read_text()
+
+
+def test_a_seed_kept_by_another_version_is_not_used(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.put(comparison().outcomes[0])
+    monkeypatch.setattr(store, "__version__", "0.0.0")
+
+    assert RunFolder(folder.path, CONFIG).get(1, comparison().outcomes[0].inputs) is None
+
+
+def _no_outcome_inside() -> bytes:
+    return safetensors.torch.save({"x": torch.zeros(1)})
+
+
+def _older_outcome_inside() -> bytes:
+    return safetensors.torch.save({"x": torch.zeros(1)}, metadata={"outcome": json.dumps({"seed": 1})})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[:100],
+        lambda whole: whole[:-8],
+        lambda whole: b"\xff" * len(whole),
+        lambda whole: _no_outcome_inside(),
+        lambda whole: _older_outcome_inside(),
+    ],
+)
+def test_a_damaged_piece_is_run_again(folder: RunFolder, damage: Any) -> None:
+    folder.put(comparison().outcomes[0])
+    (cell,) = cells_of(folder.path)
+    cell.write_bytes(damage(cell.read_bytes()))
+
+    assert folder.get(1, comparison().outcomes[0].inputs) is None
+    assert "seed 1: seed-1.safetensors is damaged" in (folder.path / "log.txt").read_text()
+
+
+def test_a_run_goes_on_behind_a_damaged_piece(folder: RunFolder) -> None:
+    for outcome in comparison().outcomes:
+        folder.put(outcome)
+    cells_of(folder.path)[1].write_bytes(b"half")
+
+    again = compare(CONFIG, lm=small_lm(), task=small_task(), cells=folder)
+
+    assert again.result.similarity == comparison().result.similarity
+    log = (folder.path / "log.txt").read_text()
+    assert "seed 1: finished earlier" in log
+    assert "seed 2: seed-2.safetensors is damaged" in log
+
+
+def test_pieces_of_all_settings_are_dropped_at_the_end(folder: RunFolder) -> None:
+    RunFolder(folder.path, CONFIG.model_copy(update={"k": 5})).put(comparison().outcomes[0])
+    folder.put(comparison().outcomes[0])
+    assert len(cells_of(folder.path)) == 2
+
+    folder.finish(comparison())
+
+    assert names(folder.path) == PROMISED
+
+
+def test_what_a_killed_run_was_writing_is_dropped_at_the_end(folder: RunFolder) -> None:
+    (folder.path / ".examples.parquet.123.tmp").write_bytes(b"half a table")
+
+    folder.finish(comparison())
+
+    assert names(folder.path) == PROMISED
+
+
+@pytest.mark.usefixtures("no_space")
+def test_a_full_disk_leaves_no_half_written_settings(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"the disk is full\. Free some space .* --out"):
+        RunFolder(tmp_path / "one", CONFIG).put(comparison().outcomes[0])
+
+    assert "config.yaml" not in names(tmp_path / "one")
+
+
+def test_a_full_disk_is_named_when_a_seed_is_kept(folder: RunFolder, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("no_space")
+
+    with pytest.raises(StorageError, match=r"seed-1\.safetensors: the disk is full"):
+        folder.put(comparison().outcomes[0])
+
+    assert cells_of(folder.path) == []
+    assert folder.get(1, comparison().outcomes[0].inputs) is None
+
+
+@pytest.mark.parametrize("step", ["examples.parquet", "report.html", "result.json"])
+def test_a_disk_that_fills_at_the_end_leaves_the_earlier_result_as_it_was(
+    folder: RunFolder, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.finish(comparison())
+    before = {name: (folder.path / name).read_bytes() for name in PROMISED}
+    folder.put(comparison().outcomes[0])
+    replace = os.replace
+
+    def full_at(source: Path, target: Path) -> None:
+        if Path(target).name == step:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_at)
+    other = dataclasses.replace(comparison(), result=comparison().result.model_copy(update={"warnings": ["other"]}))
+    with pytest.raises(StorageError, match=rf"{step}: the disk is full"):
+        folder.finish(other)
+
+    assert (folder.path / "result.json").read_bytes() == before["result.json"]
+    assert (folder.path / step).read_bytes() == before[step]
+    assert not [name for name in names(folder.path) if name.endswith(".tmp")]
+    # The seeds are not lost: with space made, only the writing is left to do.
+    assert len(cells_of(folder.path)) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(StorageError, match=r"file/run: a part of the path is a file\. .* --out"):
+        RunFolder(tmp_path / "file" / "run", CONFIG)
+
+
+def test_any_other_fault_while_writing_leaves_the_old_file(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.finish(comparison())
+    before = (folder.path / "result.json").read_bytes()
+
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        folder.finish(comparison())
+
+    assert (folder.path / "result.json").read_bytes() == before
+    assert names(folder.path) == PROMISED
+
+
+def test_the_page_is_made_again_from_the_result_alone(folder: RunFolder) -> None:
+    folder.finish(comparison())
+    page = folder.path / "report.html"
+    whole = page.read_bytes()
+    page.unlink()
+    (folder.path / "examples.parquet").unlink()
+
+    assert write_report(folder.path) == page
+    assert page.read_bytes() == whole
+    assert b"<html" in whole
+
+
+def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no result\.json: give the folder of a finished run"):
+        read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "not json", "[]", '{"schema": 1}', b"\xff\xfe"],
+)
+def test_a_result_that_cannot_be_read_is_named(tmp_path: Path, text: str | bytes) -> None:
+    (tmp_path / "result.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    with pytest.raises(ConfigError, match=r"result\.json is no result that this version can read"):
+        read_result(tmp_path)
+
+
+def test_settings_with_words_of_any_language_are_kept(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"label_words": "schlecht,größer"})
+    folder = RunFolder(tmp_path / "ä b", config)
+
+    folder.put(SeedOutcome(1, (), 0, {}, {}, {}, inputs="abc"))
+    assert yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))["label_words"] == "schlecht,größer"
+    assert folder.get(1, "abc") is not None
