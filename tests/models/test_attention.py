@@ -59,6 +59,22 @@ class TestAttendWithLse:
         torch.testing.assert_close(out, expected_out, rtol=0, atol=TOLERANCE[dtype])
         torch.testing.assert_close(lse.to(dtype), expected_lse, rtol=0, atol=4 * TOLERANCE[dtype])
 
+    @pytest.mark.parametrize("with_mask", [False, True])
+    def test_devices_without_the_kernel_get_the_same(self, tensors, mask, with_mask, dtype):
+        query, key, value = tensors
+        given = mask.expand(2, 3, -1, -1) if with_mask else None
+        out, lse = attention._products_with_lse(query, key, value, 0.7, given)
+        expected_out, expected_lse = attend_with_lse(query, key, value, 0.7, given)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out, expected_out, rtol=0, atol=TOLERANCE[dtype])
+        torch.testing.assert_close(lse, expected_lse.to(dtype), rtol=0, atol=4 * TOLERANCE[dtype])
+
+    def test_half_precision_is_summed_in_single(self, tensors):
+        query, key, value = (x.bfloat16() for x in tensors)
+        out, lse = attention._products_with_lse(query, key, value, 0.7, None)
+        assert out.dtype == torch.bfloat16
+        assert lse.dtype == torch.float32
+
     def test_a_query_that_sees_nothing_gets_nothing_and_counts_for_nothing(self, tensors, mask, dtype):
         mask = mask.clone()
         mask[:, :, 2] = -torch.inf

@@ -152,17 +152,25 @@ def attend_with_lse(
             query, key, value, attn_mask=mask, scale=scale
         )
     else:
-        scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
-        if mask is not None:
-            scores = scores + mask
-        lse = torch.logsumexp(scores, dim=-1)
-        out = torch.matmul(torch.exp(scores - lse[..., None]).to(value.dtype), value)
+        out, lse = _products_with_lse(query, key, value, scale, mask)
     if mask is not None:
         # The kernel's own answer for a row that sees nothing is a finite number.
         blind = torch.isneginf(mask).all(-1).expand(lse.shape)
         out = out.masked_fill(blind[..., None], 0.0)
         lse = lse.masked_fill(blind, -torch.inf)
     return out, lse
+
+
+def _products_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same in plain products, for devices without a kernel that gives the log-sum-exp."""
+    scores = torch.matmul(query, key.transpose(-1, -2))
+    scores = (scores.float() if scores.dtype.itemsize < 4 else scores) * scale
+    if mask is not None:
+        scores = scores + mask
+    lse = torch.logsumexp(scores, dim=-1)
+    return torch.matmul(torch.exp(scores - lse[..., None]).to(value.dtype), value), lse
 
 
 def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
