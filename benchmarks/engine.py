@@ -53,11 +53,6 @@ def run(job: Job, size: Size) -> list[Outcome]:
         "pieces": ["prefix", *(f"{len(group)} queries" for group in groups)],
         "others": patience.others,
     }
-        "flops": flops,
-        "rounds": rounds,
-        "others": patience.others,
-        "pieces": ["prefix", *(f"{len(group)} queries" for group in groups)],
-    }
     return [
         Outcome(
             "engine: time over FLOP bound",
