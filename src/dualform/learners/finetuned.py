@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.models.edit import KeyValueTraining, applied
+from dualform.models.edit import KeyValueTraining, WeightDelta, applied
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import key_value_training_flops
 from dualform.models.forward import forward_rows, watching
@@ -55,18 +55,68 @@ class Finetuned:
             losses, training_q = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate)
             deltas = training.deltas()
         seconds = time.perf_counter() - start
-        if not all(torch.isfinite(delta.delta).all() for delta in deltas):
-            raise TrainingError(f"learning rate {self.learning_rate:g}: the weights became infinite. Use a lower one.")
-        # Even the opening token's keys and values change with W_K and W_V.
-        with applied(lm.model, deltas):
-            prefix = lm.encode(self.opening)
-        flops = sum(
-            key_value_training_flops(lm.model, lm.anatomy, len(ids), len(_learned(ids, n, self.loss_on)))
-            for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
-        )
-        tokens = sum(map(len, demonstrations.sequences))
-        cost = AdaptationCost(seconds, tokens, flops)
-        return AdaptedModel(self.name, lm, prefix, cost, deltas, tuple(losses), training_q)
+        return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q)
+
+
+class Trained(Protocol):
+    """Settings that every learner by gradients has."""
+
+    @property
+    def name(self) -> str:
+        """Short name, as in results."""
+        ...
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Tokens before every query."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the optimiser."""
+        ...
+
+    @property
+    def loss_on(self) -> LossOn:
+        """Which tokens were learned."""
+        ...
+
+
+def trained_model(
+    learner: Trained,
+    lm: LanguageModel,
+    demonstrations: EncodedDemonstrations,
+    deltas: tuple[WeightDelta, ...],
+    losses: list[float],
+    seconds: float,
+    training_q: Tensor | None = None,
+) -> AdaptedModel:
+    """What a training run leaves behind, with its cost.
+
+    Args:
+        learner: Whose run it was.
+        lm: The model, its weights as before.
+        demonstrations: What was trained on.
+        deltas: The changes of weight.
+        losses: Before each step.
+        seconds: The run took.
+        training_q: See `AdaptedModel.training_q`.
+
+    Raises:
+        TrainingError: A weight became NaN or infinite.
+    """
+    if not all(torch.isfinite(delta.delta).all() for delta in deltas):
+        raise TrainingError(f"learning rate {learner.learning_rate:g}: the weights became infinite. Use a lower one.")
+    # Even the opening token's keys and values change with the weights.
+    with applied(lm.model, deltas):
+        prefix = lm.encode(learner.opening)
+    # Adapters train other matrices than W_K and W_V, but of about the same size: a few percent of all work.
+    flops = sum(
+        key_value_training_flops(lm.model, lm.anatomy, len(ids), len(_learned(ids, n, learner.loss_on)))
+        for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
+    )
+    cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), flops)
+    return AdaptedModel(learner.name, lm, prefix, cost, deltas, tuple(losses), training_q)
 
 
 def require_learning_rate(rate: float) -> None:

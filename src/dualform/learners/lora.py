@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dualform.errors import ConfigError, TrainingError
-from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.learners.finetuned import LossOn, require_learning_rate, train
+from dualform.errors import ConfigError
+from dualform.learners.adapted import AdaptedModel
+from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
 from dualform.models.adapters import LoraTraining
-from dualform.models.edit import applied
 from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import key_value_training_flops
 from dualform.models.language_model import LanguageModel
 
 
@@ -49,14 +47,4 @@ class Lora:
             optimiser = torch.optim.AdamW(training.parameters, lr=self.learning_rate, weight_decay=0.0)
             losses, _ = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate)
             deltas = training.deltas()
-        seconds = time.perf_counter() - start
-        if not all(torch.isfinite(delta.delta).all() for delta in deltas):
-            raise TrainingError(f"learning rate {self.learning_rate:g}: the weights became infinite. Use a lower one.")
-        with applied(lm.model, deltas):
-            prefix = lm.encode(self.opening)
-        # The adapters' own products are a few percent of the frozen model's, and are left out.
-        flops = sum(
-            key_value_training_flops(lm.model, lm.anatomy, len(ids), len(ids) - 1) for ids in demonstrations.sequences
-        )
-        cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), flops)
-        return AdaptedModel(self.name, lm, prefix, cost, deltas, tuple(losses))
+        return trained_model(self, lm, demonstrations, deltas, losses, time.perf_counter() - start)
