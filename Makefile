@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml requirements.lock
 	touch $@
 
 demo: install
-	$(BIN)/dualform compare smollm2-135m reviews --out runs/demo
+	$(BIN)/dualform compare smollm2-135m reviews --out runs/demo --overwrite
 
 test: install
 	$(BIN)/ruff check

@@ -160,7 +160,7 @@ def test_a_section_ends_at_the_next_heading():
 def test_the_result_page_lists_the_columns_of_the_examples():
     task = build([0, 1], words=("negative", "positive"))
     examples = task.split("test")
-    asked = Asked(task, examples, 1, "test", "validation", 5.0, ())
+    asked = Asked(task, examples, 1, "test", "validation", 5.0, 2048, ())
     outcome = SeedOutcome(
         seed=1,
         inputs="",

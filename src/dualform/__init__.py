@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dualform.studies.comparison import compare as compare
     from dualform.studies.comparison_config import ComparisonConfig as ComparisonConfig
     from dualform.studies.comparison_config import comparison_config as comparison_config
+    from dualform.studies.comparison_config import read_config as read_config
     from dualform.tasks.demonstrations import Demonstrations as Demonstrations
     from dualform.tasks.demonstrations import draw_demonstrations as draw_demonstrations
     from dualform.tasks.sources import load_task as load_task
@@ -79,6 +80,7 @@ _HOMES = {
     "load_task": "tasks.sources",
     "outer_product_update": "ops.dual_form",
     "overlap_cosine": "ops.agreement",
+    "read_config": "studies.comparison_config",
     "rec2ftp": "ops.agreement",
     "relaxation": "ops.dual_form",
     "render_page": "report.page",
@@ -123,6 +125,7 @@ __all__ = [
     "load_task",
     "outer_product_update",
     "overlap_cosine",
+    "read_config",
     "rec2ftp",
     "relaxation",
     "render_page",

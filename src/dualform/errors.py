@@ -8,7 +8,8 @@
     ├── ModelError          no such model, or one that dualform cannot look into
     ├── HubError            a name that only the network could resolve, and no network
     ├── StorageError        cache or run folder cannot be written
-    ├── TrainingError       finetuning produced no usable weights
+    ├── NumericalError      a forward gave NaN instead of numbers
+    │   └── TrainingError   finetuning produced no usable weights
     └── ShapeError          tensors whose shapes do not belong together
 
 Each message names what was given, what was expected and what to do next. The command line prints it and exits
@@ -48,7 +49,11 @@ class StorageError(DualformError):
     """The cache or a run's folder cannot be written."""
 
 
-class TrainingError(DualformError):
+class NumericalError(DualformError):
+    """A forward gave NaN instead of numbers."""
+
+
+class TrainingError(NumericalError):
     """Finetuning produced no usable weights."""
 
 

@@ -70,7 +70,7 @@ class Similarity(Estimate):
 
 
 class Cost(_Record):
-    """What a learner costs, mean over seeds."""
+    """What a learner costs, mean over seeds (the search for a rate: in all)."""
 
     adapt_seconds: Number
     """Seconds to adapt to one set of demonstrations (for ICL: encoding them), without the search for a rate."""
@@ -128,9 +128,11 @@ class Result(_Record):
     """`comparison`."""
     config: dict[str, Any]
     environment: dict[str, Any]
-    """Python, library versions, CPU, threads, device, seconds: all that may differ between two equal runs."""
+    """Python, library versions, CPU, threads, device, seconds: with the seconds of `cost`, all that may differ between
+    two equal runs."""
     model: dict[str, Any] = {}
-    """name, architecture, parameters, n_layers, n_heads, d_model, dtype, route, vocabulary."""
+    """name, architecture, parameters, n_layers, n_heads, d_model, dtype, route, revision (on the hub), vocabulary,
+    inputs (digest of weights, texts and labels)."""
     task: dict[str, Any] = {}
     """name, source, label_words, prompt (one rendered example), prompt_tokens (mean), n_report, report_split,
     n_selection, selection_split."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 import dualform as package
 from dualform.cli.compare import default_folder
@@ -147,6 +148,17 @@ def test_tasks_are_listed(dualform: Command, tmp_path: Path) -> None:
     assert not rows["sst2"]["local"]
 
 
+def test_label_words_in_square_brackets_are_shown_as_they_are(dualform: Command, tmp_path: Path) -> None:
+    (tmp_path / "moods").mkdir()
+    about = {"name": "moods", "label_names": ["[neg]", "[/pos]"], "splits": {"train": {"file": "train.jsonl"}}}
+    (tmp_path / "moods" / "dataset.json").write_text(json.dumps(about))
+
+    done = dualform("tasks", "--data-dir", tmp_path, COLUMNS="300")
+
+    assert done.code == 0
+    assert "[neg], [/pos]" in done.out
+
+
 def test_tasks_of_no_folder_are_refused(dualform: Command) -> None:
     done = dualform("tasks", "--data-dir", "nowhere")
 
@@ -219,6 +231,18 @@ def test_only_our_own_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> 
     command()
 
     assert capsys.readouterr().err == "note: ours\n"
+
+
+def test_a_command_that_is_stopped_says_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    @guarded
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as caught:
+        command()
+
+    assert caught.value.exit_code == 130
+    assert capsys.readouterr() == ("", "stopped\n")
 
 
 def test_say_speaks_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -154,6 +155,21 @@ def test_without_a_folder_the_run_goes_below_runs(dualform: Command, workplace: 
 
     assert done.code == 0
     assert {path.name for path in (workplace / "runs" / "gpt2-tickets").iterdir()} == PROMISED
+
+
+def test_without_a_folder_the_result_of_other_settings_is_kept(
+    dualform: Command, tmp_path: Path, workplace: Path
+) -> None:
+    arguments = ["compare", workplace / "gpt2", workplace / "tickets.csv", *QUICK]
+    with contextlib.chdir(tmp_path):
+        assert dualform(*arguments).code == 0
+        before = (tmp_path / "runs" / "gpt2-tickets" / "result.json").read_bytes()
+        assert dualform(*arguments, "--resamples", "60").code == 0
+
+    first, second = sorted((tmp_path / "runs").iterdir())
+    assert re.fullmatch(r"gpt2-tickets-[0-9a-f]{6}", second.name)
+    assert (first / "result.json").read_bytes() == before
+    assert result_of(second)["config"]["resamples"] == 60
 
 
 def test_the_papers_protocol_runs_and_says_what_it_flatters(dualform: Command, out: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_stopped_run_goes_on_and_gives_the_numbers_of_one_that_was_not(
         seeds = counted(patch, stop_before=2)
         done = dualform(*arguments, "--out", stopped)
     assert done.code == 130
-    assert done.message == "stopped. Finished seeds are kept: the same command goes on where it stopped."
+    assert done.message == "Finished seeds are kept: the same command goes on where it stopped. stopped"
     assert done.out == ""
     assert seeds == [1]
     assert len(list(stopped.glob("cells-*/seed-1.safetensors"))) == 1
@@ -112,7 +112,9 @@ def test_other_settings_do_not_use_what_is_left_of_a_stopped_run(
 
     assert seeds == [1, 2]
     assert result_of(out)["demonstrations"]["k_effective"] == 5
-    assert {path.name for path in out.iterdir()} == PROMISED
+    # The stopped run's piece stays: it may yet go on.
+    assert {path.name for path in out.iterdir() if path.is_file()} == PROMISED
+    assert len(list(out.glob("cells-*/seed-1.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_a_process_that_is_stopped_goes_on(
     assert printed == ""
     assert "Traceback" not in said
     if number == signal.SIGINT:
-        assert said.startswith("stopped. Finished seeds are kept")
+        assert said.endswith("Finished seeds are kept: the same command goes on where it stopped.\nstopped\n")
         assert_nothing_half_written(out)
     assert not (out / "result.json").exists()
     before = (out / "log.txt").read_text()

@@ -38,7 +38,10 @@ def assert_refused(done: Done, *words: str) -> None:
         (["--seeds", "1,1"], ["seeds [1, 1]", "must be different"]),
         (["--seeds", "1,,2"], ["seeds '1,,2'", "should look like"]),
         (["--rates", "fast"], ["rates 'fast'", "such as 1e-4,1e-3"]),
-        (["--rates", "-1"], ["rates [-1.0]", "not negative"]),
+        (["--rates", "-1"], ["rates [-1.0]", "between 0 and 1e+37"]),
+        (["--rates", "1e38"], ["rates [1e+38]", "between 0 and 1e+37"]),
+        (["--seeds", "4294967296"], ["seeds [4294967296]", "from 0 to 4294967295"]),
+        (["--seeds", "1..10001"], ["seeds '1..10001'", "more than 10000 seeds"]),
         (["--lora-rates", "1e-3,"], ["lora_rates '1e-3,'", "such as"]),
         (["-k", "-1"], ["k: ", "greater than or equal to 0", "(given -1)"]),
         (["--limit", "-3"], ["limit: ", "(given -3)"]),
@@ -192,7 +195,7 @@ def test_data_without_anything_in_it(dualform: Command, out: Path, tmp_path: Pat
 def test_every_rate_diverges(dualform: Command, out: Path) -> None:
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--rates", "1e30", "--out", out)
 
-    assert_refused(done, "every learning rate diverged (1e+30)", "Give lower ones with --rates")
+    assert_refused(done, "every learning rate tried diverged (1e+30)", "Give lower ones with --rates")
 
 
 @pytest.mark.parametrize(("below", "why"), [("tickets.csv/run", "a part of the path is a file"), ("tickets.csv", "")])
@@ -218,11 +221,23 @@ def finished(dualform: Command, out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+def test_a_folder_that_holds_the_result_of_other_settings_is_refused(
+    dualform: Command, out: Path, finished: dict[str, bytes]
+) -> None:
+    done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--resamples", "60", "--out", out)
+
+    assert_refused(done, f"{out} holds the result of other settings", "--out", "--overwrite")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == finished
+    # The same settings may run again.
+    assert dualform("compare", "gpt2", "tickets.csv", *QUICK, "--out", out).code == 0
+
+
 @pytest.mark.parametrize("step", ["keeping a seed", "table", "page", "result"])
 def test_a_disk_that_fills_leaves_the_earlier_result_and_nothing_half_written(
     dualform: Command, out: Path, finished: dict[str, bytes], step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_text = Path.write_text
+    arguments = ["compare", "gpt2", "tickets.csv", *QUICK, "--resamples", "60", "--out", out, "--overwrite"]
 
     def full_at_the_end(path: Path, *args: Any, **kwargs: Any) -> int:
         if path.name.startswith(".report.html" if step == "page" else ".result.json"):
@@ -237,13 +252,13 @@ def test_a_disk_that_fills_leaves_the_earlier_result_and_nothing_half_written(
             patch.setattr(pq, "write_table", half_a_table)
         else:
             patch.setattr(Path, "write_text", full_at_the_end)
-        done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--resamples", "60", "--out", out)
+        done = dualform(*arguments)
 
     assert_refused(done, "the disk is full", "Free some space or choose another folder with --out")
     assert (out / "result.json").read_bytes() == finished["result.json"]
     assert not list(out.rglob("*.tmp"))
     # Only whole pieces are left: with space made, the same command ends well without a seed run twice.
-    again = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--resamples", "60", "--out", out)
+    again = dualform(*arguments)
     assert again.code == 0
     assert {path.name for path in out.iterdir()} == finished.keys()
     assert ("seed 1: finished earlier" in (out / "log.txt").read_text()) is (step != "keeping a seed")

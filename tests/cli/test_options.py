@@ -34,6 +34,14 @@ def test_a_range_that_runs_backwards_is_named_with_the_right_one() -> None:
         parse_seeds("9,3..1")
 
 
+def test_a_range_of_very_many_seeds_is_refused_before_it_is_made() -> None:
+    assert len(parse_seeds("1..10000") or ()) == 10_000
+    with pytest.raises(ConfigError, match=r"seeds '3,0\.\.10000': 0\.\.10000 are more than 10000 seeds"):
+        parse_seeds("3,0..10000")
+    with pytest.raises(ConfigError, match="more than 10000 seeds"):
+        parse_seeds("0..99999999999999")
+
+
 def test_numbers_are_read_as_written() -> None:
     assert parse_numbers("rates", "1e-4, 3e-4,0") == (1e-4, 3e-4, 0.0)
     assert parse_numbers("rates", None) is None

@@ -118,7 +118,7 @@ def test_weights_that_become_infinite_are_found(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": -1.0}, "learning rate -1.0 must lie between 0 and 1e37"),
+        ({"learning_rate": -1.0}, r"learning rate -1\.0 must lie between 0 and 1e\+37"),
         ({"learning_rate": 0.1, "rank": 0}, "LoRA rank 0 must be at least 1"),
     ],
 )

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 import dualform.learners.rate as under_test
-from dualform.errors import TrainingError
+from dualform.errors import NumericalError, TrainingError
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.rate import search_rate
 from tests.learners.setting import fresh
@@ -23,7 +24,7 @@ class Pretended:
 
 @pytest.fixture
 def search(monkeypatch):
-    """Search over outcomes: rate -> (accuracy in eighths, mean log-probability), or None where it diverges."""
+    """Search over outcomes: rate -> (accuracy in eighths, mean log-probability); None diverges, NaN are no answers."""
 
     def run(outcomes, *, patience=2, **settings):
         tried = []
@@ -36,6 +37,8 @@ def search(monkeypatch):
 
         def table(adapted, lm, queries):
             eighths, log_probability = outcomes[adapted.rate]
+            if math.isnan(log_probability):
+                raise NumericalError("log-probabilities of answers are NaN")
             # Right answers win by a hair or lose by one; both columns' level sets the mean.
             wrong = torch.where(torch.arange(8) < eighths, log_probability - 0.25, log_probability + 0.25)
             return torch.stack([torch.full((8,), log_probability), wrong], dim=1).double()
@@ -108,6 +111,12 @@ class TestStoppingEarly:
             False,
         )
 
+    def test_answers_that_are_no_numbers_count_as_divergence(self, search):
+        found, tried = search({0.1: (5, -1.0), 0.2: (8, math.nan), 0.3: (8, -1.0)})
+        assert tried == [0.1, 0.2]
+        assert statuses(found) == ["finished", "diverged", "skipped"]
+        assert found.learning_rate == 0.1
+
     def test_every_rate_is_told_of_once_tried_or_skipped(self, search):
         for outcomes in (
             {0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (3, -1.0), 0.4: (8, -1.0)},
@@ -120,11 +129,11 @@ class TestStoppingEarly:
 
 
 class TestNothingToChoose:
-    def test_when_the_lowest_rate_diverges_the_error_lists_the_rates(self, search):
-        with pytest.raises(
-            TrainingError, match=r"every learning rate diverged \(0.1, 0.2, 0.3\). Give lower ones with"
-        ):
-            search({0.1: None, 0.2: None, 0.3: None})
+    @pytest.mark.parametrize("lowest", [None, (8, math.nan)])
+    def test_when_the_lowest_rate_diverges_the_error_lists_the_rates_tried(self, search, lowest):
+        words = r"every learning rate tried diverged \(0\.1\)\. Give lower ones with --rates \(ft\) or --lora-rates"
+        with pytest.raises(TrainingError, match=words):
+            search({0.1: lowest, 0.2: None, 0.3: (8, -1.0)})
 
 
 def test_it_searches_for_real_models_and_leaves_them_as_they_were():

@@ -205,7 +205,7 @@ class TestFit:
         encoder, chosen, queries = parts
         longest = max(len(query.prompt) + max(map(len, query.answers)) for query in queries)
         lengths = [len(encoder.demonstrations(chosen.truncated(k)).prefix) for k in range(11)]
-        for k in range(10):
+        for k in range(1, 10):
             context = lengths[k] + longest
             room = context - 1 - longest
             words = (
@@ -238,8 +238,21 @@ class TestFit:
         with pytest.raises(ContextError, match=f"a query takes {longest} tokens, but the context holds {longest}"):
             encoder.fit(chosen, queries, longest)
         # One more token, for the opening, and it fits without any demonstration.
-        with pytest.warns(UserWarning, match="every learner gets the first 0"):
-            assert encoder.fit(chosen, queries, longest + 1).k_effective == 0
+        assert encoder.fit(chosen.truncated(0), queries, longest + 1).k_effective == 0
+
+    def test_a_first_demonstration_that_does_not_fit_is_an_error(self, parts):
+        encoder, chosen, queries = parts
+        longest = max(len(query.prompt) + max(map(len, query.answers)) for query in queries)
+        first = len(encoder.demonstrations(chosen.truncated(1)).prefix) - 1
+        context = longest + first
+        words = (
+            rf"the first demonstration takes {first} tokens, but a context of {context} leaves room for {first - 1} "
+            r"beside the longest query \(seed 3\)\. Raise --context, .* \(-k 0\)\."
+        )
+        with pytest.raises(ContextError, match=words):
+            encoder.fit(chosen, queries, context)
+        with pytest.warns(UserWarning, match="every learner gets the first 1 "):
+            assert encoder.fit(chosen, queries, context + 1).k_effective == 1
 
     def test_texts_differ_in_length_as_the_tests_above_need(self, lm):
         assert len({len(ids(lm, text)) for text in TEXTS}) > 4

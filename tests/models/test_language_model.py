@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from dualform.errors import ModelError
+from dualform.errors import ModelError, NumericalError
 from dualform.models.capture import Recording
 from dualform.models.language_model import LanguageModel, choose_route, window_of
 from dualform.models.layout import Query
@@ -195,6 +195,13 @@ class TestReadings:
     def test_nothing_is_traced_unless_asked_for(self):
         lm = wrapped(BY_NAME["llama"])
         assert all(readings.trace is None for readings in lm.read(lm.encode(()), QUERIES))
+
+    def test_answers_that_are_no_numbers_are_an_error_instead_of_the_first_label(self, tokenizer):
+        lm = LanguageModel.wrap(tiny_model("gpt2"), tokenizer, "tiny")
+        with torch.no_grad():
+            lm.model.get_output_embeddings().weight.fill_(torch.nan)
+        with pytest.raises(NumericalError, match=r"tiny in torch\.float32: log-probabilities of answers are NaN\."):
+            lm.read_group(lm.encode(OPENING), QUERIES[:1], (0,))
 
     def test_half_precision_is_scored_in_float32(self):
         lm = wrapped(BY_NAME["llama"], None, torch.bfloat16)

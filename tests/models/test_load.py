@@ -98,6 +98,17 @@ class TestFolders:
         with pytest.raises(ModelError, match=r"no file named model.safetensors"):
             load_model(str(checkpoint))
 
+    def test_pickled_weights_are_refused(self, checkpoint):
+        (checkpoint / "model.safetensors").unlink()
+        torch.save(tiny_model("gpt2").state_dict(), checkpoint / "pytorch_model.bin")
+        with pytest.raises(ModelError, match=f"{checkpoint} could not be loaded as a causal language model"):
+            load_model(str(checkpoint))
+
+    def test_a_model_without_an_output_head_is_an_error(self, checkpoint, monkeypatch):
+        monkeypatch.setattr(transformers.GPT2LMHeadModel, "get_output_embeddings", lambda self: None)
+        with pytest.raises(ModelError, match=r"\(GPT2LMHeadModel\) has no output head over a vocabulary"):
+            load_model(str(checkpoint))
+
     def test_a_model_without_attention_is_an_error(self, tmp_path):
         save_tiny("gpt2", tmp_path)
         config = transformers.MambaConfig(vocab_size=384, hidden_size=32, state_size=4, num_hidden_layers=2)

@@ -172,6 +172,7 @@ def _similarity(rng: random.Random) -> dict[str, Similarity]:
                 "chance_numerator": 648,
                 "chance_denominator": 976,
                 "lift": 0.1483,
+                "lift_ci95": [0.112, 0.187],
                 "reverse": 0.31,
                 "reverse_numerator": 59,
                 "reverse_denominator": 190,

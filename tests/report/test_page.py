@@ -117,6 +117,10 @@ def test_the_page_shows_the_numbers_that_the_result_holds(page):
         assert shown in text
 
 
+def test_the_lift_over_chance_has_its_interval(page):
+    assert "+11.2 to +18.7 points" in " ".join("".join(page.text).split())
+
+
 def test_agreement_is_explained_as_a_share_beside_its_chance_level(page):
     text = " ".join(page.text)
     row = text[text.index("Output agreement") : text.index("Linear relaxation")]

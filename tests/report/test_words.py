@@ -86,14 +86,15 @@ def test_a_ceiling_above_the_score_takes_nothing_back():
 @pytest.mark.parametrize(
     ("interval", "claim"),
     [
-        ((0.7, 0.9), "lies above that chance level"),
-        ((0.5, 0.9), "contains that chance level, so it is not clearly more than luck"),
-        ((0.1, 0.3), "lies below that chance level"),
-        ((None, None), "cannot be compared"),
+        ([0.1, 0.3], "; the difference is +10.0 to +30.0 points (95 %), above chance."),
+        ([-0.1, 0.3], "; the difference is -10.0 to +30.0 points (95 %), so it is not clearly more than luck."),
+        ([-0.3, -0.1], "; the difference is -30.0 to -10.0 points (95 %), below chance."),
+        ([None, None], "cannot be compared"),
+        (None, "cannot be compared"),
     ],
 )
-def test_rec2ftp_is_weighed_against_its_chance_level(interval, claim):
-    text = said(similarity={"rec2ftp": similarity(0.8, *interval, chance=0.6)})
+def test_rec2ftp_is_weighed_by_the_interval_of_its_lift(interval, claim):
+    text = said(similarity={"rec2ftp": similarity(0.8, 0.7, 0.9, chance=0.6, lift_ci95=interval)})
     assert "Of 500 answers that finetuning put right" in text
     assert "against 60.0 % of all answers that zero-shot had wrong" in text
     assert claim in text

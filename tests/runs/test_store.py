@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from dualform.errors import ConfigError, StorageError
 from dualform.report.page import render_page
 from dualform.result import Result
 from dualform.runs import store
-from dualform.runs.store import RunFolder, read_result, write_report
+from dualform.runs.store import RunFolder, free_folder, read_result, write_report
 from dualform.studies.comparison import Comparison, compare
 from dualform.studies.comparison_config import read_config
 from dualform.studies.outcome import SeedOutcome
 from tests.studies.small import small_config, small_lm, small_task
 
 CONFIG = small_config()
+OTHER = CONFIG.model_copy(update={"k": 5})
 PROMISED = {"config.yaml", "result.json", "examples.parquet", "report.html", "log.txt"}
 
 
@@ -170,14 +172,51 @@ def test_a_run_goes_on_behind_a_damaged_piece(folder: RunFolder) -> None:
     assert "seed 2: seed-2.safetensors is damaged" in log
 
 
-def test_pieces_of_all_settings_are_dropped_at_the_end(folder: RunFolder) -> None:
-    RunFolder(folder.path, CONFIG.model_copy(update={"k": 5})).put(comparison().outcomes[0])
+def test_only_a_runs_own_pieces_are_dropped_at_the_end(folder: RunFolder) -> None:
+    RunFolder(folder.path, OTHER).put(comparison().outcomes[0])
+    others = cells_of(folder.path)
     folder.put(comparison().outcomes[0])
+    (folder.path / "cells-of-mine").mkdir()
+    (folder.path / ".notes.md.1.tmp").write_text("mine")
     assert len(cells_of(folder.path)) == 2
 
     folder.finish(comparison())
 
-    assert names(folder.path) == PROMISED
+    assert cells_of(folder.path) == others
+    assert names(folder.path) == PROMISED | {others[0].parent.name, "cells-of-mine", ".notes.md.1.tmp"}
+
+
+def test_the_result_of_other_settings_is_not_written_over_unless_asked_to(folder: RunFolder) -> None:
+    folder.finish(comparison())
+    log = (folder.path / "log.txt").read_bytes()
+
+    with pytest.raises(ConfigError, match=r"one holds the result of other settings\. .* --out, or give --overwrite"):
+        RunFolder(folder.path, OTHER)
+
+    assert (folder.path / "log.txt").read_bytes() == log
+    RunFolder(folder.path, CONFIG)
+    RunFolder(folder.path, OTHER, overwrite=True)
+
+
+def test_a_result_that_cannot_be_read_counts_as_other_settings(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("from an older version")
+
+    with pytest.raises(ConfigError, match="--overwrite"):
+        RunFolder(tmp_path, CONFIG)
+
+
+def test_a_free_folder_is_the_base_unless_other_settings_have_a_result_there(folder: RunFolder) -> None:
+    base = folder.path
+    assert free_folder(base, OTHER) == base
+
+    folder.finish(comparison())
+
+    assert free_folder(base, CONFIG) == base
+    free = free_folder(base, OTHER)
+    assert free.parent == base.parent
+    assert re.fullmatch(r"one-[0-9a-f]{6}", free.name)
+    assert free_folder(base, OTHER) == free
+    assert free_folder(base, CONFIG.model_copy(update={"k": 6})) != free
 
 
 def test_what_a_killed_run_was_writing_is_dropped_at_the_end(folder: RunFolder) -> None:

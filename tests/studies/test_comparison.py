@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from dualform.errors import TrainingError
+from dualform.errors import NumericalError, TrainingError
+from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
-from dualform.models.language_model import LanguageModel
+from dualform.models.capture import Recording
+from dualform.models.language_model import NO_RECORDING, LanguageModel
 from dualform.result import Result
 from dualform.studies import comparison as study
 from dualform.studies.comparison import Comparison, compare
@@ -62,6 +64,21 @@ def test_the_same_settings_give_the_same_numbers() -> None:
 
     assert first.config == config.model_dump(mode="json")
     assert numbers(again) == numbers(first)
+
+
+def test_lora_is_timed_with_the_records_that_finetuning_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_group = AdaptedModel.read_group
+    wanted: dict[str, Recording] = {}
+
+    def watched(self: AdaptedModel, queries: Any, indices: Any, want: Recording = NO_RECORDING, *args: Any) -> Any:
+        wanted[self.learner] = want
+        return read_group(self, queries, indices, want, *args)
+
+    monkeypatch.setattr(AdaptedModel, "read_group", watched)
+    config = small_config(learners=("zsl", "icl", "ft", "lora"), lora_rates=(1e-3,), seeds=(1,))
+    compare(config, lm=small_lm(), task=small_task())
+
+    assert wanted["lora"] == wanted["ft"] != NO_RECORDING
 
 
 def test_other_seeds_give_other_demonstrations_and_other_numbers() -> None:
@@ -235,7 +252,7 @@ def test_a_rate_that_diverges_is_dropped_and_said() -> None:
 
 
 def test_every_rate_diverging_is_an_error_that_names_them() -> None:
-    with pytest.raises(TrainingError, match=r"every learning rate diverged \(1e\+29, 1e\+30\)\. Give lower ones"):
+    with pytest.raises(TrainingError, match=r"every learning rate tried diverged \(1e\+29\)\. Give lower ones"):
         compare(small_config(rates=(1e30, 1e29)), lm=small_lm(), task=small_task())
 
 
@@ -268,6 +285,27 @@ def test_a_later_seed_on_which_the_chosen_rate_diverges_takes_the_next_lower(mon
     expected = [(rate, "diverged") for rate in reversed(RATES) if 1e-3 < rate <= chosen] + [(1e-3, "finished")]
     assert second == expected
     assert any(f"ft at {chosen:g}" in warning for warning in result.warnings)
+
+
+def test_a_later_seed_on_which_the_chosen_rate_gives_no_numbers_takes_the_next_lower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = 0
+
+    def first_is_nan(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise NumericalError("log-probabilities of answers are NaN")
+        return answer_log_probabilities(*args)
+
+    monkeypatch.setattr(study, "answer_log_probabilities", first_is_nan)
+    result = compare(small_config(rates=(0.0, 1e-2)), lm=small_lm(), task=small_task()).result
+    chosen = {trial.seed: trial.learning_rate for trial in result.trials if trial.chosen}
+    later = [(trial.learning_rate, trial.status) for trial in result.trials if trial.seed == 2]
+
+    assert chosen[1] == 1e-2, "the case needs a lower rate to fall back to"
+    assert later == [(1e-2, "diverged"), (0.0, "finished")]
 
 
 def test_a_later_seed_on_which_every_rate_diverges_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from dualform.errors import ConfigError
-from dualform.studies.comparison_config import PRESETS, ComparisonConfig, comparison_config, read_config
+from dualform.studies.comparison_config import PRESETS, ComparisonConfig, Preset, comparison_config, read_config
 
 
 def test_settings_that_were_not_given_keep_their_defaults() -> None:
@@ -45,7 +45,7 @@ def test_an_unknown_preset_is_named_with_those_there_are() -> None:
 
 def test_all_that_is_wrong_is_said_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
-        comparison_config("m", "t", k=-2, dtype="int8", limit=0, probes="prompt")
+        comparison_config("m", "t", k=-2, dtype="int8", limit=-1, probes="prompt")
 
     message = str(caught.value)
     assert "k: " in message
@@ -77,7 +77,10 @@ def test_all_that_does_not_go_together_is_said_in_one_message() -> None:
         ({"learners": ("zsl", "zsl")}, r"learners \['zsl', 'zsl'\]"),
         ({"learners": ("zsl", "mezo")}, "'mezo'"),
         ({"rates": (float("nan"),)}, r"rates \[nan\]"),
+        ({"seeds": (2**32,)}, r"seeds \[4294967296\] must be different numbers from 0 to 4294967295"),
         ({"rates": (-1e-3,)}, r"rates \[-0.001\]"),
+        ({"rates": (1e38,)}, r"rates \[1e\+38\] must lie between 0 and 1e\+37"),
+        ({"lora_rates": (1e38,)}, r"lora_rates \[1e\+38\] must lie between 0 and 1e\+37"),
         ({"learners": ("zsl", "ft"), "select_seed": True}, "select_seed chooses by ICL's accuracy"),
         ({"context": 7}, "7"),
         ({"resamples": 9}, "9"),
@@ -89,6 +92,19 @@ def test_all_that_does_not_go_together_is_said_in_one_message() -> None:
 def test_a_setting_that_cannot_be_used_is_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         comparison_config("m", "t", **settings)
+
+
+def test_the_largest_seed_and_rate_are_allowed() -> None:
+    config = comparison_config("m", "t", seeds=(0, 2**32 - 1), rates=(0.0, 1e37))
+
+    assert (config.seeds, config.rates) == ((0, 4294967295), (0.0, 1e37))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_limit_of_0_means_all(preset: Preset) -> None:
+    config = comparison_config("m", "t", preset=preset, limit=0, selection_limit=0)
+
+    assert (config.limit, config.selection_limit) == (None, None)
 
 
 def test_no_demonstrations_are_allowed_without_the_probe() -> None:

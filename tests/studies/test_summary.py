@@ -1,10 +1,12 @@
+import dataclasses
+import sys
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
-from dualform.result import Result
+from dualform.result import Result, Trial
 from dualform.studies.comparison import Comparison, compare
 from dualform.studies.outcome import SeedOutcome
 from dualform.studies.summary import Asked, examples_table, summarise
@@ -24,7 +26,22 @@ def comparison() -> Comparison:
 def asked(task: Task | None = None) -> Asked:
     task = task or small_task()
     examples = task.split("report")
-    return Asked(task, examples, 8, "report", "selection", 20.0, ("A note on the protocol.",))
+    return Asked(task, examples, 8, "report", "selection", 20.0, 2048, ("A note on the protocol.",))
+
+
+def trial(seed: int, rate: float) -> Trial:
+    """The rate chosen on a seed."""
+    return Trial(
+        learner="ft",
+        seed=seed,
+        learning_rate=rate,
+        validation_accuracy=0.5,
+        validation_log_probability=-1.0,
+        first_loss=2.0,
+        last_loss=1.0,
+        status="finished",
+        chosen=True,
+    )
 
 
 def made_up(seed: int, task: Task | None = None) -> SeedOutcome:
@@ -51,7 +68,7 @@ def made_up(seed: int, task: Task | None = None) -> SeedOutcome:
                "search_seconds": 6.0 if seed == SEEDS[0] else 0.0}
         for name in LEARNERS
     }  # fmt: skip
-    return SeedOutcome(seed, (3, 1, 4, 5), 40 + seed, tables, measures, costs, {"ft": 1e-2})
+    return SeedOutcome(seed, (3, 1, 4, 5), 40 + seed, tables, measures, costs, {"ft": 1e-2}, (trial(seed, 1e-2),))
 
 
 def summary(outcomes: list[SeedOutcome], seconds: float = 1.0, **changes: Any) -> Result:
@@ -232,6 +249,37 @@ def test_a_rate_at_the_edge_of_its_grid_is_warned_about(rates: tuple[float, ...]
     result = summary([made_up(seed) for seed in SEEDS], rates=rates)
 
     assert any("edge of its grid: ft (0.01)" in warning for warning in result.warnings) is warned
+
+
+def test_a_rate_at_the_edge_on_a_later_seed_is_warned_about_too() -> None:
+    outcomes = [made_up(seed) for seed in SEEDS]
+    outcomes[2] = dataclasses.replace(outcomes[2], trials=(trial(3, 1e-1),))
+
+    result = summary(outcomes, rates=(1e-3, 1e-2, 1e-1))
+
+    assert any("edge of its grid: ft (0.1)." in warning for warning in result.warnings)
+
+
+def test_demonstrations_left_out_are_warned_about_with_the_models_own_limit() -> None:
+    # Asked for: no limit. The model's: 2048.
+    result = summary([made_up(seed) for seed in SEEDS], k=5, context=None)
+
+    assert any("fewer fit the context of 2048 tokens" in warning for warning in result.warnings)
+
+
+def test_the_command_is_written_as_a_shell_would_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/some/bin/dualform", "compare", "my model", "{text}:"])
+    assert summary([made_up(1)]).environment["command"] == "dualform compare 'my model' '{text}:'"
+
+    monkeypatch.setattr(sys, "argv", ["notebook.py", "compare"])
+    assert summary([made_up(1)]).environment["command"] is None
+
+
+def test_the_model_is_known_by_revision_and_inputs() -> None:
+    result = comparison().result
+
+    assert result.model["revision"] is None
+    assert result.model["inputs"] == comparison().outcomes[0].inputs != ""
 
 
 @pytest.mark.parametrize(("dtype", "warned"), [("float32", False), ("bfloat16", True)])

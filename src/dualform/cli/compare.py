@@ -24,6 +24,7 @@ def compare(
     model: Annotated[str, typer.Argument(help="smollm2-135m, gemma3-270m, a folder, a .gguf file, a hub id")],
     task: Annotated[str, typer.Argument(help="reviews, sst2, a data file, a YAML file, a folder, a hub name")],
     out: Annotated[Path | None, _option("Folder of the run. Default: runs/MODEL-TASK", _OUTPUT, "--out")] = None,
+    overwrite: Annotated[bool, _option("Allow --out to hold the result of other settings", _OUTPUT)] = False,
     as_json: Annotated[bool, _option("Print result.json to standard output", _OUTPUT, "--json")] = False,
     data_dir: Annotated[str | None, _option("Folder with data sets (or $DUALFORM_DATA)", _DATA)] = None,
     text: Annotated[str | None, _option("Column that holds the text", _DATA)] = None,
@@ -69,7 +70,7 @@ def compare(
       dualform compare ./checkpoint mytask.yaml --preset dai2023 --json > result.json
     """
     from dualform.errors import ConfigError
-    from dualform.runs.store import RunFolder
+    from dualform.runs.store import RunFolder, free_folder
     from dualform.studies.comparison import compare as run
     from dualform.studies.comparison_config import comparison_config
 
@@ -100,18 +101,21 @@ def compare(
         "dtype": dtype,
         "route": route,
         "trust_remote_code": trust_remote_code or None,
-        "limit": limit or None,
-        "selection_limit": selection_limit or None,
+        "limit": limit,
+        "selection_limit": selection_limit,
     }
     config = comparison_config(model, task, preset=preset, **given)  # type: ignore[arg-type]
-    unlimited = {name: None for name, value in (("limit", limit), ("selection_limit", selection_limit)) if value == 0}
-    config = config.model_copy(update=unlimited)
-    folder = RunFolder(out or default_folder(model, task, preset), config)
+    path = out or free_folder(default_folder(model, task, preset), config)
+    folder = RunFolder(path, config, overwrite=overwrite)
     from dualform.cli.progress import progress_bar
 
     quiet_transformers()
-    with progress_bar() as bar:
-        comparison = run(config, cells=folder, progress=bar)
+    try:
+        with progress_bar() as bar:
+            comparison = run(config, cells=folder, progress=bar)
+    except KeyboardInterrupt:
+        say("Finished seeds are kept: the same command goes on where it stopped.")
+        raise
     folder.finish(comparison)
     if as_json:
         sys.stdout.write(comparison.result.to_json() + "\n")

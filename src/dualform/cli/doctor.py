@@ -36,7 +36,7 @@ def doctor(
         print(json.dumps(found.as_dict(), indent=2))
         return
     console = Console()
-    facts = Table("what", "found", title=model, title_justify="left")
+    facts = Table("what", "found", title=Text(model), title_justify="left")
     for what, value in found.facts.items():
         facts.add_row(what, Text(value))
     console.print(facts)

@@ -29,7 +29,7 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
             say(f"error: {error}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            say("stopped. Finished seeds are kept: the same command goes on where it stopped.")
+            say("stopped")
             raise typer.Exit(130) from None
 
     return run

@@ -21,6 +21,7 @@ def models(as_json: _Json = False) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from dualform.models.packaged import PACKAGED_MODELS, is_local
 
@@ -34,7 +35,10 @@ def models(as_json: _Json = False) -> None:
     table = Table("model", "parameters", "here", "what it is")
     for row in rows:
         table.add_row(
-            str(row["name"]), f"{row['parameters']:,}", "yes" if row["local"] else "on first use", str(row["note"])
+            Text(str(row["name"])),
+            f"{row['parameters']:,}",
+            "yes" if row["local"] else "on first use",
+            Text(str(row["note"])),
         )
     console = Console()
     console.print(table)
@@ -58,6 +62,7 @@ def tasks(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from dualform.tasks.sources import available_tasks
 
@@ -68,7 +73,9 @@ def tasks(
     table = Table("task", "label words", "here", "where from")
     for summary in found:
         words = ", ".join(summary.label_words) if summary.label_words else "each example's own choices"
-        table.add_row(summary.name, words, "yes" if summary.local else "on first use", str(summary.where))
+        # Names come from files: as plain strings, square brackets in them would be read as markup.
+        here = "yes" if summary.local else "on first use"
+        table.add_row(Text(summary.name), Text(words), here, Text(str(summary.where)))
     console = Console()
     console.print(table)
     console.print("Also: a CSV, TSV, JSONL or Parquet file with --text and --label, a YAML file, or a hub data set.")

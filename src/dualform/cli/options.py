@@ -4,6 +4,8 @@ import re
 
 from dualform.errors import ConfigError
 
+_MOST_SEEDS = 10_000
+
 
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:
     """`3`, `1..7`, `1,4,9`, or a mixture.
@@ -22,6 +24,8 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
         last = int(match[2] or match[1])
         if last < first:
             raise ConfigError(f"seeds {text!r}: {first}..{last} runs backwards; write {last}..{first}")
+        if last - first >= _MOST_SEEDS:
+            raise ConfigError(f"seeds {text!r}: {first}..{last} are more than {_MOST_SEEDS} seeds")
         seeds += range(first, last + 1)
     return tuple(seeds)
 

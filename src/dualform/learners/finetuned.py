@@ -90,6 +90,7 @@ def trained_model(
     losses: list[float],
     seconds: float,
     training_q: Tensor | None = None,
+    weight_gradients: bool = True,
 ) -> AdaptedModel:
     """What a training run leaves behind, with its cost.
 
@@ -101,6 +102,7 @@ def trained_model(
         losses: Before each step.
         seconds: The run took.
         training_q: See `AdaptedModel.training_q`.
+        weight_gradients: Whether those of W_K and W_V were computed.
 
     Raises:
         TrainingError: A weight became NaN or infinite.
@@ -110,13 +112,18 @@ def trained_model(
     # Even the opening token's keys and values change with the weights.
     with applied(lm.model, deltas):
         prefix = lm.encode(learner.opening)
-    # Adapters train other matrices than W_K and W_V, but of about the same size: a few percent of all work.
     flops = sum(
-        key_value_training_flops(lm.model, lm.anatomy, len(ids), len(_learned(ids, n, learner.loss_on)))
+        key_value_training_flops(
+            lm.model, lm.anatomy, len(ids), len(_learned(ids, n, learner.loss_on)), weight_gradients
+        )
         for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
     )
     cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), flops)
     return AdaptedModel(learner.name, lm, prefix, cost, deltas, tuple(losses), training_q)
+
+
+# float32 ends at 3e38, and AdamW's first step takes ten times the rate.
+LARGEST_RATE = 1e37
 
 
 def require_learning_rate(rate: float) -> None:
@@ -125,9 +132,8 @@ def require_learning_rate(rate: float) -> None:
     Raises:
         ConfigError: It is negative, or too large for float32.
     """
-    # float32 ends at 3e38, and AdamW's first step takes ten times the rate.
-    if not 0 <= rate <= 1e37:
-        raise ConfigError(f"learning rate {rate} must lie between 0 and 1e37")
+    if not 0 <= rate <= LARGEST_RATE:
+        raise ConfigError(f"learning rate {rate} must lie between 0 and {LARGEST_RATE:g}")
 
 
 def train(

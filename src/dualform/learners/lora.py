@@ -47,4 +47,5 @@ class Lora:
             optimiser = torch.optim.AdamW(training.parameters, lr=self.learning_rate, weight_decay=0.0)
             losses, _ = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate)
             deltas = training.deltas()
-        return trained_model(self, lm, demonstrations, deltas, losses, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return trained_model(self, lm, demonstrations, deltas, losses, seconds, weight_gradients=False)

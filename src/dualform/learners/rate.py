@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dualform.errors import TrainingError
+from dualform.errors import NumericalError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
@@ -67,12 +67,12 @@ def search_rate(
             break
         try:
             adapted = adapt(rate)
-        except TrainingError:
+            table = answer_log_probabilities(adapted, lm, queries)
+        except NumericalError:
             trials.append(_trial(learner, seed, rate, "diverged"))
             after_trial()
             continue
         learner = adapted.learner
-        table = answer_log_probabilities(adapted, lm, queries)
         accuracy = float((table.argmax(dim=1) == right).double().mean())
         log_probability = float(table.gather(1, right[:, None]).mean())
         score = (accuracy, log_probability)
@@ -83,9 +83,9 @@ def search_rate(
         trials.append(_trial(learner, seed, rate, "finished", *score, losses[0], losses[-1]))
         after_trial()
     if best is None:
+        tried = ", ".join(f"{trial.learning_rate:g}" for trial in trials if trial.status == "diverged")
         raise TrainingError(
-            f"every learning rate diverged ({', '.join(f'{rate:g}' for rate in grid)}). Give lower ones with --rates "
-            "(ft) or --lora-rates (lora)."
+            f"every learning rate tried diverged ({tried}). Give lower ones with --rates (ft) or --lora-rates (lora)."
         )
     trials = [trial.model_copy(update={"learner": learner, "chosen": i == best[1]}) for i, trial in enumerate(trials)]
     return RateSearch(best[2], grid[best[1]], tuple(trials))

@@ -106,6 +106,12 @@ class Encoder:
             if used + length > room:
                 break
             k, used = k + 1, used + length
+        if lengths and k == 0:
+            raise ContextError(
+                f"the first demonstration takes {lengths[0]} tokens, but a context of {context} leaves room for {room} "
+                f"beside the longest query (seed {demonstrations.seed}). Raise --context, shorten the texts, use a "
+                "model with a longer context, or compare without demonstrations (-k 0)."
+            )
         if k < len(lengths):
             warnings.warn(
                 f"{len(lengths)} demonstrations take {sum(lengths)} tokens, but a context of {context} leaves room for "

@@ -29,18 +29,20 @@ def forward_flops(model: PreTrainedModel, anatomy: Anatomy, own: int, prefix: in
     return 2.0 * linears * own + attention + 2.0 * head.weight.numel() * scored
 
 
-def key_value_training_flops(model: PreTrainedModel, anatomy: Anatomy, tokens: int, scored: int) -> float:
+def key_value_training_flops(
+    model: PreTrainedModel, anatomy: Anatomy, tokens: int, scored: int, weight_gradients: bool = True
+) -> float:
     """Operations of one step that trains W_K and W_V on one sequence: forward, backward, gradients of those two.
 
     The backward repeats the forward's products once for activations (twice for attention's own two products);
-    gradients of weights are needed for W_K and W_V alone.
+    gradients of weights are needed for W_K and W_V alone, and with `weight_gradients` off not for these either.
     """
     head = model.get_output_embeddings()
     linears = sum(module.weight.numel() for module in model.modules() if is_linear(module) and module is not head)
     trained = 0
     for layer in anatomy.layers:
         for rows in (layer.W_K, layer.W_V):
-            if rows is not None:
+            if rows is not None and weight_gradients:
                 module = model.get_submodule(rows.module)
                 trained += len(rows.index) * module.get_parameter("weight").shape[1 - row_axis(module)]
     pairs = tokens * (tokens + 1) / 2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dualform.errors import DualformError, ModelError
+from dualform.errors import DualformError, ModelError, NumericalError
 from dualform.models.anatomy import Anatomy, find_anatomy
 from dualform.models.cached import MaskedRoute, NaiveRoute, RepeatedRoute
 from dualform.models.capture import Recording, Trace
@@ -159,9 +159,16 @@ class LanguageModel:
         layout = lay_out(chosen, probe, self.device)
         logits, hidden, trace = self.route.read(prefix, chosen, layout, want)
         log_probabilities = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
+        scores = layout.score(log_probabilities)
+        if torch.isnan(scores).any():
+            # NaN must never be argmaxed: it would pass for the first label.
+            raise NumericalError(
+                f"{self.name} in {self.model.dtype}: log-probabilities of answers are NaN. Use --dtype float32, a "
+                "lower learning rate, or check the checkpoint's weights."
+            )
         return Readings(
             queries=tuple(indices),
-            log_probabilities=layout.score(log_probabilities),
+            log_probabilities=scores,
             next_token=log_probabilities[layout.first_scored],
             hidden=hidden[layout.first_scored],
             trace=trace,

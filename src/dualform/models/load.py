@@ -54,11 +54,17 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
         if "gguf_file" in arguments:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
+        else:
+            # Pickled weights can run code when they are read.
+            arguments["use_safetensors"] = True
         model, found = AutoModelForCausalLM.from_pretrained(
             source, **arguments, dtype=_DTYPES[dtype], output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        model = model.to(where)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise _explain(name, error) from error
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"{name} ({type(model).__name__}) has no output head over a vocabulary to read answers from.")
     if found["missing_keys"]:
         # transformers would start them at random and go on.
         missing = sorted(found["missing_keys"])
@@ -66,7 +72,7 @@ def load_model(
             f"{name} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}). Give a checkpoint of a causal language model."
         )
-    return LanguageModel.wrap(model.to(where), tokenizer, name, route)
+    return LanguageModel.wrap(model, tokenizer, name, route)
 
 
 def _device(device: str) -> torch.device:

@@ -220,7 +220,7 @@ def _rec2ftp_rows(result: Result) -> list[dict[str, str]]:
                 "meaning": meaning,
                 "value": _points(value) if key == "lift" else percent(value),
                 "counts": _counts(details, f"{key}_numerator", f"{key}_denominator"),
-                "interval": "",
+                "interval": _points_interval(details.get(f"{key}_ci95")) if key == "lift" else "",
             }
         )
     return rows
@@ -230,6 +230,14 @@ def _points(difference: Any) -> str:
     """A difference of two shares, as `+14.8 points`."""
     number = finite(difference)
     return MISSING if number is None else f"{100 * number:+.1f} points"
+
+
+def _points_interval(interval: Any) -> str:
+    """An interval of such a difference, as `-2.0 to +31.5 points`; empty without one."""
+    ends = [finite(end) for end in interval or ()]
+    if len(ends) != 2 or ends[0] is None or ends[1] is None:
+        return ""
+    return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points"
 
 
 def _counts(details: Mapping[str, Any], numerator: str, denominator: str) -> str:

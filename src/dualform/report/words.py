@@ -162,17 +162,19 @@ def _recovered(result: Result) -> list[str]:
         ]
     fixed = "1 answer" if found.n == 1 else f"{count(found.n)} answers"
     sentence = f"Of {fixed} that finetuning put right, context put right {_share(found, n=False)}"
-    chance, interval = finite(found.details.get("chance")), known(found.ci95)
+    # Rec2FTP and its chance level stand on the same answers, so only the interval of their difference tells them apart.
+    chance, interval = finite(found.details.get("chance")), known(found.details.get("lift_ci95") or (None, None))
     if chance is None:
         return [f"{sentence}."]
     sentence += f", against {percent(chance)} of all answers that zero-shot had wrong"
     if interval is None:
         return [f"{sentence}. Without an interval the two cannot be compared."]
-    if interval[0] > chance:
-        return [f"{sentence}; its interval lies above that chance level."]
-    if interval[1] < chance:
-        return [f"{sentence}; its interval lies below that chance level."]
-    return [f"{sentence}; its interval contains that chance level, so it is not clearly more than luck."]
+    lift = f"the difference is {100 * interval[0]:+.1f} to {100 * interval[1]:+.1f} points (95 %)"
+    if interval[0] > 0:
+        return [f"{sentence}; {lift}, above chance."]
+    if interval[1] < 0:
+        return [f"{sentence}; {lift}, below chance."]
+    return [f"{sentence}; {lift}, so it is not clearly more than luck."]
 
 
 def _collapse(result: Result) -> list[str]:

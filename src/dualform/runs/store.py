@@ -29,17 +29,28 @@ from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.outcome import SeedOutcome
 from dualform.studies.summary import examples_table
 
+_FILES = ("config.yaml", "result.json", "examples.parquet", "report.html")
 _REMEDY = "Free some space or choose another folder with --out."
 
 
 class RunFolder:
-    """Holds one run. A folder that holds another's is written over, but not before the first seed is finished.
+    """Holds one run.
+
+    Args:
+        path: Made if need be.
+        config: The run's settings.
+        overwrite: Allow a folder that holds the result of other settings; it is lost once the first seed is finished.
 
     Raises:
         StorageError: The folder cannot be made or written to.
+        ConfigError: It holds the result of other settings, and `overwrite` is off.
     """
 
-    def __init__(self, path: Path, config: ComparisonConfig) -> None:
+    def __init__(self, path: Path, config: ComparisonConfig, *, overwrite: bool = False) -> None:
+        if not overwrite and holds_other_result(path, config):
+            raise ConfigError(
+                f"{path} holds the result of other settings. Choose another folder with --out, or give --overwrite."
+            )
         self.path = writable_dir(path, _REMEDY)
         self._settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         # Pieces made under other settings, or by another version, must never be mixed in.
@@ -82,11 +93,11 @@ class RunFolder:
         for warning in comparison.result.warnings:
             self.log(f"note: {warning}")
         self.log(f"finished in {comparison.result.environment['seconds']} s")
-        for cells in self.path.glob("cells-*"):
-            shutil.rmtree(cells, ignore_errors=True)
-        for leftover in self.path.glob(".*.tmp"):
-            # Of a run that was killed while it wrote.
-            leftover.unlink(missing_ok=True)
+        shutil.rmtree(self._cell(0).parent, ignore_errors=True)
+        for name in _FILES:
+            for leftover in self.path.glob(f".{name}.[0-9]*.tmp"):
+                # Of a run that was killed while it wrote.
+                leftover.unlink(missing_ok=True)
 
     def log(self, text: str) -> None:
         """Add a line to `log.txt`."""
@@ -100,6 +111,24 @@ class RunFolder:
     def _write_text(self, name: str, text: str) -> None:
         with atomic_write(self.path / name, _REMEDY) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def holds_other_result(folder: Path, config: ComparisonConfig) -> bool:
+    """Whether a folder holds a finished run of other settings, which must not be lost by accident."""
+    if not (folder / "result.json").exists():
+        return False
+    try:
+        return read_result(folder).config != config.model_dump(mode="json")
+    except ConfigError:
+        return True
+
+
+def free_folder(base: Path, config: ComparisonConfig) -> Path:
+    """`base`, or where other settings' result lies there, `base` with a few letters that stand for these settings."""
+    if not holds_other_result(base, config):
+        return base
+    key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:6]
+    return base.with_name(f"{base.name}-{key}")
 
 
 def read_result(folder: Path) -> Result:

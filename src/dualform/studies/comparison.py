@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualform.errors import TrainingError
+from dualform.errors import NumericalError, TrainingError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.lora import Lora
@@ -113,6 +113,7 @@ def compare(
         report_split=bench.report_split,
         selection_split=bench.selection_split,
         prompt_tokens=sum(len(query.prompt) for query in bench.queries) / len(bench.queries),
+        context=bench.context,
         notes=(*bench.notes, *notes),
     )
     result = summarise(config, lm, asked, outcomes, seconds=time.perf_counter() - start)
@@ -233,7 +234,9 @@ def _train(
     for rate in reversed([rate for rate in grid if rate <= known]):
         try:
             adapted = adapt(rate)
-        except TrainingError:
+            # A rate known from another seed is not searched, but it must give numbers.
+            answer_log_probabilities(adapted, bench.lm, bench.selection_queries[:4])
+        except NumericalError:
             diverged.append(_untested(name, seed, rate, None, "diverged"))
             continue
         report(1.0)
@@ -269,6 +272,8 @@ def _read(
     if isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and "zsl" in adapted:
         recordings = recordings_for(bench.lm.anatomy, len(encoded.sequences))
         want = {"zsl": recordings.zsl, "icl": recordings.icl, "ft": recordings.ft}
+        # Not needed, but times of two finetuned models can be compared only if both are recorded.
+        want["lora"] = recordings.ft
         context = context_of(icl, ft, encoded)
     n = len(bench.queries)
     width = max(len(query.answers) for query in bench.queries)

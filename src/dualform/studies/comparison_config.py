@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dualform.errors import ConfigError
-from dualform.learners.finetuned import LossOn
+from dualform.learners.finetuned import LARGEST_RATE, LossOn
 from dualform.models.layout import Probe
 from dualform.tasks.demonstrations import LabelRule
 
@@ -95,13 +95,17 @@ class ComparisonConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = []
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            problems.append(f"seeds {list(self.seeds)} must be different numbers from 0 up, at least one")
+        if (
+            not self.seeds
+            or len(set(self.seeds)) != len(self.seeds)
+            or not all(0 <= seed < 2**32 for seed in self.seeds)
+        ):
+            problems.append(f"seeds {list(self.seeds)} must be different numbers from 0 to 4294967295, at least one")
         if not self.learners or len(set(self.learners)) != len(self.learners):
             problems.append(f"learners {list(self.learners)} must be different, at least one")
         for name, rates in (("rates", self.rates), ("lora_rates", self.lora_rates)):
-            if not rates or not all(0 <= rate < float("inf") for rate in rates):
-                problems.append(f"{name} {list(rates)} must be finite, not negative, at least one")
+            if not rates or not all(0 <= rate <= LARGEST_RATE for rate in rates):
+                problems.append(f"{name} {list(rates)} must lie between 0 and {LARGEST_RATE:g}, at least one")
         if self.k == 0 and "probe" in self.learners:
             problems.append("k 0 leaves the probe nothing to learn from: leave out probe with --learners zsl,icl,ft")
         if self.select_seed and "icl" not in self.learners:
@@ -138,7 +142,7 @@ def comparison_config(model: str, task: str, *, preset: Preset = "default", **se
         model: See `ComparisonConfig.model`.
         task: See `ComparisonConfig.task`.
         preset: Which defaults to start from.
-        settings: Fields of `ComparisonConfig`; None means not given.
+        settings: Fields of `ComparisonConfig`; None means not given, and 0 for `limit` or `selection_limit` means all.
 
     Raises:
         ConfigError: All that is wrong, in one message.
@@ -146,6 +150,7 @@ def comparison_config(model: str, task: str, *, preset: Preset = "default", **se
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     given = {name: value for name, value in settings.items() if value is not None}
+    given |= {name: None for name in ("limit", "selection_limit") if settings.get(name) == 0}
     return _checked({**PRESETS[preset], **given, "model": model, "task": task, "preset": preset})
 
 

@@ -168,7 +168,7 @@ def _attention_outputs(zsl: Trace, icl: Trace, ft: Trace, seed: int, queries: Se
 
 
 def _settled(logits: Tensor) -> Tensor:
-    """Logits with equal ones made equal again, `(..., demo_pos)`.
+    """Logits on a grid so coarse that rounding does not decide ranks, `(..., demo_pos)`.
 
     The same word at the same position of two training sequences has the same query in the first layer, but rounding
     sets them a hair apart, and would then decide their rank.
@@ -202,8 +202,7 @@ def _demonstrations(zsl: Trace, icl: Trace, ft: Trace, context: Context) -> dict
         "relaxation": whole.cosine,
         "relaxation.relative_error": whole.relative_error,
     }
-    if n > 1:
-        found["kendall_demo"] = kendall_tau_b(
-            demonstration_log_mass(icl_side, owner, n), demonstration_log_mass(ft_side, owner, n)
-        )
+    # One demonstration has no rank: its tau is NaN, and the measure stays in the tables of the other seeds.
+    masses = demonstration_log_mass(icl_side, owner, n), demonstration_log_mass(ft_side, owner, n)
+    found["kendall_demo"] = kendall_tau_b(*masses) if n > 1 else torch.full_like(found["kendall"], torch.nan)
     return found

@@ -2,11 +2,13 @@
 
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +50,8 @@ class Asked:
     selection_split: str
     prompt_tokens: float
     """Mean length of a query's prompt, tokens."""
+    context: int
+    """Longest sequence, tokens: the setting, or the model's own limit."""
     notes: tuple[str, ...]
     """What a reader must know about the protocol."""
 
@@ -88,7 +92,7 @@ def summarise(
         study="comparison",
         config=config.model_dump(mode="json"),
         environment=_environment(lm, seconds),
-        model=_model_facts(lm),
+        model={**_model_facts(lm), "inputs": outcomes[0].inputs},
         task=_task_facts(asked),
         demonstrations=_demonstrations(config, outcomes),
         accuracy={name: stats.accuracy(name, values) for name, values in right.items()},
@@ -288,7 +292,7 @@ def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcome
     if min(fitted.values()) < config.k:
         shown = ", ".join(f"seed {seed}: {k}" for seed, k in fitted.items())
         found.append(
-            f"{config.k} demonstrations were asked for, but fewer fit the context of {config.context} tokens beside "
+            f"{config.k} demonstrations were asked for, but fewer fit the context of {asked.context} tokens beside "
             f"the longest query ({shown}). All learners got these."
         )
     if len(outcomes) == 1:
@@ -300,12 +304,13 @@ def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcome
     )
     if diverged:
         found.append(f"The loss became NaN or infinite, and these rates were dropped: {', '.join(diverged)}.")
-    at_edge = [
-        f"{name} ({rate:g})"
-        for name, rate in outcomes[0].rates.items()
-        for grid in [sorted(config.rates if name == "ft" else config.lora_rates)]
-        if len(grid) > 1 and rate in (grid[0], grid[-1])
-    ]
+    trials = [trial for outcome in outcomes for trial in outcome.trials]
+    at_edge = {
+        f"{trial.learner} ({trial.learning_rate:g})": None
+        for trial in trials
+        for grid in [sorted(config.rates if trial.learner == "ft" else config.lora_rates)]
+        if trial.chosen and len(grid) > 1 and trial.learning_rate in (grid[0], grid[-1])
+    }
     if at_edge:
         found.append(f"The learning rate chosen is at the edge of its grid: {', '.join(at_edge)}. Widen the grid.")
     if config.dtype in ("bfloat16", "float16"):
@@ -327,6 +332,7 @@ def _model_facts(lm: LanguageModel) -> dict[str, Any]:
         "d_model": int(lm.model.get_input_embeddings().weight.shape[1]),
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "route": lm.route.name,
+        "revision": getattr(lm.model.config, "_commit_hash", None),
         "vocabulary": int(lm.model.get_input_embeddings().weight.shape[0]),
     }
 
@@ -357,5 +363,5 @@ def _environment(lm: LanguageModel, seconds: float) -> dict[str, Any]:
         "device": str(lm.device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "command": " ".join(sys.argv) if sys.argv and sys.argv[0].endswith("dualform") else None,
+        "command": shlex.join(["dualform", *sys.argv[1:]]) if sys.argv and Path(sys.argv[0]).stem == "dualform" else None,
     }

@@ -77,7 +77,7 @@ def read_packaged(name: str) -> RawTask:
     raw = read_directory(folder)
     return RawTask(
         name=raw.name,
-        source=f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version} (in {folder})",
+        source=f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}",
         rows=raw.rows,
         files=raw.files,
         label_names=raw.label_names,
