@@ -363,5 +363,12 @@ def _environment(lm: LanguageModel, seconds: float) -> dict[str, Any]:
         "device": str(lm.device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "command": shlex.join(["dualform", *sys.argv[1:]]) if sys.argv and Path(sys.argv[0]).stem == "dualform" else None,
+        "command": _command(),
     }
+
+
+def _command() -> str | None:
+    """The command line that is running, to be pasted again; None when it is not ours."""
+    if not sys.argv or Path(sys.argv[0]).stem != "dualform":
+        return None
+    return shlex.join(["dualform", *sys.argv[1:]])
