@@ -68,9 +68,9 @@ class ComparisonConfig(BaseModel):
 
     learners: tuple[LearnerName, ...] = get_args(LearnerName)
     """Which learners to run; similarity needs zsl, icl and ft."""
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     """Learning rates of ft (SGD)."""
-    lora_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    lora_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
     """Learning rates of lora (AdamW)."""
     tune: Tune = "first"
     """`first`: choose the rate on the first seed's demonstrations and use it for all; `each`: search every time."""
