@@ -1,11 +1,12 @@
 """A causal language model as the rest of dualform sees it: model, tokenizer, anatomy, and the route that reads it."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dualform.errors import DualformError, ModelError, NumericalError
@@ -14,6 +15,7 @@ from dualform.models.cached import MaskedRoute, NaiveRoute, RepeatedRoute
 from dualform.models.capture import Recording, Trace
 from dualform.models.layout import Layout, Probe, Query, group, lay_out
 from dualform.models.packed import PackedRoute
+from dualform.models.products import PackedProducts, packable
 
 NO_RECORDING = Recording()
 
@@ -125,6 +127,20 @@ class LanguageModel:
             if getattr(config, name, None) is not None:
                 return int(getattr(config, name))
         return None
+
+    def packed_products(self) -> AbstractContextManager[object]:
+        """A block in which products with frozen weights run faster, where this machine and model allow it.
+
+        Weights must not be written to inside it. W_K and W_V are multiplied plainly in any case, so that finetuning
+        with learning rate 0 is zero-shot bit for bit. Results differ from those outside by rounding.
+        """
+        trained = {rows.module for layer in self.anatomy.layers for rows in (layer.W_K, layer.W_V) if rows is not None}
+        weights = [
+            module.weight
+            for name, module in self.model.named_modules()
+            if type(module) is nn.Linear and name not in trained
+        ]
+        return PackedProducts(weights) if weights and packable(weights) else nullcontext()
 
     def groups(self, queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:
         """Queries that share a row, as indices; each query once. Memory does not depend on their number."""

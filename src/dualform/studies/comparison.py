@@ -98,14 +98,15 @@ def compare(
     progress.start(sum(work.values()))
     inputs = digest(bench, drawn.values())
     outcomes: list[SeedOutcome] = []
-    for seed in seeds:
-        done = cells.get(seed, inputs)
-        if done is None:
-            done = _run_seed(bench, drawn[seed], inputs, outcomes[0] if outcomes else None, progress)
-            cells.put(done)
-        else:
-            progress.advance(work[seed], f"seed {seed} was finished earlier")
-        outcomes.append(done)
+    with lm.packed_products():
+        for seed in seeds:
+            done = cells.get(seed, inputs)
+            if done is None:
+                done = _run_seed(bench, drawn[seed], inputs, outcomes[0] if outcomes else None, progress)
+                cells.put(done)
+            else:
+                progress.advance(work[seed], f"seed {seed} was finished earlier")
+            outcomes.append(done)
     asked = Asked(
         task=task,
         examples=bench.examples,
