@@ -44,6 +44,7 @@ lock: install
 	mv requirements.lock.new requirements.lock
 
 bench: install
+	$(PIP) install -c requirements.lock -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 docs: install

@@ -81,6 +81,22 @@ def test_other_dtypes_and_large_models_are_not_packed():
 
 
 @needs_onednn
+def test_lending_unchanged_keys_and_values_changes_no_bit_of_packed_readings():
+    # What finetuning with learning rate 0 does: K and V get other memory, so they must not be packed before either.
+    lm = LanguageModel.wrap(tiny_model("llama"), tiny_tokenizer(), "llama")
+    queries = [Query((5, 6, 7), ((8,), (9, 10)))]
+    names = [f"{rows.module}.weight" for layer in lm.anatomy.layers for rows in (layer.W_K, layer.W_V) if rows]
+    nothing = [WeightDelta(name, 0, None, torch.zeros_like(lm.model.get_parameter(name)).detach()) for name in names]
+
+    with lm.packed_products():
+        expected = lm.log_probabilities(lm.encode((1, 2)), queries)
+        with applied(lm.model, nothing):
+            found = lm.log_probabilities(lm.encode((1, 2)), queries)
+
+    assert torch.equal(found, expected)
+
+
+@needs_onednn
 @pytest.mark.parametrize("family", ["llama", "xglm", "gemma3", "opt"])
 def test_a_model_reads_the_same_with_packed_products_and_lent_weights_are_seen(family):
     lm = LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family)
