@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import engine, finetuning, lm_eval_harness, memory
+from benchmarks import controls, engine, finetuning, lm_eval_harness, memory
 from benchmarks.common import CALM, FULL, MODEL, QUICK, Job, Outcome, Size, loaded, make_job
 from dualform._version import __version__
 from dualform.files import atomic_write
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Size], list[Outcome]]] = {
     "lm_eval_harness": lambda size: _packed(lm_eval_harness.run, size, str(packaged_model(MODEL))),
     "finetuning": lambda size: _packed(finetuning.run, size),
     "memory": memory.run,
+    "controls": lambda size: controls.run(_job(size), size),
 }
 
 

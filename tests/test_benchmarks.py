@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import engine, finetuning, lm_eval_harness, memory
+from benchmarks import controls, engine, finetuning, lm_eval_harness, memory
 from benchmarks.__main__ import BENCHMARKS, main, table
 from benchmarks.common import (
     FULL,
@@ -108,6 +108,15 @@ def test_finetuning_is_measured_against_both_rates_and_leaves_the_model_as_it_wa
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
+def test_controls_are_timed_inside_the_run_that_they_are_compared_with(job):
+    (outcome,) = controls.run(job, TINY)
+    assert outcome.ratio is not None
+    assert outcome.ratio > 1
+    assert outcome.target == 2.0
+    for one in outcome.raw["rounds"]:
+        assert 0 < one["control_seconds"] < one["seconds"]
+
+
 def test_lm_eval_gives_the_same_log_probabilities(job, tmp_path):
     (outcome,) = lm_eval_harness.run(job, TINY, str(save_tiny("llama", tmp_path / "tiny")))
     assert outcome.raw["same_tokens"]
@@ -218,7 +227,7 @@ def test_too_many_queries_are_refused_by_number(job):
 def test_the_full_size_is_the_stated_job():
     assert (FULL.k, FULL.n_queries, FULL.memory_queries) == (32, 200, (100, 400, 1600))
     assert QUICK.n_queries < FULL.n_queries
-    assert set(BENCHMARKS) == {"engine", "lm_eval_harness", "finetuning", "memory"}
+    assert set(BENCHMARKS) == {"engine", "lm_eval_harness", "finetuning", "memory", "controls"}
 
 
 @pytest.mark.real

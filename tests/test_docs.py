@@ -3,7 +3,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,9 +15,14 @@ from dualform import errors, result
 from dualform.cli.main import app
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
-from dualform.report.measures import MEASURES
+from dualform.report.measures import CONTROLS, MEASURES
+from dualform.studies.calibrate import CEILINGS, FLOORS
+from dualform.studies.comparison_config import CHEAP_CONTROLS, ControlName
+from dualform.studies.facts import Asked
 from dualform.studies.outcome import SeedOutcome
-from dualform.studies.summary import Asked, examples_table
+from dualform.studies.selection_summary import SETS, Budget, Found, SeedTrials, trials_table
+from dualform.studies.stability_summary import ModelRuns, Run, runs_table
+from dualform.studies.summary import examples_table
 from dualform.tasks.demonstrations import draw_demonstrations
 from tests.tasks.conftest import build
 from tests.test_readme import run_blocks
@@ -158,23 +163,71 @@ def test_a_section_ends_at_the_next_heading():
 
 
 def test_the_result_page_lists_the_columns_of_the_examples():
-    task = build([0, 1], words=("negative", "positive"))
-    examples = task.split("test")
-    asked = Asked(task, examples, 1, "test", "validation", 5.0, 2048, ())
+    asked = two_questions()
     outcome = SeedOutcome(
         seed=1,
         inputs="",
         rows=(),
         n_tokens=0,
-        log_probabilities={"zsl": torch.zeros(len(examples), 2)},
+        log_probabilities={"zsl": torch.zeros(len(asked.examples), 2)},
         measures={},
         costs={},
     )
-    columns = dict.fromkeys(name.partition(":")[0] for name in examples_table(asked, [outcome]).column_names)
     listed = first_column(section(page("result"), "examples.parquet"))
-    assert [name.partition(":")[0] for name in listed] == list(columns)
+    assert kinds_of_column(listed) == kinds_of_column(examples_table(asked, [outcome]).column_names)
+
+
+def test_the_result_page_lists_the_columns_of_a_stability_study():
+    asked = two_questions()
+    answers = torch.zeros(len(asked.examples), 2)
+    run = Run("icl", seed=1, order=0, labels="true", answers=answers, content_free=answers[:1], rate=None)
+    table = runs_table(asked, [ModelRuns("tiny", {}, (run,), ())])
+    listed = first_column(section(page("result"), "Of a stability study"))
+    assert kinds_of_column(listed) == kinds_of_column(table.column_names)
+
+
+def test_the_result_page_lists_the_columns_of_a_selection_study():
+    asked = two_questions()
+    answers = torch.zeros(1, len(asked.examples), 2)
+    tables = dict.fromkeys(SETS, answers)
+    seed = SeedTrials(1, (), 5, 5, tables, tables, (1e-3,), (), {})
+    found = Found(dict.fromkeys(SETS, asked.examples), (seed,), answers[0], Budget({}, {}, {}), {}, ())
+    listed = first_column(section(page("result"), "Of a selection study"))
+    assert kinds_of_column(listed) == kinds_of_column(trials_table(asked, found).column_names)
+
+
+def two_questions() -> Asked:
+    task = build([0, 1], words=("negative", "positive"))
+    return Asked(task, task.split("test"), 1, "test", "validation", 5.0, 2048, ())
+
+
+def kinds_of_column(names: list[str]) -> list[str]:
+    """Names without the label words, each once."""
+    return list(dict.fromkeys(name.partition(":")[0] for name in names))
 
 
 @pytest.mark.parametrize("key", [measure.key for measure in MEASURES])
 def test_the_measures_page_names_every_measure(key):
     assert f"`{key}`" in page("measures")
+
+
+def test_the_measures_page_lists_every_control_under_its_kind():
+    text = section(page("measures"), "Controls")
+    floors, ceilings, comparisons = (
+        first_column(part) for part in re.split(r"^\*\*(?:Floors|Ceilings|Comparisons)\.\*\*", text, flags=re.M)[1:]
+    )
+    assert set(floors) == set(FLOORS) - {"chance"}
+    assert set(ceilings) == set(CEILINGS)
+    assert {*floors, *ceilings, *comparisons} == {control.key for control in CONTROLS} - {"chance"}
+    assert {*floors, *ceilings, *comparisons} - {"batch_sequential"} == set(get_args(ControlName)) - {"rates"}
+
+
+def test_the_measures_page_says_which_controls_run_by_default():
+    listed = re.search(r"six by default \(([^)]*)\)", page("measures").replace("\n", " "))
+    assert listed is not None
+    assert set(re.findall(r"`(\w+)`", listed[1])) == set(CHEAP_CONTROLS)
+
+
+@pytest.mark.parametrize("control", [*(control.key for control in CONTROLS), "rates"])
+def test_the_result_page_or_the_measures_page_names_every_control(control):
+    assert f"`{control}`" in page("result") + page("measures")

@@ -11,24 +11,30 @@ from dualform._version import __version__
 if TYPE_CHECKING:
     from dualform.errors import DualformError as DualformError
     from dualform.learners.finetuned import Finetuned as Finetuned
+    from dualform.learners.layer_causal import LayerCausal as LayerCausal
     from dualform.learners.lora import Lora as Lora
     from dualform.learners.probe import LinearProbe as LinearProbe
     from dualform.learners.prompting import InContext as InContext
     from dualform.learners.prompting import ZeroShot as ZeroShot
+    from dualform.learners.random_update import random_update as random_update
     from dualform.learners.rate import search_rate as search_rate
     from dualform.models.capture import Recording as Recording
     from dualform.models.encoding import Encoder as Encoder
     from dualform.models.language_model import LanguageModel as LanguageModel
     from dualform.models.load import load_model as load_model
+    from dualform.models.untrained import untrained as untrained
     from dualform.ops.agreement import kl_divergence as kl_divergence
     from dualform.ops.agreement import label_agreement as label_agreement
     from dualform.ops.agreement import overlap_cosine as overlap_cosine
     from dualform.ops.agreement import rec2ftp as rec2ftp
     from dualform.ops.agreement import top_k_overlap as top_k_overlap
     from dualform.ops.agreement import total_variation as total_variation
+    from dualform.ops.calibration import contextual_calibration as contextual_calibration
     from dualform.ops.dual_form import linear_attention as linear_attention
     from dualform.ops.dual_form import outer_product_update as outer_product_update
     from dualform.ops.dual_form import relaxation as relaxation
+    from dualform.ops.permutation import sign_flip_p as sign_flip_p
+    from dualform.ops.power import minimum_detectable as minimum_detectable
     from dualform.ops.rank import ft_logits as ft_logits
     from dualform.ops.rank import icl_logits as icl_logits
     from dualform.ops.rank import kendall_tau_b as kendall_tau_b
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from dualform.ops.similarity import sim_am_softmax as sim_am_softmax
     from dualform.ops.similarity import sim_aou as sim_aou
     from dualform.ops.similarity import sim_aou_raw as sim_aou_raw
+    from dualform.ops.variance import variance_split as variance_split
     from dualform.report.page import render_page as render_page
     from dualform.result import Result as Result
     from dualform.runs.store import RunFolder as RunFolder
@@ -46,6 +53,15 @@ if TYPE_CHECKING:
     from dualform.studies.comparison_config import ComparisonConfig as ComparisonConfig
     from dualform.studies.comparison_config import comparison_config as comparison_config
     from dualform.studies.comparison_config import read_config as read_config
+    from dualform.studies.selection import selection as selection
+    from dualform.studies.selection_config import SelectionConfig as SelectionConfig
+    from dualform.studies.selection_config import selection_config as selection_config
+    from dualform.studies.selection_summary import trials_table as trials_table
+    from dualform.studies.stability import stability as stability
+    from dualform.studies.stability_config import StabilityConfig as StabilityConfig
+    from dualform.studies.stability_config import stability_config as stability_config
+    from dualform.studies.stability_summary import runs_table as runs_table
+    from dualform.studies.summary import examples_table as examples_table
     from dualform.tasks.demonstrations import Demonstrations as Demonstrations
     from dualform.tasks.demonstrations import draw_demonstrations as draw_demonstrations
     from dualform.tasks.sources import load_task as load_task
@@ -59,17 +75,22 @@ _HOMES = {
     "Finetuned": "learners.finetuned",
     "InContext": "learners.prompting",
     "LanguageModel": "models.language_model",
+    "LayerCausal": "learners.layer_causal",
     "LinearProbe": "learners.probe",
     "Lora": "learners.lora",
     "Recording": "models.capture",
     "Result": "result",
     "RunFolder": "runs.store",
+    "SelectionConfig": "studies.selection_config",
+    "StabilityConfig": "studies.stability_config",
     "Task": "tasks.task",
     "ZeroShot": "learners.prompting",
     "compare": "studies.comparison",
     "comparison_config": "studies.comparison_config",
+    "contextual_calibration": "ops.calibration",
     "direct_update": "ops.similarity",
     "draw_demonstrations": "tasks.demonstrations",
+    "examples_table": "studies.summary",
     "ft_logits": "ops.rank",
     "icl_logits": "ops.rank",
     "kendall_tau_b": "ops.rank",
@@ -78,21 +99,32 @@ _HOMES = {
     "linear_attention": "ops.dual_form",
     "load_model": "models.load",
     "load_task": "tasks.sources",
+    "minimum_detectable": "ops.power",
     "outer_product_update": "ops.dual_form",
     "overlap_cosine": "ops.agreement",
+    "random_update": "learners.random_update",
     "read_config": "studies.comparison_config",
     "rec2ftp": "ops.agreement",
     "relaxation": "ops.dual_form",
     "render_page": "report.page",
+    "runs_table": "studies.stability_summary",
     "search_rate": "learners.rate",
+    "selection": "studies.selection",
+    "selection_config": "studies.selection_config",
+    "sign_flip_p": "ops.permutation",
     "sim_am": "ops.similarity",
     "sim_am_centred": "ops.similarity",
     "sim_am_delta": "ops.similarity",
     "sim_am_softmax": "ops.similarity",
     "sim_aou": "ops.similarity",
     "sim_aou_raw": "ops.similarity",
+    "stability": "studies.stability",
+    "stability_config": "studies.stability_config",
     "top_k_overlap": "ops.agreement",
     "total_variation": "ops.agreement",
+    "trials_table": "studies.selection_summary",
+    "untrained": "models.untrained",
+    "variance_split": "ops.variance",
 }
 
 __all__ = [
@@ -103,18 +135,23 @@ __all__ = [
     "Finetuned",
     "InContext",
     "LanguageModel",
+    "LayerCausal",
     "LinearProbe",
     "Lora",
     "Recording",
     "Result",
     "RunFolder",
+    "SelectionConfig",
+    "StabilityConfig",
     "Task",
     "ZeroShot",
     "__version__",
     "compare",
     "comparison_config",
+    "contextual_calibration",
     "direct_update",
     "draw_demonstrations",
+    "examples_table",
     "ft_logits",
     "icl_logits",
     "kendall_tau_b",
@@ -123,21 +160,32 @@ __all__ = [
     "linear_attention",
     "load_model",
     "load_task",
+    "minimum_detectable",
     "outer_product_update",
     "overlap_cosine",
+    "random_update",
     "read_config",
     "rec2ftp",
     "relaxation",
     "render_page",
+    "runs_table",
     "search_rate",
+    "selection",
+    "selection_config",
+    "sign_flip_p",
     "sim_am",
     "sim_am_centred",
     "sim_am_delta",
     "sim_am_softmax",
     "sim_aou",
     "sim_aou_raw",
+    "stability",
+    "stability_config",
     "top_k_overlap",
     "total_variation",
+    "trials_table",
+    "untrained",
+    "variance_split",
 ]
 
 

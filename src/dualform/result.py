@@ -63,6 +63,9 @@ class Similarity(Estimate):
     """The mean for each layer, first block first; None where the measure has no layers."""
     per_layer_ci95: list[tuple[Number, Number]] | None = None
     """Interval for each layer."""
+    per_layer_q: list[Number] | None = None
+    """For each layer, the false-discovery-adjusted p-value that the score is no higher than the control that
+    `calibrated` names; None without layers or control."""
     per_head: list[list[Number]] | None = None
     """The mean for each layer and head, `per_head[layer][head]`; None where the measure has no heads."""
     details: dict[str, Any] = {}
@@ -118,6 +121,245 @@ class DemonstrationReport(_Record):
     """Tokens of the encoded demonstrations, for each seed."""
 
 
+class Calibrated(Estimate):
+    """A score on the scale of its own controls: 0 is what nothing scores, 1 is what the same thing twice scores.
+
+    `mean` is (score - floor) / (ceiling - floor), all three over the same (seed, query) pairs.
+    """
+
+    score: Number
+    """The raw score over those pairs."""
+    control: str
+    """The floor: of the controls in which nothing is learned from these demonstrations, the one that scores highest."""
+    floor: Number
+    """Its mean."""
+    ceiling: Number
+    """Geometric mean of the two ceilings (each side beside itself under another order): what two noisy measurements
+    of one and the same update reach."""
+    minimum_detectable: Number
+    """Smallest difference score - floor that this n finds with 80 % power at the 5 % level."""
+    by_control: dict[str, Estimate] = {}
+    """The calibrated value with each other control as the floor."""
+
+
+class PairedTest(_Record):
+    """Two learners' accuracies on the same queries under the same seeds."""
+
+    first: str
+    second: str
+    difference: Number
+    """Accuracy of `first` less that of `second`."""
+    ci95: tuple[Number, Number]
+    n: int
+    """(seed, query) pairs."""
+    p_queries: Number
+    """Sign-flip test over queries: would other queries, under these very demonstrations, show the difference?"""
+    p_seeds: Number
+    """Sign-flip test over demonstration seeds: would other demonstrations? With S seeds never below 2 / 2**S."""
+    minimum_detectable: Number
+    """Smallest difference that this n finds with 80 % power at the 5 % level."""
+
+
+class SweepPoint(_Record):
+    """Finetuning at one learning rate: how likeness moves with the size of the step."""
+
+    learning_rate: float
+    accuracy: Estimate
+    update_norm: Estimate
+    """Length of FT's change of the attention output over that of ICL's."""
+    similarity: dict[str, Estimate]
+    """Measure -> value at this rate."""
+
+
+class Spread(_Record):
+    """How a number is spread over runs; a run is one demonstration set in one order."""
+
+    mean: Number
+    sd: Number
+    """Standard deviation over runs; None for one run."""
+    sd_ci95: tuple[Number, Number]
+    """95 % interval of it, resampling demonstration sets."""
+    low: Number
+    q25: Number
+    median: Number
+    q75: Number
+    high: Number
+    n: int
+    """Runs."""
+
+
+class VarianceSplit(_Record):
+    """Where the variance of a run's accuracy comes from; the three add up to `total`."""
+
+    set: Number
+    """Which demonstrations were drawn."""
+    order: Number
+    """In which order they stand, the set given; None when each set was run in one order only."""
+    residual: Number
+    """How these queries fall out under this very prompt: what more queries would average away."""
+    total: Number
+    set_ci95: tuple[Number, Number]
+    order_ci95: tuple[Number, Number]
+
+
+class Behaviour(_Record):
+    """How one learner answers over many demonstration sets and orders."""
+
+    accuracy: Spread
+    majority_share: Spread
+    """Share of the most frequent prediction, in [0, 1]."""
+    entropy: Spread
+    """Mean entropy of the label distribution, nats."""
+    collapse_rate: Estimate
+    """Share of runs that give one label to more than 90 % of the queries; interval over sets."""
+    order_range: Estimate
+    """Best less worst order of a set, mean over sets; n = sets with two orders or more."""
+    variance: VarianceSplit | None = None
+    """None with fewer than two sets."""
+
+
+class RunBehaviour(_Record):
+    """How one run answers."""
+
+    accuracy: Number
+    majority_share: Number
+    majority_label: str | None
+    entropy: Number
+
+
+class StabilityRun(_Record):
+    """One demonstration set in one order, with one rule for its labels."""
+
+    seed: int
+    order: int
+    """0 is the order drawn."""
+    labels: str
+    """Labels shown: true, random or flipped."""
+    plain: RunBehaviour
+    calibrated: RunBehaviour | None
+    """After contextual calibration (arXiv:2102.09690); None for free-text choices."""
+
+
+class LearnerStability(_Record):
+    """One learner over all its runs."""
+
+    plain: Behaviour
+    calibrated: Behaviour | None
+    """After contextual calibration; None for free-text choices."""
+    labels: dict[str, Estimate] = {}
+    """Accuracy by the labels shown (true, random, flipped), on the same sets in the order drawn."""
+    label_effects: dict[str, Estimate] = {}
+    """Accuracy with random or flipped labels less that with true ones, query by query on the same sets."""
+    learning_rate: Number = None
+    runs: list[StabilityRun]
+
+
+class Contrast(_Record):
+    """Two spreads compared: is one learner, or one model, less stable than the other?"""
+
+    question: str
+    """`ft_beside_icl` (within one model) or `size` (one learner, two models)."""
+    learner: str
+    """`ft` or `icl`; for `ft_beside_icl` the learner above the line."""
+    first: str
+    """Model above the line."""
+    second: str
+    """Model below the line; the same as `first` for `ft_beside_icl`."""
+    sd_first: Number
+    sd_second: Number
+    ratio: Number
+    """sd_first / sd_second, over the runs that both have."""
+    ci95: tuple[Number, Number]
+    """95 % interval of the ratio, resampling demonstration sets."""
+    n: int
+    """Demonstration sets."""
+    calibrated: bool
+    """Whether predictions were calibrated first."""
+
+
+class FairGap(_Record):
+    """ICL's accuracy less FT's when one demonstration set is chosen by its accuracy on half of the queries."""
+
+    select: str
+    """By whose accuracy there: `none` (all sets), `icl`, `ft` or `both`."""
+    icl_chosen_on: Number
+    """ICL's accuracy on the half that chose."""
+    icl_untouched: Number
+    """On the other half."""
+    ft_chosen_on: Number
+    ft_untouched: Number
+    gap_chosen_on: Estimate
+    """ICL less FT on the half that chose: what a report on the selecting queries would say."""
+    gap_untouched: Estimate
+    """The same on the other half."""
+
+
+class ModelStability(_Record):
+    """One model's learners."""
+
+    model: dict[str, Any]
+    """As `Result.model`."""
+    learners: dict[str, LearnerStability]
+    """`zsl` (one run), `icl`, `ft`, and `ft@RATE` for each further learning rate."""
+    trials: list[Trial] = []
+    """The search for FT's rate, on the first set."""
+    fairness: list[FairGap] = []
+    """What choosing a set does to the comparison, over the sets that both learners were run on, in the order drawn."""
+
+
+class Stability(_Record):
+    """What `dualform stability` found."""
+
+    models: dict[str, ModelStability]
+    """By name, smallest first."""
+    contrasts: list[Contrast]
+
+
+class ChoiceScore(_Record):
+    """What one way of choosing does for one learner."""
+
+    selected: Estimate
+    """Accuracy of what was chosen, on the queries that it was chosen on."""
+    untouched: Estimate
+    """Its accuracy on queries that nothing was chosen on."""
+    optimism: Estimate
+    """selected - untouched; the interval repeats the choice in every resample."""
+    tokens: Number
+    """Tokens read forwards in search of it (a backward pass counts as two)."""
+    trials: int
+    """How many were compared."""
+
+
+class Choice(_Record):
+    """One way of choosing: by whose accuracy, on which queries."""
+
+    select: str
+    """`icl`, `ft`, `both` or `none` (the first seed, order and the middle rate)."""
+    select_on: str
+    """`validation` or `report`."""
+    seed: int
+    """Demonstration seed that it chose."""
+    order: int
+    """Order of ICL's demonstrations that it chose."""
+    learning_rate: float
+    """FT's rate that it chose."""
+    scores: dict[str, ChoiceScore]
+    """`icl` and `ft`."""
+    similarity: dict[str, Estimate]
+    """Measure -> its value for what was chosen."""
+
+
+class Selection(_Record):
+    """What `dualform selection` found."""
+
+    choices: list[Choice]
+    similarity_range: dict[str, Estimate]
+    """Measure -> highest less lowest value over the choices; its interval resamples queries."""
+    n_validation: int
+    n_report: int
+    n_untouched: int
+
+
 class Result(_Record):
     """A study's outcome."""
 
@@ -125,7 +367,7 @@ class Result(_Record):
     dualform: str
     """Version that wrote it."""
     study: str
-    """`comparison`."""
+    """`comparison`, `stability` or `selection`."""
     config: dict[str, Any]
     environment: dict[str, Any]
     """Python, library versions, CPU, threads, device, seconds: with the seconds of `cost`, all that may differ between
@@ -141,8 +383,14 @@ class Result(_Record):
     predictions: dict[str, Predictions] = {}
     similarity: dict[str, Similarity] = {}
     controls: dict[str, dict[str, Similarity]] = {}
+    """Control -> measure -> what it scores there; `accuracy` is that of the control's own learner, where it has one."""
+    calibrated: dict[str, Calibrated] = {}
+    tests: list[PairedTest] = []
+    rate_sweep: list[SweepPoint] = []
     cost: dict[str, Cost] = {}
     trials: list[Trial] = []
+    stability: Stability | None = None
+    selection: Selection | None = None
     warnings: list[str] = []
     """What a reader must know before believing the numbers, in plain sentences."""
 

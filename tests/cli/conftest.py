@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dualform.cli.main import app
 from dualform.result import Result
+from dualform.runs import store
 from tests.studies.small import write_csv
 from tests.tiny import save_tiny
 
@@ -20,7 +21,7 @@ SMALL = [
     *("-k", "4", "--limit", "8", "--selection-limit", "6", "--resamples", "50"),
 ]
 """Settings that make a comparison a matter of a second."""
-QUICK = [*SMALL, "--seeds", "1", "--learners", "zsl,icl,ft", "--rates", "1e-2"]
+QUICK = [*SMALL, "--seeds", "1", "--learners", "zsl,icl,ft", "--rates", "1e-2", "--controls", "random"]
 """Half a second."""
 
 
@@ -56,6 +57,18 @@ def _as_at_a_shell(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> Iterator
     logging.set_verbosity(verbosity)
     if bars:
         logging.enable_progress_bar()
+
+
+@pytest.fixture
+def real_page() -> None:
+    """For a test that looks at the page: it is drawn, which takes a second."""
+
+
+@pytest.fixture
+def quick_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have tests of their own; commands that run in another process draw theirs."""
+    if "real_page" not in request.fixturenames:
+        monkeypatch.setattr(store, "render_page", lambda result: f"<html>{result.study}</html>")
 
 
 @pytest.fixture(scope="session")

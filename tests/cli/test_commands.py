@@ -8,7 +8,6 @@ import pytest
 import typer
 
 import dualform as package
-from dualform.cli.compare import default_folder
 from dualform.cli.guard import guarded, say
 from dualform.cli.main import app
 from tests.cli.conftest import QUICK, Done, result_of
@@ -31,7 +30,7 @@ def finished(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_commands_are_the_ones_promised() -> None:
-    assert set(COMMANDS) >= {"compare", "report", "models", "tasks", "doctor"}
+    assert set(COMMANDS) >= {"compare", "stability", "report", "models", "tasks", "doctor"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -200,19 +199,6 @@ def test_the_doctor_refuses_what_compare_refuses(dualform: Command, arguments: l
 
     assert done.code == 2
     assert repr(arguments[-1]) in done.message
-
-
-@pytest.mark.parametrize(
-    ("model", "task", "preset", "folder"),
-    [
-        ("smollm2-135m", "reviews", "default", "runs/smollm2-135m-reviews"),
-        ("smollm2-135m", "sst2", "dai2023", "runs/smollm2-135m-sst2-dai2023"),
-        ("./models/mine/", "../data/tickets.csv", "default", "runs/mine-tickets"),
-        ("org/name", "owner/data:config", "default", "runs/name-data-config"),
-    ],
-)
-def test_a_run_is_called_by_model_and_task(model: str, task: str, preset: str, folder: str) -> None:
-    assert default_folder(model, task, preset) == Path(folder)
 
 
 def test_only_our_own_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,16 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dualform.studies.comparison_config import read_config
+from dualform.studies.comparison_config import CHEAP_CONTROLS, ControlName, read_config
 from tests.cli.conftest import QUICK, SMALL, Done, numbers, result_of
 from tests.studies.small import write_choices
 
+pytestmark = pytest.mark.usefixtures("quick_page")
 Command = Callable[..., Done]
 Shell = subprocess.CompletedProcess[str]
 PROMISED = {"config.yaml", "result.json", "examples.parquet", "report.html", "log.txt"}
@@ -23,8 +24,9 @@ LEARNERS = ["zsl", "icl", "ft", "lora", "probe"]
 MEASURES = [
     *("rec2ftp", "agreement", "sim_aou", "sim_aou_raw", "sim_am", "sim_am_before", "sim_am_centred", "sim_am_softmax"),
     *("sim_am_delta", "kendall", "kendall_demo", "direct_update"),
+    *("top_k_overlap", "overlap_cosine", "vocabulary_shared"),
 ]
-LAYERED = set(MEASURES) - {"rec2ftp", "agreement"}
+LAYERED = set(MEASURES) - {"rec2ftp", "agreement", "top_k_overlap", "overlap_cosine", "vocabulary_shared"}
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +106,14 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
             assert len(measure["per_layer"]) == 2
             assert -1 <= measure["mean"] <= 1
             assert measure["n"] == 16
-    control = found["controls"]["random"]["sim_aou"]
-    assert {"mean", "ci95", "n"} <= control.keys()
-    assert control["n"] == 16
+    assert set(found["controls"]) == set(CHEAP_CONTROLS)
+    for control, measures in found["controls"].items():
+        assert {"mean", "ci95", "n"} <= measures["sim_aou"].keys()
+        assert measures["sim_aou"]["n"] == 16, control
+    calibrated = found["calibrated"]["sim_aou"]
+    assert {"mean", "ci95", "n", "score", "control", "floor", "ceiling", "minimum_detectable"} <= calibrated.keys()
+    assert len(found["similarity"]["sim_aou"]["per_layer_q"]) == 2
+    assert len(found["tests"]) == 5 * 4 / 2
     # More is read for context than for zero-shot, and only finetuning is told apart by rates.
     assert found["cost"]["icl"]["tokens"] > found["cost"]["zsl"]["tokens"] == found["cost"]["ft"]["tokens"]
     assert {trial["learner"] for trial in found["trials"]} == {"ft", "lora"}
@@ -185,9 +192,63 @@ def test_the_papers_protocol_runs_and_says_what_it_flatters(dualform: Command, o
     assert len(found["accuracy"]["icl"]["per_seed"]) == 1
     assert len(found["trials"]) == 2
     said = " ".join(found["warnings"])
-    assert "was chosen among 3 for its ICL accuracy on the reported queries" in said
+    assert "was chosen among 3 for the accuracy of ICL on the reported queries" in said
     assert "chosen on the very queries that are reported, as the paper does: this flatters FT" in said
-    assert set(found["controls"]["random"]) == {"sim_aou", "sim_aou_raw"}
+    assert set(found["controls"]) == set(CHEAP_CONTROLS)
+
+
+def test_the_seed_can_be_chosen_on_other_queries_than_those_reported(dualform: Command, out: Path) -> None:
+    arguments = ["--seeds", "1..3", "--rates", "1e-3,1e-2", "--select", "both"]
+    assert dualform("compare", "gpt2", "tickets.csv", *QUICK, *arguments, "--out", out).code == 0
+
+    found = result_of(out)
+    assert found["config"]["select"] == "both"
+    assert found["task"]["selection_split"] != found["task"]["report_split"]
+    (seed,) = found["demonstrations"]["rows"]
+    (note,) = [warning for warning in found["warnings"] if "was chosen among 3" in warning]
+    assert note.startswith(f"Seed {seed} was chosen among 3 for the accuracy of ICL and FT (mean) on the selection")
+    assert note.endswith("the reported queries took no part.")
+
+
+@pytest.mark.filterwarnings("ignore:label words 'short' and 'long' begin with the same token")
+def test_all_controls_can_be_asked_for_at_once(dualform: Command, out: Path, real_page: None) -> None:
+    done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--controls", "all", "--out", out)
+    found = result_of(out)
+
+    assert done.code == 0
+    assert found["config"]["controls"] == list(get_args(ControlName))
+    assert set(found["controls"]) == {*get_args(ControlName), "batch_sequential"} - {"rates"}
+    assert [point["learning_rate"] for point in found["rate_sweep"]] == [1e-2]
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_controls_can_be_left_out(dualform: Command, out: Path, real_page: None) -> None:
+    done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--controls", "none", "--out", out)
+    found = result_of(out)
+
+    assert done.code == 0
+    assert found["config"]["controls"] == []
+    assert found["controls"] == found["calibrated"] == {}
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_controls_can_be_named(dualform: Command, out: Path) -> None:
+    arguments = ["--controls", "position_shift, icl_order", "--control-limit", "5"]
+    assert dualform("compare", "gpt2", "tickets.csv", *QUICK, *arguments, "--out", out).code == 0
+
+    found = result_of(out)
+    assert list(found["controls"]) == ["position_shift", "icl_order"]
+    assert found["controls"]["icl_order"]["sim_aou"]["n"] == 5
+    assert found["similarity"]["sim_aou"]["n"] == 8
+
+
+def test_another_tasks_demonstrations_can_be_shown(dualform: Command, out: Path) -> None:
+    arguments = ["--controls", "other_task", "--other-task", "tickets.csv", "--out", out]
+    done = dualform("compare", "gpt2", "tickets.csv", *QUICK, *arguments)
+
+    # A table of one's own needs columns; what can be named is what is known by name.
+    assert done.code == 2
+    assert "tickets.csv" in done.message
 
 
 @pytest.mark.parametrize(

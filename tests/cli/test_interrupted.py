@@ -17,6 +17,7 @@ from dualform.runs import store
 from dualform.studies import comparison
 from tests.cli.conftest import SMALL, Done, numbers, result_of
 
+pytestmark = pytest.mark.usefixtures("quick_page")
 Command = Callable[..., Done]
 PROMISED = {"config.yaml", "result.json", "examples.parquet", "report.html", "log.txt"}
 PATIENCE = 120
@@ -123,7 +124,18 @@ def test_other_settings_do_not_use_what_is_left_of_a_stopped_run(
 def test_a_process_that_is_stopped_goes_on(
     dualform: Command, out: Path, workplace: Path, number: signal.Signals, code: int
 ) -> None:
-    arguments = ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1..12", "--learners", "zsl,icl,ft"]
+    arguments = [
+        "compare",
+        "gpt2",
+        "tickets.csv",
+        *SMALL,
+        "--seeds",
+        "1..12",
+        "--learners",
+        "zsl,icl,ft",
+        "--controls",
+        "random",
+    ]
     # Python leaves ctrl-C alone in a process that was started with it ignored, as a test runner's may be.
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"

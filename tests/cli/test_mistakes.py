@@ -17,6 +17,7 @@ from dualform.runs.store import RunFolder
 from tests.cli.conftest import QUICK, Done
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.usefixtures("quick_page")
 Command = Callable[..., Done]
 
 
@@ -55,8 +56,16 @@ def assert_refused(done: Done, *words: str) -> None:
         (["--tune", "never"], ["'never'", "'first' or 'each'"]),
         (["--select-on", "train"], ["'train'", "'validation' or 'report'"]),
         (["--loss-on", "prompt"], ["'prompt'", "'all' or 'label'"]),
-        (["--label-rule", "wrong"], ["'wrong'", "'true', 'shuffled' or 'random'"]),
-        (["--preset", "dai2023", "--learners", "zsl,ft"], ["select_seed", "must include icl"]),
+        (["--label-rule", "wrong"], ["'wrong'", "'true', 'shuffled', 'random' or 'flipped'"]),
+        (["--preset", "dai2023", "--learners", "zsl,ft"], ["select icl", "must include icl"]),
+        (["--select", "ft", "--learners", "zsl,icl"], ["select ft chooses by accuracy", "must include ft"]),
+        (["--select", "best"], ["'best'", "'none', 'icl', 'ft' or 'both'"]),
+        (["--controls", "bogus"], ["'bogus'", "'random'"]),
+        (["--controls", "random,bogus,mlp"], ["'bogus'"]),
+        (["--controls", "all,random"], ["'all'"]),
+        (["--controls", "random,random"], ["controls ['random', 'random']", "must be different"]),
+        (["--control-limit", "-1"], ["control_limit: ", "(given -1)"]),
+        (["--seed", "1"], ["--seed 1 and --seeds 1 were both given"]),
         (["--k", "-2", "--dtype", "int8"], ["(given -2)", "(given 'int8')"]),
     ],
 )

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from dualform.cli.options import parse_names, parse_numbers, parse_seeds, unescape
+from dualform.cli.options import default_folder, one_or_several, parse_names, parse_numbers, parse_seeds, unescape
 from dualform.errors import ConfigError
 
 
@@ -64,3 +66,28 @@ def test_names_lose_their_spaces() -> None:
 def test_line_breaks_may_be_written_with_a_backslash() -> None:
     assert unescape(r"Review: {text}\nSentiment:\t") == "Review: {text}\nSentiment:\t"
     assert unescape(None) is None
+
+
+def test_one_seed_or_several_may_be_given_but_not_both() -> None:
+    assert one_or_several(3, None) == (3,)
+    assert one_or_several(0, None) == (0,)
+    assert one_or_several(None, "1..3") == (1, 2, 3)
+    assert one_or_several(None, None) is None
+    with pytest.raises(ConfigError, match=r"--seed 3 and --seeds 1\.\.3 were both given: choose one"):
+        one_or_several(3, "1..3")
+
+
+@pytest.mark.parametrize(
+    ("models", "task", "more", "folder"),
+    [
+        (("smollm2-135m",), "reviews", (), "runs/smollm2-135m-reviews"),
+        (("smollm2-135m",), "sst2", ("dai2023",), "runs/smollm2-135m-sst2-dai2023"),
+        (("./models/mine/",), "../data/tickets.csv", (), "runs/mine-tickets"),
+        (("org/name",), "owner/data:config", (), "runs/name-data-config"),
+        (("org/name", "other"), "sst2", ("stability",), "runs/name-other-sst2-stability"),
+    ],
+)
+def test_a_run_is_called_by_models_and_task(
+    models: tuple[str, ...], task: str, more: tuple[str, ...], folder: str
+) -> None:
+    assert default_folder(models, task, *more) == Path(folder)

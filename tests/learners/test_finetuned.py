@@ -12,7 +12,8 @@ from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.finetuned import Finetuned, train
 from dualform.learners.prompting import ZeroShot
 from dualform.models.anatomy import Anatomy, row_axis
-from dualform.models.edit import applied
+from dualform.models.edit import applied, mlp_rows, value_rows
+from dualform.models.flops import training_flops
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
 from tests.models.reference import naive_scores
 from tests.models.test_edit import Snapshot, key_value_rows
@@ -310,3 +311,166 @@ def test_training_touches_only_what_the_optimiser_holds():
         "model.layers.0.mlp.up_proj.weight"
     ]
     assert all(p.grad is None for p in setting.lm.model.parameters() if p is not weight)
+
+
+def part_rows(setting, part):
+    """Parameter's module -> output features of the part, None for all."""
+    if part == "mlp":
+        return mlp_rows(setting.lm.model, setting.lm.anatomy)
+    return value_rows(setting.lm.model, setting.lm.anatomy, 1)
+
+
+def part_twin(family, setting, part, rate, steps):
+    """Descent of HF's own loss on a copy, by hand."""
+    model = copy.deepcopy(tiny_model(family))
+    targets = []
+    for name, index in part_rows(setting, part).items():
+        module = model.get_submodule(name)
+        for weight, axis in ((module.weight, row_axis(module)), (module.bias, 0)):
+            if weight is not None:
+                targets.append((weight, axis, torch.arange(weight.shape[axis]) if index is None else index))
+    model.zero_grad()
+    for number, ids in enumerate(setting.demonstrations.sequences, start=1):
+        model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids]), use_cache=False).loss.backward()
+        if steps == "sequential" or number == len(setting.demonstrations.sequences):
+            with torch.no_grad():
+                for weight, axis, index in targets:
+                    weight.index_add_(axis, index, weight.grad.index_select(axis, index), alpha=-rate)
+            model.zero_grad()
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestOtherParts:
+    @pytest.mark.parametrize("steps", ["sequential", "batch"])
+    @pytest.mark.parametrize("part", ["mlp", "value_one_layer"])
+    def test_it_is_the_obvious_descent_of_this_part(self, family, part, steps):
+        setting = fresh(family)
+        before = Snapshot(setting.lm.model)
+        expected = part_twin(family, setting, part, RATE, steps)
+        learner = Finetuned(setting.encoder.opening, RATE, part=part, steps=steps)
+        adapted = learner.adapt(setting.lm, setting.demonstrations)
+        before.assert_restored(setting.lm.model)
+        moved = set()
+        with applied(setting.lm.model, adapted.deltas):
+            found = setting.lm.model.state_dict()
+            for name, weight in expected.state_dict().items():
+                torch.testing.assert_close(found[name], weight, rtol=RTOL, atol=ATOL)
+                if (found[name] - before.state[name]).abs().max() > 100 * ATOL:
+                    moved.add(name)
+        modules = set(part_rows(setting, part))
+        assert {name.rpartition(".")[0] for name in moved} == modules
+
+    @pytest.mark.parametrize("part", ["mlp", "value_one_layer"])
+    def test_learning_rate_zero_is_zero_shot_to_the_bit(self, family, part):
+        setting = fresh(family)
+        zsl = ZeroShot(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
+        adapted = Finetuned(setting.encoder.opening, 0.0, part=part).adapt(setting.lm, setting.demonstrations)
+        assert_same_readings(readings(adapted, setting), readings(zsl, setting))
+
+    @pytest.mark.parametrize("part", ["mlp", "value_one_layer"])
+    def test_queries_are_recorded_and_the_cost_is_that_of_the_part(self, family, part):
+        setting = fresh(family)
+        key_value: Any = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
+        adapted: Any = Finetuned(setting.encoder.opening, RATE, part=part).adapt(setting.lm, setting.demonstrations)
+        owner = torch.tensor(setting.demonstrations.demonstration_of)
+        assert adapted.training_q.shape == key_value.training_q.shape
+        assert torch.equal(adapted.training_q[:, owner == 0], key_value.training_q[:, owner == 0])
+        first = 0 if part == "mlp" else 1
+        rows = part_rows(setting, part)
+        assert adapted.cost.flops == sum(
+            training_flops(setting.lm.model, setting.lm.anatomy, len(ids), len(ids) - 1, rows, first)
+            for ids in setting.demonstrations.sequences
+        )
+        if part == "value_one_layer":
+            assert adapted.cost.flops < key_value.cost.flops
+            # What lies below the trained values sees no change at all.
+            assert torch.equal(adapted.training_q[:2], zero_shot_q(setting)[:2])
+
+    def test_one_step_for_all_moves_by_the_sum_of_the_gradients_at_the_start(self, family):
+        setting = fresh(family)
+        alone = [
+            Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, only(setting.demonstrations, i)).deltas
+            for i in range(4)
+        ]
+        batch: Any = Finetuned(setting.encoder.opening, RATE, steps="batch").adapt(setting.lm, setting.demonstrations)
+        for change, *parts in zip(batch.deltas, *alone, strict=True):
+            torch.testing.assert_close(change.delta, sum(one.delta for one in parts), rtol=1e-4, atol=1e-7)
+        # Every sequence meets the starting weights; in turn, only the first does.
+        assert torch.equal(batch.training_q, zero_shot_q(setting))
+        sequential = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
+        assert batch.losses[0] == sequential.losses[0]
+        assert batch.losses[3] != sequential.losses[3]
+        assert batch.cost.flops == sequential.cost.flops
+
+    def test_to_first_order_in_the_rate_both_kinds_of_steps_are_the_same(self, family):
+        setting = fresh(family)
+
+        def apart(rate):
+            """How far the two end from one another, relative to how far they went."""
+            one, other = (
+                torch.cat(
+                    [
+                        change.delta.flatten().double()
+                        for change in Finetuned(setting.encoder.opening, rate, steps=steps)
+                        .adapt(setting.lm, setting.demonstrations)
+                        .deltas
+                    ]
+                )
+                for steps in ("sequential", "batch")
+            )
+            return float((one - other).norm() / other.norm())
+
+        assert apart(1e-3) < 0.2 * apart(1e-2) < 0.1
+        # At the rates that finetuning uses they part.
+        assert apart(RATE) > 0.02
+
+    def test_the_order_of_the_demonstrations_does_not_matter_to_a_single_step(self, family):
+        setting = fresh(family)
+        reverse = dataclasses.replace(
+            setting.chosen, examples=setting.chosen.examples[::-1], labels=setting.chosen.labels[::-1]
+        )
+        ft = Finetuned(setting.encoder.opening, RATE, steps="batch")
+        one = ft.adapt(setting.lm, setting.demonstrations)
+        other = ft.adapt(setting.lm, setting.encoder.demonstrations(reverse))
+        for a, b in zip(one.deltas, other.deltas, strict=True):
+            torch.testing.assert_close(a.delta, b.delta, rtol=1e-4, atol=1e-7)
+
+
+def only(demonstrations, number):
+    """One of them alone, as far as training looks at them."""
+    return dataclasses.replace(
+        demonstrations,
+        sequences=demonstrations.sequences[number : number + 1],
+        n_answer_tokens=demonstrations.n_answer_tokens[number : number + 1],
+        demonstration_of=tuple(0 for owner in demonstrations.demonstration_of if owner == number),
+    )
+
+
+def zero_shot_q(setting):
+    """Queries at the demonstrations' tokens, where nothing is learned."""
+    return Finetuned(setting.encoder.opening, 0.0).adapt(setting.lm, setting.demonstrations).training_q
+
+
+def test_a_single_step_without_demonstrations_learns_nothing():
+    setting = fresh("llama", k=0)
+    adapted = Finetuned(setting.encoder.opening, RATE, steps="batch").adapt(setting.lm, setting.demonstrations)
+    assert adapted.losses == ()
+    assert not any(change.delta.any() for change in adapted.deltas)
+
+
+@pytest.mark.parametrize(("field", "known"), [("part", "key_value, value_one_layer, mlp"), ("steps", "sequential, ba")])
+def test_a_part_or_a_kind_of_steps_that_is_none_is_named(field, known):
+    settings: Any = {field: "heads"}
+    with pytest.raises(ConfigError, match=f"{field} 'heads' is unknown: choose one of {known}"):
+        Finetuned((0,), RATE, **settings)
+
+
+def test_a_part_that_cannot_be_trained_is_refused():
+    setting = fresh("llama")
+    lost = dataclasses.replace(setting.lm.anatomy.layers[1], W_V=None, unclear=("W_V is lost",))
+    lm = dataclasses.replace(setting.lm, anatomy=Anatomy((setting.lm.anatomy.layers[0], lost), True))
+    with pytest.raises(ModelError, match="W_V was not found in layer 1"):
+        Finetuned(setting.encoder.opening, RATE, part="value_one_layer").adapt(lm, setting.demonstrations)
+    with pytest.raises(ModelError, match="those of the MLP of layer 1 cannot be told"):
+        Finetuned(setting.encoder.opening, RATE, part="mlp").adapt(lm, setting.demonstrations)

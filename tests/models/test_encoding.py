@@ -117,6 +117,44 @@ class TestDemonstrations:
         assert set(encoded.n_answer_tokens) == {len(answer) for answer in query.answers}
 
 
+class TestFiller:
+    @pytest.mark.parametrize("separator", [None, "\n\n", " -- "])
+    @pytest.mark.parametrize("length", [1, 2, 3, 30, 31])
+    def test_it_is_the_opening_and_separators_over_and_over(self, lm, separator, length):
+        encoder = Encoder(lm, sentiment(template=Template("Review: {text} Sentiment:", separator)))
+        again = (EOS_ID,) if separator is None else ids(lm, separator)
+        filler = encoder.filler(length)
+        assert len(filler) == length
+        assert filler[0] == BOS_ID
+        # A separator may be cut at the end, so that the length is exact.
+        assert filler[1:] == (again * length)[: length - 1]
+
+    def test_it_shares_no_content_with_demonstrations_of_the_same_length(self, lm):
+        task = sentiment(template=Template("Review: {text} Sentiment:", "\n"))
+        encoder = Encoder(lm, task)
+        encoded = encoder.demonstrations(some_demonstrations(task))
+        filler = encoder.filler(len(encoded.prefix))
+        assert len(filler) == len(encoded.prefix)
+        assert not {filler[position] for position in encoded.content} & set(ids(lm, "Review: positive Sentiment:"))
+
+    def test_without_separators_it_is_the_opening_over_and_over(self, lm):
+        encoder = Encoder(lm, sentiment(template=Template("Review: {text} Sentiment:", "")))
+        assert encoder.filler(5) == (BOS_ID,) * 5
+
+    def test_with_nothing_between_and_nothing_before_it_is_full_stops(self, lm):
+        bare = with_tokenizer(lm, bos_token=None, eos_token=None)
+        encoder = Encoder(bare, sentiment(template=Template("Review: {text} Sentiment:", "")))
+        filler = encoder.filler(6)
+        assert encoder.opening == ()
+        assert len(filler) == 6
+        assert set(lm.tokenizer.decode(filler)) <= {" ", "."}
+
+    def test_a_prefix_of_nothing_but_the_opening_is_the_opening(self, lm):
+        task = sentiment()
+        encoder = Encoder(lm, task)
+        assert encoder.filler(len(encoder.opening)) == encoder.opening
+
+
 class TestQueries:
     def test_a_query_is_the_prompt_and_all_label_words(self, lm):
         query = Encoder(lm, sentiment(("positive", "lukewarm"))).query(sentiment().split("test")[0])

@@ -1,18 +1,74 @@
-"""A made-up but plausible result, holes included, for every test of the report."""
+"""Made-up but plausible results, holes included, for every test of the report."""
 
 import math
 import random
 from typing import Any
 
-from dualform.result import Accuracy, Cost, DemonstrationReport, Predictions, Result, Similarity, Trial
+from dualform.result import (
+    Accuracy,
+    Calibrated,
+    Cost,
+    DemonstrationReport,
+    Estimate,
+    PairedTest,
+    Predictions,
+    Result,
+    Similarity,
+    SweepPoint,
+    Trial,
+)
 
 SEEDS = [1, 2, 3, 4, 5]
 N_LAYERS = 30
 N_HEADS = 9
 
+FLOORS = {
+    "random": (0.0, 0.004),
+    "random_update": (0.01, 0.006),
+    "position_shift": (0.35, 0.02),
+    "shuffled_labels": (0.65, 0.03),
+    "random_labels": (0.6, 0.03),
+    "other_task": (0.4, 0.03),
+    "untrained": (0.55, 0.05),
+    "embeddings": (0.45, 0.05),
+}
+"""Control -> what it scores as a part of this run's score, and half its interval as such a part."""
+OTHERS = {
+    "other_demonstrations": (0.85, 0.03),
+    "batch": (0.97, 0.03),
+    "batch_sequential": (1.6, 0.03),
+    "lcgd": (1.2, 0.03),
+    "value_one_layer": (0.5, 0.03),
+    "mlp": (0.7, 0.03),
+    "icl_order": (2.6, 0.03),
+    "ft_order": (2.1, 0.03),
+}
+MEASURED = (
+    ("sim_aou", 0.186),
+    ("sim_aou_raw", 0.143),
+    ("sim_am_delta", 0.102),
+    ("kendall", 0.193),
+    ("top_k_overlap", 0.35),
+)
+"""Measures with controls, and this run's score."""
+
 
 def example_result(**changes: Any) -> Result:
-    """Five seeds, thirty layers, nine heads; `changes` replace whole fields."""
+    """Five seeds, thirty layers, nine heads, every control, a rate sweep; `changes` replace whole fields."""
+    rng = random.Random(11)
+    older = old_result()
+    fields: dict[str, Any] = {
+        "similarity": _with_layers_tested(older.similarity | _words_shared()),
+        "controls": _controls(rng),
+        "calibrated": _calibrated(),
+        "tests": _tests(older.accuracy),
+        "rate_sweep": _sweep(),
+    }
+    return old_result(**(fields | changes))
+
+
+def old_result(**changes: Any) -> Result:
+    """The same as it was written before there were scales, tests and sweeps, with few controls."""
     rng = random.Random(7)
     fields: dict[str, Any] = {
         "dualform": "0.1.0",
@@ -221,3 +277,126 @@ def _trials(rng: random.Random) -> list[Trial]:
                     )
                 )
     return trials
+
+
+def _words_shared() -> dict[str, Similarity]:
+    return {
+        "top_k_overlap": Similarity(mean=0.35, ci95=(0.33, 0.37), n=2000),
+        "overlap_cosine": Similarity(mean=0.93, ci95=(0.92, 0.94), n=1990),
+        "vocabulary_shared": Similarity(mean=0.61, ci95=(0.59, 0.63), n=2000),
+    }
+
+
+def _with_layers_tested(similarity: dict[str, Similarity]) -> dict[str, Similarity]:
+    """Some layers above their floor, some not, one untested; and the lengths of the changes."""
+    q: list[float | None] = [0.001 if 8 <= layer < 24 else 0.4 for layer in range(N_LAYERS)]
+    q[4] = float("nan")
+    lengths = {
+        "norm_icl": {"mean": 3.21, "ci95": [3.1, 3.3], "n": 2000},
+        "norm_ft": {"mean": 0.87, "ci95": [0.8, 0.9], "n": 2000},
+        "norm_ratio": {"mean": 0.271, "ci95": [0.25, 0.29], "n": 2000},
+    }
+    raw = similarity["sim_aou_raw"].model_copy(update={"per_layer_q": q, "details": lengths})
+    return similarity | {"sim_aou_raw": raw, "sim_aou": similarity["sim_aou"].model_copy(update={"per_layer_q": q})}
+
+
+def _controls(rng: random.Random) -> dict[str, dict[str, Similarity]]:
+    controls: dict[str, dict[str, Similarity]] = {}
+    for control, (part, spread) in (FLOORS | OTHERS).items():
+        controls[control] = {
+            key: _layered(score * part, score * spread, rng, heads=False)
+            if key in ("sim_aou", "sim_aou_raw")
+            else Similarity(mean=score * part, ci95=(score * (part - spread), score * (part + spread)), n=500)
+            for key, score in MEASURED
+        }
+        if control != "random":
+            controls[control]["rec2ftp"] = Similarity(mean=0.3 * part + 0.4, ci95=(0.4, 0.6), n=140)
+            controls[control]["accuracy"] = Similarity(mean=0.55 + 0.05 * part, ci95=(0.5, 0.7), n=500)
+    controls["random"]["kendall"] = Similarity(mean=float("nan"), ci95=(None, None), n=0)
+    return controls
+
+
+def _calibrated() -> dict[str, Calibrated]:
+    """Every measure on its scale; Kendall has no room on its own, top tokens lie far beyond theirs."""
+    found = {key: _placed(score) for key, score in MEASURED}
+    nothing: dict[str, Any] = {"mean": None, "ci95": (None, None), "ceiling": 0.1, "by_control": {}}
+    far = {"mean": 2.7, "ci95": (-1.4, 6.1), "ceiling": 0.27}
+    found["kendall"] = found["kendall"].model_copy(update=nothing)
+    found["top_k_overlap"] = found["top_k_overlap"].model_copy(update=far)
+    found["rec2ftp"] = Calibrated(
+        mean=0.52,
+        ci95=(0.31, 0.7),
+        n=500,
+        score=0.8123,
+        control="chance",
+        floor=0.664,
+        ceiling=0.95,
+        minimum_detectable=0.06,
+    )
+    return found
+
+
+def _placed(score: float) -> Calibrated:
+    ceiling = score * math.sqrt(2.6 * 2.1)
+
+    def against(part: float, spread: float) -> tuple[float, float, float]:
+        room = ceiling - score * part
+        place = (score - score * part) / room
+        return place, place - 2 * spread * score / room, place + 2 * spread * score / room
+
+    place, low, high = against(*FLOORS["shuffled_labels"])
+    by_control = {}
+    for control, (part, spread) in (FLOORS | OTHERS).items():
+        if control not in ("shuffled_labels", "icl_order", "ft_order"):
+            mean, start, end = against(part, spread)
+            by_control[control] = Estimate(mean=mean, ci95=(start, end), n=500)
+    return Calibrated(
+        mean=place,
+        ci95=(low, high),
+        n=500,
+        score=score,
+        control="shuffled_labels",
+        floor=score * 0.65,
+        ceiling=ceiling,
+        minimum_detectable=score * 0.06,
+        by_control=by_control,
+    )
+
+
+def _tests(accuracy: dict[str, Accuracy]) -> list[PairedTest]:
+    """Every pair; five seeds cannot go below 0.0625."""
+    tests = []
+    names = list(accuracy)
+    for place, first in enumerate(names):
+        for second in names[place + 1 :]:
+            gap = (accuracy[first].mean or 0.0) - (accuracy[second].mean or 0.0)
+            tests.append(
+                PairedTest(
+                    first=first,
+                    second=second,
+                    difference=gap,
+                    ci95=(gap - 0.028, gap + 0.028),
+                    n=2000,
+                    p_queries=0.0004 if abs(gap) > 0.03 else 0.214,
+                    p_seeds=0.0625 if abs(gap) > 0.03 else 0.4375,
+                    minimum_detectable=0.04,
+                )
+            )
+    return tests
+
+
+def _sweep() -> list[SweepPoint]:
+    points = []
+    for place, rate in enumerate((1e-4, 1e-3, 1e-2, 5e-2)):
+        likeness = {key: score * (1.3 - 0.25 * place) for key, score in MEASURED}
+        points.append(
+            SweepPoint(
+                learning_rate=rate,
+                accuracy=Estimate(mean=0.55 + 0.05 * place, ci95=(0.52 + 0.05 * place, 0.58 + 0.05 * place), n=500),
+                update_norm=Estimate(mean=0.03 * 4**place, ci95=(0.025 * 4**place, 0.035 * 4**place), n=500),
+                similarity={
+                    key: Estimate(mean=mean, ci95=(mean - 0.02, mean + 0.02), n=500) for key, mean in likeness.items()
+                },
+            )
+        )
+    return points

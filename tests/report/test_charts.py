@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -6,24 +7,28 @@ from dualform.errors import ConfigError
 from dualform.report.charts import (
     LABELS_SHOWN,
     accuracy_chart,
-    controls_chart,
     head_map_chart,
     prediction_chart,
     save_chart,
     similarity_by_layer_chart,
+    trained_name,
     trials_chart,
 )
+from dualform.report.control_charts import LEFTMOST, RIGHTMOST, band_chart, calibrated_chart, sweep_chart
+from dualform.report.numerals import MISSING
 from dualform.report.palette import LEARNERS, learner_style, learners_in_order
-from dualform.result import Accuracy, Predictions, Similarity
-from tests.report.example_result import empty_result, example_result
+from dualform.result import Accuracy, Calibrated, Predictions, Similarity
+from tests.report.example_result import empty_result, example_result, old_result
 
 CHARTS = [
     accuracy_chart,
     prediction_chart,
-    controls_chart,
     similarity_by_layer_chart,
     head_map_chart,
     trials_chart,
+    band_chart,
+    calibrated_chart,
+    sweep_chart,
 ]
 NAMES = [chart.__name__ for chart in CHARTS]
 
@@ -38,9 +43,16 @@ def values(spec) -> list[dict]:
 
 
 def drawn(chart) -> list[dict]:
-    """All data rows of a chart that must be there."""
+    """All data rows of a chart that must be there, each once although layers repeat them."""
     assert chart is not None
-    return values(chart.to_dict())
+    rows = values(chart.to_dict())
+    return [row for place, row in enumerate(rows) if row not in rows[:place]]
+
+
+def layers_of(chart) -> list[dict]:
+    """All layers of all panels of small multiples."""
+    assert chart is not None
+    return [layer for panel in chart.to_dict()["concat"] for layer in panel["layer"]]
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=NAMES)
@@ -146,3 +158,133 @@ def test_unknown_learners_come_last_and_are_drawn():
     assert learners_in_order(accuracy)[-1] == "mezo"
     rows = drawn(accuracy_chart(example_result(accuracy=accuracy)))
     assert "mezo" in {row.get("learner") for row in rows}
+
+
+def one_measure(place: Calibrated | None, **controls: Similarity):
+    """A result with raw SimAOU alone, at 0.2."""
+    found = {"sim_aou_raw": Similarity(mean=0.2, ci95=(0.18, 0.22), n=400)}
+    named = {control: {"sim_aou_raw": each} for control, each in controls.items()}
+    return empty_result(similarity=found, controls=named, calibrated={"sim_aou_raw": place} if place else {})
+
+
+def place(mean: float | None, low: float | None, high: float | None, **changes) -> Calibrated:
+    fields: dict[str, Any] = {
+        "score": 0.2,
+        "control": "untrained",
+        "floor": 0.1,
+        "ceiling": 0.5,
+        "minimum_detectable": 0.02,
+        "n": 300,
+    }
+    return Calibrated(mean=mean, ci95=(low, high), **(fields | changes))
+
+
+def score(mean: float | None) -> Similarity:
+    return Similarity(mean=mean, ci95=(None, None), n=300)
+
+
+def test_a_measure_stands_in_a_band_from_its_floor_to_its_ceiling():
+    rows = drawn(band_chart(one_measure(place(0.25, 0.2, 0.3), untrained=score(0.1), icl_order=score(0.5))))
+    [band] = [row for row in rows if "ceiling" in row]
+    assert (band["floor"], band["ceiling"], band["control"]) == (0.1, 0.5, "untrained model")
+    assert band["place"] == "0.25 (0.20 to 0.30)"
+    [own] = [row for row in rows if "low" in row]
+    assert (own["low"], own["mean"], own["high"]) == (0.18, 0.2, 0.22)
+
+
+def test_every_control_is_marked_by_its_kind_and_placed_were_it_the_floor():
+    result = example_result()
+    rows = [row for row in drawn(band_chart(result)) if row.get("measure") == "SimAOU, raw" and "kind" in row]
+    assert {row["control"]: row["kind"] for row in rows}["FT in one step"] == "comparisons"
+    assert {row["kind"] for row in rows} == {"floors", "comparisons", "ceilings"}
+    assert len(rows) == len(result.controls)
+    places = {row["control"]: row["place"] for row in rows}
+    assert places["shuffled labels"].startswith("0.21 (")
+    assert places["ICL, other order"] == MISSING
+
+
+def test_no_room_between_floor_and_ceiling_draws_no_band_and_no_place():
+    result = one_measure(place(None, None, None, floor=0.5, ceiling=0.1), untrained=score(0.5))
+    assert not [row for row in drawn(band_chart(result)) if "ceiling" in row]
+    assert calibrated_chart(result) is None
+
+
+def test_accuracy_of_a_control_is_drawn_as_no_measure():
+    result = one_measure(None, untrained=score(0.1))
+    controls = {"untrained": {**result.controls["untrained"], "accuracy": score(0.77)}}
+    rows = drawn(band_chart(result.model_copy(update={"controls": controls})))
+    assert not [row for row in rows if row.get("mean") == 0.77]
+
+
+def test_an_old_result_is_drawn_with_the_controls_that_it_has():
+    rows = drawn(band_chart(old_result()))
+    assert {row["control"] for row in rows if row.get("measure") == "SimAOU" and "kind" in row} == {
+        "random direction",
+        "untrained model",
+        "shuffled labels",
+    }
+    assert not [row for row in rows if "ceiling" in row]
+    assert calibrated_chart(old_result()) is None
+    assert sweep_chart(old_result()) is None
+
+
+def test_a_measure_on_another_scale_is_left_to_the_table():
+    result = empty_result(similarity={"sim_aou": score(0.2), "distance": score(40.0)})
+    assert {row["measure"] for row in drawn(band_chart(result)) if "measure" in row} == {"SimAOU"}
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "edges"),
+    [
+        (0.3, 0.1, 0.5, (True, False, False)),
+        (2.7, -1.4, 6.1, (False, True, True)),
+        (-3.0, -4.0, 0.5, (False, True, False)),
+        (1.2, 0.9, 2.5, (True, False, True)),
+    ],
+)
+def test_what_lies_beyond_the_calibrated_axis_is_marked_at_its_edge(mean, low, high, edges):
+    [row] = [row for row in drawn(calibrated_chart(one_measure(place(mean, low, high)))) if "shown" in row]
+    assert (row["inside"], row["beyond_left"], row["beyond_right"]) == edges
+    assert LEFTMOST <= row["low"] <= row["shown"] <= row["high"] <= RIGHTMOST
+    assert row["place"] == f"{mean:.2f}"
+
+
+def test_the_calibrated_axis_always_shows_floor_and_ceiling():
+    chart = calibrated_chart(one_measure(place(0.3, 0.28, 0.32)))
+    assert chart is not None
+    left, right = chart.to_dict()["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    assert left < 0 < 1 < right
+
+
+def test_the_sweep_begins_with_accuracy_and_length_and_marks_the_chosen_rate():
+    rows = drawn(sweep_chart(example_result()))
+    named = list(dict.fromkeys(row["what"] for row in rows if "what" in row))
+    assert named[:3] == ["accuracy of finetuning", "length of FT's change / ICL's", "SimAOU"]
+    assert {row["chosen"] for row in rows if "chosen" in row} == {0.001}
+    assert {row["rate"] for row in rows if "rate" in row} == {1e-4, 1e-3, 1e-2, 5e-2}
+
+
+def test_layers_stand_beside_the_floor_of_their_measure_and_tell_what_lies_above_it():
+    result = example_result()
+    rows = [row for row in drawn(similarity_by_layer_chart(result)) if row.get("measure") == "SimAOU, raw"]
+    floor = result.controls["shuffled_labels"]["sim_aou_raw"].per_layer
+    assert floor is not None
+    assert {row["floor"] for row in rows if row["layer"] == 10} == {f"{floor[10]:.3f}"}
+    assert {row["layer"] for row in rows if row["above"]} == set(range(8, 24))
+    assert {row["above"] for row in rows if row["layer"] == 4} == {None}
+    marks = [layer["mark"] for layer in layers_of(similarity_by_layer_chart(result)) if layer["mark"].get("size") == 26]
+    assert [mark["filled"] for mark in marks] == [True, False] * 2
+
+
+def test_without_a_scale_layers_stand_beside_the_random_direction_and_have_no_points():
+    layers = layers_of(similarity_by_layer_chart(old_result()))
+    assert not [layer for layer in layers if layer["mark"].get("size") == 26]
+    assert "random direction" in json.dumps(layers)
+
+
+def test_trials_of_a_control_are_named_after_it():
+    assert (trained_name("ft"), trained_name("lcgd"), trained_name("mezo")) == (
+        "finetuned (FT)",
+        "layer-causal descent",
+        "mezo",
+    )

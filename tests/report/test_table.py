@@ -6,7 +6,8 @@ from rich.table import Table
 
 from dualform.report.numerals import MISSING, decimal, percent, significant
 from dualform.report.table import accuracy_table, cost_table, similarity_table
-from tests.report.example_result import empty_result, example_result
+from dualform.result import Similarity
+from tests.report.example_result import empty_result, example_result, old_result
 
 
 def printed(table: Table, width: int = 80) -> str:
@@ -17,8 +18,9 @@ def printed(table: Table, width: int = 80) -> str:
 
 
 @pytest.mark.parametrize("table", [accuracy_table, similarity_table, cost_table], ids=lambda table: table.__name__)
-def test_tables_fit_in_eighty_columns_without_losing_a_number(table):
-    narrow, wide = printed(table(example_result())), printed(table(example_result()), width=400)
+@pytest.mark.parametrize("result", [example_result(), old_result()], ids=["new", "old"])
+def test_tables_fit_in_eighty_columns_without_losing_a_number(table, result):
+    narrow, wide = printed(table(result)), printed(table(result), width=400)
     assert max(len(line) for line in narrow.splitlines()) <= 80
     assert "…" not in narrow
     assert max(len(line.rstrip()) for line in wide.splitlines()) <= 80
@@ -38,8 +40,29 @@ def test_accuracies_are_in_order_and_a_collapse_is_marked():
     assert text.count("!") == 1
 
 
-def test_similarities_stand_beside_the_random_control_and_companions_below():
-    lines = printed(similarity_table(example_result())).splitlines()
+def test_similarities_stand_between_floor_and_ceiling_and_the_caption_names_the_floors():
+    text = printed(similarity_table(example_result()))
+    [raw] = [line for line in text.splitlines() if "SimAOU, raw" in line]
+    assert [cell.strip() for cell in raw.split("│")[2:7]] == ["0.143", "0.131 to 0.155", "0.093", "0.334", "0.21"]
+    [kendall] = [line for line in text.splitlines() if "Kendall, tokens" in line]
+    assert kendall.split("│")[6].strip() == MISSING
+    assert "Floor: shuffled labels; chance level (Rec2FTP)" in " ".join(text.split())
+    assert any("length of ICL's" in line and "3.100 to 3.300" in line for line in text.splitlines())
+
+
+def test_the_widest_numbers_still_fit_in_eighty_columns():
+    result = example_result()
+    low = Similarity(mean=-0.00012, ci95=(-0.1234, -0.1111), n=2000)
+    placed = result.calibrated["sim_aou"].model_copy(update={"mean": -12.345, "floor": -0.00012, "ceiling": -0.00011})
+    keys = list(result.similarity)
+    wide = example_result(similarity=dict.fromkeys(keys, low), calibrated=dict.fromkeys(keys, placed))
+    text = printed(similarity_table(wide))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert text.count("-0.123 to -0.111") == text.count("-12.35") + text.count("-12.34") == len(keys)
+
+
+def test_without_scales_similarities_stand_beside_the_random_control_and_companions_below():
+    lines = printed(similarity_table(old_result())).splitlines()
     [sim_aou] = [line for line in lines if "SimAOU " in line]
     assert "0.186" in sim_aou
     assert "0.001" in sim_aou

@@ -21,6 +21,9 @@ from dualform.runs.store import RunFolder, free_folder, read_result, write_repor
 from dualform.studies.comparison import Comparison, compare
 from dualform.studies.comparison_config import read_config
 from dualform.studies.outcome import SeedOutcome
+from dualform.studies.pieces import Piece
+from dualform.studies.stability_config import stability_config
+from dualform.studies.summary import examples_table
 from tests.studies.small import small_config, small_lm, small_task
 
 CONFIG = small_config()
@@ -32,6 +35,16 @@ PROMISED = {"config.yaml", "result.json", "examples.parquet", "report.html", "lo
 def comparison() -> Comparison:
     """A finished one; tests only read it."""
     return compare(CONFIG, lm=small_lm(), task=small_task())
+
+
+def pieces() -> list[Piece]:
+    """Its two seeds."""
+    return [outcome.to_piece() for outcome in comparison().outcomes]
+
+
+def finish(folder: RunFolder, found: Comparison | None = None) -> None:
+    found = found or comparison()
+    folder.finish(found.result, examples_table(found.asked, found.outcomes))
 
 
 def names(folder: Path) -> set[str]:
@@ -72,18 +85,18 @@ def test_the_first_seed_brings_settings_that_can_be_read_back(folder: RunFolder)
     # Before that, a run that holds its folder now must stay whole.
     assert names(folder.path) == {"log.txt"}
 
-    folder.put(comparison().outcomes[0])
+    folder.put(pieces()[0])
 
     assert read_config(folder.path / "config.yaml") == CONFIG
     assert "tiny on toy" in (folder.path / "log.txt").read_text()
 
 
 def test_a_finished_folder_holds_what_was_promised_and_no_pieces(folder: RunFolder) -> None:
-    for outcome in comparison().outcomes:
-        folder.put(outcome)
+    for piece in pieces():
+        folder.put(piece)
     assert len(cells_of(folder.path)) == 2
 
-    folder.finish(comparison())
+    finish(folder)
 
     assert names(folder.path) == PROMISED
     assert read_result(folder.path) == comparison().result
@@ -98,44 +111,51 @@ def test_a_finished_folder_holds_what_was_promised_and_no_pieces(folder: RunFold
 
 
 def test_a_kept_seed_comes_back_to_whoever_asks_under_the_same_settings(folder: RunFolder) -> None:
-    mine = comparison().outcomes[0]
+    mine = pieces()[0]
     folder.put(mine)
 
-    theirs = RunFolder(folder.path, CONFIG).get(mine.seed, mine.inputs)
+    theirs = RunFolder(folder.path, CONFIG).get("seed 1", mine.inputs)
 
     assert theirs is not None
-    assert theirs.rows == mine.rows
-    torch.testing.assert_close(theirs.log_probabilities["icl"], mine.log_probabilities["icl"], rtol=0, atol=0)
-    assert folder.get(2, mine.inputs) is None
+    assert list(theirs.tensors) == list(mine.tensors)
+    outcome = SeedOutcome.from_piece(theirs)
+    assert outcome.rows == comparison().outcomes[0].rows
+    for name, tensor in mine.tensors.items():
+        torch.testing.assert_close(theirs.tensors[name], tensor, rtol=0, atol=0, equal_nan=True)
+    assert folder.get("seed 2", mine.inputs) is None
     assert "seed 1: finished earlier, read back" in (folder.path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("changes", [{"k": 5}, {"rates": (1e-3,)}, {"model": "other"}, {"loss_on": "label"}])
 def test_a_seed_kept_under_other_settings_is_not_used(folder: RunFolder, changes: dict[str, Any]) -> None:
-    folder.put(comparison().outcomes[0])
+    folder.put(pieces()[0])
 
-    assert RunFolder(folder.path, CONFIG.model_copy(update=changes)).get(1, comparison().outcomes[0].inputs) is None
+    assert RunFolder(folder.path, CONFIG.model_copy(update=changes)).get("seed 1", pieces()[0].inputs) is None
 
 
 def test_a_seed_made_from_other_inputs_is_not_used(folder: RunFolder) -> None:
-    folder.put(comparison().outcomes[0])
+    folder.put(pieces()[0])
 
-    assert folder.get(1, "other") is None
+    assert folder.get("seed 1", "other") is None
     assert "seed 1: model or data have changed" in (folder.path / "log.txt").read_text()
 
 
 def test_a_seed_kept_by_another_version_is_not_used(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.put(comparison().outcomes[0])
+    folder.put(pieces()[0])
     monkeypatch.setattr(store, "__version__", "0.0.0")
 
-    assert RunFolder(folder.path, CONFIG).get(1, comparison().outcomes[0].inputs) is None
+    assert RunFolder(folder.path, CONFIG).get("seed 1", pieces()[0].inputs) is None
 
 
-def _no_outcome_inside() -> bytes:
+def _no_piece_inside() -> bytes:
     return safetensors.torch.save({"x": torch.zeros(1)})
 
 
-def _older_outcome_inside() -> bytes:
+def _nothing_said_inside() -> bytes:
+    return safetensors.torch.save({"x": torch.zeros(1)}, metadata={"piece": json.dumps({"name": "seed 1"})})
+
+
+def _older_piece_inside() -> bytes:
     return safetensors.torch.save({"x": torch.zeros(1)}, metadata={"outcome": json.dumps({"seed": 1})})
 
 
@@ -146,22 +166,23 @@ def _older_outcome_inside() -> bytes:
         lambda whole: whole[:100],
         lambda whole: whole[:-8],
         lambda whole: b"\xff" * len(whole),
-        lambda whole: _no_outcome_inside(),
-        lambda whole: _older_outcome_inside(),
+        lambda whole: _no_piece_inside(),
+        lambda whole: _older_piece_inside(),
+        lambda whole: _nothing_said_inside(),
     ],
 )
 def test_a_damaged_piece_is_run_again(folder: RunFolder, damage: Any) -> None:
-    folder.put(comparison().outcomes[0])
+    folder.put(pieces()[0])
     (cell,) = cells_of(folder.path)
     cell.write_bytes(damage(cell.read_bytes()))
 
-    assert folder.get(1, comparison().outcomes[0].inputs) is None
+    assert folder.get("seed 1", pieces()[0].inputs) is None
     assert "seed 1: seed-1.safetensors is damaged" in (folder.path / "log.txt").read_text()
 
 
 def test_a_run_goes_on_behind_a_damaged_piece(folder: RunFolder) -> None:
-    for outcome in comparison().outcomes:
-        folder.put(outcome)
+    for piece in pieces():
+        folder.put(piece)
     cells_of(folder.path)[1].write_bytes(b"half")
 
     again = compare(CONFIG, lm=small_lm(), task=small_task(), cells=folder)
@@ -172,22 +193,82 @@ def test_a_run_goes_on_behind_a_damaged_piece(folder: RunFolder) -> None:
     assert "seed 2: seed-2.safetensors is damaged" in log
 
 
+HARD_NAMES = [
+    "seed 1",
+    "seed-1",
+    "choosing, seed 1",
+    "../../elsewhere, seed 1",
+    "a/b, seed 1",
+    "a-b, seed 1",
+    "größe ü, seed 1",
+    f"{'long/' * 60}x, seed 1",
+    f"{'long/' * 60}y, seed 1",
+    ".",
+]
+
+
+def test_pieces_may_be_called_by_paths_of_any_length_and_are_kept_apart(folder: RunFolder) -> None:
+    # Studies of several models name their pieces by model, and a model may be a path.
+    for number, name in enumerate(HARD_NAMES[2:]):
+        folder.put(Piece(name, "abc", {"x": torch.tensor([float(number)])}, {"number": number}))
+
+    cells = cells_of(folder.path)
+    assert len(cells) == len(HARD_NAMES[2:])
+    assert {cell.parent for cell in cells} == {cells[0].parent}
+    assert all(len(cell.name.encode()) < 255 for cell in cells)
+    for number, name in enumerate(HARD_NAMES[2:]):
+        piece = folder.get(name, "abc")
+        assert piece is not None, name
+        assert (piece.name, piece.about, float(piece.tensors["x"])) == (name, {"number": number}, float(number))
+    assert names(folder.path.parent) == {"one"}
+
+
+@pytest.mark.parametrize(("kept", "asked"), [("seed 1", "seed-1"), ("seed-1", "seed 1")])
+def test_a_piece_is_never_taken_for_another_of_a_like_name(folder: RunFolder, kept: str, asked: str) -> None:
+    folder.put(Piece(kept, "abc", {}, {}))
+
+    assert folder.get(asked, "abc") is None
+    assert folder.get(kept, "abc") is not None
+
+
+def test_a_piece_put_twice_is_the_later_one(folder: RunFolder) -> None:
+    for number in (1, 2):
+        folder.put(Piece("seed 1", "abc", {}, {"number": number}))
+
+    piece = folder.get("seed 1", "abc")
+    assert piece is not None
+    assert piece.about == {"number": 2}
+    assert len(cells_of(folder.path)) == 1
+
+
+def test_a_folder_holds_any_studys_settings(tmp_path: Path) -> None:
+    config = stability_config(("a", "models/b"), "toy")
+    folder = RunFolder(tmp_path / "one", config)
+
+    folder.put(Piece("models/b, seed 1", "abc", {}, {}))
+
+    assert "a, models/b on toy" in (folder.path / "log.txt").read_text()
+    assert yaml.safe_load((folder.path / "config.yaml").read_text()) == config.model_dump(mode="json")
+    assert RunFolder(folder.path, config).get("models/b, seed 1", "abc") is not None
+    assert RunFolder(folder.path, CONFIG).get("models/b, seed 1", "abc") is None
+
+
 def test_only_a_runs_own_pieces_are_dropped_at_the_end(folder: RunFolder) -> None:
-    RunFolder(folder.path, OTHER).put(comparison().outcomes[0])
+    RunFolder(folder.path, OTHER).put(pieces()[0])
     others = cells_of(folder.path)
-    folder.put(comparison().outcomes[0])
+    folder.put(pieces()[0])
     (folder.path / "cells-of-mine").mkdir()
     (folder.path / ".notes.md.1.tmp").write_text("mine")
     assert len(cells_of(folder.path)) == 2
 
-    folder.finish(comparison())
+    finish(folder)
 
     assert cells_of(folder.path) == others
     assert names(folder.path) == PROMISED | {others[0].parent.name, "cells-of-mine", ".notes.md.1.tmp"}
 
 
 def test_the_result_of_other_settings_is_not_written_over_unless_asked_to(folder: RunFolder) -> None:
-    folder.finish(comparison())
+    finish(folder)
     log = (folder.path / "log.txt").read_bytes()
 
     with pytest.raises(ConfigError, match=r"one holds the result of other settings\. .* --out, or give --overwrite"):
@@ -209,7 +290,7 @@ def test_a_free_folder_is_the_base_unless_other_settings_have_a_result_there(fol
     base = folder.path
     assert free_folder(base, OTHER) == base
 
-    folder.finish(comparison())
+    finish(folder)
 
     assert free_folder(base, CONFIG) == base
     free = free_folder(base, OTHER)
@@ -222,7 +303,7 @@ def test_a_free_folder_is_the_base_unless_other_settings_have_a_result_there(fol
 def test_what_a_killed_run_was_writing_is_dropped_at_the_end(folder: RunFolder) -> None:
     (folder.path / ".examples.parquet.123.tmp").write_bytes(b"half a table")
 
-    folder.finish(comparison())
+    finish(folder)
 
     assert names(folder.path) == PROMISED
 
@@ -230,7 +311,7 @@ def test_what_a_killed_run_was_writing_is_dropped_at_the_end(folder: RunFolder) 
 @pytest.mark.usefixtures("no_space")
 def test_a_full_disk_leaves_no_half_written_settings(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"the disk is full\. Free some space .* --out"):
-        RunFolder(tmp_path / "one", CONFIG).put(comparison().outcomes[0])
+        RunFolder(tmp_path / "one", CONFIG).put(pieces()[0])
 
     assert "config.yaml" not in names(tmp_path / "one")
 
@@ -239,19 +320,19 @@ def test_a_full_disk_is_named_when_a_seed_is_kept(folder: RunFolder, request: py
     request.getfixturevalue("no_space")
 
     with pytest.raises(StorageError, match=r"seed-1\.safetensors: the disk is full"):
-        folder.put(comparison().outcomes[0])
+        folder.put(pieces()[0])
 
     assert cells_of(folder.path) == []
-    assert folder.get(1, comparison().outcomes[0].inputs) is None
+    assert folder.get("seed 1", pieces()[0].inputs) is None
 
 
 @pytest.mark.parametrize("step", ["examples.parquet", "report.html", "result.json"])
 def test_a_disk_that_fills_at_the_end_leaves_the_earlier_result_as_it_was(
     folder: RunFolder, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.finish(comparison())
+    finish(folder)
     before = {name: (folder.path / name).read_bytes() for name in PROMISED}
-    folder.put(comparison().outcomes[0])
+    folder.put(pieces()[0])
     replace = os.replace
 
     def full_at(source: Path, target: Path) -> None:
@@ -262,7 +343,7 @@ def test_a_disk_that_fills_at_the_end_leaves_the_earlier_result_as_it_was(
     monkeypatch.setattr(os, "replace", full_at)
     other = dataclasses.replace(comparison(), result=comparison().result.model_copy(update={"warnings": ["other"]}))
     with pytest.raises(StorageError, match=rf"{step}: the disk is full"):
-        folder.finish(other)
+        finish(folder, other)
 
     assert (folder.path / "result.json").read_bytes() == before["result.json"]
     assert (folder.path / step).read_bytes() == before[step]
@@ -279,7 +360,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_any_other_fault_while_writing_leaves_the_old_file(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.finish(comparison())
+    finish(folder)
     before = (folder.path / "result.json").read_bytes()
 
     def stopped(*args: Any) -> None:
@@ -287,14 +368,14 @@ def test_any_other_fault_while_writing_leaves_the_old_file(folder: RunFolder, mo
 
     monkeypatch.setattr(os, "fsync", stopped)
     with pytest.raises(KeyboardInterrupt):
-        folder.finish(comparison())
+        finish(folder)
 
     assert (folder.path / "result.json").read_bytes() == before
     assert names(folder.path) == PROMISED
 
 
 def test_the_page_is_made_again_from_the_result_alone(folder: RunFolder) -> None:
-    folder.finish(comparison())
+    finish(folder)
     page = folder.path / "report.html"
     whole = page.read_bytes()
     page.unlink()
@@ -325,6 +406,6 @@ def test_settings_with_words_of_any_language_are_kept(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"label_words": "schlecht,größer"})
     folder = RunFolder(tmp_path / "ä b", config)
 
-    folder.put(SeedOutcome(1, (), 0, {}, {}, {}, inputs="abc"))
+    folder.put(Piece("seed 1", "abc", {}, {}))
     assert yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))["label_words"] == "schlecht,größer"
-    assert folder.get(1, "abc") is not None
+    assert folder.get("seed 1", "abc") is not None

@@ -138,7 +138,7 @@ def measures_of_one_query(
     owner: Sequence[int],
     prompt: Sequence[int],
 ) -> dict[str, Any]:
-    """Every measure that looks inside, as nested lists `[layer]` or `[layer][head]`.
+    """Every measure of two sides but those of answers: a number, or nested lists `[layer]` or `[layer][head]`.
 
     Args:
         model: The model as it is.
@@ -157,7 +157,7 @@ def measures_of_one_query(
             look(tuned, [*opening, *prompt]),
         )
     n = len(prompt)
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Any] = next_token_likeness(icl.logits[-1], ft.logits[-1])
 
     def scores(seen: Seen, layer: int, head: int, keys: Tensor) -> Tensor:
         return torch.stack([SCALE * (seen.q[layer][head, -1] * key).sum() for key in keys])
@@ -167,6 +167,9 @@ def measures_of_one_query(
         of_layer: dict[str, Any] = {
             "sim_aou": cos(unit(i) - unit(z), unit(f) - unit(z)),
             "sim_aou_raw": cos(i - z, f - z),
+            "sim_aou_raw.norm_icl": float((i - z).norm()),
+            "sim_aou_raw.norm_ft": float((f - z).norm()),
+            "sim_aou_raw.norm_ratio": float((f - z).norm() / (i - z).norm()),
         }
         by_head: dict[str, list[float]] = {}
         icl_rank = torch.zeros(len(content), dtype=torch.float64)
@@ -206,6 +209,47 @@ def measures_of_one_query(
         for name, value in {**of_layer, **by_head}.items():
             found.setdefault(name, []).append(value)
     return found
+
+
+def next_token_likeness(a: Tensor, b: Tensor, k: int = 10) -> dict[str, float]:
+    """Likeness of two rows of logits over the vocabulary, token by token."""
+    p, q = ([math.exp(x) for x in row.log_softmax(0).tolist()] for row in (a, b))
+    tops = [sorted(range(len(row)), key=lambda token: -row[token])[:k] for row in (p, q)]
+    common = [token for token in tops[0] if token in tops[1]]
+    dot = sum(p[token] * q[token] for token in common)
+    norms = [math.sqrt(sum(row[token] ** 2 for token in common)) for row in (p, q)]
+    return {
+        "top_k_overlap": len(common) / k,
+        "overlap_cosine": dot / (norms[0] * norms[1]) if common else math.nan,
+        "vocabulary_shared": sum(min(x, y) for x, y in zip(p, q, strict=True)),
+    }
+
+
+def tau_of_two_contexts(
+    model: Any, prompt: Sequence[int], first: tuple[Any, Sequence[int]], second: tuple[Any, Sequence[int]]
+) -> list[float]:
+    """Kendall's tau by layer of the attention that one query pays to the same tokens in two prefixes.
+
+    Args:
+        model: The model as it is.
+        prompt: The query's own tokens.
+        first: A prefix's tokens, and the positions of the tokens to be ranked.
+        second: Another's, the same tokens in the same order.
+    """
+    ranks = []
+    for prefix, positions in (first, second):
+        with torch.no_grad():
+            seen = look(model, [*prefix, *prompt])
+        ranks.append(
+            [
+                [
+                    sum(float((seen.q[layer][head, -1] * seen.key(layer, head)[at]).sum()) for head in range(HEADS))
+                    for at in positions
+                ]
+                for layer in range(LAYERS)
+            ]
+        )
+    return [float(kendalltau(a, b).statistic) for a, b in zip(*ranks, strict=True)]
 
 
 def _written(seen: Seen, layer: int, kv_head: int, positions: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """A made-up task and a tiny model in float64, small enough for a comparison in a second."""
 
 import csv
+import dataclasses
 import json
 import random
 from functools import cache
@@ -10,7 +11,10 @@ from typing import Any
 import torch
 
 from dualform.models.language_model import LanguageModel
+from dualform.result import Result
+from dualform.studies.bench import Bench
 from dualform.studies.comparison_config import ComparisonConfig, comparison_config
+from dualform.studies.pieces import Piece
 from dualform.tasks.build import RawTask, build_task
 from dualform.tasks.options import TaskOptions
 from dualform.tasks.task import Task
@@ -65,7 +69,7 @@ def small_lm(family: str = "gpt2") -> LanguageModel:
 
 
 def small_config(**changes: Any) -> ComparisonConfig:
-    """Four demonstrations, two seeds, eight queries, one rate that changes the model visibly."""
+    """Four demonstrations, two seeds, eight queries, one rate that changes the model visibly, the cheapest control."""
     settings: dict[str, Any] = {
         "k": 4,
         "seeds": (1, 2),
@@ -74,5 +78,56 @@ def small_config(**changes: Any) -> ComparisonConfig:
         "learners": ("zsl", "icl", "ft"),
         "rates": (1e-2,),
         "resamples": 50,
+        "controls": ("random",),
     }
     return comparison_config("tiny", "toy", **(settings | changes))
+
+
+def small_bench(family: str = "gpt2", **changes: Any) -> Bench[ComparisonConfig]:
+    """The bench of such a comparison."""
+    return Bench.of(small_config(**changes), small_lm(family), small_task())
+
+
+def with_other_labels(task: Task, split: str) -> Task:
+    """The task with every label of one split turned round."""
+    turned = tuple(dataclasses.replace(example, label=1 - example.label) for example in task.split(split))
+    return dataclasses.replace(task, splits={**task.splits, split: turned})
+
+
+def numbers(result: Result) -> dict[str, Any]:
+    """All but what may differ between two equal runs."""
+    found = result.model_dump(mode="json", by_alias=True, exclude={"environment"})
+    for cost in found["cost"].values():
+        for name in ("adapt_seconds", "query_seconds", "search_seconds"):
+            del cost[name]
+    return found
+
+
+class Kept:
+    """Cells in memory."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[str, Piece] = {}
+        self.put_names: list[str] = []
+
+    def get(self, name: str, inputs: str) -> Piece | None:
+        found = self.pieces.get(name)
+        return found if found is not None and found.inputs == inputs else None
+
+    def put(self, piece: Piece) -> None:
+        self.pieces[piece.name] = piece
+        self.put_names.append(piece.name)
+
+
+class Watched:
+    """Progress that is remembered."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.done = 0.0
+
+    def start(self, total: float) -> None:
+        self.total = self.done + total if self.total else total
+
+    def advance(self, amount: float, doing: str) -> None:
+        self.done += amount

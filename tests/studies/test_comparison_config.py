@@ -1,11 +1,20 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from dualform.errors import ConfigError
-from dualform.studies.comparison_config import PRESETS, ComparisonConfig, Preset, comparison_config, read_config
+from dualform.studies.calibrate import CEILINGS, FLOORS
+from dualform.studies.comparison_config import (
+    CHEAP_CONTROLS,
+    PRESETS,
+    ComparisonConfig,
+    ControlName,
+    Preset,
+    comparison_config,
+    read_config,
+)
 
 
 def test_settings_that_were_not_given_keep_their_defaults() -> None:
@@ -28,7 +37,7 @@ def test_the_preset_holds_the_papers_protocol() -> None:
 
     assert not config.balanced
     assert config.seeds == (1, 2, 3, 4, 5, 6, 7)
-    assert config.select_seed
+    assert config.select == "icl"
     assert config.limit == 2000
     assert config.learners == ("zsl", "icl", "ft")
     assert len(config.rates) == 36
@@ -81,7 +90,15 @@ def test_all_that_does_not_go_together_is_said_in_one_message() -> None:
         ({"rates": (-1e-3,)}, r"rates \[-0.001\]"),
         ({"rates": (1e38,)}, r"rates \[1e\+38\] must lie between 0 and 1e\+37"),
         ({"lora_rates": (1e38,)}, r"lora_rates \[1e\+38\] must lie between 0 and 1e\+37"),
-        ({"learners": ("zsl", "ft"), "select_seed": True}, "select_seed chooses by ICL's accuracy"),
+        ({"learners": ("zsl", "ft"), "select": "icl"}, "select icl chooses by accuracy, so learners must include icl"),
+        ({"learners": ("zsl", "icl"), "select": "ft"}, "select ft chooses by accuracy, so learners must include ft"),
+        ({"learners": ("zsl", "icl"), "select": "both"}, "select both chooses by accuracy, .* must include ft"),
+        ({"learners": ("zsl",), "select": "both"}, "must include icl and ft"),
+        ({"select": "best"}, "'best'"),
+        ({"controls": ("random", "bogus")}, "'bogus'"),
+        ({"controls": ("all", "random")}, "'all'"),
+        ({"controls": ("random", "random")}, r"controls \['random', 'random'\] must be different"),
+        ({"control_limit": -1}, "control_limit: .*-1"),
         ({"context": 7}, "7"),
         ({"resamples": 9}, "9"),
         ({"patience": 0}, "0"),
@@ -102,9 +119,31 @@ def test_the_largest_seed_and_rate_are_allowed() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_limit_of_0_means_all(preset: Preset) -> None:
-    config = comparison_config("m", "t", preset=preset, limit=0, selection_limit=0)
+    config = comparison_config("m", "t", preset=preset, limit=0, selection_limit=0, control_limit=0)
 
-    assert (config.limit, config.selection_limit) == (None, None)
+    assert (config.limit, config.selection_limit, config.control_limit) == (None, None, None)
+
+
+def test_controls_can_be_named_all_at_once_or_left_out() -> None:
+    everything = comparison_config("m", "t", controls=("all",)).controls
+
+    assert comparison_config("m", "t").controls == CHEAP_CONTROLS
+    assert set(CHEAP_CONTROLS) < set(everything) == set(get_args(ControlName))
+    assert comparison_config("m", "t", controls=("none",)).controls == ()
+    assert comparison_config("m", "t", controls=()).controls == ()
+    assert comparison_config("m", "t", controls=("mlp", "random")).controls == ("mlp", "random")
+
+
+def test_every_comparison_has_a_floor_and_both_ceilings_unless_told_otherwise() -> None:
+    # Without them nothing can be calibrated.
+    assert set(CEILINGS) <= set(CHEAP_CONTROLS)
+    assert set(FLOORS) & set(CHEAP_CONTROLS)
+    assert set(FLOORS) - {"chance"} < set(get_args(ControlName))
+
+
+def test_of_the_paper_nothing_is_taken_over_but_its_protocol() -> None:
+    # Controls do not change what is reproduced.
+    assert comparison_config("m", "t", preset="dai2023").controls == CHEAP_CONTROLS
 
 
 def test_no_demonstrations_are_allowed_without_the_probe() -> None:

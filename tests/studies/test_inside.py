@@ -1,3 +1,6 @@
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -5,78 +8,106 @@ import pytest
 import torch
 from torch import Tensor
 
+from dualform.learners.adapted import AdaptedModel
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.encoding import Encoder
-from dualform.studies.inside import context_of, measure, recordings_for
-from dualform.tasks.demonstrations import draw_demonstrations
-from tests.studies.reference import finetune, measures_of_one_query, plain_model
+from dualform.models.encoding import EncodedDemonstrations, Encoder
+from dualform.models.language_model import Readings
+from dualform.models.layout import Query
+from dualform.studies.inside import Prompted, Shown, Side, likeness, random_side, recordings_for, trained_side
+from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
+from tests.studies.reference import finetune, measures_of_one_query, plain_model, tau_of_two_contexts
 from tests.studies.small import small_lm, small_task
+from tests.tiny import D_MODEL
 
 RATE = 1e-2
+N_QUERIES = 4
 FAMILIES = ("gpt2", "llama")  # fused W_K beside heads of one kind; separate W_K, rotary embedding, grouped heads
 
 
+@dataclass(frozen=True)
+class Scene:
+    """Four queries put to zero-shot, ICL and FT."""
+
+    encoder: Encoder
+    drawn: Demonstrations
+    encoded: EncodedDemonstrations
+    queries: list[Query]
+    adapted: dict[str, AdaptedModel]
+    prompted: Prompted
+    shown: Shown | None
+    readings: dict[str, Readings]
+
+    def read(self, indices: Sequence[int]) -> tuple[Readings, Side, Side]:
+        """Zero-shot's readings of a group, and the two sides."""
+        want = recordings_for(self.adapted["icl"].lm.anatomy, len(self.encoded.sequences))
+        recordings = {"zsl": want.zsl, "icl": want.context, "ft": want.weights}
+        found = {name: self.adapted[name].read_group(self.queries, indices, each) for name, each in recordings.items()}
+        ft = trained_side(self.adapted["ft"], found["ft"], found["zsl"], self.shown)
+        return found["zsl"], self.prompted.side(found["icl"]), ft
+
+
 @cache
-def read(family: str, k: int = 4, rate: float = RATE) -> Any:
-    """Four queries behind `k` demonstrations, as (zsl, icl, ft) readings and what is needed beside them."""
+def scene(family: str, k: int = 4, rate: float = RATE) -> Scene:
+    """Tests only read it."""
     lm, task = small_lm(family), small_task()
     encoder = Encoder(lm, task)
-    drawn = encoder.demonstrations(draw_demonstrations(task, k, 1, balanced=True))
-    queries = [encoder.query(example) for example in task.split("report")[:4]]
+    drawn = draw_demonstrations(task, k, 1, balanced=True)
+    encoded = encoder.demonstrations(drawn)
+    queries = [encoder.query(example) for example in task.split("report")[:N_QUERIES]]
     adapted = {
-        "zsl": ZeroShot(encoder.opening).adapt(lm, drawn),
-        "icl": InContext().adapt(lm, drawn),
-        "ft": Finetuned(encoder.opening, rate).adapt(lm, drawn),
+        "zsl": ZeroShot(encoder.opening).adapt(lm, encoded),
+        "icl": InContext().adapt(lm, encoded),
+        "ft": Finetuned(encoder.opening, rate).adapt(lm, encoded),
     }
+    shown = Shown.of(encoded, lm.device) if k else None
+    prompted = Prompted.of(adapted["icl"], None if shown is None else shown.content, shown)
     want = recordings_for(lm.anatomy, k)
-    readings = {name: one.read_group(queries, range(4), getattr(want, name)) for name, one in adapted.items()}
-    return encoder, drawn, queries, readings, context_of(adapted["icl"], adapted["ft"], drawn)
+    recordings = {"zsl": want.zsl, "icl": want.context, "ft": want.weights}
+    readings = {name: adapted[name].read_group(queries, range(N_QUERIES), each) for name, each in recordings.items()}
+    return Scene(encoder, drawn, encoded, queries, adapted, prompted, shown, readings)
+
+
+@cache
+def read(family: str, **settings: Any) -> tuple[Readings, Side, Side]:
+    return scene(family, **settings).read(range(N_QUERIES))
 
 
 def measured(family: str, **settings: Any) -> dict[str, Tensor]:
-    _, _, _, readings, context = read(family, **settings)
-    return measure(readings["zsl"], readings["icl"], readings["ft"], context, 0)
+    found = scene(family, **settings)
+    return likeness(*read(family, **settings)) | found.prompted.relaxation(found.readings["icl"])
 
 
 @cache
 def by_hand(family: str) -> dict[str, Tensor]:
-    encoder, drawn, queries, _, _ = read(family)
+    found = scene(family)
     model = plain_model(family)
-    tuned, passes = finetune(model, drawn.sequences, RATE)
+    tuned, passes = finetune(model, found.encoded.sequences, RATE)
     rows = [
         measures_of_one_query(
             model,
             tuned,
             passes,
-            encoder.opening,
-            drawn.prefix,
-            drawn.content,
-            drawn.demonstration_of,
+            found.encoder.opening,
+            found.encoded.prefix,
+            found.encoded.content,
+            found.encoded.demonstration_of,
             query.prompt,
         )
-        for query in queries
+        for query in found.queries
     ]
     return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
 
-INSIDE = (
-    "sim_aou",
-    "sim_aou_raw",
-    "sim_am",
-    "sim_am_before",
-    "sim_am_centred",
-    "sim_am_softmax",
-    "sim_am_delta",
-    "kendall",
-    "kendall_demo",
-    "direct_update",
-    "relaxation",
-)
+BY_HEAD = ("sim_am", "sim_am_before", "sim_am_centred", "sim_am_softmax", "sim_am_delta", "relaxation")
+BY_LAYER = ("sim_aou", "sim_aou_raw", "kendall", "kendall_demo")
+INSIDE = (*BY_LAYER, *BY_HEAD, "direct_update")
+OUTSIDE = ("agreement", "top_k_overlap", "overlap_cosine", "vocabulary_shared")
+COMPANIONS = ("sim_aou_raw.norm_icl", "sim_aou_raw.norm_ft", "sim_aou_raw.norm_ratio")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("name", [*INSIDE, *OUTSIDE[1:], *COMPANIONS])
 def test_a_measure_is_what_one_query_layer_and_head_at_a_time_give(family: str, name: str) -> None:
     found, expected = measured(family)[name], by_hand(family)[name]
     if (family, name) == ("llama", "sim_am_delta"):
@@ -89,19 +120,28 @@ def test_a_measure_is_what_one_query_layer_and_head_at_a_time_give(family: str, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_no_measure_is_left_without_a_twin(family: str) -> None:
+    found = {name for name in measured(family) if not name.startswith("agreement")}
+
+    # Agreement, which is of answers, has a test of its own.
+    assert found - {"relaxation.relative_error"} == set(by_hand(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_twin_would_notice_another_finetuning(family: str) -> None:
     other = measured(family, rate=2 * RATE)
 
-    for name in ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_delta", "direct_update"):
+    for name in ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_delta", "direct_update", *COMPANIONS[1:]):
         assert (other[name] - by_hand(family)[name])[:, -1].abs().max() > 1e-3, name
+    assert (other["vocabulary_shared"] - by_hand(family)["vocabulary_shared"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_agreement_is_that_of_the_label_distributions(family: str) -> None:
-    _, _, _, readings, _ = read(family)
+    readings = scene(family).readings
     found = measured(family)
 
-    for i in range(4):
+    for i in range(N_QUERIES):
         p = readings["icl"].log_probabilities[i].exp()
         q = readings["ft"].log_probabilities[i].exp()
         p, q = p / p.sum(), q / q.sum()
@@ -109,36 +149,46 @@ def test_agreement_is_that_of_the_label_distributions(family: str) -> None:
         assert float(found["agreement.total_variation"][i]) == pytest.approx(float((p - q).abs().max()))
         assert float(found["agreement.kl_icl_ft"][i]) == pytest.approx(float((p * (p / q).log()).sum()))
         tops = [set(readings[name].next_token[i].topk(10).indices.tolist()) for name in ("icl", "ft")]
-        assert float(found["agreement.top_k_overlap"][i]) == pytest.approx(len(tops[0] & tops[1]) / 10)
+        assert float(found["top_k_overlap"][i]) == pytest.approx(len(tops[0] & tops[1]) / 10)
+
+
+ONES = ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_centred", "sim_am_softmax", "sim_am_delta", "kendall",
+        "kendall_demo", "direct_update", *OUTSIDE)  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_finetuning_that_does_what_context_does_scores_one_everywhere(family: str) -> None:
-    _, _, _, readings, _ = read(family)
+@pytest.mark.parametrize("learner", ["icl", "ft"])
+def test_identical_learners_score_one_on_every_measure(family: str, learner: str) -> None:
+    zsl, icl, ft = read(family)
+    side = icl if learner == "icl" else ft
 
-    found = measure(readings["zsl"], readings["icl"], readings["icl"], None, 0)
+    found = likeness(zsl, side, side)
 
-    ones = (
-        "sim_aou", "sim_aou_raw", "sim_am", "sim_am_centred", "sim_am_softmax", "sim_am_delta", "agreement",
-        "agreement.top_k_overlap", "agreement.overlap_cosine",
-    )  # fmt: skip
-    for name in ones:
-        if (family, name) == ("llama", "sim_am_delta"):
-            found[name] = found[name][:, 1:]
-        torch.testing.assert_close(found[name], torch.ones_like(found[name]), rtol=0, atol=1e-12, msg=name)
+    # What is compared with zero-shot is not the likeness of the two.
+    assert {name for name in found if "." not in name} - {"sim_am_before"} == set(ONES)
+    for name in ONES:
+        values = found[name]
+        if (family, name, learner) == ("llama", "sim_am_delta", "icl"):
+            # See the test of rotary scores below: there is no change to compare.
+            assert values[:, 0].isnan().all()
+            values = values[:, 1:]
+        torch.testing.assert_close(values, torch.ones_like(values), rtol=0, atol=1e-9, msg=name)
     for name in ("agreement.total_variation", "agreement.kl_icl_ft"):
-        torch.testing.assert_close(found[name], torch.zeros_like(found[name]), rtol=0, atol=1e-12, msg=name)
-    # What is compared with zero-shot, or with a random direction, must not be 1.
-    assert found["sim_am_before"][:, -1].max() < 0.999
-    assert found["control.random.sim_aou_raw"].abs().max() < 0.9
+        torch.testing.assert_close(found[name], torch.zeros_like(found[name]), rtol=0, atol=1e-9, msg=name)
+    torch.testing.assert_close(found["sim_aou_raw.norm_ratio"], torch.ones(N_QUERIES, 2, dtype=torch.float64))
+    assert found["sim_am_before"][:, -1].max() < 0.9999
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_finetuning_that_does_something_else_scores_less(family: str) -> None:
+def test_context_beside_finetuning_scores_one_on_no_measure(family: str) -> None:
     found = measured(family)
 
-    for name in ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_centred", "sim_am_softmax", "sim_am_delta"):
+    for name in set(ONES) - set(OUTSIDE):
         assert found[name][:, -1].max() < 0.999, name
+    for name in ("top_k_overlap", "vocabulary_shared"):
+        assert found[name].max() < 0.999, name
+    # A single token in common has no weights to compare and scores 1.
+    assert found["overlap_cosine"].mean() < 0.99
 
 
 def test_rotary_scores_of_the_first_layer_do_not_see_what_stands_before_and_have_no_change_to_compare() -> None:
@@ -155,11 +205,16 @@ def test_rotary_scores_of_the_first_layer_do_not_see_what_stands_before_and_have
 
 
 def test_finetuning_at_rate_zero_changes_nothing_and_has_no_direction() -> None:
+    zsl, icl, ft = read("gpt2", rate=0.0)
     found = measured("gpt2", rate=0.0)
+    random = likeness(zsl, icl, random_side(zsl, ft, 1), answers=False)
 
-    for name in ("sim_aou", "sim_aou_raw", "sim_am_delta", "direct_update", "control.random.sim_aou"):
+    for name in ("sim_aou", "sim_aou_raw", "sim_am_delta", "direct_update"):
         assert found[name].isnan().all(), name
+        # Noise as long as nothing is nothing.
+        assert random[name].isnan().all(), name
     torch.testing.assert_close(found["sim_am"], found["sim_am_before"], rtol=0, atol=1e-12)
+    assert (found["sim_aou_raw.norm_ft"] == 0).all()
 
 
 def test_without_demonstrations_nothing_that_looks_at_them_is_measured() -> None:
@@ -168,6 +223,8 @@ def test_without_demonstrations_nothing_that_looks_at_them_is_measured() -> None
     assert not {"kendall", "kendall_demo", "direct_update", "relaxation"} & found.keys()
     assert found["sim_aou"].isnan().all()
     assert (found["agreement"] == 1).all()
+    # Context that changes nothing has no length to divide by.
+    assert found["sim_aou_raw.norm_ratio"].isnan().all()
 
 
 def test_one_demonstration_has_no_rank_among_demonstrations() -> None:
@@ -183,11 +240,243 @@ def test_one_demonstration_has_no_rank_among_demonstrations() -> None:
 def test_shapes_say_which_measures_have_layers_and_heads() -> None:
     found = measured("llama")
 
-    assert {name: tuple(found[name].shape) for name in INSIDE} == {
-        **dict.fromkeys(("sim_aou", "sim_aou_raw", "kendall", "kendall_demo"), (4, 2)),
-        **dict.fromkeys(("sim_am", "sim_am_before", "sim_am_centred", "sim_am_softmax", "sim_am_delta"), (4, 2, 4)),
-        "relaxation": (4, 2, 4),
+    assert {name: tuple(found[name].shape) for name in (*INSIDE, *OUTSIDE, *COMPANIONS)} == {
+        **dict.fromkeys(OUTSIDE, (4,)),
+        **dict.fromkeys((*BY_LAYER, *COMPANIONS), (4, 2)),
+        **dict.fromkeys(BY_HEAD, (4, 2, 4)),
         # One linear form for each head of keys and values.
         "direct_update": (4, 2, 2),
     }
     assert all(value.dtype == torch.float64 for value in found.values())
+
+
+def test_sides_that_were_shown_other_tokens_are_not_ranked_beside_each_other() -> None:
+    found = scene("gpt2")
+    zsl, icl, ft = read("gpt2")
+    unseen = trained_side(found.adapted["ft"], found.readings["ft"], zsl, None)
+
+    assert unseen.ranks is None
+    assert not {"kendall", "kendall_demo"} & likeness(zsl, icl, unseen).keys()
+    # All else is as it was.
+    for name, value in likeness(zsl, icl, unseen).items():
+        torch.testing.assert_close(value, likeness(zsl, icl, ft)[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_demonstrations_of_other_lengths_are_ranked_whole_but_not_token_by_token() -> None:
+    zsl, icl, _ = read("gpt2")
+    found = scene("gpt2")
+    other = found.encoder.demonstrations(draw_demonstrations(small_task(), 4, 2, balanced=True))
+    assert other.demonstration_of != found.encoded.demonstration_of, "the case needs other lengths"
+    lm = small_lm("gpt2")
+    adapted = InContext().adapt(lm, other)
+    shown = Shown.of(other, lm.device)
+    reading = adapted.read_group(found.queries, range(N_QUERIES), recordings_for(lm.anatomy, 4).context)
+
+    measures = likeness(zsl, icl, Prompted.of(adapted, shown.content, shown).side(reading))
+
+    assert "kendall" not in measures
+    assert measures["kendall_demo"].isfinite().all()
+
+
+# Made-up sides.
+
+
+def draws(family: str, n: int) -> list[dict[str, Tensor]]:
+    zsl, icl, ft = read(family)
+    return [likeness(zsl, icl, random_side(zsl, ft, seed), answers=False) for seed in range(n)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_random_direction_scores_zero_with_the_predicted_spread(family: str) -> None:
+    values = torch.stack([found["sim_aou_raw"] for found in draws(family, 50)]).flatten()
+    deviation = 1 / math.sqrt(D_MODEL)
+    error = deviation / math.sqrt(len(values))
+
+    # Fixed seeds: four standard errors, not luck.
+    assert abs(float(values.mean())) < 4 * error
+    assert float(values.std()) == pytest.approx(deviation, rel=0.15)
+    # Finetuning's own direction is no such draw.
+    assert measured(family)["sim_aou_raw"].abs().mean() > 4 * deviation / math.sqrt(2 * N_QUERIES)
+
+
+def test_a_random_direction_scores_near_zero_on_every_change_and_far_from_it_on_maps_of_attention() -> None:
+    found = draws("gpt2", 50)
+    means = {name: float(torch.stack([one[name] for one in found]).nanmean()) for name in found[0]}
+
+    # Directions of a few dozen numbers each, 50 draws of 8 or more: spreads of the means are below 0.02.
+    for name in ("sim_aou_raw", "sim_am_delta", "kendall", "direct_update"):
+        assert abs(means[name]) < 0.04, name
+    # Four demonstrations: each tau spreads by 0.5.
+    assert abs(means["kendall_demo"]) < 0.1
+    # Maps share what was there before: without this control they would pass for likeness.
+    assert means["sim_am"] > 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_random_direction_is_as_long_as_the_change_that_it_stands_for(family: str) -> None:
+    zsl, _, ft = read(family)
+    made = random_side(zsl, ft, 3)
+    before = zsl.trace
+    assert before is not None
+    mask = before.mask[:, None, None]
+
+    def of_output(side: Side) -> Tensor:
+        assert side.trace.output is not None
+        assert before.output is not None
+        return (side.trace.output - before.output).norm(dim=-1)
+
+    def of_scores(side: Side) -> Tensor:
+        assert side.trace.scores is not None
+        assert before.scores is not None
+        return torch.where(mask, side.trace.scores - before.scores, 0.0).norm(dim=-1)
+
+    def of_update(side: Side) -> Tensor:
+        assert side.update is not None
+        return side.update.flatten(-2).norm(dim=-1)
+
+    for length in (of_output, of_scores, of_update):
+        assert length(ft).min() > 0
+        torch.testing.assert_close(length(made), length(ft), rtol=1e-10, atol=0)
+    # The direction is another.
+    assert made.trace.output is not None
+    assert ft.trace.output is not None
+    assert not torch.isclose(made.trace.output, ft.trace.output).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("groups", [[[0], [1], [2], [3]], [[3, 0], [2, 1]]])
+def test_a_random_direction_does_not_depend_on_how_queries_share_a_row(groups: list[list[int]]) -> None:
+    lengths = [len(query.prompt) for query in scene("gpt2").queries]
+    assert len(set(lengths)) > 1, "the case needs rows of several widths"
+    zsl, icl, ft = read("gpt2")
+    whole = likeness(zsl, icl, random_side(zsl, ft, 1), answers=False)
+
+    for group in groups:
+        zsl, icl, ft = scene("gpt2").read(group)
+        for name, value in likeness(zsl, icl, random_side(zsl, ft, 1), answers=False).items():
+            torch.testing.assert_close(value, whole[name][group], rtol=0, atol=1e-7, msg=name, equal_nan=True)
+
+
+def test_another_seed_is_another_random_direction_and_the_same_seed_is_the_same() -> None:
+    zsl, _, ft = read("gpt2")
+    one, again, other = (random_side(zsl, ft, seed).trace.output for seed in (1, 1, 2))
+
+    assert one is not None
+    assert again is not None
+    assert other is not None
+    assert torch.equal(one, again)
+    assert not torch.isclose(one, other).all(dim=-1).any()
+
+
+def test_a_made_up_side_of_a_prompt_draws_an_update_for_each_query() -> None:
+    zsl, icl, _ = read("gpt2")
+    made = random_side(zsl, icl, 1)
+    assert icl.update is not None
+    assert made.update is not None
+
+    # A prompt writes the same update for every query; noise must not, or one draw would stand for all.
+    assert len(icl.update) == 1
+    assert len(made.update) == N_QUERIES
+    assert not torch.isclose(made.update[0], made.update[1]).all()
+
+
+# The same demonstrations in another order.
+
+
+def reordered(family: str, number: int = 1) -> tuple[EncodedDemonstrations, Shown, list[int]]:
+    found = scene(family)
+    again = found.drawn.reordered(number)
+    places = [again.rows.index(row) for row in found.drawn.rows]
+    encoded = found.encoder.demonstrations(again)
+    return encoded, Shown.of(encoded, small_lm(family).device, places), places
+
+
+def positions_by_hand(family: str) -> list[int]:
+    """Where each token of the demonstrations stands in the reordered prefix, found token by token."""
+    found = scene(family)
+    encoded, _, _ = reordered(family)
+    again = found.drawn.reordered(1)
+    positions = []
+    for row in found.drawn.rows:
+        theirs = again.rows.index(row)
+        positions += [at for at, owner in zip(encoded.content, encoded.demonstration_of, strict=True)
+                      if owner == theirs]  # fmt: skip
+    return positions
+
+
+def test_in_the_order_drawn_tokens_are_where_they_were_put() -> None:
+    found = scene("gpt2")
+    assert found.shown is not None
+
+    assert found.shown.content.tolist() == list(found.encoded.content)
+    assert found.shown.demonstration_of.tolist() == list(found.encoded.demonstration_of)
+    assert found.shown.columns.tolist() == list(range(len(found.encoded.content)))
+    assert found.shown.n == 4
+
+
+def test_reordered_demonstrations_are_lined_up_token_by_token() -> None:
+    found = scene("gpt2")
+    encoded, shown, places = reordered("gpt2")
+    assert places != sorted(places), "the case needs another order"
+
+    assert shown.content.tolist() == positions_by_hand("gpt2")
+    # The very tokens, in the order drawn.
+    assert [encoded.prefix[at] for at in shown.content] == [found.encoded.prefix[at] for at in found.encoded.content]
+    assert shown.demonstration_of.tolist() == list(found.encoded.demonstration_of)
+    # Training meets one demonstration after the other: its tokens are counted without separators and opening.
+    trained = [token for sequence in encoded.sequences for token in sequence[len(found.encoder.opening) :]]
+    assert [trained[at] for at in shown.columns] == [found.encoded.prefix[at] for at in found.encoded.content]
+    # Not lined up, they would be other tokens.
+    plain = Shown.of(encoded, small_lm("gpt2").device)
+    assert [encoded.prefix[at] for at in plain.content] != [encoded.prefix[at] for at in shown.content]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kendall_of_two_orders_of_a_prompt_is_what_scipy_gives_token_by_token(family: str) -> None:
+    found = scene(family)
+    zsl, icl, _ = read(family)
+    lm = small_lm(family)
+    encoded, shown, _ = reordered(family)
+    adapted = InContext().adapt(lm, encoded)
+    reading = adapted.read_group(found.queries, range(N_QUERIES), recordings_for(lm.anatomy, 4).context)
+    other = Prompted.of(adapted, shown.content, shown).side(reading)
+    expected = [
+        tau_of_two_contexts(
+            plain_model(family),
+            query.prompt,
+            (found.encoded.prefix, found.encoded.content),
+            (encoded.prefix, positions_by_hand(family)),
+        )
+        for query in found.queries
+    ]
+
+    measures = likeness(zsl, icl, other)
+
+    # In a few places float64 tells apart what counts as a tie.
+    torch.testing.assert_close(measures["kendall"], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=5e-3)
+    # What is written for the demonstrations alone depends on their order a little, not much.
+    assert measures["direct_update"].min() > 0.5
+    # Tokens that are not lined up rank like strangers.
+    plain = Shown.of(encoded, lm.device)
+    shuffled = likeness(zsl, icl, Prompted.of(adapted, plain.content, plain).side(reading))
+    assert shuffled.get("kendall", torch.zeros(1)).mean() < 0.5 * measures["kendall"].mean()
+
+
+def test_finetuning_in_another_order_is_lined_up_too() -> None:
+    found = scene("gpt2")
+    lm = small_lm("gpt2")
+    encoded, shown, _ = reordered("gpt2")
+    zsl, _, _ = read("gpt2")
+    # At rate 0 both passes see the same model, so that every token has the same query in either order.
+    adapted = Finetuned(found.encoder.opening, 0.0).adapt(lm, encoded)
+    still = scene("gpt2", rate=0.0)
+    reading = adapted.read_group(found.queries, range(N_QUERIES), recordings_for(lm.anatomy, 4).weights)
+    other = trained_side(adapted, reading, zsl, shown)
+    same = read("gpt2", rate=0.0)[2]
+
+    measures = likeness(zsl, same, other)
+
+    assert still.encoded == found.encoded
+    torch.testing.assert_close(measures["kendall"], torch.ones_like(measures["kendall"]), rtol=0, atol=1e-9)
+    torch.testing.assert_close(measures["kendall_demo"], torch.ones_like(measures["kendall"]), rtol=0, atol=1e-9)
+    unaligned = trained_side(adapted, reading, zsl, Shown.of(encoded, lm.device))
+    assert likeness(zsl, same, unaligned)["kendall_demo"].mean() < 0.9

@@ -1,11 +1,10 @@
 from pathlib import Path
 
-import pytest
 import torch
-from safetensors import SafetensorError
 
 from dualform.result import Trial
-from dualform.studies.outcome import NoCells, SeedOutcome
+from dualform.studies.outcome import SeedOutcome, piece_name
+from dualform.studies.pieces import Piece
 
 
 def outcome(seed: int = 3) -> SeedOutcome:
@@ -32,46 +31,46 @@ def outcome(seed: int = 3) -> SeedOutcome:
         n_tokens=88,
         log_probabilities={"zsl": answers, "icl": answers + 1},
         # A slice of something larger, as measures often are: not contiguous.
-        measures={"sim_am": measure.transpose(1, 2), "control.random.sim_aou": measure[..., 0]},
+        measures={"sim_am": measure.transpose(1, 2), "control/random/sim_aou": measure[..., 0]},
         costs={"zsl": {"adapt_seconds": 0.1 + 0.2, "flops": 1e15}},
+        control_answers={"untrained.icl": answers - 1},
         rates={"ft": 1e-3},
         trials=(trial,),
+        control_seconds=1 / 3,
+        notes=("Something to know.",),
     )
 
 
-def test_an_outcome_comes_back_from_bytes_bit_for_bit(tmp_path: Path) -> None:
+def assert_same(mine: SeedOutcome, theirs: SeedOutcome) -> None:
+    for name in ("seed", "inputs", "rows", "n_tokens", "costs", "rates", "trials", "control_seconds", "notes"):
+        assert getattr(mine, name) == getattr(theirs, name), name
+    for group in ("log_probabilities", "measures", "control_answers"):
+        ours, others = getattr(mine, group), getattr(theirs, group)
+        # The order of learners is the order of tables and charts.
+        assert list(ours) == list(others)
+        for name, tensor in ours.items():
+            assert others[name].dtype == torch.float64
+            torch.testing.assert_close(others[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_outcome_comes_back_from_its_piece(tmp_path: Path) -> None:
+    before = outcome()
+    piece = before.to_piece()
+
+    assert (piece.name, piece.inputs) == (piece_name(3), "abc") == ("seed 3", "abc")
+    assert_same(before, SeedOutcome.from_piece(piece))
+
+
+def test_an_outcome_comes_back_from_a_file_bit_for_bit(tmp_path: Path) -> None:
     before = outcome()
     path = tmp_path / "seed-3.safetensors"
-    path.write_bytes(before.to_bytes())
+    path.write_bytes(before.to_piece().to_bytes())
 
-    after = SeedOutcome.from_file(str(path))
-
-    assert (after.seed, after.inputs, after.rows) == (before.seed, before.inputs, before.rows)
-    assert after.n_tokens == before.n_tokens
-    assert (after.costs, after.rates, after.trials) == (before.costs, before.rates, before.trials)
-    # The order of learners is the order of tables and charts.
-    assert list(after.log_probabilities) == list(before.log_probabilities)
-    for mine, theirs in (
-        (before.log_probabilities, after.log_probabilities),
-        (before.measures, after.measures),
-    ):
-        assert mine.keys() == theirs.keys()
-        for name, tensor in mine.items():
-            assert theirs[name].dtype == torch.float64
-            torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=0, equal_nan=True)
+    assert_same(before, SeedOutcome.from_piece(Piece.from_file(str(path))))
 
 
-def test_half_an_outcome_is_refused(tmp_path: Path) -> None:
-    whole = outcome().to_bytes()
-    path = tmp_path / "seed-3.safetensors"
-    path.write_bytes(whole[: len(whole) // 2])
+def test_a_learner_and_a_measure_of_one_name_are_kept_apart() -> None:
+    ones, zeros = torch.ones(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    before = SeedOutcome(1, (), 0, {"random": ones}, {"random": zeros}, {}, {"random": ones + 1})
 
-    with pytest.raises(SafetensorError):
-        SeedOutcome.from_file(str(path))
-
-
-def test_no_cells_keep_nothing() -> None:
-    cells = NoCells()
-    cells.put(outcome())
-
-    assert cells.get(3, "abc") is None
+    assert_same(before, SeedOutcome.from_piece(before.to_piece()))

@@ -3,13 +3,16 @@ import sys
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import permutation_test
 
 from dualform.result import Result, Trial
 from dualform.studies.comparison import Comparison, compare
+from dualform.studies.facts import Asked
 from dualform.studies.outcome import SeedOutcome
-from dualform.studies.summary import Asked, examples_table, summarise
+from dualform.studies.summary import examples_table, summarise
 from dualform.tasks.task import Task
 from tests.studies.small import N_REPORT, small_config, small_lm, small_task
 
@@ -61,14 +64,14 @@ def made_up(seed: int, task: Task | None = None) -> SeedOutcome:
         "agreement.total_variation": torch.full((n,), 0.25, dtype=torch.float64),
         "sim_am": heads,
         "sim_aou": heads[..., 0],
-        "control.random.sim_aou": heads[..., 1],
+        "control/random/sim_aou": heads[..., 1],
     }
     costs = {
         name: {"adapt_seconds": float(seed), "query_seconds": 0.5, "tokens": 20.0, "flops": 1e6,
                "search_seconds": 6.0 if seed == SEEDS[0] else 0.0}
         for name in LEARNERS
     }  # fmt: skip
-    return SeedOutcome(seed, (3, 1, 4, 5), 40 + seed, tables, measures, costs, {"ft": 1e-2}, (trial(seed, 1e-2),))
+    return SeedOutcome(seed, (3, 1, 4, 5), 40 + seed, tables, measures, costs, {}, {"ft": 1e-2}, (trial(seed, 1e-2),))
 
 
 def summary(outcomes: list[SeedOutcome], seconds: float = 1.0, **changes: Any) -> Result:
@@ -188,6 +191,205 @@ def test_companions_and_controls_stand_where_they_belong() -> None:
     assert result.similarity["agreement"].details["total_variation"]["mean"] == 0.25
     assert result.similarity["agreement"].per_layer is None
     assert result.similarity["sim_aou"].per_head is None
+
+
+# Controls: `random` is a floor without answers, `icl_order` a ceiling with them, `rate:` a point of the sweep.
+
+
+def controlled(seed: int, unread: int = 6) -> SeedOutcome:
+    """Made-up outcomes with made-up controls, which the last queries were not read for."""
+    outcome = made_up(seed)
+    n = len(asked().examples)
+    there = torch.arange(n) < n - unread
+    generator = torch.Generator().manual_seed(1000 + seed)
+
+    def measure(level: float) -> torch.Tensor:
+        values = level + 0.1 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        return values.masked_fill(~there[:, None], torch.nan)
+
+    def answers() -> torch.Tensor:
+        table = torch.randn(n, 2, generator=generator, dtype=torch.float64).log_softmax(1)
+        return table.masked_fill(~there[:, None], torch.nan)
+
+    base = 0.4 + 0.1 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    measures = {
+        **{name: value for name, value in outcome.measures.items() if not name.startswith("control/")},
+        "sim_aou": base,
+        "control/random/sim_aou": measure(0.1),
+        "control/icl_order/sim_aou": measure(0.9),
+        "control/ft_order/sim_aou": measure(0.8),
+        "control/untrained/sim_aou": measure(0.0),
+        "control/rate:0.01/sim_aou": measure(0.3),
+        "control/rate:0.01/update_norm": measure(2.0),
+    }
+    names = ("icl_order", "ft_order", "untrained.zsl", "untrained.icl", "untrained.ft", "rate:0.01")
+    return dataclasses.replace(
+        outcome, measures=measures, control_answers={name: answers() for name in names}, notes=("A note.",),
+        control_seconds=1.5,
+    )  # fmt: skip
+
+
+@cache
+def of_controlled() -> Result:
+    return summary([controlled(seed) for seed in SEEDS])
+
+
+def right_of(table: torch.Tensor) -> list[bool | None]:
+    labels = [example.label for example in asked().examples]
+    return [
+        None if any(x != x for x in row) else row.index(max(row)) == label
+        for row, label in zip(table.tolist(), labels, strict=True)
+    ]
+
+
+def test_controls_are_told_by_name_without_the_sweep() -> None:
+    result = of_controlled()
+
+    assert list(result.controls) == ["random", "icl_order", "ft_order", "untrained"]
+    assert set(result.controls["random"]) == {"sim_aou"}
+    assert set(result.controls["icl_order"]) == {"sim_aou", "rec2ftp", "accuracy"}
+    found = result.controls["icl_order"]["sim_aou"]
+    values = [controlled(seed).measures["control/icl_order/sim_aou"] for seed in SEEDS]
+    assert found.n == len(SEEDS) * (N_REPORT - 6)
+    assert found.mean == pytest.approx(float(torch.stack([value.nanmean() for value in values]).mean()))
+    assert found.per_layer is not None
+    assert found.per_head is None
+    assert result.environment["control_seconds"] == 4.5
+
+
+@pytest.mark.parametrize(
+    ("control", "names"),
+    [
+        ("icl_order", ("zsl", "icl", "icl_order")),
+        ("ft_order", ("zsl", "ft", "ft_order")),
+        ("untrained", ("untrained.zsl", "untrained.icl", "untrained.ft")),
+    ],
+)
+def test_a_controls_rec2ftp_counts_what_a_loop_counts(control: str, names: tuple[str, ...]) -> None:
+    fixed = both = 0
+    own: list[bool] = []
+    for seed in SEEDS:
+        outcome = controlled(seed)
+        tables = {**outcome.log_probabilities, **outcome.control_answers}
+        for before, first, second in zip(*(right_of(tables[name]) for name in names), strict=True):
+            if before is None or first is None or second is None:
+                continue
+            fixed += second and not before
+            both += second and not before and first
+        mine = control if control in tables else f"{control}.icl"
+        own += [each for each in right_of(tables[mine]) if each is not None]
+    found = of_controlled().controls[control]
+
+    assert 0 < both < fixed, "the case must tell right from wrong"
+    assert (found["rec2ftp"].mean, found["rec2ftp"].n) == (pytest.approx(both / fixed), fixed)
+    assert found["accuracy"].mean == pytest.approx(sum(own) / len(own))
+    assert found["accuracy"].n == len(own) == len(SEEDS) * (N_REPORT - 6)
+
+
+def test_a_measure_is_calibrated_by_its_own_controls() -> None:
+    found = of_controlled().calibrated
+
+    assert set(found) == {"sim_aou", "rec2ftp"}
+    parts = {}
+    for name in ("sim_aou", "control/random/sim_aou", "control/icl_order/sim_aou", "control/ft_order/sim_aou"):
+        values = [controlled(seed).measures[name][: N_REPORT - 6].mean() for seed in SEEDS]
+        parts[name] = float(torch.stack(values).mean())
+    score, floor, first, second = parts.values()
+    assert found["sim_aou"].mean == pytest.approx((score - floor) / ((first * second) ** 0.5 - floor))
+    assert (found["sim_aou"].control, found["sim_aou"].n) == ("random", len(SEEDS) * (N_REPORT - 6))
+    assert set(found["sim_aou"].by_control) == {"untrained"}
+    assert found["rec2ftp"].control in ("chance", "untrained")
+    # The other layered measure has no controls here, and no p-values.
+    assert of_controlled().similarity["sim_am"].per_layer_q is None
+    q = of_controlled().similarity["sim_aou"].per_layer_q
+    assert q is not None
+    assert len(q) == 2
+    assert all(each is not None and each < 0.05 for each in q)
+
+
+def test_without_controls_nothing_is_calibrated() -> None:
+    assert of_made_up().calibrated == {}
+    assert of_made_up().rate_sweep == []
+    assert of_made_up().similarity["sim_aou"].per_layer_q is None
+
+
+def test_the_sweep_has_a_point_for_each_rate() -> None:
+    (point,) = of_controlled().rate_sweep
+
+    assert point.learning_rate == 1e-2
+    assert point.update_norm.mean == pytest.approx(2.0, abs=0.1)
+    assert set(point.similarity) == {"sim_aou"}
+    assert point.similarity["sim_aou"].mean == pytest.approx(0.3, abs=0.05)
+    right = [each for seed in SEEDS for each in right_of(controlled(seed).control_answers["rate:0.01"])
+             if each is not None]  # fmt: skip
+    assert point.accuracy.mean == pytest.approx(sum(right) / len(right))
+
+
+def test_a_control_that_some_seed_lacks_is_left_out() -> None:
+    outcomes = [controlled(seed) for seed in SEEDS]
+    outcomes[1] = dataclasses.replace(
+        outcomes[1],
+        measures={name: value for name, value in outcomes[1].measures.items() if "rate:" not in name},
+        control_answers={name: value for name, value in outcomes[1].control_answers.items() if "rate:" not in name},
+    )
+
+    result = summary(outcomes)
+
+    assert result.rate_sweep == []
+    assert result.controls == of_controlled().controls
+
+
+def test_every_pair_of_learners_is_tested_on_the_same_queries() -> None:
+    result = of_made_up()
+
+    assert [(test.first, test.second) for test in result.tests] == [("zsl", "icl"), ("zsl", "ft"), ("icl", "ft")]
+    labels = torch.tensor([example.label for example in asked().examples])
+    right = {
+        name: torch.stack([made_up(seed).log_probabilities[name].argmax(1) == labels for seed in SEEDS]).double()
+        for name in LEARNERS
+    }
+    for test in result.tests:
+        difference = (right[test.first] - right[test.second]).numpy()
+        accuracies = [result.accuracy[name].mean or 0 for name in (test.first, test.second)]
+        assert test.difference == pytest.approx(accuracies[0] - accuracies[1])
+        assert test.n == len(SEEDS) * N_REPORT
+        # Three seeds: scipy enumerates all eight patterns too.
+        found = permutation_test(
+            (difference.mean(1), difference.mean(1) * 0), lambda x, y: (x - y).mean(), permutation_type="samples"
+        )
+        assert test.p_seeds == pytest.approx(found.pvalue)
+        assert test.p_seeds is not None
+        assert test.p_seeds >= 2 / 2 ** len(SEEDS)
+        found = permutation_test(
+            (difference.mean(0), difference.mean(0) * 0), lambda x, y: (x - y).mean(), permutation_type="samples",
+            rng=np.random.default_rng(0),
+        )  # fmt: skip
+        assert test.p_queries == pytest.approx(found.pvalue, abs=0.03)
+        low, high = test.ci95
+        assert low is not None
+        assert high is not None
+        # 2.8 standard errors, of which an interval has 3.92.
+        assert test.minimum_detectable == pytest.approx((high - low) * 2.8016 / 3.92, rel=1e-3)
+
+
+def test_a_learner_beside_itself_does_not_differ() -> None:
+    outcomes = []
+    for seed in SEEDS:
+        outcome = made_up(seed)
+        outcome.log_probabilities["ft"] = outcome.log_probabilities["icl"]
+        outcomes.append(outcome)
+
+    test = summary(outcomes).tests[-1]
+
+    assert (test.difference, test.p_queries, test.p_seeds, test.minimum_detectable) == (0.0, 1.0, 1.0, 0.0)
+
+
+def test_notes_of_controls_are_said_once() -> None:
+    found = compare(small_config(k=20, controls=("other_demonstrations",)), lm=small_lm(), task=small_task())
+
+    notes = [each for each in found.result.warnings if "Train is too small for other demonstrations" in each]
+    assert len(found.outcomes) == 2
+    assert len(notes) == 1
 
 
 def test_chance_agreement_is_that_of_independent_answerers() -> None:

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualform.errors import ConfigError, TaskError
-from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
+from dualform.tasks.demonstrations import Demonstrations, LabelRule, draw_demonstrations
 from dualform.tasks.task import Example
+from tests.tasks.conftest import build
 
 LABELS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 SEEDS = st.integers(0, 1000)
@@ -106,6 +107,115 @@ def test_truncation_keeps_what_was_asked_for_and_never_lengthens(make_task):
     assert drawn.truncated(99) == drawn
     with pytest.raises(ConfigError, match="-1 is negative"):
         drawn.truncated(-1)
+
+
+@given(k=st.integers(0, 12), seed=SEEDS, number=st.integers(0, 5))
+def test_another_order_is_the_same_demonstrations_with_their_labels(make_task, k, seed, number):
+    drawn = draw_demonstrations(make_task([0, 1] * 6), k, seed, label_rule="random")
+    other = drawn.reordered(number)
+    assert sorted(zip(other.rows, other.labels, strict=True)) == sorted(zip(drawn.rows, drawn.labels, strict=True))
+    assert other.examples == tuple(drawn.examples[drawn.rows.index(row)] for row in other.rows)
+    assert drawn.reordered(number) == other
+    unchanged = ("task", "seed", "balanced", "label_rule", "k_requested")
+    assert [getattr(other, name) for name in unchanged] == [getattr(drawn, name) for name in unchanged]
+
+
+def test_order_0_is_the_order_drawn(make_task):
+    drawn = draw_demonstrations(make_task([0, 1] * 8), 8, 3)
+    assert drawn.reordered(0) is drawn
+
+
+def test_orders_differ_by_number_and_by_seed(make_task):
+    task = make_task([0, 1] * 20)
+    drawn = draw_demonstrations(task, 12, 3)
+    assert len({drawn.reordered(number).rows for number in range(20)}) == 20
+    places = {
+        tuple(drawn.rows.index(row) for row in drawn.reordered(1).rows)
+        for drawn in (draw_demonstrations(task, 12, seed) for seed in range(10))
+    }
+    assert len(places) == 10
+
+
+def test_orders_are_drawn_evenly(make_task):
+    drawn = draw_demonstrations(make_task([0, 1, 0]), 3, 0)
+    counts = Counter(drawn.reordered(number).rows for number in range(1, 601))
+    # Six orders of a hundred each; four standard deviations are 37.
+    assert len(counts) == 6
+    assert all(abs(count - 100) < 37 for count in counts.values())
+
+
+def test_an_order_before_the_first_is_refused(make_task):
+    with pytest.raises(ConfigError, match="order -1 is negative"):
+        draw_demonstrations(make_task([0, 1]), 2, 0).reordered(-1)
+
+
+@given(labels=LABELS, seed=SEEDS)
+def test_labels_shown_by_another_rule_are_those_drawn_under_it(make_task, labels, seed):
+    task = make_task(labels, words=WORDS)
+    drawn = draw_demonstrations(task, len(labels), seed)
+    for rule in ("true", "shuffled", "random", "flipped"):
+        under = draw_demonstrations(task, len(labels), seed, label_rule=rule)
+        assert drawn.relabelled(task, rule) == under
+        # From any rule back to the true ones.
+        assert under.relabelled(task, "true") == drawn
+        assert under.rows == drawn.rows
+
+
+@given(labels=LABELS, seed=SEEDS)
+def test_flipped_labels_are_never_true_and_keep_classes_apart(make_task, labels, seed):
+    task = make_task(labels, words=WORDS)
+    drawn = draw_demonstrations(task, len(labels), seed, label_rule="flipped")
+    assert not any(shown == example.label for shown, example in zip(drawn.labels, drawn.examples, strict=True))
+    # Each class under one other name: nothing is lost but what the names mean.
+    pairs = {(example.label, shown) for shown, example in zip(drawn.labels, drawn.examples, strict=True)}
+    assert len(pairs) == len(set(labels)) == len({shown for _, shown in pairs})
+    assert all(0 <= shown < 3 for shown in drawn.labels)
+
+
+def test_two_flipped_labels_are_swapped(make_task):
+    drawn = draw_demonstrations(make_task([0, 1, 1, 0]), 4, 0, label_rule="flipped")
+    assert drawn.labels == tuple(1 - example.label for example in drawn.examples)
+
+
+def test_random_labels_may_be_true_where_flipped_ones_are_not(make_task):
+    task = make_task([0, 1] * 20)
+    shares: dict[LabelRule, float] = {"random": 0.5, "flipped": 0.0, "true": 1.0}
+    for rule, share in shares.items():
+        drawn = [draw_demonstrations(task, 40, seed, label_rule=rule) for seed in range(25)]
+        right = [
+            shown == example.label for each in drawn for shown, example in zip(each.labels, each.examples, strict=True)
+        ]
+        assert sum(right) / len(right) == pytest.approx(share, abs=0.06)
+
+
+def test_flipped_choices_stay_among_an_examples_own():
+    examples = [Example({"text": f"t{i}"}, i % 2, i, ("a", "b", "c")[: 2 + i % 2]) for i in range(8)]
+    task = build([0], words=None, choices=("a", "b"), splits={
+        "train": tuple(examples), "validation": (examples[0],), "test": (examples[0],),
+    })  # fmt: skip
+    drawn = draw_demonstrations(task, 8, 1, label_rule="flipped")
+    for shown, example in zip(drawn.labels, drawn.examples, strict=True):
+        assert shown == (example.label + 1) % len(example.choices or ())
+
+
+def test_reordering_after_relabelling_moves_each_label_with_its_example(make_task):
+    task = make_task([0, 1] * 6)
+    drawn = draw_demonstrations(task, 8, 2)
+    one = drawn.relabelled(task, "shuffled").reordered(3)
+    shown = dict(zip(one.rows, one.labels, strict=True))
+    assert [shown[row] for row in drawn.rows] == list(drawn.relabelled(task, "shuffled").labels)
+
+
+def test_truncating_does_not_change_which_labels_are_flipped(make_task):
+    task = make_task([0, 1] * 6)
+    drawn = draw_demonstrations(task, 8, 2)
+    assert drawn.truncated(5).relabelled(task, "flipped").labels == drawn.relabelled(task, "flipped").labels[:5]
+
+
+def test_an_unknown_rule_for_labels_is_refused_with_those_there_are(make_task):
+    task = make_task([0, 1])
+    with pytest.raises(ConfigError, match=r"label rule 'wrong' is unknown\. .*: true, shuffled, random, flipped\."):
+        draw_demonstrations(task, 2, 0).relabelled(task, "wrong")  # type: ignore[arg-type]
 
 
 def test_more_than_the_pool_holds_is_refused_with_both_numbers(make_task):

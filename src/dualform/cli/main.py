@@ -9,6 +9,8 @@ from dualform.cli.compare import compare
 from dualform.cli.doctor import doctor
 from dualform.cli.listing import models, tasks
 from dualform.cli.report import report
+from dualform.cli.selection import selection
+from dualform.cli.stability import stability
 
 app = typer.Typer(
     name="dualform",
@@ -19,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compare, report, models, tasks, doctor):
+for command in (compare, stability, selection, report, models, tasks, doctor):
     app.command()(command)
 
 

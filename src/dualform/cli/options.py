@@ -1,10 +1,68 @@
-"""How values are written on the command line."""
+"""How values are written on the command line, and the options that every study has."""
 
 import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from dualform.errors import ConfigError
 
 _MOST_SEEDS = 10_000
+
+DATA = "Data"
+PROTOCOL = "Protocol"
+MACHINE = "Model and machine"
+OUTPUT = "Output"
+
+
+def option(text: str, panel: str, *names: str) -> Any:
+    """An option without a default of its own: settings have their defaults in the study's configuration."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+
+
+Overwrite = Annotated[bool, option("Allow --out to hold the result of other settings", OUTPUT)]
+AsJson = Annotated[bool, option("Print result.json to standard output", OUTPUT, "--json")]
+DataDir = Annotated[str | None, option("Folder with data sets (or $DUALFORM_DATA)", DATA)]
+TextColumn = Annotated[str | None, option("Column that holds the text", DATA)]
+LabelColumn = Annotated[str | None, option("Column that holds the label", DATA)]
+Choices = Annotated[str | None, option("Column of candidate answers (multiple choice)", DATA)]
+Prompt = Annotated[str | None, option("Template, such as 'Review: {text}\\nSentiment:'", DATA)]
+LabelWords = Annotated[str | None, option("Words, such as bad,good or 0=bad,1=good", DATA)]
+Separator = Annotated[str | None, option("Text between demonstrations; eos for that token", DATA)]
+K = Annotated[int | None, option("Demonstrations (32)", PROTOCOL, "-k", "--k")]
+Balanced = Annotated[
+    bool | None,
+    option("Equally many of each class, or the first k of a shuffle", PROTOCOL, "--balanced/--shuffled"),
+]
+Seed = Annotated[int | None, option("One demonstration seed", PROTOCOL)]
+SelectionLimit = Annotated[int | None, option("Queries that choose rates (100; 0 for all)", PROTOCOL)]
+Rates = Annotated[str | None, option("Learning rates of ft (1e-4,3e-4,1e-3,3e-3,1e-2)", PROTOCOL)]
+LossOn = Annotated[str | None, option("Finetune on all tokens, or on the label", PROTOCOL)]
+ProbeAt = Annotated[str | None, option("Look inside at prompt (its end), or label0", PROTOCOL)]
+Context = Annotated[int | None, option("Longest sequence, tokens (2048)", PROTOCOL)]
+Resamples = Annotated[int | None, option("Bootstrap resamples (1000)", PROTOCOL)]
+Device = Annotated[str | None, option("auto, cpu, cuda, mps", MACHINE)]
+Dtype = Annotated[str | None, option("float32, float64, bfloat16, float16", MACHINE)]
+RouteName = Annotated[str | None, option("packed, packed-mask, repeated, naive", MACHINE)]
+TrustRemoteCode = Annotated[bool, option("Run code that comes with the checkpoint", MACHINE)]
+
+
+def one_or_several(seed: int | None, seeds: str | None) -> tuple[int, ...] | None:
+    """`--seed` or `--seeds`.
+
+    Raises:
+        ConfigError: Both were given, or seeds cannot be read.
+    """
+    if seed is not None and seeds is not None:
+        raise ConfigError(f"--seed {seed} and --seeds {seeds} were both given: choose one.")
+    return (seed,) if seed is not None else parse_seeds(seeds)
+
+
+def default_folder(models: tuple[str, ...], task: str, *more: str) -> Path:
+    """`runs/MODEL-TASK`, paths cut to their last name."""
+    parts = [*(Path(model).resolve().name for model in models), Path(task).resolve().stem, *more]
+    return Path("runs") / "-".join(part.replace(":", "-") for part in parts)
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:

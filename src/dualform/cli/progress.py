@@ -16,7 +16,9 @@ class Bar:
 
     def start(self, total: float) -> None:
         """So much work lies ahead."""
-        self._progress.update(self._task, total=total)
+        (task,) = self._progress.tasks
+        # Said anew behind the choice of a seed, and with each model: what is done is done.
+        self._progress.update(self._task, total=task.completed + total)
 
     def advance(self, amount: float, doing: str) -> None:
         """So much of it is done."""

@@ -1,10 +1,16 @@
-"""Finetuning of W_K and W_V by gradient descent, one pass over the demonstrations, as arXiv:2212.10559 does it."""
+"""Finetuning by gradient descent, one pass over the demonstrations, as arXiv:2212.10559 does it.
+
+W_K and W_V are trained, in turn by each demonstration; or another part of the model, or in a single step, to see what
+the likeness to context hangs on.
+"""
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from itertools import chain
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +18,31 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.models.edit import KeyValueTraining, WeightDelta, applied
+from dualform.models.edit import WeightDelta, WeightTraining, applied, key_value_rows, mlp_rows, value_rows
 from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import key_value_training_flops
+from dualform.models.flops import key_value_training_flops, training_flops
 from dualform.models.forward import forward_rows, watching
 from dualform.models.language_model import LanguageModel
 
 LossOn = Literal["all", "label"]
 """Which tokens of a training sequence are learned: all of them (the paper's choice) or the label word's."""
 
+TrainedPart = Literal["key_value", "value_one_layer", "mlp"]
+"""What is trained: W_K and W_V of every layer (the paper's choice); W_V of the middle layer alone, the setting of the
+theory's single head; or every MLP, with attention frozen. Weights and biases in each case."""
+
+Steps = Literal["sequential", "batch"]
+"""One step for each demonstration, or one for all: the sum of their gradients at the starting weights, so that to first
+order in the rate both move equally far."""
+
+Losses = Callable[[LanguageModel, Tensor, Tensor, AbstractContextManager[None]], Iterator[Tensor]]
+"""What a step descends: from the model, one sequence `(1, pos)`, the positions of its tokens to be learned
+`(learned,)`, and a block to run the model's forward in, to losses in nats a token. The first is the model's own."""
+
 
 @dataclass(frozen=True)
 class Finetuned:
-    """W_K and W_V of every layer, weights and biases; SGD without momentum or decay, constant rate, batch of one.
+    """SGD without momentum or decay, constant rate; W_K and W_V of every layer and a batch of one unless told so.
 
     The rest of the model stays frozen; the deltas are float32 whatever the model's dtype; dropout is off.
 
@@ -38,24 +56,40 @@ class Finetuned:
     learning_rate: float
     loss_on: LossOn = "all"
     name: str = "ft"
+    part: TrainedPart = "key_value"
+    steps: Steps = "sequential"
 
     def __post_init__(self) -> None:
         require_learning_rate(self.learning_rate)
+        for field, value, known in (("part", self.part, TrainedPart), ("steps", self.steps, Steps)):
+            if value not in get_args(known):
+                raise ConfigError(f"{field} {value!r} is unknown: choose one of {', '.join(get_args(known))}")
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """Train, read off the deltas, put the weights back.
 
         Raises:
             TrainingError: The loss became NaN or infinite; the message names rate and step.
-            ModelError: W_K and W_V of this model are not known.
+            ModelError: The weights of this part are not known in this model, or cannot be trained apart.
         """
         start = time.perf_counter()
-        with KeyValueTraining(lm.model, lm.anatomy) as training:
+        middle = len(lm.anatomy.layers) // 2
+        if self.part == "key_value":
+            rows, first = key_value_rows(lm.model, lm.anatomy), 0
+        elif self.part == "value_one_layer":
+            rows, first = value_rows(lm.model, lm.anatomy, middle), middle
+        else:
+            rows, first = mlp_rows(lm.model, lm.anatomy), 0
+        with WeightTraining(lm.model, rows) as training:
             optimiser = torch.optim.SGD(training.parameters, lr=self.learning_rate)
-            losses, training_q = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate)
+            losses, training_q = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate, self.steps)
             deltas = training.deltas()
         seconds = time.perf_counter() - start
-        return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q)
+
+        def flops(tokens: int, scored: int) -> float:
+            return training_flops(lm.model, lm.anatomy, tokens, scored, rows, first)
+
+        return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q, flops=flops)
 
 
 class Trained(Protocol):
@@ -91,6 +125,7 @@ def trained_model(
     seconds: float,
     training_q: Tensor | None = None,
     weight_gradients: bool = True,
+    flops: Callable[[int, int], float] | None = None,
 ) -> AdaptedModel:
     """What a training run leaves behind, with its cost.
 
@@ -103,6 +138,8 @@ def trained_model(
         seconds: The run took.
         training_q: See `AdaptedModel.training_q`.
         weight_gradients: Whether those of W_K and W_V were computed.
+        flops: Operations of training on one sequence, from its tokens and how many of them are learned; None counts
+            a step that trains W_K and W_V, or with `weight_gradients` off one that passes through them.
 
     Raises:
         TrainingError: A weight became NaN or infinite.
@@ -112,13 +149,16 @@ def trained_model(
     # Even the opening token's keys and values change with the weights.
     with applied(lm.model, deltas):
         prefix = lm.encode(learner.opening)
-    flops = sum(
-        key_value_training_flops(
-            lm.model, lm.anatomy, len(ids), len(_learned(ids, n, learner.loss_on)), weight_gradients
-        )
+
+    def key_value_flops(tokens: int, scored: int) -> float:
+        return key_value_training_flops(lm.model, lm.anatomy, tokens, scored, weight_gradients)
+
+    of_one = flops or key_value_flops
+    total = sum(
+        of_one(len(ids), len(_learned(ids, n, learner.loss_on)))
         for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
     )
-    cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), flops)
+    cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), total)
     return AdaptedModel(learner.name, lm, prefix, cost, deltas, tuple(losses), training_q)
 
 
@@ -136,14 +176,30 @@ def require_learning_rate(rate: float) -> None:
         raise ConfigError(f"learning rate {rate} must lie between 0 and {LARGEST_RATE:g}")
 
 
+def own_loss(
+    lm: LanguageModel, tokens: Tensor, learned: Tensor, watch: AbstractContextManager[None]
+) -> Iterator[Tensor]:
+    """The model's loss and no other."""
+    with watch:
+        logits, _ = forward_rows(lm.model, learned - 1, gradients=True, input_ids=tokens, use_cache=False)
+    yield token_loss(logits, tokens[0, learned])
+
+
+def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy, nats a token, of logits `(learned, vocab)` against ids `(learned,)`; at least in float32."""
+    return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, targets)
+
+
 def train(
     lm: LanguageModel,
     demonstrations: EncodedDemonstrations,
     optimiser: torch.optim.Optimizer,
     loss_on: LossOn,
     learning_rate: float,
+    steps: Steps = "sequential",
+    losses_of: Losses = own_loss,
 ) -> tuple[list[float], Tensor | None]:
-    """One pass of the optimiser over the demonstrations, one sequence a step.
+    """One pass of the optimiser over the demonstrations.
 
     Args:
         lm: Its trainable parameters are those of `optimiser`.
@@ -151,16 +207,20 @@ def train(
         optimiser: Any of torch's.
         loss_on: Which tokens count.
         learning_rate: For the error message.
+        steps: One for each sequence, or a single one along the sum of all gradients.
+        losses_of: What is descended: the gradients of all its losses are summed.
 
     Returns:
-        The loss before each step, and the attention queries seen on the way, `(layer, demo_pos, head, d_head)`
-        (None without demonstrations).
+        The model's own loss on each sequence with the weights it met, which is before each step where steps are
+        sequential, and the attention queries seen on the way, `(layer, demo_pos, head, d_head)` (None without
+        demonstrations).
 
     Raises:
         TrainingError: The loss became NaN or infinite.
     """
     losses: list[float] = []
     seen: list[Tensor] = []
+    optimiser.zero_grad()
     n_layers = len(lm.anatomy.layers)
     for step, (ids, n_answer) in enumerate(
         zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True), start=1
@@ -172,20 +232,24 @@ def train(
 
         tokens = torch.tensor([ids], device=lm.device)
         learned = torch.tensor(list(_learned(ids, n_answer, loss_on)), device=lm.device)
-        with watching(lm.model, lm.anatomy, keep):
-            logits, _ = forward_rows(lm.model, learned - 1, gradients=True, input_ids=tokens, use_cache=False)
-        loss = F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, tokens[0, learned])
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise TrainingError(
-                f"learning rate {learning_rate:g}: the loss is {losses[-1]} at step {step} of "
-                f"{len(demonstrations.sequences)}. Use a lower one."
-            )
-        optimiser.zero_grad()
-        torch.autograd.backward([loss], inputs=list(_parameters(optimiser)))
-        optimiser.step()
+        parts = losses_of(lm, tokens, learned, watching(lm.model, lm.anatomy, keep))
+        own = next(parts)
+        losses.append(float(own.detach()))
+        if steps == "sequential":
+            optimiser.zero_grad()
+        for loss in chain((own,), parts):
+            if not math.isfinite(loss.detach()):
+                raise TrainingError(
+                    f"learning rate {learning_rate:g}: the loss is {float(loss.detach())} at step {step} of "
+                    f"{len(demonstrations.sequences)}. Use a lower one."
+                )
+            torch.autograd.backward([loss], inputs=list(_parameters(optimiser)))
+        if steps == "sequential":
+            optimiser.step()
         opening = len(ids) - _n_content(demonstrations, step - 1)
         seen.append(torch.stack([layers[i][:, opening:].transpose(0, 1) for i in range(n_layers)]))
+    if steps == "batch" and losses:
+        optimiser.step()
     return losses, torch.cat(seen, dim=1) if seen else None
 
 

@@ -88,6 +88,8 @@ class ProbedModel:
         if self.classifier is None:
             table[:, self.only_label] = 0.0
         else:
-            found = self.classifier.predict_log_proba(readings.hidden.float().cpu().numpy())
+            # A state far out on one side leaves the other label a probability that underflows to 0: -inf, then.
+            with np.errstate(divide="ignore"):
+                found = self.classifier.predict_log_proba(readings.hidden.float().cpu().numpy())
             table[:, list(self.classifier.classes_)] = torch.as_tensor(found, dtype=torch.float64)
         return Readings(readings.queries, table, readings.next_token, readings.hidden, readings.trace)

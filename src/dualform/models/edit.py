@@ -4,9 +4,10 @@ A delta beside the frozen weight moves only the rows it names, whatever the opti
 afterwards. (Masking gradients would not do: weight decay or momentum moves the other rows all the same.)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
-from dualform.models.anatomy import Anatomy, is_linear, row_axis
+from dualform.models.anatomy import Anatomy, Rows, is_linear, row_axis
+from dualform.models.blocks import block_names
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,25 @@ class _Delta(nn.Module):
         return changed.to(original.dtype)
 
 
-class KeyValueTraining:
-    """W_K and W_V (weights and biases) of every layer, trainable through deltas that start at zero.
+class WeightTraining:
+    """Some output features of some linears (weights and biases), trainable through deltas that start at zero.
 
     Use as a context manager; the model is as before when the block ends, also when it raises. `parameters` are the
-    deltas to optimise, `deltas()` what they have become.
+    deltas to optimise, `deltas()` what they have become. All else is frozen.
+
+    Args:
+        model: Whose weights.
+        rows: Name of a linear -> its output features to train, `(row,)`, None for all; see `key_value_rows`,
+            `value_rows` and `mlp_rows`.
     """
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
-        anatomy.require_key_value()
+    def __init__(self, model: PreTrainedModel, rows: Mapping[str, Tensor | None]) -> None:
         self._model = model
-        self._targets = _key_value_rows(model, anatomy)
+        self._targets = dict(rows)
         self._trained: list[tuple[str, _Delta]] = []
         self._required: dict[str, bool] = {}
 
-    def __enter__(self) -> "KeyValueTraining":
+    def __enter__(self) -> Self:
         self._required = {name: weight.requires_grad for name, weight in self._model.named_parameters()}
         self._model.requires_grad_(False)
         try:
@@ -134,18 +140,89 @@ class KeyValueTraining:
             weight.requires_grad_(self._required[name])
 
 
-def _key_value_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | None]:
-    """Linear -> output features that are W_K or W_V, None for all of them."""
+class KeyValueTraining(WeightTraining):
+    """W_K and W_V of every layer, trainable: what finetuning means in arXiv:2212.10559.
+
+    Raises:
+        ModelError: W_K and W_V of this model are not known.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
+        super().__init__(model, key_value_rows(model, anatomy))
+
+
+def key_value_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | None]:
+    """W_K and W_V of every layer, for `WeightTraining`.
+
+    Returns:
+        Name of a linear -> its output features that are W_K or W_V, `(row,)`; None for all of them.
+
+    Raises:
+        ModelError: They are not known everywhere, or lie in a module that is no linear.
+    """
+    anatomy.require_key_value()
+    projections = [rows for layer in anatomy.layers for rows in (layer.W_K, layer.W_V) if rows is not None]
+    return _merged(model, projections, "W_K and W_V")
+
+
+def value_rows(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> dict[str, Tensor | None]:
+    """W_V of one layer, for `WeightTraining`.
+
+    Raises:
+        ModelError: It is not known, or lies in a module that is no linear.
+    """
+    found = anatomy.layers[layer]
+    if found.W_V is None:
+        raise ModelError(
+            f"W_V was not found in layer {layer}, {found.attention} ({'; '.join(found.unclear)}), so it cannot be "
+            "trained apart. Train W_K and W_V of another model."
+        )
+    return _merged(model, [found.W_V], "W_V")
+
+
+def mlp_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | None]:
+    """All linears of every block outside its attention module, for `WeightTraining`.
+
+    Raises:
+        ModelError: Blocks or their attention are not known, a block has no such linear, or holds a matrix that is
+            no linear's (experts stacked in one tensor).
+    """
+    found: dict[str, Tensor | None] = {}
+    for number, (block, layer) in enumerate(zip(block_names(model, anatomy), anatomy.layers, strict=True)):
+        if None in (layer.W_Q, layer.W_K, layer.W_V, layer.W_O):
+            raise ModelError(
+                f"{layer.attention}: not all of its linears were found ({'; '.join(layer.unclear)}), so those of the "
+                f"MLP of layer {number} cannot be told from them."
+            )
+        linears = []
+        for name, module in model.get_submodule(block).named_modules(prefix=block):
+            if f"{name}.".startswith(f"{layer.attention}."):
+                continue
+            if is_linear(module):
+                linears.append(name)
+                continue
+            for matrix, weight in module.named_parameters(recurse=False):
+                if weight.dim() > 1:
+                    raise ModelError(
+                        f"{name}.{matrix} of shape {tuple(weight.shape)} is no linear's weight, so the MLP of layer "
+                        f"{number} cannot be trained as a whole. Choose a model without experts."
+                    )
+        if not linears:
+            raise ModelError(f"{block} has no linear outside its attention, so layer {number} has no MLP to train.")
+        found.update(dict.fromkeys(linears))
+    return found
+
+
+def _merged(model: PreTrainedModel, projections: Sequence[Rows], what: str) -> dict[str, Tensor | None]:
+    """Linear -> the rows of all the projections in it, None for all of them."""
     rows: dict[str, list[Tensor]] = {}
-    for layer in anatomy.layers:
-        for projection in (layer.W_K, layer.W_V):
-            assert projection is not None
-            rows.setdefault(projection.module, []).append(projection.index)
+    for projection in projections:
+        rows.setdefault(projection.module, []).append(projection.index)
     merged: dict[str, Tensor | None] = {}
     for name, indices in rows.items():
         module = model.get_submodule(name)
         if not is_linear(module):
-            raise ModelError(f"{name} is no linear, so W_K and W_V in it cannot be trained apart")
+            raise ModelError(f"{name} is no linear, so {what} in it cannot be trained apart")
         index = torch.cat(indices).unique()
         merged[name] = None if len(index) == module.get_parameter("weight").shape[row_axis(module)] else index
     return merged

@@ -8,6 +8,7 @@ start of a text.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -74,13 +75,26 @@ class Encoder:
             tuple(prefix), tuple(content), tuple(owner), tuple(sequences), tuple(n_answer_tokens)
         )
 
-    def fit(self, demonstrations: Demonstrations, queries: Sequence[Query], context: int | None) -> Demonstrations:
+    def filler(self, length: int) -> tuple[int, ...]:
+        """A prefix that says nothing: the opening token, then separators over and over, `length` tokens in all."""
+        again = self._separator or self.opening or self._answer(" .")
+        return (*self.opening, *islice(cycle(again), length - len(self.opening)))
+
+    def fit(
+        self,
+        demonstrations: Demonstrations,
+        queries: Sequence[Query],
+        context: int | None,
+        *,
+        any_label: bool = False,
+    ) -> Demonstrations:
         """As many demonstrations as leave room for the longest query: one truncation, for every learner.
 
         Args:
             demonstrations: The drawn ones.
             queries: All queries that will be put behind them.
             context: Longest sequence in tokens; None for no limit.
+            any_label: They are to fit whatever labels they are shown with.
 
         Returns:
             The first `k_effective` demonstrations; a warning says when that is fewer than were drawn.
@@ -98,7 +112,13 @@ class Encoder:
                 "use a model with a longer context."
             )
         lengths = [
-            len(self._prompt(example)) + len(self._answer(self._task.answers(example)[label])) + len(self._separator)
+            len(self._prompt(example))
+            + max(
+                len(self._answer(text))
+                for number, text in enumerate(self._task.answers(example))
+                if any_label or number == label
+            )
+            + len(self._separator)
             for example, label in zip(demonstrations.examples, demonstrations.labels, strict=True)
         ]
         k, used = 0, 0

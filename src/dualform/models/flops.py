@@ -1,8 +1,12 @@
 """How many floating-point operations a forward takes: the bound that speed is measured against, and a cost."""
 
+from collections.abc import Mapping
+
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dualform.models.anatomy import Anatomy, is_linear, row_axis
+from dualform.models.blocks import block_of
 
 
 def forward_flops(model: PreTrainedModel, anatomy: Anatomy, own: int, prefix: int = 0, scored: int = 1) -> float:
@@ -48,3 +52,76 @@ def key_value_training_flops(
     pairs = tokens * (tokens + 1) / 2
     attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers)
     return tokens * (4.0 * linears + 2.0 * trained) + 3 * attention + 4.0 * head.weight.numel() * scored
+
+
+def training_flops(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    tokens: int,
+    scored: int,
+    rows: Mapping[str, Tensor | None],
+    first_layer: int = 0,
+) -> float:
+    """Operations of one step that trains some rows of some linears on one sequence: forward, backward, their gradients.
+
+    The forward is counted whole, gradients of weights for the trained rows alone. The backward repeats the products of
+    the first trained layer and of all behind it, though the first layer needs only those behind its trained weights:
+    an upper bound by less than one layer's share. Of W_K and W_V it is `key_value_training_flops`.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy.
+        tokens: Of the sequence.
+        scored: Tokens at which the head is applied.
+        rows: What is trained, as `edit.WeightTraining` takes it.
+        first_layer: The first layer that holds any of it.
+
+    Returns:
+        Floating-point operations.
+    """
+    head = model.get_output_embeddings()
+    below = tuple(f"{block_of(model, layer.attention) or layer.attention}." for layer in anatomy.layers[:first_layer])
+    passed = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not head and not name.startswith(below)
+    )
+    trained = 0
+    for name, index in rows.items():
+        module = model.get_submodule(name)
+        weight = module.get_parameter("weight")
+        trained += weight.numel() if index is None else len(index) * weight.shape[1 - row_axis(module)]
+    pairs = tokens * (tokens + 1) / 2
+    attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers[first_layer:])
+    backward = 2.0 * tokens * (passed + trained) + 2 * attention + 2.0 * head.weight.numel() * scored
+    return forward_flops(model, anatomy, own=tokens, scored=scored) + backward
+
+
+def layer_causal_training_flops(model: PreTrainedModel, anatomy: Anatomy, tokens: int, scored: int) -> float:
+    """Operations of one step of layer-causal descent: forward, each layer's head, backward within each layer.
+
+    Nothing flows into a layer's input, so the backward leaves out the products with W_Q, W_K and W_V and, of the four
+    in attention, the one that leads to the queries. An MLP beside attention instead of behind it (gptj) is counted all
+    the same, though no gradient passes through it.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy, with W_K and W_V known.
+        tokens: Of the sequence.
+        scored: Tokens at which every layer's loss is taken.
+
+    Returns:
+        Floating-point operations.
+    """
+    head = model.get_output_embeddings()
+    whole = key_value_training_flops(model, anatomy, tokens, scored)
+    pairs = tokens * (tokens + 1) / 2
+    spared = 0.0
+    for layer in anatomy.layers:
+        for rows in (layer.W_Q, layer.W_K, layer.W_V):
+            if rows is not None:
+                module = model.get_submodule(rows.module)
+                width = module.get_parameter("weight").shape[1 - row_axis(module)]
+                spared += 2.0 * tokens * len(rows.index) * width
+        spared += 2.0 * layer.n_heads * layer.d_head * pairs
+    return whole - spared + (len(anatomy.layers) - 1) * 4.0 * head.weight.numel() * scored

@@ -13,10 +13,10 @@ import altair as alt
 
 from dualform.errors import ConfigError
 from dualform.files import atomic_write
-from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
-from dualform.report.numerals import finite, known
+from dualform.report.measures import control_of, in_order, measure_of
+from dualform.report.numerals import MISSING, decimal, finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.report.words import chance_level
+from dualform.report.words import LEVEL, chance_level
 from dualform.result import Estimate, Result, Similarity, Trial
 
 WIDTH = 560
@@ -138,14 +138,13 @@ def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
 
 
 def similarity_by_layer_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Each measure over the layers: mean, interval band, overall mean as a dashed line, random control in grey."""
+    """Each measure over the layers: mean, interval band, overall mean as a dashed line, its floor in grey.
+
+    Filled points are layers above the floor, hollow ones those not told apart from it, false discoveries over the
+    measure's layers accounted for. Without a floor of its own a measure stands beside the random control.
+    """
     keys = [key for key in in_order(result.similarity) if _any_number(result.similarity[key].per_layer)]
-    random = result.controls.get("random", {})
-    panels = [
-        _layer_panel(number, measure_of(key).title, result.similarity[key], random.get(key))
-        for number, key in enumerate(keys)
-    ]
-    return _small_multiples(panels)
+    return _small_multiples([_layer_panel(number, key, result) for number, key in enumerate(keys)])
 
 
 def head_map_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -159,23 +158,6 @@ def head_map_chart(result: Result) -> alt.TopLevelMixin | None:
     return None if chart is None else chart.resolve_scale(color="independent")
 
 
-def controls_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Each measure beside its controls: what the number would be if nothing were going on."""
-    panels = []
-    controls = controls_in_order(result.controls)
-    for key in in_order(result.similarity):
-        rows = [_estimate_row("this run", result.similarity[key])]
-        rows += [
-            _estimate_row(control_of(control).title, result.controls[control][key])
-            for control in controls
-            if key in result.controls[control]
-        ]
-        rows = [row for row in rows if row["mean"] is not None]
-        if len(rows) > 1 and rows[0]["name"] == "this run":
-            panels.append(_control_panel(measure_of(key).title, rows))
-    return _small_multiples(panels, columns=2, gap=150, row_gap=54)
-
-
 def trials_chart(result: Result) -> alt.TopLevelMixin | None:
     """Learning rate (log scale) against accuracy on the selection split, one line a seed; dropped rates crossed."""
     learners = learners_in_order(dict.fromkeys(trial.learner for trial in result.trials))
@@ -185,6 +167,11 @@ def trials_chart(result: Result) -> alt.TopLevelMixin | None:
         if trials:
             panels.append(_trial_panel(learner, trials))
     return _small_multiples(panels, columns=2, gap=70)
+
+
+def trained_name(key: str) -> str:
+    """What was trained under `key`: a learner, or a control with a learning rate of its own."""
+    return control_of(key).title if learner_style(key).title == key else learner_style(key).title
 
 
 def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
@@ -295,23 +282,20 @@ def _small_multiples(
     )
 
 
-def _layer_panel(number: int, title: str, similarity: Similarity, control: Similarity | None) -> alt.TopLevelMixin:
-    means = similarity.per_layer or []
-    intervals = similarity.per_layer_ci95 or []
-    rows = []
-    for layer, value in enumerate(means):
-        low, high = (known(intervals[layer]) if layer < len(intervals) else None) or (None, None)
-        rows.append(
-            {
-                "measure": title,
-                "layer": layer,
-                "mean": finite(value),
-                "low": low,
-                "high": high,
-                "n": similarity.n,
-                "overall": finite(similarity.mean),
-            }
-        )
+def layer_floor(key: str, result: Result) -> tuple[str, Similarity] | None:
+    """The control with which a measure's layers are compared, and what it scores: its floor, else the random one."""
+    named = [result.calibrated[key].control] if key in result.calibrated else []
+    for control in (*named, "random"):
+        found = result.controls.get(control, {}).get(key)
+        if found is not None and _any_number(found.per_layer):
+            return control, found
+    return None
+
+
+def _layer_panel(number: int, key: str, result: Result) -> alt.TopLevelMixin:
+    similarity, title = result.similarity[key], measure_of(key).title
+    floor = layer_floor(key, result)
+    rows = _layer_rows(title, similarity, floor)
     x = alt.X(
         "layer:Q",
         axis=alt.Axis(tickMinStep=1, tickCount=6, format="d", grid=False),
@@ -333,6 +317,11 @@ def _layer_panel(number: int, title: str, similarity: Similarity, control: Simil
         alt.Tooltip("n:Q", format=","),
         alt.Tooltip("overall:Q", format=".3f", title="all layers"),
     ]
+    if floor is not None:
+        tooltip.append(alt.Tooltip("floor:N", title=control_of(floor[0]).title))
+    tested = [row for row in rows if row["above"] is not None]
+    if tested:
+        tooltip.append(alt.Tooltip("q:N", title="q, above that control"))
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeWidth=1, color="#9AA3AD").encode(y="zero:Q")
     band = base.mark_area(opacity=0.22, color=MEASURE_COLOUR).encode(
         y=alt.Y("low:Q", title=None, scale=scale, axis=y_axis), y2="high:Q"
@@ -348,15 +337,47 @@ def _layer_panel(number: int, title: str, similarity: Similarity, control: Simil
     if finite(similarity.mean) is not None:
         overall = alt.Chart(alt.Data(values=[{"overall": finite(similarity.mean)}]))
         layers.append(overall.mark_rule(strokeDash=[5, 4], color=MEASURE_COLOUR).encode(y="overall:Q"))
-    if control is not None and _any_number(control.per_layer):
-        random = [{"layer": layer, "mean": finite(value)} for layer, value in enumerate(control.per_layer or [])]
+    if floor is not None:
+        beside = [{"layer": layer, "mean": finite(value)} for layer, value in enumerate(floor[1].per_layer or [])]
         layers.append(
-            alt.Chart(alt.Data(values=random))
+            alt.Chart(alt.Data(values=beside))
             .mark_line(strokeWidth=1.5, strokeDash=[2, 2], color="#A0A7AF")
             .encode(x=x, y=y)
         )
+    if tested:
+        base = alt.Chart(alt.Data(values=tested)).encode(x=x, y=y)
+        for above in (True, False):
+            layers.append(
+                base.transform_filter(f"datum.above === {str(above).lower()}").mark_point(
+                    filled=above, size=26, strokeWidth=1.2, opacity=1, color=MEASURE_COLOUR
+                )
+            )
     layers.append(points)
     return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT, title=_panel_title(title))
+
+
+def _layer_rows(title: str, similarity: Similarity, floor: tuple[str, Similarity] | None) -> list[dict[str, Any]]:
+    intervals, qs = similarity.per_layer_ci95 or [], similarity.per_layer_q or []
+    floors = (floor[1].per_layer if floor else None) or []
+    rows = []
+    for layer, value in enumerate(similarity.per_layer or []):
+        low, high = (known(intervals[layer]) if layer < len(intervals) else None) or (None, None)
+        mean, q = finite(value), finite(qs[layer]) if layer < len(qs) else None
+        rows.append(
+            {
+                "measure": title,
+                "layer": layer,
+                "mean": mean,
+                "low": low,
+                "high": high,
+                "n": similarity.n,
+                "overall": finite(similarity.mean),
+                "floor": decimal(floors[layer]) if layer < len(floors) else MISSING,
+                "q": decimal(q),
+                "above": None if q is None or mean is None else q < LEVEL,
+            }
+        )
+    return rows
 
 
 def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.TopLevelMixin:
@@ -399,41 +420,13 @@ def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.TopLevelMixin
     return alt.layer(cells, missing).properties(**size, title=_panel_title(title))
 
 
-def _estimate_row(name: str, estimate: Estimate) -> dict[str, Any]:
-    mean = finite(estimate.mean)
-    low, high = known(estimate.ci95) or (mean, mean)
-    return {"name": name, "mean": mean, "low": low, "high": high, "n": estimate.n}
-
-
-def _control_panel(title: str, rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
-    own = "datum.name === 'this run'"
-    y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None, axis=alt.Axis(labelLimit=170))
-    colour = alt.condition(own, alt.value("#3D7A8A"), alt.value("#9AA3AD"))
-    tooltip = [
-        alt.Tooltip("name:N", title="what"),
-        alt.Tooltip("mean:Q", format=".3f"),
-        alt.Tooltip("low:Q", format=".3f", title="95 % from"),
-        alt.Tooltip("high:Q", format=".3f", title="to"),
-        alt.Tooltip("n:Q", format=","),
-    ]
-    axis = alt.Axis(tickCount=4)
-    scale = alt.Scale(zero=True, nice=True)
-    base = alt.Chart(alt.Data(values=rows)).encode(y=y, color=colour, tooltip=tooltip)
-    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeWidth=1, color="#9AA3AD").encode(x="zero:Q")
-    rule = base.mark_rule(strokeWidth=3, strokeCap="round").encode(
-        x=alt.X("low:Q", title=None, axis=axis, scale=scale), x2="high:Q"
-    )
-    dot = base.mark_point(filled=True, size=90, opacity=1).encode(x=alt.X("mean:Q", title=None, axis=axis, scale=scale))
-    return alt.layer(zero, rule, dot).properties(width=PANEL_WIDTH, height=22 * len(rows), title=_panel_title(title))
-
-
 def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
     found = [value for trial in trials if (value := finite(trial.validation_accuracy)) is not None]
     # Dropped rates have no accuracy; they stand below all that have one.
     floor = max(0.0, min(found, default=0.5) - 0.05)
     rows = [
         {
-            "learner": learner_style(learner).title,
+            "learner": trained_name(learner),
             "seed": str(trial.seed),
             "learning_rate": trial.learning_rate,
             "accuracy": finite(trial.validation_accuracy),
@@ -482,7 +475,7 @@ def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
             alt.Tooltip("status:N"),
         ],
     )
-    title = learner_style(learner).title
+    title = trained_name(learner)
     return alt.layer(line, points).properties(width=PANEL_WIDTH + 60, height=PANEL_HEIGHT, title=_panel_title(title))
 
 

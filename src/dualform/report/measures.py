@@ -5,6 +5,11 @@ One table for charts, page and terminal. A key that is not in it is still shown,
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
+
+ControlKind = Literal["floor", "comparison", "ceiling"]
+"""`floor`: nothing is learned from these demonstrations, so a real likeness must lie above it. `ceiling`: the same
+thing twice, so no likeness can be expected above it. `comparison`: something else is learned, or in another way."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,24 @@ MEASURES: tuple[Measure, ...] = (
         "Even above the chance level below it, two models may agree because both answer as the unchanged model does.",
     ),
     Measure(
+        "top_k_overlap",
+        "Top tokens shared",
+        "Of the ten likeliest next tokens of one model, the share that are among the other's ten; 1: the same ten.",
+        "Both models may keep what the unchanged model finds likely.",
+    ),
+    Measure(
+        "overlap_cosine",
+        "Cosine over shared tokens",
+        "Are those shared tokens also alike in probability? Cosine; 1: in proportion.",
+        "Probabilities are positive and one token often has most, so nearly any pair scores high.",
+    ),
+    Measure(
+        "vocabulary_shared",
+        "Probability shared",
+        "How much probability both models put on the same next tokens, over the whole vocabulary; 1: all of it.",
+        "Context also teaches the form of the answer, which is no part of the label.",
+    ),
+    Measure(
         "relaxation",
         "Linear relaxation",
         "Does linear attention describe this model's heads? Cosine with the true output; 1: the same up to scale.",
@@ -108,6 +131,9 @@ DETAIL_TITLES: dict[str, str] = {
     "top_k_overlap": "top tokens shared",
     "overlap_cosine": "cosine over shared tokens",
     "relative_error": "relative error (0 = linear)",
+    "norm_icl": "length of ICL's change",
+    "norm_ft": "length of FT's change",
+    "norm_ratio": "FT's length / ICL's",
 }
 """Names of the companions in `Similarity.details`."""
 
@@ -120,21 +146,70 @@ class Control:
     """Its key in `Result.controls`."""
     title: str
     meaning: str
-    floor: bool
-    """True where a real likeness must lie above it; False for ceilings and comparisons."""
+    kind: ControlKind
 
 
 CONTROLS: tuple[Control, ...] = (
-    Control("random", "random direction", "A random update of the same size, with mean zero.", True),
-    Control("untrained", "untrained model", "The same model with all weights as at initialisation.", True),
-    Control("shuffled_labels", "shuffled labels", "Demonstrations whose labels were shuffled.", True),
-    Control("other_task", "another task", "Demonstrations of another task.", True),
-    Control("position_shift", "position shift", "Zero-shot at the prompted query's positions.", True),
-    Control("other_demonstrations", "other demonstrations", "Finetuned on other demonstrations of the task.", False),
-    Control("icl_order", "ceiling: ICL, other order", "Context beside itself in another order.", False),
-    Control("ft_order", "ceiling: FT, other order", "Finetuning beside itself in another order.", False),
-    Control("lcgd", "layer-causal descent", "Each layer trained on its own output alone.", False),
+    Control("random", "random direction", "A random change of FT's size, with mean zero, in FT's place.", "floor"),
+    Control(
+        "random_update",
+        "random weight change",
+        "Random changes of the key and value weights, of the size of FT's, with the model run on them.",
+        "floor",
+    ),
+    Control(
+        "position_shift",
+        "position shift",
+        "Zero-shot behind a prefix that says nothing and is as long as the prompt, in ICL's place.",
+        "floor",
+    ),
+    Control("shuffled_labels", "shuffled labels", "ICL on demonstrations whose labels were shuffled.", "floor"),
+    Control("random_labels", "random labels", "ICL on demonstrations with labels drawn at random.", "floor"),
+    Control("other_task", "another task", "ICL behind the demonstrations of another task.", "floor"),
+    Control(
+        "untrained",
+        "untrained model",
+        "ICL and FT of the same architecture with all weights as at initialisation.",
+        "floor",
+    ),
+    Control(
+        "embeddings",
+        "only embeddings trained",
+        "The untrained model with the trained model's embeddings.",
+        "floor",
+    ),
+    Control("chance", "chance level", "What the shares of right answers alone would give.", "floor"),
+    Control(
+        "other_demonstrations",
+        "other demonstrations",
+        "FT on other demonstrations of the same task.",
+        "comparison",
+    ),
+    Control("batch", "FT in one step", "FT as a single step on all demonstrations at once.", "comparison"),
+    Control(
+        "batch_sequential",
+        "FT: one by one, one step",
+        "FT one demonstration at a time beside FT in a single step.",
+        "comparison",
+    ),
+    Control("lcgd", "layer-causal descent", "Each layer trained on its own output alone, in FT's place.", "comparison"),
+    Control(
+        "value_one_layer",
+        "FT of one layer's values",
+        "FT of the value weights of the middle layer alone, in FT's place.",
+        "comparison",
+    ),
+    Control("mlp", "FT of the MLPs", "FT of the MLPs' weights alone, in FT's place.", "comparison"),
+    Control("icl_order", "ICL, other order", "ICL beside itself with the demonstrations in another order.", "ceiling"),
+    Control("ft_order", "FT, other order", "FT beside itself with the demonstrations in another order.", "ceiling"),
 )
+
+KINDS: tuple[tuple[ControlKind, str], ...] = (
+    ("floor", "floors"),
+    ("comparison", "comparisons"),
+    ("ceiling", "ceilings"),
+)
+"""The kinds of control in the order in which they are shown, and what they are called."""
 
 
 def measure_of(key: str) -> Measure:
@@ -143,8 +218,8 @@ def measure_of(key: str) -> Measure:
 
 
 def control_of(key: str) -> Control:
-    """The table's entry for `key`; one that is named by the key, and no floor, where there is none."""
-    return next((known for known in CONTROLS if known.key == key), Control(key, key, "", False))
+    """The table's entry for `key`; one that is named by the key, and claims neither end, where there is none."""
+    return next((known for known in CONTROLS if known.key == key), Control(key, key, "", "comparison"))
 
 
 def in_order(keys: Iterable[str]) -> list[str]:

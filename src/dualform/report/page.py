@@ -1,27 +1,11 @@
-"""A result as one HTML file that needs no network: numbers, charts and what they do not say.
+"""A comparison as one HTML file that needs no network: numbers, charts and what they do not say."""
 
-Whatever comes from data sets, models or the user is escaped: in the text by jinja2, in the charts' JSON by writing
-`<` as an escape of JSON. Beyond that the page's own policy lets no script run but the two whose digests it names,
-and lets nothing be loaded.
-"""
-
-import base64
-import hashlib
-import json
 import shlex
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from importlib import resources
+from collections.abc import Mapping
 from typing import Any
 
-import altair as alt
-import jinja2
-import vl_convert
-import yaml
-from markupsafe import Markup
-
-from dualform.report import charts
-from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
+from dualform.report import charts, control_charts
+from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of
 from dualform.report.numerals import (
     MISSING,
     count,
@@ -35,9 +19,54 @@ from dualform.report.numerals import (
     significant,
 )
 from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.phrases import (
+    difference,
+    difference_interval,
+    hundredths,
+    hundredths_interval,
+    points,
+)
+from dualform.report.published import MODELS, beside_the_paper
+from dualform.report.selection_page import render_selection
+from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
+from dualform.report.stability_page import render_stability
 from dualform.report.table import companions
-from dualform.report.words import best_learners, chance_level, collapsed, cost_sentence, verdict
-from dualform.result import Estimate, Result
+from dualform.report.words import (
+    best_learners,
+    chance_level,
+    collapsed,
+    cost_sentence,
+    judged_by,
+    layers_above_floor,
+    p_text,
+    pair_sentences,
+    seeds_note,
+    verdict,
+)
+from dualform.result import Calibrated, Estimate, Result
+
+CHARTS: dict[str, DescribedChart] = {
+    "accuracy": (
+        charts.accuracy_chart,
+        "Mean accuracy of each learner with its 95 % interval and one point a seed.",
+    ),
+    "predictions": (charts.prediction_chart, "Share of each label among the predictions of each learner."),
+    "bands": (
+        control_charts.band_chart,
+        "Each measure of likeness with its interval, in the band from its floor to its ceiling, beside all controls.",
+    ),
+    "calibrated": (
+        control_charts.calibrated_chart,
+        "Each measure of likeness with its interval on one scale: 0 is its floor, 1 its ceiling.",
+    ),
+    "layers": (charts.similarity_by_layer_chart, "Each measure of likeness over the layers, with its interval."),
+    "heads": (charts.head_map_chart, "Each measure of likeness by layer and head, as a heat map."),
+    "sweep": (
+        control_charts.sweep_chart,
+        "Accuracy of finetuning, length of its change and each measure of likeness against the learning rate.",
+    ),
+    "trials": (charts.trials_chart, "Accuracy on the selection split against learning rate, one line a seed."),
+}
 
 
 def render_page(result: Result) -> str:
@@ -49,35 +78,38 @@ def render_page(result: Result) -> str:
     Returns:
         The whole page, charts' libraries included: about 1 MB, readable offline and printable.
     """
-    engine, boot = _scripts()
-    template = _environment().get_template("page.html.j2")
-    drawn = _charts(result)
-    return template.render(
-        result=result,
+    if result.study == "stability":
+        return render_stability(result)
+    if result.study == "selection":
+        return render_selection(result)
+    return render_shell(
+        "page.html.j2",
+        result,
         title=_title(result),
-        css=Markup(_asset("page.css")),
-        # Without charts their libraries would be a megabyte for nothing.
-        engine=Markup(engine) if drawn else None,
-        boot=Markup(boot),
-        policy=_policy([engine, boot] if drawn else []),
-        charts=drawn,
+        charts=CHARTS,
         verdict=verdict(result),
         cards=_cards(result),
+        commands=_commands(result),
+        glossary=_glossary(result),
         chance=chance_level(result),
         accuracy=_accuracy_rows(result),
+        pairs=_pair_rows(result),
+        pair_sentences=pair_sentences(result),
+        seeds_note=seeds_note(result),
         similarity=_similarity_rows(result),
+        has_scale=bool(set(result.calibrated) & set(result.similarity)),
+        scale_n=_scale_n(result),
         has_random=bool(set(result.controls.get("random", {})) & set(result.similarity)),
         controls=_control_table(result),
+        layers_above=layers_above_floor(result),
+        layers_tested=any(each.per_layer_q for each in result.similarity.values()),
+        published=_published_rows(result),
+        published_models=MODELS,
         rec2ftp=_rec2ftp_rows(result),
         cost=_cost_rows(result),
         cost_sentence=cost_sentence(result),
         trials=_trial_rows(result),
-        model=_facts(result.model),
-        task=_facts({key: value for key, value in result.task.items() if key != "prompt"}),
-        environment=_facts({key: value for key, value in result.environment.items() if key != "command"}),
-        config=_yaml(result.config),
-        commands=_commands(result),
-        glossary=_glossary(result),
+        model=facts(result.model),
     )
 
 
@@ -95,30 +127,31 @@ def _cards(result: Result) -> list[dict[str, str]]:
     if len(best) == 1:
         top = result.accuracy[best[0]]
         name = learner_style(best[0]).title
-        cards.append(_card("highest accuracy", percent(top.mean), f"{name}, {percent_interval(top.ci95)}"))
+        cards.append(card("highest accuracy", percent(top.mean), f"{name}, {percent_interval(top.ci95)}"))
     icl, ft = (finite(result.accuracy[key].mean) if key in result.accuracy else None for key in ("icl", "ft"))
     if icl is not None and ft is not None:
-        cards.append(_card("ICL less finetuning", f"{100 * (icl - ft):+.1f}", "points of accuracy"))
+        cards.append(card("ICL less finetuning", f"{100 * (icl - ft):+.1f}", "points of accuracy"))
     rec2ftp = result.similarity.get("rec2ftp")
     if rec2ftp is not None:
         chance = finite(rec2ftp.details.get("chance"))
         beside = f"chance level {percent(chance)}, n = {rec2ftp.n}" if chance is not None else f"n = {rec2ftp.n}"
-        cards.append(_card("Rec2FTP", percent(rec2ftp.mean), beside))
-    sim_aou = result.similarity.get("sim_aou")
-    if sim_aou is not None:
+        cards.append(card("Rec2FTP", percent(rec2ftp.mean), beside))
+    sim_aou, judged = result.similarity.get("sim_aou"), judged_by(result)
+    if judged is not None:
+        key, name = judged
+        place = result.calibrated[key]
+        beside = f"0: {control_of(place.control).title}, 1: ceiling; raw score {decimal(place.score)}"
+        cards.append(card(f"{name}, calibrated", hundredths(place.mean), beside))
+    elif sim_aou is not None:
         random = result.controls.get("random", {}).get("sim_aou")
         beside = f"random direction {decimal(random.mean)}" if random else decimal_interval(sim_aou.ci95)
-        cards.append(_card("SimAOU", decimal(sim_aou.mean), beside))
+        cards.append(card("SimAOU", decimal(sim_aou.mean), beside))
     if result.demonstrations is not None:
         asked, used = result.demonstrations.k_requested, result.demonstrations.k_effective
         seeds = len(result.demonstrations.rows)
         beside = f"of {asked} requested" if used != asked else f"{seeds} seed{'s' if seeds != 1 else ''}"
-        cards.append(_card("demonstrations", str(used), beside))
+        cards.append(card("demonstrations", str(used), beside))
     return cards
-
-
-def _card(name: str, value: str, beside: str) -> dict[str, str]:
-    return {"name": name, "value": value, "beside": beside}
 
 
 def _accuracy_rows(result: Result) -> list[dict[str, Any]]:
@@ -146,8 +179,26 @@ def _accuracy_rows(result: Result) -> list[dict[str, Any]]:
     return rows
 
 
+def _pair_rows(result: Result) -> list[dict[str, str]]:
+    return [
+        {
+            "name": f"{learner_style(test.first).title} less {learner_style(test.second).title}",
+            "difference": difference(test.difference),
+            "interval": difference_interval(test.ci95),
+            "p_queries": p_text(test.p_queries).removeprefix("p ").removeprefix("= "),
+            "p_seeds": p_text(test.p_seeds).removeprefix("p ").removeprefix("= "),
+            "detectable": points(test.minimum_detectable),
+            "n": count(test.n),
+        }
+        for test in result.tests
+    ]
+
+
 def _controls_used(result: Result) -> list[str]:
-    return [key for key in controls_in_order(result.controls) if set(result.controls[key]) & set(result.similarity)]
+    """Controls with something to show, kind by kind."""
+    shown = {*result.similarity, "accuracy"}
+    used = [key for key in controls_in_order(result.controls) if set(result.controls[key]) & shown]
+    return [key for kind, _ in KINDS for key in used if control_of(key).kind == kind]
 
 
 def _similarity_rows(result: Result) -> list[dict[str, Any]]:
@@ -156,11 +207,12 @@ def _similarity_rows(result: Result) -> list[dict[str, Any]]:
         {
             "measure": measure_of(key),
             "mean": decimal(result.similarity[key].mean),
-            "interval": decimal_interval(result.similarity[key].ci95),
+            "interval": decimal_interval(result.similarity[key].ci95) if known(result.similarity[key].ci95) else "",
             "n": count(result.similarity[key].n),
             "random": decimal(random[key].mean) if key in random else "",
+            "place": _place(result.calibrated.get(key)),
             "companions": [
-                {"name": name, "mean": decimal(mean), "interval": interval, "n": n}
+                {"name": name, "mean": decimal(mean), "interval": interval.replace(MISSING, ""), "n": n}
                 for name, mean, interval, n in companions(key, result.similarity[key])
             ],
         }
@@ -168,8 +220,30 @@ def _similarity_rows(result: Result) -> list[dict[str, Any]]:
     ]
 
 
+def _place(place: Calibrated | None) -> dict[str, str]:
+    """A measure on its scale: floor, ceiling, place between them, and what difference could have been found."""
+    if place is None:
+        return dict.fromkeys(("floor", "control", "ceiling", "mean", "interval", "detectable"), "")
+    return {
+        "floor": decimal(place.floor),
+        "control": control_of(place.control).title,
+        "ceiling": decimal(place.ceiling),
+        "mean": hundredths(place.mean),
+        "interval": hundredths_interval(place.ci95) if known(place.ci95) else "",
+        "detectable": decimal(place.minimum_detectable),
+    }
+
+
+def _scale_n(result: Result) -> str:
+    """How many pairs the scales stand on: `500`, or `140 to 500`."""
+    n = [each.n for key, each in result.calibrated.items() if key in result.similarity]
+    if not n:
+        return ""
+    return count(n[0]) if min(n) == max(n) else f"{count(min(n))} to {count(max(n))}"
+
+
 def _control_table(result: Result) -> dict[str, Any]:
-    """Each measure that has a control, beside all of them."""
+    """Each measure that has a control, beside all of them; last, how often the controls' own learners are right."""
     controls = _controls_used(result)
     rows = []
     for key in in_order(result.similarity):
@@ -177,14 +251,42 @@ def _control_table(result: Result) -> dict[str, Any]:
         if any(beside):
             cells = [_cell(each) for each in [result.similarity[key], *beside]]
             rows.append({"title": measure_of(key).title, "cells": cells})
-    return {"titles": [control_of(control).title for control in controls], "rows": rows}
+    answered = [result.controls[control].get("accuracy") for control in controls]
+    if any(answered):
+        cells = [{"mean": "", "interval": ""}, *(_cell(each, share=True) for each in answered)]
+        rows.append({"title": "accuracy of the control's learner", "cells": cells})
+    kinds = [control_of(control).kind for control in controls]
+    return {
+        "kinds": [(name, kinds.count(kind)) for kind, name in KINDS if kind in kinds],
+        "titles": [control_of(control).title for control in controls],
+        "rows": rows,
+    }
 
 
-def _cell(estimate: Estimate | None) -> dict[str, str]:
+def _cell(estimate: Estimate | None, share: bool = False) -> dict[str, str]:
     if estimate is None:
         return {"mean": "", "interval": ""}
+    if share:
+        interval = percent_interval(estimate.ci95) if known(estimate.ci95) else ""
+        return {"mean": percent(estimate.mean), "interval": interval}
     interval = decimal_interval(estimate.ci95) if known(estimate.ci95) else ""
     return {"mean": decimal(estimate.mean), "interval": interval}
+
+
+def _published_rows(result: Result) -> list[dict[str, Any]]:
+    rows = []
+    for each in beside_the_paper(result):
+        number, ends = (percent, percent_interval) if each.share else (decimal, decimal_interval)
+        rows.append(
+            {
+                "title": each.title,
+                "tasks": each.tasks,
+                "run": MISSING if each.run is None else number(each.run.mean),
+                "interval": ends(each.run.ci95) if each.run is not None and known(each.run.ci95) else "",
+                "published": [number(value) for value in each.published],
+            }
+        )
+    return rows
 
 
 def _rec2ftp_rows(result: Result) -> list[dict[str, str]]:
@@ -269,7 +371,7 @@ def _trial_rows(result: Result) -> list[dict[str, str]]:
         on_the_edge = len(rates) > 1 and any(rate in (min(rates), max(rates)) for rate in chosen)
         rows.append(
             {
-                "name": learner_style(key).title,
+                "name": charts.trained_name(key),
                 "tried": str(len(rates)),
                 "range": f"{min(rates):.3g} to {max(rates):.3g}",
                 "chosen": ", ".join(f"{rate:.3g}" for rate in sorted(set(chosen))) or MISSING,
@@ -281,57 +383,24 @@ def _trial_rows(result: Result) -> list[dict[str, str]]:
     return rows
 
 
-def _facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows of name and text for any mapping; what lies nested is written as YAML."""
-    rows = []
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            text = _yaml(value)
-        elif isinstance(value, list | tuple):
-            text = ", ".join(each.strip() or repr(each) if isinstance(each, str) else _plain(each) for each in value)
-        else:
-            text = _plain(value)
-        if text:
-            rows.append((str(key).replace("_", " "), text))
-    return rows
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return count(value)
-    if isinstance(value, float):
-        return significant(value)
-    return MISSING if value is None else str(value)
-
-
-def _yaml(value: Any) -> str:
-    if not value:
-        return ""
-    # By way of JSON: paths and tuples become text and lists, which safe YAML knows.
-    plain = json.loads(json.dumps(value, default=str))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None).rstrip()
-
-
 def _commands(result: Result) -> list[tuple[str, str]]:
-    """What to type to get this page, or these numbers, again."""
-    commands = [("Rebuild this page from the run's folder", "dualform report DIR")]
-    typed = result.environment.get("command")
-    if typed:
-        return [*commands, ("Run it again", str(typed))]
     model, task = result.model.get("name"), result.task.get("name")
-    if result.study == "comparison" and model and task:
-        words = ["dualform", "compare", str(model), str(task)]
-        if result.demonstrations is not None and result.demonstrations.rows:
-            words += ["--seeds", ",".join(result.demonstrations.rows)]
-        commands.append(("Run it again (other settings as under “config” below)", shlex.join(words)))
-    return commands
+    if result.study != "comparison" or not model or not task:
+        return commands_again(result)
+    words = ["dualform", "compare", str(model), str(task)]
+    if result.demonstrations is not None and result.demonstrations.rows:
+        words += ["--seeds", ",".join(result.demonstrations.rows)]
+    return commands_again(result, ("Run it again (other settings as under “config” below)", shlex.join(words)))
 
 
 def _glossary(result: Result) -> list[tuple[str, str]]:
     """The words that this page uses and a newcomer may not know."""
     learners = learners_in_order(dict.fromkeys([*result.accuracy, *result.cost, *result.predictions]))
     terms = [(learner_style(key).title, learner_style(key).meaning) for key in learners]
-    terms += [(control_of(key).title, control_of(key).meaning) for key in _controls_used(result)]
+    controls = _controls_used(result)
+    # The floor of a measure may be a level that no control of the run holds.
+    named = dict.fromkeys([*controls, *(each.control for each in result.calibrated.values())])
+    terms += [(control_of(key).title, control_of(key).meaning) for key in controls_in_order(named)]
     if result.demonstrations is not None or learners:
         terms += [
             ("demonstration", "A labelled example that every learner may use: in the prompt or as training data.")
@@ -347,82 +416,52 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
             ),
             ("n", "Numbers that a mean stands on: (seed, query) pairs, or the denominator of a ratio."),
         ]
+    if any(control_of(key).kind == "floor" for key in named):
+        terms.append(
+            (
+                "floor",
+                "What a measure scores where nothing is learned from these demonstrations. On a calibrated scale: the "
+                "highest-scoring of these controls.",
+            )
+        )
+    if result.calibrated or any(control_of(key).kind == "ceiling" for key in named):
+        terms.append(
+            (
+                "ceiling",
+                "What a measure scores for the same thing twice, under another order of the demonstrations: geometric "
+                "mean of ICL beside itself and FT beside itself.",
+            )
+        )
+    if result.calibrated:
+        terms.append(
+            (
+                "calibrated",
+                "(score - floor) / (ceiling - floor), all over the same (seed, query) pairs: 0 is what nothing scores, "
+                "1 what the same thing twice scores. Noise can carry it below 0 or above 1.",
+            )
+        )
+    if result.calibrated or result.tests:
+        terms.append(
+            (
+                "smallest detectable difference",
+                "The smallest true difference (of a score: from its floor) that a run of this size finds four times in "
+                "five, at the 5 % level. “No difference” says nothing about smaller ones.",
+            )
+        )
+    if result.tests:
+        terms.append(
+            (
+                "p over queries, over seeds",
+                "How often chance alone gives a difference at least as large, by flipping the signs of the differences "
+                "of single queries, or of whole seeds.",
+            )
+        )
+    if any(each.per_layer_q for each in result.similarity.values()):
+        terms.append(
+            (
+                "false discovery rate",
+                "Among the layers called above the floor, the share expected to be so called by chance "
+                "(Benjamini-Hochberg, over the layers of one measure): here less than 5 %, q < 0.05.",
+            )
+        )
     return [(term, meaning) for term, meaning in terms if meaning]
-
-
-def _charts(result: Result) -> dict[str, dict[str, Any]]:
-    """Each chart that has data, as JSON for a script tag and a sentence for those who cannot see it."""
-    described = {
-        "accuracy": (
-            charts.accuracy_chart,
-            "Mean accuracy of each learner with its 95 % interval and one point a seed.",
-        ),
-        "predictions": (charts.prediction_chart, "Share of each label among the predictions of each learner."),
-        "controls": (charts.controls_chart, "Each measure of likeness beside its controls."),
-        "layers": (charts.similarity_by_layer_chart, "Each measure of likeness over the layers, with its interval."),
-        "heads": (charts.head_map_chart, "Each measure of likeness by layer and head, as a heat map."),
-        "trials": (charts.trials_chart, "Accuracy on the selection split against learning rate, one line a seed."),
-    }
-    drawn = {}
-    for name, (draw, description) in described.items():
-        chart = draw(result)
-        # Checking a chart against the schema takes as long as all the rest, and the tests do it.
-        if chart is not None:
-            drawn[name] = {"description": description, "spec": json_for_script(_compact(chart.to_dict(validate=False)))}
-    return drawn
-
-
-def _compact(value: Any) -> Any:
-    """Numbers at six digits: a third of the page's size, and more than a screen can show."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _compact(each) for key, each in value.items()}
-    return [_compact(each) for each in value] if isinstance(value, list) else value
-
-
-def json_for_script(value: Any) -> Markup:
-    """JSON that cannot end the script tag around it, nor open a comment in it.
-
-    Raises:
-        ValueError: A number in it is not finite, for which JSON has no word.
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-@lru_cache(maxsize=1)
-def _scripts() -> tuple[str, str]:
-    """The charts' libraries (Vega, Vega-Lite, Vega-Embed), and what draws the charts of this page."""
-    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    engine = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    # Inside a script's text "</script" would end it and "<!--" begin a comment; neither means anything else there.
-    return engine.replace("</script", "<\\/script").replace("<!--", "<\\!--"), _asset("page.js")
-
-
-def _policy(scripts: Iterable[str]) -> str:
-    """The page's content security policy: nothing is loaded, no script runs but these.
-
-    `unsafe-eval` is for Vega, which compiles its expressions; the expressions are ours, the data are not code.
-    """
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join([*(f"'sha256-{digest}'" for digest in digests), "'unsafe-eval'"]) if digests else "'none'"
-    rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-    return f"default-src 'none'; script-src {allowed}; {rest}"
-
-
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    return environment
-
-
-def _asset(name: str) -> str:
-    return resources.files("dualform.report").joinpath(name).read_text(encoding="utf-8")

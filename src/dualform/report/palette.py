@@ -4,6 +4,7 @@ The colours are those of Okabe and Ito (2008), which stay apart under the common
 black and yellow are left out because each vanishes on one of the two backgrounds.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -51,16 +52,52 @@ MEASURE_COLOUR = "#6B7F95"
 """For everything that is no learner: measures, controls, reference lines; legible on white and on black."""
 
 
+RATE_COLOURS: tuple[str, ...] = ("#B8501A", "#E58A4F", "#9A6B4F", "#C9A182")
+"""For a learner at a further learning rate: kin to finetuning's own, apart in lightness."""
+
+
 def learners_in_order(keys: Iterable[str]) -> list[str]:
-    """`keys` in the table's order; unknown ones last, as they came."""
+    """`keys` in the table's order, each followed by its further learning rates; unknown ones last, as they came."""
     order = {known.key: position for position, known in enumerate(LEARNERS)}
-    return sorted(keys, key=lambda key: order.get(key, len(order)))
+
+    def place(key: str) -> tuple[int, float]:
+        name, rate = _parts(key)
+        return (order.get(name, len(order)), -1.0 if rate is None else rate)
+
+    return sorted(keys, key=place)
 
 
 def learner_style(key: str) -> LearnerStyle:
-    """The table's entry for `key`; where there is none, one named by the key, in a colour that depends on it alone."""
+    """The table's entry for `key`; where there is none, one named by the key, in a colour that depends on it alone.
+
+    `ft@0.001` is finetuning at that learning rate.
+    """
+    name, rate = _parts(key)
     for known in LEARNERS:
-        if known.key == key:
-            return known
+        if known.key == name:
+            if rate is None:
+                return known
+            return LearnerStyle(
+                key,
+                f"{known.key.upper()}, rate {rate:g}",
+                f"{known.noun} at rate {rate:g}",
+                f"{known.meaning.rstrip('.')}, at the learning rate {rate:g}.",
+                _by_key(key, RATE_COLOURS),
+            )
+    return LearnerStyle(key, key, key, "", _by_key(key, SPARE_COLOURS))
+
+
+def _parts(key: str) -> tuple[str, float | None]:
+    """`ft@0.001` -> `ft`, 0.001; any other key with None, also one whose end is no positive number."""
+    name, _, text = key.partition("@")
+    try:
+        rate = float(text)
+    except ValueError:
+        return key, None
+    known = any(style.key == name for style in LEARNERS)
+    return (name, rate) if known and 0 < rate < math.inf else (key, None)
+
+
+def _by_key(key: str, colours: tuple[str, ...]) -> str:
     # Not hash(): it differs from one Python process to the next, and a page must not.
-    return LearnerStyle(key, key, key, "", SPARE_COLOURS[sum(key.encode()) % len(SPARE_COLOURS)])
+    return colours[sum(key.encode()) % len(colours)]

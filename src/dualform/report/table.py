@@ -1,9 +1,10 @@
 """A result as compact tables for the terminal, at most 80 columns wide."""
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dualform.report.measures import DETAIL_TITLES, in_order, measure_of
+from dualform.report.measures import DETAIL_TITLES, control_of, in_order, measure_of
 from dualform.report.numerals import (
     MISSING,
     count,
@@ -16,6 +17,7 @@ from dualform.report.numerals import (
     significant,
 )
 from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.phrases import hundredths
 from dualform.report.words import collapsed
 from dualform.result import Result, Similarity
 
@@ -41,7 +43,12 @@ def accuracy_table(result: Result) -> Table:
 
 
 def similarity_table(result: Result) -> Table:
-    """Measure, mean, interval, n and the random control's mean; companions indented below their measure."""
+    """Measure, mean, interval, floor, ceiling and place between them; companions indented below their measure.
+
+    Without calibrated values: n and the random control's mean instead.
+    """
+    if result.calibrated:
+        return _calibrated_table(result)
     random = result.controls.get("random", {})
     table = Table(title="Likeness of context and finetuning", title_justify="left")
     table.add_column("measure", overflow="fold")
@@ -54,6 +61,39 @@ def similarity_table(result: Result) -> Table:
         table.add_row(_name(measure_of(key).title), decimal(each.mean), interval, count(each.n), control)
         for name, mean, ends, n in companions(key, each):
             table.add_row(_name(f"  {name}"), decimal(mean), ends, n, "")
+    return table
+
+
+def _calibrated_table(result: Result) -> Table:
+    floors: dict[str, list[str]] = {}
+    for key in in_order(result.calibrated):
+        if key in result.similarity:
+            floors.setdefault(control_of(result.calibrated[key].control).title, []).append(measure_of(key).title)
+    # By floor, the one that most measures have first; the rest name their measures.
+    told = sorted(floors.items(), key=lambda item: -len(item[1]))
+    named = [f"{floor} ({'; '.join(titles)})" for floor, titles in told[1:]]
+    caption = "calibrated: 0 = floor, the highest control; 1 = ceiling"
+    if told:
+        caption += f". Floor: {'; '.join([told[0][0], *named])}" if named else f". Floor: {told[0][0]}"
+    table = Table(
+        title="Likeness of context and finetuning",
+        title_justify="left",
+        caption=_name(caption),
+        caption_justify="left",
+    )
+    # As wide as the numbers leave it: a longer name takes a second line.
+    table.add_column("measure", overflow="fold", max_width=17)
+    for name in ("mean", "95 % interval", "floor", "ceiling", "calibrated"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key in in_order(result.similarity):
+        each, place = result.similarity[key], result.calibrated.get(key)
+        scale = (
+            ["", "", ""] if place is None else [decimal(place.floor), decimal(place.ceiling), hundredths(place.mean)]
+        )
+        table.add_row(_name(measure_of(key).title), decimal(each.mean), decimal_interval(each.ci95), *scale)
+        for name, mean, ends, _ in companions(key, each):
+            # Not by spaces, so that a second line stands below the first.
+            table.add_row(Padding(_name(name), (0, 0, 0, 2)), decimal(mean), ends, "", "", "")
     return table
 
 

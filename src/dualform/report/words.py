@@ -1,13 +1,15 @@
 """The verdict: what a result says in plain sentences, and no more than its intervals allow.
 
-Two estimates are called apart only when their 95 % intervals do not touch. That is stricter than a test of the
-difference, so a sentence that says "apart" can be believed and one that says "not separated" is no proof of
-equality.
+Two accuracies are called apart where the paired tests say so. Without tests, and for all else, two estimates are
+called apart only when their 95 % intervals do not touch. That is stricter than a test of the difference, so a sentence
+that says "apart" can be believed and one that says "not separated" is no proof of equality. A likeness is judged by its
+place between floor and ceiling where it has one.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
-from dualform.report.measures import control_of, controls_in_order
+from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
 from dualform.report.numerals import (
     count,
     decimal,
@@ -20,13 +22,31 @@ from dualform.report.numerals import (
     significant,
 )
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.result import Accuracy, Estimate, Result
+from dualform.report.phrases import (
+    capital,
+    difference_interval,
+    hundredths,
+    hundredths_interval,
+    listed,
+    plural,
+    points,
+)
+from dualform.result import Accuracy, Calibrated, Estimate, PairedTest, Result
 
 COLLAPSED_ABOVE = 0.9
 """Share of the most frequent predicted label above which a learner counts as collapsed into one class."""
 
+NEGLIGIBLE_BELOW = 0.05
+"""A calibrated value whose whole interval lies below this is told as next to nothing, however sure it is."""
+
 SMALL_BELOW = 100
 """An estimate that stands on fewer numbers than this is called small."""
+
+LEVEL = 0.05
+"""Below this a p-value, or a false discovery rate, counts."""
+
+Generality = Literal["both", "queries", "demonstrations", "neither"]
+"""What a difference holds for: other queries, other demonstrations, both or neither."""
 
 
 def verdict(result: Result) -> list[str]:
@@ -79,18 +99,21 @@ def _best_learner(result: Result) -> list[str]:
         return []
     first = result.accuracy[best[0]]
     if len(best) > 1:
-        return [f"{_capital(_listed(best))} share the highest mean accuracy, {_share(first)}."]
-    sentence = f"{_capital(_noun(best[0]))} has the highest mean accuracy, {_share(first)}."
+        return [f"{capital(_nouns(best))} share the highest mean accuracy, {_share(first)}."]
+    sentence = f"{capital(_noun(best[0]))} has the highest mean accuracy, {_share(first)}."
     others = [key for key in _means(result) if key not in best]
     touching = {key: overlap(first, result.accuracy[key]) for key in others}
     unknown = [key for key in others if touching[key] is None]
     level = [key for key in others if touching[key]]
     if not others:
         return [sentence]
+    tests = {key: paired_test(result, best[0], key) for key in others}
+    if others and all(tests.values()):
+        return [f"{sentence} {_ahead_of(tests)}"]
     if unknown:
         return [f"{sentence} Without an interval for every learner, the run cannot say how sure that order is."]
     if level:
-        return [f"{sentence} Its interval overlaps that of {_listed(level)}: the run does not separate them."]
+        return [f"{sentence} Its interval overlaps that of {_nouns(level)}: the run does not separate them."]
     return [f"{sentence} No other learner's interval reaches it."]
 
 
@@ -103,6 +126,9 @@ def _icl_beside_ft(result: Result) -> list[str]:
         place = "ICL and finetuning have the same mean accuracy"
     else:
         place = f"ICL is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} finetuning"
+    test = paired_test(result, "icl", "ft")
+    if test is not None:
+        return [f"{place}{_weighed(test, result)}"]
     touching = overlap(icl, ft)
     if touching is None:
         return [f"{place}; there are no intervals to weigh that by."]
@@ -111,7 +137,236 @@ def _icl_beside_ft(result: Result) -> list[str]:
     return [f"{place}, and their 95 % intervals do not overlap."]
 
 
+def paired_test(result: Result, first: str, second: str) -> PairedTest | None:
+    """The test of two learners, whichever way round it was written; None where there is none."""
+    for test in result.tests:
+        if (test.first, test.second) == (first, second):
+            return test
+        if (test.second, test.first) == (first, second):
+            mean, ends = finite(test.difference), known(test.ci95)
+            turned = {
+                "first": first,
+                "second": second,
+                "difference": None if mean is None else -mean,
+                "ci95": (None, None) if ends is None else (-ends[1], -ends[0]),
+            }
+            return test.model_copy(update=turned)
+    return None
+
+
+def generality(test: PairedTest) -> Generality:
+    """What a difference holds for, at the level `LEVEL`; a test that could not be made shows nothing."""
+    queries, seeds = (number is not None and number < LEVEL for number in map(finite, (test.p_queries, test.p_seeds)))
+    if queries and seeds:
+        return "both"
+    return "queries" if queries else "demonstrations" if seeds else "neither"
+
+
+def p_text(p: float | None) -> str:
+    """`p = 0.012`, `p < 0.001`, or that there was no test."""
+    number = finite(p)
+    if number is None:
+        return "no test"
+    return "p < 0.001" if number < 0.001 else f"p = {number:.3g}"
+
+
+def n_seeds(result: Result) -> int:
+    """Demonstration seeds that the accuracies stand on."""
+    return max((len(each.per_seed) for each in result.accuracy.values()), default=0)
+
+
+def least_p(result: Result) -> float | None:
+    """The smallest p-value that a sign-flip test over this many seeds can give, 2 / 2**S; None below two seeds."""
+    seeds = n_seeds(result)
+    return 2 / 2**seeds if seeds > 1 else None
+
+
+def pair_sentences(result: Result) -> list[str]:
+    """Which differences between learners hold, and for what; empty without tests."""
+    if not result.tests:
+        return []
+    # What a difference holds for -> the better learner -> those that it is ahead of.
+    ahead: dict[Generality, dict[str, list[str]]] = {"both": {}, "queries": {}, "demonstrations": {}}
+    level = []
+    for test in result.tests:
+        gap = finite(test.difference)
+        if gap is None:
+            continue
+        high, low = (test.first, test.second) if gap >= 0 else (test.second, test.first)
+        kind = generality(test)
+        if kind == "neither":
+            level.append(f"{_noun(test.first)} and {_noun(test.second)}")
+        else:
+            ahead[kind].setdefault(high, []).append(f"{_noun(low)} ({points(abs(gap))} points)")
+    sentences = []
+    kinds: tuple[tuple[Generality, str], ...] = (
+        ("both", "other queries and for other demonstrations"),
+        ("queries", "other queries under these demonstrations only"),
+        ("demonstrations", "other demonstrations on these queries only"),
+    )
+    for kind, what in kinds:
+        told = [f"{_noun(key)} above {listed(ahead[kind][key])}" for key in learners_in_order(ahead[kind])]
+        if told:
+            sentences.append(f"Holds for {what}: {'; '.join(told)}.")
+    if level:
+        sentences.append(f"Not told apart: {'; '.join(level)}.")
+    return sentences
+
+
+def seeds_note(result: Result) -> str:
+    """How far down a test over this many seeds can go, and whether that is far enough."""
+    least = least_p(result)
+    if least is None:
+        return "Fewer than two seeds allow no test over demonstrations."
+    note = f"With {plural(n_seeds(result), 'seed')} a p-value over demonstrations is never below {least:.3g}"
+    if least < LEVEL:
+        return f"{note}."
+    return f"{note}, so no difference can be shown to hold for other demonstrations here; six seeds are the fewest."
+
+
+def _ahead_of(tests: dict[str, PairedTest | None]) -> str:
+    """Whom the best learner is ahead of, and for what."""
+    level: dict[Generality, list[str]] = {}
+    for key, test in tests.items():
+        if test is not None:
+            level.setdefault(generality(test), []).append(key)
+    told = [
+        f"{words} {_nouns(level[kind])}{rest}"
+        for kind, words, rest in (
+            ("both", "is ahead of", " for other queries and other demonstrations"),
+            ("queries", "is ahead of", " for other queries under these demonstrations only"),
+            ("demonstrations", "is ahead of", " for other demonstrations on these queries only"),
+            ("neither", "is not told apart from", ""),
+        )
+        if kind in level
+    ]
+    return f"By paired tests it {'; it '.join(told)}."
+
+
+def _weighed(test: PairedTest, result: Result) -> str:
+    """What a paired test says of a difference, as the end of a sentence."""
+    interval = f" (95 % interval of the difference {difference_interval(test.ci95)} points)" if known(test.ci95) else ""
+    queries, seeds = p_text(test.p_queries), p_text(test.p_seeds)
+    least = least_p(result)
+    if finite(test.p_seeds) is not None and least is not None and least >= LEVEL:
+        seeds += f", and {plural(n_seeds(result), 'seed')} cannot give less than {least:.3g}"
+    kind = generality(test)
+    if kind == "both":
+        return f"{interval}: that holds for other queries ({queries}) and for other demonstrations ({seeds})."
+    if kind == "queries":
+        told = f"that holds for other queries under these demonstrations ({queries})"
+        return f"{interval}: {told}, but is not shown for other demonstrations ({seeds})."
+    if kind == "demonstrations":
+        told = f"that holds for other demonstrations on these queries ({seeds})"
+        return f"{interval}: {told}, but is not shown for other queries ({queries})."
+    found = finite(test.minimum_detectable)
+    power = "" if found is None else f" The run would find a difference of {points(found)} points (80 % power)."
+    told = f"the run does not tell the two apart (over queries {queries}, over demonstrations {seeds})"
+    return f"{interval}: {told}.{power}"
+
+
+_LIKENESS = (("sim_aou_raw", "raw SimAOU"), ("sim_aou", "SimAOU"))
+"""Measures by which the verdict judges likeness, the better one first, as they are called in a sentence."""
+
+
+def judged_by(result: Result) -> tuple[str, str] | None:
+    """The measure by which likeness is judged on its scale, and its name in a sentence; None without a scale."""
+    there = [(key, name) for key, name in _LIKENESS if key in result.calibrated and key in result.similarity]
+    placed = [(key, name) for key, name in there if finite(result.calibrated[key].mean) is not None]
+    return next(iter(placed + there), None)
+
+
 def _likeness(result: Result) -> list[str]:
+    """Where likeness stands between nothing learned and the same thing twice; without a scale, beside chance."""
+    judged = judged_by(result)
+    if judged is None:
+        return _likeness_beside_chance(result)
+    key, name = judged
+    sentence = f"Likeness of the updates by context and by finetuning: {name} {_value(result.similarity[key])}"
+    return [f"{sentence}{_placed(result, key)}", *_not_specific(result, key, name), *_not_learned(result, key, name)]
+
+
+def _placed(result: Result, key: str) -> str:
+    """A likeness on its scale, as the end of a sentence."""
+    place, found = result.calibrated[key], result.similarity[key]
+    floor = f"({control_of(place.control).title}, {decimal(place.floor)})"
+    if finite(place.mean) is None:
+        return (
+            f"; it has no scale, because its ceiling ({decimal(place.ceiling)}) does not lie above its highest control "
+            f"{floor}."
+        )
+    # Controls may have been read on fewer queries, and the scale stands on those.
+    where = ""
+    if decimal(place.score) != decimal(found.mean):
+        where = f" (over the {count(place.n)} pairs on which controls were read: {decimal(place.score)})"
+    interval = f" ({hundredths_interval(place.ci95)})" if known(place.ci95) else ""
+    return (
+        f"{where}: on the scale from its highest control {floor} to its ceiling ({decimal(place.ceiling)}) that is "
+        f"{hundredths(place.mean)}{interval}: {_judgement(place)}."
+    )
+
+
+def _judgement(place: Calibrated) -> str:
+    ends = known(place.ci95)
+    if ends is None:
+        return "without an interval that cannot be weighed"
+    low, high = ends
+    if high < 0:
+        return "less alike than where nothing is learned"
+    if low <= 0:
+        found = finite(place.minimum_detectable)
+        power = "" if found is None else f" (the run would find a difference of {decimal(found)}, with 80 % power)"
+        if high >= 1:
+            return f"the run cannot tell nothing learned from the same thing twice{power}"
+        return f"not told apart from nothing learned{power}"
+    if high < NEGLIGIBLE_BELOW:
+        return "above nothing learned by a sliver, and next to nothing of what the measure can show"
+    if high >= 1:
+        return "clearly above nothing learned, and it reaches the ceiling"
+    return "clearly above nothing learned, and clearly below the ceiling"
+
+
+def _not_specific(result: Result, key: str, name: str) -> list[str]:
+    """Said where finetuning on other demonstrations looks as much like this context."""
+    other = result.controls.get("other_demonstrations", {}).get(key)
+    if other is None or not _reaches(other, result.similarity[key]):
+        return []
+    return [
+        f"Finetuned on other demonstrations of the same task, the model scores {name} {_value(other)}, not clearly "
+        "less: what likeness there is has not been shown to be specific to these demonstrations."
+    ]
+
+
+def _not_learned(result: Result, key: str, name: str) -> list[str]:
+    """Said where a model that never learned anything scores as high."""
+    other = result.controls.get("untrained", {}).get(key)
+    if other is None or not _reaches(other, result.similarity[key]):
+        return []
+    return [
+        f"The untrained model scores {name} {_value(other)}, not clearly less: as the paper's critics found (Deutch et "
+        "al., arXiv:2311.07772), such a likeness comes with the architecture and is no sign of something learned."
+    ]
+
+
+def _reaches(control: Estimate, found: Estimate) -> bool:
+    """Whether a control's interval touches that of the score, or lies above it."""
+    other, own = known(control.ci95), known(found.ci95)
+    return other is not None and own is not None and other[1] >= own[0]
+
+
+def layers_above_floor(result: Result) -> list[str]:
+    """For each measure with a test of each layer, how many lie above its floor, as `SimAOU: 12 of 30`."""
+    told = []
+    for key in in_order(result.similarity):
+        q = [value for each in result.similarity[key].per_layer_q or [] if (value := finite(each)) is not None]
+        if q and key in result.calibrated:
+            floor = control_of(result.calibrated[key].control).title
+            above = sum(value < LEVEL for value in q)
+            told.append(f"{measure_of(key).title}: {above} of {len(q)} (floor: {floor})")
+    return told
+
+
+def _likeness_beside_chance(result: Result) -> list[str]:
     """Whether the two updates are more alike than each control, by the first measure that has a random one."""
     for key, name in (("sim_aou", "SimAOU"), ("sim_aou_raw", "raw SimAOU"), ("sim_am_delta", "SimAM of changes")):
         found = result.similarity.get(key)
@@ -129,6 +384,8 @@ def _likeness(result: Result) -> list[str]:
         return [
             f"The updates by context and by finetuning are more alike than chance: {numbers}.",
             *_matched_by_control(result, key, name),
+            *_not_specific(result, key, name),
+            *_not_learned(result, key, name),
         ]
     return []
 
@@ -136,17 +393,16 @@ def _likeness(result: Result) -> list[str]:
 def _matched_by_control(result: Result, key: str, name: str) -> list[str]:
     """A warning where a control in which nothing is learned scores as high as the real thing."""
     found = result.similarity[key]
-    interval = known(found.ci95)
     matched = []
     for control in controls_in_order(result.controls):
         other = result.controls[control].get(key)
-        ends = None if other is None else known(other.ci95)
-        if control != "random" and control_of(control).floor and interval and ends and ends[1] >= interval[0]:
-            matched.append(f"“{control_of(control).title}”, {_value(result.controls[control][key])}")
+        # The random direction has had its say.
+        if control != "random" and control_of(control).kind == "floor" and other is not None and _reaches(other, found):
+            matched.append(f"“{control_of(control).title}”, {_value(other)}")
     if not matched:
         return []
     return [
-        f"But {name} does not lie clearly above its control{'s' if len(matched) > 1 else ''} {_and(matched)}: alone, "
+        f"But {name} does not lie clearly above its control{'s' if len(matched) > 1 else ''} {listed(matched)}: alone, "
         "it does not show that context and finetuning learn the same thing."
     ]
 
@@ -183,7 +439,7 @@ def _collapse(result: Result) -> list[str]:
         each = result.predictions[key]
         answer = "one label" if each.majority_label is None else f"“{each.majority_label.strip()}”"
         sentences.append(
-            f"{_capital(_noun(key))} has collapsed into one class: it answers {answer} to "
+            f"{capital(_noun(key))} has collapsed into one class: it answers {answer} to "
             f"{percent(each.majority_share)} of the queries, so its accuracy says little."
         )
     return sentences
@@ -197,7 +453,7 @@ def _near_chance(result: Result) -> list[str]:
     level = [key for key, ends in intervals.items() if ends and ends[0] <= chance <= ends[1]]
     if not level:
         return []
-    return [f"Not told apart from guessing ({percent(chance)}): {_listed(level)}."]
+    return [f"Not told apart from guessing ({percent(chance)}): {_nouns(level)}."]
 
 
 def _how_much_it_stands_on(result: Result) -> list[str]:
@@ -248,13 +504,5 @@ def _noun(learner: str) -> str:
     return learner_style(learner).noun
 
 
-def _listed(learners: Sequence[str]) -> str:
-    return _and([_noun(key) for key in learners])
-
-
-def _and(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _nouns(learners: Sequence[str]) -> str:
+    return listed([_noun(key) for key in learners])

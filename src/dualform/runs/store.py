@@ -5,18 +5,21 @@
     examples.parquet   every learner's answer to every query
     report.html        the page
     log.txt            what happened when
-    cells-.../         finished seeds, only while the run is under way
+    cells-.../         finished pieces, such as seeds, only while the run is under way
 
 Each file is written wholly or not at all.
 """
 
 import hashlib
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pydantic import BaseModel
 from safetensors import SafetensorError
 
 from dualform._version import __version__
@@ -24,10 +27,7 @@ from dualform.errors import ConfigError
 from dualform.files import atomic_write, explain_storage_errors, writable_dir
 from dualform.report.page import render_page
 from dualform.result import Result
-from dualform.studies.comparison import Comparison
-from dualform.studies.comparison_config import ComparisonConfig
-from dualform.studies.outcome import SeedOutcome
-from dualform.studies.summary import examples_table
+from dualform.studies.pieces import Piece
 
 _FILES = ("config.yaml", "result.json", "examples.parquet", "report.html")
 _REMEDY = "Free some space or choose another folder with --out."
@@ -39,14 +39,14 @@ class RunFolder:
     Args:
         path: Made if need be.
         config: The run's settings.
-        overwrite: Allow a folder that holds the result of other settings; it is lost once the first seed is finished.
+        overwrite: Allow a folder that holds the result of other settings; it is lost once the first piece is finished.
 
     Raises:
         StorageError: The folder cannot be made or written to.
         ConfigError: It holds the result of other settings, and `overwrite` is off.
     """
 
-    def __init__(self, path: Path, config: ComparisonConfig, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, config: BaseModel, *, overwrite: bool = False) -> None:
         if not overwrite and holds_other_result(path, config):
             raise ConfigError(
                 f"{path} holds the result of other settings. Choose another folder with --out, or give --overwrite."
@@ -55,45 +55,50 @@ class RunFolder:
         self._settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         # Pieces made under other settings, or by another version, must never be mixed in.
         self._key = hashlib.sha256(f"{__version__}\n{self._settings}".encode()).hexdigest()[:12]
-        self.log(f"dualform {__version__}: {config.model} on {config.task}")
+        self.log(f"dualform {__version__}: {getattr(config, 'model', '?')} on {getattr(config, 'task', '?')}")
 
-    def get(self, seed: int, inputs: str) -> SeedOutcome | None:
-        """A seed finished earlier under the same settings; None if there is none, or one that must not be used."""
-        path = self._cell(seed)
+    def get(self, name: str, inputs: str) -> Piece | None:
+        """A piece finished earlier under the same settings; None if there is none, or one that must not be used."""
+        path = self._cell(name)
         if not path.exists():
             return None
         try:
-            outcome = SeedOutcome.from_file(str(path))
+            piece = Piece.from_file(str(path))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            self.log(f"seed {seed}: {path.name} is damaged ({error}); running it again")
+            self.log(f"{name}: {path.name} is damaged ({error}); running it again")
             return None
-        if outcome.inputs != inputs:
-            self.log(f"seed {seed}: model or data have changed since it finished; running it again")
+        if piece.name != name or piece.inputs != inputs:
+            self.log(f"{name}: model or data have changed since it finished; running it again")
             return None
-        self.log(f"seed {seed}: finished earlier, read back")
-        return outcome
+        self.log(f"{name}: finished earlier, read back")
+        return piece
 
-    def put(self, outcome: SeedOutcome) -> None:
-        """Keep a finished seed."""
-        path = self._cell(outcome.seed)
+    def put(self, piece: Piece) -> None:
+        """Keep a finished piece."""
+        path = self._cell(piece.name)
         with explain_storage_errors(path, _REMEDY):
             path.parent.mkdir(exist_ok=True)
         with atomic_write(path, _REMEDY) as temporary:
-            temporary.write_bytes(outcome.to_bytes())
+            temporary.write_bytes(piece.to_bytes())
         self._write_text("config.yaml", self._settings)
-        self.log(f"seed {outcome.seed}: finished")
+        self.log(f"{piece.name}: finished")
 
-    def finish(self, comparison: Comparison) -> None:
-        """Write everything that the folder promises, the result last, and drop the pieces."""
+    def finish(self, result: Result, examples: pa.Table) -> None:
+        """Write everything that the folder promises, the result last, and drop the pieces.
+
+        Args:
+            result: What was found.
+            examples: Every answer to every query.
+        """
         with atomic_write(self.path / "examples.parquet", _REMEDY) as temporary:
-            pq.write_table(examples_table(comparison.asked, comparison.outcomes), temporary)
+            pq.write_table(examples, temporary)
         self._write_text("config.yaml", self._settings)
-        self._write_text("report.html", render_page(comparison.result))
-        self._write_text("result.json", comparison.result.to_json() + "\n")
-        for warning in comparison.result.warnings:
+        self._write_text("report.html", render_page(result))
+        self._write_text("result.json", result.to_json() + "\n")
+        for warning in result.warnings:
             self.log(f"note: {warning}")
-        self.log(f"finished in {comparison.result.environment['seconds']} s")
-        shutil.rmtree(self._cell(0).parent, ignore_errors=True)
+        self.log(f"finished in {result.environment['seconds']} s")
+        shutil.rmtree(self._cells, ignore_errors=True)
         for name in _FILES:
             for leftover in self.path.glob(f".{name}.[0-9]*.tmp"):
                 # Of a run that was killed while it wrote.
@@ -105,15 +110,23 @@ class RunFolder:
         with explain_storage_errors(path, _REMEDY), path.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
 
-    def _cell(self, seed: int) -> Path:
-        return self.path / f"cells-{self._key}" / f"seed-{seed}.safetensors"
+    @property
+    def _cells(self) -> Path:
+        return self.path / f"cells-{self._key}"
+
+    def _cell(self, name: str) -> Path:
+        plain = re.sub(r"[^\w.]+", "-", name)[-60:]
+        if plain != name.replace(" ", "-"):
+            # Names of models are paths at times; the digest keeps apart what the letters that remain do not.
+            plain += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]
+        return self._cells / f"{plain}.safetensors"
 
     def _write_text(self, name: str, text: str) -> None:
         with atomic_write(self.path / name, _REMEDY) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def holds_other_result(folder: Path, config: ComparisonConfig) -> bool:
+def holds_other_result(folder: Path, config: BaseModel) -> bool:
     """Whether a folder holds a finished run of other settings, which must not be lost by accident."""
     if not (folder / "result.json").exists():
         return False
@@ -123,7 +136,7 @@ def holds_other_result(folder: Path, config: ComparisonConfig) -> bool:
         return True
 
 
-def free_folder(base: Path, config: ComparisonConfig) -> Path:
+def free_folder(base: Path, config: BaseModel) -> Path:
     """`base`, or where other settings' result lies there, `base` with a few letters that stand for these settings."""
     if not holds_other_result(base, config):
         return base

@@ -1,36 +1,39 @@
 """The main job: adapt one model to the same demonstrations in every way, look inside, and compare.
 
 For each demonstration seed every learner is adapted, then all of them read the queries group by group, and the
-measures of a group are taken before the next is read.
+measures of a group are taken before the next is read. Controls read the first groups only, and never keep more than
+one of their readings at a time.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dualform.errors import NumericalError, TrainingError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.lora import Lora
 from dualform.learners.probe import LinearProbe, ProbedModel
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.learners.rate import RateSearch, search_rate
+from dualform.learners.rate import RateSearch
 from dualform.models.capture import Recording
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
-from dualform.models.load import load_model
 from dualform.result import Result, Trial
-from dualform.studies.bench import Bench, Drawn, digest, query_cost, work_of_adapting, work_of_seed
+from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison_config import ComparisonConfig
-from dualform.studies.inside import context_of, measure, recordings_for
-from dualform.studies.outcome import Cells, NoCells, SeedOutcome
+from dualform.studies.controls import Prepared, prepare
+from dualform.studies.facts import Asked
+from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
+from dualform.studies.outcome import SeedOutcome, piece_name
+from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.progress import Progress, Silent
-from dualform.studies.summary import Asked, summarise
+from dualform.studies.summary import summarise
+from dualform.studies.tuning import trained
+from dualform.studies.work import TRAINING, controlled_queries, work_of_adapting, work_of_search, work_of_seed
 from dualform.tasks.demonstrations import Demonstrations
-from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
 
 _SILENT = Silent()
@@ -71,108 +74,183 @@ def compare(
         DualformError: A mistake in the settings, model or data, named.
     """
     start = time.perf_counter()
-    if task is None:
-        task = load_task(
-            config.task,
-            data_dir=config.data_dir,
-            text=config.text,
-            label=config.label,
-            prompt=config.prompt,
-            label_words=config.label_words,
-            separator=config.separator,
-            choices=config.choices,
-        )
-    if lm is None:
-        lm = load_model(
-            config.model,
-            device=config.device,
-            dtype=config.dtype,
-            route=config.route,
-            trust_remote_code=config.trust_remote_code,
-        )
-    bench = Bench.of(config, lm, task)
+    task = task or config.load_task()
+    lm = lm or config.load_model(config.model)
+    bench, notes = _set_up(config, lm, task)
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
     drawn = {seed: bench.draw(seed) for seed in config.seeds}
-    seeds, notes = _seeds(bench, drawn, progress)
-    work = {seed: work_of_seed(bench, drawn[seed].encoded, searching=seed == seeds[0]) for seed in seeds}
-    progress.start(sum(work.values()))
     inputs = digest(bench, drawn.values())
-    outcomes: list[SeedOutcome] = []
     with lm.packed_products():
-        for seed in seeds:
-            done = cells.get(seed, inputs)
-            if done is None:
-                done = _run_seed(bench, drawn[seed], inputs, outcomes[0] if outcomes else None, progress)
-                cells.put(done)
+        chosen = _choose_seed(bench, drawn, inputs, cells, progress)
+        searched = None if chosen.rate is None else {"ft": chosen.rate}
+        work = {
+            seed: work_of_seed(bench, drawn[seed].encoded, seed == chosen.seeds[0], searched is not None)
+            for seed in chosen.seeds
+        }
+        progress.start(sum(work.values()))
+        outcomes: list[SeedOutcome] = []
+        for seed in chosen.seeds:
+            piece = cells.get(piece_name(seed), inputs)
+            if piece is None:
+                known = searched if not outcomes else (None if config.tune == "each" else outcomes[0].rates)
+                outcome = _run_seed(bench, drawn[seed], inputs, known or {}, chosen.trials, progress)
+                cells.put(outcome.to_piece())
             else:
+                outcome = SeedOutcome.from_piece(piece)
                 progress.advance(work[seed], f"seed {seed} was finished earlier")
-            outcomes.append(done)
-    asked = Asked(
-        task=task,
-        examples=bench.examples,
-        n_selection=len(bench.selection),
-        report_split=bench.report_split,
-        selection_split=bench.selection_split,
-        prompt_tokens=sum(len(query.prompt) for query in bench.queries) / len(bench.queries),
-        context=bench.context,
-        notes=(*bench.notes, *notes),
-    )
+            outcomes.append(outcome)
+    remarks = dict.fromkeys(note for outcome in outcomes for note in outcome.notes)
+    asked = Asked.of(bench, (*notes, *chosen.notes, *remarks))
     result = summarise(config, lm, asked, outcomes, seconds=time.perf_counter() - start)
     return Comparison(result, asked, tuple(outcomes))
 
 
-def _seeds(bench: Bench, drawn: dict[int, Drawn], progress: Progress) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Bench[ComparisonConfig], tuple[str, ...]]:
+    """The bench, and what must be said about it. Learners and controls that cannot be run are taken out."""
+    notes = []
+    learners, controls = config.learners, config.controls
+    if task.is_multiple_choice and "probe" in learners:
+        learners = tuple(name for name in learners if name != "probe")
+        notes.append("The probe was left out: free-text choices have no classes to regress on.")
+    if controls and (config.k == 0 or not {"zsl", "icl", "ft"} <= set(learners)):
+        controls = ()
+    config = config.model_copy(update={"learners": learners, "controls": controls})
+    paper = task.paper_split if config.preset == "dai2023" else None
+    bench = Bench.of(config, lm, task, report_split=paper, select_on=config.select_on)
+    if config.select_on == "report":
+        notes.append(
+            "Learning rates were chosen on the very queries that are reported, as the paper does: this flatters FT."
+        )
+    return bench, tuple(notes)
+
+
+@dataclass(frozen=True)
+class _Chosen:
     """The seeds to report, and what must be said about how they were chosen."""
+
+    seeds: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    rate: float | None = None
+    """FT's, when the choice of seed searched for it."""
+    trials: tuple[Trial, ...] = ()
+
+
+def _choose_seed(
+    bench: Bench[ComparisonConfig], drawn: dict[int, Drawn], inputs: str, cells: Cells, progress: Progress
+) -> _Chosen:
+    """All seeds; or, when the settings say so, the one that is best for a learner on the selection queries."""
     config = bench.config
-    if not config.select_seed or len(config.seeds) == 1:
-        return config.seeds, ()
-    right = torch.tensor([example.label for example in bench.examples])
-    accuracy = {}
-    for seed in config.seeds:
-        progress.advance(0, f"choosing a seed: {seed}")
-        icl = InContext().adapt(bench.lm, drawn[seed].encoded)
-        table = answer_log_probabilities(icl, bench.lm, bench.queries)
-        accuracy[seed] = float((table.argmax(dim=1) == right).double().mean())
-    best = max(config.seeds, key=lambda seed: (accuracy[seed], -seed))
-    tried = ", ".join(f"{seed}: {share:.3f}" for seed, share in accuracy.items())
-    note = (
-        f"Seed {best} was chosen among {len(config.seeds)} for its ICL accuracy on the reported queries ({tried}), as "
-        "the paper does: this flatters ICL, and no interval below shows it."
+    if config.select == "none" or len(config.seeds) == 1:
+        return _Chosen(config.seeds)
+    progress.start(sum(_work_of_choice(bench, one.encoded) for one in drawn.values()))
+    pieces = {}
+    for seed, one in drawn.items():
+        name = f"choosing, seed {seed}"
+        piece = cells.get(name, inputs)
+        if piece is None:
+            piece = Piece(name, inputs, {}, _candidate(bench, one))
+            cells.put(piece)
+        pieces[seed] = piece.about
+        progress.advance(_work_of_choice(bench, one.encoded), f"choosing a seed: {seed}")
+    best = max(config.seeds, key=lambda seed: (pieces[seed]["score"], -seed))
+    tried = ", ".join(f"{seed}: {about['score']:.3f}" for seed, about in pieces.items())
+    learner = {"icl": "ICL", "ft": "FT", "both": "ICL and FT (mean)"}[config.select]
+    where = "the reported queries" if config.select_on == "report" else "the selection queries"
+    flatters = (
+        f"this flatters {learner}, and no interval below shows it."
+        if config.select_on == "report"
+        else "the reported queries took no part."
     )
-    return (best,), (note,)
+    tokens = sum(about["tokens"] for about in pieces.values())
+    note = (
+        f"Seed {best} was chosen among {len(config.seeds)} for the accuracy of {learner} on {where} ({tried}; "
+        f"{tokens:,.0f} tokens read, a backward pass counted as two forward ones): {flatters}"
+    )
+    trials = tuple(Trial(**trial) for trial in pieces[best]["trials"])
+    rate = next((trial.learning_rate for trial in trials if trial.chosen), None)
+    return _Chosen((best,), (note,), rate, trials)
 
 
-def _run_seed(bench: Bench, drawn: Drawn, inputs: str, first: SeedOutcome | None, progress: Progress) -> SeedOutcome:
+def _candidate(bench: Bench[ComparisonConfig], drawn: Drawn) -> dict[str, object]:
+    """How good one seed is on the selection queries, and what finding out took."""
+    right = torch.tensor(bench.selection_labels)
+    scores, trials, tokens = [], [], 0.0
+    queries = sum(query.width() for query in bench.selection_queries)
+    if bench.config.select in ("icl", "both"):
+        icl = InContext().adapt(bench.lm, drawn.encoded)
+        table = answer_log_probabilities(icl, bench.lm, bench.selection_queries)
+        scores.append(float((table.argmax(dim=1) == right).double().mean()))
+        tokens += len(drawn.encoded.prefix) + queries
+    if bench.config.select in ("ft", "both"):
+        search = _train(bench, "ft", drawn.demonstrations.seed, drawn.encoded, None, lambda share: None)
+        best = next(trial for trial in search.trials if trial.chosen)
+        assert best.validation_accuracy is not None
+        scores.append(best.validation_accuracy)
+        trials = [trial.model_dump() for trial in search.trials]
+        run = sum(trial.status != "skipped" for trial in search.trials)
+        tokens += run * (TRAINING * len(drawn.encoded.prefix) + queries)
+    return {"score": sum(scores) / len(scores), "tokens": tokens, "trials": trials}
+
+
+def _work_of_choice(bench: Bench[ComparisonConfig], encoded: EncodedDemonstrations) -> float:
+    work = 0.0
+    if bench.config.select in ("icl", "both"):
+        work += len(encoded.prefix) + sum(query.width() for query in bench.selection_queries)
+    if bench.config.select in ("ft", "both"):
+        work += work_of_search(bench, bench.config.rates, encoded)
+    return work
+
+
+def _run_seed(
+    bench: Bench[ComparisonConfig],
+    drawn: Drawn,
+    inputs: str,
+    known: dict[str, float],
+    chosen: tuple[Trial, ...],
+    progress: Progress,
+) -> SeedOutcome:
+    """One seed, from demonstrations to numbers; `known` are learning rates that need no search."""
     demonstrations, encoded = drawn.demonstrations, drawn.encoded
     seed = demonstrations.seed
     adapted: dict[str, Adapted] = {}
     trials: list[Trial] = []
     rates: dict[str, float] = {}
     search_seconds: dict[str, float] = {}
-    for name in bench.learners:
-        work = work_of_adapting(bench, name, encoded, searching=first is None or bench.config.tune == "each")
+    for name in bench.config.learners:
+        work = work_of_adapting(bench, name, encoded, searching=name not in known)
 
         def report(share: float, work: float = work, doing: str = f"seed {seed}: adapting {name}") -> None:
             progress.advance(work * share, doing)
 
         if name in ("ft", "lora"):
             start = time.perf_counter()
-            known = None if first is None or bench.config.tune == "each" else first.rates.get(name)
-            found = _train(bench, name, seed, encoded, known, report)
+            found = _train(bench, name, seed, encoded, known.get(name), report)
             adapted[name] = found.best
             rates[name] = found.learning_rate
-            trials += found.trials
-            search_seconds[name] = time.perf_counter() - start - found.best.cost.seconds if known is None else 0.0
+            # The search that chose the seed has chosen the rate too.
+            trials += chosen if name == "ft" and chosen else found.trials
+            seconds = time.perf_counter() - start - found.best.cost.seconds
+            search_seconds[name] = seconds if name not in known else 0.0
         else:
             adapted[name] = _adapt(bench, name, demonstrations, encoded)
             report(1.0)
-    log_probabilities, measures, seconds = _read(bench, seed, encoded, adapted, progress)
+    prepared = Prepared((), {}, (), ())
+    start = time.perf_counter()
+    icl, ft = adapted.get("icl"), adapted.get("ft")
+    if bench.config.controls and isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel):
+
+        def say(control: str) -> None:
+            progress.advance(0, f"seed {seed}: control {control}")
+
+        prepared = prepare(bench, drawn, icl, ft, rates["ft"], known, say)
+    control_seconds = time.perf_counter() - start
+    read = _read(bench, seed, encoded, adapted, prepared, progress)
     costs = {
         name: {
             "adapt_seconds": one.cost.seconds,
             "adapt_tokens": float(one.cost.tokens),
             "adapt_flops": one.cost.flops,
-            "query_seconds": seconds[name] / len(bench.queries),
+            "query_seconds": read.seconds[name] / len(bench.queries),
             "search_seconds": max(0.0, search_seconds.get(name, 0.0)),
             **query_cost(bench, one.n_prefix),
         }
@@ -180,18 +258,23 @@ def _run_seed(bench: Bench, drawn: Drawn, inputs: str, first: SeedOutcome | None
     }
     return SeedOutcome(
         seed=seed,
-        inputs=inputs,
         rows=demonstrations.rows,
         n_tokens=len(encoded.prefix),
-        log_probabilities=log_probabilities,
-        measures=measures,
+        log_probabilities=read.answers,
+        measures=read.measures,
         costs=costs,
-        rates=rates,
-        trials=tuple(trials),
+        control_answers=read.control_answers,
+        rates=rates | prepared.rates,
+        trials=(*trials, *prepared.trials),
+        control_seconds=control_seconds + read.control_seconds,
+        notes=prepared.notes,
+        inputs=inputs,
     )
 
 
-def _adapt(bench: Bench, name: str, demonstrations: Demonstrations, encoded: EncodedDemonstrations) -> Adapted:
+def _adapt(
+    bench: Bench[ComparisonConfig], name: str, demonstrations: Demonstrations, encoded: EncodedDemonstrations
+) -> Adapted:
     opening = bench.encoder.opening
     if name == "zsl":
         return ZeroShot(opening).adapt(bench.lm, encoded)
@@ -203,16 +286,14 @@ def _adapt(bench: Bench, name: str, demonstrations: Demonstrations, encoded: Enc
 
 
 def _train(
-    bench: Bench,
+    bench: Bench[ComparisonConfig],
     name: str,
     seed: int,
     encoded: EncodedDemonstrations,
     known: float | None,
     report: Callable[[float], None],
 ) -> RateSearch:
-    """Train at the rate known to be good, or search for one."""
     config = bench.config
-    grid = tuple(sorted(config.rates if name == "ft" else config.lora_rates))
 
     def adapt(rate: float) -> AdaptedModel:
         opening = bench.encoder.opening
@@ -220,68 +301,56 @@ def _train(
             return Finetuned(opening, rate, config.loss_on).adapt(bench.lm, encoded)
         return Lora(opening, rate, loss_on=config.loss_on, seed=seed).adapt(bench.lm, encoded)
 
-    if known is None:
-        return search_rate(
-            adapt,
-            grid,
-            bench.lm,
-            bench.selection_queries,
-            [example.label for example in bench.selection],
-            seed=seed,
-            patience=config.patience,
-            after_trial=lambda: report(1 / len(grid)),
-        )
-    diverged: list[Trial] = []
-    for rate in reversed([rate for rate in grid if rate <= known]):
-        try:
-            adapted = adapt(rate)
-            # A rate known from another seed is not searched, but it must give numbers.
-            answer_log_probabilities(adapted, bench.lm, bench.selection_queries[:4])
-        except NumericalError:
-            diverged.append(_untested(name, seed, rate, None, "diverged"))
-            continue
-        report(1.0)
-        return RateSearch(adapted, rate, (*diverged, _untested(name, seed, rate, adapted, "finished")))
-    raise TrainingError(
-        f"{name}, seed {seed}: the rate chosen on the first seed ({known:g}) and every lower one of the grid diverged. "
-        "Give lower ones with --rates (ft) or --lora-rates (lora)."
-    )
+    grid = config.rates if name == "ft" else config.lora_rates
+    return trained(adapt, grid, bench, name=name, seed=seed, known=known, report=report)
 
 
-def _untested(learner: str, seed: int, rate: float, adapted: AdaptedModel | None, status: str) -> Trial:
-    losses = adapted.losses if adapted is not None and adapted.losses else (None,)
-    return Trial(
-        learner=learner,
-        seed=seed,
-        learning_rate=rate,
-        validation_accuracy=None,
-        validation_log_probability=None,
-        first_loss=losses[0],
-        last_loss=losses[-1],
-        status=status,
-        chosen=adapted is not None,
-    )
+@dataclass
+class _Read:
+    """What all queries brought."""
+
+    answers: dict[str, Tensor]
+    measures: dict[str, Tensor] = field(default_factory=dict)
+    control_answers: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By learner."""
+    control_seconds: float = 0.0
+
+    def put(self, into: dict[str, Tensor], found: dict[str, Tensor], indices: Sequence[int], n: int) -> None:
+        """Sort a group's numbers into tensors over all queries, NaN where nothing was read."""
+        for key, value in found.items():
+            if key not in into:
+                into[key] = value.new_full((n, *value.shape[1:]), torch.nan)
+            into[key][list(indices)] = value
 
 
 def _read(
-    bench: Bench, seed: int, encoded: EncodedDemonstrations, adapted: dict[str, Adapted], progress: Progress
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """All learners read all queries, a group at a time: answers, measures, seconds by learner."""
+    bench: Bench[ComparisonConfig],
+    seed: int,
+    encoded: EncodedDemonstrations,
+    adapted: dict[str, Adapted],
+    prepared: Prepared,
+    progress: Progress,
+) -> _Read:
+    """All learners, and the controls, read the queries a group at a time."""
     want: dict[str, Recording] = {}
-    context = None
     icl, ft = adapted.get("icl"), adapted.get("ft")
+    prompted, shown = None, None
     if isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and "zsl" in adapted:
         recordings = recordings_for(bench.lm.anatomy, len(encoded.sequences))
-        want = {"zsl": recordings.zsl, "icl": recordings.icl, "ft": recordings.ft}
+        want = {"zsl": recordings.zsl, "icl": recordings.context, "ft": recordings.weights}
         # Not needed, but times of two finetuned models can be compared only if both are recorded.
-        want["lora"] = recordings.ft
-        context = context_of(icl, ft, encoded)
+        want["lora"] = recordings.weights
+        if encoded.sequences:
+            shown = Shown.of(encoded, bench.lm.device)
+        prompted = Prompted.of(icl, None if shown is None else shown.content, shown)
     n = len(bench.queries)
     width = max(len(query.answers) for query in bench.queries)
-    answers = {name: torch.full((n, width), -torch.inf, dtype=torch.float64) for name in adapted}
-    measures: dict[str, Tensor] = {}
-    seconds = dict.fromkeys(adapted, 0.0)
-    for indices in bench.lm.groups(bench.queries, bench.config.probe):
+    read = _Read(
+        answers={name: torch.full((n, width), -torch.inf, dtype=torch.float64) for name in adapted},
+        seconds=dict.fromkeys(adapted, 0.0),
+    )
+    for indices, controlled in _groups(bench):
         readings: dict[str, Readings] = {}
         spent: dict[str, float] = {}
         for name, one in adapted.items():
@@ -294,13 +363,42 @@ def _read(
                 wanted = want.get(name, NO_RECORDING)
                 readings[name] = one.read_group(bench.queries, indices, wanted, bench.config.probe)
             spent[name] = time.perf_counter() - start
-            seconds[name] += spent[name]
+            read.seconds[name] += spent[name]
             found = readings[name].log_probabilities.double().cpu()
-            answers[name][list(indices), : found.shape[1]] = found
+            read.answers[name][list(indices), : found.shape[1]] = found
             progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading queries")
-        if want:
-            for key, value in measure(readings["zsl"], readings["icl"], readings["ft"], context, seed).items():
-                if key not in measures:
-                    measures[key] = value.new_full((n, *value.shape[1:]), torch.nan)
-                measures[key][list(indices)] = value
-    return answers, measures, seconds
+        if prompted is None or not isinstance(ft, AdaptedModel):
+            continue
+        zsl = readings["zsl"]
+        sides = {"icl": prompted.side(readings["icl"]), "ft": trained_side(ft, readings["ft"], zsl, shown)}
+        measured = likeness(zsl, sides["icl"], sides["ft"])
+        read.put(read.measures, measured | prompted.relaxation(readings["icl"]), indices, n)
+        if controlled:
+            start = time.perf_counter()
+            for control in prepared.controls:
+                measured, answered = control.read(bench, indices, zsl, sides)
+                read.put(read.measures, measured, indices, n)
+                read.put(read.control_answers, _widened(answered, width), indices, n)
+                progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading controls")
+            read.control_seconds += time.perf_counter() - start
+    return read
+
+
+def _groups(bench: Bench[ComparisonConfig]) -> list[tuple[list[int], bool]]:
+    """Groups of queries, and whether controls read them too: those do not mix with others."""
+    config = bench.config
+    chosen = controlled_queries(bench)
+    rest = sorted(set(range(len(bench.queries))) - set(chosen))
+    found = []
+    for some, controlled in ((chosen, True), (rest, False)):
+        queries = [bench.queries[i] for i in some]
+        found += [([some[i] for i in group], controlled) for group in bench.lm.groups(queries, config.probe)]
+    return found
+
+
+def _widened(answers: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Tables of a group's answers with as many columns as the query with most answers needs."""
+    return {
+        name: torch.nn.functional.pad(table, (0, width - table.shape[1]), value=-torch.inf)
+        for name, table in answers.items()
+    }

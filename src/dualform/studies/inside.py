@@ -1,11 +1,12 @@
-"""The measures of one group of queries, from what zero-shot, ICL and FT showed inside.
+"""The measures of one group of queries, from what two adapted models and zero-shot showed inside.
 
 Every number here belongs to one query (and layer, and head), so groups can be read and let go one by one: memory
-does not grow with the number of queries.
+does not grow with the number of queries. The two that are compared are sides: in the comparison itself ICL and FT,
+in its controls whatever stands in for one of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,13 @@ from dualform.models.anatomy import Anatomy
 from dualform.models.capture import Recording, Trace
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import Readings
-from dualform.ops.agreement import kl_divergence, label_agreement, overlap_cosine, top_k_overlap, total_variation
+from dualform.ops.agreement import (
+    kl_divergence,
+    label_agreement,
+    overlap_cosine,
+    top_k_overlap,
+    total_variation,
+)
 from dualform.ops.dual_form import outer_product_update, relaxation
 from dualform.ops.random_update import matched_random
 from dualform.ops.rank import demonstration_log_mass, ft_logits, icl_logits, kendall_tau_b
@@ -37,11 +44,13 @@ _TIED = 1e-5
 
 @dataclass(frozen=True)
 class Recordings:
-    """What each learner must show for the measures."""
+    """What zero-shot and both kinds of side must show for the measures."""
 
     zsl: Recording
-    icl: Recording
-    ft: Recording
+    context: Recording
+    """Of a model behind demonstrations."""
+    weights: Recording
+    """Of a model with changed weights."""
 
 
 def recordings_for(anatomy: Anatomy, n_demonstrations: int) -> Recordings:
@@ -50,94 +59,225 @@ def recordings_for(anatomy: Anatomy, n_demonstrations: int) -> Recordings:
     some = n_demonstrations > 0
     return Recordings(
         zsl=Recording(output=output, scores=True, update=some),
-        icl=Recording(output=output, scores=True, demo_scores=some, q=some, head_output=some, update=some),
-        ft=Recording(output=output, scores=True, q=some, update=some),
+        context=Recording(output=output, scores=True, demo_scores=some, q=some, head_output=some, update=some),
+        weights=Recording(output=output, scores=True, q=some, update=some),
     )
 
 
 @dataclass(frozen=True)
-class Context:
-    """The demonstrations as both sides saw them, for the measures that look at them."""
+class Shown:
+    """Demonstrations as one side had them."""
 
     content: Tensor
-    """Positions of demonstration tokens in the prefix, `(demo_pos,)`."""
+    """Positions of demonstration tokens in the prefix, `(demo_pos,)`, in the order in which the sides are compared."""
     demonstration_of: Tensor
-    """Demonstration of each, `(demo_pos,)`."""
-    n_demonstrations: int
-    training_q: Tensor
-    """Attention queries at those tokens while finetuning passed over them, `(layer, demo_pos, head, d_head)`."""
-    delta_icl: Tensor
-    """sum_i v_i k_i^T over demonstration tokens, `(layer, kv_head, d_v, d_k)`."""
-    prefix_update: Tensor
+    """Demonstration of each, `(demo_pos,)`, numbered as in that order."""
+    columns: Tensor
+    """Places of these tokens among the side's own demonstration tokens, `(demo_pos,)`."""
+    n: int
+    """Demonstrations."""
+
+    @classmethod
+    def of(cls, encoded: EncodedDemonstrations, device: torch.device, places: Sequence[int] | None = None) -> "Shown":
+        """Where the tokens are.
+
+        Args:
+            encoded: The demonstrations as the side had them.
+            device: Where tensors are wanted.
+            places: For the same demonstrations in another order: `places[i]` is where the i-th of the order in which
+                sides are compared stands among the side's own. None: that very order.
+        """
+        n = len(encoded.sequences)
+        columns, owners = [], []
+        for number, place in enumerate(range(n) if places is None else places):
+            mine = [column for column, owner in enumerate(encoded.demonstration_of) if owner == place]
+            columns += mine
+            owners += [number] * len(mine)
+        at = torch.tensor(columns, dtype=torch.long, device=device)
+        content = torch.tensor(encoded.content, dtype=torch.long, device=device)[at]
+        return cls(content, torch.tensor(owners, dtype=torch.long, device=device), at, n)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are compared, for one group of queries."""
+
+    readings: Readings
+    trace: Trace
+    ranks: Tensor | None = None
+    """What weighs the demonstrations' tokens: logits `(example, layer, demo_pos)`; None where there is no such thing,
+    or none that could be laid beside the other side's."""
+    demonstration_of: Tensor | None = None
+    """Demonstration of each of these tokens, `(demo_pos,)`."""
+    update: Tensor | None = None
+    """Change of weight in the linear form, `(example or 1, layer, kv_head, d_v, d_k)`."""
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prefix as a source of sides: what is the same for every group."""
+
+    adapted: AdaptedModel
+    shown: Shown | None
+    """None where its tokens are not those of the other side."""
+    update: Tensor | None
+    """sum_i v_i k_i^T over demonstration tokens, `(layer, kv_head, d_v, d_k)`; None for an empty context."""
+    whole_update: Tensor | None
     """The same over the whole prefix, opening token and separators included."""
 
+    @classmethod
+    def of(cls, adapted: AdaptedModel, content: Tensor | None, shown: Shown | None) -> "Prompted":
+        """Gather it once.
 
-def context_of(icl: AdaptedModel, ft: AdaptedModel, demonstrations: EncodedDemonstrations) -> Context | None:
-    """Gather it once for all groups; None without demonstrations."""
-    if not demonstrations.sequences or ft.training_q is None:
-        return None
-    content = torch.tensor(demonstrations.content, device=icl.lm.device)
+        Args:
+            adapted: The model behind its prefix.
+            content: Positions of the tokens whose update counts; None for an empty context.
+            shown: Demonstrations whose tokens can be ranked beside the other side's.
+        """
+        if content is None:
+            return cls(adapted, None, None, None)
+        layers = adapted.prefix.layers
+        some = torch.stack([outer_product_update(v[:, content], k[:, content]) for k, v in layers])
+        whole = torch.stack([outer_product_update(v, k) for k, v in layers])
+        return cls(adapted, shown, some, whole)
 
-    def update(columns: Tensor | slice) -> Tensor:
-        return torch.stack([outer_product_update(v[:, columns], k[:, columns]) for k, v in icl.prefix.layers])
+    def side(self, readings: Readings) -> Side:
+        """What it showed for a group."""
+        trace = _traced(readings)
+        ranks = None
+        if self.shown is not None:
+            assert trace.demo_scores is not None
+            ranks = _settled(icl_logits(trace.demo_scores[..., self.shown.content]))
+        owners = None if self.shown is None else self.shown.demonstration_of
+        update = None if self.update is None else self.update[None]
+        return Side(readings, trace, ranks, owners, update)
 
-    return Context(
-        content=content,
-        demonstration_of=torch.tensor(demonstrations.demonstration_of, device=content.device),
-        n_demonstrations=len(demonstrations.sequences),
-        training_q=ft.training_q,
-        delta_icl=update(content),
-        prefix_update=update(slice(None)),
-    )
+    def relaxation(self, readings: Readings) -> dict[str, Tensor]:
+        """How well linear attention describes the heads behind this prefix."""
+        trace = _traced(readings)
+        if self.whole_update is None or trace.head_output is None:
+            return {}
+        assert trace.update is not None
+        assert trace.q is not None
+        groups = trace.q.shape[2] // trace.update.shape[2]
+        whole = relaxation(
+            trace.update.repeat_interleave(groups, dim=2),
+            self.whole_update.repeat_interleave(groups, dim=1)[None],
+            trace.q,
+            trace.head_output,
+        )
+        found = {"relaxation": whole.cosine, "relaxation.relative_error": whole.relative_error}
+        return {name: value.detach().to("cpu", torch.float64) for name, value in found.items()}
 
 
-def measure(zsl: Readings, icl: Readings, ft: Readings, context: Context | None, seed: int) -> dict[str, Tensor]:
-    """Every measure of one group.
+def trained_side(adapted: AdaptedModel, readings: Readings, zsl: Readings, shown: Shown | None) -> Side:
+    """What a model with changed weights showed for a group.
+
+    Args:
+        adapted: The model.
+        readings: What it read.
+        zsl: Zero-shot's readings of the same queries.
+        shown: Demonstrations whose tokens can be ranked beside the other side's; None otherwise.
+    """
+    trace, before = _traced(readings), _traced(zsl)
+    ranks = None
+    if shown is not None and adapted.training_q is not None and trace.q is not None:
+        ranks = _settled(ft_logits(adapted.training_q[:, shown.columns], trace.q))
+    update = None if trace.update is None or before.update is None else trace.update - before.update
+    return Side(readings, trace, ranks, None if ranks is None or shown is None else shown.demonstration_of, update)
+
+
+def random_side(zsl: Readings, side: Side, seed: int) -> Side:
+    """A side turned into a random direction of the same length, in every space that is looked at.
+
+    Each query draws anew from a generator of its own, so that grouping does not matter.
+    """
+    before = _traced(zsl)
+    made: dict[str, list[Tensor]] = {"output": [], "scores": [], "ranks": [], "update": []}
+    update = side.update
+    if update is not None and len(update) == 1:
+        update = update.expand(len(zsl.queries), *update.shape[1:])
+    for i, query in enumerate(zsl.queries):
+        generator = torch.Generator().manual_seed(1_000_003 * seed + query)
+        if side.trace.output is not None and before.output is not None:
+            change = side.trace.output[i] - before.output[i]
+            made["output"].append(before.output[i] + matched_random(change, generator))
+        if side.trace.scores is not None and before.scores is not None:
+            n = int(before.mask[i].sum())
+            real = before.mask[i] & before.scores[i].isfinite() & side.trace.scores[i].isfinite()
+            made["scores"].append(_randomly_changed(before.scores[i], side.trace.scores[i], real, n, generator))
+        if side.ranks is not None:
+            drawn = torch.randn(side.ranks[i].shape, generator=generator, dtype=side.ranks.dtype)
+            made["ranks"].append(drawn.to(side.ranks.device))
+        if update is not None:
+            flat = update[i].flatten(-2)
+            made["update"].append(matched_random(flat, generator).view_as(update[i]))
+    found = {name: torch.stack(parts) if parts else None for name, parts in made.items()}
+    trace = replace(side.trace, output=found["output"], scores=found["scores"])
+    return replace(side, trace=trace, ranks=found["ranks"], update=found["update"])
+
+
+def _randomly_changed(before: Tensor, after: Tensor, real: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """`before` with a random change as long as the true one, over the `n` real tokens, `(layer, head, seen_pos)`."""
+    change = torch.where(real, after - before, 0.0)
+    # For the query's own tokens alone: padding depends on who shares its row, and would shift the stream of numbers.
+    drawn = torch.randn((*change.shape[:-1], n), generator=generator, dtype=torch.float32).to(change)
+    drawn = torch.where(real, torch.nn.functional.pad(drawn, (0, change.shape[-1] - n)), 0.0)
+    size = change.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+    return torch.where(real, before + drawn * size, after)
+
+
+def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True) -> dict[str, Tensor]:
+    """Every measure of two sides.
 
     Args:
         zsl: Zero-shot readings of the group, with its trace.
-        icl: The same under ICL.
-        ft: The same under FT.
-        context: The demonstrations; None leaves out what needs them.
-        seed: For the random control, which draws anew for each query, so that grouping does not matter.
+        a: ICL, or what stands in for it.
+        b: FT, or what stands in for it.
+        answers: Whether both sides' answers are their own; off for made-up sides.
 
     Returns:
-        Measure name -> tensor on the CPU whose first axis is `example`, then `layer`, then `head` where it has them.
-        Names with a dot are companions of the measure before the dot; `control.NAME.MEASURE` are controls.
+        Measure name -> tensor on the CPU whose first axis is `example` (1 for a number that all queries share), then
+        `layer`, then `head` where it has them. Names with a dot are companions of the measure before the dot.
     """
-    assert zsl.trace is not None
-    assert icl.trace is not None
-    assert ft.trace is not None
-    found = _output_agreement(icl, ft)
-    found |= _attention_maps(zsl.trace, icl.trace, ft.trace)
-    found |= _attention_outputs(zsl.trace, icl.trace, ft.trace, seed, zsl.queries)
-    if context is not None:
-        found |= _demonstrations(zsl.trace, icl.trace, ft.trace, context)
+    before = _traced(zsl)
+    found = _outputs(a.readings, b.readings) if answers else {}
+    found |= _attention_maps(before, a.trace, b.trace)
+    found |= _attention_outputs(before, a.trace, b.trace)
+    found |= _demonstrations(a, b)
+    if a.update is not None and b.update is not None:
+        found["direct_update"] = direct_update(a.update, b.update)
     return {name: value.detach().to("cpu", torch.float64) for name, value in found.items()}
 
 
-def _output_agreement(icl: Readings, ft: Readings) -> dict[str, Tensor]:
+def _traced(readings: Readings) -> Trace:
+    assert readings.trace is not None
+    return readings.trace
+
+
+def _outputs(a: Readings, b: Readings) -> dict[str, Tensor]:
     return {
-        "agreement": label_agreement(icl.log_probabilities, ft.log_probabilities),
-        "agreement.total_variation": total_variation(icl.log_probabilities, ft.log_probabilities),
-        "agreement.kl_icl_ft": kl_divergence(icl.log_probabilities, ft.log_probabilities),
-        "agreement.top_k_overlap": top_k_overlap(icl.next_token, ft.next_token),
-        "agreement.overlap_cosine": overlap_cosine(icl.next_token, ft.next_token),
+        "agreement": label_agreement(a.log_probabilities, b.log_probabilities),
+        "agreement.total_variation": total_variation(a.log_probabilities, b.log_probabilities),
+        "agreement.kl_icl_ft": kl_divergence(a.log_probabilities, b.log_probabilities),
+        "top_k_overlap": top_k_overlap(a.next_token, b.next_token),
+        "overlap_cosine": overlap_cosine(a.next_token, b.next_token),
+        "vocabulary_shared": 1 - total_variation(a.next_token, b.next_token),
     }
 
 
-def _attention_maps(zsl: Trace, icl: Trace, ft: Trace) -> dict[str, Tensor]:
+def _attention_maps(zsl: Trace, a: Trace, b: Trace) -> dict[str, Tensor]:
     assert zsl.scores is not None
-    assert icl.scores is not None
-    assert ft.scores is not None
+    assert a.scores is not None
+    assert b.scores is not None
     mask = zsl.mask
-    delta = sim_am_delta(zsl.scores, icl.scores, ft.scores, mask)
+    delta = sim_am_delta(zsl.scores, a.scores, b.scores, mask)
     return {
-        "sim_am": sim_am(icl.scores, ft.scores, mask),
-        "sim_am_before": sim_am(icl.scores, zsl.scores, mask),
-        "sim_am_centred": sim_am_centred(icl.scores, ft.scores, mask),
-        "sim_am_softmax": sim_am_softmax(icl.scores, ft.scores, mask),
-        "sim_am_delta": delta.masked_fill(_unmoved(zsl.scores, icl.scores, mask), torch.nan),
+        "sim_am": sim_am(a.scores, b.scores, mask),
+        "sim_am_before": sim_am(a.scores, zsl.scores, mask),
+        "sim_am_centred": sim_am_centred(a.scores, b.scores, mask),
+        "sim_am_softmax": sim_am_softmax(a.scores, b.scores, mask),
+        "sim_am_delta": delta.masked_fill(_unmoved(zsl.scores, a.scores, mask), torch.nan),
     }
 
 
@@ -152,18 +292,16 @@ def _unmoved(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
     return change <= _ROUNDING * torch.where(shown, before, 0.0).norm(dim=-1)
 
 
-def _attention_outputs(zsl: Trace, icl: Trace, ft: Trace, seed: int, queries: Sequence[int]) -> dict[str, Tensor]:
-    if zsl.output is None or icl.output is None or ft.output is None:
+def _attention_outputs(zsl: Trace, a: Trace, b: Trace) -> dict[str, Tensor]:
+    if zsl.output is None or a.output is None or b.output is None:
         return {}
-    # What FT changes, turned into a random direction of the same length: the score when only sizes agree.
-    generators = [torch.Generator().manual_seed(1_000_003 * seed + query) for query in queries]
-    updates = zip(ft.output - zsl.output, generators, strict=True)
-    random_ft = zsl.output + torch.stack([matched_random(update, generator) for update, generator in updates])
+    moved_a, moved_b = ((side - zsl.output).norm(dim=-1) for side in (a.output, b.output))
     return {
-        "sim_aou": sim_aou(zsl.output, icl.output, ft.output),
-        "sim_aou_raw": sim_aou_raw(zsl.output, icl.output, ft.output),
-        "control.random.sim_aou": sim_aou(zsl.output, icl.output, random_ft),
-        "control.random.sim_aou_raw": sim_aou_raw(zsl.output, icl.output, random_ft),
+        "sim_aou": sim_aou(zsl.output, a.output, b.output),
+        "sim_aou_raw": sim_aou_raw(zsl.output, a.output, b.output),
+        "sim_aou_raw.norm_icl": moved_a,
+        "sim_aou_raw.norm_ft": moved_b,
+        "sim_aou_raw.norm_ratio": torch.where(moved_a > 0, moved_b / moved_a, torch.nan),
     }
 
 
@@ -178,31 +316,18 @@ def _settled(logits: Tensor) -> Tensor:
     return torch.where(logits.isfinite(), (logits / step).round() * step, logits)
 
 
-def _demonstrations(zsl: Trace, icl: Trace, ft: Trace, context: Context) -> dict[str, Tensor]:
-    assert icl.demo_scores is not None
-    assert icl.q is not None
-    assert icl.head_output is not None
-    assert ft.q is not None
-    assert icl.update is not None
-    assert ft.update is not None
-    assert zsl.update is not None
-    icl_side = _settled(icl_logits(icl.demo_scores[..., context.content]))
-    ft_side = _settled(ft_logits(context.training_q, ft.q))
-    owner, n = context.demonstration_of, context.n_demonstrations
-    groups = icl.q.shape[2] // icl.update.shape[2]
-    whole = relaxation(
-        icl.update.repeat_interleave(groups, dim=2),
-        context.prefix_update.repeat_interleave(groups, dim=1)[None],
-        icl.q,
-        icl.head_output,
-    )
-    found = {
-        "kendall": kendall_tau_b(icl_side, ft_side),
-        "direct_update": direct_update(context.delta_icl[None], ft.update - zsl.update),
-        "relaxation": whole.cosine,
-        "relaxation.relative_error": whole.relative_error,
-    }
+def _demonstrations(a: Side, b: Side) -> dict[str, Tensor]:
+    if a.ranks is None or b.ranks is None or a.demonstration_of is None or b.demonstration_of is None:
+        return {}
+    found = {}
+    if torch.equal(a.demonstration_of, b.demonstration_of):
+        found["kendall"] = kendall_tau_b(a.ranks, b.ranks)
+    n = int(max(a.demonstration_of.max(), b.demonstration_of.max())) + 1
     # One demonstration has no rank: its tau is NaN, and the measure stays in the tables of the other seeds.
-    masses = demonstration_log_mass(icl_side, owner, n), demonstration_log_mass(ft_side, owner, n)
-    found["kendall_demo"] = kendall_tau_b(*masses) if n > 1 else torch.full_like(found["kendall"], torch.nan)
+    masses = (
+        demonstration_log_mass(a.ranks, a.demonstration_of, n),
+        demonstration_log_mass(b.ranks, b.demonstration_of, n),
+    )
+    taus = kendall_tau_b(*masses) if n > 1 else torch.full(a.ranks.shape[:2], torch.nan, dtype=a.ranks.dtype)
+    found["kendall_demo"] = taus
     return found

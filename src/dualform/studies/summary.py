@@ -1,14 +1,8 @@
 """From query-by-query outcomes to the numbers of a `Result`: means, intervals, counts, and what to beware of."""
 
-import os
-import platform
-import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
+from itertools import combinations
 from typing import Any
 
 import pyarrow as pa
@@ -18,47 +12,25 @@ from torch import Tensor
 from dualform._version import __version__
 from dualform.models.language_model import LanguageModel
 from dualform.ops.agreement import prediction_entropy, rec2ftp
-from dualform.ops.bootstrap import (
-    clustered_bootstrap,
-    clustered_bootstrap_of,
-    clustered_bootstrap_ratio,
-    clustered_mean,
-)
+from dualform.ops.bootstrap import clustered_bootstrap_of
+from dualform.ops.permutation import sign_flip_p
+from dualform.ops.power import minimum_detectable
 from dualform.result import (
-    Accuracy,
+    Calibrated,
     Cost,
     DemonstrationReport,
-    Estimate,
+    PairedTest,
     Predictions,
     Result,
     Similarity,
+    SweepPoint,
 )
+from dualform.studies.calibrate import Shares, calibrate, layers_above
 from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.controls import PAIRS, RATE
+from dualform.studies.facts import Asked, environment, model_facts, task_facts
 from dualform.studies.outcome import SeedOutcome
-from dualform.tasks.task import Example, Task
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the model was asked."""
-
-    task: Task
-    examples: tuple[Example, ...]
-    """The reported queries, in the order of every `(example, ...)` tensor."""
-    n_selection: int
-    report_split: str
-    selection_split: str
-    prompt_tokens: float
-    """Mean length of a query's prompt, tokens."""
-    context: int
-    """Longest sequence, tokens: the setting, or the model's own limit."""
-    notes: tuple[str, ...]
-    """What a reader must know about the protocol."""
-
-    def answer_name(self, label: int) -> str:
-        """What to call a label in tables: its word, or its number among free-text choices."""
-        words = self.task.label_words
-        return str(label) if words is None else words[label]
+from dualform.studies.statistics import Statistics
 
 
 def summarise(
@@ -76,29 +48,41 @@ def summarise(
     Returns:
         The result; equal outcomes give equal numbers, intervals included.
     """
-    stats = _Statistics(config.resamples, tuple(str(outcome.seed) for outcome in outcomes))
+    stats = Statistics(config.resamples, tuple(str(outcome.seed) for outcome in outcomes))
     labels = torch.tensor([example.label for example in asked.examples])
     learners = list(outcomes[0].log_probabilities)
     tables = {name: torch.stack([outcome.log_probabilities[name] for outcome in outcomes]) for name in learners}
     right = {name: (table.argmax(dim=2) == labels).double() for name, table in tables.items()}
-    similarity, controls = _similarities(outcomes, stats)
+    found = _Measured.of(outcomes, labels)
+    similarity = _similarities(found, stats)
     if {"zsl", "icl", "ft"} <= right.keys():
         similarity["rec2ftp"] = _recovered(right["zsl"].bool(), right["icl"].bool(), right["ft"].bool(), stats)
         agreement = similarity["agreement"]
         chance = _chance_agreement(tables["icl"].argmax(dim=2), tables["ft"].argmax(dim=2))
         similarity["agreement"] = agreement.model_copy(update={"details": {"chance": chance, **agreement.details}})
+    calibrated = _calibrated(found, right, stats)
+    for name, one in calibrated.items():
+        values, floor = found.measures.get(name), found.controls.get(one.control, {}).get(name)
+        if values is not None and floor is not None and values.dim() > 2:
+            similarity[name] = similarity[name].model_copy(update={"per_layer_q": layers_above(values, floor)})
     return Result(
         dualform=__version__,
         study="comparison",
         config=config.model_dump(mode="json"),
-        environment=_environment(lm, seconds),
-        model={**_model_facts(lm), "inputs": outcomes[0].inputs},
-        task=_task_facts(asked),
+        environment={
+            **environment(lm, seconds),
+            "control_seconds": round(sum(outcome.control_seconds for outcome in outcomes), 1),
+        },
+        model={**model_facts(lm), "inputs": outcomes[0].inputs},
+        task=task_facts(asked),
         demonstrations=_demonstrations(config, outcomes),
         accuracy={name: stats.accuracy(name, values) for name, values in right.items()},
         predictions={name: _predictions(asked, name, table) for name, table in tables.items()},
         similarity=similarity,
-        controls=controls,
+        controls=_controls(found, right, stats),
+        calibrated=calibrated,
+        tests=_tests(right, stats),
+        rate_sweep=_sweep(found, stats),
         cost={name: _cost(name, outcomes) for name in learners},
         trials=[trial for outcome in outcomes for trial in outcome.trials],
         warnings=[*asked.notes, *asked.task.notes, *_warnings(config, lm, asked, outcomes)],
@@ -135,78 +119,155 @@ def examples_table(asked: Asked, outcomes: Sequence[SeedOutcome]) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class _Statistics:
-    resamples: int
-    seeds: tuple[str, ...]
+class _Measured:
+    """All seeds' measures and answers, stacked."""
 
-    def _generator(self) -> torch.Generator:
-        # The same resamples for every number: intervals of related numbers can then be compared.
-        return torch.Generator().manual_seed(0)
+    measures: dict[str, Tensor]
+    """Measure -> `(seed, example, ...)`; names with a dot are companions."""
+    controls: dict[str, dict[str, Tensor]]
+    """Control -> measure -> the same, NaN where it was not read."""
+    right: dict[str, Tensor]
+    """Control's learner -> 1 where right, `(seed, example)`, NaN where it was not read."""
 
-    def interval(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        return clustered_bootstrap(values, n_resamples=self.resamples, generator=self._generator())
+    @classmethod
+    def of(cls, outcomes: Sequence[SeedOutcome], labels: Tensor) -> "_Measured":
+        names = [name for name in outcomes[0].measures if all(name in outcome.measures for outcome in outcomes)]
+        measures: dict[str, Tensor] = {}
+        controls: dict[str, dict[str, Tensor]] = {}
+        for name in names:
+            values = torch.stack([outcome.measures[name] for outcome in outcomes])
+            if name.startswith("control/"):
+                _, control, measure = name.split("/")
+                controls.setdefault(control, {})[measure] = values
+            else:
+                measures[name] = values
+        right = {}
+        for name in outcomes[0].control_answers:
+            tables = torch.stack(
+                [outcome.control_answers[name] for outcome in outcomes if name in outcome.control_answers]
+            )
+            if len(tables) == len(outcomes):
+                unread = tables.isnan().any(dim=2)
+                right[name] = (tables.argmax(dim=2) == labels).double().masked_fill(unread, torch.nan)
+        return cls(measures, controls, right)
 
-    def estimate(self, values: Tensor) -> Estimate:
-        """`(seed, example)` -> mean and interval."""
-        low, high = self.interval(values)
-        n = int(values.isfinite().sum())
-        return Estimate(mean=float(clustered_mean(values)), ci95=(float(low), float(high)), n=n)
-
-    def ratio(self, numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
-        low, high = clustered_bootstrap_ratio(
-            numerator, denominator, n_resamples=self.resamples, generator=self._generator()
-        )
-        return float(low), float(high)
-
-    def per_seed(self, values: Tensor) -> dict[str, float | None]:
-        return {seed: float(row.nanmean()) for seed, row in zip(self.seeds, values, strict=True)}
-
-    def accuracy(self, learner: str, right: Tensor) -> Accuracy:
-        # Zero-shot does not depend on the seed; counting it once for each would feign more queries.
-        estimate = self.estimate(right[:1] if learner == "zsl" else right)
-        return Accuracy(**estimate.model_dump(), per_seed=self.per_seed(right))
-
-    def similarity(self, values: Tensor) -> Similarity:
-        """`(seed, example)`, `(seed, example, layer)` or `(seed, example, layer, head)` -> the full record."""
-        per_head = clustered_mean(values).tolist() if values.dim() == 4 else None
-        by_layer = values.nanmean(dim=3) if values.dim() == 4 else values
-        overall = by_layer.nanmean(dim=2) if values.dim() > 2 else by_layer
-        estimate = self.estimate(overall)
-        layers, intervals = None, None
-        if values.dim() > 2:
-            low, high = self.interval(by_layer)
-            layers = clustered_mean(by_layer).tolist()
-            intervals = list(zip(low.tolist(), high.tolist(), strict=True))
-        return Similarity(
-            **estimate.model_dump(),
-            per_seed=self.per_seed(overall),
-            per_layer=layers,
-            per_layer_ci95=intervals,
-            per_head=per_head,
-        )
+    def answers(self, control: str, right: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Who was right before, on the first and on the second side of a control; None where it has no answers."""
+        names = PAIRS.get(control, ("zsl", "icl", control) if control.startswith(RATE) else None)
+        everyone = {**right, **self.right}
+        if names is None or not all(name in everyone for name in names):
+            return None
+        before, first, second = (everyone[name] for name in names)
+        return before, first, second
 
 
-def _similarities(
-    outcomes: Sequence[SeedOutcome], stats: _Statistics
-) -> tuple[dict[str, Similarity], dict[str, dict[str, Similarity]]]:
-    names = [name for name in outcomes[0].measures if all(name in outcome.measures for outcome in outcomes)]
-    stacked = {name: torch.stack([outcome.measures[name] for outcome in outcomes]) for name in names}
-    similarity = {name: stats.similarity(values) for name, values in stacked.items() if "." not in name}
-    controls: dict[str, dict[str, Similarity]] = {}
-    for name, values in stacked.items():
+def _similarities(found: _Measured, stats: Statistics) -> dict[str, Similarity]:
+    similarity = {name: stats.similarity(values) for name, values in found.measures.items() if "." not in name}
+    for name, values in found.measures.items():
         first, _, rest = name.partition(".")
-        if first == "control":
-            control, _, measure = rest.partition(".")
-            controls.setdefault(control, {})[measure] = stats.similarity(values)
-        elif rest:
+        if rest:
             overall = values.flatten(2).nanmean(dim=2) if values.dim() > 2 else values
             companion = {rest: stats.estimate(overall).model_dump(mode="json")}
             details = {**similarity[first].details, **companion}
             similarity[first] = similarity[first].model_copy(update={"details": details})
-    return similarity, controls
+    return similarity
 
 
-def _recovered(zsl: Tensor, icl: Tensor, ft: Tensor, stats: _Statistics) -> Similarity:
+def _controls(found: _Measured, right: Mapping[str, Tensor], stats: Statistics) -> dict[str, dict[str, Similarity]]:
+    controls: dict[str, dict[str, Similarity]] = {}
+    for control, measures in found.controls.items():
+        if control.startswith(RATE):
+            continue
+        # Heads of every control would fill the file, and nobody looks at them.
+        controls[control] = {
+            name: stats.similarity(values).model_copy(update={"per_head": None}) for name, values in measures.items()
+        }
+        answers = found.answers(control, right)
+        if answers is not None:
+            shares = _recovery(*answers)
+            ends = stats.ratio(shares.numerator, shares.denominator)
+            total = float(shares.denominator.nansum())
+            mean = float(shares.numerator.nansum()) / total if total else None
+            controls[control]["rec2ftp"] = Similarity(mean=mean, ci95=ends, n=int(total))
+        own = control if control in found.right else f"{control}.icl"
+        if own in found.right:
+            controls[control]["accuracy"] = stats.similarity(found.right[own])
+    return controls
+
+
+def _recovery(before: Tensor, first: Tensor, second: Tensor) -> Shares:
+    """Rec2FTP as a ratio of totals: fixed by both, over fixed by the second."""
+    fixed = second * (1 - before)
+    return Shares(fixed * first, fixed)
+
+
+def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics) -> dict[str, Calibrated]:
+    calibrated = {}
+    for name, values in found.measures.items():
+        if "." in name:
+            continue
+        controls = {
+            control: Shares.of_mean(measures[name])
+            for control, measures in found.controls.items()
+            if name in measures and not control.startswith(RATE)
+        }
+        one = calibrate(Shares.of_mean(values), controls, stats.resamples)
+        if one is not None:
+            calibrated[name] = one
+    if found.right and {"zsl", "icl", "ft"} <= right.keys():
+        recovered = {}
+        for control in found.controls:
+            answers = None if control.startswith(RATE) else found.answers(control, right)
+            if answers is not None:
+                recovered[control] = _recovery(*answers)
+        wrong = 1 - right["zsl"]
+        recovered["chance"] = Shares(right["icl"] * wrong, wrong)
+        one = calibrate(_recovery(right["zsl"], right["icl"], right["ft"]), recovered, stats.resamples)
+        if one is not None:
+            calibrated["rec2ftp"] = one
+    return calibrated
+
+
+def _tests(right: Mapping[str, Tensor], stats: Statistics) -> list[PairedTest]:
+    """Every pair of learners, by sign flips over queries and over seeds."""
+    found = []
+    for first, second in combinations(right, 2):
+        difference = right[first] - right[second]
+        estimate = stats.estimate(difference)
+        found.append(
+            PairedTest(
+                first=first,
+                second=second,
+                difference=estimate.mean,
+                ci95=estimate.ci95,
+                n=estimate.n,
+                p_queries=float(sign_flip_p(difference.mean(dim=0))),
+                p_seeds=float(sign_flip_p(difference.mean(dim=1))),
+                minimum_detectable=minimum_detectable(
+                    tuple(torch.nan if end is None else end for end in estimate.ci95)  # type: ignore[arg-type]
+                ),
+            )
+        )
+    return found
+
+
+def _sweep(found: _Measured, stats: Statistics) -> list[SweepPoint]:
+    points = []
+    for control, measures in found.controls.items():
+        if control.startswith(RATE) and control in found.right:
+            estimates = {name: stats.estimate(Shares.of_mean(values).numerator) for name, values in measures.items()}
+            points.append(
+                SweepPoint(
+                    learning_rate=float(control.removeprefix(RATE)),
+                    accuracy=stats.estimate(found.right[control]),
+                    update_norm=estimates.pop("update_norm"),
+                    similarity=estimates,
+                )
+            )
+    return points
+
+
+def _recovered(zsl: Tensor, icl: Tensor, ft: Tensor, stats: Statistics) -> Similarity:
     """Rec2FTP over all seeds' queries together, `(seed, example)` bools."""
     whole = rec2ftp(zsl.flatten(), icl.flatten(), ft.flatten())
     fixed = (ft & ~zsl).double()
@@ -308,7 +369,7 @@ def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcome
     at_edge = {
         f"{trial.learner} ({trial.learning_rate:g})": None
         for trial in trials
-        for grid in [sorted(config.rates if trial.learner == "ft" else config.lora_rates)]
+        for grid in [sorted(config.lora_rates if trial.learner == "lora" else config.rates)]
         if trial.chosen and len(grid) > 1 and trial.learning_rate in (grid[0], grid[-1])
     }
     if at_edge:
@@ -320,55 +381,3 @@ def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcome
     if lm.refused:
         found.append(f"Read by the route '{lm.route.name}', slower than others that failed: {'; '.join(lm.refused)}.")
     return found
-
-
-def _model_facts(lm: LanguageModel) -> dict[str, Any]:
-    return {
-        "name": lm.name,
-        "architecture": type(lm.model).__name__,
-        "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
-        "n_layers": len(lm.anatomy.layers),
-        "n_heads": lm.anatomy.n_heads,
-        "d_model": int(lm.model.get_input_embeddings().weight.shape[1]),
-        "dtype": str(lm.model.dtype).removeprefix("torch."),
-        "route": lm.route.name,
-        "revision": getattr(lm.model.config, "_commit_hash", None),
-        "vocabulary": int(lm.model.get_input_embeddings().weight.shape[0]),
-    }
-
-
-def _task_facts(asked: Asked) -> dict[str, Any]:
-    task = asked.task
-    return {
-        "name": task.name,
-        "source": task.source,
-        "label_words": None if task.label_words is None else list(task.label_words),
-        "prompt": task.template.render(asked.examples[0]),
-        "prompt_tokens": asked.prompt_tokens,
-        "n_report": len(asked.examples),
-        "report_split": asked.report_split,
-        "n_selection": asked.n_selection,
-        "selection_split": asked.selection_split,
-    }
-
-
-def _environment(lm: LanguageModel, seconds: float) -> dict[str, Any]:
-    packages = ("torch", "transformers", "peft", "scikit-learn", "scipy")
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(lm.device),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
-        "command": _command(),
-    }
-
-
-def _command() -> str | None:
-    """The command line that is running, to be pasted again; None when it is not ours."""
-    if not sys.argv or Path(sys.argv[0]).stem != "dualform":
-        return None
-    return shlex.join(["dualform", *sys.argv[1:]])

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from dualform.errors import ConfigError, TaskError
 from dualform.tasks.task import Example, Task
 
-LabelRule = Literal["true", "shuffled", "random"]
+LabelRule = Literal["true", "shuffled", "random", "flipped"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,32 @@ class Demonstrations:
         """Row numbers in the train split's file, in order."""
         return tuple(example.row for example in self.examples)
 
+    def reordered(self, number: int) -> "Demonstrations":
+        """The same demonstrations in another order; number 0 is the order drawn.
+
+        Raises:
+            ConfigError: `number` is negative.
+        """
+        _require_non_negative("order", number)
+        if number == 0:
+            return self
+        places = list(range(len(self.examples)))
+        random.Random(f"{self.seed}/order/{number}").shuffle(places)
+        return replace(
+            self,
+            examples=tuple(self.examples[place] for place in places),
+            labels=tuple(self.labels[place] for place in places),
+        )
+
+    def relabelled(self, task: Task, rule: LabelRule) -> "Demonstrations":
+        """The same demonstrations in the same order, their labels shown by another rule.
+
+        Raises:
+            ConfigError: `rule` is unknown.
+        """
+        _require_rule(rule)
+        return replace(self, labels=_labels_shown(task, self.examples, rule, self.seed), label_rule=rule)
+
     def truncated(self, k: int) -> "Demonstrations":
         """The first `k` of them (all, if there are no more).
 
@@ -72,8 +98,9 @@ def draw_demonstrations(
             larger ones. True takes the classes in turn along the same shuffle, so their counts differ by at most
             one, then shuffles once more. For multiple choice a class is the index of the right choice.
         label_rule: `true`; `shuffled`, the labels drawn dealt out anew (their counts stay, and one may return to
-            its own example); `random`, uniform over the labels, the true one included. Under multiple choice
-            labels are dealt among examples with equally many choices.
+            its own example); `random`, uniform over the labels, the true one included; `flipped`, each label
+            the next one (two labels swapped), so that none is true. Under multiple choice labels are dealt among
+            examples with equally many choices.
 
     Returns:
         The selection.
@@ -89,8 +116,7 @@ def draw_demonstrations(
     _require_non_negative("number of demonstrations", k)
     # random.Random takes the seed's absolute value: -1 and 1 would be the same selection under two names.
     _require_non_negative("seed", seed)
-    if label_rule not in get_args(LabelRule):
-        raise ConfigError(f"label rule {label_rule!r} is unknown. Choose one of: {', '.join(get_args(LabelRule))}.")
+    _require_rule(label_rule)
     pool = task.demonstration_pool
     if k > len(pool):
         raise TaskError(
@@ -118,6 +144,11 @@ def draw_demonstrations(
 def _require_non_negative(what: str, value: int) -> None:
     if value < 0:
         raise ConfigError(f"{what} {value} is negative. Give 0 or more.")
+
+
+def _require_rule(rule: str) -> None:
+    if rule not in get_args(LabelRule):
+        raise ConfigError(f"label rule {rule!r} is unknown. Choose one of: {', '.join(get_args(LabelRule))}.")
 
 
 def _take_classes_in_turn(task: Task, shuffled: Sequence[Example], k: int) -> list[Example]:
@@ -156,6 +187,8 @@ def _labels_shown(task: Task, chosen: Sequence[Example], rule: LabelRule, seed: 
     n_answers = [len(example.choices or ()) if task.is_multiple_choice else task.n_labels for example in chosen]
     if rule == "random":
         return tuple(generator.randrange(n) for n in n_answers)
+    if rule == "flipped":
+        return tuple((label + 1) % n for label, n in zip(labels, n_answers, strict=True))
     if rule == "shuffled":
         for n in sorted(set(n_answers)):
             places = [place for place, n_here in enumerate(n_answers) if n_here == n]

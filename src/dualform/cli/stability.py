@@ -1,0 +1,147 @@
+"""`dualform stability`: how much hangs on which demonstrations were drawn, and in which order."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dualform.cli.guard import guarded
+from dualform.cli.options import (
+    DATA,
+    OUTPUT,
+    PROTOCOL,
+    AsJson,
+    Balanced,
+    Choices,
+    Context,
+    DataDir,
+    Device,
+    Dtype,
+    K,
+    LabelColumn,
+    LabelWords,
+    LossOn,
+    Overwrite,
+    Prompt,
+    Rates,
+    Resamples,
+    RouteName,
+    Seed,
+    SelectionLimit,
+    Separator,
+    TextColumn,
+    TrustRemoteCode,
+    default_folder,
+    one_or_several,
+    option,
+    parse_numbers,
+    unescape,
+)
+from dualform.cli.running import run_study
+
+
+@guarded
+def stability(
+    models: Annotated[list[str], typer.Argument(help="smollm2-135m, gemma3-270m, folders, .gguf files, hub ids")],
+    task: Annotated[str, option("reviews, sst2, a data file, a YAML file, a folder, a hub name", DATA, "--task")],
+    out: Annotated[Path | None, option("Folder of the run. Default: runs/MODELS-TASK-stability", OUTPUT)] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    text: TextColumn = None,
+    label: LabelColumn = None,
+    choices: Choices = None,
+    prompt: Prompt = None,
+    label_words: LabelWords = None,
+    separator: Separator = None,
+    k: K = None,
+    balanced: Balanced = None,
+    seed: Seed = None,
+    seeds: Annotated[
+        str | None, option("Demonstration sets: how many, or which, as 1..20 or 1,4,9 (20)", PROTOCOL)
+    ] = None,
+    orders: Annotated[int | None, option("Orders of each set for ICL (10)", PROTOCOL)] = None,
+    ft_seeds: Annotated[int | None, option("Sets on which FT is run too (10)", PROTOCOL)] = None,
+    ft_orders: Annotated[int | None, option("Orders of these for FT (2)", PROTOCOL)] = None,
+    label_seeds: Annotated[int | None, option("Sets shown with wrong labels too (10)", PROTOCOL)] = None,
+    limit: Annotated[int | None, option("Queries (100; 0 for all)", PROTOCOL)] = None,
+    selection_limit: SelectionLimit = None,
+    rates: Rates = None,
+    further_rates: Annotated[str | None, option("Rates at which FT is run beside the one chosen", PROTOCOL)] = None,
+    loss_on: LossOn = None,
+    context: Context = None,
+    resamples: Resamples = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    route: RouteName = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure how ICL and FT vary over demonstration sets, orders and labels, and when they collapse.
+
+    Examples:
+      dualform stability smollm2-135m --task reviews
+
+      dualform stability smollm2-135m gemma3-270m --task sst2 --data-dir data --seeds 20 --orders 10
+
+      dualform stability ./checkpoint --task tickets.csv --text body --label topic --seeds 1..8 --ft-seeds 4
+    """
+    from dualform.studies.stability import stability as run
+    from dualform.studies.stability_config import stability_config
+    from dualform.studies.stability_summary import runs_table
+
+    given: dict[str, Any] = {
+        "data_dir": data_dir,
+        "text": text,
+        "label": label,
+        "choices": choices,
+        "prompt": unescape(prompt),
+        "label_words": unescape(label_words),
+        "separator": unescape(separator),
+        "k": k,
+        "balanced": balanced,
+        "seeds": one_or_several(seed, f"1..{int(seeds)}" if seeds and seeds.isdecimal() and int(seeds) else seeds),
+        "orders": orders,
+        "ft_seeds": ft_seeds,
+        "ft_orders": ft_orders,
+        "label_seeds": label_seeds,
+        "limit": limit,
+        "selection_limit": selection_limit,
+        "rates": parse_numbers("rates", rates),
+        "further_rates": parse_numbers("further-rates", further_rates),
+        "loss_on": loss_on,
+        "context": context,
+        "resamples": resamples,
+        "device": device,
+        "dtype": dtype,
+        "route": route,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    config = stability_config(tuple(models), task, **given)
+
+    def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
+        study = run(config, cells=cells, progress=progress)
+        return study.result, runs_table(study.asked, study.models)
+
+    run_study(
+        config,
+        carried_out,
+        out=out,
+        default=default_folder(tuple(models), task, "stability"),
+        overwrite=overwrite,
+        kept="sets",
+        as_json=as_json,
+        show=_print_tables,
+    )
+
+
+def _print_tables(result: Any) -> None:
+    from dualform.cli.printing import print_study
+    from dualform.report.stability_table import stability_tables
+    from dualform.report.stability_words import stability_answers
+
+    answers = stability_answers(result)
+    # The rest stands on the page, each beside its chart; the tables hold its numbers.
+    headlines = [
+        sentence for question in ("stable", "fair", "size", "standing") for sentence in answers.get(question, [])
+    ]
+    print_study(headlines, stability_tables(result), result.warnings)

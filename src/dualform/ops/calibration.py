@@ -1,0 +1,66 @@
+"""Contextual calibration: what a prompt makes a model answer whatever is asked, divided out."""
+
+import torch
+from torch import Tensor
+
+from dualform.errors import ShapeError
+from dualform.ops.cosine import require_same_shape, result_dtype, widened
+
+
+def contextual_calibration(log_probabilities: Tensor, content_free: Tensor) -> Tensor:
+    """Label log-probabilities after dividing by what the same prompt gives inputs without content, nats.
+
+    Computes p / p_cf, normalised over labels, where p_cf is the mean of the content-free label distributions. With
+    one content-free input, that input itself becomes uniform, and a constant added to one label's logit everywhere
+    drops out exactly. With several neither holds exactly, since a mean of distributions is divided out, and not a
+    mean of logits.
+
+    Args:
+        log_probabilities: Label log-probabilities of queries, up to a constant for each row, -inf for impossible, of
+            shape `(..., example, label)`.
+        content_free: The same of inputs without content (`N/A`, an empty one) under the same prompt, of shape
+            `(..., content_free, label)`; leading axes broadcast. A row that holds a NaN or is -inf throughout is no
+            distribution and left out of the mean.
+
+    Returns:
+        Log-probabilities in [-inf, 0], each row normalised, of shape `(..., example, label)`. A label that is
+        impossible for the query stays so. NaN in the whole row where that row is NaN or -inf throughout, where no
+        content-free row is left, or where a label is possible that no content-free input allows: there p_cf has no
+        inverse.
+
+    Raises:
+        ShapeError: The numbers of labels differ, leading axes do not broadcast, or there is no content-free input.
+
+    Source:
+        arXiv:2102.09690v2, section 5: W = diag(p_cf)^-1, b = 0. The paper writes softmax(W p + b), a softmax of
+        probabilities; we normalise W p itself, which predicts the same label and leaves calibrated probabilities
+        that are p again when p_cf is uniform.
+    """
+    require_same_shape("... example label", log_probabilities=log_probabilities)
+    require_same_shape("... content_free label", content_free=content_free)
+    if log_probabilities.shape[-1] != content_free.shape[-1] or not _broadcast(log_probabilities, content_free):
+        raise ShapeError(
+            "log_probabilities (..., example, label) and content_free (..., content_free, label) must have the same "
+            f"labels and leading axes that broadcast; given {tuple(log_probabilities.shape)} and "
+            f"{tuple(content_free.shape)}."
+        )
+    if content_free.shape[-2] == 0:
+        raise ShapeError(f"content_free holds no input: its shape is {tuple(content_free.shape)}; expected 1 or more.")
+    log_p = widened(log_probabilities).log_softmax(-1)
+    rows = widened(content_free).log_softmax(-1)
+    known = ~rows.isnan().any(-1, keepdim=True)
+    # In logarithms throughout: the probability of an unlikely label would underflow to 0 and could not be divided by.
+    log_p_cf = torch.where(known, rows, -torch.inf).logsumexp(-2, keepdim=True) - known.sum(-2, keepdim=True).log()
+    # 0 / p_cf is 0 whatever p_cf is, where floats would say NaN for 0 / 0.
+    quotient = torch.where(log_p == -torch.inf, log_p, log_p - log_p_cf)
+    # A quotient of +inf becomes NaN here, as documented.
+    calibrated = quotient.log_softmax(-1).masked_fill(~known.any(-2, keepdim=True), torch.nan)
+    return calibrated.to(result_dtype(log_probabilities, content_free))
+
+
+def _broadcast(log_probabilities: Tensor, content_free: Tensor) -> bool:
+    try:
+        torch.broadcast_shapes(log_probabilities.shape[:-2], content_free.shape[:-2])
+    except RuntimeError:
+        return False
+    return True

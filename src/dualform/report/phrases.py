@@ -1,0 +1,77 @@
+"""Pieces of sentences that several reports share: lists, differences in points, who lies above whom."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
+from dualform.result import Estimate
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def capital(text: str) -> str:
+    """`text` with a capital letter first, the rest as it stands."""
+    return text[:1].upper() + text[1:]
+
+
+def points(share: Any) -> str:
+    """A width or a deviation in [0, 1] as `4.1` points; a dash without one."""
+    number = finite(share)
+    return MISSING if number is None else f"{100 * number:.1f}"
+
+
+def points_interval(interval: Any) -> str:
+    """The same for an interval, as `3.0 to 5.2`."""
+    ends = known(interval)
+    return MISSING if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def difference(share: Any) -> str:
+    """A difference of two shares as `+4.1`, in points."""
+    number = finite(share)
+    return MISSING if number is None else f"{100 * number:+.1f}"
+
+
+def difference_interval(interval: Any) -> str:
+    """The same for an interval, as `-0.4 to +8.6`."""
+    ends = known(interval)
+    return MISSING if ends is None else f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
+
+
+def hundredths(number: Any) -> str:
+    """A ratio as `0.33`."""
+    found = finite(number)
+    # Adding zero takes the sign off a zero.
+    return MISSING if found is None else f"{round(found, 2) + 0.0:.2f}"
+
+
+def hundredths_interval(interval: Any) -> str:
+    """The same for an interval, as `0.25 to 0.45`."""
+    ends = known(interval)
+    return MISSING if ends is None else f"{hundredths(ends[0])} to {hundredths(ends[1])}"
+
+
+def share_with_interval(estimate: Estimate) -> str:
+    """`72.1 % (70.2 to 73.9 %)`; the share alone without an interval."""
+    interval = f" ({percent_interval(estimate.ci95)})" if known(estimate.ci95) else ""
+    return percent(estimate.mean) + interval
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """`1 set`, `2,000 sets`; `many` is for a plural that takes more than an s."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+
+
+def apart(first: Any, second: Any) -> int | None:
+    """Where one interval lies beside another.
+
+    Returns:
+        1 where `first` lies above `second`, -1 where it lies below, 0 where they touch, None where an end is unknown.
+    """
+    one, two = known(first), known(second)
+    if one is None or two is None:
+        return None
+    return 1 if one[0] > two[1] else -1 if one[1] < two[0] else 0

@@ -1,0 +1,158 @@
+"""A measure on the scale of its own controls: what it says above nothing, as a part of what it can say at all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualform.ops.bootstrap import clustered_bootstrap_of
+from dualform.ops.permutation import adjusted_for_discoveries, sign_flip_p
+from dualform.ops.power import minimum_detectable
+from dualform.result import Calibrated, Estimate
+
+FLOORS = (
+    "random",
+    "random_update",
+    "position_shift",
+    "shuffled_labels",
+    "random_labels",
+    "other_task",
+    "untrained",
+    "embeddings",
+    "chance",
+)
+"""Controls in which nothing is learned from these demonstrations, and the chance level of Rec2FTP."""
+
+CEILINGS = ("icl_order", "ft_order")
+"""Each side beside itself under another order of the demonstrations."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A measure as a ratio of totals over queries: a mean is one, and so is Rec2FTP."""
+
+    numerator: Tensor
+    """`(seed, example)`, NaN where there is no number."""
+    denominator: Tensor
+    """`(seed, example)`."""
+
+    @classmethod
+    def of_mean(cls, values: Tensor) -> "Shares":
+        """Numbers by query, `(seed, example, ...)`; layers and heads are averaged first."""
+        overall = values.flatten(2).nanmean(dim=2) if values.dim() > 2 else values
+        return cls(overall, torch.ones_like(overall))
+
+    @property
+    def columns(self) -> Tensor:
+        """`(seed, example, 2)`."""
+        return torch.stack([self.numerator, self.denominator], dim=-1)
+
+
+def calibrate(score: Shares, controls: Mapping[str, Shares], n_resamples: int) -> Calibrated | None:
+    """(score - floor) / (ceiling - floor), the floor being the highest of the controls that ought to score nothing.
+
+    Args:
+        score: The measure of ICL and FT.
+        controls: The same measure of each control; those that are neither floors nor ceilings serve in `by_control`.
+        n_resamples: Of the bootstrap.
+
+    Returns:
+        The calibrated value; None without a floor or without a ceiling. Its numbers are None where the ceiling does
+        not lie above the floor.
+
+    Source:
+        dualform's own. The geometric mean of two reliabilities as the most that two noisy measurements of one thing
+        can reach is Spearman's (The proof and measurement of association between two things, 1904).
+    """
+    # A control may have no such measure at all: W_V of the last layer alone changes no attention map.
+    controls = {name: each for name, each in controls.items() if bool(each.columns.isfinite().all(-1).any())}
+    ceilings = [controls[name] for name in CEILINGS if name in controls]
+    floors = [name for name in FLOORS if name in controls]
+    if not ceilings or not floors:
+        return None
+    # One set of (seed, query) pairs for all of them, so that no part is measured on easier queries than another.
+    there = torch.stack([each.columns for each in (score, *controls.values())]).isfinite().all(-1).all(0)
+    if int(there.sum()) < 2:
+        return None
+
+    def value(each: Shares) -> float:
+        return float(each.numerator[there].sum() / each.denominator[there].sum())
+
+    values = {name: value(controls[name]) for name in floors}
+    finite = {name: number for name, number in values.items() if number == number}
+    if not finite:
+        return None
+    floor = max(finite, key=finite.__getitem__)
+    masked = [_only(each, there) for each in ceilings]
+    others = [name for name in controls if name not in (*CEILINGS, floor)]
+
+    def against(name: str) -> Estimate:
+        columns = torch.cat([each.columns for each in (_only(score, there), _only(controls[name], there), *masked)], -1)
+        low, high = _interval(_scaled, columns, n_resamples)
+        total = columns[there].sum(0, keepdim=True)
+        return Estimate(mean=float(_scaled(total)), ci95=(low, high), n=int(there.sum()))
+
+    difference = torch.cat([_only(score, there).columns, _only(controls[floor], there).columns], -1)
+    best = against(floor)
+    return Calibrated(
+        **best.model_dump(),
+        score=value(score),
+        control=floor,
+        floor=finite[floor],
+        ceiling=float(_ceiling(torch.cat([each.columns for each in masked], -1)[there].sum(0, keepdim=True))),
+        minimum_detectable=minimum_detectable(_interval(_difference, difference, n_resamples)),
+        by_control={name: against(name) for name in others},
+    )
+
+
+def layers_above(score: Tensor, floor: Tensor) -> list[float]:
+    """For each layer, how surely the score lies above its floor, false discoveries over layers accounted for.
+
+    Args:
+        score: By query and layer, `(seed, example, layer)`, or with heads, which are averaged.
+        floor: The control's, of the same shape.
+
+    Returns:
+        Benjamini-Hochberg adjusted p-values of one-sided sign-flip tests over queries (means over seeds), one a layer;
+        NaN where there are fewer than two queries with numbers.
+    """
+    difference = (score - floor).flatten(3).nanmean(dim=3) if score.dim() > 3 else score - floor
+    found: list[float] = adjusted_for_discoveries(
+        sign_flip_p(difference.nanmean(dim=0), alternative="greater")
+    ).tolist()
+    return found
+
+
+def _only(shares: Shares, there: Tensor) -> Shares:
+    return Shares(*(part.masked_fill(~there, torch.nan) for part in (shares.numerator, shares.denominator)))
+
+
+def _interval(statistic: object, columns: Tensor, n_resamples: int) -> tuple[float, float]:
+    generator = torch.Generator().manual_seed(0)
+    low, high = clustered_bootstrap_of(statistic, columns, n_resamples=n_resamples, generator=generator)  # type: ignore[arg-type]
+    return float(low), float(high)
+
+
+def _ratios(totals: Tensor) -> Sequence[Tensor]:
+    """Totals of numerators and denominators in turn -> ratios."""
+    return [totals[..., i] / totals[..., i + 1] for i in range(0, totals.shape[-1], 2)]
+
+
+def _ceiling(totals: Tensor) -> Tensor:
+    """Geometric mean of the ceilings; a negative one is none."""
+    ratios = torch.stack(list(_ratios(totals)))
+    return ratios.clamp(min=0).prod(dim=0) ** (1 / len(ratios))
+
+
+def _scaled(totals: Tensor) -> Tensor:
+    """Score, floor and ceilings -> the score's place between floor and ceiling; NaN where there is no room."""
+    score, floor = _ratios(totals[..., :4])
+    ceiling = _ceiling(totals[..., 4:])
+    room = ceiling - floor
+    return torch.where((room > 0) & (ceiling > 0), (score - floor) / room, torch.nan)
+
+
+def _difference(totals: Tensor) -> Tensor:
+    score, floor = _ratios(totals)
+    return score - floor

@@ -1,0 +1,110 @@
+"""What a result says about where it comes from: model, task, machine, command."""
+
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dualform.models.language_model import LanguageModel
+from dualform.studies.bench import Bench
+from dualform.studies.settings import StudyConfig
+from dualform.tasks.task import Example, Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the model was asked."""
+
+    task: Task
+    examples: tuple[Example, ...]
+    """The reported queries, in the order of every `(example, ...)` tensor."""
+    n_selection: int
+    report_split: str
+    selection_split: str
+    prompt_tokens: float
+    """Mean length of a query's prompt, tokens."""
+    context: int
+    """Longest sequence, tokens: the setting, or the model's own limit."""
+    notes: tuple[str, ...]
+    """What a reader must know about the protocol."""
+
+    @classmethod
+    def of(cls, bench: Bench[StudyConfig], notes: tuple[str, ...]) -> "Asked":
+        """What a study asked of this bench."""
+        return cls(
+            task=bench.task,
+            examples=bench.examples,
+            n_selection=len(bench.selection),
+            report_split=bench.report_split,
+            selection_split=bench.selection_split,
+            prompt_tokens=sum(len(query.prompt) for query in bench.queries) / len(bench.queries),
+            context=bench.context,
+            notes=notes,
+        )
+
+    def answer_name(self, label: int) -> str:
+        """What to call a label in tables: its word, or its number among free-text choices."""
+        words = self.task.label_words
+        return str(label) if words is None else words[label]
+
+
+def model_facts(lm: LanguageModel) -> dict[str, Any]:
+    """See `Result.model`."""
+    return {
+        "name": lm.name,
+        "architecture": type(lm.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
+        "n_layers": len(lm.anatomy.layers),
+        "n_heads": lm.anatomy.n_heads,
+        "d_model": int(lm.model.get_input_embeddings().weight.shape[1]),
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "route": lm.route.name,
+        "revision": getattr(lm.model.config, "_commit_hash", None),
+        "vocabulary": int(lm.model.get_input_embeddings().weight.shape[0]),
+    }
+
+
+def task_facts(asked: Asked) -> dict[str, Any]:
+    """See `Result.task`."""
+    task = asked.task
+    return {
+        "name": task.name,
+        "source": task.source,
+        "label_words": None if task.label_words is None else list(task.label_words),
+        "prompt": task.template.render(asked.examples[0]),
+        "prompt_tokens": asked.prompt_tokens,
+        "n_report": len(asked.examples),
+        "report_split": asked.report_split,
+        "n_selection": asked.n_selection,
+        "selection_split": asked.selection_split,
+    }
+
+
+def environment(lm: LanguageModel, seconds: float) -> dict[str, Any]:
+    """See `Result.environment`."""
+    packages = ("torch", "transformers", "peft", "scikit-learn", "scipy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(lm.device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "command": _command(),
+    }
+
+
+def _command() -> str | None:
+    """The command line that is running, to be pasted again; None when it is not ours."""
+    if not sys.argv or Path(sys.argv[0]).stem != "dualform":
+        return None
+    return shlex.join(["dualform", *sys.argv[1:]])

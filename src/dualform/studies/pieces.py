@@ -1,0 +1,69 @@
+"""The smallest parts of a run that are kept when they are finished, and never done twice."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A finished part: tensors, and whatever JSON can say about them."""
+
+    name: str
+    """Which part, such as `seed 3`."""
+    inputs: str
+    """Digest of the weights, texts and labels that it was made from, see `bench.digest`."""
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """The piece as one safetensors file: the tensors, and the rest as JSON in its header."""
+        header = {
+            "name": self.name,
+            "inputs": self.inputs,
+            "about": self.about,
+            # The file sorts its tensors by name, and a run that goes on must give the tables of one that never stopped.
+            "order": list(self.tensors),
+        }
+        tensors = {name: value.contiguous() for name, value in self.tensors.items()}
+        return safetensors.torch.save(tensors, metadata={"piece": json.dumps(header)})
+
+    @classmethod
+    def from_file(cls, path: str) -> "Piece":
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            safetensors.SafetensorError: The file is damaged.
+            KeyError, TypeError, ValueError: It is no piece.
+        """
+        with safetensors.safe_open(path, framework="pt") as file:
+            header: dict[str, Any] = json.loads(file.metadata()["piece"])
+            tensors = {name: file.get_tensor(name) for name in header["order"]}
+        return cls(header["name"], header["inputs"], tensors, header["about"])
+
+
+class Cells(Protocol):
+    """Where finished pieces are kept, so that a killed run goes on where it stopped."""
+
+    def get(self, name: str, inputs: str) -> Piece | None:
+        """The piece of this name finished earlier under the same settings, from the same inputs."""
+        ...
+
+    def put(self, piece: Piece) -> None:
+        """Keep it."""
+        ...
+
+
+class NoCells:
+    """Keeps nothing."""
+
+    def get(self, name: str, inputs: str) -> Piece | None:
+        """Nothing was kept."""
+        return None
+
+    def put(self, piece: Piece) -> None:
+        """Let it go."""

@@ -1,0 +1,72 @@
+"""Settings of a selection study, checked before a model loads."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from dualform.studies.settings import (
+    StudyConfig,
+    checked,
+    given_settings,
+    problems_with_rates,
+    problems_with_seeds,
+    read_settings,
+)
+
+
+class SelectionConfig(StudyConfig):
+    """What there is to choose among, and on how many queries choices are made and held against.
+
+    Every rate of `rates` is tried on every seed: a search that stops early (`patience`) would not spend its budget.
+    """
+
+    model: str
+    """Packaged name, checkpoint folder, GGUF file or hub id."""
+    seeds: tuple[int, ...] = tuple(range(1, 9))
+    """Demonstration seeds to choose among."""
+    orders: int | None = Field(default=None, ge=1)
+    """Orders of each set in which ICL is tried, the drawn one included; null for as many as FT's budget pays for."""
+    limit: int | None = Field(default=200, ge=1)
+    """Queries of the report split, drawn at random with seed 0, on which choices flatter; null for half of them."""
+    untouched_limit: int | None = Field(default=400, ge=1)
+    """Queries of the rest of the report split, on which nothing is chosen; null for all of the rest."""
+    similarity_limit: int | None = Field(default=64, ge=1)
+    """Report queries on which likeness is measured; null for all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
+        if self.k == 0:
+            problems.append("k 0 leaves nothing to choose among: ask for at least one demonstration")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """FT's rates, each once, ascending."""
+        return tuple(sorted(set(self.rates)))
+
+
+def selection_config(model: str, task: str, **settings: Any) -> SelectionConfig:
+    """A checked configuration.
+
+    Args:
+        model: See `SelectionConfig.model`.
+        task: See `StudyConfig.task`.
+        settings: Fields of `SelectionConfig`; None means not given, and 0 for a limit means none.
+
+    Raises:
+        ConfigError: All that is wrong, in one message.
+    """
+    return checked(SelectionConfig, {**given_settings(settings), "model": model, "task": task})
+
+
+def read_selection_config(path: Path) -> SelectionConfig:
+    """A configuration from YAML, such as a run's `config.yaml`.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or says something that cannot be used.
+    """
+    return checked(SelectionConfig, read_settings(path))

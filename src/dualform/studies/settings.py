@@ -1,0 +1,162 @@
+"""Settings that every study of a model and a task has, and how wrong ones are told."""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dualform.errors import ConfigError
+from dualform.learners.finetuned import LARGEST_RATE, LossOn
+from dualform.models.language_model import LanguageModel
+from dualform.models.layout import Probe
+from dualform.models.load import load_model
+from dualform.tasks.demonstrations import LabelRule
+from dualform.tasks.sources import load_task
+from dualform.tasks.task import Task
+
+
+class StudyConfig(BaseModel):
+    """What is asked, of which rows, read how. Each setting has its home here or in the study that alone has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    """Packaged name, name under the data directory, file, YAML file or hub name."""
+
+    data_dir: str | None = None
+    """Folder with data sets; `$DUALFORM_DATA` when not given."""
+    text: str | None = None
+    """Column that holds the text, for a file of one's own."""
+    label: str | None = None
+    """Column that holds the label."""
+    choices: str | None = None
+    """Column or columns that hold the candidate answers of a multiple-choice task."""
+    prompt: str | None = None
+    """Template in place of the task's own, such as `Review: {text}` and a line `Sentiment:`."""
+    label_words: str | list[str] | dict[str, str] | None = None
+    """Words in place of the task's own: `bad,good` or `0=bad,1=good`."""
+    separator: str | None = None
+    """Text between demonstrations; `eos` for the end-of-sequence token."""
+
+    k: int = Field(default=32, ge=0)
+    """Demonstrations asked for."""
+    balanced: bool = True
+    """Equal numbers of each class; false is the paper's rule, the first k of a shuffle."""
+    label_rule: LabelRule = "true"
+    """Labels shown: true, shuffled among the demonstrations, random, or flipped."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Demonstration seeds."""
+    context: int = Field(default=2048, ge=8)
+    """Longest sequence, tokens (the model's own limit if lower); demonstrations that do not fit are left out."""
+
+    limit: int | None = Field(default=200, ge=1)
+    """Queries of the report split, drawn at random with seed 0; null for all."""
+    selection_limit: int | None = Field(default=100, ge=1)
+    """Queries of the selection split on which choices are made; null for all."""
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    """Learning rates of ft (SGD)."""
+    patience: int = Field(default=2, ge=1)
+    """Stop a search after so many rates in a row that are worse than the best."""
+    loss_on: LossOn = "all"
+    """Finetune on all tokens of a sequence (the paper) or on the label word alone."""
+    probe: Probe = "prompt"
+    """Where the inside is read: the token that predicts the label, or the first label word (released code)."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """float32 for everything that is compared."""
+    route: Literal["packed", "packed-mask", "repeated", "naive"] | None = None
+    """Insist on a way through the model; default: the fastest that passes its self-check."""
+    trust_remote_code: bool = False
+    """Run code that comes with a checkpoint."""
+    resamples: int = Field(default=1000, ge=10)
+    """Bootstrap resamples behind each interval."""
+
+    @property
+    def shows_wrong_labels(self) -> bool:
+        """Whether demonstrations are also shown with labels other than those drawn, which may be longer."""
+        return False
+
+    def load_task(self) -> Task:
+        """The task that these settings describe.
+
+        Raises:
+            DualformError: It cannot be found or used.
+        """
+        return load_task(
+            self.task,
+            data_dir=self.data_dir,
+            text=self.text,
+            label=self.label,
+            prompt=self.prompt,
+            label_words=self.label_words,
+            separator=self.separator,
+            choices=self.choices,
+        )
+
+    def load_model(self, name: str) -> LanguageModel:
+        """A model, on the device and in the precision of these settings.
+
+        Raises:
+            DualformError: It cannot be found or read.
+        """
+        return load_model(
+            name, device=self.device, dtype=self.dtype, route=self.route, trust_remote_code=self.trust_remote_code
+        )
+
+
+def problems_with_seeds(name: str, seeds: tuple[int, ...]) -> list[str]:
+    """A sentence when they cannot be used."""
+    if seeds and len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds):
+        return []
+    return [f"{name} {list(seeds)} must be different numbers from 0 to 4294967295, at least one"]
+
+
+def problems_with_rates(name: str, rates: tuple[float, ...]) -> list[str]:
+    """A sentence when they cannot be used."""
+    if rates and all(0 <= rate <= LARGEST_RATE for rate in rates):
+        return []
+    return [f"{name} {list(rates)} must lie between 0 and {LARGEST_RATE:g}, at least one"]
+
+
+def given_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What was given: None means not given, and 0 for a limit means none."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    return given | {name: None for name, value in given.items() if name.endswith("limit") and value == 0}
+
+
+_Config = TypeVar("_Config", bound=BaseModel)
+
+
+def checked(kind: type[_Config], settings: dict[str, Any]) -> _Config:
+    """Settings as a configuration.
+
+    Raises:
+        ConfigError: All that is wrong, in one message.
+    """
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"])
+            given = f" (given {problem['input']!r})" if where and problem["type"] != "missing" else ""
+            problems.append(f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{given}")
+        raise ConfigError("; ".join(problems)) from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings from YAML, such as a run's `config.yaml`.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping.
+    """
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} should hold settings as `name: value` lines")
+    return given

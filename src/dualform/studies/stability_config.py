@@ -1,0 +1,86 @@
+"""Settings of a stability study, checked before a model loads."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from dualform.studies.settings import (
+    StudyConfig,
+    checked,
+    given_settings,
+    problems_with_rates,
+    problems_with_seeds,
+    read_settings,
+)
+
+
+class StabilityConfig(StudyConfig):
+    """Which models, and how many demonstration sets and orders each learner is run on."""
+
+    models: tuple[str, ...]
+    """Packaged names, checkpoint folders, GGUF files or hub ids."""
+    seeds: tuple[int, ...] = tuple(range(1, 21))
+    """Demonstration seeds: the sets."""
+    orders: int = Field(default=10, ge=1)
+    """Orders of each set in which ICL is run, the drawn one included."""
+    ft_seeds: int = Field(default=10, ge=0)
+    """Finetuning is run on the first so many seeds; 0 leaves it out."""
+    ft_orders: int = Field(default=2, ge=1)
+    """Orders of each of these in which finetuning is run."""
+    label_seeds: int = Field(default=10, ge=0)
+    """Random and flipped labels are tried on the first so many seeds, in the order drawn; 0 leaves them out."""
+    further_rates: tuple[float, ...] = ()
+    """Learning rates at which finetuning is run beside the one chosen: its stability depends on it."""
+    limit: int | None = Field(default=100, ge=1)
+    """Queries of the report split, drawn at random with seed 0; null for all."""
+
+    @property
+    def model(self) -> str:
+        """All models' names, as one."""
+        return ", ".join(self.models)
+
+    @property
+    def shows_wrong_labels(self) -> bool:
+        """On the first sets, unless they are left out."""
+        return self.label_seeds > 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
+        if not self.models or len(set(self.models)) != len(self.models):
+            problems.append(f"models {list(self.models)} must be different, at least one")
+        if self.further_rates:
+            problems += problems_with_rates("further_rates", self.further_rates)
+        if self.label_rule != "true":
+            problems.append(
+                f"label_rule {self.label_rule} cannot be set: true, random and flipped labels are all shown"
+            )
+        if self.k == 0:
+            problems.append("k 0 leaves nothing to draw or order: ask for at least one demonstration")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def stability_config(models: tuple[str, ...], task: str, **settings: Any) -> StabilityConfig:
+    """A checked configuration.
+
+    Args:
+        models: See `StabilityConfig.models`.
+        task: See `StudyConfig.task`.
+        settings: Fields of `StabilityConfig`; None means not given, and 0 for a limit means none.
+
+    Raises:
+        ConfigError: All that is wrong, in one message.
+    """
+    return checked(StabilityConfig, {**given_settings(settings), "models": models, "task": task})
+
+
+def read_stability_config(path: Path) -> StabilityConfig:
+    """A configuration from YAML, such as a run's `config.yaml`.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or says something that cannot be used.
+    """
+    return checked(StabilityConfig, read_settings(path))
