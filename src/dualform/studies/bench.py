@@ -94,7 +94,8 @@ class Bench(Generic[Config]):
         config = self.config
         drawn = draw_demonstrations(self.task, config.k, seed, balanced=config.balanced, label_rule=config.label_rule)
         queries = (*self.queries, *self.selection_queries)
-        kept = self.encoder.fit(drawn, queries, self.context, any_label=config.shows_wrong_labels)
+        # Whatever labels a control shows: which controls are run must not decide which demonstrations fit.
+        kept = self.encoder.fit(drawn, queries, self.context, any_label=True)
         return self.shown(kept)
 
     def shown(self, demonstrations: Demonstrations) -> "Drawn":

@@ -28,6 +28,33 @@ CEILINGS = ("icl_order", "ft_order")
 """Each side beside itself under another order of the demonstrations."""
 
 
+CEILING_LIKE = ("batch_sequential",)
+"""FT beside FT: no floor for anything."""
+
+MOVED_ONLY = ("untrained", "embeddings")
+"""Models in which next to nothing moves: floors of measures of change alone. Where states are compared, theirs are
+alike because neither side has left its start."""
+
+STATES = (
+    "agreement",
+    "top_k_overlap",
+    "overlap_cosine",
+    "vocabulary_shared",
+    "sim_am",
+    "sim_am_centred",
+    "sim_am_softmax",
+)
+"""Measures that compare states, and not changes from zero-shot."""
+
+FEWEST_FIXED = 10
+"""A control that put fewer answers right gives no Rec2FTP that a floor or ceiling could stand on."""
+
+
+def floors_of(measure: str) -> tuple[str, ...]:
+    """Controls that may be the floor of a measure."""
+    return tuple(name for name in FLOORS if not (measure in STATES and name in MOVED_ONLY))
+
+
 @dataclass(frozen=True)
 class Shares:
     """A measure as a ratio of totals over queries: a mean is one, and so is Rec2FTP."""
@@ -40,7 +67,8 @@ class Shares:
     @classmethod
     def of_mean(cls, values: Tensor) -> "Shares":
         """Numbers by query, `(seed, example, ...)`; layers and heads are averaged first."""
-        overall = values.flatten(2).nanmean(dim=2) if values.dim() > 2 else values
+        by_layer = values.nanmean(dim=3) if values.dim() > 3 else values
+        overall = by_layer.nanmean(dim=2) if values.dim() > 2 else by_layer
         return cls(overall, torch.ones_like(overall))
 
     @property
@@ -49,17 +77,21 @@ class Shares:
         return torch.stack([self.numerator, self.denominator], dim=-1)
 
 
-def calibrate(score: Shares, controls: Mapping[str, Shares], n_resamples: int) -> Calibrated | None:
+def calibrate(
+    score: Shares, controls: Mapping[str, Shares], n_resamples: int, floors: Sequence[str] = FLOORS
+) -> Calibrated | None:
     """(score - floor) / (ceiling - floor), the floor being the highest of the controls that ought to score nothing.
 
     Args:
         score: The measure of ICL and FT.
         controls: The same measure of each control; those that are neither floors nor ceilings serve in `by_control`.
         n_resamples: Of the bootstrap.
+        floors: Controls that may be the floor.
 
     Returns:
         The calibrated value; None without a floor or without a ceiling. Its numbers are None where the ceiling does
-        not lie above the floor.
+        not lie above the floor, and its interval where the run is not sure (97.5 %) that it does: resamples without
+        room have no value, and an interval over the others would speak of them alone.
 
     Source:
         dualform's own. The geometric mean of two reliabilities as the most that two noisy measurements of one thing
@@ -68,7 +100,7 @@ def calibrate(score: Shares, controls: Mapping[str, Shares], n_resamples: int) -
     # A control may have no such measure at all: W_V of the last layer alone changes no attention map.
     controls = {name: each for name, each in controls.items() if bool(each.columns.isfinite().all(-1).any())}
     ceilings = [controls[name] for name in CEILINGS if name in controls]
-    floors = [name for name in FLOORS if name in controls]
+    floors = [name for name in floors if name in controls]
     if not ceilings or not floors:
         return None
     # One set of (seed, query) pairs for all of them, so that no part is measured on easier queries than another.
@@ -85,13 +117,14 @@ def calibrate(score: Shares, controls: Mapping[str, Shares], n_resamples: int) -
         return None
     floor = max(finite, key=finite.__getitem__)
     masked = [_only(each, there) for each in ceilings]
-    others = [name for name in controls if name not in (*CEILINGS, floor)]
+    others = [name for name in controls if name not in (*CEILINGS, *CEILING_LIKE, floor)]
 
     def against(name: str) -> Estimate:
         columns = torch.cat([each.columns for each in (_only(score, there), _only(controls[name], there), *masked)], -1)
-        low, high = _interval(_scaled, columns, n_resamples)
-        total = columns[there].sum(0, keepdim=True)
-        return Estimate(mean=float(_scaled(total)), ci95=(low, high), n=int(there.sum()))
+        mean = float(_scaled(columns[there].sum(0, keepdim=True)))
+        sure = mean == mean and _interval(_room, columns, n_resamples)[0] > 0
+        ends = _interval(_scaled, columns, n_resamples) if sure else (None, None)
+        return Estimate(mean=mean, ci95=ends, n=int(there.sum()))
 
     difference = torch.cat([_only(score, there).columns, _only(controls[floor], there).columns], -1)
     best = against(floor)
@@ -111,13 +144,14 @@ def layers_above(score: Tensor, floor: Tensor) -> list[float]:
 
     Args:
         score: By query and layer, `(seed, example, layer)`, or with heads, which are averaged.
-        floor: The control's, of the same shape.
+        floor: The control's likewise.
 
     Returns:
         Benjamini-Hochberg adjusted p-values of one-sided sign-flip tests over queries (means over seeds), one a layer;
         NaN where there are fewer than two queries with numbers.
     """
-    difference = (score - floor).flatten(3).nanmean(dim=3) if score.dim() > 3 else score - floor
+    score, floor = (side.nanmean(dim=3) if side.dim() > 3 else side for side in (score, floor))
+    difference = score - floor
     found: list[float] = adjusted_for_discoveries(
         sign_flip_p(difference.nanmean(dim=0), alternative="greater")
     ).tolist()
@@ -151,6 +185,13 @@ def _scaled(totals: Tensor) -> Tensor:
     ceiling = _ceiling(totals[..., 4:])
     room = ceiling - floor
     return torch.where((room > 0) & (ceiling > 0), (score - floor) / room, torch.nan)
+
+
+def _room(totals: Tensor) -> Tensor:
+    """How far the ceiling lies above the floor; -1 where the ceiling is 0, and there is nothing to be a part of."""
+    _, floor = _ratios(totals[..., :4])
+    ceiling = _ceiling(totals[..., 4:])
+    return torch.where(ceiling > 0, ceiling - floor, -1.0)
 
 
 def _difference(totals: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from dualform.studies.summary import summarise
 from dualform.studies.tuning import trained
 from dualform.studies.work import TRAINING, controlled_queries, work_of_adapting, work_of_search, work_of_seed
 from dualform.tasks.demonstrations import Demonstrations
+from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
 
 _SILENT = Silent()
@@ -93,7 +94,7 @@ def compare(
             piece = cells.get(piece_name(seed), inputs)
             if piece is None:
                 known = searched if not outcomes else (None if config.tune == "each" else outcomes[0].rates)
-                outcome = _run_seed(bench, drawn[seed], inputs, known or {}, chosen.trials, progress)
+                outcome = _run_seed(bench, drawn[seed], inputs, known or {}, chosen, progress)
                 cells.put(outcome.to_piece())
             else:
                 outcome = SeedOutcome.from_piece(piece)
@@ -114,6 +115,10 @@ def _set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Be
         notes.append("The probe was left out: free-text choices have no classes to regress on.")
     if controls and (config.k == 0 or not {"zsl", "icl", "ft"} <= set(learners)):
         controls = ()
+        notes.append("No controls were run: they stand in for ICL and FT beside zero-shot, behind demonstrations.")
+    if config.other_task is not None and "other_task" in controls:
+        # A misspelt name is told before any work is done.
+        load_task(config.other_task, data_dir=config.data_dir)
     config = config.model_copy(update={"learners": learners, "controls": controls})
     paper = task.paper_split if config.preset == "dai2023" else None
     bench = Bench.of(config, lm, task, report_split=paper, select_on=config.select_on)
@@ -133,6 +138,8 @@ class _Chosen:
     rate: float | None = None
     """FT's, when the choice of seed searched for it."""
     trials: tuple[Trial, ...] = ()
+    search_seconds: float = 0.0
+    """What searching for rates took, over all seeds."""
 
 
 def _choose_seed(
@@ -168,13 +175,14 @@ def _choose_seed(
     )
     trials = tuple(Trial(**trial) for trial in pieces[best]["trials"])
     rate = next((trial.learning_rate for trial in trials if trial.chosen), None)
-    return _Chosen((best,), (note,), rate, trials)
+    seconds = sum(about.get("search_seconds", 0.0) for about in pieces.values())
+    return _Chosen((best,), (note,), rate, trials, seconds)
 
 
 def _candidate(bench: Bench[ComparisonConfig], drawn: Drawn) -> dict[str, object]:
     """How good one seed is on the selection queries, and what finding out took."""
     right = torch.tensor(bench.selection_labels)
-    scores, trials, tokens = [], [], 0.0
+    scores, trials, tokens, seconds = [], [], 0.0, 0.0
     queries = sum(query.width() for query in bench.selection_queries)
     if bench.config.select in ("icl", "both"):
         icl = InContext().adapt(bench.lm, drawn.encoded)
@@ -182,14 +190,16 @@ def _candidate(bench: Bench[ComparisonConfig], drawn: Drawn) -> dict[str, object
         scores.append(float((table.argmax(dim=1) == right).double().mean()))
         tokens += len(drawn.encoded.prefix) + queries
     if bench.config.select in ("ft", "both"):
+        start = time.perf_counter()
         search = _train(bench, "ft", drawn.demonstrations.seed, drawn.encoded, None, lambda share: None)
+        seconds = time.perf_counter() - start
         best = next(trial for trial in search.trials if trial.chosen)
         assert best.validation_accuracy is not None
         scores.append(best.validation_accuracy)
         trials = [trial.model_dump() for trial in search.trials]
         run = sum(trial.status != "skipped" for trial in search.trials)
         tokens += run * (TRAINING * len(drawn.encoded.prefix) + queries)
-    return {"score": sum(scores) / len(scores), "tokens": tokens, "trials": trials}
+    return {"score": sum(scores) / len(scores), "tokens": tokens, "trials": trials, "search_seconds": seconds}
 
 
 def _work_of_choice(bench: Bench[ComparisonConfig], encoded: EncodedDemonstrations) -> float:
@@ -206,7 +216,7 @@ def _run_seed(
     drawn: Drawn,
     inputs: str,
     known: dict[str, float],
-    chosen: tuple[Trial, ...],
+    chosen: _Chosen,
     progress: Progress,
 ) -> SeedOutcome:
     """One seed, from demonstrations to numbers; `known` are learning rates that need no search."""
@@ -228,9 +238,11 @@ def _run_seed(
             adapted[name] = found.best
             rates[name] = found.learning_rate
             # The search that chose the seed has chosen the rate too.
-            trials += chosen if name == "ft" and chosen else found.trials
+            trials += chosen.trials if name == "ft" and chosen.trials else found.trials
             seconds = time.perf_counter() - start - found.best.cost.seconds
             search_seconds[name] = seconds if name not in known else 0.0
+            if name == "ft":
+                search_seconds[name] += chosen.search_seconds
         else:
             adapted[name] = _adapt(bench, name, demonstrations, encoded)
             report(1.0)

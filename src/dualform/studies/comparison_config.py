@@ -80,11 +80,6 @@ class ComparisonConfig(StudyConfig):
     """Whose demonstrations the control `other_task` shows: a packaged name, or one under the data directory. Not
     given: the same texts, asked whether they are short or long."""
 
-    @property
-    def shows_wrong_labels(self) -> bool:
-        """Two controls do."""
-        return bool({"shuffled_labels", "random_labels"} & set(self.controls))
-
     @field_validator("controls", mode="before")
     @classmethod
     def _all_controls(cls, given: Any) -> Any:
@@ -97,6 +92,10 @@ class ComparisonConfig(StudyConfig):
             problems.append(f"learners {list(self.learners)} must be different, at least one")
         if len(set(self.controls)) != len(self.controls):
             problems.append(f"controls {list(self.controls)} must be different")
+        if self.other_task is not None and "other_task" not in self.controls:
+            problems.append(
+                f"other_task {self.other_task} is for the control other_task, which is not among the controls: add it"
+            )
         problems += problems_with_rates("rates", self.rates) + problems_with_rates("lora_rates", self.lora_rates)
         if self.k == 0 and "probe" in self.learners:
             problems.append("k 0 leaves the probe nothing to learn from: leave out probe with --learners zsl,icl,ft")

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dualform.errors import NumericalError, TaskError
+from dualform.errors import DualformError, NumericalError, TaskError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.layer_causal import LayerCausal
@@ -81,7 +81,8 @@ class StandIn:
         found: dict[str, Tensor] = {}
         for pair in self.pairs:
             other = sides[pair.beside]
-            measured = likeness(zsl, side, other) if pair.place == "first" else likeness(zsl, other, side)
+            first, second = (side, other) if pair.place == "first" else (other, side)
+            measured = likeness(zsl, first, second, moved_by=sides["icl"].trace)
             found |= _named(pair.control, measured)
         return found, {self.name: readings.log_probabilities.double().cpu()}
 
@@ -186,7 +187,11 @@ def prepare(
     controls: list[Control] = []
     for name in bench.config.controls:
         report(name)
-        controls += made.make(name)
+        try:
+            controls += made.make(name)
+        except DualformError as error:
+            # What the run is about stands without it.
+            made.notes.append(f"Control {name} was left out for seed {drawn.demonstrations.seed}: {error}")
     return Prepared(tuple(controls), made.rates, tuple(made.trials), tuple(made.notes))
 
 
@@ -224,14 +229,19 @@ class _Workshop:
             yield self._filler()
         elif name in ("shuffled_labels", "random_labels"):
             rule: LabelRule = "shuffled" if name == "shuffled_labels" else "random"
-            encoded = self.bench.shown(self.demonstrations.relabelled(self.bench.task, rule)).encoded
+            otherwise = self.demonstrations.labelled_otherwise(self.bench.task, rule)
+            if otherwise is None:
+                raise TaskError("the demonstrations all show the same label, so there are no other ones to deal")
+            encoded = self.bench.shown(otherwise).encoded
             yield self._prompted(name, encoded, self._shown(encoded), Pair(name, "ft", "first"))
         elif name == "other_task":
             yield self._prompted(name, self._other_task(), None, Pair(name, "ft", "first"))
         elif name == "other_demonstrations":
             yield self._trained(name, self._finetuned(name, self._others().encoded), None)
         elif name in ("icl_order", "ft_order"):
-            again = self.demonstrations.reordered(1)
+            *_, again = self.demonstrations.in_orders(2)
+            if again.rows == self.demonstrations.rows:
+                raise TaskError("one demonstration has no other order")
             encoded = self.bench.shown(again).encoded
             places = [again.rows.index(row) for row in self.demonstrations.rows]
             shown = self._shown(encoded, places)
@@ -287,12 +297,14 @@ class _Workshop:
         rest = tuple(example for example in bench.task.demonstration_pool if example.row not in mine)
         try:
             task = replace(bench.task, splits={**bench.task.splits, "train": rest})
-            return replace(bench, task=task).draw(seed)
+            others = replace(bench, task=task).draw(seed)
         except TaskError:
             self.notes.append(
                 "Train is too small for other demonstrations that share none with the first: some are the same."
             )
-            return bench.draw(seed)
+            others = bench.draw(seed)
+        # As many as FT had, where these are shorter and more of them fit.
+        return bench.shown(others.demonstrations.truncated(self.demonstrations.k_effective))
 
     def _finetuned(self, name: str, encoded: EncodedDemonstrations) -> AdaptedModel:
         """As FT, at FT's rate; where that diverges, at the next lower one, which is said."""
@@ -411,6 +423,8 @@ def _wanted(want: Recordings, *, prompted: bool, ranked: bool) -> Recording:
 def _named(control: str, measured: dict[str, Tensor]) -> dict[str, Tensor]:
     """Measures under the control's name; companions are left out, but for how far a swept rate moved the model."""
     kept = {name: value for name, value in measured.items() if "." not in name and name != "sim_am_before"}
+    # Heads of every control, over all queries and seeds, would be most of a run's memory, and nobody looks at them.
+    kept = {name: value.nanmean(dim=2) if value.dim() > 2 else value for name, value in kept.items()}
     if control.startswith(RATE) and "sim_aou_raw.norm_ratio" in measured:
         kept["update_norm"] = measured["sim_aou_raw.norm_ratio"]
     return {f"control/{control}/{name}": value for name, value in kept.items()}

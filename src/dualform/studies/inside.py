@@ -207,8 +207,9 @@ def random_side(zsl: Readings, side: Side, seed: int) -> Side:
             real = before.mask[i] & before.scores[i].isfinite() & side.trace.scores[i].isfinite()
             made["scores"].append(_randomly_changed(before.scores[i], side.trace.scores[i], real, n, generator))
         if side.ranks is not None:
-            drawn = torch.randn(side.ranks[i].shape, generator=generator, dtype=side.ranks.dtype)
-            made["ranks"].append(drawn.to(side.ranks.device))
+            # The side's own logits dealt out anew, so that demonstrations of many tokens keep that advantage.
+            places = torch.rand(side.ranks[i].shape, generator=generator).argsort(dim=-1)
+            made["ranks"].append(side.ranks[i].gather(-1, places.to(side.ranks.device)))
         if update is not None:
             flat = update[i].flatten(-2)
             made["update"].append(matched_random(flat, generator).view_as(update[i]))
@@ -227,7 +228,7 @@ def _randomly_changed(before: Tensor, after: Tensor, real: Tensor, n: int, gener
     return torch.where(real, before + drawn * size, after)
 
 
-def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True) -> dict[str, Tensor]:
+def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True, moved_by: Trace | None = None) -> dict[str, Tensor]:
     """Every measure of two sides.
 
     Args:
@@ -235,6 +236,8 @@ def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True) -> dict[str,
         a: ICL, or what stands in for it.
         b: FT, or what stands in for it.
         answers: Whether both sides' answers are their own; off for made-up sides.
+        moved_by: Whose change of scores must be more than rounding for `sim_am_delta` to be taken: ICL's, so that a
+            control stands on the rows and layers that the score itself stands on. None for `a`'s.
 
     Returns:
         Measure name -> tensor on the CPU whose first axis is `example` (1 for a number that all queries share), then
@@ -242,7 +245,7 @@ def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True) -> dict[str,
     """
     before = _traced(zsl)
     found = _outputs(a.readings, b.readings) if answers else {}
-    found |= _attention_maps(before, a.trace, b.trace)
+    found |= _attention_maps(before, a.trace, b.trace, moved_by or a.trace)
     found |= _attention_outputs(before, a.trace, b.trace)
     found |= _demonstrations(a, b)
     if a.update is not None and b.update is not None:
@@ -266,7 +269,8 @@ def _outputs(a: Readings, b: Readings) -> dict[str, Tensor]:
     }
 
 
-def _attention_maps(zsl: Trace, a: Trace, b: Trace) -> dict[str, Tensor]:
+def _attention_maps(zsl: Trace, a: Trace, b: Trace, moved_by: Trace) -> dict[str, Tensor]:
+    assert moved_by.scores is not None
     assert zsl.scores is not None
     assert a.scores is not None
     assert b.scores is not None
@@ -277,7 +281,7 @@ def _attention_maps(zsl: Trace, a: Trace, b: Trace) -> dict[str, Tensor]:
         "sim_am_before": sim_am(a.scores, zsl.scores, mask),
         "sim_am_centred": sim_am_centred(a.scores, b.scores, mask),
         "sim_am_softmax": sim_am_softmax(a.scores, b.scores, mask),
-        "sim_am_delta": delta.masked_fill(_unmoved(zsl.scores, a.scores, mask), torch.nan),
+        "sim_am_delta": delta.masked_fill(_unmoved(zsl.scores, moved_by.scores, mask), torch.nan),
     }
 
 

@@ -244,8 +244,8 @@ def _run_seed(
     queries = sum(sets.width(name) for name in SETS)
     in_context: list[AdaptedModel] = []
     icl: list[dict[QuerySet, Tensor]] = []
-    for order in range(n_orders):
-        adapted = InContext().adapt(lm, bench.shown(drawn.demonstrations.reordered(order)).encoded)
+    for demonstrations in drawn.demonstrations.in_orders(n_orders):
+        adapted = InContext().adapt(lm, bench.shown(demonstrations).encoded)
         icl.append(_answers(sets, adapted))
         # Only the order drawn is looked into.
         in_context = in_context or [adapted]

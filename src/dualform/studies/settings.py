@@ -74,11 +74,6 @@ class StudyConfig(BaseModel):
     resamples: int = Field(default=1000, ge=10)
     """Bootstrap resamples behind each interval."""
 
-    @property
-    def shows_wrong_labels(self) -> bool:
-        """Whether demonstrations are also shown with labels other than those drawn, which may be longer."""
-        return False
-
     def load_task(self) -> Task:
         """The task that these settings describe.
 

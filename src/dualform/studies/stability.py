@@ -182,8 +182,12 @@ def _run_set(
     """All runs of one set, and what was tried on the way."""
     runs: list[Run] = []
     trials: list[Trial] = []
+    orders = demonstrations.in_orders(max(bench.config.orders, bench.config.ft_orders))
     for run in _plan(bench.config, place):
-        shown = bench.shown(demonstrations.reordered(run.order).relabelled(bench.task, run.labels))
+        if run.order >= len(orders):
+            # Fewer demonstrations fitted than were asked for, and so few have no more orders.
+            continue
+        shown = bench.shown(orders[run.order].relabelled(bench.task, run.labels))
         adapted = InContext().adapt(bench.lm, shown.encoded) if run.learner == "icl" else None
         used = None
         if adapted is None:

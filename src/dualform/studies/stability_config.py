@@ -1,5 +1,6 @@
 """Settings of a stability study, checked before a model loads."""
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,11 +41,6 @@ class StabilityConfig(StudyConfig):
         """All models' names, as one."""
         return ", ".join(self.models)
 
-    @property
-    def shows_wrong_labels(self) -> bool:
-        """On the first sets, unless they are left out."""
-        return self.label_seeds > 0
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
@@ -55,6 +51,11 @@ class StabilityConfig(StudyConfig):
         if self.label_rule != "true":
             problems.append(
                 f"label_rule {self.label_rule} cannot be set: true, random and flipped labels are all shown"
+            )
+        if 0 < self.k < 10 and max(self.orders, self.ft_orders) > math.factorial(self.k):
+            problems.append(
+                f"orders {max(self.orders, self.ft_orders)}: {self.k} demonstrations have no more than "
+                f"{math.factorial(self.k)}"
             )
         if self.k == 0:
             problems.append("k 0 leaves nothing to draw or order: ask for at least one demonstration")

@@ -25,7 +25,7 @@ from dualform.result import (
     Similarity,
     SweepPoint,
 )
-from dualform.studies.calibrate import Shares, calibrate, layers_above
+from dualform.studies.calibrate import FEWEST_FIXED, Shares, calibrate, floors_of, layers_above
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.controls import PAIRS, RATE
 from dualform.studies.facts import Asked, environment, model_facts, task_facts
@@ -211,15 +211,16 @@ def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics
             for control, measures in found.controls.items()
             if name in measures and not control.startswith(RATE)
         }
-        one = calibrate(Shares.of_mean(values), controls, stats.resamples)
+        one = calibrate(Shares.of_mean(values), controls, stats.resamples, floors_of(name))
         if one is not None:
             calibrated[name] = one
     if found.right and {"zsl", "icl", "ft"} <= right.keys():
         recovered = {}
         for control in found.controls:
             answers = None if control.startswith(RATE) else found.answers(control, right)
-            if answers is not None:
-                recovered[control] = _recovery(*answers)
+            shares = None if answers is None else _recovery(*answers)
+            if shares is not None and float(shares.denominator.nansum()) >= FEWEST_FIXED:
+                recovered[control] = shares
         wrong = 1 - right["zsl"]
         recovered["chance"] = Shares(right["icl"] * wrong, wrong)
         one = calibrate(_recovery(right["zsl"], right["icl"], right["ft"]), recovered, stats.resamples)

@@ -1,5 +1,6 @@
 """Which labelled examples a learner is shown, in which order and with which labels: one object for all learners."""
 
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import Literal, get_args
 
 from dualform.errors import ConfigError, TaskError
 from dualform.tasks.task import Example, Task
+
+_ATTEMPTS = 100
 
 LabelRule = Literal["true", "shuffled", "random", "flipped"]
 
@@ -62,6 +65,33 @@ class Demonstrations:
             examples=tuple(self.examples[place] for place in places),
             labels=tuple(self.labels[place] for place in places),
         )
+
+    def in_orders(self, n: int) -> "tuple[Demonstrations, ...]":
+        """The same demonstrations in up to `n` different orders, the one drawn first; fewer where there are no more."""
+        found: dict[tuple[int, ...], Demonstrations] = {}
+        most = min(n, math.factorial(len(self.examples)))
+        number = 0
+        while len(found) < most:
+            again = self.reordered(number)
+            found.setdefault(again.rows, again)
+            number += 1
+        return tuple(found.values())
+
+    def labelled_otherwise(self, task: Task, rule: LabelRule) -> "Demonstrations | None":
+        """The same demonstrations with the labels that they show dealt anew, until one at least is another.
+
+        Args:
+            task: Theirs.
+            rule: `shuffled` or `random`.
+
+        Returns:
+            Them, or None where no other labels came: all show the same, or there is but one.
+        """
+        for attempt in range(_ATTEMPTS):
+            labels = _labels_shown(task, self.examples, rule, self.seed, self.labels, attempt)
+            if labels != self.labels:
+                return replace(self, labels=labels, label_rule=rule)
+        return None
 
     def relabelled(self, task: Task, rule: LabelRule) -> "Demonstrations":
         """The same demonstrations in the same order, their labels shown by another rule.
@@ -180,10 +210,17 @@ def _class_too_small(task: Task, label: int, k: int, n_classes: int) -> TaskErro
     )
 
 
-def _labels_shown(task: Task, chosen: Sequence[Example], rule: LabelRule, seed: int) -> tuple[int, ...]:
-    labels = [example.label for example in chosen]
+def _labels_shown(
+    task: Task,
+    chosen: Sequence[Example],
+    rule: LabelRule,
+    seed: int,
+    dealt_from: Sequence[int] | None = None,
+    attempt: int = 0,
+) -> tuple[int, ...]:
+    labels = [example.label for example in chosen] if dealt_from is None else list(dealt_from)
     # A stream of its own: the rule must not change which examples are drawn.
-    generator = random.Random(f"{seed}/labels")
+    generator = random.Random(f"{seed}/labels" + (f"/{attempt}" if attempt else ""))
     n_answers = [len(example.choices or ()) if task.is_multiple_choice else task.n_labels for example in chosen]
     if rule == "random":
         return tuple(generator.randrange(n) for n in n_answers)
