@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -88,6 +89,16 @@ class Bench(Generic[Config]):
     def selection_labels(self) -> list[int]:
         """Right answers of the selection queries."""
         return [example.label for example in self.selection]
+
+    def draw_all(self, seeds: Sequence[int]) -> "dict[int, Drawn]":
+        """Every seed's selection; that some do not fit is said once."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            drawn = {seed: self.draw(seed) for seed in seeds}
+        if caught:
+            more = f"; {len(caught) - 1} more of the {len(seeds)} seeds likewise" if len(caught) > 1 else ""
+            warnings.warn(f"{caught[0].message}{more}", stacklevel=2)
+        return drawn
 
     def draw(self, seed: int) -> "Drawn":
         """The one selection that all learners of a seed get."""

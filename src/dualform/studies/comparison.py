@@ -79,7 +79,7 @@ def compare(
     lm = lm or config.load_model(config.model)
     bench, notes = _set_up(config, lm, task)
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
-    drawn = {seed: bench.draw(seed) for seed in config.seeds}
+    drawn = bench.draw_all(config.seeds)
     inputs = digest(bench, drawn.values())
     with lm.packed_products():
         chosen = _choose_seed(bench, drawn, inputs, cells, progress)

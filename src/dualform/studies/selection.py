@@ -86,7 +86,7 @@ def selection(
     bench = sets.bench
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
     everything = sets.together()
-    drawn = {seed: everything.draw(seed) for seed in config.seeds}
+    drawn = everything.draw_all(config.seeds)
     inputs = digest(everything, drawn.values())
     budget = search_budget(config, drawn, {"validation": sets.width("validation"), "report": sets.width("report")})
     n_orders = max(budget.orders.values())

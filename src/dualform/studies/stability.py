@@ -125,7 +125,7 @@ def _run_model(
 ) -> ModelRuns:
     config = bench.config
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
-    drawn = {seed: bench.draw(seed) for seed in config.seeds}
+    drawn = bench.draw_all(config.seeds)
     queries = (*bench.queries, *_content_free(bench))
     inputs = digest(bench, drawn.values())
     work = {
