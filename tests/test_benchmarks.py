@@ -107,7 +107,6 @@ def test_finetuning_is_measured_against_both_rates_and_leaves_the_model_as_it_wa
     assert all(torch.equal(weight, before[name]) for name, weight in job.lm.model.state_dict().items())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 def test_controls_are_timed_inside_the_run_that_they_are_compared_with(job):
     (outcome,) = controls.run(job, TINY)
     assert outcome.ratio is not None
@@ -117,6 +116,7 @@ def test_controls_are_timed_inside_the_run_that_they_are_compared_with(job):
         assert 0 < one["control_seconds"] < one["seconds"]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 def test_lm_eval_gives_the_same_log_probabilities(job, tmp_path):
     (outcome,) = lm_eval_harness.run(job, TINY, str(save_tiny("llama", tmp_path / "tiny")))
     assert outcome.raw["same_tokens"]
