@@ -9,6 +9,7 @@ from dualform.report.numerals import MISSING, count, decimal, known, percent, pe
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import (
     difference,
+    difference_interval,
     hundredths,
     hundredths_interval,
     plural,
@@ -16,7 +17,7 @@ from dualform.report.phrases import (
     points_interval,
 )
 from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
-from dualform.report.stability_table import SELECTED_BY, contrast_name, labels_in_order, signed_points
+from dualform.report.stability_table import SELECTED_BY, contrast_name, labels_in_order
 from dualform.report.stability_words import (
     COLLAPSED_ABOVE,
     gain_over_zero_shot,
@@ -25,7 +26,7 @@ from dualform.report.stability_words import (
     variance_shares,
 )
 from dualform.report.words import chance_level
-from dualform.result import Behaviour, Estimate, ModelStability, Result
+from dualform.result import Behaviour, ModelStability, Result
 
 CHARTS: dict[str, DescribedChart] = {
     "accuracy": (
@@ -124,20 +125,15 @@ def _fairness_rows(models: Mapping[str, ModelStability]) -> list[dict[str, str]]
             "icl_there": percent(each.icl_untouched),
             "ft_here": percent(each.ft_chosen_on),
             "ft_there": percent(each.ft_untouched),
-            "here": signed_points(each.gap_chosen_on.mean),
-            "here_interval": _signed_interval(each.gap_chosen_on),
-            "there": signed_points(each.gap_untouched.mean),
-            "there_interval": _signed_interval(each.gap_untouched),
+            "here": difference(each.gap_chosen_on.mean),
+            "here_interval": difference_interval(each.gap_chosen_on.ci95),
+            "there": difference(each.gap_untouched.mean),
+            "there_interval": difference_interval(each.gap_untouched.ci95),
             "n": count(each.gap_untouched.n),
         }
         for name, model in models.items()
         for each in model.fairness
     ]
-
-
-def _signed_interval(estimate: Estimate) -> str:
-    ends = known(estimate.ci95)
-    return "" if ends is None else f"{signed_points(ends[0])} to {signed_points(ends[1])}"
 
 
 def _title(result: Result) -> str:

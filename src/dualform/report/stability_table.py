@@ -5,9 +5,16 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
-from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
+from dualform.report.numerals import MISSING, finite, percent, percent_interval
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import hundredths, hundredths_interval, points, points_interval
+from dualform.report.phrases import (
+    difference,
+    difference_interval,
+    hundredths,
+    hundredths_interval,
+    points,
+    points_interval,
+)
 from dualform.report.stability_words import variance_shares
 from dualform.result import Behaviour, Contrast, ModelStability, Result
 
@@ -98,22 +105,15 @@ def fairness_table(result: Result) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for name, model in _models(result).items():
         for each in model.fairness:
-            ends = known(each.gap_untouched.ci95)
             table.add_row(
                 Text(name),
                 SELECTED_BY.get(each.select, each.select),
-                signed_points(each.gap_chosen_on.mean),
-                signed_points(each.gap_untouched.mean),
-                MISSING if ends is None else f"{signed_points(ends[0])} to {signed_points(ends[1])}",
+                difference(each.gap_chosen_on.mean),
+                difference(each.gap_untouched.mean),
+                difference_interval(each.gap_untouched.ci95),
                 f"{each.gap_untouched.n:,}",
             )
     return table
-
-
-def signed_points(value: float | None) -> str:
-    """A difference of two shares in points, as `+3.2`."""
-    number = finite(value)
-    return MISSING if number is None else f"{100 * number:+.1f}"
 
 
 def contrasts_table(result: Result) -> Table:

@@ -12,6 +12,7 @@ from dualform.report.phrases import (
     apart,
     capital,
     difference,
+    difference_interval,
     hundredths,
     hundredths_interval,
     listed,
@@ -378,11 +379,7 @@ def _effect(difference: Estimate | None) -> int | None:
 
 def _effects(learner: LearnerStability, rules: Sequence[str]) -> str:
     """`flipped ones (-18.0 to -11.5 points)`."""
-    told = []
-    for rule in rules:
-        ends = known(learner.label_effects[rule].ci95)
-        assert ends is not None
-        told.append(f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points")
+    told = [f"{difference_interval(learner.label_effects[rule].ci95)} points" for rule in rules]
     return f"{listed(rules)} ones ({listed(told)}, 95 %)"
 
 
@@ -396,29 +393,20 @@ def _fair(model: ModelStability) -> list[str]:
     if any(gap is None for gap in gaps):
         return []
     average, here, there = (100 * gap for gap in gaps if gap is not None)
+    there_interval = difference_interval(chosen.gap_untouched.ci95)
     sentence = (
         f"Over all {plural(fair.n, 'set')} in-context learning's lead over finetuning is {average:+.1f} points. With "
         f"the set chosen for in-context learning on half of the queries it is {here:+.1f} on that half and "
-        f"{there:+.1f} ({_gap_interval(chosen.gap_untouched)}) on the other: reporting the queries that chose the set "
+        f"{there:+.1f} (95 % interval {there_interval}) on the other: reporting the queries that chose the set "
         f"flatters in-context learning by {here - there:.1f} points."
     )
     if "both" in found:
         both = found["both"].gap_untouched
+        interval = difference_interval(both.ci95)
         sentence += (
-            f" With the set chosen for both alike it is {points_signed(both)} ({_gap_interval(both)}) elsewhere."
+            f" With the set chosen for both alike it is {difference(both.mean)} (95 % interval {interval}) elsewhere."
         )
     return [sentence]
-
-
-def points_signed(estimate: Estimate) -> str:
-    """`+3.2`, in points."""
-    mean = finite(estimate.mean)
-    return "unknown" if mean is None else f"{100 * mean:+.1f}"
-
-
-def _gap_interval(estimate: Estimate) -> str:
-    ends = known(estimate.ci95)
-    return "no interval" if ends is None else f"95 % interval {100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
 
 
 def _by_size(result: Result) -> list[str]:
