@@ -124,6 +124,31 @@ class TestApplied:
             assert torch.equal(model(IDS).logits, expected)
 
 
+def test_a_bias_that_does_not_exist_is_lent_and_taken_away_again():
+    model = tiny_model("llama")
+    before = Snapshot(model)
+    name = "model.layers.0.self_attn.o_proj"
+    module = model.get_submodule(name)
+    assert module.bias is None
+    x = torch.randn(3, module.in_features)
+    plain = module(x)
+    change = WeightDelta(f"{name}.bias", 0, None, torch.arange(32.0))
+    with applied(model, [change, change]):
+        assert torch.allclose(module(x), plain + 2 * torch.arange(32.0), atol=1e-4)
+        assert not module.bias.requires_grad
+    assert torch.equal(module(x), plain)
+    before.assert_restored(model)
+    with pytest.raises(ZeroDivisionError), applied(model, [change]):
+        _ = 1 / 0
+    before.assert_restored(model)
+
+
+def test_a_missing_weight_that_is_no_bias_is_not_made_up():
+    model = tiny_model("llama")
+    with pytest.raises(AttributeError), applied(model, [WeightDelta("lm_head.scale", 0, None, torch.ones(3))]):
+        pass
+
+
 @pytest.mark.parametrize("index", [None, torch.tensor([0, 2])])
 def test_a_small_change_of_a_half_precision_weight_is_added_before_rounding(index):
     weight = torch.ones(3, 2, dtype=torch.bfloat16)

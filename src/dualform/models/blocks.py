@@ -82,16 +82,30 @@ class Blocks:
         return [self.model.get_submodule(name) for name in self.names]
 
     @contextmanager
+    def stepped_over_but(self, layer: int) -> Iterator[None]:
+        """All blocks but one hand on the hidden states that they are given."""
+        others = [number for number in range(len(self.names)) if number != layer]
+        with self._answering(dict.fromkeys(others)):
+            yield
+
+    @contextmanager
     def _stepped_over(self, hidden: Tensor) -> Iterator[None]:
         """Every block returns `hidden`, whatever it is given."""
-        modules = self._modules()
-        before = [vars(module).get("forward") for module in modules]
+        with self._answering(dict.fromkeys(range(len(self.names)), hidden)):
+            yield
+
+    @contextmanager
+    def _answering(self, answers: dict[int, Tensor | None]) -> Iterator[None]:
+        """Some blocks return hidden states without computing any: those named, or (None) those that they are given."""
+        modules = {number: self.model.get_submodule(self.names[number]) for number in answers}
+        before = {number: vars(module).get("forward") for number, module in modules.items()}
         try:
-            for module, companions in zip(modules, self.companions, strict=True):
-                vars(module)["forward"] = _answering(hidden if companions is None else (hidden, *companions))
+            for number, module in modules.items():
+                vars(module)["forward"] = _handing_on(answers[number], self.companions[number])
             yield
         finally:
-            for module, forward in zip(modules, before, strict=True):
+            for number, module in modules.items():
+                forward = before[number]
                 if forward is None:
                     vars(module).pop("forward", None)
                 else:
@@ -194,9 +208,10 @@ def _tokens(model: PreTrainedModel, n: int) -> Tensor:
     return (torch.arange(n) * 7919 % (size - 4) + 4)[None].to(model.device)
 
 
-def _answering(out: Any) -> Any:
+def _handing_on(hidden: Tensor | None, companions: tuple[Any, ...] | None) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return out
+        given = hidden if hidden is not None else (args[0] if args else kwargs["hidden_states"])
+        return given if companions is None else (given, *companions)
 
     return forward
 

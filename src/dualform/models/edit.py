@@ -30,7 +30,8 @@ class WeightDelta:
     index: Tensor | None
     """Which of them, `(row,)`; None for all."""
     delta: Tensor
-    """What is added, float32, of the parameter's shape but for `row` entries on `axis`."""
+    """What is added, float32, of the parameter's shape but for `row` entries on `axis`. A linear's bias that does not
+    exist counts as zeros."""
 
     def added_to(self, weight: Tensor) -> Tensor:
         """`weight` with the change, in its own dtype; the sum is taken in float32 so that small changes survive it."""
@@ -45,8 +46,16 @@ class WeightDelta:
 def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[None]:
     """Lend the changes to the model; afterwards its parameters are the same tensors as before, bit for bit."""
     originals: list[tuple[nn.Parameter, Tensor]] = []
+    without: list[nn.Module] = []
     try:
         for change in deltas:
+            owner = model.get_submodule(change.parameter.rpartition(".")[0])
+            if lacks_bias(owner, change.parameter):
+                like = owner.get_parameter("weight")
+                zeros = torch.zeros(like.shape[row_axis(owner)], dtype=like.dtype, device=like.device)
+                without.append(owner)
+                owner.bias = nn.Parameter(change.added_to(zeros), requires_grad=False)
+                continue
             parameter = model.get_parameter(change.parameter)
             originals.append((parameter, parameter.data))
             parameter.data = change.added_to(parameter.data)
@@ -54,6 +63,14 @@ def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[N
     finally:
         for parameter, data in reversed(originals):
             parameter.data = data
+        for owner in without:
+            # As `nn.Linear(bias=False)` leaves it.
+            owner.register_parameter("bias", None)
+
+
+def lacks_bias(module: nn.Module, parameter: str) -> bool:
+    """True where `parameter` names the bias of a linear that has none."""
+    return parameter.endswith(".bias") and is_linear(module) and getattr(module, "bias", None) is None
 
 
 class _Delta(nn.Module):

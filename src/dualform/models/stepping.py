@@ -1,0 +1,168 @@
+"""A forward taken one block at a time: all texts pass a block before any of them passes the next.
+
+Between two blocks weights may change, so that what comes later already lives with what came earlier, and still every
+text passes every block once. Nothing of the model is written anew: its own forward runs, along the route that reads
+it, with all blocks but one stepped over.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dualform.errors import ModelError
+from dualform.models.blocks import Blocks
+from dualform.models.capture import Recording
+from dualform.models.language_model import EncodedPrefix, LanguageModel
+from dualform.models.layout import Layout, Query, lay_out
+
+
+@dataclass(frozen=True)
+class SeenBlock:
+    """One block at all tokens of some texts, the prefix's left out, `token` in the order of the texts."""
+
+    before: Tensor
+    """Hidden states that the block got, `(token, d_model)`."""
+    head_output: Tensor
+    """Input of W_O, heads joined, `(token, head * d_head)`."""
+    output: Tensor
+    """Output of W_O, `(token, d_model)`."""
+    after: Tensor | None
+    """Hidden states that the block handed on, `(token, d_model)`; None where it was left after W_O."""
+
+
+class Walk:
+    """Some texts on their way through the blocks, behind one prefix. Gradients are off throughout.
+
+    Args:
+        lm: The model; its weights may change between steps, its prefix does not follow them.
+        blocks: Its residual blocks.
+        prefix: What stands before each text.
+        groups: Texts that share a row (`row_groups`), as queries. Tokens of answers are passed on as well, in the
+            order of `lay_out`; the routes `repeated` and `naive` take queries without answers only.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, blocks: Blocks, prefix: EncodedPrefix, groups: Sequence[Sequence[Query]]
+    ) -> None:
+        self._lm = lm
+        self._blocks = blocks
+        self._prefix = prefix
+        self._groups = [_Group.of(lm, queries, prefix.length) for queries in groups]
+        self._hidden: list[Tensor | None] = [None] * len(self._groups)
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._groups)
+
+    def pass_on(self, group: int, layer: int) -> SeenBlock:
+        """Take a group through the next block; its hidden states are then those that the block hands on.
+
+        Args:
+            group: Which.
+            layer: The block: 0 first, then one more at every call for this group.
+        """
+        seen, handed_on = self._run(group, layer, to_the_end=True)
+        self._hidden[group] = handed_on
+        return seen
+
+    def look_into(self, group: int, layer: int) -> SeenBlock:
+        """The next block's attention alone; the group stays where it is."""
+        seen, _ = self._run(group, layer, to_the_end=False)
+        return seen
+
+    def _run(self, number: int, layer: int, to_the_end: bool) -> tuple[SeenBlock, Tensor | None]:
+        group, hidden = self._groups[number], self._hidden[number]
+        W_O = self._lm.anatomy.layers[layer].W_O
+        assert W_O is not None
+        kept: dict[str, Tensor] = {}
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            given = args[0] if args else kwargs["hidden_states"]
+            kept["before"] = given if hidden is None else hidden.view(given.shape)
+            if args:
+                return (kept["before"], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": kept["before"]}
+
+        def leave_attention(module: nn.Module, args: Any, out: Tensor) -> None:
+            kept["head_output"], kept["output"] = args[0], out
+            if not to_the_end:
+                raise _LeftEarly
+
+        def leave(module: nn.Module, args: Any, out: Any) -> None:
+            kept["after"] = out if isinstance(out, Tensor) else out[0]
+            raise _LeftEarly
+
+        block = self._blocks.names[layer]
+        model = self._lm.model
+        handles = [
+            model.get_submodule(block).register_forward_pre_hook(enter, with_kwargs=True),
+            model.get_submodule(W_O).register_forward_hook(leave_attention),
+            model.get_submodule(block).register_forward_hook(leave),
+        ]
+        try:
+            with torch.no_grad(), self._blocks.stepped_over_but(layer):
+                self._lm.route.read(self._prefix, list(group.queries), group.layout, Recording())
+        except _LeftEarly:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        own = {name: value.reshape(-1, value.shape[-1])[group.rows] for name, value in kept.items()}
+        return SeenBlock(own["before"], own["head_output"], own["output"], own.get("after")), kept.get("after")
+
+
+class _LeftEarly(Exception):  # noqa: N818 # no error: the way out of a forward
+    """What was to be seen has been seen; the rest of the forward is not needed."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    queries: tuple[Query, ...]
+    layout: Layout
+    rows: Tensor
+    """Where the texts' tokens are in the flattened `(batch * pos)` of the model's forward, `(token,)`."""
+
+    @classmethod
+    def of(cls, lm: LanguageModel, queries: Sequence[Query], n_prefix: int) -> "_Group":
+        # The head is not wanted: one scored row is the fewest that a forward can be asked for.
+        layout = lay_out(queries, device=lm.device)
+        layout = replace(layout, scored_rows=layout.scored_rows[:1])
+        lengths = [len(query.prompt) for query in queries]
+        if lm.route.name == "naive":
+            # The prefix is read along with the one text.
+            rows = torch.arange(n_prefix, n_prefix + lengths[0])
+        elif lm.route.name == "repeated":
+            rows = torch.cat([torch.arange(n) + i * max(lengths) for i, n in enumerate(lengths)])
+        else:
+            rows = torch.arange(sum(query.width() for query in queries))
+        return cls(tuple(queries), layout, rows.to(lm.device))
+
+
+def row_groups(lm: LanguageModel, texts: Sequence[Query]) -> list[list[int]]:
+    """Texts that can share a row of a `Walk`, as indices, each once."""
+    if lm.route.name == "naive":
+        return [[i] for i in range(len(texts))]
+    return lm.groups(texts)
+
+
+def require_editable_outputs(lm: LanguageModel) -> None:
+    """Check that W_O of every layer is known and can be changed.
+
+    Raises:
+        ModelError: It is not.
+    """
+    for number, layer in enumerate(lm.anatomy.layers):
+        if layer.W_O is None:
+            raise ModelError(
+                f"{lm.name}, layer {number}: W_O was not found ({'; '.join(layer.unclear)}), so nothing can be folded "
+                "into it. Choose another model."
+            )
+        weight = lm.model.get_submodule(layer.W_O).get_parameter("weight")
+        if not weight.is_floating_point() or weight.dim() != 2:
+            raise ModelError(
+                f"{lm.name}: {layer.W_O}.weight is stored as {weight.dtype} of shape {tuple(weight.shape)}, so it is "
+                "quantized and cannot be edited. Load the model in float32 or bfloat16."
+            )

@@ -1,0 +1,155 @@
+"""Ridge regression from sums: rows are seen once, a batch at a time, and never kept.
+
+Of all rows only their number, their means and their second moments are needed, so memory depends on the widths of
+inputs and outputs alone. Sums are kept in float64: a Gram matrix squares the condition of its rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualform.errors import ConfigError, ShapeError
+
+STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 3))
+"""Candidates for `NormalEquations.cross_validated`: 1e-5 to 10, two a decade."""
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """The linear map that was fitted: y is about W x + c."""
+
+    W: Tensor
+    """`(d_out, d_in)`, float64."""
+    c: Tensor
+    """`(d_out,)`, float64; zeros where no intercept was asked for."""
+    strength: float
+    """Penalty on the squared entries of W, in units of the mean squared deviation of an input."""
+    explained: float
+    """Share of the outputs' weighted sum of squares that the fit explains on its own rows, at most 1; NaN where all
+    outputs are zero."""
+
+
+class NormalEquations:
+    """All that a ridge fit needs to know of its rows.
+
+    Args:
+        d_in: Width of an input.
+        d_out: Width of an output.
+        intercept: Fit one, unpenalised.
+        device: Where the sums are kept.
+    """
+
+    def __init__(self, d_in: int, d_out: int, *, intercept: bool = True, device: torch.device | str = "cpu") -> None:
+        self._intercept = intercept
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self._xx, self._xy, self._yy = zeros(d_in, d_in), zeros(d_in, d_out), zeros(d_out)
+        self._x, self._y = zeros(d_in), zeros(d_out)
+        self.weight = 0.0
+        """Sum of the rows' weights."""
+
+    def add(self, x: Tensor, y: Tensor | None, weight: float = 1.0) -> None:
+        """Take in some rows.
+
+        Args:
+            x: Inputs, `(row, d_in)`.
+            y: Outputs, `(row, d_out)`; None for rows on which the map should give zero.
+            weight: How much each of these rows counts.
+
+        Raises:
+            ShapeError: Widths or numbers of rows do not fit.
+        """
+        if x.dim() != 2 or x.shape[1] != len(self._xx) or (y is not None and y.shape != (len(x), len(self._yy))):
+            given = None if y is None else tuple(y.shape)
+            raise ShapeError(
+                f"rows of shape {tuple(x.shape)} and {given} do not fit a map from {len(self._xx)} to {len(self._yy)}"
+            )
+        # Products in the rows' own precision, their sums over batches in float64.
+        self._xx += weight * (x.T @ x).double()
+        self._x += weight * x.sum(0, dtype=torch.float64)
+        self.weight += weight * len(x)
+        if y is not None:
+            self._xy += weight * (x.T @ y).double()
+            self._yy += weight * y.double().square().sum(0)
+            self._y += weight * y.sum(0, dtype=torch.float64)
+
+    def solve(self, strength: float) -> RidgeFit:
+        """Minimise the weighted squared error plus `strength * s * ||W||^2`, s the inputs' mean sum of squares.
+
+        With an intercept s is taken around the inputs' mean, and the intercept itself is not penalised.
+
+        Raises:
+            ConfigError: No rows were added, or the strength is negative.
+        """
+        if not strength >= 0:
+            raise ConfigError(f"ridge strength {strength} must be 0 or more")
+        gram, cross, _ = self._centred()
+        penalty = strength * float(gram.diagonal().mean())
+        shifted = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if failed:
+            # Some direction of the inputs never varies and nothing is penalised: the shortest solution, then.
+            return self._fit(torch.linalg.pinv(shifted, hermitian=True) @ cross, strength)
+        return self._fit(torch.cholesky_solve(cross, factor), strength)
+
+    def cross_validated(self, strengths: tuple[float, ...] = STRENGTHS) -> RidgeFit:
+        """The fit whose strength has the least generalised cross-validation error, summed over outputs.
+
+        Rows are counted by their weights. Rows of one text are not independent, so the choice leans towards too
+        little penalty.
+
+        Args:
+            strengths: Candidates, as `solve` takes them.
+
+        Raises:
+            ConfigError: No candidates, or no rows were added.
+
+        Source:
+            Golub, Heath and Wahba, "Generalized cross-validation as a method for choosing a good ridge parameter",
+            Technometrics 21 (1979): n RSS / (n - df)^2, df the trace of the hat matrix.
+        """
+        if not strengths:
+            raise ConfigError("no ridge strengths to choose from")
+        gram, cross, total = self._centred()
+        values, vectors = torch.linalg.eigh(gram)
+        values = values.clamp(min=0.0)
+        rotated = vectors.T @ cross
+        power = rotated.square().sum(1)
+        scale = float(values.mean())
+        errors = []
+        for strength in strengths:
+            shifted = values + max(strength * scale, 1e-300)
+            residual = float(total - (power * (2 / shifted - values / shifted.square())).sum())
+            freedom = float((values / shifted).sum()) + self._intercept
+            left = self.weight - freedom
+            errors.append(self.weight * max(residual, 0.0) / left**2 if left > 0 else float("inf"))
+        best = strengths[min(range(len(strengths)), key=errors.__getitem__)]
+        return self._fit(vectors @ (rotated / (values + max(best * scale, 1e-300))[:, None]), best)
+
+    def _centred(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gram matrix, cross products and outputs' sum of squares, around the means where there is an intercept."""
+        if self.weight <= 0:
+            raise ConfigError("a ridge fit needs rows, but none were added")
+        if not self._intercept:
+            return self._xx, self._xy, self._yy.sum()
+        x, y = self._x / self.weight, self._y / self.weight
+        return (
+            self._xx - self.weight * torch.outer(x, x),
+            self._xy - self.weight * torch.outer(x, y),
+            self._yy.sum() - self.weight * y.square().sum(),
+        )
+
+    def _fit(self, coefficients: Tensor, strength: float) -> RidgeFit:
+        c = torch.zeros_like(self._y)
+        if self._intercept:
+            c = (self._y - self._x @ coefficients) / self.weight
+        # Error of y = S'x + c from the sums, around zero so that a mean that is explained counts as explained.
+        fitted = (coefficients * self._xy).sum() + (c * self._y).sum()
+        quadratic = (coefficients * (self._xx @ coefficients)).sum()
+        quadratic = quadratic + 2 * (self._x @ coefficients * c).sum() + self.weight * c.square().sum()
+        total = self._yy.sum()
+        explained = float((2 * fitted - quadratic) / total) if total > 0 else float("nan")
+        return RidgeFit(coefficients.T.contiguous(), c, strength, explained)
