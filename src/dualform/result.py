@@ -89,6 +89,10 @@ class Cost(_Record):
     """Floating-point operations of adapting once."""
     search_seconds: Number = None
     """Seconds spent on choosing the learning rate (0 without a search)."""
+    kept_tokens: Number = None
+    """Tokens that one query makes the model read when keys and values of what stands before it are kept."""
+    kept_flops: Number = None
+    """Floating-point operations of one such query: its own tokens, attention to what is kept included."""
 
 
 class Trial(_Record):
@@ -360,6 +364,117 @@ class Selection(_Record):
     n_untouched: int
 
 
+class Against(_Record):
+    """One learner beside prompting: does it answer as ICL does, and when is it cheaper?"""
+
+    agreement: Estimate
+    """Share of queries that it answers as ICL does, in [0, 1]."""
+    recovered: Estimate
+    """(accuracy - zero-shot's) / (ICL's - zero-shot's): 1 is all that the prompt gained; n as of `agreement`."""
+    break_even: Number
+    """Queries after which adapting and asking it has taken fewer operations than prompting, the prompt read anew for
+    every query; 0 where it is cheaper from the first, None where it never is."""
+    break_even_kept: Number
+    """The same against a prompt whose keys and values are kept."""
+
+
+class FoldReport(_Record):
+    """How the prompt was folded in a comparison, and what its update is like."""
+
+    method: str
+    texts: int
+    """Unlabelled calibration texts of a seed."""
+    source: str
+    """Where they came from: `train` (rows of the train split that are no demonstrations, labels unread), `generated`
+    (by the model behind the demonstrations) or a file's name."""
+    plain_tokens: int
+    """Tokens of plain text on which the fold was asked to change nothing."""
+    plain_source: str
+    """`generated` (by the model from nothing), a file's name, or `none`."""
+    strength: Number
+    """Ridge strength, mean over layers and seeds; None for methods without one."""
+    explained: list[Number]
+    """Share of the target that each layer's map explains on its own rows, mean over seeds; empty for other methods."""
+    similarity: dict[str, dict[str, Similarity]]
+    """`icl` and `ft` -> measure -> likeness of the fold's update to that learner's."""
+
+
+class Perplexity(_Record):
+    """What folding does to plain text."""
+
+    source: str
+    """The file."""
+    tokens: int
+    before: Number
+    """exp of the mean negative log-probability of a token, base model."""
+    after: Estimate
+    """The same of the folded models, mean over seeds; n = seeds."""
+    ratio: Estimate
+    """after / before; n = texts."""
+
+
+class FoldPoint(_Record):
+    """One way of folding, over all seeds."""
+
+    axis: str
+    """What is varied: `method`, `k`, `texts`, `strength`, `layers` or `source`."""
+    value: str
+    """Where on the axis, in words or digits."""
+    accuracy: Estimate
+    icl: Estimate
+    """Accuracy of ICL with the same demonstrations."""
+    agreement: Estimate
+    """Share of queries answered as ICL does."""
+    recovered: Estimate
+    """Share of ICL's gain over zero-shot that is recovered; n as of `agreement`."""
+    strength: Number = None
+    """Ridge strength chosen, mean over layers and seeds."""
+    adapt_flops: Number = None
+    query_tokens: Number = None
+    """Tokens that one query makes the model read."""
+    perplexity_ratio: Number = None
+    """Perplexity on plain text, folded over base, mean over seeds."""
+    note: str = ""
+    """What a reader must know about this point."""
+
+
+class Transfer(_Record):
+    """A fold made for one task, asked another's queries."""
+
+    task: str
+    zero_shot: Estimate
+    """Accuracy of the base model there."""
+    folded: Estimate
+    """Accuracy of the model folded for the study's own task."""
+    difference: Estimate
+    """folded - zero_shot."""
+
+
+class Composition(_Record):
+    """Several folds added up in one model."""
+
+    parts: list[str]
+    """Names of the tasks whose folds were added."""
+    accuracy: dict[str, Estimate]
+    """Task -> accuracy of the sum."""
+    alone: dict[str, Estimate]
+    """Task -> accuracy of its own fold alone."""
+
+
+class Folding(_Record):
+    """What `dualform folding` found."""
+
+    zero_shot: Estimate
+    icl: Estimate
+    ft: Estimate | None
+    """At the rate chosen on the selection split; None when it was not asked for."""
+    points: list[FoldPoint]
+    perplexity: Perplexity | None
+    """Of the default fold."""
+    transfer: list[Transfer]
+    compositions: list[Composition]
+
+
 class Result(_Record):
     """A study's outcome."""
 
@@ -367,7 +482,7 @@ class Result(_Record):
     dualform: str
     """Version that wrote it."""
     study: str
-    """`comparison`, `stability` or `selection`."""
+    """`comparison`, `stability`, `selection` or `folding`."""
     config: dict[str, Any]
     environment: dict[str, Any]
     """Python, library versions, CPU, threads, device, seconds: with the seconds of `cost`, all that may differ between
@@ -388,9 +503,13 @@ class Result(_Record):
     tests: list[PairedTest] = []
     rate_sweep: list[SweepPoint] = []
     cost: dict[str, Cost] = {}
+    against_icl: dict[str, Against] = {}
+    """Learner -> how it stands beside prompting; every learner but `icl`, where zero-shot and ICL were run."""
+    fold: FoldReport | None = None
     trials: list[Trial] = []
     stability: Stability | None = None
     selection: Selection | None = None
+    folding: Folding | None = None
     warnings: list[str] = []
     """What a reader must know before believing the numbers, in plain sentences."""
 

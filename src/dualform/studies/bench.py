@@ -143,6 +143,9 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn]) -> str:
     found = hashlib.sha256()
     found.update(repr((bench.queries, [example.label for example in bench.examples])).encode())
     found.update(repr((bench.selection_queries, [example.label for example in bench.selection])).encode())
+    for example in bench.task.split("train"):
+        # Controls draw demonstrations of their own from here, and a fold its texts.
+        found.update(repr((example.row, example.label, sorted(example.fields.items()))).encode())
     for one in drawn:
         found.update(repr((one.demonstrations.rows, one.demonstrations.labels, one.encoded.prefix)).encode())
     for name, parameter in bench.lm.model.named_parameters():
@@ -152,6 +155,12 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn]) -> str:
 
 
 def query_cost(bench: Bench[StudyConfig], n_prefix: int) -> dict[str, float]:
-    """Tokens and operations of one query that shares nothing with others."""
-    tokens = n_prefix + sum(len(query.prompt) for query in bench.queries) / len(bench.queries)
-    return {"tokens": tokens, "flops": forward_flops(bench.lm.model, bench.lm.anatomy, round(tokens))}
+    """Tokens and operations of one query: when it shares nothing with others, and when its prefix is kept."""
+    own = sum(len(query.prompt) for query in bench.queries) / len(bench.queries)
+    model, anatomy = bench.lm.model, bench.lm.anatomy
+    return {
+        "tokens": n_prefix + own,
+        "flops": forward_flops(model, anatomy, round(n_prefix + own)),
+        "kept_tokens": own,
+        "kept_flops": forward_flops(model, anatomy, round(own), prefix=n_prefix),
+    }

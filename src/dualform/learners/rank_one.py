@@ -1,0 +1,145 @@
+"""A context as one rank-one change of weights a token: exact, and good for this one query alone.
+
+Behind its demonstrations a token reaches a block's MLP as another vector than without them. `ops.folding` gives the
+change of the MLP's first matrices that makes up for it, and the rest of the change travels along the residual stream.
+So the zero-shot forward, changed block by block and token by token, becomes the prompted one. It is an identity: a
+test that all parts are understood, never evidence of learning.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dualform.learners.adapted import AdaptationCost
+from dualform.models.anatomy import row_axis
+from dualform.models.cached import NaiveRoute
+from dualform.models.capture import Recording
+from dualform.models.encoding import EncodedDemonstrations
+from dualform.models.flops import forward_flops
+from dualform.models.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
+from dualform.models.layout import Layout, Probe, Query, lay_out
+from dualform.models.readers import MLPReaders, at_mlps, find_readers
+from dualform.ops.folding import rank_one_factors
+
+
+@dataclass(frozen=True)
+class RankOne:
+    """Zero-shot with the demonstrations' effect on each token written into the MLP that reads it.
+
+    Source:
+        arXiv:2507.16003, the theorem on contextual blocks and its extension to skip connections: `dW = (W da) a^T /
+        ||a||^2` in the MLP's first matrices, and what context adds to the residual stream added behind the MLP. The
+        paper's block has no norms; here `a` is what the matrices really read, so norms are passed exactly. It treats
+        the last token; here every token of the query has its own change, so that later blocks attend to what they
+        would attend to behind the demonstrations.
+    """
+
+    opening: tuple[int, ...]
+    """Tokens before every query, as in zero-shot."""
+    name: str = "fold"
+
+    @torch.no_grad()
+    def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> "RankOneModel":
+        """Encode demonstrations and opening; the changes are made when a query is read.
+
+        Raises:
+            ModelError: What reads the MLPs' inputs cannot be told (`find_readers`).
+        """
+        start = time.perf_counter()
+        readers = find_readers(lm.model, lm.anatomy)
+        prompted, opening = lm.encode(demonstrations.prefix), lm.encode(self.opening)
+        seconds = time.perf_counter() - start
+        lengths = (prompted.length, opening.length)
+        flops = sum(forward_flops(lm.model, lm.anatomy, own=length, scored=0) for length in lengths)
+        return RankOneModel(self.name, lm, prompted, opening, readers, AdaptationCost(seconds, sum(lengths), flops))
+
+
+@dataclass(frozen=True)
+class RankOneModel:
+    """The zero-shot model, changed for every token of a query as its demonstrations would change it.
+
+    Each query is read twice: behind the demonstrations, to see what they do, and behind the opening, changed.
+    """
+
+    learner: str
+    lm: LanguageModel
+    prompted: EncodedPrefix
+    """The demonstrations, with what stands before them."""
+    opening: EncodedPrefix
+    """What stands before a query in zero-shot."""
+    readers: tuple[MLPReaders, ...]
+    cost: AdaptationCost
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens that stand before every query when the changes are made; the changed model sees the opening alone."""
+        return self.prompted.length
+
+    @torch.no_grad()
+    def read_group(
+        self, queries: Sequence[Query], indices: Sequence[int], want: Recording = NO_RECORDING, probe: Probe = "prompt"
+    ) -> Readings:
+        """Read one group of queries; the trace is that of the changed zero-shot forward."""
+        chosen = [queries[i] for i in indices]
+        context = self._in_context(chosen, lay_out(chosen, probe, self.lm.device))
+        with self._changed(context):
+            return self.lm.read_group(self.opening, queries, indices, want, probe)
+
+    def _in_context(self, queries: list[Query], layout: Layout) -> "_Context":
+        """Every block's `a` and `u` at the queries' own tokens, behind the demonstrations."""
+        context = _Context(tuple([] for _ in self.readers), tuple([] for _ in self.readers))
+        first = self._n_before(self.prompted)
+
+        def keep_input(layer: int, name: str, a: Tensor, out: Tensor) -> None:
+            if name == self.readers[layer].linears[0]:
+                context.a[layer].append(a[:, first:])
+
+        def keep_residual(layer: int, u: Tensor, out: Tensor) -> None:
+            context.u[layer].append(u[:, first:])
+
+        with at_mlps(self.lm.model, self.readers, keep_input, keep_residual):
+            self.lm.route.read(self.prompted, queries, layout, NO_RECORDING)
+        return context
+
+    @contextmanager
+    def _changed(self, context: "_Context") -> Iterator[None]:
+        """Every own token with its own change of weights, taken from the front of `context`, forward by forward."""
+        first = self._n_before(self.opening)
+
+        def changed(layer: int, name: str, a: Tensor, out: Tensor) -> Tensor:
+            own = a[:, first:]
+            module = self.lm.model.get_submodule(name)
+            weight = module.get_parameter("weight")
+            W = weight.mT if row_axis(module) else weight
+            left, right = rank_one_factors(W, own, context.a[layer][0] - own)
+            return _added(out, first, left * (right * own).sum(-1, keepdim=True))
+
+        def handed_on(layer: int, u: Tensor, out: Tensor) -> Tensor:
+            context.a[layer].pop(0)
+            return _added(out, first, context.u[layer].pop(0) - u[:, first:])
+
+        with at_mlps(self.lm.model, self.readers, changed, handed_on):
+            yield
+
+    def _n_before(self, prefix: EncodedPrefix) -> int:
+        """Positions in front of a query's own: only the naive route reads the prefix again and again."""
+        return prefix.length if isinstance(self.lm.route, NaiveRoute) else 0
+
+
+@dataclass(frozen=True)
+class _Context:
+    """By layer, one entry a forward (the slow routes need several for a group)."""
+
+    a: tuple[list[Tensor], ...] = field(repr=False)
+    """The MLP's input, `(batch, own_pos, d_model)`."""
+    u: tuple[list[Tensor], ...] = field(repr=False)
+    """The residual stream at the MLP, of the same shape."""
+
+
+def _added(states: Tensor, first: int, change: Tensor) -> Tensor:
+    """`(batch, pos, d)` with a change from position `first` on."""
+    return torch.cat([states[:, :first], states[:, first:] + change], dim=1) if first else states + change

@@ -1,0 +1,89 @@
+"""Learners beside prompting: same answers, same gain, and from how many queries on at a lower cost."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dualform.ops.bootstrap import clustered_bootstrap_of
+from dualform.result import Against, Cost, Estimate
+from dualform.studies.statistics import Statistics
+
+
+def against_icl(
+    tables: Mapping[str, Tensor], labels: Tensor, costs: Mapping[str, Cost], stats: Statistics
+) -> dict[str, Against]:
+    """Every learner but ICL itself.
+
+    Args:
+        tables: Learner -> log-probabilities of answers, `(seed, example, answer)`.
+        labels: Right answers, `(example,)`.
+        costs: Learner -> what it costs.
+        stats: Means and intervals.
+
+    Returns:
+        Learner -> how it stands; empty unless zero-shot and ICL are among the learners.
+    """
+    if not {"zsl", "icl"} <= tables.keys():
+        return {}
+    answers = {name: table.argmax(dim=2) for name, table in tables.items()}
+    right = {name: (answer == labels).double() for name, answer in answers.items()}
+    return {
+        name: Against(
+            agreement=stats.estimate((answers[name] == answers["icl"]).double()),
+            recovered=recovered(right[name], right["zsl"], right["icl"], stats),
+            break_even=break_even(costs[name], costs["icl"], kept=False),
+            break_even_kept=break_even(costs[name], costs["icl"], kept=True),
+        )
+        for name in tables
+        if name != "icl"
+    }
+
+
+def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Estimate:
+    """Share of ICL's gain over zero-shot that a learner has, from who was right, `(seed, example)` each.
+
+    Returns:
+        A ratio of totals. Its mean is None where ICL gained nothing, its interval where the run is not sure (97.5 %)
+        that it did: resamples without a gain have no share, and an interval over the others would speak of them alone.
+    """
+    columns = torch.stack([right - zsl, icl - zsl], dim=-1)
+    totals = columns.flatten(0, 1).sum(0)
+    n = columns.shape[0] * columns.shape[1]
+    if totals[1] <= 0:
+        return Estimate(mean=None, ci95=(None, None), n=n)
+    gain, _ = _interval(columns, stats, lambda each: each[..., 1])
+    ends = _interval(columns, stats, lambda each: each[..., 0] / each[..., 1]) if gain > 0 else (None, None)
+    return Estimate(mean=float(totals[0] / totals[1]), ci95=ends, n=n)
+
+
+def _interval(columns: Tensor, stats: Statistics, statistic: object) -> tuple[float, float]:
+    low, high = clustered_bootstrap_of(
+        statistic,  # type: ignore[arg-type]
+        columns,
+        n_resamples=stats.resamples,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return float(low), float(high)
+
+
+def break_even(learner: Cost, icl: Cost, *, kept: bool) -> float | None:
+    """Queries after which a learner has taken fewer operations than prompting, the search for a rate not counted.
+
+    Args:
+        learner: Adapts once, then answers.
+        icl: Reads the demonstrations: with every query, or once if keys and values are `kept`.
+        kept: Which of the two.
+
+    Returns:
+        0 where the learner is cheaper from the first query on, None where it never is or a cost is not known.
+    """
+    query, rival = (cost.kept_flops if kept else cost.flops for cost in (learner, icl))
+    start = learner.adapt_flops
+    ahead = icl.adapt_flops if kept else 0.0
+    if query is None or rival is None or start is None or ahead is None:
+        return None
+    if query >= rival:
+        # A learner that costs as much a query can still have started at a lower cost, but not for long.
+        return None
+    return max(0.0, (start - ahead) / (rival - query))

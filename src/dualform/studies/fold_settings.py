@@ -1,0 +1,48 @@
+"""Settings of a fold, whichever study or command makes it."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dualform.learners.folded import FEWEST_TEXTS
+
+FoldMethod = Literal["ridge", "thought-vector", "thought-matrix", "rank-one", "task-vector", "kv-momentum", "mezo"]
+IN_WEIGHTS: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix", "mezo")
+"""Methods whose outcome is a change of weights, so that it can be written as a checkpoint."""
+
+
+class FoldSettings(BaseModel):
+    """How a prompt is folded, and from which texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: FoldMethod = "ridge"
+    """`ridge` is dualform's own; the others are what was published before it."""
+    calibration: str = "train"
+    """Unlabelled texts: `train` (rows of the train split that are no demonstrations; their labels are not read),
+    `generated` (by the model behind the demonstrations), or a file, one text a line or a table."""
+    texts: int = Field(default=256, ge=FEWEST_TEXTS)
+    """Most calibration texts."""
+    plain: str = "generated"
+    """Plain text on which ridge is asked to change nothing: `generated` (by the model from nothing), `none`, or a file
+    with a passage a line."""
+    plain_texts: int = Field(default=64, ge=1)
+    """Most passages of plain text."""
+    plain_length: int = Field(default=128, ge=8)
+    """Longest passage, tokens."""
+    plain_weight: float = Field(default=1.0, ge=0)
+    """How much a token of plain text counts beside a calibration token."""
+    answer_weight: float = Field(default=10.0, ge=1)
+    """How much a token that predicts an answer counts beside others."""
+    strength: float | Literal["gcv"] = 0.01
+    """Ridge penalty in units of an input's mean square, or `gcv` to choose it layer by layer without labels."""
+    layers: tuple[int, ...] | None = None
+    """Which layers are folded; null for all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.strength != "gcv" and not self.strength >= 0:
+            raise ValueError(f"strength {self.strength} must be 0 or more, or gcv")
+        if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
+            raise ValueError(f"layers {list(self.layers)} must be different, at least one")
+        return self

@@ -1,0 +1,66 @@
+"""Unlabelled texts from a file: what folding is calibrated on, and plain prose."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dualform.errors import TaskError
+from dualform.tasks.table import SUFFIXES, read_table
+from dualform.tasks.task import Example, Task
+
+NO_LABEL = 0
+"""Stands where an example of an unlabelled text has its label. Nothing may read it."""
+
+
+def unlabelled_texts(path: Path, task: Task) -> tuple[Example, ...]:
+    """Texts of a task without their labels.
+
+    Args:
+        path: `.txt` with one text a line (for a prompt with one field), or a table (CSV, TSV, JSON lines, Parquet)
+            with the prompt's fields as columns; other columns are not looked at.
+        task: Whose prompt will show them.
+
+    Returns:
+        An example for each; empty lines are left out. Labels are `NO_LABEL`.
+
+    Raises:
+        TaskError: The file is missing, unreadable or empty, or lacks a field of the prompt.
+    """
+    fields = task.template.fields
+    if path.suffix.lower() in SUFFIXES:
+        rows = read_table(path).rows["train"]
+        missing = [name for name in fields if name not in rows[0]]
+        if missing:
+            raise TaskError(
+                f"{path} has no column {missing[0]!r}, which the prompt of task {task.name} shows; its columns: "
+                f"{', '.join(map(str, rows[0]))}."
+            )
+        return tuple(_example({name: str(row.get(name) or "") for name in fields}, i) for i, row in enumerate(rows))
+    lines = read_lines(path)
+    if len(fields) > 1:
+        raise TaskError(
+            f"{path} holds a text a line, but the prompt of task {task.name} shows {len(fields)} fields "
+            f"({', '.join(fields)}). Give a table with these columns ({', '.join(SUFFIXES)})."
+        )
+    return tuple(_example({fields[0]: line}, i) for i, line in enumerate(lines))
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not empty, white space at their ends left out.
+
+    Raises:
+        TaskError: The file is missing, no UTF-8 text, or holds nothing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TaskError(f"{path} is not there. Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise TaskError(f"{path} holds no text. Write one text a line.")
+    return lines
+
+
+def _example(fields: Mapping[str, str], row: int) -> Example:
+    return Example(fields=fields, label=NO_LABEL, row=row)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from dualform.result import Cost
+from dualform.studies.against import against_icl, break_even, recovered
+from dualform.studies.statistics import Statistics
+
+STATS = Statistics(200, ("1", "2"))
+
+
+def cost(adapt, flops, kept):
+    return Cost(adapt_seconds=0.0, query_seconds=0.0, tokens=1.0, flops=flops, adapt_flops=adapt, kept_flops=kept)
+
+
+def bits(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_the_share_of_the_gain_is_a_ratio_of_totals():
+    zsl, icl = bits([0, 0, 1, 1], [0, 0, 1, 1]), bits([1, 1, 1, 1], [1, 1, 1, 0])
+    assert recovered(icl, zsl, icl, STATS).mean == 1.0
+    assert recovered(zsl, zsl, icl, STATS).mean == 0.0
+    half = recovered(bits([1, 0, 1, 1], [1, 0, 1, 1]), zsl, icl, STATS)
+    assert half.mean == pytest.approx(2 / 3)
+    assert half.n == 8
+    # Worse than zero-shot is less than nothing.
+    assert recovered(bits([0, 0, 0, 1], [0, 0, 1, 1]), zsl, icl, STATS).mean == pytest.approx(-1 / 3)
+
+
+def test_there_is_no_share_of_a_gain_that_is_not_there():
+    zsl, icl = bits([1, 1, 1, 0]), bits([0, 1, 0, 0])
+    found = recovered(zsl, zsl, icl, STATS)
+    assert (found.mean, found.ci95, found.n) == (None, (None, None), 4)
+
+
+def test_a_gain_that_other_queries_may_not_show_has_a_share_without_an_interval():
+    generator = torch.Generator().manual_seed(0)
+    zsl = (torch.rand(2, 50, generator=generator) < 0.5).double()
+    icl = zsl.clone()
+    icl[:, 0] = 1 - icl[:, 0]
+    icl[:, 1:3] = 1
+    found = recovered(icl, zsl, icl, STATS)
+    assert found.mean == 1.0
+    assert found.ci95 == (None, None)
+    sure = recovered(icl, torch.zeros(2, 50, dtype=torch.float64), icl, STATS)
+    assert sure.ci95 == (1.0, 1.0)
+
+
+def test_break_even_is_where_two_lines_cross():
+    fold, icl = cost(1000.0, 10.0, 10.0), cost(200.0, 60.0, 15.0)
+    assert break_even(fold, icl, kept=False) == 1000 / 50
+    assert break_even(fold, icl, kept=True) == (1000 - 200) / 5
+    # By counting: one query earlier it has cost more, one later less.
+    for n, dearer in ((19, True), (21, False)):
+        assert (1000 + 10 * n > 60 * n) is dearer
+    for n, dearer in ((159, True), (161, False)):
+        assert (1000 + 10 * n > 200 + 15 * n) is dearer
+
+
+def test_what_costs_as_much_a_query_is_never_cheaper_and_what_starts_for_nothing_always_is():
+    icl = cost(200.0, 60.0, 15.0)
+    assert break_even(cost(0.0, 60.0, 15.0), icl, kept=False) is None
+    assert break_even(cost(0.0, 10.0, 10.0), icl, kept=True) == 0.0
+    assert break_even(cost(None, 10.0, 10.0), icl, kept=True) is None
+
+
+def test_every_learner_but_icl_stands_beside_it():
+    generator = torch.Generator().manual_seed(0)
+    tables = {name: torch.randn(2, 30, 3, generator=generator) for name in ("zsl", "icl", "fold")}
+    tables["fold"][:, :20] = tables["icl"][:, :20]
+    labels = tables["icl"][0].argmax(1)
+    costs = {name: cost(10.0, 10.0 if name != "icl" else 50.0, 10.0) for name in tables}
+    found = against_icl(tables, labels, costs, STATS)
+    assert list(found) == ["zsl", "fold"]
+    same = (tables["fold"].argmax(2) == tables["icl"].argmax(2)).double().mean()
+    assert found["fold"].agreement.mean == pytest.approx(float(same))
+    assert found["fold"].break_even == 10 / 40
+    assert found["fold"].break_even_kept is None
+    assert against_icl({"zsl": tables["zsl"]}, labels, costs, STATS) == {}
