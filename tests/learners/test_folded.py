@@ -8,7 +8,7 @@ from dualform.learners.folded import FEWEST_TEXTS, Folded
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models import stepping
 from dualform.models.blocks import find_blocks
-from dualform.models.edit import applied
+from dualform.models.edit import WeightDelta, applied
 from dualform.models.layout import Query
 from dualform.ops.ridge import NormalEquations
 from tests.learners.setting import EVERYTHING, assert_same_readings, fresh, readings
@@ -37,7 +37,7 @@ def obvious_fold(setting, learner):
     """The same, text by text and layer by layer, each by whole forwards with plain hooks: slow and plain."""
     lm = setting.lm
     blocks = find_blocks(lm.model, lm.anatomy)
-    deltas = []
+    deltas: list[WeightDelta] = []
     sides = []
     opening, context = learner.opening, setting.demonstrations.prefix
     for text in learner.texts:
@@ -45,7 +45,7 @@ def obvious_fold(setting, learner):
     for layer, (block, anatomy) in enumerate(zip(blocks.names, lm.anatomy.layers, strict=True)):
         W_O = lm.model.get_submodule(anatomy.W_O)
         module = lm.model.get_submodule(block)
-        kept = {}
+        kept: dict[str, torch.Tensor] = {}
         handles = [
             module.register_forward_pre_hook(
                 lambda m, a, k, kept=kept: kept.update(before=(a[0] if a else k["hidden_states"])[0]), with_kwargs=True

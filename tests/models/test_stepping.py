@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ TEXTS = (Query((5, 6, 7, 8, 9), ()), Query((10, 11, 12), ()), Query((13, 14, 15,
 BRANCHED = (Query((5, 6, 7), ((8, 9, 10), (11, 12), (13,))), Query((14, 15), ((16, 17),)))
 
 
-def loaded(family, route=None):
+def loaded(family: str, route: str | None = None) -> Any:
     return LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family, route)
 
 
@@ -54,7 +56,7 @@ def test_every_block_sees_and_hands_on_what_it_does_in_a_whole_forward(family, p
     groups = [[TEXTS[i] for i in indices] for indices in row_groups(lm, TEXTS)]
     order = [text for group in groups for text in group]
     expected = [twin(lm, blocks, prefix, text.prompt) for text in order]
-    walk = Walk(lm, blocks, lm.encode(prefix), groups)
+    walk: Any = Walk(lm, blocks, lm.encode(prefix), groups)
     for layer in range(len(lm.anatomy.layers)):
         looked = [walk.look_into(number, layer) for number in range(len(walk))]
         passed = [walk.pass_on(number, layer) for number in range(len(walk))]
@@ -76,6 +78,8 @@ def test_all_routes_take_the_same_steps(route):
     blocks, own = find_blocks(lm.model, lm.anatomy), find_blocks(packed.model, packed.anatomy)
     groups = [[TEXTS[i] for i in indices] for indices in row_groups(lm, TEXTS)]
     flat = [[text for group in groups for text in group]]
+    slow: Any
+    fast: Any
     slow, fast = Walk(lm, blocks, lm.encode(PREFIX), groups), Walk(packed, own, packed.encode(PREFIX), flat)
     for layer in range(len(lm.anatomy.layers)):
         found = torch.cat([slow.pass_on(number, layer).after for number in range(len(slow))])
@@ -85,7 +89,7 @@ def test_all_routes_take_the_same_steps(route):
 def test_answers_of_several_tokens_are_passed_on_as_branches():
     lm = loaded("llama")
     blocks = find_blocks(lm.model, lm.anatomy)
-    walk = Walk(lm, blocks, lm.encode(PREFIX), [BRANCHED])
+    walk: Any = Walk(lm, blocks, lm.encode(PREFIX), [BRANCHED])
     # Prompt and the tokens of each answer but its last: 3 + 2 + 1 + 0, and 2 + 1.
     branches = [(5, 6, 7, 8, 9), (5, 6, 7, 11), (14, 15, 16)]
     for layer in range(len(lm.anatomy.layers)):
@@ -99,7 +103,7 @@ def test_answers_of_several_tokens_are_passed_on_as_branches():
 def test_weights_may_change_between_two_steps():
     lm = loaded("llama")
     blocks = find_blocks(lm.model, lm.anatomy)
-    walk = Walk(lm, blocks, lm.encode(()), [TEXTS])
+    walk: Any = Walk(lm, blocks, lm.encode(()), [TEXTS])
     first = walk.pass_on(0, 0).after
     with torch.no_grad():
         lm.model.get_submodule(lm.anatomy.layers[1].W_O).weight.zero_()
@@ -111,7 +115,7 @@ def test_weights_may_change_between_two_steps():
 def test_a_body_that_raises_leaves_no_hook_behind(monkeypatch):
     lm = loaded("llama")
     blocks = find_blocks(lm.model, lm.anatomy)
-    walk = Walk(lm, blocks, lm.encode(()), [TEXTS])
+    walk: Any = Walk(lm, blocks, lm.encode(()), [TEXTS])
 
     def fail(*args, **kwargs):
         raise MemoryError("no room")

@@ -56,6 +56,17 @@ class Encoder:
         answers = tuple(self._answer(text) for text in self._task.answers(example))
         return Query(self._prompt(example), answers)
 
+    def text(self, example: Example) -> Query:
+        """An unlabelled text as a query; free-text choices are answers only where the text brings them."""
+        if self._task.label_words is None and not example.choices:
+            return Query(self._prompt(example), ())
+        return self.query(example)
+
+    def unlabelled(self, prompt: tuple[int, ...]) -> Query:
+        """A prompt of this task, as token ids, with the answers that all of its queries have."""
+        words = self._task.label_words or ()
+        return Query(prompt, tuple(self._answer(f" {word}") for word in words))
+
     def demonstrations(self, demonstrations: Demonstrations) -> EncodedDemonstrations:
         """All demonstrations, in order, with the labels that they show."""
         prefix = list(self.opening)

@@ -1,0 +1,300 @@
+"""Finetuning without a backward pass: the loss on both sides of a random direction says how far to go along it."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dualform.errors import ConfigError, NumericalError, TrainingError
+from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.learners.finetuned import require_learning_rate
+from dualform.models.anatomy import row_axis
+from dualform.models.edit import WeightDelta, applied, key_value_rows
+from dualform.models.encoding import EncodedDemonstrations
+from dualform.models.flops import forward_flops
+from dualform.models.language_model import LanguageModel
+from dualform.models.layout import Query
+
+
+@dataclass(frozen=True)
+class MezoAtRate:
+    """Zeroth-order SGD on W_K and W_V of every layer: two forward passes a step, no gradient anywhere.
+
+    A step draws z ~ N(0, 1) for every trained weight, and moves by -learning_rate * g * z, where
+    g = (L(theta + epsilon z) - L(theta - epsilon z)) / (2 epsilon) estimates the slope of the loss L along z. L is
+    the mean negative log-probability of the answers' tokens, as finetuning on the label has it. z is never kept: the
+    generator is put back and draws it again. Learning rate 0 is zero-shot, bit for bit.
+
+    Source:
+        MeZO (memory-efficient SPSA), arXiv:2305.17333, section 2, definition 1 and algorithm 1; epsilon 1e-3 as
+        there. It trains all weights in place; we train those that our finetuning trains, through
+        deltas lent to the model, so that theta comes back exactly. It takes 20,000 steps or more, with batches of 16
+        or 64; our defaults are what a few dozen demonstrations and a wait of minutes allow.
+    """
+
+    opening: tuple[int, ...]
+    """Tokens before every query, as in zero-shot."""
+    learning_rate: float
+    epsilon: float = 1e-3
+    """How far to either side the loss is looked at, in units of z."""
+    steps: int = 100
+    seed: int = 0
+    """Of the directions and the batches."""
+    batch: int | None = 8
+    """Demonstrations that a step looks at, drawn anew each time without replacement; None for all."""
+    name: str = "fold"
+
+    def __post_init__(self) -> None:
+        require_learning_rate(self.learning_rate)
+        mistakes = []
+        if not 0 < self.epsilon < math.inf:
+            mistakes.append(f"epsilon {self.epsilon} must be above 0, and finite")
+        if self.steps < 0:
+            mistakes.append(f"steps {self.steps} must be 0 or more")
+        if self.batch is not None and self.batch < 1:
+            mistakes.append(f"batch {self.batch} must be at least 1, or None for all demonstrations")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+
+    @torch.no_grad()
+    def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
+        """Take the steps, the deltas lent to the model for each forward.
+
+        Returns:
+            The adapted model; its `losses` are means of the two losses of each step, which is the loss before it up
+            to terms in epsilon squared.
+
+        Raises:
+            TrainingError: A loss or weight became NaN or infinite; the message names rate and step.
+            ModelError: W_K and W_V of this model are not known.
+        """
+        start = time.perf_counter()
+        weights = _zero_deltas(lm)
+        generator = torch.Generator().manual_seed(self.seed)
+        shown = _as_queries(demonstrations)
+        losses: list[float] = []
+        tokens, flops = 0, 0.0
+        for step in range(1, self.steps + 1 if shown else 1):
+            batch = shown
+            if self.batch is not None and self.batch < len(shown):
+                batch = [
+                    shown[i] for i in sorted(torch.randperm(len(shown), generator=generator).tolist()[: self.batch])
+                ]
+            weights, loss = self._stepped(lm, batch, weights, generator, step)
+            losses.append(loss)
+            tokens += 2 * sum(text.width() for text in batch)
+            flops += 2 * sum(_flops(lm, text) for text in batch)
+        if not all(torch.isfinite(change.delta).all() for change in weights):
+            raise TrainingError(f"learning rate {self.learning_rate:g}: the weights became infinite. Use a lower one.")
+        # Even the opening token's keys and values change with the weights.
+        with applied(lm.model, weights):
+            prefix = lm.encode(self.opening)
+        cost = AdaptationCost(time.perf_counter() - start, tokens, flops)
+        return AdaptedModel(self.name, lm, prefix, cost, weights, tuple(losses))
+
+    def _stepped(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[Query],
+        weights: tuple[WeightDelta, ...],
+        generator: torch.Generator,
+        step: int,
+    ) -> tuple[tuple[WeightDelta, ...], float]:
+        """The weights after a step, and the loss before it."""
+        drawn_at = generator.get_state()
+
+        def along(by: float) -> tuple[WeightDelta, ...]:
+            generator.set_state(drawn_at)
+            return _moved(weights, by, generator)
+
+        slope, loss = slope_and_mean(lambda by: self._loss(lm, batch, along(by), step), self.epsilon)
+        return along(-self.learning_rate * slope), loss
+
+    def _loss(self, lm: LanguageModel, shown: Sequence[Query], deltas: Sequence[WeightDelta], step: int) -> float:
+        where = f"at step {step} of {self.steps}"
+        try:
+            loss = _mean_loss(lm, shown, deltas)
+        except NumericalError as error:
+            raise TrainingError(f"{self._rate}: the loss is nan {where}. Use a lower one.") from error
+        if not math.isfinite(loss):
+            raise TrainingError(f"{self._rate}: the loss is {loss} {where}. Use a lower one.")
+        return loss
+
+    @property
+    def _rate(self) -> str:
+        return f"learning rate {self.learning_rate:g}"
+
+
+@dataclass(frozen=True)
+class MezoTrials:
+    """Several learning rates tried on the same demonstrations, with the same directions."""
+
+    best: AdaptedModel
+    """Trained at the rate chosen; its cost is that of all trials."""
+    learning_rate: float
+    final_losses: dict[float, float]
+    """Rate -> loss on all demonstrations with the final weights, nats a token; NaN where it diverged."""
+
+
+@dataclass(frozen=True)
+class Mezo:
+    """`MezoAtRate` at the learning rate, of several, that ends with the lowest loss on the demonstrations.
+
+    No label but theirs is looked at: the rate is chosen by what training itself descends.
+    """
+
+    opening: tuple[int, ...]
+    """Tokens before every query, as in zero-shot."""
+    learning_rates: tuple[float, ...] = (1e-7, 1e-6, 1e-5)
+    """Tried from low to high; of equal losses the lower rate wins. Trained weights number millions, and z moves them
+    all at once: rates that suit finetuning diverge here."""
+    epsilon: float = 1e-3
+    """As in `MezoAtRate`."""
+    steps: int = 100
+    """As in `MezoAtRate`."""
+    seed: int = 0
+    """As in `MezoAtRate`."""
+    batch: int | None = 8
+    """As in `MezoAtRate`."""
+    name: str = "fold"
+
+    def __post_init__(self) -> None:
+        if not self.learning_rates:
+            raise ConfigError("learning_rates is empty: give at least one")
+        for rate in self.learning_rates:
+            self._at(rate)
+
+    def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
+        """The best of `search`; with one rate there is nothing to search.
+
+        Raises:
+            TrainingError: Every rate diverged.
+            ModelError: W_K and W_V of this model are not known.
+        """
+        if len(self.learning_rates) == 1:
+            return self._at(self.learning_rates[0]).adapt(lm, demonstrations)
+        return self.search(lm, demonstrations).best
+
+    @torch.no_grad()
+    def search(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> MezoTrials:
+        """Try every rate.
+
+        Raises:
+            TrainingError: Every rate diverged.
+            ModelError: W_K and W_V of this model are not known.
+        """
+        start = time.perf_counter()
+        shown = _as_queries(demonstrations)
+        final_losses: dict[float, float] = {}
+        best: tuple[float, float, AdaptedModel] | None = None
+        tokens, flops = 0, 0.0
+        for rate in sorted(set(self.learning_rates)):
+            final_losses[rate] = math.nan
+            try:
+                adapted = self._at(rate).adapt(lm, demonstrations)
+                loss = _mean_loss(lm, shown, adapted.deltas)
+            except NumericalError:
+                continue
+            tokens += adapted.cost.tokens + sum(text.width() for text in shown)
+            flops += adapted.cost.flops + sum(_flops(lm, text) for text in shown)
+            if not math.isfinite(loss):
+                continue
+            final_losses[rate] = loss
+            if best is None or loss < best[0]:
+                best = loss, rate, adapted
+        if best is None:
+            rates = ", ".join(f"{rate:g}" for rate in final_losses)
+            raise TrainingError(f"the loss diverged at every learning rate ({rates}). Give lower ones.")
+        _, rate, adapted = best
+        cost = AdaptationCost(time.perf_counter() - start, tokens, flops)
+        return MezoTrials(replace(adapted, cost=cost), rate, final_losses)
+
+    def _at(self, rate: float) -> MezoAtRate:
+        return MezoAtRate(self.opening, rate, self.epsilon, self.steps, self.seed, self.batch, self.name)
+
+
+def slope_and_mean(loss_at: Callable[[float], float], epsilon: float) -> tuple[float, float]:
+    """Central difference of a function of one number, and the mean of the two values it needs.
+
+    Args:
+        loss_at: The loss, so far along a direction.
+        epsilon: How far to look, above 0.
+
+    Returns:
+        Slope at 0, exact for quadratics whatever epsilon and off by epsilon^2 / 6 times the third derivative
+        otherwise; and the mean of both losses.
+
+    Source:
+        SPSA as in arXiv:2305.17333, definition 1: the projected gradient.
+    """
+    above, below = loss_at(epsilon), loss_at(-epsilon)
+    return (above - below) / (2 * epsilon), (above + below) / 2
+
+
+def demonstration_loss(
+    lm: LanguageModel, demonstrations: EncodedDemonstrations, deltas: Sequence[WeightDelta] = ()
+) -> float:
+    """Mean negative log-probability of the answers' tokens, nats a token, each demonstration alone.
+
+    Tokens are averaged within a demonstration, then demonstrations are; NaN without any.
+
+    Args:
+        lm: The model.
+        demonstrations: What is answered.
+        deltas: Changes of weight to read it with.
+
+    Raises:
+        NumericalError: A log-probability is NaN.
+    """
+    return _mean_loss(lm, _as_queries(demonstrations), deltas)
+
+
+def _mean_loss(lm: LanguageModel, shown: Sequence[Query], deltas: Sequence[WeightDelta]) -> float:
+    with torch.no_grad(), applied(lm.model, deltas):
+        scores = lm.log_probabilities(lm.encode(()), shown)
+    return -float(scores.mean())
+
+
+def _as_queries(demonstrations: EncodedDemonstrations) -> list[Query]:
+    """Opening and prompt as the question, the shown answer as the only one to score."""
+    return [
+        Query(ids[:-n_answer], (ids[-n_answer:],))
+        for ids, n_answer in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
+    ]
+
+
+def _zero_deltas(lm: LanguageModel) -> tuple[WeightDelta, ...]:
+    """No change yet, of every weight and bias in the rows of W_K and W_V, in a fixed order."""
+
+    def deltas() -> Iterator[WeightDelta]:
+        for module_name, index in key_value_rows(lm.model, lm.anatomy).items():
+            module = lm.model.get_submodule(module_name)
+            for kind, axis in (("weight", row_axis(module)), ("bias", 0)):
+                parameter = getattr(module, kind, None)
+                if parameter is None:
+                    continue
+                shape = list(parameter.shape)
+                if index is not None:
+                    shape[axis] = len(index)
+                zeros = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
+                yield WeightDelta(f"{module_name}.{kind}", axis, index, zeros)
+
+    return tuple(deltas())
+
+
+def _moved(weights: Sequence[WeightDelta], by: float, generator: torch.Generator) -> tuple[WeightDelta, ...]:
+    """Every weight moved by so many z, drawn one parameter after the other."""
+
+    def step(change: WeightDelta) -> Tensor:
+        # Drawn on the CPU, so that a seed gives the same directions on every device.
+        z = torch.randn(change.delta.shape, generator=generator, dtype=torch.float32)
+        return change.delta + by * z.to(change.delta.device)
+
+    return tuple(replace(change, delta=step(change)) for change in weights)
+
+
+def _flops(lm: LanguageModel, text: Query) -> float:
+    return forward_flops(lm.model, lm.anatomy, own=text.width(), scored=len(text.answers[0]))
