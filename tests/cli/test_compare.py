@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_page")
 Command = Callable[..., Done]
 Shell = subprocess.CompletedProcess[str]
 PROMISED = {"config.yaml", "result.json", "examples.parquet", "report.html", "log.txt"}
-LEARNERS = ["zsl", "icl", "ft", "lora", "probe"]
+LEARNERS = ["zsl", "icl", "ft", "lora", "probe", "fold"]
 MEASURES = [
     *("rec2ftp", "agreement", "sim_aou", "sim_aou_raw", "sim_am", "sim_am_before", "sim_am_centred", "sim_am_softmax"),
     *("sim_am_delta", "kendall", "kendall_demo", "direct_update"),
@@ -113,7 +113,7 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
     calibrated = found["calibrated"]["sim_aou"]
     assert {"mean", "ci95", "n", "score", "control", "floor", "ceiling", "minimum_detectable"} <= calibrated.keys()
     assert len(found["similarity"]["sim_aou"]["per_layer_q"]) == 2
-    assert len(found["tests"]) == 5 * 4 / 2
+    assert len(found["tests"]) == 6 * 5 / 2
     # More is read for context than for zero-shot, and only finetuning is told apart by rates.
     assert found["cost"]["icl"]["tokens"] > found["cost"]["zsl"]["tokens"] == found["cost"]["ft"]["tokens"]
     assert {trial["learner"] for trial in found["trials"]} == {"ft", "lora"}
@@ -310,7 +310,7 @@ def test_a_multiple_choice_task_runs_whole_without_the_probe(dualform: Command, 
     found = result_of(out)
 
     assert done.code == 0
-    assert list(found["accuracy"]) == ["zsl", "icl", "ft", "lora"]
+    assert list(found["accuracy"]) == ["zsl", "icl", "ft", "lora", "fold"]
     assert "The probe was left out: free-text choices have no classes to regress on." in found["warnings"]
     assert found["task"]["label_words"] is None
     assert found["predictions"]["icl"]["majority_label"] is None

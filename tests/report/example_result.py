@@ -6,10 +6,12 @@ from typing import Any
 
 from dualform.result import (
     Accuracy,
+    Against,
     Calibrated,
     Cost,
     DemonstrationReport,
     Estimate,
+    FoldReport,
     PairedTest,
     Predictions,
     Result,
@@ -54,7 +56,7 @@ MEASURED = (
 
 
 def example_result(**changes: Any) -> Result:
-    """Five seeds, thirty layers, nine heads, every control, a rate sweep; `changes` replace whole fields."""
+    """Five seeds, thirty layers, nine heads, every control, a rate sweep, a fold; `changes` replace whole fields."""
     rng = random.Random(11)
     older = old_result()
     fields: dict[str, Any] = {
@@ -63,12 +65,15 @@ def example_result(**changes: Any) -> Result:
         "calibrated": _calibrated(),
         "tests": _tests(older.accuracy),
         "rate_sweep": _sweep(),
+        "cost": _cost(older.cost),
+        "against_icl": _against(),
+        "fold": _fold(),
     }
     return old_result(**(fields | changes))
 
 
 def old_result(**changes: Any) -> Result:
-    """The same as it was written before there were scales, tests and sweeps, with few controls."""
+    """The same as it was written before there were scales, tests, sweeps and folds, with few controls."""
     rng = random.Random(7)
     fields: dict[str, Any] = {
         "dualform": "0.1.0",
@@ -400,3 +405,50 @@ def _sweep() -> list[SweepPoint]:
             )
         )
     return points
+
+
+def _cost(older: dict[str, Cost]) -> dict[str, Cost]:
+    """The older costs, with what a kept prompt costs, a fold and a LoRA that is dear to ask."""
+    kept = older["icl"].model_copy(update={"kept_tokens": 31.2, "kept_flops": 1.21e10, "adapt_flops": 3.2e11})
+    trained = older["ft"].model_copy(update={"adapt_seconds": 12.1, "adapt_flops": 9.6e11, "kept_flops": 1.3e10})
+    fold = Cost(
+        adapt_seconds=31.0, query_seconds=0.0111, tokens=31.2, flops=8.41e9, adapt_tokens=9_000, adapt_flops=4e12
+    )
+    return older | {"icl": kept, "lora": trained, "fold": fold}
+
+
+def _against() -> dict[str, Against]:
+    def beside(agreement: float, recovered: float, anew: float | None, kept: float | None) -> Against:
+        return Against(
+            agreement=Estimate(mean=agreement, ci95=(agreement - 0.02, agreement + 0.02), n=2000),
+            recovered=Estimate(mean=recovered, ci95=(recovered - 0.14, recovered + 0.14), n=2000),
+            break_even=anew,
+            break_even_kept=kept,
+        )
+
+    return {
+        "zsl": beside(0.563, 0.0, 0, 0),
+        "ft": beside(0.79, 0.823, 2.8, 243.2),
+        "lora": beside(0.744, 0.684, 3.0, None),
+        "probe": beside(0.702, 0.579, None, None),
+        "fold": beside(0.884, 0.943, 12.4, 1084.0),
+    }
+
+
+def _fold() -> FoldReport:
+    def like(mean: float) -> Similarity:
+        return Similarity(mean=mean, ci95=(mean - 0.02, mean + 0.02), n=2000)
+
+    return FoldReport(
+        method="ridge",
+        texts=256,
+        source="train",
+        plain_tokens=8192,
+        plain_source="generated",
+        strength=0.112,
+        explained=[0.2 + 0.6 * math.sin(math.pi * layer / N_LAYERS) for layer in range(N_LAYERS)],
+        similarity={
+            "icl": {"sim_aou": like(0.641), "sim_aou_raw": like(0.602), "agreement": like(0.884)},
+            "ft": {"sim_aou": like(0.171), "sim_aou_raw": like(0.132)},
+        },
+    )

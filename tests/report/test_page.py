@@ -1,8 +1,10 @@
+import itertools
 import json
 import re
 
 import pytest
 
+from dualform.report.numerals import MISSING
 from dualform.report.page import render_page
 from dualform.result import Result, Similarity
 from tests.report.example_result import empty_result, example_result, old_result
@@ -37,6 +39,15 @@ def attacked_result() -> Result:
     for number, attack in enumerate(ATTACKS):
         predictions[attack] = predictions["zsl"].model_copy(update={"majority_label": words[number]})
     hostile = {f"{attack}": Similarity(mean=0.1, ci95=(0, 0.2), n=5, per_layer=[0.1]) for attack in ATTACKS}
+    assert result.fold is not None
+    hostile_fold = result.fold.model_copy(
+        update={
+            "method": ATTACKS[0],
+            "source": ATTACKS[1],
+            "plain_source": ATTACKS[2],
+            "similarity": dict.fromkeys(ATTACKS, hostile),
+        }
+    )
     return example_result(
         model={"name": ATTACKS[0], ATTACKS[1]: ATTACKS[2]},
         task={"name": ATTACKS[1], "label_words": words, "prompt": "\n".join(ATTACKS), "n_report": ATTACKS[0]},
@@ -55,20 +66,34 @@ def attacked_result() -> Result:
         rate_sweep=[
             each.model_copy(update={"similarity": dict.fromkeys(ATTACKS, each.accuracy)}) for each in result.rate_sweep
         ],
+        against_icl=result.against_icl | dict.fromkeys(ATTACKS, result.against_icl["zsl"]),
+        fold=hostile_fold,
         trials=[each.model_copy(update={"learner": ATTACKS[0], "status": ATTACKS[1]}) for each in result.trials],
     )
 
 
 def test_a_complete_result_has_every_section(page):
     sections = {"verdict", "warnings", "accuracy", "predictions", "similarity", "controls", "layers", "heads"}
-    sections |= {"rec2ftp", "trials", "cost", "run", "prompt", "config", "glossary", "pairs", "sweep"}
+    sections |= {
+        "rec2ftp",
+        "trials",
+        "cost",
+        "run",
+        "prompt",
+        "config",
+        "glossary",
+        "pairs",
+        "sweep",
+        "against",
+        "fold",
+    }
     assert sections <= page.ids()
 
 
 def test_every_chart_has_a_box_and_a_specification(page):
     boxes = {attributes["data-chart"] for _, attributes in page.tags if "data-chart" in attributes}
     assert boxes == set(page.specs())
-    assert len(boxes) == 8
+    assert len(boxes) == 9
 
 
 def test_the_page_shows_the_numbers_that_the_result_holds(page):
@@ -179,6 +204,8 @@ def test_an_empty_result_still_makes_a_page():
         ("config", {}, "published"),
         ("cost", {}, "cost"),
         ("trials", [], "trials"),
+        ("fold", None, "fold"),
+        ("cost", {}, "spec-against"),
         ("warnings", [], "warnings"),
         ("task", {}, "prompt"),
         ("config", {}, "config"),
@@ -275,3 +302,63 @@ def test_a_task_that_the_paper_has_not_stands_beside_its_means_alone():
     text = text_of(small_result(config={"preset": "dai2023"}))
     assert "mean of six tasks" in text
     assert "92.7 %" not in text
+
+
+def against_of(html: str) -> str:
+    """The text of the section on prompting, finetuning and folding."""
+    section = html[html.index('<section id="against">') :]
+    return " ".join(" ".join(Page(section[: section.index("</section>")]).text).split())
+
+
+def test_whether_to_prompt_finetune_or_fold_comes_first(html):
+    assert html.index('<section id="against">') < html.index('<section id="accuracy">')
+    text = against_of(html)
+    assert text.startswith("Prompt, finetune or fold? For accuracy the run does not decide between")
+    assert "Fold 70.9 % 67.7 to 74.1 % 88.4 % 86.4 to 90.4 % 94.3 % 80.3 to 108.3 % 4.00 8.41 13 kept: 1,084" in text
+    assert "in-context (ICL) 72.1 % 68.1 to 76.1 % 0.320 330 kept: 12.1" in text
+    nothing = f"{MISSING} {MISSING}"
+    assert f"70.2 % 68.2 to 72.2 % 57.9 % 43.9 to 71.9 % {nothing} {MISSING} kept: {MISSING}" in text
+
+
+def test_how_the_prompt_was_folded_stands_beside_what_its_update_is_like(html):
+    text = against_of(html)
+    assert "Folded by “ridge” on 256 unlabelled texts a seed" in text
+    assert "measure to ICL to FT SimAOU 0.641 0.621 to 0.661 0.171 0.151 to 0.191" in text
+    assert text.endswith("Output agreement 0.884 0.864 to 0.904")
+
+
+def test_an_older_result_shows_its_costs_without_what_it_does_not_hold():
+    html = render_page(old_result())
+    assert "spec-against" in Page(html).ids()
+    text = against_of(html)
+    assert "does not decide between in-context learning, finetuning and folding" in text
+    assert "Cheaper after" not in text
+    assert "agreement with ICL" not in text
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [keys for n in range(5) for keys in itertools.combinations(("zsl", "icl", "ft", "fold"), n)],
+    ids=lambda keys: "+".join(keys) or "none",
+)
+def test_every_subset_of_learners_makes_a_page(keys):
+    result = small_result(similarity={}, controls={}, calibrated={}, rate_sweep=[], trials=[])
+    both = {"zsl", "icl"} <= set(keys)
+    fewer = result.model_copy(
+        update={
+            "accuracy": {key: result.accuracy[key] for key in keys},
+            "cost": {key: result.cost[key] for key in keys},
+            "against_icl": {key: result.against_icl[key] for key in keys if key != "icl" and both},
+            "fold": result.fold if "fold" in keys else None,
+            "tests": [],
+        }
+    )
+    page = Page(render_page(fewer))
+    assert ("against" in page.ids()) is (len(keys) > 1 or keys in (("icl",), ("fold",)))
+    assert ("spec-against" in page.ids()) is (len(keys) > 1 or keys == ("icl",))
+
+
+def test_words_of_the_choice_are_explained_where_they_are_used(page):
+    words = {"agreement with ICL", "recovered", "cheaper after", "read anew, kept"}
+    assert words <= {text.strip() for text in page.text}
+    assert not words & {text.strip() for text in Page(render_page(old_result())).text}

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dualform.report.numerals import MISSING, decimal, percent, significant
-from dualform.report.table import accuracy_table, cost_table, similarity_table
+from dualform.report.table import accuracy_table, against_table, cost_table, similarity_table
 from dualform.result import Similarity
 from tests.report.example_result import empty_result, example_result, old_result
 
@@ -17,7 +17,9 @@ def printed(table: Table, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("table", [accuracy_table, similarity_table, cost_table], ids=lambda table: table.__name__)
+@pytest.mark.parametrize(
+    "table", [accuracy_table, similarity_table, cost_table, against_table], ids=lambda table: table.__name__
+)
 @pytest.mark.parametrize("result", [example_result(), old_result()], ids=["new", "old"])
 def test_tables_fit_in_eighty_columns_without_losing_a_number(table, result):
     narrow, wide = printed(table(result)), printed(table(result), width=400)
@@ -26,7 +28,9 @@ def test_tables_fit_in_eighty_columns_without_losing_a_number(table, result):
     assert max(len(line.rstrip()) for line in wide.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("table", [accuracy_table, similarity_table, cost_table], ids=lambda table: table.__name__)
+@pytest.mark.parametrize(
+    "table", [accuracy_table, similarity_table, cost_table, against_table], ids=lambda table: table.__name__
+)
 def test_an_empty_result_makes_an_empty_table(table):
     assert table(empty_result()).row_count == 0
     printed(table(empty_result()))
@@ -34,7 +38,7 @@ def test_an_empty_result_makes_an_empty_table(table):
 
 def test_accuracies_are_in_order_and_a_collapse_is_marked():
     text = printed(accuracy_table(example_result()))
-    assert text.index("zero-shot") < text.index("in-context") < text.index("finetuned") < text.index("folded")
+    assert text.index("zero-shot") < text.index("in-context") < text.index("finetuned") < text.index("Fold")
     [zero_shot] = [line for line in text.splitlines() if "zero-shot" in line]
     assert "94.7 % !" in zero_shot
     assert text.count("!") == 1
@@ -75,6 +79,31 @@ def test_without_scales_similarities_stand_beside_the_random_control_and_compani
 def test_costs_are_in_the_units_of_their_columns():
     [icl] = [line for line in printed(cost_table(example_result())).splitlines() if "in-context" in line]
     assert all(number in icl for number in ("1.21", "18.0", "1,158", "330"))
+
+
+def test_agreement_with_icl_is_a_column_where_it_is_known():
+    [fold] = [line for line in printed(accuracy_table(example_result())).splitlines() if "Fold" in line]
+    assert [cell.strip() for cell in fold.split("│")[1:-1]] == [
+        "Fold",
+        "70.9 %",
+        "67.7 to 74.1 %",
+        "2,000",
+        "61.0 %",
+        "88.4 %",
+    ]
+    [icl] = [line for line in printed(accuracy_table(example_result())).splitlines() if "in-context" in line]
+    assert icl.split("│")[6].strip() == ""
+    assert "as ICL" not in printed(accuracy_table(old_result()))
+
+
+def test_what_never_is_cheaper_is_said_beside_the_queries_of_what_is():
+    lines = printed(against_table(example_result())).splitlines()
+    [fold] = [line for line in lines if "Fold" in line]
+    assert all(shown in fold for shown in ("88.4 %", "86.4 to 90.4 %", "94.3 %", " 13 ", "1,084"))
+    [lora] = [line for line in lines if "LoRA" in line]
+    assert [cell.strip() for cell in lora.split("│")[5:7]] == ["3", "never"]
+    [probe] = [line for line in lines if "linear probe" in line]
+    assert [cell.strip() for cell in probe.split("│")[5:7]] == [MISSING, MISSING]
 
 
 def test_square_brackets_in_a_name_are_no_markup():

@@ -21,7 +21,7 @@ def test_settings_that_were_not_given_keep_their_defaults() -> None:
     config = comparison_config("m", "t", k=None, rates=None, dtype=None)
 
     assert (config.k, config.seeds, config.limit, config.dtype) == (32, (1, 2, 3), 200, "float32")
-    assert config.learners == ("zsl", "icl", "ft", "lora", "probe")
+    assert config.learners == ("zsl", "icl", "ft", "lora", "probe", "fold")
 
 
 def test_what_is_given_comes_before_the_preset() -> None:
@@ -74,7 +74,7 @@ def test_all_that_does_not_go_together_is_said_in_one_message() -> None:
     assert "seeds [1, 1]" in message
     assert "rates [inf]" in message
     assert "lora_rates []" in message
-    assert "leave out probe with --learners zsl,icl,ft" in message
+    assert "leave them out with --learners zsl,icl,ft" in message
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import typer
 from dualform._version import __version__
 from dualform.cli.compare import compare
 from dualform.cli.doctor import doctor
+from dualform.cli.fold import fold
+from dualform.cli.folding import folding
 from dualform.cli.listing import models, tasks
 from dualform.cli.report import report
 from dualform.cli.selection import selection
@@ -21,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compare, stability, selection, report, models, tasks, doctor):
+for command in (compare, stability, selection, fold, folding, report, models, tasks, doctor):
     app.command()(command)
 
 

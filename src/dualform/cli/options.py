@@ -12,6 +12,7 @@ _MOST_SEEDS = 10_000
 
 DATA = "Data"
 PROTOCOL = "Protocol"
+FOLDING = "Folding"
 MACHINE = "Model and machine"
 OUTPUT = "Output"
 
@@ -42,6 +43,12 @@ LossOn = Annotated[str | None, option("Finetune on all tokens, or on the label",
 ProbeAt = Annotated[str | None, option("Look inside at prompt (its end), or label0", PROTOCOL)]
 Context = Annotated[int | None, option("Longest sequence, tokens (2048)", PROTOCOL)]
 Resamples = Annotated[int | None, option("Bootstrap resamples (1000)", PROTOCOL)]
+Calibration = Annotated[str | None, option("Unlabelled texts: train, generated, or a file (train)", FOLDING)]
+FoldTexts = Annotated[int | None, option("Most calibration texts (256)", FOLDING, "--fold-texts")]
+Plain = Annotated[str | None, option("Plain text to hold to: generated, none, or a file", FOLDING)]
+Strength = Annotated[str | None, option("Ridge strength, such as 0.01, or gcv (gcv)", FOLDING)]
+AnswerWeight = Annotated[float | None, option("Weight of tokens that predict an answer (10)", FOLDING)]
+FoldLayers = Annotated[str | None, option("Layers to fold, such as 0..11 (all)", FOLDING, "--fold-layers")]
 Device = Annotated[str | None, option("auto, cpu, cuda, mps", MACHINE)]
 Dtype = Annotated[str | None, option("float32, float64, bfloat16, float16", MACHINE)]
 RouteName = Annotated[str | None, option("packed, packed-mask, repeated, naive", MACHINE)]
@@ -86,6 +93,57 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
             raise ConfigError(f"seeds {text!r}: {first}..{last} are more than {_MOST_SEEDS} seeds")
         seeds += range(first, last + 1)
     return tuple(seeds)
+
+
+def fold_settings(
+    method: str | None,
+    calibration: str | None,
+    texts: int | None,
+    plain: str | None,
+    strength: str | None,
+    answer_weight: float | None,
+    layers: str | None,
+) -> dict[str, Any] | None:
+    """What was given of `FoldSettings`; None where nothing was.
+
+    Raises:
+        ConfigError: A strength or layers cannot be read.
+    """
+    given = {
+        "method": method,
+        "calibration": calibration,
+        "texts": texts,
+        "plain": plain,
+        "strength": _strength(strength),
+        "answer_weight": answer_weight,
+        "layers": _layers(layers),
+    }
+    return {name: value for name, value in given.items() if value is not None} or None
+
+
+def parse_strengths(text: str | None) -> tuple[float | str, ...] | None:
+    """`1e-3,0.1,gcv`.
+
+    Raises:
+        ConfigError: Some part is neither a number nor gcv.
+    """
+    return None if text is None else tuple(_strength(part.strip()) or 0.0 for part in text.split(","))
+
+
+def _strength(text: str | None) -> float | str | None:
+    if text is None or text == "gcv":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"strength {text!r} should be a number such as 0.01, or gcv") from None
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return parse_seeds(text)
+    except ConfigError:
+        raise ConfigError(f"layers {text!r} should look like 3, 0..11 or 1,4,9") from None
 
 
 def parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:

@@ -54,9 +54,9 @@ class Folded:
     """Token ids of plain texts, opening left out: on them the fold is asked to change nothing."""
     plain_weight: float = 1.0
     """How much a token of plain text counts, a calibration token counting 1."""
-    answer_weight: float = 1.0
+    answer_weight: float = 10.0
     """How much a token that predicts an answer counts: the last of a text, and those of answers."""
-    strength: float | Literal["gcv"] = 0.01
+    strength: float | Literal["gcv"] = "gcv"
     """Ridge penalty in units of an input's mean square, or `gcv`: generalised cross-validation in every layer."""
     layers: tuple[int, ...] | None = None
     """Which layers are folded; None for all."""

@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dualform.report import charts, control_charts
+from dualform.report.against_charts import cost_accuracy_chart
+from dualform.report.against_page import GLOSSARY as AGAINST_GLOSSARY
+from dualform.report.against_page import against_section
+from dualform.report.folding_page import render_folding
 from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of
 from dualform.report.numerals import (
     MISSING,
@@ -46,6 +50,10 @@ from dualform.report.words import (
 from dualform.result import Calibrated, Estimate, Result
 
 CHARTS: dict[str, DescribedChart] = {
+    "against": (
+        cost_accuracy_chart,
+        "Accuracy of each learner with its 95 % interval against the floating-point operations of a thousand queries.",
+    ),
     "accuracy": (
         charts.accuracy_chart,
         "Mean accuracy of each learner with its 95 % interval and one point a seed.",
@@ -82,6 +90,8 @@ def render_page(result: Result) -> str:
         return render_stability(result)
     if result.study == "selection":
         return render_selection(result)
+    if result.study == "folding":
+        return render_folding(result)
     return render_shell(
         "page.html.j2",
         result,
@@ -92,6 +102,7 @@ def render_page(result: Result) -> str:
         commands=_commands(result),
         glossary=_glossary(result),
         chance=chance_level(result),
+        against=against_section(result),
         accuracy=_accuracy_rows(result),
         pairs=_pair_rows(result),
         pair_sentences=pair_sentences(result),
@@ -131,6 +142,11 @@ def _cards(result: Result) -> list[dict[str, str]]:
     icl, ft = (finite(result.accuracy[key].mean) if key in result.accuracy else None for key in ("icl", "ft"))
     if icl is not None and ft is not None:
         cards.append(card("ICL less finetuning", f"{100 * (icl - ft):+.1f}", "points of accuracy"))
+    folded = result.against_icl.get("fold")
+    if folded is not None:
+        cards.append(
+            card("Fold answers as ICL", percent(folded.agreement.mean), percent_interval(folded.agreement.ci95))
+        )
     rec2ftp = result.similarity.get("rec2ftp")
     if rec2ftp is not None:
         chance = finite(rec2ftp.details.get("chance"))
@@ -416,6 +432,8 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
             ),
             ("n", "Numbers that a mean stands on: (seed, query) pairs, or the denominator of a ratio."),
         ]
+    if result.against_icl:
+        terms += AGAINST_GLOSSARY
     if any(control_of(key).kind == "floor" for key in named):
         terms.append(
             (

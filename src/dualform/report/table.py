@@ -4,6 +4,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dualform.report.against_words import break_even
 from dualform.report.measures import DETAIL_TITLES, control_of, in_order, measure_of
 from dualform.report.numerals import (
     MISSING,
@@ -23,14 +24,15 @@ from dualform.result import Result, Similarity
 
 
 def accuracy_table(result: Result) -> Table:
-    """Learner, accuracy, interval, n and the share of its most frequent answer; one row a learner."""
+    """Learner, accuracy, interval, n, the share of its most frequent answer and of ICL's answers; one row a learner."""
     table = Table(title="Accuracy", title_justify="left")
     table.add_column("learner", overflow="fold")
-    for name in ("accuracy", "95 % interval", "n", "top answer"):
+    for name in ("accuracy", "95 % interval", "n", "top answer", *(["as ICL"] if result.against_icl else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for key in learners_in_order(result.accuracy):
         each = result.accuracy[key]
         share = result.predictions[key].majority_share if key in result.predictions else None
+        against = result.against_icl.get(key)
         table.add_row(
             _name(learner_style(key).title),
             percent(each.mean),
@@ -38,6 +40,26 @@ def accuracy_table(result: Result) -> Table:
             count(each.n),
             # Said in a sign as well as in colour: a terminal may have none.
             Text(percent(share) + " !", style="bold red") if key in collapsed(result) else Text(percent(share)),
+            *([percent(against.agreement.mean) if against else ""] if result.against_icl else []),
+        )
+    return table
+
+
+def against_table(result: Result) -> Table:
+    """Agreement with ICL, its gain recovered, and the queries after which a learner is cheaper than the prompt."""
+    table = Table(title="Beside prompting (cheaper: after how many queries)", title_justify="left")
+    table.add_column("learner", overflow="fold")
+    for name in ("as ICL", "95 % interval", "recovered", "read anew", "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key in learners_in_order(result.against_icl):
+        each = result.against_icl[key]
+        table.add_row(
+            _name(learner_style(key).title),
+            percent(each.agreement.mean),
+            percent_interval(each.agreement.ci95),
+            percent(each.recovered.mean),
+            break_even(result, key, kept=False),
+            break_even(result, key, kept=True),
         )
     return table
 

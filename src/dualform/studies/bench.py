@@ -148,7 +148,14 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn]) -> str:
         found.update(repr((example.row, example.label, sorted(example.fields.items()))).encode())
     for one in drawn:
         found.update(repr((one.demonstrations.rows, one.demonstrations.labels, one.encoded.prefix)).encode())
-    for name, parameter in bench.lm.model.named_parameters():
+    found.update(weights_digest(bench.lm).encode())
+    return found.hexdigest()[:16]
+
+
+def weights_digest(lm: LanguageModel) -> str:
+    """What tells one model's weights from another's: a digest of the first of every parameter."""
+    found = hashlib.sha256()
+    for name, parameter in lm.model.named_parameters():
         # A checkpoint trained anew differs everywhere; reading all of a large one would take seconds.
         found.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:64].tolist()}".encode())
     return found.hexdigest()[:16]

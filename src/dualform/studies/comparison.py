@@ -26,6 +26,7 @@ from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.controls import Prepared, prepare
 from dualform.studies.facts import Asked
+from dualform.studies.folds import make_fold
 from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
 from dualform.studies.outcome import SeedOutcome, piece_name
 from dualform.studies.pieces import Cells, NoCells, Piece
@@ -226,6 +227,7 @@ def _run_seed(
     trials: list[Trial] = []
     rates: dict[str, float] = {}
     search_seconds: dict[str, float] = {}
+    fold: dict[str, object] = {}
     for name in bench.config.learners:
         work = work_of_adapting(bench, name, encoded, searching=name not in known)
 
@@ -243,6 +245,10 @@ def _run_seed(
             search_seconds[name] = seconds if name not in known else 0.0
             if name == "ft":
                 search_seconds[name] += chosen.search_seconds
+        elif name == "fold":
+            made = make_fold(bench, drawn, bench.config.fold, report)
+            adapted[name] = made.adapted
+            fold = made.about()
         else:
             adapted[name] = _adapt(bench, name, demonstrations, encoded)
             report(1.0)
@@ -277,6 +283,7 @@ def _run_seed(
         costs=costs,
         control_answers=read.control_answers,
         rates=rates | prepared.rates,
+        fold=fold,
         trials=(*trials, *prepared.trials),
         control_seconds=control_seconds + read.control_seconds,
         notes=prepared.notes,
@@ -353,6 +360,8 @@ def _read(
         want = {"zsl": recordings.zsl, "icl": recordings.context, "ft": recordings.weights}
         # Not needed, but times of two finetuned models can be compared only if both are recorded.
         want["lora"] = recordings.weights
+        if _in_weights(adapted.get("fold")):
+            want["fold"] = recordings.weights
         if encoded.sequences:
             shown = Shown.of(encoded, bench.lm.device)
         prompted = Prompted.of(icl, None if shown is None else shown.content, shown)
@@ -385,6 +394,13 @@ def _read(
         sides = {"icl": prompted.side(readings["icl"]), "ft": trained_side(ft, readings["ft"], zsl, shown)}
         measured = likeness(zsl, sides["icl"], sides["ft"])
         read.put(read.measures, measured | prompted.relaxation(readings["icl"]), indices, n)
+        fold = adapted.get("fold")
+        if isinstance(fold, AdaptedModel) and "fold" in want:
+            side = trained_side(fold, readings["fold"], zsl, None)
+            moved = sides["icl"].trace
+            for name, pair in (("icl", (sides["icl"], side)), ("ft", (side, sides["ft"]))):
+                measured = likeness(zsl, *pair, moved_by=moved)
+                read.put(read.measures, {f"fold/{name}/{key}": value for key, value in measured.items()}, indices, n)
         if controlled:
             start = time.perf_counter()
             for control in prepared.controls:
@@ -394,6 +410,11 @@ def _read(
                 progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading controls")
             read.control_seconds += time.perf_counter() - start
     return read
+
+
+def _in_weights(adapted: Adapted | None) -> bool:
+    """Whether a fold is a change of weights behind the zero-shot prompt, whose inside can be laid beside FT's."""
+    return isinstance(adapted, AdaptedModel) and bool(adapted.deltas)
 
 
 def _groups(bench: Bench[ComparisonConfig]) -> list[tuple[list[int], bool]]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from dualform.errors import ConfigError
+from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.settings import (
     StudyConfig,
     checked,
@@ -15,7 +16,7 @@ from dualform.studies.settings import (
     read_settings,
 )
 
-LearnerName = Literal["zsl", "icl", "ft", "lora", "probe"]
+LearnerName = Literal["zsl", "icl", "ft", "lora", "probe", "fold"]
 Tune = Literal["first", "each"]
 Preset = Literal["default", "dai2023"]
 Select = Literal["none", "icl", "ft", "both"]
@@ -69,6 +70,8 @@ class ComparisonConfig(StudyConfig):
     """Which learners to run; similarity needs zsl, icl and ft."""
     lora_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
     """Learning rates of lora (AdamW)."""
+    fold: FoldSettings = FoldSettings()
+    """How the prompt is folded into the weights."""
     tune: Tune = "first"
     """`first`: choose the rate on the first seed's demonstrations and use it for all; `each`: search every time."""
 
@@ -97,8 +100,10 @@ class ComparisonConfig(StudyConfig):
                 f"other_task {self.other_task} is for the control other_task, which is not among the controls: add it"
             )
         problems += problems_with_rates("rates", self.rates) + problems_with_rates("lora_rates", self.lora_rates)
-        if self.k == 0 and "probe" in self.learners:
-            problems.append("k 0 leaves the probe nothing to learn from: leave out probe with --learners zsl,icl,ft")
+        if self.k == 0 and (idle := [name for name in ("probe", "fold") if name in self.learners]):
+            problems.append(
+                f"k 0 leaves {' and '.join(idle)} nothing to learn from: leave them out with --learners zsl,icl,ft"
+            )
         needed = {"none": (), "icl": ("icl",), "ft": ("ft",), "both": ("icl", "ft")}[self.select]
         if missing := [name for name in needed if name not in self.learners]:
             problems.append(

@@ -34,8 +34,8 @@ class FoldSettings(BaseModel):
     """How much a token of plain text counts beside a calibration token."""
     answer_weight: float = Field(default=10.0, ge=1)
     """How much a token that predicts an answer counts beside others."""
-    strength: float | Literal["gcv"] = 0.01
-    """Ridge penalty in units of an input's mean square, or `gcv` to choose it layer by layer without labels."""
+    strength: float | Literal["gcv"] = "gcv"
+    """Ridge penalty in units of an input's mean square, or `gcv`: generalised cross-validation, layer by layer."""
     layers: tuple[int, ...] | None = None
     """Which layers are folded; null for all."""
 

@@ -1,6 +1,7 @@
 """What one demonstration seed brought to a comparison, query by query."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class SeedOutcome:
     """What a reader must know about the controls."""
     inputs: str = ""
     """See `Piece.inputs`."""
+    fold: dict[str, Any] = field(default_factory=dict)
+    """How the prompt was folded (`MadeFold.about`); empty where it was not."""
 
     def to_piece(self) -> Piece:
         """The outcome as something to keep."""
@@ -52,6 +55,7 @@ class SeedOutcome:
                 "n_tokens": self.n_tokens,
                 "costs": self.costs,
                 "rates": self.rates,
+                "fold": self.fold,
                 "trials": [trial.model_dump() for trial in self.trials],
                 "control_seconds": self.control_seconds,
                 "notes": self.notes,
@@ -63,6 +67,7 @@ class SeedOutcome:
         """Read what `to_piece` made."""
         groups: dict[str, dict[str, Tensor]] = {"log_probabilities": {}, "measures": {}, "control_answers": {}}
         for name, value in piece.tensors.items():
+            # Names of measures may hold a slash themselves.
             group, _, rest = name.partition("/")
             groups[group][rest] = value
         about = piece.about
@@ -72,6 +77,7 @@ class SeedOutcome:
             n_tokens=about["n_tokens"],
             costs=about["costs"],
             rates=about["rates"],
+            fold=about.get("fold", {}),
             trials=tuple(Trial(**trial) for trial in about["trials"]),
             control_seconds=about["control_seconds"],
             notes=tuple(about["notes"]),

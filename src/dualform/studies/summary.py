@@ -19,12 +19,14 @@ from dualform.result import (
     Calibrated,
     Cost,
     DemonstrationReport,
+    FoldReport,
     PairedTest,
     Predictions,
     Result,
     Similarity,
     SweepPoint,
 )
+from dualform.studies.against import against_icl
 from dualform.studies.calibrate import FEWEST_FIXED, Shares, calibrate, floors_of, layers_above
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.controls import PAIRS, RATE
@@ -54,7 +56,7 @@ def summarise(
     tables = {name: torch.stack([outcome.log_probabilities[name] for outcome in outcomes]) for name in learners}
     right = {name: (table.argmax(dim=2) == labels).double() for name, table in tables.items()}
     found = _Measured.of(outcomes, labels)
-    similarity = _similarities(found, stats)
+    similarity = _similarities(found.measures, stats)
     if {"zsl", "icl", "ft"} <= right.keys():
         similarity["rec2ftp"] = _recovered(right["zsl"].bool(), right["icl"].bool(), right["ft"].bool(), stats)
         agreement = similarity["agreement"]
@@ -65,6 +67,7 @@ def summarise(
         values, floor = found.measures.get(name), found.controls.get(one.control, {}).get(name)
         if values is not None and floor is not None and values.dim() > 2:
             similarity[name] = similarity[name].model_copy(update={"per_layer_q": layers_above(values, floor)})
+    costs = {name: _cost(name, outcomes) for name in learners}
     return Result(
         dualform=__version__,
         study="comparison",
@@ -83,7 +86,9 @@ def summarise(
         calibrated=calibrated,
         tests=_tests(right, stats),
         rate_sweep=_sweep(found, stats),
-        cost={name: _cost(name, outcomes) for name in learners},
+        cost=costs,
+        against_icl=against_icl(tables, labels, costs, stats),
+        fold=_fold(config, outcomes, found, stats) if "fold" in learners else None,
         trials=[trial for outcome in outcomes for trial in outcome.trials],
         warnings=[*asked.notes, *asked.task.notes, *_warnings(config, lm, asked, outcomes)],
     )
@@ -126,6 +131,8 @@ class _Measured:
     """Measure -> `(seed, example, ...)`; names with a dot are companions."""
     controls: dict[str, dict[str, Tensor]]
     """Control -> measure -> the same, NaN where it was not read."""
+    fold: dict[str, dict[str, Tensor]]
+    """`icl` or `ft` -> measure -> the same, between that learner's update and the fold's."""
     right: dict[str, Tensor]
     """Control's learner -> 1 where right, `(seed, example)`, NaN where it was not read."""
 
@@ -134,11 +141,12 @@ class _Measured:
         names = [name for name in outcomes[0].measures if all(name in outcome.measures for outcome in outcomes)]
         measures: dict[str, Tensor] = {}
         controls: dict[str, dict[str, Tensor]] = {}
+        fold: dict[str, dict[str, Tensor]] = {}
         for name in names:
             values = torch.stack([outcome.measures[name] for outcome in outcomes])
-            if name.startswith("control/"):
-                _, control, measure = name.split("/")
-                controls.setdefault(control, {})[measure] = values
+            if name.startswith(("control/", "fold/")):
+                kind, other, measure = name.split("/")
+                (controls if kind == "control" else fold).setdefault(other, {})[measure] = values
             else:
                 measures[name] = values
         right = {}
@@ -149,7 +157,7 @@ class _Measured:
             if len(tables) == len(outcomes):
                 unread = tables.isnan().any(dim=2)
                 right[name] = (tables.argmax(dim=2) == labels).double().masked_fill(unread, torch.nan)
-        return cls(measures, controls, right)
+        return cls(measures, controls, fold, right)
 
     def answers(self, control: str, right: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:
         """Who was right before, on the first and on the second side of a control; None where it has no answers."""
@@ -161,9 +169,9 @@ class _Measured:
         return before, first, second
 
 
-def _similarities(found: _Measured, stats: Statistics) -> dict[str, Similarity]:
-    similarity = {name: stats.similarity(values) for name, values in found.measures.items() if "." not in name}
-    for name, values in found.measures.items():
+def _similarities(measures: Mapping[str, Tensor], stats: Statistics) -> dict[str, Similarity]:
+    similarity = {name: stats.similarity(values) for name, values in measures.items() if "." not in name}
+    for name, values in measures.items():
         first, _, rest = name.partition(".")
         if rest:
             overall = values.flatten(2).nanmean(dim=2) if values.dim() > 2 else values
@@ -336,6 +344,30 @@ def _cost(learner: str, outcomes: Sequence[SeedOutcome]) -> Cost:
     # A search that was done once for all seeds is charged once, not averaged away.
     mean["search_seconds"] = sum(cost["search_seconds"] for cost in costs)
     return Cost(**mean)
+
+
+def _fold(config: ComparisonConfig, outcomes: Sequence[SeedOutcome], found: _Measured, stats: Statistics) -> FoldReport:
+    about = [outcome.fold for outcome in outcomes]
+    layers = zip(*(one["explained"] for one in about), strict=True)
+    return FoldReport(
+        method=config.fold.method,
+        # Sources differ only where the model had to write what the train split lacks, which it lacks for every seed.
+        **{name: about[0][name] for name in ("texts", "source", "plain_tokens", "plain_source")},
+        strength=_mean([one["strength"] for one in about]),
+        explained=[_mean(values) for values in layers],
+        similarity={
+            other: {
+                name: one.model_copy(update={"per_head": None}) for name, one in _similarities(measures, stats).items()
+            }
+            for other, measures in found.fold.items()
+        },
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one is missing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _demonstrations(config: ComparisonConfig, outcomes: Sequence[SeedOutcome]) -> DemonstrationReport:

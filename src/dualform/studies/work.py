@@ -46,7 +46,17 @@ def work_of_adapting(
     if name in ("ft", "lora"):
         rates = bench.config.rates if name == "ft" else bench.config.lora_rates
         return work_of_search(bench, rates, encoded) if searching else tokens * TRAINING
+    if name == "fold":
+        return _work_of_fold(bench, tokens)
     return float(tokens) if name in ("icl", "probe") else 0.0
+
+
+def _work_of_fold(bench: Bench[ComparisonConfig], tokens: int) -> float:
+    """Work of one fold: its texts behind the demonstrations and alone, as long as queries are."""
+    settings = bench.config.fold
+    query = sum(query.width() for query in bench.queries) / len(bench.queries)
+    plain = 0 if settings.plain == "none" else settings.plain_texts * settings.plain_length
+    return tokens + 2 * settings.texts * query + plain
 
 
 def work_of_search(bench: Bench[ComparisonConfig], rates: tuple[float, ...], encoded: EncodedDemonstrations) -> float:

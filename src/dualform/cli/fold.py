@@ -1,0 +1,163 @@
+"""`dualform fold`: the prompt written into an ordinary checkpoint."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dualform.cli.guard import guarded, quiet_transformers, say
+from dualform.cli.options import (
+    FOLDING,
+    OUTPUT,
+    PROTOCOL,
+    AnswerWeight,
+    AsJson,
+    Balanced,
+    Calibration,
+    Choices,
+    Context,
+    DataDir,
+    Device,
+    Dtype,
+    FoldLayers,
+    FoldTexts,
+    K,
+    LabelColumn,
+    LabelWords,
+    Plain,
+    Prompt,
+    Resamples,
+    RouteName,
+    Seed,
+    Separator,
+    Strength,
+    TextColumn,
+    TrustRemoteCode,
+    fold_settings,
+    option,
+    unescape,
+)
+
+
+@guarded
+def fold(
+    model: Annotated[str, typer.Argument(help="smollm2-135m, gemma3-270m, a folder, a .gguf file, a hub id")],
+    task: Annotated[str, typer.Argument(help="reviews, sst2, a data file, a YAML file, a folder, a hub name")],
+    to: Annotated[Path, option("Folder of the new checkpoint or adapter", OUTPUT, "--to")],
+    overwrite: Annotated[bool, option("Replace a checkpoint or adapter that is there", OUTPUT)] = False,
+    form: Annotated[str | None, option("checkpoint, or lora: an adapter beside the base", OUTPUT, "--as")] = None,
+    rank: Annotated[int | None, option("Rank of the adapter (16)", OUTPUT)] = None,
+    verify: Annotated[bool, option("Load it in a fresh process and compare", OUTPUT)] = False,
+    as_json: AsJson = False,
+    method: Annotated[str | None, option("ridge, thought-vector, thought-matrix, mezo", FOLDING)] = None,
+    k: K = None,
+    seed: Seed = None,
+    balanced: Balanced = None,
+    calibration: Calibration = None,
+    texts: FoldTexts = None,
+    plain: Plain = None,
+    strength: Strength = None,
+    answer_weight: AnswerWeight = None,
+    layers: FoldLayers = None,
+    limit: Annotated[int | None, option("Queries it is measured on (200; 0 for all)", PROTOCOL)] = None,
+    perplexity: Annotated[str | None, option("Measure perplexity on this file, a passage a line", PROTOCOL)] = None,
+    context: Context = None,
+    resamples: Resamples = None,
+    data_dir: DataDir = None,
+    text: TextColumn = None,
+    label: LabelColumn = None,
+    choices: Choices = None,
+    prompt: Prompt = None,
+    label_words: LabelWords = None,
+    separator: Separator = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    route: RouteName = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Fold a prompt of demonstrations into the weights and write an ordinary checkpoint.
+
+    The folded model is asked zero-shot: a query costs its own tokens and no more. No gradient is taken, and no
+    label is read but those of the demonstrations.
+
+    Examples:
+      dualform fold smollm2-135m reviews --to folded --verify
+
+      dualform fold gpt2 tickets.csv --text body --label topic -k 16 --calibration more-tickets.txt --to folded
+
+      dualform fold smollm2-135m sst2 --data-dir data --as lora --rank 16 --to sst2-adapter
+    """
+    from dualform.studies.fold import fold as run
+    from dualform.studies.fold import fold_config
+
+    config = fold_config(
+        model,
+        task,
+        fold=fold_settings(method, calibration, texts, plain, strength, answer_weight, layers),
+        form=form,
+        rank=rank,
+        verify=verify or None,
+        perplexity=perplexity,
+        k=k,
+        seeds=None if seed is None else (seed,),
+        balanced=balanced,
+        limit=limit,
+        context=context,
+        resamples=resamples,
+        data_dir=data_dir,
+        text=text,
+        label=label,
+        choices=choices,
+        prompt=unescape(prompt),
+        label_words=unescape(label_words),
+        separator=unescape(separator),
+        device=device,
+        dtype=dtype,
+        route=route,
+        trust_remote_code=trust_remote_code or None,
+    )
+    from dualform.cli.progress import progress_bar
+
+    quiet_transformers()
+    with progress_bar() as bar:
+        written = run(config, to, overwrite=overwrite, progress=bar)
+    if as_json:
+        sys.stdout.write(written.result.to_json() + "\n")
+    else:
+        _print(written, config)
+    say(f"\nThe {'adapter' if config.form == 'lora' else 'checkpoint'}: {to}")
+
+
+def _print(written: Any, config: Any) -> None:
+    from dualform.cli.printing import print_study
+    from dualform.report.table import accuracy_table, cost_table
+
+    result = written.result
+    print_study(_verdict(written, config), (accuracy_table(result), cost_table(result)), result.warnings)
+
+
+def _verdict(written: Any, config: Any) -> str:
+    """What was made and how good it is, in a few sentences."""
+    result = written.result
+    beside = result.against_icl["fold"]
+    said = [
+        f"Folded {result.demonstrations.k_effective} demonstrations into {config.model} ({config.fold.method}): it "
+        f"answers {beside.agreement.mean:.0%} of {beside.agreement.n} queries as the prompted model does, zero-shot."
+    ]
+    if beside.recovered.mean is not None:
+        said.append(f"Of what the prompt gains over zero-shot, {beside.recovered.mean:.0%} are kept.")
+    if beside.break_even is not None:
+        said.append(f"It has paid for itself after {beside.break_even:,.0f} queries.")
+    if written.perplexity is not None:
+        before, after = written.perplexity
+        said.append(
+            f"Perplexity on {config.perplexity}: {before:.2f} before, {after:.2f} after ({after / before - 1:+.1%})."
+        )
+    if written.kept is not None:
+        said.append(f"Rank {config.rank} keeps {written.kept:.0%} of the change's squared norm.")
+    if written.difference is not None:
+        said.append(
+            f"Loaded in a fresh process, its log-probabilities differ by at most {written.difference:.1e} nats."
+        )
+    return " ".join(said)

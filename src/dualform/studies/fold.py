@@ -1,0 +1,329 @@
+"""One prompt folded into one model for good: made, measured beside the prompt itself, written down, read back."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dualform.errors import ModelError
+from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
+from dualform.learners.prompting import InContext, ZeroShot
+from dualform.models.checkpoint import check_target, write_adapter, write_checkpoint
+from dualform.models.edit import WeightDelta, applied
+from dualform.models.language_model import LanguageModel
+from dualform.models.model_card import CardFacts, Measured, model_card
+from dualform.models.perplexity import perplexity, text_losses
+from dualform.ops.low_rank import low_rank
+from dualform.result import Result
+from dualform.studies.bench import Bench, Drawn, digest, query_cost
+from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.facts import Asked
+from dualform.studies.folds import MadeFold, make_fold, perplexity_passages, require_weights
+from dualform.studies.outcome import SeedOutcome
+from dualform.studies.progress import Progress, Silent
+from dualform.studies.settings import checked
+from dualform.studies.summary import summarise
+from dualform.tasks.task import Task
+
+Form = Literal["checkpoint", "lora"]
+
+_SILENT = Silent()
+_TOLERANCE = 1e-5
+
+
+class FoldConfig(ComparisonConfig):
+    """What to fold into what; the first seed's demonstrations are folded."""
+
+    form: Form = "checkpoint"
+    """A checkpoint of its own, or an adapter for peft beside the base."""
+    rank: int = Field(default=16, ge=1)
+    """Of the adapter: each layer's change is cut to so many directions."""
+    perplexity: str | None = None
+    """File with plain text, a passage a line, on which perplexity is measured before and after."""
+    perplexity_texts: int = Field(default=64, ge=1)
+    """Most passages of it, the longest ones."""
+    verify: bool = False
+    """Load what was written in a fresh process and compare its log-probabilities with those in memory."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A fold on disk."""
+
+    result: Result
+    """Accuracy, agreement and cost of zero-shot, ICL and the fold, as a comparison has them."""
+    folder: Path
+    kept: float | None
+    """Share of the change's squared norm that the adapter keeps; None for a checkpoint."""
+    perplexity: tuple[float, float] | None
+    """On plain text, before and after."""
+    difference: float | None
+    """Largest difference, nats, between log-probabilities of what was loaded anew and what was in memory; None where
+    this was not asked for."""
+
+
+def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
+    """A checked configuration.
+
+    Args:
+        model: See `ComparisonConfig.model`.
+        task: See `StudyConfig.task`.
+        settings: Fields of `FoldConfig`; None means not given, 0 for a limit none.
+
+    Raises:
+        ConfigError: All that is wrong, in one message.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    given |= {name: None for name, value in given.items() if name.endswith("limit") and value == 0}
+    fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "model": model, "task": task}
+    return checked(FoldConfig, {"seeds": (1,), **given, **fixed})
+
+
+def fold(
+    config: FoldConfig,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    lm: LanguageModel | None = None,
+    task: Task | None = None,
+    progress: Progress = _SILENT,
+) -> Written:
+    """Fold a prompt, measure the fold and write it.
+
+    Args:
+        config: What to fold into what.
+        folder: Where the checkpoint or adapter goes; it appears whole or not at all.
+        overwrite: Replace what is there.
+        lm: A model at hand.
+        task: A task at hand.
+        progress: Is told how far the work is.
+
+    Raises:
+        DualformError: A mistake in settings, model or data, named; nothing is written then.
+    """
+    start = time.perf_counter()
+    require_weights(config.fold.method)
+    task = task or config.load_task()
+    lm = lm or config.load_model(config.model)
+    # Refused before minutes of work, not after them.
+    check_target(lm, folder, overwrite)
+    bench = Bench.of(config, lm, task)
+    drawn = bench.draw(config.seeds[0])
+    inputs = digest(bench, [drawn])
+    plain = None
+    if config.perplexity is not None:
+        plain = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
+    reading = sum(query.width() for query in bench.queries)
+    progress.start(len(drawn.encoded.prefix) * 5.0 + 3 * reading)
+
+    def folding(share: float) -> None:
+        progress.advance(share * 5.0 * len(drawn.encoded.prefix), "folding")
+
+    made = make_fold(bench, drawn, config.fold, folding)
+    adapted = made.adapted
+    assert isinstance(adapted, AdaptedModel)
+    kept = None
+    if config.form == "lora":
+        adapted, kept = truncated(lm, bench.encoder.opening, adapted, config.rank)
+    learners: dict[str, Adapted] = {
+        "zsl": ZeroShot(bench.encoder.opening).adapt(lm, drawn.encoded),
+        "icl": InContext().adapt(lm, drawn.encoded),
+        "fold": adapted,
+    }
+    result = _measured(bench, drawn, learners, made, inputs, progress, start)
+    losses = None
+    if plain is not None:
+        opening = bench.encoder.opening
+        before = perplexity(text_losses(lm, opening, plain))
+        with applied(lm.model, adapted.deltas):
+            losses = (before, perplexity(text_losses(lm, opening, plain)))
+    card = model_card(_facts(config, result, adapted, losses, kept))
+    progress.advance(0, "writing")
+    if config.form == "lora":
+        write_adapter(lm, adapted.deltas, folder, config.rank, card, config.model, overwrite)
+    else:
+        write_checkpoint(lm, adapted.deltas, folder, card, overwrite)
+    difference = None
+    if config.verify:
+        progress.advance(0, "verifying")
+        difference = verified(lm, adapted, bench, folder, config)
+    return Written(result, folder, kept, losses, difference)
+
+
+def truncated(
+    lm: LanguageModel, opening: tuple[int, ...], adapted: AdaptedModel, rank: int
+) -> tuple[AdaptedModel, float]:
+    """A fold as an adapter of that rank has it, and the share of the change's squared norm that is left."""
+    deltas: list[WeightDelta] = []
+    whole, left = 0.0, 0.0
+    for change in adapted.deltas:
+        if change.delta.dim() < 2:
+            deltas.append(change)
+            continue
+        delta = change.delta if change.axis == 0 else change.delta.T
+        cut = low_rank(delta.float(), min(rank, *delta.shape))
+        norm = float(delta.double().square().sum())
+        whole += norm
+        left += norm * cut.kept if norm > 0 else 0.0
+        product = cut.product.to(change.delta)
+        deltas.append(replace(change, delta=(product if change.axis == 0 else product.T).contiguous()))
+    with applied(lm.model, deltas):
+        prefix = lm.encode(opening)
+    return replace(adapted, deltas=tuple(deltas), prefix=prefix), left / whole if whole > 0 else 1.0
+
+
+def _measured(
+    bench: Bench[FoldConfig],
+    drawn: Drawn,
+    learners: dict[str, Adapted],
+    made: MadeFold,
+    inputs: str,
+    progress: Progress,
+    start: float,
+) -> Result:
+    """The learners' answers as a comparison's result."""
+    seed = drawn.demonstrations.seed
+    answers: dict[str, Tensor] = {}
+    costs: dict[str, dict[str, float]] = {}
+    for name, adapted in learners.items():
+        since = time.perf_counter()
+
+        def read(n: int, doing: str = f"reading queries: {name}") -> None:
+            share = sum(query.width() for query in bench.queries) / len(bench.queries)
+            progress.advance(n * share, doing)
+
+        answers[name] = answer_log_probabilities(adapted, bench.lm, bench.queries, read)
+        costs[name] = {
+            "adapt_seconds": adapted.cost.seconds,
+            "adapt_tokens": float(adapted.cost.tokens),
+            "adapt_flops": adapted.cost.flops,
+            "query_seconds": (time.perf_counter() - since) / len(bench.queries),
+            "search_seconds": 0.0,
+            **query_cost(bench, adapted.n_prefix),
+        }
+    outcome = SeedOutcome(
+        seed=seed,
+        rows=drawn.demonstrations.rows,
+        n_tokens=len(drawn.encoded.prefix),
+        log_probabilities=answers,
+        measures={},
+        costs=costs,
+        fold=made.about(),
+        inputs=inputs,
+    )
+    return summarise(bench.config, bench.lm, Asked.of(bench, ()), [outcome], seconds=time.perf_counter() - start)
+
+
+def _facts(
+    config: FoldConfig,
+    result: Result,
+    adapted: AdaptedModel,
+    losses: tuple[float, float] | None,
+    kept: float | None,
+) -> CardFacts:
+    assert result.demonstrations is not None
+    assert result.fold is not None
+    names = {"zsl": "base, zero-shot", "icl": "base, prompted with the demonstrations", "fold": "folded, zero-shot"}
+    measured = []
+    for learner, setting in names.items():
+        accuracy = result.accuracy[learner]
+        low, high = accuracy.ci95
+        ends = None if low is None or high is None else (low, high)
+        assert accuracy.mean is not None
+        measured.append(Measured(setting, accuracy.mean, ends, accuracy.n))
+    notes = [
+        f"Folded from {result.fold.texts} unlabelled texts (source: {result.fold.source}) and "
+        f"{result.fold.plain_tokens} tokens of plain text (source: {result.fold.plain_source}).",
+    ]
+    if kept is not None:
+        notes.append(
+            f"The adapter has rank {config.rank} and keeps {kept:.1%} of the squared norm of the change of weights. "
+            "Where it brings biases, peft cannot merge it into the base."
+        )
+    (seed,) = result.demonstrations.rows
+    return CardFacts(
+        base=config.model,
+        task=config.task,
+        n_demonstrations=result.demonstrations.k_effective,
+        seed=int(seed),
+        rows=result.demonstrations.rows[seed],
+        method=config.fold.method,
+        settings=config.fold.model_dump(mode="json", exclude={"method"}),
+        changed=[change.parameter for change in adapted.deltas],
+        form="adapter" if config.form == "lora" else "checkpoint",
+        label_words=result.task.get("label_words") or (),
+        measured=measured,
+        agreement=result.against_icl["fold"].agreement.mean,
+        perplexity=losses,
+        notes=notes,
+    )
+
+
+# Runs where nothing of dualform is imported: what was written must stand on its own.
+_READER = """
+import sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+folder, base, tensors, dtype = sys.argv[1:5]
+where = base or folder
+model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)).eval()
+if base:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, folder).eval()
+given = load_file(tensors)
+largest = 0.0
+with torch.no_grad():
+    for i in range(len(given) // 2):
+        logits = model(input_ids=given[f"ids{i}"][None]).logits[0, -1].double()
+        largest = max(largest, float((logits.log_softmax(-1) - given[f"expected{i}"]).abs().max()))
+print(largest)
+"""
+_VERIFIED = 16
+
+
+def verified(
+    lm: LanguageModel, adapted: AdaptedModel, bench: Bench[FoldConfig], folder: Path, config: FoldConfig
+) -> float:
+    """Load what was written in a fresh process, without dualform, and compare the next token's log-probabilities.
+
+    Returns:
+        Largest difference over the vocabulary and the first queries, nats.
+
+    Raises:
+        ModelError: It does not load, or differs by more than rounding.
+    """
+    queries = bench.queries[:_VERIFIED]
+    tensors: dict[str, Tensor] = {}
+    with torch.no_grad(), applied(lm.model, adapted.deltas):
+        for i, query in enumerate(queries):
+            ids = torch.tensor([*bench.encoder.opening, *query.prompt], device=lm.device)
+            logits = lm.model(input_ids=ids[None], use_cache=False).logits[0, -1].double()
+            tensors |= {f"ids{i}": ids.cpu(), f"expected{i}": logits.log_softmax(-1).cpu()}
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "expected.safetensors"
+        save_file(tensors, path)
+        base = str(getattr(lm.model.config, "_name_or_path", "") or config.model) if config.form == "lora" else ""
+        dtype = str(lm.model.dtype).removeprefix("torch.")
+        run = subprocess.run(
+            [sys.executable, "-c", _READER, str(folder), base, str(path), dtype], capture_output=True, text=True
+        )
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"{folder} was written but does not load in a fresh process: {last}")
+    difference = float(run.stdout.strip().splitlines()[-1])
+    # A device or half precision adds up in another order.
+    plain = lm.model.dtype.itemsize >= 4 and lm.device.type == "cpu"
+    if not difference < (_TOLERANCE if plain else 0.05):
+        raise ModelError(
+            f"{folder} gives log-probabilities that differ from those in memory by {difference:.1e} nats: do not use it"
+        )
+    return difference

@@ -1,0 +1,169 @@
+"""Settings of a study of folding, checked before a model loads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from dualform.learners.folded import FEWEST_TEXTS
+from dualform.studies.fold_settings import FoldMethod, FoldSettings
+from dualform.studies.settings import (
+    StudyConfig,
+    checked,
+    given_settings,
+    problems_with_rates,
+    problems_with_seeds,
+    read_settings,
+)
+
+Axis = Literal["method", "k", "texts", "strength", "layers", "source"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+LayerSet = Literal["all", "first half", "last half", "first quarter", "last quarter", "middle half"]
+Source = Literal["train", "generated"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One way of folding."""
+
+    k: int
+    """Demonstrations."""
+    settings: FoldSettings
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """One way of folding as a place on an axis."""
+
+    axis: Axis
+    value: str
+    fold: Fold
+
+
+class FoldingConfig(StudyConfig):
+    """Which ways of folding are tried. Each axis varies one thing of the default fold, the others held."""
+
+    model: str
+    """Packaged name, checkpoint folder, GGUF file or hub id."""
+    fold: FoldSettings = FoldSettings()
+    """The default fold."""
+    axes: tuple[Axis, ...] = AXES
+    """What is varied."""
+    methods: tuple[FoldMethod, ...] = get_args(FoldMethod)
+    """Of the axis `method`: the default fold's texts, each with the published way of using them."""
+    ks: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    """Of the axis `k`: demonstrations; those that do not fit the context are left out."""
+    text_counts: tuple[int, ...] = (16, 64, 256, 1024)
+    """Of the axis `texts`."""
+    strengths: tuple[float | Literal["gcv"], ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, "gcv")
+    """Of the axis `strength`."""
+    layer_sets: tuple[LayerSet, ...] = get_args(LayerSet)
+    """Of the axis `layers`."""
+    sources: tuple[Source, ...] = get_args(Source)
+    """Of the axis `source`: where calibration texts come from."""
+    ft: bool = True
+    """Finetune on the same demonstrations as well, at the rate that the selection split chooses."""
+    perplexity: str | None = None
+    """File with plain text, a passage a line, on which perplexity is measured before and after."""
+    perplexity_texts: int = Field(default=64, ge=1)
+    """Most passages of it."""
+    transfer: tuple[str, ...] = ()
+    """Other tasks whose queries the default fold is asked."""
+    compose: tuple[str, ...] = ()
+    """Other tasks whose default folds are added to the study's own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
+        if self.k == 0 or 0 in self.ks:
+            problems.append("k 0 leaves nothing to fold: ask for at least one demonstration")
+        if few := [count for count in self.text_counts if count < FEWEST_TEXTS]:
+            problems.append(f"text_counts {few} are too few to fold from: at least {FEWEST_TEXTS}")
+        for name in (
+            "axes",
+            "methods",
+            "ks",
+            "text_counts",
+            "strengths",
+            "layer_sets",
+            "sources",
+            "transfer",
+            "compose",
+        ):
+            given = getattr(self, name)
+            if len(set(given)) != len(given):
+                problems.append(f"{name} {list(given)} must be different")
+        if self.task in (*self.transfer, *self.compose):
+            problems.append(f"task {self.task} is the study's own: name others to transfer to or to compose with")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def default(self) -> Fold:
+        """The default fold."""
+        return Fold(self.k, self.fold)
+
+    def points(self, n_layers: int) -> tuple[PlannedPoint, ...]:
+        """All that is tried on a model of so many layers, axis by axis; the default fold is a place on each."""
+
+        def varied(**change: Any) -> Fold:
+            return Fold(self.k, self.fold.model_copy(update=change))
+
+        found: list[PlannedPoint] = []
+        for axis in self.axes:
+            folds: dict[str, Fold] = {}
+            if axis == "method":
+                folds = {method: varied(method=method) for method in self.methods}
+            elif axis == "k":
+                folds = {str(k): Fold(k, self.fold) for k in sorted({*self.ks, self.k})}
+            elif axis == "texts":
+                folds = {str(n): varied(texts=n) for n in sorted({*self.text_counts, self.fold.texts})}
+            elif axis == "strength":
+                folds = {str(strength): varied(strength=strength) for strength in self.strengths}
+            elif axis == "layers":
+                folds = {name: varied(layers=layers_of_set(name, n_layers)) for name in self.layer_sets}
+            else:
+                folds = {source: varied(calibration=source) for source in self.sources}
+            found += [PlannedPoint(axis, value, fold) for value, fold in folds.items()]
+        return tuple(found)
+
+
+def layers_of_set(name: LayerSet, n_layers: int) -> tuple[int, ...] | None:
+    """Which layers are meant; None for all. A set is never empty."""
+    ends = {
+        "first half": (0.0, 0.5),
+        "last half": (0.5, 1.0),
+        "first quarter": (0.0, 0.25),
+        "last quarter": (0.75, 1.0),
+        "middle half": (0.25, 0.75),
+    }
+    if name == "all":
+        return None
+    low, high = ends[name]
+    first = min(round(low * n_layers), n_layers - 1)
+    return tuple(range(first, max(round(high * n_layers), first + 1)))
+
+
+def folding_config(model: str, task: str, **settings: Any) -> FoldingConfig:
+    """A checked configuration.
+
+    Args:
+        model: See `FoldingConfig.model`.
+        task: See `StudyConfig.task`.
+        settings: Fields of `FoldingConfig`; None means not given, and 0 for a limit means none.
+
+    Raises:
+        ConfigError: All that is wrong, in one message.
+    """
+    return checked(FoldingConfig, {**given_settings(settings), "model": model, "task": task})
+
+
+def read_folding_config(path: Path) -> FoldingConfig:
+    """A configuration from YAML, such as a run's `config.yaml`.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or says something that cannot be used.
+    """
+    return checked(FoldingConfig, read_settings(path))

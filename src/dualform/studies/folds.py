@@ -1,0 +1,251 @@
+"""A fold of a task's demonstrations: the texts that it is calibrated on, and the learner that its settings name."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dualform.errors import ConfigError, ContextError
+from dualform.files import atomic_write, cache_dir
+from dualform.learners.adapted import Adapted, Learner
+from dualform.learners.folded import FEWEST_TEXTS, Folded
+from dualform.learners.kv_momentum import KeyValueMomentum
+from dualform.learners.mezo import Mezo
+from dualform.learners.rank_one import RankOne
+from dualform.learners.task_vector import TaskVector
+from dualform.learners.thought import Thought
+from dualform.models.bias import output_bias
+from dualform.models.generation import generate_plain, generate_texts
+from dualform.models.language_model import LanguageModel
+from dualform.models.layout import Query
+from dualform.studies.bench import Bench, Drawn, weights_digest
+from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
+from dualform.studies.settings import StudyConfig
+from dualform.tasks.task import Example
+from dualform.tasks.texts import read_lines, unlabelled_texts
+
+CALIBRATED = ("ridge", "thought-vector", "thought-matrix", "task-vector")
+"""Methods that read calibration texts."""
+
+
+@dataclass(frozen=True)
+class FoldTexts:
+    """What one seed's fold reads beside the demonstrations."""
+
+    texts: tuple[Query, ...]
+    source: str
+    plain: tuple[tuple[int, ...], ...]
+    """Token ids, opening left out."""
+    plain_source: str
+
+
+@dataclass(frozen=True)
+class MadeFold:
+    """A finished fold and what must be told about it."""
+
+    adapted: Adapted
+    texts: FoldTexts
+    strength: float | None
+    """Mean over layers; None for methods without one."""
+    explained: tuple[float | None, ...]
+    """By layer; empty for other methods."""
+
+    def about(self) -> dict[str, Any]:
+        """What a piece keeps of it, for `FoldReport`."""
+        return {
+            "texts": len(self.texts.texts),
+            "source": self.texts.source,
+            "plain_tokens": sum(map(len, self.texts.plain)),
+            "plain_source": self.texts.plain_source,
+            "strength": self.strength,
+            "explained": self.explained,
+        }
+
+
+def make_fold(
+    bench: Bench[StudyConfig],
+    drawn: Drawn,
+    settings: FoldSettings,
+    report: Callable[[float], None] = lambda share: None,
+) -> MadeFold:
+    """Fold one seed's demonstrations.
+
+    Args:
+        bench: Model, task and queries.
+        drawn: The demonstrations.
+        settings: Of the fold.
+        report: Told which further share of the work is done.
+
+    Raises:
+        DualformError: Texts or model cannot be used, named.
+    """
+    texts = fold_texts(bench, drawn, settings)
+    learner = fold_learner(bench.lm, bench.encoder.opening, texts, settings, drawn.demonstrations.seed)
+    if not isinstance(learner, Folded):
+        made = MadeFold(learner.adapt(bench.lm, drawn.encoded), texts, None, ())
+        report(1.0)
+        return made
+    layers = len(bench.lm.anatomy.layers)
+    fold = learner.fold(bench.lm, drawn.encoded, lambda: report(1 / layers))
+    strengths = [strength for strength in fold.strengths if strength is not None]
+    return MadeFold(fold.adapted, texts, sum(strengths) / len(strengths), fold.explained)
+
+
+def fold_learner(
+    lm: LanguageModel, opening: tuple[int, ...], texts: FoldTexts, settings: FoldSettings, seed: int
+) -> Learner:
+    """The learner that the settings name.
+
+    Args:
+        lm: The model, which says whether its W_O can have a bias.
+        opening: Tokens before every query.
+        texts: For the methods that read any.
+        settings: Of the fold.
+        seed: Of methods that draw numbers.
+    """
+    match settings.method:
+        case "ridge":
+            return Folded(
+                opening,
+                texts.texts,
+                texts.plain,
+                plain_weight=settings.plain_weight,
+                answer_weight=settings.answer_weight,
+                strength=settings.strength,
+                layers=settings.layers,
+                # Only what an ordinary checkpoint can hold.
+                bias=output_bias(lm.model, lm.anatomy).kind != "none",
+            )
+        case "thought-vector":
+            return Thought(opening, texts.texts, "vector")
+        case "thought-matrix":
+            return Thought(opening, texts.texts, "matrix")
+        case "rank-one":
+            return RankOne(opening)
+        case "task-vector":
+            return TaskVector(opening, texts.texts)
+        case "kv-momentum":
+            return KeyValueMomentum(opening)
+        case "mezo":
+            return Mezo(opening, seed=seed)
+
+
+def fold_texts(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings) -> FoldTexts:
+    """Calibration texts and plain text for one seed, as the settings say; empty where the method reads none.
+
+    Raises:
+        ConfigError: A file holds too few texts.
+        ContextError: A text of a file does not fit behind the demonstrations.
+        TaskError: A file cannot be read.
+    """
+    texts: tuple[Query, ...] = ()
+    source, plain_source = "none", "none"
+    if settings.method in CALIBRATED:
+        texts, source = _calibration(bench, drawn, settings)
+    plain: tuple[tuple[int, ...], ...] = ()
+    if settings.method == "ridge" and settings.plain != "none" and settings.plain_weight > 0:
+        plain, plain_source = plain_texts(bench.lm, bench.encoder.opening, settings, bench.context)
+    return FoldTexts(texts, source, plain, plain_source)
+
+
+def _calibration(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings) -> tuple[tuple[Query, ...], str]:
+    room = bench.context - len(drawn.encoded.prefix)
+    seed = drawn.demonstrations.seed
+    if settings.calibration == "train":
+        shown = set(drawn.demonstrations.rows)
+        rows = [example for example in bench.task.split("train") if example.row not in shown]
+        chosen = random.Random(seed).sample(rows, len(rows))
+        fitting = [query for query in _queries(bench, chosen, settings.texts, room) if query is not None]
+        if len(fitting) >= FEWEST_TEXTS:
+            return tuple(fitting), "train"
+        # A task with hardly more rows than demonstrations: the model writes what is missing.
+    elif settings.calibration != "generated":
+        path = Path(settings.calibration).expanduser()
+        examples = unlabelled_texts(path, bench.task)
+        queries = _queries(bench, examples, settings.texts, room)
+        for example, query in zip(examples, queries, strict=False):
+            if query is None:
+                raise ContextError(
+                    f"text {example.row + 1} of {path} does not fit behind the demonstrations: they take "
+                    f"{len(drawn.encoded.prefix)} of {bench.context} tokens. Shorten it, or fold fewer (-k)."
+                )
+        if len(queries) < FEWEST_TEXTS:
+            raise ConfigError(
+                f"{path} holds {len(queries)} texts, which are too few to fold from: give at least {FEWEST_TEXTS}, "
+                "better 256."
+            )
+        return tuple(query for query in queries if query is not None), path.name
+    prompts = generate_texts(bench.lm, bench.task, bench.encoder, drawn.encoded, settings.texts, seed=seed)
+    return tuple(bench.encoder.unlabelled(prompt) for prompt in prompts), "generated"
+
+
+def _queries(bench: Bench[StudyConfig], examples: Sequence[Example], most: int, room: int) -> list[Query | None]:
+    """As queries, until there are so many; None where one does not fit."""
+    found: list[Query | None] = []
+    left = most
+    for example in examples:
+        if not left:
+            break
+        query = bench.encoder.text(example)
+        fits = query.width() <= room
+        found.append(query if fits else None)
+        left -= fits
+    return found
+
+
+def plain_texts(
+    lm: LanguageModel, opening: tuple[int, ...], settings: FoldSettings, context: int
+) -> tuple[tuple[tuple[int, ...], ...], str]:
+    """Plain text as token ids, and where it came from. What the model writes is kept in the cache."""
+    length = min(settings.plain_length, context - len(opening))
+    if settings.plain != "generated":
+        path = Path(settings.plain).expanduser()
+        return plain_passages(lm, path, length, settings.plain_texts), path.name
+    about = f"{weights_digest(lm)} {opening} {settings.plain_texts} {length}"
+    kept = cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+    if kept.exists():
+        return tuple(tuple(some) for some in json.loads(kept.read_text(encoding="utf-8"))), "generated"
+    written = generate_plain(lm, opening, settings.plain_texts, length, seed=0)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(kept) as temporary:
+        temporary.write_text(json.dumps(written), encoding="utf-8")
+    return written, "generated"
+
+
+def plain_passages(lm: LanguageModel, path: Path, length: int, most: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """The lines of a file as token ids, cut to `length`; the longest `most` of them, in the file's order.
+
+    Raises:
+        TaskError: The file cannot be read or is empty.
+    """
+    ids = [lm.tokenizer(line, add_special_tokens=False, verbose=False)["input_ids"] for line in read_lines(path)]
+    cut = [tuple(some[:length]) for some in ids if len(some) > 1]
+    # Headings and other short lines say little.
+    chosen = sorted(range(len(cut)), key=lambda i: -len(cut[i]))[:most]
+    return tuple(cut[i] for i in sorted(chosen))
+
+
+def perplexity_passages(bench: Bench[StudyConfig], file: str, most: int) -> tuple[tuple[int, ...], ...]:
+    """Passages of at most 256 tokens on which perplexity is measured.
+
+    Raises:
+        TaskError: The file cannot be read or is empty.
+    """
+    length = min(256, bench.context - len(bench.encoder.opening))
+    return plain_passages(bench.lm, Path(file).expanduser(), length, most)
+
+
+def require_weights(method: FoldMethod) -> None:
+    """Check that a method's outcome is a change of weights.
+
+    Raises:
+        ConfigError: It is not, so that there is nothing to write.
+    """
+    if method not in IN_WEIGHTS:
+        raise ConfigError(
+            f"method {method} changes no weights, so there is nothing to write into a checkpoint: choose one of "
+            f"{', '.join(IN_WEIGHTS)}"
+        )
