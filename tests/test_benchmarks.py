@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import controls, engine, finetuning, lm_eval_harness, memory
+from benchmarks import controls, engine, finetuning, folding, lm_eval_harness, memory
 from benchmarks.__main__ import BENCHMARKS, main, table
 from benchmarks.common import (
     FULL,
@@ -114,6 +114,35 @@ def test_controls_are_timed_inside_the_run_that_they_are_compared_with(job):
     assert outcome.target == 2.0
     for one in outcome.raw["rounds"]:
         assert 0 < one["control_seconds"] < one["seconds"]
+
+
+def test_a_fold_is_measured_against_reading_its_own_texts_and_its_solves_apart(job):
+    before = {name: weight.clone() for name, weight in job.lm.model.state_dict().items()}
+    over_forward, solves = folding.run(job, TINY)
+    assert (over_forward.target, solves.target) == (3.0, None)
+    assert len(over_forward.ratios) == len(solves.ratios) == TINY.rounds
+    assert over_forward.raw["texts"] == 8
+    given = folding.read_by_a_fold(job, 8)
+    shown = {job.encoded.sequences[i][1 : -job.encoded.n_answer_tokens[i]] for i in range(TINY.k)}
+    assert not shown & {text.prompt for text in given.texts}
+    assert over_forward.raw["tokens"]["texts"] == sum(text.width() for text in given.texts)
+    for one in over_forward.raw["rounds"]:
+        assert 0 < one["solves"] < one["fold"]
+    assert all(torch.equal(weight, before[name]) for name, weight in job.lm.model.state_dict().items())
+
+
+def test_every_solve_is_timed_and_only_while_it_is_asked_for(job):
+    learner = folding._learner(job, folding.read_by_a_fold(job, 8))
+    with folding.solves_timed() as found:
+        learner.adapt(job.lm, job.encoded)
+    assert len(found) == len(job.lm.anatomy.layers)
+    learner.adapt(job.lm, job.encoded)
+    assert len(found) == len(job.lm.anatomy.layers)
+
+
+def test_a_fold_of_more_texts_than_there_are_is_refused_by_number(job):
+    with pytest.raises(ValueError, match=r"9 texts were asked for, but toy has 8 beside the demonstrations"):
+        folding.read_by_a_fold(job, 9)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -227,7 +256,7 @@ def test_too_many_queries_are_refused_by_number(job):
 def test_the_full_size_is_the_stated_job():
     assert (FULL.k, FULL.n_queries, FULL.memory_queries) == (32, 200, (100, 400, 1600))
     assert QUICK.n_queries < FULL.n_queries
-    assert set(BENCHMARKS) == {"engine", "lm_eval_harness", "finetuning", "memory", "controls"}
+    assert set(BENCHMARKS) == {"engine", "lm_eval_harness", "finetuning", "memory", "controls", "folding"}
 
 
 @pytest.mark.real

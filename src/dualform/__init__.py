@@ -11,17 +11,28 @@ from dualform._version import __version__
 if TYPE_CHECKING:
     from dualform.errors import DualformError as DualformError
     from dualform.learners.finetuned import Finetuned as Finetuned
+    from dualform.learners.folded import Folded as Folded
+    from dualform.learners.kv_momentum import KeyValueMomentum as KeyValueMomentum
     from dualform.learners.layer_causal import LayerCausal as LayerCausal
     from dualform.learners.lora import Lora as Lora
+    from dualform.learners.mezo import Mezo as Mezo
     from dualform.learners.probe import LinearProbe as LinearProbe
     from dualform.learners.prompting import InContext as InContext
     from dualform.learners.prompting import ZeroShot as ZeroShot
     from dualform.learners.random_update import random_update as random_update
+    from dualform.learners.rank_one import RankOne as RankOne
     from dualform.learners.rate import search_rate as search_rate
+    from dualform.learners.task_vector import TaskVector as TaskVector
+    from dualform.learners.thought import Thought as Thought
     from dualform.models.capture import Recording as Recording
+    from dualform.models.checkpoint import write_adapter as write_adapter
+    from dualform.models.checkpoint import write_checkpoint as write_checkpoint
     from dualform.models.encoding import Encoder as Encoder
+    from dualform.models.generation import generate_texts as generate_texts
     from dualform.models.language_model import LanguageModel as LanguageModel
     from dualform.models.load import load_model as load_model
+    from dualform.models.perplexity import perplexity as perplexity
+    from dualform.models.perplexity import text_losses as text_losses
     from dualform.models.untrained import untrained as untrained
     from dualform.ops.agreement import kl_divergence as kl_divergence
     from dualform.ops.agreement import label_agreement as label_agreement
@@ -33,11 +44,14 @@ if TYPE_CHECKING:
     from dualform.ops.dual_form import linear_attention as linear_attention
     from dualform.ops.dual_form import outer_product_update as outer_product_update
     from dualform.ops.dual_form import relaxation as relaxation
+    from dualform.ops.folding import rank_one_update as rank_one_update
+    from dualform.ops.folding import thought_matrix as thought_matrix
     from dualform.ops.permutation import sign_flip_p as sign_flip_p
     from dualform.ops.power import minimum_detectable as minimum_detectable
     from dualform.ops.rank import ft_logits as ft_logits
     from dualform.ops.rank import icl_logits as icl_logits
     from dualform.ops.rank import kendall_tau_b as kendall_tau_b
+    from dualform.ops.ridge import NormalEquations as NormalEquations
     from dualform.ops.similarity import direct_update as direct_update
     from dualform.ops.similarity import sim_am as sim_am
     from dualform.ops.similarity import sim_am_centred as sim_am_centred
@@ -53,6 +67,14 @@ if TYPE_CHECKING:
     from dualform.studies.comparison_config import ComparisonConfig as ComparisonConfig
     from dualform.studies.comparison_config import comparison_config as comparison_config
     from dualform.studies.comparison_config import read_config as read_config
+    from dualform.studies.fold import FoldConfig as FoldConfig
+    from dualform.studies.fold import fold as fold
+    from dualform.studies.fold import fold_config as fold_config
+    from dualform.studies.fold_settings import FoldSettings as FoldSettings
+    from dualform.studies.folding import folding as folding
+    from dualform.studies.folding_config import FoldingConfig as FoldingConfig
+    from dualform.studies.folding_config import folding_config as folding_config
+    from dualform.studies.folding_summary import folding_table as folding_table
     from dualform.studies.selection import selection as selection
     from dualform.studies.selection_config import SelectionConfig as SelectionConfig
     from dualform.studies.selection_config import selection_config as selection_config
@@ -73,17 +95,27 @@ _HOMES = {
     "DualformError": "errors",
     "Encoder": "models.encoding",
     "Finetuned": "learners.finetuned",
+    "FoldConfig": "studies.fold",
+    "FoldSettings": "studies.fold_settings",
+    "Folded": "learners.folded",
+    "FoldingConfig": "studies.folding_config",
     "InContext": "learners.prompting",
+    "KeyValueMomentum": "learners.kv_momentum",
     "LanguageModel": "models.language_model",
     "LayerCausal": "learners.layer_causal",
     "LinearProbe": "learners.probe",
     "Lora": "learners.lora",
+    "Mezo": "learners.mezo",
+    "NormalEquations": "ops.ridge",
+    "RankOne": "learners.rank_one",
     "Recording": "models.capture",
     "Result": "result",
     "RunFolder": "runs.store",
     "SelectionConfig": "studies.selection_config",
     "StabilityConfig": "studies.stability_config",
     "Task": "tasks.task",
+    "TaskVector": "learners.task_vector",
+    "Thought": "learners.thought",
     "ZeroShot": "learners.prompting",
     "compare": "studies.comparison",
     "comparison_config": "studies.comparison_config",
@@ -91,7 +123,13 @@ _HOMES = {
     "direct_update": "ops.similarity",
     "draw_demonstrations": "tasks.demonstrations",
     "examples_table": "studies.summary",
+    "fold": "studies.fold",
+    "fold_config": "studies.fold",
+    "folding": "studies.folding",
+    "folding_config": "studies.folding_config",
+    "folding_table": "studies.folding_summary",
     "ft_logits": "ops.rank",
+    "generate_texts": "models.generation",
     "icl_logits": "ops.rank",
     "kendall_tau_b": "ops.rank",
     "kl_divergence": "ops.agreement",
@@ -102,7 +140,9 @@ _HOMES = {
     "minimum_detectable": "ops.power",
     "outer_product_update": "ops.dual_form",
     "overlap_cosine": "ops.agreement",
+    "perplexity": "models.perplexity",
     "random_update": "learners.random_update",
+    "rank_one_update": "ops.folding",
     "read_config": "studies.comparison_config",
     "rec2ftp": "ops.agreement",
     "relaxation": "ops.dual_form",
@@ -120,11 +160,15 @@ _HOMES = {
     "sim_aou_raw": "ops.similarity",
     "stability": "studies.stability",
     "stability_config": "studies.stability_config",
+    "text_losses": "models.perplexity",
+    "thought_matrix": "ops.folding",
     "top_k_overlap": "ops.agreement",
     "total_variation": "ops.agreement",
     "trials_table": "studies.selection_summary",
     "untrained": "models.untrained",
     "variance_split": "ops.variance",
+    "write_adapter": "models.checkpoint",
+    "write_checkpoint": "models.checkpoint",
 }
 
 __all__ = [
@@ -133,17 +177,27 @@ __all__ = [
     "DualformError",
     "Encoder",
     "Finetuned",
+    "FoldConfig",
+    "FoldSettings",
+    "Folded",
+    "FoldingConfig",
     "InContext",
+    "KeyValueMomentum",
     "LanguageModel",
     "LayerCausal",
     "LinearProbe",
     "Lora",
+    "Mezo",
+    "NormalEquations",
+    "RankOne",
     "Recording",
     "Result",
     "RunFolder",
     "SelectionConfig",
     "StabilityConfig",
     "Task",
+    "TaskVector",
+    "Thought",
     "ZeroShot",
     "__version__",
     "compare",
@@ -152,7 +206,13 @@ __all__ = [
     "direct_update",
     "draw_demonstrations",
     "examples_table",
+    "fold",
+    "fold_config",
+    "folding",
+    "folding_config",
+    "folding_table",
     "ft_logits",
+    "generate_texts",
     "icl_logits",
     "kendall_tau_b",
     "kl_divergence",
@@ -163,7 +223,9 @@ __all__ = [
     "minimum_detectable",
     "outer_product_update",
     "overlap_cosine",
+    "perplexity",
     "random_update",
+    "rank_one_update",
     "read_config",
     "rec2ftp",
     "relaxation",
@@ -181,11 +243,15 @@ __all__ = [
     "sim_aou_raw",
     "stability",
     "stability_config",
+    "text_losses",
+    "thought_matrix",
     "top_k_overlap",
     "total_variation",
     "trials_table",
     "untrained",
     "variance_split",
+    "write_adapter",
+    "write_checkpoint",
 ]
 
 

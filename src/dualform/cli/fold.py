@@ -131,13 +131,15 @@ def fold(
 
 def _print(written: Any, config: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.table import accuracy_table, cost_table
+    from dualform.report.table import accuracy_table, against_table, cost_table
 
     result = written.result
-    print_study(_verdict(written, config), (accuracy_table(result), cost_table(result)), result.warnings)
+    print_study(
+        _verdict(written, config), (accuracy_table(result), against_table(result), cost_table(result)), result.warnings
+    )
 
 
-def _verdict(written: Any, config: Any) -> str:
+def _verdict(written: Any, config: Any) -> list[str]:
     """What was made and how good it is, in a few sentences."""
     result = written.result
     beside = result.against_icl["fold"]
@@ -160,4 +162,4 @@ def _verdict(written: Any, config: Any) -> str:
         said.append(
             f"Loaded in a fresh process, its log-probabilities differ by at most {written.difference:.1e} nats."
         )
-    return " ".join(said)
+    return said

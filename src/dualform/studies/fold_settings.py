@@ -1,5 +1,6 @@
 """Settings of a fold, whichever study or command makes it."""
 
+import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,9 +31,9 @@ class FoldSettings(BaseModel):
     """Most passages of plain text."""
     plain_length: int = Field(default=128, ge=8)
     """Longest passage, tokens."""
-    plain_weight: float = Field(default=1.0, ge=0)
+    plain_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """How much a token of plain text counts beside a calibration token."""
-    answer_weight: float = Field(default=10.0, ge=1)
+    answer_weight: float = Field(default=10.0, ge=1, allow_inf_nan=False)
     """How much a token that predicts an answer counts beside others."""
     strength: float | Literal["gcv"] = "gcv"
     """Ridge penalty in units of an input's mean square, or `gcv`: generalised cross-validation, layer by layer."""
@@ -41,8 +42,8 @@ class FoldSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.strength != "gcv" and not self.strength >= 0:
-            raise ValueError(f"strength {self.strength} must be 0 or more, or gcv")
+        if self.strength != "gcv" and not 0 <= self.strength < math.inf:
+            raise ValueError(f"strength {self.strength} must be 0 or more and finite, or gcv")
         if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
             raise ValueError(f"layers {list(self.layers)} must be different, at least one")
         return self

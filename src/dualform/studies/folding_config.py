@@ -1,5 +1,6 @@
 """Settings of a study of folding, checked before a model loads."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -80,6 +81,8 @@ class FoldingConfig(StudyConfig):
             problems.append("k 0 leaves nothing to fold: ask for at least one demonstration")
         if few := [count for count in self.text_counts if count < FEWEST_TEXTS]:
             problems.append(f"text_counts {few} are too few to fold from: at least {FEWEST_TEXTS}")
+        if wrong := [strength for strength in self.strengths if strength != "gcv" and not 0 <= strength < math.inf]:
+            problems.append(f"strengths {wrong} must be 0 or more and finite, or gcv")
         for name in (
             "axes",
             "methods",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualform.errors import ConfigError, ContextError
+from dualform.errors import ConfigError, ContextError, TaskError
 from dualform.files import atomic_write, cache_dir
 from dualform.learners.adapted import Adapted, Learner
 from dualform.learners.folded import FEWEST_TEXTS, Folded
@@ -219,10 +219,12 @@ def plain_passages(lm: LanguageModel, path: Path, length: int, most: int | None 
     """The lines of a file as token ids, cut to `length`; the longest `most` of them, in the file's order.
 
     Raises:
-        TaskError: The file cannot be read or is empty.
+        TaskError: The file cannot be read, or no line of it is two tokens long.
     """
     ids = [lm.tokenizer(line, add_special_tokens=False, verbose=False)["input_ids"] for line in read_lines(path)]
     cut = [tuple(some[:length]) for some in ids if len(some) > 1]
+    if not cut:
+        raise TaskError(f"{path} holds no passage of two tokens or more. Write one passage a line.")
     # Headings and other short lines say little.
     chosen = sorted(range(len(cut)), key=lambda i: -len(cut[i]))[:most]
     return tuple(cut[i] for i in sorted(chosen))

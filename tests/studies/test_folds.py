@@ -1,0 +1,377 @@
+"""What a fold reads, whoever makes it: calibration texts, plain text, and the learner that settings name."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from dualform.errors import ConfigError, ContextError, ModelError, TaskError
+from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
+from dualform.learners.folded import FEWEST_TEXTS
+from dualform.models.layout import Query
+from dualform.studies import folds
+from dualform.studies.bench import Bench, Drawn
+from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
+from dualform.studies.folds import fold_texts, make_fold, plain_passages, require_weights
+from tests.studies.small import LABELS, N_TRAIN, sentences, small_bench
+
+K = 4
+TEXTS = [text for text, _ in sentences()][:12]
+PASSAGES = ["one of the year", "a cold and plain morning, and with wit and grace it went", "warm", "a story told twice"]
+
+
+def small(family: str = "llama", **changes: Any) -> tuple[Bench[ComparisonConfig], Drawn]:
+    """A bench, and the first seed's demonstrations."""
+    bench = small_bench(family, k=K, **changes)
+    return bench, bench.draw(1)
+
+
+def settings(**changes: Any) -> FoldSettings:
+    """Of a fold that reads no plain text."""
+    return FoldSettings(**{"texts": 64, "plain": "none", **changes})
+
+
+def with_rows(bench: Bench[ComparisonConfig], n: int, drawn: Drawn) -> Bench[ComparisonConfig]:
+    """The bench with the demonstrations and `n` other rows in its train split."""
+    shown = set(drawn.demonstrations.rows)
+    train = bench.task.split("train")
+    others = [example for example in train if example.row not in shown][:n]
+    kept = (*(example for example in train if example.row in shown), *others)
+    task = dataclasses.replace(bench.task, splits={**bench.task.splits, "train": kept})
+    return dataclasses.replace(bench, task=task)
+
+
+def write_lines(path: Path, lines: list[str]) -> str:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def prompts(texts: tuple[Query, ...]) -> list[tuple[int, ...]]:
+    return [text.prompt for text in texts]
+
+
+# Calibration texts from the train split.
+
+
+def test_texts_of_train_are_all_rows_but_the_demonstrations() -> None:
+    bench, drawn = small()
+    found = fold_texts(bench, drawn, settings())
+
+    shown = {bench.encoder.query(example).prompt for example in drawn.demonstrations.examples}
+    rows = {bench.encoder.query(example).prompt for example in bench.task.split("train")}
+    assert found.source == "train"
+    assert len(found.texts) == len(set(prompts(found.texts))) == N_TRAIN - K
+    assert set(prompts(found.texts)) == rows - shown
+    # The case in which this fails: other demonstrations leave other texts.
+    other = fold_texts(bench, bench.draw(2), settings())
+    assert set(prompts(other.texts)) != set(prompts(found.texts))
+
+
+def test_so_many_texts_are_drawn_as_were_asked_for_by_the_demonstrations_seed() -> None:
+    bench, drawn = small()
+    few, again = (fold_texts(bench, drawn, settings(texts=9)).texts for _ in range(2))
+
+    assert len(few) == 9
+    assert few == again
+    # A smaller number is the beginning of a larger one, so that the axis of numbers compares like with like.
+    assert few == fold_texts(bench, drawn, settings()).texts[:9]
+    train = [bench.encoder.query(example).prompt for example in bench.task.split("train")]
+    places = [train.index(prompt) for prompt in prompts(few)]
+    assert places != sorted(places)
+
+
+def test_labels_of_the_texts_change_nothing() -> None:
+    bench, drawn = small()
+    shown = set(drawn.demonstrations.rows)
+    turned = tuple(
+        example if example.row in shown else dataclasses.replace(example, label=1 - example.label)
+        for example in bench.task.split("train")
+    )
+    assert turned != bench.task.split("train")
+    task = dataclasses.replace(bench.task, splits={**bench.task.splits, "train": turned})
+
+    straight = make_fold(bench, drawn, settings())
+    other = make_fold(dataclasses.replace(bench, task=task), drawn, settings())
+
+    assert straight.texts == other.texts
+    assert_same_deltas(straight.adapted, other.adapted)
+
+
+def test_labels_of_the_demonstrations_change_the_fold() -> None:
+    bench, drawn = small()
+    turned = dataclasses.replace(drawn.demonstrations, labels=tuple(1 - label for label in drawn.demonstrations.labels))
+    straight, other = (make_fold(bench, one, settings()).adapted for one in (drawn, bench.shown(turned)))
+
+    assert isinstance(straight, AdaptedModel)
+    assert isinstance(other, AdaptedModel)
+    assert not torch.equal(straight.deltas[0].delta, other.deltas[0].delta)
+
+
+def assert_same_deltas(one: Any, other: Any) -> None:
+    assert len(one.deltas) == len(other.deltas) > 0
+    for mine, theirs in zip(one.deltas, other.deltas, strict=True):
+        assert mine.parameter == theirs.parameter
+        assert torch.equal(mine.delta, theirs.delta)
+
+
+def test_rows_of_train_that_do_not_fit_behind_the_demonstrations_are_passed_over() -> None:
+    bench, drawn = small()
+    widths = sorted(query.width() for query in fold_texts(bench, drawn, settings()).texts)
+    narrow = dataclasses.replace(bench, context=len(drawn.encoded.prefix) + widths[len(widths) // 2])
+
+    found = fold_texts(narrow, drawn, settings())
+
+    assert FEWEST_TEXTS <= len(found.texts) < len(widths)
+    assert sorted(query.width() for query in found.texts) == widths[: len(found.texts)]
+    # Of a number asked for, those that do not fit are replaced.
+    assert len(fold_texts(narrow, drawn, settings(texts=FEWEST_TEXTS)).texts) == FEWEST_TEXTS
+
+
+@pytest.mark.parametrize(("n", "source"), [(FEWEST_TEXTS, "train"), (FEWEST_TEXTS - 1, "generated")])
+def test_the_model_writes_the_texts_where_train_has_too_few(
+    monkeypatch: pytest.MonkeyPatch, n: int, source: str
+) -> None:
+    bench, drawn = small()
+    written = tuple(bench.encoder.query(example).prompt for example in bench.examples)
+    asked: list[Any] = []
+
+    def write(lm: Any, task: Any, encoder: Any, demonstrations: Any, n: int, *, seed: int) -> Any:
+        asked.append((demonstrations, n, seed))
+        return written
+
+    monkeypatch.setattr(folds, "generate_texts", write)
+    found = fold_texts(with_rows(bench, n, drawn), drawn, settings(texts=8))
+
+    assert found.source == source
+    assert asked == ([(drawn.encoded, 8, 1)] if source == "generated" else [])
+    if source == "generated":
+        assert prompts(found.texts) == list(written)
+        # They are put to the model as queries are, with the task's answers.
+        assert found.texts[0].answers == bench.queries[0].answers
+
+
+def test_a_model_that_writes_nothing_usable_is_told_with_a_remedy() -> None:
+    bench, drawn = small()
+    with pytest.raises(ModelError, match=r"wrote \d+ of 8 usable texts.*--calibration"):
+        fold_texts(bench, drawn, settings(calibration="generated", texts=8))
+
+
+# Calibration texts from a file.
+
+
+def test_texts_come_from_a_file_with_one_a_line_or_from_a_table_whose_labels_mean_nothing(tmp_path: Path) -> None:
+    bench, drawn = small()
+    lines = write_lines(tmp_path / "more.txt", [TEXTS[0], "", *TEXTS[1:]])
+    with (tmp_path / "more.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("label", "text"), *(("no label of this task", text) for text in TEXTS)])
+
+    from_lines = fold_texts(bench, drawn, settings(calibration=lines))
+    from_table = fold_texts(bench, drawn, settings(calibration=str(tmp_path / "more.csv")))
+
+    assert (from_lines.source, from_table.source) == ("more.txt", "more.csv")
+    assert from_lines.texts == from_table.texts
+    assert len(from_lines.texts) == len(TEXTS)
+    expected = bench.encoder.text(dataclasses.replace(bench.examples[0], fields={"text": TEXTS[1]}))
+    assert from_lines.texts[1] == expected
+    assert len(fold_texts(bench, drawn, settings(calibration=lines, texts=9)).texts) == 9
+
+
+def test_a_text_of_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    bench, drawn = small()
+    lines = write_lines(tmp_path / "more.txt", [*TEXTS[:4], "long " * 400, *TEXTS[4:]])
+
+    with pytest.raises(ContextError) as told:
+        fold_texts(bench, drawn, settings(calibration=lines))
+    n = len(drawn.encoded.prefix)
+    for words in (f"text 5 of {lines} does not fit", f"take {n} of {bench.context} tokens", "Shorten", "(-k)"):
+        assert words in str(told.value)
+    # Beyond the number asked for it is in nobody's way.
+    lines = write_lines(tmp_path / "later.txt", [*TEXTS, "long " * 400])
+    assert len(fold_texts(bench, drawn, settings(calibration=lines, texts=len(TEXTS))).texts) == len(TEXTS)
+
+
+def test_a_file_of_too_few_texts_is_named(tmp_path: Path) -> None:
+    bench, drawn = small()
+    lines = write_lines(tmp_path / "few.txt", TEXTS[: FEWEST_TEXTS - 1])
+
+    with pytest.raises(ConfigError, match=rf"few.txt holds {FEWEST_TEXTS - 1} texts, .* at least {FEWEST_TEXTS}"):
+        fold_texts(bench, drawn, settings(calibration=lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", "\n  \n", "empty.txt holds no text. Write one text a line"),
+        ("missing.txt", None, "missing.txt is not there. Check the path"),
+        ("other.csv", "body,topic\na,b\n", "other.csv has no column 'text'"),
+    ],
+)
+def test_a_file_without_texts_is_named(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    bench, drawn = small()
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+
+    with pytest.raises(TaskError) as told:
+        fold_texts(bench, drawn, settings(calibration=str(tmp_path / name)))
+    assert words in str(told.value)
+
+
+# Plain text.
+
+
+def test_plain_text_of_a_file_is_its_longest_lines_in_their_order_cut_to_length(tmp_path: Path) -> None:
+    bench, drawn = small()
+    file = write_lines(tmp_path / "prose.txt", PASSAGES)
+    tokens = [tuple(bench.lm.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in PASSAGES]
+    assert len(tokens[1]) > 8
+
+    found = fold_texts(bench, drawn, settings(plain=file, plain_texts=2, plain_length=8))
+    assert found.plain_source == "prose.txt"
+    longest = sorted(sorted(range(4), key=lambda i: -len(tokens[i][:8]))[:2])
+    assert found.plain == tuple(tokens[i][:8] for i in longest)
+    # A line of one token says nothing about what follows what.
+    everything = plain_passages(bench.lm, Path(file), 1000)
+    assert everything == tuple(some for some in tokens if len(some) > 1)
+
+
+@pytest.mark.parametrize("changes", [{"plain": "none"}, {"plain": "generated", "plain_weight": 0.0}])
+def test_plain_text_is_read_only_where_it_counts(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    monkeypatch.setattr(folds, "generate_plain", unwanted)
+    bench, drawn = small()
+    found = fold_texts(bench, drawn, settings(**changes))
+
+    assert (found.plain, found.plain_source) == ((), "none")
+
+
+@pytest.mark.parametrize("method", [name for name in get_args(FoldMethod) if name != "ridge"])
+def test_only_ridge_reads_plain_text(monkeypatch: pytest.MonkeyPatch, method: FoldMethod) -> None:
+    monkeypatch.setattr(folds, "generate_plain", unwanted)
+    bench, drawn = small()
+    found = fold_texts(bench, drawn, FoldSettings(method=method, texts=8))
+
+    assert found.plain_source == "none"
+    assert (len(found.texts), found.source) == ((8, "train") if method in folds.CALIBRATED else (0, "none"))
+
+
+def unwanted(*arguments: object, **more: object) -> Any:
+    raise AssertionError("nothing was to be written")
+
+
+def test_what_the_model_writes_from_nothing_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
+    bench, drawn = small()
+    asked = settings(plain="generated", plain_texts=3, plain_length=8)
+
+    first = fold_texts(bench, drawn, asked)
+    assert first.plain_source == "generated"
+    assert [len(text) for text in first.plain] == [8] * 3
+    (kept,) = (tmp_path / "plain").iterdir()
+    assert [tuple(text) for text in json.loads(kept.read_text())] == list(first.plain)
+    monkeypatch.setattr(folds, "generate_plain", unwanted)
+    # Another seed's fold reads the same.
+    assert fold_texts(bench, bench.draw(2), asked).plain == first.plain
+    # Other lengths, numbers and weights are other texts.
+    other, drawn_there = small("gpt2")
+    for bench_, drawn_, changes in (
+        (bench, drawn, {"plain_length": 9}),
+        (bench, drawn, {"plain_texts": 4}),
+        (other, drawn_there, {}),
+    ):
+        with pytest.raises(AssertionError, match="nothing was to be written"):
+            fold_texts(bench_, drawn_, asked.model_copy(update=changes))
+
+
+def test_plain_text_leaves_room_for_the_opening(tmp_path: Path) -> None:
+    bench, drawn = small()
+    narrow = dataclasses.replace(bench, context=len(drawn.encoded.prefix) + 60)
+    file = write_lines(tmp_path / "prose.txt", ["a story told twice " * 100])
+    found = fold_texts(narrow, drawn, settings(plain=file, plain_length=4000))
+
+    assert [len(text) for text in found.plain] == [narrow.context - len(bench.encoder.opening)]
+
+
+# The learner.
+
+
+@pytest.mark.parametrize("method", get_args(FoldMethod))
+def test_every_method_answers_queries_and_leaves_the_model_as_it_was(method: FoldMethod) -> None:
+    bench, drawn = small()
+    before = {name: weight.clone() for name, weight in bench.lm.model.state_dict().items()}
+    shares: list[float] = []
+
+    made = make_fold(bench, drawn, settings(method=method, texts=10), shares.append)
+    answers = answer_log_probabilities(made.adapted, bench.lm, bench.queries)
+
+    assert answers.shape == (len(bench.queries), len(LABELS))
+    assert answers.isfinite().all()
+    assert sum(shares) == pytest.approx(1)
+    assert (isinstance(made.adapted, AdaptedModel) and bool(made.adapted.deltas)) is (method in IN_WEIGHTS)
+    assert json.loads(json.dumps(made.about()))["plain_source"] == "none"
+    assert (made.strength is not None) is (method == "ridge")
+    assert len(made.explained) == (2 if method == "ridge" else 0)
+    after = bench.lm.model.state_dict()
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_settings_reach_the_learner() -> None:
+    bench, drawn = small()
+    made = make_fold(bench, drawn, settings(strength=0.25, layers=(1,)))
+
+    assert made.strength == 0.25
+    assert made.explained[0] is None
+    assert isinstance(made.adapted, AdaptedModel)
+    assert all(".layers.1." in change.parameter for change in made.adapted.deltas)
+    free, held = (make_fold(bench, drawn, settings(answer_weight=weight)).adapted for weight in (1.0, 100.0))
+    assert isinstance(free, AdaptedModel)
+    assert isinstance(held, AdaptedModel)
+    assert not torch.equal(free.deltas[0].delta, held.deltas[0].delta)
+    with pytest.raises(ConfigError, match=r"layers \[2\] do not exist: .* has layers 0 to 1"):
+        make_fold(bench, drawn, settings(layers=(0, 2)))
+
+
+@pytest.mark.parametrize(("family", "biases"), [("llama", True), ("gpt2", True), ("gptj", False)])
+def test_ridge_has_a_bias_only_where_a_checkpoint_can_hold_it(family: str, biases: bool) -> None:
+    bench, drawn = small(family)
+    adapted = make_fold(bench, drawn, settings(texts=10)).adapted
+
+    assert isinstance(adapted, AdaptedModel)
+    assert any(change.parameter.endswith(".bias") for change in adapted.deltas) is biases
+
+
+@pytest.mark.parametrize("method", get_args(FoldMethod))
+def test_what_changes_no_weights_cannot_be_written(method: FoldMethod) -> None:
+    if method in IN_WEIGHTS:
+        require_weights(method)
+        return
+    with pytest.raises(ConfigError, match=f"method {method} changes no weights.*choose one of ridge, thought-vector"):
+        require_weights(method)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"texts": 2}, "greater than or equal to 8"),
+        ({"strength": -1.0}, "strength -1.0 must be 0 or more and finite, or gcv"),
+        ({"strength": float("nan")}, "strength nan must be 0 or more and finite, or gcv"),
+        ({"strength": float("inf")}, "strength inf must be 0 or more and finite, or gcv"),
+        ({"answer_weight": float("inf")}, "finite number"),
+        ({"plain_weight": float("inf")}, "finite number"),
+        ({"layers": ()}, "layers [] must be different, at least one"),
+        ({"layers": (1, 1)}, "layers [1, 1] must be different"),
+        ({"method": "gradient"}, "'ridge'"),
+        ({"plain_weight": -0.5}, "greater than or equal to 0"),
+        ({"answer_weight": 0.5}, "greater than or equal to 1"),
+        ({"rank": 3}, "Extra inputs are not permitted"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match="validation error") as told:
+        FoldSettings(**changes)
+    assert words in str(told.value)
