@@ -378,6 +378,20 @@ class Against(_Record):
     """The same against a prompt whose keys and values are kept."""
 
 
+class WrittenFold(_Record):
+    """A fold on disk (`dualform fold`)."""
+
+    form: str
+    """`checkpoint` or `lora`."""
+    kept: Number
+    """Share of the change's squared norm that the adapter keeps, in [0, 1]; None for a checkpoint."""
+    perplexity: list[float] | None
+    """On plain text before and after; None where it was not measured."""
+    difference: Number
+    """Largest difference, nats, between log-probabilities of what was loaded anew and what was in memory; None where
+    this was not asked for."""
+
+
 class FoldReport(_Record):
     """How the prompt was folded in a comparison, and what its update is like."""
 
@@ -397,6 +411,8 @@ class FoldReport(_Record):
     """Share of the target that each layer's map explains on its own rows, mean over seeds; empty for other methods."""
     similarity: dict[str, dict[str, Similarity]]
     """`icl` and `ft` -> measure -> likeness of the fold's update to that learner's."""
+    written: WrittenFold | None = None
+    """None in a comparison, which writes no fold."""
 
 
 class Perplexity(_Record):

@@ -181,7 +181,7 @@ def test_a_file_of_texts_that_cannot_be_used(
         (["--plain", "nowhere.txt"], ["nowhere.txt is not there"]),
         (["--perplexity", "nowhere.txt"], ["nowhere.txt is not there"]),
         (["-k", "40"], ["40 demonstrations were asked for", "Ask for at most"]),
-        (["-k", "0"], ["k 0 leaves fold nothing to learn from"]),
+        (["-k", "0"], ["k 0 leaves nothing to fold: ask for at least one"]),
     ],
 )
 def test_a_setting_that_cannot_be_used(

@@ -43,9 +43,9 @@ def tokens(markdown):
 
 
 def test_the_header_is_what_hubs_read():
-    header, _ = front_matter(model_card(FACTS))
+    header, _ = front_matter(model_card(dataclasses.replace(FACTS, base="gpt2")))
     assert header["library_name"] == "transformers"
-    assert header["base_model"] == "smollm2-135m"
+    assert header["base_model"] == "gpt2"
     assert "dualform" in header["tags"]
     adapter, _ = front_matter(model_card(dataclasses.replace(FACTS, form="adapter", base="org/name")))
     assert (adapter["library_name"], adapter["base_model"]) == ("peft", "org/name")
@@ -55,6 +55,12 @@ def test_a_folder_as_base_stays_out_of_the_header_where_hubs_would_refuse_it():
     header, body = front_matter(model_card(dataclasses.replace(FACTS, base="/data/models/mine")))
     assert "base_model" not in header
     assert "`/data/models/mine`" in body
+
+
+def test_a_packaged_name_which_no_hub_knows_stays_out_of_the_header():
+    header, body = front_matter(model_card(dataclasses.replace(FACTS, base="smollm2-135m")))
+    assert "base_model" not in header
+    assert "`smollm2-135m`" in body
 
 
 def test_everything_that_was_measured_is_told():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualform.errors import ConfigError
+from dualform.errors import ConfigError, TaskError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.models.capture import Recording
 from dualform.models.language_model import NO_RECORDING
@@ -26,7 +26,7 @@ from dualform.studies.pieces import Piece
 from dualform.studies.statistics import Statistics
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
-from tests.studies.small import Watched, numbers, small_config, small_lm, small_task, write_choices
+from tests.studies.small import Watched, numbers, sentences, small_config, small_lm, small_task, write_choices
 
 PROSE = ["a cold and plain morning, and with wit and grace it went", "one of the worst films of the year", "so it is"]
 LEARNERS = ("zsl", "icl", "ft", "fold")
@@ -237,3 +237,28 @@ def test_progress_counts_the_fold(prose: str) -> None:
 def test_without_demonstrations_there_is_nothing_to_fold(prose: str) -> None:
     with pytest.raises(ConfigError, match="k 0 leaves fold nothing to learn from"):
         config(prose, k=0)
+
+
+def test_files_that_a_fold_reads_are_looked_at_before_any_work(
+    prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*arguments: object, **more: object) -> None:
+        raise AssertionError("this is work")
+
+    monkeypatch.setattr(study, "_run_seed", unwanted)
+    asked = config(prose, fold={"calibration": str(tmp_path / "none.txt")})
+    with pytest.raises(TaskError, match=r"none\.txt is not there"):
+        compare(asked, lm=small_lm("llama"), task=small_task())
+    # Without the learner nobody reads them.
+    with pytest.raises(AssertionError, match="this is work"):
+        compare(asked.model_copy(update={"learners": ("zsl", "icl")}), lm=small_lm("llama"), task=small_task())
+
+
+def test_other_texts_in_a_file_of_the_same_name_are_other_inputs(prose: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("\n".join(text for text, _ in sentences()), encoding="utf-8")
+    asked = config(prose, learners=("zsl", "icl", "fold"), seeds=(1,), fold={"calibration": str(path)})
+    before = compare(asked, lm=small_lm("llama"), task=small_task()).result
+    path.write_text("\n".join(reversed([text for text, _ in sentences()])), encoding="utf-8")
+    after = compare(asked, lm=small_lm("llama"), task=small_task()).result
+    assert before.model["inputs"] != after.model["inputs"]

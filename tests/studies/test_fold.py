@@ -299,6 +299,8 @@ def test_settings_are_checked_together() -> None:
         fold_config("m", "t", rank=0, form="gguf", fold={"texts": 1})
     for words in ("rank: ", "'gguf'", "'checkpoint' or 'lora'", "fold.texts: ", "(given 1)"):
         assert words in str(told.value)
+    with pytest.raises(ConfigError, match="k 0 leaves nothing to fold: ask for at least one demonstration"):
+        fold_config("m", "t", k=0)
     assert fold_config("m", "t", limit=0, seeds=None).limit is None
     assert fold_config("m", "t").seeds == (1,)
 

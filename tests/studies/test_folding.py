@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from dualform.errors import ConfigError, DualformError, ModelError
+from dualform.errors import ConfigError, DualformError, ModelError, TaskError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.edit import applied
@@ -179,6 +179,7 @@ def test_sets_of_layers_lie_where_they_are_said_to() -> None:
         ({"transfer": ("toy",)}, "task toy is the study's own"),
         ({"compose": ("toy",)}, "task toy is the study's own"),
         ({"transfer": ("a", "a")}, "transfer ['a', 'a'] must be different"),
+        ({"compose": ("a",), "fold": {"method": "kv-momentum"}}, "kv-momentum changes none"),
         ({"seeds": (1, 1)}, "seeds [1, 1] must be different"),
         ({"rates": (-1.0,)}, "rates [-1.0] must lie between"),
         ({"perplexity_texts": 0}, "perplexity_texts: "),
@@ -434,6 +435,31 @@ def test_demonstrations_that_do_not_fit_are_told(prose: str) -> None:
     assert 0 < fitted < 8
     assert f"Of 8 demonstrations {fitted} fit the context of {room} tokens." in result.warnings
     assert at(result, "k", "4").note == ""
+
+
+def test_a_number_that_the_train_split_does_not_have_is_told_and_left_out(prose: str) -> None:
+    result = run(config(prose, axes=("k",), ks=(2, 500))).result
+    assert [point.value for point in points_of(result)] == ["2", "4"]
+    (note,) = [note for note in result.warnings if "500" in note]
+    assert note.startswith("k 500 could not be folded: ")
+    with pytest.raises(TaskError, match="500"):
+        run(config(prose, axes=(), k=500))
+
+
+def test_other_texts_of_files_and_of_other_tasks_do_not_use_the_pieces(prose: str, moods: str, tmp_path: Path) -> None:
+    texts, plain, other = tmp_path / "own.txt", tmp_path / "plain.txt", tmp_path / "moods.csv"
+    texts.write_text("\n".join(text for text, _ in sentences()), encoding="utf-8")
+    plain.write_text("\n".join(PROSE), encoding="utf-8")
+    other.write_text(Path(moods).read_text(encoding="utf-8"), encoding="utf-8")
+    asked = config(
+        prose, axes=(), transfer=(str(other),), perplexity=str(plain), fold={"calibration": str(texts), "texts": 12}
+    )
+    found = [run(asked).result.model["inputs"]]
+    assert run(asked).result.model["inputs"] == found[0]
+    for path in (texts, plain, other):
+        path.write_text(path.read_text(encoding="utf-8").replace("and", "or"), encoding="utf-8")
+        found.append(run(asked).result.model["inputs"])
+    assert len(set(found)) == 4
 
 
 def test_finetuning_stands_beside_where_it_was_asked_for(prose: str) -> None:

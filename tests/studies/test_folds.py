@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from dualform.errors import ConfigError, ContextError, ModelError, TaskError
-from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
+from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.folded import FEWEST_TEXTS
+from dualform.models.flops import forward_flops
 from dualform.models.layout import Query
 from dualform.studies import folds
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
-from dualform.studies.folds import fold_texts, make_fold, plain_passages, require_weights
+from dualform.studies.folds import check_fold, fold_texts, make_fold, plain_passages, require_weights, require_writable
 from tests.studies.small import LABELS, N_TRAIN, sentences, small_bench
 
 K = 4
@@ -159,6 +160,87 @@ def test_a_model_that_writes_nothing_usable_is_told_with_a_remedy() -> None:
     bench, drawn = small()
     with pytest.raises(ModelError, match=r"wrote \d+ of 8 usable texts.*--calibration"):
         fold_texts(bench, drawn, settings(calibration="generated", texts=8))
+
+
+def test_texts_of_the_model_that_do_not_fit_the_context_asked_for_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, drawn = small()
+    written = tuple(bench.encoder.query(example).prompt for example in bench.task.split("train"))
+    monkeypatch.setattr(folds, "generate_texts", lambda *arguments, **more: written)
+    widths = sorted(bench.encoder.unlabelled(prompt).width() for prompt in written)
+    narrow = dataclasses.replace(bench, context=len(drawn.encoded.prefix) + widths[len(widths) // 2])
+
+    found = fold_texts(narrow, drawn, settings(calibration="generated"))
+    assert FEWEST_TEXTS <= len(found.texts) < len(written)
+    assert max(query.width() for query in found.texts) == widths[len(widths) // 2]
+    none = dataclasses.replace(bench, context=len(drawn.encoded.prefix) + widths[0] - 1)
+    with pytest.raises(ContextError, match=r"0 of 34 texts that the model wrote fit behind .* Fold fewer \(-k\)"):
+        fold_texts(none, drawn, settings(calibration="generated"))
+
+
+def test_what_the_model_writes_is_part_of_the_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bench, drawn = small()
+    monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
+    prompts_written = tuple(bench.encoder.query(example).prompt for example in bench.task.split("train"))[:10]
+    monkeypatch.setattr(folds, "generate_texts", lambda *arguments, **more: prompts_written)
+    given = FoldSettings(texts=10, calibration="generated", plain_texts=2, plain_length=8)
+
+    adapted = make_fold(bench, drawn, given).adapted
+    monkeypatch.setattr(folds, "_cost_of_writing", lambda *arguments: AdaptationCost(0.0, 0, 0.0))
+    unwritten = make_fold(bench, drawn, given).adapted
+
+    assert isinstance(adapted, AdaptedModel)
+    assert adapted.cost.tokens - unwritten.cost.tokens == sum(map(len, prompts_written)) + 2 * 8
+    lm = bench.lm
+    by_hand = 2 * forward_flops(lm.model, lm.anatomy, 8, prefix=len(bench.encoder.opening), scored=8)
+    for prompt in prompts_written:
+        by_hand += forward_flops(
+            lm.model, lm.anatomy, len(prompt), prefix=len(drawn.encoded.prefix), scored=len(prompt)
+        )
+    assert adapted.cost.flops - unwritten.cost.flops == pytest.approx(by_hand)
+
+
+# Checks before any work.
+
+
+def test_mistakes_in_files_and_layers_are_told_before_any_work(tmp_path: Path) -> None:
+    bench, _ = small()
+    few = write_lines(tmp_path / "few.txt", TEXTS[: FEWEST_TEXTS - 1])
+    with pytest.raises(ConfigError, match=r"few.txt holds 7 texts, which are too few"):
+        check_fold(bench, settings(calibration=few))
+    for name in ("calibration", "plain"):
+        with pytest.raises(TaskError, match=r"none.txt is not there"):
+            check_fold(bench, settings(**{name: str(tmp_path / "none.txt")}))
+    with pytest.raises(ConfigError, match=r"layers \[9\] do not exist: .* has layers 0 to 1"):
+        check_fold(bench, settings(layers=(0, 9)))
+    # What a method does not read is in nobody's way.
+    assert check_fold(bench, settings(method="mezo", calibration=few)) == ()
+
+
+def test_what_files_hold_is_told_apart_and_what_no_file_holds_is_nothing(tmp_path: Path) -> None:
+    bench, _ = small()
+    assert check_fold(bench, settings()) == ()
+    given = settings(
+        calibration=write_lines(tmp_path / "own.txt", TEXTS), plain=write_lines(tmp_path / "prose.txt", PASSAGES)
+    )
+    before = check_fold(bench, given)
+    assert check_fold(bench, given) == before
+    write_lines(tmp_path / "own.txt", [*TEXTS[:-1], "something else"])
+    after = check_fold(bench, given)
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+    write_lines(tmp_path / "prose.txt", PASSAGES[1:])
+    assert check_fold(bench, given)[1] != before[1]
+
+
+def test_a_bias_that_checkpoints_cannot_hold_is_told_before_any_work() -> None:
+    bench, _ = small("phi3")
+    with pytest.raises(ModelError, match=r"thought-vector needs a bias .* Phi3ForCausalLM cannot hold .*--as lora"):
+        require_writable(bench.lm, "thought-vector", as_checkpoint=True)
+    require_writable(bench.lm, "thought-vector", as_checkpoint=False)
+    require_writable(bench.lm, "ridge", as_checkpoint=True)
+    require_writable(small("llama")[0].lm, "thought-vector", as_checkpoint=True)
 
 
 # Calibration texts from a file.

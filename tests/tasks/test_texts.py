@@ -29,6 +29,16 @@ def test_a_table_gives_the_columns_that_the_prompt_shows_and_no_label(tmp_path):
     assert {example.label for example in found} == {NO_LABEL}
 
 
+def test_rows_of_a_table_without_a_text_are_left_out(tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text("text,label\nfine film,1\n  ,0\n,1\ndull one,0\n", encoding="utf-8")
+    found = unlabelled_texts(path, task())
+    assert [(example.row, dict(example.fields)) for example in found] == [
+        (0, {"text": "fine film"}),
+        (3, {"text": "dull one"}),
+    ]
+
+
 def test_mistakes_name_the_file_and_the_remedy(tmp_path):
     path = tmp_path / "some.txt"
     with pytest.raises(TaskError, match=r"some\.txt is not there"):

@@ -72,8 +72,12 @@ def default_folder(models: tuple[str, ...], task: str, *more: str) -> Path:
     return Path("runs") / "-".join(part.replace(":", "-") for part in parts)
 
 
-def parse_seeds(text: str | None) -> tuple[int, ...] | None:
-    """`3`, `1..7`, `1,4,9`, or a mixture.
+def parse_seeds(text: str | None, name: str = "seeds") -> tuple[int, ...] | None:
+    """Seeds or other whole numbers: `3`, `1..7`, `1,4,9`, or a mixture.
+
+    Args:
+        text: What was typed.
+        name: What it is, for the message.
 
     Raises:
         ConfigError: Anything else.
@@ -84,13 +88,13 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*\.\.\s*(\d+))?\s*", part)
         if match is None:
-            raise ConfigError(f"seeds {text!r} should look like 3, 1..7 or 1,4,9")
+            raise ConfigError(f"{name} {text!r} should look like 3, 1..7 or 1,4,9")
         first = int(match[1])
         last = int(match[2] or match[1])
         if last < first:
-            raise ConfigError(f"seeds {text!r}: {first}..{last} runs backwards; write {last}..{first}")
+            raise ConfigError(f"{name} {text!r}: {first}..{last} runs backwards; write {last}..{first}")
         if last - first >= _MOST_SEEDS:
-            raise ConfigError(f"seeds {text!r}: {first}..{last} are more than {_MOST_SEEDS} seeds")
+            raise ConfigError(f"{name} {text!r}: {first}..{last} are more than {_MOST_SEEDS} {name}")
         seeds += range(first, last + 1)
     return tuple(seeds)
 

@@ -90,10 +90,9 @@ class Folded:
         """Fold, and say how well each layer could be fitted. `after_layer` is called after each layer."""
         start = time.perf_counter()
         require_editable_outputs(lm)
+        require_layers(lm, self.layers)
         n_layers = len(lm.anatomy.layers)
         chosen = range(n_layers) if self.layers is None else self.layers
-        if missing := [layer for layer in chosen if not 0 <= layer < n_layers]:
-            raise ConfigError(f"layers {missing} do not exist: {lm.name} has layers 0 to {n_layers - 1}")
         blocks = find_blocks(lm.model, lm.anatomy)
         norms = find_output_norms(lm, blocks)
         with torch.no_grad():
@@ -185,6 +184,17 @@ def require_texts(texts: Sequence[Query]) -> None:
             f"{len(texts)} calibration texts are too few to fold from: give at least {FEWEST_TEXTS}, better 256 "
             "(unlabelled texts of the task, one a line, with --calibration)."
         )
+
+
+def require_layers(lm: LanguageModel, layers: Sequence[int] | None) -> None:
+    """Check that the layers to fold exist; None means all.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    n_layers = len(lm.anatomy.layers)
+    if missing := [layer for layer in layers or () if not 0 <= layer < n_layers]:
+        raise ConfigError(f"layers {missing} do not exist: {lm.name} has layers 0 to {n_layers - 1}")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dualform.errors import ConfigError, ModelError
+from dualform.errors import ConfigError, ModelError, StorageError
 from dualform.files import explain_storage_errors
 from dualform.models.anatomy import Anatomy, is_linear, row_axis
 from dualform.models.bias import output_bias, skeleton, switched
@@ -163,8 +163,12 @@ def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
     Raises:
         ConfigError: It exists and `overwrite` is off, holds something else than a checkpoint or an adapter, or is
             where the base model lies or the program runs.
+        StorageError: Nothing can be written there.
     """
     if not folder.exists() and not folder.is_symlink():
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise StorageError(f"nothing can be written below {parent}. Choose another folder.")
         return
     here = Path.cwd()
     if folder.resolve() in (here, *here.parents):

@@ -14,6 +14,7 @@ import yaml
 
 from dualform._version import __version__
 from dualform.errors import ConfigError
+from dualform.models.packaged import PACKAGED_MODELS
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ def _check(facts: CardFacts) -> None:
 def _front_matter(facts: CardFacts) -> str:
     adapter = facts.form == "adapter"
     header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers"}
-    # Hubs refuse a card whose base model is no name of theirs; a folder is told in the text alone.
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", facts.base, flags=re.ASCII):
+    # Hubs refuse a card whose base model is no name of theirs; a folder or a packaged name is told in the text alone.
+    if facts.base not in PACKAGED_MODELS and re.fullmatch(
+        r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", facts.base, flags=re.ASCII
+    ):
         header["base_model"] = facts.base
         header["base_model_relation"] = "adapter" if adapter else "finetune"
     header["pipeline_tag"] = "text-generation"

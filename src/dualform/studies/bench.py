@@ -130,12 +130,13 @@ def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...
     return tuple(examples[i] for i in chosen)
 
 
-def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn]) -> str:
+def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn], more: Iterable[str] = ()) -> str:
     """What tells one run's inputs from another's: a file or a checkpoint may change while its name stays.
 
     Args:
         bench: Model, task and queries.
         drawn: All seeds' demonstrations.
+        more: Whatever else the run reads, such as what its files hold.
 
     Returns:
         A digest of texts, labels and the first weights of every parameter.
@@ -149,6 +150,8 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn]) -> str:
     for one in drawn:
         found.update(repr((one.demonstrations.rows, one.demonstrations.labels, one.encoded.prefix)).encode())
     found.update(weights_digest(bench.lm).encode())
+    for text in more:
+        found.update(hashlib.sha256(text.encode()).digest())
     return found.hexdigest()[:16]
 
 

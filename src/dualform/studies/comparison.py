@@ -26,7 +26,7 @@ from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.controls import Prepared, prepare
 from dualform.studies.facts import Asked
-from dualform.studies.folds import make_fold
+from dualform.studies.folds import check_fold, make_fold
 from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
 from dualform.studies.outcome import SeedOutcome, piece_name
 from dualform.studies.pieces import Cells, NoCells, Piece
@@ -81,7 +81,8 @@ def compare(
     bench, notes = _set_up(config, lm, task)
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
     drawn = bench.draw_all(config.seeds)
-    inputs = digest(bench, drawn.values())
+    fold = check_fold(bench, config.fold) if "fold" in config.learners else ()
+    inputs = digest(bench, drawn.values(), fold)
     with lm.packed_products():
         chosen = _choose_seed(bench, drawn, inputs, cells, progress)
         searched = None if chosen.rate is None else {"ft": chosen.rate}

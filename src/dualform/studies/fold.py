@@ -1,5 +1,6 @@
 """One prompt folded into one model for good: made, measured beside the prompt itself, written down, read back."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dualform.errors import ModelError
+from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.checkpoint import check_target, write_adapter, write_checkpoint
@@ -22,14 +23,21 @@ from dualform.models.language_model import LanguageModel
 from dualform.models.model_card import CardFacts, Measured, model_card
 from dualform.models.perplexity import perplexity, text_losses
 from dualform.ops.low_rank import low_rank
-from dualform.result import Result
+from dualform.result import Result, WrittenFold
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.facts import Asked
-from dualform.studies.folds import MadeFold, make_fold, perplexity_passages, require_weights
+from dualform.studies.folds import (
+    MadeFold,
+    check_fold,
+    make_fold,
+    perplexity_passages,
+    require_weights,
+    require_writable,
+)
 from dualform.studies.outcome import SeedOutcome
 from dualform.studies.progress import Progress, Silent
-from dualform.studies.settings import checked
+from dualform.studies.settings import checked, given_settings
 from dualform.studies.summary import summarise
 from dualform.tasks.task import Task
 
@@ -81,8 +89,9 @@ def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
     Raises:
         ConfigError: All that is wrong, in one message.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
-    given |= {name: None for name, value in given.items() if name.endswith("limit") and value == 0}
+    given = given_settings(settings)
+    if given.get("k") == 0:
+        raise ConfigError("k 0 leaves nothing to fold: ask for at least one demonstration")
     fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "model": model, "task": task}
     return checked(FoldConfig, {"seeds": (1,), **given, **fixed})
 
@@ -115,9 +124,11 @@ def fold(
     lm = lm or config.load_model(config.model)
     # Refused before minutes of work, not after them.
     check_target(lm, folder, overwrite)
+    require_writable(lm, config.fold.method, config.form == "checkpoint")
     bench = Bench.of(config, lm, task)
+    read = check_fold(bench, config.fold)
     drawn = bench.draw(config.seeds[0])
-    inputs = digest(bench, [drawn])
+    inputs = digest(bench, [drawn], read)
     plain = None
     if config.perplexity is not None:
         plain = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
@@ -148,13 +159,18 @@ def fold(
     card = model_card(_facts(config, result, adapted, losses, kept))
     progress.advance(0, "writing")
     if config.form == "lora":
-        write_adapter(lm, adapted.deltas, folder, config.rank, card, config.model, overwrite)
+        write_adapter(lm, adapted.deltas, folder, config.rank, card, _base(lm, config)[0], overwrite)
     else:
         write_checkpoint(lm, adapted.deltas, folder, card, overwrite)
     difference = None
     if config.verify:
         progress.advance(0, "verifying")
         difference = verified(lm, adapted, bench, folder, config)
+    assert result.fold is not None
+    about = WrittenFold(
+        form=config.form, kept=kept, perplexity=None if losses is None else list(losses), difference=difference
+    )
+    result = result.model_copy(update={"fold": result.fold.model_copy(update={"written": about})})
     return Written(result, folder, kept, losses, difference)
 
 
@@ -267,15 +283,24 @@ def _facts(
     )
 
 
+def _base(lm: LanguageModel, config: FoldConfig) -> tuple[str, dict[str, str]]:
+    """Where transformers finds the base model, which knows nothing of packaged names; and arguments to load it with."""
+    path = Path(config.model).expanduser()
+    if path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    return str(getattr(lm.model.config, "_name_or_path", "") or config.model), {}
+
+
 # Runs where nothing of dualform is imported: what was written must stand on its own.
 _READER = """
+import json
 import sys
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-folder, base, tensors, dtype = sys.argv[1:5]
+folder, base, tensors, dtype, arguments = sys.argv[1:6]
 where = base or folder
-model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)).eval()
+model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), **json.loads(arguments)).eval()
 if base:
     from peft import PeftModel
     model = PeftModel.from_pretrained(model, folder).eval()
@@ -311,10 +336,13 @@ def verified(
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "expected.safetensors"
         save_file(tensors, path)
-        base = str(getattr(lm.model.config, "_name_or_path", "") or config.model) if config.form == "lora" else ""
+        base, more = _base(lm, config) if config.form == "lora" else ("", {})
+        arguments = json.dumps({**more, "trust_remote_code": config.trust_remote_code})
         dtype = str(lm.model.dtype).removeprefix("torch.")
         run = subprocess.run(
-            [sys.executable, "-c", _READER, str(folder), base, str(path), dtype], capture_output=True, text=True
+            [sys.executable, "-c", _READER, str(folder), base, str(path), dtype, arguments],
+            capture_output=True,
+            text=True,
         )
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]

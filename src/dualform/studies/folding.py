@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.fold_settings import IN_WEIGHTS
 from dualform.studies.folding_config import Fold, FoldingConfig
 from dualform.studies.folding_summary import FoldOutcome, SeedFolds, summarise_folding
-from dualform.studies.folds import make_fold, perplexity_passages
+from dualform.studies.folds import check_fold, make_fold, perplexity_passages
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.progress import Progress, Silent
 from dualform.studies.tuning import trained
@@ -104,10 +104,16 @@ class _Study:
     """Passages for perplexity."""
     drawn: dict[tuple[int, int], Drawn]
     """(seed, k) -> demonstrations."""
+    drawn_there: dict[tuple[str, int], Drawn]
+    """(task to compose with, seed) -> demonstrations."""
+    missing: dict[int, str]
+    """k of which there are not so many demonstrations -> why."""
     inputs: str
     cells: Cells
     progress: Progress
     notes: tuple[str, ...]
+    made_last: dict[int, tuple[WeightDelta, ...]] = field(default_factory=dict)
+    """The default fold of the seed in hand: other tasks are asked it too."""
 
     @classmethod
     def of(cls, config: FoldingConfig, lm: LanguageModel, task: Task, cells: Cells, progress: Progress) -> "_Study":
@@ -118,21 +124,35 @@ class _Study:
             own = {"text": None, "label": None, "choices": None, "prompt": None, "label_words": None, "separator": None}
             asked = config.model_copy(update={"task": name, **own})
             others[name] = Bench.of(asked, lm, asked.load_task())
+        drawn_there = {
+            (name, seed): one for name in config.compose for seed, one in others[name].draw_all(config.seeds).items()
+        }
         plain: tuple[tuple[int, ...], ...] = ()
         if config.perplexity is not None:
             plain = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
         wanted = dict.fromkeys([config.k, *(point.fold.k for point in config.points(len(lm.anatomy.layers)))])
-        drawn = {}
+        drawn: dict[tuple[int, int], Drawn] = {}
+        missing: dict[int, str] = {}
         notes = []
         for k in wanted:
             there = replace(bench, config=config.model_copy(update={"k": k}))
-            for seed, one in there.draw_all(config.seeds).items():
-                drawn[seed, k] = one
+            try:
+                found = there.draw_all(config.seeds)
+            except DualformError as error:
+                if k == config.k:
+                    raise
+                missing[k] = str(error)
+                continue
+            drawn |= {(seed, k): one for seed, one in found.items()}
             fitted = min(len(drawn[seed, k].demonstrations.rows) for seed in config.seeds)
             if fitted < k:
                 notes.append(f"Of {k} demonstrations {fitted} fit the context of {bench.context} tokens.")
-        inputs = digest(bench, drawn.values())
-        return cls(config, lm, bench, others, plain, drawn, inputs, cells, progress, tuple(notes))
+        elsewhere = [
+            digest(other, [one for (task, _), one in drawn_there.items() if task == name])
+            for name, other in others.items()
+        ]
+        inputs = digest(bench, drawn.values(), [*check_fold(bench, config.fold), repr(plain), *elsewhere])
+        return cls(config, lm, bench, others, plain, drawn, drawn_there, missing, inputs, cells, progress, tuple(notes))
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -209,6 +229,8 @@ class _Study:
         return {"answers": self._ask(self.bench, found.best)}, about
 
     def _fold(self, seed: int, fold: Fold) -> Made:
+        if fold.k in self.missing:
+            return {}, {"failed": self.missing[fold.k]}
         drawn = self.drawn[seed, fold.k]
         bench = self._bench_for(fold.k)
         try:
@@ -220,6 +242,8 @@ class _Study:
             # One way of folding that cannot be had (a method on this family, texts that the model fails to write) is
             # told in its place; the others go on.
             return {}, {"failed": str(error)}
+        if fold == self.config.default and isinstance(made.adapted, AdaptedModel):
+            self._remember(seed, made.adapted.deltas)
         tensors = {"answers": answers}
         if self.plain and fold.settings.method in IN_WEIGHTS and isinstance(made.adapted, AdaptedModel):
             tensors["plain"] = self._read_plain(made.adapted.deltas)
@@ -230,17 +254,24 @@ class _Study:
     def _elsewhere(self, seed: int, name: str) -> Made:
         """Another task's queries: asked the study's fold, its own fold, and the sum of both."""
         other = self.others[name]
-        here = self._deltas(self.bench, self.drawn[seed, self.config.k])
+        if seed not in self.made_last:
+            # Its cell was there already, and keeps answers only.
+            self._remember(seed, self._deltas(self.bench, self.drawn[seed, self.config.k]))
+        here = self.made_last[seed]
         tensors = {}
         if name in self.config.transfer:
             tensors["transfer"] = self._ask(other, self._changed(other, here))
         if name in self.config.compose:
-            there = self._deltas(other, other.draw(seed))
+            there = self._deltas(other, self.drawn_there[name, seed])
             both = (*here, *there)
             tensors["alone"] = self._ask(other, self._changed(other, there))
             tensors["sum"] = self._ask(other, self._changed(other, both))
             tensors["sum_here"] = self._ask(self.bench, self._changed(self.bench, both))
         return tensors, {}
+
+    def _remember(self, seed: int, deltas: tuple[WeightDelta, ...]) -> None:
+        self.made_last.clear()
+        self.made_last[seed] = deltas
 
     def _deltas(self, bench: Bench[FoldingConfig], drawn: Drawn) -> tuple[WeightDelta, ...]:
         made = make_fold(bench, drawn, self.config.fold)

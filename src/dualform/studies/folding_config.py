@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from dualform.learners.folded import FEWEST_TEXTS
-from dualform.studies.fold_settings import FoldMethod, FoldSettings
+from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import (
     StudyConfig,
     checked,
@@ -54,7 +54,8 @@ class FoldingConfig(StudyConfig):
     methods: tuple[FoldMethod, ...] = get_args(FoldMethod)
     """Of the axis `method`: the default fold's texts, each with the published way of using them."""
     ks: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
-    """Of the axis `k`: demonstrations; those that do not fit the context are left out."""
+    """Of the axis `k`: demonstrations. Those that do not fit the context are left out of the prompt, and numbers that
+    the train split does not have out of the axis; the result says so."""
     text_counts: tuple[int, ...] = (16, 64, 256, 1024)
     """Of the axis `texts`."""
     strengths: tuple[float | Literal["gcv"], ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, "gcv")
@@ -99,6 +100,10 @@ class FoldingConfig(StudyConfig):
                 problems.append(f"{name} {list(given)} must be different")
         if self.task in (*self.transfer, *self.compose):
             problems.append(f"task {self.task} is the study's own: name others to transfer to or to compose with")
+        if (self.transfer or self.compose) and self.fold.method not in IN_WEIGHTS:
+            problems.append(
+                f"transfer and compose need a fold that changes weights, and {self.fold.method} changes none"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -109,7 +114,7 @@ class FoldingConfig(StudyConfig):
         return Fold(self.k, self.fold)
 
     def points(self, n_layers: int) -> tuple[PlannedPoint, ...]:
-        """All that is tried on a model of so many layers, axis by axis; the default fold is a place on each."""
+        """All that is tried on a model of so many layers, axis by axis; k and texts have the default fold's too."""
 
         def varied(**change: Any) -> Fold:
             return Fold(self.k, self.fold.model_copy(update=change))

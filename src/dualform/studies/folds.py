@@ -4,23 +4,25 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualform.errors import ConfigError, ContextError, TaskError
+from dualform.errors import ConfigError, ContextError, ModelError, TaskError
 from dualform.files import atomic_write, cache_dir
-from dualform.learners.adapted import Adapted, Learner
-from dualform.learners.folded import FEWEST_TEXTS, Folded
+from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, Learner
+from dualform.learners.folded import FEWEST_TEXTS, Folded, require_layers
 from dualform.learners.kv_momentum import KeyValueMomentum
 from dualform.learners.mezo import Mezo
 from dualform.learners.rank_one import RankOne
-from dualform.learners.task_vector import TaskVector
+from dualform.learners.task_vector import PatchedModel, TaskVector
 from dualform.learners.thought import Thought
 from dualform.models.bias import output_bias
+from dualform.models.flops import forward_flops
 from dualform.models.generation import generate_plain, generate_texts
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
+from dualform.models.stepping import require_editable_outputs
 from dualform.studies.bench import Bench, Drawn, weights_digest
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import StudyConfig
@@ -84,14 +86,63 @@ def make_fold(
     """
     texts = fold_texts(bench, drawn, settings)
     learner = fold_learner(bench.lm, bench.encoder.opening, texts, settings, drawn.demonstrations.seed)
+    written = _cost_of_writing(bench, drawn, texts)
     if not isinstance(learner, Folded):
-        made = MadeFold(learner.adapt(bench.lm, drawn.encoded), texts, None, ())
+        made = MadeFold(_charged(learner.adapt(bench.lm, drawn.encoded), written), texts, None, ())
         report(1.0)
         return made
     layers = len(bench.lm.anatomy.layers)
     fold = learner.fold(bench.lm, drawn.encoded, lambda: report(1 / layers))
     strengths = [strength for strength in fold.strengths if strength is not None]
-    return MadeFold(fold.adapted, texts, sum(strengths) / len(strengths), fold.explained)
+    return MadeFold(_charged(fold.adapted, written), texts, sum(strengths) / len(strengths), fold.explained)
+
+
+def _cost_of_writing(bench: Bench[StudyConfig], drawn: Drawn, texts: FoldTexts) -> AdaptationCost:
+    """What the model's own texts took, token by token; those that it wrote in vain are left out.
+
+    Plain text counts in full although it is written once a model and kept: who folds once pays for it.
+    """
+    lm = bench.lm
+    lengths = []
+    if texts.source == "generated":
+        lengths += [(len(drawn.encoded.prefix), len(text.prompt)) for text in texts.texts]
+    if texts.plain_source == "generated":
+        lengths += [(len(bench.encoder.opening), len(text)) for text in texts.plain]
+    flops = sum(forward_flops(lm.model, lm.anatomy, own, prefix=prefix, scored=own) for prefix, own in lengths)
+    return AdaptationCost(0.0, sum(own for _, own in lengths), flops)
+
+
+def _charged(adapted: Adapted, more: AdaptationCost) -> Adapted:
+    """The same, with more cost."""
+    if not more.tokens or not isinstance(adapted, AdaptedModel | PatchedModel):
+        return adapted
+    cost = AdaptationCost(adapted.cost.seconds, adapted.cost.tokens + more.tokens, adapted.cost.flops + more.flops)
+    return replace(adapted, cost=cost)
+
+
+def check_fold(bench: Bench[StudyConfig], settings: FoldSettings) -> tuple[str, ...]:
+    """Check before any work that a fold can be made: the model, the layers, the files.
+
+    Returns:
+        What its files hold, for `digest`: a file may change while its name stays.
+
+    Raises:
+        ConfigError: A layer does not exist, or a file holds too few texts.
+        ModelError: W_O is not known or cannot be edited.
+        TaskError: A file cannot be read.
+    """
+    if settings.method == "ridge":
+        require_layers(bench.lm, settings.layers)
+        require_editable_outputs(bench.lm)
+    held = []
+    if settings.method in CALIBRATED and settings.calibration not in ("train", "generated"):
+        path = Path(settings.calibration).expanduser()
+        examples = unlabelled_texts(path, bench.task)
+        _require_enough(path, len(examples))
+        held.append(repr([sorted(example.fields.items()) for example in examples]))
+    if settings.method == "ridge" and settings.plain not in ("generated", "none"):
+        held.append(repr(plain_texts(bench.lm, bench.encoder.opening, settings, bench.context)))
+    return tuple(held)
 
 
 def fold_learner(
@@ -172,14 +223,25 @@ def _calibration(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings
                     f"text {example.row + 1} of {path} does not fit behind the demonstrations: they take "
                     f"{len(drawn.encoded.prefix)} of {bench.context} tokens. Shorten it, or fold fewer (-k)."
                 )
-        if len(queries) < FEWEST_TEXTS:
-            raise ConfigError(
-                f"{path} holds {len(queries)} texts, which are too few to fold from: give at least {FEWEST_TEXTS}, "
-                "better 256."
-            )
+        _require_enough(path, len(queries))
         return tuple(query for query in queries if query is not None), path.name
     prompts = generate_texts(bench.lm, bench.task, bench.encoder, drawn.encoded, settings.texts, seed=seed)
-    return tuple(bench.encoder.unlabelled(prompt) for prompt in prompts), "generated"
+    written = tuple(bench.encoder.unlabelled(prompt) for prompt in prompts)
+    # Written in the model's own room, which may be wider than the context asked for, and answers need some too.
+    usable = tuple(query for query in written if query.width() <= room)
+    if len(usable) < FEWEST_TEXTS:
+        raise ContextError(
+            f"{len(usable)} of {len(written)} texts that the model wrote fit behind the demonstrations, which take "
+            f"{len(drawn.encoded.prefix)} of {bench.context} tokens. Fold fewer (-k)."
+        )
+    return usable, "generated"
+
+
+def _require_enough(path: Path, n: int) -> None:
+    if n < FEWEST_TEXTS:
+        raise ConfigError(
+            f"{path} holds {n} texts, which are too few to fold from: give at least {FEWEST_TEXTS}, better 256."
+        )
 
 
 def _queries(bench: Bench[StudyConfig], examples: Sequence[Example], most: int, room: int) -> list[Query | None]:
@@ -238,6 +300,20 @@ def perplexity_passages(bench: Bench[StudyConfig], file: str, most: int) -> tupl
     """
     length = min(256, bench.context - len(bench.encoder.opening))
     return plain_passages(bench.lm, Path(file).expanduser(), length, most)
+
+
+def require_writable(lm: LanguageModel, method: FoldMethod, as_checkpoint: bool) -> None:
+    """Check that a method's outcome can be written down for this model.
+
+    Raises:
+        ModelError: It needs biases that checkpoints of this family cannot hold.
+    """
+    biased = method in ("thought-vector", "thought-matrix")
+    if as_checkpoint and biased and output_bias(lm.model, lm.anatomy).kind == "none":
+        raise ModelError(
+            f"{method} needs a bias behind W_O, and checkpoints of {type(lm.model).__name__} cannot hold one: write an "
+            "adapter (--as lora), or fold by ridge."
+        )
 
 
 def require_weights(method: FoldMethod) -> None:

@@ -34,7 +34,8 @@ def unlabelled_texts(path: Path, task: Task) -> tuple[Example, ...]:
                 f"{path} has no column {missing[0]!r}, which the prompt of task {task.name} shows; its columns: "
                 f"{', '.join(map(str, rows[0]))}."
             )
-        return tuple(_example({name: str(row.get(name) or "") for name in fields}, i) for i, row in enumerate(rows))
+        shown = [{name: str(row.get(name) or "").strip() for name in fields} for row in rows]
+        return tuple(_example(row, i) for i, row in enumerate(shown) if any(row.values()))
     lines = read_lines(path)
     if len(fields) > 1:
         raise TaskError(
