@@ -314,7 +314,7 @@ def test_whether_to_prompt_finetune_or_fold_comes_first(html):
     assert html.index('<section id="against">') < html.index('<section id="accuracy">')
     text = against_of(html)
     assert text.startswith("Prompt, finetune or fold? For accuracy the run does not decide between")
-    assert "Fold 70.9 % 67.7 to 74.1 % 88.4 % 86.4 to 90.4 % 94.3 % 80.3 to 108.3 % 4.00 8.41 13 kept: 1,084" in text
+    assert "folded 70.9 % 67.7 to 74.1 % 88.4 % 86.4 to 90.4 % 94.3 % 80.3 to 108.3 % 4.00 8.41 13 kept: 1,084" in text
     assert "in-context (ICL) 72.1 % 68.1 to 76.1 % 0.320 330 kept: 12.1" in text
     nothing = f"{MISSING} {MISSING}"
     assert f"70.2 % 68.2 to 72.2 % 57.9 % 43.9 to 71.9 % {nothing} {MISSING} kept: {MISSING}" in text

@@ -38,7 +38,7 @@ def test_an_empty_result_makes_an_empty_table(table):
 
 def test_accuracies_are_in_order_and_a_collapse_is_marked():
     text = printed(accuracy_table(example_result()))
-    assert text.index("zero-shot") < text.index("in-context") < text.index("finetuned") < text.index("Fold")
+    assert text.index("zero-shot") < text.index("in-context") < text.index("finetuned") < text.index("folded")
     [zero_shot] = [line for line in text.splitlines() if "zero-shot" in line]
     assert "94.7 % !" in zero_shot
     assert text.count("!") == 1
@@ -82,9 +82,9 @@ def test_costs_are_in_the_units_of_their_columns():
 
 
 def test_agreement_with_icl_is_a_column_where_it_is_known():
-    [fold] = [line for line in printed(accuracy_table(example_result())).splitlines() if "Fold" in line]
+    [fold] = [line for line in printed(accuracy_table(example_result())).splitlines() if "folded" in line]
     assert [cell.strip() for cell in fold.split("│")[1:-1]] == [
-        "Fold",
+        "folded",
         "70.9 %",
         "67.7 to 74.1 %",
         "2,000",
@@ -98,7 +98,7 @@ def test_agreement_with_icl_is_a_column_where_it_is_known():
 
 def test_what_never_is_cheaper_is_said_beside_the_queries_of_what_is():
     lines = printed(against_table(example_result())).splitlines()
-    [fold] = [line for line in lines if "Fold" in line]
+    [fold] = [line for line in lines if "folded" in line]
     assert all(shown in fold for shown in ("88.4 %", "86.4 to 90.4 %", "94.3 %", " 13 ", "1,084"))
     [lora] = [line for line in lines if "LoRA" in line]
     assert [cell.strip() for cell in lora.split("│")[5:7]] == ["3", "never"]

@@ -41,7 +41,7 @@ LEARNERS: tuple[LearnerStyle, ...] = (
         "probe", "linear probe", "the linear probe", "Logistic regression on the last hidden state.", "#CC79A7"
     ),
     LearnerStyle(
-        "fold", "Fold", "folding", "The prompt's effect written into the weights by forward passes.", "#009E73"
+        "fold", "folded", "folding", "The prompt's effect written into the weights by forward passes.", "#009E73"
     ),
 )
 
