@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import controls, engine, finetuning, folding, lm_eval_harness, memory
+from benchmarks import controls, engine, finetuning, folding, lm_eval_harness, memory, momentum
 from benchmarks.__main__ import BENCHMARKS, main, table
 from benchmarks.common import (
     FULL,
@@ -256,7 +256,7 @@ def test_too_many_queries_are_refused_by_number(job):
 def test_the_full_size_is_the_stated_job():
     assert (FULL.k, FULL.n_queries, FULL.memory_queries) == (32, 200, (100, 400, 1600))
     assert QUICK.n_queries < FULL.n_queries
-    assert set(BENCHMARKS) == {"engine", "lm_eval_harness", "finetuning", "memory", "controls", "folding"}
+    assert set(BENCHMARKS) == {"engine", "lm_eval_harness", "finetuning", "memory", "controls", "folding", "momentum"}
 
 
 @pytest.mark.real

@@ -491,6 +491,124 @@ class Folding(_Record):
     compositions: list[Composition]
 
 
+class Paired(_Record):
+    """A difference between two arms that began with the same weights and read the same text, seed by seed."""
+
+    mean: Number
+    """Over seeds."""
+    ci95: tuple[Number, Number]
+    """Student's interval over the seeds; None of one seed."""
+    p: Number
+    """Two-sided paired t-test; None of fewer than two seeds."""
+    p_signs: Number
+    """Two-sided exact sign-flip test, which assumes no distribution; never below 2 / 2^n."""
+    per_seed: dict[str, Number]
+    n: int
+    """Seeds."""
+
+
+class CurvePoint(_Record):
+    """Where training stood."""
+
+    tokens: int
+    """Read so far."""
+    loss: Number
+    """Validation loss, nats a token, mean over seeds."""
+
+
+class TaskScore(_Record):
+    """Accuracy of a trained model on one task, by mean log-probability of each answer behind demonstrations."""
+
+    task: str
+    k: int
+    """Demonstrations in the prompt, the fewest over seeds."""
+    chance: Number
+    """Accuracy of always giving the most frequent answer, in [0, 1]."""
+    accuracy: Estimate
+    """n = (seed, query) pairs."""
+    difference: Paired | None
+    """Less the baseline's; None for the baseline itself."""
+
+
+class MomentumArm(_Record):
+    """One way of attending, trained once a seed."""
+
+    name: str
+    kind: str
+    """`vanilla`, `momentum`, `normalised` (momentum whose weights sum to 1), `learned` (eta a parameter of each head),
+    `convolution` (of values), `linear` (linear attention), `linear-momentum` (the same sum of values beside it),
+    `heavy-ball` or `nesterov` (linear attention with the momentum of gradient descent)."""
+    eta: Number
+    """Decay a token; None where there is none, where learning starts for `learned`."""
+    baseline: str | None
+    """Name of the arm that it is compared with; None for one that others are compared with."""
+    parameters: int
+    step_ratio: Number
+    """Median seconds of a training step over the baseline's, mean over seeds; None for a baseline."""
+    perplexity: dict[str, Estimate]
+    """Length of the text in tokens -> exp of the mean loss on test text; mean over seeds with Student's interval."""
+    difference: dict[str, Paired]
+    """Length -> mean loss less the baseline's, nats a token; negative is better."""
+    curve: list[CurvePoint]
+    learned_eta: list[Number] = []
+    """For `learned`: eta of each layer after training, mean over heads and seeds."""
+    tasks: list[TaskScore] = []
+
+
+class RegressionCurve(_Record):
+    """Error of one arm in in-context regression."""
+
+    arm: str
+    condition: float
+    """Condition number of the inputs' covariance."""
+    loss: list[Estimate]
+    """Squared error at each point over that of predicting zero, in order: the first has seen no example. n = seeds."""
+    difference: Paired | None
+    """Mean over points of the log error less the baseline's; negative is better; None for the baseline."""
+
+
+class MomentumRegression(_Record):
+    """Does momentum speed up in-context regression as it speeds up gradient descent?"""
+
+    dimension: int
+    points: int
+    steps: int
+    """Of training."""
+    curves: list[RegressionCurve]
+    references: dict[str, list[RegressionCurve]] = {}
+    """`ridge`, `gradient descent`, `heavy ball`: exact predictors, by condition number."""
+
+
+class PretrainedMomentum(_Record):
+    """Momentum put into a model that was trained without."""
+
+    model: str
+    eta: Number
+    perplexity: Number
+    """Of test text at inference, no weight changed."""
+    base: Number
+    """The same without momentum."""
+    tuned: Estimate | None
+    """After a short finetune with momentum; n = seeds."""
+    base_tuned: Estimate | None
+    """After the same finetune without."""
+    difference: Paired | None
+    """Loss after finetuning, with less without, nats a token."""
+
+
+class MomentumReport(_Record):
+    """What `dualform momentum compare` found."""
+
+    recipe: str
+    tokens: int
+    """Of training, each run."""
+    length: int
+    """Tokens of a training sequence."""
+    arms: list[MomentumArm]
+    regression: MomentumRegression | None = None
+    pretrained: list[PretrainedMomentum] = []
+
+
 class Result(_Record):
     """A study's outcome."""
 
@@ -498,7 +616,7 @@ class Result(_Record):
     dualform: str
     """Version that wrote it."""
     study: str
-    """`comparison`, `stability`, `selection` or `folding`."""
+    """`comparison`, `stability`, `selection`, `folding` or `momentum`."""
     config: dict[str, Any]
     environment: dict[str, Any]
     """Python, library versions, CPU, threads, device, seconds: with the seconds of `cost`, all that may differ between
@@ -526,6 +644,7 @@ class Result(_Record):
     stability: Stability | None = None
     selection: Selection | None = None
     folding: Folding | None = None
+    momentum: MomentumReport | None = None
     warnings: list[str] = []
     """What a reader must know before believing the numbers, in plain sentences."""
 

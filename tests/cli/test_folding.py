@@ -33,7 +33,7 @@ def quick(prose: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("real_page")
-def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
+def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(
     dualform: Command, quick: list[str], prose: str, out: Path
 ) -> None:
     done = dualform("folding", "llama", "tickets.csv", *quick, "--perplexity", prose, "--out", out)

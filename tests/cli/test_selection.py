@@ -15,7 +15,7 @@ QUICK = [*SMALL, *LIMITS, "--seeds", "1,2", "--rates", "1e-2,1e-1"]
 """A second."""
 
 
-def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(dualform: Command, out: Path) -> None:
+def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(dualform: Command, out: Path) -> None:
     done = dualform("selection", "gpt2", "tickets.csv", *QUICK, "--out", out)
 
     assert done.code == 0, done.err

@@ -256,11 +256,11 @@ def test_the_adapters_settings_say_what_it_belongs_to(written):
     }
 
 
-def write(kind, lm, folder, overwrite=False, deltas=None):
+def write(kind, lm, folder, overwrite=False, deltas=None, check=lambda written: None):
     deltas = random_deltas(lm, bias=False) if deltas is None else deltas
     if kind == "checkpoint":
-        return write_checkpoint(lm, deltas, folder, CARD, overwrite)
-    return write_adapter(lm, deltas, folder, RANK, CARD, "base", overwrite).folder
+        return write_checkpoint(lm, deltas, folder, CARD, overwrite, check)
+    return write_adapter(lm, deltas, folder, RANK, CARD, "base", overwrite, check).folder
 
 
 KINDS = pytest.mark.parametrize("kind", ["checkpoint", "adapter"])
@@ -316,13 +316,41 @@ def test_an_interrupted_overwrite_leaves_the_old_folder_as_it_was(kind, tmp_path
 def test_a_folder_that_exists_is_replaced_as_a_whole_but_only_when_asked(kind, tmp_path):
     lm = wrapped(BY_NAME["llama"])
     folder = write(kind, lm, tmp_path / "deep" / "out")
-    (folder / "stray.txt").write_text("from before")
+    (folder / "model-00002-of-00002.safetensors").write_text("from before")
     with pytest.raises(ConfigError, match=rf"{folder} exists already.*overwritten"):
         write(kind, lm, folder)
-    assert (folder / "stray.txt").exists()
+    assert (folder / "model-00002-of-00002.safetensors").exists()
     assert write(kind, lm, folder, overwrite=True, deltas=random_deltas(lm, bias=True)) == folder
-    assert not (folder / "stray.txt").exists()
+    assert not (folder / "model-00002-of-00002.safetensors").exists()
     assert list(folder.parent.iterdir()) == [folder]
+
+
+@KINDS
+@pytest.mark.parametrize("stray", ["notes.txt", "checkpoint-5/config.json", "optimizer.pt"])
+def test_what_is_no_part_of_a_checkpoint_is_never_overwritten(kind, stray, tmp_path):
+    lm = wrapped(BY_NAME["llama"])
+    folder = write(kind, lm, tmp_path / "out")
+    (folder / stray).parent.mkdir(exist_ok=True)
+    (folder / stray).write_text("of the user's")
+    with pytest.raises(ConfigError, match=rf"out holds {stray.split('/')[0]} beside a checkpoint's own files"):
+        write(kind, lm, folder, overwrite=True)
+    assert (folder / stray).read_text() == "of the user's"
+
+
+@KINDS
+def test_what_fails_its_check_does_not_replace_what_is_there(kind, tmp_path):
+    lm = wrapped(BY_NAME["llama"])
+    folder = write(kind, lm, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def check(unfinished):
+        assert (unfinished / "README.md").exists()
+        raise ModelError("no good")
+
+    with pytest.raises(ModelError, match="no good"):
+        write(kind, lm, folder, overwrite=True, deltas=random_deltas(lm, bias=True), check=check)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @KINDS

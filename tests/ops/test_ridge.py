@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge, RidgeCV
 
-from dualform.errors import ConfigError, ShapeError
+from dualform.errors import ConfigError, NumericalError, ShapeError
 from dualform.ops.dual_form import outer_product_update
 from dualform.ops.ridge import STRENGTHS, NormalEquations
 
@@ -184,3 +184,43 @@ def test_mistakes_are_named():
         equations.solve(-0.5)
     with pytest.raises(ConfigError, match="no ridge strengths"):
         equations.cross_validated(())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_in_half_precision_are_fitted_as_in_single(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Directions of very different size, as the joined heads of a model have them.
+    x = (torch.randn(3000, 200, generator=generator) * torch.logspace(1, -2, 200)).to(dtype)
+    y = (x.float() @ torch.randn(200, 20, generator=generator) + torch.randn(3000, 20, generator=generator)).to(dtype)
+    fits = []
+    for given in ((x, y), (x.float(), y.float())):
+        equations = NormalEquations(200, 20)
+        equations.add(*given)
+        fits.append(equations.cross_validated())
+    assert fits[0].strength == fits[1].strength
+    torch.testing.assert_close(fits[0].W, fits[1].W)
+    assert fits[0].explained <= 1
+
+
+@pytest.mark.parametrize("weight", [1.0, 10.0])
+def test_weights_do_not_make_noise_look_like_something(weight: float) -> None:
+    """Fewer rows than inputs: the weakest penalty fits the noise whole, and must not be chosen for it."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(100, width, generator=generator) for width in (200, 20))
+    equations = NormalEquations(200, 20)
+    equations.add(x, y)
+    if weight > 1:
+        equations.add(x[:10], y[:10], weight - 1, known=True)
+    equations.add(torch.ones(160, 200), None, known=True)
+    fit = equations.cross_validated()
+    assert fit.strength >= 1
+    assert fit.explained < 0.7
+
+
+def test_a_fit_that_is_none_is_told() -> None:
+    equations = NormalEquations(2, 1)
+    equations.add(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 1))
+    # As overflow in the rows would leave it.
+    equations._xy += torch.nan
+    with pytest.raises(NumericalError, match=r"a ridge fit of 2 rows at strength 0\.1 is no fit"):
+        equations.solve(0.1)

@@ -337,7 +337,7 @@ def test_weights_that_are_not_those_in_memory_are_told(
         return value * 1.01 if name.endswith("o_proj.weight") else value
 
     changed_weights(place.to, moved)
-    with pytest.raises(ModelError, match=r"folded gives log-probabilities that differ .* nats: do not use it"):
+    with pytest.raises(ModelError, match=r"gives log-probabilities that differ .* nats, so it was removed"):
         check()
 
 
@@ -359,7 +359,9 @@ def test_a_folder_that_does_not_load_is_told(place: Place, folded: tuple[Bench[F
     weights = place.to / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
 
-    with pytest.raises(ModelError, match="folded was written but does not load in a fresh process: "):
+    with pytest.raises(
+        ModelError, match="what was written does not load in a fresh process, so it was removed again: "
+    ):
         verified(bench.lm, adapted, bench, place.to, bench.config)
 
 

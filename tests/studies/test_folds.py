@@ -17,7 +17,7 @@ from dualform.models.layout import Query
 from dualform.studies import folds
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison_config import ComparisonConfig
-from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
+from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.folds import check_fold, fold_texts, make_fold, plain_passages, require_weights, require_writable
 from tests.studies.small import LABELS, N_TRAIN, sentences, small_bench
 
@@ -337,7 +337,7 @@ def test_only_ridge_reads_plain_text(monkeypatch: pytest.MonkeyPatch, method: Fo
     found = fold_texts(bench, drawn, FoldSettings(method=method, texts=8))
 
     assert found.plain_source == "none"
-    assert (len(found.texts), found.source) == ((8, "train") if method in folds.CALIBRATED else (0, "none"))
+    assert (len(found.texts), found.source) == ((8, "train") if method in CALIBRATED else (0, "none"))
 
 
 def unwanted(*arguments: object, **more: object) -> Any:

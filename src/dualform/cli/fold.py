@@ -147,10 +147,11 @@ def _verdict(written: Any, config: Any) -> list[str]:
         f"Folded {result.demonstrations.k_effective} demonstrations into {config.model} ({config.fold.method}): it "
         f"answers {beside.agreement.mean:.0%} of {beside.agreement.n} queries as the prompted model does, zero-shot."
     ]
-    if beside.recovered.mean is not None:
+    if beside.recovered.mean is not None and None not in beside.recovered.ci95:
         said.append(f"Of what the prompt gains over zero-shot, {beside.recovered.mean:.0%} are kept.")
     if beside.break_even is not None:
-        said.append(f"It has paid for itself after {beside.break_even:,.0f} queries.")
+        kept = "" if beside.break_even_kept is None else f", of one that is kept after {beside.break_even_kept:,.0f}"
+        said.append(f"It costs less than a prompt read anew after {beside.break_even:,.0f} queries{kept}.")
     if written.perplexity is not None:
         before, after = written.perplexity
         said.append(

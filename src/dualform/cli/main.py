@@ -10,6 +10,7 @@ from dualform.cli.doctor import doctor
 from dualform.cli.fold import fold
 from dualform.cli.folding import folding
 from dualform.cli.listing import models, tasks
+from dualform.cli.momentum import app as momentum
 from dualform.cli.report import report
 from dualform.cli.selection import selection
 from dualform.cli.stability import stability
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for command in (compare, stability, selection, fold, folding, report, models, tasks, doctor):
     app.command()(command)
+app.add_typer(momentum)
 
 
 def _print_version(wanted: bool) -> None:

@@ -111,7 +111,7 @@ def fold_settings(
     """What was given of `FoldSettings`; None where nothing was.
 
     Raises:
-        ConfigError: A strength or layers cannot be read.
+        ConfigError: A strength or layers cannot be read, or the method does not look at something that was given.
     """
     given = {
         "method": method,
@@ -122,7 +122,25 @@ def fold_settings(
         "answer_weight": answer_weight,
         "layers": _layers(layers),
     }
-    return {name: value for name, value in given.items() if value is not None} or None
+    found = {name: value for name, value in given.items() if value is not None}
+    if method is not None:
+        from dualform.studies.fold_settings import READ
+
+        unread = [name for name in found if name in READ and method not in READ[name]]
+        if unread and any(method in methods for methods in (*READ.values(), ("rank-one", "kv-momentum", "mezo"))):
+            flags = ", ".join(_FOLD_FLAGS[name] for name in unread)
+            raise ConfigError(f"method {method} does not look at {flags}: leave that out, or choose another method")
+    return found or None
+
+
+_FOLD_FLAGS = {
+    "calibration": "--calibration",
+    "texts": "--fold-texts",
+    "plain": "--plain",
+    "strength": "--strength",
+    "answer_weight": "--answer-weight",
+    "layers": "--fold-layers",
+}
 
 
 def parse_strengths(text: str | None) -> tuple[float | str, ...] | None:

@@ -150,8 +150,28 @@ class Folded:
         flops = forward_flops(lm.model, lm.anatomy, context, scored=0)
         flops += sum(forward_flops(lm.model, lm.anatomy, n, prefix=context, scored=0) for n in own)
         flops += sum(forward_flops(lm.model, lm.anatomy, n + opened, scored=0) for n in (*own, *plain))
+        flops += self._cost_of_fitting(lm, [n + opened for n in (*own, *plain)])
         tokens = context + 2 * sum(own) + sum(plain) + opened * (len(own) + len(plain))
         return AdaptationCost(seconds, tokens, flops)
+
+    def _cost_of_fitting(self, lm: LanguageModel, lengths: Sequence[int]) -> float:
+        """Operations beside the forwards: a second look at attention, Gram matrices, and solving for the weights."""
+        flops = 0.0
+        tokens = sum(lengths)
+        pairs = sum(n * (n + 1) / 2 for n in lengths)
+        n_layers = len(lm.anatomy.layers)
+        for number in range(n_layers) if self.layers is None else self.layers:
+            layer = lm.anatomy.layers[number]
+            assert layer.W_O is not None
+            weight = lm.model.get_submodule(layer.W_O).get_parameter("weight")
+            width = layer.n_heads * layer.d_head
+            d_out = weight.numel() // width
+            projections = d_out * (2 * layer.n_heads + 2 * layer.n_kv_heads) * layer.d_head
+            flops += 2.0 * projections * tokens + 4.0 * width * pairs
+            flops += 2.0 * tokens * width * (width + d_out)
+            # An eigendecomposition of a symmetric matrix, by the usual count; the solve itself is small beside it.
+            flops += 9.0 * width**3 + 4.0 * width**2 * d_out
+        return flops
 
 
 @dataclass(frozen=True)
@@ -251,10 +271,11 @@ def _add(
     target = target if missed is None else target + missed
     equations.add(heads, target)
     # These rows are among the former already.
-    equations.add(heads[group.answer_rows], target[group.answer_rows], answer_weight - 1)
+    equations.add(heads[group.answer_rows], target[group.answer_rows], answer_weight - 1, known=True)
     if len(group.opening_rows):
-        # Behind the demonstrations the opening token stands far in front and is what it always was.
-        equations.add(seen.head_output[group.opening_rows], None)
+        # Behind the demonstrations the opening token stands far in front and is what it always was. It looks the same
+        # in front of every text.
+        equations.add(seen.head_output[group.opening_rows], None, known=True)
 
 
 def _as_deltas(lm: LanguageModel, layer: int, fit: RidgeFit, bias: bool) -> tuple[WeightDelta, ...]:

@@ -133,7 +133,7 @@ class MezoTrials:
     """Several learning rates tried on the same demonstrations, with the same directions."""
 
     best: AdaptedModel
-    """Trained at the rate chosen; its cost is that of all trials."""
+    """Trained at the rate chosen; its cost is that of this training, the search for the rate left out as for others."""
     learning_rate: float
     final_losses: dict[float, float]
     """Rate -> loss on all demonstrations with the final weights, nats a token; NaN where it diverged."""
@@ -186,11 +186,9 @@ class Mezo:
             TrainingError: Every rate diverged.
             ModelError: W_K and W_V of this model are not known.
         """
-        start = time.perf_counter()
         shown = _as_queries(demonstrations)
         final_losses: dict[float, float] = {}
         best: tuple[float, float, AdaptedModel] | None = None
-        tokens, flops = 0, 0.0
         for rate in sorted(set(self.learning_rates)):
             final_losses[rate] = math.nan
             try:
@@ -198,8 +196,6 @@ class Mezo:
                 loss = _mean_loss(lm, shown, adapted.deltas)
             except NumericalError:
                 continue
-            tokens += adapted.cost.tokens + sum(text.width() for text in shown)
-            flops += adapted.cost.flops + sum(_flops(lm, text) for text in shown)
             if not math.isfinite(loss):
                 continue
             final_losses[rate] = loss
@@ -209,8 +205,7 @@ class Mezo:
             rates = ", ".join(f"{rate:g}" for rate in final_losses)
             raise TrainingError(f"the loss diverged at every learning rate ({rates}). Give lower ones.")
         _, rate, adapted = best
-        cost = AdaptationCost(time.perf_counter() - start, tokens, flops)
-        return MezoTrials(replace(adapted, cost=cost), rate, final_losses)
+        return MezoTrials(adapted, rate, final_losses)
 
     def _at(self, rate: float) -> MezoAtRate:
         return MezoAtRate(self.opening, rate, self.epsilon, self.steps, self.seed, self.batch, self.name)

@@ -5,7 +5,7 @@ when there is none, computes ordinary attention. A tap says what attention is (s
 to be seen of it (recording, probing).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +20,10 @@ from transformers.masking_utils import sdpa_mask
 from dualform.errors import ModelError
 
 NAME = "dualform"
+MOMENTUM = "dualform_momentum"
+"""Name of the child that an attention module has when there is something to be added to its heads' output."""
+ATTENTION = "dualform_attention"
+"""Name of the child that an attention module has when it does not attend by softmax."""
 
 # What models hand through to the attention function without meaning anything to it. Every other keyword raises:
 # an ignored `softcap` or `s_aux` would be a wrong number.
@@ -56,6 +60,10 @@ class AttentionCall:
     """A token sees itself and at most `window - 1` tokens before it; None for all."""
     dropout: float = 0.0
     """Probability, while training."""
+    momentum: "Callable[[AttentionCall], Tensor] | None" = None
+    """What is added to the heads' output, `(batch, q_pos, head, d_head)`; None for nothing (`models.momentum`)."""
+    instead: "Callable[[AttentionCall], Tensor] | None" = None
+    """What computes the heads' output, likewise; None for softmax (`models.linear_attention`)."""
 
 
 class Tap(Protocol):
@@ -83,11 +91,16 @@ def tapped(tap: Tap) -> Iterator[None]:
 
 
 def plain_attention(call: AttentionCall) -> Tensor:
-    """Ordinary softmax attention.
+    """Ordinary softmax attention, or what the layer has instead; and its momentum where it has one.
 
     Returns:
         `(batch, q_pos, head, d_head)`.
     """
+    out = _softmax_attention(call) if call.instead is None else call.instead(call)
+    return out if call.momentum is None else out + call.momentum(call)
+
+
+def _softmax_attention(call: AttentionCall) -> Tensor:
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (call.key, call.value))
     causal = call.mask is None and call.query.shape[2] > 1
@@ -95,6 +108,12 @@ def plain_attention(call: AttentionCall) -> Tensor:
         call.query, key, value, attn_mask=call.mask, dropout_p=call.dropout, is_causal=causal, scale=call.scale
     )
     return out.transpose(1, 2)
+
+
+def momentum_in(module: nn.Module) -> Any:
+    """The momentum of an attention module; None where it has none, or one that adds nothing."""
+    found: Any = getattr(module, MOMENTUM, None)
+    return None if found is None or found.off else found
 
 
 def _attention(
@@ -116,7 +135,17 @@ def _attention(
                 "leaving it out would give wrong numbers. Choose another model."
             )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    call = AttentionCall(query, key, value, attention_mask, scale, sliding_window, dropout)
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        attention_mask,
+        scale,
+        sliding_window,
+        dropout,
+        momentum_in(module),
+        getattr(module, ATTENTION, None),
+    )
     tap = _tap.get()
     return (plain_attention(call) if tap is None else tap.attend(module, call)), None
 

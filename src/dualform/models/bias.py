@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy, is_linear
+from dualform.models.momentum import restore_momentum
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def skeleton(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedMode
     """A model of the same class without weights, on the meta device; `config` becomes its own."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         built: PreTrainedModel = type(model)._from_config(config, dtype=model.dtype)
+        restore_momentum(built)
     return built.eval()
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,12 @@ _REMEDY = "Free some space or choose another folder."
 
 
 def write_checkpoint(
-    lm: LanguageModel, deltas: Sequence[WeightDelta], folder: Path, card: str, overwrite: bool = False
+    lm: LanguageModel,
+    deltas: Sequence[WeightDelta],
+    folder: Path,
+    card: str,
+    overwrite: bool = False,
+    check: Callable[[Path], None] = lambda written: None,
 ) -> Path:
     """Write the changed model as a checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` loads.
 
@@ -48,6 +53,7 @@ def write_checkpoint(
         folder: Where to; its parents are made.
         card: Text of `README.md`.
         overwrite: Replace a checkpoint or adapter that is there. The old one stays until the new one is whole.
+        check: Called with what was written before it takes the folder's name; what it raises leaves all as it was.
 
     Returns:
         The folder: config, weights (safetensors), generation config, tokenizer and card.
@@ -59,14 +65,15 @@ def write_checkpoint(
         StorageError: The disk is full or not writable.
     """
     check_target(lm, folder, overwrite)
-    _require_plain(lm)
+    require_plain_weights(lm)
     switch, new_biases = _bias_switch(lm.model, lm.anatomy, deltas)
     shell = _shell(lm.model, switch, new_biases)
-    with _whole_folder(folder, overwrite) as unfinished, torch.no_grad():
+    with whole_folder(folder, overwrite) as unfinished, torch.no_grad():
         with applied(shell, deltas):
             shell.save_pretrained(unfinished)
         lm.tokenizer.save_pretrained(unfinished)
         (unfinished / CARD).write_text(card, encoding="utf-8")
+        check(unfinished)
     return folder
 
 
@@ -88,6 +95,7 @@ def write_adapter(
     card: str,
     base: str,
     overwrite: bool = False,
+    check: Callable[[Path], None] = lambda written: None,
 ) -> WrittenAdapter:
     """Write the changes as a LoRA adapter that `peft.PeftModel.from_pretrained(base_model, folder)` loads.
 
@@ -102,6 +110,7 @@ def write_adapter(
         card: Text of `README.md`.
         base: What the adapter belongs to: a hub id or a folder, kept as `base_model_name_or_path`.
         overwrite: Replace a checkpoint or adapter that is there. The old one stays until the new one is whole.
+        check: As in `write_checkpoint`.
 
     Returns:
         The folder, and what share of each change the rank keeps.
@@ -149,11 +158,12 @@ def write_adapter(
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
-    with _whole_folder(folder, overwrite) as unfinished:
+    with whole_folder(folder, overwrite) as unfinished:
         config.save_pretrained(str(unfinished))
         _sort_modules(unfinished / "adapter_config.json")
         save_file(tensors, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
         (unfinished / CARD).write_text(card, encoding="utf-8")
+        check(unfinished)
     return WrittenAdapter(folder, kept)
 
 
@@ -187,10 +197,31 @@ def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
             f"{folder} is no folder with a {' or '.join(known)}, so it will not be overwritten. Choose another folder, "
             "or remove it yourself."
         )
+    if strange := sorted(path.name for path in folder.iterdir() if not _belongs(path)):
+        raise ConfigError(
+            f"{folder} holds {strange[0]} beside a checkpoint's own files, so it will not be overwritten. Choose "
+            "another folder, or remove it yourself."
+        )
 
 
-def _require_plain(lm: LanguageModel) -> None:
-    """Only plain floating-point weights can be added to and written."""
+_OWN_FILES = re.compile(
+    r"(README\.md)|((adapter_|added_|chat_|config|generation_|merges|model|preprocessor_|special_|spiece|tokenizer|vocab)"
+    r".*\.(json|jinja|safetensors|model|txt))"
+)
+"""Of a checkpoint or an adapter."""
+
+
+def _belongs(path: Path) -> bool:
+    """Whether something is a file of a checkpoint or adapter; folders, such as other checkpoints, are not."""
+    return path.is_file() and not path.is_symlink() and _OWN_FILES.fullmatch(path.name) is not None
+
+
+def require_plain_weights(lm: LanguageModel) -> None:
+    """Check that weights are plain floating-point ones, which alone can be added to and written.
+
+    Raises:
+        ModelError: They are quantized, or not in memory.
+    """
     remedy = "Load the model dequantized, or its unquantized original."
     quantizer: Any = getattr(lm.model, "hf_quantizer", None)
     if quantizer is not None and not getattr(quantizer.quantization_config, "dequantize", False):
@@ -288,7 +319,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `folder`, which takes its name when the block ends well.
 
     When the block raises, nothing is left of it, and what lay at `folder` is as before.

@@ -10,10 +10,17 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+)
 
 from dualform.errors import ConfigError, DualformError, HubError, ModelError
 from dualform.models.language_model import LanguageModel
+from dualform.models.momentum import ENTRY, class_with_momentum
 from dualform.models.packaged import PACKAGED_MODELS, packaged_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -57,7 +64,7 @@ def load_model(
         else:
             # Pickled weights can run code when they are read.
             arguments["use_safetensors"] = True
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = _class_of(source, trust_remote_code).from_pretrained(
             source, **arguments, dtype=_DTYPES[dtype], output_loading_info=True
         )
         model = model.to(where)
@@ -73,6 +80,16 @@ def load_model(
             f"{', ...' if len(missing) > 3 else ''}). Give a checkpoint of a causal language model."
         )
     return LanguageModel.wrap(model, tokenizer, name, route)
+
+
+def _class_of(source: str, trust_remote_code: bool) -> Any:
+    """The class to load with: transformers' own choice, or that of a model which was saved with momentum."""
+    if not (Path(source) / "config.json").is_file():
+        return AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if getattr(config, ENTRY, None) is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    return class_with_momentum(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
 def _device(device: str) -> torch.device:

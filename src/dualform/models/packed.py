@@ -12,6 +12,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy
 from dualform.models.attention import AttentionCall, attend_with_lse, merge, tapped
 from dualform.models.capture import ProbeIndex, Recorder, Recording, Trace
@@ -78,6 +79,8 @@ class _PackedTap:
         self._window_masks: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
+        if call.instead is not None:
+            raise ModelError("keys of a prefix and of its queries can be told apart under softmax only")
         layer = self._layer_of[module]
         groups = call.query.shape[1] // call.key.shape[1]
         query, key, value = call.query[0], call.key[0], call.value[0]
@@ -86,6 +89,8 @@ class _PackedTap:
         if self._prefix.length:
             parts.append(self._prefix_part(query, layer, groups, call))
         out = merge(parts)
+        if call.momentum is not None:
+            out = out + self._momentum(call.momentum, layer, own_value, call)
         if self._recorder is not None:
             self._record(self._recorder, layer, query, (own_key, own_value), out, call)
         return rearrange(out, "head row d -> 1 row head d")
@@ -114,6 +119,24 @@ class _PackedTap:
         return rearrange(out, "1 h (g row) d -> (h g) row d", g=groups), rearrange(
             lse, "1 h (g row) -> (h g) row", g=groups
         )
+
+    def _momentum(self, momentum: Any, layer: int, own_value: Tensor, call: AttentionCall) -> Tensor:
+        """What momentum adds, `(head, row_pos, d_head)`: own tokens and prefix apart, as for attention."""
+        layout, window = self._layout, call.window
+        n_heads = call.query.shape[1]
+        offsets = layout.offsets[layout.gather]
+        lag = offsets[:, :, None] - offsets[:, None, :]
+        visible = layout.visible if window is None else layout.visible & (lag < window)
+        term = momentum.by_lag(own_value, lag, visible, n_heads)
+        term = rearrange(term, "n pos head d -> head (n pos) d")[:, self._to_row]
+        if not self._prefix.length:
+            return term
+        value = self._prefix.layers[layer][1]
+        positions = torch.arange(self._prefix.length, device=value.device)
+        lag = self._prefix.length + layout.offsets[:, None] - positions
+        visible = torch.ones_like(lag, dtype=torch.bool) if window is None else lag < window
+        before = momentum.by_lag(value[None], lag[None], visible[None], n_heads)
+        return term + rearrange(before, "1 row head d -> head row d")
 
     def _own_mask(self, call: AttentionCall, groups: int) -> Tensor:
         window, dtype = call.window, call.query.dtype

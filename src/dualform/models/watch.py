@@ -2,17 +2,20 @@
 
 XGLM (the models of arXiv:2212.10559), Bloom, Falcon, MPT and GPT-Neo compute attention in their own forward. They
 multiply queries with keys, apply softmax, and multiply with values, or (Falcon) have PyTorch's own function do all
-three; a `TorchFunctionMode` sees those calls and hands their tensors on, changing nothing.
+three; a `TorchFunctionMode` sees those calls and hands their tensors on. It changes nothing, but for a module that has
+momentum (`models.momentum`), whose heads' output gets the term added.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from dualform.models.attention import AttentionCall, momentum_in
 
 # Position of (left, right) operand among the arguments.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
@@ -51,6 +54,10 @@ class SeenAttention:
     """`(batch or 1, head or 1, q_pos, k_pos)`, bool or additive, position bias included; None lets all see all."""
 
 
+_watches: "list[AttentionWatch]" = []
+"""Those in force: the innermost adds momentum, so that no other does."""
+
+
 class AttentionWatch(TorchFunctionMode):
     """While active, calls `see(module, attention)` for every attention that it recognises.
 
@@ -69,14 +76,21 @@ class AttentionWatch(TorchFunctionMode):
         self._frames: list[_Frame] = []
         self._handles: list[Any] = []
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Those that it looks into."""
+        return tuple(self._modules)
+
     def __enter__(self) -> "AttentionWatch":
         for module in self._modules:
             self._handles.append(module.register_forward_pre_hook(self._step_in))
             self._handles.append(module.register_forward_hook(self._step_out, always_call=True))
         super().__enter__()
+        _watches.append(self)
         return self
 
     def __exit__(self, *details: Any) -> None:
+        _watches.remove(self)
         super().__exit__(*details)
         for handle in self._handles:
             handle.remove()
@@ -89,7 +103,7 @@ class AttentionWatch(TorchFunctionMode):
             return out
         frame = self._frames[-1]
         if func is F.scaled_dot_product_attention:
-            self._report_whole(frame, {**dict(zip(_WHOLE, args, strict=False)), **kwargs}, out)
+            out = self._report_whole(frame, {**dict(zip(_WHOLE, args, strict=False)), **kwargs}, out)
         elif func in _SOFTMAX and frame.operands is not None:
             frame.scores = args[0] if args else kwargs["input"]
         elif func in _PRODUCTS:
@@ -100,17 +114,17 @@ class AttentionWatch(TorchFunctionMode):
             if frame.scores is None:
                 frame.operands = (left, right)
             else:
-                self._report(frame, right, out)
+                out = self._report(frame, right, out)
         return out
 
-    def _report(self, frame: "_Frame", value: Tensor, out: Tensor) -> None:
+    def _report(self, frame: "_Frame", value: Tensor, out: Tensor) -> Tensor:
         assert frame.operands is not None
         assert frame.scores is not None
         query, key = frame.operands
         if frame.scores.shape[-1] != key.shape[-1]:
             # A softmax over more than the keys (attention sinks) is not the attention that is described here.
             frame.operands = frame.scores = None
-            return
+            return out
         seen = SeenAttention(
             query=self._by_head(query),
             key=self._by_head(key).transpose(-1, -2),
@@ -119,9 +133,9 @@ class AttentionWatch(TorchFunctionMode):
             head_output=self._by_head(out),
         )
         frame.operands = frame.scores = None
-        self._see(frame.module, seen)
+        return self._shown(frame.module, seen, out)
 
-    def _report_whole(self, frame: "_Frame", given: dict[str, Any], out: Tensor) -> None:
+    def _report_whole(self, frame: "_Frame", given: dict[str, Any], out: Tensor) -> Tensor:
         query, key = given["query"], given["key"]
         mask, scale = given.get("attn_mask"), given.get("scale")
         if given.get("is_causal"):
@@ -135,7 +149,19 @@ class AttentionWatch(TorchFunctionMode):
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
             mask=None if mask is None else mask.view((1,) * (4 - mask.dim()) + mask.shape),
         )
-        self._see(frame.module, seen)
+        return self._shown(frame.module, seen, out)
+
+    def _shown(self, module: nn.Module, seen: SeenAttention, out: Tensor) -> Tensor:
+        """Show what was seen, momentum added, and return what the family's code goes on with."""
+        momentum = momentum_in(module)
+        if momentum is not None:
+            call = AttentionCall(
+                seen.query, seen.key, seen.value, seen.mask if seen.scores is None else seen.scores, seen.scale, None
+            )
+            seen = replace(seen, head_output=seen.head_output + momentum(call).transpose(1, 2))
+            out = seen.head_output.reshape(out.shape)
+        self._see(module, seen)
+        return out
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x if x.dim() == 4 else x.view(self._batch, -1, *x.shape[-2:])
@@ -146,6 +172,12 @@ class AttentionWatch(TorchFunctionMode):
     def _step_out(self, module: nn.Module, args: Any, out: Any) -> None:
         if self._frames and self._frames[-1].module is module:
             self._frames.pop()
+
+
+def being_watched(model: nn.Module) -> bool:
+    """Whether a model's attention is being looked at already."""
+    modules = set(model.modules())
+    return any(not modules.isdisjoint(watch.modules) for watch in _watches)
 
 
 @dataclass

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualform.errors import ConfigError, ShapeError
+from dualform.errors import ConfigError, NumericalError, ShapeError
 
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 3))
 """Candidates for `NormalEquations.cross_validated`: 1e-5 to 10, two a decade."""
+
+_LEAST_FREE = 0.1
+"""Share of the rows that a strength must leave unfitted to be a candidate."""
+_ROUNDING = 1e-6
+"""Of sums of products in single precision, relative to the outputs' sum of squares."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,17 @@ class NormalEquations:
         self._x, self._y = zeros(d_in), zeros(d_out)
         self.weight = 0.0
         """Sum of the rows' weights."""
+        self.rows = 0
+        """Rows that tell something new, which is what cross-validation counts."""
 
-    def add(self, x: Tensor, y: Tensor | None, weight: float = 1.0) -> None:
+    def add(self, x: Tensor, y: Tensor | None, weight: float = 1.0, *, known: bool = False) -> None:
         """Take in some rows.
 
         Args:
             x: Inputs, `(row, d_in)`.
             y: Outputs, `(row, d_out)`; None for rows on which the map should give zero.
             weight: How much each of these rows counts.
+            known: The rows were added before, and get more weight now: what they tell is not new.
 
         Raises:
             ShapeError: Widths or numbers of rows do not fit.
@@ -67,7 +75,13 @@ class NormalEquations:
             raise ShapeError(
                 f"rows of shape {tuple(x.shape)} and {given} do not fit a map from {len(self._xx)} to {len(self._yy)}"
             )
-        # Products in the rows' own precision, their sums over batches in float64.
+        # Products in single precision at least (half would leave no Gram matrix that has an inverse), their sums over
+        # batches in float64.
+        if x.dtype.itemsize < 4:
+            x = x.float()
+        if y is not None and y.dtype != x.dtype:
+            y = y.to(x.dtype)
+        self.rows += 0 if known else len(x)
         self._xx += weight * (x.T @ x).double()
         self._x += weight * x.sum(0, dtype=torch.float64)
         self.weight += weight * len(x)
@@ -98,8 +112,9 @@ class NormalEquations:
     def cross_validated(self, strengths: tuple[float, ...] = STRENGTHS) -> RidgeFit:
         """The fit whose strength has the least generalised cross-validation error, summed over outputs.
 
-        Rows are counted by their weights. Rows of one text are not independent, so the choice leans towards too
-        little penalty.
+        Every new row counts once, whatever its weight: a weight does not make it tell more. Rows of one text are not
+        independent, so the choice leans towards too little penalty; strengths that leave less than a tenth of the rows
+        free are passed over, where the error is a quotient of two numbers near zero.
 
         Args:
             strengths: Candidates, as `solve` takes them.
@@ -119,14 +134,20 @@ class NormalEquations:
         rotated = vectors.T @ cross
         power = rotated.square().sum(1)
         scale = float(values.mean())
+        n = float(self.rows)
+        # A residual is what two large sums leave; below their rounding it says nothing.
+        least = _ROUNDING * float(total)
         errors = []
         for strength in strengths:
             shifted = values + max(strength * scale, 1e-300)
             residual = float(total - (power * (2 / shifted - values / shifted.square())).sum())
             freedom = float((values / shifted).sum()) + self._intercept
-            left = self.weight - freedom
-            errors.append(self.weight * max(residual, 0.0) / left**2 if left > 0 else float("inf"))
-        best = strengths[min(range(len(strengths)), key=errors.__getitem__)]
+            left = n - freedom
+            errors.append(n * max(residual, least) / left**2 if left > _LEAST_FREE * n else float("inf"))
+        # Where no candidate leaves enough, the strongest is the least bad.
+        best = max(strengths)
+        if min(errors) < float("inf"):
+            best = strengths[min(range(len(strengths)), key=errors.__getitem__)]
         return self._fit(vectors @ (rotated / (values + max(best * scale, 1e-300))[:, None]), best)
 
     def _centred(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,4 +173,9 @@ class NormalEquations:
         quadratic = quadratic + 2 * (self._x @ coefficients * c).sum() + self.weight * c.square().sum()
         total = self._yy.sum()
         explained = float((2 * fitted - quadratic) / total) if total > 0 else float("nan")
+        if not torch.isfinite(coefficients).all() or explained > 1.05:
+            raise NumericalError(
+                f"a ridge fit of {self.rows} rows at strength {strength:g} is no fit: it explains {explained:.3g} of "
+                "what it was fitted to. Raise the strength, or use float32."
+            )
         return RidgeFit(coefficients.T.contiguous(), c, strength, explained)

@@ -21,6 +21,9 @@ AXES: dict[str, tuple[str, str]] = {
 }
 """Axis -> its name beside a scale, and as a heading; in the order of the page."""
 
+NO_FOLD = ("rank-one", "kv-momentum")
+"""Methods that read the prompt with every query: a check of the theory, and a prompt that is more than one."""
+
 LOGARITHMIC = ("k", "texts", "strength")
 """Axes that are drawn on a log scale."""
 
@@ -182,8 +185,12 @@ def parts_name(composition: Composition) -> str:
 
 
 def best_point(points: Sequence[FoldPoint]) -> FoldPoint | None:
-    """The most accurate, the first of equals; None without numbers."""
-    found = [point for point in points if finite(point.accuracy.mean) is not None]
+    """The most accurate fold, the first of equals; None without numbers. What still reads the prompt is none."""
+    found = [
+        point
+        for point in points
+        if finite(point.accuracy.mean) is not None and not (point.axis == "method" and point.value in NO_FOLD)
+    ]
     return max(found, key=lambda point: finite(point.accuracy.mean) or 0.0) if found else None
 
 

@@ -10,6 +10,7 @@ from dualform.report.against_page import GLOSSARY as AGAINST_GLOSSARY
 from dualform.report.against_page import against_section
 from dualform.report.folding_page import render_folding
 from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of
+from dualform.report.momentum_page import render_momentum
 from dualform.report.numerals import (
     MISSING,
     count,
@@ -92,6 +93,8 @@ def render_page(result: Result) -> str:
         return render_selection(result)
     if result.study == "folding":
         return render_folding(result)
+    if result.study == "momentum":
+        return render_momentum(result)
     return render_shell(
         "page.html.j2",
         result,

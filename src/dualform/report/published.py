@@ -1,13 +1,14 @@
 """What arXiv:2212.10559v3 reports, for a run that follows its protocol to stand beside.
 
-Accuracies are those of each task; Rec2FTP, SimAOU, SimAM and Kendall are means over the paper's six tasks.
+Accuracies are those of each task; Rec2FTP, SimAOU, SimAM and Kendall are means over the paper's six tasks. Of momentum
+attention it reports one run each with it and without, and neither eta nor code.
 """
 
 from dataclasses import dataclass
 
 from dualform.report.measures import measure_of
 from dualform.report.palette import learner_style
-from dualform.result import Estimate, Result
+from dualform.result import Estimate, MomentumArm, Result
 
 PRESET = "dai2023"
 """The preset that follows the paper's protocol."""
@@ -51,6 +52,67 @@ _ACCURACIES: dict[str, dict[str, tuple[float, float]]] = {
     "cb": {"zsl": (0.375, 0.429), "ft": (0.554, 0.571), "icl": (0.571, 0.554)},
 }
 """Task -> learner -> accuracy."""
+
+
+MOMENTUM_PERPLEXITY: dict[str, tuple[float, float]] = {
+    "256": (19.50, 19.37),
+    "512": (16.87, 16.73),
+    "1024": (15.14, 15.02),
+}
+"""Tokens of validation text -> perplexity without and with momentum attention, of models of 350M parameters."""
+
+_MOMENTUM_TRAINING = (17.61, 17.55)
+"""The same on training text of 1,024 tokens."""
+
+_MOMENTUM_ACCURACY: dict[str, tuple[float, float]] = {
+    "sst5": (0.253, 0.274),
+    "imdb": (0.640, 0.703),
+    "mr": (0.612, 0.648),
+    "cb": (0.439, 0.468),
+    "arc-e": (0.482, 0.500),
+    "piqa": (0.687, 0.690),
+}
+"""Task -> accuracy of those models in context, likewise."""
+
+
+@dataclass(frozen=True)
+class BesideMomentum:
+    """One number without and with momentum attention: the paper's, of one run each, and this run's."""
+
+    title: str
+    published: tuple[float, float]
+    run: tuple[Estimate | None, Estimate | None]
+    """None where this run has no such number."""
+    share: bool
+    """Whether it is a share of answers, to be written in per cent."""
+
+
+def momentum_beside_the_paper(vanilla: MomentumArm | None, momentum: MomentumArm | None) -> list[BesideMomentum]:
+    """The paper's numbers of momentum attention, with this run's at the same lengths and on the same tasks.
+
+    Args:
+        vanilla: This run's arm without momentum.
+        momentum: The one with it that is to stand beside the paper's.
+    """
+    arms = (vanilla, momentum)
+
+    def perplexities(length: str) -> tuple[Estimate | None, Estimate | None]:
+        first, second = (arm.perplexity.get(length) if arm is not None else None for arm in arms)
+        return first, second
+
+    def accuracies(task: str) -> tuple[Estimate | None, Estimate | None]:
+        found = [{score.task: score.accuracy for score in arm.tasks} if arm is not None else {} for arm in arms]
+        return found[0].get(task), found[1].get(task)
+
+    rows = [BesideMomentum("training perplexity, 1,024 tokens", _MOMENTUM_TRAINING, (None, None), share=False)]
+    for length, published in MOMENTUM_PERPLEXITY.items():
+        title = f"validation perplexity, {int(length):,} tokens"
+        rows.append(BesideMomentum(title, published, perplexities(length), share=False))
+    for task, published in _MOMENTUM_ACCURACY.items():
+        rows.append(BesideMomentum(f"accuracy, {task}", published, accuracies(task), share=True))
+    means = [sum(each[side] for each in _MOMENTUM_ACCURACY.values()) / len(_MOMENTUM_ACCURACY) for side in (0, 1)]
+    rows.append(BesideMomentum("accuracy, mean of the six", (means[0], means[1]), (None, None), share=True))
+    return rows
 
 
 def beside_the_paper(result: Result) -> list[Beside]:

@@ -87,7 +87,7 @@ def task_facts(asked: Asked) -> dict[str, Any]:
     }
 
 
-def environment(lm: LanguageModel, seconds: float) -> dict[str, Any]:
+def environment(device: torch.device | str, seconds: float) -> dict[str, Any]:
     """See `Result.environment`."""
     packages = ("torch", "transformers", "peft", "scikit-learn", "scipy")
     return {
@@ -96,7 +96,7 @@ def environment(lm: LanguageModel, seconds: float) -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": str(lm.device),
+        "device": str(device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "command": _command(),

@@ -17,12 +17,13 @@ from torch import Tensor
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.checkpoint import check_target, write_adapter, write_checkpoint
+from dualform.models.checkpoint import check_target, require_plain_weights, write_adapter, write_checkpoint
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
 from dualform.models.model_card import CardFacts, Measured, model_card
 from dualform.models.perplexity import perplexity, text_losses
 from dualform.ops.low_rank import low_rank
+from dualform.progress import Progress, Silent
 from dualform.result import Result, WrittenFold
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison_config import ComparisonConfig
@@ -36,7 +37,6 @@ from dualform.studies.folds import (
     require_writable,
 )
 from dualform.studies.outcome import SeedOutcome
-from dualform.studies.progress import Progress, Silent
 from dualform.studies.settings import checked, given_settings
 from dualform.studies.summary import summarise
 from dualform.tasks.task import Task
@@ -124,6 +124,7 @@ def fold(
     lm = lm or config.load_model(config.model)
     # Refused before minutes of work, not after them.
     check_target(lm, folder, overwrite)
+    require_plain_weights(lm)
     require_writable(lm, config.fold.method, config.form == "checkpoint")
     bench = Bench.of(config, lm, task)
     read = check_fold(bench, config.fold)
@@ -158,14 +159,19 @@ def fold(
             losses = (before, perplexity(text_losses(lm, opening, plain)))
     card = model_card(_facts(config, result, adapted, losses, kept))
     progress.advance(0, "writing")
+    differences: list[float] = []
+
+    def check(unfinished: Path) -> None:
+        if config.verify:
+            progress.advance(0, "verifying")
+            differences.append(verified(lm, adapted, bench, unfinished, config))
+
     if config.form == "lora":
-        write_adapter(lm, adapted.deltas, folder, config.rank, card, _base(lm, config)[0], overwrite)
+        base = _base(lm, config)[0]
+        write_adapter(lm, adapted.deltas, folder, config.rank, card, base, overwrite, check)
     else:
-        write_checkpoint(lm, adapted.deltas, folder, card, overwrite)
-    difference = None
-    if config.verify:
-        progress.advance(0, "verifying")
-        difference = verified(lm, adapted, bench, folder, config)
+        write_checkpoint(lm, adapted.deltas, folder, card, overwrite, check)
+    difference = differences[0] if differences else None
     assert result.fold is not None
     about = WrittenFold(
         form=config.form, kept=kept, perplexity=None if losses is None else list(losses), difference=difference
@@ -272,7 +278,7 @@ def _facts(
         seed=int(seed),
         rows=result.demonstrations.rows[seed],
         method=config.fold.method,
-        settings=config.fold.model_dump(mode="json", exclude={"method"}),
+        settings=config.fold.used(),
         changed=[change.parameter for change in adapted.deltas],
         form="adapter" if config.form == "lora" else "checkpoint",
         label_words=result.task.get("label_words") or (),
@@ -346,12 +352,13 @@ def verified(
         )
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"{folder} was written but does not load in a fresh process: {last}")
+        raise ModelError(f"what was written does not load in a fresh process, so it was removed again: {last}")
     difference = float(run.stdout.strip().splitlines()[-1])
     # A device or half precision adds up in another order.
     plain = lm.model.dtype.itemsize >= 4 and lm.device.type == "cpu"
     if not difference < (_TOLERANCE if plain else 0.05):
         raise ModelError(
-            f"{folder} gives log-probabilities that differ from those in memory by {difference:.1e} nats: do not use it"
+            f"what was written gives log-probabilities that differ from those in memory by {difference:.1e} nats, so "
+            "it was removed again. Please report this model."
         )
     return difference

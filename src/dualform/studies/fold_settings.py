@@ -12,6 +12,19 @@ IN_WEIGHTS: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix
 """Methods whose outcome is a change of weights, so that it can be written as a checkpoint."""
 
 
+CALIBRATED: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix", "task-vector")
+"""Methods that read calibration texts."""
+
+READ: dict[str, tuple[FoldMethod, ...]] = {
+    "calibration": CALIBRATED,
+    "texts": CALIBRATED,
+    **dict.fromkeys(
+        ("plain", "plain_texts", "plain_length", "plain_weight", "answer_weight", "strength", "layers"), ("ridge",)
+    ),
+}
+"""Which methods look at a setting."""
+
+
 class FoldSettings(BaseModel):
     """How a prompt is folded, and from which texts."""
 
@@ -39,6 +52,11 @@ class FoldSettings(BaseModel):
     """Ridge penalty in units of an input's mean square, or `gcv`: generalised cross-validation, layer by layer."""
     layers: tuple[int, ...] | None = None
     """Which layers are folded; null for all."""
+
+    def used(self) -> dict[str, object]:
+        """The settings that the method looks at, as JSON has them."""
+        given = self.model_dump(mode="json", exclude={"method"})
+        return {name: value for name, value in given.items() if self.method in READ[name]}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -15,13 +15,14 @@ from typing import Any
 
 from torch import Tensor
 
-from dualform.errors import DualformError
+from dualform.errors import DualformError, StorageError
 from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
 from dualform.models.perplexity import text_losses
+from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.facts import Asked, environment, model_facts
@@ -30,7 +31,6 @@ from dualform.studies.folding_config import Fold, FoldingConfig
 from dualform.studies.folding_summary import FoldOutcome, SeedFolds, summarise_folding
 from dualform.studies.folds import check_fold, make_fold, perplexity_passages
 from dualform.studies.pieces import Cells, NoCells, Piece
-from dualform.studies.progress import Progress, Silent
 from dualform.studies.tuning import trained
 from dualform.tasks.task import Task
 
@@ -87,7 +87,9 @@ def folding(
     asked = Asked.of(study.bench, study.notes)
     facts = {**model_facts(lm), "inputs": study.inputs, "refused_routes": list(lm.refused)}
     labels = {name: other.labels for name, other in study.others.items()}
-    result = summarise_folding(config, asked, base, seeds, labels, facts, environment(lm, time.perf_counter() - start))
+    result = summarise_folding(
+        config, asked, base, seeds, labels, facts, environment(lm.device, time.perf_counter() - start)
+    )
     return FoldingStudy(result, asked, base, seeds)
 
 
@@ -151,6 +153,8 @@ class _Study:
             digest(other, [one for (task, _), one in drawn_there.items() if task == name])
             for name, other in others.items()
         ]
+        for name in config.compose:
+            check_fold(others[name], config.fold)
         inputs = digest(bench, drawn.values(), [*check_fold(bench, config.fold), repr(plain), *elsewhere])
         return cls(config, lm, bench, others, plain, drawn, drawn_there, missing, inputs, cells, progress, tuple(notes))
 
@@ -237,7 +241,7 @@ class _Study:
             made = make_fold(bench, drawn, fold.settings)
             answers = self._ask(self.bench, made.adapted)
         except DualformError as error:
-            if fold == self.config.default:
+            if fold == self.config.default or isinstance(error, StorageError):
                 raise
             # One way of folding that cannot be had (a method on this family, texts that the model fails to write) is
             # told in its place; the others go on.

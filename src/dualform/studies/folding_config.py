@@ -100,6 +100,11 @@ class FoldingConfig(StudyConfig):
                 problems.append(f"{name} {list(given)} must be different")
         if self.task in (*self.transfer, *self.compose):
             problems.append(f"task {self.task} is the study's own: name others to transfer to or to compose with")
+        if self.compose and self.fold.calibration not in get_args(Source):
+            problems.append(
+                f"calibration {self.fold.calibration} holds this task's texts, and compose folds others too: use train "
+                "or generated"
+            )
         if (self.transfer or self.compose) and self.fold.method not in IN_WEIGHTS:
             problems.append(
                 f"transfer and compose need a fold that changes weights, and {self.fold.method} changes none"

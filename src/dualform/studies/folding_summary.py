@@ -161,14 +161,20 @@ def _point(
     same = torch.stack([(a.argmax(1) == b.argmax(1)).double() for a, b in zip(tables, prompted, strict=True)])
     ratio = None
     if all("plain" in outcome.tensors for outcome in outcomes):
-        after = [perplexity(outcome.tensors["plain"]) for outcome in outcomes]
-        ratio = sum(after) / len(after) / perplexity(base["plain"])
+        # Over all seeds' tokens, as `Perplexity.ratio`.
+        ratio = perplexity(torch.cat([outcome.tensors["plain"] for outcome in outcomes])) / perplexity(base["plain"])
     strengths = [outcome.about["strength"] for outcome in outcomes]
     fitted = min(len(one.demonstrations[fold.k].demonstrations.rows) for one in seeds)
     read = {outcome.about["texts"] for outcome in outcomes}
     said = []
     if fitted < fold.k:
         said.append(f"{fitted} demonstrations fit")
+    if planned.axis == "source" and {outcome.about["source"] for outcome in outcomes} != {planned.value}:
+        said.append("the train split has too few other rows, so the model wrote the texts")
+    if fold.settings.method == "rank-one":
+        said.append("a check of the theory: reads the prompt with every query")
+    elif fold.settings.method == "kv-momentum":
+        said.append("a query still reads the prompt's keys and values")
     if planned.axis == "texts" and max(read) < fold.settings.texts:
         said.append(f"{max(read)} texts were to be had")
     return FoldPoint(

@@ -1,8 +1,10 @@
 """A fold of a task's demonstrations: the texts that it is calibrated on, and the learner that its settings name."""
 
+import contextlib
 import hashlib
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +26,10 @@ from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
 from dualform.models.stepping import require_editable_outputs
 from dualform.studies.bench import Bench, Drawn, weights_digest
-from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
+from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.task import Example
 from dualform.tasks.texts import read_lines, unlabelled_texts
-
-CALIBRATED = ("ridge", "thought-vector", "thought-matrix", "task-vector")
-"""Methods that read calibration texts."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,11 @@ def make_fold(
     Raises:
         DualformError: Texts or model cannot be used, named.
     """
+    begin = time.perf_counter()
     texts = fold_texts(bench, drawn, settings)
+    seconds = time.perf_counter() - begin
     learner = fold_learner(bench.lm, bench.encoder.opening, texts, settings, drawn.demonstrations.seed)
-    written = _cost_of_writing(bench, drawn, texts)
+    written = _cost_of_writing(bench, drawn, texts, seconds)
     if not isinstance(learner, Folded):
         made = MadeFold(_charged(learner.adapt(bench.lm, drawn.encoded), written), texts, None, ())
         report(1.0)
@@ -97,8 +98,8 @@ def make_fold(
     return MadeFold(_charged(fold.adapted, written), texts, sum(strengths) / len(strengths), fold.explained)
 
 
-def _cost_of_writing(bench: Bench[StudyConfig], drawn: Drawn, texts: FoldTexts) -> AdaptationCost:
-    """What the model's own texts took, token by token; those that it wrote in vain are left out.
+def _cost_of_writing(bench: Bench[StudyConfig], drawn: Drawn, texts: FoldTexts, seconds: float) -> AdaptationCost:
+    """What the model's own texts took, token by token; those that it wrote in vain count in seconds alone.
 
     Plain text counts in full although it is written once a model and kept: who folds once pays for it.
     """
@@ -109,12 +110,12 @@ def _cost_of_writing(bench: Bench[StudyConfig], drawn: Drawn, texts: FoldTexts) 
     if texts.plain_source == "generated":
         lengths += [(len(bench.encoder.opening), len(text)) for text in texts.plain]
     flops = sum(forward_flops(lm.model, lm.anatomy, own, prefix=prefix, scored=own) for prefix, own in lengths)
-    return AdaptationCost(0.0, sum(own for _, own in lengths), flops)
+    return AdaptationCost(seconds, sum(own for _, own in lengths), flops)
 
 
 def _charged(adapted: Adapted, more: AdaptationCost) -> Adapted:
     """The same, with more cost."""
-    if not more.tokens or not isinstance(adapted, AdaptedModel | PatchedModel):
+    if not isinstance(adapted, AdaptedModel | PatchedModel):
         return adapted
     cost = AdaptationCost(adapted.cost.seconds, adapted.cost.tokens + more.tokens, adapted.cost.flops + more.flops)
     return replace(adapted, cost=cost)
@@ -268,8 +269,9 @@ def plain_texts(
         return plain_passages(lm, path, length, settings.plain_texts), path.name
     about = f"{weights_digest(lm)} {opening} {settings.plain_texts} {length}"
     kept = cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
-    if kept.exists():
-        return tuple(tuple(some) for some in json.loads(kept.read_text(encoding="utf-8"))), "generated"
+    # One that is damaged is written anew.
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return tuple(tuple(map(int, some)) for some in json.loads(kept.read_text(encoding="utf-8"))), "generated"
     written = generate_plain(lm, opening, settings.plain_texts, length, seed=0)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as temporary:

@@ -20,12 +20,12 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
+from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest, sample
 from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
 from dualform.studies.pieces import Cells, NoCells, Piece
-from dualform.studies.progress import Progress, Silent
 from dualform.studies.selection_config import SelectionConfig
 from dualform.studies.selection_summary import (
     SETS,
@@ -112,7 +112,7 @@ def selection(
     facts = {**model_facts(lm), "inputs": inputs, "refused_routes": list(lm.refused)}
     asked = Asked.of(bench, sets.notes)
     found = Found(sets.examples, tuple(seeds), zsl, budget, facts, sets.notes)
-    result = summarise_selection(config, asked, found, environment(lm, time.perf_counter() - start))
+    result = summarise_selection(config, asked, found, environment(lm.device, time.perf_counter() - start))
     return SelectionStudy(result, asked, found)
 
 

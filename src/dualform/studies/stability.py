@@ -17,11 +17,11 @@ from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rate import RateSearch
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
+from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest
 from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.pieces import Cells, NoCells, Piece
-from dualform.studies.progress import Progress, Silent
 from dualform.studies.stability_config import StabilityConfig
 from dualform.studies.stability_summary import ModelRuns, Run, summarise_stability
 from dualform.studies.tuning import trained
@@ -85,7 +85,7 @@ def stability(
         found.append(_run_model(name, bench, len(config.models) - number, cells, progress))
     assert asked is not None
     assert lm is not None
-    where = environment(lm, time.perf_counter() - start)
+    where = environment(lm.device, time.perf_counter() - start)
     return StabilityStudy(summarise_stability(config, asked, found, where), asked, tuple(found))
 
 

@@ -73,7 +73,7 @@ def summarise(
         study="comparison",
         config=config.model_dump(mode="json"),
         environment={
-            **environment(lm, seconds),
+            **environment(lm.device, seconds),
             "control_seconds": round(sum(outcome.control_seconds for outcome in outcomes), 1),
         },
         model={**model_facts(lm), "inputs": outcomes[0].inputs},

@@ -1,4 +1,4 @@
-"""How a study says how far it is, to whoever draws the bar."""
+"""How long work says how far it is, to whoever draws the bar."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ class Progress(Protocol):
     """Receives the amount of work ahead, then pieces of it as they are done."""
 
     def start(self, total: float) -> None:
-        """So much work lies ahead, in tokens read."""
+        """So much work lies ahead, in tokens read or in steps."""
         ...
 
     def advance(self, amount: float, doing: str) -> None:

@@ -1,0 +1,1 @@
+"""Small models trained from nothing, on text that one can name."""

@@ -1,0 +1,215 @@
+"""Everything that decides what a training run makes of a corpus."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from dualform.errors import ConfigError
+from dualform.lab.tokenizer import SMALLEST_VOCABULARY
+
+RECIPES: tuple[str, ...] = ("tiny", "small", "124m", "350m")
+"""Shipped with dualform, by size."""
+
+Precision = Literal["float32", "bfloat16", "float64"]
+"""float32; bfloat16 arithmetic (autocast) on float32 weights; float64, for checks."""
+
+
+class Recipe(BaseModel):
+    """One training run, but for the text. Equal recipes on equal text make equal models, bit for bit on one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: dict[str, Any]
+    """The model's family (`model_type`) and fields of its transformers config; or the name of a recipe, for the model
+    in it. Vocabulary and end-of-text token are set from the rest; positions, unless given, to `length`."""
+    vocab_size: int = Field(ge=SMALLEST_VOCABULARY)
+    """Tokens that the model knows; a corpus without a tokenizer of its own gets one of this size."""
+    length: int = Field(ge=2)
+    """Tokens of a sequence."""
+
+    tokens: int = Field(ge=1)
+    """Tokens to train on; what is left after the last whole batch is not used."""
+    batch_tokens: int = Field(ge=2)
+    """Tokens of a step, over all processes: a multiple of `length`."""
+    micro_batch: int = Field(default=8, ge=1)
+    """Most sequences in one forward of one process: bounds memory. Gradients are summed up to the batch."""
+
+    learning_rate: float = Field(gt=0, le=1e3)
+    """AdamW's highest."""
+    warmup: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly to its highest."""
+    final_rate: float = Field(default=0.1, ge=0, le=1)
+    """Rate of the last step, as a share of the highest; the way down is a cosine."""
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """Of matrices; embeddings, biases and norms do not decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's two memories."""
+    epsilon: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
+    """AdamW's."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Longest gradient (L2 over all weights); null for any."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the initial weights, and of dropout where the config has any."""
+    data_seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the order of the text."""
+    precision: Precision = "float32"
+    """float32, bfloat16 (autocast; weights and optimiser stay float32), or float64."""
+
+    checkpoint_every: int = Field(default=1000, ge=1)
+    """Steps; the last step is kept in any case."""
+    evaluate_every: int = Field(default=1000, ge=1)
+    """Steps between validation losses, where there is validation text; after the last step in any case."""
+    evaluate_tokens: int = Field(default=1 << 16, ge=1)
+    """Most tokens of a validation loss, evenly spread over the text."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_of(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        if given not in RECIPES:
+            raise ValueError(f"must be a config or one of {', '.join(RECIPES)}")
+        return _preset(given)["model"]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_tokens % self.length:
+            lower = self.batch_tokens // self.length * self.length
+            near = " or ".join(str(n) for n in (lower, lower + self.length) if n)
+            raise ValueError(f"batch_tokens {self.batch_tokens} must be a multiple of length {self.length}: {near}")
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens {self.tokens} must be at least one batch of {self.batch_tokens}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)} must lie between 0 and 1, 1 left out")
+        if self.clip is not None and not math.isfinite(self.clip):
+            raise ValueError(f"clip {self.clip} must be finite, or null for any gradient")
+        self.config()
+        return self
+
+    @property
+    def sequences(self) -> int:
+        """Of a batch."""
+        return self.batch_tokens // self.length
+
+    @property
+    def steps(self) -> int:
+        """Of the run."""
+        return self.tokens // self.batch_tokens
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0: up linearly, down along a cosine."""
+        warmup = round(self.warmup * self.steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        way = (step - warmup) / max(1, self.steps - 1 - warmup)
+        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * way)) / 2)
+
+    def config(self, end_of_text: int = 0) -> PretrainedConfig:
+        """The model's config in transformers.
+
+        Args:
+            end_of_text: Id of the token between documents.
+
+        Raises:
+            ValueError: The family is unknown or writes no text, or a field is unknown or has no usable value.
+        """
+        fields = dict(self.model)
+        family = fields.pop("model_type", None)
+        if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or family not in CONFIG_MAPPING:
+            raise ValueError(
+                f"model_type {family!r} is no causal language model of transformers"
+                f"{_meant(str(family), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+            )
+        kind = CONFIG_MAPPING[family]
+        # A misspelt field would be kept and never looked at, and its default be used.
+        known = {*inspect.signature(kind.__init__).parameters, *kind.attribute_map} - {"self", "kwargs", "vocab_size"}
+        for name in fields:
+            if name == "vocab_size":
+                raise ValueError("vocab_size stands beside the model, not in it")
+            if name not in known:
+                raise ValueError(f"{kind.__name__} has no field {name!r}{_meant(name, known)}")
+        # No padding token: the row of the embedding that has that part does not learn, and this one has to.
+        tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None}
+        positions = {"max_position_embeddings": self.length} if "max_position_embeddings" in known else {}
+        if kind.attribute_map.get("max_position_embeddings") in fields:
+            positions = {}
+        try:
+            config: PretrainedConfig = kind(**{"vocab_size": self.vocab_size, **tokens, **positions, **fields})
+        # Each config checks in its own way.
+        except Exception as error:
+            raise ValueError(f"{kind.__name__} does not accept this model: {' '.join(str(error).split())}") from error
+        window = getattr(config, "max_position_embeddings", None)
+        if isinstance(window, int) and window < self.length:
+            raise ValueError(f"the model has {window} positions, and sequences are {self.length} tokens long")
+        return config
+
+    def build(self, end_of_text: int = 0) -> PreTrainedModel:
+        """The model, its weights drawn by the family's own rule from `seed`, on the CPU.
+
+        The same on every machine, and the global random state is left as it was.
+
+        Args:
+            end_of_text: Id of the token between documents.
+        """
+        dtype = torch.float64 if self.precision == "float64" else torch.float32
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            # torch.manual_seed would seed other devices as well, which are not forked.
+            torch.default_generator.manual_seed(self.seed)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config(end_of_text), dtype=dtype)
+        return model
+
+
+def load_recipe(name: str | Path, **settings: Any) -> Recipe:
+    """A shipped recipe or a YAML file of one's own, with some settings changed.
+
+    Args:
+        name: One of `RECIPES`, or a file.
+        **settings: In place of what stands there.
+
+    Raises:
+        ConfigError: There is no such recipe, or all that is wrong with its values.
+    """
+    if str(name) in RECIPES:
+        given = _preset(str(name))
+    else:
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"recipe {str(name)!r} is unknown: give one of {', '.join(RECIPES)}, or a YAML file")
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read as a recipe: {error}") from error
+        if not isinstance(given, dict):
+            raise ConfigError(f"{path} should hold settings as `name: value` lines")
+    try:
+        return Recipe(**{**given, **settings})
+    except ValidationError as error:
+        raise ConfigError(f"recipe {name}: " + "; ".join(map(_sentence, error.errors()))) from error
+
+
+def _sentence(problem: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    given = f" (given {problem['input']!r})" if where and problem["type"] != "missing" else ""
+    return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _preset(name: str) -> dict[str, Any]:
+    text = resources.files("dualform.lab").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    given: dict[str, Any] = yaml.safe_load(text)
+    return given
+
+
+def _meant(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; is {close[0]!r} meant?" if close else ""

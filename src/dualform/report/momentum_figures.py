@@ -1,0 +1,251 @@
+"""What a comparison of momentum attention with vanilla holds, as its sentences, tables and charts read it.
+
+Lookups that do without what is missing, differences between any two arms of one baseline, and numbers as text.
+"""
+
+import math
+from collections.abc import Sequence
+
+from scipy.stats import t as student
+
+from dualform.report.numerals import MISSING, Interval, count, finite, known
+from dualform.report.phrases import apart
+from dualform.result import (
+    Estimate,
+    MomentumArm,
+    MomentumRegression,
+    MomentumReport,
+    Paired,
+    PretrainedMomentum,
+    RegressionCurve,
+    TaskScore,
+)
+
+MOMENTUM = "momentum"
+"""The kind of arm that the study is about: the paper's sum with a fixed eta."""
+
+
+def lengths(report: MomentumReport) -> list[str]:
+    """Lengths of text at which anything was measured, shortest first; those that are no numbers last."""
+    found = dict.fromkeys(key for arm in report.arms for key in [*arm.perplexity, *arm.difference])
+    return sorted(found, key=lambda key: int(key) if key.isdecimal() else math.inf)
+
+
+def full_length(report: MomentumReport) -> str | None:
+    """The trained length, where something was measured at it; else the longest; None without any."""
+    found = lengths(report)
+    if str(report.length) in found:
+        return str(report.length)
+    return next((key for key in reversed(found) if key.isdecimal()), None)
+
+
+def length_name(key: str) -> str:
+    """A length as text: `1,024`."""
+    return count(int(key)) if key.isdecimal() else key
+
+
+def arm_of(report: MomentumReport, name: str | None) -> MomentumArm | None:
+    """The arm of that name; None where there is none."""
+    return next((arm for arm in report.arms if arm.name == name), None)
+
+
+def baselines(report: MomentumReport) -> list[str]:
+    """Names of the arms that others are compared with, as they come."""
+    return list(dict.fromkeys(arm.baseline for arm in report.arms if arm.baseline is not None))
+
+
+def perplexity_at(arm: MomentumArm, length: str | None) -> float | None:
+    """Mean perplexity over seeds; None where there is none."""
+    return finite(arm.perplexity[length].mean) if length in arm.perplexity else None
+
+
+def difference_at(arm: MomentumArm, length: str | None) -> Paired | None:
+    """Loss less the baseline's; None where it has no number."""
+    found = arm.difference.get(length) if length is not None else None
+    return found if found is not None and finite(found.mean) is not None else None
+
+
+def lowest_arm(arms: Sequence[MomentumArm], length: str | None) -> MomentumArm | None:
+    """The arm with the lowest perplexity, the first of equals; None without numbers."""
+    found = [(number, arm) for arm in arms if (number := perplexity_at(arm, length)) is not None]
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def best_momentum(report: MomentumReport, length: str | None) -> MomentumArm | None:
+    """Of the arms with the paper's sum and a fixed eta, the one with the lowest perplexity."""
+    return lowest_arm([arm for arm in report.arms if arm.kind == MOMENTUM], length)
+
+
+def seedwise(values: dict[str, float]) -> Paired | None:
+    """Mean of a number a seed, with Student's interval and two-sided test; None without seeds.
+
+    `p_signs` is left out: only studies compute it.
+    """
+    n = len(values)
+    if n == 0:
+        return None
+    mean = sum(values.values()) / n
+    interval: Interval = (None, None)
+    p = None
+    if n > 1:
+        error = math.sqrt(sum((value - mean) ** 2 for value in values.values()) / (n - 1) / n)
+        # float(): scipy's own scalars would turn a float into numpy's.
+        half = float(student.ppf(0.975, n - 1)) * error
+        interval = (mean - half, mean + half)
+        p = float(2 * student.sf(abs(mean) / error, n - 1)) if error > 0 else None
+    return Paired(mean=mean, ci95=interval, p=p, p_signs=None, per_seed=dict(values), n=n)
+
+
+def between(first: MomentumArm, second: MomentumArm, length: str | None) -> Paired | None:
+    """Loss of the first arm less that of the second, seed by seed; None unless one baseline joins them.
+
+    Both began a seed with the same weights and read the same text as their baseline, whose loss falls out.
+    """
+    if second.name == first.baseline:
+        return difference_at(first, length)
+    one, two = (_seeds(arm, length) for arm in (first, second))
+    if first.name == second.baseline:
+        return seedwise({seed: -value for seed, value in two.items()})
+    if first.baseline is None or first.baseline != second.baseline:
+        return None
+    return seedwise({seed: value - two[seed] for seed, value in one.items() if seed in two})
+
+
+def over_tasks(arm: MomentumArm) -> Paired | None:
+    """Accuracy less the baseline's, mean over tasks within a seed; None without differences.
+
+    A seed counts where every task has its difference.
+    """
+    scored = [score.difference.per_seed for score in arm.tasks if score.difference is not None]
+    if not scored or len(scored) < len(arm.tasks):
+        return None
+    means = {}
+    for seed in scored[0]:
+        values = [finite(per_seed.get(seed)) for per_seed in scored]
+        numbers = [value for value in values if value is not None]
+        if len(numbers) == len(values):
+            means[seed] = sum(numbers) / len(numbers)
+    return seedwise(means)
+
+
+def mean_accuracy(arm: MomentumArm) -> float | None:
+    """Mean accuracy over tasks; None where one has none."""
+    values = [finite(score.accuracy.mean) for score in arm.tasks]
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+
+
+def side(found: Paired | None) -> int | None:
+    """Where a difference lies beside 0.
+
+    Returns:
+        1 where its interval lies above, -1 where it lies below, 0 where it holds 0, None without an interval.
+    """
+    return None if found is None else apart(found.ci95, (0.0, 0.0))
+
+
+def added_parameters(report: MomentumReport, arm: MomentumArm) -> int | None:
+    """How many parameters an arm has beyond its baseline; None where there is no baseline."""
+    base = arm_of(report, arm.baseline)
+    return None if base is None else arm.parameters - base.parameters
+
+
+def at_chance(score: TaskScore) -> bool:
+    """Whether an accuracy is not shown to lie above that of always giving the most frequent answer."""
+    ends, chance = known(score.accuracy.ci95), finite(score.chance)
+    return ends is not None and chance is not None and ends[0] <= chance
+
+
+def conditions(regression: MomentumRegression) -> list[float]:
+    """Condition numbers, smallest first."""
+    return sorted({curve.condition for curve in regression.curves})
+
+
+def curves_at(regression: MomentumRegression, condition: float) -> list[RegressionCurve]:
+    """The arms' curves at one condition number, as they come."""
+    return [curve for curve in regression.curves if curve.condition == condition]
+
+
+def references_at(regression: MomentumRegression, condition: float) -> dict[str, RegressionCurve]:
+    """The exact predictors' curves at one condition number."""
+    return {
+        name: curve
+        for name, curves in regression.references.items()
+        for curve in curves
+        if curve.condition == condition
+    }
+
+
+def exact_kind(name: str) -> str:
+    """Of an exact predictor: `gradient descent, 3 steps` -> `gradient descent`."""
+    return name.partition(",")[0]
+
+
+def by_model(report: MomentumReport) -> dict[str, list[PretrainedMomentum]]:
+    """What was put into each model, by its name."""
+    found: dict[str, list[PretrainedMomentum]] = {}
+    for each in report.pretrained:
+        found.setdefault(each.model, []).append(each)
+    return found
+
+
+def last_error(curve: RegressionCurve) -> Estimate | None:
+    """The error at the last point; None without points."""
+    return curve.loss[-1] if curve.loss else None
+
+
+def nats(value: float | None) -> str:
+    """A difference of losses as `-0.0123`, with further digits where it would round to zero."""
+    number = finite(value)
+    if number is None:
+        return MISSING
+    return f"{number:+.1e}" if 0 < abs(number) < 5e-5 else f"{number:+.4f}"
+
+
+def nats_interval(interval: Interval) -> str:
+    """The same for an interval, as `-0.0150 to -0.0096`."""
+    ends = known(interval)
+    return MISSING if ends is None else f"{nats(ends[0])} to {nats(ends[1])}"
+
+
+def relative(value: float | None) -> str:
+    """A difference of losses as the change of perplexity that it is, `-1.2 %`."""
+    number = finite(value)
+    return MISSING if number is None else _change(number)
+
+
+def relative_interval(interval: Interval) -> str:
+    """The same for an interval, as `-1.5 to -1.0 %`."""
+    ends = known(interval)
+    return MISSING if ends is None else f"{_change(ends[0]).removesuffix(' %')} to {_change(ends[1])}"
+
+
+def perplexity_text(value: float | None) -> str:
+    """Four digits or more: `24.31`, `151.2`, `1,512`."""
+    number = finite(value)
+    if number is None:
+        return MISSING
+    if abs(number) >= 1e7:
+        return f"{number:.3g}"
+    return f"{number:,.{2 if abs(number) < 100 else 1 if abs(number) < 1000 else 0}f}"
+
+
+def perplexity_interval(interval: Interval) -> str:
+    """The same for an interval, as `24.10 to 24.52`."""
+    ends = known(interval)
+    return MISSING if ends is None else f"{perplexity_text(ends[0])} to {perplexity_text(ends[1])}"
+
+
+def _seeds(arm: MomentumArm, length: str | None) -> dict[str, float]:
+    found = difference_at(arm, length)
+    if found is None:
+        return {}
+    return {seed: number for seed, value in found.per_seed.items() if (number := finite(value)) is not None}
+
+
+def _change(number: float) -> str:
+    # Cut off where exp would overflow.
+    share = 100 * math.expm1(min(number, 600.0))
+    if share >= 1e5:
+        return f"{share:+.1e} %"
+    return f"{share:+,.{2 if abs(share) < 9.995 else 1 if abs(share) < 999.5 else 0}f} %"

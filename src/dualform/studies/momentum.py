@@ -1,0 +1,251 @@
+"""Momentum attention beside vanilla: trained from the same beginnings on the same text, and asked the same questions.
+
+For each seed every arm begins with the same weights and reads the same windows in the same order; what differs is how
+it attends. So differences are taken seed by seed, and their spread is that of beginnings and orders, not of arms.
+"""
+
+import hashlib
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dualform.errors import ContextError
+from dualform.lab.corpus import Corpus, build_corpus
+from dualform.lab.evaluation import corpus_loss
+from dualform.lab.pretraining import Pretrained, pretrain
+from dualform.lab.recipe import Recipe
+from dualform.lab.sources import find_source
+from dualform.models.encoding import Encoder
+from dualform.models.language_model import LanguageModel
+from dualform.models.momentum import Momentum
+from dualform.progress import Progress, Silent
+from dualform.result import Result
+from dualform.studies.bench import sample
+from dualform.studies.facts import environment
+from dualform.studies.momentum_arms import prepare_for
+from dualform.studies.momentum_config import Arm, MomentumConfig
+from dualform.studies.momentum_pretrained import put_into
+from dualform.studies.momentum_regression import regress
+from dualform.studies.momentum_summary import ArmRun, summarise_momentum
+from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.tasks.demonstrations import draw_demonstrations
+from dualform.tasks.sources import load_task
+from dualform.tasks.task import Task
+
+_SILENT = Silent()
+_NO_CELLS = NoCells()
+
+
+@dataclass(frozen=True)
+class MomentumStudy:
+    """A finished study."""
+
+    result: Result
+    runs: Mapping[tuple[Arm, int], ArmRun]
+    """By arm and seed."""
+    tasks: Mapping[str, Task]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What all runs read."""
+
+    train: Corpus
+    validation: Corpus
+    test: Corpus
+
+    @property
+    def digest(self) -> str:
+        """What tells them from others."""
+        together = f"{self.train.digest} {self.validation.digest} {self.test.digest}"
+        return hashlib.sha256(together.encode()).hexdigest()[:16]
+
+
+def compare_momentum(
+    config: MomentumConfig, folder: Path, *, cells: Cells = _NO_CELLS, progress: Progress = _SILENT
+) -> MomentumStudy:
+    """Train all arms over all seeds, and compare.
+
+    Args:
+        config: What to train.
+        folder: Gets the corpus as tokens and each run's checkpoints, from which a killed run goes on.
+        cells: Keeps each finished run's numbers.
+        progress: Is told how far the work is.
+
+    Returns:
+        The result and all that it was made of.
+
+    Raises:
+        DualformError: A mistake in settings, text or tasks, named.
+    """
+    start = time.perf_counter()
+    tasks = {name: load_task(name, data_dir=config.data_dir) for name in config.tasks}
+    recipe = config.recipe_of(config.seeds[0])
+    texts = read_texts(config, recipe, folder / "corpus", progress)
+    inputs = texts.digest
+    # In steps, so that regression and finetuning, which have steps too, can be counted along.
+    progress.start(float(_steps_of(config, recipe)))
+    runs: dict[tuple[Arm, int], ArmRun] = {}
+    for seed in config.seeds:
+        for arm in config.arms:
+            name = f"{arm.name}, seed {seed}"
+            piece = cells.get(name, inputs)
+            if piece is None:
+                trained = train_arm(
+                    config, arm, seed, texts, folder / "training", _Renamed(progress, name, 1 / recipe.batch_tokens)
+                )
+                piece = Piece(name, inputs, *ask(config, trained, arm, seed, texts.test, tasks))
+                cells.put(piece)
+            else:
+                progress.advance(float(recipe.steps), f"{name} was finished earlier")
+            runs[arm, seed] = ArmRun(piece.tensors, piece.about)
+    ratios = {}
+    for arm in config.arms:
+        if arm.baseline is not None:
+            name = f"{arm.name}, step"
+            piece = cells.get(name, inputs)
+            if piece is None:
+                piece = Piece(name, inputs, {}, {"ratio": step_ratio(config, arm)})
+                cells.put(piece)
+            ratios[arm] = float(piece.about["ratio"])
+    regression = regress(config, cells, progress.advance) if config.regress else None
+    pretrained = [record for name in config.pretrained for record in put_into(config, name, cells, progress.advance)]
+    where = environment(config.device, time.perf_counter() - start)
+    result = summarise_momentum(config, runs, ratios, tasks, where, inputs, regression, pretrained)
+    return MomentumStudy(result, runs, tasks)
+
+
+def _steps_of(config: MomentumConfig, recipe: Recipe) -> int:
+    """Steps of all training."""
+    n = len(config.arms) * recipe.steps + (len(config.arms) * config.regression_steps if config.regress else 0)
+    tuned = len(config.pretrained) * (1 + len(config.pretrained_etas)) * config.pretrained_steps
+    return len(config.seeds) * (n + tuned)
+
+
+def read_texts(config: MomentumConfig, recipe: Recipe, folder: Path, progress: Progress) -> _Texts:
+    """All text as tokens, by a tokenizer that is learned from what is trained on."""
+    train = build_corpus(find_source(config.corpus), folder, recipe.vocab_size, name="train", progress=progress)
+    others = {
+        name: build_corpus(find_source(where), folder, train.tokenizer, name=name, progress=progress)
+        for name, where in (("validation", config.validation), ("test", config.test))
+    }
+    return _Texts(train, others["validation"], others["test"])
+
+
+def train_arm(
+    config: MomentumConfig, arm: Arm, seed: int, texts: _Texts, folder: Path, progress: Progress
+) -> Pretrained:
+    """One run; goes on from its last checkpoint where an earlier one was interrupted."""
+    return pretrain(
+        config.recipe_of(seed),
+        texts.train,
+        folder / f"{arm.name.replace(' ', '-')}-seed-{seed}",
+        prepare=prepare_for(arm),
+        validation=texts.validation,
+        progress=progress,
+        device=config.device,
+    )
+
+
+def ask(
+    config: MomentumConfig, trained: Pretrained, arm: Arm, seed: int, test: Corpus, tasks: Mapping[str, Task]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a trained model is asked: test text at each length, and tasks in context.
+
+    Returns:
+        Answers of each task, `(example, answer)`, and numbers that JSON can hold.
+    """
+    model = trained.model
+    about: dict[str, Any] = {
+        "losses": {str(length): corpus_loss(model, test, length, config.test_tokens) for length in config.lengths()},
+        "curve": [[record.tokens, record.validation] for record in trained.losses if record.validation is not None],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "learned_eta": _learned(model),
+        "k": {},
+        "notes": [],
+    }
+    tensors: dict[str, Tensor] = {}
+    if tasks:
+        lm = LanguageModel.wrap(model, trained.tokenizer, arm.name)
+        for name, task in tasks.items():
+            try:
+                tensors[name], about["k"][name] = answers_in_context(config, lm, task, seed)
+            except ContextError as error:
+                about["notes"].append(f"{name} was not asked: {error}")
+    return tensors, about
+
+
+def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, seed: int) -> tuple[Tensor, int]:
+    """Log-probabilities of each query's answers behind demonstrations, `(example, answer)`, and how many these were."""
+    encoder = Encoder(lm, task)
+    examples = sample(task.split(task.report_split), config.limit)
+    queries = [encoder.query(example) for example in examples]
+    drawn = draw_demonstrations(task, config.k, seed, balanced=True)
+    kept = encoder.fit(drawn, queries, lm.max_positions, any_label=True)
+    prefix = lm.encode(encoder.demonstrations(kept).prefix if kept.k_effective else encoder.opening)
+    return lm.log_probabilities(prefix, queries), kept.k_effective
+
+
+def _learned(model: PreTrainedModel) -> list[float]:
+    """Eta of each layer that learns it, mean over heads."""
+    return [
+        float(module.logit.detach().sigmoid().mean())
+        for module in model.modules()
+        if isinstance(module, Momentum) and hasattr(module, "logit")
+    ]
+
+
+_STEPS_TIMED = 9
+
+
+def step_ratio(config: MomentumConfig, arm: Arm) -> float:
+    """Time of an arm's training step over its baseline's: median of steps taken in turn, in one process.
+
+    Times of whole runs are not compared, because other work on the machine comes and goes between them.
+    """
+    assert arm.baseline is not None
+    recipe = config.recipe_of(config.seeds[0])
+    models = []
+    for one in (arm.baseline, arm):
+        model = recipe.build()
+        prepare = prepare_for(one)
+        if prepare is not None:
+            prepare(model)
+        models.append(model.train())
+    rows = torch.randint(
+        recipe.vocab_size, (recipe.micro_batch, recipe.length), generator=torch.Generator().manual_seed(0)
+    )
+    ratios = []
+    for _ in range(_STEPS_TIMED + 1):
+        seconds = []
+        for model in models:
+            begin = time.perf_counter()
+            model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+            seconds.append(time.perf_counter() - begin)
+            model.zero_grad(set_to_none=True)
+        ratios.append(seconds[1] / seconds[0])
+    # The first pays for what happens once.
+    return statistics.median(ratios[1:])
+
+
+class _Renamed:
+    """Passes progress of one run on as part of the study's."""
+
+    def __init__(self, progress: Progress, name: str, share: float) -> None:
+        self._progress = progress
+        self._name = name
+        self._share = share
+
+    def start(self, total: float) -> None:
+        """The study has begun already."""
+
+    def advance(self, amount: float, doing: str) -> None:
+        """With the run's name in front."""
+        self._progress.advance(amount * self._share, f"{self._name}: {doing}")

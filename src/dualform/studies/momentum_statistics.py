@@ -1,0 +1,44 @@
+"""Numbers of several runs of one arm: means, and differences to a baseline, seed by seed."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from scipy import stats
+
+from dualform.ops.permutation import sign_flip_p
+from dualform.result import Estimate, Paired
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean and Student's interval over seeds."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    low, high = _interval(values)
+    return Estimate(mean=mean, ci95=(low, high), n=n)
+
+
+def paired(seeds: Sequence[int], own: Sequence[float], beside: Sequence[float]) -> Paired:
+    """Difference of an arm to its baseline, seed by seed."""
+    differences = [a - b for a, b in zip(own, beside, strict=True)]
+    n = len(differences)
+    several = n > 1 and len(set(differences)) > 1
+    return Paired(
+        mean=math.fsum(differences) / n,
+        ci95=_interval(differences),
+        p=float(stats.ttest_1samp(differences, 0.0).pvalue) if several else None,
+        p_signs=float(sign_flip_p(torch.tensor(differences, dtype=torch.float64))) if n > 1 else None,
+        per_seed={str(seed): value for seed, value in zip(seeds, differences, strict=True)},
+        n=n,
+    )
+
+
+def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """95 %, Student's; no interval of one number."""
+    n = len(values)
+    if n < 2:
+        return None, None
+    mean = math.fsum(values) / n
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    reach = float(stats.t.ppf(0.975, n - 1)) * error
+    return mean - reach, mean + reach

@@ -1,0 +1,170 @@
+"""From trained arms to the numbers of a `MomentumReport`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from dualform._version import __version__
+from dualform.result import (
+    CurvePoint,
+    MomentumArm,
+    MomentumRegression,
+    MomentumReport,
+    PretrainedMomentum,
+    Result,
+    TaskScore,
+)
+from dualform.studies.bench import sample
+from dualform.studies.momentum_config import Arm, MomentumConfig
+from dualform.studies.momentum_statistics import over_seeds, paired
+from dualform.studies.statistics import Statistics
+from dualform.tasks.task import Example, Task
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """What one run of one arm brought."""
+
+    answers: dict[str, Tensor]
+    """Task -> log-probabilities `(example, answer)`."""
+    about: dict[str, Any]
+    """`losses` by length, `curve`, `parameters`, `learned_eta`, `k` by task, `notes`."""
+
+
+def summarise_momentum(
+    config: MomentumConfig,
+    runs: Mapping[tuple[Arm, int], ArmRun],
+    step_ratios: Mapping[Arm, float],
+    tasks: Mapping[str, Task],
+    environment: dict[str, Any],
+    inputs: str,
+    regression: MomentumRegression | None,
+    pretrained: list[PretrainedMomentum],
+) -> Result:
+    """The whole study as a result.
+
+    Args:
+        config: The settings.
+        runs: By arm and seed, all of them.
+        step_ratios: Arm -> time of its training step over its baseline's.
+        tasks: Those that were asked, by name.
+        environment: See `Result.environment`.
+        inputs: Digest of all text.
+        regression: In-context regression, where it was asked for.
+        pretrained: Models that were trained without.
+    """
+    recipe = config.recipe_of(config.seeds[0])
+    notes = list(dict.fromkeys(note for run in runs.values() for note in run.about["notes"]))
+    if len(config.seeds) < 5:
+        notes.append(f"{len(config.seeds)} seeds: Student's intervals over so few are wide, and rest on normality.")
+    return Result(
+        dualform=__version__,
+        study="momentum",
+        config=config.model_dump(mode="json"),
+        environment=environment,
+        model={
+            "name": config.recipe,
+            "architecture": str(recipe.model.get("model_type")),
+            "recipe": recipe.model_dump(mode="json", exclude={"seed", "data_seed"}),
+            "inputs": inputs,
+        },
+        momentum=MomentumReport(
+            recipe=config.recipe,
+            tokens=recipe.steps * recipe.batch_tokens,
+            length=recipe.length,
+            arms=[_arm(config, arm, runs, step_ratios.get(arm), tasks) for arm in config.arms],
+            regression=regression,
+            pretrained=pretrained,
+        ),
+        warnings=notes,
+    )
+
+
+def _arm(
+    config: MomentumConfig,
+    arm: Arm,
+    runs: Mapping[tuple[Arm, int], ArmRun],
+    step_ratio: float | None,
+    tasks: Mapping[str, Task],
+) -> MomentumArm:
+    own = [runs[arm, seed] for seed in config.seeds]
+    beside = None if arm.baseline is None else [runs[arm.baseline, seed] for seed in config.seeds]
+    lengths = [str(length) for length in config.lengths()]
+    losses = {length: [run.about["losses"][length] for run in own] for length in lengths}
+    learned = [run.about["learned_eta"] for run in own]
+    return MomentumArm(
+        name=arm.name,
+        kind=arm.kind,
+        eta=arm.eta,
+        baseline=None if arm.baseline is None else arm.baseline.name,
+        parameters=int(own[0].about["parameters"]),
+        step_ratio=step_ratio,
+        perplexity={length: over_seeds([math.exp(loss) for loss in losses[length]]) for length in lengths},
+        difference={}
+        if beside is None
+        else {
+            length: paired(config.seeds, losses[length], [run.about["losses"][length] for run in beside])
+            for length in lengths
+        },
+        curve=[
+            CurvePoint(tokens=int(points[0][0]), loss=sum(loss for _, loss in points) / len(points))
+            for points in zip(*(run.about["curve"] for run in own), strict=True)
+        ],
+        learned_eta=[sum(layer) / len(layer) for layer in zip(*learned, strict=True)],
+        tasks=[
+            _task(config, name, task, own, beside)
+            for name, task in tasks.items()
+            if all(name in r.answers for r in own)
+        ],
+    )
+
+
+def _task(
+    config: MomentumConfig, name: str, task: Task, own: Sequence[ArmRun], beside: Sequence[ArmRun] | None
+) -> TaskScore:
+    truth = torch.tensor([example.label for example in asked(config, task)])
+
+    def right(runs: Sequence[ArmRun]) -> Tensor:
+        return torch.stack([(run.answers[name].argmax(1) == truth).double() for run in runs])
+
+    accuracy = right(own)
+    estimate = Statistics(config.resamples, tuple(map(str, config.seeds))).estimate(accuracy)
+    means = accuracy.mean(1).tolist()
+    return TaskScore(
+        task=name,
+        k=min(int(run.about["k"][name]) for run in own),
+        chance=float(truth.bincount().max() / len(truth)),
+        accuracy=estimate,
+        difference=None if beside is None else paired(config.seeds, means, right(beside).mean(1).tolist()),
+    )
+
+
+def asked(config: MomentumConfig, task: Task) -> tuple[Example, ...]:
+    """The queries of a task."""
+    return sample(task.split(task.report_split), config.limit)
+
+
+def momentum_table(
+    config: MomentumConfig, runs: Mapping[tuple[Arm, int], ArmRun], tasks: Mapping[str, Task]
+) -> pa.Table:
+    """One row for each arm, seed and length, and one for each arm, seed, task and query.
+
+    Returns:
+        Columns `arm`, `seed`; `length` and `loss` (nats a token); `task`, `query`, `label` and `prediction`. What a row
+        does not have is null.
+    """
+    rows: list[dict[str, Any]] = []
+    for (arm, seed), run in runs.items():
+        own = {"arm": arm.name, "seed": seed}
+        rows += [{**own, "length": int(length), "loss": loss} for length, loss in run.about["losses"].items()]
+        for name, table in run.answers.items():
+            for example, prediction in zip(asked(config, tasks[name]), table.argmax(1).tolist(), strict=True):
+                more = {"task": name, "query": example.row, "label": example.label, "prediction": prediction}
+                rows.append({**own, **more})
+    columns = ("arm", "seed", "length", "loss", "task", "query", "label", "prediction")
+    return pa.table({name: [row.get(name) for row in rows] for name in columns})

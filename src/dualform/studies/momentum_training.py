@@ -1,0 +1,85 @@
+"""One model trained from nothing, with or without momentum."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from dualform.errors import ConfigError
+from dualform.lab.corpus import build_corpus
+from dualform.lab.cost import training_cost
+from dualform.lab.pretraining import Pretrained, pretrain
+from dualform.lab.recipe import Recipe
+from dualform.lab.sources import find_source
+from dualform.models.momentum import MomentumSettings, apply_momentum
+from dualform.progress import Progress, Silent
+
+_SILENT = Silent()
+
+
+def train_alone(
+    recipe: Recipe,
+    corpus: Sequence[str],
+    folder: Path,
+    *,
+    validation: Sequence[str] = (),
+    eta: float = 0.0,
+    learned: bool = False,
+    normalised: bool = False,
+    device: str = "auto",
+    progress: Progress = _SILENT,
+) -> Pretrained:
+    """Train one model, or go on with it.
+
+    Args:
+        recipe: What to train.
+        corpus: Text files, or one data set of the hub.
+        folder: Gets the text as tokens, checkpoints and losses.
+        validation: Text on which losses are taken while it trains; none by default.
+        eta: Decay of momentum a token, in [0, 1); 0 is vanilla attention.
+        learned: See `apply_momentum`.
+        normalised: See `apply_momentum`.
+        device: `auto`, a GPU where there is one; or `cpu`.
+        progress: Is told how far the work is.
+
+    Raises:
+        DualformError: A mistake in settings or text, named.
+    """
+    # Told before any text is read.
+    MomentumSettings(eta, learned, normalised)
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device {device!r} is unknown here: choose auto or cpu")
+
+    def prepare(model: PreTrainedModel) -> None:
+        apply_momentum(model, eta, learned=learned, per_head=learned, normalised=normalised)
+
+    train = build_corpus(find_source(corpus), folder / "corpus", recipe.vocab_size, progress=progress)
+    held_out = None
+    if validation:
+        source = find_source(validation)
+        held_out = build_corpus(source, folder / "corpus", train.tokenizer, name="validation", progress=progress)
+    return pretrain(
+        recipe,
+        train,
+        folder,
+        prepare=prepare if eta > 0 else None,
+        validation=held_out,
+        progress=progress,
+        device="cpu" if device == "cpu" else "auto",
+    )
+
+
+_H100 = 4e14
+"""Operations a second that training in bfloat16 gets out of one H100, about 40 % of what its data sheet says."""
+
+
+def cost_sentences(recipe: Recipe) -> list[str]:
+    """What a recipe costs, in words."""
+    cost = training_cost(recipe)
+    hours = cost.flops / _H100 / 3600
+    return [
+        f"{cost.parameters / 1e6:,.1f} million parameters, {cost.steps:,} steps, {cost.tokens:,} tokens.",
+        f"{cost.flops:.2e} floating-point operations, {cost.flops_per_token:.2e} a token; weights, gradients and "
+        f"optimiser take {cost.state_bytes / 2**30:.1f} GiB on each device, activations not counted.",
+        f"At {_H100:.0e} operations a second, about what one H100 gives in bfloat16: {hours:,.1f} hours.",
+    ]
