@@ -19,6 +19,8 @@ from dualform.report.measures import CONTROLS, MEASURES
 from dualform.studies.calibrate import CEILINGS, FLOORS
 from dualform.studies.comparison_config import CHEAP_CONTROLS, ControlName
 from dualform.studies.facts import Asked
+from dualform.studies.momentum_config import Arm, momentum_config
+from dualform.studies.momentum_summary import ArmRun, momentum_table
 from dualform.studies.outcome import SeedOutcome
 from dualform.studies.selection_summary import SETS, Budget, Found, SeedTrials, trials_table
 from dualform.studies.stability_summary import ModelRuns, Run, runs_table
@@ -68,12 +70,16 @@ def shell_commands(markdown: str) -> list[list[str]]:
 
 def complaint(arguments: list[str]) -> str:
     """What the command line says against these arguments, which are read but not acted upon; empty if nothing."""
-    name, *rest = arguments
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    if name not in commands:
-        return f"no command {name}"
+    command: Any = typer.main.get_command(app)
+    rest = arguments
+    while hasattr(command, "commands"):
+        # A group by itself would leave all behind its name unread.
+        name, *rest = rest or [""]
+        if name not in command.commands:
+            return f"no command {name}"
+        command = command.commands[name]
     try:
-        commands[name].make_context(name, rest)
+        command.make_context(name, rest)
     except Exception as error:
         return str(error)
     return ""
@@ -117,6 +123,9 @@ def test_a_command_with_a_misspelt_option_is_refused():
     shown = shell_commands("```bash\ndualform compare gpt2 sst2 --sead 1\n```\n```python\ndualform = 1\n```\n")
     assert shown == [["compare", "gpt2", "sst2", "--sead", "1"]]
     assert "--sead" in complaint(shown[0])
+    assert "--ata" in complaint(["momentum", "train", "prose.txt", "--to", "runs/momentum", "--ata", "0.3"])
+    assert complaint(["momentum", "tarin", "prose.txt"]) == "no command tarin"
+    assert complaint(["momentum"]) == "no command "
 
 
 def test_the_command_line_page_is_what_help_prints():
@@ -194,6 +203,16 @@ def test_the_result_page_lists_the_columns_of_a_selection_study():
     found = Found(dict.fromkeys(SETS, asked.examples), (seed,), answers[0], Budget({}, {}, {}), {}, ())
     listed = first_column(section(page("result"), "Of a selection study"))
     assert kinds_of_column(listed) == kinds_of_column(trials_table(asked, found).column_names)
+
+
+def test_the_result_page_lists_the_columns_of_a_momentum_study():
+    task = build([0, 1], words=("negative", "positive"))
+    config = momentum_config(corpus=("a.txt",), validation=("b.txt",), test=("c.txt",))
+    answers = torch.zeros(len(task.split("test")), 2)
+    run = ArmRun({"toy": answers}, {"losses": {"64": 4.0}})
+    table = momentum_table(config, {(Arm("vanilla"), 1): run}, {"toy": task})
+    assert table.num_rows == 1 + len(answers)
+    assert first_column(section(page("result"), "Of a momentum study")) == table.column_names
 
 
 def two_questions() -> Asked:

@@ -10,6 +10,13 @@ from dualform._version import __version__
 
 if TYPE_CHECKING:
     from dualform.errors import DualformError as DualformError
+    from dualform.lab.corpus import build_corpus as build_corpus
+    from dualform.lab.cost import training_cost as training_cost
+    from dualform.lab.evaluation import corpus_loss as corpus_loss
+    from dualform.lab.pretraining import pretrain as pretrain
+    from dualform.lab.recipe import Recipe as Recipe
+    from dualform.lab.recipe import load_recipe as load_recipe
+    from dualform.lab.sources import find_source as find_source
     from dualform.learners.finetuned import Finetuned as Finetuned
     from dualform.learners.folded import Folded as Folded
     from dualform.learners.kv_momentum import KeyValueMomentum as KeyValueMomentum
@@ -27,10 +34,16 @@ if TYPE_CHECKING:
     from dualform.models.capture import Recording as Recording
     from dualform.models.checkpoint import write_adapter as write_adapter
     from dualform.models.checkpoint import write_checkpoint as write_checkpoint
+    from dualform.models.convolution import apply_convolution as apply_convolution
     from dualform.models.encoding import Encoder as Encoder
     from dualform.models.generation import generate_texts as generate_texts
     from dualform.models.language_model import LanguageModel as LanguageModel
+    from dualform.models.linear_attention import apply_linear_attention as apply_linear_attention
     from dualform.models.load import load_model as load_model
+    from dualform.models.momentum import MomentumSettings as MomentumSettings
+    from dualform.models.momentum import apply_momentum as apply_momentum
+    from dualform.models.momentum import momentum as momentum
+    from dualform.models.momentum import remove_momentum as remove_momentum
     from dualform.models.perplexity import perplexity as perplexity
     from dualform.models.perplexity import text_losses as text_losses
     from dualform.models.untrained import untrained as untrained
@@ -46,6 +59,11 @@ if TYPE_CHECKING:
     from dualform.ops.dual_form import relaxation as relaxation
     from dualform.ops.folding import rank_one_update as rank_one_update
     from dualform.ops.folding import thought_matrix as thought_matrix
+    from dualform.ops.momentum import momentum_chunked as momentum_chunked
+    from dualform.ops.momentum import momentum_naive as momentum_naive
+    from dualform.ops.momentum import momentum_recurrent as momentum_recurrent
+    from dualform.ops.momentum import momentum_step as momentum_step
+    from dualform.ops.momentum_dual import momentum_linear_attention as momentum_linear_attention
     from dualform.ops.permutation import sign_flip_p as sign_flip_p
     from dualform.ops.power import minimum_detectable as minimum_detectable
     from dualform.ops.rank import ft_logits as ft_logits
@@ -75,6 +93,11 @@ if TYPE_CHECKING:
     from dualform.studies.folding_config import FoldingConfig as FoldingConfig
     from dualform.studies.folding_config import folding_config as folding_config
     from dualform.studies.folding_summary import folding_table as folding_table
+    from dualform.studies.momentum import compare_momentum as compare_momentum
+    from dualform.studies.momentum_config import MomentumConfig as MomentumConfig
+    from dualform.studies.momentum_config import momentum_config as momentum_config
+    from dualform.studies.momentum_summary import momentum_table as momentum_table
+    from dualform.studies.momentum_training import train_alone as train_alone
     from dualform.studies.selection import selection as selection
     from dualform.studies.selection_config import SelectionConfig as SelectionConfig
     from dualform.studies.selection_config import selection_config as selection_config
@@ -106,8 +129,11 @@ _HOMES = {
     "LinearProbe": "learners.probe",
     "Lora": "learners.lora",
     "Mezo": "learners.mezo",
+    "MomentumConfig": "studies.momentum_config",
+    "MomentumSettings": "models.momentum",
     "NormalEquations": "ops.ridge",
     "RankOne": "learners.rank_one",
+    "Recipe": "lab.recipe",
     "Recording": "models.capture",
     "Result": "result",
     "RunFolder": "runs.store",
@@ -117,12 +143,19 @@ _HOMES = {
     "TaskVector": "learners.task_vector",
     "Thought": "learners.thought",
     "ZeroShot": "learners.prompting",
+    "apply_convolution": "models.convolution",
+    "apply_linear_attention": "models.linear_attention",
+    "apply_momentum": "models.momentum",
+    "build_corpus": "lab.corpus",
     "compare": "studies.comparison",
+    "compare_momentum": "studies.momentum",
     "comparison_config": "studies.comparison_config",
     "contextual_calibration": "ops.calibration",
+    "corpus_loss": "lab.evaluation",
     "direct_update": "ops.similarity",
     "draw_demonstrations": "tasks.demonstrations",
     "examples_table": "studies.summary",
+    "find_source": "lab.sources",
     "fold": "studies.fold",
     "fold_config": "studies.fold",
     "folding": "studies.folding",
@@ -136,16 +169,27 @@ _HOMES = {
     "label_agreement": "ops.agreement",
     "linear_attention": "ops.dual_form",
     "load_model": "models.load",
+    "load_recipe": "lab.recipe",
     "load_task": "tasks.sources",
     "minimum_detectable": "ops.power",
+    "momentum": "models.momentum",
+    "momentum_chunked": "ops.momentum",
+    "momentum_config": "studies.momentum_config",
+    "momentum_linear_attention": "ops.momentum_dual",
+    "momentum_naive": "ops.momentum",
+    "momentum_recurrent": "ops.momentum",
+    "momentum_step": "ops.momentum",
+    "momentum_table": "studies.momentum_summary",
     "outer_product_update": "ops.dual_form",
     "overlap_cosine": "ops.agreement",
     "perplexity": "models.perplexity",
+    "pretrain": "lab.pretraining",
     "random_update": "learners.random_update",
     "rank_one_update": "ops.folding",
     "read_config": "studies.comparison_config",
     "rec2ftp": "ops.agreement",
     "relaxation": "ops.dual_form",
+    "remove_momentum": "models.momentum",
     "render_page": "report.page",
     "runs_table": "studies.stability_summary",
     "search_rate": "learners.rate",
@@ -164,6 +208,8 @@ _HOMES = {
     "thought_matrix": "ops.folding",
     "top_k_overlap": "ops.agreement",
     "total_variation": "ops.agreement",
+    "train_alone": "studies.momentum_training",
+    "training_cost": "lab.cost",
     "trials_table": "studies.selection_summary",
     "untrained": "models.untrained",
     "variance_split": "ops.variance",
@@ -188,8 +234,11 @@ __all__ = [
     "LinearProbe",
     "Lora",
     "Mezo",
+    "MomentumConfig",
+    "MomentumSettings",
     "NormalEquations",
     "RankOne",
+    "Recipe",
     "Recording",
     "Result",
     "RunFolder",
@@ -200,12 +249,19 @@ __all__ = [
     "Thought",
     "ZeroShot",
     "__version__",
+    "apply_convolution",
+    "apply_linear_attention",
+    "apply_momentum",
+    "build_corpus",
     "compare",
+    "compare_momentum",
     "comparison_config",
     "contextual_calibration",
+    "corpus_loss",
     "direct_update",
     "draw_demonstrations",
     "examples_table",
+    "find_source",
     "fold",
     "fold_config",
     "folding",
@@ -219,16 +275,27 @@ __all__ = [
     "label_agreement",
     "linear_attention",
     "load_model",
+    "load_recipe",
     "load_task",
     "minimum_detectable",
+    "momentum",
+    "momentum_chunked",
+    "momentum_config",
+    "momentum_linear_attention",
+    "momentum_naive",
+    "momentum_recurrent",
+    "momentum_step",
+    "momentum_table",
     "outer_product_update",
     "overlap_cosine",
     "perplexity",
+    "pretrain",
     "random_update",
     "rank_one_update",
     "read_config",
     "rec2ftp",
     "relaxation",
+    "remove_momentum",
     "render_page",
     "runs_table",
     "search_rate",
@@ -247,6 +314,8 @@ __all__ = [
     "thought_matrix",
     "top_k_overlap",
     "total_variation",
+    "train_alone",
+    "training_cost",
     "trials_table",
     "untrained",
     "variance_split",

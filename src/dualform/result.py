@@ -544,7 +544,7 @@ class MomentumArm(_Record):
     """Name of the arm that it is compared with; None for one that others are compared with."""
     parameters: int
     step_ratio: Number
-    """Median seconds of a training step over the baseline's, mean over seeds; None for a baseline."""
+    """Seconds of a training step over the baseline's, steps taken in turn, median of a few; None for a baseline."""
     perplexity: dict[str, Estimate]
     """Length of the text in tokens -> exp of the mean loss on test text; mean over seeds with Student's interval."""
     difference: dict[str, Paired]
@@ -564,7 +564,8 @@ class RegressionCurve(_Record):
     loss: list[Estimate]
     """Squared error at each point over that of predicting zero, in order: the first has seen no example. n = seeds."""
     difference: Paired | None
-    """Mean over points of the log error less the baseline's; negative is better; None for the baseline."""
+    """Mean of the log error less the baseline's, over all points but the first, which has seen nothing; negative is
+    better; None for the baseline."""
 
 
 class MomentumRegression(_Record):
@@ -576,7 +577,7 @@ class MomentumRegression(_Record):
     """Of training."""
     curves: list[RegressionCurve]
     references: dict[str, list[RegressionCurve]] = {}
-    """`ridge`, `gradient descent`, `heavy ball`: exact predictors, by condition number."""
+    """`least squares`, `gradient descent, 3 steps`, `heavy ball, 3 steps`: exact predictors, by condition number."""
 
 
 class PretrainedMomentum(_Record):

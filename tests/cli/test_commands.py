@@ -15,7 +15,18 @@ from tests.studies.small import LABELS
 from tests.tiny import save_tiny
 
 Command = Callable[..., Done]
-COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+
+
+def commands(of: typer.Typer, before: str = "") -> list[str]:
+    """All of them, those of groups behind their group's name."""
+    found = [before + (one.name or one.callback.__name__) for one in of.registered_commands if one.callback]
+    for group in of.registered_groups:
+        assert group.typer_instance is not None
+        found += commands(group.typer_instance, f"{before}{group.name or group.typer_instance.info.name} ")
+    return found
+
+
+COMMANDS = commands(app)
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +42,12 @@ def finished(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_are_the_ones_promised() -> None:
     assert set(COMMANDS) >= {"compare", "stability", "report", "models", "tasks", "doctor"}
+    assert set(COMMANDS) >= {"momentum train", "momentum compare"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_worked_examples(dualform: Command, command: str) -> None:
-    done = dualform(command, "--help", COLUMNS="200")
+    done = dualform(*command.split(), "--help", COLUMNS="200")
 
     assert done.code == 0
     _, _, examples = done.out.partition("Examples")
@@ -47,7 +59,14 @@ def test_help_shows_worked_examples(dualform: Command, command: str) -> None:
 
 def test_short_help_is_help(dualform: Command) -> None:
     assert dualform("-h", COLUMNS="200").out == dualform("--help", COLUMNS="200").out
-    assert all(command in dualform("-h", COLUMNS="200").out for command in COMMANDS)
+    assert all(command.split()[0] in dualform("-h", COLUMNS="200").out for command in COMMANDS)
+
+
+def test_a_group_lists_its_commands(dualform: Command) -> None:
+    for group in {command.split()[0] for command in COMMANDS if " " in command}:
+        done = dualform(group, "-h", COLUMNS="200")
+        assert done.code == 0
+        assert all(command.split()[1] in done.out for command in COMMANDS if command.startswith(f"{group} "))
 
 
 def test_the_version_is_the_packages(dualform: Command) -> None:

@@ -72,7 +72,9 @@ def obvious_fold(setting, learner):
             equations.add(seen["z"][-1:], target[-1:])
             equations.add(seen["z"][:skip], None)
         for tokens in learner.plain:
-            equations.add(run([*learner.opening, *tokens], deltas)["z"], None)
+            # Plain text counts twice.
+            for _ in range(2):
+                equations.add(run([*learner.opening, *tokens], deltas)["z"], None)
         fit = equations.solve(learner.strength)
         for handle in handles:
             handle.remove()
@@ -90,7 +92,7 @@ def obvious_fold(setting, learner):
 def test_the_fold_is_that_of_the_slow_obvious_way(family):
     setting = fresh(family)
     texts = tuple(Query(text.prompt, ()) for text in texts_of(setting, 10))
-    learner = folded(setting, texts=texts, strength=0.1, answer_weight=3.0)
+    learner = folded(setting, texts=texts, strength=0.1, answer_weight=3.0, plain_weight=2.0)
     expected = obvious_fold(setting, learner)
     found = learner.adapt(setting.lm, setting.demonstrations).deltas
     assert [change.parameter for change in found] == [change.parameter for change in expected]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from dualform.errors import ConfigError, ModelError
@@ -26,7 +27,7 @@ from dualform.models.momentum import (
     seen_by,
 )
 from tests.models.reference import BY_NAME, CASES, Case
-from tests.tiny import VOCABULARY, WINDOW, tiny_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, WINDOW, randomise_, tiny_model, tiny_tokenizer
 
 ETA = 0.4
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=str)
@@ -87,7 +88,7 @@ def by_the_formula(case: Case, ids: Tensor, eta: float | Tensor, normalised: boo
                 for t in range(ids.shape[1]):
                     first = 0 if reach[number] is None else max(0, t - int(reach[number] or 0) + 1)
                     for i in range(first, t):
-                        share = (1 - decay) / decay if normalised else 1.0
+                        share = (1 - decay) / decay if normalised and decay else 1.0
                         out[:, t, head] += share * decay ** (t - i) * source[:, i]
             return (out.view(shape), *args[1:])
 
@@ -381,3 +382,66 @@ def test_a_config_of_another_model_is_refused() -> None:
     setattr(other.config, ENTRY, getattr(model.config, ENTRY))
     with pytest.raises(ModelError, match=r"model\.layers\.0\.self_attn, which GPT2LMHeadModel does not have"):
         restore_momentum(other)
+
+
+def test_momentum_that_a_block_could_not_put_on_leaves_what_was_there() -> None:
+    model = tiny_model("llama")
+    settings = apply_momentum(model, ETA)
+    ids = tokens(12)
+    before = logits_of(model, ids)
+    with pytest.raises(ConfigError, match="has momentum already"), momentum(model, 0.2):
+        pass
+    assert momentum_of(model) == settings
+    assert torch.equal(logits_of(model, ids), before)
+
+
+# Attention that is computed otherwise.
+
+
+def test_heads_without_momentum_have_none_when_weights_sum_to_one() -> None:
+    model = tiny_model("llama")
+    eta = [0.0, 0.2, 0.5, 0.9]
+    apply_momentum(model, eta, normalised=True)
+    ids = tokens(12)
+    whole = logits_of(model, ids)
+    assert largest_difference([by_the_formula(BY_NAME["llama"], ids, torch.tensor(eta), True)], [whole]) < 2e-5
+    with torch.no_grad():
+        first = model(input_ids=ids[:, :7], use_cache=True)
+        rest = [model(input_ids=ids[:, n : n + 1], past_key_values=first.past_key_values).logits for n in range(7, 12)]
+    assert largest_difference([whole], [torch.cat([first.logits, *rest], dim=1)]) < 2e-5
+
+
+def test_another_attention_function_does_not_lose_it() -> None:
+    model = tiny_model("llama")
+    apply_momentum(model, ETA)
+    ids = tokens(12)
+    expected = logits_of(model, ids)
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        assert largest_difference([expected], [logits_of(model, ids)]) < 2e-5
+
+
+def soft_capped() -> Any:
+    """A family in the registry that asks attention for more than dualform's function knows."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "attn_logit_softcapping": 5.0}
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "sliding_window": 512}
+    model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**sizes, **heads, **special))
+    randomise_(model, 0)
+    return model.eval()
+
+
+def test_a_family_that_is_in_the_registry_and_cannot_be_read_there_is_watched(tmp_path: Path) -> None:
+    model = soft_capped()
+    assert not find_anatomy(model).registry
+    ids = tokens(12)
+    plain = logits_of(model, ids)
+    apply_momentum(model, ETA)
+    found = logits_of(model, ids)
+    assert largest_difference([plain], [found]) > 1e-2
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert largest_difference([found], [logits_of(load_model(str(tmp_path)).model, ids)]) < 1e-6
+    remove_momentum(model)
+    assert torch.equal(logits_of(model, ids), plain)
+    assert not model._forward_pre_hooks

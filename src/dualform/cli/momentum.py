@@ -189,20 +189,24 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
     """`name=value` pairs; values are YAML, and numbers may be written 2e6.
 
     Raises:
-        ConfigError: One is no such pair, or two name the same field.
+        ConfigError: One is no such pair, two name the same field, or a recipe has no such field.
     """
     import yaml
 
     from dualform.errors import ConfigError
+    from dualform.lab.recipe import Recipe
 
     found: dict[str, Any] = {}
     for text in given or ():
         name, sign, value = text.partition("=")
         if not sign or not name or name in found:
             raise ConfigError(f"--set {text!r} should look like tokens=2e6, each field once")
+        if name not in Recipe.model_fields:
+            raise ConfigError(f"--set {text!r}: a recipe has no field {name!r}, but {', '.join(Recipe.model_fields)}")
         try:
             # YAML takes 2e6 for a word.
-            found[name] = float(value) if re.fullmatch(r"[\d.]+e[+-]?\d+", value) else yaml.safe_load(value)
+            number = re.fullmatch(r"(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value)
+            found[name] = float(value) if number else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {text!r}: {value!r} is no value in YAML") from error
     return found

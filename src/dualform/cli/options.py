@@ -47,7 +47,7 @@ Calibration = Annotated[str | None, option("Unlabelled texts: train, generated, 
 FoldTexts = Annotated[int | None, option("Most calibration texts (256)", FOLDING, "--fold-texts")]
 Plain = Annotated[str | None, option("Plain text to hold to: generated, none, or a file", FOLDING)]
 Strength = Annotated[str | None, option("Ridge strength, such as 0.01, or gcv (gcv)", FOLDING)]
-AnswerWeight = Annotated[float | None, option("Weight of tokens that predict an answer (10)", FOLDING)]
+AnswerWeight = Annotated[float | None, option("Weight of tokens that predict an answer (100)", FOLDING)]
 FoldLayers = Annotated[str | None, option("Layers to fold, such as 0..11 (all)", FOLDING, "--fold-layers")]
 Device = Annotated[str | None, option("auto, cpu, cuda, mps", MACHINE)]
 Dtype = Annotated[str | None, option("float32, float64, bfloat16, float16", MACHINE)]
@@ -127,7 +127,8 @@ def fold_settings(
         from dualform.studies.fold_settings import READ
 
         unread = [name for name in found if name in READ and method not in READ[name]]
-        if unread and any(method in methods for methods in (*READ.values(), ("rank-one", "kv-momentum", "mezo"))):
+        # Others have a message of their own: unknown names, and methods whose outcome cannot be written.
+        if unread and method in ("thought-vector", "thought-matrix", "task-vector", "mezo"):
             flags = ", ".join(_FOLD_FLAGS[name] for name in unread)
             raise ConfigError(f"method {method} does not look at {flags}: leave that out, or choose another method")
     return found or None

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from dualform.lab.corpus import Corpus
 from dualform.lab.windows import gathered, spread_windows
 
-_TOKENS_AT_ONCE = 1 << 14
+_TOKENS_AT_ONCE = 1 << 13
+"""Bounds the memory: of a large vocabulary, so many rows of logits are gigabytes."""
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def corpus_loss(model: PreTrainedModel, corpus: Corpus, length: int, most_tokens
         model: In evaluation mode.
         corpus: Of the model's tokenizer.
         length: Tokens of a window.
-        most_tokens: Windows are spread evenly over the corpus, as many as hold so many tokens.
+        most_tokens: Windows are spread evenly over the corpus, as many as hold so many tokens, and one at least.
 
     Returns:
         Nats a token; its exponential is the perplexity.
@@ -33,7 +34,8 @@ def corpus_loss(model: PreTrainedModel, corpus: Corpus, length: int, most_tokens
     """
     starts = spread_windows(corpus.count, length, max(1, most_tokens // length))
     nats = []
-    for piece in np.array_split(starts, math.ceil(len(starts) * length / _TOKENS_AT_ONCE)):
+    pieces = min(len(starts), math.ceil(len(starts) * length / _TOKENS_AT_ONCE))
+    for piece in np.array_split(starts, pieces):
         windows = gathered(corpus.ids, piece, length).to(model.device)
         logits = model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits

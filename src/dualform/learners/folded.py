@@ -52,9 +52,9 @@ class Folded:
     """Unlabelled calibration texts, as queries are put to the model."""
     plain: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     """Token ids of plain texts, opening left out: on them the fold is asked to change nothing."""
-    plain_weight: float = 1.0
+    plain_weight: float = 10.0
     """How much a token of plain text counts, a calibration token counting 1."""
-    answer_weight: float = 10.0
+    answer_weight: float = 100.0
     """How much a token that predicts an answer counts: the last of a text, and those of answers."""
     strength: float | Literal["gcv"] = "gcv"
     """Ridge penalty in units of an input's mean square, or `gcv`: generalised cross-validation in every layer."""

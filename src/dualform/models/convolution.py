@@ -60,12 +60,16 @@ class ValueConvolution(nn.Module):
 def apply_convolution(model: PreTrainedModel, taps: int = TAPS) -> None:
     """Give every layer of a model a convolution over its values; the model's outputs stay as they are until it learns.
 
+    Made for models that are trained and asked in one go: a saved model keeps the kernels, but its config does not tell
+    of them, so that what is loaded again attends without.
+
     Args:
         model: One that computes attention through transformers' registry.
         taps: Tokens before the query's own that each sees.
 
     Raises:
-        ConfigError: `taps` is below 1, or the model computes attention in code of its own.
+        ConfigError: `taps` is below 1, the model computes attention in code of its own, or it has momentum or a
+            convolution.
         ModelError: No attention was seen in it.
     """
     if taps < 1:
@@ -74,8 +78,11 @@ def apply_convolution(model: PreTrainedModel, taps: int = TAPS) -> None:
     anatomy = find_anatomy(model.eval())
     model.train(training)
     require_registry(model, anatomy.registry)
-    for layer in anatomy.layers:
-        model.get_submodule(layer.attention).add_module(
+    modules = [model.get_submodule(layer.attention) for layer in anatomy.layers]
+    if any(hasattr(module, MOMENTUM) for module in modules):
+        raise ConfigError("the model has momentum or a convolution already: take one that has neither")
+    for layer, module in zip(anatomy.layers, modules, strict=True):
+        module.add_module(
             MOMENTUM, ValueConvolution(layer.n_kv_heads, layer.d_head, taps).to(model.device, model.dtype)
         )
     model.set_attn_implementation(NAME)

@@ -4,6 +4,8 @@ Linear attention is gradient descent on its past, one step a token. Heavy-ball a
 have a dual form, which is not the decaying sum of values that arXiv:2212.10559 adds: here both can be trained.
 """
 
+from typing import get_args
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,7 +21,8 @@ class LinearAttention(nn.Module):
     """o_t = M_t q_t with M_t a sum of v_i k_i^T over the tokens so far, by plain descent or with momentum.
 
     Queries and keys pass elu + 1, as usual. Sums grow with the past, and with momentum by 1 / (1 - eta) more, so each
-    head's output is brought to a root mean square of 1; no parameters are added.
+    head's output is brought to a root mean square of 1; no parameters are added. Dropout of attention weights, of which
+    there are none, does not apply.
 
     Args:
         kind: `none`, `heavy-ball` or `nesterov`.
@@ -51,7 +54,9 @@ class LinearAttention(nn.Module):
 
 
 def apply_linear_attention(model: PreTrainedModel, kind: MomentumKind = "none", eta: float = 0.0) -> None:
-    """Have every layer of a model attend linearly; made for models that are then trained.
+    """Have every layer of a model attend linearly; made for models that are then trained and asked in one go.
+
+    A saved model's config does not tell of it, so that what is loaded again attends by softmax.
 
     Args:
         model: One that computes attention through transformers' registry.
@@ -59,9 +64,11 @@ def apply_linear_attention(model: PreTrainedModel, kind: MomentumKind = "none", 
         eta: In [0, 1).
 
     Raises:
-        ConfigError: `eta` is out of range, or the model computes attention in code of its own.
+        ConfigError: No such `kind`, `eta` is out of range, or the model computes attention in code of its own.
         ModelError: No attention was seen in it.
     """
+    if kind not in get_args(MomentumKind):
+        raise ConfigError(f"kind {kind!r} is unknown: choose one of {', '.join(get_args(MomentumKind))}")
     if not 0 <= eta < 1:
         raise ConfigError(f"eta {eta} must be 0 or more and below 1")
     training = model.training

@@ -87,6 +87,13 @@ def _class_of(source: str, trust_remote_code: bool) -> Any:
     if not (Path(source) / "config.json").is_file():
         return AutoModelForCausalLM
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    arm = str(getattr(config, "dualform_arm", ""))
+    if arm and arm.split()[0] not in ("momentum", "normalised", "learned"):
+        # Loaded as it lies there, it would attend by softmax and say nothing of it.
+        raise ModelError(
+            f"{source} was trained with the attention of “{arm}”, which cannot be restored from a "
+            "checkpoint. Models with momentum can."
+        )
     if getattr(config, ENTRY, None) is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForCausalLM
     return class_with_momentum(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])

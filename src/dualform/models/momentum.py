@@ -129,7 +129,11 @@ class Momentum(nn.Module):
         decay = decay[:, None, None] if decay.dim() else decay
         # Zeros where nothing counts keep negative powers, and their gradients, out.
         weights = torch.where(counts, decay ** torch.where(counts, lag, 1).to(dtype), 0.0)
-        return weights * ((1 - decay) / decay) if self._settings.normalised and not self.off else weights
+        if not self._settings.normalised:
+            return weights
+        # A head whose eta is 0 has no weights to bring to a sum of 1.
+        some = decay > 0
+        return weights * torch.where(some, (1 - decay) / torch.where(some, decay, 1.0), 0.0)
 
     def _by_eta(self, value: Tensor, n_heads: int, eta: float | Tensor) -> tuple[Tensor, int]:
         """Values with a head for each eta, and how many query heads share one."""
@@ -217,7 +221,8 @@ def apply_momentum(
         The settings, as the model's config keeps them.
 
     Raises:
-        ConfigError: `eta` is out of range or not one a head, a layer does not exist, or the model has momentum.
+        ConfigError: `eta` is out of range or not one a head, a layer does not exist, or the model has momentum or a
+            convolution (`apply_convolution`).
         ModelError: No attention was seen in the model.
 
     Source:
@@ -235,6 +240,8 @@ def apply_momentum(
     chosen = tuple(range(n_layers)) if layers is None else tuple(layers)
     if missing := [layer for layer in chosen if not 0 <= layer < n_layers]:
         raise ConfigError(f"layers {missing} do not exist: the model has layers 0 to {n_layers - 1}")
+    if any(hasattr(model.get_submodule(layer.attention), MOMENTUM) for layer in anatomy.layers):
+        raise ConfigError("the model adds something to its values already (apply_convolution): take another model")
     if isinstance(given, tuple) and len(given) != n_heads:
         raise ConfigError(
             f"eta has {len(given)} numbers, but a layer has {n_heads} heads: give one each, or one for all"
@@ -245,12 +252,16 @@ def apply_momentum(
         given, learned, normalised, tuple(anatomy.layers[layer].attention for layer in sorted(chosen))
     )
     setattr(model.config, ENTRY, asdict(settings))
-    restore_momentum(model)
+    restore_momentum(model, anatomy.registry)
     return settings
 
 
-def restore_momentum(model: PreTrainedModel) -> None:
+def restore_momentum(model: PreTrainedModel, registry: bool = True) -> None:
     """Give a model the momentum that its config tells of; parameters start where learning started.
+
+    Args:
+        model: The model.
+        registry: Have it compute attention through dualform's function, if its family can; watch it otherwise.
 
     Raises:
         ModelError: The config names attention modules that the model does not have.
@@ -266,11 +277,11 @@ def restore_momentum(model: PreTrainedModel) -> None:
         )
     for name in settings.modules:
         modules[name].add_module(MOMENTUM, Momentum(settings))
-    if type(model)._can_set_attn_implementation():
+    if registry and type(model)._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
-    else:
-        model.register_forward_pre_hook(_begin_watching, with_kwargs=True)
-        model.register_forward_hook(_end_watching, always_call=True)
+    # Where another function is set later on, momentum must not be lost in silence.
+    model.register_forward_pre_hook(_begin_watching, with_kwargs=True)
+    model.register_forward_hook(_end_watching, always_call=True)
 
 
 def class_with_momentum(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -337,17 +348,21 @@ def momentum(
         ModelError: Likewise.
     """
     before = getattr(model.config, "_attn_implementation", None)
+    settings = None
     try:
-        yield apply_momentum(model, eta, normalised=normalised, layers=layers)
+        settings = apply_momentum(model, eta, normalised=normalised, layers=layers)
+        yield settings
     finally:
-        remove_momentum(model)
+        # Momentum that was there before, and was the reason to refuse, stays.
+        if settings is not None:
+            remove_momentum(model)
         if before is not None and type(model)._can_set_attn_implementation():
             model.set_attn_implementation(before)
 
 
 def _begin_watching(model: Any, args: Any, kwargs: Any) -> None:
-    """Families with attention code of their own are watched, and changed, from underneath, unless they are already."""
-    if being_watched(model):
+    """Attention that is not computed by dualform's function is watched, and changed, from underneath."""
+    if being_watched(model) or getattr(model.config, "_attn_implementation", None) == NAME:
         return
     settings = momentum_of(model)
     assert settings is not None

@@ -44,9 +44,9 @@ class FoldSettings(BaseModel):
     """Most passages of plain text."""
     plain_length: int = Field(default=128, ge=8)
     """Longest passage, tokens."""
-    plain_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    plain_weight: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """How much a token of plain text counts beside a calibration token."""
-    answer_weight: float = Field(default=10.0, ge=1, allow_inf_nan=False)
+    answer_weight: float = Field(default=100.0, ge=1, allow_inf_nan=False)
     """How much a token that predicts an answer counts beside others."""
     strength: float | Literal["gcv"] = "gcv"
     """Ridge penalty in units of an input's mean square, or `gcv`: generalised cross-validation, layer by layer."""

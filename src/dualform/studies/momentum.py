@@ -7,6 +7,7 @@ it attends. So differences are taken seed by seed, and their spread is that of b
 import hashlib
 import statistics
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +17,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dualform._version import __version__
 from dualform.errors import ContextError
 from dualform.lab.corpus import Corpus, build_corpus
 from dualform.lab.evaluation import corpus_loss
 from dualform.lab.pretraining import Pretrained, pretrain
 from dualform.lab.recipe import Recipe
 from dualform.lab.sources import find_source
+from dualform.lab.windows import spread_windows
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
 from dualform.models.momentum import Momentum
 from dualform.progress import Progress, Silent
 from dualform.result import Result
-from dualform.studies.bench import sample
 from dualform.studies.facts import environment
 from dualform.studies.momentum_arms import prepare_for
 from dualform.studies.momentum_config import Arm, MomentumConfig
-from dualform.studies.momentum_pretrained import put_into
+from dualform.studies.momentum_pretrained import put_into, require_usable
 from dualform.studies.momentum_regression import regress
-from dualform.studies.momentum_summary import ArmRun, summarise_momentum
+from dualform.studies.momentum_summary import ArmRun, asked, summarise_momentum
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
@@ -61,11 +63,10 @@ class _Texts:
     validation: Corpus
     test: Corpus
 
-    @property
-    def digest(self) -> str:
-        """What tells them from others."""
-        together = f"{self.train.digest} {self.validation.digest} {self.test.digest}"
-        return hashlib.sha256(together.encode()).hexdigest()[:16]
+    def digest(self, *more: str) -> str:
+        """What tells them, and whatever else is given, from others."""
+        together = (self.train.digest, self.validation.digest, self.test.digest, *more)
+        return hashlib.sha256(repr(together).encode()).hexdigest()[:16]
 
 
 def compare_momentum(
@@ -75,7 +76,7 @@ def compare_momentum(
 
     Args:
         config: What to train.
-        folder: Gets the corpus as tokens and each run's checkpoints, from which a killed run goes on.
+        folder: Gets the corpus as tokens, and each run's checkpoints, from which a killed run goes on.
         cells: Keeps each finished run's numbers.
         progress: Is told how far the work is.
 
@@ -83,13 +84,21 @@ def compare_momentum(
         The result and all that it was made of.
 
     Raises:
-        DualformError: A mistake in settings, text or tasks, named.
+        DualformError: A mistake in settings, text, tasks or models, named before anything is trained.
     """
     start = time.perf_counter()
     tasks = {name: load_task(name, data_dir=config.data_dir) for name in config.tasks}
+    for task in tasks.values():
+        for seed in config.seeds:
+            draw_demonstrations(task, config.k, seed, balanced=True)
+    for name in config.pretrained:
+        require_usable(config, name)
     recipe = config.recipe_of(config.seeds[0])
     texts = read_texts(config, recipe, folder / "corpus", progress)
-    inputs = texts.digest
+    # Recipes and tasks may be files, whose content may change while the name stays.
+    trained_on = texts.digest(__version__, recipe.model_dump_json(exclude={"seed", "data_seed"}))
+    inputs = texts.digest(trained_on, *map(_described, tasks.values()))
+    training = folder / f"training-{trained_on[:12]}"
     # In steps, so that regression and finetuning, which have steps too, can be counted along.
     progress.start(float(_steps_of(config, recipe)))
     runs: dict[tuple[Arm, int], ArmRun] = {}
@@ -98,9 +107,8 @@ def compare_momentum(
             name = f"{arm.name}, seed {seed}"
             piece = cells.get(name, inputs)
             if piece is None:
-                trained = train_arm(
-                    config, arm, seed, texts, folder / "training", _Renamed(progress, name, 1 / recipe.batch_tokens)
-                )
+                told = _Renamed(progress, name, 1 / recipe.batch_tokens)
+                trained = train_arm(config, arm, seed, texts, training, told)
                 piece = Piece(name, inputs, *ask(config, trained, arm, seed, texts.test, tasks))
                 cells.put(piece)
             else:
@@ -110,14 +118,14 @@ def compare_momentum(
     for arm in config.arms:
         if arm.baseline is not None:
             name = f"{arm.name}, step"
-            piece = cells.get(name, inputs)
+            piece = cells.get(name, trained_on)
             if piece is None:
-                piece = Piece(name, inputs, {}, {"ratio": step_ratio(config, arm)})
+                piece = Piece(name, trained_on, {}, {"ratio": step_ratio(config, arm)})
                 cells.put(piece)
             ratios[arm] = float(piece.about["ratio"])
     regression = regress(config, cells, progress.advance) if config.regress else None
     pretrained = [record for name in config.pretrained for record in put_into(config, name, cells, progress.advance)]
-    where = environment(config.device, time.perf_counter() - start)
+    where = environment(_device(config), time.perf_counter() - start)
     result = summarise_momentum(config, runs, ratios, tasks, where, inputs, regression, pretrained)
     return MomentumStudy(result, runs, tasks)
 
@@ -130,13 +138,37 @@ def _steps_of(config: MomentumConfig, recipe: Recipe) -> int:
 
 
 def read_texts(config: MomentumConfig, recipe: Recipe, folder: Path, progress: Progress) -> _Texts:
-    """All text as tokens, by a tokenizer that is learned from what is trained on."""
-    train = build_corpus(find_source(config.corpus), folder, recipe.vocab_size, name="train", progress=progress)
-    others = {
-        name: build_corpus(find_source(where), folder, train.tokenizer, name=name, progress=progress)
-        for name, where in (("validation", config.validation), ("test", config.test))
-    }
-    return _Texts(train, others["validation"], others["test"])
+    """All text as tokens, by a tokenizer that is learned from what is trained on.
+
+    Raises:
+        ConfigError: A file is missing, or the test text is shorter than a window.
+    """
+    named = {"train": config.corpus, "validation": config.validation, "test": config.test}
+    # All three are looked for before hours are spent on the first.
+    sources = {name: find_source(where, split=name) for name, where in named.items()}
+    train = build_corpus(sources["train"], folder, recipe.vocab_size, name="train", progress=progress)
+    validation, test = (
+        build_corpus(sources[name], folder, train.tokenizer, name=name, progress=progress)
+        for name in ("validation", "test")
+    )
+    # Training checks the others.
+    spread_windows(test.count, recipe.length, 1)
+    return _Texts(train, validation, test)
+
+
+def _described(task: Task) -> str:
+    """All of a task that its answers depend on."""
+    rows = [
+        (example.row, example.label, example.choices, sorted(example.fields.items()))
+        for example in (*task.demonstration_pool, *task.split(task.report_split))
+    ]
+    return repr((task.name, task.template.prompt, task.template.separator, task.label_words, rows))
+
+
+def _device(config: MomentumConfig) -> torch.device:
+    """Where arms are trained."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if config.device == "cpu" or accelerator is None else accelerator
 
 
 def train_arm(
@@ -178,18 +210,26 @@ def ask(
             try:
                 tensors[name], about["k"][name] = answers_in_context(config, lm, task, seed)
             except ContextError as error:
-                about["notes"].append(f"{name} was not asked: {error}")
+                # The remedies that it names are those of other studies.
+                reason = str(error).partition(". ")[0]
+                about["notes"].append(f"{name} was not asked: {reason}. Train with a larger length.")
     return tensors, about
 
 
 def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, seed: int) -> tuple[Tensor, int]:
-    """Log-probabilities of each query's answers behind demonstrations, `(example, answer)`, and how many these were."""
-    encoder = Encoder(lm, task)
-    examples = sample(task.split(task.report_split), config.limit)
-    queries = [encoder.query(example) for example in examples]
+    """Log-probabilities of each query's answers behind demonstrations, `(example, answer)`, and how many these were.
+
+    Raises:
+        ContextError: A query, or one demonstration beside it, is longer than what the model was trained on.
+    """
     drawn = draw_demonstrations(task, config.k, seed, balanced=True)
-    kept = encoder.fit(drawn, queries, lm.max_positions, any_label=True)
-    prefix = lm.encode(encoder.demonstrations(kept).prefix if kept.k_effective else encoder.opening)
+    with warnings.catch_warnings():
+        # Every run would say anew which words begin alike and how many demonstrations fit; the result says the latter.
+        warnings.simplefilter("ignore", UserWarning)
+        encoder = Encoder(lm, task)
+        queries = [encoder.query(example) for example in asked(config, task)]
+        kept = encoder.fit(drawn, queries, config.recipe_of(seed).length, any_label=True)
+    prefix = lm.encode(encoder.demonstrations(kept).prefix)
     return lm.log_probabilities(prefix, queries), kept.k_effective
 
 
@@ -206,28 +246,32 @@ _STEPS_TIMED = 9
 
 
 def step_ratio(config: MomentumConfig, arm: Arm) -> float:
-    """Time of an arm's training step over its baseline's: median of steps taken in turn, in one process.
+    """Time of an arm's forward and backward over its baseline's: median of some taken in turn, in one process.
 
     Times of whole runs are not compared, because other work on the machine comes and goes between them.
     """
     assert arm.baseline is not None
     recipe = config.recipe_of(config.seeds[0])
+    device = _device(config)
     models = []
     for one in (arm.baseline, arm):
         model = recipe.build()
         prepare = prepare_for(one)
         if prepare is not None:
             prepare(model)
-        models.append(model.train())
-    rows = torch.randint(
-        recipe.vocab_size, (recipe.micro_batch, recipe.length), generator=torch.Generator().manual_seed(0)
-    )
+        models.append(model.to(device).train())
+    shape = (min(recipe.micro_batch, recipe.sequences), recipe.length)
+    rows = torch.randint(recipe.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
     ratios = []
     for _ in range(_STEPS_TIMED + 1):
         seconds = []
         for model in models:
             begin = time.perf_counter()
-            model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                loss = model(input_ids=rows, labels=rows, use_cache=False).loss
+            loss.backward()
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
             seconds.append(time.perf_counter() - begin)
             model.zero_grad(set_to_none=True)
         ratios.append(seconds[1] / seconds[0])

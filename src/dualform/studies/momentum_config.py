@@ -35,7 +35,8 @@ class Arm:
     @property
     def name(self) -> str:
         """As results call it."""
-        return self.kind if self.eta is None else f"{self.kind} {self.eta:g}"
+        # All digits, because runs and their folders are told apart by it.
+        return self.kind if self.eta is None else f"{self.kind} {self.eta}"
 
     @property
     def baseline(self) -> "Arm | None":
@@ -55,11 +56,11 @@ class MomentumConfig(BaseModel):
     settings: dict[str, Any] = {}
     """Fields of the recipe in place of its own; `seed` and `data_seed` are those of each run."""
     corpus: tuple[str, ...] = Field(min_length=1)
-    """Text files, or `hub:NAME`, to train on."""
+    """Text files, or the split `train` of a data set of the hub (`owner/name[:config]`), to train on."""
     validation: tuple[str, ...] = Field(min_length=1)
-    """Text files on which losses are taken while training."""
+    """Text on which losses are taken while training; of the hub, the split `validation`."""
     test: tuple[str, ...] = Field(min_length=1)
-    """Text files on which perplexities are reported."""
+    """Text on which perplexities are reported; of the hub, the split `test`."""
     test_tokens: int = Field(default=1 << 18, ge=1)
     """Most tokens of test text at each length."""
 
@@ -105,12 +106,16 @@ class MomentumConfig(BaseModel):
             problems.append(f"etas {wrong} must lie between 0 and 1; eta 0 is vanilla, which is trained in any case")
         if not 0 < self.control_eta < 1:
             problems.append(f"control_eta {self.control_eta} must lie between 0 and 1")
-        for name in ("etas", "controls", "tasks", "pretrained"):
+        if wrong := [eta for eta in self.pretrained_etas if not 0 < eta < 1]:
+            problems.append(f"pretrained_etas {wrong} must lie between 0 and 1; without momentum each is read anyway")
+        for name in ("etas", "controls", "tasks", "pretrained", "pretrained_etas"):
             given = getattr(self, name)
             if len(set(given)) != len(given):
                 problems.append(f"{name} {list(given)} must be different")
         if own := sorted({"seed", "data_seed"} & self.settings.keys()):
             problems.append(f"settings may not hold {', '.join(own)}: seeds says what each run begins with")
+        if unknown := sorted(self.settings.keys() - Recipe.model_fields.keys()):
+            problems.append(f"settings {unknown} are no fields of a recipe: {', '.join(Recipe.model_fields)}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -1,29 +1,53 @@
 """Momentum put into a model that was trained without: at inference only, and after a short finetune."""
 
+import functools
+import hashlib
+import json
 import math
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dualform.errors import TaskError
-from dualform.lab.sources import find_source
+from dualform.errors import ConfigError, TaskError
+from dualform.lab.sources import Source, find_source
 from dualform.models.language_model import LanguageModel
 from dualform.models.load import load_model
-from dualform.models.momentum import apply_momentum, momentum
+from dualform.models.momentum import apply_momentum, momentum, momentum_of
 from dualform.result import PretrainedMomentum
+from dualform.studies.bench import weights_digest
 from dualform.studies.momentum_config import MomentumConfig
 from dualform.studies.momentum_statistics import over_seeds, paired
 from dualform.studies.pieces import Cells, Piece
 
 LENGTH = 256
-"""Tokens of a window, for finetuning and for perplexity."""
+"""Tokens of a window, for finetuning and for perplexity; fewer where the model has fewer positions."""
 _WINDOWS_TESTED = 64
 _WINDOWS_A_STEP = 2
 _RATE = 1e-5
 """AdamW's, of all weights: small, since the model has been trained before."""
+
+
+def require_usable(config: MomentumConfig, name: str) -> None:
+    """Check that a model can be loaded and that the texts fill a window of its tokens.
+
+    Raises:
+        DualformError: What is wrong with which.
+    """
+    lm = load_model(name, device=config.device)
+    if momentum_of(lm.model) is not None:
+        raise ConfigError(f"{name} was saved with momentum: name a model that was trained without")
+    for source in (_test(config), *([_corpus(config)] if config.pretrained_steps else [])):
+        n = 0
+        for ids in _tokens(lm, source):
+            n += len(ids)
+            if n >= _own(lm):
+                break
+        else:
+            raise _too_short(lm, source, n)
 
 
 def put_into(
@@ -38,8 +62,15 @@ def put_into(
         advance: Told the finetuning steps done, and of what.
     """
     lm = load_model(name, device=config.device)
-    inputs = f"{name} {LENGTH} {config.pretrained_steps}"
-    test = _windows(lm, config.test, _WINDOWS_TESTED)
+    texts = json.dumps([_test(config).identity(), _corpus(config).identity()])
+    read = f"{weights_digest(lm)} {texts} {LENGTH} {config.pretrained_steps}"
+    inputs = hashlib.sha256(read.encode()).hexdigest()[:16]
+    test = _windows(lm, _test(config), _WINDOWS_TESTED)
+
+    @functools.cache
+    def corpus() -> Tensor:
+        # More windows than are read, so that seeds read others and not only in another order.
+        return _windows(lm, _corpus(config), 4 * config.pretrained_steps * _WINDOWS_A_STEP)
 
     def loss_of(piece_name: str, make: Callable[[], float]) -> float:
         piece = cells.get(piece_name, inputs)
@@ -53,8 +84,9 @@ def put_into(
             return []
         found = []
         for seed in config.seeds:
-            told = f"{name}, eta {eta:g}, finetuned, seed {seed}"
-            found.append(loss_of(told, lambda seed=seed: _finetuned(config, name, eta, seed, test)))  # type: ignore[misc]
+            told = f"{name}, eta {eta}, finetuned, seed {seed}"
+            make = functools.partial(_finetuned, config, name, eta, seed, corpus, test)
+            found.append(loss_of(told, make))
             advance(float(config.pretrained_steps), told)
         return found
 
@@ -67,7 +99,7 @@ def put_into(
             with momentum(lm.model, eta):
                 return _loss(lm, test)
 
-        at_inference = loss_of(f"{name}, eta {eta:g}", with_momentum)
+        at_inference = loss_of(f"{name}, eta {eta}", with_momentum)
         own = tuned(eta)
         records.append(
             PretrainedMomentum(
@@ -83,21 +115,44 @@ def put_into(
     return records
 
 
-def _windows(lm: LanguageModel, where: tuple[str, ...], n: int) -> Tensor:
-    """Windows of a text, evenly spread, opening token in front, `(window, token)`.
+def _test(config: MomentumConfig) -> Source:
+    return find_source(config.test, split="test")
+
+
+def _corpus(config: MomentumConfig) -> Source:
+    return find_source(config.corpus)
+
+
+def _tokens(lm: LanguageModel, source: Source) -> Iterator[list[int]]:
+    """Each document's."""
+    for document in source.documents():
+        yield lm.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _own(lm: LanguageModel) -> int:
+    """Tokens of a window, the opening one not counted."""
+    length = LENGTH if lm.max_positions is None else min(LENGTH, lm.max_positions)
+    return length - (lm.bos is not None)
+
+
+def _too_short(lm: LanguageModel, source: Source, n: int) -> TaskError:
+    return TaskError(f"{source.shown} holds {n} tokens of {lm.name}, and {_own(lm)} are needed. Give more text.")
+
+
+def _windows(lm: LanguageModel, source: Source, n: int) -> Tensor:
+    """At most `n` windows of a text, evenly spread, opening token in front, `(window, token)`.
 
     Raises:
         TaskError: The text is shorter than one of them.
     """
-    source = find_source(where)
-    ids: list[int] = []
-    for document in source.documents():
-        ids += lm.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = array("i")
+    for document in _tokens(lm, source):
+        ids.extend(document)
     opening = [] if lm.bos is None else [lm.bos]
-    own = LENGTH - len(opening)
+    own = _own(lm)
     n = min(n, len(ids) // own)
     if not n:
-        raise TaskError(f"{source.shown} holds {len(ids)} tokens of {lm.name}, and {own} are needed. Give more text.")
+        raise _too_short(lm, source, len(ids))
     starts = np.linspace(0, len(ids) - own, n).astype(int)
     return torch.tensor([[*opening, *ids[start : start + own]] for start in starts])
 
@@ -114,22 +169,26 @@ def _nats(lm: LanguageModel, windows: Tensor) -> Tensor:
     return F.cross_entropy(logits, windows[:, 1:].flatten(), reduction="sum")
 
 
-def _finetuned(config: MomentumConfig, name: str, eta: float, seed: int, test: Tensor) -> float:
+def _finetuned(
+    config: MomentumConfig, name: str, eta: float, seed: int, corpus: Callable[[], Tensor], test: Tensor
+) -> float:
     """Loss on the test windows after a short finetune of all weights, with momentum from its first step on."""
     lm = load_model(name, device=config.device)
     if eta:
         apply_momentum(lm.model, eta)
-    n = config.pretrained_steps * _WINDOWS_A_STEP
-    windows = _windows(lm, config.corpus, max(n, 4 * n))
+    windows = corpus()
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     optimiser = torch.optim.AdamW(lm.model.parameters(), lr=_RATE, weight_decay=0.0)
     lm.model.train()
-    for step in range(config.pretrained_steps):
-        places = [int(order[i % len(order)]) for i in range(step * _WINDOWS_A_STEP, (step + 1) * _WINDOWS_A_STEP)]
-        batch = windows[places]
-        (_nats(lm, batch) / batch[:, 1:].numel()).backward()
-        torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+    # Where the model has dropout, it is the seed's too, the same with momentum and without.
+    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for step in range(config.pretrained_steps):
+            places = [int(order[i % len(order)]) for i in range(step * _WINDOWS_A_STEP, (step + 1) * _WINDOWS_A_STEP)]
+            batch = windows[places]
+            (_nats(lm, batch) / batch[:, 1:].numel()).backward()
+            torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
     lm.model.eval()
     return _loss(lm, test)

@@ -19,14 +19,17 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def paired(seeds: Sequence[int], own: Sequence[float], beside: Sequence[float]) -> Paired:
-    """Difference of an arm to its baseline, seed by seed."""
+    """Difference of an arm to its baseline, seed by seed; no `p` where all seeds have the same difference."""
     differences = [a - b for a, b in zip(own, beside, strict=True)]
     n = len(differences)
-    several = n > 1 and len(set(differences)) > 1
+    mean = math.fsum(differences) / n
+    error = _error(differences) if n > 1 else 0.0
+    # Differences that are one number but for rounding have no spread that a test could go by.
+    rounding = 1e-12 * max(map(abs, (*own, *beside)))
     return Paired(
-        mean=math.fsum(differences) / n,
+        mean=mean,
         ci95=_interval(differences),
-        p=float(stats.ttest_1samp(differences, 0.0).pvalue) if several else None,
+        p=2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error > rounding else None,
         p_signs=float(sign_flip_p(torch.tensor(differences, dtype=torch.float64))) if n > 1 else None,
         per_seed={str(seed): value for seed, value in zip(seeds, differences, strict=True)},
         n=n,
@@ -39,6 +42,12 @@ def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     if n < 2:
         return None, None
     mean = math.fsum(values) / n
-    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    reach = float(stats.t.ppf(0.975, n - 1)) * error
+    reach = float(stats.t.ppf(0.975, n - 1)) * _error(values)
     return mean - reach, mean + reach
+
+
+def _error(values: Sequence[float]) -> float:
+    """Standard error of the mean of two numbers or more."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)

@@ -60,7 +60,14 @@ def summarise_momentum(
     """
     recipe = config.recipe_of(config.seeds[0])
     notes = list(dict.fromkeys(note for run in runs.values() for note in run.about["notes"]))
-    if len(config.seeds) < 5:
+    for name in tasks:
+        fitted = [int(run.about["k"][name]) for run in runs.values() if name in run.about["k"]]
+        if fitted and min(fitted) < config.k:
+            shown = min(fitted) if min(fitted) == max(fitted) else f"{min(fitted)} to {max(fitted)}"
+            notes.append(f"{name}: of {config.k} demonstrations {shown} fit the trained length of {recipe.length}.")
+    if len(config.seeds) == 1:
+        notes.append("One seed has no interval: train several, with --seeds 1..5.")
+    elif len(config.seeds) < 5:
         notes.append(f"{len(config.seeds)} seeds: Student's intervals over so few are wide, and rest on normality.")
     return Result(
         dualform=__version__,

@@ -33,9 +33,9 @@ def train_alone(
 
     Args:
         recipe: What to train.
-        corpus: Text files, or one data set of the hub.
+        corpus: Text files, or one data set of the hub, of which the split `train`.
         folder: Gets the text as tokens, checkpoints and losses.
-        validation: Text on which losses are taken while it trains; none by default.
+        validation: Text on which losses are taken while it trains, of the hub the split `validation`; none by default.
         eta: Decay of momentum a token, in [0, 1); 0 is vanilla attention.
         learned: See `apply_momentum`.
         normalised: See `apply_momentum`.
@@ -45,19 +45,23 @@ def train_alone(
     Raises:
         DualformError: A mistake in settings or text, named.
     """
-    # Told before any text is read.
+    # Mistakes are told before any text is read.
     MomentumSettings(eta, learned, normalised)
+    if normalised and eta == 0:
+        raise ConfigError("normalised momentum needs an eta above 0: give one such as 0.3")
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device {device!r} is unknown here: choose auto or cpu")
+
+    source = find_source(corpus)
+    other = find_source(validation, split="validation") if validation else None
 
     def prepare(model: PreTrainedModel) -> None:
         apply_momentum(model, eta, learned=learned, per_head=learned, normalised=normalised)
 
-    train = build_corpus(find_source(corpus), folder / "corpus", recipe.vocab_size, progress=progress)
+    train = build_corpus(source, folder / "corpus", recipe.vocab_size, progress=progress)
     held_out = None
-    if validation:
-        source = find_source(validation)
-        held_out = build_corpus(source, folder / "corpus", train.tokenizer, name="validation", progress=progress)
+    if other is not None:
+        held_out = build_corpus(other, folder / "corpus", train.tokenizer, name="validation", progress=progress)
     return pretrain(
         recipe,
         train,
