@@ -27,6 +27,7 @@ from benchmarks.common import (
 
 from dualform.models.flops import forward_flops
 from dualform.models.language_model import LanguageModel
+from dualform.models.momentum import momentum_of
 from dualform.tasks.task import Example, Task, Template
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -138,6 +139,28 @@ def test_every_solve_is_timed_and_only_while_it_is_asked_for(job):
     assert len(found) == len(job.lm.anatomy.layers)
     learner.adapt(job.lm, job.encoded)
     assert len(found) == len(job.lm.anatomy.layers)
+
+
+def test_momentum_is_timed_beside_the_same_model_without_and_beside_the_square_form(job):
+    model = job.lm.model
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    implementation = model.config._attn_implementation
+    outcomes = momentum.run(job, TINY)
+    assert [outcome.name for outcome in outcomes] == [
+        "momentum: forward of tiny over vanilla",
+        "momentum: training step of small over vanilla",
+    ]
+    for outcome in outcomes:
+        assert (outcome.wanted, outcome.target) == ("at most", 1.15)
+        assert outcome.raw["length"] == momentum.QUICK_LENGTH
+        assert len(outcome.raw["rounds"]) == TINY.rounds
+        assert all(set(one) == {"vanilla", "momentum", "square"} for one in outcome.raw["rounds"])
+        assert outcome.ratios == tuple(one["momentum"] / one["vanilla"] for one in outcome.raw["rounds"])
+        assert all(ratio > 0 for ratio in outcome.ratios)
+    assert model.config._attn_implementation == implementation
+    assert momentum_of(model) is None
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_fold_of_more_texts_than_there_are_is_refused_by_number(job):

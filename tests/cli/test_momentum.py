@@ -13,10 +13,11 @@ from dualform.cli.momentum import parse_settings
 from dualform.errors import ConfigError
 from dualform.lab.losses import read_losses
 from dualform.lab.pretraining import pretrain
+from dualform.lab.regression import train_regressor
 from dualform.models.load import load_model
 from dualform.models.momentum import momentum_of
 from dualform.studies import momentum as study
-from dualform.studies import momentum_regression, momentum_training
+from dualform.studies import momentum_pretrained, momentum_regression, momentum_training
 from dualform.studies.momentum import ask
 from tests.cli.conftest import Done, result_of
 from tests.studies.momentum_setting import RECIPE, STEPS, write_task, write_texts
@@ -203,7 +204,11 @@ def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
     dualform: Command, quick: list[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(momentum_regression, "_ASKED", 64)
-    monkeypatch.setattr(study.MomentumConfig.model_fields["regression_steps"], "default", 3)
+    # A thousand steps, which no option shortens.
+    monkeypatch.setattr(
+        momentum_regression, "train_regressor", lambda *given, **more: train_regressor(*given, **(more | {"steps": 3}))
+    )
+    monkeypatch.setattr(momentum_pretrained, "LENGTH", 16)
     model = save_tiny("gpt2", tmp_path / "gpt2")
     options = ["--tasks", write_task(tmp_path), "-k", "1", "--limit", "4", "--regress", "--pretrained", str(model)]
     before = {path.name: path.read_bytes() for path in model.iterdir()}

@@ -20,17 +20,18 @@ from dualform.models.encoding import Encoder
 from dualform.models.linear_attention import apply_linear_attention
 from dualform.models.load import load_model
 from dualform.models.momentum import momentum_of
+from dualform.progress import Silent
 from dualform.report.momentum_words import momentum_verdict
 from dualform.result import Result
 from dualform.runs.store import RunFolder
-from dualform.studies.momentum import MomentumStudy, compare_momentum
+from dualform.studies.momentum import MomentumStudy, compare_momentum, read_texts
 from dualform.studies.momentum_config import Arm, MomentumConfig, momentum_config
 from dualform.studies.momentum_statistics import over_seeds, paired
 from dualform.studies.momentum_summary import momentum_table
 from dualform.studies.pieces import Piece
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
-from tests.lab.setting import PulledPlugError
+from tests.lab.setting import PulledPlugError, sentences
 from tests.models.reference import naive_scores
 from tests.studies.momentum_setting import (
     LENGTH,
@@ -189,7 +190,7 @@ def test_the_curve_is_the_mean_validation_loss(whole: MomentumStudy, folder: Pat
     for one in report_of(whole).arms:
         records = [losses_of(folder, one.name, seed) for seed in (1, 2)]
         points = [(two[0].tokens, [each.validation for each in two]) for two in zip(*records, strict=True)]
-        expected = [(tokens, sum(both) / 2) for tokens, both in points if None not in both]  # type: ignore[arg-type]
+        expected = [(tokens, sum(both) / 2) for tokens, both in points if None not in both]
         assert [(point.tokens, point.loss) for point in one.curve] == [(n, pytest.approx(loss)) for n, loss in expected]
         assert [n for n, _ in expected] == [128 * 3, 128 * 6]
 
@@ -531,6 +532,21 @@ def test_missing_text_is_told_before_the_corpus_is_read(texts: dict[str, Any], t
     with pytest.raises(ConfigError, match=r"nowhere\.txt"):
         compare_momentum(small_momentum(texts, test=("nowhere.txt",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_of_a_data_set_of_the_hub_each_text_is_the_split_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A folder stands for it, so that no network is asked.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "prose").mkdir(parents=True)
+    for seed, (name, n) in enumerate({"train": 300, "validation": 50, "test": 40}.items()):
+        rows = [json.dumps({"text": text}) + "\n" for text in sentences(n, seed)]
+        (tmp_path / "data" / "prose" / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    where = ("data/prose",)
+    config = small_momentum({"corpus": where, "validation": where, "test": where})
+    found = read_texts(config, config.recipe_of(1), tmp_path / "corpus", Silent())
+    assert [one.n_documents for one in (found.train, found.validation, found.test)] == [300, 50, 40]
 
 
 def test_settings_come_back_from_json(asked: MomentumConfig) -> None:
