@@ -170,7 +170,7 @@ class Recipe(BaseModel):
         return model
 
 
-def load_recipe(name: str | Path, **settings: Any) -> Recipe:
+def load_recipe(name: str | Path, /, **settings: Any) -> Recipe:
     """A shipped recipe or a YAML file of one's own, with some settings changed.
 
     Args:

@@ -55,7 +55,8 @@ class RunFolder:
         self._settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         # Pieces made under other settings, or by another version, must never be mixed in.
         self._key = hashlib.sha256(f"{__version__}\n{self._settings}".encode()).hexdigest()[:12]
-        self.log(f"dualform {__version__}: {getattr(config, 'model', '?')} on {getattr(config, 'task', '?')}")
+        about = [str(getattr(config, name)) for name in ("model", "recipe", "task") if getattr(config, name, None)]
+        self.log(f"dualform {__version__}: {' on '.join(about) or type(config).__name__}")
 
     def get(self, name: str, inputs: str) -> Piece | None:
         """A piece finished earlier under the same settings; None if there is none, or one that must not be used."""
