@@ -101,7 +101,19 @@ def test_options_reach_the_settings(dualform: Command, quick: list[str], to: Pat
     lines = tmp_path / "more.txt"
     lines.write_text("".join(f"{text}\n" for text, _ in sentences()[:10]), encoding="utf-8")
     options = ["--calibration", str(lines), "--strength", "0.5", "--answer-weight", "3", "--fold-layers", "0..1"]
-    options += ["--shuffled", "--context", "300", "--dtype", "float64", "--device", "cpu", "--route", "packed"]
+    options += [
+        "--plain-weight",
+        "7",
+        "--shuffled",
+        "--context",
+        "300",
+        "--dtype",
+        "float64",
+        "--device",
+        "cpu",
+        "--route",
+        "packed",
+    ]
     done = dualform("fold", "llama", "tickets.csv", *quick, *options, "--json", "--to", to)
 
     assert done.code == 0, done.err
@@ -110,8 +122,14 @@ def test_options_reach_the_settings(dualform: Command, quick: list[str], to: Pat
     assert (config["text"], config["label"], config["k"], config["limit"]) == ("body", "topic", 4, 8)
     assert config["fold"]["calibration"] == str(lines)
     assert (config["fold"]["strength"], config["fold"]["answer_weight"], config["fold"]["layers"]) == (0.5, 3, [0, 1])
+    assert config["fold"]["plain_weight"] == 7
     assert (config["balanced"], config["context"], config["dtype"]) == (False, 300, "float64")
     assert (found["fold"]["source"], found["fold"]["texts"], found["fold"]["strength"]) == ("more.txt", 10, 0.5)
+
+
+def test_an_option_that_the_method_does_not_look_at_is_refused(dualform: Command, quick: list[str], to: Path) -> None:
+    done = dualform("fold", "llama", "tickets.csv", *quick, "--method", "thought-vector", "--strength", "1", "--to", to)
+    assert_refused(done, to, "method thought-vector does not look at --plain, --strength: leave that out")
 
 
 def test_an_adapter_is_written_beside_the_base(dualform: Command, quick: list[str], to: Path, workplace: Path) -> None:

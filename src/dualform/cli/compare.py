@@ -27,6 +27,7 @@ from dualform.cli.options import (
     LossOn,
     Overwrite,
     Plain,
+    PlainWeight,
     ProbeAt,
     Prompt,
     Rates,
@@ -91,6 +92,7 @@ def compare(
     fold_texts: FoldTexts = None,
     plain: Plain = None,
     strength: Strength = None,
+    plain_weight: PlainWeight = None,
     answer_weight: AnswerWeight = None,
     fold_layers: FoldLayers = None,
     device: Device = None,
@@ -129,7 +131,9 @@ def compare(
         "seeds": one_or_several(seed, seeds),
         "learners": parse_names(learners),
         "rates": parse_numbers("rates", rates),
-        "fold": fold_settings(fold_method, calibration, fold_texts, plain, strength, answer_weight, fold_layers),
+        "fold": fold_settings(
+            fold_method, calibration, fold_texts, plain, strength, plain_weight, answer_weight, fold_layers
+        ),
         "lora_rates": parse_numbers("lora_rates", lora_rates),
         "tune": tune,
         "select": select,

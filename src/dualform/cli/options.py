@@ -47,6 +47,7 @@ Calibration = Annotated[str | None, option("Unlabelled texts: train, generated, 
 FoldTexts = Annotated[int | None, option("Most calibration texts (256)", FOLDING, "--fold-texts")]
 Plain = Annotated[str | None, option("Plain text to hold to: generated, none, or a file", FOLDING)]
 Strength = Annotated[str | None, option("Ridge strength, such as 0.01, or gcv (gcv)", FOLDING)]
+PlainWeight = Annotated[float | None, option("Weight of plain text: more keeps more as it was (10)", FOLDING)]
 AnswerWeight = Annotated[float | None, option("Weight of tokens that predict an answer (100)", FOLDING)]
 FoldLayers = Annotated[str | None, option("Layers to fold, such as 0..11 (all)", FOLDING, "--fold-layers")]
 Device = Annotated[str | None, option("auto, cpu, cuda, mps", MACHINE)]
@@ -105,6 +106,7 @@ def fold_settings(
     texts: int | None,
     plain: str | None,
     strength: str | None,
+    plain_weight: float | None,
     answer_weight: float | None,
     layers: str | None,
 ) -> dict[str, Any] | None:
@@ -119,6 +121,7 @@ def fold_settings(
         "texts": texts,
         "plain": plain,
         "strength": _strength(strength),
+        "plain_weight": plain_weight,
         "answer_weight": answer_weight,
         "layers": _layers(layers),
     }
@@ -139,6 +142,7 @@ _FOLD_FLAGS = {
     "texts": "--fold-texts",
     "plain": "--plain",
     "strength": "--strength",
+    "plain_weight": "--plain-weight",
     "answer_weight": "--answer-weight",
     "layers": "--fold-layers",
 }
