@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -75,13 +76,13 @@ def summarise_momentum(
         config=config.model_dump(mode="json"),
         environment=environment,
         model={
-            "name": config.recipe,
+            "name": Path(config.recipe).stem,
             "architecture": str(recipe.model.get("model_type")),
             "recipe": recipe.model_dump(mode="json", exclude={"seed", "data_seed"}),
             "inputs": inputs,
         },
         momentum=MomentumReport(
-            recipe=config.recipe,
+            recipe=Path(config.recipe).stem,
             tokens=recipe.steps * recipe.batch_tokens,
             length=recipe.length,
             arms=[_arm(config, arm, runs, step_ratios.get(arm), tasks) for arm in config.arms],
