@@ -179,6 +179,14 @@ def test_texts_of_the_model_that_do_not_fit_the_context_asked_for_are_passed_ove
         fold_texts(none, drawn, settings(calibration="generated"))
 
 
+def test_the_time_to_get_texts_is_part_of_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, drawn = small()
+    clock = iter((100.0, 107.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock, 107.0))
+    # The learner's own time stands still.
+    assert make_fold(bench, drawn, settings(texts=8)).adapted.cost.seconds == pytest.approx(7.0)
+
+
 def test_what_the_model_writes_is_part_of_the_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bench, drawn = small()
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -92,7 +92,12 @@ def fold(
     """
     from dualform.studies.fold import fold as run
     from dualform.studies.fold import fold_config
+    from dualform.studies.fold_settings import FoldMethod
+    from dualform.studies.folds import require_weights
 
+    if method in get_args(FoldMethod):
+        # Told before anything about settings of such a method.
+        require_weights(cast(FoldMethod, method))
     config = fold_config(
         model,
         task,

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -127,11 +127,11 @@ def fold_settings(
     }
     found = {name: value for name, value in given.items() if value is not None}
     if method is not None:
-        from dualform.studies.fold_settings import READ
+        from dualform.studies.fold_settings import READ, FoldMethod
 
         unread = [name for name in found if name in READ and method not in READ[name]]
-        # Others have a message of their own: unknown names, and methods whose outcome cannot be written.
-        if unread and method in ("thought-vector", "thought-matrix", "task-vector", "mezo"):
+        # An unknown method has a message of its own.
+        if unread and method in get_args(FoldMethod):
             flags = ", ".join(_FOLD_FLAGS[name] for name in unread)
             raise ConfigError(f"method {method} does not look at {flags}: leave that out, or choose another method")
     return found or None

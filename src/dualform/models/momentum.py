@@ -85,15 +85,9 @@ class Momentum(nn.Module):
             `(batch, q_pos, head, d_head)`.
         """
         n_query, n_key = call.query.shape[2], call.key.shape[2]
-        if call.mask is None and n_query == n_key:
-            eta = self.eta(call.value)
-            value, groups = self._by_eta(call.value, call.query.shape[1], eta)
-            term = momentum_chunked(value, eta, normalised=self._settings.normalised).term
-            return spread(term, groups)
-        visible = None if call.mask is None else seen_by(call.mask)
-        if visible is None:
-            visible = torch.ones(1, n_query, n_key, dtype=torch.bool, device=call.value.device)
-        placed = _placement(call.mask, visible) if n_query == n_key and call.mask is not None else None
+        placed = None
+        if n_query == n_key:
+            placed = _EVERY_TOKEN if call.mask is None else _placement(call.mask)
         if placed is not None:
             eta = self.eta(call.value)
             value, groups = self._by_eta(call.value, call.query.shape[1], eta)
@@ -101,6 +95,10 @@ class Momentum(nn.Module):
                 value, eta, segments=placed.segments, valid=placed.valid, normalised=self._settings.normalised
             ).term
             return spread(term, groups)
+        if call.mask is None:
+            visible = torch.ones(1, n_query, n_key, dtype=torch.bool, device=call.value.device)
+        else:
+            visible = seen_by(call.mask)
         return self.by_lag(call.value, lags(visible), visible, call.query.shape[1])
 
     def by_lag(self, value: Tensor, lag: Tensor, visible: Tensor, n_heads: int) -> Tensor:
@@ -168,20 +166,23 @@ def lags(visible: Tensor) -> Tensor:
 class _Placement:
     """A causal mask of padded or packed sequences, told by two rows."""
 
-    valid: Tensor
-    """`(batch or 1, pos)`."""
-    segments: Tensor
-    """`(batch or 1, pos)`."""
+    valid: Tensor | None
+    """`(batch or 1, pos)`; None for no padding."""
+    segments: Tensor | None
+    """`(batch or 1, pos)`; None for one sequence."""
 
+
+_EVERY_TOKEN = _Placement(None, None)
+"""Of a row without a mask."""
 
 # A mask is the same tensor in every layer.
 _placements: Any = WeakTensorKeyDictionary()
 
 
-def _placement(mask: Tensor, visible: Tensor) -> _Placement | None:
+def _placement(mask: Tensor) -> _Placement | None:
     """Padding and packing, where they are all that the mask says besides causality; None where it says more."""
     if mask not in _placements:
-        _placements[mask] = _told_by_rows(visible)
+        _placements[mask] = _told_by_rows(seen_by(mask))
     found: _Placement | None = _placements[mask]
     return found
 

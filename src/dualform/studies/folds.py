@@ -117,7 +117,8 @@ def _charged(adapted: Adapted, more: AdaptationCost) -> Adapted:
     """The same, with more cost."""
     if not isinstance(adapted, AdaptedModel | PatchedModel):
         return adapted
-    cost = AdaptationCost(adapted.cost.seconds, adapted.cost.tokens + more.tokens, adapted.cost.flops + more.flops)
+    own = adapted.cost
+    cost = AdaptationCost(own.seconds + more.seconds, own.tokens + more.tokens, own.flops + more.flops)
     return replace(adapted, cost=cost)
 
 
