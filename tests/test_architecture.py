@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "dualform"
 
 # Stairs only go down; parts of one floor do not know each other.
 FLOORS = [
-    {"errors", "result", "files", "package_index", "progress", "_version"},
+    {"configuration", "errors", "result", "files", "package_index", "progress", "_version"},
     {"ops", "tasks", "report"},
     {"models"},
     {"learners", "lab"},

@@ -3,17 +3,17 @@
 import difflib
 import inspect
 import math
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from dualform.configuration import checked, read_settings
 from dualform.errors import ConfigError
 from dualform.lab.tokenizer import SMALLEST_VOCABULARY
 
@@ -186,22 +186,8 @@ def load_recipe(name: str | Path, /, **settings: Any) -> Recipe:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"recipe {str(name)!r} is unknown: give one of {', '.join(RECIPES)}, or a YAML file")
-        try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read as a recipe: {error}") from error
-        if not isinstance(given, dict):
-            raise ConfigError(f"{path} should hold settings as `name: value` lines")
-    try:
-        return Recipe(**{**given, **settings})
-    except ValidationError as error:
-        raise ConfigError(f"recipe {name}: " + "; ".join(map(_sentence, error.errors()))) from error
-
-
-def _sentence(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    given = f" (given {problem['input']!r})" if where and problem["type"] != "missing" else ""
-    return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{given}"
+        given = read_settings(path, "recipe")
+    return checked(Recipe, {**given, **settings}, f"recipe {name}: ")
 
 
 def _preset(name: str) -> dict[str, Any]:

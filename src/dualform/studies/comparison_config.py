@@ -5,15 +5,14 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from dualform.configuration import checked, read_settings
 from dualform.errors import ConfigError
 from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.settings import (
     StudyConfig,
-    checked,
     given_settings,
     problems_with_rates,
     problems_with_seeds,
-    read_settings,
 )
 
 LearnerName = Literal["zsl", "icl", "ft", "lora", "probe", "fold"]

@@ -14,6 +14,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dualform.configuration import checked
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
@@ -37,7 +38,7 @@ from dualform.studies.folds import (
     require_writable,
 )
 from dualform.studies.outcome import SeedOutcome
-from dualform.studies.settings import checked, given_settings
+from dualform.studies.settings import given_settings
 from dualform.studies.summary import summarise
 from dualform.tasks.task import Task
 

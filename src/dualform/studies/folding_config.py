@@ -7,15 +7,14 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from dualform.configuration import checked, read_settings
 from dualform.learners.folded import FEWEST_TEXTS
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import (
     StudyConfig,
-    checked,
     given_settings,
     problems_with_rates,
     problems_with_seeds,
-    read_settings,
 )
 
 Axis = Literal["method", "k", "texts", "strength", "layers", "source"]

@@ -6,8 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dualform.configuration import checked
 from dualform.lab.recipe import Recipe, load_recipe
-from dualform.studies.settings import checked, given_settings, problems_with_seeds
+from dualform.studies.settings import given_settings, problems_with_seeds
 
 ArmKind = Literal[
     "vanilla",

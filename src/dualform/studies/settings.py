@@ -1,12 +1,9 @@
 """Settings that every study of a model and a task has, and how wrong ones are told."""
 
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from dualform.errors import ConfigError
 from dualform.learners.finetuned import LARGEST_RATE, LossOn
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Probe
@@ -120,38 +117,3 @@ def given_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """What was given: None means not given, and 0 for a limit means none."""
     given = {name: value for name, value in settings.items() if value is not None}
     return given | {name: None for name, value in given.items() if name.endswith("limit") and value == 0}
-
-
-_Config = TypeVar("_Config", bound=BaseModel)
-
-
-def checked(kind: type[_Config], settings: dict[str, Any]) -> _Config:
-    """Settings as a configuration.
-
-    Raises:
-        ConfigError: All that is wrong, in one message.
-    """
-    try:
-        return kind(**settings)
-    except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"])
-            given = f" (given {problem['input']!r})" if where and problem["type"] != "missing" else ""
-            problems.append(f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{given}")
-        raise ConfigError("; ".join(problems)) from error
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Settings from YAML, such as a run's `config.yaml`.
-
-    Raises:
-        ConfigError: The file is missing or no YAML mapping.
-    """
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path} should hold settings as `name: value` lines")
-    return given

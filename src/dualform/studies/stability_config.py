@@ -6,13 +6,12 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from dualform.configuration import checked, read_settings
 from dualform.studies.settings import (
     StudyConfig,
-    checked,
     given_settings,
     problems_with_rates,
     problems_with_seeds,
-    read_settings,
 )
 
 
