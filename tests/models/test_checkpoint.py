@@ -15,7 +15,7 @@ from dualform.errors import ConfigError, ModelError, StorageError
 from dualform.models import checkpoint
 from dualform.models.anatomy import row_axis
 from dualform.models.bias import output_bias
-from dualform.models.checkpoint import write_adapter, write_checkpoint
+from dualform.models.checkpoint import adapter_lent, write_adapter, write_checkpoint
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
 from dualform.ops.low_rank import low_rank
@@ -492,6 +492,30 @@ class TestModelsThatCannotBeWritten:
         lm = self.lm()
         lm.model.extra = torch.nn.Linear(2, 2)
         self.refused(lm, tmp_path, r"not those of an ordinary LlamaForCausalLM: .*extra\.weight.*Load the model afresh")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_in_memory_is_the_change_it_stands_for_and_touches_no_weight(family):
+    lm = wrapped(BY_NAME[family])
+    deltas = random_deltas(lm, bias=True)
+    rank = min(lm.model.get_submodule(lm.anatomy.layers[0].W_O).weight.shape)
+    ids = torch.arange(12)[None]
+    before = {name: weight.clone() for name, weight in lm.model.state_dict().items()}
+
+    def logits():
+        with torch.no_grad():
+            return lm.model(input_ids=ids, use_cache=False).logits
+
+    plain = logits()
+    with applied(lm.model, deltas):
+        expected = logits()
+    with adapter_lent(lm.model, deltas, rank):
+        found = logits()
+        assert all(torch.equal(weight, before[name]) for name, weight in lm.model.state_dict().items())
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with adapter_lent(lm.model, deltas, 1):
+        assert not torch.allclose(logits(), expected, atol=1e-3)
+    assert torch.equal(logits(), plain)
 
 
 class TestChangesThatAnAdapterCannotHold:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from dualform.models.anatomy import Anatomy, is_linear, row_axis
 from dualform.models.bias import output_bias, skeleton, switched
 from dualform.models.edit import WeightDelta, applied, lacks_bias
 from dualform.models.language_model import LanguageModel
-from dualform.ops.low_rank import low_rank
+from dualform.ops.low_rank import LowRank, low_rank
 
 CARD = "README.md"
 _REMEDY = "Free some space or choose another folder."
@@ -127,33 +128,28 @@ def write_adapter(
     from peft import LoraConfig
 
     check_target(lm, folder, overwrite)
-    weights, biases = _by_linear(lm.model, deltas)
-    names = sorted({*weights, *biases}, key=_natural)
+    parts = _adapter_parts(lm.model, deltas, rank)
+    names = list(parts)
     if not names:
         raise ConfigError("there is no change to write. Give at least one.")
     axes = {row_axis(lm.model.get_submodule(name)) for name in names}
     if len(axes) > 1:
         raise ModelError(f"{', '.join(names)} are not all stored one way round, as one adapter needs it.")
     tensors: dict[str, Tensor] = {}
-    kept: dict[str, float] = {}
-    for name in names:
-        module = lm.model.get_submodule(name)
-        shape = module.get_parameter("weight").shape
-        d_in, d_out = shape if row_axis(module) == 1 else shape[::-1]
-        factors = low_rank(weights.get(name, torch.zeros(d_out, d_in)), rank)
+    biased = any(part.bias is not None for part in parts.values())
+    for name, part in parts.items():
         key = f"base_model.model.{name}"
-        tensors[f"{key}.lora_A.weight"] = factors.A.float().contiguous()
-        tensors[f"{key}.lora_B.weight"] = factors.B.float().contiguous()
-        if biases:
-            tensors[f"{key}.lora_B.bias"] = biases.get(name, torch.zeros(d_out))
-        kept[name] = factors.kept
+        tensors[f"{key}.lora_A.weight"] = part.factors.A.float().contiguous()
+        tensors[f"{key}.lora_B.weight"] = part.factors.B.float().contiguous()
+        if biased:
+            tensors[f"{key}.lora_B.bias"] = torch.zeros(len(part.factors.B)) if part.bias is None else part.bias
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=0.0,
         target_modules=names,
         fan_in_fan_out=axes == {1},
-        lora_bias=bool(biases),
+        lora_bias=biased,
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -164,7 +160,59 @@ def write_adapter(
         save_file(tensors, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
         (unfinished / CARD).write_text(card, encoding="utf-8")
         check(unfinished)
-    return WrittenAdapter(folder, kept)
+    return WrittenAdapter(folder, {name: part.factors.kept for name, part in parts.items()})
+
+
+@dataclass(frozen=True)
+class _AdapterPart:
+    """What an adapter has for one linear."""
+
+    factors: LowRank
+    bias: Tensor | None
+    """`(d_out,)`."""
+
+
+def _adapter_parts(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: int) -> dict[str, _AdapterPart]:
+    """By linear, first layer first."""
+    weights, biases = _by_linear(model, deltas)
+    parts = {}
+    for name in sorted({*weights, *biases}, key=_natural):
+        module = model.get_submodule(name)
+        shape = module.get_parameter("weight").shape
+        d_in, d_out = shape if row_axis(module) == 1 else shape[::-1]
+        parts[name] = _AdapterPart(low_rank(weights.get(name, torch.zeros(d_out, d_in)), rank), biases.get(name))
+    return parts
+
+
+@contextmanager
+def adapter_lent(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: int) -> Iterator[None]:
+    """A block in which a model has the adapter of some changes beside its weights, as peft computes it.
+
+    Adding the product to the weights is the same but for rounding, which a deep model adds up to more than one would
+    allow two copies of one model. The weights are not touched.
+
+    Args:
+        model: The base.
+        deltas: As `write_adapter` takes them.
+        rank: Likewise.
+    """
+
+    def beside(part: _AdapterPart) -> Any:
+        def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            A, B = (factor.float().to(out) for factor in (part.factors.A, part.factors.B))
+            bias = None if part.bias is None else part.bias.to(out)
+            return out + F.linear(F.linear(args[0].to(A), A), B, bias)
+
+        return hook
+
+    handles = []
+    try:
+        for name, part in _adapter_parts(model, deltas, rank).items():
+            handles.append(model.get_submodule(name).register_forward_hook(beside(part)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:

@@ -18,7 +18,13 @@ from dualform.configuration import checked
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.checkpoint import check_target, require_plain_weights, write_adapter, write_checkpoint
+from dualform.models.checkpoint import (
+    adapter_lent,
+    check_target,
+    require_plain_weights,
+    write_adapter,
+    write_checkpoint,
+)
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
 from dualform.models.model_card import CardFacts, Measured, model_card
@@ -335,7 +341,9 @@ def verified(
     """
     queries = bench.queries[:_VERIFIED]
     tensors: dict[str, Tensor] = {}
-    with torch.no_grad(), applied(lm.model, adapted.deltas):
+    lora = config.form == "lora"
+    changed = adapter_lent(lm.model, adapted.deltas, config.rank) if lora else applied(lm.model, adapted.deltas)
+    with torch.no_grad(), changed:
         for i, query in enumerate(queries):
             ids = torch.tensor([*bench.encoder.opening, *query.prompt], device=lm.device)
             logits = lm.model(input_ids=ids[None], use_cache=False).logits[0, -1].double()
@@ -343,7 +351,7 @@ def verified(
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "expected.safetensors"
         save_file(tensors, path)
-        base, more = _base(lm, config) if config.form == "lora" else ("", {})
+        base, more = _base(lm, config) if lora else ("", {})
         arguments = json.dumps({**more, "trust_remote_code": config.trust_remote_code})
         dtype = str(lm.model.dtype).removeprefix("torch.")
         run = subprocess.run(
