@@ -610,6 +610,85 @@ class MomentumReport(_Record):
     pretrained: list[PretrainedMomentum] = []
 
 
+class Claim(_Record):
+    """Something that theory says, beside what was found."""
+
+    says: str
+    """The claim, one sentence."""
+    expected: str
+    """What should be found, with its tolerance, such as `below 1e-12` or `0.207 within 2 %`."""
+    found: Estimate
+    """n = seeds, or 1 for a number without chance."""
+    holds: bool
+    """Whether what was found is what was expected."""
+    must_fail: bool = False
+    """A case made so that the claim is false: then it must not hold, or the measure could not tell."""
+    source: str = ""
+    """arXiv id and section."""
+
+
+class LabCurve(_Record):
+    """One line of a chart of the laboratory."""
+
+    name: str
+    x: list[float]
+    y: list[Estimate]
+    """At each x, over seeds."""
+    reference: bool = False
+    """An exact predictor, beside which trained models are read."""
+
+
+class LabChart(_Record):
+    """Curves over a common axis."""
+
+    title: str
+    x: str
+    """Name of the axis, with its unit."""
+    y: str
+    log_x: bool = False
+    log_y: bool = False
+    curves: list[LabCurve]
+    note: str = ""
+
+
+class LabRow(_Record):
+    """One row of a table."""
+
+    name: str
+    cells: list[Estimate | None]
+    """One a column; None where there is no such number."""
+
+
+class LabTable(_Record):
+    """Numbers with a name for each row and column."""
+
+    title: str
+    columns: list[str]
+    rows: list[LabRow]
+    note: str = ""
+
+
+class LabStudy(_Record):
+    """One study of the laboratory."""
+
+    name: str
+    """`constructed`, `trained`, `phases`, `layers` or `shift`."""
+    question: str
+    answer: str
+    """What the numbers say, in a sentence or two."""
+    claims: list[Claim] = []
+    charts: list[LabChart] = []
+    tables: list[LabTable] = []
+    notes: list[str] = []
+    """What was left out, cut short or looked odd."""
+
+
+class Laboratory(_Record):
+    """What `dualform regress` found."""
+
+    studies: list[LabStudy]
+
+
 class Result(_Record):
     """A study's outcome."""
 
@@ -646,6 +725,7 @@ class Result(_Record):
     selection: Selection | None = None
     folding: Folding | None = None
     momentum: MomentumReport | None = None
+    laboratory: Laboratory | None = None
     warnings: list[str] = []
     """What a reader must know before believing the numbers, in plain sentences."""
 

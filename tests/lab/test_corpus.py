@@ -86,7 +86,11 @@ def test_files_are_read_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.Mo
         ("a.jsonl", b'{"body": "good"}', r"line 1 of .* has the columns body, and no text in 'text'\. Name"),
         ("a.jsonl", b'{"text": 3}', r"line 1 of .* has the columns text, and no text in 'text'"),
         ("a.jsonl", b'["text"]', r"line 1 of .* is no object"),
-        ("a.txt.gz", gzip.compress(b"good\n" * 99, mtime=0)[:-12], r"a\.txt\.gz is no whole gzip file after line \d+: "),
+        (
+            "a.txt.gz",
+            gzip.compress(b"good\n" * 99, mtime=0)[:-12],
+            r"a\.txt\.gz is no whole gzip file after line \d+: ",
+        ),
         ("a.txt.gz", b"good", r"a\.txt\.gz is no whole gzip file after line 0"),
     ],
 )

@@ -26,9 +26,9 @@ from dualform.result import Result
 from dualform.runs.store import RunFolder
 from dualform.studies.momentum import MomentumStudy, compare_momentum, read_texts
 from dualform.studies.momentum_config import Arm, MomentumConfig, momentum_config
-from dualform.studies.momentum_statistics import over_seeds, paired
 from dualform.studies.momentum_summary import momentum_table
 from dualform.studies.pieces import Piece
+from dualform.studies.seed_statistics import over_seeds, paired
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
 from tests.lab.setting import PulledPlugError, sentences

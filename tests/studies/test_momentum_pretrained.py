@@ -17,8 +17,8 @@ from dualform.result import PretrainedMomentum
 from dualform.studies import momentum_pretrained as study
 from dualform.studies.momentum_config import MomentumConfig
 from dualform.studies.momentum_pretrained import LENGTH, put_into, require_usable
-from dualform.studies.momentum_statistics import paired
 from dualform.studies.pieces import NoCells, Piece
+from dualform.studies.seed_statistics import paired
 from tests.studies.momentum_setting import small_momentum, write_texts
 from tests.studies.small import Kept
 from tests.tiny import BOS_ID, save_tiny

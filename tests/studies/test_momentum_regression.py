@@ -13,8 +13,8 @@ from dualform.studies import momentum_regression as study
 from dualform.studies.momentum_arms import prepare_for
 from dualform.studies.momentum_config import Arm, MomentumConfig
 from dualform.studies.momentum_regression import CONDITIONS, LAYERS, TASKS, regress
-from dualform.studies.momentum_statistics import over_seeds, paired
 from dualform.studies.pieces import Piece
+from dualform.studies.seed_statistics import over_seeds, paired
 from tests.studies.momentum_setting import small_momentum, write_texts
 from tests.studies.small import Kept
 

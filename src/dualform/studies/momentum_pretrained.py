@@ -20,8 +20,8 @@ from dualform.models.momentum import apply_momentum, momentum, momentum_of
 from dualform.result import PretrainedMomentum
 from dualform.studies.bench import weights_digest
 from dualform.studies.momentum_config import MomentumConfig
-from dualform.studies.momentum_statistics import over_seeds, paired
 from dualform.studies.pieces import Cells, Piece
+from dualform.studies.seed_statistics import over_seeds, paired
 
 LENGTH = 256
 """Tokens of a window, for finetuning and for perplexity; fewer where the model has fewer positions."""

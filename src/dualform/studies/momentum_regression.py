@@ -16,8 +16,8 @@ from dualform.lab.regression import (
 from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies.momentum_arms import prepare_for
 from dualform.studies.momentum_config import Arm, MomentumConfig
-from dualform.studies.momentum_statistics import over_seeds, paired
 from dualform.studies.pieces import Cells, Piece
+from dualform.studies.seed_statistics import over_seeds, paired
 
 CONDITIONS = (1.0, 10.0, 100.0)
 TASKS = LinearTasks(dimension=5, points=16)

@@ -22,7 +22,7 @@ from dualform.result import (
 )
 from dualform.studies.bench import sample
 from dualform.studies.momentum_config import Arm, MomentumConfig
-from dualform.studies.momentum_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired
 from dualform.studies.statistics import Statistics
 from dualform.tasks.task import Example, Task
 

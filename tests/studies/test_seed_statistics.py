@@ -6,7 +6,7 @@ import math
 import pytest
 from scipy import stats
 
-from dualform.studies.momentum_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired
 
 VALUES = [3.1, 2.7, 3.6, 2.9, 3.3]
 BESIDE = [3.0, 2.9, 3.2, 2.8, 3.1]
