@@ -546,7 +546,8 @@ class MomentumArm(_Record):
     step_ratio: Number
     """Seconds of a training step over the baseline's, steps taken in turn, median of a few; None for a baseline."""
     perplexity: dict[str, Estimate]
-    """Length of the text in tokens -> exp of the mean loss on test text; mean over seeds with Student's interval."""
+    """Length of the text in tokens -> exp of the mean loss on test text; mean over seeds with Student's interval.
+    n = seeds whose training did not diverge; the others are named in `warnings`."""
     difference: dict[str, Paired]
     """Length -> mean loss less the baseline's, nats a token; negative is better."""
     curve: list[CurvePoint]

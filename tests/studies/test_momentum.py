@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from scipy import stats
 
-from dualform.errors import ConfigError, DualformError, ModelError, TaskError
+from dualform.errors import ConfigError, DualformError, ModelError, TaskError, TrainingError
 from dualform.lab.losses import LossRecord, read_losses
 from dualform.lab.recipe import load_recipe
 from dualform.models.convolution import apply_convolution
@@ -24,7 +24,7 @@ from dualform.progress import Silent
 from dualform.report.momentum_words import momentum_verdict
 from dualform.result import Result
 from dualform.runs.store import RunFolder
-from dualform.studies.momentum import MomentumStudy, compare_momentum, read_texts
+from dualform.studies.momentum import MomentumStudy, compare_momentum, read_texts, train_arm
 from dualform.studies.momentum_config import Arm, MomentumConfig, momentum_config
 from dualform.studies.momentum_summary import momentum_table
 from dualform.studies.pieces import Piece
@@ -551,3 +551,40 @@ def test_of_a_data_set_of_the_hub_each_text_is_the_split_of_its_name(
 
 def test_settings_come_back_from_json(asked: MomentumConfig) -> None:
     assert MomentumConfig(**json.loads(asked.model_dump_json())) == asked
+
+
+def test_training_that_diverges_everywhere_is_a_result_without_numbers(texts: dict[str, Any], tmp_path: Path) -> None:
+    # So large numbers inside that the first loss is no number.
+    model = load_recipe("tiny").model | {"rms_norm_eps": -1.0}
+    config = small_momentum(texts, seeds=(1, 2), controls=(), settings={"model": model})
+    study = compare_momentum(config, tmp_path)
+    assert study.result.momentum is not None
+    for found in study.result.momentum.arms:
+        assert found.parameters > 0
+        assert {estimate.n for estimate in found.perplexity.values()} == {0}
+        assert all(estimate.mean is None for estimate in found.perplexity.values())
+    told = [note for note in study.result.warnings if "diverged and is left out: step 1:" in note]
+    assert len(told) == len(config.arms) * len(config.seeds)
+    assert momentum_verdict(study.result)
+    assert momentum_table(config, study.runs, study.tasks).num_rows == 0
+
+
+def test_one_run_that_diverges_is_left_out_and_the_others_stand(
+    texts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_momentum(texts, seeds=(1, 2, 3), controls=())
+    lost = (config.arms[1], 2)
+
+    def diverging(config: MomentumConfig, one: Arm, seed: int, *rest: Any) -> Any:
+        if (one, seed) == lost:
+            raise TrainingError("step 2: the loss is nan")
+        return train_arm(config, one, seed, *rest)
+
+    monkeypatch.setattr("dualform.studies.momentum.train_arm", diverging)
+    study = compare_momentum(config, tmp_path)
+    assert study.result.momentum is not None
+    vanilla, other = study.result.momentum.arms[:2]
+    assert {estimate.n for estimate in vanilla.perplexity.values()} == {3}
+    assert {estimate.n for estimate in other.perplexity.values()} == {2}
+    assert all(set(found.per_seed) == {"1", "3"} for found in other.difference.values())
+    assert any(f"{lost[0].name}, seed 2 diverged" in note for note in study.result.warnings)

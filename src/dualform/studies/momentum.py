@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dualform._version import __version__
-from dualform.errors import ContextError
+from dualform.errors import ContextError, TrainingError
 from dualform.lab.corpus import Corpus, build_corpus
 from dualform.lab.evaluation import corpus_loss
 from dualform.lab.pretraining import Pretrained, pretrain
@@ -108,8 +108,13 @@ def compare_momentum(
             piece = cells.get(name, inputs)
             if piece is None:
                 told = _Renamed(progress, name, 1 / recipe.batch_tokens)
-                trained = train_arm(config, arm, seed, texts, training, told)
-                piece = Piece(name, inputs, *ask(config, trained, arm, seed, texts.test, tasks))
+                try:
+                    trained = train_arm(config, arm, seed, texts, training, told)
+                except TrainingError as error:
+                    # One arm at one seed: what the others say stands, and that this one diverged is a result too.
+                    piece = Piece(name, inputs, {}, _diverged(config, arm, seed, str(error)))
+                else:
+                    piece = Piece(name, inputs, *ask(config, trained, arm, seed, texts.test, tasks))
                 cells.put(piece)
             else:
                 progress.advance(float(recipe.steps), f"{name} was finished earlier")
@@ -216,6 +221,22 @@ def ask(
     return tensors, about
 
 
+def _diverged(config: MomentumConfig, arm: Arm, seed: int, reason: str) -> dict[str, Any]:
+    """What there is to say of a run that left no model, in the form of `ask`."""
+    n = sum(parameter.numel() for parameter in _built(config.recipe_of(seed), arm).parameters())
+    told = f"{arm.name}, seed {seed} diverged and is left out: {reason}"
+    return {"losses": {}, "curve": [], "parameters": n, "learned_eta": [], "k": {}, "notes": [told]}
+
+
+def _built(recipe: Recipe, arm: Arm) -> PreTrainedModel:
+    """An arm's model before training."""
+    model = recipe.build()
+    prepare = prepare_for(arm)
+    if prepare is not None:
+        prepare(model)
+    return model
+
+
 def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, seed: int) -> tuple[Tensor, int]:
     """Log-probabilities of each query's answers behind demonstrations, `(example, answer)`, and how many these were.
 
@@ -253,13 +274,7 @@ def step_ratio(config: MomentumConfig, arm: Arm) -> float:
     assert arm.baseline is not None
     recipe = config.recipe_of(config.seeds[0])
     device = _device(config)
-    models = []
-    for one in (arm.baseline, arm):
-        model = recipe.build()
-        prepare = prepare_for(one)
-        if prepare is not None:
-            prepare(model)
-        models.append(model.to(device).train())
+    models = [_built(recipe, one).to(device).train() for one in (arm.baseline, arm)]
     shape = (min(recipe.micro_batch, recipe.sequences), recipe.length)
     rows = torch.randint(recipe.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
     ratios = []

@@ -1,7 +1,7 @@
 """From trained arms to the numbers of a `MomentumReport`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ class ArmRun:
     """Task -> log-probabilities `(example, answer)`."""
     about: dict[str, Any]
     """`losses` by length, `curve`, `parameters`, `learned_eta`, `k` by task, `notes`."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a trained model: not where training diverged."""
+        return bool(self.about["losses"])
 
 
 def summarise_momentum(
@@ -100,55 +105,62 @@ def _arm(
     step_ratio: float | None,
     tasks: Mapping[str, Task],
 ) -> MomentumArm:
-    own = [runs[arm, seed] for seed in config.seeds]
-    beside = None if arm.baseline is None else [runs[arm.baseline, seed] for seed in config.seeds]
+    own = _finished(config, runs, arm)
+    beside = None if arm.baseline is None else _finished(config, runs, arm.baseline)
+    both = [seed for seed in own if beside is not None and seed in beside]
     lengths = [str(length) for length in config.lengths()]
-    losses = {length: [run.about["losses"][length] for run in own] for length in lengths}
-    learned = [run.about["learned_eta"] for run in own]
+    learned = [run.about["learned_eta"] for run in own.values()]
+
+    def losses(of: Mapping[int, ArmRun], seeds: Iterable[int], length: str) -> list[float]:
+        return [of[seed].about["losses"][length] for seed in seeds]
+
     return MomentumArm(
         name=arm.name,
         kind=arm.kind,
         eta=arm.eta,
         baseline=None if arm.baseline is None else arm.baseline.name,
-        parameters=int(own[0].about["parameters"]),
+        parameters=int(runs[arm, config.seeds[0]].about["parameters"]),
         step_ratio=step_ratio,
-        perplexity={length: over_seeds([math.exp(loss) for loss in losses[length]]) for length in lengths},
+        perplexity={length: over_seeds([math.exp(loss) for loss in losses(own, own, length)]) for length in lengths},
         difference={}
         if beside is None
-        else {
-            length: paired(config.seeds, losses[length], [run.about["losses"][length] for run in beside])
-            for length in lengths
-        },
+        else {length: paired(both, losses(own, both, length), losses(beside, both, length)) for length in lengths},
         curve=[
             CurvePoint(tokens=int(points[0][0]), loss=sum(loss for _, loss in points) / len(points))
-            for points in zip(*(run.about["curve"] for run in own), strict=True)
+            for points in zip(*(run.about["curve"] for run in own.values()), strict=True)
         ],
         learned_eta=[sum(layer) / len(layer) for layer in zip(*learned, strict=True)],
         tasks=[
             _task(config, name, task, own, beside)
             for name, task in tasks.items()
-            if all(name in r.answers for r in own)
+            if own and all(name in run.answers for run in own.values())
         ],
     )
 
 
+def _finished(config: MomentumConfig, runs: Mapping[tuple[Arm, int], ArmRun], arm: Arm) -> dict[int, ArmRun]:
+    """Runs of an arm that did not diverge, by seed."""
+    return {seed: runs[arm, seed] for seed in config.seeds if runs[arm, seed].finished}
+
+
 def _task(
-    config: MomentumConfig, name: str, task: Task, own: Sequence[ArmRun], beside: Sequence[ArmRun] | None
+    config: MomentumConfig, name: str, task: Task, own: Mapping[int, ArmRun], beside: Mapping[int, ArmRun] | None
 ) -> TaskScore:
     truth = torch.tensor([example.label for example in asked(config, task)])
 
-    def right(runs: Sequence[ArmRun]) -> Tensor:
-        return torch.stack([(run.answers[name].argmax(1) == truth).double() for run in runs])
+    def right(runs: Mapping[int, ArmRun]) -> dict[int, Tensor]:
+        return {seed: (run.answers[name].argmax(1) == truth).double() for seed, run in runs.items()}
 
-    accuracy = right(own)
-    estimate = Statistics(config.resamples, tuple(map(str, config.seeds))).estimate(accuracy)
-    means = accuracy.mean(1).tolist()
+    accuracy, baseline = right(own), right(beside or {})
+    both = [seed for seed in accuracy if seed in baseline]
     return TaskScore(
         task=name,
-        k=min(int(run.about["k"][name]) for run in own),
+        k=min(int(run.about["k"][name]) for run in own.values()),
         chance=float(truth.bincount().max() / len(truth)),
-        accuracy=estimate,
-        difference=None if beside is None else paired(config.seeds, means, right(beside).mean(1).tolist()),
+        accuracy=Statistics(config.resamples, tuple(map(str, own))).estimate(torch.stack(list(accuracy.values()))),
+        difference=None
+        if beside is None
+        else paired(both, *([float(of[seed].mean()) for seed in both] for of in (accuracy, baseline))),
     )
 
 

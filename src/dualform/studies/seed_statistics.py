@@ -11,8 +11,10 @@ from dualform.result import Estimate, Paired
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and Student's interval over seeds."""
+    """Mean and Student's interval over seeds; neither of none."""
     n = len(values)
+    if not n:
+        return Estimate(mean=None, ci95=(None, None), n=0)
     mean = math.fsum(values) / n
     low, high = _interval(values)
     return Estimate(mean=mean, ci95=(low, high), n=n)
@@ -22,6 +24,8 @@ def paired(seeds: Sequence[int], own: Sequence[float], beside: Sequence[float]) 
     """Difference of an arm to its baseline, seed by seed; no `p` where all seeds have the same difference."""
     differences = [a - b for a, b in zip(own, beside, strict=True)]
     n = len(differences)
+    if not n:
+        return Paired(mean=None, ci95=(None, None), p=None, p_signs=None, per_seed={}, n=0)
     mean = math.fsum(differences) / n
     error = _error(differences) if n > 1 else 0.0
     # Differences that are one number but for rounding have no spread that a test could go by.
