@@ -10,9 +10,7 @@ from dualform.lab.regression import (
     InContextRegressor,
     LinearTasks,
     best_descent,
-    descent,
     errors_by_point,
-    least_squares,
     train_regressor,
 )
 from dualform.models.momentum import apply_momentum
@@ -41,30 +39,6 @@ def test_targets_are_linear_and_of_unit_size() -> None:
     assert float(y.square().mean()) == pytest.approx(1.0, abs=0.1)
     w = torch.linalg.lstsq(x[:, :3], y[:, :3, None]).solution
     torch.testing.assert_close((x @ w)[..., 0], y, atol=1e-2, rtol=1e-2)
-
-
-def test_least_squares_knows_the_function_once_it_has_seen_as_many_points_as_dimensions() -> None:
-    x, y = drawn()
-    errors = errors_by_point(least_squares(x, y), y)
-    assert float(errors[0]) == pytest.approx(1.0, abs=0.15)
-    assert float(errors[4:].median()) < 1e-6
-    # Isotropic inputs: n points tell n / d of what there is to know.
-    assert float(errors[1]) == pytest.approx(2 / 3, abs=0.12)
-    assert float(errors[2]) == pytest.approx(1 / 3, abs=0.12)
-
-
-def test_descent_is_descent_by_autograd() -> None:
-    x, y = drawn(5)
-    found = descent(x, y, steps=3, rate=0.2, momentum=0.4)
-    n = 4
-    w = torch.zeros(5, 3, 1, dtype=torch.float64, requires_grad=True)
-    moved = torch.zeros_like(w)
-    for _ in range(3):
-        loss = ((x[:, :n] @ w)[..., 0] - y[:, :n]).square().mean(1).sum() / 2
-        (gradient,) = torch.autograd.grad(loss, w)
-        moved = 0.4 * moved - 0.2 * gradient
-        w = (w + moved).detach().requires_grad_()
-    torch.testing.assert_close(found[:, n], (x[:, n] * w[..., 0]).sum(-1).detach())
 
 
 def test_heavy_ball_is_ahead_of_descent_where_the_condition_is_bad() -> None:

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dualform.errors import ShapeError
-from dualform.ops.dual_form import linear_attention, outer_product_update, relaxation
+from dualform.ops.dual_form import (
+    as_linear_attention,
+    gradient_descent_update,
+    linear_attention,
+    outer_product_update,
+    relaxation,
+)
 
 
 def assert_equal_up_to_rounding(got: Tensor, expected: Tensor) -> None:
@@ -91,6 +97,96 @@ def test_layer_trained_with_weight_decay_is_not():
     assert (W @ x - W0 @ x - linear_attention(errors, inputs, x)).norm() > 0.01
 
 
+def readout_loss(targets: Tensor, chosen: list[list[int]] | None = None):
+    """Of a nonlinear network on top of the layer, summed over all samples or those of each step."""
+    V = normal(2, targets.shape[1], seed=9)
+
+    def loss(outputs: Tensor, step: int) -> Tensor:
+        each = ((outputs.tanh() @ V.T).exp() - targets.sum(1, keepdim=True)).square().sum(1)
+        return (each if chosen is None else each[chosen[step]]).mean()
+
+    return loss
+
+
+def trained_by_torch(
+    W0: Tensor, inputs: Tensor, loss, rate: float, steps: int, momentum: float = 0.0, weight_decay: float = 0.0
+) -> Tensor:
+    """The slow, obvious way: gradients by the weights themselves."""
+    W = W0.clone().requires_grad_()
+    optimiser = torch.optim.SGD([W], lr=rate, momentum=momentum, weight_decay=weight_decay)
+    for step in range(steps):
+        optimiser.zero_grad()
+        loss(inputs @ W.T, step).backward()
+        optimiser.step()
+    return W.detach()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(1, 9),
+    steps=st.integers(0, 6),
+    d_in=st.integers(1, 6),
+    d_out=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_any_training_by_gradient_descent_is_attention_to_its_samples(n, steps, d_in, d_out, seed):
+    W0, inputs, targets = (
+        normal(d_out, d_in, seed=seed),
+        normal(n, d_in, seed=seed + 1),
+        normal(n, d_out, seed=seed + 2),
+    )
+    x = normal(5, d_in, seed=seed + 3)
+    loss = readout_loss(targets)
+    W = trained_by_torch(W0, inputs, loss, 0.05, steps)
+    update = gradient_descent_update(W0, inputs, loss, 0.05, steps)
+    assert_equal_up_to_rounding(W0 + outer_product_update(update.E, update.X), W)
+    assert_equal_up_to_rounding(as_linear_attention(W0, update.E, update.X, x), x @ W.T)
+    assert update.X.equal(inputs)
+
+
+def test_samples_left_out_of_a_step_teach_nothing_in_it():
+    W0, inputs, targets = normal(3, 5), normal(6, 5, seed=1), normal(6, 3, seed=2)
+    loss = readout_loss(targets, [[0, 1], [2, 3], [1, 2]])
+    update = gradient_descent_update(W0, inputs, loss, 0.1, 3)
+    assert_equal_up_to_rounding(
+        W0 + outer_product_update(update.E, update.X), trained_by_torch(W0, inputs, loss, 0.1, 3)
+    )
+    assert update.E[4:].eq(0).all()
+    assert (update.E[:4].norm(dim=1) > 1e-3).all()
+
+
+def test_one_step_on_half_the_squared_error_has_the_residuals_for_error_signals():
+    W0, inputs, targets = normal(3, 5), normal(6, 5, seed=1), normal(6, 3, seed=2)
+    update = gradient_descent_update(W0, inputs, lambda outputs, _: (outputs - targets).square().sum() / 2, 0.1)
+    assert_equal_up_to_rounding(update.E, 0.1 * (targets - inputs @ W0.T))
+
+
+@pytest.mark.parametrize("broken", ["decay", "momentum", "rate", "labels"])
+def test_it_is_not_where_an_assumption_is_broken(broken):
+    W0, inputs, targets = normal(3, 5), normal(6, 5, seed=1), normal(6, 3, seed=2)
+    x = normal(5, seed=3)
+    other = {"decay": {"weight_decay": 0.2}, "momentum": {"momentum": 0.5}}.get(broken, {})
+    W = trained_by_torch(W0, inputs, readout_loss(targets), 0.13 if broken == "rate" else 0.1, 4, **other)
+    told = targets.flip(0) if broken == "labels" else targets
+    update = gradient_descent_update(W0, inputs, readout_loss(told), 0.1, 4)
+    wrong = as_linear_attention(W0, update.E, update.X, x) - W @ x
+    assert wrong.norm() > 0.05 * (W @ x - W0 @ x).norm()
+
+
+def test_an_optimiser_that_scales_every_weight_leaves_the_span_of_its_inputs():
+    W0, inputs, targets = normal(3, 5), normal(2, 5, seed=1), normal(2, 3, seed=2)
+    outside = torch.eye(5).double() - torch.linalg.pinv(inputs) @ inputs
+    loss = readout_loss(targets)
+    W = W0.clone().requires_grad_()
+    optimiser = torch.optim.Adam([W], lr=0.1)
+    loss(inputs @ W.T, 0).backward()
+    optimiser.step()
+    by_adam = W.detach() - W0
+    by_descent = trained_by_torch(W0, inputs, loss, 0.1, 3) - W0
+    assert (by_adam @ outside).norm() > 0.1 * by_adam.norm()
+    assert (by_descent @ outside).norm() < 1e-12
+
+
 def test_zero_demonstrations_give_zero_update():
     assert outer_product_update(torch.zeros(2, 0, 3), torch.zeros(2, 0, 4)).equal(torch.zeros(2, 3, 4))
     assert linear_attention(torch.zeros(0, 3), torch.zeros(0, 4), torch.ones(4)).equal(torch.zeros(3))
@@ -157,5 +253,9 @@ def test_errors_name_the_shapes():
         outer_product_update(torch.zeros(3, 2), torch.zeros(4, 2))
     with pytest.raises(ShapeError, match=r"keys \(3, 2\) and q \(5,\)"):
         linear_attention(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(5))
+    with pytest.raises(ShapeError, match=r"W0 must be .* given \(2, 3\) and \(4, 5\)"):
+        gradient_descent_update(torch.zeros(2, 3), torch.zeros(4, 5), lambda outputs, step: outputs.sum(), 0.1)
+    with pytest.raises(ShapeError, match=r"given \(2, 3\), \(4, 3\) and \(3,\)"):
+        as_linear_attention(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(3))
     with pytest.raises(ShapeError, match=r"given \(1, 3, 4\), \(1, 3, 4\), \(1, 5\) and \(1, 3\)"):
         relaxation(torch.zeros(1, 3, 4), torch.zeros(1, 3, 4), torch.zeros(1, 5), torch.zeros(1, 3))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualform.lab.regression import errors_by_point, least_squares, train_regressor
+from dualform.lab.predictors import Ridge, by_point
+from dualform.lab.regression import errors_by_point, train_regressor
 from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies import momentum_regression as study
 from dualform.studies.momentum_arms import prepare_for
@@ -105,7 +106,7 @@ def test_exact_predictors_stand_beside(found: MomentumRegression) -> None:
             assert one.loss[0].mean == pytest.approx(1.0, abs=0.6)
             assert {point.n for point in one.loss} == {1}
     x, y = (t.double() for t in TASKS.draw(64, 10.0, torch.Generator().manual_seed(2**31 + 10)))
-    expected = errors_by_point(least_squares(x, y), y).tolist()
+    expected = errors_by_point(by_point(Ridge(1e-6), x, y), y).tolist()
     assert [point.mean for point in found.references["least squares"][1].loss] == pytest.approx(expected)
     assert expected[-1] < 1e-6
     # Momentum cannot be worse: none is one of its choices.

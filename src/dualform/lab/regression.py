@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dualform.errors import TrainingError
+from dualform.lab.predictors import Descent, by_point
+from dualform.lab.regression_tasks import random_directions, stretched
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,9 @@ class LinearTasks:
             x `(sequence, point, d)` and y `(sequence, point)`, with E y^2 = 1 on average over functions.
         """
         d = self.dimension
-        scale = torch.logspace(0, -math.log10(condition), d) if d > 1 else torch.ones(1)
-        scale = scale * d / scale.sum()
-        directions, _ = torch.linalg.qr(torch.randn(n, d, d, generator=generator))
-        x = torch.randn(n, self.points, d, generator=generator) * scale.sqrt() @ directions.mT
+        # Turned at condition 1 too, where it changes nothing but the numbers drawn: those of finished runs.
+        directions = random_directions(n, d, generator)
+        x = stretched(torch.randn(n, self.points, d, generator=generator), condition, directions)
         w = torch.randn(n, d, 1, generator=generator) / math.sqrt(d)
         return x, (x @ w)[..., 0]
 
@@ -159,58 +160,24 @@ def errors_by_point(predicted: Tensor, y: Tensor) -> Tensor:
     return (predicted - y).square().mean(0) / y.square().mean()
 
 
-def least_squares(x: Tensor, y: Tensor, ridge: float = 1e-6) -> Tensor:
-    """Predictions at each point by least squares on the points before, `(sequence, point)`.
+def best_descent(x: Tensor, y: Tensor, steps: int, heavy_ball: bool) -> Tensor:
+    """Predictions by descent at each point, with the rate (of heavy ball, momentum too) that is best over all points.
 
     Args:
         x: `(sequence, point, d)`.
         y: `(sequence, point)`.
-        ridge: Added to the Gram matrix's diagonal; small, so that too few points give the shortest solution.
-    """
-    return _by_point(x, y, lambda X, Y: torch.linalg.solve(X.mT @ X + ridge * torch.eye(X.shape[-1]).to(X), X.mT @ Y))
-
-
-def descent(x: Tensor, y: Tensor, steps: int, rate: float, momentum: float = 0.0) -> Tensor:
-    """Predictions at each point after some steps of gradient descent from zero on the points before.
-
-    Args:
-        x: `(sequence, point, d)`.
-        y: `(sequence, point)`.
-        steps: Of descent on half the mean squared error.
-        rate: Of a step.
-        momentum: Heavy-ball's share of the last step that is taken again.
+        steps: Of descent on the examples before the point.
+        heavy_ball: Try momentum too.
 
     Returns:
         `(sequence, point)`.
     """
-
-    def fit(X: Tensor, Y: Tensor) -> Tensor:
-        w = X.new_zeros(X.shape[0], X.shape[2], 1)
-        moved = torch.zeros_like(w)
-        for _ in range(steps):
-            moved = momentum * moved - rate * X.mT @ (X @ w - Y) / X.shape[1]
-            w = w + moved
-        return w
-
-    return _by_point(x, y, fit)
-
-
-def best_descent(x: Tensor, y: Tensor, steps: int, heavy_ball: bool) -> Tensor:
-    """`descent` with the rate, and for heavy ball the momentum, that are best over all points of these sequences."""
     found, least = None, math.inf
     for momentum in (0.0, 0.3, 0.5, 0.7, 0.9) if heavy_ball else (0.0,):
         for rate in torch.logspace(-2, 0.5, 16).tolist():
-            predicted = descent(x, y, steps, rate, momentum)
+            predicted = by_point(Descent(steps, rate, momentum), x, y)
             error = float((predicted - y).square().mean())
             if error < least:
                 found, least = predicted, error
     assert found is not None
     return found
-
-
-def _by_point(x: Tensor, y: Tensor, fit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    predicted = [torch.zeros(len(x)).to(x)]
-    for n in range(1, x.shape[1]):
-        w = fit(x[:, :n], y[:, :n, None])
-        predicted.append((x[:, n] * w[..., 0]).sum(-1))
-    return torch.stack(predicted, dim=1)

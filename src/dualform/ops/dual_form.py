@@ -9,6 +9,7 @@ In the paper's letters, with demonstration tokens X', query-side tokens X and at
 Here `values` holds the W_V x and `keys` the W_K x, one token a row.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,79 @@ def outer_product_update(values: Tensor, keys: Tensor) -> Tensor:
     """
     _require_tokens(values, keys)
     return einsum(values, keys, "... pos d_v, ... pos d_k -> ... d_v d_k")
+
+
+class GradientDescentUpdate(NamedTuple):
+    """What training wrote into a linear layer: dW = sum_i e_i x_i^T, `outer_product_update(E, X)`."""
+
+    E: Tensor
+    """Error signals e_i, each summed over steps, of shape `(sample, d_out)`."""
+    X: Tensor
+    """Inputs x_i, of shape `(sample, d_in)`."""
+
+
+def gradient_descent_update(
+    W0: Tensor, X: Tensor, loss: Callable[[Tensor, int], Tensor], rate: float, steps: int = 1
+) -> GradientDescentUpdate:
+    """Train a linear layer W x by gradient descent and return all that this adds to W_0, as values and keys.
+
+    A step's gradient by W is sum_i g_i x_i^T with g_i the loss's gradient by the layer's output at x_i, whatever the
+    loss and whatever follows the layer. So e_i = -rate g_i, summed over steps because the inputs stay the same.
+    Momentum has other e_i, weight decay shrinks W_0 as well, and an optimiser that scales each entry of W by itself
+    takes the update out of the inputs' span, where no e_i reach.
+
+    Args:
+        W0: Weights before training, of shape `(d_out, d_in)`.
+        X: Inputs of the training samples, of shape `(sample, d_in)`.
+        loss: From the layer's outputs, of shape `(sample, d_out)`, and the step's number from 0, to a scalar that is
+            differentiable in the outputs; samples that it leaves out in a step teach nothing in that step.
+        rate: Of a step.
+        steps: Of descent.
+
+    Raises:
+        ShapeError: The widths of `W0` and `X` do not match.
+
+    Source:
+        arXiv:2212.10559v3, equation (8); the identity is that of arXiv:2202.05798.
+    """
+    if W0.ndim != 2 or X.ndim != 2 or W0.shape[1] != X.shape[1]:
+        raise ShapeError(
+            f"W0 must be (d_out, d_in) and X (sample, d_in); given {tuple(W0.shape)} and {tuple(X.shape)}."
+        )
+    W0, X = W0.detach(), X.detach()
+    E = X.new_zeros(X.shape[0], W0.shape[0])
+    for step in range(steps):
+        with torch.enable_grad():
+            outputs = as_linear_attention(W0, E, X, X).requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(outputs, step), outputs)
+        E = E - rate * gradient
+    return GradientDescentUpdate(E, X)
+
+
+def as_linear_attention(W0: Tensor, E: Tensor, X: Tensor, x: Tensor) -> Tensor:
+    """What the trained layer makes of x: W_0 x + LinearAttn(E, X, x), attention to its training samples.
+
+    Args:
+        W0: Weights before training, of shape `(d_out, d_in)`.
+        E: Error signals, of shape `(sample, d_out)`.
+        X: Training inputs, of shape `(sample, d_in)`.
+        x: Inputs, of shape `(..., d_in)`.
+
+    Returns:
+        Outputs, of shape `(..., d_out)`.
+
+    Raises:
+        ShapeError: The samples of `E` and `X`, or the widths, do not match.
+
+    Source:
+        arXiv:2212.10559v3, equation (8).
+    """
+    if W0.shape != (E.shape[-1], x.shape[-1]):
+        raise ShapeError(
+            f"W0 must be (d_out, d_in) of E (sample, d_out) and x (..., d_in); given {tuple(W0.shape)}, "
+            f"{tuple(E.shape)} and {tuple(x.shape)}."
+        )
+    return x @ W0.T + linear_attention(E, X, x)
 
 
 class Relaxation(NamedTuple):
