@@ -1,0 +1,131 @@
+"""A small Llama that learns, from sequences of a `TokenWorld`, to learn from its context.
+
+Between the constructed layer, whose every weight is known, and a language model, of which nothing is: softmax
+attention, norms and MLPs, trained on one kind of text alone, and read by the same code as both.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from dualform.errors import TrainingError
+from dualform.lab.token_world import BOS, EOS, IS, TokenWorld
+from dualform.models.checkpoint import whole_folder
+
+_WARMUP = 50
+"""Steps at most."""
+_SPREAD = 0.2
+"""Of initial weights: from the usual 0.02, made for wide models, one this narrow takes thousands of steps to begin."""
+
+
+def token_sequences(world: TokenWorld, n: int, examples: int, generator: torch.Generator) -> Tensor:
+    """Sequences as the encoder writes demonstrations, each with a w of its own and its words all different.
+
+    Args:
+        world: Whose words.
+        n: Sequences.
+        examples: Of each.
+        generator: Draws.
+
+    Returns:
+        Ids `(sequence, 1 + 4 * example)`: the opening token, then word, `is`, label word and separator over and over.
+    """
+    w = torch.randn(n, world.dimension, 1, generator=generator, dtype=world.x.dtype)
+    words = torch.rand(n, len(world.x), generator=generator).argsort(dim=1)[:, :examples]
+    labels = ((world.x[words] @ w)[..., 0] > 0).long()
+    bos, eos, asking = (world.vocabulary.index(word) for word in (BOS, EOS, IS))
+    ids = torch.full((n, 1 + 4 * examples), bos)
+    ids[:, 1::4] = words + world.first_word
+    ids[:, 2::4] = asking
+    ids[:, 3::4] = torch.tensor(world.label_ids)[labels]
+    ids[:, 4::4] = eos
+    return ids
+
+
+def train_toy(
+    world: TokenWorld,
+    *,
+    steps: int,
+    seed: int,
+    examples: int = 12,
+    batch: int = 32,
+    learning_rate: float = 2e-3,
+    width: int = 48,
+    layers: int = 2,
+    heads: int = 4,
+    after_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> PreTrainedModel:
+    """A model trained to name each word's label from the examples before it.
+
+    Words start with their vectors in the first features, so that what they mean need not be found out.
+
+    Args:
+        world: Its words.
+        steps: Of training.
+        seed: Of weights and sequences.
+        examples: Of a sequence.
+        batch: Sequences of a step.
+        learning_rate: AdamW's highest.
+        width: Of the model.
+        layers: Of the model.
+        heads: Of the model.
+        after_step: Told the steps done and the loss.
+
+    Raises:
+        TrainingError: The loss is NaN or infinite.
+    """
+    config = LlamaConfig(
+        vocab_size=len(world.vocabulary),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=max(256, 5 * examples),
+        initializer_range=_SPREAD,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        words = model.model.embed_tokens.weight
+        # What a word is beside its vector must be small, or norms would hide the vector's length.
+        words[world.first_word :] *= 0.1
+        words[world.first_word :, : world.dimension] = world.x.to(words.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    warmup = min(_WARMUP, max(1, steps // 4))
+    model.train()
+    for step in range(steps):
+        share = min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * share
+        ids = token_sequences(world, batch, examples, generator)
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, 2::4]
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 3::4].flatten())
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(f"step {step + 1}: the loss is {value}. Lower the learning rate.")
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        after_step(step + 1, value)
+    return model.eval()
+
+
+def save_toy(model: PreTrainedModel, world: TokenWorld, folder: Path) -> Path:
+    """Write model and tokenizer as a checkpoint that `load_model` loads; whole or not at all."""
+    with whole_folder(folder, overwrite=False) as unfinished:
+        model.save_pretrained(unfinished)
+        world.tokenizer().save_pretrained(unfinished)
+    return folder
