@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import controls, engine, finetuning, folding, lm_eval_harness, memory, momentum
+from benchmarks import controls, engine, fast_weights, finetuning, folding, lm_eval_harness, memory, momentum
 from benchmarks.__main__ import BENCHMARKS, main, table
 from benchmarks.common import (
     FULL,
@@ -163,6 +163,53 @@ def test_momentum_is_timed_beside_the_same_model_without_and_beside_the_square_f
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
+REFERENCE = """
+from dualform.ops.fast_weights import fast_weights
+
+def naive_chunk_linear_attn(q, k, v, scale):
+    return fast_weights("linear", *(x.transpose(1, 2) for x in (q, k, v))).output.transpose(1, 2)
+
+def delta_rule_chunkwise(q, k, v, beta, chunk_size):
+    return fast_weights("delta", q / q.shape[-1] ** 0.5, k, v, rate=beta).output, None
+
+def gated(rule, q, k, v, g, beta):
+    q, k, v, g, beta = (x.transpose(1, 2) for x in (q, k, v, g, beta))
+    return fast_weights(rule, q, k, v, rate=beta, decay=g.exp()).output.transpose(1, 2), None, None
+
+def naive_chunk_gated_delta_rule(q, k, v, g, beta, chunk_size, scale):
+    return gated("gated-delta", q, k, v, g, beta)
+
+def naive_mesa_net_exact(q, k, v, g, lamb, beta):
+    return gated("mesa", q, k, v, g, beta)
+"""
+"""In place of `fla-core`'s, with their signatures."""
+
+
+def test_fast_weights_are_timed_in_both_forms_and_beside_references_where_there_are_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_weights, "QUICK_LENGTH", 24)
+    monkeypatch.setattr(fast_weights, "WIDTHS", (4, 8))
+    monkeypatch.setattr(fast_weights, "LARGE", 64)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    threads = torch.get_num_threads()
+    outcomes = fast_weights.run(TINY)
+    assert torch.get_num_threads() == threads
+    assert len(outcomes) == 2 * 2 * len(fast_weights.CASES)
+    for forms, bound in zip(outcomes[::2], outcomes[1::2], strict=True):
+        assert forms.target == (10 if "d 4" in forms.name else None)
+        assert forms.ratios == tuple(one["recurrent"] / one["chunked"] for one in forms.raw["rounds"])
+        assert bound.ratios == tuple(one["chunked"] / one["bound"] for one in forms.raw["rounds"])
+        assert all(ratio > 0 for ratio in (*forms.ratios, *bound.ratios))
+    monkeypatch.undo()
+    for name in ("linear_attn", "delta_rule", "gated_delta_rule", "mesa_net"):
+        (tmp_path / "fla" / "ops" / name).mkdir(parents=True)
+        (tmp_path / "fla" / "ops" / name / "naive.py").write_text(REFERENCE, encoding="utf-8")
+    (tmp_path / "fla" / "__init__.py").write_text("raise ImportError('needs a compiler')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    outcomes = fast_weights._references(24, TINY, Patience(0))
+    assert len(outcomes) == 4
+    assert all(outcome.raw["error"] < 1e-5 for outcome in outcomes)
+
+
 def test_a_fold_of_more_texts_than_there_are_is_refused_by_number(job):
     with pytest.raises(ValueError, match=r"9 texts were asked for, but toy has 8 beside the demonstrations"):
         folding.read_by_a_fold(job, 9)
@@ -279,7 +326,16 @@ def test_too_many_queries_are_refused_by_number(job):
 def test_the_full_size_is_the_stated_job():
     assert (FULL.k, FULL.n_queries, FULL.memory_queries) == (32, 200, (100, 400, 1600))
     assert QUICK.n_queries < FULL.n_queries
-    assert set(BENCHMARKS) == {"engine", "lm_eval_harness", "finetuning", "memory", "controls", "folding", "momentum"}
+    assert set(BENCHMARKS) == {
+        "engine",
+        "lm_eval_harness",
+        "finetuning",
+        "memory",
+        "controls",
+        "folding",
+        "momentum",
+        "fast_weights",
+    }
 
 
 @pytest.mark.real
