@@ -16,12 +16,14 @@ from dualform.cli.main import app
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
 from dualform.report.measures import CONTROLS, MEASURES
+from dualform.result import Laboratory
 from dualform.studies.calibrate import CEILINGS, FLOORS
 from dualform.studies.comparison_config import CHEAP_CONTROLS, ControlName
 from dualform.studies.facts import Asked
 from dualform.studies.momentum_config import Arm, momentum_config
 from dualform.studies.momentum_summary import ArmRun, momentum_table
 from dualform.studies.outcome import SeedOutcome
+from dualform.studies.regression import laboratory_table
 from dualform.studies.selection_summary import SETS, Budget, Found, SeedTrials, trials_table
 from dualform.studies.stability_summary import ModelRuns, Run, runs_table
 from dualform.studies.summary import examples_table
@@ -213,6 +215,11 @@ def test_the_result_page_lists_the_columns_of_a_momentum_study():
     table = momentum_table(config, {(Arm("vanilla"), 1): run}, {"toy": task})
     assert table.num_rows == 1 + len(answers)
     assert first_column(section(page("result"), "Of a momentum study")) == table.column_names
+
+
+def test_the_result_page_lists_the_columns_of_the_laboratory():
+    table = laboratory_table(Laboratory(studies=[]))
+    assert first_column(section(page("result"), "Of the laboratory")) == table.column_names
 
 
 def two_questions() -> Asked:

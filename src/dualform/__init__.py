@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from dualform.lab.corpus import build_corpus as build_corpus
     from dualform.lab.cost import training_cost as training_cost
     from dualform.lab.evaluation import corpus_loss as corpus_loss
+    from dualform.lab.predictor_distance import ilwd as ilwd
+    from dualform.lab.predictor_distance import spd as spd
     from dualform.lab.pretraining import pretrain as pretrain
     from dualform.lab.recipe import Recipe as Recipe
     from dualform.lab.recipe import load_recipe as load_recipe
+    from dualform.lab.regression_tasks import RegressionTasks as RegressionTasks
     from dualform.lab.sources import find_source as find_source
+    from dualform.lab.token_world import TokenWorld as TokenWorld
     from dualform.learners.finetuned import Finetuned as Finetuned
     from dualform.learners.folded import Folded as Folded
+    from dualform.learners.gradient_step import GradientStep as GradientStep
     from dualform.learners.kv_momentum import KeyValueMomentum as KeyValueMomentum
     from dualform.learners.layer_causal import LayerCausal as LayerCausal
     from dualform.learners.lora import Lora as Lora
@@ -54,9 +59,16 @@ if TYPE_CHECKING:
     from dualform.ops.agreement import top_k_overlap as top_k_overlap
     from dualform.ops.agreement import total_variation as total_variation
     from dualform.ops.calibration import contextual_calibration as contextual_calibration
+    from dualform.ops.constructions import descend_by_layers as descend_by_layers
+    from dualform.ops.constructions import gd_layer as gd_layer
+    from dualform.ops.constructions import gd_plus_plus_layer as gd_plus_plus_layer
+    from dualform.ops.constructions import ridge_layer as ridge_layer
+    from dualform.ops.dual_form import as_linear_attention as as_linear_attention
+    from dualform.ops.dual_form import gradient_descent_update as gradient_descent_update
     from dualform.ops.dual_form import linear_attention as linear_attention
     from dualform.ops.dual_form import outer_product_update as outer_product_update
     from dualform.ops.dual_form import relaxation as relaxation
+    from dualform.ops.fast_weights import fast_weights as fast_weights
     from dualform.ops.folding import rank_one_update as rank_one_update
     from dualform.ops.folding import thought_matrix as thought_matrix
     from dualform.ops.momentum import momentum_chunked as momentum_chunked
@@ -98,6 +110,10 @@ if TYPE_CHECKING:
     from dualform.studies.momentum_config import momentum_config as momentum_config
     from dualform.studies.momentum_summary import momentum_table as momentum_table
     from dualform.studies.momentum_training import train_alone as train_alone
+    from dualform.studies.regression import laboratory_table as laboratory_table
+    from dualform.studies.regression import run_laboratory as run_laboratory
+    from dualform.studies.regression_config import RegressionConfig as RegressionConfig
+    from dualform.studies.regression_config import regression_config as regression_config
     from dualform.studies.selection import selection as selection
     from dualform.studies.selection_config import SelectionConfig as SelectionConfig
     from dualform.studies.selection_config import selection_config as selection_config
@@ -122,6 +138,7 @@ _HOMES = {
     "FoldSettings": "studies.fold_settings",
     "Folded": "learners.folded",
     "FoldingConfig": "studies.folding_config",
+    "GradientStep": "learners.gradient_step",
     "InContext": "learners.prompting",
     "KeyValueMomentum": "learners.kv_momentum",
     "LanguageModel": "models.language_model",
@@ -135,6 +152,8 @@ _HOMES = {
     "RankOne": "learners.rank_one",
     "Recipe": "lab.recipe",
     "Recording": "models.capture",
+    "RegressionConfig": "studies.regression_config",
+    "RegressionTasks": "lab.regression_tasks",
     "Result": "result",
     "RunFolder": "runs.store",
     "SelectionConfig": "studies.selection_config",
@@ -142,19 +161,23 @@ _HOMES = {
     "Task": "tasks.task",
     "TaskVector": "learners.task_vector",
     "Thought": "learners.thought",
+    "TokenWorld": "lab.token_world",
     "ZeroShot": "learners.prompting",
     "apply_convolution": "models.convolution",
     "apply_linear_attention": "models.linear_attention",
     "apply_momentum": "models.momentum",
+    "as_linear_attention": "ops.dual_form",
     "build_corpus": "lab.corpus",
     "compare": "studies.comparison",
     "compare_momentum": "studies.momentum",
     "comparison_config": "studies.comparison_config",
     "contextual_calibration": "ops.calibration",
     "corpus_loss": "lab.evaluation",
+    "descend_by_layers": "ops.constructions",
     "direct_update": "ops.similarity",
     "draw_demonstrations": "tasks.demonstrations",
     "examples_table": "studies.summary",
+    "fast_weights": "ops.fast_weights",
     "find_source": "lab.sources",
     "fold": "studies.fold",
     "fold_config": "studies.fold",
@@ -162,11 +185,16 @@ _HOMES = {
     "folding_config": "studies.folding_config",
     "folding_table": "studies.folding_summary",
     "ft_logits": "ops.rank",
+    "gd_layer": "ops.constructions",
+    "gd_plus_plus_layer": "ops.constructions",
     "generate_texts": "models.generation",
+    "gradient_descent_update": "ops.dual_form",
     "icl_logits": "ops.rank",
+    "ilwd": "lab.predictor_distance",
     "kendall_tau_b": "ops.rank",
     "kl_divergence": "ops.agreement",
     "label_agreement": "ops.agreement",
+    "laboratory_table": "studies.regression",
     "linear_attention": "ops.dual_form",
     "load_model": "models.load",
     "load_recipe": "lab.recipe",
@@ -188,9 +216,12 @@ _HOMES = {
     "rank_one_update": "ops.folding",
     "read_config": "studies.comparison_config",
     "rec2ftp": "ops.agreement",
+    "regression_config": "studies.regression_config",
     "relaxation": "ops.dual_form",
     "remove_momentum": "models.momentum",
     "render_page": "report.page",
+    "ridge_layer": "ops.constructions",
+    "run_laboratory": "studies.regression",
     "runs_table": "studies.stability_summary",
     "search_rate": "learners.rate",
     "selection": "studies.selection",
@@ -202,6 +233,7 @@ _HOMES = {
     "sim_am_softmax": "ops.similarity",
     "sim_aou": "ops.similarity",
     "sim_aou_raw": "ops.similarity",
+    "spd": "lab.predictor_distance",
     "stability": "studies.stability",
     "stability_config": "studies.stability_config",
     "text_losses": "models.perplexity",
@@ -227,6 +259,7 @@ __all__ = [
     "FoldSettings",
     "Folded",
     "FoldingConfig",
+    "GradientStep",
     "InContext",
     "KeyValueMomentum",
     "LanguageModel",
@@ -240,6 +273,8 @@ __all__ = [
     "RankOne",
     "Recipe",
     "Recording",
+    "RegressionConfig",
+    "RegressionTasks",
     "Result",
     "RunFolder",
     "SelectionConfig",
@@ -247,20 +282,24 @@ __all__ = [
     "Task",
     "TaskVector",
     "Thought",
+    "TokenWorld",
     "ZeroShot",
     "__version__",
     "apply_convolution",
     "apply_linear_attention",
     "apply_momentum",
+    "as_linear_attention",
     "build_corpus",
     "compare",
     "compare_momentum",
     "comparison_config",
     "contextual_calibration",
     "corpus_loss",
+    "descend_by_layers",
     "direct_update",
     "draw_demonstrations",
     "examples_table",
+    "fast_weights",
     "find_source",
     "fold",
     "fold_config",
@@ -268,11 +307,16 @@ __all__ = [
     "folding_config",
     "folding_table",
     "ft_logits",
+    "gd_layer",
+    "gd_plus_plus_layer",
     "generate_texts",
+    "gradient_descent_update",
     "icl_logits",
+    "ilwd",
     "kendall_tau_b",
     "kl_divergence",
     "label_agreement",
+    "laboratory_table",
     "linear_attention",
     "load_model",
     "load_recipe",
@@ -294,9 +338,12 @@ __all__ = [
     "rank_one_update",
     "read_config",
     "rec2ftp",
+    "regression_config",
     "relaxation",
     "remove_momentum",
     "render_page",
+    "ridge_layer",
+    "run_laboratory",
     "runs_table",
     "search_rate",
     "selection",
@@ -308,6 +355,7 @@ __all__ = [
     "sim_am_softmax",
     "sim_aou",
     "sim_aou_raw",
+    "spd",
     "stability",
     "stability_config",
     "text_losses",

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,6 +14,8 @@ from dualform.learners.prompting import InContext
 from dualform.models.capture import Recording
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import NO_RECORDING, LanguageModel
+from dualform.report.charts import head_map_chart
+from dualform.report.measures import measure_of
 from dualform.studies import comparison as study
 from dualform.studies import tuning
 from dualform.studies.comparison import Comparison, compare
@@ -111,6 +114,24 @@ def test_with_demonstrations_context_learning_is_not_zero_shot() -> None:
     outcome = run().outcomes[0]
 
     assert (outcome.log_probabilities["icl"] - outcome.log_probabilities["zsl"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["relaxation", "direct_update"])
+def test_how_far_softmax_is_from_its_linear_form_and_updates_from_each_other_is_kept_for_each_head(name: str) -> None:
+    found, anatomy = run().result.similarity[name], small_lm().anatomy
+
+    assert found.per_head is not None
+    assert found.per_layer is not None
+    heads = anatomy.n_heads if name == "relaxation" else anatomy.layers[0].n_kv_heads
+    assert [len(layer) for layer in found.per_head] == [heads] * len(anatomy.layers)
+    means = [sum(value for value in layer if value is not None) / heads for layer in found.per_head]
+    assert means == pytest.approx(found.per_layer)
+    # Heads are told apart, and none is linear: with softmax there is something to be far from.
+    assert len({value for layer in found.per_head for value in layer}) == heads * len(anatomy.layers)
+    assert max(value for layer in found.per_head for value in layer if value is not None) < 1 - 1e-6
+    panels = head_map_chart(run().result)
+    assert panels is not None
+    assert measure_of(name).title in json.dumps(panels.to_dict())
 
 
 def test_finetuning_at_rate_zero_is_zero_shot() -> None:

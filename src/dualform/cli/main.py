@@ -11,6 +11,7 @@ from dualform.cli.fold import fold
 from dualform.cli.folding import folding
 from dualform.cli.listing import models, tasks
 from dualform.cli.momentum import app as momentum
+from dualform.cli.regress import regress
 from dualform.cli.report import report
 from dualform.cli.selection import selection
 from dualform.cli.stability import stability
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compare, stability, selection, fold, folding, report, models, tasks, doctor):
+for command in (compare, stability, selection, fold, folding, regress, report, models, tasks, doctor):
     app.command()(command)
 app.add_typer(momentum)
 

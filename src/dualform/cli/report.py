@@ -21,6 +21,8 @@ def report(
     Examples:
       dualform report runs/smollm2-135m-reviews
 
+      dualform report runs/regress
+
       dualform report runs/smollm2-135m-reviews --chart accuracy.pdf
     """
     from dualform.errors import ConfigError

@@ -32,6 +32,7 @@ from dualform.report.phrases import (
     points,
 )
 from dualform.report.published import MODELS, beside_the_paper
+from dualform.report.regression_page import render_regression
 from dualform.report.selection_page import render_selection
 from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
 from dualform.report.stability_page import render_stability
@@ -95,6 +96,8 @@ def render_page(result: Result) -> str:
         return render_folding(result)
     if result.study == "momentum":
         return render_momentum(result)
+    if result.study == "regression":
+        return render_regression(result)
     return render_shell(
         "page.html.j2",
         result,

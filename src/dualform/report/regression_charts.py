@@ -1,0 +1,283 @@
+"""Charts of the laboratory: curves of models over a common axis, exact predictors dashed beside them.
+
+What these charts hold is up to the studies, so nothing is taken for granted here: curves may be any number, have
+holes, reach zero on a log axis or lie magnitudes beyond the others.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from dualform.report.numerals import finite, known
+from dualform.report.palette import MEASURE_COLOUR
+from dualform.report.panels import WIDE
+from dualform.report.phrases import capital, listed, plural
+from dualform.result import LabChart, LabCurve
+
+HEIGHT = 230
+"""Pixels."""
+
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#7F6BB3", "#9C7C1C", "#6B8E6B", "#B5495B", "#8C7A6B", "#3E8E8E"),
+)
+"""Of trained models, in the order in which a study names them; the first six are those of Okabe and Ito."""
+DASHES = ([4, 4], [1, 3], [8, 3], [8, 3, 2, 3], [2, 6], [12, 3])
+"""Of exact predictors, in that order."""
+
+FAR = 1e3
+"""On a log axis exact predictors are followed no farther than this factor beyond all models; they may reach zero."""
+LARGEST = 1e300
+"""What is larger cannot be drawn: the axis around it would have no end."""
+DOTTED = 16
+"""Curves of so many points or fewer have dots."""
+TICKS = 8
+"""Most decades with a tick, and most places at which points lie that get one each."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a curve is drawn."""
+
+    colour: str
+    dash: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: float
+    high: float
+    log: bool
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def looks(charts: Iterable[LabChart]) -> dict[tuple[str, bool], Look]:
+    """The look of each curve of a study, by its name and whether it is a reference: the same in all charts."""
+    keys = dict.fromkeys((curve.name, curve.reference) for chart in charts for curve in chart.curves)
+    models = [key for key in keys if not key[1]]
+    exact = [key for key in keys if key[1]]
+    found = {key: Look(COLOURS[place % len(COLOURS)], (1, 0)) for place, key in enumerate(models)}
+    return found | {key: Look(MEASURE_COLOUR, tuple(DASHES[place % len(DASHES)])) for place, key in enumerate(exact)}
+
+
+def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], Look]) -> alt.TopLevelMixin | None:
+    """Curves with their intervals as bands; None where no point has a place on the axes.
+
+    Args:
+        chart: What is to be drawn.
+        styles: See `looks`.
+    """
+    rows = [row for place, curve in enumerate(chart.curves) for row in _rows(chart, curve, place)]
+    shown = [row for row in rows if row["mean"] is not None]
+    if not shown:
+        return None
+    places = sorted({row["x"] for row in shown})
+    across = _across(places, chart.log_x)
+    up = _up(chart, rows)
+    names = list(dict.fromkeys(row["curve"] for row in shown))
+    look = {row["curve"]: styles[row["curve"], row["reference"]] for row in shown}
+    # Room for half a dot at either end.
+    x = alt.X("x:Q", scale=_scale(across, padding=6), axis=_axis(across, chart.x, grid=False, places=places))
+    y = alt.Y("mean:Q", scale=_scale(up), axis=_axis(up, None, grid=True))
+    legend = _legend(names)
+    colour = alt.Color(
+        "curve:N", scale=alt.Scale(domain=names, range=[look[name].colour for name in names]), legend=legend
+    )
+    dash = alt.StrokeDash(
+        "curve:N", scale=alt.Scale(domain=names, range=[list(look[name].dash) for name in names]), legend=legend
+    )
+    base = alt.Chart(alt.Data(values=rows)).encode(x=x, color=colour, detail="line:N")
+    layers = []
+    if any(row["low"] < row["high"] for row in shown):
+        layers.append(
+            alt.Chart(alt.Data(values=[_banded(row, up) for row in rows]))
+            .mark_area(opacity=0.15, clip=True)
+            .encode(
+                x=x,
+                color=colour,
+                detail="line:N",
+                y=alt.Y("low:Q", scale=_scale(up), axis=_axis(up, None, grid=True)),
+                y2="high:Q",
+            )
+        )
+    layers.append(base.mark_line(strokeWidth=1.8, clip=True).encode(y=y, strokeDash=dash))
+    layers.append(
+        alt.Chart(alt.Data(values=_dots(shown)))
+        .mark_point(filled=True, size=34, clip=True)
+        .encode(x=x, y=y, color=colour, opacity=alt.Opacity("dot:Q", scale=None), tooltip=_hover(chart))
+    )
+    title = alt.TitleParams(
+        chart.y, anchor="start", frame="group", fontSize=11.5, fontWeight="normal", offset=8, limit=WIDE
+    )
+    return alt.layer(*layers).properties(width=WIDE, height=HEIGHT, title=title)
+
+
+def described(chart: LabChart) -> str:
+    """The chart in a sentence, for those who cannot see it."""
+    names = list(dict.fromkeys(curve.name for curve in chart.curves))
+    return f"{chart.title}: {chart.y} over {chart.x}{f', for {listed(names)}' if names else ''}."
+
+
+def remarks(chart: LabChart) -> list[str]:
+    """What the chart does not show, in sentences."""
+    rows = [row for place, curve in enumerate(chart.curves) for row in _rows(chart, curve, place)]
+    sentences = []
+    lost = sum(row["lost"] for row in rows)
+    if lost:
+        why = "no place on a log axis: zero or below" if chart.log_x or chart.log_y else "no place on the axis"
+        sentences.append(f"{plural(lost, 'point')} {'has' if lost == 1 else 'have'} {why}.")
+    if any(row["mean"] is not None for row in rows):
+        up = _up(chart, rows)
+        leaving = list(
+            dict.fromkeys(row["curve"] for row in rows if row["mean"] is not None and not up.holds(row["mean"]))
+        )
+        if leaving:
+            leave = "leaves the chart where it is" if len(leaving) == 1 else "leave the chart where they are"
+            sentences.append(f"{capital(listed(leaving))} {leave} more than {FAR:,.0f} times off all models.")
+    return sentences
+
+
+def _rows(chart: LabChart, curve: LabCurve, place: int) -> list[dict[str, Any]]:
+    """A curve's points; `mean` is None where there is none, which breaks the line, or where it has no place."""
+    rows = []
+    for at, estimate in zip(curve.x, curve.y, strict=False):
+        x = _placed(at, chart.log_x)
+        mean = _placed(estimate.mean, chart.log_y)
+        # A hole in the numbers is no point that was lost.
+        lost = finite(estimate.mean) is not None and (x is None or mean is None)
+        if x is None:
+            if lost:
+                rows.append(_row(curve, place, None, None, lost=True))
+            continue
+        ends = known(estimate.ci95)
+        low, high = ends if ends is not None and mean is not None else (mean, mean)
+        rows.append(_row(curve, place, x, mean, lost=lost) | {"low": low, "high": high, "n": estimate.n})
+    return rows
+
+
+def _row(curve: LabCurve, place: int, x: float | None, mean: float | None, *, lost: bool) -> dict[str, Any]:
+    return {
+        "curve": curve.name,
+        "reference": curve.reference,
+        "line": place,
+        "x": x,
+        "mean": mean,
+        "low": mean,
+        "high": mean,
+        "n": 0,
+        "lost": lost,
+    }
+
+
+def _placed(value: float | None, log: bool) -> float | None:
+    """A number with a place on an axis."""
+    number = finite(value)
+    if number is None or abs(number) > LARGEST or (log and number < 1 / LARGEST):
+        return None
+    return number
+
+
+def _across(values: Sequence[float], log: bool) -> _Axis:
+    low, high = min(values), max(values)
+    if low < high:
+        return _Axis(low, high, log)
+    return _Axis(low / 2, high * 2, log) if log else _Axis(low - 1, high + 1, log)
+
+
+def _up(chart: LabChart, rows: Sequence[dict[str, Any]]) -> _Axis:
+    """The upright axis: all means, and as much of bands and of far exact predictors as leaves the means readable."""
+    shown = [row for row in rows if row["mean"] is not None]
+    own = [row["mean"] for row in shown if not row["reference"]] or [row["mean"] for row in shown]
+    exact = [row["mean"] for row in shown if row["reference"]]
+    bands = [end for row in shown for end in (row["low"], row["high"])]
+    low, high = min(own), max(own)
+    if chart.log_y:
+        near = [mean for mean in exact if low / FAR <= mean <= high * FAR]
+        near += [end for end in bands if low / 3 <= end <= high * 3]
+        low, high = min([low, *near]), max([high, *near])
+        return _Axis(max(low / 1.2, 1 / LARGEST), min(high * 1.2, LARGEST), log=True)
+    low, high = min([low, *exact]), max([high, *exact])
+    span = high - low or abs(high) or 1.0
+    near = [end for end in bands if low - span / 2 <= end <= high + span / 2]
+    low, high = min([low, *near]), max([high, *near])
+    margin = 0.05 * ((high - low) or span)
+    # Zero is shown where it is near, and nothing below it where nothing lies there.
+    bottom = 0.0 if 0 <= low <= 0.5 * high else low - margin
+    return _Axis(bottom, 0.0 if low < high == 0 else high + margin, log=False)
+
+
+def _banded(row: dict[str, Any], up: _Axis) -> dict[str, Any]:
+    """A band that ends at the chart's edge: on a log axis an end below zero has no place at all."""
+    if row["mean"] is None:
+        return row
+    return row | {end: min(max(row[end], up.low), up.high) for end in ("low", "high")}
+
+
+def _dots(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points to be pointed at; those of long curves and of exact predictors' lines cannot be seen."""
+    sizes = Counter(row["line"] for row in rows)
+    most = {True: 1, False: DOTTED}
+    return [row | {"dot": float(sizes[row["line"]] <= most[row["reference"]])} for row in rows]
+
+
+def _scale(axis: _Axis, padding: int = 0) -> alt.Scale:
+    kind = {"type": "log"} if axis.log else {}
+    return alt.Scale(domain=[axis.low, axis.high], nice=False, zero=False, padding=padding, **kind)
+
+
+def _axis(axis: _Axis, title: str | None, *, grid: bool, places: Sequence[float] = ()) -> alt.Axis:
+    ticks: dict[str, Any] = {"tickCount": 5}
+    if 0 < len(places) <= TICKS:
+        ticks = {"values": list(places)}
+    elif axis.log:
+        # Ticks of our own: Vega draws a line at each of 1 to 9 in every decade.
+        ticks = {"values": log_ticks(axis.low, axis.high)}
+    return alt.Axis(title=title, grid=grid, labelExpr=_NUMBER, labelOverlap=True, titleLimit=WIDE, **ticks)
+
+
+_NUMBER = (
+    "datum.value !== 0 && (abs(datum.value) >= 1e5 || abs(datum.value) < 1e-3)"
+    " ? format(datum.value, '.2~e') : format(datum.value, ',~f')"
+)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten in reach, some left out where they are many; with 2 and 5 of each where they are few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first <= 2 else (1,)
+    every = max(1, math.ceil((last - first) / TICKS))
+    ticks = [step * 10.0**decade for decade in range(first, last + 1, every) for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _legend(names: Sequence[str]) -> alt.Legend:
+    # Side by side where they fit on a phone.
+    columns = 2 if max(map(len, names)) <= 22 else 1
+    return alt.Legend(
+        title=None,
+        orient="top",
+        columns=columns,
+        symbolType="stroke",
+        symbolOpacity=1,
+        symbolStrokeWidth=2,
+        # Long enough for dashes to be told apart.
+        symbolSize=400,
+        labelLimit=300 // columns,
+    )
+
+
+def _hover(chart: LabChart) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("curve:N"),
+        alt.Tooltip("x:Q", format=".4~g", title=chart.x),
+        alt.Tooltip("mean:Q", format=".4~g", title=chart.y),
+        alt.Tooltip("low:Q", format=".4~g", title="95 % from"),
+        alt.Tooltip("high:Q", format=".4~g", title="to"),
+        alt.Tooltip("n:Q", format=","),
+    ]

@@ -1,0 +1,58 @@
+"""Two studies in the shape that the laboratory's have, each seed of which is a piece of no work at all."""
+
+from collections.abc import Callable
+
+import torch
+
+from dualform.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.studies.pieces import Cells, Piece
+from dualform.studies.regression_config import RegressionConfig
+from dualform.studies.seed_statistics import over_seeds
+
+made: list[str] = []
+"""What was made and not read back, in order."""
+
+
+def pieces(config: RegressionConfig) -> int:
+    """One a seed."""
+    return len(config.seeds)
+
+
+def constructed(config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None]) -> LabStudy:
+    """What it keeps is called as in the other study."""
+    return _study("constructed", 1.0, config, cells, advance)
+
+
+def shift(config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None]) -> LabStudy:
+    """Its numbers are ten times as large."""
+    return _study("shift", 10.0, config, cells, advance)
+
+
+def _study(
+    name: str, size: float, config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None]
+) -> LabStudy:
+    values = []
+    for seed in config.seeds:
+        # The one says whose piece it is, the other does not.
+        own = f"shift, seed {seed}" if name == "shift" else f"seed {seed}"
+        piece = cells.get(own, "the same")
+        if piece is None:
+            made.append(f"{name} {seed}")
+            piece = Piece(own, "the same", {"value": torch.tensor(size * seed, dtype=torch.float64)}, {"of": name})
+            cells.put(piece)
+        assert piece.about["of"] == name
+        assert piece.name == own
+        values.append(float(piece.tensors["value"]))
+        advance(1.0, own)
+    found = over_seeds(values)
+    return LabStudy(
+        name=name,
+        question="How large are seeds?",
+        answer="As large as they are.",
+        claims=[
+            Claim(says="Seeds are numbers.", expected="above 0", found=found, holds=True),
+            Claim(says="Seeds are nothing.", expected="0", found=found, holds=False, must_fail=True),
+        ],
+        charts=[LabChart(title="Twice", x="times", y="sum", curves=[LabCurve(name="seed", x=[1, 2], y=[found] * 2)])],
+        tables=[LabTable(title="Once", columns=["sum", "none"], rows=[LabRow(name="seed", cells=[found, None])])],
+    )
