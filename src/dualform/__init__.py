@@ -62,13 +62,16 @@ if TYPE_CHECKING:
     from dualform.ops.constructions import descend_by_layers as descend_by_layers
     from dualform.ops.constructions import gd_layer as gd_layer
     from dualform.ops.constructions import gd_plus_plus_layer as gd_plus_plus_layer
+    from dualform.ops.constructions import ridge_by_layers as ridge_by_layers
     from dualform.ops.constructions import ridge_layer as ridge_layer
     from dualform.ops.dual_form import as_linear_attention as as_linear_attention
     from dualform.ops.dual_form import gradient_descent_update as gradient_descent_update
     from dualform.ops.dual_form import linear_attention as linear_attention
     from dualform.ops.dual_form import outer_product_update as outer_product_update
     from dualform.ops.dual_form import relaxation as relaxation
+    from dualform.ops.fast_weights import FastWeightState as FastWeightState
     from dualform.ops.fast_weights import fast_weights as fast_weights
+    from dualform.ops.fast_weights import inner_loss as inner_loss
     from dualform.ops.folding import rank_one_update as rank_one_update
     from dualform.ops.folding import thought_matrix as thought_matrix
     from dualform.ops.momentum import momentum_chunked as momentum_chunked
@@ -133,6 +136,7 @@ _HOMES = {
     "Demonstrations": "tasks.demonstrations",
     "DualformError": "errors",
     "Encoder": "models.encoding",
+    "FastWeightState": "ops.fast_weights",
     "Finetuned": "learners.finetuned",
     "FoldConfig": "studies.fold",
     "FoldSettings": "studies.fold_settings",
@@ -191,6 +195,7 @@ _HOMES = {
     "gradient_descent_update": "ops.dual_form",
     "icl_logits": "ops.rank",
     "ilwd": "lab.predictor_distance",
+    "inner_loss": "ops.fast_weights",
     "kendall_tau_b": "ops.rank",
     "kl_divergence": "ops.agreement",
     "label_agreement": "ops.agreement",
@@ -220,6 +225,7 @@ _HOMES = {
     "relaxation": "ops.dual_form",
     "remove_momentum": "models.momentum",
     "render_page": "report.page",
+    "ridge_by_layers": "ops.constructions",
     "ridge_layer": "ops.constructions",
     "run_laboratory": "studies.regression",
     "runs_table": "studies.stability_summary",
@@ -254,6 +260,7 @@ __all__ = [
     "Demonstrations",
     "DualformError",
     "Encoder",
+    "FastWeightState",
     "Finetuned",
     "FoldConfig",
     "FoldSettings",
@@ -313,6 +320,7 @@ __all__ = [
     "gradient_descent_update",
     "icl_logits",
     "ilwd",
+    "inner_loss",
     "kendall_tau_b",
     "kl_divergence",
     "label_agreement",
@@ -342,6 +350,7 @@ __all__ = [
     "relaxation",
     "remove_momentum",
     "render_page",
+    "ridge_by_layers",
     "ridge_layer",
     "run_laboratory",
     "runs_table",

@@ -5,9 +5,9 @@ their count `n` says why.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -638,6 +638,15 @@ class LabCurve(_Record):
     reference: bool = False
     """An exact predictor, beside which trained models are read."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.x) != len(self.y):
+            raise ValueError(
+                f"the curve {self.name!r} has {len(self.x)} x and {len(self.y)} y; give an Estimate for each x, with "
+                "mean None where there is no number"
+            )
+        return self
+
 
 class LabChart(_Record):
     """Curves over a common axis."""
@@ -667,6 +676,16 @@ class LabTable(_Record):
     columns: list[str]
     rows: list[LabRow]
     note: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for row in self.rows:
+            if len(row.cells) != len(self.columns):
+                raise ValueError(
+                    f"row {row.name!r} of the table {self.title!r} has {len(row.cells)} cells for {len(self.columns)} "
+                    "columns; give one for each column, None where there is no number"
+                )
+        return self
 
 
 class LabStudy(_Record):

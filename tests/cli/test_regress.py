@@ -55,7 +55,7 @@ def test_claims_are_printed_and_a_whole_folder_is_left(dualform: Command, out: P
 @pytest.mark.usefixtures("small")
 def test_options_reach_the_settings_and_json_is_printed(dualform: Command, out: Path) -> None:
     options = ["--study", "shift,constructed", "--seed", "7", "--dimension", "5", "--points", "20", "--steps", "0.5"]
-    done = dualform("regress", *options, "--resamples", "50", "--json", "--out", out)
+    done = dualform("regress", *options, "--json", "--out", out)
 
     assert done.code == 0, done.err
     assert done.out == (out / "result.json").read_text(encoding="utf-8")
@@ -65,7 +65,6 @@ def test_options_reach_the_settings_and_json_is_printed(dualform: Command, out: 
         "dimension": 5,
         "points": 20,
         "steps": 0.5,
-        "resamples": 50,
     }
     assert result_of(out)["config"] == expected
     assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == expected
@@ -116,6 +115,7 @@ def test_without_a_study_all_are_run(dualform: Command, tmp_path: Path, monkeypa
         (["--steps", "0"], ["steps: ", "greater than 0"]),
         (["--steps", "much"], ["Invalid value for '--steps'", "valid number"]),
         (["--steps", "nan"], ["steps: "]),
+        (["--resamples", "50"], ["No such option", "--resamples"]),
     ],
 )
 def test_mistakes_are_named(dualform: Command, out: Path, arguments: list[str], words: list[str]) -> None:

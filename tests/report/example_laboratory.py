@@ -14,7 +14,7 @@ def example_laboratory(**changes: Any) -> Result:
         "dualform": "0.1.0",
         "study": "regression",
         "config": {"studies": ["constructed", "trained", "phases", "layers"], "seeds": SEEDS, "dimension": 10}
-        | {"points": 10, "steps": 1.0, "resamples": 1000},
+        | {"points": 10, "steps": 1.0},
         "environment": {"python": "3.11.9", "device": "cpu", "seconds": 412.3, "command": "dualform regress"},
         "laboratory": Laboratory(studies=[constructed(), trained(), phases(), layers()]),
         "warnings": ["One thing to know."],
@@ -99,7 +99,7 @@ def trained() -> LabStudy:
             ),
             claim("Two recurrent layers reach GD++", estimate(0.1312, 0.0042), expected="at most 0.110", holds=False),
             claim("A layer of a wrong rate does so too.", estimate(0.2073, 0.001), must_fail=True),
-            claim("What could not be measured.", estimate(None), expected="any number", holds=False, source=""),
+            claim("What has no number.", estimate(None), expected="any number", holds=False, source=""),
         ],
         charts=[
             chart(

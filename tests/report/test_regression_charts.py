@@ -6,7 +6,17 @@ import pytest
 
 from dualform.report.charts import save_chart
 from dualform.report.palette import MEASURE_COLOUR
-from dualform.report.regression_charts import COLOURS, FAR, described, lab_chart, log_ticks, looks, remarks
+from dualform.report.regression_charts import (
+    COLOURS,
+    DASHES,
+    FAR,
+    GREYS,
+    described,
+    lab_chart,
+    log_ticks,
+    looks,
+    remarks,
+)
 from dualform.result import Estimate, LabChart
 from tests.report.chart_rows import held
 from tests.report.example_laboratory import chart, curve, estimate, example_laboratory
@@ -50,6 +60,38 @@ def test_exact_predictors_are_dashed_in_grey_and_models_are_not():
     assert dashed != plain
 
 
+def test_a_dozen_exact_predictors_and_more_are_told_apart():
+    many = chart(curve("a", [1, 2]), *(curve(f"exact {n}", [n, n], reference=True) for n in range(16)))
+    found = looks([many])
+    exact = [look for (_, reference), look in found.items() if reference]
+    assert len(set(exact)) == 16
+    assert all(look.colour in GREYS and look.colour not in COLOURS and look.dash != (1, 0) for look in exact)
+    encoding = marks(drawn(many)[1])["line"]["encoding"]
+    shown = [encoding[channel]["scale"]["range"] for channel in ("color", "strokeDash")]
+    assert len({(colour, tuple(dash)) for colour, dash in zip(*shown, strict=True)}) == 17
+
+
+def test_one_more_than_there_are_looks_begins_anew():
+    looked = looks([chart(*(curve(f"exact {n}", [n, n], reference=True) for n in range(17)))])
+    assert looked["exact 16", True] == looked["exact 0", True]
+
+
+def test_a_model_and_an_exact_predictor_of_one_name_differ_in_look_and_in_name():
+    both = chart(curve("ridge", [1, 2]), curve("ridge", [3, 4], reference=True), curve("Bayes", [1, 1], reference=True))
+    found = looks([both])
+    assert found["ridge", False] != found["ridge", True]
+    _, spec = drawn(both)
+    encoding = marks(spec)["line"]["encoding"]
+    assert encoding["color"]["scale"] == {
+        "domain": ["ridge", "ridge (exact)", "Bayes"],
+        "range": [COLOURS[0], *GREYS],
+    }
+    plain, one, other = encoding["strokeDash"]["scale"]["range"]
+    assert plain == [1, 0]
+    assert [tuple(one), tuple(other)] == list(DASHES[:2])
+    assert "for ridge, ridge (exact) and Bayes" in described(both)
+
+
 def test_a_curve_keeps_its_colour_from_chart_to_chart():
     first, second = chart(curve("a", [1, 2]), curve("b", [1, 2])), chart(curve("b", [3, 4]), curve("c", [3, 4]))
     found = looks([first, second])
@@ -72,11 +114,27 @@ def test_intervals_are_bands_and_without_any_there_is_no_band():
     assert "area" not in marks(drawn(chart(curve("a", [1, 2])))[1])
 
 
-def test_a_hole_breaks_the_line_and_is_no_point_that_was_lost():
+def test_a_hole_breaks_the_line_and_is_counted():
     found, spec = drawn(chart(curve("a", [1, None, 2], 0.1)))
     assert [row["mean"] for row in marks(spec)["line"]["data"]["values"]] == [1, None, 2]
     assert [row["mean"] for row in held(found, "dot")] == [1, 2]
-    assert remarks(chart(curve("a", [1, None, 2], 0.1))) == []
+    assert remarks(chart(curve("a", [1, None, 2], 0.1))) == ["1 point has no number."]
+    several = chart(curve("a", [None, 1, math.nan]), curve("b", [None, 2, 3], x=[0.0, 1.0, 2.0]), log_x=True)
+    # What has no number is not said to lie at a place that the axis lacks.
+    assert remarks(several) == ["3 points have no number."]
+
+
+def test_what_cannot_be_drawn_is_told_by_its_own_reason():
+    wild = [1e301, -1e301, 0.5, 5e-324, 0.0, None]
+    large = "too large for the axis: beyond 1e+300."
+    assert remarks(chart(curve("a", wild), log_y=True)) == [
+        "1 point has no number.",
+        "2 points have no place on a log axis: zero or below.",
+        "1 point is too close to zero for a log axis: below 1e-300.",
+        f"1 point is {large}",
+    ]
+    assert remarks(chart(curve("a", wild))) == ["1 point has no number.", f"2 points are {large}"]
+    assert remarks(chart(curve("a", [1.0, 2.0], x=[1.0, 1e301]), log_x=True)) == [f"1 point is {large}"]
 
 
 def test_zero_and_below_have_no_place_on_a_log_axis_and_the_page_says_so():

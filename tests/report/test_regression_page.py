@@ -63,7 +63,7 @@ def test_a_complete_laboratory_has_every_section_and_chart(page):
 def test_what_holds_and_what_does_not_stands_at_the_top(html, page):
     text = text_of(page)
     top = text[: text.index("Contents")]
-    assert "5 of 7 claims hold, and 2 of 3 cases that must fail do." in top
+    assert "5 of 7 claims hold, and 2 of 3 cases that must fail do; 1 could not be measured." in top
     assert "Does not hold (trained): Two recurrent layers reach GD++." in top
     assert "Holds where it must fail (trained): A layer of a wrong rate does so too." in top
     assert html.index('id="verdict"') < html.index('class="contents"') < html.index('id="constructed"')
@@ -83,7 +83,7 @@ def test_claims_stand_with_what_was_expected_and_found(page):
         "The same with softmax. below 1e-12 0.2310 0.2190 to 0.2430 5 must fail: fails, as it should",
         "at most 0.110 0.1312 0.1270 to 0.1354 5 does not hold",
         "0.2073 0.2063 to 0.2083 5 must fail, but holds",
-        f"any number {MISSING} 5 does not hold",
+        f"any number {MISSING} 5 could not be measured",
     ):
         assert shown in text, shown
     marked = [attributes["class"] for tag, attributes in page.tags if attributes.get("class", "").startswith("stands")]
@@ -158,10 +158,10 @@ def test_a_study_of_nothing_but_its_question_still_makes_a_page():
 
 def test_awkward_numbers_still_make_a_page():
     found = [estimate(None), estimate(1e300, 1e299), estimate(0.0, 0.0), estimate(-1e-300)]
-    ragged = LabTable(
-        title="ragged",
+    sparse = LabTable(
+        title="sparse",
         columns=["a", "b"],
-        rows=[LabRow(name="short", cells=[None]), LabRow(name="long", cells=[estimate(1e300), None, estimate(7.0)])],
+        rows=[LabRow(name="none", cells=[None] * 2), LabRow(name="some", cells=[estimate(1e300), None])],
     )
     odd = study(
         claims=[claim(found=each) for each in found],
@@ -170,14 +170,36 @@ def test_awkward_numbers_still_make_a_page():
             chart(curve("zero", [0.0, 0.0]), log_y=True),
             chart(curve("huge", [1e300, 1.0]), curve("tiny", [1e-300, 2.0]), log_y=True),
         ],
-        tables=[ragged],
+        tables=[sparse],
     )
     page = Page(render_page(laboratory(odd)))
     text = text_of(page)
     assert set(page.specs()) == {"spec-constructed-2"}
     assert "1.00e+300 9.00e+299 to 1.10e+300" in text
-    assert f"short {MISSING} {MISSING} long 1.00e+300 {MISSING}" in text
+    assert f"none {MISSING} {MISSING} some 1.00e+300 {MISSING}" in text
+    assert "There is nothing to draw. 2 points have no number." in text
     assert "There is nothing to draw. Log scale: squared error. 2 points have no place on a log axis" in text
+
+
+def test_tiles_say_what_was_asked_for_and_no_more(page):
+    text = text_of(page)
+    # A study may take fewer: it is its notes that say so.
+    for tile in ("seeds 5 ", "dimension of inputs 10 asked for", "examples in context 10 asked for"):
+        assert tile in text, tile
+
+
+def test_a_result_written_with_a_setting_that_is_no_more_is_still_read(html):
+    older = example_laboratory(config=example_laboratory().config | {"resamples": 1000})
+    page = Page(render_page(Result.from_json(older.to_json())))
+    assert "resamples: 1000" in text_of(page)
+    assert "resamples" not in html
+
+
+def test_intervals_are_said_to_be_students_and_exact_predictors_to_be_computed(page):
+    text = text_of(page)
+    assert "Student's, over seeds." in text
+    assert "bootstrap" not in text
+    assert "Computed from the examples by a formula, not trained: nearest neighbours" in text
 
 
 def test_an_empty_laboratory_still_makes_a_page():

@@ -47,8 +47,13 @@ def test_a_claim_stands_with_what_was_expected_and_found():
 
 def test_what_is_amiss_is_said_in_words():
     stands = [row[2:] for row in cells(printed(claim_tables(example_laboratory())[1]))]
-    assert [one for _, one in stands] == ["holds", "does not hold", "must fail, but holds", "does not hold"]
+    assert [one for _, one in stands] == ["holds", "does not hold", "must fail, but holds", "could not be measured"]
     assert stands[-1][0] == MISSING
+
+
+def test_a_case_that_must_fail_and_has_no_number_is_not_passed_off_as_failing():
+    unmeasured = study(claims=[claim(found=estimate(None), holds=False, must_fail=True)])
+    assert cells(printed(claim_table(unmeasured)))[0][2:] == [MISSING, "must fail: could not be measured"]
 
 
 @pytest.mark.parametrize("text", ["[bold]l[/bold]", "[red]", "[/]"])

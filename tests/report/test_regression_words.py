@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from dualform.report.numerals import MISSING
@@ -6,6 +8,8 @@ from dualform.report.regression_words import (
     FAILS_AS_IT_SHOULD,
     HOLDS,
     HOLDS_WHERE_IT_MUST_NOT,
+    MUST_FAIL_UNMEASURED,
+    UNMEASURED,
     as_it_should,
     count_sentence,
     counted,
@@ -21,13 +25,13 @@ from tests.report.example_result import empty_result
 
 def test_the_verdict_counts_then_says_what_is_amiss_then_what_each_study_answers():
     first, *amiss, constructed, trained, layers = laboratory_verdict(example_laboratory())
-    assert first == "5 of 7 claims hold, and 2 of 3 cases that must fail do."
+    assert first == "5 of 7 claims hold, and 2 of 3 cases that must fail do; 1 could not be measured."
     assert amiss == [
         "Does not hold (trained): Two recurrent layers reach GD++. Expected at most 0.110, found 0.1312 (0.1270 to "
         "0.1354).",
         "Holds where it must fail (trained): A layer of a wrong rate does so too. Found 0.2073 (0.2063 to 0.2083): the "
         "measure cannot tell this case.",
-        f"Does not hold (trained): What could not be measured. Expected any number, found {MISSING}.",
+        "Could not be measured (trained): What has no number. Expected any number.",
     ]
     assert constructed == "Constructed: It is, to rounding; with softmax in its place it is not."
     assert trained.startswith("Trained: One layer")
@@ -48,6 +52,11 @@ def test_a_result_without_a_laboratory_has_no_verdict():
         ([claim(), claim()], "2 of 2 claims hold."),
         ([claim(must_fail=True, holds=False)], "1 of 1 case that must fail does."),
         ([claim(), claim(must_fail=True)], "1 of 1 claim holds, and 0 of 1 case that must fail does."),
+        ([claim(found=estimate(None))], "0 of 1 claim holds; 1 could not be measured."),
+        (
+            [claim(), claim(found=estimate(None), holds=False, must_fail=True), claim(found=estimate(None))],
+            "1 of 2 claims hold, and 0 of 1 case that must fail does; 2 could not be measured.",
+        ),
     ],
 )
 def test_counts_are_sentences_of_their_own(claims, sentence):
@@ -67,6 +76,26 @@ def test_a_case_that_must_fail_is_as_it_should_be_only_when_it_fails(holds, must
     one = claim(holds=holds, must_fail=must_fail)
     assert (mark(one), as_it_should(one)) == (words, right)
     assert counted([one]).right == right
+
+
+@pytest.mark.parametrize("mean", [None, math.nan, math.inf])
+@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize(("must_fail", "words"), [(False, UNMEASURED), (True, MUST_FAIL_UNMEASURED)])
+def test_without_a_number_a_claim_neither_holds_nor_fails_as_it_should(mean, holds, must_fail, words):
+    one = claim(found=estimate(mean), holds=holds, must_fail=must_fail)
+    assert (mark(one), as_it_should(one)) == (words, False)
+    count = counted([one, claim(), claim(holds=False, must_fail=True)])
+    assert (count.hold, count.fail, count.unmeasured, count.right) == (1, 1, 1, False)
+    # The same with a number is what it was.
+    assert counted([claim(holds=not must_fail, must_fail=must_fail)]).right
+
+
+def test_a_case_that_could_not_be_measured_is_named_in_the_verdict():
+    case = claim("Softmax does so too.", estimate(None), holds=False, must_fail=True, expected="below 1.")
+    assert laboratory_verdict(laboratory(study(claims=[case], answer=""))) == [
+        "0 of 1 case that must fail does; 1 could not be measured.",
+        "Could not be measured (constructed, must fail): Softmax does so too. Expected below 1.",
+    ]
 
 
 @pytest.mark.parametrize(

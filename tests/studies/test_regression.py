@@ -1,12 +1,15 @@
 """The laboratory as a whole: which studies are run, what is kept of them, what becomes of their numbers."""
 
+import json
+
 import pytest
+from pydantic import ValidationError
 
 from dualform.errors import ConfigError
-from dualform.result import Estimate, LabRow, LabTable, Result
+from dualform.result import Estimate, LabCurve, LabRow, LabTable, Result
 from dualform.studies import regression
 from dualform.studies.pieces import Piece
-from dualform.studies.regression import laboratory_table, run_laboratory
+from dualform.studies.regression import run_laboratory
 from dualform.studies.regression_config import LAB_NAMES, RegressionConfig, regression_config
 from tests.studies import small_laboratory
 
@@ -128,14 +131,32 @@ def test_the_table_holds_every_number_once() -> None:
     assert (rows[0]["low"], rows[0]["high"], rows[0]["n"]) == (low, high, 3)
 
 
-def test_a_row_of_too_many_cells_is_no_row() -> None:
+CELL = Estimate(mean=1.0, ci95=(None, None), n=1)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_row_has_a_cell_for_each_column(n: int) -> None:
+    with pytest.raises(ValidationError, match=f"row 'odd' of the table 'ragged' has {n} cells for 2 columns"):
+        LabTable(title="ragged", columns=["a", "b"], rows=[LabRow(name="odd", cells=[CELL] * n)])
+    assert LabTable(title="even", columns=["a", "b"], rows=[LabRow(name="even", cells=[CELL, None])]).rows
+
+
+def test_a_curve_has_a_number_at_each_of_its_places() -> None:
+    for x in ([], [1.0], [1.0, 2.0, 3.0]):
+        with pytest.raises(ValidationError, match=f"the curve 'a' has {len(x)} x and 2 y"):
+            LabCurve(name="a", x=x, y=[CELL, CELL])
+    assert LabCurve(name="a", x=[1.0, 2.0], y=[CELL, CELL]).x == [1.0, 2.0]
+
+
+def test_a_result_that_is_cut_short_is_not_read() -> None:
     result, _ = run_laboratory(config("constructed"))
-    assert result.laboratory is not None
-    cell = Estimate(mean=1.0, ci95=(None, None), n=1)
-    ragged = LabTable(title="ragged", columns=["one"], rows=[LabRow(name="two", cells=[cell, cell])])
-    study = result.laboratory.studies[0].model_copy(update={"tables": [ragged]})
-    with pytest.raises(ValueError, match="argument"):
-        laboratory_table(result.laboratory.model_copy(update={"studies": [study]}))
+    whole = json.loads(result.to_json())
+    study = whole["laboratory"]["studies"][0]
+    del study["charts"][0]["curves"][0]["y"][-1]
+    del study["tables"][0]["rows"][0]["cells"][-1]
+    with pytest.raises(ValidationError) as error:
+        Result.from_json(json.dumps(whole))
+    assert error.value.error_count() == 2
 
 
 @pytest.mark.parametrize(
@@ -146,6 +167,8 @@ def test_a_row_of_too_many_cells_is_no_row() -> None:
         ({"studies": []}, ["studies"]),
         ({"seeds": [1, 1], "dimension": 1}, ["dimension", "(given 1)"]),
         ({"steps": 0}, ["steps", "greater than 0"]),
+        # Intervals are Student's: nothing is resampled.
+        ({"resamples": 50}, ["resamples"]),
     ],
 )
 def test_mistakes_in_settings_are_named(settings: dict[str, object], words: list[str]) -> None:

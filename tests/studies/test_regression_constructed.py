@@ -1,6 +1,8 @@
 """The positive control: every measure is 1 on the constructed layer, and is not where it must not be."""
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from dualform.lab.token_world import TokenWorld
 from dualform.lab.toy_model import train_toy
 from dualform.learners.finetuned import Finetuned
 from dualform.models.language_model import LanguageModel
+from dualform.report.regression_words import as_it_should, counted
 from dualform.result import LabStudy
 from dualform.studies import regression_constructed as study
 from dualform.studies.comparison import compare
@@ -64,6 +67,28 @@ def test_every_claim_holds_and_every_case_that_must_fail_fails(found: LabStudy) 
     assert n_failing == 3 + sum(map(len, TELLS.values())) + 6
     assert len(found.claims) - n_failing == 1 + len(PERFECT) + sum(map(len, BLIND.values())) + 4
     assert found.answer.startswith("Yes: ")
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_seed_without_a_number_leaves_nothing_found(
+    lost: int, found: LabStudy, cells: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    kept.pieces = dict(cells.pieces)
+    name = f"constructed, seed {lost + 1}"
+    about = copy.deepcopy(kept.pieces[name].about)
+    about["cases"]["constructed"]["sim_aou"] = about["cases"]["softmax"]["sim_aou"] = math.nan
+    about["gaps"]["rate"] = math.nan
+    kept.pieces[name] = replace(kept.pieces[name], about=about)
+    holed = constructed(CONFIG, kept)
+
+    unlike = [after for before, after in zip(found.claims, holed.claims, strict=True) if before != after]
+    # Neither holds, and neither is said to have failed: a claim, and two cases that must fail.
+    assert [(claim.found.mean, claim.holds) for claim in unlike] == [(None, False)] * 3
+    assert [claim.must_fail for claim in unlike] == [True, False, True]
+    assert not any(map(as_it_should, unlike))
+    assert counted(holed.claims).unmeasured == 3
+    assert holed.answer.startswith("It cannot be said: ")
 
 
 def test_the_constructed_layer_scores_one_to_machine_precision(found: LabStudy) -> None:

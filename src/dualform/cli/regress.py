@@ -9,7 +9,6 @@ from dualform.cli.options import (
     PROTOCOL,
     AsJson,
     Overwrite,
-    Resamples,
     one_or_several,
     option,
     parse_names,
@@ -32,7 +31,6 @@ def regress(
     seeds: Annotated[str | None, option("Several: 1..7 or 1,4,9 (1..5)", PROTOCOL)] = None,
     dimension: Annotated[int | None, option("Of inputs (10)", PROTOCOL)] = None,
     points: Annotated[int | None, option("Examples in context (10)", PROTOCOL)] = None,
-    resamples: Resamples = None,
     steps: Annotated[
         float | None, option("Steps of training, as a multiple of each study's own; 0.1 for a quick look (1)", TRAINING)
     ] = None,
@@ -57,7 +55,6 @@ def regress(
         dimension=dimension,
         points=points,
         steps=steps,
-        resamples=resamples,
     )
     run_study(
         config,

@@ -16,7 +16,7 @@ from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR
 from dualform.report.panels import WIDE
 from dualform.report.phrases import capital, listed, plural
-from dualform.result import LabChart, LabCurve
+from dualform.result import LabChart
 
 HEIGHT = 230
 """Pixels."""
@@ -26,8 +26,13 @@ COLOURS = (
     *("#7F6BB3", "#9C7C1C", "#6B8E6B", "#B5495B", "#8C7A6B", "#3E8E8E"),
 )
 """Of trained models, in the order in which a study names them; the first six are those of Okabe and Ito."""
-DASHES = ([4, 4], [1, 3], [8, 3], [8, 3, 2, 3], [2, 6], [12, 3])
-"""Of exact predictors, in that order."""
+DASHES = (
+    *((4, 4), (1, 3), (8, 3), (8, 3, 2, 3)),
+    *((2, 6), (12, 3), (8, 3, 2, 3, 2, 3), (14, 6, 4, 6)),
+)
+GREYS = (MEASURE_COLOUR, "#9B8467")
+"""Of exact predictors, in turns; once all dashes are taken, each comes in the other grey. Both are legible on white
+and on black."""
 
 FAR = 1e3
 """On a log axis exact predictors are followed no farther than this factor beyond all models; they may reach zero."""
@@ -63,7 +68,8 @@ def looks(charts: Iterable[LabChart]) -> dict[tuple[str, bool], Look]:
     models = [key for key in keys if not key[1]]
     exact = [key for key in keys if key[1]]
     found = {key: Look(COLOURS[place % len(COLOURS)], (1, 0)) for place, key in enumerate(models)}
-    return found | {key: Look(MEASURE_COLOUR, tuple(DASHES[place % len(DASHES)])) for place, key in enumerate(exact)}
+    dashed = [Look(GREYS[(place + turn) % 2], dash) for turn in range(2) for place, dash in enumerate(DASHES)]
+    return found | {key: dashed[place % len(dashed)] for place, key in enumerate(exact)}
 
 
 def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], Look]) -> alt.TopLevelMixin | None:
@@ -73,7 +79,7 @@ def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], Look]) -> alt.TopL
         chart: What is to be drawn.
         styles: See `looks`.
     """
-    rows = [row for place, curve in enumerate(chart.curves) for row in _rows(chart, curve, place)]
+    rows = _rows(chart)
     shown = [row for row in rows if row["mean"] is not None]
     if not shown:
         return None
@@ -81,7 +87,7 @@ def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], Look]) -> alt.TopL
     across = _across(places, chart.log_x)
     up = _up(chart, rows)
     names = list(dict.fromkeys(row["curve"] for row in shown))
-    look = {row["curve"]: styles[row["curve"], row["reference"]] for row in shown}
+    look = {row["curve"]: styles[chart.curves[row["line"]].name, row["reference"]] for row in shown}
     # Room for half a dot at either end.
     x = alt.X("x:Q", scale=_scale(across, padding=6), axis=_axis(across, chart.x, grid=False, places=places))
     y = alt.Y("mean:Q", scale=_scale(up), axis=_axis(up, None, grid=True))
@@ -120,18 +126,19 @@ def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], Look]) -> alt.TopL
 
 def described(chart: LabChart) -> str:
     """The chart in a sentence, for those who cannot see it."""
-    names = list(dict.fromkeys(curve.name for curve in chart.curves))
+    names = list(dict.fromkeys(_labels(chart)))
     return f"{chart.title}: {chart.y} over {chart.x}{f', for {listed(names)}' if names else ''}."
 
 
 def remarks(chart: LabChart) -> list[str]:
     """What the chart does not show, in sentences."""
-    rows = [row for place, curve in enumerate(chart.curves) for row in _rows(chart, curve, place)]
-    sentences = []
-    lost = sum(row["lost"] for row in rows)
-    if lost:
-        why = "no place on a log axis: zero or below" if chart.log_x or chart.log_y else "no place on the axis"
-        sentences.append(f"{plural(lost, 'point')} {'has' if lost == 1 else 'have'} {why}.")
+    rows = _rows(chart)
+    counts = Counter(row["lost"] for row in rows)
+    sentences = [
+        f"{plural(counts[why], 'point')} {one if counts[why] == 1 else many} {rest}."
+        for why, (one, many, rest) in _LOST.items()
+        if counts[why]
+    ]
     if any(row["mean"] is not None for row in rows):
         up = _up(chart, rows)
         leaving = list(
@@ -143,44 +150,58 @@ def remarks(chart: LabChart) -> list[str]:
     return sentences
 
 
-def _rows(chart: LabChart, curve: LabCurve, place: int) -> list[dict[str, Any]]:
-    """A curve's points; `mean` is None where there is none, which breaks the line, or where it has no place."""
+_LOST = {
+    "none": ("has", "have", "no number"),
+    "below": ("has", "have", "no place on a log axis: zero or below"),
+    "small": ("is", "are", f"too close to zero for a log axis: below {1 / LARGEST:.0e}"),
+    "large": ("is", "are", f"too large for the axis: beyond {LARGEST:.0e}"),
+}
+"""Why a point is not in the chart, with what is said of one such point and of several."""
+
+
+def _rows(chart: LabChart) -> list[dict[str, Any]]:
+    """All points; `mean` is None where there is none, which breaks the line, or where it has no place.
+
+    `lost` says why, as a key of `_LOST`; it is empty for a point that is drawn.
+    """
     rows = []
-    for at, estimate in zip(curve.x, curve.y, strict=False):
-        x = _placed(at, chart.log_x)
-        mean = _placed(estimate.mean, chart.log_y)
-        # A hole in the numbers is no point that was lost.
-        lost = finite(estimate.mean) is not None and (x is None or mean is None)
-        if x is None:
-            if lost:
-                rows.append(_row(curve, place, None, None, lost=True))
-            continue
-        ends = known(estimate.ci95)
-        low, high = ends if ends is not None and mean is not None else (mean, mean)
-        rows.append(_row(curve, place, x, mean, lost=lost) | {"low": low, "high": high, "n": estimate.n})
+    for place, (curve, label) in enumerate(zip(chart.curves, _labels(chart), strict=True)):
+        for at, estimate in zip(curve.x, curve.y, strict=True):
+            aside, upright = _unplaced(at, chart.log_x), _unplaced(estimate.mean, chart.log_y)
+            why = upright or aside
+            x = None if aside else finite(at)
+            mean = None if why else finite(estimate.mean)
+            ends = known(estimate.ci95)
+            low, high = ends if ends is not None and mean is not None else (mean, mean)
+            rows.append(
+                {"curve": label, "reference": curve.reference, "line": place, "x": x, "mean": mean}
+                | {"low": low, "high": high, "n": estimate.n, "lost": why}
+            )
     return rows
 
 
-def _row(curve: LabCurve, place: int, x: float | None, mean: float | None, *, lost: bool) -> dict[str, Any]:
-    return {
-        "curve": curve.name,
-        "reference": curve.reference,
-        "line": place,
-        "x": x,
-        "mean": mean,
-        "low": mean,
-        "high": mean,
-        "n": 0,
-        "lost": lost,
-    }
+def _labels(chart: LabChart) -> list[str]:
+    """What each curve is called in the chart: a model and an exact predictor of one name are told apart."""
+    models = {curve.name for curve in chart.curves if not curve.reference}
+    labels = []
+    for curve in chart.curves:
+        label = curve.name
+        while curve.reference and label in models:
+            label += " (exact)"
+        labels.append(label)
+    return labels
 
 
-def _placed(value: float | None, log: bool) -> float | None:
-    """A number with a place on an axis."""
+def _unplaced(value: float | None, log: bool) -> str:
+    """Why a number has no place on an axis, as a key of `_LOST`; empty if it has one."""
     number = finite(value)
-    if number is None or abs(number) > LARGEST or (log and number < 1 / LARGEST):
-        return None
-    return number
+    if number is None:
+        return "none"
+    if log and number <= 0:
+        return "below"
+    if log and number < 1 / LARGEST:
+        return "small"
+    return "large" if abs(number) > LARGEST else ""
 
 
 def _across(values: Sequence[float], log: bool) -> _Axis:

@@ -31,8 +31,13 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "measure could not tell the claim from its opposite.",
     ),
     (
+        "could not be measured",
+        "The number does not exist, in one seed at least: that speaks neither for the claim nor against it, and a "
+        "case that must fail has not failed by it.",
+    ),
+    (
         "exact predictor",
-        "A rule that is told everything but the function itself: gradient descent at its best rate, least squares, "
+        "Computed from the examples by a formula, not trained: nearest neighbours, gradient descent, least squares, "
         "ridge regression, Bayes. Trained models are read beside them.",
     ),
     (
@@ -49,8 +54,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("seed", "Draws initial weights and tasks anew."),
     (
         "95 % interval",
-        "Over seeds: Student's, or by bootstrap. A number without one is exact, or of a single seed. It speaks of "
-        "other seeds, and not of other sizes.",
+        "Student's, over seeds. A number without one is exact, or of a single seed. It speaks of other seeds, and not "
+        "of other sizes.",
     ),
     ("n", "Seeds behind a number; 1 for one without chance."),
 )
@@ -124,7 +129,8 @@ def _cards(result: Result, claims: Count) -> list[dict[str, str]]:
         cards.append(card("seeds", count(len(seeds)), ""))
     for name, meaning in (("dimension", "dimension of inputs"), ("points", "examples in context")):
         if isinstance(result.config.get(name), int):
-            cards.append(card(meaning, count(result.config[name]), ""))
+            # A study may take fewer, which its notes then say.
+            cards.append(card(meaning, count(result.config[name]), "asked for"))
     return cards
 
 
@@ -164,15 +170,10 @@ def _caption(chart: LabChart) -> str:
 
 
 def _table(table: LabTable) -> dict[str, Any]:
-    width = len(table.columns)
     return {
         "title": table.title,
         "columns": table.columns,
-        "rows": [
-            # A row that is too short has no numbers at its end.
-            {"name": row.name, "cells": [_cell(each) for each in (*row.cells, *[None] * width)][:width]}
-            for row in table.rows
-        ],
+        "rows": [{"name": row.name, "cells": [_cell(each) for each in row.cells]} for row in table.rows],
         "note": table.note,
     }
 

@@ -12,6 +12,8 @@ HOLDS = "holds"
 FAILS = "does not hold"
 FAILS_AS_IT_SHOULD = "must fail: fails, as it should"
 HOLDS_WHERE_IT_MUST_NOT = "must fail, but holds"
+UNMEASURED = "could not be measured"
+MUST_FAIL_UNMEASURED = f"must fail: {UNMEASURED}"
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Count:
     """Cases made so that a claim is false."""
     fail: int
     """Those of them in which it is."""
+    unmeasured: int = 0
+    """Claims and cases without a number, which neither hold nor fail."""
 
     @property
     def right(self) -> bool:
@@ -38,26 +42,34 @@ def counted(claims: Iterable[Claim]) -> Count:
     broken = [claim for claim in claims if claim.must_fail]
     return Count(
         claims=len(plain),
-        hold=sum(claim.holds for claim in plain),
+        hold=sum(map(as_it_should, plain)),
         must_fail=len(broken),
-        fail=sum(not claim.holds for claim in broken),
+        fail=sum(map(as_it_should, broken)),
+        unmeasured=sum(not measured(claim) for claim in claims),
     )
 
 
+def measured(claim: Claim) -> bool:
+    """Whether there is a number for it; without one nothing was put to the test."""
+    return finite(claim.found.mean) is not None
+
+
 def as_it_should(claim: Claim) -> bool:
-    """Whether a claim holds, or a case that must fail does."""
-    return claim.holds != claim.must_fail
+    """Whether a claim holds, or a case that must fail does; never without a number."""
+    return measured(claim) and claim.holds != claim.must_fail
 
 
 def mark(claim: Claim) -> str:
     """How a claim stands, in words."""
+    if not measured(claim):
+        return MUST_FAIL_UNMEASURED if claim.must_fail else UNMEASURED
     if claim.must_fail:
         return HOLDS_WHERE_IT_MUST_NOT if claim.holds else FAILS_AS_IT_SHOULD
     return HOLDS if claim.holds else FAILS
 
 
 def laboratory_verdict(result: Result) -> list[str]:
-    """How many claims hold, which do not, and what each study answers.
+    """How many claims hold, which do not or could not be measured, and what each study answers.
 
     Args:
         result: Any result; one without a laboratory has no verdict.
@@ -76,16 +88,25 @@ def laboratory_verdict(result: Result) -> list[str]:
 
 
 def count_sentence(count: Count) -> str:
-    """How many of how many: `31 of 32 claims hold, and 12 of 12 cases that must fail do.`."""
+    """How many of how many: `31 of 32 claims hold, and 12 of 12 cases that must fail do.`.
+
+    What could not be measured is among neither, and is counted behind: `...; 1 could not be measured.`.
+    """
     held = f"{count.hold:,} of {plural(count.claims, 'claim')} {'holds' if count.claims == 1 else 'hold'}"
     failed = f"{count.fail:,} of {plural(count.must_fail, 'case')} that must fail"
     failed += " does" if count.must_fail == 1 else " do"
     parts = [held] * bool(count.claims) + [failed] * bool(count.must_fail)
-    return f"{', and '.join(parts)}." if parts else "No claim was put to the test."
+    if not parts:
+        return "No claim was put to the test."
+    unmeasured = f"; {count.unmeasured:,} {UNMEASURED}" if count.unmeasured else ""
+    return f"{', and '.join(parts)}{unmeasured}."
 
 
 def _amiss(study: LabStudy, claim: Claim) -> str:
     says = claim.says.rstrip(". ")
+    if not measured(claim):
+        whose = f"{study.name}, must fail" if claim.must_fail else study.name
+        return f"{capital(UNMEASURED)} ({whose}): {says}. Expected {claim.expected.rstrip('. ')}."
     found = found_text(claim.found)
     if claim.must_fail:
         return f"Holds where it must fail ({study.name}): {says}. Found {found}: the measure cannot tell this case."

@@ -27,8 +27,6 @@ class RegressionConfig(BaseModel):
     """Examples in context."""
     steps: float = Field(default=1.0, gt=0, le=100)
     """Training steps, as a multiple of what each study takes by itself; below 1 for a quick look."""
-    resamples: int = Field(default=1000, ge=10)
-    """Bootstrap resamples behind intervals of similarity."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
