@@ -28,6 +28,7 @@ from benchmarks.common import (
 from dualform.models.flops import forward_flops
 from dualform.models.language_model import LanguageModel
 from dualform.models.momentum import momentum_of
+from dualform.ops.fast_weights import fast_weights as descended
 from dualform.tasks.task import Example, Task, Template
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -195,7 +196,8 @@ def test_fast_weights_are_timed_in_both_forms_and_beside_references_where_there_
     assert torch.get_num_threads() == threads
     assert len(outcomes) == 2 * 2 * len(fast_weights.CASES)
     for forms, bound in zip(outcomes[::2], outcomes[1::2], strict=True):
-        assert forms.target == (10 if "d 4" in forms.name else None)
+        assert forms.target == 10
+        assert bound.target is None
         assert forms.ratios == tuple(one["recurrent"] / one["chunked"] for one in forms.raw["rounds"])
         assert bound.ratios == tuple(one["chunked"] / one["bound"] for one in forms.raw["rounds"])
         assert all(ratio > 0 for ratio in (*forms.ratios, *bound.ratios))
@@ -208,6 +210,20 @@ def test_fast_weights_are_timed_in_both_forms_and_beside_references_where_there_
     outcomes = fast_weights._references(24, TINY, Patience(0))
     assert len(outcomes) == 4
     assert all(outcome.raw["error"] < 1e-5 for outcome in outcomes)
+
+
+def test_both_sides_of_a_ratio_of_fast_weights_are_measured_alike(monkeypatch):
+    called: dict[str, int] = {}
+
+    def counted(*args, **given):
+        called[given["form"]] = called.get(given["form"], 0) + 1
+        return descended(*args, **given)
+
+    monkeypatch.setattr(fast_weights, "fast_weights", counted)
+    monkeypatch.setattr(fast_weights, "LARGE", 64)
+    fast_weights._case("delta", 8, 4, TINY, Patience(0))
+    each = 2 + TINY.rounds * (fast_weights.SAMPLES + fast_weights.STEP_SAMPLES)
+    assert called == {"recurrent": each, "chunked": each}
 
 
 def test_a_fold_of_more_texts_than_there_are_is_refused_by_number(job):

@@ -69,6 +69,17 @@ def test_the_same_layer_again_is_the_next_step(start: Tensor | None) -> None:
         assert_exact(predicted, QUERY @ descended(begun, X, Y, ETA, steps).T)
 
 
+def test_a_layer_made_for_another_number_of_examples_steps_at_another_rate() -> None:
+    predicted = descend_by_layers([gd_layer(W0, ETA, 2 * N)], X, Y, QUERY, W0)
+    assert_exact(predicted, QUERY @ descended(W0, X, Y, ETA / 2, 1).T)
+
+
+def test_weights_other_than_the_layers_own_are_no_start() -> None:
+    predicted = descend_by_layers([gd_layer(W0, ETA, N)], X, Y, QUERY)
+    for begun in (W0, 0 * W0):
+        assert (predicted - QUERY @ descended(begun, X, Y, ETA, 1).T).norm() > 0.1
+
+
 def test_many_layers_are_least_squares() -> None:
     predicted = descend_by_layers([gd_layer(0 * W0, 0.5, N)] * 3000, X, Y, QUERY)
     torch.testing.assert_close(predicted, QUERY @ torch.linalg.lstsq(X, Y).solution)

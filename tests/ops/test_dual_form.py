@@ -144,6 +144,33 @@ def test_any_training_by_gradient_descent_is_attention_to_its_samples(n, steps, 
     assert update.X.equal(inputs)
 
 
+def test_many_small_steps_in_half_precision_are_summed_in_single():
+    W0, inputs, targets = (x.bfloat16() for x in (normal(3, 5), normal(6, 5, seed=1), normal(6, 3, seed=2)))
+    rate, steps = 1e-3, 512
+    # Every step has the same gradient: the sum is known, and in half precision it would stand still on the way.
+    update = gradient_descent_update(W0, inputs, lambda outputs, _: (outputs * targets).sum(), rate, steps)
+    assert update.E.dtype == update.X.dtype == torch.float32
+    torch.testing.assert_close(update.E, -rate * steps * targets.float(), rtol=1e-5, atol=1e-5)
+    stopped = torch.zeros_like(targets)
+    for _ in range(steps):
+        stopped = stopped - rate * targets
+    assert (stopped.float() - update.E).norm() > 0.05 * update.E.norm()
+    got = as_linear_attention(W0, update.E, update.X, inputs)
+    torch.testing.assert_close(got, inputs.float() @ (W0.float() + outer_product_update(*update)).T)
+
+
+def test_a_loss_gets_outputs_in_the_layers_own_dtype():
+    W0, inputs = normal(3, 5).bfloat16(), normal(6, 5, seed=1).bfloat16()
+    seen = []
+
+    def loss(outputs: Tensor, step: int) -> Tensor:
+        seen.append(outputs.dtype)
+        return outputs.sum()
+
+    gradient_descent_update(W0, inputs, loss, 0.1, 2)
+    assert seen == [torch.bfloat16] * 2
+
+
 def test_samples_left_out_of_a_step_teach_nothing_in_it():
     W0, inputs, targets = normal(3, 5), normal(6, 5, seed=1), normal(6, 3, seed=2)
     loss = readout_loss(targets, [[0, 1], [2, 3], [1, 2]])

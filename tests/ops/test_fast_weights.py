@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dualform.errors import ConfigError, ShapeError
+from dualform.errors import ConfigError, NumericalError, ShapeError
 from dualform.ops.fast_weights import (
     OPTIONS,
     RULES,
@@ -388,6 +388,41 @@ def test_the_chunked_forms_gradients_are_right_and_the_recurrent_forms(rule):
         assert apart(got, expected) < 1e-9
 
 
+DECAYING = [(rule, name) for rule in RULES for name in ("decay", "momentum") if name in OPTIONS[rule]]
+
+
+@pytest.mark.parametrize(("rule", "name"), DECAYING)
+@pytest.mark.parametrize("where", ["a number", "every token", "some tokens", "below 0"])
+def test_the_chunked_forms_slope_at_a_decay_or_momentum_of_0_is_the_recurrent_forms(rule, name, where):
+    n = 2 * CHUNK + 3
+    q, k, v = tokens(n)
+    given = options(rule, n)
+    at = {"a number": torch.zeros((), dtype=DOUBLE), "every token": torch.zeros_like(given[name])}.get(where)
+    if at is None:
+        at = given[name].clone()
+        # A learned one may step over its end, where values are not looked at.
+        at[:, :, ::3] = -0.1 if where == "below 0" else 0.0
+        at[:, :, 4] = at[:, :, 3]
+    at.requires_grad_()
+    found = []
+    for form in FORMS:
+        read = fast_weights(rule, q, k, v, form=form, chunk=CHUNK, **{**given, name: at})
+        (slope,) = torch.autograd.grad(read.output.square().sum() + read.state.weights.sum(), at)
+        found.append((slope, read.output.detach()))
+    assert found[0][0].abs().max() > 0.1
+    for got, expected in zip(found[1], found[0], strict=True):
+        assert apart(got, expected) < 1e-9
+
+
+@pytest.mark.parametrize(("rule", "name"), [pair for pair in DECAYING if pair[0] != "mesa"])
+def test_slopes_of_slopes_are_right_at_0_too(rule, name):
+    n = 4
+    q, k, v = (x[:, :1] for x in tokens(n, batch=1))
+    at = torch.tensor([0.0, 0.6, 0.0, 0.3], dtype=DOUBLE)[None, None].requires_grad_()
+    more: dict[str, Any] = {"decay": 0.9} if name == "momentum" else {}
+    assert torch.autograd.gradgradcheck(lambda x: fast_weights(rule, q, k, v, chunk=4, **more, **{name: x}).output, at)
+
+
 def test_mesa_without_decay_has_right_gradients_too():
     q, k, v = (x[:, :1].clone().requires_grad_() for x in tokens(4, batch=1))
     rate = uniform(0.1, 0.9, 1, 1, 4).requires_grad_()
@@ -452,7 +487,60 @@ def test_the_chunked_form_never_holds_all_tokens_weights_at_a_time(rule):
     assert mode.numbers <= n * width * width // 8
 
 
+@EVERY_FORM
+@pytest.mark.parametrize(
+    ("rule", "most", "more"),
+    [
+        # Keys of length 1, all alike: the step of a mini-batch of 4 is 4 times that of a token.
+        ("delta", 2.0, {}),
+        ("gated-delta", 2.0, {}),
+        ("ttt-linear", 2.0, {"mini_batch": 1}),
+        ("ttt-linear", 0.5, {"mini_batch": 4}),
+        ("titans", 1.0, {"mini_batch": 1}),
+        ("titans", 0.25, {"mini_batch": 4}),
+    ],
+)
+def test_steps_grow_without_bound_just_above_the_rate_that_is_documented(rule, most, more, form):
+    _, k, v = tokens(1)
+    k, v = (x.expand(-1, -1, 200, -1) for x in (k, v))
+    for rate, grows in ((1.1 * most, True), (0.9 * most, False)):
+        S = fast_weights(rule, k, k, v, rate=rate, form=form, chunk=CHUNK, **more).state.weights
+        assert bool(S.abs().max() > 1e3) == grows
+
+
 # Mistakes.
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_mesa_without_digits_says_what_would_help(form, decay):
+    q, k, v = (x.float() for x in tokens(2 * CHUNK))
+    alike = torch.ones_like(k)
+    given: dict[str, Any] = {"decay": decay, "form": form, "chunk": CHUNK}
+    message = r"not positive definite in torch\.float32, with a ridge of 1e-12 .* larger ridge, or .* float64"
+    with pytest.raises(NumericalError, match=message):
+        fast_weights("mesa", q, alike, v, ridge=1e-12, **given)
+    double = fast_weights("mesa", q.double(), alike.double(), v.double(), ridge=1e-12, **given).output
+    assert double.isfinite().all()
+    for bad in (torch.nan, torch.inf):
+        spoilt = k.clone()
+        spoilt[0, 0, 5, 1] = bad
+        with pytest.raises(NumericalError, match="mesa: keys hold numbers that are not finite"):
+            fast_weights("mesa", q, spoilt, v, **given)
+
+
+def test_a_state_of_an_open_mini_batch_is_continued_with_that_mini_batch():
+    q, k, v = tokens(5)
+    for rule in NORMED:
+        for form in FORMS:
+            state = fast_weights(rule, q, k, v, rate=0.1, mini_batch=8, form=form).state
+            assert (state.seen, state.mini_batch) == (5, 8)
+            with pytest.raises(ConfigError, match=r"open mini-batch of 8 and is continued with mini_batch = 7"):
+                fast_weights(rule, q, k, v, rate=0.1, mini_batch=7, form=form, state=state)
+            # Once it is complete, any other may follow.
+            state = fast_weights(rule, *(x[:, :, :3] for x in (q, k, v)), mini_batch=8, form=form, state=state).state
+            assert (state.seen, state.mini_batch, state.anchor) == (0, None, None)
+            fast_weights(rule, q, k, v, rate=0.1, mini_batch=7, form=form, state=state)
 
 
 @pytest.mark.parametrize(
@@ -470,6 +558,8 @@ def test_the_chunked_form_never_holds_all_tokens_weights_at_a_time(rule):
         ("titans", {"momentum": -1.0}, r"momentum is -1\.0"),
         ("mesa", {"ridge": 0.0}, r"ridge is 0\.0"),
         ("mesa", {"ridge": torch.tensor([1.0, 1.0, -2.0, 1.0])}, r"ridge is -2\.0"),
+        ("mesa", {"ridge": torch.inf}, "ridge is inf"),
+        ("mesa", {"ridge": torch.nan}, "ridge is nan"),
         ("delta", {"decay": 0.9}, r"decay is 0\.9, but delta heeds only rate"),
         ("linear", {"momentum": 0.5}, "momentum is 0.5, but linear heeds only rate, decay"),
         ("delta", {"norm": (torch.ones(D), torch.zeros(D))}, "norm is given, but delta"),
@@ -482,6 +572,15 @@ def test_a_bad_setting_is_named(rule, given, message):
     q, k, v = tokens(3)
     with pytest.raises(ConfigError, match=message):
         fast_weights(rule, q, k, v, **given)
+
+
+@pytest.mark.parametrize("ridge", [1e-50, 1e50])
+def test_a_ridge_that_is_none_in_the_dtype_computed_in_is_refused(ridge):
+    q, k, v = tokens(3)
+    fast_weights("mesa", q, k, v, ridge=ridge)
+    for given in (ridge, torch.full((D,), ridge, dtype=DOUBLE)):
+        with pytest.raises(ConfigError, match=r"ridge is 1e.50; expected finite numbers above 0 in torch\.float32"):
+            fast_weights("mesa", q.float(), k.float(), v.float(), ridge=given)
 
 
 @pytest.mark.parametrize(

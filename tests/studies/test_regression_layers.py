@@ -11,6 +11,7 @@ from dualform.errors import TrainingError
 from dualform.lab.predictors import Bayes, LeastSquares, by_point
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModelConfig, train_sequence_model
 from dualform.ops.fast_weights import fast_weights
+from dualform.report.regression_words import as_it_should
 from dualform.result import Claim, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies import layer_equivalences
 from dualform.studies import regression_layers as study
@@ -225,12 +226,13 @@ def test_a_setting_in_which_nothing_could_be_trained_has_an_answer(
 ) -> None:
     def diverging(*args: Any, **settings: Any) -> Any:
         # As mesa's solver says it.
-        torch.linalg.cholesky(-torch.eye(2))
+        k = torch.ones(1, 1, 8, 4)
+        fast_weights("mesa", k, k, k, ridge=1e-12)
 
     monkeypatch.setattr(study, "train_sequence_model", diverging)
     found = layers(config.model_copy(update={"seeds": (1,)}), Kept())
     assert found.answer.startswith("Without noise: no model could be trained. Noise 0.5: no model could be trained.")
-    assert sum("not positive-definite" in note for note in found.notes) == 2 * len(MIXERS)
+    assert sum("not positive definite" in note for note in found.notes) == 2 * len(MIXERS)
     assert any(note.startswith("One seed has no interval") for note in found.notes)
 
 
@@ -264,6 +266,18 @@ def test_equivalences_hold_and_false_ones_do_not(claims: list[Claim]) -> None:
         assert (claim.found.mean > 1e-2) if claim.must_fail else (claim.found.mean < 1e-12)
         assert claim.source or claim.must_fail
     assert len({claim.says for claim in claims}) == len(claims)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_error_that_is_no_number_makes_nothing_hold_and_nothing_fail_rightly(seed: int, claims: list[Claim]) -> None:
+    errors = torch.full((len(claims), 2), 0.0, dtype=torch.float64)
+    errors[:, seed] = torch.nan
+    for claim in equivalence_claims(errors):
+        assert claim.found.mean is None
+        assert not as_it_should(claim), claim.says
+        assert claim.must_fail or not claim.holds
+    for claim in equivalence_claims(errors[:, :0]):
+        assert not as_it_should(claim), claim.says
 
 
 @pytest.mark.parametrize("rule", ["linear", "delta", "gated-delta", "longhorn", "mesa", "ttt-linear", "titans"])

@@ -43,7 +43,8 @@ def gd_layer(W0: Tensor, eta: float, n_context: int) -> LinearSelfAttention:
     Args:
         W0: `(d_y, d_x)`.
         eta: Rate of the step.
-        n_context: N, examples in context.
+        n_context: N, which must be the number of examples that the layer is applied to: it stands in the weights, and
+            with n of them the step's rate is eta n / N.
 
     Source:
         arXiv:2212.07677, proposition 1; a layer's keys and values are of the examples only, as in its released code.
@@ -164,7 +165,8 @@ def descend_by_layers(
         x: Inputs in context, `(..., point, d_x)`.
         y: Their targets, `(..., point, d_y)`.
         query: Inputs whose y is asked for, `(..., query, d_x)`; none sees another.
-        W0: The weights that the layers descend from, `(d_y, d_x)`; None for zero.
+        W0: The weights that the layers descend from, `(d_y, d_x)`; None for zero. They must be those that the layers
+            were made with, which cannot be seen here: with others, examples and query start from different weights.
 
     Returns:
         `(..., query, d_y)`.

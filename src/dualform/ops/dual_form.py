@@ -10,6 +10,7 @@ Here `values` holds the W_V x and `keys` the W_K x, one token a row.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -71,9 +72,9 @@ class GradientDescentUpdate(NamedTuple):
     """What training wrote into a linear layer: dW = sum_i e_i x_i^T, `outer_product_update(E, X)`."""
 
     E: Tensor
-    """Error signals e_i, each summed over steps, of shape `(sample, d_out)`."""
+    """Error signals e_i, each summed over steps, of shape `(sample, d_out)`, float32 at least."""
     X: Tensor
-    """Inputs x_i, of shape `(sample, d_in)`."""
+    """Inputs x_i, of shape `(sample, d_in)`, in the dtype of E."""
 
 
 def gradient_descent_update(
@@ -89,8 +90,9 @@ def gradient_descent_update(
     Args:
         W0: Weights before training, of shape `(d_out, d_in)`.
         X: Inputs of the training samples, of shape `(sample, d_in)`.
-        loss: From the layer's outputs, of shape `(sample, d_out)`, and the step's number from 0, to a scalar that is
-            differentiable in the outputs; samples that it leaves out in a step teach nothing in that step.
+        loss: From the layer's outputs, of shape `(sample, d_out)` and in the dtype of `W0` and `X`, and the step's
+            number from 0, to a scalar that is differentiable in the outputs; samples that it leaves out in a step teach
+            nothing in that step. Half precision is summed in float32.
         rate: Of a step.
         steps: Of descent.
 
@@ -104,13 +106,15 @@ def gradient_descent_update(
         raise ShapeError(
             f"W0 must be (d_out, d_in) and X (sample, d_in); given {tuple(W0.shape)} and {tuple(X.shape)}."
         )
-    W0, X = W0.detach(), X.detach()
+    # Steps smaller than the last digit of a half-precision sum would all be lost.
+    given, wide = torch.promote_types(W0.dtype, X.dtype), result_dtype(W0, X)
+    W0, X = W0.detach().to(wide), X.detach().to(wide)
     E = X.new_zeros(X.shape[0], W0.shape[0])
     for step in range(steps):
         with torch.enable_grad():
-            outputs = as_linear_attention(W0, E, X, X).requires_grad_()
+            outputs = as_linear_attention(W0, E, X, X).to(given).requires_grad_()
             (gradient,) = torch.autograd.grad(loss(outputs, step), outputs)
-        E = E - rate * gradient
+        E = E - rate * gradient.to(E)
     return GradientDescentUpdate(E, X)
 
 
@@ -124,7 +128,7 @@ def as_linear_attention(W0: Tensor, E: Tensor, X: Tensor, x: Tensor) -> Tensor:
         x: Inputs, of shape `(..., d_in)`.
 
     Returns:
-        Outputs, of shape `(..., d_out)`.
+        Outputs, of shape `(..., d_out)`, in the widest dtype of the four.
 
     Raises:
         ShapeError: The samples of `E` and `X`, or the widths, do not match.
@@ -137,6 +141,8 @@ def as_linear_attention(W0: Tensor, E: Tensor, X: Tensor, x: Tensor) -> Tensor:
             f"W0 must be (d_out, d_in) of E (sample, d_out) and x (..., d_in); given {tuple(W0.shape)}, "
             f"{tuple(E.shape)} and {tuple(x.shape)}."
         )
+    dtype = reduce(torch.promote_types, (each.dtype for each in (W0, E, X, x)))
+    W0, E, X, x = (each.to(dtype) for each in (W0, E, X, x))
     return x @ W0.T + linear_attention(E, X, x)
 
 

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dualform.errors import ConfigError, ShapeError
+from dualform.errors import ConfigError, NumericalError, ShapeError
 from dualform.ops.cosine import result_dtype
 from dualform.ops.fast_weights_chunked import delta_chunked, linear_chunked, mesa_chunked, mini_batches_chunked
 from dualform.ops.momentum import full_precision, require_chunk
@@ -78,6 +78,8 @@ class FastWeightState:
     """Weights before the mini-batch that is not complete yet, of the shape of `weights`; None if none is open."""
     seen: int = 0
     """Tokens of that mini-batch so far."""
+    mini_batch: int | None = None
+    """Tokens of that mini-batch once it is complete; None if none is open."""
 
 
 class FastWeightOutput(NamedTuple):
@@ -107,21 +109,27 @@ def fast_weights(
 ) -> FastWeightOutput:
     """What each token reads from weights that every token before it, and it itself, has moved.
 
-    Differentiable in all its tensors. The sequence may be cut anywhere: a part started from the state of the part
-    before reads what it reads in the whole.
+    Differentiable in all its tensors; mesa with decay, chunked, only once. The sequence may be cut anywhere: a part
+    started from the state of the part before reads what it reads in the whole. All tokens must be finite: a NaN or an
+    infinity spoils outputs before it too, those of its own chunk, but in the recurrent form.
 
     Args:
         rule: How the weights descend.
         q: Attention queries, of shape `(batch, head, pos, d_k)`, used as they are: no scale, no normalisation.
-        k: Keys, of shape `(batch, head, pos, d_k)`, as they are too. The steps of delta, gated-delta and the last two
-            rules grow without bound where rate times ||k||^2 is above 2.
+        k: Keys, of shape `(batch, head, pos, d_k)`, as they are too. Steps along them grow without bound where they are
+            too long for the rate: delta's and gated-delta's with rate ||k||^2 above 2; without a norm, ttt-linear's
+            with rate times the largest eigenvalue of a mini-batch's sum of k k^T above 2, which many tokens alike make
+            mini_batch times as large as one, and titans's with it above 1, for its loss is not halved. A decay below 1
+            moves these bounds up, momentum too.
         v: Values, of shape `(batch, head, pos, d_v)`.
         rate: b, at least 0: a number, or a tensor of shape `()` or `(batch, head, pos)`, any axis of which may be 1.
-            The values of a tensor that requires a gradient are not looked at, here and below. Under mesa without decay
-            a rate of exactly 0 receives no gradient.
+            The values of a tensor that requires a gradient are not looked at, here and below: keep them in range.
+            Mesa without decay, chunked, takes a negative rate for 0 and gives a rate of 0 or less no gradient.
         decay: a, in [0, 1], of such a shape: what a token leaves of the weights, 1 - alpha of titans.
         momentum: n, in [0, 1], of such a shape.
-        ridge: Diagonal of L, above 0: a number, or a tensor of shape `()`, `(d_k)` or `(head, d_k)`.
+        ridge: Diagonal of L, above 0 in the dtype computed in: a number, or a tensor of shape `()`, `(d_k)` or
+            `(head, d_k)`. Where it nears that dtype's rounding of the largest eigenvalue of H, few digits are left, in
+            the chunked form without decay about one less than in the recurrent form: give tokens in float64 there.
         norm: Weight and bias of ttt-linear's or titans's LayerNorm, each of shape `(d_v)` or `(head, d_v)`; None for
             none, N(x) = x. At weights of zero its slope is 1 / sqrt(NORM_EPS), a thousand: with a norm, begin from
             weights other than zero, given as a `FastWeightState(rule, weights)`.
@@ -138,7 +146,10 @@ def fast_weights(
 
     Raises:
         ConfigError: No such rule or form, a rate, decay, momentum or ridge out of range, an option that the rule does
-            not heed, a state of another rule, tensors that are no floats, or `chunk` or `mini_batch` too small.
+            not heed, a state of another rule or of an open mini-batch of another size, tensors that are no floats, or
+            `chunk` or `mini_batch` too small.
+        NumericalError: Mesa's H + L is not positive definite in the dtype computed in: the ridge is too small for it,
+            or keys or rates are not finite.
         ShapeError: The shapes do not belong together.
 
     Source:
@@ -174,10 +185,13 @@ def fast_weights(
     diagonal = _diagonal(ridge, k, dtype)
     start = _started(state, rule, sequence, mini_batch)
     with full_precision(v):
-        if form == "recurrent":
-            output, left = _recurrent(sequence, diagonal, wide_norm, mini_batch, start)
-        else:
-            output, left = _chunked(sequence, diagonal, wide_norm, mini_batch, chunk, start)
+        try:
+            if form == "recurrent":
+                output, left = _recurrent(sequence, diagonal, wide_norm, mini_batch, start)
+            else:
+                output, left = _chunked(sequence, diagonal, wide_norm, mini_batch, chunk, start)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise _not_positive(sequence, diagonal) from error
     return FastWeightOutput(output.to(v.dtype), left)
 
 
@@ -345,7 +359,16 @@ def _step(state: FastWeightState, token: _Sequence, norm: Norm | None, mini_batc
     if state.momentum is not None and token.momentum is not None:
         momentum = step = token.momentum[..., None] * state.momentum + step
     seen = (state.seen + 1) % mini_batch
-    return FastWeightState(rule, S + step, None, momentum, anchor if seen else None, seen)
+    return _left_by_mini_batches(rule, S + step, momentum, anchor, seen, mini_batch)
+
+
+def _left_by_mini_batches(
+    rule: FastWeightRule, S: Tensor, momentum: Tensor | None, anchor: Tensor, seen: int, mini_batch: int
+) -> FastWeightState:
+    """The state of a rule with mini-batches, which keeps an anchor only while one is open."""
+    if not seen:
+        return FastWeightState(rule, S, momentum=momentum)
+    return FastWeightState(rule, S, None, momentum, anchor, seen, mini_batch)
 
 
 def _chunked(
@@ -363,7 +386,7 @@ def _chunked(
             state.seen,
             mini_batch,
         )
-        return output, FastWeightState(rule, S, None, Z, anchor if seen else None, seen)
+        return output, _left_by_mini_batches(rule, S, Z, anchor, seen, mini_batch)
     if rule == "mesa":
         assert state.gram is not None
         output, G, H = mesa_chunked(q, k, v, rate, decay, ridge, S, state.gram, chunk)
@@ -388,6 +411,11 @@ def _started(state: FastWeightState | None, rule: FastWeightRule, x: _Sequence, 
             f"the state has seen {state.seen} tokens of an open mini-batch; expected fewer than mini_batch = "
             f"{mini_batch}, with an anchor if there are any. Continue with the mini_batch that it was left with."
         )
+    if state.seen and state.mini_batch != mini_batch:
+        raise ConfigError(
+            f"the state has seen {state.seen} tokens of an open mini-batch of {state.mini_batch} and is continued with "
+            f"mini_batch = {mini_batch}; expected the same until that mini-batch is complete."
+        )
 
     def fitting(name: str, given: Tensor | None, expected: tuple[int, ...]) -> Tensor:
         if given is None:
@@ -404,6 +432,7 @@ def _started(state: FastWeightState | None, rule: FastWeightRule, x: _Sequence, 
         fitting("momentum", state.momentum, shape) if rule == "titans" else None,
         None if state.anchor is None else fitting("anchor", state.anchor, shape),
         state.seen,
+        state.mini_batch,
     )
 
 
@@ -437,19 +466,36 @@ def _require_range(name: str, given: float, most: float | None) -> None:
 def _diagonal(ridge: float | Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
     """L's diagonal, `(head, d_k)` or `(1, d_k)`."""
     heads, d_k = k.shape[1], k.shape[-1]
-    if isinstance(ridge, Tensor):
-        if ridge.shape not in ((), (d_k,), (heads, d_k), (1, d_k)):
-            raise ShapeError(
-                f"ridge must be a number, (), (d_k,) = ({d_k},) or (head, d_k) = ({heads}, {d_k}); given a tensor of "
-                f"shape {tuple(ridge.shape)}."
+    if isinstance(ridge, Tensor) and ridge.shape not in ((), (d_k,), (heads, d_k), (1, d_k)):
+        raise ShapeError(
+            f"ridge must be a number, (), (d_k,) = ({d_k},) or (head, d_k) = ({heads}, {d_k}); given a tensor of "
+            f"shape {tuple(ridge.shape)}."
+        )
+    if not (isinstance(ridge, Tensor) and ridge.requires_grad):
+        given = ridge if isinstance(ridge, Tensor) else torch.tensor(ridge, dtype=torch.float64)
+        # A number that the dtype does not reach is 0 or infinite in it.
+        outside = given[~((given.to(dtype) > 0) & given.to(dtype).isfinite())]
+        if outside.numel():
+            raise ConfigError(
+                f"ridge is {float(outside[0])}; expected finite numbers above 0 in {dtype}, without which there may be "
+                f"no solution."
             )
-        least = 1.0 if ridge.requires_grad else float(ridge.min())
-    else:
-        least = float(ridge)
-    if not 0 < least < torch.inf:
-        raise ConfigError(f"ridge is {least}; expected numbers above 0, without which there may be no solution.")
     wide = ridge.to(k.device, dtype) if isinstance(ridge, Tensor) else k.new_full((), ridge, dtype=dtype)
     return wide.expand(1, d_k) if wide.ndim < 2 else wide
+
+
+def _not_positive(x: _Sequence, ridge: Tensor) -> NumericalError:
+    """What to say where a Cholesky factor was asked for that is not there."""
+    for name, numbers in (("keys", x.k), ("rates", x.rate), ("ridge", ridge)):
+        if not bool(numbers.isfinite().all()):
+            return NumericalError(f"mesa: {name} hold numbers that are not finite. Look for where they come from.")
+    dtype = ridge.dtype
+    wider = "" if dtype == torch.float64 else ", or give the tokens in float64"
+    return NumericalError(
+        f"mesa: H + L is not positive definite in {dtype}, with a ridge of {float(ridge.min()):.3g} at its least. It "
+        f"must be well above {torch.finfo(dtype).eps:.1e} times the largest eigenvalue of H, the sum of b k k^T. Take "
+        f"a larger ridge{wider}."
+    )
 
 
 def _rows_of_norm(norm: Norm, v: Tensor, dtype: torch.dtype) -> Norm:

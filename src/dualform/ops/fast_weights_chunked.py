@@ -5,7 +5,9 @@ With S_0 the weights before a chunk, c_t the decay since then and D_ti = c_t / c
     S_t = c_t S_0 + sum_{i <= t} D_ti u_i k_i^T,        o_t = c_t S_0 q_t + sum_{i <= t} D_ti u_i (k_i^T q_t)
 
 and they differ in u. Where u_t depends on the tokens before it, a triangular system gives all of a chunk's at once.
-Decays are summed as logarithms from token to token, never divided: they may underflow, but not overflow.
+Decays are multiplied from token to token, never divided: they may be 0 or underflow, but not overflow.
+
+Scores of later tokens are struck out by a factor of 0, which is none for NaN and infinity: tokens must be finite.
 
 Chunks are an axis, `(batch, head, chunk, pos, d)`; only what must pass from one to the next is done in turn.
 """
@@ -51,7 +53,8 @@ def linear_chunked(
         Outputs, of shape `(batch, head, pos, d_v)`, and weights, of the shape of `S`.
 
     Source:
-        As `momentum_dual`'s chunks; with a decay a token, arXiv:2312.06635.
+        As `momentum_dual`'s chunks; with one decay for all tokens arXiv:2307.08621, with a number for each
+        arXiv:2405.21060.
     """
     n = q.shape[2]
     size = min(chunk, n)
@@ -355,17 +358,35 @@ class _Decays(NamedTuple):
 
 
 def _decays(decay: Tensor | None, size: int, like: Tensor) -> _Decays:
-    causal = like.new_ones(size, size).tril()
     if decay is None:
         one = like.new_ones(1, 1, 1, 1, 1)
-        return _Decays(one, causal, one, None)
-    # The least number in place of 0, whose logarithm has no gradient: what is left of anything is 0 all the same.
-    logs = _in_chunks(decay.clamp(min=torch.finfo(decay.dtype).tiny)[..., None], size, filler=1.0).log()
-    # Sums over the tokens behind i up to t, each on its own: differences of longer sums would lose digits.
-    later = torch.full_like(causal, -torch.inf).triu(1)
-    within = (causal @ (logs * causal.tril(-1))).add_(later).exp_()
-    since = (causal @ logs).exp()
+        return _Decays(one, like.new_ones(size, size).tril(), one, None)
+    a = _in_chunks(decay[..., None], size, filler=1.0)
+    within: Tensor = _ProductsSince.apply(a)
+    since = within[..., :1] * a[..., :1, :]
     return _Decays(since, within, within[..., -1, :, None], since[..., -1:, :])
+
+
+class _ProductsSince(torch.autograd.Function):
+    """D_ti = a_{i+1} ... a_t for i <= t, 0 for i > t, `(..., pos, pos)`, of a, `(..., pos, 1)`; D_tt is 1.
+
+    The slope in a_j of a product with j in it is the product behind j times that before it, D_tj D_{j-1,i}: right where
+    a_j is 0, at which a logarithm has no slope and nothing can be divided by a_j.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        later = torch.ones(a.shape[-2], a.shape[-2], dtype=torch.bool, device=a.device).tril(-1)
+        products = torch.where(later, a, 1.0).cumprod(-2).tril()
+        ctx.save_for_backward(products)
+        return products
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (products,) = ctx.saved_tensors
+        behind = products.mT @ gradient
+        # No product has the first token's own decay in it.
+        return F.pad((behind[..., 1:, :] * products[..., :-1, :]).sum(-1, keepdim=True), (0, 0, 1, 0))
 
 
 def _decayed(S: Tensor, last: Tensor | None, number: int) -> Tensor:

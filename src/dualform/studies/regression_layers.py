@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualform.errors import TrainingError
+from dualform.errors import NumericalError
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Predictor, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModel, SequenceModelConfig, train_sequence_model
@@ -174,7 +174,7 @@ def _train(
             errors = setting.errors(model(setting.asked.x, setting.asked.y))
         if not bool(errors.isfinite().all()):
             failed = f"{shape.mixer}: its predictions are not finite."
-    except (TrainingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+    except NumericalError as error:
         # One model without numbers must not keep the others from having theirs.
         failed = str(error)
     return {"errors": errors}, {"failed": failed, "parameters": parameters}
