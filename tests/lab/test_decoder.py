@@ -10,6 +10,7 @@ from dualform.errors import ShapeError, TrainingError
 from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor, train_decoders
 from dualform.lab.predictors import LeastSquares, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
+from dualform.lab.streams import stream
 
 SMALL = DecoderConfig(dimension=3, width=8, layers=2)
 TASKS = RegressionTasks(dimension=3, points=6)
@@ -99,6 +100,30 @@ def test_a_seed_learns_the_same_whichever_seeds_learn_beside_it() -> None:
         together(x.expand(3, -1, -1, -1), y.expand(3, -1, -1))[1], expected[0], rtol=1e-3, atol=1e-4
     )
     assert (together.only(1)(x, y) - expected).abs().max() > 1e-2
+
+
+class _Watched:
+    """Tasks that keep the first numbers of the generator that they are drawn with."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def draw(self, n: int, generator: torch.Generator) -> Sequences:
+        state = generator.get_state()
+        self.seen.append(torch.randn(256, generator=generator))
+        generator.set_state(state)
+        return TASKS.draw(n, generator)
+
+
+def test_a_seeds_sequences_have_nothing_to_do_with_its_weights() -> None:
+    watched = _Watched()
+    train_decoders(SMALL, watched, steps=1, seeds=(1, 2), batch=2)
+    drawn = [*watched.seen, *(torch.randn(256, generator=stream("weights", seed)) for seed in (1, 2))]
+    apart = torch.corrcoef(torch.stack(drawn)).fill_diagonal_(0)
+    # Of 256 pairs without relation the correlation is 0.06 in size on average; of one stream it is 1.
+    assert float(apart.abs().max()) < 0.3
+    first = Decoders(SMALL, (1,)).weights["read_in"][0] * math.sqrt(5)
+    torch.testing.assert_close(first, torch.randn(5, 8, generator=stream("weights", 1)))
 
 
 def test_training_learns_to_regress() -> None:

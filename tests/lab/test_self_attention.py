@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ConfigError, ShapeError, TrainingError
-from dualform.lab.in_context_training import Trained, train_in_context, train_together
+from dualform.lab.in_context_training import Trained, _drawn, mean_gram, train_together
 from dualform.lab.predictors import Descent, DescentPlusPlus, best_descent
 from dualform.lab.regression_tasks import VON_OSWALD, RegressionTasks
 from dualform.lab.self_attention import (
+    GRAM,
     InContextTransformer,
     Products,
     SelfAttentionConfig,
@@ -20,6 +21,7 @@ from dualform.lab.self_attention import (
     predict_by_tokens,
     sensitivities,
 )
+from dualform.lab.streams import stream
 from dualform.ops.constructions import LinearSelfAttention, descend_by_layers, gd_layer, gd_plus_plus_layer
 
 D, N = 3, 5
@@ -211,21 +213,57 @@ def test_seeds_trained_together_are_what_each_is_alone(kind: str) -> None:
     together = train_together(shape(kind), TASKS, steps=4, seeds=(1, 2), batch=8, keep=(0, 2))
     assert together.at == (0, 2, 4)
     for seed in (1, 2):
-        alone = train_in_context(shape(kind), TASKS, steps=4, seed=seed, batch=8)
+        alone = train_together(shape(kind), TASKS, steps=4, seeds=(seed,), batch=8).model(seed)
         for name, value in together.model(seed).weights.items():
             # Sums of several models are taken in another order.
             torch.testing.assert_close(value, alone.weights[name], rtol=1e-3, atol=1e-5)
     first = together.model(1, 0).weights
-    drawn = shape(kind).drawn(torch.Generator().manual_seed(1))
+    drawn = shape(kind).drawn(torch.Generator().manual_seed(1), mean_gram(TASKS))
     assert all(torch.equal(first[name][0], drawn[name]) for name in drawn)
     assert not torch.allclose(together.model(1).weights["P"], together.model(2).weights["P"], atol=1e-3)
+
+
+def test_the_gram_matrix_that_first_weights_are_drawn_for_is_that_of_the_tasks() -> None:
+    assert mean_gram(VON_OSWALD) == pytest.approx(GRAM)
+    for tasks in (TASKS, RegressionTasks(D, N + 1, condition=9.0, input_scale=2.0)):
+        x = tasks.draw(4000, torch.Generator().manual_seed(0)).x[:, :-1]
+        assert mean_gram(tasks) == pytest.approx(float(x.square().sum((1, 2)).mean()), rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["linear", "deep"])
+def test_what_a_first_layer_does_is_the_same_however_many_the_examples(kind: str) -> None:
+    changes = []
+    for points in (10, 250):
+        tasks = replace(VON_OSWALD, dimension=D, points=points + 1)
+        weights = shape(kind).drawn(torch.Generator().manual_seed(0), mean_gram(tasks))
+        drawn = tasks.draw(500, torch.Generator().manual_seed(1))
+        x, y, asked = drawn.x[:, :-1], drawn.y[:, :-1], drawn.x[:, -1:]
+        predicted = predict(shape(kind), {name: value[None] for name, value in weights.items()}, *_of_one(x, y, asked))
+        changes.append(float(predicted.square().mean().sqrt()))
+    assert changes[1] == pytest.approx(changes[0], rel=0.5)
+
+
+def _of_one(*tensors: Tensor) -> list[Tensor]:
+    return [tensor[None] for tensor in tensors]
+
+
+def test_sequences_of_one_seed_are_not_those_of_another_that_its_low_bits_are_like() -> None:
+    """Weights are torch's own for the seed; what is trained on is a stream that nothing else is drawn from."""
+    tasks = replace(TASKS, points=N + 16)
+    (x, *_) = _drawn(tasks, 2, N, [stream("training", seed) for seed in (1, 2)])
+    assert not torch.equal(x[0], x[1])
+    others = [torch.Generator().manual_seed(1), stream("test", 1), stream("tuning", 0), stream("training", 2**32 + 1)]
+    for other in others:
+        assert not torch.equal(tasks.draw(2, other).x[:, :N], x[0])
 
 
 @pytest.mark.parametrize("kind", ["softmax", "layer norm", "mlp", "all"])
 def test_other_kinds_learn_too(kind: str) -> None:
     tasks = RegressionTasks(D, N + 1)
     losses: list[float] = []
-    train_in_context(shape(kind), tasks, steps=120, seed=1, batch=32, after_step=lambda step, loss: losses.append(loss))
+    train_together(
+        shape(kind), tasks, steps=120, seeds=(1,), batch=32, after_step=lambda step, told: losses.append(told[0])
+    )
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
@@ -267,11 +305,11 @@ def test_what_cannot_be_is_named() -> None:
     with pytest.raises(ConfigError, match="layers is 0, expected 1 or more; mlp is -1"):
         SelfAttentionConfig(D, layers=0, mlp=-1)
     with pytest.raises(ConfigError, match="inputs of 3 and an example or more; the tasks have 4 and 5"):
-        train_in_context(shape("linear"), replace(TASKS, dimension=4), steps=1, seed=1)
+        train_together(shape("linear"), replace(TASKS, dimension=4), steps=1, seeds=(1,))
     with pytest.raises(ConfigError, match="not described by products"):
         model_of("softmax").products()
     x, y, asked = examples()
     with pytest.raises(ShapeError, match=r"asked \(sequence, query, 3\); given .*\(4, 2, 2\)"):
         model_of("linear").ask(x, y, asked[..., :2])
     with pytest.raises(TrainingError, match=r"step \d+: the losses of seeds \[1\] are \[(nan|inf)\]"):
-        train_in_context(shape("deep"), replace(TASKS, input_scale=1e9), steps=30, seed=1, learning_rate=1e9)
+        train_together(shape("deep"), TASKS, steps=30, seeds=(1,), learning_rate=1e9)

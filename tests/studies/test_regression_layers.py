@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dualform.errors import TrainingError
-from dualform.lab.predictors import Bayes, LeastSquares, by_point
+from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, by_point
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModelConfig, train_sequence_model
+from dualform.lab.streams import stream
 from dualform.ops.fast_weights import fast_weights
 from dualform.report.regression_words import as_it_should
 from dualform.result import Claim, LabCurve, LabRow, LabStudy, LabTable
@@ -65,7 +66,9 @@ def row(table: LabTable, name: str) -> LabRow:
 
 def test_every_mixer_has_a_curve_and_a_row_in_each_setting(found: LabStudy) -> None:
     assert found.name == "layers"
-    assert [chart.title.partition(", ")[2] for chart in found.charts] == NAMES
+    assert [chart.title for chart in found.charts] == [
+        f"Error by examples seen, {name}, d = 3, N = 4" for name in NAMES
+    ]
     assert [table.title.partition(", ")[2] for table in found.tables] == NAMES
     for chart, table, exact in zip(found.charts, found.tables, EXACT, strict=True):
         references = [*exact, "one pass of SGD", "one step of descent"]
@@ -81,7 +84,7 @@ def test_errors_are_those_of_the_trained_model(found: LabStudy, cells: Kept, con
     tasks = study._tasks(config, 0.5)
     shape = SequenceModelConfig("delta", dimension=3, width=8, layers=1, heads=2, mlp=8, chunk=10)
     model = train_sequence_model(shape, tasks, steps=2, seed=2, batch=4, learning_rate=5e-3)
-    asked = tasks.draw(64, torch.Generator().manual_seed(2**31 + 500))
+    asked = tasks.draw(64, stream("test", 0, 500))
     with torch.no_grad():
         predicted = model(asked.x, asked.y)
     # To the function itself: noise in y is not to be predicted.
@@ -110,7 +113,7 @@ def test_differences_are_to_softmax_seed_by_seed(found: LabStudy, cells: Kept) -
 def test_exact_predictors_stand_beside(found: LabStudy, config: RegressionConfig) -> None:
     for chart, noise, exact in zip(found.charts, NOISES, EXACT, strict=True):
         tasks = study._tasks(config, noise)
-        asked = tasks.draw(64, torch.Generator().manual_seed(2**31 + round(1000 * noise)))
+        asked = tasks.draw(64, stream("test", 0, round(1000 * noise)))
         x, y, clean = asked.x.double(), asked.y.double(), asked.clean.double()
 
         def errors(predictor: Any, x: Tensor = x, y: Tensor = y, clean: Tensor = clean) -> list[float]:
@@ -124,6 +127,27 @@ def test_exact_predictors_stand_beside(found: LabStudy, config: RegressionConfig
         assert sum(m or 0 for m in means["one step of descent"]) < 5 * (means["one step of descent"][0] or 0)
     without_noise = found.charts[0].curves[0]
     assert (without_noise.y[3].mean or 0) < 1e-6 < (without_noise.y[1].mean or 0)
+
+
+def test_references_have_the_rate_that_is_best_on_other_sequences(found: LabStudy, config: RegressionConfig) -> None:
+    setting = study._Setting(study._tasks(config, 0.5))
+    assert not torch.equal(setting.asked.x, setting.tuning.x)
+    for name, predictor in (("one pass of SGD", OnePassSGD), ("one step of descent", lambda rate: Descent(1, rate))):
+        means = []
+        for sequences in (setting.tuning, setting.asked):
+            x, y, clean = sequences.x.double(), sequences.y.double(), sequences.clean.double()
+            errors = [(by_point(predictor(rate), x, y) - clean).square().mean(0) for rate in study._RATES]
+            means.append([float(one[1:].mean() / clean.square().mean()) for one in errors])
+        cell = row(found.tables[1], name).cells[0]
+        assert cell is not None
+        assert cell.mean == pytest.approx(means[1][means[0].index(min(means[0]))])
+
+
+def test_what_is_smaller_than_asked_for_is_told(found: LabStudy) -> None:
+    assert not any("rather than" in note for note in found.notes)
+    (note,) = study._notes_on_size(RegressionConfig())
+    assert note.startswith("Trained on 5 dimensions and 10 examples rather than 10 and 10:")
+    assert study._notes_on_size(RegressionConfig(dimension=5, points=15)) == []
 
 
 def test_it_says_what_the_numbers_say(found: LabStudy, cells: Kept) -> None:

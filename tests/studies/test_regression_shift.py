@@ -19,6 +19,8 @@ from dualform.studies.regression_shift import (
     LEAST_SQUARES,
     LONGER,
     SHAPE,
+    Reading,
+    _dearest,
     pieces,
     read,
     shift,
@@ -105,9 +107,25 @@ def test_the_answer_is_made_of_the_tables_numbers(found: LabStudy) -> None:
     column = table.columns.index("transformer over the best")
     rows = {row.name: mean(row.cells[column]) for row in table.rows}
     assert f"{rows['target linear, as trained']:.2f} times" in found.answer
+    column = table.columns.index("of this, over as trained")
+    rows = {row.name: mean(row.cells[column]) for row in table.rows}
+    assert rows["target linear, as trained"] == 1
     moved = {name: ratio for name, ratio in rows.items() if name.startswith(("input", "weight", "condition"))}
     worst = max(moved, key=lambda name: moved[name])
-    assert f"{worst} costs most ({moved[worst]:.3g} times)" in found.answer
+    assert f"{worst} costs most ({moved[worst]:.3g} times this)" in found.answer
+
+
+def test_only_what_is_above_one_is_said_to_cost() -> None:
+    assert "a costs most (3 times this) and b least (1.2 times)" in _dearest({"a": 3.0, "b": 1.2, "c": 2.0})
+    assert "a costs most (3 times this); 2 of 3 cost nothing, c the least" in _dearest({"a": 3.0, "b": 0.9, "c": 0.5})
+    assert _dearest({"a": 0.9, "b": 0.5}).startswith("No shift of inputs and weights costs anything")
+
+
+def test_costs_are_over_as_trained_seed_by_seed() -> None:
+    def reading(*own: float) -> Reading:
+        return Reading(torch.tensor([[9.0, one] for one in own]), {LEAST_SQUARES: torch.tensor([9.0, 0.5])})
+
+    assert reading(3.0, 4.0).costs(reading(1.0, 2.0)) == [3.0, 2.0]
 
 
 def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, cells: Kept) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from dualform.errors import TrainingError
 from dualform.lab.in_context_training import QUERIES, train_together
-from dualform.lab.predictors import Descent, best_descent
+from dualform.lab.predictors import Descent, DescentPlusPlus, best_descent
 from dualform.lab.self_attention import InContextTransformer, SelfAttentionConfig
+from dualform.lab.streams import stream
 from dualform.result import Claim, LabStudy
 from dualform.studies import regression_trained as study
 from dualform.studies.pieces import Piece
@@ -30,6 +32,7 @@ from dualform.studies.regression_trained import (
     between,
     construction,
     counterparts,
+    median_rates,
     pieces,
     tasks_of,
     trained,
@@ -80,18 +83,32 @@ def model_of(cells: Kept, place: int) -> InContextTransformer:
     return InContextTransformer(SelfAttentionConfig(3), weights).double()
 
 
-def new_tasks(config: RegressionConfig, seed: int, n: int = 64) -> tuple[torch.Tensor, ...]:
+def new_tasks(config: RegressionConfig, seed: int, n: int = 64, purpose: str = "test") -> tuple[torch.Tensor, ...]:
     tasks = replace(tasks_of(config), points=5 + QUERIES)
-    drawn = tasks.draw(n, torch.Generator().manual_seed(2**31 + seed), torch.float64)
+    drawn = tasks.draw(n, stream(purpose, seed), torch.float64)
     return drawn.x[:, :5], drawn.y[:, :5], drawn.x[:, 5:], drawn.clean[:, 5:]
 
 
 def test_rates_are_the_best_on_tasks_that_nothing_is_measured_on(config: RegressionConfig) -> None:
-    x, y, asked, target = new_tasks(config, 2**31, 128)
+    x, y, asked, target = new_tasks(config, 0, 128, "tuning")
     found = best_rates(tasks_of(config))
     assert list(found) == list(ANCHORS)
     assert found[2, True] == best_descent(x, y, asked, target, 2, True)
-    assert not torch.equal(x[:64], new_tasks(config, 1)[0])
+    assert not torch.equal(x[:64], new_tasks(config, 0)[0])
+
+
+def test_rates_for_the_median_task_are_better_on_it_and_worse_on_average(config: RegressionConfig) -> None:
+    new = study._New(*new_tasks(config, 0, 128, "tuning"))
+    mean = best_rates(tasks_of(config))[5, True]
+    median = median_rates(tasks_of(config), mean)
+    assert isinstance(median, DescentPlusPlus)
+    assert new.median_loss(median) < 0.99 * new.median_loss(mean)
+    assert new.loss(median) > new.loss(mean)
+    # No grid of settings near it is better on the median task.
+    for rate in (0.8, 0.9, 1.0, 1.1, 1.25):
+        for gamma in (0.8, 0.9, 1.0, 1.1, 1.25):
+            near = replace(median, rate=rate * median.rate, gamma=gamma * median.gamma)
+            assert new.median_loss(near) > 0.97 * new.median_loss(median)
 
 
 def test_each_architecture_is_a_piece(
@@ -169,10 +186,78 @@ def test_claims_are_told_with_cases_that_must_fail(found: LabStudy) -> None:
     says = {claim.says: claim for claim in found.claims}
     assert len(says) == len(found.claims) == 8
     assert sum(claim.must_fail for claim in found.claims) == 3
-    assert found.claims[0].found == cells_of(found, 1, "1 layer, beside GD, 1 step")[3]
+    own, step, zero = (cells_of(found, 0, name)[0].mean for name in (ONE.name, "GD, 1 step", "zero"))
+    assert found.claims[0].found.mean == pytest.approx((own - step) / (zero - step), rel=0.05)
+    assert found.claims[2].found == cells_of(found, 1, "2 layers, recurrent, beside GD++, 2 steps")[3]
     assert found.claims[1].found == cells_of(found, 1, "1 layer, beside GD, 1 step")[1]
     assert any("0.002 of the usual steps" in note for note in found.notes)
     assert any("10 dimensions and 10 examples" in note for note in found.notes)
+
+
+def test_a_claim_must_be_true_of_every_seed_and_what_must_fail_of_none() -> None:
+    for claim, near, far in (
+        (study._same_loss, 0.009, 0.02),
+        (study._same_loss, -0.009, -0.02),
+        (study._same_direction, 0.991, 0.98),
+    ):
+        # Far enough on the other side, a mean over seeds would be near again.
+        assert [claim("", [near, near], must_fail).holds for must_fail in (False, True)] == [True, True]
+        assert [claim("", [near, far], must_fail).holds for must_fail in (False, True)] == [False, True]
+        assert [claim("", [far, far], must_fail).holds for must_fail in (False, True)] == [False, False]
+        empty = claim("", [])
+        assert (empty.found.mean, empty.found.n, empty.holds) == (None, 0, False)
+    assert not study._same_loss("", [-0.02, 0.02]).holds
+    assert study._no_higher("", [0.5, 1.01]).holds
+    assert not study._no_higher("", [0.5, 1.02]).holds
+    assert not study._no_higher("", []).holds
+
+
+def test_an_architecture_that_explodes_is_left_out_and_the_others_go_on(
+    config: RegressionConfig, cells: Kept, found: LabStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = train_together
+    kept = Kept()
+    kept.pieces = {name: piece for name, piece in cells.pieces.items() if name not in (TWO.name, ONE.name)}
+
+    def exploding(shape: SelfAttentionConfig, *args: Any, **settings: Any) -> Any:
+        if shape.layers == 1:
+            raise TrainingError("step 21: no numbers.")
+        return train(shape, *args, **{**settings, "steps": 25, "learning_rate": 1e9})
+
+    monkeypatch.setattr(study, "train_together", exploding)
+    left = trained(config, kept)
+    assert f"{ONE.name}: step 21: no numbers. It is left out." in left.notes
+    (note,) = [note for note in left.notes if note.startswith(f"{TWO.name}: step")]
+    assert all(option in note for option in ("--points", "--dimension", "--steps"))
+    assert cells_of(left, 0, ONE.name) == cells_of(left, 1, "1 layer, beside GD, 1 step") == [None] * 4
+    assert cells_of(left, 0, FIVE.name) == cells_of(found, 0, FIVE.name)
+    assert len(left.claims) == len(found.claims)
+    for before, after in zip(found.claims, left.claims, strict=True):
+        if before.says.startswith((FIVE.name, "A softmax")):
+            assert after == before
+        else:
+            assert (after.found.mean, after.found.n, after.holds) == (None, 0, False), after.says
+    assert f"their training failed: {ONE.name}; {TWO.name}." in left.answer
+    assert not any(curve.name in (ONE.name, TWO.name) for chart in left.charts for curve in chart.curves)
+    # It is kept as what it is: the run that goes on does not try again.
+    monkeypatch.setattr(study, "train_together", None)
+    assert trained(config, kept) == left
+
+
+def test_as_many_examples_as_there_may_be_can_be_trained_on() -> None:
+    config = regression_config(seeds=(1,), points=256)
+    losses: list[float] = []
+    train_together(
+        TWO.config(10),
+        tasks_of(config),
+        steps=40,
+        seeds=(1,),
+        batch=16,
+        learning_rate=TWO.learning_rate,
+        after_step=lambda step, told: losses.append(told[0]),
+    )
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < losses[0]
 
 
 def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStudy, cells: Kept) -> None:
@@ -219,10 +304,12 @@ def paper() -> study._Found:
     with pytest.MonkeyPatch.context() as patch:
         # With fewer sequences chance alone moves losses by more than 2 %.
         patch.setattr(study, "TUNED", 6000)
-        return study._Found(config, models, best_rates(tasks), {1: study._new(1, tasks, 6000)})
+        best = best_rates(tasks)
+        return study._Found(config, models, best, best[5, True], {1: study._new("test", 1, tasks, 6000)})
 
 
-def test_descent_has_the_losses_of_the_paper(paper: study._Found) -> None:
+def test_descent_has_the_losses_of_the_paper(paper: study._Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "TUNED", 16384)
     claims = study._anchors(paper)
     assert len(claims) == len(ANCHORS)
     for claim, anchor in zip(claims, ANCHORS.values(), strict=True):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualform.errors import ShapeError, TrainingError
+from dualform.lab.streams import stream
 
 
 class _Drawn(Protocol):
@@ -78,7 +79,7 @@ class Decoders(nn.Module):
                 f"mlp_in_{layer}": (width, 4 * width, 1.0),
                 f"mlp_out_{layer}": (4 * width, width, deep),
             }
-        generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        generators = [stream("weights", seed) for seed in self.seeds]
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
         for name, (fan_in, fan_out, scale) in sizes.items():
@@ -230,7 +231,7 @@ def train_decoders(
     model = Decoders(config, seeds)
     parameters = list(model.parameters())
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), fused=True)
-    generators = [torch.Generator().manual_seed(2**32 + seed) for seed in seeds]
+    generators = [stream("training", seed) for seed in seeds]
     warmup = max(1, steps // 10)
     for step in range(steps):
         way = (step - warmup) / max(1, steps - warmup)

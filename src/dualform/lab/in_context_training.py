@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.lab.regression_tasks import RegressionTasks
-from dualform.lab.self_attention import InContextTransformer, SelfAttentionConfig, Weights, predict
+from dualform.lab.self_attention import GRAM, InContextTransformer, SelfAttentionConfig, Weights, predict
+from dualform.lab.streams import stream
 
 BATCH = 64
 QUERIES = 16
@@ -23,7 +24,8 @@ FAR = 10.0
 """An error this many times the targets' root mean square counts by itself and no longer by its square. Layers that each
 multiply by what they read explode on a rare sequence while they learn; no other error is as large."""
 PATIENCE = 20
-"""Steps that a model is left as it is because its loss is not finite."""
+"""Steps in a row in which a model's loss may not be finite. Its gradient is then zero, and what moves it is Adam's
+memory of earlier ones, which fades."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +43,6 @@ class Trained:
         """The model of one seed after `at[time]` steps."""
         place = self.seeds.index(seed)
         return InContextTransformer(self.config, {name: value[time, place] for name, value in self.weights.items()})
-
-
-def train_in_context(
-    config: SelfAttentionConfig,
-    tasks: RegressionTasks,
-    *,
-    steps: int,
-    seed: int,
-    batch: int = BATCH,
-    queries: int = QUERIES,
-    learning_rate: float = LEARNING_RATE,
-    clip: float = CLIP,
-    after_step: Callable[[int, float], None] = lambda step, loss: None,
-) -> InContextTransformer:
-    """A model trained to predict the last point's y; arguments as those of `train_together`."""
-    trained = train_together(
-        config,
-        tasks,
-        steps=steps,
-        seeds=(seed,),
-        batch=batch,
-        queries=queries,
-        learning_rate=learning_rate,
-        clip=clip,
-        after_step=lambda step, losses: after_step(step, losses[0]),
-    )
-    return trained.model(seed).eval()
 
 
 def train_together(
@@ -89,7 +64,7 @@ def train_together(
         config: Their shape.
         tasks: What the sequences are like; all points but the last are the context.
         steps: Of training, by Adam.
-        seeds: Each of a model's weights and sequences.
+        seeds: Each of a model's weights, and of a stream of its own for its sequences.
         batch: Sequences of a step, for each model.
         queries: Inputs asked for of each sequence, instead of one: more of them is the same loss with less noise, at
             hardly any cost, because what is inferred from the examples is shared.
@@ -108,8 +83,8 @@ def train_together(
             f"and {tasks.points - 1}."
         )
     asking = replace(tasks, points=tasks.points - 1 + queries)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    weights = _stacked([config.drawn(generator) for generator in generators])
+    weights = _stacked([config.drawn(torch.Generator().manual_seed(seed), mean_gram(tasks)) for seed in seeds])
+    generators = [stream("training", seed) for seed in seeds]
     for value in weights.values():
         value.requires_grad_()
     # The second moment must be forgotten soon: gradients grow by an order of magnitude once a model begins to learn.
@@ -131,13 +106,22 @@ def train_together(
         told = losses.tolist()
         lost = [0 if math.isfinite(loss) else n + 1 for n, loss in zip(lost, told, strict=True)]
         if max(lost) > PATIENCE:
-            raise TrainingError(f"step {step + 1}: the losses of seeds {list(seeds)} are {told}. Lower learning_rate.")
+            raise TrainingError(
+                f"step {step + 1}: the losses of seeds {list(seeds)} are {told}, expected numbers. Take fewer examples "
+                "(--points), a smaller --dimension, or more --steps, the first of which are then smaller."
+            )
         optimiser.zero_grad(set_to_none=True)
         losses.sum().backward()
         _clip(weights, clip, losses.isfinite())
         optimiser.step()
         after_step(step + 1, told)
     return Trained(config, tuple(seeds), tuple(kept), _stacked(list(kept.values())))
+
+
+def mean_gram(tasks: RegressionTasks) -> float:
+    """Mean trace of sum_j x_j x_j^T over all points but the last; `GRAM` where all inputs are zero."""
+    variance = tasks.input_scale**2 * (1 / 12 if tasks.inputs == "uniform" else 1)
+    return (tasks.points - 1) * tasks.dimension * variance or GRAM
 
 
 def _drawn(

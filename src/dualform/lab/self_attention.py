@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError, ShapeError
 
+GRAM = 10 * 10 / 12
+"""Trace that the inputs' part of the Gram matrix has on average where d = N = 10 and inputs are uniform in (-0.5, 0.5),
+where first weights were found that learn at every depth."""
+
 Weights = dict[str, Tensor]
 """By name, each with a leading axis of models."""
 
@@ -76,8 +80,13 @@ class SelfAttentionConfig:
         """Layers with weights of their own."""
         return 1 if self.recurrent else self.layers
 
-    def drawn(self, generator: torch.Generator) -> Weights:
+    def drawn(self, generator: torch.Generator, gram: float = GRAM) -> Weights:
         """First weights of one model, without the axis of models.
+
+        Args:
+            generator: Draws.
+            gram: Mean trace of sum_j x_j x_j^T over the examples, which layers without softmax and LayerNorm multiply
+                by: P is the smaller, the larger it is.
 
         W_Q begins as a copy of W_K, so that all directions of W_K^T W_Q have one sign. Where each was drawn by itself,
         about a quarter of seeds stayed for thousands of steps where directions of the wrong sign had gone to zero.
@@ -88,11 +97,12 @@ class SelfAttentionConfig:
             drawn = torch.randn(self.own, self.heads, rows, columns, generator=generator, device=generator.device)
             return drawn * scale / math.sqrt(token)
 
-        # A layer does little at first, so that no depth makes examples and their Gram matrix explode.
+        # A layer does little at first, so that neither depth nor many or large examples make the Gram matrix explode.
+        first = 0.1 / self.layers * (1 if self.softmax or self.layer_norm else GRAM / gram)
         weights = {
             "W_K": normal(width, token, 0.7),
             "W_V": normal(width, token, 0.7),
-            "P": normal(token, width, 0.1 / self.layers),
+            "P": normal(token, width, first),
         }
         weights["W_Q"] = weights["W_K"].clone()
         like = weights["P"].new_ones(self.own, token)

@@ -13,6 +13,7 @@ from dualform.errors import NumericalError
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Predictor, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModel, SequenceModelConfig, train_sequence_model
+from dualform.lab.streams import stream
 from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.layer_equivalences import equivalence_claims, equivalence_errors
 from dualform.studies.pieces import Cells, Piece
@@ -35,6 +36,8 @@ _ASKED = 2048
 _RATES = torch.logspace(-2, 0.5, 26).tolist()
 """Tried for references with a rate."""
 
+_LARGEST_DIMENSION, _POINTS_A_DIMENSION = 5, 3
+
 
 @dataclass(frozen=True)
 class _Setting:
@@ -48,15 +51,29 @@ class _Setting:
 
     @cached_property
     def asked(self) -> Sequences:
-        return self.tasks.draw(_ASKED, torch.Generator().manual_seed(2**31 + round(1000 * self.tasks.noise)))
+        return self._drawn("test")
+
+    @cached_property
+    def tuning(self) -> Sequences:
+        """Others, on which references' rates are chosen."""
+        return self._drawn("tuning")
+
+    def _drawn(self, purpose: str) -> Sequences:
+        return self.tasks.draw(_ASKED, stream(purpose, 0, round(1000 * self.tasks.noise)))
 
     def errors(self, predicted: Tensor) -> Tensor:
-        """Mean squared error at each point, over the mean square of the function itself: `(point,)`."""
-        clean = self.asked.clean.double()
-        return (predicted.double() - clean).square().mean(0) / clean.square().mean()
+        """Of predictions for `asked`: `(point,)`."""
+        return _errors(predicted, self.asked)
 
-    def errors_of(self, predictor: Predictor) -> Tensor:
-        return self.errors(by_point(predictor, self.asked.x.double(), self.asked.y.double()))
+    def errors_of(self, predictor: Predictor, tuning: bool = False) -> Tensor:
+        sequences = self.tuning if tuning else self.asked
+        return _errors(by_point(predictor, sequences.x.double(), sequences.y.double()), sequences)
+
+
+def _errors(predicted: Tensor, sequences: Sequences) -> Tensor:
+    """Mean squared error at each point, over the mean square of the function itself: `(point,)`."""
+    clean = sequences.clean.double()
+    return (predicted.double() - clean).square().mean(0) / clean.square().mean()
 
 
 @dataclass(frozen=True)
@@ -101,13 +118,27 @@ def layers(
         claims=claims,
         charts=[_chart(one, references[one.setting.name]) for one in runs],
         tables=[_table(config, one, references[one.setting.name]) for one in runs],
-        notes=notes + _cautions(config),
+        notes=_notes_on_size(config) + notes + _cautions(config),
     )
 
 
 def _tasks(config: RegressionConfig, noise: float) -> RegressionTasks:
-    dimension = min(config.dimension, 5)
-    return RegressionTasks(dimension=dimension, points=min(config.points, 3 * dimension) + 1, noise=noise)
+    dimension = min(config.dimension, _LARGEST_DIMENSION)
+    points = min(config.points, _POINTS_A_DIMENSION * dimension)
+    return RegressionTasks(dimension=dimension, points=points + 1, noise=noise)
+
+
+def _notes_on_size(config: RegressionConfig) -> list[str]:
+    """What of the settings was cut, if anything."""
+    tasks = _tasks(config, 0.0)
+    given, taken = (config.dimension, config.points), (tasks.dimension, tasks.points - 1)
+    if given == taken:
+        return []
+    return [
+        f"Trained on {taken[0]} dimensions and {taken[1]} examples rather than {given[0]} and {given[1]}: "
+        f"{len(MIXERS)} layers, a training each in every setting and seed, learn to regress on few dimensions in "
+        "minutes, on more in hours."
+    ]
 
 
 def _claims(config: RegressionConfig, setting: _Setting, cells: Cells) -> list[Claim]:
@@ -195,9 +226,9 @@ def _references(setting: _Setting) -> dict[str, Tensor]:
 
 
 def _best(setting: _Setting, predictor: Callable[[float], Predictor]) -> Tensor:
-    """Errors at the rate that makes their mean least."""
-    tried = [setting.errors_of(predictor(rate)) for rate in _RATES]
-    return min(tried, key=_mean)
+    """Errors at the rate that makes their mean least on other sequences, as a model's weights are learned on others."""
+    best = min(_RATES, key=lambda rate: _mean(setting.errors_of(predictor(rate), tuning=True)))
+    return setting.errors_of(predictor(best))
 
 
 def _mean(errors: Tensor) -> float:
@@ -206,7 +237,8 @@ def _mean(errors: Tensor) -> float:
 
 
 def _chart(runs: _Runs, references: dict[str, Tensor]) -> LabChart:
-    points = [float(n) for n in range(runs.setting.tasks.points)]
+    tasks = runs.setting.tasks
+    points = [float(n) for n in range(tasks.points)]
     curves = [
         LabCurve(name=name, x=points, y=[over_seeds([error]) for error in errors.tolist()], reference=True)
         for name, errors in references.items()
@@ -216,14 +248,14 @@ def _chart(runs: _Runs, references: dict[str, Tensor]) -> LabChart:
         if own:
             curves.append(LabCurve(name=mixer, x=points, y=[over_seeds(at) for at in torch.stack(own).T.tolist()]))
     return LabChart(
-        title=f"Error by examples seen, {runs.setting.name}",
+        title=f"Error by examples seen, {runs.setting.name}, d = {tasks.dimension}, N = {tasks.points - 1}",
         x="examples in context",
         y="mean squared error over the function's mean square",
         # Least squares on noisy examples is worst, by far, where there are as many as dimensions.
-        log_y=bool(runs.setting.tasks.noise),
+        log_y=bool(tasks.noise),
         curves=curves,
         note="Errors are to the function itself, without the noise in the examples. One pass of SGD and one step of "
-        "descent have the rate that suits them best on average.",
+        "descent have the rate that suits them best on average over other sequences.",
     )
 
 
