@@ -291,6 +291,7 @@ def test_the_papers_difference_stands_beside_as_one_run_without_interval():
     assert last(-0.008) == f"{published}holds that."
     assert last(-0.02) == f"{published}lies below that, a larger gain."
     assert last(0.0) == f"{published}lies above that, a smaller gain or none."
+    assert last(0.02) == f"{published}lies above 0: a loss."
     assert last(-0.005, sd=0.02) == f"{published}holds that, and is too wide to show so small a one."
     one_seed = study(arms=[arm("vanilla", 0.0), arm("momentum", -0.01, eta=0.3, seeds=1)])
     assert paper_sentences(one_seed)[0].endswith("(perplexity 15.14 and 15.02).")

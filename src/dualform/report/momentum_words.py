@@ -293,7 +293,7 @@ def paper_sentences(report: MomentumReport) -> list[str]:
     if ends is None:
         return [f"{said}."]
     where = {0: "holds that", 1: "lies above that, a smaller gain or none", -1: "lies below that, a larger gain"}
-    place = where[apart(ends, (published, published)) or 0]
+    place = "lies above 0: a loss" if side(found) == 1 else where[apart(ends, (published, published)) or 0]
     said += f"; the interval of “{arm.name}” here, of another model on other text, {place}"
     if side(found) == 0 and (ends[1] - ends[0]) / 2 > abs(published):
         said += ", and is too wide to show so small a one"
