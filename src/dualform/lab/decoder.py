@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualform.errors import ShapeError, TrainingError
+from dualform.lab.schedule import set_rate_
 from dualform.lab.streams import stream
 
 
@@ -234,10 +235,7 @@ def train_decoders(
     generators = [stream("training", seed) for seed in seeds]
     warmup = max(1, steps // 10)
     for step in range(steps):
-        way = (step - warmup) / max(1, steps - warmup)
-        share = (step + 1) / warmup if step < warmup else (1 + math.cos(math.pi * way)) / 2
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * share
+        set_rate_(optimiser, learning_rate, step, steps, warmup)
         drawn = [tasks.draw(batch, generator) for generator in generators]
         x, y = torch.stack([one.x for one in drawn]), torch.stack([one.y for one in drawn])
         losses = (model(x, y) - y).square().mean((1, 2))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.lab.regression_tasks import RegressionTasks
+from dualform.lab.schedule import set_rate_
 from dualform.lab.self_attention import GRAM, InContextTransformer, SelfAttentionConfig, Weights, predict
 from dualform.lab.streams import stream
 
@@ -97,10 +98,7 @@ def train_together(
             kept[step] = {name: value.detach().clone() for name, value in weights.items()}
         if step == steps:
             break
-        way = (step - warmup) / max(1, steps - warmup)
-        share = (step + 1) / warmup if step < warmup else (1 + math.cos(math.pi * way)) / 2
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * share
+        set_rate_(optimiser, learning_rate, step, steps, warmup)
         x, y, asked, target = _drawn(asking, batch, tasks.points - 1, generators)
         losses = _losses(predict(config, weights, x, y, asked), target)
         told = losses.tolist()

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from dualform.errors import TrainingError
 from dualform.lab.predictors import Descent, by_point
 from dualform.lab.regression_tasks import random_directions, stretched
+from dualform.lab.schedule import set_rate_
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,7 @@ def train_regressor(
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for step in range(steps):
-        way = (step - warmup) / max(1, steps - warmup)
-        share = (step + 1) / warmup if step < warmup else (1 + math.cos(math.pi * way)) / 2
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * share
+        set_rate_(optimiser, learning_rate, step, steps, warmup)
         x, y = tasks.draw(batch, conditions[step % len(conditions)], generator)
         loss = F.mse_loss(model(x, y), y)
         value = float(loss.detach())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError, ShapeError, TrainingError
 from dualform.lab.regression_tasks import RegressionTasks
+from dualform.lab.schedule import set_rate_
 from dualform.ops.fast_weights import RULES, FastWeightRule, FastWeightState, fast_weights
 from dualform.ops.momentum import momentum_chunked
 from dualform.ops.momentum_dual import momentum_linear_attention
@@ -286,10 +287,7 @@ def train_sequence_model(
     warmup = max(1, steps // 10)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        way = (step - warmup) / max(1, steps - warmup)
-        share = (step + 1) / warmup if step < warmup else (1 + math.cos(math.pi * way)) / 2
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * share
+        set_rate_(optimiser, learning_rate, step, steps, warmup)
         drawn = tasks.draw(batch, generator)
         loss = F.mse_loss(model(drawn.x, drawn.y), drawn.y)
         value = float(loss.detach())
