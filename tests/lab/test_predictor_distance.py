@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ShapeError
-from dualform.lab.predictor_distance import ilwd, implied_weights, linearity, spd
+from dualform.lab.predictor_distance import ilwd, implied_weights, spd
 from dualform.lab.predictors import (
     Descent,
     DescentPlusPlus,
@@ -84,13 +84,6 @@ def test_the_strength_of_a_ridge_is_found_back_as_the_nearest() -> None:
     for distance in (spd, ilwd):
         apart = {strength: float(distance(Ridge(0.35), Ridge(strength), *told)) for strength in strengths}
         assert min(apart, key=apart.__getitem__) == 0.3
-
-
-def test_nearest_neighbours_are_not_told_by_their_weights() -> None:
-    x, y, asked = contexts(100)
-    torch.testing.assert_close(linearity(Ridge(0.5)(x, y, asked), asked), torch.ones(100).double())
-    assert float(linearity(NearestNeighbours()(x, y, asked), asked).mean()) < 0.9
-    assert linearity(Zero()(x, y, asked), asked).isnan().all()
 
 
 def test_too_few_queries_imply_no_weights() -> None:

@@ -1,6 +1,5 @@
 """How far apart two predictors are: in what they predict, and in the weights that their predictions imply."""
 
-from einops import einsum
 from torch import Tensor
 
 from dualform.errors import ShapeError
@@ -66,21 +65,3 @@ def implied_weights(predicted: Tensor, asked: Tensor) -> Tensor:
             f"{asked.shape[1]} queries imply no one w in {asked.shape[2]} dimensions; ask for {asked.shape[2]} or more."
         )
     return shortest_fit(asked, predicted)
-
-
-def linearity(predicted: Tensor, asked: Tensor) -> Tensor:
-    """Share of the predictions' sum of squares that their implied weights explain, in [0, 1], `(sequence,)`.
-
-    1 where a predictor is linear in its query, so that the implied weights tell all about it; NaN where it predicts
-    zero.
-
-    Args:
-        predicted: `(sequence, query)`.
-        asked: `(sequence, query, d)`, more queries than d: at d queries any predictions are linear.
-
-    Source:
-        R^2 of the implied weights, which arXiv:2211.15661 reports beside ILWD.
-    """
-    w = implied_weights(predicted, asked)
-    left = predicted - einsum(asked, w, "sequence query d, sequence d -> sequence query")
-    return (1 - left.square().sum(-1) / predicted.square().sum(-1)).clamp(0, 1)

@@ -139,6 +139,9 @@ def apply_layer(weights: LinearSelfAttention, tokens: Tensor, keys_from: int) ->
 
     Raises:
         ShapeError: Tokens are of another width than the weights, or fewer than `keys_from`.
+
+    Source:
+        arXiv:2212.07677, the linear self-attention layer of proposition 1.
     """
     d_token = weights.W_K.shape[-1]
     if tokens.dim() < 2 or tokens.shape[-1] != d_token or not 0 <= keys_from <= tokens.shape[-2]:
@@ -170,6 +173,9 @@ def descend_by_layers(
 
     Returns:
         `(..., query, d_y)`.
+
+    Source:
+        arXiv:2212.07677, section 3: depth is steps.
     """
     _require_examples(x, y, query)
     asked = query.new_zeros(*query.shape[:-1], y.shape[-1]) if W0 is None else -query @ W0.T
@@ -184,6 +190,9 @@ def ridge_by_layers(layers: Sequence[LinearSelfAttention], x: Tensor, y: Tensor,
         x: Inputs in context, `(..., point, d_x)`.
         y: Their targets, `(..., point, d_y)`.
         query: Inputs whose y is asked for, `(..., query, d_x)`; none sees another.
+
+    Source:
+        dualform's own; see `ridge_layer`.
     """
     _require_examples(x, y, query)
     examples = torch.cat([x, y, torch.zeros_like(y)], -1)
