@@ -109,7 +109,7 @@ def _amiss(study: LabStudy, claim: Claim) -> str:
         return f"{capital(UNMEASURED)} ({whose}): {says}. Expected {claim.expected.rstrip('. ')}."
     found = found_text(claim.found)
     if claim.must_fail:
-        return f"Holds where it must fail ({study.name}): {says}. Found {found}: the measure cannot tell this case."
+        return f"Holds where it must fail ({study.name}): {says}. Found {found}: this run does not tell the case apart."
     return f"Does not hold ({study.name}): {says}. Expected {claim.expected.rstrip('. ')}, found {found}."
 
 
