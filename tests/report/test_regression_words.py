@@ -29,8 +29,8 @@ def test_the_verdict_counts_then_says_what_is_amiss_then_what_each_study_answers
     assert amiss == [
         "Does not hold (trained): Two recurrent layers reach GD++. Expected at most 0.110, found 0.1312 (0.1270 to "
         "0.1354).",
-        "Holds where it must fail (trained): A layer of a wrong rate does so too. Found 0.2073 (0.2063 to 0.2083): this "
-        "run does not tell the case apart.",
+        "Holds where it must fail (trained): A layer of a wrong rate does so too. Found 0.2073 (0.2063 to 0.2083): "
+        "this run does not tell the case apart.",
         "Could not be measured (trained): What has no number. Expected any number.",
     ]
     assert constructed == "Constructed: It is, to rounding; with softmax in its place it is not."
