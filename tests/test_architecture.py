@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "src" / "dualform"
 
 # Stairs only go down; parts of one floor do not know each other.
 FLOORS = [
-    {"configuration", "errors", "result", "files", "package_index", "progress", "_version"},
+    {"attention_record", "configuration", "errors", "files", "package_index", "progress", "result", "sweep_result"}
+    | {"plain_text", "_version"},
     {"ops", "tasks", "report"},
     {"models"},
     {"learners", "lab"},

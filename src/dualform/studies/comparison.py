@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dualform.errors import ConfigError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.lora import Lora
 from dualform.learners.probe import LinearProbe, ProbedModel
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rate import RateSearch
+from dualform.learners.remembered import ReadingMemory, Remembered
 from dualform.models.capture import Recording
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
@@ -59,6 +61,7 @@ def compare(
     task: Task | None = None,
     cells: Cells = _NO_CELLS,
     progress: Progress = _SILENT,
+    memory: ReadingMemory | None = None,
 ) -> Comparison:
     """Run a comparison.
 
@@ -68,6 +71,7 @@ def compare(
         task: A task at hand, instead of the one that `config.task` names.
         cells: Keeps each finished seed.
         progress: Is told how far the work is.
+        memory: Zero-shot readings of this model made earlier, which are not made again.
 
     Returns:
         The result and all that it was made of.
@@ -76,36 +80,120 @@ def compare(
         DualformError: A mistake in the settings, model or data, named.
     """
     start = time.perf_counter()
-    task = task or config.load_task()
-    lm = lm or config.load_model(config.model)
-    bench, notes = _set_up(config, lm, task)
-    # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
-    drawn = bench.draw_all(config.seeds)
-    fold = check_fold(bench, config.fold) if "fold" in config.learners else ()
-    inputs = digest(bench, drawn.values(), fold)
-    with lm.packed_products():
-        chosen = _choose_seed(bench, drawn, inputs, cells, progress)
-        searched = None if chosen.rate is None else {"ft": chosen.rate}
-        work = {
-            seed: work_of_seed(bench, drawn[seed].encoded, seed == chosen.seeds[0], searched is not None)
-            for seed in chosen.seeds
-        }
-        progress.start(sum(work.values()))
-        outcomes: list[SeedOutcome] = []
-        for seed in chosen.seeds:
-            piece = cells.get(piece_name(seed), inputs)
-            if piece is None:
-                known = searched if not outcomes else (None if config.tune == "each" else outcomes[0].rates)
-                outcome = _run_seed(bench, drawn[seed], inputs, known or {}, chosen, progress)
-                cells.put(outcome.to_piece())
-            else:
-                outcome = SeedOutcome.from_piece(piece)
-                progress.advance(work[seed], f"seed {seed} was finished earlier")
-            outcomes.append(outcome)
+    run = _Run.of(config, lm, task, config.seeds, cells, progress, memory)
+    with run.bench.lm.packed_products():
+        chosen = _choose_seed(run)
+        outcomes = _outcomes(run, chosen)
     remarks = dict.fromkeys(note for outcome in outcomes for note in outcome.notes)
-    asked = Asked.of(bench, (*notes, *chosen.notes, *remarks))
-    result = summarise(config, lm, asked, outcomes, seconds=time.perf_counter() - start)
+    asked = Asked.of(run.bench, (*run.notes, *chosen.notes, *remarks))
+    result = summarise(config, run.bench.lm, asked, outcomes, seconds=time.perf_counter() - start)
     return Comparison(result, asked, tuple(outcomes))
+
+
+def compare_seed(
+    config: ComparisonConfig,
+    seed: int,
+    *,
+    lm: LanguageModel | None = None,
+    task: Task | None = None,
+    cells: Cells = _NO_CELLS,
+    progress: Progress = _SILENT,
+    memory: ReadingMemory | None = None,
+) -> Comparison:
+    """One seed of a comparison, exactly as `compare` runs it among all seeds of its settings.
+
+    Args:
+        config: What to compare, all seeds; one of them must not be chosen (`select` is `none`).
+        seed: Which of them.
+        lm: A model at hand, instead of the one that `config.model` names.
+        task: A task at hand, instead of the one that `config.task` names.
+        cells: Keeps the seed; the seed whose learning rates this one takes is read from here, or run too.
+        progress: Is told how far the work is.
+        memory: Zero-shot readings of this model made earlier, which are not made again.
+
+    Returns:
+        The comparison of this seed alone.
+
+    Raises:
+        DualformError: A mistake in the settings, model or data, named.
+    """
+    if config.select != "none":
+        raise ConfigError(f"select {config.select} chooses among all seeds, so that none can be run alone")
+    start = time.perf_counter()
+    seeds = seeds_behind(config, seed)
+    run = _Run.of(config, lm, task, seeds, cells, progress, memory)
+    with run.bench.lm.packed_products():
+        outcome = _outcomes(run, _Chosen(seeds))[-1]
+    asked = Asked.of(run.bench, (*run.notes, *outcome.notes))
+    result = summarise(config, run.bench.lm, asked, [outcome], seconds=time.perf_counter() - start)
+    return Comparison(result, asked, (outcome,))
+
+
+def seeds_behind(config: ComparisonConfig, seed: int) -> tuple[int, ...]:
+    """The seeds that one seed's numbers hang on, itself last: the first one's search for learning rates serves all."""
+    searched = {"ft", "lora"} & set(config.learners)
+    first = config.seeds[0]
+    return (first, seed) if config.tune == "first" and searched and seed != first else (seed,)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one call share."""
+
+    bench: Bench[ComparisonConfig]
+    notes: tuple[str, ...]
+    drawn: dict[int, Drawn]
+    fold: tuple[str, ...]
+    """Texts that a fold reads from files."""
+    cells: Cells
+    progress: Progress
+    memory: ReadingMemory | None
+
+    @classmethod
+    def of(
+        cls,
+        config: ComparisonConfig,
+        lm: LanguageModel | None,
+        task: Task | None,
+        seeds: tuple[int, ...],
+        cells: Cells,
+        progress: Progress,
+        memory: ReadingMemory | None,
+    ) -> "_Run":
+        task = task or config.load_task()
+        bench, notes = _set_up(config, lm or config.load_model(config.model), task)
+        # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
+        drawn = bench.draw_all(seeds)
+        fold = check_fold(bench, config.fold) if "fold" in config.learners else ()
+        return cls(bench, notes, drawn, tuple(fold), cells, progress, memory)
+
+    def inputs(self, seeds: Sequence[int]) -> str:
+        """Digest of all that these seeds' numbers are made from."""
+        return digest(self.bench, [self.drawn[seed] for seed in seeds], self.fold)
+
+
+def _outcomes(run: _Run, chosen: "_Chosen") -> list[SeedOutcome]:
+    """The chosen seeds' outcomes, in order; finished ones are read back."""
+    bench, config = run.bench, run.bench.config
+    searched = None if chosen.rate is None else {"ft": chosen.rate}
+    work = {
+        seed: work_of_seed(bench, run.drawn[seed].encoded, seed == chosen.seeds[0], searched is not None)
+        for seed in chosen.seeds
+    }
+    run.progress.start(sum(work.values()))
+    outcomes: list[SeedOutcome] = []
+    for seed in chosen.seeds:
+        inputs = run.inputs(list(dict.fromkeys((*seeds_behind(config, seed)[:-1], seed))))
+        piece = run.cells.get(piece_name(seed), inputs)
+        if piece is None:
+            known = searched if not outcomes else (None if config.tune == "each" else outcomes[0].rates)
+            outcome = _run_seed(run, seed, inputs, known or {}, chosen)
+            run.cells.put(outcome.to_piece())
+        else:
+            outcome = SeedOutcome.from_piece(piece)
+            run.progress.advance(work[seed], f"seed {seed} was finished earlier")
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Bench[ComparisonConfig], tuple[str, ...]]:
@@ -144,13 +232,13 @@ class _Chosen:
     """What searching for rates took, over all seeds."""
 
 
-def _choose_seed(
-    bench: Bench[ComparisonConfig], drawn: dict[int, Drawn], inputs: str, cells: Cells, progress: Progress
-) -> _Chosen:
+def _choose_seed(run: _Run) -> _Chosen:
     """All seeds; or, when the settings say so, the one that is best for a learner on the selection queries."""
+    bench, drawn, cells, progress = run.bench, run.drawn, run.cells, run.progress
     config = bench.config
     if config.select == "none" or len(config.seeds) == 1:
         return _Chosen(config.seeds)
+    inputs = run.inputs(config.seeds)
     progress.start(sum(_work_of_choice(bench, one.encoded) for one in drawn.values()))
     pieces = {}
     for seed, one in drawn.items():
@@ -213,17 +301,10 @@ def _work_of_choice(bench: Bench[ComparisonConfig], encoded: EncodedDemonstratio
     return work
 
 
-def _run_seed(
-    bench: Bench[ComparisonConfig],
-    drawn: Drawn,
-    inputs: str,
-    known: dict[str, float],
-    chosen: _Chosen,
-    progress: Progress,
-) -> SeedOutcome:
+def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen: _Chosen) -> SeedOutcome:
     """One seed, from demonstrations to numbers; `known` are learning rates that need no search."""
+    bench, drawn, progress = run.bench, run.drawn[seed], run.progress
     demonstrations, encoded = drawn.demonstrations, drawn.encoded
-    seed = demonstrations.seed
     adapted: dict[str, Adapted] = {}
     trials: list[Trial] = []
     rates: dict[str, float] = {}
@@ -255,6 +336,9 @@ def _run_seed(
             adapted[name] = _adapt(bench, name, demonstrations, encoded)
             report(1.0)
     adapted = {name: adapted[name] for name in bench.config.learners}
+    if run.memory is not None and "zsl" in adapted:
+        # Zero-shot is the same for every seed.
+        adapted["zsl"] = Remembered(adapted["zsl"], run.memory, bench.encoder.opening)
     prepared = Prepared((), {}, (), ())
     start = time.perf_counter()
     icl, ft = adapted.get("icl"), adapted.get("ft")
@@ -387,6 +471,8 @@ def _read(
                 wanted = want.get(name, NO_RECORDING)
                 readings[name] = one.read_group(bench.queries, indices, wanted, bench.config.probe)
             spent[name] = time.perf_counter() - start
+            if isinstance(one, Remembered):
+                spent[name] += one.spared
             read.seconds[name] += spent[name]
             found = readings[name].log_probabilities.double().cpu()
             read.answers[name][list(indices), : found.shape[1]] = found

@@ -1,0 +1,89 @@
+"""What a sweep found: the schema of `sweep.json`, which `runs` write and `report` reads."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dualform.result import Number, Result, _Record
+
+SWEEP_SCHEMA_VERSION: Literal[1] = 1
+
+
+class CellFailure(_Record):
+    """Why a cell has no result."""
+
+    message: str
+    """One line: the error's class and text."""
+    traceback: str
+    """All of it, as Python prints it; empty for a user's mistake, whose message says everything."""
+    lost: bool = False
+    """The worker died (killed, out of memory) instead of raising."""
+    attempts: int = 1
+
+
+class SweepCell(_Record):
+    """One cell of the grid: one study of one model and task, for a comparison one demonstration seed of it."""
+
+    key: str
+    """Digest of the resolved settings and data: its address in the store."""
+    group: str
+    """The group it belongs to, see `SweepGroup.name`."""
+    seed: int | None
+    """Demonstration seed; None where a cell is a whole study."""
+    status: Literal["finished", "reused", "failed", "pending"]
+    """`reused`: found finished in the store; `pending`: not begun, the sweep was stopped."""
+    seconds: Number = None
+    """What it took when it was run."""
+    failure: CellFailure | None = None
+
+
+class SweepGroup(_Record):
+    """All cells that differ in nothing but their seed, and what they found together."""
+
+    name: str
+    """Its folder below the sweep's, such as `smollm2-135m-sst2-k-4`."""
+    study: str
+    """compare, stability, selection, folding or regress."""
+    model: str | None
+    """Last part of the model's name; None for the laboratory."""
+    task: str | None
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The grid's other axes -> this group's values; empty without such axes."""
+    result: Result | None
+    """None while a seed's cell is missing altogether; else over the seeds that finished."""
+    missing_seeds: tuple[int, ...] = ()
+    """Seeds that were asked for and failed."""
+
+
+class SweepResult(_Record):
+    """A sweep: groups, cells, and what it took."""
+
+    schema_version: Literal[1] = Field(default=SWEEP_SCHEMA_VERSION, alias="schema")
+    dualform: str
+    """Version that wrote this."""
+    name: str
+    """The sweep's own, from its file."""
+    study: Literal["sweep"] = "sweep"
+    config: dict[str, Any]
+    """The sweep's file as it was read, see `runs.sweep_config.SweepConfig`."""
+    environment: dict[str, Any]
+    engine: str
+    """local, ray or slurm, with the number of workers."""
+    groups: list[SweepGroup]
+    cells: list[SweepCell]
+    seconds: Number
+    """Wall-clock time of the last call; earlier calls of a resumed sweep are not in it."""
+    warnings: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SweepResult":
+        """Read `sweep.json`.
+
+        Raises:
+            ValueError: It is none, or of another schema.
+        """
+        return cls.model_validate_json(text)
+
+    def to_json(self) -> str:
+        """Text of `sweep.json`."""
+        return self.model_dump_json(by_alias=True, indent=1)
