@@ -24,7 +24,14 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 
 myst_enable_extensions = ["amsmath", "dollarmath"]
-nb_execution_mode = "off"
+# Pages with cells are run when they are built, each in a folder of its own; one that fails stops the build.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+# Bars and chatter of the libraries that the cells call; what a cell means to show it prints.
+nb_output_stderr = "remove"
+nb_merge_streams = True
 
 
 def read_as_markdown(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

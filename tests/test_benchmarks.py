@@ -351,6 +351,7 @@ def test_the_full_size_is_the_stated_job():
         "folding",
         "momentum",
         "fast_weights",
+        "plan",
     }
 
 

@@ -8,15 +8,17 @@ from typing import Any, get_args
 import pytest
 import torch
 import typer
+import yaml
 from pydantic import BaseModel
 
 import dualform
-from dualform import errors, result
+from dualform import errors, result, sweep_result
 from dualform.cli.main import app
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
 from dualform.report.measures import CONTROLS, MEASURES
-from dualform.result import Laboratory
+from dualform.result import Laboratory, Result
+from dualform.runs.sweep_config import SweepConfig, expand, read_sweep_file
 from dualform.studies.calibrate import CEILINGS, FLOORS
 from dualform.studies.comparison_config import CHEAP_CONTROLS, ControlName
 from dualform.studies.facts import Asked
@@ -28,17 +30,20 @@ from dualform.studies.selection_summary import SETS, Budget, Found, SeedTrials, 
 from dualform.studies.stability_summary import ModelRuns, Run, runs_table
 from dualform.studies.summary import examples_table
 from dualform.tasks.demonstrations import draw_demonstrations
+from dualform.tasks.sources import load_task
 from tests.tasks.conftest import build
-from tests.test_readme import run_blocks
+from tests.test_readme import python_blocks, run_blocks
+from tests.tiny import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 MODELS = [
     model
-    for name, model in vars(result).items()
+    for schema in (result, sweep_result)
+    for name, model in vars(schema).items()
     if isinstance(model, type)
     and issubclass(model, BaseModel)
-    and model.__module__ == result.__name__
+    and model.__module__ == schema.__name__
     and name[0] != "_"
 ]
 
@@ -68,6 +73,46 @@ def shell_commands(markdown: str) -> list[list[str]]:
     blocks = re.findall(r"^```bash\n(.*?)^```$", markdown, flags=re.DOTALL | re.MULTILINE)
     lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "dualform"]
+
+
+def fenced(markdown: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", markdown, flags=re.DOTALL | re.MULTILINE)
+
+
+def places(markdown: str) -> set[str]:
+    """What a page can be linked to at: names in brackets, and headings of one word."""
+    headings = re.findall(r"^#+ (\w+)$", markdown, flags=re.MULTILINE)
+    return {*re.findall(r"^\(([\w-]+)\)=$", markdown, flags=re.MULTILINE), *(one.lower() for one in headings)}
+
+
+def broken_links(pages: dict[str, str]) -> list[str]:
+    """Links within the documentation that lead nowhere, each behind the page that has it."""
+    everywhere = {place for markdown in pages.values() for place in places(markdown)}
+    broken = []
+    for name, markdown in pages.items():
+        prose = re.sub(r"^```.*?^```$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            file, _, place = target.partition("#")
+            if "://" in target:
+                continue
+            found = pages.get(file.removesuffix(".md")) if file else ""
+            if found is None or (place and place not in (places(found) if file else everywhere)):
+                broken.append(f"{name}: {target}")
+    return broken
+
+
+def has_field(model: Any, path: list[str]) -> bool:
+    """Whether a path such as `["accuracy", "zsl", "mean"]` leads to a field; any name will do for a mapping's key."""
+    if not path:
+        return True
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        found = model.model_fields.get(path[0])
+        return found is not None and has_field(found.annotation, path[1:])
+    parts = [part for part in get_args(model) if part is not type(None)]
+    if getattr(model, "__origin__", None) in (dict, list, tuple):
+        return has_field(parts[-1], path[1:] if model.__origin__ is dict else path)
+    return any(has_field(part, path) for part in parts) or model is Any
 
 
 def complaint(arguments: list[str]) -> str:
@@ -112,6 +157,80 @@ def test_the_learner_of_the_architecture_page_reads_behind_two_copies(tiny, toke
 
     assert (adapted.learner, adapted.n_prefix) == ("icl2", 2 * len(encoded.prefix) - len(encoder.opening))
     assert all(torch.equal(weight, before[name]) for name, weight in tiny.state_dict().items())
+
+
+def test_every_python_block_about_tasks_and_sweeps_runs():
+    for name in ("adding_task", "sweeps"):
+        assert run_blocks(page(name), str(DOCS / f"{name}.md")) > 0
+
+
+def test_the_table_to_get_started_with_is_split_as_the_page_says(tmp_path):
+    (table,) = re.findall(r"^cat > mine\.csv <<'EOF'\n(.*?)^EOF$", page("get_started"), flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine.csv").write_text(table, encoding="utf-8")
+    task = load_task(tmp_path / "mine.csv", text="body", label="topic")
+    assert {split: len(examples) for split, examples in task.splits.items()} == {
+        "train": 34,
+        "selection": 8,
+        "report": 18,
+    }
+    assert "34 rows are for demonstrations, 8 choose learning rates, 18 are reported" in " ".join(
+        page("get_started").split()
+    )
+
+
+def test_every_grid_shown_is_a_sweep(tmp_path):
+    grids = [
+        (path.stem, block)
+        for path in sorted(DOCS.glob("*.md"))
+        for block in fenced(page(path.stem), "yaml")
+        if "models:" in block
+    ]
+    assert len(grids) > 2
+    for name, grid in grids:
+        config = SweepConfig(**yaml.safe_load(grid))
+        assert expand(config), name
+    listed = tmp_path / "sizes.py"
+    (block,) = (block for _, block in python_blocks(page("sweeps")))
+    listed.write_text(block, encoding="utf-8")
+    assert len(read_sweep_file(listed)[1]) == 3
+
+
+def test_a_grid_with_an_unknown_key_is_none():
+    with pytest.raises(ValueError, match="modles"):
+        SweepConfig(**yaml.safe_load("modles: [gpt2]\ntasks: [sst2]\n"))
+
+
+def test_every_link_within_the_documentation_leads_somewhere():
+    assert broken_links({path.stem: page(path.stem) for path in DOCS.glob("*.md")}) == []
+
+
+def test_a_link_that_leads_nowhere_is_found():
+    pages = {
+        "a": "(here)=\n# A\n[b](b.md) [b](b.md#there) [up](#there) [web](https://example.org/x#y)\n",
+        "b": "(there)=\n[a](a.md#there) [c](c.md) [no](#nowhere)\n```text\n[code](code.md)\n```\n",
+    }
+    assert broken_links(pages) == ["b: a.md#there", "b: c.md", "b: #nowhere"]
+
+
+def test_every_field_that_the_papers_numbers_are_said_to_stand_in_is_one_of_a_result():
+    roots = "accuracy|similarity|controls|stability|selection|momentum|laboratory|folding|trials|warnings|task|fold"
+    named = re.findall(rf"`((?:{roots})(?:\.[\w*]+|\[\])*)`", page("paper_to_command"))
+    # A model's, learner's or control's name stands where a key stands; `[]` is any of a list.
+    paths = {name: [part for part in name.replace("[]", "").split(".") if part != "*"] for name in named}
+    assert len(paths) > 20
+    assert [name for name, path in paths.items() if not has_field(Result, path)] == []
+
+
+def test_a_field_that_no_result_has_would_be_noticed():
+    assert has_field(Result, ["similarity", "sim_aou", "per_layer"])
+    assert not has_field(Result, ["similarity", "sim_aou", "per_lyer"])
+    assert not has_field(Result, ["similarty"])
+    assert not has_field(Result, ["momentum", "arms", "perplexities"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_page_about_families_names_each_that_is_tested(family):
+    assert family.split("-")[0] in page("adding_family")
 
 
 def test_every_command_shown_is_one_that_the_command_line_accepts():

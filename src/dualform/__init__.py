@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dualform._version import __version__
 
 if TYPE_CHECKING:
+    from dualform.attention_record import AttentionRecord as AttentionRecord
     from dualform.errors import DualformError as DualformError
     from dualform.lab.corpus import build_corpus as build_corpus
     from dualform.lab.cost import training_cost as training_cost
@@ -95,8 +96,15 @@ if TYPE_CHECKING:
     from dualform.ops.variance import variance_split as variance_split
     from dualform.report.page import render_page as render_page
     from dualform.result import Result as Result
+    from dualform.runs.cell_store import CellStore as CellStore
+    from dualform.runs.engines.base import open_engine as open_engine
     from dualform.runs.store import RunFolder as RunFolder
+    from dualform.runs.sweep_config import SweepConfig as SweepConfig
+    from dualform.runs.sweep_config import read_sweep_file as read_sweep_file
+    from dualform.runs.sweep_run import run_sweep as run_sweep
+    from dualform.runs.trackers import open_tracker as open_tracker
     from dualform.studies.comparison import compare as compare
+    from dualform.studies.comparison import compare_seed as compare_seed
     from dualform.studies.comparison_config import ComparisonConfig as ComparisonConfig
     from dualform.studies.comparison_config import comparison_config as comparison_config
     from dualform.studies.comparison_config import read_config as read_config
@@ -113,6 +121,7 @@ if TYPE_CHECKING:
     from dualform.studies.momentum_config import momentum_config as momentum_config
     from dualform.studies.momentum_summary import momentum_table as momentum_table
     from dualform.studies.momentum_training import train_alone as train_alone
+    from dualform.studies.plan import plan_of as plan_of
     from dualform.studies.regression import laboratory_table as laboratory_table
     from dualform.studies.regression import run_laboratory as run_laboratory
     from dualform.studies.regression_config import RegressionConfig as RegressionConfig
@@ -126,12 +135,15 @@ if TYPE_CHECKING:
     from dualform.studies.stability_config import stability_config as stability_config
     from dualform.studies.stability_summary import runs_table as runs_table
     from dualform.studies.summary import examples_table as examples_table
+    from dualform.sweep_result import SweepResult as SweepResult
     from dualform.tasks.demonstrations import Demonstrations as Demonstrations
     from dualform.tasks.demonstrations import draw_demonstrations as draw_demonstrations
     from dualform.tasks.sources import load_task as load_task
     from dualform.tasks.task import Task as Task
 
 _HOMES = {
+    "AttentionRecord": "attention_record",
+    "CellStore": "runs.cell_store",
     "ComparisonConfig": "studies.comparison_config",
     "Demonstrations": "tasks.demonstrations",
     "DualformError": "errors",
@@ -162,6 +174,8 @@ _HOMES = {
     "RunFolder": "runs.store",
     "SelectionConfig": "studies.selection_config",
     "StabilityConfig": "studies.stability_config",
+    "SweepConfig": "runs.sweep_config",
+    "SweepResult": "sweep_result",
     "Task": "tasks.task",
     "TaskVector": "learners.task_vector",
     "Thought": "learners.thought",
@@ -174,6 +188,7 @@ _HOMES = {
     "build_corpus": "lab.corpus",
     "compare": "studies.comparison",
     "compare_momentum": "studies.momentum",
+    "compare_seed": "studies.comparison",
     "comparison_config": "studies.comparison_config",
     "contextual_calibration": "ops.calibration",
     "corpus_loss": "lab.evaluation",
@@ -213,13 +228,17 @@ _HOMES = {
     "momentum_recurrent": "ops.momentum",
     "momentum_step": "ops.momentum",
     "momentum_table": "studies.momentum_summary",
+    "open_engine": "runs.engines.base",
+    "open_tracker": "runs.trackers",
     "outer_product_update": "ops.dual_form",
     "overlap_cosine": "ops.agreement",
     "perplexity": "models.perplexity",
+    "plan_of": "studies.plan",
     "pretrain": "lab.pretraining",
     "random_update": "learners.random_update",
     "rank_one_update": "ops.folding",
     "read_config": "studies.comparison_config",
+    "read_sweep_file": "runs.sweep_config",
     "rec2ftp": "ops.agreement",
     "regression_config": "studies.regression_config",
     "relaxation": "ops.dual_form",
@@ -228,6 +247,7 @@ _HOMES = {
     "ridge_by_layers": "ops.constructions",
     "ridge_layer": "ops.constructions",
     "run_laboratory": "studies.regression",
+    "run_sweep": "runs.sweep_run",
     "runs_table": "studies.stability_summary",
     "search_rate": "learners.rate",
     "selection": "studies.selection",
@@ -256,6 +276,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttentionRecord",
+    "CellStore",
     "ComparisonConfig",
     "Demonstrations",
     "DualformError",
@@ -286,6 +308,8 @@ __all__ = [
     "RunFolder",
     "SelectionConfig",
     "StabilityConfig",
+    "SweepConfig",
+    "SweepResult",
     "Task",
     "TaskVector",
     "Thought",
@@ -299,6 +323,7 @@ __all__ = [
     "build_corpus",
     "compare",
     "compare_momentum",
+    "compare_seed",
     "comparison_config",
     "contextual_calibration",
     "corpus_loss",
@@ -338,13 +363,17 @@ __all__ = [
     "momentum_recurrent",
     "momentum_step",
     "momentum_table",
+    "open_engine",
+    "open_tracker",
     "outer_product_update",
     "overlap_cosine",
     "perplexity",
+    "plan_of",
     "pretrain",
     "random_update",
     "rank_one_update",
     "read_config",
+    "read_sweep_file",
     "rec2ftp",
     "regression_config",
     "relaxation",
@@ -353,6 +382,7 @@ __all__ = [
     "ridge_by_layers",
     "ridge_layer",
     "run_laboratory",
+    "run_sweep",
     "runs_table",
     "search_rate",
     "selection",

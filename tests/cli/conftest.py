@@ -68,7 +68,7 @@ def real_page() -> None:
 def quick_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages have tests of their own; commands that run in another process draw theirs."""
     if "real_page" not in request.fixturenames:
-        monkeypatch.setattr(store, "render_page", lambda result: f"<html>{result.study}</html>")
+        monkeypatch.setattr(store, "render_page", lambda result, attention=None: f"<html>{result.study}</html>")
 
 
 @pytest.fixture(scope="session")

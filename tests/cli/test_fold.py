@@ -74,7 +74,7 @@ def test_a_fold_prints_what_it_is_worth_and_leaves_a_checkpoint(
     done = dualform("fold", "llama", "tickets.csv", *quick, "--to", to)
 
     assert done.code == 0, done.err
-    assert done.message == f"The checkpoint: {to}"
+    assert done.message.startswith(f"The checkpoint: {to} For the hub: dualform push {to} OWNER/NAME ")
     assert lies_at(to) == ["folded"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {path.name for path in to.iterdir()}
     words = " ".join(done.out.split())
@@ -136,7 +136,7 @@ def test_an_adapter_is_written_beside_the_base(dualform: Command, quick: list[st
     done = dualform("fold", "llama", "tickets.csv", *quick, "--as", "lora", "--rank", "2", "--to", to)
 
     assert done.code == 0, done.err
-    assert done.message == f"The adapter: {to}"
+    assert done.message.startswith(f"The adapter: {to} For the hub: dualform push {to} OWNER/NAME ")
     assert "Rank 2 keeps " in " ".join(done.out.split())
     assert {path.name for path in to.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     settings = json.loads((to / "adapter_config.json").read_text(encoding="utf-8"))

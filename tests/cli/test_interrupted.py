@@ -20,6 +20,8 @@ from tests.cli.conftest import SMALL, Done, numbers, result_of
 pytestmark = pytest.mark.usefixtures("quick_page")
 Command = Callable[..., Done]
 PROMISED = {"config.yaml", "result.json", "examples.parquet", "report.html", "log.txt"}
+ATTENTION = {"attention.json"}
+"""Where zero-shot, ICL and FT were all run."""
 PATIENCE = 120
 """Seconds to wait for another process, most of which go into importing torch on a busy machine."""
 
@@ -29,12 +31,11 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_before: int | None = None) -> 
     run_seed = comparison._run_seed
     seeds: list[int] = []
 
-    def run(bench: Any, drawn: Any, *args: Any, **kwargs: Any) -> Any:
-        seed = drawn.demonstrations.seed
+    def run(whole: Any, seed: int, *args: Any, **kwargs: Any) -> Any:
         if seed == stop_before:
             raise KeyboardInterrupt
         seeds.append(seed)
-        return run_seed(bench, drawn, *args, **kwargs)
+        return run_seed(whole, seed, *args, **kwargs)
 
     monkeypatch.setattr(comparison, "_run_seed", run)
     return seeds
@@ -72,7 +73,8 @@ def test_a_stopped_run_goes_on_and_gives_the_numbers_of_one_that_was_not(
     assert dualform(*arguments, "--out", stopped).code == 0
 
     assert seeds == [2, 3]
-    assert {path.name for path in stopped.iterdir()} == PROMISED
+    assert {path.name for path in stopped.iterdir()} == PROMISED | ATTENTION
+    assert (stopped / "attention.json").read_bytes() == (whole / "attention.json").read_bytes()
     found, expected = result_of(stopped), result_of(whole)
     assert numbers(found) == numbers(expected)
     # Tables are in the same order, too.
@@ -84,7 +86,7 @@ def test_a_stopped_run_goes_on_and_gives_the_numbers_of_one_that_was_not(
 def test_a_run_stopped_while_it_writes_is_only_written_again(
     dualform: Command, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(result: Any) -> str:
+    def stop(*given: Any) -> str:
         raise KeyboardInterrupt
 
     arguments = ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1,2", "--learners", "zsl,icl", "--out", out]
@@ -172,7 +174,7 @@ def test_a_process_that_is_stopped_goes_on(
     run = re.findall(r"seed (\d+): finished$", after, re.MULTILINE)
     assert "1" in kept
     assert [*kept, *run] == [str(seed) for seed in range(1, 13)]
-    assert {path.name for path in out.iterdir()} == PROMISED
+    assert {path.name for path in out.iterdir()} == PROMISED | ATTENTION
     assert list(result_of(out)["accuracy"]["icl"]["per_seed"]) == [str(seed) for seed in range(1, 13)]
 
 

@@ -35,7 +35,13 @@ class Setting:
 
 def fresh(family: str, label_words: tuple[str, ...] = ("positive", "lukewarm"), k: int = 4, **changes: Any) -> Setting:
     """A new model; one label word is several tokens."""
-    lm = replace(LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family), **changes)
+    return setting_of(
+        replace(LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family), **changes), label_words, k
+    )
+
+
+def setting_of(lm: LanguageModel, label_words: tuple[str, ...] = ("positive", "lukewarm"), k: int = 4) -> Setting:
+    """The same around a model at hand."""
     task = sentiment(label_words)
     encoder = Encoder(lm, task)
     chosen = some_demonstrations(task, k)

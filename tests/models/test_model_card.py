@@ -6,6 +6,7 @@ from markdown_it import MarkdownIt
 
 from dualform._version import __version__
 from dualform.errors import ConfigError
+from dualform.models.licence import GEMMA_NOTICE, Licence
 from dualform.models.model_card import CardFacts, Measured, model_card
 
 FACTS = CardFacts(
@@ -57,10 +58,31 @@ def test_a_folder_as_base_stays_out_of_the_header_where_hubs_would_refuse_it():
     assert "`/data/models/mine`" in body
 
 
-def test_a_packaged_name_which_no_hub_knows_stays_out_of_the_header():
+def test_a_packaged_model_has_the_name_that_the_hub_knows_it_by():
     header, body = front_matter(model_card(dataclasses.replace(FACTS, base="smollm2-135m")))
-    assert "base_model" not in header
+    assert header["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "`smollm2-135m`" in body
+    for base in ("smollm2-135m", "folded", "models/mine"):
+        # A folder may be called like a model of the hub.
+        header, _ = front_matter(model_card(dataclasses.replace(FACTS, base=base, base_is_local=True)))
+        assert "base_model" not in header
+
+
+def test_licence_and_data_set_are_carried_over():
+    header, body = front_matter(model_card(dataclasses.replace(FACTS, licence=Licence("mit"), dataset="SetFit/sst5")))
+    assert (header["license"], header["datasets"]) == ("mit", ["SetFit/sst5"])
+    assert "Gemma" not in body
+    own = Licence("other", "own", "https://a.b")
+    header, _ = front_matter(model_card(dataclasses.replace(FACTS, licence=own, dataset="no name: of theirs")))
+    assert (header["license"], header["license_name"], header["license_link"]) == ("other", "own", "https://a.b")
+    assert "datasets" not in header
+    header, _ = front_matter(model_card(FACTS))
+    assert not {"license", "license_name", "datasets"} & set(header)
+
+
+def test_a_gemma_says_what_its_terms_ask_for():
+    _, body = front_matter(model_card(dataclasses.replace(FACTS, licence=Licence("gemma"))))
+    assert GEMMA_NOTICE in body.replace("\\", "")
 
 
 def test_everything_that_was_measured_is_told():

@@ -17,7 +17,7 @@ from dualform.errors import ConfigError, StorageError
 from dualform.report.page import render_page
 from dualform.result import Result
 from dualform.runs import store
-from dualform.runs.store import RunFolder, free_folder, read_result, write_report
+from dualform.runs.store import RunFolder, free_folder, read_attention, read_result, write_report
 from dualform.studies.comparison import Comparison, compare
 from dualform.studies.comparison_config import read_config
 from dualform.studies.outcome import SeedOutcome
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> RunFolder:
 @pytest.fixture(autouse=True)
 def _one_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real page, but drawn once for each result: drawing takes a second."""
-    monkeypatch.setattr(store, "render_page", lambda result: _page(result.to_json()))
+    monkeypatch.setattr(store, "render_page", lambda result, attention=None: _page(result.to_json()))
 
 
 @cache
@@ -409,3 +409,49 @@ def test_settings_with_words_of_any_language_are_kept(tmp_path: Path) -> None:
     folder.put(Piece("seed 1", "abc", {}, {}))
     assert yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))["label_words"] == "schlecht,größer"
     assert folder.get("seed 1", "abc") is not None
+
+
+def test_where_learners_looked_lies_beside_the_result_and_is_read_back(folder: RunFolder) -> None:
+    record = comparison().attention
+    assert record is not None
+
+    folder.finish(comparison().result, examples_table(comparison().asked, comparison().outcomes), record)
+
+    assert names(folder.path) == PROMISED | {"attention.json"}
+    assert read_attention(folder.path) == record
+
+
+def test_a_run_without_it_leaves_no_earlier_runs_behind(folder: RunFolder) -> None:
+    (folder.path / "attention.json").write_text("of another run")
+
+    finish(folder)
+
+    assert names(folder.path) == PROMISED
+    assert read_attention(folder.path) is None
+
+
+def test_the_rebuilt_page_shows_where_learners_looked(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    finish(folder)
+    record = comparison().attention
+    assert record is not None
+    (folder.path / "attention.json").write_text(record.to_json(), encoding="utf-8")
+
+    def page(result: Result, attention: Any) -> str:
+        shown.append(attention)
+        return "a page"
+
+    monkeypatch.setattr(store, "render_page", page)
+
+    write_report(folder.path)
+
+    assert shown == [record]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', "\x00"])
+def test_a_damaged_record_is_told_with_what_to_do(folder: RunFolder, text: str) -> None:
+    finish(folder)
+    (folder.path / "attention.json").write_text(text)
+
+    with pytest.raises(ConfigError, match=r"attention\.json is no record .* delete the file"):
+        write_report(folder.path)

@@ -18,6 +18,7 @@ from dualform.cli.options import (
     Context,
     DataDir,
     Device,
+    DeviceMap,
     Dtype,
     FoldLayers,
     FoldTexts,
@@ -25,11 +26,14 @@ from dualform.cli.options import (
     LabelColumn,
     LabelWords,
     LossOn,
+    MaxMemory,
+    OffloadFolder,
     Overwrite,
     Plain,
     PlainWeight,
     ProbeAt,
     Prompt,
+    Quantize,
     Rates,
     Resamples,
     RouteName,
@@ -38,6 +42,7 @@ from dualform.cli.options import (
     Separator,
     Strength,
     TextColumn,
+    Track,
     TrustRemoteCode,
     default_folder,
     fold_settings,
@@ -59,6 +64,7 @@ def compare(
     out: Annotated[Path | None, option("Folder of the run. Default: runs/MODEL-TASK", OUTPUT, "--out")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    track: Track = "none",
     data_dir: DataDir = None,
     text: TextColumn = None,
     label: LabelColumn = None,
@@ -87,6 +93,7 @@ def compare(
     controls: Annotated[str | None, option("all, none or names (see the guide)", CONTROLS)] = None,
     control_limit: Annotated[int | None, option("Queries read for controls (100; 0 for all)", CONTROLS)] = None,
     other_task: Annotated[str | None, option("Whose demonstrations other_task shows", CONTROLS)] = None,
+    explore: Annotated[int | None, option("Queries in the page's attention explorer (8; 0 for none)", OUTPUT)] = None,
     fold_method: Annotated[str | None, option("ridge or another (see the guide)", FOLDING)] = None,
     calibration: Calibration = None,
     fold_texts: FoldTexts = None,
@@ -99,6 +106,10 @@ def compare(
     dtype: Dtype = None,
     route: RouteName = None,
     trust_remote_code: TrustRemoteCode = False,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
+    quantize: Quantize = None,
 ) -> None:
     """Adapt one model by prompt and by finetuning on the same demonstrations, look inside, compare.
 
@@ -146,17 +157,22 @@ def compare(
         "dtype": dtype,
         "route": route,
         "trust_remote_code": trust_remote_code or None,
+        "device_map": device_map,
+        "max_memory": max_memory,
+        "offload_folder": offload_folder,
+        "quantize": quantize,
         "controls": parse_names(controls),
         "control_limit": control_limit,
         "other_task": other_task,
         "limit": limit,
         "selection_limit": selection_limit,
+        "explore": explore,
     }
     config = comparison_config(model, task, preset=preset, **given)  # type: ignore[arg-type]
 
-    def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
+    def carried_out(cells: Any, progress: Any) -> tuple[Any, Any, Any]:
         comparison = run(config, cells=cells, progress=progress)
-        return comparison.result, examples_table(comparison.asked, comparison.outcomes)
+        return comparison.result, examples_table(comparison.asked, comparison.outcomes), comparison.attention
 
     run_study(
         config,
@@ -167,6 +183,7 @@ def compare(
         kept="seeds",
         as_json=as_json,
         show=_print_tables,
+        track=track,
     )
 
 

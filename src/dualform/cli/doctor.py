@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dualform.cli.guard import guarded, quiet_transformers
+from dualform.cli.options import DeviceMap, MaxMemory, OffloadFolder, Quantize
 
 
 @guarded
@@ -14,6 +15,10 @@ def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16")] = "float32",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint")] = False,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
+    quantize: Quantize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
 ) -> None:
     """Show the layout found, the route that runs, the self-checks, and what is left unverified.
@@ -22,20 +27,32 @@ def doctor(
       dualform doctor smollm2-135m
 
       dualform doctor ./checkpoint --json
+
+      dualform doctor ./large --max-memory cpu=8GiB
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from dualform.cli.printing import PlainConsole
     from dualform.models.doctor import examine
     from dualform.models.load import load_model
 
     quiet_transformers()
-    found = examine(load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code))
+    lm = load_model(
+        model,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
+        quantize=quantize,
+    )
+    found = examine(lm)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
         return
-    console = Console()
+    console = PlainConsole()
     facts = Table("what", "found", title=Text(model), title_justify="left")
     for what, value in found.facts.items():
         facts.add_row(what, Text(value))

@@ -1,6 +1,5 @@
 """`dualform fold`: the prompt written into an ordinary checkpoint."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -19,12 +18,15 @@ from dualform.cli.options import (
     Context,
     DataDir,
     Device,
+    DeviceMap,
     Dtype,
     FoldLayers,
     FoldTexts,
     K,
     LabelColumn,
     LabelWords,
+    MaxMemory,
+    OffloadFolder,
     Plain,
     PlainWeight,
     Prompt,
@@ -39,6 +41,7 @@ from dualform.cli.options import (
     option,
     unescape,
 )
+from dualform.cli.planning import only_planned
 
 
 @guarded
@@ -77,6 +80,9 @@ def fold(
     dtype: Dtype = None,
     route: RouteName = None,
     trust_remote_code: TrustRemoteCode = False,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
 ) -> None:
     """Fold a prompt of demonstrations into the weights and write an ordinary checkpoint.
 
@@ -123,17 +129,24 @@ def fold(
         dtype=dtype,
         route=route,
         trust_remote_code=trust_remote_code or None,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
     )
+    if only_planned(config):
+        return
+    from dualform.cli.printing import print_json
     from dualform.cli.progress import progress_bar
 
     quiet_transformers()
     with progress_bar() as bar:
         written = run(config, to, overwrite=overwrite, progress=bar)
     if as_json:
-        sys.stdout.write(written.result.to_json() + "\n")
+        print_json(written.result.to_json())
     else:
         _print(written, config)
     say(f"\nThe {'adapter' if config.form == 'lora' else 'checkpoint'}: {to}")
+    say(f"For the hub: dualform push {to} OWNER/NAME shows what would be sent.")
 
 
 def _print(written: Any, config: Any) -> None:

@@ -18,11 +18,14 @@ from dualform.cli.options import (
     Context,
     DataDir,
     Device,
+    DeviceMap,
     Dtype,
     FoldTexts,
     K,
     LabelColumn,
     LabelWords,
+    MaxMemory,
+    OffloadFolder,
     Overwrite,
     Plain,
     PlainWeight,
@@ -35,6 +38,7 @@ from dualform.cli.options import (
     Separator,
     Strength,
     TextColumn,
+    Track,
     TrustRemoteCode,
     default_folder,
     fold_settings,
@@ -56,6 +60,7 @@ def folding(
     out: Annotated[Path | None, option("Folder of the run. Default: runs/MODEL-TASK-folding", OUTPUT, "--out")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    track: Track = "none",
     axes: Annotated[str | None, option("Of method,k,texts,strength,layers,source (all)", FOLDING)] = None,
     methods: Annotated[str | None, option("Methods compared (all)", FOLDING)] = None,
     ks: Annotated[str | None, option("Demonstrations tried (4,8,16,32,64,128)", FOLDING)] = None,
@@ -92,6 +97,9 @@ def folding(
     dtype: Dtype = None,
     route: RouteName = None,
     trust_remote_code: TrustRemoteCode = False,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
 ) -> None:
     """Fold one prompt in many ways and say what decides how well it goes.
 
@@ -139,6 +147,9 @@ def folding(
         dtype=dtype,
         route=route,
         trust_remote_code=trust_remote_code or None,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
     )
 
     def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
@@ -154,6 +165,7 @@ def folding(
         kept="folds",
         as_json=as_json,
         show=_print_tables,
+        track=track,
     )
 
 

@@ -1,6 +1,7 @@
 """What every command does with an error: one clear message, and the exit code that says whose mistake it was."""
 
 import functools
+import logging
 import os
 import sys
 import warnings
@@ -11,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 
 from dualform.errors import DualformError
+from dualform.plain_text import plain
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 P = ParamSpec("P")
@@ -36,8 +38,8 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def say(text: str) -> None:
-    """One line for the user, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the user, or a few, on standard error; nothing in it steers the terminal, whoever wrote it."""
+    print(plain(text, lines=True), file=sys.stderr, flush=True)
 
 
 def quiet_transformers() -> None:
@@ -54,6 +56,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Where it is installed, peft imports it, and it remarks on a kernel that only a GPU machine needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
         if category is UserWarning and filename.startswith(_PACKAGE):

@@ -19,10 +19,10 @@ def models(as_json: _Json = False) -> None:
 
       dualform models --json
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from dualform.cli.printing import PlainConsole
     from dualform.models.packaged import PACKAGED_MODELS, is_local
 
     rows = [
@@ -40,7 +40,7 @@ def models(as_json: _Json = False) -> None:
             "yes" if row["local"] else "on first use",
             Text(str(row["note"])),
         )
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     console.print("Also: a checkpoint folder, a .gguf file, or any causal model on the hub by its id.")
     console.print("[bold]dualform doctor MODEL[/bold] says how one is read and what could not be verified.")
@@ -60,10 +60,10 @@ def tasks(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from dualform.cli.printing import PlainConsole
     from dualform.tasks.sources import available_tasks
 
     found = available_tasks(data_dir)
@@ -76,6 +76,6 @@ def tasks(
         # Names come from files: as plain strings, square brackets in them would be read as markup.
         here = "yes" if summary.local else "on first use"
         table.add_row(Text(summary.name), Text(words), here, Text(str(summary.where)))
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     console.print("Also: a CSV, TSV, JSONL or Parquet file with --text and --label, a YAML file, or a hub data set.")

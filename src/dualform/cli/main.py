@@ -1,6 +1,7 @@
 """`dualform`: gathers the commands and turns errors into messages and exit codes."""
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -11,10 +12,14 @@ from dualform.cli.fold import fold
 from dualform.cli.folding import folding
 from dualform.cli.listing import models, tasks
 from dualform.cli.momentum import app as momentum
+from dualform.cli.plan import app as plan
+from dualform.cli.push import push
 from dualform.cli.regress import regress
 from dualform.cli.report import report
+from dualform.cli.results import results
 from dualform.cli.selection import selection
 from dualform.cli.stability import stability
+from dualform.cli.sweep import sweep
 
 app = typer.Typer(
     name="dualform",
@@ -25,9 +30,12 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compare, stability, selection, fold, folding, regress, report, models, tasks, doctor):
+_STUDIES: tuple[Callable[..., None], ...] = (compare, stability, selection, fold, folding, regress)
+_AROUND: tuple[Callable[..., None], ...] = (sweep, results, report, push, models, tasks, doctor)
+for command in (*_STUDIES, *_AROUND):
     app.command()(command)
 app.add_typer(momentum)
+app.add_typer(plan)
 
 
 def _print_version(wanted: bool) -> None:

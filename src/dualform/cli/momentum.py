@@ -1,6 +1,8 @@
 """`dualform momentum`: models with momentum attention trained from nothing, beside vanilla ones."""
 
+import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +18,13 @@ from dualform.cli.options import (
     DataDir,
     Overwrite,
     Resamples,
+    Track,
     one_or_several,
     option,
     parse_names,
     parse_numbers,
 )
+from dualform.cli.planning import only_planned
 from dualform.cli.running import run_study
 
 TRAINING = "Training"
@@ -50,6 +54,7 @@ def train(
     learned: Annotated[bool, option("Learn eta, one a head, from --eta on", TRAINING)] = False,
     normalised: Annotated[bool, option("Let the weights of the past sum to 1", TRAINING)] = False,
     cost: Annotated[bool, option("Say what the recipe costs, and train nothing", OUTPUT)] = False,
+    track: Track = "none",
     device: Where = None,
 ) -> None:
     """Train a language model from nothing, with or without momentum; goes on where it was interrupted.
@@ -69,31 +74,49 @@ def train(
         for sentence in cost_sentences(chosen):
             print(sentence)
         return
+    if only_planned(partial(_plan_of_training, chosen, corpus, validation or [], eta)):
+        return
     from dualform.cli.progress import progress_bar
+    from dualform.runs.trackers import open_tracker
 
     quiet_transformers()
-    try:
-        with progress_bar() as bar:
-            trained = train_alone(
-                chosen,
-                corpus,
-                to,
-                validation=validation or (),
-                eta=eta,
-                learned=learned,
-                normalised=normalised,
-                device=device or "auto",
-                progress=bar,
-            )
-    except KeyboardInterrupt:
-        say("The last checkpoint is kept: the same command goes on from it.")
-        raise
+    about = {**chosen.model_dump(mode="json"), "eta": eta, "learned": learned, "normalised": normalised}
+    # Of several processes that train together, one has the numbers.
+    asked = track if os.environ.get("RANK", "0") == "0" else "none"
+    name = to.resolve().name
+    with open_tracker(asked, project="dualform-momentum", run_name=name, config=about, folder=to) as tracker:
+        try:
+            with progress_bar() as bar:
+                trained = train_alone(
+                    chosen,
+                    corpus,
+                    to,
+                    validation=validation or (),
+                    eta=eta,
+                    learned=learned,
+                    normalised=normalised,
+                    device=device or "auto",
+                    progress=bar,
+                    tracker=tracker,
+                )
+        except KeyboardInterrupt:
+            say("The last checkpoint is kept: the same command goes on from it.")
+            raise
+        tracker.finish({"seconds": trained.step_seconds}, [to / "losses.jsonl"])
     last = trained.losses[-1]
     shown = f"training loss {last.loss:.3f}" + (
         "" if last.validation is None else f", validation loss {last.validation:.3f} nats a token"
     )
     print(f"{last.step:,} steps, {last.tokens:,} tokens: {shown}.")
     say(f"\nThe model: {trained.checkpoint}")
+    for how in tracker.where:
+        say(how)
+
+
+def _plan_of_training(recipe: Any, corpus: list[str], validation: list[str], eta: float, machine: Any) -> Any:
+    from dualform.studies.plan_momentum import plan_training
+
+    return plan_training(recipe, corpus, validation, machine, eta=eta)
 
 
 @app.command()
@@ -105,6 +128,7 @@ def compare(
     out: Annotated[Path | None, option("Folder of the run. Default: runs/momentum-RECIPE", OUTPUT, "--out")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    track: Track = "none",
     recipe: RecipeName = None,
     settings: Settings = None,
     etas: Annotated[str | None, option("Decays of momentum (0.1,0.3,0.5,0.9)", TRAINING)] = None,
@@ -180,6 +204,7 @@ def compare(
         kept="runs",
         as_json=as_json,
         show=_print_tables,
+        track=track,
     )
 
 

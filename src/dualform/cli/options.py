@@ -24,6 +24,7 @@ def option(text: str, panel: str, *names: str) -> Any:
 
 Overwrite = Annotated[bool, option("Allow --out to hold the result of other settings", OUTPUT)]
 AsJson = Annotated[bool, option("Print result.json to standard output", OUTPUT, "--json")]
+Track = Annotated[str, option("Of trackio,wandb,mlflow; they keep the numbers on this machine (none)", OUTPUT)]
 DataDir = Annotated[str | None, option("Folder with data sets (or $DUALFORM_DATA)", DATA)]
 TextColumn = Annotated[str | None, option("Column that holds the text", DATA)]
 LabelColumn = Annotated[str | None, option("Column that holds the label", DATA)]
@@ -54,6 +55,10 @@ Device = Annotated[str | None, option("auto, cpu, cuda, mps", MACHINE)]
 Dtype = Annotated[str | None, option("float32, float64, bfloat16, float16", MACHINE)]
 RouteName = Annotated[str | None, option("packed, packed-mask, repeated, naive", MACHINE)]
 TrustRemoteCode = Annotated[bool, option("Run code that comes with the checkpoint", MACHINE)]
+DeviceMap = Annotated[str | None, option("Divide the model: auto, balanced, sequential, or JSON", MACHINE)]
+MaxMemory = Annotated[str | None, option("Room for weights: cpu=2GiB,0=10GiB; the rest on disk", MACHINE)]
+OffloadFolder = Annotated[str | None, option("Where weights go that disk holds", MACHINE)]
+Quantize = Annotated[str | None, option("8bit or 4bit weights: accuracy of zsl and icl only", MACHINE)]
 
 
 def one_or_several(seed: int | None, seeds: str | None) -> tuple[int, ...] | None:

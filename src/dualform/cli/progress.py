@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dualform.cli.printing import PlainConsole
+from dualform.plain_text import plain
 
 
 class Bar:
@@ -22,13 +25,14 @@ class Bar:
 
     def advance(self, amount: float, doing: str) -> None:
         """So much of it is done."""
-        self._progress.update(self._task, advance=amount, description=doing)
+        # No markup: a name in square brackets is a name.
+        self._progress.update(self._task, advance=amount, description=escape(plain(doing)))
 
 
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
     """A bar for the length of the block; nothing at all where standard error is no terminal."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(),

@@ -9,6 +9,7 @@ from dualform.cli.options import (
     PROTOCOL,
     AsJson,
     Overwrite,
+    Track,
     one_or_several,
     option,
     parse_names,
@@ -27,6 +28,7 @@ def regress(
     out: Annotated[Path | None, option("Folder of the run. Default: runs/regress-STUDY", OUTPUT, "--out")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    track: Track = "none",
     seed: Annotated[int | None, option("One seed", PROTOCOL)] = None,
     seeds: Annotated[str | None, option("Several: 1..7 or 1,4,9 (1..5)", PROTOCOL)] = None,
     dimension: Annotated[int | None, option("Of inputs (10)", PROTOCOL)] = None,
@@ -65,6 +67,7 @@ def regress(
         kept="trainings",
         as_json=as_json,
         show=_print_claims,
+        track=track,
     )
 
 

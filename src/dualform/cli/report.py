@@ -1,4 +1,4 @@
-"""`dualform report`: the page of a finished run, made again."""
+"""`dualform report`: the page of a finished run or of a sweep, made again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +10,13 @@ from dualform.cli.guard import guarded, say
 
 @guarded
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished run")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run or of a sweep")],
     chart: Annotated[
         Path | None,
         typer.Option(help="Also save the accuracy chart: a .svg, .pdf, .png or .html file", show_default=False),
     ] = None,
 ) -> None:
-    """Rebuild report.html from result.json.
+    """Rebuild report.html from result.json, or a sweep's from sweep.json.
 
     Examples:
       dualform report runs/smollm2-135m-reviews
@@ -24,15 +24,29 @@ def report(
       dualform report runs/regress
 
       dualform report runs/smollm2-135m-reviews --chart accuracy.pdf
+
+      dualform report runs/sweep-six-tasks
     """
     from dualform.errors import ConfigError
     from dualform.files import writable_dir
     from dualform.report.charts import accuracy_chart, save_chart
     from dualform.runs.store import read_result, write_report
+    from dualform.runs.sweep_folder import SWEEP_FILE, holds_sweep, read_sweep, write_sweep_report
 
-    say(f"The page: {write_report(folder)}")
+    of_sweep = holds_sweep(folder)
+    if not of_sweep and not (folder / "result.json").exists():
+        raise ConfigError(
+            f"{folder} holds no result.json: give the folder of a finished run, or of a sweep with its {SWEEP_FILE} "
+            "(see --out)."
+        )
+    say(f"The page: {write_sweep_report(folder) if of_sweep else write_report(folder)}")
     if chart is not None:
-        drawn = accuracy_chart(read_result(folder))
+        if of_sweep:
+            from dualform.report.sweep_charts import accuracy_by_task_chart
+
+            drawn = accuracy_by_task_chart(read_sweep(folder))
+        else:
+            drawn = accuracy_chart(read_result(folder))
         if drawn is None:
             raise ConfigError(f"{folder} holds no accuracy, so there is nothing to draw.")
         writable_dir(chart.parent, "Choose another place with --chart.")

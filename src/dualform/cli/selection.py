@@ -15,11 +15,14 @@ from dualform.cli.options import (
     Context,
     DataDir,
     Device,
+    DeviceMap,
     Dtype,
     K,
     LabelColumn,
     LabelWords,
     LossOn,
+    MaxMemory,
+    OffloadFolder,
     Overwrite,
     ProbeAt,
     Prompt,
@@ -29,6 +32,7 @@ from dualform.cli.options import (
     Seed,
     Separator,
     TextColumn,
+    Track,
     TrustRemoteCode,
     default_folder,
     one_or_several,
@@ -46,6 +50,7 @@ def selection(
     out: Annotated[Path | None, option("Folder of the run. Default: runs/MODEL-TASK-selection", OUTPUT)] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    track: Track = "none",
     data_dir: DataDir = None,
     text: TextColumn = None,
     label: LabelColumn = None,
@@ -75,6 +80,9 @@ def selection(
     dtype: Dtype = None,
     route: RouteName = None,
     trust_remote_code: TrustRemoteCode = False,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
 ) -> None:
     """Measure how much choosing seed, order and rate flatters ICL and FT, and whether likeness hangs on it.
 
@@ -114,6 +122,9 @@ def selection(
         "dtype": dtype,
         "route": route,
         "trust_remote_code": trust_remote_code or None,
+        "device_map": device_map,
+        "max_memory": max_memory,
+        "offload_folder": offload_folder,
     }
     config = selection_config(model, task, **given)
 
@@ -130,6 +141,7 @@ def selection(
         kept="seeds",
         as_json=as_json,
         show=_print_tables,
+        track=track,
     )
 
 

@@ -16,13 +16,17 @@ from dualform.cli.options import (
     Context,
     DataDir,
     Device,
+    DeviceMap,
     Dtype,
     K,
     LabelColumn,
     LabelWords,
     LossOn,
+    MaxMemory,
+    OffloadFolder,
     Overwrite,
     Prompt,
+    Quantize,
     Rates,
     Resamples,
     RouteName,
@@ -30,6 +34,7 @@ from dualform.cli.options import (
     SelectionLimit,
     Separator,
     TextColumn,
+    Track,
     TrustRemoteCode,
     default_folder,
     one_or_several,
@@ -47,6 +52,7 @@ def stability(
     out: Annotated[Path | None, option("Folder of the run. Default: runs/MODELS-TASK-stability", OUTPUT)] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    track: Track = "none",
     data_dir: DataDir = None,
     text: TextColumn = None,
     label: LabelColumn = None,
@@ -75,6 +81,10 @@ def stability(
     dtype: Dtype = None,
     route: RouteName = None,
     trust_remote_code: TrustRemoteCode = False,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
+    quantize: Quantize = None,
 ) -> None:
     """Measure how ICL and FT vary over demonstration sets, orders and labels, and when they collapse.
 
@@ -115,6 +125,10 @@ def stability(
         "dtype": dtype,
         "route": route,
         "trust_remote_code": trust_remote_code or None,
+        "device_map": device_map,
+        "max_memory": max_memory,
+        "offload_folder": offload_folder,
+        "quantize": quantize,
     }
     config = stability_config(tuple(models), task, **given)
 
@@ -131,6 +145,7 @@ def stability(
         kept="sets",
         as_json=as_json,
         show=_print_tables,
+        track=track,
     )
 
 

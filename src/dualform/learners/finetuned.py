@@ -247,7 +247,7 @@ def train(
         if steps == "sequential":
             optimiser.step()
         opening = len(ids) - _n_content(demonstrations, step - 1)
-        seen.append(torch.stack([layers[i][:, opening:].transpose(0, 1) for i in range(n_layers)]))
+        seen.append(torch.stack([layers[i][:, opening:].transpose(0, 1).to(lm.device) for i in range(n_layers)]))
     if steps == "batch" and losses:
         optimiser.step()
     return losses, torch.cat(seen, dim=1) if seen else None

@@ -140,7 +140,7 @@ class Folded:
         module = lm.model.get_submodule(W_O)
         weight = module.get_parameter("weight")
         axis = row_axis(module)
-        return NormalEquations(weight.shape[1 - axis], weight.shape[axis], intercept=self.bias, device=weight.device)
+        return NormalEquations(weight.shape[1 - axis], weight.shape[axis], intercept=self.bias, device=lm.device)
 
     def _cost(self, lm: LanguageModel, demonstrations: EncodedDemonstrations, seconds: float) -> AdaptationCost:
         context = len(demonstrations.prefix)

@@ -17,6 +17,7 @@ from dualform.models.edit import WeightDelta, applied
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.forward import forward_rows, watching
 from dualform.models.language_model import LanguageModel
+from dualform.models.streaming import weight_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class GradientStep:
                 f"{len(demonstrations.sequences)}, with {sorted(set(demonstrations.n_answer_tokens))} tokens. "
                 "Give one at least, and label words that are single tokens."
             )
-        weight = lm.model.get_parameter(self.parameter).detach()
+        weight = weight_of(lm.model, self.parameter)
         W = weight[self.rows, self.columns].clone().requires_grad_()
         pairs = torch.tensor([ids[-2:] for ids in demonstrations.sequences])
         x, y = self.inputs[pairs[:, 0]].to(W), self.targets[pairs[:, 1]].to(W)

@@ -17,6 +17,7 @@ from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import forward_flops
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
+from dualform.models.streaming import runs_on
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ def _zero_deltas(lm: LanguageModel) -> tuple[WeightDelta, ...]:
                 shape = list(parameter.shape)
                 if index is not None:
                     shape[axis] = len(index)
-                zeros = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
+                zeros = torch.zeros(shape, dtype=torch.float32, device=runs_on(module))
                 yield WeightDelta(f"{module_name}.{kind}", axis, index, zeros)
 
     return tuple(deltas())

@@ -23,6 +23,7 @@ from dualform.models.flops import forward_flops
 from dualform.models.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
 from dualform.models.layout import Layout, Probe, Query, lay_out
 from dualform.models.readers import MLPReaders, at_mlps, find_readers
+from dualform.models.streaming import weight_of
 from dualform.ops.folding import rank_one_factors
 
 
@@ -113,7 +114,7 @@ class RankOneModel:
         def changed(layer: int, name: str, a: Tensor, out: Tensor) -> Tensor:
             own = a[:, first:]
             module = self.lm.model.get_submodule(name)
-            weight = module.get_parameter("weight")
+            weight = weight_of(self.lm.model, f"{name}.weight")
             W = weight.mT if row_axis(module) else weight
             left, right = rank_one_factors(W, own, context.a[layer][0] - own)
             return _added(out, first, left * (right * own).sum(-1, keepdim=True))

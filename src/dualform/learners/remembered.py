@@ -41,6 +41,11 @@ class ReadingMemory:
             self._kept[key] = (readings, seconds)
             self.bytes += size
 
+    def clear(self) -> None:
+        """Let everything go."""
+        self._kept.clear()
+        self.bytes = 0
+
     def __len__(self) -> int:
         return len(self._kept)
 

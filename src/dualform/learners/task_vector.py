@@ -105,7 +105,7 @@ class TaskVector:
 
         def add(layer: int, rows: Tensor, out: Tensor) -> None:
             # Sums over many texts in double precision, so that the mean does not depend on how they are grouped.
-            total[layer] = total.get(layer, 0.0) + out[0, rows].double().sum(0)
+            total[layer] = total.get(layer, 0.0) + out[0, rows.to(out.device)].double().sum(0)
 
         n_answers = max(len(text.answers) for text in self.texts)
         scores = torch.full((len(self.texts), n_answers), -torch.inf, dtype=torch.float64)
@@ -115,7 +115,7 @@ class TaskVector:
                 readings = in_context.read_group(self.texts, indices)
             found = readings.log_probabilities
             scores[list(indices), : found.shape[1]] = found.double().cpu()
-        mean = torch.stack([total[layer] for layer in range(len(blocks))]) / len(self.texts)
+        mean = torch.stack([total[layer].to(lm.device) for layer in range(len(blocks))]) / len(self.texts)
         searched = scores[: self.search_texts]
         # As wide as the longest list of answers among those, as anyone who reads them alone will see it.
         width = max(len(text.answers) for text in self.texts[: self.search_texts])
@@ -168,7 +168,7 @@ class PatchedModel:
 
         def replace(module: nn.Module, args: Any, out: Any) -> Any:
             hidden = (out if isinstance(out, Tensor) else out[0]).clone()
-            hidden[0, rows] = self.vector.to(hidden)
+            hidden[0, rows.to(hidden.device)] = self.vector.to(hidden)
             return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
 
         handle = lm.model.get_submodule(self.block).register_forward_hook(replace)

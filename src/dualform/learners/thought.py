@@ -20,6 +20,7 @@ from dualform.models.flops import forward_flops
 from dualform.models.language_model import NO_RECORDING, EncodedPrefix, LanguageModel
 from dualform.models.layout import Layout, Query, lay_out
 from dualform.models.readers import MLPReaders, at_mlps, find_readers
+from dualform.models.streaming import weight_of
 from dualform.ops.folding import rank_one_sum
 
 ThoughtForm = Literal["vector", "matrix"]
@@ -94,7 +95,7 @@ class Thought:
             matrix = self.strength * means.matrix(layer)
             for name in found.linears:
                 module = lm.model.get_submodule(name)
-                weight = module.get_parameter("weight").float()
+                weight = weight_of(lm.model, f"{name}.weight").float().to(matrix.device)
                 transposed = row_axis(module) == 1
                 delta = matrix.mT @ weight if transposed else weight @ matrix
                 yield WeightDelta(f"{name}.weight", row_axis(module), None, delta)

@@ -1,6 +1,7 @@
 """peft's LoRA adapters, put into a model for the length of a block and read off as ordinary weight changes."""
 
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel
 from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy, row_axis
 from dualform.models.edit import WeightDelta
+from dualform.models.quantized import quietly, require_unquantized
+from dualform.models.streaming import require_, requiring, stood_in
 
 
 class LoraTraining:
@@ -31,14 +34,16 @@ class LoraTraining:
                 )
             # Once each: a fused module holds both, and its change must not be read off twice.
             self._names += dict.fromkeys((layer.W_Q.module, layer.W_V.module))
-        self._required: list[tuple[nn.Parameter, bool]] = []
+        self._required: dict[str, bool] = {}
+        require_unquantized(model, "so adapters trained on them would be compared with nothing")
         self._peft: Any = None
 
     def __enter__(self) -> "LoraTraining":
         # peft takes seconds to import, and not everyone trains adapters.
-        from peft import LoraConfig, get_peft_model
+        with quietly():
+            from peft import LoraConfig, get_peft_model
 
-        self._required = [(weight, weight.requires_grad) for weight in self._model.parameters()]
+        self._required = requiring(self._model)
         transposed = row_axis(self._model.get_submodule(self._names[0])) == 1
         config = LoraConfig(
             r=self._rank,
@@ -48,7 +53,7 @@ class LoraTraining:
             fan_in_fan_out=transposed,
         )
         try:
-            with torch.random.fork_rng(), warnings.catch_warnings():
+            with torch.random.fork_rng(), warnings.catch_warnings(), self._weights_at_hand(), quietly():
                 torch.manual_seed(self._seed)
                 # Advice for people who save adapters; nothing is saved here.
                 warnings.simplefilter("ignore")
@@ -71,8 +76,14 @@ class LoraTraining:
         for name in ("peft_config", "active_adapters_"):
             if name in vars(self._model):
                 delattr(self._model, name)
-        for weight, required in self._required:
-            weight.requires_grad_(required)
+        require_(self._model, self._required)
+
+    def _weights_at_hand(self) -> ExitStack:
+        # peft puts adapters where the weight lies, which for a streamed one would be nowhere.
+        stack = ExitStack()
+        for name in self._names:
+            stack.enter_context(stood_in(self._model.get_submodule(name)))
+        return stack
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -1,9 +1,10 @@
 """Where a model keeps W_Q, W_K, W_V and W_O: found by probing, so that no table of families is kept.
 
 One short forward shows each layer's attention: its query, key, value and output. Gradients from query, key and value
-back to the rows of the linears around them tell which rows are W_Q, W_K and W_V, whether they are separate modules,
-contiguous thirds (gpt2), interleaved by head (gpt_neox) or grouped (llama, phi3). W_O is the linear that reads the
-attention output. Nudging W_K and W_V then shows that keys and values move, and nothing else does.
+back to the output features of the linears around them tell which rows are W_Q, W_K and W_V, whether they are separate
+modules, contiguous thirds (gpt2), interleaved by head (gpt_neox) or grouped (llama, phi3). No weight has a gradient, so
+that quantized ones and those that lie elsewhere are found as well. W_O is the linear that reads the attention output.
+Nudging W_K and W_V then shows that keys and values move, and nothing else does.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from dualform.errors import ModelError
 from dualform.models.attention import NAME, AttentionCall, plain_attention, tapped
+from dualform.models.quantized import precision_of
+from dualform.models.streaming import dropped_between, frozen, input_device, lent
 from dualform.models.watch import AttentionWatch, SeenAttention
 
 
@@ -117,7 +120,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
 
     Args:
         model: In eval mode; its attention implementation is set to dualform's where the family allows it, and to
-            `eager` where no attention is seen otherwise. Weights and their `requires_grad` are as before afterwards.
+            `eager` where no attention is seen otherwise. Weights are as before afterwards.
 
     Returns:
         The anatomy, verified; what could not be found is None with words.
@@ -129,7 +132,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     refusal: ModelError | None = None
     seen: list[_Seen] = []
     try:
-        seen, inputs = _observe(model, registry)
+        seen, at_linears = _observe(model, registry)
     except ModelError as error:
         refusal = error
     if not seen:
@@ -137,14 +140,14 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         # their plain code can still be watched. It is not the first choice, because Falcon's adds ALiBi twice.
         registry = False
         _use_eager(model)
-        seen, inputs = _observe(model, registry)
+        seen, at_linears = _observe(model, registry)
     if not seen:
         raise refusal or ModelError(
             f"{type(model).__name__}: no softmax attention was seen in its forward, so there is nothing to compare. "
             "dualform reads causal transformers with attention layers."
         )
     names = {module: name for name, module in model.named_modules()}
-    layers = [_describe(names, one, inputs) for one in seen]
+    layers = [_describe(names, one, at_linears) for one in seen]
     return Anatomy(tuple(_verified(model, registry, layers)), registry)
 
 
@@ -167,22 +170,31 @@ def _use_eager(model: PreTrainedModel) -> None:
             module._use_sdpa = False
 
 
-def _observe(model: PreTrainedModel, registry: bool) -> tuple[list[_Seen], dict[nn.Module, Tensor]]:
-    """One forward on a few tokens: every attention seen, and the input of every linear."""
-    inputs: dict[nn.Module, Tensor] = {}
+@dataclass(frozen=True)
+class _AtLinear:
+    """What one linear read and wrote in the forward."""
 
-    def keep_input(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        inputs[module] = args[0].detach()
+    input: Tensor
+    output: Tensor
+
+
+def _observe(model: PreTrainedModel, registry: bool) -> tuple[list[_Seen], dict[nn.Module, _AtLinear]]:
+    """One forward on a few tokens: every attention seen, and what passed through every linear."""
+    passed: dict[nn.Module, _AtLinear] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        passed[module] = _AtLinear(args[0].detach(), out)
+
+    def begin_graph(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        # Not the output itself: families that scale it in place may not do so to a leaf.
+        return out + torch.zeros((), dtype=out.dtype, device=out.device, requires_grad=True)
 
     linears = [module for module in model.modules() if is_linear(module)]
-    weights = [weight for weight in model.parameters() if weight.is_floating_point()]
-    before = [weight.requires_grad for weight in weights]
-    handles = [module.register_forward_hook(keep_input) for module in linears]
+    handles = [module.register_forward_hook(keep) for module in linears]
+    handles.append(model.get_input_embeddings().register_forward_hook(begin_graph))
     tap = _ProbeTap()
     try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), frozen(model), dropped_between(model):
             if registry:
                 with tapped(tap):
                     model(input_ids=_probe_tokens(model), use_cache=False)
@@ -192,9 +204,7 @@ def _observe(model: PreTrainedModel, registry: bool) -> tuple[list[_Seen], dict[
     finally:
         for handle in handles:
             handle.remove()
-        for weight, required in zip(weights, before, strict=True):
-            weight.requires_grad_(required)
-    return seen, inputs
+    return seen, passed
 
 
 def _watch_once(model: PreTrainedModel) -> list[_Seen]:
@@ -212,16 +222,17 @@ def _watch_once(model: PreTrainedModel) -> list[_Seen]:
 def _probe_tokens(model: PreTrainedModel) -> Tensor:
     size = model.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(5) * 7919 % (size - 4) + 4
-    return tokens[None].to(model.device)
+    return tokens[None].to(input_device(model))
 
 
-def _describe(names: dict[nn.Module, str], seen: _Seen, inputs: dict[nn.Module, Tensor]) -> LayerAnatomy:
+def _describe(names: dict[nn.Module, str], seen: _Seen, passed: dict[nn.Module, _AtLinear]) -> LayerAnatomy:
     linears = {name: module for name, module in seen.module.named_modules() if is_linear(module)}
     prefix = names[seen.module]
+    outputs = {name: passed[module].output for name, module in linears.items() if module in passed}
     unclear: list[str] = []
     found: dict[str, Rows | None] = {}
     for letter, tensor in (("W_Q", seen.query), ("W_K", seen.key), ("W_V", seen.value)):
-        rows = _rows_that_move(tensor, linears, prefix)
+        rows = _rows_that_move(tensor, outputs, prefix)
         expected = tensor.shape[1] * tensor.shape[3]
         if len(rows) == 1 and len(rows[0].index) == expected:
             found[letter] = rows[0]
@@ -229,7 +240,7 @@ def _describe(names: dict[nn.Module, str], seen: _Seen, inputs: dict[nn.Module, 
             found[letter] = None
             where = ", ".join(f"{len(r.index)} rows of {r.module}" for r in rows) or "no linear"
             unclear.append(f"{letter} should be {expected} rows of one linear, but {where} move it")
-    output = [name for name, module in linears.items() if _reads(inputs.get(module), seen.joined)]
+    output = [name for name, module in linears.items() if module in passed and _reads(passed[module], seen.joined)]
     if len(output) != 1:
         unclear.append(f"W_O should be the one linear that reads the joined heads, but {len(output)} do")
     return LayerAnatomy(
@@ -245,49 +256,53 @@ def _describe(names: dict[nn.Module, str], seen: _Seen, inputs: dict[nn.Module, 
     )
 
 
-def _rows_that_move(tensor: Tensor, linears: dict[str, nn.Module], prefix: str) -> list[Rows]:
-    """The output features whose weights have a gradient from a random projection of `tensor`."""
-    if not tensor.requires_grad:
+def _rows_that_move(tensor: Tensor, outputs: dict[str, Tensor], prefix: str) -> list[Rows]:
+    """The output features of linears that have a gradient from a random projection of `tensor`."""
+    outputs = {name: output for name, output in outputs.items() if output.requires_grad}
+    if not tensor.requires_grad or not outputs:
         return []
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(tensor.shape, generator=generator).to(tensor)
-    weights = [module.get_parameter("weight") for module in linears.values()]
-    gradients = torch.autograd.grad((tensor * direction).sum(), weights, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        (tensor * direction).sum(), list(outputs.values()), retain_graph=True, allow_unused=True
+    )
     rows = []
-    for (name, module), gradient in zip(linears.items(), gradients, strict=True):
+    for name, gradient in zip(outputs, gradients, strict=True):
         if gradient is None:
             continue
-        moved = gradient.abs().amax(dim=1 - row_axis(module)) > 0
+        moved = gradient.abs().flatten(0, -2).amax(dim=0) > 0
         index = moved.nonzero()[:, 0].cpu()
         if len(index):
             rows.append(Rows(f"{prefix}.{name}", index, whole=bool(moved.all())))
     return rows
 
 
-def _reads(given: Tensor | None, joined: Tensor) -> bool:
-    return given is not None and given.numel() == joined.numel() and torch.equal(given.reshape(joined.shape), joined)
+def _reads(at: _AtLinear, joined: Tensor) -> bool:
+    return at.input.numel() == joined.numel() and torch.equal(at.input.reshape(joined.shape), joined)
 
 
 def _verified(model: PreTrainedModel, registry: bool, layers: list[LayerAnatomy]) -> list[LayerAnatomy]:
     """Nudge W_K, then W_V, of the first layer: only its keys, only its values may move, and all of them.
 
-    Later layers see other inputs once the first has moved, so for them the gradients stand alone.
+    Later layers see other inputs once the first has moved, so for them the gradients stand alone. Quantized weights
+    cannot be nudged.
     """
     first = layers[0]
-    if first.W_K is None or first.W_V is None:
+    if first.W_K is None or first.W_V is None or precision_of(model) is not None:
         return layers
     with torch.no_grad():
         before = _first_layer(model, registry)
+        if not all(seen.isfinite().all() for seen in before):
+            # Numbers that are none cannot be seen to move; whoever reads the model will say so.
+            return layers
         for letter, rows, moving in (("W_K", first.W_K, 1), ("W_V", first.W_V, 2)):
-            module = model.get_submodule(rows.module)
-            original = module.weight.data
-            nudged = original.clone()
-            nudged.index_fill_(row_axis(module), rows.index.to(original.device), 0.01)
-            try:
-                module.weight.data = nudged
+            axis = row_axis(model.get_submodule(rows.module))
+
+            def nudged(weight: Tensor, axis: int = axis, index: Tensor = rows.index) -> Tensor:
+                return weight.index_fill(axis, index.to(weight.device), 0.01)
+
+            with lent(model, f"{rows.module}.weight", nudged):
                 after = _first_layer(model, registry)
-            finally:
-                module.weight.data = original
             for i, (a, b) in enumerate(zip(before, after, strict=True)):
                 # Every feature must move at some token; in half precision one may stay where it was at a single one.
                 moved = (a != b).any(dim=-2)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy
 from dualform.models.language_model import largest_difference, tolerance
+from dualform.models.streaming import input_device
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
     blocks = Blocks(model, names, tuple(companions))
     with torch.no_grad():
         difference = largest_difference([logits], [blocks.unembed(hidden)])
-    if not difference < tolerance(model.dtype):
+    if not difference < tolerance(model):
         raise ModelError(
             f"{family}: the output of {names[-1]}, read through what follows it, gives logits that differ from the "
             f"model's by {difference:.1e} of the largest. They depend on more than that output, so layers cannot be "
@@ -205,7 +206,7 @@ def block_of(model: PreTrainedModel, name: str) -> str | None:
 def _tokens(model: PreTrainedModel, n: int) -> Tensor:
     """Some ids, `(1, n)`, none of those few that are often special."""
     size = model.get_input_embeddings().weight.shape[0]
-    return (torch.arange(n) * 7919 % (size - 4) + 4)[None].to(model.device)
+    return (torch.arange(n) * 7919 % (size - 4) + 4)[None].to(input_device(model))
 
 
 def _handing_on(hidden: Tensor | None, companions: tuple[Any, ...] | None) -> Any:

@@ -16,6 +16,7 @@ from dualform.models.anatomy import Anatomy
 from dualform.models.capture import ProbeIndex, Recorder, Recording, Trace, join_traces
 from dualform.models.forward import KeysValues, cache_argument, forward_rows, keys_values, recorded_rows
 from dualform.models.layout import Layout, Query
+from dualform.models.streaming import input_device
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _CachedRoute:
             return CachedPrefix(None, prefix)
         # Without a config every layer keeps all its tokens; the mask sees to sliding windows.
         cache = DynamicCache()
-        tokens = torch.tensor([prefix], device=self._model.device)
+        tokens = torch.tensor([prefix], device=input_device(self._model))
         last = tokens.new_tensor([len(prefix) - 1])
         forward_rows(self._model, last, input_ids=tokens, use_cache=True, **cache_argument(self._model, cache))
         return CachedPrefix(cache, prefix)

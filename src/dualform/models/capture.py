@@ -6,7 +6,7 @@ model's outputs are the same with it and without it, bit for bit.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,12 @@ class ProbeIndex:
     n_prefix: int
     """Keys before them that belong to the prefix."""
 
+    def to(self, device: torch.device) -> "ProbeIndex":
+        """The same on another device."""
+        return replace(
+            self, batch=self.batch.to(device), position=self.position.to(device), columns=self.columns.to(device)
+        )
+
 
 class Recorder:
     """Collects one forward's records, layer by layer, into a `Trace`."""
@@ -107,7 +113,8 @@ class Recorder:
         def keep(module: nn.Module, args: Any, out: Tensor) -> None:
             # Some families (Falcon, OPT of old) flatten batch and position before W_O; both are recovered here.
             rows = out if out.dim() == 3 else out.view(int(self._index.batch.max()) + 1, -1, out.shape[-1])
-            self._records["output"][layer] = rows[self._index.batch, self._index.position]
+            index = self._index.to(out.device)
+            self._keep("output", layer, rows[index.batch, index.position])
 
         return keep
 
@@ -134,17 +141,22 @@ class Recorder:
         """
         records = self._records
         if "q" in records:
-            records["q"][layer] = q
+            self._keep("q", layer, q)
         if "scores" in records:
-            records["scores"][layer] = own_scores
+            self._keep("scores", layer, own_scores)
         if "demo_scores" in records:
             empty = q.new_zeros(*q.shape[:2], 0)
-            records["demo_scores"][layer] = empty if prefix_scores is None else prefix_scores
+            self._keep("demo_scores", layer, empty if prefix_scores is None else prefix_scores)
         if "head_output" in records:
-            records["head_output"][layer] = head_output
+            self._keep("head_output", layer, head_output)
         if "update" in records:
-            values = own_values.masked_fill(~self._mask[:, None, :, None], 0.0)
-            records["update"][layer] = einsum(values, own_keys, "example h pos v, example h pos k -> example h v k")
+            values = own_values.masked_fill(~self._mask.to(own_values.device)[:, None, :, None], 0.0)
+            update = einsum(values, own_keys, "example h pos v, example h pos k -> example h v k")
+            self._keep("update", layer, update)
+
+    def _keep(self, name: str, layer: int, record: Tensor) -> None:
+        # Layers of a divided model lie on several devices; a trace lies on one.
+        self._records[name][layer] = record.to(self._mask.device)
 
     def see_dense(
         self,
@@ -170,7 +182,7 @@ class Recorder:
             scale: Factor of the scores.
             mask: `(batch or 1, head or 1, q_pos, k_pos)`, bool or additive, or None.
         """
-        index = self._index
+        index = self._index.to(query.device)
         q = query[index.batch, :, index.position]
         keys, values = (_columns(x, index) for x in (key, value))
         if scores is None:

@@ -271,13 +271,14 @@ def require_plain_weights(lm: LanguageModel) -> None:
         ModelError: They are quantized, or not in memory.
     """
     remedy = "Load the model dequantized, or its unquantized original."
-    quantizer: Any = getattr(lm.model, "hf_quantizer", None)
-    if quantizer is not None and not getattr(quantizer.quantization_config, "dequantize", False):
-        method = getattr(quantizer.quantization_config, "quant_method", "an unknown method")
-        raise ModelError(f"{lm.name} is quantized ({getattr(method, 'value', method)}). {remedy}")
+    if lm.quantized is not None:
+        raise ModelError(f"{lm.name} is quantized ({lm.quantized}). {remedy}")
     for name, weight in lm.model.named_parameters():
         if weight.is_meta:
-            raise ModelError(f"{name} of {lm.name} is not in memory (offloaded). Load the model whole.")
+            raise ModelError(
+                f"{name} of {lm.name} is not in memory (offloaded), and a checkpoint is written from memory. Load the "
+                "model whole: without --device-map, or with room for all of it."
+            )
         # float8 counts as floating point, but is a quantization with scales kept elsewhere.
         if not weight.is_floating_point() or weight.dtype.itemsize < 2 or type(weight.data) is not Tensor:
             kind = weight.dtype if type(weight.data) is Tensor else type(weight.data).__name__

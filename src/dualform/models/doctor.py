@@ -1,5 +1,6 @@
 """An examination of one model: what was found, what was checked, and what has to be taken on trust."""
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from dualform.models.language_model import (
     window_of,
 )
 from dualform.models.layout import Query
+from dualform.models.quantized import WHY, token_by_token
+from dualform.models.streaming import named_weights
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def examine(lm: LanguageModel) -> Examination:
     }
     facts = {
         "architecture": type(lm.model).__name__,
-        "parameters": f"{sum(parameter.numel() for parameter in lm.model.parameters()):,}",
+        "parameters": f"{lm.n_parameters:,}",
         "layers": str(len(layers)),
         "heads": f"{first.n_heads}, keys and values {first.n_kv_heads}, {first.d_head} wide",
         "context": "no limit named" if lm.max_positions is None else f"{lm.max_positions} tokens",
@@ -68,15 +71,55 @@ def examine(lm: LanguageModel) -> Examination:
         "W_O (layer 0)": first.W_O or "not found",
         "opening token": "none" if lm.bos is None else f"{lm.tokenizer.convert_ids_to_tokens(lm.bos)!r} ({lm.bos})",
         "dtype and device": f"{str(lm.model.dtype).removeprefix('torch.')} on {lm.device}",
+        "weights": _where(lm),
+        "stored in": lm.quantized or f"{8 * lm.model.dtype.itemsize} bits, nothing rounded",
         "route": lm.route.name,
     }
-    checks = [*_route_checks(lm), _attention_check(lm)]
+    with token_by_token(lm.model):
+        checks = [*_route_checks(lm), _attention_check(lm)]
+    facts["peak memory"] = peak_memory()
     unverified = list(lm.anatomy.unclear)
-    if len(layers) > 1:
+    if lm.quantized is not None:
+        unverified.append(f"W_K and W_V: found by gradients; weights in {lm.quantized} cannot be nudged")
+        if lm.quantized == "8 bit":
+            unverified.append("how far an answer hangs on what is read in the same row: outliers are found row by row")
+        unverified.append(f"anything that compares weights or their changes, in {lm.quantized}: {WHY}")
+    elif len(layers) > 1:
         unverified.append("W_K and W_V of layers after the first: found by gradients, not nudged")
     if window and window > 1024:
         unverified.append(f"behaviour beyond the sliding window of {window} tokens: the self-check's prefix is shorter")
     return Examination(facts, tuple(checks), tuple(unverified))
+
+
+def _where(lm: LanguageModel) -> str:
+    """On which devices the weights lie, largest share first."""
+    places: dict[str, str | int] = getattr(lm.model, "hf_device_map", None) or {"": str(lm.device)}
+    sizes: dict[str, int] = {}
+    for name, weight in named_weights(lm.model):
+        inside = [key for key in places if not key or f"{name}.".startswith(f"{key}.")]
+        # What a map does not name stays where the model would be without one.
+        place = str(places[max(inside, key=len)]) if inside else str(lm.device)
+        place = f"cuda:{place}" if place.isdigit() else place
+        sizes[place] = sizes.get(place, 0) + weight.numel() * weight.element_size()
+    shown = [f"{size / (1 << 20):,.0f} MiB on {place}" for place, size in sorted(sizes.items(), key=lambda it: -it[1])]
+    return ", ".join(shown) + (", read as they are needed" if lm.streamed else "")
+
+
+def peak_memory() -> str:
+    """The most memory that this process has had, in words: its own, and on each GPU."""
+    found = []
+    try:
+        import resource
+    except ImportError:
+        # Windows has none.
+        pass
+    else:
+        # Kilobytes, but on a Mac bytes.
+        unit = 1 if sys.platform == "darwin" else 1 << 10
+        found.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 20):,.0f} MiB")
+    for number in range(torch.cuda.device_count()):
+        found.append(f"{torch.cuda.max_memory_allocated(number) / (1 << 20):,.0f} MiB on cuda:{number}")
+    return ", ".join(found) or "not known on this system"
 
 
 def _route_checks(lm: LanguageModel) -> list[Check]:
@@ -93,7 +136,7 @@ def _route_checks(lm: LanguageModel) -> list[Check]:
             reason = (str(error).splitlines() or [""])[0][:60]
             checks.append(Check(title, False, None, f"{type(error).__name__}: {reason}"))
             continue
-        checks.append(Check(title, deviation < tolerance(lm.model.dtype), deviation))
+        checks.append(Check(title, deviation < tolerance(lm.model), deviation))
     return checks
 
 
@@ -111,8 +154,8 @@ def _attention_check(lm: LanguageModel) -> Check:
     assert trace.demo_scores is not None
     assert trace.head_output is not None
     weights = torch.softmax(torch.cat([trace.demo_scores, trace.scores], dim=-1).float(), dim=-1)
-    values = torch.stack([value for _, value in lm.encode(tokens).layers])
+    values = torch.stack([value.to(weights.device) for _, value in lm.encode(tokens).layers])
     groups = weights.shape[2] // values.shape[1]
     mixed = torch.einsum("lhp,lhpd->lhd", weights[0], values.repeat_interleave(groups, dim=1).float())
     deviation = largest_difference([trace.head_output[0]], [mixed])
-    return Check(title, deviation < tolerance(lm.model.dtype), deviation)
+    return Check(title, deviation < tolerance(lm.model), deviation)

@@ -5,7 +5,7 @@ afterwards. (Masking gradients would not do: weight decay or momentum moves the 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy, Rows, is_linear, row_axis
 from dualform.models.blocks import block_names
+from dualform.models.quantized import require_unquantized
+from dualform.models.streaming import hook_of, lent, require_, requiring, runs_on
 
 
 @dataclass(frozen=True)
@@ -44,28 +46,34 @@ class WeightDelta:
 
 @contextmanager
 def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[None]:
-    """Lend the changes to the model; afterwards its parameters are the same tensors as before, bit for bit."""
-    originals: list[tuple[nn.Parameter, Tensor]] = []
-    without: list[nn.Module] = []
-    try:
+    """Lend the changes to the model; afterwards its parameters are the same tensors as before, bit for bit.
+
+    Raises:
+        ModelError: Its weights are quantized.
+    """
+    if deltas:
+        require_unquantized(model, "so they cannot be changed")
+    with ExitStack() as stack:
         for change in deltas:
             owner = model.get_submodule(change.parameter.rpartition(".")[0])
-            if lacks_bias(owner, change.parameter):
-                like = owner.get_parameter("weight")
-                zeros = torch.zeros(like.shape[row_axis(owner)], dtype=like.dtype, device=like.device)
-                without.append(owner)
-                owner.bias = nn.Parameter(change.added_to(zeros), requires_grad=False)
-                continue
-            parameter = model.get_parameter(change.parameter)
-            originals.append((parameter, parameter.data))
-            parameter.data = change.added_to(parameter.data)
+            # A streamed linear without a bias takes one for the length of its forward, like any other change.
+            if lacks_bias(owner, change.parameter) and hook_of(owner) is None:
+                stack.enter_context(_bias_lent(owner, change))
+            else:
+                stack.enter_context(lent(model, change.parameter, change.added_to))
+        yield
+
+
+@contextmanager
+def _bias_lent(owner: nn.Module, change: WeightDelta) -> Iterator[None]:
+    like = owner.get_parameter("weight")
+    zeros = torch.zeros(like.shape[row_axis(owner)], dtype=like.dtype, device=like.device)
+    try:
+        owner.bias = nn.Parameter(change.added_to(zeros), requires_grad=False)
         yield
     finally:
-        for parameter, data in reversed(originals):
-            parameter.data = data
-        for owner in without:
-            # As `nn.Linear(bias=False)` leaves it.
-            owner.register_parameter("bias", None)
+        # As `nn.Linear(bias=False)` leaves it.
+        owner.register_parameter("bias", None)
 
 
 def lacks_bias(module: nn.Module, parameter: str) -> bool:
@@ -76,14 +84,14 @@ def lacks_bias(module: nn.Module, parameter: str) -> bool:
 class _Delta(nn.Module):
     """Parametrization: the frozen original plus a trained delta on some rows."""
 
-    def __init__(self, original: Tensor, axis: int, index: Tensor | None) -> None:
+    def __init__(self, original: Tensor, axis: int, index: Tensor | None, device: torch.device) -> None:
         super().__init__()
         shape = list(original.shape)
         if index is not None:
             shape[axis] = len(index)
         self.axis = axis
-        self.delta = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=original.device))
-        self.register_buffer("index", None if index is None else index.to(original.device))
+        self.delta = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=device))
+        self.register_buffer("index", None if index is None else index.to(device))
 
     def forward(self, original: Tensor) -> Tensor:
         wide = original if original.dtype.itemsize >= 4 else original.float()
@@ -110,9 +118,11 @@ class WeightTraining:
         self._targets = dict(rows)
         self._trained: list[tuple[str, _Delta]] = []
         self._required: dict[str, bool] = {}
+        self._lent = ExitStack()
+        require_unquantized(model, "so they cannot be trained")
 
     def __enter__(self) -> Self:
-        self._required = {name: weight.requires_grad for name, weight in self._model.named_parameters()}
+        self._required = requiring(self._model)
         self._model.requires_grad_(False)
         try:
             for module_name, index in self._targets.items():
@@ -122,9 +132,13 @@ class WeightTraining:
                     if parameter is None:
                         continue
                     axis = row_axis(module) if name == "weight" else 0
-                    delta = _Delta(parameter, axis, index)
-                    # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
-                    parametrize.register_parametrization(module, name, delta, unsafe=True)
+                    delta = _Delta(parameter, axis, index, runs_on(module))
+                    hook = hook_of(module)
+                    if hook is None:
+                        # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
+                        parametrize.register_parametrization(module, name, delta, unsafe=True)
+                    else:
+                        self._lent.enter_context(hook.changed(module, name, delta))
                     self._trained.append((f"{module_name}.{name}", delta))
         except BaseException:
             self._restore()
@@ -148,13 +162,13 @@ class WeightTraining:
         )  # fmt: skip
 
     def _restore(self) -> None:
+        self._lent.close()
         for module_name in self._targets:
             module = self._model.get_submodule(module_name)
             for name in ("weight", "bias"):
                 if parametrize.is_parametrized(module, name):
                     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-        for name, weight in self._model.named_parameters():
-            weight.requires_grad_(self._required[name])
+        require_(self._model, self._required)
 
 
 class KeyValueTraining(WeightTraining):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dualform.models.anatomy import Anatomy, is_linear, row_axis
@@ -27,10 +27,10 @@ def forward_flops(model: PreTrainedModel, anatomy: Anatomy, own: int, prefix: in
         Floating-point operations.
     """
     head = model.get_output_embeddings()
-    linears = sum(module.weight.numel() for module in model.modules() if is_linear(module) and module is not head)
+    linears = sum(_size(module) for module in model.modules() if is_linear(module) and module is not head)
     pairs = own * prefix + own * (own + 1) / 2
     attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers)
-    return 2.0 * linears * own + attention + 2.0 * head.weight.numel() * scored
+    return 2.0 * linears * own + attention + 2.0 * _size(head) * scored
 
 
 def key_value_training_flops(
@@ -42,7 +42,7 @@ def key_value_training_flops(
     gradients of weights are needed for W_K and W_V alone, and with `weight_gradients` off not for these either.
     """
     head = model.get_output_embeddings()
-    linears = sum(module.weight.numel() for module in model.modules() if is_linear(module) and module is not head)
+    linears = sum(_size(module) for module in model.modules() if is_linear(module) and module is not head)
     trained = 0
     for layer in anatomy.layers:
         for rows in (layer.W_K, layer.W_V):
@@ -51,7 +51,7 @@ def key_value_training_flops(
                 trained += len(rows.index) * module.get_parameter("weight").shape[1 - row_axis(module)]
     pairs = tokens * (tokens + 1) / 2
     attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers)
-    return tokens * (4.0 * linears + 2.0 * trained) + 3 * attention + 4.0 * head.weight.numel() * scored
+    return tokens * (4.0 * linears + 2.0 * trained) + 3 * attention + 4.0 * _size(head) * scored
 
 
 def training_flops(
@@ -82,7 +82,7 @@ def training_flops(
     head = model.get_output_embeddings()
     below = tuple(f"{block_of(model, layer.attention) or layer.attention}." for layer in anatomy.layers[:first_layer])
     passed = sum(
-        module.weight.numel()
+        _size(module)
         for name, module in model.named_modules()
         if is_linear(module) and module is not head and not name.startswith(below)
     )
@@ -93,7 +93,7 @@ def training_flops(
         trained += weight.numel() if index is None else len(index) * weight.shape[1 - row_axis(module)]
     pairs = tokens * (tokens + 1) / 2
     attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers[first_layer:])
-    backward = 2.0 * tokens * (passed + trained) + 2 * attention + 2.0 * head.weight.numel() * scored
+    backward = 2.0 * tokens * (passed + trained) + 2 * attention + 2.0 * _size(head) * scored
     return forward_flops(model, anatomy, own=tokens, scored=scored) + backward
 
 
@@ -124,4 +124,11 @@ def layer_causal_training_flops(model: PreTrainedModel, anatomy: Anatomy, tokens
                 width = module.get_parameter("weight").shape[1 - row_axis(module)]
                 spared += 2.0 * tokens * len(rows.index) * width
         spared += 2.0 * layer.n_heads * layer.d_head * pairs
-    return whole - spared + (len(anatomy.layers) - 1) * 4.0 * head.weight.numel() * scored
+    return whole - spared + (len(anatomy.layers) - 1) * 4.0 * _size(head) * scored
+
+
+def _size(module: nn.Module) -> int:
+    """Entries of a linear's weight: in 4 bits two of them are stored as one."""
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    return module.get_parameter("weight").numel()

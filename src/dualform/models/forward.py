@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import Cache, PreTrainedModel
 from dualform.models.anatomy import Anatomy
 from dualform.models.attention import AttentionCall, plain_attention, tapped
 from dualform.models.capture import Recorder
+from dualform.models.streaming import dropped_between, input_device
 from dualform.models.watch import AttentionWatch, SeenAttention
 
 
@@ -35,17 +36,18 @@ def forward_rows(
     kept: list[Tensor] = []
 
     def cut(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0].reshape(1, -1, args[0].shape[-1])[:, rows]
+        hidden = args[0].reshape(1, -1, args[0].shape[-1])[:, rows.to(args[0].device)]
         kept.append(hidden[0])
         return (hidden, *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(cut)
     try:
-        with torch.set_grad_enabled(gradients):
+        with torch.set_grad_enabled(gradients), dropped_between(model) if gradients else nullcontext():
             logits = model(**inputs).logits
     finally:
         handle.remove()
-    return logits[0], kept[0]
+    # A model divided over several devices hands its logits back to where its input was.
+    return logits[0], kept[0].to(logits.device)
 
 
 def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
@@ -98,7 +100,7 @@ def keys_values(model: PreTrainedModel, anatomy: Anatomy, tokens: tuple[int, ...
     def keep(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         kept[layer] = (key.contiguous(), value.contiguous())
 
-    ids = torch.tensor([tokens], device=model.device)
+    ids = torch.tensor([tokens], device=input_device(model))
     with watching(model, anatomy, keep):
         forward_rows(model, ids.new_tensor([len(tokens) - 1]), input_ids=ids, use_cache=False)
     return KeysValues(tuple(kept[i] for i in range(len(anatomy.layers))), tokens)

@@ -1,5 +1,6 @@
 """A causal language model as the rest of dualform sees it: model, tokenizer, anatomy, and the route that reads it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from dualform.models.capture import Recording, Trace
 from dualform.models.layout import Layout, Probe, Query, group, lay_out
 from dualform.models.packed import PackedRoute
 from dualform.models.products import PackedProducts, packable
+from dualform.models.quantized import precision_of, token_by_token
+from dualform.models.streaming import input_device, is_streamed, named_weights, stream_
 
 NO_RECORDING = Recording()
 
@@ -102,14 +105,36 @@ class LanguageModel:
             ModelError: No attention was seen, or the route insisted upon failed.
         """
         model.eval()
+        stream_(model)
         anatomy = find_anatomy(model)
-        chosen, refused = choose_route(model, anatomy, route)
+        with token_by_token(model):
+            chosen, refused = choose_route(model, anatomy, route)
         return cls(name, model, tokenizer, anatomy, chosen, refused)
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.model.device
+        """Where the model computes; the first device of a model that is divided over several."""
+        return input_device(self.model)
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights, tied ones once; those stored two a byte count as two."""
+        total = 0
+        for _, weight in named_weights(self.model):
+            # bitsandbytes stores 4-bit weights two a byte, and knows what they were.
+            shape = getattr(getattr(weight, "quant_state", None), "shape", weight.shape)
+            total += math.prod(shape)
+        return total
+
+    @property
+    def quantized(self) -> str | None:
+        """How many bits its weights are stored in (`8 bit`), None where they are plain numbers."""
+        return precision_of(self.model)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether some weights are brought in for the length of a forward only (`offload`)."""
+        return is_streamed(self.model)
 
     @property
     def bos(self) -> int | None:
@@ -132,7 +157,8 @@ class LanguageModel:
         """A block in which products with frozen weights run faster, where this machine and model allow it.
 
         Weights must not be written to inside it. W_K and W_V are multiplied plainly in any case, so that finetuning
-        with learning rate 0 is zero-shot bit for bit. Results differ from those outside by rounding.
+        with learning rate 0 is zero-shot bit for bit. Results differ from those outside by rounding. Nothing is packed
+        where weights are quantized, or some of them are not in memory between forwards.
         """
         trained = {rows.module for layer in self.anatomy.layers for rows in (layer.W_K, layer.W_V) if rows is not None}
         weights = [
@@ -140,7 +166,8 @@ class LanguageModel:
             for name, module in self.model.named_modules()
             if type(module) is nn.Linear and name not in trained
         ]
-        return PackedProducts(weights) if weights and packable(weights) else nullcontext()
+        plain = not self.streamed and self.quantized is None
+        return PackedProducts(weights) if plain and weights and packable(weights) else nullcontext()
 
     def groups(self, queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:
         """Queries that share a row, as indices; each query once. Memory does not depend on their number."""
@@ -250,7 +277,7 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
         except (DualformError, RuntimeError, TypeError, ValueError, LookupError) as error:
             refused.append(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
             continue
-        if difference < tolerance(model.dtype):
+        if difference < tolerance(model):
             return route, tuple(refused)
         refused.append(f"{name}: log-probabilities or records differ from the naive forward's by {difference:.1e}")
     raise ModelError(f"route {insist!r} does not read this model rightly: {'; '.join(refused)}")
@@ -269,7 +296,7 @@ def check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
         Query(tuple(own[10:17]), ((own[17],), (own[18],), (own[19],))),
         Query((own[20],), ((own[21], own[22]), (own[23],), (own[24], own[25]))),
     ]
-    layout = lay_out(queries, "prompt", model.device)
+    layout = lay_out(queries, "prompt", input_device(model))
     want = Recording(output=True, scores=True)
     logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
     assert trace is not None
@@ -307,10 +334,12 @@ def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
     )
 
 
-def tolerance(dtype: torch.dtype) -> float:
+def tolerance(model: PreTrainedModel) -> float:
     """A few hundred roundings, as many as a deep model adds up between its first layer and its last.
 
     In half precision so many would hide a wrong route: right ones were seen to differ by 0.02 there, wrong ones by
-    0.13 and more. In double precision families still compute norms or softmax in single.
+    0.13 and more. In double precision families still compute norms or softmax in single. Quantized weights are granted
+    as much, since 8-bit products round their inputs too: a last digit there can tip an entry to the next level.
     """
+    dtype = torch.bfloat16 if precision_of(model) is not None else model.dtype
     return min(400 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps), 0.05)

@@ -9,8 +9,8 @@ answer of one token needs no branch at all.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -82,6 +82,14 @@ class Layout:
         """True for the tokens that the probe sees, `(example, seen_pos)`, as wide as the longest."""
         width = int(self.seen.max())
         return torch.arange(width, device=self.seen.device) < self.seen[:, None]
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same on another device."""
+        if device == self.tokens.device:
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
     def score(self, log_probabilities: Tensor) -> Tensor:
         """Mean log-probability of each answer's tokens.

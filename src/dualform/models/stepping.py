@@ -17,6 +17,7 @@ from dualform.models.blocks import Blocks
 from dualform.models.capture import Recording
 from dualform.models.language_model import EncodedPrefix, LanguageModel
 from dualform.models.layout import Layout, Query, lay_out
+from dualform.models.quantized import require_unquantized
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Walk:
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
             given = args[0] if args else kwargs["hidden_states"]
-            kept["before"] = given if hidden is None else hidden.view(given.shape)
+            kept["before"] = given if hidden is None else hidden.view(given.shape).to(given.device)
             if args:
                 return (kept["before"], *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": kept["before"]}
@@ -110,7 +111,10 @@ class Walk:
         finally:
             for handle in handles:
                 handle.remove()
-        own = {name: value.reshape(-1, value.shape[-1])[group.rows] for name, value in kept.items()}
+        own = {
+            name: value.reshape(-1, value.shape[-1])[group.rows.to(value.device)].to(group.rows.device)
+            for name, value in kept.items()
+        }
         return SeenBlock(own["before"], own["head_output"], own["output"], own.get("after")), kept.get("after")
 
 
@@ -154,6 +158,7 @@ def require_editable_outputs(lm: LanguageModel) -> None:
     Raises:
         ModelError: It is not.
     """
+    require_unquantized(lm.model, "so nothing can be folded into them")
     for number, layer in enumerate(lm.anatomy.layers):
         if layer.W_O is None:
             raise ModelError(

@@ -25,12 +25,17 @@ def untrained(lm: LanguageModel, *, seed: int, keep_embeddings: bool = False) ->
         the same route where that passes the self-check: with weights this small a wrong route could pass as well.
 
     Raises:
-        ModelError: The model cannot be built anew from its config.
+        ModelError: The model cannot be built anew from its config, or is one that does not fit on one device.
 
     Source:
         The untrained baselines of arXiv:2311.07772v4 (all weights drawn; embeddings trained only). Weights are drawn
         by the family's own initialisation in transformers, at the scale that the config names.
     """
+    if len(set(getattr(lm.model, "hf_device_map", None) or {"": ""}.values())) > 1 or lm.streamed:
+        raise ModelError(
+            f"{lm.name} is divided by a device map, and an untrained model of its size would be built whole. Leave out "
+            "the controls untrained and embeddings."
+        )
     model = _drawn(lm.model, seed)
     if keep_embeddings:
         _copy_embeddings(lm, model)

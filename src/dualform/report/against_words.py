@@ -1,6 +1,7 @@
 """Prompt, finetune or fold? What a comparison says of that, and no more than its intervals and tests allow."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dualform.report.numerals import MISSING, count, finite, known, percent, percent_interval, significant
@@ -41,6 +42,22 @@ def choice_heading(result: Result) -> str:
     if len(names) < 2:
         return "What accuracy costs"
     return capital(f"{', '.join(names[:-1])} or {names[-1]}?")
+
+
+def stands(result: Result, first: str, second: str) -> int | None:
+    """Where one learner's accuracy lies beside another's, by their paired test or, without one, their intervals.
+
+    Returns:
+        1 where `first` lies above `second`, -1 where below, 0 where the run does not tell them apart; None where
+        nothing can tell, as where either was not run.
+    """
+    return _standing(result, first, second).place if {first, second} <= set(result.accuracy) else None
+
+
+def not_beaten(result: Result, keys: Iterable[str] = CANDIDATES) -> list[str]:
+    """Of `keys`, the learners with an accuracy that none of the others is shown to lie above."""
+    there = [key for key in keys if key in result.accuracy and finite(result.accuracy[key].mean) is not None]
+    return [key for key in there if not any(stands(result, other, key) == 1 for other in there if other != key)]
 
 
 def break_even(result: Result, key: str, *, kept: bool) -> str:

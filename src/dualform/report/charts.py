@@ -13,6 +13,7 @@ import altair as alt
 
 from dualform.errors import ConfigError
 from dualform.files import atomic_write
+from dualform.plain_text import plain
 from dualform.report.measures import control_of, in_order, measure_of
 from dualform.report.numerals import MISSING, decimal, finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
@@ -249,8 +250,8 @@ def _prediction_rows(key: str, counts: dict[str, int], shown: Sequence[str]) -> 
 
 
 def _visible(label: str) -> str:
-    """Label words begin with a space; in a legend that space says nothing."""
-    return label.strip() or repr(label)
+    """Label words begin with a space; in a legend that space says nothing. Nor may a word end or steer an SVG."""
+    return plain(label.strip()) or repr(label)
 
 
 # Light and dark alternate along the cividis scale, so that neighbours differ in lightness and need no hue.

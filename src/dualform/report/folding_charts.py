@@ -217,7 +217,7 @@ def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence
         log = axis in LOGARITHMIC and min(where) > 0
         x = alt.X(
             "place:Q",
-            scale=alt.Scale(type="log" if log else "linear", nice=False, zero=False, padding=12),
+            scale=alt.Scale(nice=False, padding=12, **({"type": "log"} if log else {"type": "linear", "zero": False})),
             axis=alt.Axis(title=axis_name(axis), values=ticks, format="~g", labelOverlap="greedy", grid=False),
         )
     y_axis = alt.Axis(title=None, tickCount=4, format=panel.format)

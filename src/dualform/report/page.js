@@ -46,10 +46,20 @@
   async function draw(box) {
     const options = { actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg" };
     const tooltip = { theme: dark.matches ? "dark" : "light" };
+    const downloadFileName = box.dataset.chart.replace("spec-", "dualform-");
     drawnAt.set(box, box.clientWidth);
     views.get(box)?.finalize();
     const spec = fitted(specs.get(box), Math.floor(box.clientWidth) - 8);
-    views.set(box, await window.vegaEmbed(box, spec, { ...options, tooltip, config: colours() }));
+    const embedded = await window.vegaEmbed(box, spec, { ...options, tooltip, downloadFileName, config: colours() });
+    views.set(box, embedded);
+    box.querySelector("details")?.addEventListener("toggle", () => fillMenu(box, embedded.view));
+  }
+
+  // Vega-Embed makes a picture only once a mouse button goes down, so that the keyboard would save nothing.
+  async function fillMenu(box, view) {
+    for (const link of box.querySelectorAll(".vega-actions a[download]")) {
+      link.href = await view.toImageURL(link.download.split(".").pop());
+    }
   }
 
   boxes.forEach(draw);

@@ -4,10 +4,12 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from dualform.attention_record import AttentionRecord
 from dualform.report import charts, control_charts
 from dualform.report.against_charts import cost_accuracy_chart
 from dualform.report.against_page import GLOSSARY as AGAINST_GLOSSARY
 from dualform.report.against_page import against_section
+from dualform.report.explorer import explorer_section
 from dualform.report.folding_page import render_folding
 from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of
 from dualform.report.momentum_page import render_momentum
@@ -79,11 +81,12 @@ CHARTS: dict[str, DescribedChart] = {
 }
 
 
-def render_page(result: Result) -> str:
+def render_page(result: Result, attention: AttentionRecord | None = None) -> str:
     """The report as one HTML document, ready to be written as UTF-8.
 
     Args:
         result: Any result; sections without data are left out.
+        attention: Where a comparison's learners looked, for the explorer.
 
     Returns:
         The whole page, charts' libraries included: about 1 MB, readable offline and printable.
@@ -103,6 +106,9 @@ def render_page(result: Result) -> str:
         result,
         title=_title(result),
         charts=CHARTS,
+        styles=["explorer.css"] if attention else [],
+        scripts=["explorer.js"] if attention else [],
+        explorer=explorer_section(attention),
         verdict=verdict(result),
         cards=_cards(result),
         commands=_commands(result),

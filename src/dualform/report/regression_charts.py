@@ -248,8 +248,8 @@ def _dots(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _scale(axis: _Axis, padding: int = 0) -> alt.Scale:
-    kind = {"type": "log"} if axis.log else {}
-    return alt.Scale(domain=[axis.low, axis.high], nice=False, zero=False, padding=padding, **kind)
+    kind: dict[str, Any] = {"type": "log"} if axis.log else {"zero": False}
+    return alt.Scale(domain=[axis.low, axis.high], nice=False, padding=padding, **kind)
 
 
 def _axis(axis: _Axis, title: str | None, *, grid: bool, places: Sequence[float] = ()) -> alt.Axis:

@@ -19,16 +19,18 @@ import vl_convert
 import yaml
 from markupsafe import Markup
 
+from dualform.plain_text import plain
 from dualform.report.numerals import MISSING, count, percent, significant
 from dualform.result import Result
+from dualform.sweep_result import SweepResult
 
-DescribedChart = tuple[Callable[[Result], "alt.TopLevelMixin | None"], str]
-"""What draws a chart, and a sentence for those who cannot see it."""
+DescribedChart = tuple[Callable[[Any], "alt.TopLevelMixin | None"], str]
+"""What draws a chart of the result that the page is about, and a sentence for those who cannot see it."""
 
 
 def render_shell(
     template: str,
-    result: Result,
+    result: Result | SweepResult,
     *,
     title: str,
     charts: Mapping[str, DescribedChart],
@@ -37,13 +39,14 @@ def render_shell(
     commands: Sequence[tuple[str, str]],
     glossary: Iterable[tuple[str, str]],
     styles: Sequence[str] = (),
+    scripts: Sequence[str] = (),
     **sections: Any,
 ) -> str:
     """One page of a study: `template`, which extends `shell.html.j2`, filled in.
 
     Args:
         template: File name of the study's own template in this package.
-        result: The result; its warnings, task, config and environment are shown on every page.
+        result: A study's result or a sweep's; its warnings, task, config and environment are shown on every page.
         title: Heading and title of the window.
         charts: The charts by the name that the template calls them; those without data are left out.
         verdict: Sentences, the most important first.
@@ -51,6 +54,7 @@ def render_shell(
         commands: What each command does, and the command.
         glossary: Terms with their meanings; those without a meaning are left out.
         styles: File names of style sheets in this package that follow `page.css`.
+        scripts: File names of scripts in this package that the page runs, charts or none.
         sections: What else the template names.
 
     Returns:
@@ -58,6 +62,9 @@ def render_shell(
     """
     engine, boot = _scripts()
     drawn = _drawn(result, charts)
+    own = [asset(name) for name in scripts]
+    # A sweep has many tasks, and its groups' own pages tell of them.
+    about = result.task if isinstance(result, Result) else {}
     return (
         _jinja()
         .get_template(template)
@@ -68,13 +75,15 @@ def render_shell(
             # Without charts their libraries would be a megabyte for nothing.
             engine=Markup(engine) if drawn else None,
             boot=Markup(boot),
-            policy=_policy([engine, boot] if drawn else []),
+            scripts=[Markup(text) for text in own],
+            policy=_policy([*([engine, boot] if drawn else []), *own]),
             charts=drawn,
             verdict=list(verdict),
             cards=list(cards),
             commands=list(commands),
             glossary=[(term, meaning) for term, meaning in glossary if meaning],
-            task=facts({key: value for key, value in result.task.items() if key != "prompt"}),
+            about=about,
+            task=facts({key: value for key, value in about.items() if key != "prompt"}),
             environment=facts({key: value for key, value in result.environment.items() if key != "command"}),
             config=yaml_text(result.config),
             **sections,
@@ -111,7 +120,7 @@ def yaml_text(value: Any) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None).rstrip()
 
 
-def commands_again(result: Result, otherwise: tuple[str, str] | None = None) -> list[tuple[str, str]]:
+def commands_again(result: Result | SweepResult, otherwise: tuple[str, str] | None = None) -> list[tuple[str, str]]:
     """What to type to get this page, or these numbers, again.
 
     Args:
@@ -148,7 +157,7 @@ def _plain(value: Any) -> str:
     return MISSING if value is None else str(value)
 
 
-def _drawn(result: Result, charts: Mapping[str, DescribedChart]) -> dict[str, dict[str, Any]]:
+def _drawn(result: Result | SweepResult, charts: Mapping[str, DescribedChart]) -> dict[str, dict[str, Any]]:
     """Each chart that has data, as JSON for a script tag and a sentence for those who cannot see it."""
     drawn = {}
     for name, (draw, description) in charts.items():
@@ -160,7 +169,12 @@ def _drawn(result: Result, charts: Mapping[str, DescribedChart]) -> dict[str, di
 
 
 def _compact(value: Any) -> Any:
-    """Numbers at six digits: a third of the page's size, and more than a screen can show."""
+    """Numbers at six digits: a third of the page's size, and more than a screen can show.
+
+    Text as elsewhere on the page: with a control character in it, a chart saved as SVG would be no XML.
+    """
+    if isinstance(value, str):
+        return plain(value, lines=True)
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
@@ -188,11 +202,17 @@ def _policy(scripts: Iterable[str]) -> str:
     return f"default-src 'none'; script-src {allowed}; {rest}"
 
 
+def _visible(value: Any) -> Any:
+    """What a template inserts, with characters that steer instead of being seen written out; our own pages stay."""
+    return plain(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @lru_cache(maxsize=1)
 def _jinja() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(asset),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -232,7 +232,7 @@ def _runs_panel(
             yOffset=offset,
             color=alt.Color("learner:N", scale=colours, legend=None),
             # Filled as answered, open when calibrated: told apart without colour.
-            fillOpacity=alt.FillOpacity("kind:N", scale=alt.Scale(domain=[BEFORE, AFTER], range=[0.5, 0]), legend=None),
+            fillOpacity=alt.FillOpacity("kind:O", scale=alt.Scale(domain=[BEFORE, AFTER], range=[0.5, 0]), legend=None),
             fill=alt.Fill("learner:N", scale=colours, legend=None),
             strokeOpacity=alt.value(0.9),
             tooltip=[
@@ -314,7 +314,7 @@ def _variance_panel(title: str | None, rows: list[dict[str, Any]], scale: alt.Sc
             yOffset=alt.YOffset("kind:N", sort=kinds, scale=alt.Scale(domain=kinds, paddingInner=0.15)),
             x=alt.X("start:Q", scale=scale, axis=alt.Axis(title="variance of accuracy, points squared", tickCount=6)),
             x2="end:Q",
-            opacity=alt.Opacity("kind:N", scale=alt.Scale(domain=[BEFORE, AFTER], range=[1, 0.55]), legend=None),
+            opacity=alt.Opacity("kind:O", scale=alt.Scale(domain=[BEFORE, AFTER], range=[1, 0.55]), legend=None),
             color=alt.Color(
                 "part:N",
                 sort=list(PART_TITLES.values()),

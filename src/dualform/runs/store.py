@@ -4,6 +4,7 @@
     result.json        the numbers
     examples.parquet   every learner's answer to every query
     report.html        the page
+    attention.json     where a comparison's learners looked, for the page's explorer; only where it was asked for
     log.txt            what happened when
     cells-.../         finished pieces, such as seeds, only while the run is under way
 
@@ -23,13 +24,15 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 
 from dualform._version import __version__
+from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
 from dualform.files import atomic_write, explain_storage_errors, writable_dir
+from dualform.plain_text import plain
 from dualform.report.page import render_page
 from dualform.result import Result
 from dualform.studies.pieces import Piece
 
-_FILES = ("config.yaml", "result.json", "examples.parquet", "report.html")
+_FILES = ("config.yaml", "result.json", "examples.parquet", "report.html", "attention.json")
 _REMEDY = "Free some space or choose another folder with --out."
 
 
@@ -84,17 +87,23 @@ class RunFolder:
         self._write_text("config.yaml", self._settings)
         self.log(f"{piece.name}: finished")
 
-    def finish(self, result: Result, examples: pa.Table) -> None:
+    def finish(self, result: Result, examples: pa.Table, attention: AttentionRecord | None = None) -> None:
         """Write everything that the folder promises, the result last, and drop the pieces.
 
         Args:
             result: What was found.
             examples: Every answer to every query.
+            attention: Where the learners looked; None where nobody asked, and an earlier run's file is then removed.
         """
         with atomic_write(self.path / "examples.parquet", _REMEDY) as temporary:
             pq.write_table(examples, temporary)
         self._write_text("config.yaml", self._settings)
-        self._write_text("report.html", render_page(result))
+        if attention is None:
+            with explain_storage_errors(self.path, _REMEDY):
+                (self.path / "attention.json").unlink(missing_ok=True)
+        else:
+            self._write_text("attention.json", attention.to_json() + "\n")
+        self._write_text("report.html", render_page(result, attention))
         self._write_text("result.json", result.to_json() + "\n")
         for warning in result.warnings:
             self.log(f"note: {warning}")
@@ -106,10 +115,10 @@ class RunFolder:
                 leftover.unlink(missing_ok=True)
 
     def log(self, text: str) -> None:
-        """Add a line to `log.txt`."""
+        """Add a line to `log.txt`, made plain: names come from anywhere, and logs are read on terminals."""
         path = self.path / "log.txt"
         with explain_storage_errors(path, _REMEDY), path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {plain(text)}\n")
 
     @property
     def _cells(self) -> Path:
@@ -161,6 +170,25 @@ def read_result(folder: Path) -> Result:
         raise ConfigError(f"{path} is no result that this version can read ({reason}).") from error
 
 
+def read_attention(folder: Path) -> AttentionRecord | None:
+    """Where the learners of a finished comparison looked; None where the folder does not hold it.
+
+    Raises:
+        ConfigError: The file cannot be read, or is not of this schema.
+    """
+    path = folder / "attention.json"
+    remedy = "Run the comparison again, or delete the file and the page will do without the explorer."
+    try:
+        return AttentionRecord.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error}). {remedy}") from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} is no record that this version can read ({reason}). {remedy}") from error
+
+
 def write_report(folder: Path) -> Path:
     """Rebuild the page of a finished run.
 
@@ -168,11 +196,11 @@ def write_report(folder: Path) -> Path:
         Path of the page.
 
     Raises:
-        ConfigError: The folder holds no result.
+        ConfigError: The folder holds no result, or a damaged one, or damaged attention.
         StorageError: The page cannot be written.
     """
     page = folder / "report.html"
-    text = render_page(read_result(folder))
+    text = render_page(read_result(folder), read_attention(folder))
     with atomic_write(page, _REMEDY) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page

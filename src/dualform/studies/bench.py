@@ -14,6 +14,7 @@ from dualform.models.encoding import EncodedDemonstrations, Encoder
 from dualform.models.flops import forward_flops
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
+from dualform.models.streaming import named_weights, weight_of
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Example, Task
@@ -158,9 +159,10 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn], more: Iterable[str
 def weights_digest(lm: LanguageModel) -> str:
     """What tells one model's weights from another's: a digest of the first of every parameter."""
     found = hashlib.sha256()
-    for name, parameter in lm.model.named_parameters():
+    for name, parameter in named_weights(lm.model):
         # A checkpoint trained anew differs everywhere; reading all of a large one would take seconds.
-        found.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:64].tolist()}".encode())
+        first = weight_of(lm.model, name).flatten()[:64].tolist()
+        found.update(f"{name} {tuple(parameter.shape)} {first}".encode())
     return found.hexdigest()[:16]
 
 

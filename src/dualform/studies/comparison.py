@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
@@ -23,10 +24,12 @@ from dualform.learners.remembered import ReadingMemory, Remembered
 from dualform.models.capture import Recording
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
+from dualform.models.quantized import WHY
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
+from dualform.studies.attention_view import AttentionView, attention_record, with_prefix
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
-from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.comparison_config import CHANGE_WEIGHTS, ComparisonConfig
 from dualform.studies.controls import Prepared, prepare
 from dualform.studies.facts import Asked
 from dualform.studies.folds import check_fold, make_fold
@@ -52,6 +55,11 @@ class Comparison:
     asked: Asked
     outcomes: tuple[SeedOutcome, ...]
     """Query by query, one for each seed that is reported."""
+
+    @property
+    def attention(self) -> AttentionRecord | None:
+        """Where the first seed's learners looked; None where nobody asked, or zsl, icl and ft were not all run."""
+        return attention_record(self.outcomes[0], self.asked)
 
 
 def compare(
@@ -164,7 +172,7 @@ class _Run:
         bench, notes = _set_up(config, lm or config.load_model(config.model), task)
         # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
         drawn = bench.draw_all(seeds)
-        fold = check_fold(bench, config.fold) if "fold" in config.learners else ()
+        fold = check_fold(bench, config.fold) if "fold" in bench.config.learners else ()
         return cls(bench, notes, drawn, tuple(fold), cells, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
@@ -203,6 +211,18 @@ def _set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Be
     if task.is_multiple_choice and "probe" in learners:
         learners = tuple(name for name in learners if name != "probe")
         notes.append("The probe was left out: free-text choices have no classes to regress on.")
+    if lm.quantized is not None:
+        changing = [name for name in learners if name in CHANGE_WEIGHTS]
+        learners = tuple(name for name in learners if name not in changing)
+        left_out = f" {', '.join(changing)} and the measures that need them were left out." if changing else ""
+        notes.append(
+            f"Weights are stored in {lm.quantized}: {WHY}, so this is about accuracy alone, and beside unrounded "
+            f"weights answers may differ.{left_out}"
+        )
+        if lm.quantized == "8 bit":
+            notes.append(
+                "8-bit products look at all tokens of a row, so that an answer hangs a little on its neighbours."
+            )
     if controls and (config.k == 0 or not {"zsl", "icl", "ft"} <= set(learners)):
         controls = ()
         notes.append("No controls were run: they stand in for ICL and FT beside zero-shot, behind demonstrations.")
@@ -375,6 +395,8 @@ def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen
         control_seconds=control_seconds + read.control_seconds,
         notes=prepared.notes,
         inputs=inputs,
+        attention={} if read.view is None else read.view.tensors(),
+        attention_about={} if read.view is None else read.view.about(bench, encoded),
     )
 
 
@@ -421,6 +443,7 @@ class _Read:
     seconds: dict[str, float] = field(default_factory=dict)
     """By learner."""
     control_seconds: float = 0.0
+    view: AttentionView | None = None
 
     def put(self, into: dict[str, Tensor], found: dict[str, Tensor], indices: Sequence[int], n: int) -> None:
         """Sort a group's numbers into tensors over all queries, NaN where nothing was read."""
@@ -443,7 +466,7 @@ def _read(
     icl, ft = adapted.get("icl"), adapted.get("ft")
     prompted, shown = None, None
     if isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and "zsl" in adapted:
-        recordings = recordings_for(bench.lm.anatomy, len(encoded.sequences))
+        recordings = with_prefix(recordings_for(bench.lm.anatomy, len(encoded.sequences)))
         want = {"zsl": recordings.zsl, "icl": recordings.context, "ft": recordings.weights}
         # Not needed, but times of two finetuned models can be compared only if both are recorded.
         want["lora"] = recordings.weights
@@ -458,6 +481,8 @@ def _read(
         answers={name: torch.full((n, width), -torch.inf, dtype=torch.float64) for name in adapted},
         seconds=dict.fromkeys(adapted, 0.0),
     )
+    if prompted is not None and bench.config.explore:
+        read.view = AttentionView(bench.config.explore, bench.labels, None if shown is None else shown.content)
     for indices, controlled in _groups(bench):
         readings: dict[str, Readings] = {}
         spent: dict[str, float] = {}
@@ -483,6 +508,8 @@ def _read(
         sides = {"icl": prompted.side(readings["icl"]), "ft": trained_side(ft, readings["ft"], zsl, shown)}
         measured = likeness(zsl, sides["icl"], sides["ft"])
         read.put(read.measures, measured | prompted.relaxation(readings["icl"]), indices, n)
+        if read.view is not None:
+            read.view.offer(readings, sides["ft"].ranks, measured.get("kendall"))
         fold = adapted.get("fold")
         if isinstance(fold, AdaptedModel) and "fold" in want:
             side = trained_side(fold, readings["fold"], zsl, None)

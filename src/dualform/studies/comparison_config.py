@@ -38,6 +38,9 @@ ControlName = Literal[
     "rates",
 ]
 
+CHANGE_WEIGHTS: tuple[LearnerName, ...] = ("ft", "lora", "fold")
+"""Learners that need weights which can be changed: quantized ones cannot."""
+
 CHEAP_CONTROLS: tuple[ControlName, ...] = (
     "random",
     "position_shift",
@@ -81,6 +84,17 @@ class ComparisonConfig(StudyConfig):
     other_task: str | None = None
     """Whose demonstrations the control `other_task` shows: a packaged name, or one under the data directory. Not
     given: the same texts, asked whether they are short or long."""
+
+    explore: int = Field(default=8, ge=0, le=64)
+    """Queries of the first seed for which is kept where ICL and FT look, for the page's attention explorer (see
+    `attention_view`); 0 for none."""
+
+    def _changes_weights(self) -> str | None:
+        if self.select in ("ft", "both"):
+            return f"select {self.select} chooses by FT, which changes weights: choose icl or none"
+        if set(self.learners) <= set(CHANGE_WEIGHTS):
+            return f"learners {list(self.learners)} all change weights: ask for zsl, icl or probe"
+        return None
 
     @field_validator("controls", mode="before")
     @classmethod

@@ -60,7 +60,7 @@ def model_facts(lm: LanguageModel) -> dict[str, Any]:
     return {
         "name": lm.name,
         "architecture": type(lm.model).__name__,
-        "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
+        "parameters": lm.n_parameters,
         "n_layers": len(lm.anatomy.layers),
         "n_heads": lm.anatomy.n_heads,
         "d_model": int(lm.model.get_input_embeddings().weight.shape[1]),

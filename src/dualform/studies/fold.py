@@ -27,6 +27,7 @@ from dualform.models.checkpoint import (
 )
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
+from dualform.models.licence import licence_of
 from dualform.models.model_card import CardFacts, Measured, model_card
 from dualform.models.perplexity import perplexity, text_losses
 from dualform.ops.low_rank import low_rank
@@ -99,7 +100,7 @@ def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
     given = given_settings(settings)
     if given.get("k") == 0:
         raise ConfigError("k 0 leaves nothing to fold: ask for at least one demonstration")
-    fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "model": model, "task": task}
+    fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "explore": 0, "model": model, "task": task}
     return checked(FoldConfig, {"seeds": (1,), **given, **fixed})
 
 
@@ -164,7 +165,7 @@ def fold(
         before = perplexity(text_losses(lm, opening, plain))
         with applied(lm.model, adapted.deltas):
             losses = (before, perplexity(text_losses(lm, opening, plain)))
-    card = model_card(_facts(config, result, adapted, losses, kept))
+    card = model_card(_facts(config, lm, result, adapted, losses, kept))
     progress.advance(0, "writing")
     differences: list[float] = []
 
@@ -253,6 +254,7 @@ def _measured(
 
 def _facts(
     config: FoldConfig,
+    lm: LanguageModel,
     result: Result,
     adapted: AdaptedModel,
     losses: tuple[float, float] | None,
@@ -293,7 +295,16 @@ def _facts(
         agreement=result.against_icl["fold"].agreement.mean,
         perplexity=losses,
         notes=notes,
+        base_is_local=Path(config.model).expanduser().exists(),
+        licence=licence_of(config.model, str(getattr(lm.model.config, "model_type", ""))),
+        dataset=_dataset(result),
     )
+
+
+def _dataset(result: Result) -> str | None:
+    """`owner/name` of a task that came from the hub."""
+    source = str(result.task.get("source", ""))
+    return source.removeprefix("hub: ").partition(":")[0] if source.startswith("hub: ") else None
 
 
 def _base(lm: LanguageModel, config: FoldConfig) -> tuple[str, dict[str, str]]:

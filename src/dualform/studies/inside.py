@@ -136,7 +136,8 @@ class Prompted:
         """
         if content is None:
             return cls(adapted, None, None, None)
-        layers = adapted.prefix.layers
+        # Gathered where traces are: the layers of a divided model lie on several devices.
+        layers = [(key.to(content.device), value.to(content.device)) for key, value in adapted.prefix.layers]
         some = torch.stack([outer_product_update(v[:, content], k[:, content]) for k, v in layers])
         whole = torch.stack([outer_product_update(v, k) for k, v in layers])
         return cls(adapted, shown, some, whole)

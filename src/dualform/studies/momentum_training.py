@@ -11,6 +11,7 @@ from dualform.lab.cost import training_cost
 from dualform.lab.pretraining import Pretrained, pretrain
 from dualform.lab.recipe import Recipe
 from dualform.lab.sources import find_source
+from dualform.lab.tracker import Tracker
 from dualform.models.momentum import MomentumSettings, apply_momentum
 from dualform.progress import Progress, Silent
 
@@ -28,6 +29,7 @@ def train_alone(
     normalised: bool = False,
     device: str = "auto",
     progress: Progress = _SILENT,
+    tracker: Tracker | None = None,
 ) -> Pretrained:
     """Train one model, or go on with it.
 
@@ -41,6 +43,7 @@ def train_alone(
         normalised: See `apply_momentum`.
         device: `auto`, a GPU where there is one; or `cpu`.
         progress: Is told how far the work is.
+        tracker: Is told each step's numbers.
 
     Raises:
         DualformError: A mistake in settings or text, named.
@@ -69,6 +72,7 @@ def train_alone(
         prepare=prepare if eta > 0 else None,
         validation=held_out,
         progress=progress,
+        tracker=tracker,
         device="cpu" if device == "cpu" else "auto",
     )
 

@@ -37,6 +37,10 @@ class SeedOutcome:
     """See `Piece.inputs`."""
     fold: dict[str, Any] = field(default_factory=dict)
     """How the prompt was folded (`MadeFold.about`); empty where it was not."""
+    attention: dict[str, Tensor] = field(default_factory=dict)
+    """Where learners looked while reading a few queries (`AttentionView.tensors`); empty where nobody asked."""
+    attention_about: dict[str, Any] = field(default_factory=dict)
+    """Which queries, and the texts of all tokens (`AttentionView.about`)."""
 
     def to_piece(self) -> Piece:
         """The outcome as something to keep."""
@@ -44,6 +48,7 @@ class SeedOutcome:
             "log_probabilities": self.log_probabilities,
             "measures": self.measures,
             "control_answers": self.control_answers,
+            "attention": self.attention,
         }
         return Piece(
             name=piece_name(self.seed),
@@ -59,13 +64,15 @@ class SeedOutcome:
                 "trials": [trial.model_dump() for trial in self.trials],
                 "control_seconds": self.control_seconds,
                 "notes": self.notes,
+                "attention": self.attention_about,
             },
         )
 
     @classmethod
     def from_piece(cls, piece: Piece) -> "SeedOutcome":
         """Read what `to_piece` made."""
-        groups: dict[str, dict[str, Tensor]] = {"log_probabilities": {}, "measures": {}, "control_answers": {}}
+        names = ("log_probabilities", "measures", "control_answers", "attention")
+        groups: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for name, value in piece.tensors.items():
             # Names of measures may hold a slash themselves.
             group, _, rest = name.partition("/")
@@ -82,6 +89,7 @@ class SeedOutcome:
             control_seconds=about["control_seconds"],
             notes=tuple(about["notes"]),
             inputs=piece.inputs,
+            attention_about=about.get("attention", {}),
             **groups,
         )
 

@@ -45,6 +45,20 @@ class Piece:
             tensors = {name: file.get_tensor(name) for name in header["order"]}
         return cls(header["name"], header["inputs"], tensors, header["about"])
 
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Piece":
+        """Read what `to_bytes` wrote, where it is no file.
+
+        Raises:
+            safetensors.SafetensorError: The bytes are damaged.
+            KeyError, TypeError, ValueError: They are no piece.
+        """
+        found = safetensors.torch.load(data)
+        # The library gives no metadata of bytes: the header follows its length, which stands in the first eight.
+        length = int.from_bytes(data[:8], "little")
+        header: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["piece"])
+        return cls(header["name"], header["inputs"], {name: found[name] for name in header["order"]}, header["about"])
+
 
 class Cells(Protocol):
     """Where finished pieces are kept, so that a killed run goes on where it stopped."""

@@ -1,13 +1,16 @@
 """Settings that every study of a model and a task has, and how wrong ones are told."""
 
-from typing import Any, Literal
+import json
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dualform.errors import ConfigError
 from dualform.learners.finetuned import LARGEST_RATE, LossOn
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Probe
 from dualform.models.load import load_model
+from dualform.models.placement import placement
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
@@ -68,8 +71,52 @@ class StudyConfig(BaseModel):
     """Insist on a way through the model; default: the fastest that passes its self-check."""
     trust_remote_code: bool = False
     """Run code that comes with a checkpoint."""
+    device_map: str | dict[str, str | int] | None = None
+    """Divide a model that one device cannot hold: auto, balanced, sequential, or a mapping from modules to cpu, disk or
+    the number of a GPU. Numbers are those of the undivided model."""
+    max_memory: str | dict[str | int, str | int] | None = None
+    """Most weights on each device, such as `cpu=2GiB,0=10GiB`; what does not fit is read from disk as it is needed."""
+    offload_folder: str | None = None
+    """Where weights go that disk is to hold; a safetensors checkpoint is read where it lies and needs none."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Weights in so many bits, by bitsandbytes: for accuracy zero-shot and in context, and nothing else."""
     resamples: int = Field(default=1000, ge=10)
     """Bootstrap resamples behind each interval."""
+
+    @field_validator("device_map", mode="before")
+    @classmethod
+    def _read_device_map(cls, given: Any) -> Any:
+        # A shell has text only; the same map shall be the same setting.
+        try:
+            return json.loads(given) if isinstance(given, str) and given.lstrip().startswith("{") else given
+        except ValueError:
+            return given
+
+    @field_validator("label_rule", mode="before")
+    @classmethod
+    def _read_rule(cls, given: Any) -> Any:
+        # What YAML makes of a bare `true`.
+        return "true" if given is True else given
+
+    @model_validator(mode="after")
+    def _check_placement(self) -> Self:
+        try:
+            placement(**self._placed)
+        except ConfigError as error:
+            # Told together with whatever else is wrong.
+            raise ValueError(str(error)) from error
+        if self.quantize is not None and (why := self._changes_weights()) is not None:
+            raise ValueError(f"quantize {self.quantize} is for accuracy zero-shot and in context, and {why}")
+        return self
+
+    def _changes_weights(self) -> str | None:
+        """What asks for weights that can be changed, in words; None where answers are all that is wanted."""
+        return "this study changes weights: leave it out"
+
+    @property
+    def _placed(self) -> dict[str, Any]:
+        names = ("device", "dtype", "device_map", "max_memory", "offload_folder", "quantize")
+        return {name: getattr(self, name) for name in names}
 
     def load_task(self) -> Task:
         """The task that these settings describe.
@@ -89,14 +136,12 @@ class StudyConfig(BaseModel):
         )
 
     def load_model(self, name: str) -> LanguageModel:
-        """A model, on the device and in the precision of these settings.
+        """A model, on the device or devices and in the precision of these settings.
 
         Raises:
             DualformError: It cannot be found or read.
         """
-        return load_model(
-            name, device=self.device, dtype=self.dtype, route=self.route, trust_remote_code=self.trust_remote_code
-        )
+        return load_model(name, route=self.route, trust_remote_code=self.trust_remote_code, **self._placed)
 
 
 def problems_with_seeds(name: str, seeds: tuple[int, ...]) -> list[str]:

@@ -40,6 +40,9 @@ class StabilityConfig(StudyConfig):
         """All models' names, as one."""
         return ", ".join(self.models)
 
+    def _changes_weights(self) -> str | None:
+        return "ft changes weights: leave it out with --ft-seeds 0" if self.ft_seeds else None
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)

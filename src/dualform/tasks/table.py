@@ -8,6 +8,8 @@ from dualform.tasks.build import RawTask, Row
 from dualform.tasks.directory import read_json_lines
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+LARGEST_BLOCK = 1 << 26
+"""Bytes that are read at a time, and the longest row of a CSV."""
 
 
 def read_table(path: Path) -> RawTask:
@@ -63,8 +65,10 @@ def _text_table(path: Path, delimiter: str) -> Any:
     import pyarrow.csv
 
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+    # A row must lie within a block, and a single text may be longer than the megabyte that a block has otherwise.
+    read = pyarrow.csv.ReadOptions(block_size=max(1 << 20, min(path.stat().st_size + 1, LARGEST_BLOCK)))
+    with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as reader:
         names = reader.schema.names
     # As text throughout: guessed types would turn "007" into 7 and "true" into True.
     convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
-    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    return pyarrow.csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)

@@ -1,0 +1,191 @@
+"""Where a model looked while it read a few queries: the schema of `attention.json`, beside `result.json`.
+
+`studies` write it, `report` draws it. Weights are whole numbers of one byte, ranks of two, so that a thousand tokens
+in thirty layers for eight queries take about a megabyte. All weights are means over heads.
+"""
+
+import base64
+import binascii
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dualform.result import Number
+
+ATTENTION_SCHEMA_VERSION: Literal[1] = 1
+
+LEVELS = 255
+"""The largest code of a weight."""
+MOST_RANKS = 65_536
+"""So many ranks can be told apart."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Weights(_Record):
+    """Attention weights of some tokens in every layer, `(layer, token)`.
+
+    A weight is `scale[layer] * (code / 255) ** 2`: small ones are kept as finely as they are large, and a weight is
+    off by no more than 0.4 % of the geometric mean of itself and its layer's largest (and a hair).
+    """
+
+    scale: tuple[float, ...]
+    """The largest weight of each layer."""
+    codes: str
+    """Base64 of one byte a layer and token, layer by layer."""
+
+    @classmethod
+    def packed(cls, scale: Sequence[float], codes: bytes) -> Self:
+        """From each layer's scale, and the codes layer by layer."""
+        return cls(scale=tuple(float(f"{each:.6g}") for each in scale), codes=_text(codes))
+
+    def rows(self) -> list[list[float]]:
+        """The weights, `rows()[layer][token]`, in [0, 1]."""
+        shares = [(code / LEVELS) ** 2 for code in range(LEVELS + 1)]
+        return [
+            [scale * shares[code] for code in row]
+            for scale, row in zip(self.scale, _split(_bytes(self.codes), len(self.scale)), strict=True)
+        ]
+
+
+class Ranks(_Record):
+    """Ranks of some tokens in every layer, `(layer, token)`: 0 for the least, equal ones for ties."""
+
+    codes: str
+    """Base64 of two bytes a layer and token, the low one first, layer by layer."""
+
+    @classmethod
+    def packed(cls, codes: bytes) -> Self:
+        """From the codes layer by layer."""
+        return cls(codes=_text(codes))
+
+    def rows(self, n_layers: int) -> list[list[int]]:
+        """The ranks, `rows(n)[layer][token]`."""
+        numbers = array("H", _bytes(self.codes))
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        return [list(row) for row in _split(numbers, n_layers)]
+
+
+class ShownDemonstration(_Record):
+    """One demonstration as the prompt shows it."""
+
+    pieces: tuple[str, ...]
+    """Its tokens' texts, which joined are its text; '' for a token whose character a later one completes."""
+    answer_tokens: int = Field(ge=0)
+    """Tokens at the end that are its answer."""
+
+
+class LookedAt(_Record):
+    """One query, what each learner answered, and where they looked to answer it: from the probe, the last token."""
+
+    query: int
+    """Row number in the report split's file."""
+    pieces: tuple[str, ...]
+    """Texts of its tokens up to the probe, as of a demonstration."""
+    answers: tuple[str, ...]
+    """Candidate answers."""
+    label: int
+    """Which of them is right."""
+    probabilities: dict[str, tuple[Number, ...]]
+    """Learner -> probability of each answer, summing to 1 over the answers."""
+    zsl: Weights
+    """Zero-shot's over the query's tokens."""
+    icl: Weights
+    """ICL's over all demonstrations' tokens and then the query's."""
+    ft: Weights
+    """FT's over the query's tokens."""
+    on_demonstrations: tuple[float, ...]
+    """ICL's on all demonstrations' tokens, for each layer."""
+    elsewhere: dict[Literal["zsl", "icl", "ft"], tuple[float, ...]]
+    """What went to other tokens (the opening one, separators), for each layer; with the weights above it makes 1."""
+    ft_ranks: Ranks | None = None
+    """How m_FT ranks the demonstrations' tokens; None without demonstrations, or where training showed no queries."""
+    kendall: tuple[Number, ...] | None = None
+    """Tau-b of m_ICL and m_FT over these tokens, for each layer, as `similarity.kendall` has it."""
+
+
+class AttentionRecord(_Record):
+    """Where one seed's learners looked."""
+
+    schema_version: Literal[1] = Field(default=ATTENTION_SCHEMA_VERSION, alias="schema")
+    dualform: str
+    """Version that wrote this."""
+    model: str
+    task: str
+    seed: int
+    """Demonstration seed."""
+    probe: Literal["prompt", "label0"]
+    """`prompt`: the probe is the token that predicts the label; `label0`: the last one of the first label word."""
+    n_layers: int = Field(ge=1)
+    demonstrations: tuple[ShownDemonstration, ...]
+    """In the order of the prompt."""
+    examples: tuple[LookedAt, ...]
+    """Chosen queries, the most telling first."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        n_shown = self.n_demonstration_tokens
+        for example in self.examples:
+            n_own = len(example.pieces)
+            for name, weights, n_tokens in (
+                ("zsl", example.zsl, n_own),
+                ("icl", example.icl, n_shown + n_own),
+                ("ft", example.ft, n_own),
+            ):
+                if len(weights.scale) != self.n_layers or len(_bytes(weights.codes)) != self.n_layers * n_tokens:
+                    raise ValueError(f"query {example.query}: weights of {name} are not (layer, token)")
+            ranks = example.ft_ranks
+            if ranks is not None and len(_bytes(ranks.codes)) != 2 * self.n_layers * n_shown:
+                raise ValueError(f"query {example.query}: ft_ranks are not (layer, token)")
+            by_layer = (example.on_demonstrations, *example.elsewhere.values(), example.kendall)
+            if any(values is not None and len(values) != self.n_layers for values in by_layer):
+                raise ValueError(f"query {example.query}: not one number a layer")
+            if not 0 <= example.label < len(example.answers):
+                raise ValueError(f"query {example.query}: label {example.label} is not among its answers")
+            if set(example.elsewhere) != {"zsl", "icl", "ft"}:
+                raise ValueError(f"query {example.query}: elsewhere is of {sorted(example.elsewhere)}")
+            if any(len(each) != len(example.answers) for each in example.probabilities.values()):
+                raise ValueError(f"query {example.query}: not one probability an answer")
+        return self
+
+    @property
+    def n_demonstration_tokens(self) -> int:
+        """Tokens of all demonstrations together."""
+        return sum(len(each.pieces) for each in self.demonstrations)
+
+    @classmethod
+    def from_json(cls, text: str) -> "AttentionRecord":
+        """Read `attention.json`.
+
+        Raises:
+            ValueError: It is none, or of another schema.
+        """
+        return cls.model_validate_json(text)
+
+    def to_json(self) -> str:
+        """Text of `attention.json`."""
+        return self.model_dump_json(by_alias=True)
+
+
+def _text(codes: bytes) -> str:
+    return base64.b64encode(codes).decode("ascii")
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"weights are no base64 ({error})") from error
+
+
+def _split(numbers: "bytes | array[int]", n_rows: int) -> "Iterator[bytes | array[int]]":
+    """`n_rows` rows of equal length."""
+    width = len(numbers) // n_rows
+    for row in range(n_rows):
+        yield numbers[row * width : (row + 1) * width]

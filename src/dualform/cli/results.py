@@ -1,0 +1,200 @@
+"""`dualform results`: what a store holds, listed, filtered, exported, checked."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dualform.cli.guard import guarded, say
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dualform.runs.cell_store import CellStore, FailedCell
+
+
+@guarded
+def results(
+    store: Annotated[str, typer.Argument(help="Store of a sweep: a folder or a URL")] = "runs/store",
+    conditions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            help="Only cells such that NAME=VALUE (also !=, <, <=, >, >=; a,b for either, 1..3 for a range, * for any "
+            "letters); several must all hold",
+            show_default=False,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns, with commas between; * for any letters", show_default=False)
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            "--sort", help="Columns to sort by, -NAME for the largest first; else model, task, seed", show_default=False
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Write a .parquet, .csv, .tex, .md or .jsonl file", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON, all columns")] = False,
+    all_columns: Annotated[bool, typer.Option("--all", help="All columns")] = False,
+    long: Annotated[bool, typer.Option("--long", help="All columns, one below the other")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="List what failed instead, with its message")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="As --failed, and show where it failed")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read and rehash every file, and name what is damaged")
+    ] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove the cells that --where or --failed picks")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --drop: do it, not only say what it would do")] = False,
+) -> None:
+    """List, filter and export the cells of a store.
+
+    Examples:
+      dualform results
+
+      dualform results --where model=smollm2-135m --where 'accuracy.icl>0.7' --sort -accuracy.icl
+
+      dualform results s3://bucket/store --where seed=1..3 --where task!=mr --to results.parquet
+
+      dualform results --columns 'model,task,accuracy.*' --to table.tex
+
+      dualform results --failed --traceback
+
+      dualform results --verify
+
+      dualform results --where dualform!=0.1.0 --drop --yes
+    """
+    from dualform.errors import ConfigError
+    from dualform.plain_text import plain
+    from dualform.runs.cell_store import CellStore
+    from dualform.runs.exports import export, records
+    from dualform.runs.results import failures_table, overview, results_table, select, sort, where
+
+    if drop and not (conditions or failed or traceback):
+        raise ConfigError("--drop removes cells: say which ones with --where or --failed (--where 'key=*' is all).")
+    opened = CellStore(store, writable=drop and yes)
+    present = sum(1 for _ in opened.digests())
+    if not present:
+        raise ConfigError(f"{plain(opened.url)} holds no cells. Give the store of a sweep: a folder or a URL.")
+    if verify:
+        _verify(opened, present)
+        return
+
+    failures = {cell.digest: cell for cell in opened.failures()}
+    finished = [] if failed or traceback else list(opened.cells())
+    whole = failures_table(failures.values()) if failed or traceback else results_table(finished)
+    table = where(whole, conditions or [])
+    if table.num_rows:
+        usual = [name for name in ("study", "model", "task", "group", "seed") if name in table.column_names]
+        table = sort(table, _listed(order) if order else usual)
+    chosen = table
+    if table.num_rows and columns:
+        chosen = select(table, _listed(columns))
+    elif not (all_columns or long or as_json or (to is not None and to.suffix.lower() not in (".tex", ".md"))):
+        chosen = overview(table)
+
+    if to is not None:
+        export(chosen, to)
+        say(f"{_count(chosen.num_rows, 'row')}: {plain(str(to))}")
+    elif as_json:
+        print(json.dumps(records(chosen), indent=2))
+    elif not table.num_rows:
+        kind = "failed" if failed or traceback else "finished"
+        say(f"No {kind} cell{' is such' if conditions and whole.num_rows else ''}.")
+    elif traceback:
+        _print_failures([failures[key] for key in table.column("key").to_pylist()])
+    elif long:
+        _print_long(chosen)
+    else:
+        _print_table(chosen)
+    if drop:
+        _drop(opened, table.column("key").to_pylist(), yes)
+    elif not as_json and to is None:
+        say(_summary(opened, present, table.num_rows, len(failures), failed or traceback, len(finished)))
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _summary(store: "CellStore", present: int, shown: int, failed: int, of_failures: bool, finished: int) -> str:
+    from dualform.plain_text import plain
+
+    whole = failed if of_failures else finished
+    parts = [f"{_count(shown, 'cell')}{f' of {whole}' if shown != whole else ''} in {plain(store.url)}"]
+    if failed and not of_failures:
+        parts.append(f"{failed} failed (--failed shows them)")
+    if not of_failures and present > finished + failed:
+        parts.append(f"{present - finished - failed} half-written or damaged (--verify tells)")
+    return "; ".join(parts)
+
+
+def _print_table(table: "pa.Table") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from dualform.cli.printing import PlainConsole
+    from dualform.runs.exports import short
+
+    drawn = Table()
+    for name in table.column_names:
+        is_text = str(table.schema.field(name).type) in ("string", "bool")
+        drawn.add_column(Text(short(name)), justify="left" if is_text else "right", overflow="fold")
+    for row in table.to_pylist():
+        # As plain strings, square brackets in names would be read as markup.
+        drawn.add_row(*(Text(_cut(short(row[name]), 12 if name == "key" else 60)) for name in table.column_names))
+    PlainConsole().print(drawn)
+
+
+def _cut(text: str, length: int) -> str:
+    # A fact may be a megabyte long; --long shows it whole.
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _print_long(table: "pa.Table") -> None:
+    from dualform.runs.exports import short
+
+    for number, row in enumerate(table.to_pylist()):
+        if number:
+            print()
+        for name, value in row.items():
+            if value is not None:
+                print(f"{short(name)}: {short(value)}")
+
+
+def _print_failures(failures: "list[FailedCell]") -> None:
+    from dualform.plain_text import plain
+
+    for cell in failures:
+        named = [
+            str(cell.facts[name]) for name in ("study", "model", "task", "seed") if cell.facts.get(name) is not None
+        ]
+        print(plain(f"{' '.join(named) or 'cell'} ({cell.digest[:12]}): {cell.failure.get('message', '')}"))
+        text = plain(str(cell.failure.get("traceback") or ""), lines=True).rstrip("\n")
+        if text:
+            print("\n".join(f"    {line}" for line in text.split("\n")))
+
+
+def _verify(store: "CellStore", present: int) -> None:
+    damaged = 0
+    for error in store.damage():
+        damaged += 1
+        print(error)
+    say(f"{_count(present, 'cell')} read and rehashed: {damaged or 'none'} damaged.")
+    if damaged:
+        raise typer.Exit(1)
+
+
+def _drop(store: "CellStore", keys: list[str], yes: bool) -> None:
+    if not yes:
+        say(f"This would remove {_count(len(keys), 'cell')}; add --yes to do it.")
+        return
+    for key in keys:
+        store.drop(key)
+    say(f"Removed {_count(len(keys), 'cell')}.")

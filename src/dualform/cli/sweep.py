@@ -1,0 +1,168 @@
+"""`dualform sweep`: a grid of runs."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from dualform.cli.guard import guarded, quiet_transformers, say
+from dualform.cli.options import OUTPUT, Track, option
+from dualform.configuration import checked
+from dualform.errors import ConfigError
+
+RUNNING = "Running"
+CLUSTER = "Cluster"
+
+
+@guarded
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A YAML grid, a Python file, or the folder of a sweep")],
+    engine: Annotated[str, option("local, ray or slurm (local)", RUNNING)] = "local",
+    workers: Annotated[int | None, option("Cells at a time (one for every two cores, two at least)", RUNNING)] = None,
+    threads: Annotated[int | None, option("Threads of each worker (cores over workers)", RUNNING)] = None,
+    resume: Annotated[bool, option("Insist that the sweep was begun before", RUNNING, "--resume")] = False,
+    dry_run: Annotated[bool, option("Say what would be run and what it costs, and stop", RUNNING, "--dry-run")] = False,
+    retries: Annotated[int, option("How often a cell is tried again when its worker died (2)", RUNNING)] = 2,
+    out: Annotated[Path | None, option("Folder of the sweep. Default: runs/sweep-NAME", OUTPUT, "--out")] = None,
+    store: Annotated[
+        str | None, option("Folder or URL of finished cells ($DUALFORM_STORE, else runs/store)", OUTPUT)
+    ] = None,
+    as_json: Annotated[bool, option("Print sweep.json to standard output", OUTPUT, "--json")] = False,
+    track: Track = "none",
+    address: Annotated[str | None, option("Ray cluster, such as auto or ray://HOST:10001", CLUSTER)] = None,
+    gpus: Annotated[float | None, option("GPUs of each worker (0)", CLUSTER)] = None,
+    memory: Annotated[str | None, option("Memory of each worker, such as 8GB", CLUSTER)] = None,
+    partition: Annotated[str | None, option("Slurm's", CLUSTER)] = None,
+    minutes: Annotated[int | None, option("Longest time that Slurm gives a cell (240)", CLUSTER)] = None,
+    slurm: Annotated[
+        list[str] | None, option("A Slurm parameter, such as account=NAME; again for more", CLUSTER)
+    ] = None,
+) -> None:
+    """Run a study over models, tasks, seeds and settings; what is finished is never computed again.
+
+    Examples:
+      dualform sweep grid.yaml
+
+      dualform sweep grid.yaml --dry-run
+
+      dualform sweep grid.yaml --engine ray --workers 8 --gpus 1 --address auto
+
+      dualform sweep runs/sweep-grid --resume
+
+    A grid:
+      models: [smollm2-135m, gemma3-270m]
+
+      tasks: [sst2, mr]
+
+      seeds: 1..3
+
+      settings: {data_dir: data, learners: [zsl, icl, ft]}
+
+      grid: {k: [4, 16]}
+    """
+    from dualform.cli.printing import print_json
+    from dualform.cli.sweep_table import watching
+    from dualform.runs.cell_store import CellStore
+    from dualform.runs.engines.base import EngineName, EngineOptions, open_engine
+    from dualform.runs.engines.when_needed import WhenNeeded
+    from dualform.runs.flat_numbers import numbers_of_sweep
+    from dualform.runs.sweep_config import read_sweep_file
+    from dualform.runs.sweep_run import run_sweep
+    from dualform.runs.trackers import check_tracker, open_tracker
+
+    config, groups = read_sweep_file(file)
+    folder = out or (file if file.is_dir() else Path("runs") / f"sweep-{config.name}")
+    if resume and not (folder / "sweep.yaml").exists():
+        raise ConfigError(
+            f"{folder} holds no sweep that could go on: leave --resume out, or name its folder with --out."
+        )
+    quiet_transformers()
+    if dry_run:
+        _dry_run(config, groups, store_url(store), workers, as_json)
+        return
+    check_tracker(track)
+    if retries < 0:
+        raise ConfigError(f"retries {retries} must be 0 or more")
+    given: dict[str, Any] = {
+        "log_dir": folder / "workers",
+        "address": address,
+        "gpus": gpus,
+        "memory": None if memory is None else parse_bytes(memory),
+        "partition": partition,
+        "minutes": minutes,
+        "slurm": dict(_parameter(text) for text in slurm) if slurm else None,
+    }
+    options = checked(EngineOptions, {name: value for name, value in given.items() if value is not None})
+    if engine not in get_args(EngineName):
+        raise ConfigError(f"engine {engine!r} is none of {', '.join(get_args(EngineName))}")
+    cells = CellStore(store_url(store))
+    opened = WhenNeeded(engine, lambda: open_engine(engine, workers=workers, threads=threads, options=options))
+    kill = True
+    about = {"sweep": config.name, "groups": len(groups)}
+    try:
+        with (
+            open_tracker(track, project="dualform", run_name=folder.name, config=about, folder=folder) as tracker,
+            watching() as watcher,
+        ):
+            result = run_sweep(config, groups, opened, out=folder, store=cells, retries=retries, watcher=watcher)
+            tracker.finish(numbers_of_sweep(result), [folder / name for name in ("report.html", "sweep.json")])
+        kill = False
+    except KeyboardInterrupt:
+        say("Finished cells are kept: the same command goes on where it stopped.")
+        raise
+    finally:
+        opened.close(kill=kill)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _print(result)
+    say(f"\nThe page: {folder / 'report.html'}")
+    for how in tracker.where:
+        say(how)
+    if any(cell.status == "failed" for cell in result.cells):
+        # Everything else is there; a script should notice all the same.
+        raise typer.Exit(1)
+
+
+def store_url(given: str | None) -> str:
+    """Where finished cells lie."""
+    import os
+
+    return given or os.environ.get("DUALFORM_STORE") or "runs/store"
+
+
+def parse_bytes(text: str) -> int:
+    """`8GB`, `512MiB` or a number of bytes.
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"memory {text!r} should look like 8GB or 512MiB")
+    power = " kmgt".index(match[2]) if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--slurm {text!r} should look like account=NAME")
+    return name.strip(), yaml.safe_load(value)
+
+
+def _print(result: Any) -> None:
+    from dualform.cli.printing import print_study
+    from dualform.report.sweep_table import sweep_tables
+    from dualform.report.sweep_words import sweep_verdict
+
+    print_study(sweep_verdict(result), sweep_tables(result), result.warnings)
+
+
+def _dry_run(config: Any, groups: Any, store: str, workers: int | None, as_json: bool) -> None:
+    from dualform.cli.plan import print_sweep_plan
+
+    print_sweep_plan(config, groups, store, workers, as_json)

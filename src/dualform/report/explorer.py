@@ -1,0 +1,130 @@
+"""The attention explorer of a comparison's page: one query at a time, and where zero-shot, ICL and FT look.
+
+The page's own script draws it, from the data that are made here. All that data sets wrote reaches it as text in which
+nothing steers, and never more of it than a screen can show.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from dualform.attention_record import AttentionRecord, LookedAt, ShownDemonstration
+from dualform.plain_text import plain
+from dualform.report.numerals import count
+from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.shell import json_for_script
+
+LONGEST_PIECE = 120
+"""Characters of one token's text, or of an answer, that are shown."""
+MOST_TOKENS = 3000
+"""Tokens of one text that are shown."""
+
+_LEARNERS = ("zsl", "icl", "ft")
+_TITLE, _LINE = 60, 160
+
+_KINDS = {
+    (False, True, True): "ICL and FT put it right",
+    (False, True, False): "only ICL is right",
+    (False, False, True): "only FT is right",
+    (True, False, False): "ICL and FT put it wrong",
+    (True, False, True): "only ICL is wrong",
+    (True, True, False): "only FT is wrong",
+    (True, True, True): "all are right",
+    (False, False, False): "all are wrong",
+}
+
+
+def explorer_section(attention: AttentionRecord | None) -> dict[str, Any] | None:
+    """What the template shows; None where there is nothing to explore.
+
+    Args:
+        attention: Where the learners looked.
+    """
+    if attention is None or not attention.examples:
+        return None
+    keys = learners_in_order(dict.fromkeys(key for each in attention.examples for key in each.probabilities))
+    return {
+        "options": [_option(number, each) for number, each in enumerate(attention.examples, 1)],
+        "looks": [learner_style(key) for key in _LEARNERS],
+        "answering": [learner_style(key) for key in keys],
+        "n_layers": attention.n_layers,
+        "n_demonstrations": len(attention.demonstrations),
+        "n_tokens": count(attention.n_demonstration_tokens),
+        "has_ranks": any(each.ft_ranks is not None for each in attention.examples),
+        "seed": attention.seed,
+        "probe": attention.probe,
+        "data": json_for_script(
+            {
+                "layers": attention.n_layers,
+                "answering": keys,
+                "demonstrations": [_demonstration(each) for each in attention.demonstrations],
+                "examples": [_example(each) for each in attention.examples],
+            }
+        ),
+    }
+
+
+def shown(text: str, longest: int = LONGEST_PIECE) -> str:
+    """Text as the page shows it: what steers is written out, line breaks and tabs have a sign, and it is not too long.
+
+    Args:
+        text: Of a token or an answer.
+        longest: Characters that are shown.
+    """
+    # Cut first: a megabyte need not be looked through.
+    cut = f"\N{HORIZONTAL ELLIPSIS} [{count(len(text) - longest)} more characters]" if len(text) > longest else ""
+    lines = [
+        "\N{RIGHTWARDS ARROW TO BAR}".join(plain(part) for part in line.split("\t"))
+        for line in text[:longest].replace("\r\n", "\n").split("\n")
+    ]
+    return "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n".join(lines) + cut
+
+
+def _option(number: int, example: LookedAt) -> str:
+    """One line of the list of queries, such as `3. only FT is right: "Review: a warm film..."`."""
+    zsl, icl, ft = (_chosen(example.probabilities.get(key, ())) == example.label for key in _LEARNERS)
+    # The text last: where it runs from right to left, nothing of ours is behind it to be carried along.
+    return f"{number}. {_KINDS[zsl, icl, ft]}: {_excerpt(example.pieces, _TITLE)}"
+
+
+def _chosen(probabilities: Iterable[float | None]) -> int | None:
+    known = [-math.inf if each is None else each for each in probabilities]
+    return known.index(max(known)) if known else None
+
+
+def _excerpt(pieces: Iterable[str], longest: int) -> str:
+    text = ""
+    for piece in pieces:
+        text += piece[: 2 * longest]
+        if len(text) > 2 * longest:
+            break
+    text = plain(" ".join(text.split()))
+    return text if len(text) <= longest else text[:longest].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _demonstration(demonstration: ShownDemonstration) -> dict[str, Any]:
+    pieces = demonstration.pieces
+    question = pieces[: len(pieces) - demonstration.answer_tokens]
+    return {
+        "pieces": [shown(each) for each in pieces[:MOST_TOKENS]],
+        "tokens": len(pieces),
+        "answer_tokens": demonstration.answer_tokens,
+        "excerpt": _excerpt(question, _LINE),
+        "answer": shown("".join(pieces[len(question) :]).strip(), _TITLE),
+    }
+
+
+def _example(example: LookedAt) -> dict[str, Any]:
+    return {
+        "query": example.query,
+        "pieces": [shown(each) for each in example.pieces[:MOST_TOKENS]],
+        "tokens": len(example.pieces),
+        "answers": [shown(each.strip()) or "(empty)" for each in example.answers],
+        "label": example.label,
+        "probabilities": example.probabilities,
+        **{key: getattr(example, key).model_dump() for key in _LEARNERS},
+        "shown": example.on_demonstrations,
+        "elsewhere": example.elsewhere,
+        "ranks": None if example.ft_ranks is None else example.ft_ranks.codes,
+        "kendall": example.kendall,
+    }

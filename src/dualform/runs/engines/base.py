@@ -1,0 +1,207 @@
+"""What every engine is given and gives back, and how one is opened by name."""
+
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dualform.errors import ConfigError
+
+EngineName = Literal["local", "ray", "slurm"]
+
+PERFORM = "dualform.runs.worker:perform"
+"""What does a cell's work, as `module:function`: takes the payload, returns flat JSON facts."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One cell to be done."""
+
+    digest: str
+    """The cell's address in the store; no two works in one engine share it."""
+    payload: dict[str, Any]
+    """What the work function is called with, plain JSON."""
+    warm: str = ""
+    """What its worker should have loaded, model and task; works that name the same go to the same worker."""
+    weight: float = 0.0
+    """How much there is to do, in tokens; of those that wait, the largest goes first."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a work."""
+
+    digest: str
+    status: Literal["finished", "failed", "lost"]
+    """`failed`: it raised; `lost`: its worker died or was taken away, and it may well succeed elsewhere."""
+    seconds: float
+    message: str = ""
+    """Why it did not finish, one printable line."""
+    traceback: str = ""
+    """As Python prints it; empty for a user's mistake and for lost work."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the work function returned."""
+    mistake: bool = False
+    """A DualformError, which comes again however often the work is tried."""
+
+
+class EngineOptions(BaseModel):
+    """What an engine asks for and where it writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log_dir: Path | None = None
+    """Folder for what workers print, a file each; null to drop it. Slurm keeps its jobs' files there as well, so it
+    must be on a file system that all nodes share."""
+    gpus: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """GPUs a worker; local and ray can give a fraction of one. 0: workers on this machine share all that it has, those
+    on a cluster get none."""
+    memory: int | None = Field(default=None, gt=0)
+    """Bytes of memory that a worker reserves (ray, slurm; local workers reserve none)."""
+    address: str | None = None
+    """Ray cluster to join: `auto`, `HOST:PORT` or `ray://HOST:PORT`; null starts one on this machine."""
+    partition: str | None = None
+    """Slurm's."""
+    minutes: int = Field(default=240, gt=0)
+    """Longest time that Slurm gives a cell."""
+    slurm: dict[str, Any] = Field(default_factory=dict)
+    """Further parameters of submitit's SlurmExecutor, such as `account` or `constraint`."""
+    executor: Literal["slurm", "local"] = "slurm"
+    """`local`: the same jobs as processes of this machine, to try a sweep where there is no Slurm."""
+
+
+class Engine(Protocol):
+    """Does work somewhere, several at a time. Used from one thread."""
+
+    name: str
+
+    @property
+    def workers(self) -> int:
+        """Works at a time."""
+        ...
+
+    def submit(self, work: Work) -> None:
+        """Queue a work; what waits goes to an idle worker that has its model loaded, else to any idle one."""
+        ...
+
+    def ended(self, timeout: float) -> list[Ended]:
+        """What has ended since the last call.
+
+        Args:
+            timeout: Seconds to wait for the first, where none has.
+
+        Returns:
+            As many as there are, each of them once; empty when the time is over.
+        """
+        ...
+
+    def idle_for(self) -> list[str]:
+        """`Work.warm` of what each idle worker has loaded, empty text for a new worker; nothing while all are busy."""
+        ...
+
+    def close(self, kill: bool = False) -> None:
+        """Give up what waits and let the workers go.
+
+        Args:
+            kill: End at once what is being done; otherwise wait until it is done (slurm: leave it to run on).
+        """
+        ...
+
+
+def open_engine(
+    name: str,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    options: EngineOptions | None = None,
+    perform: str = PERFORM,
+) -> Engine:
+    """An engine, ready for work. Close it.
+
+    Args:
+        name: `local`, `ray` or `slurm`.
+        workers: Works at a time; None: as many as the GPUs are enough for, where a worker asks for some, else one for
+            every two cores, see `share_cores` (slurm: 16).
+        threads: Of each worker; None: the cores divided by the workers (slurm: 4).
+        options: What a worker gets; None for the defaults.
+        perform: The function that does the work, as `module:function`.
+
+    Raises:
+        ConfigError: No such engine, a setting that cannot be, a package that is not installed, or a cluster that does
+            not answer.
+    """
+    if name not in get_args(EngineName):
+        raise ConfigError(f"engine {name!r} is none of {', '.join(get_args(EngineName))}")
+    for what, number in (("workers", workers), ("threads", threads)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{what} {number} must be 1 or more")
+    options = options or EngineOptions()
+    if name == "ray":
+        from dualform.runs.engines.ray_engine import RayEngine
+
+        return RayEngine(workers, threads, options, perform)
+    if name == "slurm":
+        from dualform.runs.engines.slurm_engine import SlurmEngine
+
+        return SlurmEngine(workers, threads, options, perform)
+    from dualform.runs.engines.local_engine import LocalEngine
+
+    return LocalEngine(workers, threads, options, perform)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_cores(available: int, workers: int | None, threads: int | None) -> tuple[int, int]:
+    """Workers and threads of each on so many cores, where one or both are not given.
+
+    By default a worker for every two cores, but two workers on two: small models gain little from more threads, and
+    each worker holds its own copy of the model.
+
+    Returns:
+        Workers and threads, each at least 1.
+    """
+    if workers is None:
+        workers = max(1, available // threads) if threads else max(min(2, available), available // 2)
+    return workers, threads or max(1, available // workers)
+
+
+def warn_if_crowded(available: int, workers: int, threads: int) -> None:
+    """Warn where workers ask for more cores than the machine has."""
+    if workers * threads > available:
+        warnings.warn(
+            f"{workers} workers of {threads} threads share {available} cores and will wait for one another; "
+            f"{max(1, available // threads)} would not",
+            stacklevel=4,
+        )
+
+
+def require(package: str, extra: str) -> None:
+    """Check that an optional package is there.
+
+    Raises:
+        ConfigError: It is not; the message says what brings it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"engine {extra!r} needs {package}, which is not installed: pip install 'dualform[{extra}]'")
+
+
+def best_match(idle: list[str], waiting: list[Work]) -> tuple[int, int]:
+    """Which idle worker takes which waiting work: indices into the two lists, neither of which is empty.
+
+    Models loaded count first, then weight; a work that fits no idle worker goes to a new one if it can, so that no
+    loaded model is thrown out without need.
+    """
+
+    def worth(pair: tuple[int, int]) -> tuple[bool, float, bool, int, int]:
+        worker, work = pair
+        fits = idle[worker] == waiting[work].warm
+        return fits, waiting[work].weight, idle[worker] == "", -work, -worker
+
+    return max(((worker, work) for worker in range(len(idle)) for work in range(len(waiting))), key=worth)

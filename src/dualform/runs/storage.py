@@ -1,0 +1,317 @@
+"""Where a store's bytes lie: a folder of this machine, or any place that fsspec reaches.
+
+Both do the same few things. A write is whole or not at all: on a file system by a temporary file, sync and rename, in
+a bucket because an object appears when its upload is complete. Nothing is renamed away from local file systems.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from dualform.errors import StorageError
+from dualform.files import atomic_write, explain_storage_errors, writable_dir
+from dualform.plain_text import plain
+
+_REMEDY = "Free some space or choose another store with --store."
+_LOCK_SECONDS = 60.0
+
+
+class Storage(Protocol):
+    """Files below one place, by paths relative to it with forward slashes."""
+
+    url: str
+    """Opens the same place from anywhere: an absolute path or a URL."""
+    local: bool
+
+    def read(self, path: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StorageError: It is there and cannot be read.
+        """
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file, wholly or not at all, folders on the way included.
+
+        Raises:
+            StorageError: No space, no permission.
+        """
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file unless one is there; False if one is. Exclusive on local file systems, best effort elsewhere."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file; none there is well."""
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder if it is empty."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Name -> bytes of each file right in a folder; empty without the folder."""
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders right in a folder, sorted; empty without the folder."""
+
+    def lock(self, name: str) -> AbstractContextManager[bool]:
+        """Held by one thread of one process of one machine at a time; gives False where that cannot be had."""
+
+    def append(self, path: str, line: str) -> bool:
+        """Add a line to a text file; False where nothing can be appended to."""
+
+
+def open_storage(url: str | Path, *, writable: bool) -> Storage:
+    """The place that a path or URL names.
+
+    Args:
+        url: Such as `runs/store`, `file:///data/store`, `memory://store` or `s3://bucket/store`.
+        writable: Make it if need be and show that it can be written to.
+
+    Raises:
+        StorageError: It cannot be, or no installed package knows the URL.
+    """
+    text = str(url)
+    if "://" not in text:
+        return _Local(Path(text), writable=writable)
+    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
+    try:
+        system, path = url_to_fs(text)
+    except ImportError as error:
+        raise StorageError(f"cannot open the store {plain(text)}: {error}. Install that package.") from error
+    except (ValueError, TypeError) as error:
+        reason = plain(str(error))
+        raise StorageError(
+            f"cannot open the store {plain(text)}: {reason}. Give a folder or a URL that fsspec knows."
+        ) from error
+    if isinstance(system, LocalFileSystem):
+        return _Local(Path(path), writable=writable)
+    return _Remote(text, system, path, writable=writable)
+
+
+class _Local:
+    local = True
+
+    def __init__(self, folder: Path, *, writable: bool) -> None:
+        self._folder = folder.expanduser().absolute()
+        self.url = str(self._folder)
+        if writable:
+            with _explained(self._folder):
+                writable_dir(self._folder, _REMEDY)
+
+    def read(self, path: str) -> bytes:
+        with _explained(self._folder / path, "read"):
+            try:
+                return (self._folder / path).read_bytes()
+            except NotADirectoryError as error:
+                raise FileNotFoundError(*error.args) from error
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self._folder / path
+        with _explained(target):
+            with explain_storage_errors(target, _REMEDY):
+                target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(target, _REMEDY) as temporary:
+                temporary.write_bytes(data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        target = self._folder / path
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        with _explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(data)
+                return _link(temporary, target, data)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+
+    def remove(self, path: str) -> None:
+        with _explained(self._folder / path, "remove"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (self._folder / path).unlink()
+
+    def remove_folder(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            (self._folder / path).rmdir()
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        sizes = {}
+        for entry in self._entries(folder):
+            # Another process may have removed or renamed it since: its temporary files come and go.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+        return sizes
+
+    def folders(self, folder: str) -> list[str]:
+        return sorted(entry.name for entry in self._entries(folder) if entry.is_dir())
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[bool]:
+        # The lock is the kernel's: it ends with the process that holds it, however that dies.
+        path = self._folder / "locks" / name
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            yield False
+            return
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except PermissionError:  # another user's
+                descriptor = -1
+        if descriptor < 0:
+            yield False
+            return
+        held = False
+        try:
+            held = _wait_for(lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            yield held
+        finally:
+            if held:
+                # Said aloud: a process forked meanwhile has inherited the file, and would hold the lock.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    def append(self, path: str, line: str) -> bool:
+        with _explained(self._folder / path), (self._folder / path).open("ab") as file:
+            file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        return True
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        with _explained(self._folder / folder, "read"):
+            try:
+                with os.scandir(self._folder / folder) as entries:
+                    return list(entries)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+
+class _Remote:
+    local = False
+
+    def __init__(self, url: str, system: Any, root: str, *, writable: bool) -> None:
+        self.url = url
+        self._system = system
+        self._root = root.rstrip("/")
+        if writable:
+            probe = f".written-{secrets.token_hex(8)}"
+            self.write(probe, b"")
+            self.remove(probe)
+
+    def read(self, path: str) -> bytes:
+        with _explained(self._at(path), "read"):
+            return bytes(self._system.cat_file(self._at(path)))
+
+    def write(self, path: str, data: bytes) -> None:
+        with _explained(self._at(path)):
+            self._make_parent(path)
+            self._system.pipe_file(self._at(path), data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with _explained(self._at(path)):
+            self._make_parent(path)
+            self._system.invalidate_cache()
+            try:
+                self._system.pipe_file(self._at(path), data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def remove(self, path: str) -> None:
+        with _explained(self._at(path), "remove"), contextlib.suppress(FileNotFoundError):
+            self._system.rm_file(self._at(path))
+
+    def remove_folder(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            self._system.rmdir(self._at(path))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        entries = self._entries(folder)
+        return {_name(entry): int(entry["size"] or 0) for entry in entries if entry["type"] == "file"}
+
+    def folders(self, folder: str) -> list[str]:
+        return sorted(_name(entry) for entry in self._entries(folder) if entry["type"] == "directory")
+
+    def lock(self, name: str) -> AbstractContextManager[bool]:
+        return contextlib.nullcontext(False)
+
+    def append(self, path: str, line: str) -> bool:
+        return False
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def _make_parent(self, path: str) -> None:
+        # Buckets have no folders; sftp and its like do.
+        self._system.makedirs(self._at(path).rpartition("/")[0], exist_ok=True)
+
+    def _entries(self, folder: str) -> list[dict[str, Any]]:
+        with _explained(self._at(folder), "read"):
+            self._system.invalidate_cache()
+            try:
+                return list(self._system.ls(self._at(folder), detail=True))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rpartition("/")[2]
+
+
+@contextmanager
+def _explained(path: Path | str, doing: str = "write") -> Iterator[None]:
+    """As `explain_storage_errors`, for whatever the operating system or a bucket may refuse."""
+    try:
+        if doing == "write":
+            with explain_storage_errors(Path(path), _REMEDY):
+                yield
+        else:
+            yield
+    except OSError as error:
+        if doing != "write" and isinstance(error, FileNotFoundError):
+            raise
+        reason = plain(error.strerror or str(error) or type(error).__name__)
+        raise StorageError(f"cannot {doing} {plain(str(path))}: {reason}. {_REMEDY}") from error
+
+
+def _link(temporary: Path, target: Path, data: bytes) -> bool:
+    """Give a complete file its name unless that is taken: the one step that is exclusive on NFS too."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # No hard links here. Whoever reads it meanwhile may find it empty, unless kept out by a lock.
+        try:
+            with target.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _wait_for(take: Any) -> bool:
+    """Whether a lock was had before patience ended, on a file system that has locks."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            take()
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        except OSError:
+            return False
+        else:
+            return True

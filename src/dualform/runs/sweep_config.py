@@ -1,0 +1,306 @@
+"""A sweep's file: models x tasks x further axes, each for several seeds, and what they share."""
+
+import hashlib
+import itertools
+import json
+import re
+import runpy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from dualform.configuration import checked, read_settings
+from dualform.errors import ConfigError
+from dualform.studies.comparison_config import PRESETS, ComparisonConfig, comparison_config
+from dualform.studies.folding_config import FoldingConfig, folding_config
+from dualform.studies.regression_config import RegressionConfig, regression_config
+from dualform.studies.selection_config import SelectionConfig, selection_config
+from dualform.studies.stability_config import StabilityConfig, stability_config
+
+StudyName = Literal["compare", "stability", "selection", "folding", "regress"]
+STUDIES: dict[StudyName, type[BaseModel]] = {
+    "compare": ComparisonConfig,
+    "stability": StabilityConfig,
+    "selection": SelectionConfig,
+    "folding": FoldingConfig,
+    "regress": RegressionConfig,
+}
+"""Study -> class of its configuration."""
+_MOST_GROUPS = 100_000
+
+
+class SweepConfig(BaseModel):
+    """A grid of runs. Everything but `models`, `tasks` and `seeds` has a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = ""
+    """What the sweep is called; by default its file's name."""
+    study: StudyName = "compare"
+    """Which study each model and task is put through."""
+    models: tuple[str | dict[str, Any], ...] = ()
+    """Models, as `load_model` takes them; or a mapping with `model` and settings that go with it."""
+    tasks: tuple[str | dict[str, Any], ...] = ()
+    """Tasks, as `load_task` takes them; or a mapping with `task` and settings, such as `text` and `label` columns."""
+    seeds: tuple[int, ...] | None = None
+    """`1..3`, a number or a list; the study's own where not given."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings that all runs share, as the study's `config.yaml` names them."""
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    """Further axes: setting -> values; every combination is run. `fold.strength` reaches into a group of settings."""
+    exclude: tuple[dict[str, Any], ...] = ()
+    """Combinations to leave out: mappings of `model`, `task` or axes to values, all of which must agree."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _read_seeds(cls, given: Any) -> Any:
+        if isinstance(given, bool) or given is None:
+            return given
+        if isinstance(given, int):
+            return (given,)
+        if isinstance(given, str):
+            return _seeds(given)
+        return given
+
+    @field_validator("models", "tasks", mode="before")
+    @classmethod
+    def _read_one(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str | dict) else given
+
+
+@dataclass(frozen=True)
+class Group:
+    """All cells that differ in nothing but their seed."""
+
+    name: str
+    """Of its folder: model, task and options."""
+    study: StudyName
+    config: BaseModel
+    """The study's settings, all seeds."""
+    model: str | None
+    task: str | None
+    options: dict[str, Any]
+    """Axis -> this group's value."""
+
+
+def read_sweep_file(path: Path) -> tuple[SweepConfig, list[Group]]:
+    """A sweep from its file.
+
+    Args:
+        path: YAML; a Python file that leaves a list of study configurations in `configs`; or a sweep's folder.
+
+    Returns:
+        The configuration (of a Python file, its list) and its groups.
+
+    Raises:
+        ConfigError: All that is wrong with it.
+    """
+    if path.is_dir():
+        if not (path / "sweep.yaml").exists():
+            raise ConfigError(f"{path} is a folder without sweep.yaml: give a sweep's file or its folder.")
+        path = path / "sweep.yaml"
+    if path.suffix == ".py":
+        return _read_python(path)
+    given = read_settings(path, "sweep")
+    if "configs" in given:
+        return _read_listed(path, given)
+    config = checked(SweepConfig, {"name": _default_name(path), **given}, f"{path}: ")
+    return config, expand(config)
+
+
+def expand(config: SweepConfig) -> list[Group]:
+    """Every combination of the grid as a group.
+
+    Raises:
+        ConfigError: An axis without values, a setting that the study does not have, a combination that cannot be.
+    """
+    if config.study == "regress":
+        if config.models or config.tasks:
+            raise ConfigError("study regress has no models and tasks: leave them out")
+        models: list[dict[str, Any]] = [{}]
+        tasks: list[dict[str, Any]] = [{}]
+    else:
+        models = [_entry(one, "model") for one in config.models]
+        tasks = [_entry(one, "task") for one in config.tasks]
+    for name, values in (("models", models), ("tasks", tasks), *config.grid.items()):
+        if not values:
+            raise ConfigError(f"{name} is empty, so there is nothing to run: name one at least")
+    if fixed := sorted(set(config.grid) & set(config.settings)):
+        raise ConfigError(f"{', '.join(fixed)} stands under settings and under grid: choose one")
+    if wrong := sorted(set(config.grid) & {"seeds", "model", "models", "task", "tasks", "study"}):
+        raise ConfigError(f"{', '.join(wrong)} cannot stand under grid: these have lines of their own")
+    size = len(models) * len(tasks)
+    for values in config.grid.values():
+        size *= len(values)
+    if size > _MOST_GROUPS:
+        raise ConfigError(f"the grid has {size} combinations; a sweep takes {_MOST_GROUPS} at most")
+    groups = []
+    for model, task, *chosen in itertools.product(models, tasks, *config.grid.values()):
+        options = dict(zip(config.grid, chosen, strict=True))
+        if any(_matches(one, model, task, options) for one in config.exclude):
+            continue
+        settings = {**config.settings, **model, **task}
+        for name, value in options.items():
+            _put(settings, name, value)
+        if config.seeds is not None:
+            settings["seeds"] = config.seeds
+        where = ", ".join(f"{name} {value}" for name, value in {**_named(model, task), **options}.items())
+        groups.append(_group(config.study, _build(config.study, settings, where), options))
+    if not groups:
+        raise ConfigError("exclude leaves nothing of the grid")
+    return _with_different_names(groups)
+
+
+def groups_of(configs: Iterable[BaseModel]) -> list[Group]:
+    """Study configurations, such as a loop made, as groups.
+
+    Raises:
+        ConfigError: One of them is no study's, or two are the same.
+    """
+    groups = []
+    for number, config in enumerate(configs):
+        study = next((name for name, kind in STUDIES.items() if type(config) is kind), None)
+        if study is None:
+            raise ConfigError(f"configs[{number}] is a {type(config).__name__}, no study's configuration")
+        groups.append(_group(study, config, {}))
+    if not groups:
+        raise ConfigError("configs is empty, so there is nothing to run")
+    seen = [group.config for group in groups]
+    if twice := next((number for number, config in enumerate(seen) if config in seen[:number]), None):
+        raise ConfigError(f"configs[{twice}] is the same as one before it")
+    return _with_different_names(groups)
+
+
+def listed(name: str, groups: Iterable[Group]) -> dict[str, Any]:
+    """A list of configurations as YAML can keep it: what `sweep.yaml` holds for a sweep written in Python."""
+    return {
+        "name": name,
+        "configs": [{"study": group.study, **group.config.model_dump(mode="json")} for group in groups],
+    }
+
+
+def _read_python(path: Path) -> tuple[SweepConfig, list[Group]]:
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: give a sweep's file (.yaml or .py) or its folder.")
+    try:
+        # The user's own file, which they could as well give to Python.
+        found = runpy.run_path(str(path)).get("configs")
+    except Exception as error:
+        raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
+    if not isinstance(found, list | tuple):
+        raise ConfigError(f"{path} must leave a list of study configurations in `configs`")
+    return SweepConfig(name=path.stem), groups_of(found)
+
+
+def _read_listed(path: Path, given: dict[str, Any]) -> tuple[SweepConfig, list[Group]]:
+    configs: list[BaseModel] = []
+    for number, one in enumerate(given["configs"]):
+        kind = STUDIES.get(one.get("study")) if isinstance(one, dict) else None  # type: ignore[arg-type]
+        if kind is None:
+            raise ConfigError(f"{path}: configs[{number}] names no study: {', '.join(STUDIES)}")
+        settings = {name: value for name, value in one.items() if name != "study"}
+        configs.append(checked(kind, settings, f"{path}: configs[{number}]: "))
+    return SweepConfig(name=str(given.get("name") or path.stem)), groups_of(configs)
+
+
+def _default_name(path: Path) -> str:
+    # The copy in a sweep's folder is called sweep.yaml whatever the sweep's name is.
+    return path.resolve().parent.name if path.name == "sweep.yaml" else path.stem
+
+
+def _entry(one: str | dict[str, Any], kind: str) -> dict[str, Any]:
+    if isinstance(one, str):
+        return {kind: one}
+    if not isinstance(one.get(kind), str):
+        raise ConfigError(f"{kind}s: {one} must be a name, or a mapping with `{kind}: NAME` and settings beside it")
+    return dict(one)
+
+
+def _named(model: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name, entry in (("model", model), ("task", task)) if name in entry}
+
+
+def _matches(excluded: dict[str, Any], model: dict[str, Any], task: dict[str, Any], options: dict[str, Any]) -> bool:
+    known = {**model, **task, **options}
+    if unknown := sorted(set(excluded) - set(known)):
+        raise ConfigError(f"exclude {excluded}: {', '.join(unknown)} is no axis; these are: {', '.join(known)}")
+    return all(known[name] in (value if isinstance(value, list) else [value]) for name, value in excluded.items())
+
+
+def _put(settings: dict[str, Any], name: str, value: Any) -> None:
+    outer, dot, inner = name.partition(".")
+    if not dot:
+        settings[name] = value
+        return
+    held = settings.get(outer) or {}
+    if not isinstance(held, dict):
+        raise ConfigError(f"grid axis {name}: {outer} is no group of settings")
+    settings[outer] = {**held, inner: value}
+
+
+def _build(study: StudyName, settings: dict[str, Any], where: str) -> BaseModel:
+    given = {name: value for name, value in settings.items() if name not in ("model", "task")}
+    builders: dict[StudyName, Callable[[], BaseModel]] = {
+        "compare": lambda: comparison_config(settings["model"], settings["task"], **given),
+        "stability": lambda: stability_config((settings["model"],), settings["task"], **given),
+        "selection": lambda: selection_config(settings["model"], settings["task"], **given),
+        "folding": lambda: folding_config(settings["model"], settings["task"], **given),
+        "regress": lambda: regression_config(**given),
+    }
+    if study == "compare" and given.get("preset", "default") not in PRESETS:
+        raise ConfigError(f"unknown preset {given['preset']!r}: choose one of {', '.join(PRESETS)}")
+    try:
+        return builders[study]()
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _group(study: StudyName, config: BaseModel, options: dict[str, Any]) -> Group:
+    models = getattr(config, "models", None) or ((config.model,) if hasattr(config, "model") else ())
+    task = getattr(config, "task", None)
+    parts = [*(_short(model) for model in models), *([] if task is None else [_short(task)])]
+    if study != "compare":
+        parts.append(study)
+    parts += [f"{name}-{_told(value)}" for name, value in options.items()]
+    name = re.sub(r"[^\w.+-]+", "-", "-".join(parts)).strip("-.")[:120]
+    model = " and ".join(_short(one) for one in models) or None
+    return Group(name, study, config, model, None if task is None else _short(task), options)
+
+
+def _short(name: str) -> str:
+    """The last part of a path or hub name."""
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    return last.rsplit(".", 1)[0] if last.rsplit(".", 1)[-1] in ("csv", "tsv", "jsonl", "json", "yaml", "yml") else last
+
+
+def _told(value: Any) -> str:
+    return "+".join(map(_told, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _with_different_names(groups: list[Group]) -> list[Group]:
+    """Two folders of one last name, or options cut short, are told apart by some letters of their settings' digest."""
+    names = [group.name for group in groups]
+    found = []
+    for group in groups:
+        name = group.name
+        # On some file systems capitals do not tell names apart.
+        if [one.lower() for one in names].count(name.lower()) > 1 or not name:
+            settings = json.dumps(group.config.model_dump(mode="json"), sort_keys=True)
+            name = f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+        found.append(Group(name, group.study, group.config, group.model, group.task, group.options))
+    if len({group.name for group in found}) < len(found):
+        raise ConfigError("two combinations of the grid have the same settings: an axis names a value twice")
+    return found
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})(?:\s*\.\.\s*(\d{1,10}))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f"seeds {text!r} should look like 3, 1..7 or 1,4,9")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(found)

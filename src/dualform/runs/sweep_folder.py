@@ -1,0 +1,168 @@
+"""A sweep's own files, beside the folders of its groups.
+
+    sweep.json         what was found, group by group, and what became of each cell
+    results.parquet    one row a group and learner
+    report.html        the page, with links to the groups' own
+
+Each file is written wholly or not at all.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dualform.errors import ConfigError
+from dualform.files import atomic_write, writable_dir
+from dualform.report.numerals import finite, known
+from dualform.report.palette import learners_in_order
+from dualform.report.sweep_page import render_sweep
+from dualform.report.sweep_words import seed_spread
+from dualform.result import Result
+from dualform.sweep_result import SweepGroup, SweepResult
+
+SWEEP_FILE = "sweep.json"
+_REMEDY = "Free some space or choose another folder with --out."
+
+_COLUMNS = pa.schema(
+    [
+        ("group", pa.string()),
+        ("study", pa.string()),
+        ("model", pa.string()),
+        ("task", pa.string()),
+        ("options", pa.string()),  # JSON: the grid's further axes are of any kind
+        ("learner", pa.string()),
+        ("seeds", pa.int64()),
+        ("n", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("accuracy_low", pa.float64()),
+        ("accuracy_high", pa.float64()),
+        ("seed_lowest", pa.float64()),
+        ("seed_highest", pa.float64()),
+        ("seed_sd", pa.float64()),
+        ("majority_share", pa.float64()),
+        ("majority_label", pa.string()),
+        ("entropy", pa.float64()),
+        ("agreement_with_icl", pa.float64()),
+        ("recovered", pa.float64()),
+        ("adapt_seconds", pa.float64()),
+        ("search_seconds", pa.float64()),
+        ("query_seconds", pa.float64()),
+        ("tokens", pa.float64()),
+        ("flops", pa.float64()),
+    ]
+)
+
+
+def write_sweep(folder: Path, sweep: SweepResult) -> Path:
+    """Write a sweep's files, `sweep.json` last.
+
+    Args:
+        folder: Made if need be.
+        sweep: Finished or not.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        StorageError: The folder cannot be made or written to.
+    """
+    writable_dir(folder, _REMEDY)
+    with atomic_write(folder / "results.parquet", _REMEDY) as temporary:
+        pq.write_table(results_table(sweep), temporary)
+    page = _write_page(folder, sweep)
+    with atomic_write(folder / SWEEP_FILE, _REMEDY) as temporary:
+        temporary.write_text(sweep.to_json() + "\n", encoding="utf-8")
+    return page
+
+
+def read_sweep(folder: Path) -> SweepResult:
+    """What a sweep found.
+
+    Raises:
+        ConfigError: The folder holds no sweep, or not one of this schema.
+    """
+    path = folder / SWEEP_FILE
+    try:
+        return SweepResult.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{folder} holds no {SWEEP_FILE}: give the folder of a sweep (see --out).") from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} is no sweep that this version can read ({reason}).") from error
+
+
+def holds_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (folder / SWEEP_FILE).is_file()
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Rebuild the page of a sweep; the groups' own pages stay as they are.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ConfigError: The folder holds no sweep.
+        StorageError: The page cannot be written.
+    """
+    return _write_page(folder, read_sweep(folder))
+
+
+def results_table(sweep: SweepResult) -> pa.Table:
+    """One row a group and learner, in the order of the sweep: accuracy and its spread, answers, cost.
+
+    Shares in [0, 1], entropy in nats, seconds, tokens and operations as in a run's result; null where a number does not
+    exist. Groups without accuracies have no row.
+    """
+    rows = [
+        _row(group, group.result, learner)
+        for group in sweep.groups
+        if group.result is not None
+        for learner in learners_in_order(group.result.accuracy)
+    ]
+    return pa.Table.from_pylist(rows, schema=_COLUMNS)
+
+
+def _write_page(folder: Path, sweep: SweepResult) -> Path:
+    page = folder / "report.html"
+    text = render_sweep(sweep)
+    with atomic_write(page, _REMEDY) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page
+
+
+def _row(group: SweepGroup, result: Result, learner: str) -> dict[str, Any]:
+    accuracy, cost = result.accuracy[learner], result.cost.get(learner)
+    predictions, against = result.predictions.get(learner), result.against_icl.get(learner)
+    low, high = known(accuracy.ci95) or (None, None)
+    lowest, highest, sd, _ = seed_spread(result, learner) or (None, None, None, 0)
+    return {
+        "group": group.name,
+        "study": group.study,
+        "model": group.model,
+        "task": group.task,
+        "options": json.dumps(group.options, default=str),
+        "learner": learner,
+        "seeds": len(accuracy.per_seed),
+        "n": accuracy.n,
+        "accuracy": finite(accuracy.mean),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "seed_lowest": lowest,
+        "seed_highest": highest,
+        "seed_sd": sd,
+        "majority_share": finite(predictions.majority_share) if predictions else None,
+        "majority_label": predictions.majority_label if predictions else None,
+        "entropy": finite(predictions.entropy) if predictions else None,
+        "agreement_with_icl": finite(against.agreement.mean) if against else None,
+        "recovered": finite(against.recovered.mean) if against else None,
+        "adapt_seconds": finite(cost.adapt_seconds) if cost else None,
+        "search_seconds": finite(cost.search_seconds) if cost else None,
+        "query_seconds": finite(cost.query_seconds) if cost else None,
+        "tokens": finite(cost.tokens) if cost else None,
+        "flops": finite(cost.flops) if cost else None,
+    }

@@ -1,0 +1,165 @@
+"""A sweep from its file to its folder: what `dualform sweep` does, for Python."""
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from dualform._version import __version__
+from dualform.attention_record import AttentionRecord
+from dualform.errors import ConfigError
+from dualform.files import atomic_write, writable_dir
+from dualform.result import Result
+from dualform.runs.cell_store import Cell, CellStore
+from dualform.runs.engines.base import Engine
+from dualform.runs.store import RunFolder
+from dualform.runs.sweep import GroupState, Sweep, Unwatched, Watcher, cells_record
+from dualform.runs.sweep_config import Group, SweepConfig, listed
+from dualform.runs.sweep_folder import write_sweep
+from dualform.runs.worker import ATTENTION, EXAMPLES, RESULT
+from dualform.studies.facts import environment
+from dualform.sweep_result import SweepGroup, SweepResult
+
+_REMEDY = "Free some space or choose another folder with --out."
+
+
+def described(config: SweepConfig, groups: Sequence[Group]) -> dict[str, Any]:
+    """What `sweep.yaml` in a sweep's folder holds: enough to run it again from there."""
+    if config.models or config.study == "regress":
+        return config.model_dump(mode="json", exclude_defaults=True)
+    return listed(config.name, groups)
+
+
+def run_sweep(
+    config: SweepConfig,
+    groups: Sequence[Group],
+    engine: Engine,
+    *,
+    out: Path,
+    store: CellStore,
+    retries: int = 2,
+    watcher: Watcher | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> SweepResult:
+    """Run a sweep into a folder: a run's folder for each group, and a page over all.
+
+    Args:
+        config: The sweep's own, from `read_sweep_file`.
+        groups: Its groups.
+        engine: From `open_engine`; it is left open.
+        out: Folder, made if need be; a group's folder of an earlier call is written over.
+        store: Where cells are kept.
+        retries: How often a cell whose worker died is tried again.
+        watcher: Is told of every change.
+        log: Takes a line for each group that is done.
+
+    Returns:
+        What was found. Cells that failed are told in it and raise nothing.
+
+    Raises:
+        DualformError: A task cannot be found or used.
+        StorageError: A folder or the store cannot be written to.
+    """
+    start = time.perf_counter()
+    prepare_folder(out, config, groups)
+    sweep = Sweep(
+        groups,
+        store,
+        engine,
+        retries=retries,
+        about={"sweep": config.name},
+        watcher=watcher or Unwatched(),
+    )
+    records: dict[str, SweepGroup] = {}
+
+    def finished(state: GroupState, cell: Cell | None) -> None:
+        records[state.group.name] = _write_group(out, state, cell)
+        log(f"{state.group.name}: {'no result' if cell is None else 'done'}")
+
+    states = sweep.run(finished)
+    seconds = round(time.perf_counter() - start, 1)
+    result = SweepResult(
+        dualform=__version__,
+        name=config.name,
+        config=described(config, groups),
+        environment=environment(torch.device("cpu"), seconds),
+        engine=f"{engine.name}, {engine.workers} worker{'' if engine.workers == 1 else 's'}",
+        groups=[records[group.name] for group in groups],
+        cells=cells_record(states),
+        seconds=seconds,
+        warnings=_warnings(states),
+    )
+    write_sweep(out, result)
+    return result
+
+
+def prepare_folder(out: Path, config: SweepConfig, groups: Sequence[Group]) -> None:
+    """Make a sweep's folder and write `sweep.yaml` into it.
+
+    Raises:
+        ConfigError: It holds another sweep.
+        StorageError: It cannot be written to.
+    """
+    text = yaml.safe_dump(described(config, groups), sort_keys=False, allow_unicode=True)
+    file = out / "sweep.yaml"
+    if (
+        file.exists()
+        and (out / "sweep.json").exists()
+        and yaml.safe_load(file.read_text("utf-8")) != yaml.safe_load(text)
+    ):
+        raise ConfigError(
+            f"{out} holds another sweep. Choose another folder with --out; finished cells are in the store and are "
+            "not computed again."
+        )
+    writable_dir(out, _REMEDY)
+    with atomic_write(file, _REMEDY) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _write_group(out: Path, state: GroupState, cell: Cell | None) -> SweepGroup:
+    group = state.group
+    result: Result | None = None
+    if cell is not None:
+        result = Result.from_json(cell.read(RESULT).decode())
+        table = pq.read_table(io.BytesIO(cell.read(EXAMPLES)))
+        attention = AttentionRecord.from_json(cell.read(ATTENTION).decode()) if ATTENTION in cell.files else None
+        whole = state.whole
+        assert whole is not None
+        RunFolder(out / group.name, whole.cell.settings, overwrite=True).finish(result, table, attention)
+    missing = [one.cell.seed for one in state.seeds if one.status == "failed"]
+    return SweepGroup(
+        name=group.name,
+        study=group.study,
+        model=group.model,
+        task=group.task,
+        options=group.options,
+        result=result,
+        missing_seeds=tuple(seed for seed in missing if seed is not None),
+    )
+
+
+def _warnings(groups: Sequence[GroupState]) -> list[str]:
+    """What a reader must know about the sweep as a whole."""
+    found = []
+    missing = [group for group in groups if group.whole is None or group.whole.status == "failed"]
+    partly = [
+        group for group in groups if group not in missing and any(state.status == "failed" for state in group.seeds)
+    ]
+    if missing:
+        found.append(f"{len(missing)} of {len(groups)} groups have no result: {', '.join(_names(missing))}.")
+    if partly:
+        found.append(
+            f"In {', '.join(_names(partly))} some seeds failed: their results stand on the others, and seeds that fail "
+            "may not fail at random."
+        )
+    return found
+
+
+def _names(groups: Sequence[GroupState]) -> list[str]:
+    names = [group.group.name for group in groups]
+    return names if len(names) <= 5 else [*names[:4], f"and {len(names) - 4} more"]

@@ -1,0 +1,256 @@
+"""What a sweep's worker does with one cell; models and zero-shot readings stay warm between cells."""
+
+import contextlib
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+
+from dualform.attention_record import AttentionRecord
+from dualform.learners.remembered import ReadingMemory
+from dualform.models.language_model import LanguageModel
+from dualform.result import Result
+from dualform.runs.cell_store import CellKey, CellStore, DamagedCell
+from dualform.runs.flat_numbers import numbers_of
+from dualform.runs.sweep_config import STUDIES, StudyName
+from dualform.studies.comparison import compare, compare_seed
+from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.folding import folding
+from dualform.studies.folding_config import FoldingConfig
+from dualform.studies.folding_summary import folding_table
+from dualform.studies.pieces import NoCells, Piece
+from dualform.studies.regression import run_laboratory
+from dualform.studies.regression_config import RegressionConfig
+from dualform.studies.selection import selection
+from dualform.studies.selection_config import SelectionConfig
+from dualform.studies.selection_summary import trials_table
+from dualform.studies.settings import StudyConfig
+from dualform.studies.stability import stability
+from dualform.studies.stability_config import StabilityConfig
+from dualform.studies.stability_summary import runs_table
+from dualform.studies.summary import examples_table
+from dualform.tasks.task import Task
+
+OUTCOME, RESULT, EXAMPLES, ATTENTION = "outcome.safetensors", "result.json", "examples.parquet", "attention.json"
+ELSEWHERE = "elsewhere"
+"""Fact of a cell that another process is computing at the moment."""
+
+
+class CellWork(BaseModel):
+    """What a worker is told, as plain JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str
+    """URL of the store."""
+    identity: dict[str, Any]
+    """The cell's own, see `CellKey`."""
+    study: StudyName
+    settings: dict[str, Any]
+    """The study's configuration, all seeds."""
+    seed: int | None
+    pieces: dict[str, dict[str, Any]]
+    """Name of a piece -> identity of the cell that holds it."""
+    folder: str
+    """From which relative paths start, as far as there is such a folder where the worker is."""
+    about: dict[str, Any]
+    """Facts to list beside what is found: sweep, group, model, task, options."""
+    memory: int = 1 << 30
+    """Bytes of zero-shot readings to keep."""
+
+
+def perform(payload: dict[str, Any]) -> dict[str, Any]:
+    """Compute one cell and keep it in the store.
+
+    Args:
+        payload: A `CellWork`.
+
+    Returns:
+        Facts: `seconds` and `reused`; or only `elsewhere`, when another process is at it.
+
+    Raises:
+        DualformError: A user's mistake.
+    """
+    work = CellWork(**payload)
+    with contextlib.chdir(work.folder) if Path(work.folder).is_dir() else contextlib.nullcontext():
+        return _perform(work)
+
+
+def _perform(work: CellWork) -> dict[str, Any]:
+    store = CellStore(work.store)
+    key = CellKey(work.identity)
+    if store.find(key, verify=True) is not None:
+        return {"reused": True}
+    claim = store.claim(key)
+    if claim is None:
+        return {ELSEWHERE: True}
+    with claim:
+        # Whoever had the claim before may have finished it.
+        if store.find(key, verify=True) is not None:
+            return {"reused": True}
+        start = time.perf_counter()
+        files, result = _compute(work, store, key)
+        seconds = round(time.perf_counter() - start, 2)
+        store.write(key, files, {**work.about, **_facts(result), "seconds": seconds})
+    return {"reused": False, "seconds": seconds}
+
+
+class StoreCells:
+    """A comparison's pieces, each in a cell of the store.
+
+    Args:
+        store: Where.
+        keys: Name of a piece -> key of its cell.
+        about: Facts that all of them share.
+        own: The piece that is being computed, which is held back so that it can be written with what it found.
+    """
+
+    def __init__(
+        self, store: CellStore, keys: Mapping[str, CellKey], about: dict[str, Any], own: str | None = None
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._about = about
+        self._own = own
+        self.held: Piece | None = None
+
+    def get(self, name: str, inputs: str) -> Piece | None:
+        """The piece, if its cell is finished and was made from the same inputs."""
+        cell = self._store.find(self._keys[name]) if name in self._keys else None
+        if cell is None:
+            return None
+        try:
+            piece = Piece.from_bytes(cell.read(OUTCOME))
+        except DamagedCell as error:
+            self._store.log(str(error))
+            return None
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            reason = f"cannot be read ({error})"
+        else:
+            if piece.name == name and piece.inputs == inputs:
+                return piece
+            reason = "was made from other inputs"
+        self._store.log(f"{name} of {cell.digest[:12]} {reason}; running it again")
+        # Its hashes are right, so the store itself would never let another take its place.
+        self._store.drop(cell.digest)
+        return None
+
+    def put(self, piece: Piece) -> None:
+        """Keep it."""
+        if piece.name == self._own:
+            self.held = piece
+        elif piece.name in self._keys:
+            about = {**self._about, "seed": int(piece.name.removeprefix("seed "))}
+            self._store.write(self._keys[piece.name], {OUTCOME: piece.to_bytes()}, about)
+
+
+@dataclass
+class _Warm:
+    """The model that this process has at hand, and what it has read."""
+
+    settings: dict[str, Any]
+    lm: LanguageModel
+    memory: ReadingMemory
+    task: tuple[str, Task] | None = None
+
+
+_warm: _Warm | None = None
+
+
+def _model(config: StudyConfig, name: str, most_bytes: int) -> _Warm:
+    """The model that a configuration names: the one at hand, if it is that."""
+    global _warm
+    load = {name: getattr(config, name) for name in _HOW_LOADED if hasattr(config, name)}
+    settings = {"model": name, "memory": most_bytes, **load}
+    if _warm is None or _warm.settings != settings:
+        # Let the one at hand go first: two may not fit.
+        _warm = None
+        _warm = _Warm(settings, config.load_model(name), ReadingMemory(most_bytes))
+    return _warm
+
+
+_HOW_LOADED = (
+    "device",
+    "dtype",
+    "route",
+    "trust_remote_code",
+    "device_map",
+    "max_memory",
+    "offload_folder",
+    "quantize",
+)
+
+
+def _task(config: StudyConfig, warm: _Warm) -> Task:
+    """The task that a configuration names; another's readings are let go."""
+    names = ("task", "data_dir", "text", "label", "choices", "prompt", "label_words", "separator")
+    key = repr([getattr(config, name) for name in names])
+    if warm.task is None or warm.task[0] != key:
+        warm.task = (key, config.load_task())
+        warm.memory.clear()
+    return warm.task[1]
+
+
+def _compute(work: CellWork, store: CellStore, key: CellKey) -> tuple[dict[str, bytes], Result]:
+    """A cell's files, and the result that its facts are taken from."""
+    config = STUDIES[work.study](**work.settings)
+    if not isinstance(config, ComparisonConfig):
+        result, table = _whole(config, work.memory)
+        return _files(result, table), result
+    warm = _model(config, config.model, work.memory)
+    task = _task(config, warm)
+    keys = {name: CellKey(identity) for name, identity in work.pieces.items()}
+    if work.seed is None:
+        cells = StoreCells(store, keys, work.about)
+        whole = compare(config, lm=warm.lm, task=task, cells=cells, memory=warm.memory)
+        table = examples_table(whole.asked, whole.outcomes)
+        return _files(whole.result, table, whole.attention), whole.result
+    cells = StoreCells(store, keys, work.about, own=f"seed {work.seed}")
+    # Its interval is nobody's business: those of all seeds together are.
+    quick = config.model_copy(update={"resamples": 10})
+    one = compare_seed(quick, work.seed, lm=warm.lm, task=task, cells=cells, memory=warm.memory)
+    piece = cells.held or one.outcomes[0].to_piece()
+    return {OUTCOME: piece.to_bytes()}, one.result
+
+
+def _whole(config: BaseModel, most_bytes: int) -> tuple[Result, pa.Table]:
+    """A study that is one cell."""
+    if isinstance(config, RegressionConfig):
+        return run_laboratory(config, cells=NoCells())
+    assert isinstance(config, StudyConfig)
+    if isinstance(config, StabilityConfig):
+        lms = [_model(config, config.models[0], most_bytes).lm] if len(config.models) == 1 else None
+        over = stability(config, lms=lms)
+        return over.result, runs_table(over.asked, over.models)
+    assert isinstance(config, SelectionConfig | FoldingConfig)
+    warm = _model(config, config.model, most_bytes)
+    task = _task(config, warm)
+    if isinstance(config, SelectionConfig):
+        chosen = selection(config, lm=warm.lm, task=task)
+        return chosen.result, trials_table(chosen.asked, chosen.found)
+    made = folding(config, lm=warm.lm, task=task)
+    return made.result, folding_table(made.asked, made.base, made.seeds)
+
+
+def _files(result: Result, table: pa.Table, attention: AttentionRecord | None = None) -> dict[str, bytes]:
+    parquet = io.BytesIO()
+    pq.write_table(table, parquet)
+    files = {RESULT: result.to_json().encode(), EXAMPLES: parquet.getvalue()}
+    return files if attention is None else {**files, ATTENTION: attention.to_json().encode()}
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    """What a listing of cells shows: the means, without their intervals."""
+    means = {
+        name.replace("/", "."): value
+        for name, value in numbers_of(result).items()
+        if name.split("/")[0] in ("accuracy", "similarity", "calibrated") and name.count("/") == 1
+    }
+    return {"learners": ",".join(result.accuracy), **means}

@@ -1,0 +1,222 @@
+"""What a run will cost, before it runs: tokens, operations, memory and time, reckoned from its settings.
+
+`plan_of` tokenises the real task with the real tokenizer, draws the real demonstrations, and walks through what the
+study will do; the model is laid out without weights. Times come from this machine's measured rates (`models.machine`).
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from dualform.errors import ConfigError
+from dualform.models.fitting import Fit
+from dualform.models.machine import Machine
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Some work."""
+
+    forwards: float = 0.0
+    """Tokens read."""
+    backwards: float = 0.0
+    """Of these, tokens through which gradients were taken back."""
+    flops: float = 0.0
+    """Multiplications and additions of products and attention."""
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Both."""
+        return Cost(
+            self.forwards + other.forwards,
+            self.backwards + other.backwards,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+        )
+
+    def __mul__(self, times: float) -> "Cost":
+        """So many times over."""
+        return Cost(self.forwards * times, self.backwards * times, self.flops * times, self.seconds * times)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a run."""
+
+    name: str
+    cost: Cost
+    least: Cost | None = None
+    """Where the data decide how much is done: what is done in any case. `cost` is then what is expected."""
+    most: Cost | None = None
+    """And what is done at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost."""
+
+    command: str
+    """What is run."""
+    parts: tuple[Part, ...]
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Bytes at the moment that needs most, by what they are for."""
+    machine: Machine | None = None
+    fit: Fit | None = None
+    """How the model lies in this machine's memory, and what would fit; None for studies of tiny models."""
+    notes: tuple[str, ...] = ()
+    """What is not counted, or only guessed at."""
+
+    @property
+    def cost(self) -> Cost:
+        """All parts together, as expected."""
+        return sum((part.cost for part in self.parts), Cost())
+
+    @property
+    def seconds(self) -> float:
+        """Expected."""
+        return self.cost.seconds
+
+    @property
+    def seconds_range(self) -> tuple[float, float]:
+        """Where the data decide how much is done (a search that may stop early): the shortest and the longest."""
+        least = sum((part.least or part.cost).seconds for part in self.parts)
+        return least, sum((part.most or part.cost).seconds for part in self.parts)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory."""
+        return sum(self.memory.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+
+        def cost(one: Cost) -> dict[str, float]:
+            return {
+                "tokens_forwards": one.forwards,
+                "tokens_backwards": one.backwards,
+                "flops": one.flops,
+                "seconds": one.seconds,
+            }
+
+        found: dict[str, Any] = {
+            "command": self.command,
+            **cost(self.cost),
+            "seconds_range": list(self.seconds_range),
+            "peak_bytes": self.peak,
+            "memory": dict(self.memory),
+            "parts": [
+                {
+                    "name": part.name,
+                    **cost(part.cost),
+                    **({} if part.least is None else {"least": cost(part.least)}),
+                    **({} if part.most is None else {"most": cost(part.most)}),
+                }
+                for part in self.parts
+            ],
+            "notes": list(self.notes),
+        }
+        if self.machine is not None:
+            found["machine"] = {"ram": self.machine.ram, "gpu": self.machine.gpu, "threads": self.machine.threads}
+        if self.fit is not None:
+            found["fit"] = self.fit.as_dict()
+        return found
+
+
+ONCE = ("start", "loading and self-checks")
+"""Parts that a worker of a sweep pays for once, however many cells it runs."""
+
+# Each module has a function `plan(config, machine) -> Plan`. They load much, so they are imported when asked for.
+_PLANNERS: dict[str, str] = {
+    "ComparisonConfig": "plan_comparison",
+    "FoldConfig": "plan_fold",
+    "FoldingConfig": "plan_folding",
+    "StabilityConfig": "plan_stability",
+    "SelectionConfig": "plan_selection",
+    "MomentumConfig": "plan_momentum",
+    "RegressionConfig": "plan_regression",
+}
+
+
+def plan_of(config: BaseModel, machine: Machine | None = None, *, measure: bool = False) -> Plan:
+    """What a study with these settings will cost.
+
+    Args:
+        config: Of a study: `ComparisonConfig`, `FoldConfig`, `FoldingConfig`, `StabilityConfig`, `SelectionConfig`,
+            `MomentumConfig` or `RegressionConfig`.
+        machine: Rates to reckon with; None for this machine's, measured the first time (a few seconds).
+        measure: Measure this machine anew.
+
+    Raises:
+        DualformError: What the study itself would raise before it begins: an unknown model or task, texts that do not
+            fit.
+    """
+    planner = _PLANNERS.get(type(config).__name__)
+    if planner is None:
+        raise ConfigError(f"a {type(config).__name__} cannot be planned: give one of {', '.join(_PLANNERS)}")
+    module = importlib.import_module(f"dualform.studies.{planner}")
+    made: Plan = module.plan(config, machine or machine_for(config, measure=measure))
+    return made
+
+
+def machine_for(config: BaseModel | None, *, measure: bool = False) -> Machine:
+    """The machine that a study would run on, in its precision."""
+    from dualform.models.machine import this_machine, where_to_run
+
+    device = where_to_run(str(getattr(config, "device", "cpu") or "cpu"))
+    return this_machine(device, str(getattr(config, "dtype", "float32")), measure=measure)
+
+
+def plan_sweep(
+    name: str, plans: Sequence[tuple[Plan, int, int]], *, workers: int, machine: Machine, threads: int = 1
+) -> Plan:
+    """A sweep's cost from its groups'.
+
+    Args:
+        name: What the sweep is called.
+        plans: Of each group: its plan as one run, into how many cells it falls, and how many of these are finished.
+        workers: Cells at a time.
+        machine: On which.
+        threads: Of each worker.
+
+    Returns:
+        A plan whose seconds are those on the clock. Workers load a model once and keep it, and share the machine: their
+        threads together are taken to do no more than all cores do.
+    """
+    workers = max(1, workers)
+    # A plan is reckoned for a run that has all threads. Workers together do as much, no more; with one thread each a
+    # part of what a run of many threads would do.
+    rate = min(1.0, workers * threads / max(1, machine.threads))
+    n_cells = sum(cells - finished for _, cells, finished in plans)
+    rate *= min(1.0, n_cells / workers) if n_cells else 1.0
+    parts: list[Part] = []
+    once: dict[str, Cost] = {}
+    for plan, cells, finished in plans:
+        left = 1 - finished / cells if cells else 0.0
+        work = [part for part in plan.parts if part.name not in ONCE]
+        ends = (
+            sum((part.cost for part in work), Cost()),
+            sum((part.least or part.cost for part in work), Cost()),
+            sum((part.most or part.cost for part in work), Cost()),
+        )
+        expected, least, most = (_at_rate(end * left, rate) for end in ends)
+        parts.append(Part(f"{plan.command} ({cells - finished} of {cells} cells)", expected, least, most))
+        if left:
+            for part in plan.parts:
+                if part.name in ONCE:
+                    # Every worker that gets a model loads it, all at the same time.
+                    once[f"{part.name}: {plan.command.split()[1] if part.name != 'start' else ''}"] = part.cost
+    if once:
+        alone = sum(once.values(), Cost())
+        parts.insert(0, Part("starting and loading, once a worker", _at_rate(alone * min(workers, n_cells), rate)))
+    largest = max((plan for plan, _, _ in plans), key=lambda plan: plan.peak, default=None)
+    memory = {} if largest is None else {what: n * workers for what, n in largest.memory.items()}
+    notes = dict.fromkeys(note for plan, _, _ in plans for note in plan.notes)
+    unfit = next((plan.fit for plan, _, _ in plans if plan.fit is not None and not plan.fit.fits), None)
+    return Plan(f"sweep {name}", tuple(parts), memory, machine, unfit, tuple(notes))
+
+
+def _at_rate(cost: Cost, rate: float) -> Cost:
+    return Cost(cost.forwards, cost.backwards, cost.flops, cost.seconds / rate)

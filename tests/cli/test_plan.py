@@ -1,0 +1,156 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualform.cli.plan import spoken
+from dualform.models import machine
+from tests.cli.conftest import QUICK, SMALL, Done
+from tests.fixed_machine import GIB, fixed_machine
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What was asked of the machine; measuring one takes seconds."""
+    found: list[dict[str, Any]] = []
+
+    def this_machine(device: str = "cpu", dtype: str = "float32", **more: Any) -> machine.Machine:
+        found.append({"device": device, "dtype": dtype, **more})
+        return fixed_machine(device=device, dtype=dtype)
+
+    monkeypatch.setattr(machine, "this_machine", this_machine)
+    return found
+
+
+def told(done: Done) -> dict[str, Any]:
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def test_a_plan_shows_parts_memory_and_time_and_runs_nothing(
+    dualform: Command, asked: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    before = set(tmp_path.rglob("result.json"))
+    done = dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK)
+
+    assert done.code == 0, done.err
+    assert done.message.endswith("Nothing was run.")
+    shown = " ".join(done.out.split())
+    for words in ("compare gpt2 tickets", "tokens", "TFLOP", "packed", "control random", "weights", "GiB of memory."):
+        assert words in shown
+    assert re.search(r"It will take about [\d.]+ s, with 1 thread on cpu", shown)
+    assert set(tmp_path.rglob("result.json")) == before
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", "gpt2", "tickets.csv", *QUICK],
+        ["stability", "gpt2", "--task", "tickets.csv", *SMALL, "--seeds", "2", "--orders", "2", "--ft-seeds", "0"],
+        ["selection", "gpt2", "tickets.csv", *SMALL, "--untouched-limit", "6", "--seeds", "1", "--rates", "1e-2"],
+        ["fold", "gpt2", "tickets.csv", *SMALL[:6], "--limit", "8", "--fold-texts", "12", "--plain", "none"],
+        ["folding", "gpt2", "tickets.csv", *SMALL, "--axes", "k", "--ks", "2", "--fold-texts", "12", "--seeds", "1"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_study_can_be_planned(command: list[str], dualform: Command, asked: list[dict[str, Any]]) -> None:
+    plan = told(dualform("plan", *command, "--json"))
+    assert plan["command"].startswith(command[0])
+    assert plan["tokens_forwards"] > 0
+    assert plan["flops"] > 0
+    assert plan["seconds"] > 0
+    assert plan["peak_bytes"] > GIB // 2
+    assert plan["fit"]["fits"]
+
+
+def test_options_reach_the_plan(dualform: Command, asked: list[dict[str, Any]]) -> None:
+    few = told(dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK, "--json"))
+    more = told(dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK, "--dtype", "bfloat16", "--json"))
+    assert more["memory"]["weights"] * 2 == few["memory"]["weights"]
+    assert [one["dtype"] for one in asked] == ["float32", "bfloat16"]
+    dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK, "--measure")
+    assert [one["measure"] for one in asked] == [False, False, True]
+
+
+def test_mistakes_are_told_as_by_the_command_itself(dualform: Command, asked: list[dict[str, Any]]) -> None:
+    for mistake in (
+        ["compare", "gpt2", "missing.csv"],
+        ["compare", "./missing", "tickets.csv", *SMALL],
+        ["compare", "gpt2", "tickets.csv", *SMALL, "--learners", "zsl,zsl"],
+        ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "3..1"],
+        ["compare", "gpt2", "tickets.csv", "--text", "nothing", "--label", "topic"],
+    ):
+        planned, run = dualform("plan", *mistake), dualform(*mistake)
+        assert planned.code == run.code == 2, mistake
+        assert planned.message == run.message
+
+
+def test_a_model_that_does_not_fit_is_no_mistake_and_what_would_is_told(
+    dualform: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "this_machine", lambda *given, **more: fixed_machine(ram=GIB // 2))
+    done = dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK)
+    assert done.code == 0
+    shown = " ".join(done.out.split())
+    assert "It does not fit: 0.5 GiB are needed and there are 0.5 GiB of memory." in shown
+    assert "--dtype bfloat16: 0.5 GiB, would not fit either" in shown
+    assert "Take a smaller model, or a machine with more memory." in shown
+
+
+def test_training_with_momentum_can_be_planned(dualform: Command, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    text = tmp_path / "prose.txt"
+    text.write_text("a warm and funny film about a cold and tedious plot\n" * 400, encoding="utf-8")
+    settings = ["--set", "tokens=4096", "--set", "vocab_size=300"]
+    plan = told(dualform("plan", "momentum", "train", text, *settings, "--json"))
+    (training,) = (part for part in plan["parts"] if part["name"] == "training: vanilla")
+    assert training["tokens_forwards"] == training["tokens_backwards"] == 4096
+    slower = told(dualform("plan", "momentum", "train", text, *settings, "--eta", "0.3", "--json"))
+    assert slower["flops"] > plan["flops"]
+    arms = ["--validation", text, "--test", text, "--etas", "0.3", "--controls", "none", "--seeds", "1..2"]
+    both = told(dualform("plan", "momentum", "compare", text, *arms, *settings, "--json"))
+    assert {part["name"] for part in both["parts"]} >= {"training: vanilla", "training: momentum", "validation"}
+    trained = sum(part["tokens_backwards"] for part in both["parts"] if part["name"].startswith("training"))
+    assert trained == 2 * 2 * 4096
+
+
+def test_help_speaks_of_the_plan(dualform: Command) -> None:
+    done = dualform("plan", "compare", "--help")
+    shown = " ".join(done.out.split())
+    assert "What `dualform compare` with these options will cost: adapt one model" in shown
+    assert "dualform plan compare smollm2-135m reviews" in shown
+    assert "--measure" in shown
+    assert "--overwrite" not in shown
+    assert "--to" not in " ".join(dualform("plan", "fold", "--help").out.split()).replace("--tolerance", "")
+
+
+def test_times_are_spoken_at_a_glance() -> None:
+    times = [0.04, 9.9, 12, 89, 130, 700, 5399, 5401, 200_000, 1e9]
+    assert [spoken(seconds) for seconds in times] == [
+        "0.0 s", "9.9 s", "12 s", "89 s", "2.2 min", "12 min", "90 min", "1.5 h", "2.3 days", "11,574.1 days",
+    ]  # fmt: skip
+
+
+def test_a_sweep_is_the_sum_of_its_groups(dualform: Command, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    settings = "text: body, label: topic, limit: 8, selection_limit: 6, learners: [zsl, icl], controls: []"
+    grid.write_text(
+        f"models: [gpt2]\ntasks: [tickets.csv]\nseeds: 1..2\nsettings: {{{settings}}}\ngrid: {{k: [2, 4]}}\n",
+        encoding="utf-8",
+    )
+    plan = told(dualform("plan", "sweep", grid, "--store", tmp_path / "store", "--workers", "1", "--json"))
+    alone = [
+        told(dualform("plan", "compare", "gpt2", "tickets.csv", *SMALL[:4], "-k", k, "--limit", "8",
+                      "--selection-limit", "6", "--learners", "zsl,icl", "--seeds", "1..2", "--controls", "none",
+                      "--json"))
+        for k in ("2", "4")
+    ]  # fmt: skip
+    assert plan["tokens_forwards"] == sum(one["tokens_forwards"] for one in alone)
+    assert plan["seconds"] < sum(one["seconds"] for one in alone)
+    assert [part["name"] for part in plan["parts"]][1:] == ["compare gpt2 tickets (2 of 2 cells)"] * 2

@@ -1,0 +1,103 @@
+"""Every learner on a model that lies on disk: what it does is bit for bit what it does in memory."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from dualform.errors import TrainingError
+from dualform.learners.finetuned import Finetuned
+from dualform.learners.folded import Folded
+from dualform.learners.kv_momentum import KeyValueMomentum
+from dualform.learners.layer_causal import LayerCausal
+from dualform.learners.lora import Lora
+from dualform.learners.mezo import MezoAtRate
+from dualform.learners.thought import Thought
+from dualform.models.load import load_model
+from dualform.models.streaming import hook_of, named_weights, weight_of
+from tests.learners.setting import assert_same_readings, readings, setting_of
+from tests.tiny import save_tiny
+
+# Separate and fused projections, tied and free heads, a norm behind W_O, in and outside the attention registry.
+FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma3", "xglm")
+RATE = 1e-2
+LEARNERS: dict[str, Any] = {
+    "ft": lambda opening, texts: Finetuned(opening, RATE),
+    "ft of the mlp in one step": lambda opening, texts: Finetuned(opening, RATE, part="mlp", steps="batch"),
+    "lora": lambda opening, texts: Lora(opening, RATE),
+    "fold": lambda opening, texts: Folded(opening, texts, plain=((5, 6, 7, 8), (9, 10, 11))),
+    "lcgd": lambda opening, texts: LayerCausal(opening, RATE),
+    "mezo": lambda opening, texts: MezoAtRate(opening, RATE, steps=4),
+    "thought": lambda opening, texts: Thought(opening, texts, form="matrix"),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Of each family the model on disk and in memory."""
+    found = {}
+    for family in FAMILIES:
+        folder = str(save_tiny(family, tmp_path_factory.mktemp(family)))
+        found[family] = [setting_of(load_model(folder, device_map=where)) for where in ({"": "disk"}, None)]
+    return found
+
+
+def state(lm):
+    return {name: weight_of(lm.model, name).clone() for name, _ in named_weights(lm.model)}
+
+
+def assert_as_before(lm, expected):
+    found = state(lm)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(weight.requires_grad for weight in lm.model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
+    assert not any(hook._changes or hook._there for hook in map(hook_of, lm.model.modules()) if hook is not None)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(family, name) for family in FAMILIES for name in ("ft", "lora", "fold")]
+    + [("llama", name) for name in ("ft of the mlp in one step", "lcgd", "mezo", "thought")],
+)
+def test_changes_losses_and_readings_are_the_same(family, name, pairs):
+    found = []
+    for setting in pairs[family]:
+        before = state(setting.lm)
+        learner = LEARNERS[name](setting.encoder.opening, setting.queries * 2)
+        adapted = learner.adapt(setting.lm, setting.demonstrations)
+        found.append((adapted, readings(adapted, setting)))
+        assert_as_before(setting.lm, before)
+    (on_disk, read), (in_memory, expected) = found
+    assert on_disk.losses == in_memory.losses
+    assert len(on_disk.deltas) == len(in_memory.deltas)
+    assert any(change.delta.any() for change in on_disk.deltas)
+    for one, other in zip(on_disk.deltas, in_memory.deltas, strict=True):
+        assert one.parameter == other.parameter
+        assert torch.equal(one.delta, other.delta)
+    assert on_disk.cost.flops == in_memory.cost.flops
+    assert_same_readings(read, expected)
+
+
+def test_a_prefix_with_momentum_is_the_same_too(pairs):
+    found = []
+    for setting in pairs["llama"]:
+        adapted = KeyValueMomentum(setting.encoder.opening, passes=3).adapt(setting.lm, setting.demonstrations)
+        found.append(readings(adapted, setting))
+    assert_same_readings(*found)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_training_that_fails_leaves_the_model_as_it_was(family, pairs):
+    setting = pairs[family][0]
+    before = state(setting.lm)
+    with pytest.raises(TrainingError, match="Use a lower one"):
+        Finetuned(setting.encoder.opening, 1e30).adapt(setting.lm, setting.demonstrations)
+    assert_as_before(setting.lm, before)
+
+
+def test_no_weight_stays_in_memory_behind_a_training(pairs):
+    setting = pairs["llama"][0]
+    Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
+    assert all(weight.is_meta for weight in setting.lm.model.parameters())
+    assert not any(hook._present.weights for hook in map(hook_of, setting.lm.model.modules()) if hook is not None)

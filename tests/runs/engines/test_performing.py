@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from dualform.errors import TaskError
+from dualform.runs.engines.base import Ended, Work
+from dualform.runs.engines.performing import LONGEST_MESSAGE, ended_from, one_line, perform_text, work_text
+
+WORKS = "tests.runs.engines.works:perform"
+
+
+def perform(payload: dict[str, object], threads: int = 1, function: str = WORKS) -> Ended:
+    return ended_from(perform_text(work_text(Work("digest", payload), function, threads)))
+
+
+def test_what_the_work_returns_comes_back_with_its_time():
+    ended = perform({"do": "sleep", "seconds": 0.05, "value": [1.5, float("inf")]})
+    assert (ended.digest, ended.status, ended.message) == ("digest", "finished", "")
+    assert ended.facts["value"] == [1.5, float("inf")]
+    assert 0.05 <= ended.seconds < 5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_gets_the_threads_of_the_work(threads):
+    perform({}, threads)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("tests.runs.engines.nowhere:perform", "ModuleNotFoundError"),
+        ("tests.runs.engines.works:nothing", "AttributeError"),
+    ],
+)
+def test_a_work_function_that_cannot_be_found_is_a_failure(function, reason):
+    ended = perform({}, function=function)
+    assert ended.status == "failed"
+    assert ended.message.startswith(reason)
+    assert not ended.mistake
+
+
+def test_a_hostile_message_is_one_harmless_line():
+    hostile = "a\x1b[2J\nb\r\0\u202ec" + "<script>" * 200_000
+    line = one_line(TaskError(hostile))
+    assert line.startswith("TaskError: a\N{REPLACEMENT CHARACTER}[2J b")
+    assert line.isprintable()
+    assert len(line) == LONGEST_MESSAGE
+    assert line.endswith(" …")
+    assert not hostile.isprintable()

@@ -1,0 +1,244 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualform.errors import ConfigError
+from dualform.runs.engines.base import Engine, EngineOptions, Work, open_engine
+from dualform.runs.engines.ray_engine import _fit
+from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
+from tests.runs.engines.works import Broken
+
+ray = pytest.importorskip("ray")
+
+WORKS = "tests.runs.engines.works:perform"
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def engine(logs) -> Iterator[Engine]:
+    """A cluster takes seconds to start, so the tests of this file share one, with a core left for another driver."""
+    options = EngineOptions(log_dir=logs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dualform.runs.engines.ray_engine.cores", lambda: 3)
+        engine = open_engine("ray", workers=2, threads=1, options=options, perform=WORKS)
+    yield engine
+    engine.close(kill=True)
+    assert not ray.is_initialized()
+
+
+def test_works_finish_fail_or_are_lost_each_is_told_once_and_nothing_is_printed(engine, logs, capfd):
+    payloads: dict[str, dict[str, Any]] = {"good": {"value": 1.5}, "after": {"value": 2}}
+    payloads |= {name: {"do": name} for name in ("mistake", "fault", "die", "print")}
+    for name, payload in payloads.items():
+        engine.submit(Work(name, payload))
+    ended = all_ended(engine, len(payloads))
+    assert {name: outcome.status for name, outcome in ended.items()} == {
+        "good": "finished",
+        "after": "finished",
+        "print": "finished",
+        "mistake": "failed",
+        "fault": "failed",
+        "die": "lost",
+    }
+    assert ended["good"].facts["value"] == 1.5
+    assert ended["mistake"].mistake
+    assert ended["mistake"].message == "TaskError: no such task: choose another"
+    assert "works.py" in ended["fault"].traceback
+    assert ended["die"].message.startswith("the Ray worker is gone: ActorDiedError")
+    assert ended["die"].message.isprintable()
+    assert engine.ended(0) == []
+    time.sleep(0.5)  # Ray's own words about the dead would come by now
+    assert capfd.readouterr() == ("", "")
+    assert "chatter\nmore chatter\n" in [path.read_text() for path in logs.iterdir()]
+
+
+def begin_both(engine: Engine, folder: Path) -> None:
+    """Works a1 and b1, one on each worker however long one of them takes to start."""
+    files = [folder / "a1", folder / "b1"]
+    for path in files:
+        engine.submit(
+            Work(path.name, {"do": "wait", "until": str(folder / "go"), "begun": str(path)}, warm=path.name[0])
+        )
+    wait_for(lambda: engine.ended(0.2) == [] and all(has_text(path) for path in files), seconds=60)
+
+
+def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine, tmp_path):
+    begin_both(engine, tmp_path)
+    (tmp_path / "go").touch()
+    first = all_ended(engine, 2)
+    pids = {name: outcome.facts["pid"] for name, outcome in first.items()}
+    assert pids["a1"] != pids["b1"]
+    assert sorted(engine.idle_for()) == ["a", "b"]
+    for name in ("b2", "a2", "b3", "a3"):
+        engine.submit(Work(name, {"do": "sleep", "seconds": 0.3}, warm=name[0]))
+    assert engine.idle_for() == []
+    then = all_ended(engine, 4)
+    assert {name: outcome.facts["pid"] for name, outcome in then.items()} == {
+        "a2": pids["a1"],
+        "a3": pids["a1"],
+        "b2": pids["b1"],
+        "b3": pids["b1"],
+    }
+    assert then["a3"].facts["works"] == first["a1"].facts["works"] + 2
+
+
+def test_a_worker_killed_from_outside_loses_its_own_work_and_is_replaced(engine, tmp_path):
+    begin_both(engine, tmp_path)
+    os.kill(int((tmp_path / "a1").read_text()), signal.SIGKILL)
+    assert {name: ended.status for name, ended in all_ended(engine, 1).items()} == {"a1": "lost"}
+    (tmp_path / "go").touch()
+    assert all_ended(engine, 1)["b1"].status == "finished"
+    engine.submit(Work("a1", {"value": 2}, warm="a"))
+    assert all_ended(engine, 1)["a1"].facts["value"] == 2
+
+
+def test_a_worker_killed_while_idle_costs_no_work(engine):
+    engine.submit(Work("first", {}, warm="a"))
+    pid = all_ended(engine, 1)["first"].facts["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_alive(pid))
+    engine.submit(Work("second", {}, warm="a"))
+    assert all_ended(engine, 1)["second"].status == "finished"
+
+
+def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine):
+    variables = {
+        "OMP_NUM_THREADS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_OFFLINE": os.environ["HF_HUB_OFFLINE"],
+    }
+    engine.submit(Work("look", {"do": "environment", "names": list(variables)}))
+    assert all_ended(engine, 1)["look"].facts == variables
+
+
+def test_a_process_that_has_joined_a_cluster_keeps_it_and_is_told_what_finds_no_room(engine):
+    with pytest.warns(UserWarning, match=r"2 Ray workers of 5 CPU each: 0 of them find room now"):
+        second = open_engine("ray", workers=2, threads=5, perform=WORKS)
+    assert second.idle_for() == ["", ""]
+    second.submit(Work("one", {}))
+    assert second.idle_for() == [""]
+    assert second.ended(0.2) == []
+    second.close()
+    assert ray.is_initialized()
+
+
+def test_gpus_that_this_machine_does_not_have_are_refused(engine):
+    with pytest.raises(ConfigError, match=r"asks for 1 CPU, 1 GPU, and this machine has 3 CPU, 0 GPU"):
+        _fit(1, 1, EngineOptions(gpus=1), warn=False)
+
+
+def test_a_worker_that_cannot_start_is_told_and_not_tried_for_ever(engine, monkeypatch):
+    monkeypatch.setattr("dualform.runs.engines.ray_engine.Performer", Broken)
+    monkeypatch.setattr("dualform.runs.engines.ray_engine.START_ATTEMPTS", 1)
+    second = open_engine("ray", workers=1, threads=1, perform=WORKS)
+    second.submit(Work("one", {}))
+    with pytest.raises(ConfigError, match=r"Ray cannot start a worker: .*no module named dualform on this node"):
+        second.ended(60)
+    second.close(kill=True)
+
+
+def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.Popen[str]":
+    """A driver of its own: this process has its cluster already."""
+    path = tmp_path / "driver.py"
+    path.write_text(script)
+    return subprocess.Popen(
+        [sys.executable, str(path), str(tmp_path), *arguments],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+UNREACHABLE = """
+from dualform.errors import ConfigError
+from dualform.runs.engines.base import EngineOptions, open_engine
+for address in ("127.0.0.1:9", "nonsense"):
+    try:
+        open_engine("ray", options=EngineOptions(address=address))
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_no_cluster_at_an_address_is_one_sentence(tmp_path):
+    first, second = run_script(tmp_path, UNREACHABLE).communicate(timeout=60)[0].splitlines()
+    assert first.startswith("no Ray cluster at 127.0.0.1:9 (ConnectionRefusedError")
+    assert second.startswith("no Ray cluster at nonsense (ValueError")
+
+
+DRIVER = """
+import sys
+from dualform.runs.engines.base import EngineOptions, Work, open_engine
+options = EngineOptions(address=sys.argv[2])
+engine = open_engine("ray", workers=1, threads=1, options=options, perform="tests.runs.engines.works:perform")
+engine.submit(Work("long", {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/worker"}))
+engine.ended(60)
+"""
+
+
+def test_no_worker_outlives_a_driver_that_is_killed(engine, tmp_path):
+    driver = run_script(tmp_path, DRIVER, ray.get_runtime_context().gcs_address)
+    wait_for(partial(has_text, tmp_path / "worker"), seconds=60)
+    worker = int((tmp_path / "worker").read_text())
+    driver.kill()
+    assert driver.communicate(timeout=30)[0] == ""
+    wait_for(lambda: not is_alive(worker), seconds=10)
+    engine.submit(Work("after", {"value": 3}))
+    assert all_ended(engine, 1)["after"].facts["value"] == 3
+
+
+NODES = """
+import os, signal, sys
+from functools import partial
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from dualform.runs.engines.base import EngineOptions, Work, open_engine
+from tests.runs.engines.waiting import all_ended, has_text, wait_for
+
+def main(folder):
+    # A dead node is noticed after a second or two; Ray's own patience is a quarter of a minute.
+    haste = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": haste}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    other = cluster.add_node(num_cpus=1)
+    engine = open_engine("ray", workers=2, threads=1, options=EngineOptions(address=cluster.address), perform=PERFORM)
+    for name in ("one", "two"):
+        engine.submit(Work(name, {"do": "wait", "until": str(folder / "go"), "begun": str(folder / name)}))
+    # A work is handed out once its worker has started.
+    wait_for(lambda: engine.ended(0.2) == [] and all(has_text(folder / name) for name in ("one", "two")), 60)
+    os.kill(other.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    ((lost, ended),) = all_ended(engine, 1).items()
+    print(ended.status, ended.message)
+    (folder / "go").touch()
+    engine.submit(Work(lost, {"value": 2}))
+    print(sorted(ended.status for ended in all_ended(engine, 2).values()))
+    engine.close()
+    print(ray.is_initialized())
+    cluster.shutdown()
+
+PERFORM = "tests.runs.engines.works:perform"
+main(Path(sys.argv[1]))
+"""
+
+
+def test_a_node_that_is_killed_loses_its_own_work_and_the_rest_goes_on(tmp_path):
+    said = run_script(tmp_path, NODES).communicate(timeout=120)[0].splitlines()
+    assert said[0].startswith("lost the Ray worker is gone: ActorDiedError"), said
+    assert said[0].isprintable()
+    # The cluster is somebody else's: it was left, not ended.
+    assert said[1:] == ["['finished', 'finished']", "False"]

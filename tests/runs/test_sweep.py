@@ -1,0 +1,399 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dualform.errors import ConfigError
+from dualform.result import Result
+from dualform.runs import worker
+from dualform.runs.cell_store import Cell, CellStore
+from dualform.runs.engines.base import Ended, Engine, Work, best_match
+from dualform.runs.engines.performing import ended_from, perform_text, work_text
+from dualform.runs.sweep import CellState, GroupState, Sweep, cells_record
+from dualform.runs.sweep_config import Group, SweepConfig, expand, read_sweep_file
+from dualform.runs.sweep_run import run_sweep
+from dualform.studies.comparison import compare
+from dualform.studies.comparison_config import ComparisonConfig
+from dualform.sweep_result import SweepResult
+from tests.studies.small import numbers, write_csv
+from tests.tiny import save_tiny
+
+TASK = {"task": "tickets.csv", "text": "body", "label": "topic"}
+SETTINGS = {
+    "k": 4,
+    "limit": 8,
+    "selection_limit": 6,
+    "resamples": 50,
+    "learners": ["zsl", "icl", "ft"],
+    "rates": [1e-3, 1e-2],
+    "controls": ["random"],
+}
+WITHOUT_K = {name: value for name, value in SETTINGS.items() if name != "k"}
+GRID: dict[str, Any] = {"name": "grid", "models": ["gpt2"], "tasks": [TASK], "seeds": "1..3", "settings": SETTINGS}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with two checkpoints and a table."""
+    monkeypatch.chdir(tmp_path)
+    for family in ("gpt2", "llama"):
+        save_tiny(family, tmp_path / family)
+    write_csv(tmp_path / "tickets.csv")
+    monkeypatch.setattr(worker, "_warm", None)
+    return tmp_path
+
+
+def grid(**changes: Any) -> tuple[SweepConfig, list[Group]]:
+    config = SweepConfig(**(GRID | changes))
+    return config, expand(config)
+
+
+class Serial:
+    """An engine that does one work after the other in this process, in the words that workers are told."""
+
+    name = "serial"
+    workers = 1
+
+    def __init__(self, perform: str = "dualform.runs.worker:perform") -> None:
+        self._perform = perform
+        self._waiting: list[Work] = []
+        self.done: list[Work] = []
+        self._warm = ""
+
+    def submit(self, work: Work) -> None:
+        self._waiting.append(work)
+
+    def ended(self, timeout: float) -> list[Ended]:
+        if not self._waiting:
+            return []
+        _, place = best_match([self._warm], self._waiting)
+        self.done.append(self._waiting.pop(place))
+        self._warm = self.done[-1].warm
+        return [ended_from(perform_text(work_text(self.done[-1], self._perform, 1)))]
+
+    def idle_for(self) -> list[str]:
+        return [""]
+
+    def close(self, kill: bool = False) -> None:
+        pass
+
+
+class Deadly(Serial):
+    """One whose workers die so many times over each work."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._times = times
+        self._deaths: Counter[str] = Counter()
+
+    def ended(self, timeout: float) -> list[Ended]:
+        if self._waiting and self._deaths[self._waiting[0].digest] < self._times:
+            work = self._waiting.pop(0)
+            self._deaths[work.digest] += 1
+            return [Ended(work.digest, "lost", 0.0, "the worker was killed")]
+        return super().ended(timeout)
+
+
+def run(engine: Engine, store: Path = Path("store"), retries: int = 2, **changes: Any) -> list[GroupState]:
+    sweep = Sweep(grid(**changes)[1], CellStore(store), engine, retries=retries)
+    return sweep.run()
+
+
+def result_of(state: GroupState, store: Path = Path("store")) -> Result:
+    assert state.whole is not None
+    cell = CellStore(store).find(state.whole.cell.key, verify=True)
+    assert cell is not None
+    return Result.from_json(cell.read("result.json").decode())
+
+
+def test_a_swept_group_is_what_compare_gives_with_the_same_settings(place: Path) -> None:
+    (state,) = run(Serial())
+
+    config = state.group.config
+    assert isinstance(config, ComparisonConfig)
+    assert numbers(result_of(state)) == numbers(compare(config).result)
+
+
+def test_a_finished_cell_is_never_computed_again_and_another_setting_is_another_cell(place: Path) -> None:
+    first, again, more, other = Serial(), Serial(), Serial(), Serial()
+    run(first)
+    states = run(again)
+    run(more, seeds="1..4")
+    run(other, settings={**SETTINGS, "k": 2})
+
+    # Three seeds and what they are put together to; then one seed and all four.
+    assert [len(engine.done) for engine in (first, again, more, other)] == [4, 0, 2, 4]
+    assert {cell.status for cell in cells_record(states)} == {"reused"}
+
+
+def test_the_first_seed_is_computed_before_those_that_take_its_rates(place: Path) -> None:
+    engine = Serial()
+    run(engine)
+
+    assert [work.payload["seed"] for work in engine.done] == [1, 2, 3, None]
+
+
+def test_models_are_loaded_once_and_zero_shot_is_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+    load_model = ComparisonConfig.load_model
+
+    def counted(self: ComparisonConfig, name: str) -> Any:
+        loads.append(name)
+        return load_model(self, name)
+
+    monkeypatch.setattr(ComparisonConfig, "load_model", counted)
+    run(Serial(), models=["gpt2", "llama"], grid={"k": [2, 4]}, settings=WITHOUT_K)
+
+    assert sorted(loads) == ["gpt2", "llama"]
+    held = worker._warm
+    assert held is not None
+    # k 2 and k 4 ask the same queries: one group of them, read once for six seeds.
+    assert len(held.memory) == 1
+
+
+def test_a_cell_that_fails_takes_no_other_with_it(place: Path) -> None:
+    (place / "short.csv").write_text("body,topic\nfine,a\nbad,b\n")
+    engine = Serial()
+    states = run(
+        engine,
+        models=["gpt2", "nowhere"],
+        tasks=[TASK],
+        settings={**SETTINGS, "rates": [1e-3]},
+    )
+
+    good, bad = states
+    assert [state.status for state in good.states] == ["finished"] * 4
+    assert {state.status for state in bad.seeds} == {"failed"}
+    assert bad.whole is None
+    first, second, _ = bad.seeds
+    assert first.failure is not None
+    assert second.failure is not None
+    assert "nowhere" in first.failure.message
+    assert second.failure.message == "seed 1 failed, whose learning rates this one takes"
+    store = CellStore("store")
+    kept = store.failure(first.cell.key)
+    assert kept is not None
+    assert kept["message"] == first.failure.message
+    # A mistake of the user's is not tried again.
+    assert sum(work.payload["settings"]["model"] == "nowhere" for work in engine.done) == 1
+
+
+def test_a_fault_is_kept_with_its_traceback(place: Path) -> None:
+    (state,) = run(Serial(perform="tests.runs.test_sweep:raising"), seeds=1)
+
+    failure = state.seeds[0].failure
+    assert failure is not None
+    assert failure.message == "ZeroDivisionError: division by zero"
+    assert "tests/runs/test_sweep.py" in failure.traceback
+
+
+def raising(payload: dict[str, Any]) -> dict[str, Any]:
+    return {"seconds": 1 / 0}
+
+
+def test_a_seed_that_fails_is_left_out_and_named(place: Path) -> None:
+    config, groups = grid(settings={**SETTINGS, "tune": "each"})
+    seconds = groups[0]
+    engine = Serial(perform="tests.runs.test_sweep:failing_on_seed_2")
+    sweep = run_sweep(config, groups, engine, out=Path("out"), store=CellStore("store"))
+
+    (group,) = sweep.groups
+    assert group.result is not None
+    assert group.result.config["seeds"] == [1, 3]
+    assert group.missing_seeds == (2,)
+    assert any(seconds.name in warning for warning in sweep.warnings)
+    assert [cell.status for cell in sweep.cells] == ["finished", "failed", "finished"]
+
+
+def failing_on_seed_2(payload: dict[str, Any]) -> dict[str, Any]:
+    if payload["seed"] == 2:
+        raise RuntimeError("out of memory")
+    return worker.perform(payload)
+
+
+def test_a_worker_that_dies_is_forgiven_twice_and_no_more(place: Path) -> None:
+    (state,) = run(Deadly(2), seeds=1)
+    assert state.seeds[0].status == "finished"
+    assert state.seeds[0].attempts == 3
+
+    (state,) = run(Deadly(3), store=Path("other"), seeds=1)
+    failure = state.seeds[0].failure
+    assert failure is not None
+    assert (failure.lost, failure.attempts, failure.message) == (True, 3, "the worker was killed")
+
+
+@pytest.mark.parametrize("which", ["seed", "whole"])
+def test_a_damaged_cell_is_found_and_computed_again(place: Path, which: str) -> None:
+    (state,) = run(Serial())
+    expected = numbers(result_of(state))
+    damaged = state.seeds[1] if which == "seed" else state.whole
+    assert damaged is not None
+    folder = place / "store" / "cells" / damaged.cell.key.digest[:2] / damaged.cell.key.digest
+    (file,) = folder.glob("outcome*" if which == "seed" else "result*")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    assert CellStore("store").find(damaged.cell.key, verify=True) is None
+    if which == "seed":
+        # What it was put together to is there still; without it the damage comes to light.
+        assert state.whole is not None
+        CellStore("store").drop(state.whole.cell.key)
+
+    sweep = Sweep(grid()[1], CellStore("store"), Serial())
+    handed: list[Cell | None] = []
+    (again,) = sweep.run(lambda group, cell: handed.append(read(cell)))
+
+    assert numbers(result_of(again)) == expected
+    assert CellStore("store").find(damaged.cell.key, verify=True) is not None
+
+
+def read(cell: Cell | None) -> Cell | None:
+    if cell is not None:
+        cell.read("result.json")
+    return cell
+
+
+def test_what_another_computes_is_waited_for_and_not_computed_twice(place: Path) -> None:
+    groups = grid(seeds=1)[1]
+    sweep = Sweep(groups, CellStore("store"), Serial())
+    (state,) = sweep.states
+    key = state.seeds[0].cell.key
+    claim = CellStore("store").claim(key)
+    assert claim is not None
+    release = claim.release
+    seen: list[str] = []
+
+    class Watch:
+        def changed(self, groups: Sequence[GroupState], state: CellState | None) -> None:
+            if state is not None:
+                seen.append(state.status)
+                if state.status == "elsewhere":
+                    # The other has finished while we looked away.
+                    release()
+                    state.look_at = 0
+
+    sweep.watcher = Watch()
+    sweep.run()
+
+    assert seen[:2] == ["running", "elsewhere"]
+    assert state.seeds[0].status == "finished"
+
+
+def test_a_sweeps_folder_holds_each_groups_run_and_the_whole(place: Path) -> None:
+    config, groups = grid(models=["gpt2", "llama"], seeds="1..2")
+    sweep = run_sweep(config, groups, Serial(), out=Path("out"), store=CellStore("store"))
+
+    assert SweepResult.from_json(Path("out/sweep.json").read_text()) == sweep
+    for group in groups:
+        folder = Path("out") / group.name
+        result = Result.from_json((folder / "result.json").read_text())
+        assert sweep.groups[groups.index(group)].result == result
+        assert pq.read_table(folder / "examples.parquet").num_rows == 2 * 3 * 8
+        assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert (Path("out") / "report.html").read_text().startswith("<!doctype html>")
+    # From its folder it goes on; another sweep cannot take its place.
+    again, same = read_sweep_file(Path("out"))
+    assert [group.name for group in same] == [group.name for group in groups]
+    assert run_sweep(again, same, Serial(), out=Path("out"), store=CellStore("store")).cells[0].status == "reused"
+    with pytest.raises(ConfigError, match="out holds another sweep"):
+        run_sweep(*grid(seeds=5), Serial(), out=Path("out"), store=CellStore("store"))
+
+
+def test_another_study_is_swept_as_a_whole(place: Path) -> None:
+    settings = {
+        **{name: SETTINGS[name] for name in ("k", "limit", "selection_limit", "resamples")},
+        "orders": 2,
+        "ft_seeds": 1,
+        "ft_orders": 1,
+        "label_seeds": 1,
+        "rates": [1e-3],
+    }
+    (state,) = run(Serial(), study="stability", settings=settings, seeds="1..2")
+
+    assert state.whole is state.seeds[0]
+    assert result_of(state).study == "stability"
+
+
+@cache
+def script() -> str:
+    return """
+import sys
+from pathlib import Path
+from dualform.runs.cell_store import CellStore
+from dualform.runs.engines.base import open_engine
+from dualform.runs.sweep_config import read_sweep_file
+from dualform.runs.sweep_run import run_sweep
+config, groups = read_sweep_file(Path("grid.yaml"))
+engine = open_engine("local", workers=2, threads=1)
+run_sweep(config, groups, engine, out=Path(sys.argv[1]), store=CellStore("store"))
+engine.close()
+"""
+
+
+def finished_cells() -> dict[str, str]:
+    """Digest -> when it was finished."""
+    return {cell.digest: cell.finished for cell in CellStore("store", writable=False).cells(verify=True)}
+
+
+def driver(out: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", script(), out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_a_sweep_whose_driver_and_workers_are_killed_goes_on_and_two_at_once_share_the_work(place: Path) -> None:
+    settings = {"limit": 4, "selection_limit": 4, "resamples": 10, "learners": ["zsl", "icl"], "controls": []}
+    grid_of_24 = GRID | {"models": ["gpt2", "llama"], "settings": settings, "grid": {"k": [1, 2, 3, 4]}}
+    (place / "grid.yaml").write_text(json.dumps(grid_of_24))
+    first = driver("out")
+    wait_for(lambda: (place / "store" / "cells").exists() and len(finished_cells()) >= 3, first)
+    first.kill()
+    first.communicate()
+    before = finished_cells()
+    assert 3 <= len(before) < 32
+
+    both = [driver("out"), driver("other")]
+    wait_for(lambda: len(finished_cells()) >= len(before) + 3, both[0])
+    for pid in children(both[0].pid)[:1]:
+        os.kill(pid, signal.SIGKILL)
+    for process in both:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors.decode()
+
+    after = finished_cells()
+    # 24 seeds and the 8 groups that they are put together to.
+    assert len(after) == 32
+    # Nothing that was finished has been computed again.
+    assert {digest: when for digest, when in after.items() if digest in before} == before
+    results = [SweepResult.from_json((place / out / "sweep.json").read_text()) for out in ("out", "other")]
+    assert all(cell.status in ("finished", "reused") for sweep in results for cell in sweep.cells)
+    computed = [cell.key for sweep in results for cell in sweep.cells if cell.status == "finished"]
+    assert len(computed) == len(set(computed))
+    one, two = ([numbers(group.result) for group in sweep.groups if group.result] for sweep in results)
+    assert one == two
+    assert len(one) == 8
+
+
+def wait_for(condition: Any, process: "subprocess.Popen[bytes]", seconds: float = 240) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "nothing happened for too long"
+        assert process.poll() is None, "the driver has ended"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [
+        int(number)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for number in (task / "children").read_text().split()
+    ]

@@ -1,0 +1,178 @@
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dualform.errors import ConfigError
+from dualform.runs.sweep_config import SweepConfig, expand, groups_of, listed, read_sweep_file
+from dualform.studies.comparison_config import ComparisonConfig, comparison_config
+from dualform.studies.regression_config import RegressionConfig
+from dualform.studies.stability_config import StabilityConfig
+
+GRID: dict[str, Any] = {"models": ["a", "b"], "tasks": ["sst2", "mr"], "seeds": "1..3"}
+
+
+def groups(**changes: Any) -> list[Any]:
+    return expand(SweepConfig(**(GRID | changes)))
+
+
+def test_a_grid_is_every_combination_of_its_axes_once() -> None:
+    found = groups(grid={"k": [4, 16], "label_rule": ["true", "random"]})
+
+    assert len(found) == 2 * 2 * 2 * 2
+    configs = [group.config for group in found]
+    expected = itertools.product("ab", ("sst2", "mr"), (4, 16), ("true", "random"))
+    assert {(one.model, one.task, one.k, one.label_rule) for one in configs} == set(expected)
+    assert all(one.seeds == (1, 2, 3) for one in configs)
+    assert len({group.name for group in found}) == 16
+    assert found[0].name == "a-sst2-k-4-label_rule-true"
+    assert found[0].options == {"k": 4, "label_rule": "true"}
+
+
+def test_what_is_excluded_is_not_run_and_nothing_else_is_lost() -> None:
+    found = groups(exclude=[{"model": "a", "task": "mr"}])
+
+    assert [group.name for group in found] == ["a-sst2", "b-sst2", "b-mr"]
+    assert [group.name for group in groups(exclude=[{"model": ["a", "b"], "task": "mr"}])] == ["a-sst2", "b-sst2"]
+
+
+def test_a_task_and_a_model_bring_settings_of_their_own() -> None:
+    task = {"task": "mine.csv", "text": "body", "label": "topic"}
+    found = groups(models=[{"model": "org/a", "dtype": "bfloat16"}, "b"], tasks=[task, "mr"])
+
+    first = found[0].config
+    assert (first.text, first.label, first.dtype) == ("body", "topic", "bfloat16")
+    assert (found[1].config.text, found[2].config.dtype) == (None, "float32")
+    assert [group.name for group in found] == ["a-mine", "a-mr", "b-mine", "b-mr"]
+    assert (found[0].model, found[0].task) == ("a", "mine")
+
+
+def test_an_axis_reaches_into_a_group_of_settings() -> None:
+    found = groups(settings={"fold": {"texts": 64}}, grid={"fold.strength": [0.01, "gcv"]})
+
+    assert [group.config.fold.strength for group in found[:2]] == [0.01, "gcv"]
+    assert {group.config.fold.texts for group in found} == {64}
+
+
+@pytest.mark.parametrize(("given", "seeds"), [("1..3", (1, 2, 3)), ("1,4", (1, 4)), (5, (5,)), ([2, 3], (2, 3))])
+def test_seeds_are_read_as_on_the_command_line(given: Any, seeds: tuple[int, ...]) -> None:
+    assert SweepConfig(seeds=given).seeds == seeds
+
+
+def test_a_label_rule_that_yaml_takes_for_a_truth_value_is_read_as_the_word(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("models: [a]\ntasks: [mr]\ngrid: {label_rule: [true, random]}\n")
+    _, found = read_sweep_file(tmp_path / "grid.yaml")
+
+    assert [group.config.label_rule for group in found if isinstance(group.config, ComparisonConfig)] == [
+        "true",
+        "random",
+    ]
+
+
+def test_other_studies_are_swept_too() -> None:
+    found = groups(study="stability", models=["a"])
+    assert isinstance(found[0].config, StabilityConfig)
+    assert found[0].config.models == ("a",)
+    assert found[0].name == "a-sst2-stability"
+
+    (laboratory,) = groups(study="regress", models=(), tasks=(), settings={"studies": ("constructed",)})
+    assert isinstance(laboratory.config, RegressionConfig)
+    assert (laboratory.model, laboratory.task, laboratory.name) == (None, None, "regress")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": []}, "models is empty"),
+        ({"grid": {"k": []}}, "k is empty"),
+        ({"grid": {"k": [4]}, "settings": {"k": 8}}, "k stands under settings and under grid"),
+        ({"grid": {"seeds": [1]}}, "seeds cannot stand under grid"),
+        ({"settings": {"kk": 4}}, r"model a, task sst2: kk: Extra inputs are not permitted"),
+        ({"grid": {"k": [4, -1]}}, r"model a, task sst2, k -1: k: Input should be greater than or equal to 0"),
+        ({"exclude": [{"modle": "a"}]}, "modle is no axis; these are: model, task"),
+        ({"exclude": [{"model": ["a", "b"]}]}, "exclude leaves nothing"),
+        ({"grid": {"k": [4, 4]}}, "an axis names a value twice"),
+        ({"grid": {"k": list(range(30000))}}, "the grid has 120000 combinations"),
+        ({"models": [{"dtype": "float64"}]}, "must be a name, or a mapping with `model: NAME`"),
+        ({"settings": {"preset": "dai2024"}}, "unknown preset 'dai2024': choose one of default, dai2023"),
+        ({"study": "regress"}, "regress has no models and tasks"),
+    ],
+)
+def test_a_mistake_is_named_with_its_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        groups(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [a", "cannot be read as a sweep"),
+        ("- a", "should hold settings"),
+        ("models: [a]\ntasks: [mr]\nseeds: 3..1\n", r"seeds '3\.\.1' should look like"),
+        ("models: [a]\ntasks: [mr]\nstudy: tuning\n", "study: Input should be 'compare', 'stability'"),
+        ("modles: [a]\n", "modles: Extra inputs"),
+        ("configs: [{study: x}]\n", r"configs\[0\] names no study: compare, stability"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_sweep_file(tmp_path / "grid.yaml")
+
+
+def test_a_missing_file_and_a_folder_of_something_else_are_told(tmp_path: Path) -> None:
+    for name in ("none.yaml", "none.py"):
+        with pytest.raises(ConfigError, match="none"):
+            read_sweep_file(tmp_path / name)
+    with pytest.raises(ConfigError, match="is a folder without sweep"):
+        read_sweep_file(tmp_path)
+
+
+def test_a_sweep_written_in_python_is_a_list_of_configurations(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dualform import comparison_config\n"
+        "configs = [comparison_config('a', 'mr', k=k, seeds=(1, 2)) for k in (4, 8)]\n"
+    )
+    config, found = read_sweep_file(tmp_path / "mine.py")
+
+    assert config.name == "mine"
+    assert [group.config.k for group in found if isinstance(group.config, ComparisonConfig)] == [4, 8]
+    # Names of folders must differ though models and tasks do not.
+    assert len({group.name for group in found}) == 2
+
+    # What the sweep's folder keeps of it gives the same runs.
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "sweep.yaml").write_text(yaml.safe_dump(listed("mine", found)))
+    again, same = read_sweep_file(tmp_path / "kept")
+    assert again.name == "mine"
+    assert [group.config for group in same] == [group.config for group in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("configs = 3", "must leave a list of study configurations"),
+        ("configs = []", "configs is empty"),
+        ("configs = [3]", r"configs\[0\] is a int, no study's configuration"),
+        ("1 / 0", "raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_python_file_that_leaves_something_else_is_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_sweep_file(tmp_path / "mine.py")
+
+
+def test_the_same_configuration_twice_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"configs\[1\] is the same as one before it"):
+        groups_of([comparison_config("a", "mr")] * 2)
+    with pytest.raises(ConfigError, match=r"configs\[0\] is a SweepConfig"):
+        groups_of([SweepConfig()])
+
+
+def test_folders_that_only_capitals_tell_apart_get_other_names() -> None:
+    names = [group.name for group in groups(models=["org/Model", "other/model"], tasks=["mr"])]
+
+    assert len({name.lower() for name in names}) == 2
