@@ -17,7 +17,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import controls, engine, fast_weights, finetuning, folding, lm_eval_harness, memory, momentum, plan
+from benchmarks import (
+    controls,
+    engine,
+    fast_weights,
+    finetuning,
+    folding,
+    lm_eval_harness,
+    memory,
+    momentum,
+    plan,
+    sweep,
+)
 from benchmarks.common import CALM, FULL, MODEL, QUICK, Job, Outcome, Size, loaded, make_job
 from dualform._version import __version__
 from dualform.files import atomic_write
@@ -43,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[Size], list[Outcome]]] = {
     "momentum": lambda size: momentum.run(_job(size), size),
     "fast_weights": fast_weights.run,
     "plan": plan.run,
+    "sweep": sweep.run,
 }
 
 
