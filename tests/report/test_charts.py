@@ -288,3 +288,18 @@ def test_trials_of_a_control_are_named_after_it():
         "layer-causal descent",
         "mezo",
     )
+
+
+@pytest.mark.parametrize("q", [0.0, 1.0])
+def test_where_all_layers_fall_on_one_side_no_mark_is_left_without_rows(q: float) -> None:
+    # Vega warns of a layer in which nothing is left, on every reader's console.
+    result = example_result()
+    key, found = next((key, one) for key, one in result.similarity.items() if one.per_layer_q)
+    one_sided = found.model_copy(update={"per_layer_q": [q] * len(found.per_layer or [])})
+    chart = similarity_by_layer_chart(result.model_copy(update={"similarity": {key: one_sided}}))
+    assert chart is not None
+
+    text = json.dumps(chart.to_dict())
+    assert f'"above": {str(q == 0.0).lower()}' in text
+    assert "datum.above" not in text
+    assert '"values": []' not in text

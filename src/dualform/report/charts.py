@@ -340,18 +340,20 @@ def _layer_panel(number: int, key: str, result: Result) -> alt.TopLevelMixin:
         layers.append(overall.mark_rule(strokeDash=[5, 4], color=MEASURE_COLOUR).encode(y="overall:Q"))
     if floor is not None:
         beside = [{"layer": layer, "mean": finite(value)} for layer, value in enumerate(floor[1].per_layer or [])]
-        layers.append(
-            alt.Chart(alt.Data(values=beside))
-            .mark_line(strokeWidth=1.5, strokeDash=[2, 2], color="#A0A7AF")
-            .encode(x=x, y=y)
-        )
-    if tested:
-        base = alt.Chart(alt.Data(values=tested)).encode(x=x, y=y)
-        for above in (True, False):
+        if any(row["mean"] is not None for row in beside):
             layers.append(
-                base.transform_filter(f"datum.above === {str(above).lower()}").mark_point(
-                    filled=above, size=26, strokeWidth=1.2, opacity=1, color=MEASURE_COLOUR
-                )
+                alt.Chart(alt.Data(values=beside))
+                .mark_line(strokeWidth=1.5, strokeDash=[2, 2], color="#A0A7AF")
+                .encode(x=x, y=y)
+            )
+    for above in (True, False):
+        # Sorted here and not by the chart: Vega warns of a layer in which nothing is left.
+        some = [row for row in tested if row["above"] is above]
+        if some:
+            layers.append(
+                alt.Chart(alt.Data(values=some))
+                .mark_point(filled=above, size=26, strokeWidth=1.2, opacity=1, color=MEASURE_COLOUR)
+                .encode(x=x, y=y)
             )
     layers.append(points)
     return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT, title=_panel_title(title))
