@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 import dualform
-from dualform import errors, result, sweep_result
+from dualform import attention_record, errors, result, sweep_result
 from dualform.cli.main import app
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 MODELS = [
     model
-    for schema in (result, sweep_result)
+    for schema in (result, sweep_result, attention_record)
     for name, model in vars(schema).items()
     if isinstance(model, type)
     and issubclass(model, BaseModel)

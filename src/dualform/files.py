@@ -77,6 +77,7 @@ def explain_storage_errors(path: Path, remedy: str) -> Iterator[None]:
         errno.ENOTDIR: "a part of the path is a file",
         errno.ENOENT: "a folder on the way does not exist",
         errno.EEXIST: "a file of that name is in the way",
+        errno.ENAMETOOLONG: "the name is too long for this file system",
     }
     try:
         yield

@@ -1,13 +1,15 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dualform.cli.plan import spoken
+from dualform.cli.plan import sentences, spoken
 from dualform.models import machine
+from dualform.studies.plan import Cost, GroupPlan, Part, Plan, plan_sweep
 from tests.cli.conftest import QUICK, SMALL, Done
 from tests.fixed_machine import GIB, fixed_machine
 
@@ -33,10 +35,9 @@ def told(done: Done) -> dict[str, Any]:
     return found
 
 
-def test_a_plan_shows_parts_memory_and_time_and_runs_nothing(
-    dualform: Command, asked: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    before = set(tmp_path.rglob("result.json"))
+def test_a_plan_shows_parts_memory_and_time_and_runs_nothing(dualform: Command, asked: list[dict[str, Any]]) -> None:
+    # Other tests leave runs in the folder that they share.
+    before = sorted(Path().rglob("*"))
     done = dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK)
 
     assert done.code == 0, done.err
@@ -45,8 +46,7 @@ def test_a_plan_shows_parts_memory_and_time_and_runs_nothing(
     for words in ("compare gpt2 tickets", "tokens", "TFLOP", "packed", "control random", "weights", "GiB of memory."):
         assert words in shown
     assert re.search(r"It will take about [\d.]+ s, with 1 thread on cpu", shown)
-    assert set(tmp_path.rglob("result.json")) == before
-    assert not Path("runs").exists()
+    assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,30 @@ def test_training_with_momentum_can_be_planned(dualform: Command, asked: list[di
     slower = told(dualform("plan", "momentum", "train", text, *settings, "--eta", "0.3", "--json"))
     assert slower["flops"] > plan["flops"]
     arms = ["--validation", text, "--test", text, "--etas", "0.3", "--controls", "none", "--seeds", "1..2"]
+    assert "A tokenizer is being learned" in dualform("plan", "momentum", "train", text, *settings).err
+    done = dualform("plan", "momentum", "compare", text, *arms, *settings)
+    assert "A tokenizer is being learned" in done.err
+    assert done.message.endswith("Nothing was run but samples to reckon from.")
     both = told(dualform("plan", "momentum", "compare", text, *arms, *settings, "--json"))
     assert {part["name"] for part in both["parts"]} >= {"training: vanilla", "training: momentum", "validation"}
     trained = sum(part["tokens_backwards"] for part in both["parts"] if part["name"].startswith("training"))
     assert trained == 2 * 2 * 4096
+
+
+def test_workers_of_a_sweep_that_do_not_fit_together_are_told_so() -> None:
+    alone = Plan("compare m t", (Part("ft", Cost(seconds=9.0)),), {"weights": 10 * GIB})
+    plan = plan_sweep("s", [GroupPlan("m-t", "m", alone, 4)], workers=2, machine=fixed_machine())
+    assert sentences(plan) == [
+        "It will take about 9.0 s, with 1 thread on cpu, and 20.0 of 16.0 GiB of memory.",
+        "It does not fit: 20.0 GiB are needed and there are 16.0 GiB of memory.",
+        "  fewer workers: --workers 1: 10.0 GiB, would fit",
+    ]
+
+
+def test_the_reason_for_a_range_is_told_where_there_is_one() -> None:
+    parts = (Part("ft", Cost(seconds=40.0), Cost(seconds=20.0), None, ("a search stops early",)),)
+    assert sentences(Plan("s", parts)) == ["It will take about 40 s (20 s to 40 s: a search stops early)."]
+    assert sentences(Plan("s", (replace(parts[0], why=()),))) == ["It will take about 40 s (20 s to 40 s)."]
 
 
 def test_help_speaks_of_the_plan(dualform: Command) -> None:
@@ -153,4 +173,8 @@ def test_a_sweep_is_the_sum_of_its_groups(dualform: Command, asked: list[dict[st
     ]  # fmt: skip
     assert plan["tokens_forwards"] == sum(one["tokens_forwards"] for one in alone)
     assert plan["seconds"] < sum(one["seconds"] for one in alone)
-    assert [part["name"] for part in plan["parts"]][1:] == ["compare gpt2 tickets (2 of 2 cells)"] * 2
+    names = [part["name"] for part in plan["parts"]][1:]
+    assert names == ["gpt2-tickets-k-2 (2 of 2 cells)", "gpt2-tickets-k-4 (2 of 2 cells)"]
+    assert "reckoned for the local engine on this machine" in plan["notes"]
+    # To look for finished cells is no reason to make a store.
+    assert not (tmp_path / "store").exists()

@@ -90,6 +90,14 @@ def test_public_and_terms_are_asked_for_by_name(folder: Path, hub: Hub) -> None:
     assert "Gemma's terms ask for a file NOTICE" in " ".join(done.out.split())
 
 
+def test_a_private_repository_stays_private_and_that_is_said(folder: Path, hub: Hub) -> None:
+    hub.repositories[NAME] = {"private": True, "files": {}}
+    done = run(folder, NAME, "--upload", "--public")
+    assert done.code == 0, done.err
+    assert hub.repositories[NAME]["private"]
+    assert f"Note: {NAME} was there already and is private" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

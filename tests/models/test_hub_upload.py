@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from dualform._version import __version__
 from dualform.errors import ConfigError, HubError
 from dualform.models import hub_upload
-from dualform.models.hub_upload import UploadFile, plan_upload, shown_card, upload
+from dualform.models.hub_upload import Uploaded, UploadFile, plan_upload, shown_card, upload
 from dualform.models.licence import GEMMA_NOTICE, Licence
 from dualform.models.model_card import CardFacts, model_card
 from tests.models.hub_stub import Hub, served
@@ -242,12 +242,19 @@ def test_terms_of_ones_own_are_for_a_person_to_accept(folder: Path, licence: str
     assert plan_upload(folder, NAME, accept_terms=True).licence == Licence(licence, "my terms", "https://a.b/c")
 
 
+def test_a_value_that_ends_in_dashes_does_not_hide_the_licence_behind_it(folder: Path) -> None:
+    text = "---\ntags: [dualform]\nlicense_note: see---\nlicense: other\nlicense_name: x\n---\n# A\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"comes under terms of its own \(licence x\)"):
+        plan_upload(folder, NAME)
+
+
 # Sending it.
 
 
 def test_a_new_repository_is_private_and_gets_the_files_in_one_commit(folder: Path, hub: Hub) -> None:
-    address = upload(plan_upload(folder, NAME), endpoint=hub.url)
-    assert address == f"{hub.url}/{NAME}/commit/{'1' * 40}"
+    sent = upload(plan_upload(folder, NAME), endpoint=hub.url)
+    assert sent == Uploaded(f"{hub.url}/{NAME}/commit/{'1' * 40}", private=True)
     assert hub.one("/api/repos/create").json == {"name": "folded", "organization": "me", "visibility": "private"}
     assert hub.repositories[NAME]["private"]
     assert hub.repositories[NAME]["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -276,8 +283,15 @@ def test_large_files_go_to_the_large_store(folder: Path, hub: Hub) -> None:
 
 
 def test_a_public_one_is_public_when_that_is_asked_for(folder: Path, hub: Hub) -> None:
-    upload(plan_upload(folder, NAME, private=False), endpoint=hub.url)
+    assert not upload(plan_upload(folder, NAME, private=False), endpoint=hub.url).private
     assert not hub.repositories[NAME]["private"]
+
+
+def test_a_private_repository_stays_private_and_that_is_told(folder: Path, hub: Hub) -> None:
+    hub.repositories[NAME] = {"private": True, "files": {}}
+    assert upload(plan_upload(folder, NAME, private=False), endpoint=hub.url).private
+    assert hub.repositories[NAME]["private"]
+    assert not any("/api/repos/create" in path for path in hub.paths)
 
 
 def test_a_second_upload_goes_into_the_same_repository(folder: Path, hub: Hub) -> None:
@@ -291,7 +305,7 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(folder: Path, h
     hub.repositories[NAME] = {"private": False, "files": {}}
     with pytest.raises(ConfigError, match="is there already and is public: nothing was sent"):
         upload(plan_upload(folder, NAME), endpoint=hub.url)
-    assert not any("commit" in path or "preupload" in path for path in hub.paths)
+    assert [path.partition("?")[0] for path in hub.paths] == [f"GET /api/models/{NAME}"]
     upload(plan_upload(folder, NAME, private=False), endpoint=hub.url)
     assert hub.repositories[NAME]["files"]
 
@@ -333,6 +347,21 @@ def test_a_refusal_is_one_sentence(
     assert str(caught.value).isprintable()
     assert "hf_right" not in str(caught.value)
     assert not hub.repositories.get(NAME, {}).get("files")
+    # What is left behind is not kept from whoever sent it.
+    assert (NAME in hub.repositories) == str(caught.value).endswith(
+        "The repository was made before, and is there, empty."
+    )
+
+
+@pytest.mark.filterwarnings("ignore:'?.* thrown while requesting:UserWarning")
+def test_a_hub_that_does_not_say_what_is_there_is_not_sent_anything(
+    folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.refuse[f"/api/models/{NAME}"] = (500, {"error": "no luck"})
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(HubError, match=r"the hub refused \(HTTP 500: no luck\)"):
+        upload(plan_upload(folder, NAME), endpoint=hub.url)
+    assert hub.repositories == {}
 
 
 def test_a_wrong_token_is_told(folder: Path, hub: Hub) -> None:

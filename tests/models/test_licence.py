@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from dualform.models import licence
 from dualform.models.licence import Licence, front_matter, licence_in, licence_of
@@ -74,3 +75,23 @@ def test_front_matter_stands_at_the_top_alone() -> None:
         front_matter("---\n[1]\n---\n")
     with pytest.raises(ValueError, match="found"):
         front_matter("---\na: [\n---\n")
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\nnote: see---\nlicense: other\n---\n# A\n",
+        "---\r\nnote: see --- \r\nlicense: other\r\n---",
+        "---\nnote: see---\n\nlicense: other\n---\ntext\n---\n",
+        "\n \n---\nlicense: other\n---\n",
+        "---\nlicense: other\nnote: ---x\n---\n",
+    ],
+)
+def test_front_matter_ends_where_the_hubs_own_reader_ends_it(card: str) -> None:
+    header = front_matter(card)
+    assert header is not None
+    assert header["license"] == ModelCard(card).data.to_dict()["license"] == "other"
+
+
+def test_front_matter_may_be_empty() -> None:
+    assert front_matter("---\n---\n# A model\n") == front_matter("---\n---") == front_matter("---\n\n---\n") == {}

@@ -6,7 +6,16 @@ import pytest
 
 from dualform.errors import ConfigError
 from dualform.models import machine as module
-from dualform.models.machine import ROWS, Machine, cores, memory, peak_memory, this_machine, where_to_run
+from dualform.models.machine import (
+    ROWS,
+    Machine,
+    container_limit,
+    cores,
+    memory,
+    peak_memory,
+    this_machine,
+    where_to_run,
+)
 from tests.fixed_machine import fixed_machine
 
 
@@ -95,6 +104,67 @@ def test_a_damaged_measurement_is_taken_anew(
     this_machine()
     assert len(measurements) == 2
     assert json.loads(kept.read_text())["device"] == "cpu"
+
+
+def test_memory_is_looked_up_each_time_and_not_kept(
+    measurements: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
+    for ram in (3, 2):
+        monkeypatch.setattr(module, "memory", lambda device, ram=ram: (ram, 1))
+        assert (this_machine().ram, this_machine().gpu) == (ram, 1)
+    (kept,) = tmp_path.glob("machine/*.json")
+    assert not {"ram", "gpu"} & set(json.loads(kept.read_text()))
+    assert len(measurements) == 1
+
+
+def test_another_gpu_is_measured_for_itself(
+    measurements: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
+    for name in ("small", "large", "small"):
+        monkeypatch.setattr(module, "_gpu_name", lambda device, name=name: name)
+        this_machine()
+    assert len(measurements) == 2
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_the_limit_of_a_control_group_holds_and_that_of_every_group_above(tmp_path: Path):
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    write(groups, "0::/jobs/mine\n")
+    assert container_limit(groups, root) is None
+    write(root / "jobs/mine/memory.max", "max\n")
+    assert container_limit(groups, root) is None
+    write(root / "jobs/memory.max", "4096\n")
+    assert container_limit(groups, root) == 4096
+    write(root / "jobs/mine/memory.max", "1024\n")
+    assert container_limit(groups, root) == 1024
+
+
+def test_in_a_container_the_limit_stands_at_the_top_whatever_the_path(tmp_path: Path):
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    write(groups, "0::/system/docker-1\n")
+    write(root / "memory.max", "2048\n")
+    assert container_limit(groups, root) == 2048
+
+
+def test_version_1_tells_limits_too_and_none_by_a_number_that_no_machine_has(tmp_path: Path):
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    write(groups, "5:cpu:/\n4:memory:/box\n0::/\n")
+    write(root / "memory/memory.limit_in_bytes", "9223372036854771712\n")
+    assert container_limit(groups, root) is None
+    write(root / "memory/box/memory.limit_in_bytes", "512\n")
+    assert container_limit(groups, root) == 512
+    assert container_limit(tmp_path / "none", root) is None
+
+
+def test_memory_is_no_more_than_a_container_allows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "container_limit", lambda: 1 << 20)
+    assert memory("cpu") == (1 << 20, 0)
 
 
 def test_what_is_kept_is_plain_json():

@@ -3,14 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MambaConfig, MambaForCausalLM
 
 from dualform.errors import ConfigError, ModelError
 from dualform.models.anatomy import find_anatomy
+from dualform.models.fitting import layer_bytes, outside_bytes
 from dualform.models.flops import forward_flops, key_value_training_flops
 from dualform.models.language_model import NO_RECORDING
 from dualform.models.layout import Query, lay_out
 from dualform.models.sketch import laid_out, shape_of, sketch_model, sketch_of
+from tests.models.mixture import EXPERTS, INNER, LAYERS, SENT, WIDTH, tiny_mixture
 from tests.tiny import FAMILIES, PARAMETERS, save_tiny, tiny_model
 
 
@@ -68,6 +70,42 @@ def test_a_sketch_refuses_to_read(tmp_path: Path):
     queries = [Query((5, 6), ((7,),))]
     with pytest.raises(ModelError, match="no weights"):
         lm.route.read(None, queries, lay_out(queries), NO_RECORDING)
+
+
+def test_of_a_mixture_the_bytes_of_all_experts_count_and_the_operations_of_those_that_a_token_is_sent_to():
+    model = tiny_mixture()
+    shape = shape_of(laid_out(model.config, torch.float32))
+    experts = LAYERS * EXPERTS * 3 * WIDTH * INNER
+    assert shape.parameters == sum(weight.numel() for weight in model.parameters())
+    assert shape.experts == experts
+    assert shape.uncounted == 0
+    assert shape.multiplied - shape.linears == experts * SENT / EXPERTS
+    anatomy = find_anatomy(model)
+    for own, prefix, scored in ((1, 0, 1), (13, 5, 2)):
+        assert shape.forward_flops(own, prefix, scored) == forward_flops(model, anatomy, own, prefix, scored)
+        assert shape.training_flops(own, scored) == key_value_training_flops(model, anatomy, own, scored)
+    # More experts of which as many are asked are no more work.
+    assert shape_of(tiny_mixture(2 * EXPERTS)).forward_flops(7) == shape.forward_flops(7)
+    assert layer_bytes(shape, "float32") * LAYERS + outside_bytes(shape, "float32") == 4 * shape.parameters
+
+
+def test_parameters_whose_use_is_not_known_are_told():
+    model = tiny_mixture()
+    # More experts than the config says are no experts that it speaks of.
+    model.config.num_local_experts = EXPERTS + 1
+    shape = shape_of(model)
+    assert shape.experts == 0
+    assert shape.uncounted == LAYERS * EXPERTS * 3 * WIDTH * INNER
+    assert not any(shape_of(tiny_model(family)).uncounted for family in FAMILIES)
+
+
+def test_a_model_without_attention_is_refused_as_when_its_anatomy_is_looked_for():
+    config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=1)
+    with pytest.raises(ModelError) as sketched:
+        sketch_of(config, "mamba")
+    with pytest.raises(ModelError) as looked_for:
+        find_anatomy(MambaForCausalLM(config).eval())
+    assert str(sketched.value) == str(looked_for.value)
 
 
 def test_layers_with_a_window_are_counted():

@@ -2,6 +2,7 @@ import pytest
 from scipy import stats
 
 from dualform.report.sweep_words import (
+    SHARE,
     accuracy_of,
     axes_of,
     beaters_of_zero_shot,
@@ -18,6 +19,7 @@ from dualform.report.sweep_words import (
     sweep_verdict,
 )
 from dualform.result import Accuracy
+from dualform.sweep_result import SweepGroup
 from tests.report.example_sweep import empty_sweep, example_sweep, group_result, mixed_sweep, sweep_over_k
 
 
@@ -130,3 +132,22 @@ def test_other_studies_are_pointed_to_and_a_sweep_without_results_says_so():
     assert cell_sentence(example_sweep()) == (
         "36 cells: 26 computed now, 6 found finished in the store, 2 failed, 2 not begun."
     )
+
+
+def test_an_interval_of_shares_ends_where_shares_do() -> None:
+    found = [(group_of(task), accuracy) for task, accuracy in (("a", 0.35), ("b", 0.90), ("c", 0.98))]
+    values = {group.name: accuracy for group, accuracy in found}
+    results = [(group, group.name) for group, _ in found]
+
+    free = over_tasks(results, values.get)  # type: ignore[arg-type]
+    cut = over_tasks(results, values.get, SHARE)  # type: ignore[arg-type]
+
+    assert free is not None
+    assert cut is not None
+    assert (free.ci95[0] or 0) < 0 < 1 < (free.ci95[1] or 0)
+    assert cut.ci95 == (0.0, 1.0)
+    assert cut.mean == free.mean
+
+
+def group_of(task: str) -> SweepGroup:
+    return SweepGroup(name=task, study="compare", model="m", task=task, result=None)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dualform.errors import ConfigError
+from dualform.errors import ConfigError, StorageError
 from dualform.result import Result
 from dualform.runs import worker
 from dualform.runs.cell_store import Cell, CellStore
@@ -162,7 +162,6 @@ def test_models_are_loaded_once_and_zero_shot_is_read_once(place: Path, monkeypa
 
 
 def test_a_cell_that_fails_takes_no_other_with_it(place: Path) -> None:
-    (place / "short.csv").write_text("body,topic\nfine,a\nbad,b\n")
     engine = Serial()
     states = run(
         engine,
@@ -307,6 +306,123 @@ def test_a_sweeps_folder_holds_each_groups_run_and_the_whole(place: Path) -> Non
     assert run_sweep(again, same, Serial(), out=Path("out"), store=CellStore("store")).cells[0].status == "reused"
     with pytest.raises(ConfigError, match="out holds another sweep"):
         run_sweep(*grid(seeds=5), Serial(), out=Path("out"), store=CellStore("store"))
+
+
+def test_what_changed_under_a_warm_worker_is_not_taken_for_what_was(place: Path) -> None:
+    before = numbers(result_of(run(Serial())[0]))
+    text = (place / "tickets.csv").read_text()
+    (place / "tickets.csv").write_text(
+        text.replace("positive", "x").replace("negative", "positive").replace("x", "negative")
+    )
+    (state,) = run(Serial())
+    config = state.group.config
+    assert isinstance(config, ComparisonConfig)
+    assert numbers(result_of(state)) == numbers(compare(config).result) != before
+
+    save_tiny("gpt2", place / "gpt2", seed=1)
+    (state,) = run(Serial())
+    assert numbers(result_of(state)) == numbers(compare(config).result)
+
+
+def test_what_changes_while_a_sweep_runs_is_told_and_not_kept(place: Path) -> None:
+    sweep = Sweep(grid(seeds=1)[1], CellStore("store"), Serial())
+    text = (place / "tickets.csv").read_text()
+    (place / "tickets.csv").write_text(text.replace("story", "tale"))
+    (state,) = sweep.run()
+
+    failure = state.seeds[0].failure
+    assert failure is not None
+    assert "model or data are not what they were when the sweep began" in failure.message
+    assert list(CellStore("store").cells()) == []
+
+
+def test_a_store_that_the_driver_does_not_see_is_told_and_ends_the_sweep(place: Path) -> None:
+    (state,) = run(Serial(perform="tests.runs.test_sweep:writing_elsewhere"), seeds=1)
+
+    failure = state.seeds[0].failure
+    assert failure is not None
+    assert failure.message.endswith("give a --store that all reach")
+    assert failure.attempts == 3
+
+
+def writing_elsewhere(payload: dict[str, Any]) -> dict[str, Any]:
+    return worker.perform({**payload, "store": "another"})
+
+
+def test_a_store_that_is_full_ends_the_sweep_with_one_message_and_what_there_is_so_far(place: Path) -> None:
+    config, groups = grid()
+    with pytest.raises(StorageError, match="the disk is full"):
+        run_sweep(
+            config, groups, Serial("tests.runs.test_sweep:full_on_seed_2"), out=Path("out"), store=CellStore("store")
+        )
+
+    found = SweepResult.from_json(Path("out/sweep.json").read_text())
+    assert [cell.status for cell in found.cells] == ["finished", "pending", "pending"]
+    assert found.groups[0].result is None
+    assert [cell.facts["seed"] for cell in CellStore("store").cells(verify=True)] == [1]
+
+
+def full_on_seed_2(payload: dict[str, Any]) -> dict[str, Any]:
+    if payload["seed"] == 2:
+        raise StorageError("cannot write cell.json: the disk is full. Free some space.")
+    return worker.perform(payload)
+
+
+def test_a_folder_of_another_sweep_or_of_other_runs_is_not_written_over_unless_asked(place: Path) -> None:
+    config, groups = grid(seeds=1)
+    (place / "runs" / groups[0].name).mkdir(parents=True)
+    (place / "runs" / groups[0].name / "result.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds a run that is not this sweep's"):
+        run_sweep(config, groups, Serial(), out=Path("runs"), store=CellStore("store"))
+
+    (place / "out").mkdir()
+    (place / "out" / "sweep.yaml").write_text("models: [")
+    with pytest.raises(ConfigError, match="out holds another sweep"):
+        run_sweep(config, groups, Serial(), out=Path("out"), store=CellStore("store"))
+    run_sweep(config, groups, Serial(), out=Path("out"), store=CellStore("store"), overwrite=True)
+    assert read_sweep_file(Path("out"))[0].seeds == (1,)
+
+
+def test_a_groups_time_is_that_of_its_seeds_and_its_data_lie_where_the_sweep_says(place: Path) -> None:
+    config, groups = grid(seeds="1..2", settings={**SETTINGS, "data_dir": str(place)})
+    sweep = run_sweep(config, groups, Serial(), out=Path("out"), store=CellStore("store"))
+
+    (group,) = sweep.groups
+    assert group.result is not None
+    spent = [cell.facts["seconds"] for cell in CellStore("store").cells() if cell.facts["seed"] is not None]
+    assert group.result.environment["seconds"] == pytest.approx(sum(spent), abs=0.1)
+    assert group.result.config["data_dir"] == str(place)
+    assert "device" not in sweep.environment
+
+
+def test_a_comparison_that_chooses_its_seed_is_one_cell(place: Path) -> None:
+    (state,) = run(Serial(), settings={**SETTINGS, "select": "icl"})
+
+    assert state.whole is state.seeds[0]
+    result = result_of(state)
+    config = state.group.config
+    assert isinstance(config, ComparisonConfig)
+    assert numbers(result) == numbers(compare(config).result)
+    assert result.environment["seconds"] > 0
+    assert len(result.accuracy["icl"].per_seed) == 1
+
+
+@pytest.mark.parametrize("study", ["selection", "folding"])
+def test_selection_and_folding_are_swept_as_a_whole(place: Path, study: str) -> None:
+    settings: dict[str, Any] = {name: SETTINGS[name] for name in ("k", "limit", "selection_limit", "resamples")}
+    if study == "selection":
+        settings |= {"rates": [1e-3], "orders": 1, "untouched_limit": 4, "similarity_limit": 4}
+    else:
+        settings |= {
+            "axes": ["method"],
+            "methods": ["thought-vector"],
+            "fold": {"texts": 8, "plain": "none"},
+            "ft": False,
+        }
+    (state,) = run(Serial(), study=study, settings=settings, seeds="1..2")
+
+    assert state.seeds[0].failure is None
+    assert result_of(state).study == study
 
 
 def test_another_study_is_swept_as_a_whole(place: Path) -> None:

@@ -98,6 +98,8 @@ def test_other_studies_are_swept_too() -> None:
         ({"models": [{"dtype": "float64"}]}, "must be a name, or a mapping with `model: NAME`"),
         ({"settings": {"preset": "dai2024"}}, "unknown preset 'dai2024': choose one of default, dai2023"),
         ({"study": "regress"}, "regress has no models and tasks"),
+        ({"settings": {"seeds": [1]}}, "seeds cannot stand under settings"),
+        ({"tasks": [{"task": "mr", "k": 2}], "grid": {"k": [4, 8]}}, "k stands beside mr and under grid"),
     ],
 )
 def test_a_mistake_is_named_with_its_value(changes: dict[str, Any], message: str) -> None:
@@ -113,6 +115,8 @@ def test_a_mistake_is_named_with_its_value(changes: dict[str, Any], message: str
         ("models: [a]\ntasks: [mr]\nseeds: 3..1\n", r"seeds '3\.\.1' should look like"),
         ("models: [a]\ntasks: [mr]\nstudy: tuning\n", "study: Input should be 'compare', 'stability'"),
         ("modles: [a]\n", "modles: Extra inputs"),
+        ("configs: 3\n", "configs should be a list"),
+        ("configs: []\nmodels: [a]\n", "models cannot stand beside configs"),
         ("configs: [{study: x}]\n", r"configs\[0\] names no study: compare, stability"),
     ],
 )
@@ -157,12 +161,27 @@ def test_a_sweep_written_in_python_is_a_list_of_configurations(tmp_path: Path) -
         ("configs = []", "configs is empty"),
         ("configs = [3]", r"configs\[0\] is a int, no study's configuration"),
         ("1 / 0", "raised ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(3)", "raised SystemExit: 3"),
     ],
 )
 def test_a_python_file_that_leaves_something_else_is_told(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_sweep_file(tmp_path / "mine.py")
+
+
+def test_a_python_file_can_import_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside_the_sweep.py").write_text("KS = (4, 8)\n")
+    (tmp_path / "mine.py").write_text(
+        "from beside_the_sweep import KS\nfrom dualform import comparison_config\n"
+        "configs = [comparison_config('a', 'mr', k=k) for k in KS]\n"
+    )
+    assert len(read_sweep_file(tmp_path / "mine.py")[1]) == 2
+
+
+def test_names_that_no_file_system_takes_are_cut_to_bytes() -> None:
+    (found,) = groups(models=["m" + "\u5b57" * 90], tasks=["mr"])
+    assert len(found.name.encode()) <= 120
 
 
 def test_the_same_configuration_twice_is_told() -> None:

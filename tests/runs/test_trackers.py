@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,10 +274,74 @@ def test_a_server_that_does_not_answer_costs_one_warning_without_its_password(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.warns(UserWarning, match="the tracker mlflow failed") as caught:
-        assert track("mlflow", run) == []
+        assert track("mlflow:online", run) == []
     assert len(caught) == 1
     assert "secret" not in str(caught[0].message)
     assert no_network
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://me:secret@127.0.0.1:9", "https://example.org", "databricks", "databricks://mine", "postgresql://h/d"],
+)
+def test_a_server_that_nobody_asked_for_gets_nothing(
+    run: Path, no_network: list[Any], monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    needs("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.warns(UserWarning, match="nothing goes to .*that takes --track mlflow:online") as caught:
+        track("mlflow", run)
+    assert len(caught) == 1
+    assert "secret" not in str(caught[0].message)
+    assert no_network == []
+    assert mlflow_run((run / "mlflow").as_uri()).data.metrics["accuracy/icl"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("uri", "here"),
+    [
+        *(("", True), ("mlruns", True), ("/data/mlruns", True), ("file:///data/ml", True), ("sqlite:///a.db", True)),
+        *(("C:/mlruns", True), ("file://host/share", False), ("databricks-uc://x", False), ("unheard-of://x", False)),
+    ],
+)
+def test_only_files_of_this_machine_stay_here(uri: str, here: bool) -> None:
+    assert trackers._stays_here(uri) == here
+
+
+def test_online_needs_the_name_of_a_server(run: Path) -> None:
+    needs("mlflow")
+    with pytest.raises(ConfigError, match=r"mlflow:online needs the address of a server\. Set MLFLOW_TRACKING_URI"):
+        check_tracker("mlflow:online")
+
+
+class Failing:
+    """A tracker whose dashboard is gone, and whether it was closed all the same."""
+
+    where = "nowhere"
+
+    def __init__(self) -> None:
+        self.closed: list[bool] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        raise OSError("gone")
+
+    def finish(self, summary: Mapping[str, float], files: Sequence[Path]) -> None:
+        raise OSError("gone")
+
+    def close(self, failed: bool) -> None:
+        self.closed.append(failed)
+        raise OSError("gone, too")
+
+
+@pytest.mark.parametrize("when", ["log", "finish"])
+def test_a_tracker_that_fails_is_closed_as_failed(when: str) -> None:
+    failing = Failing()
+    with trackers.RunTracker({"wandb": failing}) as tracker:
+        with pytest.warns(UserWarning, match=r"the tracker wandb failed .*\(gone\)") as caught:
+            tracker.log(1, {}) if when == "log" else tracker.finish({})
+        assert failing.closed == [True]
+        assert len(caught) == 1
+    assert failing.closed == [True]
 
 
 @pytest.mark.parametrize("spec", ["none", "", " none , "])
@@ -292,7 +356,7 @@ def test_no_tracker_does_nothing(spec: str, run: Path) -> None:
     [
         ("wandbb", "unknown tracker 'wandbb'. Did you mean wandb?"),
         ("wandb:on", "unknown tracker 'wandb:on'. Did you mean wandb:online?"),
-        ("mlflow:online", "unknown tracker 'mlflow:online'."),
+        ("mlflow:onlin", "unknown tracker 'mlflow:onlin'. Did you mean mlflow:online?"),
         ("trackio,tensorboard", "unknown tracker 'tensorboard'."),
     ],
 )

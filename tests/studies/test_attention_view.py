@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from dualform.attention_record import AttentionRecord, LookedAt
+from dualform.attention_record import AttentionRecord, LookedAt, Weights
 from dualform.errors import ConfigError
 from dualform.ops.rank import kendall_tau_b
 from dualform.studies import attention_view
-from dualform.studies.attention_view import PATTERNS, _Candidate, _in_turns, attention_record, dense_ranks
+from dualform.studies.attention_view import PATTERNS, _Candidate, _coded, _in_turns, attention_record, dense_ranks
 from dualform.studies.bench import Drawn
 from dualform.studies.comparison import Comparison, compare
 from dualform.studies.outcome import SeedOutcome
@@ -292,3 +292,13 @@ def test_more_ranks_than_two_bytes_hold_share_them_in_order() -> None:
     ranks = dense_ranks(torch.arange(70_000, dtype=torch.float64)[None]).long()[0]
     assert (int(ranks[0]), int(ranks[-1])) == (0, 65_535)
     assert bool((ranks.diff() >= 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_layer_that_looks_at_none_of_the_tokens_has_weights_of_zero(dtype: torch.dtype) -> None:
+    # The scores of an opening token that takes all attention: what is left for others is no number any more.
+    left = torch.tensor([[900.0, 0.0, -3.0], [0.0, 0.0, 0.0]], dtype=dtype).softmax(-1)[:, 1:]
+    scale, codes = _coded(left)
+    weights = Weights.packed(scale.tolist(), codes.numpy().tobytes())
+    assert weights.rows()[0] == [0.0, 0.0]
+    assert weights.rows()[1] == pytest.approx([1 / 3, 1 / 3], rel=1e-2)

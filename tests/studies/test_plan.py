@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from dualform.errors import ConfigError, ContextError, DualformError, ModelError
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.mezo import Mezo
+from dualform.models.fitting import Fit, Option
 from dualform.models.language_model import LanguageModel
 from dualform.models.load import load_model
 from dualform.studies.bench import Bench
@@ -21,8 +23,8 @@ from dualform.studies.fold import fold, fold_config
 from dualform.studies.folding import folding
 from dualform.studies.folding_config import folding_config
 from dualform.studies.folds import make_fold
-from dualform.studies.plan import Cost, Part, Plan, plan_of, plan_sweep
-from dualform.studies.plan_comparison import sketched
+from dualform.studies.plan import Cost, GroupPlan, Part, Plan, plan_of, plan_sweep
+from dualform.studies.plan_comparison import fitted, sketched
 from dualform.studies.plan_costs import Costs
 from dualform.studies.plan_folds import READERS, fold_parts
 from dualform.studies.selection import selection
@@ -31,6 +33,7 @@ from dualform.studies.settings import StudyConfig
 from dualform.studies.stability import stability
 from dualform.studies.stability_config import stability_config
 from tests.fixed_machine import GIB, fixed_machine
+from tests.models.mixture import save_mixture
 from tests.studies.small import write_choices, write_csv
 from tests.tiny import save_tiny
 
@@ -376,17 +379,32 @@ def a_plan(seconds: float, name: str = "m t") -> Plan:
     return Plan(f"compare {name}", (*parts, Part("ft", Cost(1000, 500, 1e9, seconds))), {"weights": GIB})
 
 
+def groups(*plans: tuple[Plan, int, int]) -> list[GroupPlan]:
+    """Groups of one model: plan, cells, finished."""
+    return [GroupPlan(f"g{i}", "m", plan, cells, done) for i, (plan, cells, done) in enumerate(plans)]
+
+
 def test_a_sweep_with_one_worker_takes_the_sum_of_its_cells():
-    plans = [(a_plan(60.0), 3, 0), (a_plan(40.0), 2, 0)]
-    plan = plan_sweep("s", plans, workers=1, machine=MACHINE)
+    plan = plan_sweep("s", groups((a_plan(60.0), 3, 0), (a_plan(40.0), 2, 0)), workers=1, machine=MACHINE)
     # What a worker keeps is paid for once.
     assert plan.seconds == pytest.approx(100 + 5 + 3)
     assert plan.cost.forwards == 2000
     assert plan.peak == GIB
 
 
+def test_each_model_is_loaded_once_whatever_spaces_its_name_has():
+    names = ("my models/one", "my models/two", "my models/two")
+    plans = [GroupPlan(f"g{i}", name, a_plan(10.0, f"{name} t"), 1) for i, name in enumerate(names)]
+    assert plan_sweep("s", plans, workers=1, machine=MACHINE).seconds == pytest.approx(3 * 10 + 5 + 2 * 3)
+
+
+def test_groups_are_told_apart_by_their_names():
+    plan = plan_sweep("s", groups((a_plan(60.0), 3, 1), (a_plan(60.0), 3, 0)), workers=1, machine=MACHINE)
+    assert [part.name for part in plan.parts][1:] == ["g0 (2 of 3 cells)", "g1 (3 of 3 cells)"]
+
+
 def test_workers_share_the_machine_and_do_not_multiply_it():
-    plans = [(a_plan(60.0), 3, 0), (a_plan(40.0), 3, 0)]
+    plans = groups((a_plan(60.0), 3, 0), (a_plan(40.0), 3, 0))
     two_cores = fixed_machine(threads=2)
     alone = plan_sweep("s", plans, workers=1, machine=two_cores, threads=2)
     shared = plan_sweep("s", plans, workers=2, machine=two_cores, threads=1)
@@ -394,17 +412,82 @@ def test_workers_share_the_machine_and_do_not_multiply_it():
     assert shared.peak == 2 * GIB
 
 
+def ten_gib(**fit: Any) -> Plan:
+    """A run that takes ten GiB of sixteen."""
+    return replace(a_plan(60.0), memory={"weights": 10 * GIB}, fit=Fit("memory", 10 * GIB, 16 * GIB, (), **fit))
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["a model", "none"])
+def test_workers_that_do_not_fit_together_are_told_how_many_would(told: bool):
+    one = ten_gib() if told else replace(ten_gib(), fit=None)
+    plan = plan_sweep("s", groups((one, 4, 0)), workers=2, machine=MACHINE)
+    assert plan.fit is not None
+    assert (plan.fit.needed, plan.fit.room, plan.fit.fits) == (20 * GIB, 16 * GIB, False)
+    (option,) = plan.fit.options
+    assert (option.how, option.bytes, option.fits) == ("fewer workers: --workers 1", 10 * GIB, True)
+    assert plan.as_dict()["fit"]["fits"] is False
+
+
+def test_workers_that_fit_together_are_told_so():
+    plan = plan_sweep("s", groups((ten_gib(), 4, 0)), workers=1, machine=MACHINE)
+    assert plan.fit is not None
+    assert plan.fit.fits
+    # A worker without a cell takes no memory.
+    single = plan_sweep("s", groups((ten_gib(), 4, 3)), workers=2, machine=MACHINE)
+    assert single.fit is not None
+    assert single.fit.fits
+    assert single.peak == 10 * GIB
+
+
+def test_where_one_worker_does_not_fit_either_it_is_told_what_would():
+    options = (Option("--dtype bfloat16", 10 * GIB, True),)
+    large = replace(ten_gib(), memory={"weights": 20 * GIB}, fit=Fit("memory", 20 * GIB, 16 * GIB, options))
+    plan = plan_sweep("s", groups((large, 4, 0)), workers=2, machine=MACHINE)
+    assert plan.fit is not None
+    assert [(option.how, option.fits) for option in plan.fit.options] == [
+        ("fewer workers: --workers 1", False),
+        ("--workers 1, --dtype bfloat16", True),
+    ]
+
+
 def test_finished_cells_cost_nothing():
-    plans = [(a_plan(60.0), 3, 2), (a_plan(40.0), 2, 2)]
-    plan = plan_sweep("s", plans, workers=1, machine=MACHINE)
+    plan = plan_sweep("s", groups((a_plan(60.0), 3, 2), (a_plan(40.0), 2, 2)), workers=1, machine=MACHINE)
     assert plan.seconds == pytest.approx(20 + 8)
-    nothing = plan_sweep("s", [(a_plan(60.0), 3, 3)], workers=2, machine=MACHINE)
-    assert nothing.seconds == 0
+    nothing = plan_sweep("s", groups((a_plan(60.0), 3, 3)), workers=2, machine=MACHINE)
+    assert nothing.seconds == nothing.peak == 0
+    assert nothing.fit is None
 
 
 def test_workers_that_find_no_cell_do_not_help():
     two, eight = (
-        plan_sweep("s", [(a_plan(60.0), 2, 0)], workers=n, machine=fixed_machine(threads=8), threads=8 // n)
+        plan_sweep("s", groups((a_plan(60.0), 2, 0)), workers=n, machine=fixed_machine(threads=8), threads=8 // n)
         for n in (2, 8)
     )
     assert eight.seconds > two.seconds
+
+
+def test_why_a_time_is_a_range_is_told_of_what_makes_it_one(here: Path):
+    search = plan_of(small(here, rates=(1e-3, 1e-2, 1e-1), patience=1, seeds=(1,)), MACHINE)
+    (why,) = search.why
+    assert why.startswith("a search stops early")
+    control = plan_of(small(here, rates=(1e-3,), patience=1, seeds=(1,), controls=("rates",)), MACHINE)
+    assert not any("search" in why for why in control.why)
+    assert plan_of(small(here, learners=("zsl", "icl")), MACHINE).why == ()
+    in_a_sweep = plan_sweep("s", groups((search, 1, 0)), workers=1, machine=MACHINE)
+    assert in_a_sweep.why == search.why
+    assert plan_sweep("s", groups((search, 1, 1)), workers=1, machine=MACHINE).why == ()
+
+
+def test_a_mixture_of_experts_is_planned_with_the_experts_that_a_token_is_sent_to(here: Path, tmp_path: Path):
+    folder = save_mixture(tmp_path / "mixture")
+    config = comparison_config(str(folder), str(here / "task.csv"), **SMALL, learners=("zsl",), controls=())
+    plan = plan_of(config, MACHINE)
+    assert not any("not counted" in note for note in plan.notes)
+    shape = sketched(small(here), str(folder)).shape
+    unknown = replace(
+        sketched(small(here), str(folder)),
+        shape=replace(shape, experts=0, experts_share=0.0, uncounted=shape.experts),
+    )
+    _, notes = fitted(small(here), Costs(unknown, MACHINE), {"weights": 1}, trains=False)
+    assert notes == (f"operations of {shape.experts:,} parameters outside linear layers are not counted",)
+    assert Costs(unknown, MACHINE).encode(8).seconds < Costs(replace(unknown, shape=shape), MACHINE).encode(8).seconds

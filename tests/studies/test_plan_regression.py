@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from dualform.studies import plan_regression
 from dualform.studies.plan import plan_of
-from dualform.studies.plan_regression import _Line
+from dualform.studies.plan_regression import _BUDGET, _Line, sample
 from dualform.studies.regression_config import RegressionConfig, regression_config
 from tests.fixed_machine import GIB, fixed_machine
 
@@ -41,3 +42,62 @@ def test_what_was_found_is_kept_whatever_the_steps(sampled: list[tuple[str, int]
     for steps in (0.5, 1.0):
         plan_of(regression_config(studies=("layers",), seeds=(1,), steps=steps), fixed_machine())
     assert len(sampled) == 1
+
+
+def test_samples_are_announced_unless_earlier_ones_are_kept(sampled: list[tuple[str, int]]):
+    config, said = regression_config(studies=("layers", "shift"), seeds=(1,)), list[str]()
+    plan = plan_of(config, fixed_machine(), told=said.append)
+    assert plan.sampled
+    (sentence,) = said
+    assert sentence.endswith("layers, shift.")
+    plan_of(config, fixed_machine(), told=said.append)
+    assert len(said) == 1
+
+
+class Study:
+    """A study whose time is what it says: so much a seed, and so much more for all steps of one."""
+
+    def __init__(self, fixed: float, of_steps: float) -> None:
+        self.fixed, self.of_steps, self.now = fixed, of_steps, 0.0
+        self.runs: list[tuple[float, int]] = []
+
+    def run(self, share: float, seeds: int) -> None:
+        self.runs.append((share, seeds))
+        self.now += seeds * (self.fixed + share * self.of_steps)
+
+    def counted(self, share: float, seeds: int) -> float:
+        self.run(share, seeds)
+        self.run(share, seeds)
+        return seeds * (1e6 + 1e9 * share)
+
+    def line(self, seeds: int) -> _Line:
+        return sample(self.run, self.counted, seeds, lambda: self.now)
+
+
+def test_a_quick_study_is_sampled_with_all_seeds_and_counted():
+    study = Study(0.1, 20.0)
+    line, threads = study.line(3), torch.get_num_threads()
+    assert line.seeds == 3
+    assert (line.seconds * threads, line.seconds_of_steps * threads) == pytest.approx((0.3, 60.0))
+    assert (line.flops, line.flops_of_steps) == pytest.approx((3e6, 3e9))
+    assert max(study.runs)[0] == 0.05
+
+
+@pytest.mark.parametrize("of_steps", [100.0, 400.0, 700.0])
+@pytest.mark.parametrize("fixed", [1.0, 3.0, 6.0])
+def test_samples_of_a_slow_study_stay_within_their_time(fixed: float, of_steps: float):
+    study = Study(fixed, of_steps)
+    line, threads = study.line(5), torch.get_num_threads()
+    assert study.now <= _BUDGET + 1
+    assert (line.seconds * threads, line.seconds_of_steps * threads) == pytest.approx(
+        (line.seeds * fixed, line.seeds * of_steps)
+    )
+
+
+def test_operations_that_there_was_no_time_to_count_are_told_of(
+    sampled: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+):
+    assert not Study(6.0, 100.0).line(5).counted
+    monkeypatch.setattr(plan_regression, "_sampled", lambda name, config: _Line(2.0, 100.0, 0.0, 0.0, GIB))
+    plan = plan_of(regression_config(studies=("trained",), seeds=(1,)), fixed_machine())
+    assert any("operations of trained are not counted" in note for note in plan.notes)

@@ -1,5 +1,6 @@
 """How values are written on the command line, and the options that every study has."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -70,6 +71,11 @@ def one_or_several(seed: int | None, seeds: str | None) -> tuple[int, ...] | Non
     if seed is not None and seeds is not None:
         raise ConfigError(f"--seed {seed} and --seeds {seeds} were both given: choose one.")
     return (seed,) if seed is not None else parse_seeds(seeds)
+
+
+def store_url(given: str | None) -> str:
+    """Where finished cells of sweeps lie: as given, else `$DUALFORM_STORE`, else `runs/store`."""
+    return given or os.environ.get("DUALFORM_STORE") or "runs/store"
 
 
 def default_folder(models: tuple[str, ...], task: str, *more: str) -> Path:

@@ -15,7 +15,7 @@ from dualform.cli.compare import compare
 from dualform.cli.fold import fold
 from dualform.cli.folding import folding
 from dualform.cli.guard import guarded, quiet_transformers, say
-from dualform.cli.options import MACHINE, OUTPUT, AsJson, option
+from dualform.cli.options import MACHINE, OUTPUT, AsJson, option, store_url
 from dualform.cli.planning import planning
 from dualform.cli.regress import regress
 from dualform.cli.selection import selection
@@ -56,7 +56,14 @@ def _planned(command: Callable[..., Any], called: str) -> Callable[..., None]:
             from dualform.studies.plan import machine_for, plan_of
 
             quiet_transformers()
-            made = plan_of(what, measure=measure) if not callable(what) else what(machine_for(None, measure=measure))
+            if callable(what):
+                # Of the trainings that have no configuration, which are those of momentum.
+                from dualform.studies.plan_momentum import SAMPLES
+
+                say(SAMPLES)
+                made = what(machine_for(None, measure=measure))
+            else:
+                made = plan_of(what, measure=measure, told=say)
             show(made, as_json)
 
         with planning(tell):
@@ -112,7 +119,6 @@ def sweep(
 
       dualform plan sweep grid.yaml --workers 8
     """
-    from dualform.cli.sweep import store_url
     from dualform.runs.sweep_config import read_sweep_file
 
     quiet_transformers()
@@ -132,7 +138,7 @@ def print_sweep_plan(config: Any, groups: Sequence[Any], store: str, workers: in
     """
     from dualform.runs.sweep_plan import plan_groups
 
-    show(plan_groups(config.name, groups, store, workers), as_json)
+    show(plan_groups(config.name, groups, store, workers, say), as_json)
 
 
 def show(plan: Any, as_json: bool) -> None:
@@ -167,7 +173,7 @@ def show(plan: Any, as_json: bool) -> None:
         console.print(Text(sentence))
     for note in plan.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
-    say("\nNothing was run.")
+    say("\nNothing was run but samples to reckon from." if plan.sampled else "\nNothing was run.")
 
 
 def sentences(plan: Any) -> list[str]:
@@ -175,7 +181,8 @@ def sentences(plan: Any) -> list[str]:
     least, most = plan.seconds_range
     told = f"It will take about {spoken(plan.seconds)}"
     if most > 1.05 * least:
-        told += f" ({spoken(least)} to {spoken(most)}: a search stops early where higher rates are worse)"
+        why = f": {'; '.join(plan.why)}" if plan.why else ""
+        told += f" ({spoken(least)} to {spoken(most)}{why})"
     machine = plan.machine
     if machine is not None:
         told += f", with {machine.threads} thread{'s' if machine.threads != 1 else ''} on {machine.device}"

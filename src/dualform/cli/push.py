@@ -35,7 +35,13 @@ def push(
     if not upload:
         say("\nNothing was sent. The same command with --upload sends it.")
         return
-    say(f"\nSent: {send(plan, message=message)}")
+    sent = send(plan, message=message)
+    say(f"\nSent: {sent.address}")
+    if public and sent.private:
+        say(
+            f"Note: {plan.repo_id} was there already and is private, and --public changes only what it makes. Its "
+            "settings on the hub open it."
+        )
 
 
 def _print(plan: Any) -> None:

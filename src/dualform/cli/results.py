@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dualform.cli.guard import guarded, say
+from dualform.cli.options import store_url
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 @guarded
 def results(
-    store: Annotated[str, typer.Argument(help="Store of a sweep: a folder or a URL")] = "runs/store",
+    store: Annotated[
+        str | None,
+        typer.Argument(
+            help="Store of sweeps, a folder or a URL ($DUALFORM_STORE, else runs/store)", show_default=False
+        ),
+    ] = None,
     conditions: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,7 +80,7 @@ def results(
 
     if drop and not (conditions or failed or traceback):
         raise ConfigError("--drop removes cells: say which ones with --where or --failed (--where 'key=*' is all).")
-    opened = CellStore(store, writable=drop and yes)
+    opened = CellStore(store_url(store), writable=drop and yes)
     present = sum(1 for _ in opened.digests())
     if not present:
         raise ConfigError(f"{plain(opened.url)} holds no cells. Give the store of a sweep: a folder or a URL.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from dualform.cli.guard import guarded, quiet_transformers, say
-from dualform.cli.options import OUTPUT, Track, option
+from dualform.cli.options import OUTPUT, Track, option, store_url
 from dualform.configuration import checked
 from dualform.errors import ConfigError
 
@@ -25,6 +25,7 @@ def sweep(
     dry_run: Annotated[bool, option("Say what would be run and what it costs, and stop", RUNNING, "--dry-run")] = False,
     retries: Annotated[int, option("How often a cell is tried again when its worker died (2)", RUNNING)] = 2,
     out: Annotated[Path | None, option("Folder of the sweep. Default: runs/sweep-NAME", OUTPUT, "--out")] = None,
+    overwrite: Annotated[bool, option("Let it take the place of another sweep in --out", OUTPUT)] = False,
     store: Annotated[
         str | None, option("Folder or URL of finished cells ($DUALFORM_STORE, else runs/store)", OUTPUT)
     ] = None,
@@ -67,12 +68,12 @@ def sweep(
     from dualform.runs.engines.base import EngineName, EngineOptions, open_engine
     from dualform.runs.engines.when_needed import WhenNeeded
     from dualform.runs.flat_numbers import numbers_of_sweep
-    from dualform.runs.sweep_config import read_sweep_file
+    from dualform.runs.sweep_config import folder_name, read_sweep_file
     from dualform.runs.sweep_run import run_sweep
     from dualform.runs.trackers import check_tracker, open_tracker
 
     config, groups = read_sweep_file(file)
-    folder = out or (file if file.is_dir() else Path("runs") / f"sweep-{config.name}")
+    folder = out or (file if file.is_dir() else Path("runs") / f"sweep-{folder_name(config.name)}")
     if resume and not (folder / "sweep.yaml").exists():
         raise ConfigError(
             f"{folder} holds no sweep that could go on: leave --resume out, or name its folder with --out."
@@ -105,7 +106,9 @@ def sweep(
             open_tracker(track, project="dualform", run_name=folder.name, config=about, folder=folder) as tracker,
             watching() as watcher,
         ):
-            result = run_sweep(config, groups, opened, out=folder, store=cells, retries=retries, watcher=watcher)
+            result = run_sweep(
+                config, groups, opened, out=folder, store=cells, retries=retries, watcher=watcher, overwrite=overwrite
+            )
             tracker.finish(numbers_of_sweep(result), [folder / name for name in ("report.html", "sweep.json")])
         kill = False
     except KeyboardInterrupt:
@@ -123,13 +126,6 @@ def sweep(
     if any(cell.status == "failed" for cell in result.cells):
         # Everything else is there; a script should notice all the same.
         raise typer.Exit(1)
-
-
-def store_url(given: str | None) -> str:
-    """Where finished cells lie."""
-    import os
-
-    return given or os.environ.get("DUALFORM_STORE") or "runs/store"
 
 
 def parse_bytes(text: str) -> int:

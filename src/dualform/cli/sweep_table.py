@@ -35,22 +35,34 @@ class LiveTable:
 
 
 class Lines:
-    """Says a line on standard error for every cell that is done."""
+    """Says a line on standard error for every cell that is done, and for what a user would wonder at."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._all = 0
+        self._done: set[str] = set()
+        self._told: set[tuple[str, int]] = set()
 
     def changed(self, groups: Sequence[GroupState], state: CellState | None) -> None:
         """Say it, if there is something to say."""
-        if state is None or not state.done or state.cell.key.digest in self._said:
+        if state is None:
             return
-        self._said.add(state.cell.key.digest)
-        counted = [one for group in groups for one in group.seeds]
-        done = sum(one.done for one in counted)
+        self._all = self._all or len({one.cell.key.digest for group in groups for one in group.seeds})
         what = "" if state.cell.seed is None else f", seed {state.cell.seed}"
+        name = f"{plain(state.cell.group.name)}{what}"
+        key = state.cell.key.digest
+        if state.status in ("elsewhere", "waiting") and (key, state.attempts) not in self._told:
+            self._told.add((key, state.attempts))
+            if state.status == "elsewhere":
+                say(f"{name}: another process is computing it")
+            elif state.attempts:
+                say(f"{name}: its worker died; trying again")
+        if not state.done or key in self._done:
+            return
+        if not (state.cell.seed is None and state.cell.pieces):
+            self._done.add(key)
         how = {"finished": f"finished in {state.seconds} s", "reused": "finished earlier"}.get(state.status)
         how = how or f"failed: {state.failure.message if state.failure else ''}"
-        say(f"[{done}/{len(counted)}] {plain(state.cell.group.name)}{what}: {plain(how)}")
+        say(f"[{len(self._done)}/{self._all}] {name}: {plain(how)}")
 
 
 @contextmanager

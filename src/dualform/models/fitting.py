@@ -132,18 +132,18 @@ def weight_bytes(shape: Shape, dtype: str) -> int:
 
 
 def layer_bytes(shape: Shape, dtype: str) -> int:
-    """Of one block's linears."""
-    return shape.linears // max(1, shape.n_layers) * BYTES[dtype]
+    """Of one block's linears and experts."""
+    return (shape.linears + shape.experts) // max(1, shape.n_layers) * BYTES[dtype]
 
 
 def outside_bytes(shape: Shape, dtype: str) -> int:
     """Of embeddings, head and norms, which are not divided."""
-    return (shape.parameters - shape.linears) * BYTES[dtype]
+    return (shape.parameters - shape.linears - shape.experts) * BYTES[dtype]
 
 
 def quantized_bytes(shape: Shape, bits: str, dtype: str) -> int:
-    """Of all weights when the linears of the blocks are stored in so many bits."""
-    return round(shape.linears * _QUANTIZED[bits]) + outside_bytes(shape, dtype)
+    """Of all weights when the linears of the blocks are stored in so many bits; experts stay as they are."""
+    return round(shape.linears * _QUANTIZED[bits]) + (shape.parameters - shape.linears) * BYTES[dtype]
 
 
 def _gib(n: float) -> str:

@@ -1,6 +1,7 @@
 """How many floating-point operations a forward takes: the bound that speed is measured against, and a cost."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -9,12 +10,57 @@ from dualform.models.anatomy import Anatomy, is_linear, row_axis
 from dualform.models.blocks import block_of
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Weights that tokens are multiplied with outside of linears: those of experts, above all."""
+
+    experts: Mapping[str, int]
+    """Parameter -> weights of all experts."""
+    share: float
+    """Of the experts, those that one token is sent to."""
+    uncounted: int
+    """Weights of which it is not known how they are used, so that their operations are not counted."""
+
+    @property
+    def used(self) -> float:
+        """Weights of experts that one token is multiplied with."""
+        return sum(self.experts.values()) * self.share
+
+
+def beside_linears(model: PreTrainedModel) -> Beside:
+    """Experts of a mixture, whose weights lie in one parameter of three axes instead of a linear each.
+
+    How many experts a token is sent to stands in the config. What routes tokens is left out: it is small.
+    """
+    config = model.config.get_text_config()
+    n = _number(config, ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"))
+    sent = _number(config, ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"))
+    experts: dict[str, int] = {}
+    uncounted = 0
+    for place, module in model.named_modules():
+        if is_linear(module) or isinstance(module, nn.Embedding):
+            continue
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dim() < 3:
+                continue
+            if n and sent and weight.shape[0] == n and weight.dim() == 3:
+                experts[f"{place}.{name}"] = weight.numel()
+            else:
+                uncounted += weight.numel()
+    return Beside(experts, sent / n if n and sent else 0.0, uncounted)
+
+
+def _number(config: object, names: tuple[str, ...]) -> int:
+    """The first of some settings that is a number; 0 without."""
+    return next((found for name in names if type(found := getattr(config, name, None)) is int), 0)
+
+
 def forward_flops(model: PreTrainedModel, anatomy: Anatomy, own: int, prefix: int = 0, scored: int = 1) -> float:
     """Operations of one sequence's forward, with its prefix's keys and values at hand.
 
-    Counts multiplications and additions of the linears, of query-key and probability-value products over the tokens
-    really seen (causal, so half of the square), and of the output head at the scored tokens. Norms, activations and
-    softmax are left out: they are bound by memory, not by arithmetic.
+    Counts multiplications and additions of the linears, of the experts that a token is sent to, of query-key and
+    probability-value products over the tokens really seen (causal, so half of the square), and of the output head at
+    the scored tokens. Norms, activations and softmax are left out: they are bound by memory, not by arithmetic.
 
     Args:
         model: The model.
@@ -27,7 +73,7 @@ def forward_flops(model: PreTrainedModel, anatomy: Anatomy, own: int, prefix: in
         Floating-point operations.
     """
     head = model.get_output_embeddings()
-    linears = sum(_size(module) for module in model.modules() if is_linear(module) and module is not head)
+    linears = _multiplied(model)
     pairs = own * prefix + own * (own + 1) / 2
     attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers)
     return 2.0 * linears * own + attention + 2.0 * _size(head) * scored
@@ -42,7 +88,7 @@ def key_value_training_flops(
     gradients of weights are needed for W_K and W_V alone, and with `weight_gradients` off not for these either.
     """
     head = model.get_output_embeddings()
-    linears = sum(_size(module) for module in model.modules() if is_linear(module) and module is not head)
+    linears = _multiplied(model)
     trained = 0
     for layer in anatomy.layers:
         for rows in (layer.W_K, layer.W_V):
@@ -81,11 +127,7 @@ def training_flops(
     """
     head = model.get_output_embeddings()
     below = tuple(f"{block_of(model, layer.attention) or layer.attention}." for layer in anatomy.layers[:first_layer])
-    passed = sum(
-        _size(module)
-        for name, module in model.named_modules()
-        if is_linear(module) and module is not head and not name.startswith(below)
-    )
+    passed = _multiplied(model, below)
     trained = 0
     for name, index in rows.items():
         module = model.get_submodule(name)
@@ -125,6 +167,18 @@ def layer_causal_training_flops(model: PreTrainedModel, anatomy: Anatomy, tokens
                 spared += 2.0 * tokens * len(rows.index) * width
         spared += 2.0 * layer.n_heads * layer.d_head * pairs
     return whole - spared + (len(anatomy.layers) - 1) * 4.0 * _size(head) * scored
+
+
+def _multiplied(model: PreTrainedModel, below: tuple[str, ...] = ()) -> float:
+    """Weights that a token is multiplied with, the head's and those of blocks that begin as `below` says left out."""
+    head = model.get_output_embeddings()
+    linears = sum(
+        _size(module)
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not head and not name.startswith(below)
+    )
+    beside = beside_linears(model)
+    return linears + beside.share * sum(n for name, n in beside.experts.items() if not name.startswith(below))
 
 
 def _size(module: nn.Module) -> int:

@@ -9,11 +9,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
@@ -68,6 +64,16 @@ class UploadPlan:
         return sum(file.size for file in self.files)
 
 
+@dataclass(frozen=True)
+class Uploaded:
+    """What `upload` did."""
+
+    address: str
+    """Of the commit."""
+    private: bool
+    """Whether the repository is; one that was there already stays what it was."""
+
+
 def plan_upload(folder: Path, repo_id: str, *, private: bool = True, accept_terms: bool = False) -> UploadPlan:
     """Check a checkpoint's or an adapter's folder and say what would be sent; nothing asks the network.
 
@@ -114,8 +120,10 @@ def plan_upload(folder: Path, repo_id: str, *, private: bool = True, accept_term
 
 def upload(
     plan: UploadPlan, *, message: str | None = None, endpoint: str | None = None, token: str | None = None
-) -> str:
+) -> Uploaded:
     """Send a plan's files in one commit: whoever looks sees all of them or none.
+
+    A repository is made only where there is none of this name.
 
     Args:
         plan: From `plan_upload`.
@@ -124,7 +132,7 @@ def upload(
         token: To log in by; `$HF_TOKEN` or the saved one by default.
 
     Returns:
-        Address of the commit.
+        Where the files are, and who may see them: a private repository is not made public here.
 
     Raises:
         ConfigError: The repository is public though a private one was asked for, or holds other weights.
@@ -137,10 +145,17 @@ def upload(
     operations = [
         CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=plan.folder / file.name) for file in plan.files
     ]
+    made = False
     try:
-        api.create_repo(plan.repo_id, private=plan.private, exist_ok=True)
-        # It may have been there before, and then what it is and holds is for its owner to say.
-        found = api.model_info(plan.repo_id, timeout=30)
+        try:
+            found = api.model_info(plan.repo_id, timeout=30)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 404:
+                raise
+            api.create_repo(plan.repo_id, private=plan.private, exist_ok=True)
+            made = True
+            found = api.model_info(plan.repo_id, timeout=30)
+        # What was there before is for its owner to say, and somebody else may have made it just now.
         _check_repository(plan, bool(found.private), [sibling.rfilename for sibling in found.siblings or ()])
         done = api.create_commit(
             plan.repo_id,
@@ -148,8 +163,8 @@ def upload(
             commit_message=message or f"Add a model folded by dualform {__version__}",
         )
     except (HfHubHTTPError, TransportError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
-        raise _explained(error, plan.repo_id, api.endpoint) from error
-    return str(done.commit_url)
+        raise _explained(error, plan.repo_id, api.endpoint, made) from error
+    return Uploaded(str(done.commit_url), bool(found.private))
 
 
 def _check_repo_id(repo_id: str) -> None:
@@ -307,12 +322,18 @@ def _check_repository(plan: UploadPlan, private: bool, names: Sequence[str]) -> 
         )
 
 
-def _explained(error: Exception, repo_id: str, endpoint: str) -> HubError:
-    """What went wrong, in one sentence and a remedy."""
+def _explained(error: Exception, repo_id: str, endpoint: str, made: bool) -> HubError:
+    """What went wrong, in one sentence and a remedy, and what is left on the hub."""
+    reason = _reason(error, repo_id, endpoint)
+    left = " The repository was made before, and is there, empty." if made else ""
+    return HubError(f"{repo_id} was not sent: {reason}.{left}")
+
+
+def _reason(error: Exception, repo_id: str, endpoint: str) -> str:
     root: BaseException = error
     if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
         # The client's own words, about the card or an answer that it cannot read, say more than the answer.
-        return HubError(f"{repo_id} was not sent: {_one_line(str(error))}.")
+        return _one_line(str(error))
     while not isinstance(root, HfHubHTTPError | TransportError) and root.__cause__ is not None:
         # The client wraps what happened to a file.
         root = root.__cause__
@@ -329,13 +350,13 @@ def _explained(error: Exception, repo_id: str, endpoint: str) -> HubError:
         }
         said = _one_line(root.server_message or "")
         reason = known.get(status, "the hub refused")
-        return HubError(f"{repo_id} was not sent: {reason} (HTTP {status}{': ' + said if said else ''}).")
+        return f"{reason} (HTTP {status}{': ' + said if said else ''})"
     if isinstance(root, OfflineModeIsEnabled):
-        return HubError(f"{repo_id} was not sent: HF_HUB_OFFLINE is set. Unset it.")
+        return "HF_HUB_OFFLINE is set. Unset it"
     said = _one_line(str(root)) or type(root).__name__
     if isinstance(root, TransportError):
-        return HubError(f"{repo_id} was not sent: {endpoint} could not be reached ({said}). Try again with a network.")
-    return HubError(f"{repo_id} was not sent: {said}.")
+        return f"{endpoint} could not be reached ({said}). Try again with a network"
+    return said
 
 
 def _one_line(text: str) -> str:

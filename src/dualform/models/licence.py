@@ -12,6 +12,13 @@ from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[a
 
 from dualform.models.packaged import PACKAGED_MODELS
 
+_LINE_END = r"(?:\r\n|\r|\n)"
+# The hub's own pattern (`REGEX_YAML_BLOCK` of its client), and an empty block besides: what it reads between the lines
+# is what must be judged here. A byte order mark, and blanks behind the first line, are what editors leave.
+_FRONT_MATTER = re.compile(
+    rf"\ufeff?\s*---[ \t]*{_LINE_END}(?:(.*?){_LINE_END})?---[ \t]*(?:{_LINE_END}|$)", flags=re.DOTALL
+)
+
 FREE = frozenset(
     {
         *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "unlicense", "wtfpl", "cc0-1.0"),
@@ -89,12 +96,11 @@ def front_matter(card: str) -> dict[str, Any] | None:
     Returns:
         The map; None where the card has none.
     """
-    # A byte order mark and Windows' ends of lines are what editors leave.
-    block = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(\r?\n|$)", card, flags=re.DOTALL)
+    block = _FRONT_MATTER.match(card)
     if block is None:
         return None
     try:
-        header = yaml.safe_load(block[1]) or {}
+        header = yaml.safe_load(block[1] or "") or {}
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
     if not isinstance(header, dict):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -123,7 +123,7 @@ class Machine:
 
 
 def this_machine(device: str = "cpu", dtype: str = "float32", *, measure: bool = False) -> Machine:
-    """The rates of this machine, measured the first time and kept in the cache.
+    """The rates of this machine, measured the first time and kept in the cache; its memory, looked up each time.
 
     Args:
         device: `cpu`, `cuda`, `mps`, with a number where there are several.
@@ -138,9 +138,12 @@ def this_machine(device: str = "cpu", dtype: str = "float32", *, measure: bool =
         "threads": torch.get_num_threads(),
         "cores": cores(),
         "device": device,
+        "gpu": _gpu_name(device),
         "dtype": dtype,
         "rows": ROWS,
     }
+    # A container's limits may be others the next time: memory is no rate, and is not kept.
+    ram, gpu = memory(device)
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     kept = cache_dir() / "machine" / f"{name}.json"
     if not measure:
@@ -148,11 +151,12 @@ def this_machine(device: str = "cpu", dtype: str = "float32", *, measure: bool =
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             found = json.loads(kept.read_text(encoding="utf-8"))
             listed = ("plain", "packed", "ranking")
-            return Machine(**{**found, **{field: tuple(found[field]) for field in listed}})
-    machine = measured(device, dtype)
+            return Machine(**{**found, **{field: tuple(found[field]) for field in listed}, "ram": ram, "gpu": gpu})
+    machine = replace(measured(device, dtype), ram=ram, gpu=gpu)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as temporary:
-        temporary.write_text(json.dumps(asdict(machine)) + "\n", encoding="utf-8")
+        rates = {name: value for name, value in asdict(machine).items() if name not in ("ram", "gpu")}
+        temporary.write_text(json.dumps(rates) + "\n", encoding="utf-8")
     return machine
 
 
@@ -171,14 +175,54 @@ def cores() -> int:
 
 
 def memory(device: str) -> tuple[int, int]:
-    """Bytes of main memory, and of the accelerator's (0 without one)."""
+    """Bytes of main memory that this process may take, and of the accelerator's (0 without one)."""
     try:
         ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         ram = 0
+    limit = container_limit()
+    if limit is not None:
+        ram = min(ram, limit) if ram else limit
     where = torch.device(device)
     gpu = int(torch.cuda.get_device_properties(where).total_memory) if where.type == "cuda" else 0
     return ram, gpu
+
+
+def container_limit(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that a container or a job's control group allows this process; None without a limit.
+
+    Args:
+        groups: In which control groups the process is: `0::/path` (version 2), `4:memory:/path` (version 1).
+        root: Where these are mounted.
+    """
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    limits = []
+    for line in lines:
+        _, _, named = line.partition(":")
+        controllers, _, path = named.partition(":")
+        if not controllers:
+            top, file = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, file = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # Every group above limits it as well. Inside a container the path may be the host's, and only the top is seen.
+        place = top / path.strip("/")
+        for folder in (place, *place.parents):
+            # No limit is told as `max`, by version 1 as a number that no machine has.
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int((folder / file).read_text(encoding="ascii")))
+            if folder == top:
+                break
+    return min((limit for limit in limits if limit < 1 << 60), default=None)
+
+
+def _gpu_name(device: str) -> str:
+    where = torch.device(device)
+    return str(torch.cuda.get_device_properties(where).name) if where.type == "cuda" else ""
 
 
 @torch.no_grad()

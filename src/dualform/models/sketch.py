@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dualform.errors import ConfigError, ModelError
 from dualform.models.anatomy import Anatomy, LayerAnatomy, is_linear
+from dualform.models.flops import beside_linears
 from dualform.models.language_model import LanguageModel, window_of
 from dualform.models.layout import Layout, Query
 from dualform.models.load import _DTYPES, _explain, _locate
@@ -56,17 +57,28 @@ class Shape:
     """Attention is reached through transformers' registry, so that the packed route can be taken."""
     packable: bool
     """Some weights are such as `models.products` packs: all linears but the unpacked, and the head."""
+    experts: int = 0
+    """Weights of a mixture's experts, which are in no linear."""
+    experts_share: float = 0.0
+    """Of these, what one token is multiplied with."""
+    uncounted: int = 0
+    """Weights outside of linears whose operations are not counted."""
+
+    @property
+    def multiplied(self) -> float:
+        """Weights that one token is multiplied with in the blocks."""
+        return self.linears + self.experts * self.experts_share
 
     def forward_flops(self, own: float, prefix: float = 0, scored: float = 1) -> float:
         """As `models.flops.forward_flops`: one sequence, its prefix at hand."""
         pairs = own * prefix + own * (own + 1) / 2
-        return 2.0 * self.linears * own + self._attention(pairs) + 2.0 * self.head * scored
+        return 2.0 * self.multiplied * own + self._attention(pairs) + 2.0 * self.head * scored
 
     def training_flops(self, tokens: float, scored: float, weight_gradients: bool = True) -> float:
         """As `models.flops.key_value_training_flops`: one step on one sequence."""
         trained = self.key_value if weight_gradients else 0
         pairs = tokens * (tokens + 1) / 2
-        products = tokens * (4.0 * self.linears + 2.0 * trained)
+        products = tokens * (4.0 * self.multiplied + 2.0 * trained)
         return products + 3 * self._attention(pairs) + 4.0 * self.head * scored
 
     def full_training_flops(self, tokens: float, scored: float) -> float:
@@ -148,8 +160,19 @@ def laid_out(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bo
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
-    """Sizes of a model, whether it has weights or not."""
+    """Sizes of a model, whether it has weights or not.
+
+    Raises:
+        ModelError: It has no attention heads.
+    """
     config = model.config.get_text_config()
+    if not getattr(config, "num_attention_heads", None):
+        # As `find_anatomy`, which sees it in a forward.
+        raise ModelError(
+            f"{type(model).__name__}: no softmax attention was seen in its forward, so there is nothing to compare. "
+            "dualform reads causal transformers with attention layers."
+        )
+    beside = beside_linears(model)
     head = model.get_output_embeddings()
     linears = {name: one for name, one in model.named_modules() if is_linear(one) and one is not head}
     # gpt2's transposed linears are not packed, whatever they hold.
@@ -162,6 +185,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
     types = getattr(config, "layer_types", None) or ()
     window = window_of(model)
     sizes = {name: one.get_parameter("weight").numel() for name, one in linears.items()}
+    widest = max((max(one.get_parameter("weight").shape) for one in linears.values()), default=d_model)
     return Shape(
         parameters=sum(weight.numel() for weight in model.parameters()),
         linears=sum(sizes.values()),
@@ -174,12 +198,15 @@ def shape_of(model: PreTrainedModel) -> Shape:
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_head=d_head,
-        d_inner=max((max(one.get_parameter("weight").shape) for one in linears.values()), default=d_model),
+        d_inner=max(widest, round(beside.used / (3 * d_model * n_layers))),
         n_linears=len(linears),
         window=window,
         n_windowed=sum("sliding" in str(kind) for kind in types) if types else (n_layers if window else 0),
         registry=bool(type(model)._can_set_attn_implementation()),
         packable=type(head) is nn.Linear or len(plain) < len(linears),
+        experts=sum(beside.experts.values()),
+        experts_share=beside.share,
+        uncounted=beside.uncounted,
     )
 
 

@@ -141,7 +141,7 @@
     rank: {
       of: (values, unit) => most(values, unit.start, unit.end),
       dark: (value) => Math.max(0, 2 * value - 1) ** 2,
-      words: (value) => `ranked above ${percent(value)} of the demonstrations’ tokens`,
+      words: (value) => `ranked above ${percent(value)} of the demonstrations’ other tokens`,
     },
   };
 

@@ -15,6 +15,7 @@ from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_o
 from dualform.report.panels import WIDE, learner_colours, line_at, panel_title, panels
 from dualform.report.phrases import hundredths, hundredths_interval
 from dualform.report.sweep_words import (
+    SHARE,
     accuracy_of,
     axes_of,
     compared,
@@ -455,7 +456,7 @@ def _cost_rows(name: str, own: Found) -> list[dict[str, Any]]:
     for key in learners_of(own):
         there = [(group, result) for group, result in own if key in result.cost]
         flops = over_tasks(there, lambda result, key=key: finite(result.cost[key].flops))  # type: ignore[misc]
-        accuracy = over_tasks(there, accuracy_of(key))
+        accuracy = over_tasks(there, accuracy_of(key), SHARE)
         if flops is not None and accuracy is not None and flops.mean > 0:
             rows.append(
                 {

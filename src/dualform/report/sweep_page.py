@@ -37,6 +37,8 @@ from dualform.report.selection_words import selection_verdict
 from dualform.report.shell import DescribedChart, card, commands_again, render_shell
 from dualform.report.stability_words import stability_verdict
 from dualform.report.sweep_words import (
+    GAP,
+    SHARE,
     TaskMean,
     accuracy_of,
     axes_of,
@@ -207,13 +209,13 @@ def _cards(sweep: SweepResult, found: Found) -> list[dict[str, str]]:
         cards.append(card("groups that decide", f"{n - len(by_learner[None])} of {n}", f"ahead: {', '.join(shares)}"))
     for first, second in (("icl", "ft"), ("icl", "zsl")):
         both = [(group, result) for group, result in found if difference_of(first, second)(result) is not None]
-        gap = over_tasks(both, difference_of(first, second))
+        gap = over_tasks(both, difference_of(first, second), GAP)
         if gap is not None:
             where = f"points, mean over {plural(gap.n, 'task')}"
             where += f", {difference_interval(gap.ci95)}" if known(gap.ci95) else ""
             name = {"ft": "ICL less finetuning", "zsl": "ICL less zero-shot"}[second]
             cards.append(card(name, difference(gap.mean), where))
-    agreement = over_tasks(found, _agreement_of("fold"))
+    agreement = over_tasks(found, _agreement_of("fold"), SHARE)
     if agreement is not None:
         where = f"mean over {plural(agreement.n, 'task')}"
         where += f", {percent_interval(agreement.ci95)}" if known(agreement.ci95) else ""
@@ -287,14 +289,14 @@ def _level(result: Result, highest: str, key: str) -> bool:
 def _mean_row(own: Found, learners: Sequence[str], agreeing: Sequence[str]) -> dict[str, Any] | None:
     """Means over the tasks that all learners have; None with fewer than two."""
     shared = [(group, result) for group, result in own if all(accuracy_of(key)(result) is not None for key in learners)]
-    means = [over_tasks(shared, accuracy_of(key)) for key in learners]
+    means = [over_tasks(shared, accuracy_of(key), SHARE) for key in learners]
     if not means or any(mean is None or mean.n < 2 for mean in means):
         return None
     return {
         "n": means[0].n if means[0] is not None else 0,
         "cells": [_mean_cell(mean) for mean in means],
         "beside": [
-            points(mean.mean) if (mean := over_tasks(shared, _agreement_of(key))) is not None else ""
+            points(mean.mean) if (mean := over_tasks(shared, _agreement_of(key), SHARE)) is not None else ""
             for key in agreeing
         ],
     }
@@ -436,7 +438,7 @@ def _option(number: int, axis: str, values: Sequence[Any], found: Found) -> dict
         for text, each in at.items():
             shared = [(group, result) for group, result in each if group.task in tasks]
             if shared:
-                cells = [_mean_cell(over_tasks(shared, accuracy_of(key))) for key in learners]
+                cells = [_mean_cell(over_tasks(shared, accuracy_of(key), SHARE)) for key in learners]
                 rows.append({"value": text, "tasks": len(tasks), "cells": cells})
         if rows:
             blocks.append({"name": name, "rows": rows})

@@ -6,6 +6,7 @@ mean over tasks: each task gives one number, so that the interval tells what oth
 nothing of other queries.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,12 +130,23 @@ def difference_of(first: str, second: str) -> Callable[[Result], float | None]:
     return less
 
 
-def over_tasks(found: Sequence[tuple[SweepGroup, Result]], number: Callable[[Result], float | None]) -> TaskMean | None:
+SHARE = (0.0, 1.0)
+"""Where an accuracy or an agreement can lie."""
+GAP = (-1.0, 1.0)
+"""Where the difference of two can lie."""
+
+
+def over_tasks(
+    found: Sequence[tuple[SweepGroup, Result]],
+    number: Callable[[Result], float | None],
+    within: tuple[float, float] | None = None,
+) -> TaskMean | None:
     """Mean over tasks of what `number` finds in a result.
 
     Args:
         found: Groups. Of several with one task their mean is that task's number.
         number: What to average; results for which it is None are left out.
+        within: Where such a number can lie: the interval is cut there, since few tasks make it wider than that.
 
     Returns:
         The mean, with Student's interval over the tasks from three on: of two, its multiplier of 12.7 says nothing.
@@ -156,7 +168,8 @@ def over_tasks(found: Sequence[tuple[SweepGroup, Result]], number: Callable[[Res
 
         sd = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
         half = float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5
-        interval = (mean - half, mean + half)
+        low, high = within or (-math.inf, math.inf)
+        interval = (max(low, mean - half), min(high, mean + half))
     lowest, highest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     return TaskMean(mean, interval, n, (means[lowest], lowest), (means[highest], highest))
 
@@ -312,9 +325,9 @@ def _by_how_much(found: list[tuple[SweepGroup, Result]]) -> list[str]:
         keys = [key for key in CANDIDATES if shared and all(key in _candidates(result) for _, result in shared)]
         if len(keys) < 2:
             continue
-        means = {key: over_tasks(shared, accuracy_of(key)) for key in keys}
+        means = {key: over_tasks(shared, accuracy_of(key), SHARE) for key in keys}
         shares = [f"{_noun(key)} {percent(mean.mean)}" for key, mean in means.items() if mean is not None]
-        gaps = [(one, over_tasks(shared, difference_of(keys[0], one))) for one in keys[1:]]
+        gaps = [(one, over_tasks(shared, difference_of(keys[0], one), GAP)) for one in keys[1:]]
         less = [f"less {_noun(one)} {_gap(gap)}" for one, gap in gaps if gap is not None]
         n = len(_tasks(shared))
         told.append(f"{name}, mean over {plural(n, 'task')}: {', '.join(shares)}; {_noun(keys[0])} {', '.join(less)}.")

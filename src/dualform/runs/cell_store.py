@@ -291,6 +291,10 @@ class CellStore:
         """
         return claims.take(self._storage, _digest(key))
 
+    def is_claimed(self, key: CellKey | str) -> bool:
+        """Whether a live owner is computing a cell."""
+        return claims.is_claimed(self._storage, _digest(key))
+
     def cells(self, verify: bool = False) -> Iterator[Cell]:
         """All finished cells, by digest; damaged ones are logged and left out."""
         for digest in self.digests():

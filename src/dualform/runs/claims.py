@@ -103,6 +103,12 @@ def take(storage: Storage, digest: str) -> Claim | None:
     return claim
 
 
+def is_claimed(storage: Storage, digest: str) -> bool:
+    """Whether a live owner holds a cell."""
+    owner = _read(storage, digest)
+    return owner is not None and owner.is_alive()
+
+
 @dataclass(frozen=True)
 class _Owner:
     """A process somewhere, and when it last gave a sign of life."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from dualform.errors import StorageError
 from dualform.runs.cell_store import Cell, CellStore, DamagedCell
 from dualform.runs.engines.base import Ended, Engine, Work
 from dualform.runs.sweep_cells import GroupCell, Identities, assembled, by_digest, cells_of
@@ -161,18 +162,12 @@ class Sweep:
             if group.whole is not None and group.whole.status != "failed":
                 cell = self.store.find(group.whole.cell.key)
                 if cell is None:
-                    # Damaged since it was looked for, or dropped by someone.
-                    self._again(group.whole)
+                    self._missing(group.whole, "it was damaged or dropped since it was looked for")
                     continue
                 try:
                     finished(group, cell)
                 except DamagedCell as error:
-                    self.store.log(str(error))
-                    if group.whole.attempts <= self.retries:
-                        self._again(group.whole)
-                    else:
-                        attempts = group.whole.attempts
-                        self._fail(group.whole, CellFailure(message=str(error), traceback="", attempts=attempts))
+                    self._missing(group.whole, str(error))
                     continue
             else:
                 finished(group, None)
@@ -191,6 +186,15 @@ class Sweep:
 
     def _again(self, state: CellState) -> None:
         state.status = "waiting"
+        self.watcher.changed(self.states, state)
+
+    def _missing(self, state: CellState, reason: str) -> None:
+        """A cell that was said to be finished is not to be had."""
+        self.store.log(f"{state.cell.key.short}: {reason}")
+        if state.attempts <= self.retries:
+            self._again(state)
+        else:
+            self._fail(state, CellFailure(message=reason, traceback="", attempts=state.attempts))
 
     def _hand_out(self) -> None:
         waiting = [state for state in self._by_digest.values() if state.status == "waiting" and self._may_begin(state)]
@@ -198,7 +202,9 @@ class Sweep:
         needed = {key.digest for state in self._by_digest.values() if not state.done for key in state.cell.after}
         waiting.sort(key=lambda state: (state.cell.key.digest not in needed, state.cell.warm))
         busy = sum(state.status == "running" for state in self._by_digest.values())
-        for state in waiting[: max(0, _QUEUE * self.engine.workers - busy)]:
+        # Slurm starts whatever it is given.
+        ahead = 1 if self.engine.name == "slurm" else _QUEUE
+        for state in waiting[: max(0, ahead * self.engine.workers - busy)]:
             state.status = "running"
             state.attempts += 1
             self.engine.submit(self._work(state))
@@ -241,13 +247,23 @@ class Sweep:
         return Work(cell.key.digest, work.model_dump(mode="json"), cell.warm, _weight(cell))
 
     def _take(self, ended: Ended) -> None:
-        state = self._by_digest[ended.digest]
+        state = self._by_digest.get(ended.digest)
+        if state is None or state.status != "running":
+            # Of an earlier sweep on the same engine.
+            return
+        if ended.storage:
+            raise StorageError(ended.message.removeprefix("StorageError: "))
         if ended.status == "finished":
             if ended.facts.get(ELSEWHERE):
                 state.status = "elsewhere"
                 state.look_at = time.monotonic() + _ELSEWHERE_SECONDS
                 state.attempts -= 1
                 self.watcher.changed(self.states, state)
+                return
+            if self.store.find(state.cell.key) is None:
+                self._missing(
+                    state, "its worker has written it where this machine does not look: give a --store that all reach"
+                )
                 return
             state.seconds = ended.facts.get("seconds")
             self._settle(state, "reused" if ended.facts.get("reused") else "finished")
@@ -256,7 +272,6 @@ class Sweep:
         if lost and state.attempts <= self.retries:
             self.store.log(f"{state.cell.key.short}: {ended.message or 'its worker died'}; trying again")
             self._again(state)
-            self.watcher.changed(self.states, state)
             return
         message = ended.message or "its worker died"
         self._fail(state, CellFailure(message=message, traceback=ended.traceback, lost=lost, attempts=state.attempts))
@@ -266,8 +281,10 @@ class Sweep:
             if state.status == "elsewhere" and time.monotonic() >= state.look_at:
                 if self.store.find(state.cell.key) is not None:
                     self._settle(state, "reused")
+                elif self.store.is_claimed(state.cell.key):
+                    state.look_at = time.monotonic() + _ELSEWHERE_SECONDS
                 else:
-                    # Its owner may be at work still, which the next claim will tell, or have died.
+                    # Its owner has died or failed.
                     self._again(state)
 
     def _settle(self, state: CellState, status: Literal["finished", "reused"]) -> None:
@@ -278,9 +295,9 @@ class Sweep:
         state.status = "failed"
         state.failure = failure
         group = state.cell.group
+        self.watcher.changed(self.states, state)
         facts = {**self.about, "study": group.study, "group": group.name, "model": group.model, "task": group.task}
         self.store.fail(state.cell.key, failure.model_dump(mode="json"), {**facts, "seed": state.cell.seed})
-        self.watcher.changed(self.states, state)
 
 
 def cells_record(groups: Iterable[GroupState]) -> list[SweepCell]:

@@ -19,7 +19,7 @@ from dualform.tasks.digest import task_digest
 from dualform.tasks.sources import load_task
 
 # Where things lie, and what only the summary reads, decide nothing about a seed's numbers.
-_PLACES = {"data_dir", "offload_folder"}
+PLACES = {"data_dir", "offload_folder"}
 _SUMMARY = {"seeds", "resamples"}
 
 
@@ -97,7 +97,7 @@ def cells_of(group: Group, identities: Identities) -> list[GroupCell]:
     """
     config = group.config
     if not isinstance(config, ComparisonConfig) or config.select != "none":
-        settings = config.model_dump(mode="json", exclude=_PLACES)
+        settings = config.model_dump(mode="json", exclude=PLACES)
         return [GroupCell(_key(group.study, settings, read_by(config, identities)), group, None)]
     keys = _seed_keys(config, identities)
     found = []
@@ -121,9 +121,10 @@ def assembled(group: Group, seeds: Sequence[int], identities: Identities) -> Gro
     keys = _seed_keys(config, identities)
     # The first seed's learning rates serve the others, so it stays first.
     kept = config.model_copy(update={"seeds": tuple(seed for seed in config.seeds if seed in seeds)})
-    settings = kept.model_dump(mode="json", exclude=_PLACES)
+    settings = kept.model_dump(mode="json", exclude=PLACES)
     parts = {"settings": settings, "parts": [keys[seed].digest for seed in kept.seeds]}
-    key = CellKey({"cell": "comparison", "dualform": __version__, **parts})
+    read = read_by(config, identities)
+    key = CellKey({"cell": "comparison", "dualform": __version__, "read": read, **parts})
     pieces = {f"seed {seed}": keys[seed] for seed in kept.seeds}
     return GroupCell(key, group, None, tuple(pieces.values()), pieces, kept)
 
@@ -151,7 +152,7 @@ def read_by(config: BaseModel, identities: Identities) -> dict[str, Any]:
 
 
 def _seed_keys(config: ComparisonConfig, identities: Identities) -> dict[int, CellKey]:
-    settings = config.model_dump(mode="json", exclude=_PLACES | _SUMMARY)
+    settings = config.model_dump(mode="json", exclude=PLACES | _SUMMARY)
     read = read_by(config, identities)
     found = {}
     for seed in config.seeds:

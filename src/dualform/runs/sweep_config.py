@@ -5,6 +5,8 @@ import itertools
 import json
 import re
 import runpy
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +132,14 @@ def expand(config: SweepConfig) -> list[Group]:
             raise ConfigError(f"{name} is empty, so there is nothing to run: name one at least")
     if fixed := sorted(set(config.grid) & set(config.settings)):
         raise ConfigError(f"{', '.join(fixed)} stands under settings and under grid: choose one")
-    if wrong := sorted(set(config.grid) & {"seeds", "model", "models", "task", "tasks", "study"}):
-        raise ConfigError(f"{', '.join(wrong)} cannot stand under grid: these have lines of their own")
+    for where, given in (("grid", config.grid), ("settings", config.settings)):
+        if wrong := sorted(set(given) & {"seeds", "model", "models", "task", "tasks", "study"}):
+            raise ConfigError(f"{', '.join(wrong)} cannot stand under {where}: these have lines of their own")
+    for entry in (*models, *tasks):
+        if twice := sorted(set(entry) & set(config.grid)):
+            raise ConfigError(
+                f"{', '.join(twice)} stands beside {next(iter(entry.values()))} and under grid: choose one"
+            )
     size = len(models) * len(tasks)
     for values in config.grid.values():
         size *= len(values)
@@ -168,9 +176,12 @@ def groups_of(configs: Iterable[BaseModel]) -> list[Group]:
         groups.append(_group(study, config, {}))
     if not groups:
         raise ConfigError("configs is empty, so there is nothing to run")
-    seen = [group.config for group in groups]
-    if twice := next((number for number, config in enumerate(seen) if config in seen[:number]), None):
-        raise ConfigError(f"configs[{twice}] is the same as one before it")
+    seen: set[str] = set()
+    for number, group in enumerate(groups):
+        settings = f"{group.study} {group.config.model_dump_json()}"
+        if settings in seen:
+            raise ConfigError(f"configs[{number}] is the same as one before it")
+        seen.add(settings)
     return _with_different_names(groups)
 
 
@@ -187,15 +198,22 @@ def _read_python(path: Path) -> tuple[SweepConfig, list[Group]]:
         raise ConfigError(f"{path} does not exist: give a sweep's file (.yaml or .py) or its folder.")
     try:
         # The user's own file, which they could as well give to Python.
+        sys.path.insert(0, str(path.resolve().parent))
         found = runpy.run_path(str(path)).get("configs")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
     if not isinstance(found, list | tuple):
         raise ConfigError(f"{path} must leave a list of study configurations in `configs`")
     return SweepConfig(name=path.stem), groups_of(found)
 
 
 def _read_listed(path: Path, given: dict[str, Any]) -> tuple[SweepConfig, list[Group]]:
+    if beside := sorted(set(given) - {"name", "configs"}):
+        raise ConfigError(f"{path}: {', '.join(beside)} cannot stand beside configs, which says everything")
+    if not isinstance(given["configs"], list):
+        raise ConfigError(f"{path}: configs should be a list of study configurations")
     configs: list[BaseModel] = []
     for number, one in enumerate(given["configs"]):
         kind = STUDIES.get(one.get("study")) if isinstance(one, dict) else None  # type: ignore[arg-type]
@@ -265,9 +283,15 @@ def _group(study: StudyName, config: BaseModel, options: dict[str, Any]) -> Grou
     if study != "compare":
         parts.append(study)
     parts += [f"{name}-{_told(value)}" for name, value in options.items()]
-    name = re.sub(r"[^\w.+-]+", "-", "-".join(parts)).strip("-.")[:120]
+    name = folder_name("-".join(parts))
     model = " and ".join(_short(one) for one in models) or None
     return Group(name, study, config, model, None if task is None else _short(task), options)
+
+
+def folder_name(text: str) -> str:
+    """A text as the name of a folder, 120 bytes at most: letters, digits, `_`, `.`, `+` and `-`."""
+    plain = re.sub(r"[^\w.+-]+", "-", text).strip("-.")
+    return plain.encode()[:120].decode(errors="ignore") or "unnamed"
 
 
 def _short(name: str) -> str:
@@ -282,12 +306,12 @@ def _told(value: Any) -> str:
 
 def _with_different_names(groups: list[Group]) -> list[Group]:
     """Two folders of one last name, or options cut short, are told apart by some letters of their settings' digest."""
-    names = [group.name for group in groups]
+    # On some file systems capitals do not tell names apart.
+    times = Counter(group.name.lower() for group in groups)
     found = []
     for group in groups:
         name = group.name
-        # On some file systems capitals do not tell names apart.
-        if [one.lower() for one in names].count(name.lower()) > 1 or not name:
+        if times[name.lower()] > 1:
             settings = json.dumps(group.config.model_dump(mode="json"), sort_keys=True)
             name = f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
         found.append(Group(name, group.study, group.config, group.model, group.task, group.options))

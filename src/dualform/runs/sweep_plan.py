@@ -1,6 +1,7 @@
 """What a sweep will cost: its groups' plans, less what the store holds already."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -8,29 +9,42 @@ from dualform.models.machine import Machine, cores, this_machine
 from dualform.runs.cell_store import CellStore
 from dualform.runs.sweep_cells import Identities, cells_of
 from dualform.runs.sweep_config import Group
-from dualform.studies.plan import Plan, machine_for, plan_of, plan_sweep
+from dualform.studies.plan import GroupPlan, Plan, _silent, machine_for, plan_of, plan_sweep
+
+LOCAL = "reckoned for the local engine on this machine"
+"""What is noted in every sweep's plan: what machines of a cluster can do is not known here."""
 
 
-def plan_groups(name: str, groups: Sequence[Group], store: str, workers: int | None = None) -> Plan:
-    """A sweep's plan.
+def plan_groups(
+    name: str,
+    groups: Sequence[Group],
+    store: str,
+    workers: int | None = None,
+    told: Callable[[str], None] = _silent,
+) -> Plan:
+    """A sweep's plan, reckoned for the local engine on this machine.
 
     Args:
         name: What it is called.
         groups: Of the sweep.
-        store: URL of the store in which finished cells are looked for.
+        store: URL of the store in which finished cells are looked for; nothing is written, and none there is empty.
         workers: Cells at a time; None for one for every two cores, two at least.
+        told: As `plan_of` takes it.
 
     Raises:
         DualformError: As `plan_of`, of any of its groups.
     """
-    cells, identities = CellStore(store), Identities()
+    cells, identities = CellStore(store, writable=False), Identities()
     machine: Machine | None = None
     plans = []
     for group in groups:
         machine = machine_for(group.config)
         own = cells_of(group, identities)
         finished = sum(cells.find(cell.key) is not None for cell in own)
-        plans.append((plan_of(group.config, machine), len(own), finished))
+        models = getattr(group.config, "models", None) or (getattr(group.config, "model", ""),)
+        plan = plan_of(group.config, machine, told=told)
+        plans.append(GroupPlan(group.name, " ".join(models), plan, len(own), finished))
     n = workers or max(2, cores() // 2)
     threads = max(1, torch.get_num_threads() // n)
-    return plan_sweep(name, plans, workers=n, machine=machine or this_machine(), threads=threads)
+    made = plan_sweep(name, plans, workers=n, machine=machine or this_machine(), threads=threads)
+    return replace(made, notes=(*made.notes, LOCAL))

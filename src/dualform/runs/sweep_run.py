@@ -1,8 +1,9 @@
 """A sweep from its file to its folder: what `dualform sweep` does, for Python."""
 
+import contextlib
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import yaml
 
 from dualform._version import __version__
 from dualform.attention_record import AttentionRecord
-from dualform.errors import ConfigError
+from dualform.errors import ConfigError, StorageError
 from dualform.files import atomic_write, writable_dir
 from dualform.result import Result
 from dualform.runs.cell_store import Cell, CellStore
 from dualform.runs.engines.base import Engine
 from dualform.runs.store import RunFolder
 from dualform.runs.sweep import GroupState, Sweep, Unwatched, Watcher, cells_record
+from dualform.runs.sweep_cells import PLACES
 from dualform.runs.sweep_config import Group, SweepConfig, listed
 from dualform.runs.sweep_folder import write_sweep
 from dualform.runs.worker import ATTENTION, EXAMPLES, RESULT
@@ -44,7 +46,7 @@ def run_sweep(
     store: CellStore,
     retries: int = 2,
     watcher: Watcher | None = None,
-    log: Callable[[str], None] = lambda text: None,
+    overwrite: bool = False,
 ) -> SweepResult:
     """Run a sweep into a folder: a run's folder for each group, and a page over all.
 
@@ -56,17 +58,19 @@ def run_sweep(
         store: Where cells are kept.
         retries: How often a cell whose worker died is tried again.
         watcher: Is told of every change.
-        log: Takes a line for each group that is done.
+        overwrite: Let the sweep take the place of another one in `out`.
 
     Returns:
-        What was found. Cells that failed are told in it and raise nothing.
+        What was found. Cells that failed are told in it and raise nothing. When the sweep is stopped, what there is
+        so far is in the folder.
 
     Raises:
+        ConfigError: `out` holds another sweep or other runs.
         DualformError: A task cannot be found or used.
         StorageError: A folder or the store cannot be written to.
     """
     start = time.perf_counter()
-    prepare_folder(out, config, groups)
+    prepare_folder(out, config, groups, overwrite=overwrite)
     sweep = Sweep(
         groups,
         store,
@@ -79,46 +83,67 @@ def run_sweep(
 
     def finished(state: GroupState, cell: Cell | None) -> None:
         records[state.group.name] = _write_group(out, state, cell)
-        log(f"{state.group.name}: {'no result' if cell is None else 'done'}")
 
-    states = sweep.run(finished)
-    seconds = round(time.perf_counter() - start, 1)
-    result = SweepResult(
-        dualform=__version__,
-        name=config.name,
-        config=described(config, groups),
-        environment=environment(torch.device("cpu"), seconds),
-        engine=f"{engine.name}, {engine.workers} worker{'' if engine.workers == 1 else 's'}",
-        groups=[records[group.name] for group in groups],
-        cells=cells_record(states),
-        seconds=seconds,
-        warnings=_warnings(states),
-    )
+    def so_far() -> SweepResult:
+        seconds = round(time.perf_counter() - start, 1)
+        # Where cells were computed, and by how many threads, their groups' results say.
+        here = environment(torch.device("cpu"), seconds)
+        return SweepResult(
+            dualform=__version__,
+            name=config.name,
+            config=described(config, groups),
+            environment={name: value for name, value in here.items() if name not in ("device", "threads")},
+            engine=f"{engine.name}, {engine.workers} worker{'' if engine.workers == 1 else 's'}",
+            groups=[records.get(state.group.name) or _group_record(state, None) for state in sweep.states],
+            cells=cells_record(sweep.states),
+            seconds=seconds,
+            warnings=_warnings(sweep.states),
+        )
+
+    try:
+        sweep.run(finished)
+    except BaseException:
+        # What stopped it is to be told, not what comes of writing to a disk that may be full.
+        with contextlib.suppress(StorageError):
+            write_sweep(out, so_far())
+        raise
+    result = so_far()
     write_sweep(out, result)
     return result
 
 
-def prepare_folder(out: Path, config: SweepConfig, groups: Sequence[Group]) -> None:
+def prepare_folder(out: Path, config: SweepConfig, groups: Sequence[Group], *, overwrite: bool = False) -> None:
     """Make a sweep's folder and write `sweep.yaml` into it.
 
     Raises:
-        ConfigError: It holds another sweep.
+        ConfigError: It holds another sweep, or other runs where the groups' are to be, and `overwrite` is off.
         StorageError: It cannot be written to.
     """
     text = yaml.safe_dump(described(config, groups), sort_keys=False, allow_unicode=True)
     file = out / "sweep.yaml"
-    if (
-        file.exists()
-        and (out / "sweep.json").exists()
-        and yaml.safe_load(file.read_text("utf-8")) != yaml.safe_load(text)
-    ):
-        raise ConfigError(
-            f"{out} holds another sweep. Choose another folder with --out; finished cells are in the store and are "
-            "not computed again."
-        )
+    if not overwrite:
+        if file.exists() and not _same(file, text):
+            raise ConfigError(
+                f"{out} holds another sweep. Choose another folder with --out, or give --overwrite; finished cells are "
+                "in the store and are not computed again."
+            )
+        run = next((group.name for group in groups if (out / group.name / "result.json").exists()), None)
+        if run is not None and not file.exists():
+            raise ConfigError(
+                f"{out / run} holds a run that is not this sweep's. Choose another folder with --out, or give "
+                "--overwrite."
+            )
     writable_dir(out, _REMEDY)
     with atomic_write(file, _REMEDY) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _same(file: Path, text: str) -> bool:
+    """Whether a sweep.yaml says what a text says; one that cannot be read does not."""
+    try:
+        return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == yaml.safe_load(text))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
 
 
 def _write_group(out: Path, state: GroupState, cell: Cell | None) -> SweepGroup:
@@ -126,11 +151,19 @@ def _write_group(out: Path, state: GroupState, cell: Cell | None) -> SweepGroup:
     result: Result | None = None
     if cell is not None:
         result = Result.from_json(cell.read(RESULT).decode())
+        # The same cell serves wherever its data lie; here they lie where these settings say.
+        places = {name: value for name in PLACES if (value := getattr(group.config, name, None)) is not None}
+        result = result.model_copy(update={"config": {**result.config, **places}})
         table = pq.read_table(io.BytesIO(cell.read(EXAMPLES)))
         attention = AttentionRecord.from_json(cell.read(ATTENTION).decode()) if ATTENTION in cell.files else None
         whole = state.whole
         assert whole is not None
         RunFolder(out / group.name, whole.cell.settings, overwrite=True).finish(result, table, attention)
+    return _group_record(state, result)
+
+
+def _group_record(state: GroupState, result: Result | None) -> SweepGroup:
+    group = state.group
     missing = [one.cell.seed for one in state.seeds if one.status == "failed"]
     return SweepGroup(
         name=group.name,

@@ -1,8 +1,9 @@
 """A run's numbers on the dashboards that people have: trackio, wandb and mlflow, one or several at once.
 
 Nothing is sent anywhere unless it is asked for: wandb keeps an offline run in the run's folder, mlflow a store there,
-and trackio its own database on this machine. What these packages would send home of their own accord is turned off. A
-tracker that fails costs its own numbers and a warning, never the run.
+and trackio its own database on this machine; a server that the environment names is not asked for by that. What these
+packages would send home of their own accord is turned off. A tracker that fails costs its own numbers and a warning,
+never the run.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
 
 from dualform.errors import ConfigError
 from dualform.runs.flat_numbers import clean
@@ -27,8 +29,7 @@ from dualform.runs.flat_numbers import clean
 KNOWN = ("trackio", "wandb", "mlflow")
 """Trackers by the name of their package."""
 
-_ONLINE = ("wandb", "trackio")
-_FORMS = "trackio, wandb, mlflow, none, several with commas; wandb:online or trackio:online sends the numbers away"
+_FORMS = "trackio, wandb, mlflow, none, several with commas; each with :online, such as wandb:online, sends them away"
 
 
 class _Backend(Protocol):
@@ -110,6 +111,9 @@ class RunTracker:
             except Exception as error:
                 # Whatever it is: hours of work must not end because a dashboard did.
                 del self._backends[name], self._where[name]
+                # It would seem under way for ever, and its threads and processes would stay.
+                with contextlib.suppress(Exception):
+                    backend.close(True)
                 _give_up(name, error)
 
 
@@ -123,15 +127,15 @@ def check_tracker(spec: str) -> tuple[tuple[str, bool], ...]:
         Name of each tracker, and whether it may send the numbers away.
 
     Raises:
-        ConfigError: Unknown tracker, or its package is not installed.
+        ConfigError: Unknown tracker, or its package is not installed, or no server is named for `mlflow:online`.
     """
     found: dict[str, bool] = {}
     for part in (part.strip() for part in spec.split(",")):
         name, colon, how = part.partition(":")
         if part in ("", "none"):
             continue
-        if name not in KNOWN or (colon and (how != "online" or name not in _ONLINE)):
-            nearest = get_close_matches(part, [*KNOWN, "none", *(f"{one}:online" for one in _ONLINE)], n=1)
+        if name not in KNOWN or (colon and how != "online"):
+            nearest = get_close_matches(part, [*KNOWN, "none", *(f"{one}:online" for one in KNOWN)], n=1)
             hint = f" Did you mean {nearest[0]}?" if nearest else ""
             raise ConfigError(f"unknown tracker {part!r}.{hint} Choose of: {_FORMS}.")
         if importlib.util.find_spec(name) is None:
@@ -139,6 +143,11 @@ def check_tracker(spec: str) -> tuple[tuple[str, bool], ...]:
             raise ConfigError(
                 f"tracker {name!r} needs a package that is not installed. Try pip install 'dualform[trackers]', or "
                 f"pip install {package} alone."
+            )
+        if name == "mlflow" and colon and not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise ConfigError(
+                "mlflow:online needs the address of a server. Set MLFLOW_TRACKING_URI, or ask for mlflow alone, which "
+                "keeps a store in the run's folder."
             )
         found[name] = bool(colon)
     return tuple(found.items())
@@ -150,8 +159,9 @@ def open_tracker(spec: str, *, project: str, run_name: str, config: Mapping[str,
     Args:
         spec: `trackio` (its database on this machine, `$TRACKIO_DIR`), `wandb` (an offline run in the folder),
             `wandb:online`, `trackio:online` (to `$TRACKIO_SPACE_ID` or `$TRACKIO_SERVER_URL`), `mlflow` (a store in
-            the folder, or `$MLFLOW_TRACKING_URI` where that is set, which may be a server), several with commas, or
-            `none`.
+            the folder, or the files or SQLite database that `$MLFLOW_TRACKING_URI` names; a server that it names gets
+            nothing, and a warning says so), `mlflow:online` (to `$MLFLOW_TRACKING_URI`, whatever it is), several with
+            commas, or `none`.
         project: Under which the tracker gathers runs.
         run_name: The run's own name.
         config: Its settings, plain JSON.
@@ -161,7 +171,7 @@ def open_tracker(spec: str, *, project: str, run_name: str, config: Mapping[str,
         The tracker. One that could not begin is left out with a warning.
 
     Raises:
-        ConfigError: Unknown tracker, or its package is not installed.
+        ConfigError: As for `check_tracker`.
     """
     makers: dict[str, Callable[..., _Backend]] = {"trackio": _Trackio, "wandb": _Wandb, "mlflow": _Mlflow}
     backends: dict[str, _Backend] = {}
@@ -185,6 +195,17 @@ def _give_up(name: str, error: Exception) -> None:
 def _unsecret(text: str) -> str:
     """Addresses without the passwords and tokens that they may carry, for a screen and a log."""
     return re.sub(r"(token=)[^&\s'\"]+", r"\1...", re.sub(r"//[^/@\s]+@", "//...@", text))
+
+
+def _stays_here(uri: str) -> bool:
+    """Whether a store of mlflow is files of this machine; what we do not know is not."""
+    if uri in ("databricks", "databricks-uc", "uc"):
+        return False
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return parts.netloc in ("", "localhost")
+    # A path has no scheme, or on Windows a drive's letter.
+    return len(parts.scheme) < 2 or parts.scheme.partition("+")[0] == "sqlite"
 
 
 class _Trackio:
@@ -261,7 +282,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of mlflow, in the run's folder unless the user's environment names a store."""
+    """A run of mlflow, in the run's folder unless the environment names another store; a server when asked for."""
 
     _EVERY = 5.0
     """Seconds between two writes: a request, or a file a name, for every step would slow training down."""
@@ -269,6 +290,13 @@ class _Mlflow:
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path, online: bool) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if not online and not _stays_here(uri):
+            warnings.warn(
+                f"mlflow keeps its numbers in {folder}, and nothing goes to {_unsecret(uri)}: that takes "
+                "--track mlflow:online.",
+                stacklevel=1,
+            )
+            uri = ""
         if uri.startswith("http"):
             # It would ask a server that is down for minutes, at every write.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

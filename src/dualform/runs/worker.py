@@ -3,8 +3,8 @@
 import contextlib
 import io
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
 from dualform.attention_record import AttentionRecord
+from dualform.errors import ConfigError
 from dualform.learners.remembered import ReadingMemory
+from dualform.models.identity import model_identity
 from dualform.models.language_model import LanguageModel
 from dualform.result import Result
 from dualform.runs.cell_store import CellKey, CellStore, DamagedCell
 from dualform.runs.flat_numbers import numbers_of
+from dualform.runs.sweep_cells import Identities, read_by
 from dualform.runs.sweep_config import STUDIES, StudyName
 from dualform.studies.comparison import compare, compare_seed
 from dualform.studies.comparison_config import ComparisonConfig
@@ -36,6 +39,7 @@ from dualform.studies.stability import stability
 from dualform.studies.stability_config import StabilityConfig
 from dualform.studies.stability_summary import runs_table
 from dualform.studies.summary import examples_table
+from dualform.tasks.digest import task_digest
 from dualform.tasks.task import Task
 
 OUTCOME, RESULT, EXAMPLES, ATTENTION = "outcome.safetensors", "result.json", "examples.parquet", "attention.json"
@@ -96,10 +100,33 @@ def _perform(work: CellWork) -> dict[str, Any]:
         if store.find(key, verify=True) is not None:
             return {"reused": True}
         start = time.perf_counter()
-        files, result = _compute(work, store, key)
+        try:
+            files, result = _compute(work, store)
+        except BaseException:
+            # Whatever went wrong may have left the model as it should not be, or the memory full.
+            _let_go()
+            raise
         seconds = round(time.perf_counter() - start, 2)
         store.write(key, files, {**work.about, **_facts(result), "seconds": seconds})
     return {"reused": False, "seconds": seconds}
+
+
+def _let_go() -> None:
+    global _warm
+    _warm = None
+
+
+def _require_unchanged(work: CellWork, config: BaseModel) -> None:
+    """Check that what the cell's key was made from is what lies here now.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    named = work.identity.get("read")
+    if named is not None and named != CellKey(read_by(config, Identities())).identity:
+        raise ConfigError(
+            "model or data are not what they were when the sweep began, or are others on this machine: start it again"
+        )
 
 
 class StoreCells:
@@ -158,17 +185,18 @@ class _Warm:
     settings: dict[str, Any]
     lm: LanguageModel
     memory: ReadingMemory
-    task: tuple[str, Task] | None = None
+    task: str | None = None
+    """Digest of the task whose readings are in the memory."""
 
 
 _warm: _Warm | None = None
 
 
 def _model(config: StudyConfig, name: str, most_bytes: int) -> _Warm:
-    """The model that a configuration names: the one at hand, if it is that."""
+    """The model that a configuration names: the one at hand, if it is that, file by file."""
     global _warm
-    load = {name: getattr(config, name) for name in _HOW_LOADED if hasattr(config, name)}
-    settings = {"model": name, "memory": most_bytes, **load}
+    load = {name: getattr(config, name) for name in _HOW_LOADED}
+    settings = {"model": name, "identity": model_identity(name), "memory": most_bytes, **load}
     if _warm is None or _warm.settings != settings:
         # Let the one at hand go first: two may not fit.
         _warm = None
@@ -189,18 +217,19 @@ _HOW_LOADED = (
 
 
 def _task(config: StudyConfig, warm: _Warm) -> Task:
-    """The task that a configuration names; another's readings are let go."""
-    names = ("task", "data_dir", "text", "label", "choices", "prompt", "label_words", "separator")
-    key = repr([getattr(config, name) for name in names])
-    if warm.task is None or warm.task[0] != key:
-        warm.task = (key, config.load_task())
+    """The task that a configuration names, read anew; readings of another's rows are let go."""
+    task = config.load_task()
+    digest = task_digest(task)
+    if warm.task != digest:
+        warm.task = digest
         warm.memory.clear()
-    return warm.task[1]
+    return task
 
 
-def _compute(work: CellWork, store: CellStore, key: CellKey) -> tuple[dict[str, bytes], Result]:
+def _compute(work: CellWork, store: CellStore) -> tuple[dict[str, bytes], Result]:
     """A cell's files, and the result that its facts are taken from."""
     config = STUDIES[work.study](**work.settings)
+    _require_unchanged(work, config)
     if not isinstance(config, ComparisonConfig):
         result, table = _whole(config, work.memory)
         return _files(result, table), result
@@ -210,6 +239,8 @@ def _compute(work: CellWork, store: CellStore, key: CellKey) -> tuple[dict[str, 
     if work.seed is None:
         cells = StoreCells(store, keys, work.about)
         whole = compare(config, lm=warm.lm, task=task, cells=cells, memory=warm.memory)
+        if keys:
+            whole = replace(whole, result=_with_time_of(whole.result, store, keys.values()))
         table = examples_table(whole.asked, whole.outcomes)
         return _files(whole.result, table, whole.attention), whole.result
     cells = StoreCells(store, keys, work.about, own=f"seed {work.seed}")
@@ -220,12 +251,21 @@ def _compute(work: CellWork, store: CellStore, key: CellKey) -> tuple[dict[str, 
     return {OUTCOME: piece.to_bytes()}, one.result
 
 
+def _with_time_of(result: Result, store: CellStore, keys: Iterable[CellKey]) -> Result:
+    """The result with the seconds that its seeds took, and not those of putting them together."""
+    cells = [store.find(key) for key in keys]
+    seconds = sum(float(cell.facts.get("seconds") or 0) for cell in cells if cell is not None)
+    return result.model_copy(update={"environment": {**result.environment, "seconds": round(seconds, 1)}})
+
+
 def _whole(config: BaseModel, most_bytes: int) -> tuple[Result, pa.Table]:
     """A study that is one cell."""
     if isinstance(config, RegressionConfig):
         return run_laboratory(config, cells=NoCells())
     assert isinstance(config, StudyConfig)
     if isinstance(config, StabilityConfig):
+        if len(config.models) > 1:
+            _let_go()
         lms = [_model(config, config.models[0], most_bytes).lm] if len(config.models) == 1 else None
         over = stability(config, lms=lms)
         return over.result, runs_table(over.asked, over.models)

@@ -263,7 +263,8 @@ def _in_turns(candidates: Sequence[_Candidate]) -> list[_Candidate]:
 def _coded(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Each layer's largest weight, and codes as `Weights` describes them, uint8 `(layer, token)`."""
     scale = weights.amax(-1)
-    codes = ((weights / scale[:, None]).sqrt() * LEVELS).round()
+    # Where all attention lies elsewhere, weights may be 0 to the last.
+    codes = ((weights / scale.where(scale > 0, 1.0)[:, None]).sqrt() * LEVELS).round()
     return scale, codes.to(torch.uint8)
 
 

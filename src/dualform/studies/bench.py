@@ -156,13 +156,18 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn], more: Iterable[str
     return found.hexdigest()[:16]
 
 
+_NUMBERS = 256
+"""Of each parameter, about so many are read."""
+
+
 def weights_digest(lm: LanguageModel) -> str:
-    """What tells one model's weights from another's: a digest of the first of every parameter."""
+    """What tells one model's weights from another's: a digest of numbers from all over every parameter."""
     found = hashlib.sha256()
     for name, parameter in named_weights(lm.model):
         # A checkpoint trained anew differs everywhere; reading all of a large one would take seconds.
-        first = weight_of(lm.model, name).flatten()[:64].tolist()
-        found.update(f"{name} {tuple(parameter.shape)} {first}".encode())
+        weight = weight_of(lm.model, name).flatten()
+        some = weight[:: max(1, len(weight) // _NUMBERS)].tolist()
+        found.update(f"{name} {tuple(parameter.shape)} {some}".encode())
     return found.hexdigest()[:16]
 
 

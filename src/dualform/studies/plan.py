@@ -1,18 +1,19 @@
 """What a run will cost, before it runs: tokens, operations, memory and time, reckoned from its settings.
 
 `plan_of` tokenises the real task with the real tokenizer, draws the real demonstrations, and walks through what the
-study will do; the model is laid out without weights. Times come from this machine's measured rates (`models.machine`).
+study will do; the model is laid out without weights. Times come from this machine's measured rates (`models.machine`);
+those of the laboratory and of text that becomes tokens come from small samples, which are run for the plan.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
 
 from dualform.errors import ConfigError
-from dualform.models.fitting import Fit
+from dualform.models.fitting import Fit, Option
 from dualform.models.machine import Machine
 
 
@@ -52,6 +53,8 @@ class Part:
     """Where the data decide how much is done: what is done in any case. `cost` is then what is expected."""
     most: Cost | None = None
     """And what is done at most."""
+    why: tuple[str, ...] = ()
+    """What decides how much is done."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Plan:
     """How the model lies in this machine's memory, and what would fit; None for studies of tiny models."""
     notes: tuple[str, ...] = ()
     """What is not counted, or only guessed at."""
+    sampled: bool = False
+    """It is reckoned from samples of the work, which were run for it, now or earlier."""
 
     @property
     def cost(self) -> Cost:
@@ -84,6 +89,11 @@ class Plan:
         """Where the data decide how much is done (a search that may stop early): the shortest and the longest."""
         least = sum((part.least or part.cost).seconds for part in self.parts)
         return least, sum((part.most or part.cost).seconds for part in self.parts)
+
+    @property
+    def why(self) -> tuple[str, ...]:
+        """What decides where in that range the time will be."""
+        return tuple(dict.fromkeys(why for part in self.parts for why in part.why))
 
     @property
     def peak(self) -> int:
@@ -113,6 +123,7 @@ class Plan:
                     **cost(part.cost),
                     **({} if part.least is None else {"least": cost(part.least)}),
                     **({} if part.most is None else {"most": cost(part.most)}),
+                    **({"why": list(part.why)} if part.why else {}),
                 }
                 for part in self.parts
             ],
@@ -140,7 +151,17 @@ _PLANNERS: dict[str, str] = {
 }
 
 
-def plan_of(config: BaseModel, machine: Machine | None = None, *, measure: bool = False) -> Plan:
+def _silent(sentence: str) -> None:
+    """Tell nobody."""
+
+
+def plan_of(
+    config: BaseModel,
+    machine: Machine | None = None,
+    *,
+    measure: bool = False,
+    told: Callable[[str], None] = _silent,
+) -> Plan:
     """What a study with these settings will cost.
 
     Args:
@@ -148,6 +169,8 @@ def plan_of(config: BaseModel, machine: Machine | None = None, *, measure: bool 
             `MomentumConfig` or `RegressionConfig`.
         machine: Rates to reckon with; None for this machine's, measured the first time (a few seconds).
         measure: Measure this machine anew.
+        told: Is given a sentence before a sample of the work is run: a few training steps of `RegressionConfig`'s
+            studies, unless earlier ones are kept, and a tokenizer of `MomentumConfig`'s texts.
 
     Raises:
         DualformError: What the study itself would raise before it begins: an unknown model or task, texts that do not
@@ -157,7 +180,10 @@ def plan_of(config: BaseModel, machine: Machine | None = None, *, measure: bool 
     if planner is None:
         raise ConfigError(f"a {type(config).__name__} cannot be planned: give one of {', '.join(_PLANNERS)}")
     module = importlib.import_module(f"dualform.studies.{planner}")
-    made: Plan = module.plan(config, machine or machine_for(config, measure=measure))
+    machine = machine or machine_for(config, measure=measure)
+    if hasattr(module, "samples") and (sentence := module.samples(config, machine)):
+        told(sentence)
+    made: Plan = module.plan(config, machine)
     return made
 
 
@@ -169,53 +195,86 @@ def machine_for(config: BaseModel | None, *, measure: bool = False) -> Machine:
     return this_machine(device, str(getattr(config, "dtype", "float32")), measure=measure)
 
 
-def plan_sweep(
-    name: str, plans: Sequence[tuple[Plan, int, int]], *, workers: int, machine: Machine, threads: int = 1
-) -> Plan:
+@dataclass(frozen=True)
+class GroupPlan:
+    """One group of a sweep."""
+
+    name: str
+    """The group's."""
+    models: str
+    """Names of the models that a worker loads for it; empty without."""
+    plan: Plan
+    """As one run."""
+    cells: int
+    """Into how many it falls."""
+    finished: int = 0
+    """Of these."""
+
+
+def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine: Machine, threads: int = 1) -> Plan:
     """A sweep's cost from its groups'.
 
     Args:
         name: What the sweep is called.
-        plans: Of each group: its plan as one run, into how many cells it falls, and how many of these are finished.
+        groups: Its groups.
         workers: Cells at a time.
         machine: On which.
         threads: Of each worker.
 
     Returns:
-        A plan whose seconds are those on the clock. Workers load a model once and keep it, and share the machine: their
-        threads together are taken to do no more than all cores do.
+        A plan whose seconds are those on the clock and whose memory is that of all workers at once, each with the
+        largest group. Workers load a model once and keep it, and share the machine: their threads together are taken to
+        do no more than all cores do.
     """
     workers = max(1, workers)
     # A plan is reckoned for a run that has all threads. Workers together do as much, no more; with one thread each a
     # part of what a run of many threads would do.
     rate = min(1.0, workers * threads / max(1, machine.threads))
-    n_cells = sum(cells - finished for _, cells, finished in plans)
+    n_cells = sum(group.cells - group.finished for group in groups)
     rate *= min(1.0, n_cells / workers) if n_cells else 1.0
     parts: list[Part] = []
-    once: dict[str, Cost] = {}
-    for plan, cells, finished in plans:
-        left = 1 - finished / cells if cells else 0.0
-        work = [part for part in plan.parts if part.name not in ONCE]
+    once: dict[tuple[str, str], Cost] = {}
+    for group in groups:
+        left = 1 - group.finished / group.cells if group.cells else 0.0
+        work = [part for part in group.plan.parts if part.name not in ONCE]
         ends = (
             sum((part.cost for part in work), Cost()),
             sum((part.least or part.cost for part in work), Cost()),
             sum((part.most or part.cost for part in work), Cost()),
         )
         expected, least, most = (_at_rate(end * left, rate) for end in ends)
-        parts.append(Part(f"{plan.command} ({cells - finished} of {cells} cells)", expected, least, most))
+        told = f"{group.name} ({group.cells - group.finished} of {group.cells} cells)"
+        parts.append(Part(told, expected, least, most, group.plan.why if left else ()))
         if left:
-            for part in plan.parts:
+            for part in group.plan.parts:
                 if part.name in ONCE:
                     # Every worker that gets a model loads it, all at the same time.
-                    once[f"{part.name}: {plan.command.split()[1] if part.name != 'start' else ''}"] = part.cost
+                    once[part.name, "" if part.name == "start" else group.models] = part.cost
     if once:
         alone = sum(once.values(), Cost())
         parts.insert(0, Part("starting and loading, once a worker", _at_rate(alone * min(workers, n_cells), rate)))
-    largest = max((plan for plan, _, _ in plans), key=lambda plan: plan.peak, default=None)
-    memory = {} if largest is None else {what: n * workers for what, n in largest.memory.items()}
-    notes = dict.fromkeys(note for plan, _, _ in plans for note in plan.notes)
-    unfit = next((plan.fit for plan, _, _ in plans if plan.fit is not None and not plan.fit.fits), None)
-    return Plan(f"sweep {name}", tuple(parts), memory, machine, unfit, tuple(notes))
+    unfinished = [group.plan for group in groups if group.finished < group.cells]
+    largest = max(unfinished, key=lambda plan: plan.peak, default=None)
+    busy = min(workers, n_cells)
+    memory = {} if largest is None else {what: n * busy for what, n in largest.memory.items()}
+    notes = dict.fromkeys(note for group in groups for note in group.plan.notes)
+    fit = None if largest is None else _fit_together(largest, busy, machine)
+    sampled = any(group.plan.sampled for group in groups)
+    return Plan(f"sweep {name}", tuple(parts), memory, machine, fit, tuple(notes), sampled)
+
+
+def _fit_together(largest: Plan, workers: int, machine: Machine) -> Fit:
+    """How so many workers lie in memory, each with a plan's; fewer of them are an option, and what one could do."""
+    alone = largest.fit or Fit("memory", largest.peak, machine.ram, ())
+    together = replace(alone, needed=workers * alone.needed, options=())
+    if together.fits:
+        return together
+    fewer = next((n for n in range(workers - 1, 0, -1) if replace(together, needed=n * alone.needed).fits), 0)
+    if fewer:
+        options = (Option(f"fewer workers: --workers {fewer}", fewer * alone.needed, True),)
+        return replace(together, options=options)
+    one = () if workers == 1 else (Option("fewer workers: --workers 1", alone.needed, False),)
+    return replace(together, options=(*one, *(replace(each, how=f"--workers 1, {each.how}") for each in alone.options)))
 
 
 def _at_rate(cost: Cost, rate: float) -> Cost:

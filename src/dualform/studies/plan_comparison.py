@@ -19,6 +19,9 @@ from dualform.studies.plan_folds import fold_bytes, fold_parts, fold_prefix, rea
 from dualform.studies.settings import StudyConfig
 from dualform.studies.work import controlled_queries
 
+SEARCH = "a search stops early where higher rates are worse"
+"""Why the time of training is a range."""
+_DIVERGES = "the control of rates stops where training diverges"
 TRIED = 4
 """Queries with which a rate that is known is tried out."""
 PAGE = 0.25
@@ -47,16 +50,18 @@ def fitted(config: StudyConfig, costs: Costs, memory: dict[str, int], *, trains:
     `memory` is changed where the settings store weights in fewer bits, or put a part of them elsewhere.
     """
     notes: tuple[str, ...] = ()
+    if costs.shape.uncounted:
+        notes = (f"operations of {costs.shape.uncounted:,} parameters outside linear layers are not counted",)
     machine, quantize = costs.machine, config.quantize
     if quantize is not None:
         memory["weights"] = quantized_bytes(costs.shape, quantize, costs.dtype)
-        notes = (f"Products with weights in {quantize} go at another rate than those that were measured.",)
+        notes += (f"Products with weights in {quantize} go at another rate than those that were measured.",)
     elif divided(config):
         room = machine.gpu or machine.ram
         rest = sum(memory.values()) - memory["weights"]
         held = max(2 * layer_bytes(costs.shape, costs.dtype), min(memory["weights"], int(0.9 * room) - rest))
         memory["weights"] = held if room else memory["weights"]
-        notes = ("Weights that do not stay on the device are brought over in every forward: that time is left out.",)
+        notes += ("Weights that do not stay on the device are brought over in every forward: that time is left out.",)
     return fit_for(costs, memory, trains=trains, divided=divided(config)), notes
 
 
@@ -82,7 +87,7 @@ def search_part(
     every = one + scoring
     # A rate that is the best has to come first, and then as many worse ones as patience bears.
     fewest = min(len(rates), 1 + patience)
-    return Part(name, every * len(rates), every * fewest, every * len(rates))
+    return Part(name, every * len(rates), every * fewest, every * len(rates), (SEARCH,) if fewest < len(rates) else ())
 
 
 def around(costs: Costs, tokenising: float, summary: float = 0.0) -> list[Part]:
@@ -228,6 +233,7 @@ class _Seed:
 
         for name in config.controls:
             cost, least = Cost(), None
+            why: tuple[str, ...] = (_DIVERGES,)
             if name == "random":
                 cost = self._measures(queries, 1, relaxed=False)
             elif name == "random_update":
@@ -274,8 +280,8 @@ class _Seed:
                 part = self._trained(name, encoded, known=known)
                 after = read(opening, pairs=2 if name == "batch" else 1)
                 cost = part.cost + after
-                least = None if part.least is None else part.least + after
-            found.append(Part(f"control {name}", cost, least))
+                least, why = None if part.least is None else part.least + after, part.why
+            found.append(Part(f"control {name}", cost, least, why=why if least is not None else ()))
         return found
 
 
@@ -339,7 +345,7 @@ def _seeds(costs: Costs, bench: Bench[ComparisonConfig], drawn: dict[int, Drawn]
         searching = first or config.tune == "each"
         for part in _Seed(costs, bench, drawn[seed], searching, known if first else frozenset()).parts():
             least, most = (None if one is None else one * weight for one in (part.least, part.most))
-            parts.append(Part(part.name, part.cost * weight, least, most))
+            parts.append(Part(part.name, part.cost * weight, least, most, part.why))
     return parts
 
 
@@ -367,7 +373,8 @@ def gathered(parts: Sequence[Part]) -> tuple[Part, ...]:
                 else None
                 for end in ("least", "most")
             )
-            found[part.name] = Part(part.name, before.cost + part.cost, least, most)
+            why = tuple(dict.fromkeys((*before.why, *part.why)))
+            found[part.name] = Part(part.name, before.cost + part.cost, least, most, why)
         else:
             found[part.name] = part
     return tuple(found.values())

@@ -255,10 +255,13 @@ class Costs:
 
     def _products(self, rows: float) -> float:
         shape, machine = self.shape, self.machine
+        # Each expert gets its share of the rows, and all of them together as many as they do.
+        sent = rows * shape.experts_share
+        experts = 2.0 * sent * shape.experts / machine.rate(sent, packed=False) if shape.experts else 0.0
         if not self.packed:
-            return 2.0 * rows * shape.linears / machine.rate(rows, packed=False)
+            return 2.0 * rows * shape.linears / machine.rate(rows, packed=False) + experts
         fast, slow = shape.linears - shape.unpacked, shape.unpacked
-        return 2.0 * rows * (fast / machine.rate(rows, packed=True) + slow / machine.rate(rows, packed=False))
+        return 2.0 * rows * (fast / machine.rate(rows, packed=True) + slow / machine.rate(rows, packed=False)) + experts
 
     def _head(self, rows: float) -> float:
         return 2.0 * rows * self.shape.head / self.machine.rate(rows, self.packed) if rows else 0.0

@@ -18,7 +18,7 @@ from dualform.learners.task_vector import TaskVector
 from dualform.models.fitting import BYTES
 from dualform.models.layout import Query
 from dualform.models.load import _locate
-from dualform.studies.bench import Bench, Drawn
+from dualform.studies.bench import _NUMBERS, Bench, Drawn
 from dualform.studies.fold_settings import CALIBRATED, FoldSettings
 from dualform.studies.folds import plain_passages
 from dualform.studies.plan import Cost, Part
@@ -28,6 +28,8 @@ from dualform.tasks.texts import unlabelled_texts
 
 READERS = 3
 """Times that a few tokens are read to find what reads the MLPs' inputs (`models.readers`)."""
+_THROWN_AWAY = "texts that the model writes are written anew where they are of no use"
+"""Why their time is a range."""
 _GENERATED_ROWS = 16
 """Texts that are written side by side."""
 _EIGENDECOMPOSITION = 9.0
@@ -46,7 +48,7 @@ def fold_parts(
         texts = [queries[i % len(queries)] for i in range(settings.texts)]
         written = _written(costs, len(drawn.encoded.prefix), [len(text.prompt) for text in texts])
         # Some are thrown away; ten tries for each are the most.
-        parts.append(Part(f"{name}: texts written by the model", written * 1.5, written, written * 10))
+        parts.append(Part(f"{name}: texts written by the model", written * 1.5, written, written * 10, (_THROWN_AWAY,)))
     plain: list[int] = []
     if settings.method == "ridge" and settings.plain != "none" and settings.plain_weight > 0:
         plain, writing = _plain(costs, bench, settings)
@@ -223,12 +225,11 @@ def _weights_digest(bench: Bench[StudyConfig]) -> str | None:
         path = Path(_locate(bench.lm.name)[0]) / "model.safetensors"
         with safe_open(path, framework="pt") as file:
             for name, parameter in model.named_parameters():
-                part = file.get_slice(name)
-                if part.get_shape() != list(parameter.shape):
+                if file.get_slice(name).get_shape() != list(parameter.shape):
                     return None
-                inner = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
-                first: torch.Tensor = part[: math.ceil(64 / inner)]
-                values = first.to(model.dtype).flatten()[:64].tolist()
-                found.update(f"{name} {tuple(parameter.shape)} {values}".encode())
+                # Of a file that is mapped into memory only the pages that are looked at are read.
+                weight: torch.Tensor = file.get_tensor(name).flatten()
+                some = weight[:: max(1, len(weight) // _NUMBERS)].to(model.dtype).tolist()
+                found.update(f"{name} {tuple(parameter.shape)} {some}".encode())
         return found.hexdigest()[:16]
     return None

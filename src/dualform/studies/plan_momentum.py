@@ -1,5 +1,6 @@
 """What training with momentum beside vanilla costs: text, steps, validation, questions."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from dualform.studies.plan_comparison import PAGE, gathered
 from dualform.studies.plan_costs import Costs, fit_for
 from dualform.tasks.sources import load_task
 
+SAMPLES = "A tokenizer is being learned from the beginning of each text, to reckon from it."
+"""What is told before it is done."""
 _SAMPLE = 1 << 19
 """Characters of a text that are tokenised to see how long it takes."""
 _STATES = 4
@@ -35,6 +38,11 @@ class _Text:
     """Seconds that it takes to learn a tokenizer from it."""
     known: bool
     """Its size is; of a data set of the hub it is not."""
+
+
+def samples(config: MomentumConfig, machine: Machine) -> str:
+    """What is told before a plan is made."""
+    return SAMPLES
 
 
 def plan_training(
@@ -136,7 +144,7 @@ def _looked_at(source: Source, vocab_size: int) -> _Text:
             break
     size = sum(map(len, some))
     whole = _size(source, size if n < _SAMPLE else None)
-    threads = cores()
+    threads = _tokenizer_threads()
     start = time.process_time()
     tokenizer = train_tokenizer(some, vocab_size)
     learned = time.process_time() - start
@@ -146,6 +154,12 @@ def _looked_at(source: Source, vocab_size: int) -> _Text:
     tokens = sum(len(one.ids) for one in encoded)
     share = (whole or size) / max(1, size)
     return _Text(tokens * share, seconds * share / threads, learned * share / threads, whole is not None)
+
+
+def _tokenizer_threads() -> int:
+    """Threads among which tokenizers divide their work, as they decide it."""
+    told = os.environ.get("TOKENIZERS_PARALLELISM", "true").lower()
+    return 1 if told in ("", "off", "false", "f", "no", "n", "0") else cores()
 
 
 def _size(source: Source, seen: int | None) -> float | None:
@@ -175,4 +189,4 @@ def _as_plan(command: str, parts: list[Part], costs: Costs, recipe: Recipe, note
         "activations": rows * (a_token + 4 * shape.vocabulary) * itemsize,
     }
     fit = fit_for(costs, memory, trains=True, divided=True)
-    return Plan(command, gathered(parts), memory, costs.machine, fit, notes)
+    return Plan(command, gathered(parts), memory, costs.machine, fit, notes, sampled=True)

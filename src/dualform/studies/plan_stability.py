@@ -77,5 +77,5 @@ def _runs(costs: Costs, bench: Bench[StabilityConfig], drawn: dict[int, Drawn], 
             searched = searched or run.rate is None
             least = None if part.least is None else part.least + after_ft
             most = None if part.most is None else part.most + after_ft
-            parts.append(Part("ft" if known else "ft: search", part.cost + after_ft, least, most))
+            parts.append(Part("ft" if known else "ft: search", part.cost + after_ft, least, most, part.why))
     return parts

@@ -47,6 +47,8 @@ class Ended:
     """What the work function returned."""
     mistake: bool = False
     """A DualformError, which comes again however often the work is tried."""
+    storage: bool = False
+    """The disk or the store refused what was done, and would refuse the next cell too."""
 
 
 class EngineOptions(BaseModel):

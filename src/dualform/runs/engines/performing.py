@@ -8,7 +8,7 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from dualform.errors import DualformError
+from dualform.errors import DualformError, StorageError
 from dualform.runs.engines.base import Ended, Work
 
 LONGEST_MESSAGE = 1000
@@ -51,6 +51,7 @@ def perform_text(text: str) -> str:
         line = json.dumps(facts)
     except DualformError as error:
         outcome: dict[str, Any] = {"status": "failed", "message": one_line(error), "mistake": True}
+        outcome["storage"] = isinstance(error, StorageError)
     except Exception as error:
         outcome = {"status": "failed", "message": one_line(error), "traceback": traceback.format_exc()}
     else:
