@@ -19,11 +19,13 @@ def _finite_or_none(value: Any) -> Any:
 Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """One part of a schema: frozen, and without fields that are not named."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Estimate(_Record):
+class Estimate(Record):
     """A mean with its uncertainty."""
 
     mean: Number
@@ -41,7 +43,7 @@ class Accuracy(Estimate):
     """The same for each demonstration seed."""
 
 
-class Predictions(_Record):
+class Predictions(Record):
     """What a learner answers, rightly or wrongly."""
 
     majority_share: Number
@@ -72,7 +74,7 @@ class Similarity(Estimate):
     """The counts and companions that a reader needs beside the number: chance level, lift, numerators."""
 
 
-class Cost(_Record):
+class Cost(Record):
     """What a learner costs, mean over seeds (the search for a rate: in all)."""
 
     adapt_seconds: Number
@@ -95,7 +97,7 @@ class Cost(_Record):
     """Floating-point operations of one such query: its own tokens, attention to what is kept included."""
 
 
-class Trial(_Record):
+class Trial(Record):
     """One learning rate tried for one learner on one seed."""
 
     learner: str
@@ -112,7 +114,7 @@ class Trial(_Record):
     chosen: bool
 
 
-class DemonstrationReport(_Record):
+class DemonstrationReport(Record):
     """Which demonstrations were used."""
 
     k_requested: int
@@ -146,7 +148,7 @@ class Calibrated(Estimate):
     """The calibrated value with each other control as the floor."""
 
 
-class PairedTest(_Record):
+class PairedTest(Record):
     """Two learners' accuracies on the same queries under the same seeds."""
 
     first: str
@@ -164,7 +166,7 @@ class PairedTest(_Record):
     """Smallest difference that this n finds with 80 % power at the 5 % level."""
 
 
-class SweepPoint(_Record):
+class SweepPoint(Record):
     """Finetuning at one learning rate: how likeness moves with the size of the step."""
 
     learning_rate: float
@@ -175,7 +177,7 @@ class SweepPoint(_Record):
     """Measure -> value at this rate."""
 
 
-class Spread(_Record):
+class Spread(Record):
     """How a number is spread over runs; a run is one demonstration set in one order."""
 
     mean: Number
@@ -192,7 +194,7 @@ class Spread(_Record):
     """Runs."""
 
 
-class VarianceSplit(_Record):
+class VarianceSplit(Record):
     """Where the variance of a run's accuracy comes from; the three add up to `total`."""
 
     set: Number
@@ -206,7 +208,7 @@ class VarianceSplit(_Record):
     order_ci95: tuple[Number, Number]
 
 
-class Behaviour(_Record):
+class Behaviour(Record):
     """How one learner answers over many demonstration sets and orders."""
 
     accuracy: Spread
@@ -222,7 +224,7 @@ class Behaviour(_Record):
     """None with fewer than two sets."""
 
 
-class RunBehaviour(_Record):
+class RunBehaviour(Record):
     """How one run answers."""
 
     accuracy: Number
@@ -231,7 +233,7 @@ class RunBehaviour(_Record):
     entropy: Number
 
 
-class StabilityRun(_Record):
+class StabilityRun(Record):
     """One demonstration set in one order, with one rule for its labels."""
 
     seed: int
@@ -244,7 +246,7 @@ class StabilityRun(_Record):
     """After contextual calibration (arXiv:2102.09690); None for free-text choices."""
 
 
-class LearnerStability(_Record):
+class LearnerStability(Record):
     """One learner over all its runs."""
 
     plain: Behaviour
@@ -258,7 +260,7 @@ class LearnerStability(_Record):
     runs: list[StabilityRun]
 
 
-class Contrast(_Record):
+class Contrast(Record):
     """Two spreads compared: is one learner, or one model, less stable than the other?"""
 
     question: str
@@ -281,7 +283,7 @@ class Contrast(_Record):
     """Whether predictions were calibrated first."""
 
 
-class FairGap(_Record):
+class FairGap(Record):
     """ICL's accuracy less FT's when one demonstration set is chosen by its accuracy on half of the queries."""
 
     select: str
@@ -298,7 +300,7 @@ class FairGap(_Record):
     """The same on the other half."""
 
 
-class ModelStability(_Record):
+class ModelStability(Record):
     """One model's learners."""
 
     model: dict[str, Any]
@@ -311,7 +313,7 @@ class ModelStability(_Record):
     """What choosing a set does to the comparison, over the sets that both learners were run on, in the order drawn."""
 
 
-class Stability(_Record):
+class Stability(Record):
     """What `dualform stability` found."""
 
     models: dict[str, ModelStability]
@@ -319,7 +321,7 @@ class Stability(_Record):
     contrasts: list[Contrast]
 
 
-class ChoiceScore(_Record):
+class ChoiceScore(Record):
     """What one way of choosing does for one learner."""
 
     selected: Estimate
@@ -334,7 +336,7 @@ class ChoiceScore(_Record):
     """How many were compared."""
 
 
-class Choice(_Record):
+class Choice(Record):
     """One way of choosing: by whose accuracy, on which queries."""
 
     select: str
@@ -353,7 +355,7 @@ class Choice(_Record):
     """Measure -> its value for what was chosen."""
 
 
-class Selection(_Record):
+class Selection(Record):
     """What `dualform selection` found."""
 
     choices: list[Choice]
@@ -364,7 +366,7 @@ class Selection(_Record):
     n_untouched: int
 
 
-class Against(_Record):
+class Against(Record):
     """One learner beside prompting: does it answer as ICL does, and when is it cheaper?"""
 
     agreement: Estimate
@@ -378,7 +380,7 @@ class Against(_Record):
     """The same against a prompt whose keys and values are kept."""
 
 
-class WrittenFold(_Record):
+class WrittenFold(Record):
     """A fold on disk (`dualform fold`)."""
 
     form: str
@@ -392,7 +394,7 @@ class WrittenFold(_Record):
     this was not asked for."""
 
 
-class FoldReport(_Record):
+class FoldReport(Record):
     """How the prompt was folded in a comparison, and what its update is like."""
 
     method: str
@@ -415,7 +417,7 @@ class FoldReport(_Record):
     """None in a comparison, which writes no fold."""
 
 
-class Perplexity(_Record):
+class Perplexity(Record):
     """What folding does to plain text."""
 
     source: str
@@ -429,7 +431,7 @@ class Perplexity(_Record):
     """after / before; n = texts."""
 
 
-class FoldPoint(_Record):
+class FoldPoint(Record):
     """One way of folding, over all seeds."""
 
     axis: str
@@ -454,7 +456,7 @@ class FoldPoint(_Record):
     """What a reader must know about this point."""
 
 
-class Transfer(_Record):
+class Transfer(Record):
     """A fold made for one task, asked another's queries."""
 
     task: str
@@ -466,7 +468,7 @@ class Transfer(_Record):
     """folded - zero_shot."""
 
 
-class Composition(_Record):
+class Composition(Record):
     """Several folds added up in one model."""
 
     parts: list[str]
@@ -477,7 +479,7 @@ class Composition(_Record):
     """Task -> accuracy of its own fold alone."""
 
 
-class Folding(_Record):
+class Folding(Record):
     """What `dualform folding` found."""
 
     zero_shot: Estimate
@@ -491,7 +493,7 @@ class Folding(_Record):
     compositions: list[Composition]
 
 
-class Paired(_Record):
+class Paired(Record):
     """A difference between two arms that began with the same weights and read the same text, seed by seed."""
 
     mean: Number
@@ -507,7 +509,7 @@ class Paired(_Record):
     """Seeds."""
 
 
-class CurvePoint(_Record):
+class CurvePoint(Record):
     """Where training stood."""
 
     tokens: int
@@ -516,7 +518,7 @@ class CurvePoint(_Record):
     """Validation loss, nats a token, mean over seeds."""
 
 
-class TaskScore(_Record):
+class TaskScore(Record):
     """Accuracy of a trained model on one task, by mean log-probability of each answer behind demonstrations."""
 
     task: str
@@ -530,7 +532,7 @@ class TaskScore(_Record):
     """Less the baseline's; None for the baseline itself."""
 
 
-class MomentumArm(_Record):
+class MomentumArm(Record):
     """One way of attending, trained once a seed."""
 
     name: str
@@ -556,7 +558,7 @@ class MomentumArm(_Record):
     tasks: list[TaskScore] = []
 
 
-class RegressionCurve(_Record):
+class RegressionCurve(Record):
     """Error of one arm in in-context regression."""
 
     arm: str
@@ -569,7 +571,7 @@ class RegressionCurve(_Record):
     better; None for the baseline."""
 
 
-class MomentumRegression(_Record):
+class MomentumRegression(Record):
     """Does momentum speed up in-context regression as it speeds up gradient descent?"""
 
     dimension: int
@@ -581,7 +583,7 @@ class MomentumRegression(_Record):
     """`least squares`, `gradient descent, 3 steps`, `heavy ball, 3 steps`: exact predictors, by condition number."""
 
 
-class PretrainedMomentum(_Record):
+class PretrainedMomentum(Record):
     """Momentum put into a model that was trained without."""
 
     model: str
@@ -598,7 +600,7 @@ class PretrainedMomentum(_Record):
     """Loss after finetuning, with less without, nats a token."""
 
 
-class MomentumReport(_Record):
+class MomentumReport(Record):
     """What `dualform momentum compare` found."""
 
     recipe: str
@@ -611,7 +613,7 @@ class MomentumReport(_Record):
     pretrained: list[PretrainedMomentum] = []
 
 
-class Claim(_Record):
+class Claim(Record):
     """Something that theory says, beside what was found."""
 
     says: str
@@ -628,7 +630,7 @@ class Claim(_Record):
     """arXiv id and section."""
 
 
-class LabCurve(_Record):
+class LabCurve(Record):
     """One line of a chart of the laboratory."""
 
     name: str
@@ -648,7 +650,7 @@ class LabCurve(_Record):
         return self
 
 
-class LabChart(_Record):
+class LabChart(Record):
     """Curves over a common axis."""
 
     title: str
@@ -661,7 +663,7 @@ class LabChart(_Record):
     note: str = ""
 
 
-class LabRow(_Record):
+class LabRow(Record):
     """One row of a table."""
 
     name: str
@@ -669,7 +671,7 @@ class LabRow(_Record):
     """One a column; None where there is no such number."""
 
 
-class LabTable(_Record):
+class LabTable(Record):
     """Numbers with a name for each row and column."""
 
     title: str
@@ -688,7 +690,7 @@ class LabTable(_Record):
         return self
 
 
-class LabStudy(_Record):
+class LabStudy(Record):
     """One study of the laboratory."""
 
     name: str
@@ -703,13 +705,13 @@ class LabStudy(_Record):
     """What was left out, cut short or looked odd."""
 
 
-class Laboratory(_Record):
+class Laboratory(Record):
     """What `dualform regress` found."""
 
     studies: list[LabStudy]
 
 
-class Result(_Record):
+class Result(Record):
     """A study's outcome."""
 
     schema_version: Literal[1] = Field(default=SCHEMA_VERSION, alias="schema")

@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dualform.result import Number, Result, _Record
+from dualform.result import Number, Record, Result
 
 SWEEP_SCHEMA_VERSION: Literal[1] = 1
 
 
-class CellFailure(_Record):
+class CellFailure(Record):
     """Why a cell has no result."""
 
     message: str
@@ -21,7 +21,7 @@ class CellFailure(_Record):
     attempts: int = 1
 
 
-class SweepCell(_Record):
+class SweepCell(Record):
     """One cell of the grid: one study of one model and task, for a comparison one demonstration seed of it."""
 
     key: str
@@ -37,7 +37,7 @@ class SweepCell(_Record):
     failure: CellFailure | None = None
 
 
-class SweepGroup(_Record):
+class SweepGroup(Record):
     """All cells that differ in nothing but their seed, and what they found together."""
 
     name: str
@@ -55,7 +55,7 @@ class SweepGroup(_Record):
     """Seeds that were asked for and failed."""
 
 
-class SweepResult(_Record):
+class SweepResult(Record):
     """A sweep: groups, cells, and what it took."""
 
     schema_version: Literal[1] = Field(default=SWEEP_SCHEMA_VERSION, alias="schema")

@@ -267,7 +267,7 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
         if name == "packed" and not anatomy.registry:
             refused.append("packed: the family computes attention in its own code")
             continue
-        if name == "packed-mask" and window_of(model) > (_LONGEST_CHECK if model.dtype.itemsize >= 4 else 0):
+        if name == "packed-mask" and window_of(model) > (LONGEST_CHECK if model.dtype.itemsize >= 4 else 0):
             refused.append(f"packed-mask: a window of {window_of(model)} tokens cannot be checked in {model.dtype}")
             continue
         route = ROUTES[name](model, anatomy)
@@ -288,7 +288,7 @@ def check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
     size = model.get_input_embeddings().weight.shape[0]
     # A prefix that a short sliding window cannot hold shows whether the route knows the window.
     window = window_of(model)
-    length = window + 3 if 0 < window <= _LONGEST_CHECK else 9
+    length = window + 3 if 0 < window <= LONGEST_CHECK else 9
     tokens = (torch.arange(length + 40) * 7919 % (size - 4) + 4).tolist()
     own = tokens[length:]
     queries = [
@@ -310,7 +310,7 @@ def check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
     ]
 
 
-_LONGEST_CHECK = 1024
+LONGEST_CHECK = 1024
 """The longest window, in tokens, that the self-check fills; longer ones would cost a real model many seconds."""
 
 

@@ -26,7 +26,7 @@ from dualform.models.packaged import PACKAGED_MODELS, packaged_model
 from dualform.models.placement import DeviceMap, placement
 from dualform.models.quantized import compute_as_asked_, precision_of, quietly
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def load_model(
@@ -65,14 +65,14 @@ def load_model(
         StorageError: The cache cannot be written.
         ConfigError: Unknown device, dtype or division, settings that exclude each other, or bitsandbytes is missing.
     """
-    if dtype not in _DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(_DTYPES)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     placed = placement(
         device=device, dtype=dtype, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder,
         quantize=quantize,
     )  # fmt: skip
-    where = _device(device)
-    source, arguments = _locate(name)
+    where = device_named(device)
+    source, arguments = locate_model(name)
     if placed.quantize is not None and "gguf_file" in arguments:
         raise ConfigError(
             f"{name} is quantized already and is unpacked on loading: quantize {quantize} needs a checkpoint folder"
@@ -85,17 +85,17 @@ def load_model(
         else:
             # Pickled weights can run code when they are read.
             arguments["use_safetensors"] = True
-        arguments |= placed.arguments(_DTYPES[dtype], where)
+        arguments |= placed.arguments(DTYPES[dtype], where)
         with quietly():
             model, found = _class_of(source, trust_remote_code).from_pretrained(
-                source, **arguments, dtype=_DTYPES[dtype], output_loading_info=True
+                source, **arguments, dtype=DTYPES[dtype], output_loading_info=True
             )
         if "device_map" not in arguments:
             model = model.to(where)
         if precision_of(model) is not None:
             compute_as_asked_(model)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise _explain(name, error) from error
+        raise explain_loading(name, error) from error
     if model.get_output_embeddings() is None:
         raise ModelError(f"{name} ({type(model).__name__}) has no output head over a vocabulary to read answers from.")
     if found["missing_keys"]:
@@ -125,7 +125,8 @@ def _class_of(source: str, trust_remote_code: bool) -> Any:
     return class_with_momentum(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
-def _device(device: str) -> torch.device:
+def device_named(device: str) -> torch.device:
+    """A device by name; `auto` is a GPU if there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -137,7 +138,7 @@ def _device(device: str) -> torch.device:
     return where
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def locate_model(name: str) -> tuple[str, dict[str, Any]]:
     """What to hand to transformers: a source and the arguments that go with it."""
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
@@ -178,7 +179,8 @@ def _ask_hub(name: str) -> None:
         ) from error
 
 
-def _explain(name: str, error: Exception) -> DualformError:
+def explain_loading(name: str, error: Exception) -> DualformError:
+    """What went wrong in the library, in one sentence that names the model."""
     if isinstance(error, torch.OutOfMemoryError):
         return ModelError(
             f"{name} does not fit into the device's memory. Divide it (--device-map auto, with --max-memory if other "

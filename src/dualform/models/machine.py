@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from dualform._version import __version__
 from dualform.files import atomic_write, cache_dir
 from dualform.models.attention import NAME
-from dualform.models.load import _device
+from dualform.models.load import device_named
 from dualform.models.products import packable
 from dualform.ops.rank import kendall_tau_b
 
@@ -166,7 +166,7 @@ def where_to_run(device: str) -> str:
     Raises:
         ConfigError: It cannot be used here.
     """
-    return str(_device(device))
+    return str(device_named(device))
 
 
 def cores() -> int:

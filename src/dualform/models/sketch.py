@@ -16,7 +16,7 @@ from dualform.models.anatomy import Anatomy, LayerAnatomy, is_linear
 from dualform.models.flops import beside_linears
 from dualform.models.language_model import LanguageModel, window_of
 from dualform.models.layout import Layout, Query
-from dualform.models.load import _DTYPES, _explain, _locate
+from dualform.models.load import DTYPES, explain_loading, locate_model
 
 # A linear whose last name is one of these holds W_K or W_V, alone or fused with others.
 _KEY_VALUE = frozenset(
@@ -128,16 +128,16 @@ def sketch_model(name: str, *, dtype: str = "float32", trust_remote_code: bool =
         HubError: The name is none of ours and the hub did not answer.
         ConfigError: Unknown dtype.
     """
-    if dtype not in _DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(_DTYPES)}")
-    source, arguments = _locate(name)
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    source, arguments = locate_model(name)
     arguments["trust_remote_code"] = trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
         config = AutoConfig.from_pretrained(source, **arguments)
-        model = laid_out(config, _DTYPES[dtype], trust_remote_code)
+        model = laid_out(config, DTYPES[dtype], trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        raise _explain(name, error) from error
+        raise explain_loading(name, error) from error
     if model.get_output_embeddings() is None:
         raise ModelError(f"{name} ({type(model).__name__}) has no output head over a vocabulary to read answers from.")
     return _sketched(name, model, tokenizer)
@@ -226,5 +226,5 @@ def _kv_heads(config: Any, n_heads: int) -> int:
 
 def sketch_of(config: PreTrainedConfig, name: str, dtype: str = "float32") -> Sketch:
     """A model that is yet to be trained, laid out from its config; it has no tokenizer."""
-    model = laid_out(config, _DTYPES[dtype])
+    model = laid_out(config, DTYPES[dtype])
     return _sketched(name, model, None)

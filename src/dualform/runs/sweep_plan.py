@@ -9,7 +9,7 @@ from dualform.models.machine import Machine, cores, this_machine
 from dualform.runs.cell_store import CellStore
 from dualform.runs.sweep_cells import Identities, cells_of
 from dualform.runs.sweep_config import Group
-from dualform.studies.plan import GroupPlan, Plan, _silent, machine_for, plan_of, plan_sweep
+from dualform.studies.plan import GroupPlan, Plan, machine_for, plan_of, plan_sweep, told_to_nobody
 
 LOCAL = "reckoned for the local engine on this machine"
 """What is noted in every sweep's plan: what machines of a cluster can do is not known here."""
@@ -20,7 +20,7 @@ def plan_groups(
     groups: Sequence[Group],
     store: str,
     workers: int | None = None,
-    told: Callable[[str], None] = _silent,
+    told: Callable[[str], None] = told_to_nobody,
 ) -> Plan:
     """A sweep's plan, reckoned for the local engine on this machine.
 

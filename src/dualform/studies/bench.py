@@ -162,12 +162,23 @@ _NUMBERS = 256
 
 def weights_digest(lm: LanguageModel) -> str:
     """What tells one model's weights from another's: a digest of numbers from all over every parameter."""
+    return digest_of_weights((name, weight_of(lm.model, name)) for name, _ in named_weights(lm.model))
+
+
+def digest_of_weights(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:
+    """The same of weights by name, wherever they come from.
+
+    A checkpoint trained anew differs everywhere; reading all of a large one would take seconds.
+
+    Args:
+        weights: Names and weights.
+        dtype: In which they will be loaded; None for their own.
+    """
     found = hashlib.sha256()
-    for name, parameter in named_weights(lm.model):
-        # A checkpoint trained anew differs everywhere; reading all of a large one would take seconds.
-        weight = weight_of(lm.model, name).flatten()
-        some = weight[:: max(1, len(weight) // _NUMBERS)].tolist()
-        found.update(f"{name} {tuple(parameter.shape)} {some}".encode())
+    for name, weight in weights:
+        flat = weight.flatten()
+        some = flat[:: max(1, len(flat) // _NUMBERS)].to(dtype or flat.dtype).tolist()
+        found.update(f"{name} {tuple(weight.shape)} {some}".encode())
     return found.hexdigest()[:16]
 
 

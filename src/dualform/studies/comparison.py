@@ -169,7 +169,7 @@ class _Run:
         memory: ReadingMemory | None,
     ) -> "_Run":
         task = task or config.load_task()
-        bench, notes = _set_up(config, lm or config.load_model(config.model), task)
+        bench, notes = set_up(config, lm or config.load_model(config.model), task)
         # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
         drawn = bench.draw_all(seeds)
         fold = check_fold(bench, config.fold) if "fold" in bench.config.learners else ()
@@ -204,7 +204,7 @@ def _outcomes(run: _Run, chosen: "_Chosen") -> list[SeedOutcome]:
     return outcomes
 
 
-def _set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Bench[ComparisonConfig], tuple[str, ...]]:
+def set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Bench[ComparisonConfig], tuple[str, ...]]:
     """The bench, and what must be said about it. Learners and controls that cannot be run are taken out."""
     notes = []
     learners, controls = config.learners, config.controls

@@ -183,7 +183,7 @@ def prepare(
         known: Rates that an earlier seed chose for stand-ins that have their own; others are searched for.
         report: Told which control comes next.
     """
-    made = _Workshop(bench, drawn, icl, ft, rate, known)
+    made = Workshop(bench, drawn, icl, ft, rate, known)
     controls: list[Control] = []
     for name in bench.config.controls:
         report(name)
@@ -195,7 +195,7 @@ def prepare(
     return Prepared(tuple(controls), made.rates, tuple(made.trials), tuple(made.notes))
 
 
-class _Workshop:
+class Workshop:
     """Makes the stand-ins of one seed."""
 
     def __init__(
@@ -219,6 +219,7 @@ class _Workshop:
         self.notes: list[str] = []
 
     def make(self, name: ControlName) -> Iterator[Control]:
+        """The stand-ins of a control, one for most."""
         seed = self.demonstrations.seed
         if name == "random":
             yield RandomDirection(seed)

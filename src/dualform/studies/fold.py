@@ -336,7 +336,7 @@ with torch.no_grad():
         differences.append((logits.log_softmax(-1) - given[f"expected{i}"]).abs().max())
 print(float(torch.stack(differences).max()))  # NaN if any is, which Python's own max would drop
 """
-_VERIFIED = 16
+VERIFIED_QUERIES = 16
 
 
 def verified(
@@ -350,7 +350,7 @@ def verified(
     Raises:
         ModelError: It does not load, or differs by more than rounding.
     """
-    queries = bench.queries[:_VERIFIED]
+    queries = bench.queries[:VERIFIED_QUERIES]
     tensors: dict[str, Tensor] = {}
     lora = config.form == "lora"
     changed = adapter_lent(lm.model, adapted.deltas, config.rank) if lora else applied(lm.model, adapted.deltas)

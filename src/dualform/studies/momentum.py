@@ -263,7 +263,7 @@ def _learned(model: PreTrainedModel) -> list[float]:
     ]
 
 
-_STEPS_TIMED = 9
+STEPS_TIMED = 9
 
 
 def step_ratio(config: MomentumConfig, arm: Arm) -> float:
@@ -278,7 +278,7 @@ def step_ratio(config: MomentumConfig, arm: Arm) -> float:
     shape = (min(recipe.micro_batch, recipe.sequences), recipe.length)
     rows = torch.randint(recipe.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
     ratios = []
-    for _ in range(_STEPS_TIMED + 1):
+    for _ in range(STEPS_TIMED + 1):
         seconds = []
         for model in models:
             begin = time.perf_counter()

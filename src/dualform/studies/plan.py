@@ -151,7 +151,7 @@ _PLANNERS: dict[str, str] = {
 }
 
 
-def _silent(sentence: str) -> None:
+def told_to_nobody(sentence: str) -> None:
     """Tell nobody."""
 
 
@@ -160,7 +160,7 @@ def plan_of(
     machine: Machine | None = None,
     *,
     measure: bool = False,
-    told: Callable[[str], None] = _silent,
+    told: Callable[[str], None] = told_to_nobody,
 ) -> Plan:
     """What a study with these settings will cost.
 

@@ -10,9 +10,9 @@ from dualform.models.fitting import Fit, layer_bytes, quantized_bytes
 from dualform.models.machine import Machine
 from dualform.models.sketch import Sketch, sketch_model
 from dualform.studies.bench import Bench, Drawn
-from dualform.studies.comparison import _set_up
+from dualform.studies.comparison import set_up
 from dualform.studies.comparison_config import ComparisonConfig
-from dualform.studies.controls import _Workshop
+from dualform.studies.controls import Workshop
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, fit_for, memory_of
 from dualform.studies.plan_folds import fold_bytes, fold_parts, fold_prefix, reads_twice
@@ -219,7 +219,7 @@ class _Seed:
         """Stand-ins adapted, then read on some queries."""
         costs, config, bench = self.costs, self.config, self.bench
         encoded, opening = self.drawn.encoded, self.opening
-        shop = _Workshop(bench, self.drawn, None, None, 0.0, {})  # type: ignore[arg-type] # adapted models are not needed here
+        shop = Workshop(bench, self.drawn, None, None, 0.0, {})  # type: ignore[arg-type] # adapted models are not needed here
         queries = [bench.queries[i] for i in controlled_queries(bench)]
         tried = costs.read(bench.selection_queries[:TRIED], opening)
         found: list[Part] = []
@@ -292,7 +292,7 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     sketch = sketched(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    bench, notes = _set_up(config, sketch.lm, task)
+    bench, notes = set_up(config, sketch.lm, task)
     config = bench.config
     drawn = bench.draw_all(config.seeds)
     tokenising = time.process_time() - start

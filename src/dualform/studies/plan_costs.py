@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from dualform.learners.finetuned import LossOn
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.fitting import BYTES, Fit, fit_of
-from dualform.models.language_model import _LONGEST_CHECK, window_of
+from dualform.models.language_model import LONGEST_CHECK, window_of
 from dualform.models.layout import Probe, Query
 from dualform.models.machine import Machine
 from dualform.models.sketch import Shape, Sketch
@@ -238,7 +238,7 @@ class Costs:
         probe = plain.step(5, 5)
         cost += Cost(seconds=probe.seconds) + Cost(seconds=3 * plain.encode(5).seconds)
         window = window_of(self.sketch.lm.model)
-        prefix = window + 3 if 0 < window <= _LONGEST_CHECK else 9
+        prefix = window + 3 if 0 < window <= LONGEST_CHECK else 9
         # Three queries of 19 own tokens in all; the naive route reads each of nine answers alone, prefix and all.
         naive = sum((plain.encode(prefix + own) for own in (5, 7, 6, 8, 8, 8, 3, 2, 3)), Cost())
         fast = plain.encode(prefix) + plain.read_row(Reading((9, 7, 4), 9, prefix))

@@ -5,7 +5,7 @@ import time
 from dualform.models.fitting import BYTES
 from dualform.models.machine import Machine
 from dualform.studies.bench import Bench
-from dualform.studies.fold import _VERIFIED, FoldConfig
+from dualform.studies.fold import VERIFIED_QUERIES, FoldConfig
 from dualform.studies.folds import perplexity_passages, require_weights
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_comparison import around, fitted, gathered, sketched
@@ -45,7 +45,7 @@ def plan(config: FoldConfig, machine: Machine) -> Plan:
     bytes_ = sketch.shape.parameters * BYTES[config.dtype]
     parts.append(Part("writing", Cost(seconds=4 * bytes_ / machine.copying if config.form == "checkpoint" else 0.0)))
     if config.verify:
-        some = bench.queries[:_VERIFIED]
+        some = bench.queries[:VERIFIED_QUERIES]
         asked = sum((costs.encode(opening + len(query.prompt)) for query in some), Cost())
         fresh = Cost(seconds=machine.start + 3 * bytes_ / machine.copying)
         # Once here, and once in a process of its own, which reads as many tokens again.

@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from dualform.files import cache_dir
@@ -17,8 +16,8 @@ from dualform.learners.mezo import Mezo
 from dualform.learners.task_vector import TaskVector
 from dualform.models.fitting import BYTES
 from dualform.models.layout import Query
-from dualform.models.load import _locate
-from dualform.studies.bench import _NUMBERS, Bench, Drawn
+from dualform.models.load import locate_model
+from dualform.studies.bench import Bench, Drawn, digest_of_weights
 from dualform.studies.fold_settings import CALIBRATED, FoldSettings
 from dualform.studies.folds import plain_passages
 from dualform.studies.plan import Cost, Part
@@ -219,17 +218,14 @@ def plain_is_kept(bench: Bench[StudyConfig], settings: FoldSettings, length: int
 
 def _weights_digest(bench: Bench[StudyConfig]) -> str | None:
     """As `bench.weights_digest`, from the file alone; None where the file names weights otherwise, or is in parts."""
-    found = hashlib.sha256()
     model = bench.lm.model
     with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
-        path = Path(_locate(bench.lm.name)[0]) / "model.safetensors"
+        path = Path(locate_model(bench.lm.name)[0]) / "model.safetensors"
         with safe_open(path, framework="pt") as file:
             for name, parameter in model.named_parameters():
                 if file.get_slice(name).get_shape() != list(parameter.shape):
                     return None
-                # Of a file that is mapped into memory only the pages that are looked at are read.
-                weight: torch.Tensor = file.get_tensor(name).flatten()
-                some = weight[:: max(1, len(weight) // _NUMBERS)].to(model.dtype).tolist()
-                found.update(f"{name} {tuple(parameter.shape)} {some}".encode())
-        return found.hexdigest()[:16]
+            # Of a file that is mapped into memory only the pages that are looked at are read.
+            stored = ((name, file.get_tensor(name)) for name, _ in model.named_parameters())
+            return digest_of_weights(stored, model.dtype)
     return None

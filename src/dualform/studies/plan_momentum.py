@@ -11,7 +11,7 @@ from dualform.lab.tokenizer import train_tokenizer
 from dualform.models.fitting import BYTES
 from dualform.models.machine import Machine, cores
 from dualform.models.sketch import sketch_of
-from dualform.studies.momentum import _STEPS_TIMED
+from dualform.studies.momentum import STEPS_TIMED
 from dualform.studies.momentum_config import Arm, MomentumConfig
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_comparison import PAGE, gathered
@@ -89,7 +89,7 @@ def plan(config: MomentumConfig, machine: Machine) -> Plan:
         parts.append(Part("questions", (asked + costs.loading()) * seeds))
         if arm.baseline is not None:
             once = min(recipe.micro_batch, recipe.sequences)
-            pair = costs.full_step(once, recipe.length, once) * (2 * (_STEPS_TIMED + 1))
+            pair = costs.full_step(once, recipe.length, once) * (2 * (STEPS_TIMED + 1))
             parts.append(Part("steps timed", pair))
     parts.append(Part("numbers, page", Cost(seconds=PAGE * machine.start)))
     notes = [

@@ -6,7 +6,7 @@ from dualform.models.machine import Machine
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_comparison import around, fitted, gathered, priced, sketched
 from dualform.studies.plan_costs import Costs, memory_of
-from dualform.studies.selection import _Sets, _three_sets, search_budget
+from dualform.studies.selection import QuerySets, search_budget, three_sets
 from dualform.studies.selection_config import SelectionConfig
 from dualform.studies.selection_summary import SETS
 
@@ -16,7 +16,7 @@ def plan(config: SelectionConfig, machine: Machine) -> Plan:
     sketch = sketched(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    sets = _three_sets(config, sketch.lm, task)
+    sets = three_sets(config, sketch.lm, task)
     drawn = sets.together().draw_all(config.seeds)
     tokenising = time.process_time() - start
     costs = priced(config, sketch, machine)
@@ -58,5 +58,5 @@ def plan(config: SelectionConfig, machine: Machine) -> Plan:
     return Plan(f"selection {config.model} {task.name}", gathered(parts), memory, machine, fit, (*sets.notes, *notes))
 
 
-def _answers(costs: Costs, sets: _Sets, prefix: int) -> Cost:
+def _answers(costs: Costs, sets: QuerySets, prefix: int) -> Cost:
     return sum((costs.read(sets.queries[name], prefix) for name in SETS), Cost())

@@ -9,7 +9,7 @@ from dualform.studies.bench import Bench, Drawn
 from dualform.studies.plan import Part, Plan
 from dualform.studies.plan_comparison import TRIED, around, fitted, gathered, priced, search_part, sketched
 from dualform.studies.plan_costs import Costs, memory_of
-from dualform.studies.stability import _content_free, _plan
+from dualform.studies.stability import content_free_queries, planned_runs
 from dualform.studies.stability_config import StabilityConfig
 
 
@@ -28,7 +28,7 @@ def plan(config: StabilityConfig, machine: Machine) -> Plan:
         costs = priced(config, sketch, machine)
         parts += [part for part in around(costs, tokenising) if not (found and part.name == "start")]
         parts.append(Part("packing weights", costs.packing(trains)))
-        queries = (*bench.queries, *_content_free(bench))
+        queries = (*bench.queries, *content_free_queries(bench))
         parts += _runs(costs, bench, drawn, queries)
         sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
         memory = memory_of(
@@ -63,7 +63,7 @@ def _runs(costs: Costs, bench: Bench[StabilityConfig], drawn: dict[int, Drawn], 
     for place, seed in enumerate(config.seeds):
         demonstrations = drawn[seed].demonstrations
         orders = demonstrations.in_orders(max(config.orders, config.ft_orders))
-        for run in _plan(config, place):
+        for run in planned_runs(config, place):
             if run.order >= len(orders):
                 continue
             shown = bench.shown(orders[run.order].relabelled(bench.task, run.labels)).encoded

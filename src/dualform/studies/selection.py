@@ -82,7 +82,7 @@ def selection(
     start = time.perf_counter()
     task = task or config.load_task()
     lm = lm or config.load_model(config.model)
-    sets = _three_sets(config, lm, task)
+    sets = three_sets(config, lm, task)
     bench = sets.bench
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
     everything = sets.together()
@@ -117,7 +117,7 @@ def selection(
 
 
 @dataclass(frozen=True)
-class _Sets:
+class QuerySets:
     """Three sets of queries, none of which shares a text with another."""
 
     bench: Bench[SelectionConfig]
@@ -141,7 +141,7 @@ class _Sets:
         )
 
 
-def _three_sets(config: SelectionConfig, lm: LanguageModel, task: Task) -> _Sets:
+def three_sets(config: SelectionConfig, lm: LanguageModel, task: Task) -> QuerySets:
     """Validation queries from the selection split; report and untouched ones from the report split.
 
     Raises:
@@ -171,7 +171,7 @@ def _three_sets(config: SelectionConfig, lm: LanguageModel, task: Task) -> _Sets
     bench = replace(Bench.of(config.model_copy(update={"limit": n_report}), lm, task), config=config)
     untouched = sample(rest, config.untouched_limit)
     n_similar = n_report if config.similarity_limit is None else min(n_report, config.similarity_limit)
-    return _Sets(
+    return QuerySets(
         bench=bench,
         examples={"validation": bench.selection, "report": bench.examples, "untouched": untouched},
         queries={
@@ -226,7 +226,7 @@ def _training_tokens(drawn: Drawn) -> int:
     return sum(map(len, drawn.encoded.sequences))
 
 
-def _work(sets: _Sets, drawn: Drawn, n_orders: int) -> float:
+def _work(sets: QuerySets, drawn: Drawn, n_orders: int) -> float:
     """Tokens that one seed reads, a backward pass counted as two forward ones."""
     queries = sum(sets.width(name) for name in SETS)
     n_rates = len(sets.bench.config.grid)
@@ -236,7 +236,7 @@ def _work(sets: _Sets, drawn: Drawn, n_orders: int) -> float:
 
 
 def _run_seed(
-    sets: _Sets, drawn: Drawn, n_orders: int, zero_shot: AdaptedModel, report: Callable[[float], None]
+    sets: QuerySets, drawn: Drawn, n_orders: int, zero_shot: AdaptedModel, report: Callable[[float], None]
 ) -> SeedTrials:
     """All trials of one seed, and how alike ICL and FT are inside in each."""
     bench, config, lm = sets.bench, sets.bench.config, sets.bench.lm
@@ -278,7 +278,7 @@ def _run_seed(
     )
 
 
-def _answers(sets: _Sets, adapted: AdaptedModel) -> dict[QuerySet, Tensor]:
+def _answers(sets: QuerySets, adapted: AdaptedModel) -> dict[QuerySet, Tensor]:
     """Each set is read by itself: not even rounding lets one set's texts into another's answers."""
     return {name: answer_log_probabilities(adapted, sets.bench.lm, sets.queries[name]) for name in SETS}
 
@@ -306,7 +306,7 @@ def _trial(
 
 
 def _measures(
-    sets: _Sets,
+    sets: QuerySets,
     drawn: Drawn,
     zero_shot: AdaptedModel,
     in_context: AdaptedModel,

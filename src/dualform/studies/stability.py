@@ -90,7 +90,7 @@ def stability(
 
 
 @dataclass(frozen=True)
-class _Planned:
+class PlannedRun:
     """A run that lies ahead."""
 
     learner: str
@@ -100,20 +100,20 @@ class _Planned:
     """FT's; None for the rate that is chosen."""
 
 
-def _plan(config: StabilityConfig, place: int) -> list[_Planned]:
+def planned_runs(config: StabilityConfig, place: int) -> list[PlannedRun]:
     """The runs of one set; `place` is its place among the seeds."""
     finetuned = place < config.ft_seeds
     further = [(f"ft@{rate:g}", rate) for rate in config.further_rates]
-    plan = [_Planned("icl", "true", order, None) for order in range(config.orders)]
+    plan = [PlannedRun("icl", "true", order, None) for order in range(config.orders)]
     if finetuned:
         plan += [
-            _Planned(name, "true", order, rate)
+            PlannedRun(name, "true", order, rate)
             for name, rate in [("ft", None), *further]
             for order in range(config.ft_orders)
         ]
     if place < config.label_seeds:
         plan += [
-            _Planned(learner, labels, 0, None)
+            PlannedRun(learner, labels, 0, None)
             for learner in (["icl", "ft"] if finetuned else ["icl"])
             for labels in LABEL_RULES
         ]
@@ -126,10 +126,10 @@ def _run_model(
     config = bench.config
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
     drawn = bench.draw_all(config.seeds)
-    queries = (*bench.queries, *_content_free(bench))
+    queries = (*bench.queries, *content_free_queries(bench))
     inputs = digest(bench, drawn.values())
     work = {
-        seed: sum(_work(bench, queries, drawn[seed], run) for run in _plan(config, place))
+        seed: sum(_work(bench, queries, drawn[seed], run) for run in planned_runs(config, place))
         for place, seed in enumerate(config.seeds)
     }
     search = _work_of_search(bench, drawn[config.seeds[0]]) if config.ft_seeds else 0.0
@@ -139,7 +139,7 @@ def _run_model(
     rate: float | None = None
     with bench.lm.packed_products():
         zero_shot = ZeroShot(bench.encoder.opening).adapt(bench.lm, drawn[config.seeds[0]].encoded)
-        runs.append(_answered(bench, queries, zero_shot, _Planned("zsl", "true", 0, None), config.seeds[0]))
+        runs.append(_answered(bench, queries, zero_shot, PlannedRun("zsl", "true", 0, None), config.seeds[0]))
         for place, seed in enumerate(config.seeds):
             piece_name = f"{name}, seed {seed}"
             piece = cells.get(piece_name, inputs)
@@ -183,7 +183,7 @@ def _run_set(
     runs: list[Run] = []
     trials: list[Trial] = []
     orders = demonstrations.in_orders(max(bench.config.orders, bench.config.ft_orders))
-    for run in _plan(bench.config, place):
+    for run in planned_runs(bench.config, place):
         if run.order >= len(orders):
             # Fewer demonstrations fitted than were asked for, and so few have no more orders.
             continue
@@ -219,7 +219,7 @@ def _answered(
     bench: Bench[StabilityConfig],
     queries: tuple[Query, ...],
     adapted: AdaptedModel,
-    run: _Planned,
+    run: PlannedRun,
     seed: int,
     rate: float | None = None,
 ) -> Run:
@@ -228,7 +228,7 @@ def _answered(
     return Run(run.learner, seed, run.order, run.labels, answers[:n], answers[n:], rate)
 
 
-def _content_free(bench: Bench[StabilityConfig]) -> tuple[Query, ...]:
+def content_free_queries(bench: Bench[StabilityConfig]) -> tuple[Query, ...]:
     """Queries that say nothing; none for free-text choices, which have no label words to be biased to."""
     if bench.task.is_multiple_choice:
         return ()
@@ -238,7 +238,7 @@ def _content_free(bench: Bench[StabilityConfig]) -> tuple[Query, ...]:
     return tuple(bench.encoder.query(each) for each in examples if bench.task.template.render(each).strip())
 
 
-def _work(bench: Bench[StabilityConfig], queries: tuple[Query, ...], shown: Drawn, run: _Planned) -> float:
+def _work(bench: Bench[StabilityConfig], queries: tuple[Query, ...], shown: Drawn, run: PlannedRun) -> float:
     """Tokens read by a run, a backward pass counted as two forward ones."""
     adapting = len(shown.encoded.prefix) * (1.0 if run.learner == "icl" else TRAINING)
     return adapting + sum(query.width() for query in queries)
