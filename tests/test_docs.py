@@ -45,6 +45,8 @@ MODELS = [
     and issubclass(model, BaseModel)
     and model.__module__ == schema.__name__
     and name[0] != "_"
+    # The base of all has no field of its own.
+    and model is not result.Record
 ]
 
 
