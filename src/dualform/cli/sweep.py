@@ -1,6 +1,5 @@
 """`dualform sweep`: a grid of runs."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -64,6 +63,7 @@ def sweep(
     """
     from dualform.cli.printing import print_json
     from dualform.cli.sweep_table import watching
+    from dualform.models.placement import size_in_bytes
     from dualform.runs.cell_store import CellStore
     from dualform.runs.engines.base import EngineName, EngineOptions, open_engine
     from dualform.runs.engines.when_needed import WhenNeeded
@@ -89,7 +89,7 @@ def sweep(
         "log_dir": folder / "workers",
         "address": address,
         "gpus": gpus,
-        "memory": None if memory is None else parse_bytes(memory),
+        "memory": None if memory is None else size_in_bytes(memory, "memory"),
         "partition": partition,
         "minutes": minutes,
         "slurm": dict(_parameter(text) for text in slurm) if slurm else None,
@@ -126,19 +126,6 @@ def sweep(
     if any(cell.status == "failed" for cell in result.cells):
         # Everything else is there; a script should notice all the same.
         raise typer.Exit(1)
-
-
-def parse_bytes(text: str) -> int:
-    """`8GB`, `512MiB` or a number of bytes.
-
-    Raises:
-        ConfigError: Anything else.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"memory {text!r} should look like 8GB or 512MiB")
-    power = " kmgt".index(match[2]) if match[2] else 0
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _parameter(text: str) -> tuple[str, Any]:

@@ -190,16 +190,25 @@ def _memory(given: str | Mapping[str | int, str | int] | None) -> dict[str | int
         place = int(name) if str(name).isdigit() else name
         if not isinstance(place, int) and place not in ("cpu", "mps"):
             raise ConfigError(f"max_memory: {name!r} should be cpu, mps or the number of a GPU, as in cpu=2GiB,0=10GiB")
-        found[place] = _bytes(size)
+        found[place] = size_in_bytes(size, "max_memory")
     if not found:
         raise ConfigError("max_memory names no device: write it like cpu=2GiB,0=10GiB")
     return found
 
 
-def _bytes(size: str | int) -> int:
+def size_in_bytes(size: str | int, setting: str) -> int:
+    """`500MB`, `2GiB`, `1.5GiB` or a number of bytes.
+
+    Args:
+        size: What was given.
+        setting: What it is, for the message.
+
+    Raises:
+        ConfigError: Anything else.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", str(size).strip().upper())
     if match is None:
-        raise ConfigError(f"max_memory: {size!r} is no size: write it like 500MB, 2GiB or 1.5GiB")
+        raise ConfigError(f"{setting}: {size!r} is no size: write it like 500MB, 2GiB or 1.5GiB")
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 

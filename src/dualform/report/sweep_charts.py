@@ -220,13 +220,7 @@ def _lanes_panel(
     axis: alt.Axis,
     line: tuple[float, str] | None,
 ) -> alt.TopLevelMixin:
-    y = alt.Y(
-        "task:N",
-        sort=list(tasks),
-        title=None,
-        axis=alt.Axis(labelLimit=LABEL_GAP - 8, ticks=False, grid=True, tickBand="extent"),
-        scale=alt.Scale(domain=list(tasks), paddingInner=0, paddingOuter=0),
-    )
+    y = _task_rows(tasks)
     titles = [learner_style(key).title for key in keys]
     lane = alt.YOffset("learner:N", sort=titles, scale=alt.Scale(domain=titles, paddingOuter=0.7))
     colour = learner_colours(keys, legend=_legend(columns=2))
@@ -403,18 +397,23 @@ def _place_row(key: str, group: SweepGroup, result: Result) -> dict[str, Any] | 
     }
 
 
-def _place_panel(
-    title: str, rows: list[dict[str, Any]], tasks: Sequence[str], names: Sequence[str], left: float, right: float
-) -> alt.TopLevelMixin:
-    scale = alt.Scale(domain=[left, right], nice=False, clamp=True)
-    axis = alt.Axis(title="0: floor, 1: ceiling", tickCount=5, format=".1f")
-    y = alt.Y(
+def _task_rows(tasks: Sequence[str]) -> alt.Y:
+    """A row a task, ruled off from the next."""
+    return alt.Y(
         "task:N",
         sort=list(tasks),
         title=None,
         axis=alt.Axis(labelLimit=LABEL_GAP - 8, ticks=False, grid=True, tickBand="extent"),
         scale=alt.Scale(domain=list(tasks), paddingInner=0, paddingOuter=0),
     )
+
+
+def _place_panel(
+    title: str, rows: list[dict[str, Any]], tasks: Sequence[str], names: Sequence[str], left: float, right: float
+) -> alt.TopLevelMixin:
+    scale = alt.Scale(domain=[left, right], nice=False, clamp=True)
+    axis = alt.Axis(title="0: floor, 1: ceiling", tickCount=5, format=".1f")
+    y = _task_rows(tasks)
     lane = alt.YOffset("model:N", sort=list(names), scale=alt.Scale(domain=list(names), paddingOuter=0.7))
     range_ = [slice_colour(number) for number in range(len(names))]
     legend = _legend(columns=1) if len(names) > 1 else None
