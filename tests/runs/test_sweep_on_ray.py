@@ -1,15 +1,15 @@
-import json
 import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dualform.result import Result
+from dualform.runs import worker
 from dualform.runs.cell_store import CellStore
 from dualform.runs.engines.base import EngineOptions, open_engine
-from dualform.runs.sweep import CellState, GroupState, Sweep
+from dualform.runs.sweep import Sweep
 from dualform.studies.comparison import compare
 from dualform.studies.comparison_config import ComparisonConfig
 from tests.runs.test_sweep import grid
@@ -19,20 +19,13 @@ from tests.tiny import save_tiny
 pytest.importorskip("ray")
 
 
-class KillsOnce:
-    """Kills the process that holds the first claim it sees in the store."""
-
-    def __init__(self, store: Path) -> None:
-        self._claims = store / "claims"
-        self.killed: int | None = None
-
-    def changed(self, groups: Sequence[GroupState], state: CellState | None) -> None:
-        if self.killed is None and self._claims.is_dir():
-            for path in self._claims.glob("*.json"):
-                owner = json.loads(path.read_text())
-                self.killed = int(owner["pid"])
-                os.kill(self.killed, signal.SIGKILL)
-                return
+def dying_once(payload: dict[str, Any]) -> dict[str, Any]:
+    """The work function, but the first cell's process is killed while it computes, its claim in hand."""
+    died = Path(payload["folder"]) / "died"
+    if not died.exists():
+        died.touch()
+        worker._compute = lambda work, store: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,return-value]
+    return worker.perform(payload)
 
 
 def test_a_sweep_on_ray_gives_the_numbers_of_this_process_though_a_worker_was_killed(
@@ -42,14 +35,16 @@ def test_a_sweep_on_ray_gives_the_numbers_of_this_process_though_a_worker_was_ki
     save_tiny("gpt2", tmp_path / "gpt2")
     write_csv(tmp_path / "tickets.csv")
     _, groups = grid(seeds="1..2")
-    watcher = KillsOnce(tmp_path / "store")
-    engine = open_engine("ray", workers=1, threads=1, options=EngineOptions(log_dir=tmp_path / "logs"))
+    options = EngineOptions(log_dir=tmp_path / "logs")
+    engine = open_engine(
+        "ray", workers=1, threads=1, options=options, perform="tests.runs.test_sweep_on_ray:dying_once"
+    )
     try:
-        (state,) = Sweep(groups, CellStore("store"), engine, watcher=watcher).run()
+        (state,) = Sweep(groups, CellStore("store"), engine).run()
     finally:
         engine.close(kill=True)
 
-    assert watcher.killed is not None
+    assert (tmp_path / "died").exists()
     assert [one.status for one in state.states] == ["finished"] * 3
     assert max(one.attempts for one in state.states) == 2
     assert state.whole is not None
