@@ -63,6 +63,16 @@ def small_task() -> Task:
 
 
 @cache
+def long_and_short_task() -> Task:
+    """The sentences with every fifth one long: in a small context some selections fit fewer demonstrations."""
+    rows = [
+        {"text": text + (" and so on" * 12 if number % 5 == 0 else ""), "label": label}
+        for number, (text, label) in enumerate(sentences())
+    ]
+    return build_task(RawTask("toy", "a test", {"train": rows}, {"train": "toy.jsonl"}), TaskOptions())
+
+
+@cache
 def small_lm(family: str = "gpt2") -> LanguageModel:
     """In float64, so that two ways to the same number agree to many digits. Tests only read it."""
     return LanguageModel.wrap(tiny_model(family, dtype=torch.float64), tiny_tokenizer(), f"tiny {family}")

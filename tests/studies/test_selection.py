@@ -17,7 +17,17 @@ from dualform.studies.selection import SelectionStudy, search_budget, selection
 from dualform.studies.selection_config import SelectionConfig, read_selection_config, selection_config
 from dualform.studies.selection_summary import CHOICES, SETS, Answered, QuerySet, Select, Tables, trials_table
 from dualform.tasks.task import Task
-from tests.studies.small import Kept, Watched, numbers, small_bench, small_config, small_lm, small_task, write_choices
+from tests.studies.small import (
+    Kept,
+    Watched,
+    long_and_short_task,
+    numbers,
+    small_bench,
+    small_config,
+    small_lm,
+    small_task,
+    write_choices,
+)
 
 SEEDS, RATES = (3, 1, 2), (1e-3, 1e-2, 1e-1)
 """Not in ascending order: the first seed is not the lowest."""
@@ -62,6 +72,26 @@ def relabelled(task: Task, name: QuerySet, study: SelectionStudy, labels: Sequen
         for example in task.split(task.report_split)
     )
     return dataclasses.replace(task, splits={**task.splits, task.report_split: split})
+
+
+# Orders.
+
+
+@pytest.mark.filterwarnings("ignore:.*demonstrations take:UserWarning")
+def test_no_selection_is_run_in_more_orders_than_the_smallest_has() -> None:
+    done = run(long_and_short_task(), k=3, context=220, orders=5, rates=(1e-2,))
+
+    assert {len(one.rows) for one in done.found.ascending} == {2, 3}
+    assert {len(one.icl["report"]) for one in done.found.ascending} == {2}
+    (note,) = [note for note in done.result.warnings if "orders of each selection" in note]
+    assert note.startswith("5 orders of each selection were requested, but some selections have only 2")
+
+
+def test_nothing_is_noted_where_every_selection_has_the_orders_requested() -> None:
+    done = run(seeds=(1,), rates=(1e-2,), orders=2)
+
+    assert {len(one.icl["report"]) for one in done.found.ascending} == {2}
+    assert not any("orders of each selection" in note for note in done.result.warnings)
 
 
 # Leaks.

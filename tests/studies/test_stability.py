@@ -32,7 +32,7 @@ from dualform.tasks.build import RawTask, build_task
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import TaskOptions
 from dualform.tasks.task import Example, Task
-from tests.studies.small import Kept, Watched, sentences, small_lm, small_task
+from tests.studies.small import Kept, Watched, long_and_short_task, sentences, small_lm, small_task
 from tests.tiny import tiny_model, tiny_tokenizer
 
 N_QUERIES = 8
@@ -94,6 +94,30 @@ def labels() -> list[int]:
 
 
 # The plan.
+
+
+@pytest.mark.filterwarnings("ignore:.*demonstrations take:UserWarning")
+@pytest.mark.parametrize(("context", "k_effective", "n_orders"), [(200, [1, 1, 3], 1), (220, [2, 2, 3], 2)])
+def test_every_set_is_run_in_as_many_orders_as_the_smallest_has(
+    context: int, k_effective: list[int], n_orders: int
+) -> None:
+    config = small(k=3, context=context)
+    bench = Bench.of(config, small_lm(), long_and_short_task())
+    drawn = bench.draw_all(config.seeds)
+    assert [one.demonstrations.k_effective for one in drawn.values()] == k_effective
+
+    found = stability(config, lms=[small_lm()], task=long_and_short_task())
+
+    assert Counter((run.seed, run.order) for run in runs_of(found, "icl")) == {
+        (seed, order): 1 for seed in config.seeds for order in range(n_orders)
+    }
+    assert learner_of(found, "icl").plain.accuracy.n == len(config.seeds) * n_orders
+    (note,) = [note for note in found.result.warnings if "orders of each set were requested" in note]
+    assert f"3 orders of each set were requested, but some sets have only {n_orders}" in note
+
+
+def test_nothing_is_noted_where_every_set_has_the_orders_requested() -> None:
+    assert not any("orders of each set" in note for note in run().result.warnings)
 
 
 def test_runs_are_as_many_as_asked_for() -> None:
@@ -404,7 +428,7 @@ def made_up(answers: Sequence[Sequence[int]], learner: str = "icl", n_orders: in
 def summarised(runs: list[Run], config: StabilityConfig | None = None) -> Result:
     from dualform.studies.stability_summary import ModelRuns, summarise_stability
 
-    facts = {"parameters": 1, "k_effective": 4, "refused_routes": [], "route": "packed"}
+    facts = {"parameters": 1, "k_effective": 4, "orders": 3, "refused_routes": [], "route": "packed"}
     models = [ModelRuns("small", facts, tuple(runs), ())]
     return summarise_stability(config or small(), run().asked, models, {})
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import permutations
 
 import pytest
 from hypothesis import given
@@ -244,3 +245,30 @@ def test_settings_that_mean_nothing_are_refused(make_task, k, seed, rule, messag
 def test_each_demonstration_has_one_label():
     with pytest.raises(ConfigError, match="0 demonstrations came with 1 labels"):
         Demonstrations("toy", (), (1,), 0, False, "true", 1)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.integers(1, 30))
+def test_orders_are_as_many_as_differ_and_no_two_are_the_same(kinds, n):
+    examples = tuple(Example({"text": f"text {kind}"}, kind % 2, row) for row, kind in enumerate(kinds))
+    drawn = Demonstrations(
+        "toy", examples, tuple(example.label for example in examples), 0, False, "true", len(examples)
+    )
+
+    def shown(one: Demonstrations) -> tuple[tuple[str, int], ...]:
+        return tuple((example.fields["text"], label) for example, label in zip(one.examples, one.labels, strict=True))
+
+    different = set(permutations(shown(drawn)))
+    orders = drawn.in_orders(n)
+
+    assert drawn.n_orders == len(different)
+    assert orders[0] == drawn
+    assert len({shown(one) for one in orders}) == len(orders) == min(n, len(different))
+    assert {shown(one) for one in orders} <= different
+
+
+def test_equal_texts_with_different_labels_have_different_orders():
+    examples = tuple(Example({"text": "the same"}, label, row) for row, label in enumerate([0, 1, 1]))
+    drawn = Demonstrations("toy", examples, (0, 1, 1), 0, False, "true", 3)
+
+    assert drawn.n_orders == 3
+    assert sorted(one.labels for one in drawn.in_orders(9)) == [(0, 1, 1), (1, 0, 1), (1, 1, 0)]

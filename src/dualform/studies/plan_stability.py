@@ -9,7 +9,7 @@ from dualform.studies.bench import Bench, Drawn
 from dualform.studies.plan import Part, Plan
 from dualform.studies.plan_comparison import TRIED, around, fitted, gathered, priced, search_part, sketched
 from dualform.studies.plan_costs import Costs, memory_of
-from dualform.studies.stability import content_free_queries, planned_runs
+from dualform.studies.stability import common_orders, content_free_queries, planned_runs
 from dualform.studies.stability_config import StabilityConfig
 
 
@@ -60,12 +60,10 @@ def _runs(costs: Costs, bench: Bench[StabilityConfig], drawn: dict[int, Drawn], 
     after_ft = costs.read(queries, opening) + lent
     parts = [Part("zsl", zero_shot)]
     searched = False
+    n_orders = common_orders(config, drawn.values())
     for place, seed in enumerate(config.seeds):
-        demonstrations = drawn[seed].demonstrations
-        orders = demonstrations.in_orders(max(config.orders, config.ft_orders))
-        for run in planned_runs(config, place):
-            if run.order >= len(orders):
-                continue
+        orders = drawn[seed].demonstrations.in_orders(n_orders)
+        for run in planned_runs(config, place, n_orders):
             shown = bench.shown(orders[run.order].relabelled(bench.task, run.labels)).encoded
             if run.learner == "icl":
                 n = len(shown.prefix)

@@ -5,7 +5,6 @@ validation, report, and untouched ones. All ways of choosing are then played on 
 (`selection_summary`): what was chosen on one set is held against the untouched queries.
 """
 
-import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +89,13 @@ def selection(
     inputs = digest(everything, drawn.values())
     budget = search_budget(config, drawn, {"validation": sets.width("validation"), "report": sets.width("report")})
     n_orders = max(budget.orders.values())
+    notes = sets.notes
+    if config.orders is not None and n_orders < config.orders:
+        notes = (
+            *notes,
+            f"{config.orders} orders of each selection were requested, but some selections have only {n_orders}, "
+            f"because few of their demonstrations fit or some of them are equal. Every seed was run in {n_orders}.",
+        )
     work = {seed: _work(sets, one, n_orders) for seed, one in drawn.items()}
     progress.start(sum(work.values()))
     seeds: list[SeedTrials] = []
@@ -110,8 +116,8 @@ def selection(
                 progress.advance(work[seed], f"{name} was finished earlier")
             seeds.append(_from_piece(piece))
     facts = {**model_facts(lm), "inputs": inputs, "refused_routes": list(lm.refused)}
-    asked = Asked.of(bench, sets.notes)
-    found = Found(sets.examples, tuple(seeds), zsl, budget, facts, sets.notes)
+    asked = Asked.of(bench, notes)
+    found = Found(sets.examples, tuple(seeds), zsl, budget, facts, notes)
     result = summarise_selection(config, asked, found, environment(lm.device, time.perf_counter() - start))
     return SelectionStudy(result, asked, found)
 
@@ -204,8 +210,9 @@ def search_budget(config: SelectionConfig, drawn: Mapping[int, Drawn], widths: M
         widths: Tokens of all queries of a set.
 
     Returns:
-        The same number of orders for every seed of a set: the most that each seed's budget pays for, at least one and
-        no more than there are. Sets differ, as longer ones spend more of the budget on reading.
+        The same number of orders for every seed of a set: those that the settings name, else the most that each
+        seed's budget pays for; at least one and no more than every seed has. Sets differ, as longer ones spend more of
+        the budget on reading.
     """
     orders: dict[SelectOn, int] = {}
     icl: dict[SelectOn, dict[int, float]] = {}
@@ -216,8 +223,8 @@ def search_budget(config: SelectionConfig, drawn: Mapping[int, Drawn], widths: M
             seed: len(config.grid) * (TRAINING * _training_tokens(each) + width) for seed, each in drawn.items()
         }
         affordable = min(int(ft[name][seed] // one[seed]) for seed in drawn)
-        there_are = min(math.factorial(each.demonstrations.k_effective) for each in drawn.values())
-        orders[name] = config.orders or max(1, min(affordable, there_are))
+        available = min(each.demonstrations.n_orders for each in drawn.values())
+        orders[name] = max(1, min(config.orders or affordable, available))
         icl[name] = {seed: float(orders[name] * tokens) for seed, tokens in one.items()}
     return Budget(orders, icl, ft)
 

@@ -6,7 +6,7 @@ computed afterwards.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -100,16 +100,32 @@ class PlannedRun:
     """FT's; None for the rate that is chosen."""
 
 
-def planned_runs(config: StabilityConfig, place: int) -> list[PlannedRun]:
-    """The runs of one set; `place` is its place among the seeds."""
+def common_orders(config: StabilityConfig, drawn: Iterable[Drawn]) -> int:
+    """Orders that every set is run in: as many as are wanted, or as the smallest set has.
+
+    Long texts may leave one set with a single demonstration that fits. Sets in different numbers of orders would weigh
+    differently in every spread, so all are run in the number that each of them has.
+    """
+    available = min(one.demonstrations.n_orders for one in drawn)
+    return min(available, max(config.orders, config.ft_orders))
+
+
+def planned_runs(config: StabilityConfig, place: int, n_orders: int) -> list[PlannedRun]:
+    """The runs of one set.
+
+    Args:
+        config: The settings.
+        place: Index of the set among the seeds.
+        n_orders: From `common_orders`.
+    """
     finetuned = place < config.ft_seeds
     further = [(f"ft@{rate:g}", rate) for rate in config.further_rates]
-    plan = [PlannedRun("icl", "true", order, None) for order in range(config.orders)]
+    plan = [PlannedRun("icl", "true", order, None) for order in range(min(config.orders, n_orders))]
     if finetuned:
         plan += [
             PlannedRun(name, "true", order, rate)
             for name, rate in [("ft", None), *further]
-            for order in range(config.ft_orders)
+            for order in range(min(config.ft_orders, n_orders))
         ]
     if place < config.label_seeds:
         plan += [
@@ -128,8 +144,9 @@ def _run_model(
     drawn = bench.draw_all(config.seeds)
     queries = (*bench.queries, *content_free_queries(bench))
     inputs = digest(bench, drawn.values())
+    n_orders = common_orders(config, drawn.values())
     work = {
-        seed: sum(_work(bench, queries, drawn[seed], run) for run in planned_runs(config, place))
+        seed: sum(_work(bench, queries, drawn[seed], run) for run in planned_runs(config, place, n_orders))
         for place, seed in enumerate(config.seeds)
     }
     search = _work_of_search(bench, drawn[config.seeds[0]]) if config.ft_seeds else 0.0
@@ -144,11 +161,12 @@ def _run_model(
             piece_name = f"{name}, seed {seed}"
             piece = cells.get(piece_name, inputs)
             if piece is None:
+                planned = planned_runs(config, place, n_orders)
 
                 def report(amount: float, doing: str = f"{bench.lm.name}, seed {seed}") -> None:
                     progress.advance(amount, doing)
 
-                done, tried = _run_set(bench, queries, drawn[seed].demonstrations, place, rate, report)
+                done, tried = _run_set(bench, queries, drawn[seed].demonstrations, planned, rate, report)
                 piece = _to_piece(piece_name, inputs, done, tried)
                 cells.put(piece)
             else:
@@ -164,6 +182,7 @@ def _run_model(
             **model_facts(bench.lm),
             "inputs": inputs,
             "k_effective": min(one.demonstrations.k_effective for one in drawn.values()),
+            "orders": n_orders,
             "refused_routes": list(bench.lm.refused),
         },
         runs=tuple(runs),
@@ -175,18 +194,15 @@ def _run_set(
     bench: Bench[StabilityConfig],
     queries: tuple[Query, ...],
     demonstrations: Demonstrations,
-    place: int,
+    planned: Sequence[PlannedRun],
     rate: float | None,
     report: Callable[[float], None],
 ) -> tuple[list[Run], list[Trial]]:
     """All runs of one set, and what was tried on the way."""
     runs: list[Run] = []
     trials: list[Trial] = []
-    orders = demonstrations.in_orders(max(bench.config.orders, bench.config.ft_orders))
-    for run in planned_runs(bench.config, place):
-        if run.order >= len(orders):
-            # Fewer demonstrations fitted than were asked for, and so few have no more orders.
-            continue
+    orders = demonstrations.in_orders(1 + max(run.order for run in planned))
+    for run in planned:
         shown = bench.shown(orders[run.order].relabelled(bench.task, run.labels))
         adapted = InContext().adapt(bench.lm, shown.encoded) if run.learner == "icl" else None
         used = None

@@ -401,6 +401,13 @@ def _warnings(config: StabilityConfig, asked: Asked, models: Sequence[ModelRuns]
                 f"{one.name}: {config.k} demonstrations were asked for, but only {one.facts['k_effective']} of some "
                 f"sets fit a context of {asked.context} tokens beside the longest query. ICL and FT got the same."
             )
+        wanted = max(config.orders, config.ft_orders)
+        if one.facts["orders"] < wanted:
+            found.append(
+                f"{one.name}: {wanted} orders of each set were requested, but some sets have only "
+                f"{one.facts['orders']}, because few of their demonstrations fit or some of them are equal. Every set "
+                f"was run in {one.facts['orders']}."
+            )
         diverged = sorted({f"{trial.learning_rate:g}" for trial in one.trials if trial.status == "diverged"})
         if diverged:
             found.append(

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -66,16 +66,33 @@ class Demonstrations:
             labels=tuple(self.labels[place] for place in places),
         )
 
+    @property
+    def n_orders(self) -> int:
+        """How many different orders there are: k! for k different demonstrations, fewer where some are equal."""
+        orders = math.factorial(self.k_effective)
+        for times in Counter(self._contents).values():
+            orders //= math.factorial(times)
+        return orders
+
     def in_orders(self, n: int) -> "tuple[Demonstrations, ...]":
         """The same demonstrations in up to `n` different orders, the one drawn first; fewer where there are no more."""
-        found: dict[tuple[int, ...], Demonstrations] = {}
-        most = min(n, math.factorial(len(self.examples)))
+        found: dict[tuple[object, ...], Demonstrations] = {}
+        # Exchanging two equal demonstrations gives no other order, so k! may never be reached.
+        most = min(n, self.n_orders)
         number = 0
         while len(found) < most:
             again = self.reordered(number)
-            found.setdefault(again.rows, again)
+            found.setdefault(again._contents, again)
             number += 1
         return tuple(found.values())
+
+    @property
+    def _contents(self) -> tuple[object, ...]:
+        """What each demonstration shows, in order: two with equal texts and labels are the same to a model."""
+        return tuple(
+            (tuple(sorted(example.fields.items())), example.choices, label)
+            for example, label in zip(self.examples, self.labels, strict=True)
+        )
 
     def labelled_otherwise(self, task: Task, rule: LabelRule) -> "Demonstrations | None":
         """The same demonstrations with the labels that they show dealt anew, until one at least is another.
