@@ -7,11 +7,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import transformers
 
 from tests.tiny import tiny_model, tiny_tokenizer
+
+# Whether a test passes must not depend on how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores; a pool of threads in each would have them wait for one another.
