@@ -725,7 +725,7 @@ class Result(Record):
     two equal runs."""
     model: dict[str, Any] = {}
     """name, architecture, parameters, n_layers, n_heads, d_model, dtype, route, revision (on the hub), vocabulary,
-    inputs (digest of weights, texts and labels)."""
+    notes (of how it was loaded), inputs (digest of weights, texts and labels)."""
     task: dict[str, Any] = {}
     """name, source, label_words, prompt (one rendered example), prompt_tokens (mean), n_report, report_split,
     n_selection, selection_split."""

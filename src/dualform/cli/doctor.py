@@ -61,5 +61,7 @@ def doctor(
     for check in found.checks:
         checks.add_row(check.name, "passed" if check.passed else Text(check.note or "failed", style="red"), check.shown)
     console.print(checks)
+    for note in found.notes:
+        console.print(Text(f"Note: {note}", style="yellow"))
     for note in found.unverified:
         console.print(Text(f"Not verified: {note}", style="yellow"))

@@ -44,6 +44,8 @@ class Examination:
     facts: dict[str, str]
     checks: tuple[Check, ...]
     unverified: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What is known of how the model was loaded, see `LanguageModel.notes`."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -88,7 +90,7 @@ def examine(lm: LanguageModel) -> Examination:
         unverified.append("W_K and W_V of layers after the first: found by gradients, not nudged")
     if window and window > 1024:
         unverified.append(f"behaviour beyond the sliding window of {window} tokens: the self-check's prefix is shorter")
-    return Examination(facts, tuple(checks), tuple(unverified))
+    return Examination(facts, tuple(checks), tuple(unverified), lm.notes)
 
 
 def _where(lm: LanguageModel) -> str:

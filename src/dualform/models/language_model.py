@@ -84,6 +84,8 @@ class LanguageModel:
     route: Route
     refused: tuple[str, ...]
     """Faster routes that the self-check refused, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the results must know about how the model was loaded, one sentence or two each."""
     max_row: int = 1024
     """Most tokens of a packed row; bounds the memory of a forward."""
     max_examples: int = 32

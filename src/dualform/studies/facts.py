@@ -68,6 +68,7 @@ def model_facts(lm: LanguageModel) -> dict[str, Any]:
         "route": lm.route.name,
         "revision": getattr(lm.model.config, "_commit_hash", None),
         "vocabulary": int(lm.model.get_input_embeddings().weight.shape[0]),
+        "notes": list(lm.notes),
     }
 
 

@@ -274,6 +274,7 @@ def _facts(
         f"Folded from {result.fold.texts} unlabelled texts (source: {result.fold.source}) and "
         f"{result.fold.plain_tokens} tokens of plain text (source: {result.fold.plain_source}).",
     ]
+    notes += lm.notes
     if kept is not None:
         notes.append(
             f"The adapter has rank {config.rank} and keeps {kept:.1%} of the squared norm of the change of weights. "

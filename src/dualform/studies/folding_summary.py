@@ -142,7 +142,7 @@ def summarise_folding(
             compositions=compositions,
         ),
         trials=[trial for one in seeds for trial in one.trials],
-        warnings=[*asked.notes, *asked.task.notes, *notes],
+        warnings=[*model.get("notes", ()), *asked.notes, *asked.task.notes, *notes],
     )
 
 

@@ -91,8 +91,7 @@ def compare_momentum(
     for task in tasks.values():
         for seed in config.seeds:
             draw_demonstrations(task, config.k, seed, balanced=True)
-    for name in config.pretrained:
-        require_usable(config, name)
+    notes = [f"{name}: {note}" for name in config.pretrained for note in require_usable(config, name)]
     recipe = config.recipe_of(config.seeds[0])
     texts = read_texts(config, recipe, folder / "corpus", progress)
     # Recipes and tasks may be files, whose content may change while the name stays.
@@ -131,7 +130,7 @@ def compare_momentum(
     regression = regress(config, cells, progress.advance) if config.regress else None
     pretrained = [record for name in config.pretrained for record in put_into(config, name, cells, progress.advance)]
     where = environment(_device(config), time.perf_counter() - start)
-    result = summarise_momentum(config, runs, ratios, tasks, where, inputs, regression, pretrained)
+    result = summarise_momentum(config, runs, ratios, tasks, where, inputs, regression, pretrained, notes)
     return MomentumStudy(result, runs, tasks)
 
 

@@ -31,8 +31,11 @@ _RATE = 1e-5
 """AdamW's, of all weights: small, since the model has been trained before."""
 
 
-def require_usable(config: MomentumConfig, name: str) -> None:
+def require_usable(config: MomentumConfig, name: str) -> tuple[str, ...]:
     """Check that a model can be loaded and that the texts fill a window of its tokens.
+
+    Returns:
+        The notes of loading it, see `LanguageModel.notes`.
 
     Raises:
         DualformError: What is wrong with which.
@@ -48,6 +51,7 @@ def require_usable(config: MomentumConfig, name: str) -> None:
                 break
         else:
             raise _too_short(lm, source, n)
+    return lm.notes
 
 
 def put_into(

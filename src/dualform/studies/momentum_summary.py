@@ -1,7 +1,7 @@
 """From trained arms to the numbers of a `MomentumReport`."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def summarise_momentum(
     inputs: str,
     regression: MomentumRegression | None,
     pretrained: list[PretrainedMomentum],
+    notes_of_models: Sequence[str] = (),
 ) -> Result:
     """The whole study as a result.
 
@@ -63,9 +64,10 @@ def summarise_momentum(
         inputs: Digest of all text.
         regression: In-context regression, where it was asked for.
         pretrained: Models that were trained without.
+        notes_of_models: What is known of how those were loaded.
     """
     recipe = config.recipe_of(config.seeds[0])
-    notes = list(dict.fromkeys(note for run in runs.values() for note in run.about["notes"]))
+    notes = list(dict.fromkeys((*notes_of_models, *(note for run in runs.values() for note in run.about["notes"]))))
     for name in tasks:
         fitted = [int(run.about["k"][name]) for run in runs.values() if name in run.about["k"]]
         if fitted and min(fitted) < config.k:

@@ -352,7 +352,12 @@ def summarise_selection(config: SelectionConfig, asked: Asked, found: Found, env
             n_report=sizes["report"],
             n_untouched=sizes["untouched"],
         ),
-        warnings=[*asked.task.notes, *found.notes, *_warnings(config, asked, found, choices)],
+        warnings=[
+            *found.facts.get("notes", ()),
+            *asked.task.notes,
+            *found.notes,
+            *_warnings(config, asked, found, choices),
+        ],
     )
 
 

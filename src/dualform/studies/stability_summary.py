@@ -418,6 +418,7 @@ def _warnings(config: StabilityConfig, asked: Asked, models: Sequence[ModelRuns]
         chosen = [trial.learning_rate for trial in one.trials if trial.chosen]
         if len(rates) > 1 and any(rate in (rates[0], rates[-1]) for rate in chosen):
             found.append(f"{one.name}: FT's learning rate ({chosen[0]:g}) is at the edge of its grid. Widen the grid.")
+        found += [f"{one.name}: {note}" for note in one.facts.get("notes", ())]
         if one.facts["refused_routes"]:
             found.append(f"{one.name}: read by the route '{one.facts['route']}', slower than others that failed.")
     if len(config.seeds) < 8:

@@ -90,7 +90,7 @@ def summarise(
         against_icl=against_icl(tables, labels, costs, stats),
         fold=_fold(config, outcomes, found, stats) if "fold" in learners else None,
         trials=[trial for outcome in outcomes for trial in outcome.trials],
-        warnings=[*asked.notes, *asked.task.notes, *_warnings(config, lm, asked, outcomes)],
+        warnings=[*lm.notes, *asked.notes, *asked.task.notes, *_warnings(config, lm, asked, outcomes)],
     )
 
 
