@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dualform.errors import DualformError, ModelError, NumericalError
+from dualform.errors import ModelError, NumericalError
 from dualform.models.anatomy import Anatomy, find_anatomy
 from dualform.models.cached import MaskedRoute, NaiveRoute, RepeatedRoute
 from dualform.models.capture import Recording, Trace
@@ -19,6 +19,13 @@ from dualform.models.packed import PackedRoute
 from dualform.models.products import PackedProducts, packable
 from dualform.models.quantized import precision_of, token_by_token
 from dualform.models.streaming import input_device, is_streamed, named_weights, stream_
+from dualform.models.untouched import (
+    compare_with_untouched,
+    difference_allowed,
+    ordinary_ids,
+    read_untouched,
+    special_ids,
+)
 
 NO_RECORDING = Recording()
 
@@ -90,12 +97,17 @@ class LanguageModel:
     """Most tokens of a packed row; bounds the memory of a forward."""
     max_examples: int = 32
     """Most queries of a packed row; bounds the memory of a trace."""
+    verification: "Verification | None" = None
+    """What was compared with the model's own forward; None for a model that has no weights."""
 
     @classmethod
     def wrap(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, route: str | None = None
     ) -> "LanguageModel":
         """Probe a transformers model and choose the fastest route that passes the self-check.
+
+        First the model's own forward is run as it is. The naive route must agree with it, and each faster route with
+        the naive one.
 
         Args:
             model: Any causal language model with softmax attention; put into eval mode.
@@ -104,14 +116,24 @@ class LanguageModel:
             route: Insist on `packed`, `packed-mask`, `repeated` or `naive`.
 
         Raises:
-            ModelError: No attention was seen, or the route insisted upon failed.
+            ModelError: The model is not causal, no attention was seen, the naive route does not agree with the model's
+                own forward, or the route insisted upon failed.
+            NumericalError: Weights or logits are NaN or infinite.
         """
+        require_known_route(route)
         model.eval()
-        stream_(model)
-        anatomy = find_anatomy(model)
-        with token_by_token(model):
-            chosen, refused = choose_route(model, anatomy, route)
-        return cls(name, model, tokenizer, anatomy, chosen, refused)
+        # Probing needs gradients, whatever the caller has switched off.
+        with torch.inference_mode(False), torch.enable_grad():
+            _require_ordinary_weights(model)
+            stream_(model)
+            with token_by_token(model):
+                untouched = read_untouched(model, tokenizer)
+            anatomy = find_anatomy(model)
+            with token_by_token(model):
+                deviation = compare_with_untouched(model, anatomy, untouched)
+                chosen, refused = choose_route(model, anatomy, route)
+        verification = Verification(untouched.implementation, untouched.causality, deviation, untouched.skipped)
+        return cls(name, model, tokenizer, anatomy, chosen, refused, verification=verification)
 
     @property
     def device(self) -> torch.device:
@@ -240,7 +262,31 @@ class LanguageModel:
         return table
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What the self-check found when the model was loaded."""
+
+    implementation: str
+    """Attention implementation of the model's own forward, which the naive route was compared with."""
+    causality: float
+    """Largest change of earlier logits when the last token changes, relative to the largest logit."""
+    deviation: float
+    """Largest difference between naive route and the model's own forward, relative to the largest entry."""
+    unverified: tuple[str, ...] = ()
+    """What could not be compared, in words."""
+
+
 ROUTES = {route.name: route for route in (PackedRoute, MaskedRoute, RepeatedRoute, NaiveRoute)}
+
+
+def require_known_route(name: str | None) -> None:
+    """Check that a route of this name exists.
+
+    Raises:
+        ModelError: It does not.
+    """
+    if name is not None and name not in ROUTES:
+        raise ModelError(f"unknown route {name!r}: choose one of {', '.join(ROUTES)}")
 
 
 def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = None) -> tuple[Route, tuple[str, ...]]:
@@ -255,10 +301,9 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
         The route, and for each faster one why it was refused.
 
     Raises:
-        ModelError: The route insisted upon is unknown or refused.
+        ModelError: The route insisted upon is unknown or refused, or the naive route fails.
     """
-    if insist is not None and insist not in ROUTES:
-        raise ModelError(f"unknown route {insist!r}: choose one of {', '.join(ROUTES)}")
+    require_known_route(insist)
     naive = NaiveRoute(model, anatomy)
     names = [insist] if insist else [name for name in ROUTES if anatomy.registry or name != "packed"]
     refused: list[str] = []
@@ -272,26 +317,54 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
         if name == "packed-mask" and window_of(model) > (LONGEST_CHECK if model.dtype.itemsize >= 4 else 0):
             refused.append(f"packed-mask: a window of {window_of(model)} tokens cannot be checked in {model.dtype}")
             continue
-        route = ROUTES[name](model, anatomy)
-        expected = expected or check_readings(model, naive)
+        expected = expected or _naive_readings(model, naive)
         try:
-            difference = largest_difference(expected, check_readings(model, route))
-        except (DualformError, RuntimeError, TypeError, ValueError, LookupError) as error:
-            refused.append(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            difference = largest_difference(expected, check_readings(model, ROUTES[name](model, anatomy)))
+        except Exception as error:
+            # Whatever a family's code makes of a route that does not suit it (KeyError, AttributeError, an empty
+            # AssertionError, ...): another route may suit it.
+            refused.append(f"{name}: {in_one_line(error)}")
             continue
         if difference < tolerance(model):
-            return route, tuple(refused)
+            return ROUTES[name](model, anatomy), tuple(refused)
         refused.append(f"{name}: log-probabilities or records differ from the naive forward's by {difference:.1e}")
-    raise ModelError(f"route {insist!r} does not read this model rightly: {'; '.join(refused)}")
+    raise ModelError(
+        f"route {insist!r} does not read this model rightly: {'; '.join(refused)}. Leave out the route, or take naive."
+    )
+
+
+def in_one_line(error: Exception) -> str:
+    """Type and first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else f"{type(error).__name__} without a message"
+
+
+def _naive_readings(model: PreTrainedModel, naive: NaiveRoute) -> list[Tensor]:
+    try:
+        return check_readings(model, naive)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be read, not even on the naive route: {in_one_line(error)}"
+        ) from error
+
+
+def _require_ordinary_weights(model: PreTrainedModel) -> None:
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise ModelError(
+            f"{type(model).__name__}: its weights were created inside torch.inference_mode(), so no gradients can pass "
+            "through it. Load it outside that block, or with dualform.load_model, which works inside it."
+        )
 
 
 def check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
     """Log-probabilities and records of three queries with answers of one to three tokens, behind a prefix."""
-    size = model.get_input_embeddings().weight.shape[0]
     # A prefix that a short sliding window cannot hold shows whether the route knows the window.
     window = window_of(model)
     length = window + 3 if 0 < window <= LONGEST_CHECK else 9
-    tokens = (torch.arange(length + 40) * 7919 % (size - 4) + 4).tolist()
+    tokens = ordinary_ids(model, length + 40)
+    # Families may treat special tokens unlike others: RoBERTa does not count padding among the positions.
+    for place, special in zip((2, length + 1, 5, length + 12, 8, length + 14), special_ids(model), strict=False):
+        tokens[place] = special
     own = tokens[length:]
     queries = [
         Query(tuple(own[:4]), ((own[4],), (own[5], own[6], own[7]), (own[8], own[9]))),
@@ -337,11 +410,5 @@ def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
 
 
 def tolerance(model: PreTrainedModel) -> float:
-    """A few hundred roundings, as many as a deep model adds up between its first layer and its last.
-
-    In half precision so many would hide a wrong route: right ones were seen to differ by 0.02 there, wrong ones by
-    0.13 and more. In double precision families still compute norms or softmax in single. Quantized weights are granted
-    as much, since 8-bit products round their inputs too: a last digit there can tip an entry to the next level.
-    """
-    dtype = torch.bfloat16 if precision_of(model) is not None else model.dtype
-    return min(400 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps), 0.05)
+    """Largest difference that counts as rounding (`untouched.difference_allowed`)."""
+    return difference_allowed(model)

@@ -86,7 +86,8 @@ def load_model(
             # Pickled weights can run code when they are read.
             arguments["use_safetensors"] = True
         arguments |= placed.arguments(DTYPES[dtype], where)
-        with quietly():
+        # Weights made inside a caller's inference_mode could never take part in a gradient.
+        with quietly(), torch.inference_mode(False):
             model, found = _class_of(source, trust_remote_code).from_pretrained(
                 source, **arguments, dtype=DTYPES[dtype], output_loading_info=True
             )
