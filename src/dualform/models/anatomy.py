@@ -65,6 +65,11 @@ class Anatomy:
         return self.layers[0].n_heads
 
     @property
+    def knows_outputs(self) -> bool:
+        """Whether W_O of every layer is known, so that attention outputs can be recorded."""
+        return all(layer.W_O is not None for layer in self.layers)
+
+    @property
     def unclear(self) -> tuple[str, ...]:
         """What could not be found, in words."""
         return tuple(f"layer {i}: {word}" for i, layer in enumerate(self.layers) for word in layer.unclear)

@@ -50,7 +50,7 @@ class CachedPrefix:
 class _CachedRoute:
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self._model = model
-        self._anatomy = anatomy
+        self.anatomy = anatomy
 
     def encode(self, prefix: tuple[int, ...]) -> CachedPrefix:
         """Run the prefix once into a cache."""
@@ -64,7 +64,7 @@ class _CachedRoute:
         return CachedPrefix(cache, prefix)
 
     def _recorder(self, want: Recording, layout: Layout, index: ProbeIndex) -> Recorder | None:
-        return Recorder(self._anatomy, want, layout.seen_mask, index) if want else None
+        return Recorder(self.anatomy, want, layout.seen_mask, index) if want else None
 
 
 class MaskedRoute(_CachedRoute):
@@ -96,7 +96,7 @@ class MaskedRoute(_CachedRoute):
         recorder = self._recorder(want, layout, index)
         logits, hidden = recorded_rows(
             self._model,
-            self._anatomy,
+            self.anatomy,
             recorder,
             layout.scored_rows,
             input_ids=layout.tokens[None],
@@ -133,7 +133,7 @@ class RepeatedRoute(_CachedRoute):
         recorder = self._recorder(want, layout, index)
         logits, hidden = recorded_rows(
             self._model,
-            self._anatomy,
+            self.anatomy,
             recorder,
             torch.tensor([row * width + position for row, position in spread.scored], device=device),
             input_ids=tokens,
@@ -151,11 +151,11 @@ class NaiveRoute:
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self._model = model
-        self._anatomy = anatomy
+        self.anatomy = anatomy
 
     def encode(self, prefix: tuple[int, ...]) -> KeysValues:
         """Nothing is reused; keys and values are kept for those who want to look at them."""
-        return keys_values(self._model, self._anatomy, prefix)
+        return keys_values(self._model, self.anatomy, prefix)
 
     def read(
         self, prefix: KeysValues, queries: list[Query], layout: Layout, want: Recording
@@ -178,10 +178,10 @@ class NaiveRoute:
                     n_prefix=prefix.length,
                 )
                 mask = torch.ones(1, int(seen), dtype=torch.bool, device=device)
-                recorder = Recorder(self._anatomy, want, mask, index)
+                recorder = Recorder(self.anatomy, want, mask, index)
             row_logits, row_hidden = recorded_rows(
                 self._model,
-                self._anatomy,
+                self.anatomy,
                 recorder,
                 torch.tensor([position + prefix.length for _, position in wanted], dtype=torch.long, device=device),
                 input_ids=torch.tensor([[*prefix.tokens, *row]], device=device),

@@ -48,6 +48,7 @@ class Route(Protocol):
     """A way through transformers; all ways give the same numbers."""
 
     name: str
+    anatomy: Anatomy
 
     def encode(self, prefix: tuple[int, ...]) -> Any:
         """Run the prefix once."""
@@ -372,16 +373,16 @@ def check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
         Query((own[20],), ((own[21], own[22]), (own[23],), (own[24], own[25]))),
     ]
     layout = lay_out(queries, "prompt", input_device(model))
-    want = Recording(output=True, scores=True)
+    # Attention outputs can be recorded only where every W_O is known; answers and scores need none.
+    want = Recording(output=route.anatomy.knows_outputs, scores=True)
     logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
     assert trace is not None
-    assert trace.output is not None
     assert trace.scores is not None
     visible = trace.mask[:, None, None] & torch.isfinite(trace.scores)
     return [
         layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)),
-        trace.output,
         trace.scores.masked_fill(~visible, 0.0),
+        *([] if trace.output is None else [trace.output]),
     ]
 
 

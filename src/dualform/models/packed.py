@@ -27,12 +27,12 @@ class PackedRoute:
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self._model = model
-        self._anatomy = anatomy
+        self.anatomy = anatomy
         self._layer_of = layers_of(model, anatomy)
 
     def encode(self, prefix: tuple[int, ...]) -> KeysValues:
         """Run the prefix once and keep each layer's keys and values."""
-        return keys_values(self._model, self._anatomy, prefix)
+        return keys_values(self._model, self.anatomy, prefix)
 
     def read(
         self, prefix: KeysValues, queries: list[Query], layout: Layout, want: Recording
@@ -47,7 +47,7 @@ class PackedRoute:
                 columns=layout.gather[:, :width],
                 n_prefix=prefix.length,
             )
-            recorder = Recorder(self._anatomy, want, layout.seen_mask, index)
+            recorder = Recorder(self.anatomy, want, layout.seen_mask, index)
         tap = _PackedTap(self._layer_of, prefix, layout, recorder)
         inputs: dict[str, Any] = {
             "input_ids": layout.tokens[None],

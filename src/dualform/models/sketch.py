@@ -108,6 +108,9 @@ class _Unread:
 
     name = "none"
 
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+
     def encode(self, prefix: tuple[int, ...]) -> Any:
         raise ModelError("a sketch has no weights, so it cannot read. Load the model.")
 
@@ -147,7 +150,7 @@ def _sketched(name: str, model: PreTrainedModel, tokenizer: Any) -> Sketch:
     shape = shape_of(model)
     layer = LayerAnatomy("", None, None, None, None, shape.n_heads, shape.n_kv_heads, shape.d_head)
     anatomy = Anatomy((layer,) * shape.n_layers, shape.registry)
-    return Sketch(LanguageModel(name, model, tokenizer, anatomy, _Unread(), ()), shape)
+    return Sketch(LanguageModel(name, model, tokenizer, anatomy, _Unread(anatomy), ()), shape)
 
 
 def laid_out(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
