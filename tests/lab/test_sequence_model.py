@@ -17,6 +17,7 @@ from dualform.lab.sequence_model import (
     SequenceModelConfig,
     train_sequence_model,
 )
+from dualform.lab.streams import stream
 from dualform.ops.fast_weights import RULES
 
 TASKS = RegressionTasks(dimension=3, points=7)
@@ -178,7 +179,7 @@ def test_training_learns() -> None:
 @pytest.mark.parametrize("mixer", ["delta", "softmax"])
 def test_equal_seeds_train_equal_models_on_sequences_that_the_mixer_has_no_part_in(mixer: Mixer) -> None:
     losses: list[float] = []
-    generator = torch.Generator().manual_seed(1)
+    generator = stream("training", 1)
     once = train_sequence_model(
         shape(mixer), TASKS, steps=2, seed=1, batch=8, after_step=lambda step, loss: losses.append(loss)
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dualform.errors import ConfigError
+from dualform.lab.streams import stream
 from dualform.lab.token_world import BOS, EOS, IS, LABEL_WORDS, UNKNOWN, TokenWorld
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
@@ -51,7 +52,7 @@ def test_only_words_have_vectors(world):
 def test_labels_say_on_which_side_of_a_hidden_plane_a_word_lies(world):
     task = world.task(seed=4)
     # The task's own first draw.
-    w = torch.randn(3, generator=torch.Generator().manual_seed(4), dtype=torch.float64) / math.sqrt(3)
+    w = torch.randn(3, generator=stream("task", 4), dtype=torch.float64) / math.sqrt(3)
     examples = [example for split in task.splits.values() for example in split]
     assert sorted(example.row for example in examples) == list(range(24))
     for example in examples:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dualform.lab.predictors import Ridge, by_point
 from dualform.lab.regression import errors_by_point, train_regressor
+from dualform.lab.streams import stream
 from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies import momentum_regression as study
 from dualform.studies.momentum_arms import prepare_for
@@ -70,7 +71,7 @@ def test_errors_are_those_of_the_trained_models(found: MomentumRegression, cells
     arm = Arm("momentum", 0.3)
     model = train_regressor(TASKS, CONDITIONS, steps=STEPS, seed=2, prepare=prepare_for(arm))
     for number, condition in enumerate(CONDITIONS):
-        x, y = TASKS.draw(64, condition, torch.Generator().manual_seed(2**31 + round(condition)))
+        x, y = TASKS.draw(64, condition, stream("test", 0, round(condition)))
         with torch.no_grad():
             errors = errors_by_point(model(x, y), y)
         torch.testing.assert_close(errors_of(cells, arm.name)[1, number], errors.double())
@@ -105,7 +106,7 @@ def test_exact_predictors_stand_beside(found: MomentumRegression) -> None:
             # Before an example has been seen zero is as good as anything.
             assert one.loss[0].mean == pytest.approx(1.0, abs=0.6)
             assert {point.n for point in one.loss} == {1}
-    x, y = (t.double() for t in TASKS.draw(64, 10.0, torch.Generator().manual_seed(2**31 + 10)))
+    x, y = (t.double() for t in TASKS.draw(64, 10.0, stream("test", 0, 10)))
     expected = errors_by_point(by_point(Ridge(1e-6), x, y), y).tolist()
     assert [point.mean for point in found.references["least squares"][1].loss] == pytest.approx(expected)
     assert expected[-1] < 1e-6

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dualform.errors import ConfigError, ShapeError
+from dualform.lab.streams import stream
 from dualform.lab.token_world import TokenWorld
 from dualform.models.attention import ATTENTION, NAME, AttentionCall, plain_attention
 
@@ -211,7 +212,7 @@ class Layer:
     @classmethod
     def draw(cls, world: TokenWorld, targets: int, seed: int) -> "Layer":
         """Random ones: orthonormal targets, everything else normal."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = stream("layer", seed)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -18,6 +18,7 @@ from dualform.errors import TrainingError
 from dualform.lab.predictors import Descent, by_point
 from dualform.lab.regression_tasks import random_directions, stretched
 from dualform.lab.schedule import set_rate_
+from dualform.lab.streams import stream, stream_seed
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class InContextRegressor(nn.Module):
             tie_word_embeddings=True,
         )
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(stream_seed("weights", seed))
             self.transformer: PreTrainedModel = LlamaForCausalLM(config)
             self.read_in = nn.Linear(tasks.dimension + 1, width)
             self.read_out = nn.Linear(width, 1)
@@ -131,7 +132,7 @@ def train_regressor(
         prepare(model.transformer)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     warmup = max(1, steps // 10)
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream("training", seed)
     model.train()
     for step in range(steps):
         set_rate_(optimiser, learning_rate, step, steps, warmup)

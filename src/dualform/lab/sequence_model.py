@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dualform.errors import ConfigError, ShapeError, TrainingError
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.lab.schedule import set_rate_
+from dualform.lab.streams import stream, stream_seed
 from dualform.ops.fast_weights import RULES, FastWeightRule, FastWeightState, fast_weights
 from dualform.ops.momentum import momentum_chunked
 from dualform.ops.momentum_dual import momentum_linear_attention
@@ -100,7 +101,7 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.config = config
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(stream_seed("weights", seed))
             self.read_in = nn.Linear(config.dimension + 2, config.width)
             self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
             self.norm = nn.LayerNorm(config.width)
@@ -285,7 +286,7 @@ def train_sequence_model(
     model = SequenceModel(config, seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     warmup = max(1, steps // 10)
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream("training", seed)
     for step in range(steps):
         set_rate_(optimiser, learning_rate, step, steps, warmup)
         drawn = tasks.draw(batch, generator)

@@ -5,6 +5,12 @@ import hashlib
 import torch
 
 
+def stream_seed(purpose: str, seed: int, *more: int) -> int:
+    """The 32-bit seed of `stream`, for code that can only draw from the global generator; same arguments."""
+    hashed = hashlib.sha256(repr((purpose, seed, *more)).encode()).digest()
+    return int.from_bytes(hashed[:4], "big")
+
+
 def stream(purpose: str, seed: int, *more: int) -> torch.Generator:
     """A generator on the CPU, the same for the same arguments in every run, and unrelated for any others.
 
@@ -17,5 +23,4 @@ def stream(purpose: str, seed: int, *more: int) -> torch.Generator:
         seed: Of a run.
         more: What else tells streams of a purpose and seed apart, such as a number of points.
     """
-    hashed = hashlib.sha256(repr((purpose, seed, *more)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(hashed[:4], "big"))
+    return torch.Generator().manual_seed(stream_seed(purpose, seed, *more))

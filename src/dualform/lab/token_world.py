@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dualform.errors import ConfigError
+from dualform.lab.streams import stream
 from dualform.tasks.task import Example, Task, Template
 
 BOS, EOS, UNKNOWN, IS = "<s>", "</s>", "<unk>", "is"
@@ -35,7 +36,7 @@ class TokenWorld:
     @classmethod
     def draw(cls, dimension: int, words: int, seed: int) -> "TokenWorld":
         """Words with normal vectors, the identity for their covariance; equal seeds give equal worlds."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = stream("words", seed)
         return cls(torch.randn(words, dimension, generator=generator, dtype=torch.float64))
 
     @property
@@ -107,7 +108,7 @@ class TokenWorld:
         Returns:
             Half of the words for demonstrations, a sixth to choose on, a third to report; no word in two of them.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = stream("task", seed)
         w = torch.randn(self.dimension, generator=generator, dtype=torch.float64) / math.sqrt(self.dimension)
         order = torch.randperm(len(self.x), generator=generator).tolist()
         labels = (self.x @ w > 0).long().tolist()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dualform.errors import TrainingError
+from dualform.lab.streams import stream, stream_seed
 from dualform.lab.token_world import BOS, EOS, IS, TokenWorld
 from dualform.models.checkpoint import whole_folder
 
@@ -94,14 +95,14 @@ def train_toy(
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(stream_seed("weights", seed))
         model = LlamaForCausalLM(config)
     with torch.no_grad():
         words = model.model.embed_tokens.weight
         # What a word is beside its vector must be small, or norms would hide the vector's length.
         words[world.first_word :] *= 0.1
         words[world.first_word :, : world.dimension] = world.x.to(words.dtype)
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream("training", seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     warmup = min(_WARMUP, max(1, steps // 4))
     model.train()

@@ -10,6 +10,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from dualform.lab.streams import stream
 from dualform.ops.constructions import (
     LinearSelfAttention,
     descend_by_layers,
@@ -32,7 +33,7 @@ _QUERIES = 16
 
 def depth_errors(dimension: int, points: int, seed: int) -> dict[str, float]:
     """How far layers are from steps, ||layers - steps|| / ||steps|| over all queries, by name of the claim."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream("construction depth", seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dualform.lab.predictors import Descent, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
+from dualform.lab.streams import stream
 from dualform.ops.fast_weights import NORM_EPS, FastWeightRule, FastWeightState, fast_weights
 from dualform.result import Claim
 from dualform.studies.seed_statistics import over_seeds
@@ -89,7 +90,7 @@ def equivalence_claims(errors: Tensor) -> list[Claim]:
 
 
 def _drawn(seed: int, tasks: RegressionTasks) -> tuple[_Tokens, Sequences]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream("equivalences", seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dualform.lab.predictors import Ridge, by_point
 from dualform.lab.regression import LinearTasks, best_descent, errors_by_point, train_regressor
+from dualform.lab.streams import stream
 from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies.momentum_arms import prepare_for
 from dualform.studies.momentum_config import Arm, MomentumConfig
@@ -65,7 +66,7 @@ def regress(
 
 
 def _sequences(condition: float) -> _Asked:
-    generator = torch.Generator().manual_seed(2**31 + round(condition))
+    generator = stream("test", 0, round(condition))
     return _Asked(*TASKS.draw(_ASKED, condition, generator))
 
 
