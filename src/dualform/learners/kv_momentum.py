@@ -20,6 +20,7 @@ from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import forward_flops
 from dualform.models.forward import KeysValues, cache_argument, forward_rows, layers_of
 from dualform.models.language_model import EncodedPrefix, LanguageModel
+from dualform.models.layout import Query
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of each layer, `(kv_head, pos, d_head)`."""
@@ -74,6 +75,7 @@ class KeyValueMomentum:
             ConfigError: The demonstrations' prefix does not begin with `opening`.
             ModelError: The route reads queries without the prefix's keys and values, or computes positions itself.
             NumericalError: Keys or values became NaN or infinite; the message names step and pass.
+            ContextError: The demonstrations go beyond a switch length (`LanguageModel.require_one_row`).
         """
         start = time.perf_counter()
         prefix, n_fixed = demonstrations.prefix, len(self.opening)
@@ -91,6 +93,7 @@ class KeyValueMomentum:
         own = prefix[n_fixed:]
         rereadings = self.passes - 1 if own else 0
         if rereadings:
+            lm.require_one_row(0, [Query(prefix, ())])
             encoded = self._thought_over(lm, encoded, prefix, n_fixed)
         seconds = time.perf_counter() - start
         tokens = len(prefix) + rereadings * len(own)
@@ -130,7 +133,7 @@ class KeyValueMomentum:
                     f"step {self.step:g}, momentum {self.momentum:g}: keys or values became infinite in pass {number} "
                     f"of {self.passes}. Use a smaller step."
                 )
-        return prefix_of(before(), tokens)
+        return replace(prefix_of(before(), tokens), edited=True)
 
 
 class _BehindKeysValues:
@@ -202,7 +205,7 @@ _READERS: dict[
     str,
     tuple[
         Callable[[LanguageModel, Layers, tuple[int, ...], int], Layers],
-        Callable[[Layers, tuple[int, ...]], EncodedPrefix],
+        Callable[[Layers, tuple[int, ...]], KeysValues | CachedPrefix],
     ],
 ] = {
     "packed": (_read_through_attention, KeysValues),

@@ -84,8 +84,13 @@ class RankOneModel:
     def read_group(
         self, queries: Sequence[Query], indices: Sequence[int], want: Recording = NO_RECORDING, probe: Probe = "prompt"
     ) -> Readings:
-        """Read one group of queries; the trace is that of the changed zero-shot forward."""
+        """Read one group of queries; the trace is that of the changed zero-shot forward.
+
+        Raises:
+            ContextError: Queries behind the demonstrations go beyond a switch length.
+        """
         chosen = [queries[i] for i in indices]
+        self.lm.require_one_row(self.prompted.length, chosen, probe)
         context = self._in_context(chosen, lay_out(chosen, probe, self.lm.device))
         with self._changed(context):
             return self.lm.read_group(self.opening, queries, indices, want, probe)

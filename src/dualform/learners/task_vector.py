@@ -67,6 +67,7 @@ class TaskVector:
         Raises:
             ConfigError: The model has no such layer.
             ModelError: The route does not keep queries in one row, or the model is no plain stack of blocks.
+            ContextError: Texts behind the demonstrations go beyond a switch length (`LanguageModel.require_one_row`).
         """
         start = time.perf_counter()
         if lm.route.name not in _ONE_ROW:
@@ -109,6 +110,7 @@ class TaskVector:
 
         n_answers = max(len(text.answers) for text in self.texts)
         scores = torch.full((len(self.texts), n_answers), -torch.inf, dtype=torch.float64)
+        lm.require_one_row(in_context.n_prefix, self.texts)
         for indices in lm.groups(self.texts):
             rows = _predicting_rows(lay_out([self.texts[i] for i in indices], device=lm.device))
             with _seen(lm, blocks, lambda layer, out, rows=rows: add(layer, rows, out)):
@@ -164,6 +166,7 @@ class PatchedModel:
     ) -> Readings:
         """Read one group of queries, the block's output replaced for as long as it takes."""
         lm = self.zero_shot.lm
+        lm.require_one_row(self.n_prefix, [queries[i] for i in indices], probe)
         rows = _predicting_rows(lay_out([queries[i] for i in indices], probe, lm.device))
 
         def replace(module: nn.Module, args: Any, out: Any) -> Any:

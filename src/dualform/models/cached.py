@@ -17,6 +17,7 @@ from dualform.models.capture import ProbeIndex, Recorder, Recording, Trace, join
 from dualform.models.forward import KeysValues, cache_argument, forward_rows, keys_values, recorded_rows
 from dualform.models.layout import Layout, Query
 from dualform.models.streaming import input_device
+from dualform.models.switch_lengths import alike, switch_lengths
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class CachedPrefix:
     cache: DynamicCache | None
     """None for an empty prefix."""
     tokens: tuple[int, ...]
+    edited: bool = False
+    """Whether keys and values are others than the tokens have by themselves."""
 
     @property
     def length(self) -> int:
@@ -145,20 +148,25 @@ class RepeatedRoute(_CachedRoute):
 
 
 class NaiveRoute:
-    """Every answer on its own: no cache, no batch, no packing."""
+    """Every answer on its own: no cache, no batch, no packing.
+
+    Where the length of a row decides how all of its tokens are read (`switch_lengths`), every token that is wanted gets
+    a forward that ends with it, as in generation without a cache.
+    """
 
     name = "naive"
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self._model = model
         self.anatomy = anatomy
+        self._switches = switch_lengths(model.config)
 
     def encode(self, prefix: tuple[int, ...]) -> KeysValues:
         """Nothing is reused; keys and values are kept for those who want to look at them."""
         return keys_values(self._model, self.anatomy, prefix)
 
     def read(
-        self, prefix: KeysValues, queries: list[Query], layout: Layout, want: Recording
+        self, prefix: KeysValues | CachedPrefix, queries: list[Query], layout: Layout, want: Recording
     ) -> tuple[Tensor, Tensor, Trace | None]:
         """Logits and hidden states at `layout.scored_rows`, and the trace if one is wanted."""
         spread = _spread(queries, layout)
@@ -168,32 +176,46 @@ class NaiveRoute:
         traces = []
         for number, row in enumerate(spread.rows):
             wanted = [(i, position) for i, (r, position) in enumerate(spread.scored) if r == number]
-            recorder = None
+            tokens = [*prefix.tokens, *row]
+            probe = None
             if want and number in spread.first_row:
-                seen = layout.seen[spread.first_row.index(number)][None]
-                index = ProbeIndex(
-                    batch=torch.zeros_like(seen),
-                    position=seen - 1 + prefix.length,
-                    columns=torch.arange(int(seen), device=device)[None] + prefix.length,
-                    n_prefix=prefix.length,
+                probe = int(layout.seen[spread.first_row.index(number)]) - 1
+            for last, together in self._forwards(prefix.length, len(row), [p for _, p in wanted], probe):
+                recorder = None
+                if probe is not None and probe in together:
+                    index = ProbeIndex(
+                        batch=torch.zeros(1, dtype=torch.long, device=device),
+                        position=torch.tensor([probe + prefix.length], device=device),
+                        columns=torch.arange(probe + 1, device=device)[None] + prefix.length,
+                        n_prefix=prefix.length,
+                    )
+                    mask = torch.ones(1, probe + 1, dtype=torch.bool, device=device)
+                    recorder = Recorder(self.anatomy, want, mask, index)
+                here = [(i, position) for i, position in wanted if position in together]
+                row_logits, row_hidden = recorded_rows(
+                    self._model,
+                    self.anatomy,
+                    recorder,
+                    torch.tensor([position + prefix.length for _, position in here], dtype=torch.long, device=device),
+                    input_ids=torch.tensor([tokens[: prefix.length + last + 1]], device=device),
+                    use_cache=False,
                 )
-                mask = torch.ones(1, int(seen), dtype=torch.bool, device=device)
-                recorder = Recorder(self.anatomy, want, mask, index)
-            row_logits, row_hidden = recorded_rows(
-                self._model,
-                self.anatomy,
-                recorder,
-                torch.tensor([position + prefix.length for _, position in wanted], dtype=torch.long, device=device),
-                input_ids=torch.tensor([[*prefix.tokens, *row]], device=device),
-                use_cache=False,
-            )
-            for (i, _), a, b in zip(wanted, row_logits, row_hidden, strict=True):
-                logits[i], hidden[i] = a, b
-            if recorder is not None:
-                traces.append(recorder.trace())
+                for (i, _), a, b in zip(here, row_logits, row_hidden, strict=True):
+                    logits[i], hidden[i] = a, b
+                if recorder is not None:
+                    traces.append(recorder.trace())
         order = range(len(spread.scored))
         trace = join_traces(traces) if want else None
         return torch.stack([logits[i] for i in order]), torch.stack([hidden[i] for i in order]), trace
+
+    def _forwards(
+        self, n_prefix: int, n_row: int, scored: list[int], probe: int | None
+    ) -> list[tuple[int, tuple[int, ...]]]:
+        """The forwards that a row needs: the position that each ends with, and the positions that are read in it."""
+        positions = sorted({*scored, *(() if probe is None else (probe,))})
+        if not positions or alike(self._switches, n_prefix + positions[0] + 1, n_prefix + n_row):
+            return [(n_row - 1, tuple(positions))]
+        return [(position, (position,)) for position in positions]
 
 
 @dataclass(frozen=True)

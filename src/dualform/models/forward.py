@@ -84,6 +84,8 @@ class KeysValues:
     layers: tuple[tuple[Tensor, Tensor], ...]
     """Keys and values, each `(kv_head, prefix_pos, d_head)`; empty for an empty prefix."""
     tokens: tuple[int, ...]
+    edited: bool = False
+    """Whether keys and values are others than the tokens have by themselves."""
 
     @property
     def length(self) -> int:

@@ -17,6 +17,7 @@ from dualform.models.cached import CachedPrefix
 from dualform.models.encoding import EncodedDemonstrations, Encoder
 from dualform.models.forward import cache_argument, forward_rows
 from dualform.models.language_model import LanguageModel
+from dualform.models.switch_lengths import switch_lengths
 from dualform.tasks.task import Example, Task
 
 _MARK = "\0"
@@ -295,6 +296,9 @@ class _Sampler:
         ids = torch.tensor([start], device=lm.device)
         self._first = self._forward(ids, ids.new_tensor([len(start) - 1]), cache)
         self._shared = CachedPrefix(cache, start)
+        lengths = [one.length for one in switch_lengths(lm.model.config)]
+        # A cache is right for as long as nothing changes with length; beyond, rows are read whole at every step.
+        self._cached_until = min(lengths, default=None)
 
     def run(self, n: int, max_tokens: int, goes_on: Callable[[int, int], bool]) -> None:
         """Draw up to `max_tokens` tokens for each of `n` continuations, all of them side by side.
@@ -305,7 +309,10 @@ class _Sampler:
             goes_on: Told a continuation's number and its next token; says whether it wants another.
         """
         numbers = list(range(n))
-        cache = self._shared.lent(n)
+        start = self._shared.tokens
+        cached = self._cached_until is None or len(start) + max_tokens <= self._cached_until
+        cache = self._shared.lent(n) if cached else None
+        rows = torch.tensor([start] * n, device=self._lm.device)
         logits = self._first.expand(n, -1)
         for left in reversed(range(max_tokens)):
             tokens = self._draw(logits)
@@ -315,18 +322,27 @@ class _Sampler:
                 return
             kept = torch.tensor(alive, device=self._lm.device)
             if len(alive) < len(numbers):
-                cache.batch_select_indices(kept)
                 numbers = [numbers[row] for row in alive]
+                if cache is not None:
+                    cache.batch_select_indices(kept)
             tokens = tokens.to(self._lm.device)[kept]
-            logits = self._forward(tokens[:, None], torch.arange(len(alive), device=self._lm.device), cache)
+            last = torch.arange(len(alive), device=self._lm.device)
+            if cache is not None:
+                logits = self._forward(tokens[:, None], last, cache)
+            else:
+                rows = torch.cat([rows[kept], tokens[:, None]], dim=1)
+                logits = self._forward(rows, (last + 1) * rows.shape[1] - 1, None)
 
-    def _forward(self, ids: Tensor, rows: Tensor, cache: DynamicCache) -> Tensor:
+    def _forward(self, ids: Tensor, rows: Tensor, cache: DynamicCache | None) -> Tensor:
         """Next-token logits at some rows, `(row, vocab)`."""
         model = self._lm.model
-        # All rows are equally long, so nothing is padding.
-        mask = torch.ones(len(ids), cache.get_seq_length() + ids.shape[1], dtype=torch.long, device=ids.device)
-        given = cache_argument(model, cache)
-        logits, _ = forward_rows(model, rows, input_ids=ids, attention_mask=mask, use_cache=True, **given)
+        if cache is None:
+            logits, _ = forward_rows(model, rows, input_ids=ids, use_cache=False)
+        else:
+            # All rows are equally long, so nothing is padding.
+            mask = torch.ones(len(ids), cache.get_seq_length() + ids.shape[1], dtype=torch.long, device=ids.device)
+            given = cache_argument(model, cache)
+            logits, _ = forward_rows(model, rows, input_ids=ids, attention_mask=mask, use_cache=True, **given)
         if torch.isnan(logits).any():
             raise NumericalError(f"{self._lm.name} in {model.dtype}: a logit is NaN. Use --dtype float32.")
         return logits

@@ -3,22 +3,23 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dualform.errors import ModelError, NumericalError
+from dualform.errors import ContextError, ModelError, NumericalError
 from dualform.models.anatomy import Anatomy, find_anatomy
 from dualform.models.cached import MaskedRoute, NaiveRoute, RepeatedRoute
-from dualform.models.capture import Recording, Trace
+from dualform.models.capture import Recording, Trace, join_traces
 from dualform.models.layout import Layout, Probe, Query, group, lay_out
 from dualform.models.packed import PackedRoute
 from dualform.models.products import PackedProducts, packable
 from dualform.models.quantized import precision_of, token_by_token
 from dualform.models.streaming import input_device, is_streamed, named_weights, stream_
+from dualform.models.switch_lengths import SwitchLength, crossed, forget_lengths_, switch_lengths
 from dualform.models.untouched import (
     compare_with_untouched,
     difference_allowed,
@@ -127,13 +128,17 @@ class LanguageModel:
         with torch.inference_mode(False), torch.enable_grad():
             _require_ordinary_weights(model)
             stream_(model)
+            forget_lengths_(model)
             with token_by_token(model):
                 untouched = read_untouched(model, tokenizer)
             anatomy = find_anatomy(model)
             with token_by_token(model):
                 deviation = compare_with_untouched(model, anatomy, untouched)
                 chosen, refused = choose_route(model, anatomy, route)
-        verification = Verification(untouched.implementation, untouched.causality, deviation, untouched.skipped)
+                checked = tuple(check_switches(model, anatomy, chosen))
+        verification = Verification(
+            untouched.implementation, untouched.causality, deviation, untouched.skipped, checked
+        )
         return cls(name, model, tokenizer, anatomy, chosen, refused, verification=verification)
 
     @property
@@ -221,11 +226,40 @@ class LanguageModel:
             probe: Where.
 
         Returns:
-            Readings on the model's device, in the order of `indices`.
+            Readings on the model's device, in the order of `indices`. Queries whose rows go beyond a length at which
+            the model begins to compute something else are read on the naive route, unless the route was checked there.
+
+        Raises:
+            NumericalError: A log-probability is NaN.
+            ContextError: Rows go beyond such a length behind a prefix whose keys and values were edited.
         """
+        naively = [i for i in indices if self.crossed_switch(prefix.length, queries[i], probe) is not None]
+        if not naively:
+            return self._read_row(self.route, prefix, queries, indices, want, probe)
+        if getattr(prefix, "edited", False):
+            self.require_one_row(prefix.length, [queries[i] for i in naively], probe)
+        naive = NaiveRoute(self.model, self.anatomy)
+        if len(naively) == len(indices):
+            return self._read_row(naive, prefix, queries, indices, want, probe)
+        rest = [i for i in indices if i not in naively]
+        parts = (
+            self._read_row(self.route, prefix, queries, rest, want, probe),
+            self._read_row(naive, prefix, queries, naively, want, probe),
+        )
+        return joined_readings(parts, indices)
+
+    def _read_row(
+        self,
+        route: Route,
+        prefix: EncodedPrefix,
+        queries: Sequence[Query],
+        indices: Sequence[int],
+        want: Recording,
+        probe: Probe,
+    ) -> Readings:
         chosen = [queries[i] for i in indices]
         layout = lay_out(chosen, probe, self.device)
-        logits, hidden, trace = self.route.read(prefix, chosen, layout, want)
+        logits, hidden, trace = route.read(prefix, chosen, layout, want)
         log_probabilities = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
         scores = layout.score(log_probabilities)
         if torch.isnan(scores).any():
@@ -241,6 +275,44 @@ class LanguageModel:
             hidden=hidden[layout.first_scored],
             trace=trace,
         )
+
+    def crossed_switch(self, n_prefix: int, query: Query, probe: Probe = "prompt") -> SwitchLength | None:
+        """The switch length beyond which the route is not known to read a query rightly behind a prefix.
+
+        Args:
+            n_prefix: Tokens of the prefix.
+            query: What stands behind it.
+            probe: As in `read_group`.
+
+        Returns:
+            None where the route reads it rightly.
+        """
+        if self.verification is None or isinstance(self.route, NaiveRoute) or not self.verification.switches:
+            return None
+        switches = [one.switch for one in self.verification.switches]
+        checked = [one.switch for one in self.verification.switches if one.agrees]
+        return crossed(switches, checked, n_prefix, n_prefix + query.longest(probe))
+
+    def require_one_row(self, n_prefix: int, queries: Sequence[Query], probe: Probe = "prompt") -> None:
+        """Check that the route's own rows are right for these queries: for whoever looks into them.
+
+        Args:
+            n_prefix: Tokens of the prefix.
+            queries: What stands behind it.
+            probe: As in `read_group`.
+
+        Raises:
+            ContextError: A query goes beyond a length at which the model begins to compute something else.
+        """
+        for query in queries:
+            switch = self.crossed_switch(n_prefix, query, probe)
+            if switch is not None:
+                raise ContextError(
+                    f"{self.name} computes something else beyond {switch.length} tokens ({switch.setting}), and a "
+                    f"query behind {n_prefix} tokens makes a row of {n_prefix + query.longest(probe)}. Such rows are "
+                    "read one at a time, where they cannot be taken apart or changed. Use fewer demonstrations, "
+                    "shorter texts or a smaller --context; zsl, icl and ft read such rows."
+                )
 
     def read(
         self,
@@ -263,6 +335,30 @@ class LanguageModel:
         return table
 
 
+def joined_readings(parts: Sequence[Readings], indices: Sequence[int]) -> Readings:
+    """Readings of several rows as those of one, in the order of `indices`."""
+    read = [index for part in parts for index in part.queries]
+    order = torch.tensor([read.index(index) for index in indices], device=parts[0].hidden.device)
+    width = max(part.log_probabilities.shape[1] for part in parts)
+    scores = [
+        nn.functional.pad(part.log_probabilities, (0, width - part.log_probabilities.shape[1]), value=-math.inf)
+        for part in parts
+    ]
+    traces = [part.trace for part in parts if part.trace is not None]
+    trace = None
+    if traces:
+        together = join_traces(traces)
+        records = {field.name: getattr(together, field.name) for field in fields(Trace)}
+        trace = replace(together, **{name: x[order.to(x.device)] for name, x in records.items() if x is not None})
+    return Readings(
+        queries=tuple(indices),
+        log_probabilities=torch.cat(scores)[order],
+        next_token=torch.cat([part.next_token for part in parts])[order],
+        hidden=torch.cat([part.hidden for part in parts])[order],
+        trace=trace,
+    )
+
+
 @dataclass(frozen=True)
 class Verification:
     """What the self-check found when the model was loaded."""
@@ -275,6 +371,21 @@ class Verification:
     """Largest difference between naive route and the model's own forward, relative to the largest entry."""
     unverified: tuple[str, ...] = ()
     """What could not be compared, in words."""
+    switches: tuple["CheckedSwitch", ...] = ()
+    """Lengths at which the model begins to compute something else, shortest first."""
+
+
+@dataclass(frozen=True)
+class CheckedSwitch:
+    """A switch length, and whether the route was compared with the naive one beyond it."""
+
+    switch: SwitchLength
+    agrees: bool
+    """The route was right on a row beyond this length; otherwise longer rows are read on the naive route."""
+    deviation: float | None
+    """Relative to the largest entry; None where no row of this length was read."""
+    why: str = ""
+    """Why it was not compared, or what it raised."""
 
 
 ROUTES = {route.name: route for route in (PackedRoute, MaskedRoute, RepeatedRoute, NaiveRoute)}
@@ -357,11 +468,49 @@ def _require_ordinary_weights(model: PreTrainedModel) -> None:
         )
 
 
-def check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
-    """Log-probabilities and records of three queries with answers of one to three tokens, behind a prefix."""
+def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> Iterator[CheckedSwitch]:
+    """Compare a route with the naive one beyond every switch length that is short enough.
+
+    Args:
+        model: In eval mode.
+        anatomy: Its anatomy.
+        route: The one chosen.
+
+    Yields:
+        Every switch length of the model, shortest first.
+    """
+    naive = NaiveRoute(model, anatomy)
+    for switch in switch_lengths(model.config):
+        if isinstance(route, NaiveRoute):
+            yield CheckedSwitch(switch, True, 0.0)
+        elif switch.reach == "every length":
+            # Two lengths never share a prefix there, so there is nothing that a faster route could reuse.
+            yield CheckedSwitch(switch, False, None, "every length has rotary frequencies of its own")
+        elif switch.length > LONGEST_CHECK:
+            yield CheckedSwitch(switch, False, None, f"longer than the {LONGEST_CHECK} tokens of the longest check")
+        else:
+            length = switch.length + 3
+            try:
+                expected = check_readings(model, naive, length)
+                difference = largest_difference(expected, check_readings(model, route, length))
+            except Exception as error:
+                yield CheckedSwitch(switch, False, None, in_one_line(error))
+                continue
+            yield CheckedSwitch(switch, difference < tolerance(model), difference)
+
+
+def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = None) -> list[Tensor]:
+    """Log-probabilities and records of three queries with answers of one to three tokens, behind a prefix.
+
+    Args:
+        model: In eval mode.
+        route: Reads them.
+        n_prefix: Tokens of the prefix; default: a few, or more than a short sliding window holds. Behind a longer one
+            there are fewer answers, to save time.
+    """
     # A prefix that a short sliding window cannot hold shows whether the route knows the window.
     window = window_of(model)
-    length = window + 3 if 0 < window <= LONGEST_CHECK else 9
+    length = (window + 3 if 0 < window <= LONGEST_CHECK else 9) if n_prefix is None else n_prefix
     tokens = ordinary_ids(model, length + 40)
     # Families may treat special tokens unlike others: RoBERTa does not count padding among the positions.
     for place, special in zip((2, length + 1, 5, length + 12, 8, length + 14), special_ids(model), strict=False):
@@ -372,6 +521,8 @@ def check_readings(model: PreTrainedModel, route: Route) -> list[Tensor]:
         Query(tuple(own[10:17]), ((own[17],), (own[18],), (own[19],))),
         Query((own[20],), ((own[21], own[22]), (own[23],), (own[24], own[25]))),
     ]
+    if n_prefix is not None:
+        queries = [Query(queries[0].prompt, queries[0].answers[1:2]), Query(queries[1].prompt, queries[1].answers[:1])]
     layout = lay_out(queries, "prompt", input_device(model))
     # Attention outputs can be recorded only where every W_O is known; answers and scores need none.
     want = Recording(output=route.anatomy.knows_outputs, scores=True)

@@ -35,6 +35,10 @@ class Query:
         """Tokens that the query takes in a row."""
         return len(self.prompt) + sum(len(branch) for branch in _branches(self, probe))
 
+    def longest(self, probe: Probe = "prompt") -> int:
+        """Tokens of the prompt with its longest answer, the last token left out where it is only predicted."""
+        return len(self.prompt) + max((len(branch) for branch in _branches(self, probe)), default=0)
+
 
 @dataclass(frozen=True)
 class Layout:

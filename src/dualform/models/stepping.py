@@ -43,11 +43,16 @@ class Walk:
         prefix: What stands before each text.
         groups: Texts that share a row (`row_groups`), as queries. Tokens of answers are passed on as well, in the
             order of `lay_out`; the routes `repeated` and `naive` take queries without answers only.
+
+    Raises:
+        ContextError: A text goes beyond a switch length (`LanguageModel.require_one_row`).
     """
 
     def __init__(
         self, lm: LanguageModel, blocks: Blocks, prefix: EncodedPrefix, groups: Sequence[Sequence[Query]]
     ) -> None:
+        for queries in groups:
+            lm.require_one_row(prefix.length, queries)
         self._lm = lm
         self._blocks = blocks
         self._prefix = prefix
