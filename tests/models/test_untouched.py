@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -8,10 +9,11 @@ import dualform
 from dualform.errors import ModelError, NumericalError
 from dualform.models import language_model
 from dualform.models.language_model import LanguageModel
+from dualform.models.layout import Query
 from dualform.models.momentum import apply_momentum
 from dualform.models.packed import PackedRoute
 from dualform.models.untouched import special_ids
-from tests.models.reference import assert_no_hooks
+from tests.models.reference import assert_no_hooks, naive_scores
 from tests.tiny import randomise_, save_tiny, tiny_model, tiny_tokenizer
 
 COMMON = {
@@ -104,6 +106,18 @@ class TestTheNaiveRouteAgreesWithTheModelsOwnForward:
         model = tiny_model("llama")
         assert special_ids(model, tiny_tokenizer())[:2] == (1, 0)
         assert {2, 3, 383} < set(special_ids(model))
+
+
+class TestIdsThatAFamilyTreatsUnlikeOthers:
+    @pytest.mark.parametrize("family", ["Roberta", "Camembert", "XLMRobertaXL", "Data2VecText"])
+    def test_positions_that_leave_out_padding_are_the_familys_own(self, family, tokenizer):
+        # They are counted over ids that are not padding, so that no route may pass its own.
+        config = getattr(transformers, f"{family}Config")(**COMMON, is_decoder=True)
+        model = made(getattr(transformers, f"{family}ForCausalLM"), config)
+        lm = LanguageModel.wrap(copy.deepcopy(model), tokenizer, family)
+        prefix, query = (0, 30, 1, 31, 1, 32), Query((33, 1, 34), ((40, 41), (42,)))
+        row = lm.log_probabilities(lm.encode(prefix), [query])[0]
+        torch.testing.assert_close(row, naive_scores(model, prefix, query).double(), rtol=2e-6, atol=0)
 
 
 class TestNumbersThatAreNone:

@@ -147,7 +147,9 @@ def _attention(
         getattr(module, ATTENTION, None),
     )
     tap = _tap.get()
-    return (plain_attention(call) if tap is None else tap.attend(module, call)), None
+    out = plain_attention(call) if tap is None else tap.attend(module, call)
+    # Families may view the heads as one axis, which other memory layouts do not allow.
+    return out.contiguous(), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

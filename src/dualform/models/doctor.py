@@ -78,7 +78,7 @@ def examine(lm: LanguageModel) -> Examination:
         "route": lm.route.name,
     }
     with token_by_token(lm.model):
-        checks = [*_route_checks(lm), _attention_check(lm)]
+        checks = [*_route_checks(lm), *_untouched_checks(lm), _attention_check(lm)]
     facts["peak memory"] = peak_memory()
     unverified = list(lm.anatomy.unclear)
     if lm.quantized is not None:
@@ -88,8 +88,14 @@ def examine(lm: LanguageModel) -> Examination:
         unverified.append(f"anything that compares weights or their changes, in {lm.quantized}: {WHY}")
     elif len(layers) > 1:
         unverified.append("W_K and W_V of layers after the first: found by gradients, not nudged")
-    if window and window > 1024:
-        unverified.append(f"behaviour beyond the sliding window of {window} tokens: the self-check's prefix is shorter")
+    if lm.verification is not None:
+        unverified += [f"the model's own forward of {skipped}" for skipped in lm.verification.unverified]
+        unverified += [
+            f"route {lm.route.name} beyond {one.switch.length} tokens ({one.switch.setting}): {one.why or 'differs'}. "
+            "Longer rows are read naively, one forward a token where the length decides how all tokens are read"
+            for one in lm.verification.switches
+            if not one.agrees
+        ]
     return Examination(facts, tuple(checks), tuple(unverified), lm.notes)
 
 
@@ -139,6 +145,22 @@ def _route_checks(lm: LanguageModel) -> list[Check]:
             checks.append(Check(title, False, None, f"{type(error).__name__}: {reason}"))
             continue
         checks.append(Check(title, deviation < tolerance(lm.model), deviation))
+    return checks
+
+
+def _untouched_checks(lm: LanguageModel) -> list[Check]:
+    """What loading compared with the model's own forward, and routes beyond lengths where the model changes."""
+    found = lm.verification
+    if found is None:
+        return []
+    checks = [
+        Check("another last token leaves earlier logits alone", True, found.causality),
+        Check(f"naive forward = the model's own ({found.implementation})", True, found.deviation),
+    ]
+    for one in found.switches:
+        if one.deviation is not None and lm.route.name != "naive":
+            title = f"route {lm.route.name} = naive forward beyond {one.switch.length} tokens"
+            checks.append(Check(title, one.agrees, one.deviation, one.why))
     return checks
 
 

@@ -130,7 +130,7 @@ class LanguageModel:
             stream_(model)
             forget_lengths_(model)
             with token_by_token(model):
-                untouched = read_untouched(model, tokenizer)
+                untouched = read_untouched(model, tokenizer, checked_lengths(model))
             anatomy = find_anatomy(model)
             with token_by_token(model):
                 deviation = compare_with_untouched(model, anatomy, untouched)
@@ -468,6 +468,11 @@ def _require_ordinary_weights(model: PreTrainedModel) -> None:
         )
 
 
+def checked_lengths(model: PreTrainedModel) -> list[int]:
+    """Tokens of rows that reach a little beyond each switch length that is short enough to be checked."""
+    return sorted({one.length + 3 for one in switch_lengths(model.config) if one.length <= LONGEST_CHECK})
+
+
 def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> Iterator[CheckedSwitch]:
     """Compare a route with the naive one beyond every switch length that is short enough.
 
@@ -486,6 +491,8 @@ def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> It
         elif switch.reach == "every length":
             # Two lengths never share a prefix there, so there is nothing that a faster route could reuse.
             yield CheckedSwitch(switch, False, None, "every length has rotary frequencies of its own")
+        elif switch.reach == "token" and switch.length == window_of(model) <= LONGEST_CHECK:
+            yield CheckedSwitch(switch, True, None, "the choice of the route was made behind a prefix longer than this")
         elif switch.length > LONGEST_CHECK:
             yield CheckedSwitch(switch, False, None, f"longer than the {LONGEST_CHECK} tokens of the longest check")
         else:

@@ -20,6 +20,7 @@ from dualform.models.anatomy import Anatomy, is_linear
 from dualform.models.attention import ATTENTION, MOMENTUM, NAME
 from dualform.models.cached import NaiveRoute
 from dualform.models.capture import Recording
+from dualform.models.forward import forward_rows
 from dualform.models.layout import Query, lay_out
 from dualform.models.quantized import precision_of
 from dualform.models.streaming import input_device, named_weights
@@ -38,9 +39,25 @@ class UntouchedForward:
 
     tokens: tuple[int, ...]
     log_probabilities: Tensor = field(repr=False)
-    """Of the next token, at every position, `(pos, vocab)`; float32 at least."""
+    """Of the next token, float32 at least: at every position, or at the last one only, `(pos or 1, vocab)`."""
     inputs: dict[str, list[Tensor]] = field(repr=False)
-    """What each linear read at the last token but one, `(d_in,)`, by the linear's name; one entry a call."""
+    """Where only the last position is kept: what each linear read there, `(d_in,)`, by the linear's name; one entry a
+    call."""
+
+    @property
+    def split(self) -> tuple[tuple[int, ...], Query]:
+        """The same tokens as a prefix and a query, whose scored positions have log-probabilities here."""
+        if len(self.log_probabilities) == 1:
+            return self.tokens[:-1], Query(self.tokens[-1:], ())
+        # Behind a prefix, with an answer of several tokens: all positions from the prompt's last on are scored.
+        n_prefix = len(self.tokens) // 2
+        return self.tokens[:n_prefix], Query(self.tokens[n_prefix : n_prefix + 1], (self.tokens[n_prefix + 1 :],))
+
+    @property
+    def scored(self) -> Tensor:
+        """Log-probabilities at the query's scored positions, `(scored, vocab)`."""
+        prefix, query = self.split
+        return self.log_probabilities[len(prefix) : -1] if query.answers else self.log_probabilities
 
 
 @dataclass(frozen=True)
@@ -92,13 +109,16 @@ def n_ids(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def read_untouched(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> Untouched:
+def read_untouched(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, lengths: Sequence[int] = ()
+) -> Untouched:
     """Read a few prompts with the model's own forward, and check that it is causal.
 
     Args:
         model: In eval mode, as transformers loaded it. Where dualform's attention is set already, the implementation
             from before is used and set back afterwards.
         tokenizer: Names special tokens.
+        lengths: Tokens of further, longer prompts, such as reach beyond a window.
 
     Returns:
         Log-probabilities and the inputs of all linears, to compare the naive reading with.
@@ -114,15 +134,16 @@ def read_untouched(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | 
     mixed = [token for pair in zip(specials, ordinary, strict=False) for token in pair] + ordinary[-2:]
     skipped: list[str] = []
     with own_attention(model) as implementation, torch.no_grad():
-        forwards = [_forward(model, plain)]
+        last = [_forward(model, plain, last_only=True)]
         try:
-            forwards.append(_forward(model, mixed))
+            whole = _forward(model, mixed)
         except ModelError as error:
             skipped.append(f"ids {list(specials)} among others: {error}")
-        first = forwards[-1].tokens
-        other = next(token for token in ordinary_ids(model, 50) if token not in first[-2:])
-        changed = _forward(model, [*first[:-1], other])
-    before, after = (one.log_probabilities[:-1].double() for one in (forwards[-1], changed))
+            whole = _forward(model, plain)
+        other = next(token for token in ordinary_ids(model, 50) if token not in whole.tokens[-2:])
+        changed = _forward(model, [*whole.tokens[:-1], other])
+        last += [_forward(model, ordinary_ids(model, length), last_only=True) for length in lengths]
+    before, after = (one.log_probabilities[:-1].double() for one in (whole, changed))
     largest = before.abs().amax().clamp(min=1e-9)
     causality = float(torch.where(before == after, 0.0, (before - after).abs()).max() / largest)
     if not causality < difference_allowed(model):
@@ -132,7 +153,7 @@ def read_untouched(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | 
             "directions, not a causal model (look for is_decoder, is_causal, use_bidirectional_attention or the like "
             "in its config.json). Choose a causal language model."
         )
-    return Untouched(implementation, tuple(forwards), causality, tuple(skipped))
+    return Untouched(implementation, (whole, *last), causality, tuple(skipped))
 
 
 def compare_with_untouched(model: PreTrainedModel, anatomy: Anatomy, untouched: Untouched) -> float:
@@ -154,28 +175,26 @@ def compare_with_untouched(model: PreTrainedModel, anatomy: Anatomy, untouched: 
     worst = 0.0
     names = {layer.W_O for layer in anatomy.layers if layer.W_O is not None}
     for forward in untouched.forwards:
-        tokens = forward.tokens
-        # Behind a prefix, with an answer of several tokens: all tokens from the last of the prompt on are scored.
-        n_prefix = len(tokens) // 2
-        query = Query(tokens[n_prefix : n_prefix + 1], (tokens[n_prefix + 1 :],))
+        prefix, query = forward.split
         layout = lay_out([query], device=input_device(model))
-        with _inputs_of({model.get_submodule(name): name for name in names}, -1) as inputs:
-            encoded = naive.encode(tokens[:n_prefix])
-            inputs.clear()
+        with _inputs_of({model.get_submodule(name): name for name in names}) as inputs:
             try:
+                encoded = naive.encode(prefix)
+                inputs.clear()
                 logits, _, _ = naive.read(encoded, [query], layout, Recording())
             except Exception as error:
                 raise ModelError(
                     f"{family} cannot be read on the naive route: {type(error).__name__}: {_first_line(error)}"
                 ) from error
         found = torch.log_softmax(_wide(logits), dim=-1)
-        expected = forward.log_probabilities[n_prefix:-1].to(found.device)
+        expected = forward.scored.to(found.device)
         difference = _relative(expected, found)
         if not difference <= allowed:
             raise ModelError(
                 f"{family}: read with dualform's attention, log-probabilities differ from those of the model's own "
-                f"forward ({untouched.implementation}) by up to {_nats(expected, found):.2g} nats. Its family "
-                "computes something that dualform does not know. Choose another model, or report this family."
+                f"forward ({untouched.implementation}) of {len(forward.tokens)} tokens by up to "
+                f"{_nats(expected, found):.2g} nats. Its family computes something that dualform does not know. Choose "
+                "another model, or report this family."
             )
         worst = max(worst, difference)
         for name in sorted(names):
@@ -242,12 +261,15 @@ def difference_allowed(model: PreTrainedModel) -> float:
     return min(400 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps), 0.05)
 
 
-def _forward(model: PreTrainedModel, tokens: Sequence[int]) -> UntouchedForward:
+def _forward(model: PreTrainedModel, tokens: Sequence[int], last_only: bool = False) -> UntouchedForward:
     ids = torch.tensor([list(tokens)], device=input_device(model))
-    linears = {module: name for name, module in model.named_modules() if is_linear(module)}
-    with _inputs_of(linears, -2) as inputs:
+    linears = {module: name for name, module in model.named_modules() if last_only and is_linear(module)}
+    with _inputs_of(linears) as inputs:
         try:
-            logits = model(input_ids=ids, use_cache=False).logits[0]
+            if last_only:
+                logits, _ = forward_rows(model, ids.new_tensor([len(tokens) - 1]), input_ids=ids, use_cache=False)
+            else:
+                logits = model(input_ids=ids, use_cache=False).logits[0]
         except Exception as error:
             raise ModelError(
                 f"{type(model).__name__}: the model's own forward of {len(tokens)} tokens fails "
@@ -260,15 +282,15 @@ def _forward(model: PreTrainedModel, tokens: Sequence[int]) -> UntouchedForward:
 
 
 @contextmanager
-def _inputs_of(linears: dict[nn.Module, str], position: int) -> Iterator[dict[str, list[Tensor]]]:
-    """Keep what linears read at one token of a single row, a vector for each call."""
+def _inputs_of(linears: dict[nn.Module, str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Keep what linears read at the last token of a single row, a vector for each call."""
     kept: dict[str, list[Tensor]] = {}
 
     def keep(module: nn.Module, args: Any) -> None:
         rows = args[0].detach().reshape(-1, args[0].shape[-1])
-        # Experts may read no token or one.
-        if len(rows) >= -position:
-            kept.setdefault(linears[module], []).append(rows[position].clone())
+        # Experts may read no token at all.
+        if len(rows):
+            kept.setdefault(linears[module], []).append(rows[-1].clone())
 
     handles = [module.register_forward_pre_hook(keep) for module in linears]
     try:
