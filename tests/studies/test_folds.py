@@ -325,7 +325,7 @@ def test_plain_text_of_a_file_is_its_longest_lines_in_their_order_cut_to_length(
     longest = sorted(sorted(range(4), key=lambda i: -len(tokens[i][:8]))[:2])
     assert found.plain == tuple(tokens[i][:8] for i in longest)
     # A line of one token says nothing about what follows what.
-    everything = plain_passages(bench.lm, Path(file), 1000)
+    everything = plain_passages(bench.encoder, Path(file), 1000)
     assert everything == tuple(some for some in tokens if len(some) > 1)
 
 

@@ -33,6 +33,9 @@ Choices = Annotated[str | None, option("Column of candidate answers (multiple ch
 Prompt = Annotated[str | None, option("Template, such as 'Review: {text}\\nSentiment:'", DATA)]
 LabelWords = Annotated[str | None, option("Words, such as bad,good or 0=bad,1=good", DATA)]
 Separator = Annotated[str | None, option("Text between demonstrations; eos for that token", DATA)]
+OpeningTokens = Annotated[
+    str | None, option("What begins a sequence: auto, none, bos, eos, or a text (auto)", DATA, "--opening")
+]
 K = Annotated[int | None, option("Demonstrations (32)", PROTOCOL, "-k", "--k")]
 Balanced = Annotated[
     bool | None,

@@ -19,6 +19,7 @@ from dualform.models.language_model import (
 from dualform.models.layout import Query
 from dualform.models.quantized import WHY, token_by_token
 from dualform.models.streaming import named_weights
+from dualform.models.tokens import TextTokenizer, chat_template_notes, opening_tokens
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def examine(lm: LanguageModel) -> Examination:
         "attention reached": "through the registry" if lm.anatomy.registry else "watched from underneath",
         **{f"{name} (layer 0)": place for name, place in places.items()},
         "W_O (layer 0)": first.W_O or "not found",
-        "opening token": "none" if lm.bos is None else f"{lm.tokenizer.convert_ids_to_tokens(lm.bos)!r} ({lm.bos})",
+        **_token_facts(lm),
         "dtype and device": f"{str(lm.model.dtype).removeprefix('torch.')} on {lm.device}",
         "weights": _where(lm),
         "stored in": lm.quantized or f"{8 * lm.model.dtype.itemsize} bits, nothing rounded",
@@ -97,6 +98,22 @@ def examine(lm: LanguageModel) -> Examination:
             if not one.agrees
         ]
     return Examination(facts, tuple(checks), tuple(unverified), lm.notes)
+
+
+def _token_facts(lm: LanguageModel) -> dict[str, str]:
+    """What begins a sequence, and what else sets the tokenizer's use here apart from its use in a chat."""
+    opening, tokens = opening_tokens(lm.tokenizer), TextTokenizer(lm.tokenizer, lm.model, lm.name)
+    shown = " ".join(f"{name!r} ({index})" for name, index in zip(opening.tokens, opening.ids, strict=True))
+    own = f"; the tokenizer itself puts {' '.join(map(repr, opening.own)) or 'nothing'} in front of a text"
+    facts = {"opening token": shown or "none", "opening from": opening.origin + (own if opening.note else "")}
+    without = len(tokens.without_rows)
+    rows = f"; {without} tokens have none, such as {tokens.without_rows[0]!r}" if without else ""
+    facts["vocabulary"] = f"{len(lm.tokenizer):,} tokens, an embedding of {tokens.rows:,} rows{rows}"
+    if chat_template_notes(lm.tokenizer):
+        facts["chat template"] = "not applied: prompts are plain text"
+    if tokens.loses_line_breaks:
+        facts["line breaks"] = "cannot be encoded: the tokenizer makes spaces or unknown tokens of them"
+    return facts
 
 
 def _where(lm: LanguageModel) -> str:

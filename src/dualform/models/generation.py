@@ -72,7 +72,7 @@ def generate_texts(
         quantization, arXiv:2305.17888.
     """
     _require(temperature, top_p, n=n, max_tokens=max_tokens, rows=rows, tries_per_text=tries_per_text)
-    shape = _Shape.of(task, lm.tokenizer)
+    shape = _Shape.of(task, lm.tokenizer, encoder)
     start = (*demonstrations.prefix, *shape.head_ids)
     if not start:
         raise ConfigError(
@@ -197,7 +197,7 @@ class _Shape:
     """Of those words, characters."""
 
     @classmethod
-    def of(cls, task: Task, tokenizer: PreTrainedTokenizerBase) -> "_Shape":
+    def of(cls, task: Task, tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> "_Shape":
         template = task.template
         if not template.tail:
             raise ConfigError(
@@ -208,8 +208,7 @@ class _Shape:
         # A field is as short as it can be: a text ends where the words behind it come for the first time.
         head = literals[0].rstrip()
         pattern = re.escape(head.lstrip()) + "".join("(.+?)" + re.escape(literal) for literal in literals[1:])
-        head_ids = tuple(tokenizer(head, add_special_tokens=False)["input_ids"]) if head else ()
-        return cls(task, tokenizer, re.compile(pattern, re.DOTALL), names, head_ids, len(head.lstrip()))
+        return cls(task, tokenizer, re.compile(pattern, re.DOTALL), names, encoder.head(head), len(head.lstrip()))
 
     def reaches_tail(self, ids: Sequence[int]) -> str | None:
         """The text so far, cut behind the tail; None before that."""

@@ -20,6 +20,7 @@ from dualform.models.products import PackedProducts, packable
 from dualform.models.quantized import precision_of, token_by_token
 from dualform.models.streaming import input_device, is_streamed, named_weights, stream_
 from dualform.models.switch_lengths import SwitchLength, crossed, forget_lengths_, switch_lengths
+from dualform.models.tokens import opening_tokens
 from dualform.models.untouched import (
     compare_with_untouched,
     difference_allowed,
@@ -168,11 +169,16 @@ class LanguageModel:
 
     @property
     def bos(self) -> int | None:
-        """The token that opens every sequence: beginning of sequence, else end of sequence, else none."""
+        """What opens a sequence where the tokenizer itself puts nothing in front: see `opening_tokens`."""
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
         return None
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """The tokens that open every sequence unless a setting says otherwise."""
+        return opening_tokens(self.tokenizer).ids
 
     @property
     def max_positions(self) -> int | None:

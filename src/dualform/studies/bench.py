@@ -15,6 +15,7 @@ from dualform.models.flops import forward_flops
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
 from dualform.models.streaming import named_weights, weight_of
+from dualform.models.tokens import chat_template_notes
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Example, Task
@@ -58,7 +59,8 @@ class Bench(Generic[Config]):
             report_split: In place of the task's own.
             select_on: `report`: choices are made on the reported queries themselves.
         """
-        encoder = Encoder(lm, task)
+        encoder = Encoder(lm, task, config.opening)
+        encoder.check_all()
         report_split = report_split or task.report_split
         selection_split = report_split if select_on == "report" else task.selection_split
         if selection_split == report_split and select_on == "validation":
@@ -80,6 +82,10 @@ class Bench(Generic[Config]):
             selection_queries=tuple(encoder.query(example) for example in selection),
             context=config.context if limit is None else min(config.context, limit),
         )
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of how texts became tokens; complete once everything has been encoded."""
+        return (*chat_template_notes(self.lm.tokenizer), *self.encoder.notes())
 
     @property
     def labels(self) -> Tensor:

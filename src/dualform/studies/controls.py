@@ -287,7 +287,7 @@ class Workshop:
             task = load_task(config.other_task, data_dir=config.data_dir)
             k = min(self.demonstrations.k_effective, len(task.demonstration_pool))
             demonstrations = draw_demonstrations(task, k, self.demonstrations.seed)
-        encoder = Encoder(lm, task)
+        encoder = Encoder(lm, task, self.bench.config.opening)
         demonstrations = encoder.fit(demonstrations, self.bench.queries, self.bench.context)
         return encoder.demonstrations(demonstrations)
 

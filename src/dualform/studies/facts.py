@@ -34,6 +34,10 @@ class Asked:
     """Longest sequence, tokens: the setting, or the model's own limit."""
     notes: tuple[str, ...]
     """What a reader must know about the protocol."""
+    opening: tuple[str, ...] = ()
+    """Names of the tokens that begin every sequence."""
+    separator: tuple[str, ...] = ()
+    """Names of the tokens behind every demonstration, the last one included."""
 
     @classmethod
     def of(cls, bench: Bench[StudyConfig], notes: tuple[str, ...]) -> "Asked":
@@ -46,7 +50,9 @@ class Asked:
             selection_split=bench.selection_split,
             prompt_tokens=sum(len(query.prompt) for query in bench.queries) / len(bench.queries),
             context=bench.context,
-            notes=notes,
+            notes=(*notes, *bench.notes()),
+            opening=bench.encoder.opened.tokens,
+            separator=bench.encoder.tokens.names(bench.encoder.separator),
         )
 
     def answer_name(self, label: int) -> str:
@@ -81,6 +87,9 @@ def task_facts(asked: Asked) -> dict[str, Any]:
         "label_words": None if task.label_words is None else list(task.label_words),
         "prompt": task.template.render(asked.examples[0]),
         "prompt_tokens": asked.prompt_tokens,
+        "opening": list(asked.opening),
+        "separator": "".join(asked.separator) if task.template.separator is None else task.template.separator,
+        "separator_tokens": list(asked.separator),
         "n_report": len(asked.examples),
         "report_split": asked.report_split,
         "n_selection": asked.n_selection,

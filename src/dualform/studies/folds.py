@@ -20,6 +20,7 @@ from dualform.learners.rank_one import RankOne
 from dualform.learners.task_vector import PatchedModel, TaskVector
 from dualform.learners.thought import Thought
 from dualform.models.bias import output_bias
+from dualform.models.encoding import Encoder
 from dualform.models.flops import forward_flops
 from dualform.models.generation import generate_plain, generate_texts
 from dualform.models.language_model import LanguageModel
@@ -143,7 +144,7 @@ def check_fold(bench: Bench[StudyConfig], settings: FoldSettings) -> tuple[str, 
         _require_enough(path, len(examples))
         held.append(repr([sorted(example.fields.items()) for example in examples]))
     if settings.method == "ridge" and settings.plain not in ("generated", "none"):
-        held.append(repr(plain_texts(bench.lm, bench.encoder.opening, settings, bench.context)))
+        held.append(repr(plain_texts(bench, settings)))
     return tuple(held)
 
 
@@ -200,7 +201,7 @@ def fold_texts(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings) 
         texts, source = _calibration(bench, drawn, settings)
     plain: tuple[tuple[int, ...], ...] = ()
     if settings.method == "ridge" and settings.plain != "none" and settings.plain_weight > 0:
-        plain, plain_source = plain_texts(bench.lm, bench.encoder.opening, settings, bench.context)
+        plain, plain_source = plain_texts(bench, settings)
     return FoldTexts(texts, source, plain, plain_source)
 
 
@@ -260,14 +261,13 @@ def _queries(bench: Bench[StudyConfig], examples: Sequence[Example], most: int, 
     return found
 
 
-def plain_texts(
-    lm: LanguageModel, opening: tuple[int, ...], settings: FoldSettings, context: int
-) -> tuple[tuple[tuple[int, ...], ...], str]:
+def plain_texts(bench: Bench[StudyConfig], settings: FoldSettings) -> tuple[tuple[tuple[int, ...], ...], str]:
     """Plain text as token ids, and where it came from. What the model writes is kept in the cache."""
-    length = min(settings.plain_length, context - len(opening))
+    lm, opening = bench.lm, bench.encoder.opening
+    length = min(settings.plain_length, bench.context - len(opening))
     if settings.plain != "generated":
         path = Path(settings.plain).expanduser()
-        return plain_passages(lm, path, length, settings.plain_texts), path.name
+        return plain_passages(bench.encoder, path, length, settings.plain_texts), path.name
     about = f"{weights_digest(lm)} {opening} {settings.plain_texts} {length}"
     kept = cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
     # One that is damaged is written anew.
@@ -280,14 +280,15 @@ def plain_texts(
     return written, "generated"
 
 
-def plain_passages(lm: LanguageModel, path: Path, length: int, most: int | None = None) -> tuple[tuple[int, ...], ...]:
+def plain_passages(encoder: Encoder, path: Path, length: int, most: int | None = None) -> tuple[tuple[int, ...], ...]:
     """The lines of a file as token ids, cut to `length`; the longest `most` of them, in the file's order.
 
     Raises:
         TaskError: The file cannot be read, or no line of it is two tokens long.
+        ModelError: A line holds a token that the model has no embedding for.
     """
-    ids = [lm.tokenizer(line, add_special_tokens=False, verbose=False)["input_ids"] for line in read_lines(path)]
-    cut = [tuple(some[:length]) for some in ids if len(some) > 1]
+    ids = [encoder.encode(line, f"line {number} of {path}") for number, line in enumerate(read_lines(path), 1)]
+    cut = [some[:length] for some in ids if len(some) > 1]
     if not cut:
         raise TaskError(f"{path} holds no passage of two tokens or more. Write one passage a line.")
     # Headings and other short lines say little.
@@ -302,7 +303,7 @@ def perplexity_passages(bench: Bench[StudyConfig], file: str, most: int) -> tupl
         TaskError: The file cannot be read or is empty.
     """
     length = min(256, bench.context - len(bench.encoder.opening))
-    return plain_passages(bench.lm, Path(file).expanduser(), length, most)
+    return plain_passages(bench.encoder, Path(file).expanduser(), length, most)
 
 
 def require_writable(lm: LanguageModel, method: FoldMethod, as_checkpoint: bool) -> None:

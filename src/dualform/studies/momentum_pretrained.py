@@ -17,6 +17,7 @@ from dualform.lab.sources import Source, find_source
 from dualform.models.language_model import LanguageModel
 from dualform.models.load import load_model
 from dualform.models.momentum import apply_momentum, momentum, momentum_of
+from dualform.models.tokens import TextTokenizer
 from dualform.result import PretrainedMomentum
 from dualform.studies.bench import weights_digest
 from dualform.studies.momentum_config import MomentumConfig
@@ -127,16 +128,23 @@ def _corpus(config: MomentumConfig) -> Source:
     return find_source(config.corpus)
 
 
-def _tokens(lm: LanguageModel, source: Source) -> Iterator[list[int]]:
-    """Each document's."""
+def _tokens(lm: LanguageModel, source: Source) -> Iterator[tuple[int, ...]]:
+    """Each document's.
+
+    Raises:
+        ModelError: A document holds a token that the model has no embedding for.
+    """
+    tokens = TextTokenizer(lm.tokenizer, lm.model, lm.name)
     for document in source.documents():
-        yield lm.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokens.text(document)
+        tokens.require_rows(ids, source.shown)
+        yield ids
 
 
 def _own(lm: LanguageModel) -> int:
     """Tokens of a window, the opening one not counted."""
     length = LENGTH if lm.max_positions is None else min(LENGTH, lm.max_positions)
-    return length - (lm.bos is not None)
+    return length - len(lm.opening)
 
 
 def _too_short(lm: LanguageModel, source: Source, n: int) -> TaskError:
@@ -152,7 +160,7 @@ def _windows(lm: LanguageModel, source: Source, n: int) -> Tensor:
     ids = array("i")
     for document in _tokens(lm, source):
         ids.extend(document)
-    opening = [] if lm.bos is None else [lm.bos]
+    opening = lm.opening
     own = _own(lm)
     n = min(n, len(ids) // own)
     if not n:

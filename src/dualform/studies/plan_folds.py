@@ -183,7 +183,7 @@ def _plain(costs: Costs, bench: Bench[StudyConfig], settings: FoldSettings) -> t
     length = min(settings.plain_length, bench.context - len(opening))
     if settings.plain != "generated":
         path = Path(settings.plain).expanduser()
-        return [len(text) for text in plain_passages(bench.lm, path, length, settings.plain_texts)], []
+        return [len(text) for text in plain_passages(bench.encoder, path, length, settings.plain_texts)], []
     lengths = [length] * settings.plain_texts
     if plain_is_kept(bench, settings, length):
         return lengths, []

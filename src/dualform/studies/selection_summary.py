@@ -355,7 +355,7 @@ def summarise_selection(config: SelectionConfig, asked: Asked, found: Found, env
         warnings=[
             *found.facts.get("notes", ()),
             *asked.task.notes,
-            *found.notes,
+            *asked.notes,
             *_warnings(config, asked, found, choices),
         ],
     )

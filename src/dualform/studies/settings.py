@@ -38,6 +38,9 @@ class StudyConfig(BaseModel):
     """Words in place of the task's own: `bad,good` or `0=bad,1=good`."""
     separator: str | None = None
     """Text between demonstrations; `eos` for the end-of-sequence token."""
+    opening: str = "auto"
+    """What begins every sequence: auto (what the tokenizer itself puts in front of a text; where that is nothing, its
+    beginning-of-sequence token, else its end-of-sequence token), none, bos, eos, or a text such as `[gMASK]<sop>`."""
 
     k: int = Field(default=32, ge=0)
     """Demonstrations asked for."""

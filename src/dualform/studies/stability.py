@@ -7,7 +7,7 @@ computed afterwards.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -81,8 +81,12 @@ def stability(
         lm = None
         lm = lms[number] if lms is not None else config.load_model(name)
         bench = Bench.of(config, lm, task)
-        asked = asked or Asked.of(bench, notes=())
         found.append(_run_model(name, bench, len(config.models) - number, cells, progress))
+        if asked is None:
+            asked = Asked.of(bench, notes=())
+        else:
+            more = [f"{name}: {note}" for note in bench.notes() if note not in asked.notes]
+            asked = replace(asked, notes=(*asked.notes, *more))
     assert asked is not None
     assert lm is not None
     where = environment(lm.device, time.perf_counter() - start)

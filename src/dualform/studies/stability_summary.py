@@ -97,7 +97,7 @@ def summarise_stability(
             models={one.name: summary.model(one) for one in by_size},
             contrasts=[*summary.learners_compared(by_size), *summary.sizes_compared(by_size)],
         ),
-        warnings=[*asked.task.notes, *_warnings(config, asked, by_size)],
+        warnings=[*asked.notes, *asked.task.notes, *_warnings(config, asked, by_size)],
     )
 
 

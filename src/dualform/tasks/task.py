@@ -80,23 +80,36 @@ class Template:
             tail = "" if name is not None else tail + literal
         return tail
 
+    @cached_property
+    def literals(self) -> tuple[str, ...]:
+        """The prompt's own words: what stands before, between and behind the fields."""
+        return tuple(literal for literal, _ in self._pieces if literal)
+
     def render(self, example: Example) -> str:
         """The prompt that shows `example`, without its answer.
 
         Raises:
             TaskError: The example lacks a field that the prompt names.
         """
+        return "".join(text for text, _ in self.rendered(example))
+
+    def rendered(self, example: Example) -> list[tuple[str, bool]]:
+        """The same in parts: a text, and whether the prompt's own words are in it or a field of the example.
+
+        Raises:
+            TaskError: The example lacks a field that the prompt names.
+        """
         rendered = []
         for literal, name in self._pieces:
-            rendered.append(literal)
+            rendered.append((literal, True))
             if name is not None:
                 if name not in example.fields:
                     raise TaskError(
                         f"the prompt {self.prompt!r} names the field {{{name}}}, which the example of row "
                         f"{example.row} does not have; its fields: {', '.join(example.fields) or 'none'}."
                     )
-                rendered.append(example.fields[name])
-        return "".join(rendered)
+                rendered.append((example.fields[name], False))
+        return rendered
 
 
 @dataclass(frozen=True)
