@@ -18,6 +18,7 @@ from dualform.models.encoding import EncodedDemonstrations, Encoder
 from dualform.models.forward import cache_argument, forward_rows
 from dualform.models.language_model import LanguageModel
 from dualform.models.switch_lengths import switch_lengths
+from dualform.models.tokens import special_tokens
 from dualform.tasks.task import Example, Task
 
 _MARK = "\0"
@@ -252,7 +253,7 @@ class _Writer:
         """`n` texts, cut behind the tail; None where it did not come."""
         texts: list[str | None] = [None] * n
         written = [list(self._shape.head_ids) for _ in range(n)]
-        ends = set(self._shape.tokenizer.all_special_ids)
+        ends = set(special_tokens(self._shape.tokenizer).values())
 
         def goes_on(number: int, token: int) -> bool:
             if token in ends:
@@ -290,7 +291,7 @@ class _Sampler:
         self._generator = generator
         self._temperature = temperature
         self._top_p = top_p
-        self._forbidden = [] if specials else list(lm.tokenizer.all_special_ids)
+        self._forbidden = [] if specials else list(special_tokens(lm.tokenizer).values())
         cache = DynamicCache()
         ids = torch.tensor([start], device=lm.device)
         self._first = self._forward(ids, ids.new_tensor([len(start) - 1]), cache)

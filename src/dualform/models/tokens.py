@@ -121,6 +121,14 @@ def chat_template_notes(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     )
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """All special tokens by name: those with a role, and those that a tokenizer's file only marks as special."""
+    named = {str(name): tokenizer.convert_tokens_to_ids(str(name)) for name in tokenizer.all_special_tokens}
+    found = {name: index for name, index in named.items() if isinstance(index, int)}
+    marked = getattr(tokenizer, "added_tokens_decoder", {})
+    return found | {str(token.content): int(index) for index, token in marked.items() if token.special}
+
+
 class TextTokenizer:
     """Encodes text for one model.
 
@@ -135,10 +143,9 @@ class TextTokenizer:
         self._name = name
         self.unknown = _unknown(tokenizer)
         """The token for what the vocabulary lacks; None where there is none."""
-        self._special_ids = frozenset(map(int, tokenizer.all_special_ids)) - {self.unknown}
-        self._special_names = tuple(
-            sorted((str(token) for token in tokenizer.all_special_tokens if str(token).strip()), key=len, reverse=True)
-        )
+        special = special_tokens(tokenizer)
+        self._special_ids = frozenset(special.values()) - {self.unknown}
+        self._special_names = tuple(sorted((name for name in special if name.strip()), key=len, reverse=True))
         self.rows = _rows(model.get_input_embeddings(), model)
         """Of the embedding: ids from 0 to one less can be read."""
         self._predicted = min(self.rows, _rows(model.get_output_embeddings(), model))
