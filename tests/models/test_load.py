@@ -50,7 +50,7 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("{no", "config.json' is not a valid JSON file"),
+            ("{no", "config.json is not a valid JSON file"),
             ("{}", "Unrecognized model .* Should have a `model_type` key"),
             ("[]", "must be a mapping, not list"),
             ('{"model_type": "gpt99"}', "model type `gpt99`"),
@@ -73,7 +73,9 @@ class TestFolders:
     def test_weights_that_do_not_fit_the_config_are_an_error(self, checkpoint):
         config = json.loads((checkpoint / "config.json").read_text())
         (checkpoint / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
-        with pytest.raises(ModelError, match=f"{checkpoint} could not be loaded as a causal language model"):
+        with pytest.raises(
+            ModelError, match=f"{checkpoint}: the weights do not fit the config: .*c_attn.bias has shape"
+        ):
             load_model(str(checkpoint))
 
     def test_weights_that_are_missing_are_an_error_instead_of_random_numbers(self, tmp_path):

@@ -1,7 +1,8 @@
-"""peft's LoRA adapters, put into a model for the length of a block and read off as ordinary weight changes."""
+"""peft's LoRA adapters: trained for the length of a block and read off as weight changes, or merged from a folder."""
 
 import warnings
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy, row_axis
+from dualform.models.checkpoint_files import UnusableFileError, read_json, tensor_shapes
 from dualform.models.edit import WeightDelta
 from dualform.models.quantized import quietly, require_unquantized
 from dualform.models.streaming import require_, requiring, stood_in
+from dualform.plain_text import plain
 
 
 class LoraTraining:
@@ -98,3 +101,85 @@ class LoraTraining:
             delta = adapter.get_delta_weight("default").detach().float().clone()
             found.append(WeightDelta(f"{name}.weight", row_axis(adapter.base_layer), None, delta))
         return tuple(found)
+
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def merge_adapter_(model: PreTrainedModel, folder: Path, base: str) -> str:
+    """Add the changes that a LoRA adapter holds to a model's weights.
+
+    Args:
+        model: The adapter's base; it is changed in place.
+        folder: With `adapter_config.json` and `adapter_model.safetensors`, as peft writes them.
+        base: The base's name, for the note.
+
+    Returns:
+        A note that says what was merged.
+
+    Raises:
+        UnusableFileError: The adapter's files are missing, pickled or damaged.
+        ModelError: The adapter is of another kind than LoRA or does not fit its base, or the base's weights are
+            quantized or not in memory.
+    """
+    settings = read_json(folder / "adapter_config.json")
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise ModelError(
+            f"{folder} holds an adapter of the kind {plain(str(kind))}; dualform reads LoRA. Merge it into its base "
+            "with peft, and give the checkpoint that comes out."
+        )
+    if (folder / "adapter_model.bin").exists() and not (folder / ADAPTER_WEIGHTS).exists():
+        raise UnusableFileError(
+            f"the adapter's weights are pickled (adapter_model.bin), and reading a pickle can run code: convert them "
+            f"to {ADAPTER_WEIGHTS}"
+        )
+    stored = set(tensor_shapes(folder / ADAPTER_WEIGHTS))
+    require_unquantized(model, "so an adapter cannot be merged into them")
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            f"{folder} is an adapter, and its base is not wholly in memory. Load it without --device-map, or merge the "
+            "adapter first."
+        )
+    with quietly():
+        # peft takes seconds to import, and not everyone reads adapters.
+        from peft import PeftModel, get_peft_model_state_dict
+
+    _give_biases_(model, stored)
+    with torch.random.fork_rng(), warnings.catch_warnings(), quietly():
+        # What peft warns of here is checked below by name.
+        warnings.simplefilter("ignore")
+        wrapped = PeftModel.from_pretrained(model, str(folder))
+        used = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+        odd = sorted(used - stored) + sorted(stored - used - set(wrapped.state_dict()))
+        if odd:
+            raise ModelError(
+                f"{folder} does not fit its base {base}: {plain(odd[0])} is "
+                f"{'missing from' if odd[0] in used else 'left over in'} the adapter"
+                f"{f', and {len(odd) - 1} more' if len(odd) > 1 else ''}. Give the base that it was trained on."
+            )
+        n_modules = sum(name.endswith("lora_A") for name, _ in wrapped.named_modules())
+        # NaN in an adapter is an error here, instead of in every answer.
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    for name in ("peft_config", "active_adapters_", "_hf_peft_config_loaded"):
+        if name in vars(merged):
+            delattr(merged, name)
+    assert merged is model
+    model.requires_grad_(True)
+    model.eval()
+    rank = settings.get("r")
+    return (
+        f"{folder} is a LoRA adapter (rank {plain(str(rank))}, on {n_modules} linear layers); it was merged into its "
+        f"base {plain(base)}."
+    )
+
+
+def _give_biases_(model: PreTrainedModel, stored: set[str]) -> None:
+    """Zeros as biases where an adapter brings biases for linears without: peft merges none into nothing."""
+    modules = dict(model.named_modules())
+    for key in stored:
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_B.bias")
+        module = modules.get(name)
+        if key.endswith(".lora_B.bias") and isinstance(module, nn.Linear) and module.bias is None:
+            weight = module.weight
+            module.bias = nn.Parameter(torch.zeros(len(weight), dtype=weight.dtype, device=weight.device))

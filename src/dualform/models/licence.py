@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
 
+from dualform.models.checkpoint_files import require_file
 from dualform.models.packaged import PACKAGED_MODELS
 
 _LINE_END = r"(?:\r\n|\r|\n)"
@@ -108,8 +109,14 @@ def front_matter(card: str) -> dict[str, Any] | None:
     return header
 
 
+_MOST_BYTES = 4 << 20
+"""Of a model card; a longer file is taken for none."""
+
+
 def _read(folder: Path) -> Licence | None:
     try:
+        # Anyone's file: it may be a pipe, which would never end, or huge.
+        require_file(folder / "README.md", _MOST_BYTES)
         header = front_matter((folder / "README.md").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -169,7 +169,8 @@ def _require_device(module: str, where: Any) -> None:
     try:
         if not known:
             raise TypeError("no name of a device")
-        torch.empty(1, device=where)
+        if torch.empty(1, device=where).is_meta:
+            raise TypeError("it stores no numbers")
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(
             f"device map: {module or 'the whole model'!r} goes to {where!r}, which cannot be used here "

@@ -7,16 +7,16 @@ for this machine can be counted on it.
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dualform.errors import ConfigError, ModelError
 from dualform.models.anatomy import Anatomy, LayerAnatomy, is_linear
 from dualform.models.flops import beside_linears
 from dualform.models.language_model import LanguageModel, window_of
 from dualform.models.layout import Layout, Query
-from dualform.models.load import DTYPES, explain_loading, locate_model
+from dualform.models.load import DTYPES, examine_files, laid_out, read_config, read_tokenizer
+from dualform.models.locate import explained, find_model
 
 # A linear whose last name is one of these holds W_K or W_V, alone or fused with others.
 _KEY_VALUE = frozenset(
@@ -118,29 +118,27 @@ class _Unread:
         raise ModelError("a sketch has no weights, so it cannot read. Load the model.")
 
 
-def sketch_model(name: str, *, dtype: str = "float32", trust_remote_code: bool = False) -> Sketch:
-    """Lay out a model from its config, and load its tokenizer.
+def sketch_model(name: str, *, dtype: str = "float32") -> Sketch:
+    """Lay out a model from its config, and load its tokenizer. Code that comes with a checkpoint is never run.
 
     Args:
         name: As `load_model` takes it. Of a hub id only config and tokenizer are fetched.
         dtype: Of the weights.
-        trust_remote_code: Run code that comes with the checkpoint.
 
     Raises:
-        ModelError: No such model, or no causal language model.
+        ModelError: No such model, no causal language model, or one that needs code of its own.
         HubError: The name is none of ours and the hub did not answer.
         ConfigError: Unknown dtype.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    source, arguments = locate_model(name)
-    arguments["trust_remote_code"] = trust_remote_code
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-        config = AutoConfig.from_pretrained(source, **arguments)
-        model = laid_out(config, DTYPES[dtype], trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        raise explain_loading(name, error) from error
+    found = find_model(name)
+    with explained(name):
+        files = examine_files(found)
+        config = read_config(found, trust_remote_code=False)
+        files.require_agreement(config, DTYPES[dtype], trust_remote_code=False)
+        tokenizer = read_tokenizer(found, trust_remote_code=False)
+        model = laid_out(config, DTYPES[dtype])
     if model.get_output_embeddings() is None:
         raise ModelError(f"{name} ({type(model).__name__}) has no output head over a vocabulary to read answers from.")
     return _sketched(name, model, tokenizer)
@@ -151,15 +149,6 @@ def _sketched(name: str, model: PreTrainedModel, tokenizer: Any) -> Sketch:
     layer = LayerAnatomy("", None, None, None, None, shape.n_heads, shape.n_kv_heads, shape.d_head)
     anatomy = Anatomy((layer,) * shape.n_layers, shape.registry)
     return Sketch(LanguageModel(name, model, tokenizer, anatomy, _Unread(anatomy), ()), shape)
-
-
-def laid_out(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a config on the meta device, in evaluation mode."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    return model.eval()
 
 
 def shape_of(model: PreTrainedModel) -> Shape:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dualform.models.encoding import EncodedDemonstrations, Encoder
 from dualform.models.flops import forward_flops
+from dualform.models.identity import digest_of_weights
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
 from dualform.models.streaming import named_weights, weight_of
@@ -146,7 +147,7 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn], more: Iterable[str
         more: Whatever else the run reads, such as what its files hold.
 
     Returns:
-        A digest of texts, labels and the first weights of every parameter.
+        A digest of texts, labels and weights.
     """
     found = hashlib.sha256()
     found.update(repr((bench.queries, [example.label for example in bench.examples])).encode())
@@ -162,30 +163,9 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn], more: Iterable[str
     return found.hexdigest()[:16]
 
 
-_NUMBERS = 256
-"""Of each parameter, about so many are read."""
-
-
 def weights_digest(lm: LanguageModel) -> str:
-    """What tells one model's weights from another's: a digest of numbers from all over every parameter."""
+    """What distinguishes one model's weights from another's: a digest of all their bytes."""
     return digest_of_weights((name, weight_of(lm.model, name)) for name, _ in named_weights(lm.model))
-
-
-def digest_of_weights(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:
-    """The same of weights by name, wherever they come from.
-
-    A checkpoint trained anew differs everywhere; reading all of a large one would take seconds.
-
-    Args:
-        weights: Names and weights.
-        dtype: In which they will be loaded; None for their own.
-    """
-    found = hashlib.sha256()
-    for name, weight in weights:
-        flat = weight.flatten()
-        some = flat[:: max(1, len(flat) // _NUMBERS)].to(dtype or flat.dtype).tolist()
-        found.update(f"{name} {tuple(weight.shape)} {some}".encode())
-    return found.hexdigest()[:16]
 
 
 def query_cost(bench: Bench[StudyConfig], n_prefix: int) -> dict[str, float]:

@@ -30,7 +30,7 @@ PAGE = 0.25
 
 def sketched(config: StudyConfig, name: str) -> Sketch:
     """The model of a study, without weights."""
-    return sketch_model(name, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+    return sketch_model(name, dtype=config.dtype)
 
 
 def divided(config: StudyConfig) -> bool:

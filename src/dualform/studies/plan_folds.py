@@ -15,9 +15,10 @@ from dualform.learners.kv_momentum import KeyValueMomentum
 from dualform.learners.mezo import Mezo
 from dualform.learners.task_vector import TaskVector
 from dualform.models.fitting import BYTES
+from dualform.models.identity import digest_of_weights
 from dualform.models.layout import Query
-from dualform.models.load import locate_model
-from dualform.studies.bench import Bench, Drawn, digest_of_weights
+from dualform.models.locate import find_model
+from dualform.studies.bench import Bench, Drawn
 from dualform.studies.fold_settings import CALIBRATED, FoldSettings
 from dualform.studies.folds import plain_passages
 from dualform.studies.plan import Cost, Part
@@ -220,12 +221,14 @@ def _weights_digest(bench: Bench[StudyConfig]) -> str | None:
     """As `bench.weights_digest`, from the file alone; None where the file names weights otherwise, or is in parts."""
     model = bench.lm.model
     with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
-        path = Path(locate_model(bench.lm.name)[0]) / "model.safetensors"
+        found = find_model(bench.lm.name)
+        if found.adapter is not None:
+            return None
+        path = Path(found.source) / "model.safetensors"
         with safe_open(path, framework="pt") as file:
             for name, parameter in model.named_parameters():
                 if file.get_slice(name).get_shape() != list(parameter.shape):
                     return None
-            # Of a file that is mapped into memory only the pages that are looked at are read.
             stored = ((name, file.get_tensor(name)) for name, _ in model.named_parameters())
             return digest_of_weights(stored, model.dtype)
     return None
