@@ -130,7 +130,7 @@ class DemonstrationReport(Record):
 class Calibrated(Estimate):
     """A score on the scale of its own controls: 0 is what nothing scores, 1 is what the same thing twice scores.
 
-    `mean` is (score - floor) / (ceiling - floor), all three over the same (seed, query) pairs.
+    `mean` is (score - f) / (ceiling - f) with f = floor - floor_bias, all over the same (seed, query) pairs.
     """
 
     score: Number
@@ -139,6 +139,9 @@ class Calibrated(Estimate):
     """The floor: of the controls in which nothing is learned from these demonstrations, the one that scores highest."""
     floor: Number
     """Its mean."""
+    floor_bias: Number = 0.0
+    """How far the highest of several floors is expected to lie above the truth for being the highest, estimated by the
+    bootstrap; subtracted from `floor` in `mean`. 0 where one control always scores highest, and in older files."""
     ceiling: Number
     """Geometric mean of the two ceilings (each side beside itself under another order): what two noisy measurements
     of one and the same update reach."""

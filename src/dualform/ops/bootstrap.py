@@ -122,6 +122,44 @@ def clustered_bootstrap_ratio(
     return low.to(dtype), high.to(dtype)
 
 
+def clustered_resamples_of(
+    statistic: Callable[[Tensor], Tensor],
+    values: Tensor,
+    *,
+    n_resamples: int = 1000,
+    generator: torch.Generator,
+    examples: bool = True,
+) -> Tensor:
+    """A function of totals in every resample, for intervals that are not plain percentiles.
+
+    Args:
+        statistic: As of `clustered_bootstrap_of`, but it may return several numbers, `(resample, ...)`.
+        values: What each example adds to each total, `(seed, example, column)`, likewise.
+        n_resamples: How many resamples, drawn as in `clustered_bootstrap`.
+        generator: Source of randomness.
+        examples: False: only seeds are drawn, and every example counts once. How much the result varies then is the
+            part that few seeds leave underestimated.
+
+    Returns:
+        Resampled numbers, `(resample, ...)`; not finite where the statistic is not.
+
+    Raises:
+        ConfigError: `n_resamples` is below 1.
+        ShapeError: `values` is not `(seed, example, column)`.
+
+    Source:
+        Owen, The pigeonhole bootstrap, arXiv:0712.1111.
+    """
+    require_same_shape("seed example column", values=values)
+    wide = widened(values)
+    complete = wide.isfinite().all(-1, keepdim=True)
+    _can_resample(wide, n_resamples)
+    draws = _Draws(wide.shape[0], wide.shape[1], n_resamples, generator, wide)
+    there = torch.where(complete, wide, 0.0)
+    of_seeds = draws.totals(there) if examples else there.sum(1).expand(n_resamples, -1, -1)
+    return statistic(einsum(draws.seeds, of_seeds, "resample seed, resample seed column -> resample column"))
+
+
 def clustered_bootstrap_of(
     statistic: Callable[[Tensor], Tensor], values: Tensor, *, n_resamples: int = 1000, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -152,9 +190,7 @@ def clustered_bootstrap_of(
     if not _can_resample(wide, n_resamples) or int(complete.sum()) < 2:
         nothing = values.new_full((), torch.nan, dtype=dtype)
         return nothing, nothing.clone()
-    draws = _Draws(wide.shape[0], wide.shape[1], n_resamples, generator, wide)
-    of_seeds = draws.totals(torch.where(complete, wide, 0.0))
-    resampled = statistic(einsum(draws.seeds, of_seeds, "resample seed, resample seed column -> resample column"))
+    resampled = clustered_resamples_of(statistic, wide, n_resamples=n_resamples, generator=generator)
     low, high = _interval(rearrange(resampled, "resample -> resample 1"))[:, 0].to(dtype)
     return low, high
 
