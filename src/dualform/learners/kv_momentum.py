@@ -90,6 +90,11 @@ class KeyValueMomentum:
                 f"positions of our choice. Choose a model that is read by {' or '.join(_READERS)}."
             )
         encoded = lm.encode(prefix)
+        if isinstance(encoded, CachedPrefix) and encoded.seen is not None and self.passes > 1:
+            raise ModelError(
+                f"{lm.name} keeps something else than keys and values in its cache (latent attention), so they cannot "
+                "be moved by reading again. Choose another method of folding, or another model."
+            )
         own = prefix[n_fixed:]
         rereadings = self.passes - 1 if own else 0
         if rereadings:

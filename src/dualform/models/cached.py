@@ -6,7 +6,7 @@ positions and a four-dimensional mask but compute attention themselves (XGLM, GP
 `naive`: every answer alone, prefix and all, nothing shared. Slow and plain: what all others answer to.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dualform.models.anatomy import Anatomy
 from dualform.models.capture import ProbeIndex, Recorder, Recording, Trace, join_traces
-from dualform.models.forward import KeysValues, cache_argument, forward_rows, keys_values, recorded_rows
+from dualform.models.forward import (
+    KeysValues,
+    cache_argument,
+    forward_rows,
+    keys_values,
+    recorded_rows,
+    watching,
+)
 from dualform.models.layout import Layout, Query
 from dualform.models.streaming import input_device
 from dualform.models.switch_lengths import alike, switch_lengths
@@ -29,6 +36,8 @@ class CachedPrefix:
     tokens: tuple[int, ...]
     edited: bool = False
     """Whether keys and values are others than the tokens have by themselves."""
+    seen: tuple[tuple[Tensor, Tensor], ...] | None = None
+    """Keys and values as attention multiplies them; None where they are what the cache holds."""
 
     @property
     def length(self) -> int:
@@ -37,7 +46,12 @@ class CachedPrefix:
 
     @property
     def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keys and values of each layer, `(kv_head, prefix_pos, d_head)`."""
+        """Keys and values of each layer as attention sees them, `(kv_head, prefix_pos, d_head)`."""
+        return self.cached if self.seen is None else self.seen
+
+    @property
+    def cached(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """What the cache holds for each layer; families with latent attention keep something else than keys there."""
         if self.cache is None:
             return ()
         return tuple((layer.keys[0], layer.values[0]) for layer in self.cache.layers)
@@ -45,7 +59,7 @@ class CachedPrefix:
     def lent(self, batch: int) -> DynamicCache:
         """A cache of `batch` rows which all read this prefix; what is added to it does not come back here."""
         lent = DynamicCache()
-        for i, (key, value) in enumerate(self.layers):
+        for i, (key, value) in enumerate(self.cached):
             lent.update(key.expand(batch, *key.shape), value.expand(batch, *value.shape), i)
         return lent
 
@@ -63,8 +77,24 @@ class _CachedRoute:
         cache = DynamicCache()
         tokens = torch.tensor([prefix], device=input_device(self._model))
         last = tokens.new_tensor([len(prefix) - 1])
-        forward_rows(self._model, last, input_ids=tokens, use_cache=True, **cache_argument(self._model, cache))
-        return CachedPrefix(cache, prefix)
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def see(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+            seen[layer] = (key, value)
+
+        with watching(self._model, self.anatomy, see):
+            forward_rows(self._model, last, input_ids=tokens, use_cache=True, **cache_argument(self._model, cache))
+        encoded = CachedPrefix(cache, prefix)
+        layers = tuple(pair for _, pair in sorted(seen.items()))
+        if len(layers) != len(encoded.cached):
+            return encoded
+        alike = all(
+            a.shape == b.shape and torch.equal(a, b)
+            for pairs in zip(layers, encoded.cached, strict=True)
+            for a, b in zip(*pairs, strict=True)
+        )
+        # A second copy is kept only where it says something else.
+        return encoded if alike else replace(encoded, seen=layers)
 
     def _recorder(self, want: Recording, layout: Layout, index: ProbeIndex) -> Recorder | None:
         return Recorder(self.anatomy, want, layout.seen_mask, index) if want else None

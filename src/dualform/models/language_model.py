@@ -476,7 +476,22 @@ def _require_ordinary_weights(model: PreTrainedModel) -> None:
 
 def checked_lengths(model: PreTrainedModel) -> list[int]:
     """Tokens of rows that reach a little beyond each switch length that is short enough to be checked."""
-    return sorted({one.length + 3 for one in switch_lengths(model.config) if one.length <= LONGEST_CHECK})
+    return sorted({one.length + 3 for one in switch_lengths(model.config) if can_be_checked(model, one)})
+
+
+def can_be_checked(model: PreTrainedModel, switch: SwitchLength) -> bool:
+    """Whether a row beyond a switch length is short enough to be read at load, and within the model's positions."""
+    if switch.reach == "token":
+        return switch.length <= longest_check(model)
+    return switch.length <= LONGEST_CHECK
+
+
+def longest_check(model: PreTrainedModel) -> int:
+    """The longest window, in tokens, that the self-check fills in this model."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    # Learned positions end there; the check reads a few dozen tokens beyond the window.
+    return LONGEST_CHECK if not isinstance(positions, int) else min(LONGEST_CHECK, positions - 40)
 
 
 def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> Iterator[CheckedSwitch]:
@@ -497,10 +512,10 @@ def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> It
         elif switch.reach == "every length":
             # Two lengths never share a prefix there, so there is nothing that a faster route could reuse.
             yield CheckedSwitch(switch, False, None, "every length has rotary frequencies of its own")
-        elif switch.reach == "token" and switch.length == window_of(model) <= LONGEST_CHECK:
+        elif switch.reach == "token" and switch.length == window_of(model) <= longest_check(model):
             yield CheckedSwitch(switch, True, None, "the choice of the route was made behind a prefix longer than this")
-        elif switch.length > LONGEST_CHECK:
-            yield CheckedSwitch(switch, False, None, f"longer than the {LONGEST_CHECK} tokens of the longest check")
+        elif not can_be_checked(model, switch):
+            yield CheckedSwitch(switch, False, None, f"longer than the {longest_check(model)} tokens of the check")
         else:
             length = switch.length + 3
             try:
@@ -523,7 +538,7 @@ def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = 
     """
     # A prefix that a short sliding window cannot hold shows whether the route knows the window.
     window = window_of(model)
-    length = (window + 3 if 0 < window <= LONGEST_CHECK else 9) if n_prefix is None else n_prefix
+    length = (window + 3 if 0 < window <= longest_check(model) else 9) if n_prefix is None else n_prefix
     tokens = ordinary_ids(model, length + 40)
     # Families may treat special tokens unlike others: RoBERTa does not count padding among the positions.
     for place, special in zip((2, length + 1, 5, length + 12, 8, length + 14), special_ids(model), strict=False):
