@@ -10,7 +10,7 @@ from dualform.errors import ShapeError, TrainingError
 from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor, train_decoders
 from dualform.lab.predictors import LeastSquares, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 
 SMALL = DecoderConfig(dimension=3, width=8, layers=2)
 TASKS = RegressionTasks(dimension=3, points=6)

@@ -21,8 +21,8 @@ from dualform.lab.self_attention import (
     predict_by_tokens,
     sensitivities,
 )
-from dualform.lab.streams import stream
 from dualform.ops.constructions import LinearSelfAttention, descend_by_layers, gd_layer, gd_plus_plus_layer
+from dualform.ops.streams import stream
 
 D, N = 3, 5
 TASKS = replace(VON_OSWALD, dimension=D, points=N + 1)

@@ -17,8 +17,8 @@ from dualform.lab.sequence_model import (
     SequenceModelConfig,
     train_sequence_model,
 )
-from dualform.lab.streams import stream
 from dualform.ops.fast_weights import RULES
+from dualform.ops.streams import stream
 
 TASKS = RegressionTasks(dimension=3, points=7)
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dualform.ops.random_update import matched_random
+from dualform.ops.random_update import matched_random, released_random
 from dualform.ops.similarity import sim_aou_raw
 
 
@@ -32,10 +32,21 @@ def test_raw_sim_aou_with_a_random_update_is_zero_with_the_predicted_spread():
 def test_the_uniform_baseline_of_the_released_code_scores_far_from_zero_when_updates_lean_one_way():
     update = normal(200, 1, 64) + 1
     zsl = torch.zeros_like(update)
-    uniform = torch.rand(update.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    uniform = released_random(update, torch.Generator().manual_seed(2))
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
     assert sim_aou_raw(zsl, update, uniform).mean() > 0.5
     matched = matched_random(update, torch.Generator().manual_seed(2))
     assert sim_aou_raw(zsl, update, matched).mean().abs() < 0.05
+
+
+def test_the_released_baseline_scores_as_the_mean_entry_of_the_update_says():
+    """cos(u, U) is about E[U] sum(u) / (|u| sqrt(d E[U^2])), which is sqrt(3) / 2 cos(u, 1)."""
+    update = normal(400, 1, 256) + 0.3
+    uniform = released_random(update, torch.Generator().manual_seed(2))
+    scores = torch.cosine_similarity(update, uniform, dim=-1)
+    expected = math.sqrt(3) / 2 * torch.cosine_similarity(update, torch.ones_like(update), dim=-1)
+    assert scores.mean().item() == pytest.approx(expected.mean().item(), abs=4 / math.sqrt(256 * 400))
 
 
 def test_a_seed_fixes_the_draw_and_the_argument_stays():

@@ -26,7 +26,19 @@ from dualform.studies import controls as module
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison import Comparison, compare
 from dualform.studies.comparison_config import ComparisonConfig, ControlName
-from dualform.studies.controls import PAIRS, RATE, OtherModel, Prepared, RandomDirection, StandIn, length_task, prepare
+from dualform.studies.controls import (
+    PAIRS,
+    RANDOM_UPDATES,
+    RATE,
+    OtherModel,
+    Prepared,
+    RandomDirection,
+    RandomUpdates,
+    StandIn,
+    drawn_for,
+    length_task,
+    prepare,
+)
 from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
 from dualform.tasks.build import RawTask, build_task
 from dualform.tasks.options import TaskOptions
@@ -146,13 +158,32 @@ def test_random_is_finetunings_side_turned_into_noise_and_answers_nothing() -> N
 
 def test_random_update_is_as_long_as_what_finetuning_changed_and_in_the_same_places() -> None:
     with workshop() as made:
-        control = made.stand_in("random_update")
+        (control,) = made.make("random_update").controls
 
+    assert isinstance(control, RandomUpdates)
     assert made.trained_on == []
-    for mine, theirs in zip(control.adapted.deltas, made.ft.deltas, strict=True):
-        assert (mine.parameter, mine.axis) == (theirs.parameter, theirs.axis)
-        assert float(mine.delta.norm()) == pytest.approx(float(theirs.delta.norm()), rel=1e-6)
-        assert abs(float((mine.delta * theirs.delta).sum())) < 0.3 * float(theirs.delta.norm()) ** 2
+    assert len(control.draws) == RANDOM_UPDATES
+    for draw in control.draws:
+        for mine, theirs in zip(draw.adapted.deltas, made.ft.deltas, strict=True):
+            assert (mine.parameter, mine.axis) == (theirs.parameter, theirs.axis)
+            assert float(mine.delta.norm()) == pytest.approx(float(theirs.delta.norm()), rel=1e-6)
+            assert abs(float((mine.delta * theirs.delta).sum())) < 0.3 * float(theirs.delta.norm()) ** 2
+
+
+def test_random_update_is_the_mean_of_draws_that_differ() -> None:
+    with workshop() as made:
+        (control,) = made.make("random_update").controls
+        assert isinstance(control, RandomUpdates)
+        zsl, sides = made.sides()
+        indices = range(len(made.bench.queries))
+        whole, answers = control.read(made.bench, indices, zsl, sides)
+        single = [draw.read(made.bench, indices, zsl, sides) for draw in control.draws]
+
+    name = "control/random_update/sim_aou_raw"
+    torch.testing.assert_close(whole[name], torch.stack([measured[name] for measured, _ in single]).mean(dim=0))
+    assert len({float(measured[name].mean()) for measured, _ in single}) == RANDOM_UPDATES
+    assert list(answers) == ["random_update", *(f"random_update#{n}" for n in range(2, RANDOM_UPDATES + 1))]
+    assert {drawn_for(each) for each in answers} == {"random_update"}
 
 
 @pytest.mark.parametrize("separator", [None, "\n\n", ""])
@@ -421,8 +452,12 @@ def test_every_control_is_known_by_whose_answers_it_compares() -> None:
 
     # `rates` has a place of its own in the result; one batch stands beside both sides.
     assert set(result.controls) == {*ALL, "batch_sequential"} - {"rates"}
-    assert set(PAIRS) == set(result.controls) - {"random"}
-    assert all("rec2ftp" in measures for name, measures in result.controls.items() if name != "random")
+    made_up = {"random", "random_released"}
+    assert set(PAIRS) == set(result.controls) - made_up
+    assert all("rec2ftp" in measures for name, measures in result.controls.items() if name not in made_up)
+    assert set(result.controls["random_released"]) == {"sim_aou"}
+    # Another quantity than the score: no point on its scale.
+    assert "random_released" not in result.calibrated["sim_aou"].by_control
     assert [point.learning_rate for point in result.rate_sweep] == list(RATES)
 
 

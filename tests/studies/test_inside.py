@@ -14,7 +14,18 @@ from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.encoding import EncodedDemonstrations, Encoder
 from dualform.models.language_model import Readings
 from dualform.models.layout import Query
-from dualform.studies.inside import Prompted, Shown, Side, likeness, random_side, recordings_for, trained_side
+from dualform.ops.random_update import released_random
+from dualform.ops.streams import stream
+from dualform.studies.inside import (
+    Prompted,
+    Shown,
+    Side,
+    likeness,
+    random_side,
+    recordings_for,
+    released_random_side,
+    trained_side,
+)
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from tests.studies.reference import finetune, measures_of_one_query, plain_model, tau_of_two_contexts
 from tests.studies.small import small_lm, small_task
@@ -202,6 +213,27 @@ def test_rotary_scores_of_the_first_layer_do_not_see_what_stands_before_and_have
     assert found["llama"]["sim_am_delta"][:, 0].isnan().all()
     assert found["llama"]["sim_am_delta"][:, 1].isfinite().all()
     assert found["gpt2"]["sim_am_delta"].isfinite().all()
+
+
+def test_the_released_random_update_takes_the_place_of_the_difference_of_normalised_outputs() -> None:
+    zsl, icl, ft = read("gpt2")
+    found = released_random_side(zsl, icl, 1)["sim_aou"]
+    assert zsl.trace is not None
+    before, after = zsl.trace.output, icl.trace.output
+    assert before is not None
+    assert after is not None
+
+    change = torch.nn.functional.normalize(after, dim=-1) - torch.nn.functional.normalize(before, dim=-1)
+    assert found.shape == change.shape[:2]
+    for i, query in enumerate(zsl.queries):
+        drawn = released_random(change[i], stream("released random", 1, query))
+        expected = torch.cosine_similarity(change[i], drawn, dim=-1)
+        torch.testing.assert_close(found[i], expected.double(), rtol=0, atol=1e-9)
+    # Noise that is added before outputs are normalised is another quantity.
+    added = likeness(zsl, icl, random_side(zsl, ft, 1), answers=False)["sim_aou"]
+    assert not torch.allclose(added, found, atol=0.01)
+    assert torch.equal(released_random_side(zsl, icl, 1)["sim_aou"], found)
+    assert not torch.equal(released_random_side(zsl, icl, 2)["sim_aou"], found)
 
 
 def test_finetuning_at_rate_zero_changes_nothing_and_has_no_direction() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dualform.lab.predictors import Ridge, by_point
 from dualform.lab.regression import errors_by_point, train_regressor
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies import momentum_regression as study
 from dualform.studies.momentum_arms import prepare_for

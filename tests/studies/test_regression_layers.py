@@ -10,8 +10,8 @@ from torch import Tensor
 from dualform.errors import TrainingError
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, by_point
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModelConfig, train_sequence_model
-from dualform.lab.streams import stream
 from dualform.ops.fast_weights import fast_weights
+from dualform.ops.streams import stream
 from dualform.report.regression_words import as_it_should
 from dualform.result import Claim, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies import layer_equivalences

@@ -11,7 +11,7 @@ from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor
 from dualform.lab.predictor_distance import ilwd
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 from dualform.result import Estimate, LabStudy
 from dualform.studies import regression_phases as study
 from dualform.studies.regression_config import RegressionConfig, regression_config

@@ -11,7 +11,7 @@ from dualform.errors import TrainingError
 from dualform.lab.in_context_training import QUERIES, train_together
 from dualform.lab.predictors import Descent, DescentPlusPlus, best_descent
 from dualform.lab.self_attention import InContextTransformer, SelfAttentionConfig
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 from dualform.result import Claim, LabStudy
 from dualform.studies import regression_trained as study
 from dualform.studies.pieces import Piece

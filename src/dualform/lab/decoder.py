@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dualform.errors import ShapeError, TrainingError
 from dualform.lab.schedule import set_rate_
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 
 
 class _Drawn(Protocol):

@@ -15,7 +15,7 @@ from dualform.errors import ConfigError, TrainingError
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.lab.schedule import set_rate_
 from dualform.lab.self_attention import GRAM, InContextTransformer, SelfAttentionConfig, Weights, predict
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 
 BATCH = 64
 QUERIES = 16

@@ -18,7 +18,7 @@ from dualform.errors import TrainingError
 from dualform.lab.predictors import Descent, by_point
 from dualform.lab.regression_tasks import random_directions, stretched
 from dualform.lab.schedule import set_rate_
-from dualform.lab.streams import stream, stream_seed
+from dualform.ops.streams import stream, stream_seed
 
 
 @dataclass(frozen=True)

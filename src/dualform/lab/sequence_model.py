@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from dualform.errors import ConfigError, ShapeError, TrainingError
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.lab.schedule import set_rate_
-from dualform.lab.streams import stream, stream_seed
 from dualform.ops.fast_weights import RULES, FastWeightRule, FastWeightState, fast_weights
 from dualform.ops.momentum import momentum_chunked
 from dualform.ops.momentum_dual import momentum_linear_attention
+from dualform.ops.streams import stream, stream_seed
 
 Attention = Literal["softmax", "linear-attention", "momentum", "heavy-ball"]
 """Mixers that are no rule of `fast_weights`."""

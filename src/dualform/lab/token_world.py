@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dualform.errors import ConfigError
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 from dualform.tasks.task import Example, Task, Template
 
 BOS, EOS, UNKNOWN, IS = "<s>", "</s>", "<unk>", "is"

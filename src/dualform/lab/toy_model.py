@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dualform.errors import TrainingError
-from dualform.lab.streams import stream, stream_seed
 from dualform.lab.token_world import BOS, EOS, IS, TokenWorld
 from dualform.models.checkpoint import whole_folder
+from dualform.ops.streams import stream, stream_seed
 
 _WARMUP = 50
 """Steps at most."""

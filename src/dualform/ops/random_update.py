@@ -1,4 +1,4 @@
-"""The control that knows nothing: a random direction as long as the update that it stands for."""
+"""The control that knows nothing: a random direction in place of an update, ours and the released code's."""
 
 import torch
 from torch import Tensor
@@ -20,11 +20,31 @@ def matched_random(update: Tensor, generator: torch.Generator) -> Tensor:
         Random vectors, of shape `(..., d_model)`, on the device and in the dtype of `update`; zero where it is zero.
 
     Source:
-        SimAOU (Random) of arXiv:2212.10559v3, section 4.4, which does not say how the random update is made. The
-        released code draws uniformly from [0, 1), unseeded and of any length: all entries positive. Ours has zero
-        mean and matched norm.
+        SimAOU (Random) of arXiv:2212.10559v3, section 4.4, which does not say how the random update is made; the
+        released code's way is `released_random`. Ours has zero mean and matched norm.
     """
     drawn_in = torch.promote_types(torch.float32, result_dtype(update))
     direction = torch.randn(update.shape, generator=generator, device=generator.device, dtype=drawn_in)
     norm = torch.linalg.vector_norm(widened(update), dim=-1, keepdim=True)
     return (unit(widened(direction.to(update.device))) * norm).to(update.dtype)
+
+
+def released_random(update: Tensor, generator: torch.Generator) -> Tensor:
+    """Random updates as the code released with arXiv:2212.10559 draws them: uniform on [0, 1).
+
+    All entries are positive, and lengths have nothing to do with the update's. The cosine with an update u is therefore
+    about sqrt(3) / 2 times the cosine of u with the vector of ones: near 0 where the entries of u have a mean near 0.
+
+    Args:
+        update: Updates that random ones are to stand in for, of shape `(..., d_model)`.
+        generator: Source of randomness; drawn on its own device, then moved. The released code is not seeded.
+
+    Returns:
+        Random vectors, of shape `(..., d_model)`, on the device and in the dtype of `update`.
+
+    Source:
+        SimAOU (Random) of arXiv:2212.10559v3, section 4.4, as in the released code.
+    """
+    drawn_in = torch.promote_types(torch.float32, result_dtype(update))
+    drawn = torch.rand(update.shape, generator=generator, device=generator.device, dtype=drawn_in)
+    return drawn.to(update.device, update.dtype)

@@ -152,9 +152,15 @@ class Control:
 CONTROLS: tuple[Control, ...] = (
     Control("random", "random direction", "A random change of FT's size, with mean zero, in FT's place.", "floor"),
     Control(
+        "random_released",
+        "random update, as released",
+        "Uniform random numbers in place of FT's difference of normalised outputs, as in the paper's released code.",
+        "comparison",
+    ),
+    Control(
         "random_update",
         "random weight change",
-        "Random changes of the key and value weights, of the size of FT's, with the model run on them.",
+        "Random changes of the key and value weights, of the size of FT's, averaged over five draws.",
         "floor",
     ),
     Control(

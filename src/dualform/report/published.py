@@ -124,7 +124,9 @@ def beside_the_paper(result: Result) -> list[Beside]:
         title = measure_of(key).title
         rows.append(Beside(title, SIX_TASKS, result.similarity.get(key), published, key == "rec2ftp"))
         if random is not None:
-            made_up = result.controls.get("random", {}).get(key)
+            # The paper's random SimAOU is its code's quantity; Kendall's tau of a random order is 0 either way.
+            controls = [result.controls.get(name, {}).get(key) for name in ("random_released", "random")]
+            made_up = next((one for one in controls if one is not None), None)
             rows.append(Beside(f"{title}: random update", SIX_TASKS, made_up, random, False))
     task = str(result.task.get("name"))
     for learner, published in _ACCURACIES.get(task, {}).items():

@@ -10,7 +10,6 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from dualform.lab.streams import stream
 from dualform.ops.constructions import (
     LinearSelfAttention,
     descend_by_layers,
@@ -19,6 +18,7 @@ from dualform.ops.constructions import (
     ridge_by_layers,
     ridge_layer,
 )
+from dualform.ops.streams import stream
 from dualform.result import Claim
 from dualform.studies.seed_statistics import over_seeds
 

@@ -22,6 +22,7 @@ from dualform.models.capture import Recording
 from dualform.models.encoding import EncodedDemonstrations, Encoder
 from dualform.models.language_model import Readings
 from dualform.models.untrained import untrained
+from dualform.ops.streams import stream_seed
 from dualform.result import Trial
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison_config import ComparisonConfig, ControlName
@@ -33,6 +34,7 @@ from dualform.studies.inside import (
     likeness,
     random_side,
     recordings_for,
+    released_random_side,
     trained_side,
 )
 from dualform.studies.tuning import trained
@@ -98,7 +100,32 @@ class RandomDirection:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Measures for one group; a made-up side has no answers."""
         made = random_side(zsl, sides["ft"], self.seed)
-        return _named("random", likeness(zsl, sides["icl"], made, answers=False)), {}
+        found = _named("random", likeness(zsl, sides["icl"], made, answers=False))
+        return found | _named(RELEASED, released_random_side(zsl, sides["icl"], self.seed)), {}
+
+
+@dataclass(frozen=True)
+class RandomUpdates:
+    """FT's side with its changes of weight turned into noise of the same size, several times, and averaged.
+
+    What one draw of noise happens to do to a small model differs from draw to draw by more than most measures differ
+    between learners.
+    """
+
+    draws: tuple[StandIn, ...]
+
+    def read(
+        self, bench: Bench[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Measures averaged over draws, and each draw's answers, for one group."""
+        measured: dict[str, list[Tensor]] = {}
+        answers: dict[str, Tensor] = {}
+        for draw in self.draws:
+            found, answered = draw.read(bench, indices, zsl, sides)
+            answers |= answered
+            for name, value in found.items():
+                measured.setdefault(name, []).append(value)
+        return {name: torch.stack(values).nanmean(dim=0) for name, values in measured.items()}, answers
 
 
 @dataclass(frozen=True)
@@ -129,7 +156,7 @@ class OtherModel:
         }
 
 
-Control = StandIn | RandomDirection | OtherModel
+Control = StandIn | RandomDirection | RandomUpdates | OtherModel
 
 
 @dataclass(frozen=True)
@@ -141,6 +168,25 @@ class Prepared:
     """Learning rates chosen for learners that have their own."""
     trials: tuple[Trial, ...]
     notes: tuple[str, ...]
+
+
+RELEASED = "random_released"
+"""SimAOU with the released code's random update, read along with the control `random`."""
+
+RANDOM_UPDATES = 5
+"""Draws of noise that the control `random_update` averages over."""
+
+_DRAW = "#"
+
+
+def draw_name(control: str, number: int) -> str:
+    """Name of one draw's answers; the first has the control's own."""
+    return control if number == 0 else f"{control}{_DRAW}{number + 1}"
+
+
+def drawn_for(name: str) -> str:
+    """The control that a draw's answers belong to; the name itself where there is one draw only."""
+    return name.partition(_DRAW)[0]
 
 
 PAIRS: dict[str, tuple[str, str, str]] = {
@@ -224,8 +270,7 @@ class Workshop:
         if name == "random":
             yield RandomDirection(seed)
         elif name == "random_update":
-            opening = self.bench.encoder.opening
-            yield self._trained(name, random_update(self.ft, self.bench.lm, opening, seed), self._shown(self.encoded))
+            yield RandomUpdates(tuple(self._random_updates(name, seed)))
         elif name == "position_shift":
             yield self._filler()
         elif name in ("shuffled_labels", "random_labels"):
@@ -269,6 +314,12 @@ class Workshop:
 
     def _trained(self, name: str, adapted: AdaptedModel, shown: Shown | None, *pairs: Pair) -> StandIn:
         return StandIn(name, adapted, None, shown, pairs or (Pair(name, "icl", "second"),))
+
+    def _random_updates(self, name: str, seed: int) -> Iterator[StandIn]:
+        for number in range(RANDOM_UPDATES):
+            noise = random_update(self.ft, self.bench.lm, self.bench.encoder.opening, stream_seed(name, seed, number))
+            pair = Pair(name, "icl", "second")
+            yield StandIn(draw_name(name, number), noise, None, self._shown(self.encoded), (pair,))
 
     def _filler(self) -> StandIn:
         """The query at ICL's positions, behind nothing but separators."""

@@ -23,8 +23,9 @@ from dualform.ops.agreement import (
     top_k_overlap,
     total_variation,
 )
+from dualform.ops.cosine import cosine, unit, widened
 from dualform.ops.dual_form import outer_product_update, relaxation
-from dualform.ops.random_update import matched_random
+from dualform.ops.random_update import matched_random, released_random
 from dualform.ops.rank import demonstration_log_mass, ft_logits, icl_logits, kendall_tau_b
 from dualform.ops.similarity import (
     direct_update,
@@ -35,6 +36,7 @@ from dualform.ops.similarity import (
     sim_aou,
     sim_aou_raw,
 )
+from dualform.ops.streams import stream
 
 # Relative change of a row of scores that float32 angles of some thousand positions can feign.
 _ROUNDING = 1e-3
@@ -217,6 +219,34 @@ def random_side(zsl: Readings, side: Side, seed: int) -> Side:
     found = {name: torch.stack(parts) if parts else None for name, parts in made.items()}
     trace = replace(side.trace, output=found["output"], scores=found["scores"])
     return replace(side, trace=trace, ranks=found["ranks"], update=found["update"])
+
+
+def released_random_side(zsl: Readings, side: Side, seed: int) -> dict[str, Tensor]:
+    """SimAOU of a side with the released code's random update, which takes the place of the other side's difference.
+
+    `random_side` changes the output and normalises it afterwards, as SimAOU does with real updates; the code released
+    with arXiv:2212.10559 puts uniform numbers in the place of the difference of normalised outputs. The two are
+    different quantities: normalising after the change lifts the score of noise (`ops.similarity.sim_aou`).
+
+    Args:
+        zsl: Zero-shot readings of the group, with its trace.
+        side: ICL, or what stands in for it.
+        seed: Of the numbers; each query has a stream of its own, so that grouping does not matter.
+
+    Returns:
+        `sim_aou`, `(example, layer)` on the CPU; nothing where outputs were not recorded.
+    """
+    before = _traced(zsl)
+    if before.output is None or side.trace.output is None:
+        return {}
+    change = unit(widened(side.trace.output)) - unit(widened(before.output))
+    drawn = torch.stack(
+        [
+            released_random(one, stream("released random", seed, query))
+            for one, query in zip(change, zsl.queries, strict=True)
+        ]
+    )
+    return {"sim_aou": cosine(change, drawn).detach().to("cpu", torch.float64)}
 
 
 def _randomly_changed(before: Tensor, after: Tensor, real: Tensor, n: int, generator: torch.Generator) -> Tensor:

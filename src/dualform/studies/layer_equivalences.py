@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dualform.lab.predictors import Descent, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
-from dualform.lab.streams import stream
 from dualform.ops.fast_weights import NORM_EPS, FastWeightRule, FastWeightState, fast_weights
+from dualform.ops.streams import stream
 from dualform.result import Claim
 from dualform.studies.seed_statistics import over_seeds
 

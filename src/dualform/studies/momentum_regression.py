@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dualform.lab.predictors import Ridge, by_point
 from dualform.lab.regression import LinearTasks, best_descent, errors_by_point, train_regressor
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies.momentum_arms import prepare_for
 from dualform.studies.momentum_config import Arm, MomentumConfig

@@ -12,7 +12,7 @@ from dualform.models.sketch import Sketch, sketch_model
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison import set_up
 from dualform.studies.comparison_config import ComparisonConfig
-from dualform.studies.controls import Workshop
+from dualform.studies.controls import RANDOM_UPDATES, Workshop
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, fit_for, memory_of
 from dualform.studies.plan_folds import fold_bytes, fold_parts, fold_prefix, reads_twice
@@ -237,7 +237,7 @@ class _Seed:
             if name == "random":
                 cost = self._measures(queries, 1, relaxed=False)
             elif name == "random_update":
-                cost = costs.encode(opening) + read(opening)
+                cost = (costs.encode(opening) + read(opening)) * RANDOM_UPDATES
             elif name == "position_shift":
                 cost = costs.encode(len(encoded.prefix)) + read(len(encoded.prefix))
             elif name in ("shuffled_labels", "random_labels"):
@@ -307,6 +307,7 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     inside = {"zsl", "icl", "ft"} <= set(config.learners)
     kept = ("other_demonstrations", "ft_order", "random_update", "batch", "lcgd", "value_one_layer")
     deltas = 2 + sum(name in config.controls for name in kept) + ("rates" in config.controls) * len(config.rates)
+    deltas += ("random_update" in config.controls) * (RANDOM_UPDATES - 1)
     memory = memory_of(
         costs,
         base=machine.base,

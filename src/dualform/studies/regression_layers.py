@@ -13,7 +13,7 @@ from dualform.errors import NumericalError
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Predictor, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModel, SequenceModelConfig, train_sequence_model
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.layer_equivalences import equivalence_claims, equivalence_errors
 from dualform.studies.pieces import Cells, Piece

@@ -31,7 +31,7 @@ from dualform.lab.predictors import (
     by_point,
 )
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells, Piece
 from dualform.studies.regression_config import RegressionConfig

@@ -30,7 +30,7 @@ from dualform.lab.self_attention import (
     SelfAttentionConfig,
     sensitivities,
 )
-from dualform.lab.streams import stream
+from dualform.ops.streams import stream
 from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells, Piece
 from dualform.studies.regression_config import RegressionConfig

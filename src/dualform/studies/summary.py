@@ -29,7 +29,7 @@ from dualform.result import (
 from dualform.studies.against import against_icl
 from dualform.studies.calibrate import FEWEST_FIXED, Shares, calibrate, floors_of, layers_above
 from dualform.studies.comparison_config import ComparisonConfig
-from dualform.studies.controls import PAIRS, RATE
+from dualform.studies.controls import PAIRS, RATE, RELEASED, drawn_for
 from dualform.studies.facts import Asked, environment, model_facts, task_facts
 from dualform.studies.outcome import SeedOutcome
 from dualform.studies.statistics import Statistics
@@ -134,7 +134,7 @@ class _Measured:
     fold: dict[str, dict[str, Tensor]]
     """`icl` or `ft` -> measure -> the same, between that learner's update and the fold's."""
     right: dict[str, Tensor]
-    """Control's learner -> 1 where right, `(seed, example)`, NaN where it was not read."""
+    """Control's learner -> 1 where right, `(seed, example)`, NaN where it was not read; a share of several draws."""
 
     @classmethod
     def of(cls, outcomes: Sequence[SeedOutcome], labels: Tensor) -> "_Measured":
@@ -149,14 +149,17 @@ class _Measured:
                 (controls if kind == "control" else fold).setdefault(other, {})[measure] = values
             else:
                 measures[name] = values
-        right = {}
+        draws: dict[str, list[Tensor]] = {}
         for name in outcomes[0].control_answers:
             tables = torch.stack(
                 [outcome.control_answers[name] for outcome in outcomes if name in outcome.control_answers]
             )
             if len(tables) == len(outcomes):
                 unread = tables.isnan().any(dim=2)
-                right[name] = (tables.argmax(dim=2) == labels).double().masked_fill(unread, torch.nan)
+                here = (tables.argmax(dim=2) == labels).double().masked_fill(unread, torch.nan)
+                draws.setdefault(drawn_for(name), []).append(here)
+        # Of a control that is drawn several times, the share of draws that are right.
+        right = {name: torch.stack(found).mean(dim=0) for name, found in draws.items()}
         return cls(measures, controls, fold, right)
 
     def answers(self, control: str, right: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -217,7 +220,8 @@ def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics
         controls = {
             control: Shares.of_mean(measures[name])
             for control, measures in found.controls.items()
-            if name in measures and not control.startswith(RATE)
+            # The released code's random update is another quantity than the score, so it is no point on its scale.
+            if name in measures and not control.startswith(RATE) and control != RELEASED
         }
         one = calibrate(Shares.of_mean(values), controls, stats.resamples, floors_of(name))
         if one is not None:

@@ -10,8 +10,8 @@ from dualform.lab.constructed_model import Layer
 from dualform.lab.regression import LinearTasks, train_regressor
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.lab.sequence_model import SequenceModelConfig, train_sequence_model
-from dualform.lab.streams import stream
 from dualform.lab.token_world import TokenWorld
+from dualform.ops.streams import stream
 
 
 def numbers(generator: torch.Generator) -> torch.Tensor:
