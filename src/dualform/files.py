@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dualform.errors import StorageError
+from dualform.plain_text import plain
 
 
 def cache_dir() -> Path:
@@ -49,7 +51,8 @@ def atomic_write(path: Path, remedy: str = "Free some space or choose another fo
     Raises:
         StorageError: The disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Machines that share a file system, and threads, have equal process ids; a long name must leave room for the rest.
+    temporary = path.with_name(f".{path.name[:150]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with explain_storage_errors(path, remedy):
             yield temporary
@@ -77,11 +80,29 @@ def explain_storage_errors(path: Path, remedy: str) -> Iterator[None]:
         errno.ENOTDIR: "a part of the path is a file",
         errno.ENOENT: "a folder on the way does not exist",
         errno.EEXIST: "a file of that name is in the way",
+        errno.EISDIR: "a folder of that name is in the way",
+        errno.ENOTEMPTY: "a folder of that name is in the way",
         errno.ENAMETOOLONG: "the name is too long for this file system",
+        errno.ELOOP: "a symbolic link on the way leads back to itself",
+        errno.EIO: "the disk or network reported an input/output error",
+        errno.ESTALE: "the network file system lost the file",
+        errno.EFBIG: "the file would be larger than this file system allows",
+        errno.EBUSY: "the file is in use",
+        errno.EMFILE: "too many files are open",
+        errno.ENFILE: "too many files are open",
+        errno.EINVAL: "the file system does not accept such a name",
     }
     try:
         yield
     except OSError as error:
         if error.errno not in reasons:
             raise
-        raise StorageError(f"cannot write {path}: {reasons[error.errno]}. {remedy}") from error
+        raise StorageError(f"cannot write {plain(str(path))}: {reasons[error.errno]}. {remedy}") from error
+    except ValueError as error:
+        # A name with a null character, or with half of a surrogate pair, reaches no file system at all.
+        named = isinstance(error, UnicodeEncodeError) or "null" in str(error)
+        if not named or set(str(path)).isdisjoint({"\0", *map(chr, range(0xD800, 0xE000))}):
+            raise
+        raise StorageError(
+            f"cannot write {plain(str(path))}: the name holds a character that no file system accepts. {remedy}"
+        ) from error

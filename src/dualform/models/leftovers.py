@@ -263,21 +263,29 @@ def _require_rope_scaling(model: PreTrainedModel, metadata: Mapping[str, Any], n
         )
 
 
-_SETTINGS = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale",
-             "embedding_scale", "residual_scale", "attention.scale")  # fmt: skip
+_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "attention.sliding_window": ("sliding_window", "window_size"),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
+    "logit_scale": ("logit_scale", "logits_scaling"),
+    "embedding_scale": ("embedding_multiplier", "scale_emb"),
+    "residual_scale": ("residual_multiplier",),
+    "attention.scale": ("attention_multiplier", "scaling"),
+}
+"""Settings of a GGUF file that change what is computed, and their names in configs."""
 
 
 def _settings_lost(model: PreTrainedModel, metadata: Mapping[str, Any], name: str) -> tuple[str, ...]:
     config = model.config.get_text_config()
-    known = [value for value in config.to_dict().values() if isinstance(value, int | float)]
     lost = []
-    for field in _SETTINGS:
+    for field, names in _SETTINGS.items():
         value = metadata.get(f"{metadata['general.architecture']}.{field}")
         if not isinstance(value, int | float) or value in (0, 1):
             continue
         if field == "attention.sliding_window" and value >= (getattr(config, "max_position_embeddings", 0) or 0):
             continue
-        if not any(abs(value - one) <= 1e-4 * abs(value) for one in known):
+        known = [getattr(config, one, None) for one in names]
+        if not any(isinstance(one, int | float) and abs(value - one) <= 1e-4 * abs(value) for one in known):
             lost.append(f"{field} = {value:g}")
     if not lost:
         return ()
