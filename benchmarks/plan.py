@@ -21,8 +21,8 @@ COMMANDS: dict[str, str] = {
     "compare": f"compare smollm2-135m reviews {_FEW} --learners zsl,icl,ft --rates 1e-3,3e-3",
     "compare, another model": f"compare gemma3-270m reviews {_FEW} --learners zsl,icl,ft --controls none --rates 1e-3",
     "compare, all learners": f"compare smollm2-135m reviews {_FEW} --controls none --rates 1e-3 --lora-rates 3e-4",
-    "stability": "stability smollm2-135m --task reviews --seeds 2 --orders 2 --ft-seeds 1 --ft-orders 2 --label-seeds 1"
-    " --limit 24 --selection-limit 32 -k 16 --rates 1e-3,3e-3",
+    "stability": "stability smollm2-135m --task reviews --seeds 1..2 --orders 2 --ft-seeds 1 --ft-orders 2"
+    " --label-seeds 1 --limit 24 --selection-limit 32 -k 16 --rates 1e-3,3e-3",
     "selection": "selection smollm2-135m reviews --seeds 1 --limit 24 --selection-limit 24 --untouched-limit 24 -k 8"
     " --orders 2 --rates 1e-3 --similarity-limit 16",
     "fold": "fold smollm2-135m reviews --limit 24 -k 16 --fold-texts 64 --plain none --to {folder}/folded",

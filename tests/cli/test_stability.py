@@ -21,7 +21,7 @@ from tests.studies.small import write_choices
 pytestmark = pytest.mark.usefixtures("quick_page")
 Command = Callable[..., Done]
 DATA = ["--task", "tickets.csv", "--text", "body", "--label", "topic"]
-SETS = ["-k", "4", "--seeds", "3", "--orders", "2", "--ft-seeds", "2", "--ft-orders", "2", "--label-seeds", "2"]
+SETS = ["-k", "4", "--seeds", "1..3", "--orders", "2", "--ft-seeds", "2", "--ft-orders", "2", "--label-seeds", "2"]
 SMALL = [*DATA, *SETS, "--limit", "8", "--selection-limit", "6", "--rates", "1e-2", "--resamples", "50"]
 """Half a second a model."""
 
@@ -126,12 +126,10 @@ def test_without_a_folder_the_run_goes_below_runs_by_all_models(dualform: Comman
 
 @pytest.mark.parametrize(
     ("arguments", "seeds"),
-    [(["--seeds", "2"], [1, 2]), (["--seeds", "4,9"], [4, 9]), (["--seeds", "3..5"], [3, 4, 5]),
+    [(["--seeds", "2"], [2]), (["--seeds", "4,9"], [4, 9]), (["--seeds", "3..5"], [3, 4, 5]),
      (["--seeds", "0,"], None), (["--seeds", "0"], [0]), (["--seed", "7"], [7])],
 )  # fmt: skip
-def test_seeds_are_how_many_or_which(
-    dualform: Command, out: Path, arguments: list[str], seeds: list[int] | None
-) -> None:
+def test_a_bare_number_is_one_seed(dualform: Command, out: Path, arguments: list[str], seeds: list[int] | None) -> None:
     base = [*DATA, "-k", "4", "--orders", "1", "--ft-seeds", "0", "--label-seeds", "0", "--limit", "4"]
     done = dualform("stability", "gpt2", *base, "--resamples", "20", *arguments, "--out", out)
 
@@ -178,7 +176,7 @@ def test_the_same_command_gives_the_same_numbers(dualform: Command, tmp_path: Pa
     [
         (["--seeds", "x"], ["seeds 'x' should look like 3, 1..7 or 1,4,9"]),
         (["--seeds", "3..1"], ["runs backwards"]),
-        (["--seeds", "10001"], ["more than 10000 seeds"]),
+        (["--seeds", "1..10001"], ["more than 10000 seeds"]),
         (["--seed", "1"], ["--seed 1 and --seeds", "were both given"]),
         (["-k", "0"], ["k 0 leaves nothing to draw or order"]),
         (["-k", "-1"], ["k: ", "(given -1)"]),

@@ -10,10 +10,11 @@ from dualform.cli.sweep_table import Lines, LiveTable, progress_table, remaining
 from dualform.runs.cell_store import CellKey
 from dualform.runs.sweep import CellState, GroupState
 from dualform.runs.sweep_cells import GroupCell
-from dualform.runs.sweep_config import Group
+from dualform.runs.sweep_config import Group, read_sweep_file
 from dualform.studies.comparison_config import comparison_config
 from dualform.sweep_result import CellFailure
 from tests.cli.conftest import Done
+from tests.tiny import save_tiny
 
 GRID = """
 models: [gpt2, {model: nowhere}]
@@ -139,3 +140,48 @@ def test_the_live_table_is_drawn_at_once_and_then_not_more_often_than_an_eye_see
         table.changed(groups, groups[0].seeds[0])
 
     assert shown.n == 1
+
+
+@pytest.fixture
+def with_code(tmp_path: Path) -> Path:
+    """A checkpoint whose own code leaves a mark when it runs."""
+    folder = save_tiny("gpt2", tmp_path / "with_code")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "owncode", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'mark')!r}, 'w').close()\n"
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "class Own(GPT2Config):\n    model_type = 'owncode'\n"
+        "class Model(GPT2LMHeadModel):\n    config_class = Own\n"
+    )
+    return folder
+
+
+def test_a_checkpoints_code_runs_when_the_command_line_says_so_and_never_for_a_plan(
+    dualform: Callable[..., Done], with_code: Path, workplace: Path, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    grid = workplace / "trusting.yaml"
+    text = f"models: [{with_code}]\n" + GRID.partition("]\n")[2]
+    grid.write_text(text.replace("settings: {", "settings: {trust_remote_code: true, "))
+    for arguments in (["sweep", grid], ["sweep", grid, "--dry-run"], ["plan", "sweep", grid]):
+        done = dualform(*arguments, "--store", tmp_path / "store")
+        assert (done.code, mark.exists()) == (2, False)
+        assert "trust_remote_code cannot be allowed by a file" in done.message
+
+    grid.write_text(text)
+    plain = ["--text", "body", "--label", "topic", "-k", "4", "--trust-remote-code"]
+    for arguments in (
+        ["sweep", grid, "--dry-run"],
+        ["plan", "sweep", grid],
+        ["sweep", grid, "--dry-run", "--trust-remote-code"],
+        ["plan", "compare", with_code, "tickets.csv", *plain],
+    ):
+        done = dualform(*arguments)
+        assert (done.code, mark.exists()) == (2, False)
+        assert "comes with code of its own, and a plan runs none" in done.message
+
+    _, (group,) = read_sweep_file(grid, trust_remote_code=True)
+    group.config.load_model(str(with_code))  # type: ignore[attr-defined]
+    assert mark.exists()

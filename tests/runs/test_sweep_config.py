@@ -7,7 +7,8 @@ import yaml
 
 from dualform.errors import ConfigError
 from dualform.runs.sweep_config import SweepConfig, expand, groups_of, listed, read_sweep_file
-from dualform.studies.comparison_config import ComparisonConfig, comparison_config
+from dualform.runs.sweep_run import described
+from dualform.studies.comparison_config import ComparisonConfig, comparison_config, read_config
 from dualform.studies.regression_config import RegressionConfig
 from dualform.studies.stability_config import StabilityConfig
 
@@ -94,7 +95,7 @@ def test_other_studies_are_swept_too() -> None:
         ({"exclude": [{"modle": "a"}]}, "modle is no axis; these are: model, task"),
         ({"exclude": [{"model": ["a", "b"]}]}, "exclude leaves nothing"),
         ({"grid": {"k": [4, 4]}}, "an axis names a value twice"),
-        ({"grid": {"k": list(range(30000))}}, "the grid has 120000 combinations"),
+        ({"grid": {"k": list(range(30000))}}, "360000 cells, and a sweep takes 10000 at most.*--max-cells 360000"),
         ({"models": [{"dtype": "float64"}]}, "must be a name, or a mapping with `model: NAME`"),
         ({"settings": {"preset": "dai2024"}}, "unknown preset 'dai2024': choose one of default, dai2023"),
         ({"study": "regress"}, "regress has no models and tasks"),
@@ -112,7 +113,14 @@ def test_a_mistake_is_named_with_its_value(changes: dict[str, Any], message: str
     [
         ("models: [a", "cannot be read as a sweep"),
         ("- a", "should hold settings"),
-        ("models: [a]\ntasks: [mr]\nseeds: 3..1\n", r"seeds '3\.\.1' should look like"),
+        ("models: [a]\ntasks: [mr]\nseeds: 3..1\n", r"seeds '3\.\.1': 3\.\.1 runs backwards"),
+        ("models: [a]\ntasks: [mr]\nseeds: 1..99999999\n", r"1\.\.99999999 are more than 10000 seeds"),
+        ("models: [a]\ntasks: [mr]\nseeds: true\n", "seeds: should be a number, a range such as"),
+        (
+            f"models: [a]\ntasks: [mr]\ngrid: {{k: {list(range(300))}, context: {list(range(8, 308))}}}\n",
+            "270000 cells",
+        ),
+        ("configs: [{study: compare, model: a, task: mr, seeds: 0..10000}]\n", "more than 10000 seeds"),
         ("models: [a]\ntasks: [mr]\nstudy: tuning\n", "study: Input should be 'compare', 'stability'"),
         ("modles: [a]\n", "modles: Extra inputs"),
         ("configs: 3\n", "configs should be a list"),
@@ -195,3 +203,67 @@ def test_folders_that_only_capitals_tell_apart_get_other_names() -> None:
     names = [group.name for group in groups(models=["org/Model", "other/model"], tasks=["mr"])]
 
     assert len({name.lower() for name in names}) == 2
+
+
+def test_a_bare_number_is_one_seed_in_every_studys_settings() -> None:
+    for study in ("compare", "stability", "selection", "folding"):
+        assert [one.config.seeds for one in groups(study=study, models=["a"], tasks=["mr"], seeds=20)] == [(20,)]
+    for config in (
+        comparison_config("a", "mr", seeds=20),
+        StabilityConfig(models=("a",), task="mr", seeds=20),  # type: ignore[arg-type]
+        RegressionConfig(seeds="20"),  # type: ignore[arg-type]
+    ):
+        assert config.seeds == (20,)
+    assert comparison_config("a", "mr", seeds="1..3").seeds == (1, 2, 3)
+
+
+def test_the_limit_of_cells_counts_all_seeds_and_can_be_raised(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("models: [a]\ntasks: [mr]\nseeds: 1..10\ngrid: {k: [1, 2, 4]}\n")
+    (tmp_path / "mine.py").write_text(
+        "from dualform import comparison_config\n"
+        "configs = [comparison_config('a', 'mr', k=k, seeds='1..10') for k in (1, 2, 4)]\n"
+    )
+    for name in ("grid.yaml", "mine.py"):
+        assert len(read_sweep_file(tmp_path / name, max_cells=30)[1]) == 3
+        with pytest.raises(ConfigError, match="30 cells, and a sweep takes 29 at most"):
+            read_sweep_file(tmp_path / name, max_cells=29)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: [a]\ntasks: [mr]\nsettings: {trust_remote_code: true}\n",
+        "models: [{model: a, trust_remote_code: 'yes'}]\ntasks: [mr]\n",
+        "models: [a]\ntasks: [{task: mr, trust_remote_code: 1}]\n",
+        "models: [a]\ntasks: [mr]\ngrid: {trust_remote_code: [false, true]}\n",
+        "configs: [{study: selection, model: a, task: mr, trust_remote_code: true}]\n",
+    ],
+)
+def test_a_file_cannot_allow_a_checkpoints_code_to_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"trust_remote_code cannot be allowed by a file.*--trust-remote-code"):
+        read_sweep_file(tmp_path / "grid.yaml")
+
+
+def test_the_command_line_can_and_the_sweeps_folder_does_not_keep_it(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("models: [a]\ntasks: [mr]\n")
+    config, found = read_sweep_file(tmp_path / "grid.yaml", trust_remote_code=True)
+    assert [getattr(group.config, "trust_remote_code", None) for group in found] == [True]
+    assert "trust" not in yaml.safe_dump(described(config, found))
+
+    # What Python allows is its own; a folder that is handed on allows nothing.
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump(listed("mine", groups_of([comparison_config("a", "mr", trust_remote_code=True)])))
+    )
+    for trusted in (False, True):
+        _, found = read_sweep_file(tmp_path, trust_remote_code=trusted)
+        assert [getattr(group.config, "trust_remote_code", None) for group in found] == [trusted]
+
+
+def test_a_runs_settings_do_not_bring_the_permission_along(tmp_path: Path) -> None:
+    config = comparison_config("a", "mr", trust_remote_code=True)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with pytest.raises(ConfigError, match="sets trust_remote_code, which runs whatever code comes with"):
+        read_config(path)
+    assert read_config(path, trust_remote_code=True) == config

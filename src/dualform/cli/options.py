@@ -1,15 +1,13 @@
 """How values are written on the command line, and the options that every study has."""
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
 from dualform.errors import ConfigError
-
-_MOST_SEEDS = 10_000
+from dualform.seeds import parse_whole_numbers
 
 DATA = "Data"
 PROTOCOL = "Protocol"
@@ -59,6 +57,7 @@ Device = Annotated[str | None, option("auto, cpu, cuda, mps", MACHINE)]
 Dtype = Annotated[str | None, option("float32, float64, bfloat16, float16", MACHINE)]
 RouteName = Annotated[str | None, option("packed, packed-mask, repeated, naive", MACHINE)]
 TrustRemoteCode = Annotated[bool, option("Run code that comes with the checkpoint", MACHINE)]
+MaxCells = Annotated[int | None, option("Most cells that the file may ask for (10000)", PROTOCOL, "--max-cells")]
 DeviceMap = Annotated[str | None, option("Divide the model: auto, balanced, sequential, or JSON", MACHINE)]
 MaxMemory = Annotated[str | None, option("Room for weights: cpu=2GiB,0=10GiB; the rest on disk", MACHINE)]
 OffloadFolder = Annotated[str | None, option("Where weights go that disk holds", MACHINE)]
@@ -81,6 +80,19 @@ def store_url(given: str | None) -> str:
     return given or os.environ.get("DUALFORM_STORE") or "runs/store"
 
 
+def cell_limit(given: int | None) -> int:
+    """Most cells of a sweep: as given, else the usual limit.
+
+    Raises:
+        ConfigError: Less than one.
+    """
+    from dualform.runs.sweep_config import MOST_CELLS
+
+    if given is not None and given < 1:
+        raise ConfigError(f"max-cells {given} must be 1 or more")
+    return given or MOST_CELLS
+
+
 def default_folder(models: tuple[str, ...], task: str, *more: str) -> Path:
     """`runs/MODEL-TASK`, paths cut to their last name."""
     parts = [*(Path(model).resolve().name for model in models), Path(task).resolve().stem, *more]
@@ -97,21 +109,7 @@ def parse_seeds(text: str | None, name: str = "seeds") -> tuple[int, ...] | None
     Raises:
         ConfigError: Anything else.
     """
-    if text is None:
-        return None
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*\.\.\s*(\d+))?\s*", part)
-        if match is None:
-            raise ConfigError(f"{name} {text!r} should look like 3, 1..7 or 1,4,9")
-        first = int(match[1])
-        last = int(match[2] or match[1])
-        if last < first:
-            raise ConfigError(f"{name} {text!r}: {first}..{last} runs backwards; write {last}..{first}")
-        if last - first >= _MOST_SEEDS:
-            raise ConfigError(f"{name} {text!r}: {first}..{last} are more than {_MOST_SEEDS} {name}")
-        seeds += range(first, last + 1)
-    return tuple(seeds)
+    return None if text is None else parse_whole_numbers(text, name)
 
 
 def fold_settings(

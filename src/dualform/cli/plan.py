@@ -15,7 +15,7 @@ from dualform.cli.compare import compare
 from dualform.cli.fold import fold
 from dualform.cli.folding import folding
 from dualform.cli.guard import guarded, quiet_transformers, say
-from dualform.cli.options import MACHINE, OUTPUT, AsJson, option, store_url
+from dualform.cli.options import MACHINE, OUTPUT, AsJson, MaxCells, cell_limit, option, store_url
 from dualform.cli.planning import planning
 from dualform.cli.regress import regress
 from dualform.cli.selection import selection
@@ -110,6 +110,7 @@ def sweep(
     store: Annotated[
         str | None, option("Folder or URL of finished cells ($DUALFORM_STORE, else runs/store)", OUTPUT)
     ] = None,
+    max_cells: MaxCells = None,
     as_json: AsJson = False,
 ) -> None:
     """What a sweep will cost: all its cells, less those that are finished.
@@ -122,7 +123,7 @@ def sweep(
     from dualform.runs.sweep_config import read_sweep_file
 
     quiet_transformers()
-    config, groups = read_sweep_file(file)
+    config, groups = read_sweep_file(file, max_cells=cell_limit(max_cells))
     print_sweep_plan(config, groups, store_url(store), workers, as_json)
 
 

@@ -65,9 +65,7 @@ def stability(
     k: K = None,
     balanced: Balanced = None,
     seed: Seed = None,
-    seeds: Annotated[
-        str | None, option("Demonstration sets: how many, or which, as 1..20 or 1,4,9 (20)", PROTOCOL)
-    ] = None,
+    seeds: Annotated[str | None, option("Demonstration sets: 1..20, 1,4,9, or one (1..20)", PROTOCOL)] = None,
     orders: Annotated[int | None, option("Orders of each set for ICL (10)", PROTOCOL)] = None,
     ft_seeds: Annotated[int | None, option("Sets on which FT is run too (10)", PROTOCOL)] = None,
     ft_orders: Annotated[int | None, option("Orders of these for FT (2)", PROTOCOL)] = None,
@@ -93,7 +91,7 @@ def stability(
     Examples:
       dualform stability smollm2-135m --task reviews
 
-      dualform stability smollm2-135m gemma3-270m --task sst2 --data-dir data --seeds 20 --orders 10
+      dualform stability smollm2-135m gemma3-270m --task sst2 --data-dir data --seeds 1..20 --orders 10
 
       dualform stability ./checkpoint --task tickets.csv --text body --label topic --seeds 1..8 --ft-seeds 4
     """
@@ -112,7 +110,7 @@ def stability(
         "opening": unescape(opening),
         "k": k,
         "balanced": balanced,
-        "seeds": one_or_several(seed, f"1..{int(seeds)}" if seeds and seeds.isdecimal() and int(seeds) else seeds),
+        "seeds": one_or_several(seed, seeds),
         "orders": orders,
         "ft_seeds": ft_seeds,
         "ft_orders": ft_orders,

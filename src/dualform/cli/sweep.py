@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from dualform.cli.guard import guarded, quiet_transformers, say
-from dualform.cli.options import OUTPUT, Track, option, store_url
+from dualform.cli.options import OUTPUT, MaxCells, Track, TrustRemoteCode, cell_limit, option, store_url
 from dualform.configuration import checked
 from dualform.errors import ConfigError
 
@@ -23,6 +23,8 @@ def sweep(
     resume: Annotated[bool, option("Insist that the sweep was begun before", RUNNING, "--resume")] = False,
     dry_run: Annotated[bool, option("Say what would be run and what it costs, and stop", RUNNING, "--dry-run")] = False,
     retries: Annotated[int, option("How often a cell is tried again when its worker died (2)", RUNNING)] = 2,
+    max_cells: MaxCells = None,
+    trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path | None, option("Folder of the sweep. Default: runs/sweep-NAME", OUTPUT, "--out")] = None,
     overwrite: Annotated[bool, option("Let it take the place of another sweep in --out", OUTPUT)] = False,
     store: Annotated[
@@ -72,7 +74,7 @@ def sweep(
     from dualform.runs.sweep_run import run_sweep
     from dualform.runs.trackers import check_tracker, open_tracker
 
-    config, groups = read_sweep_file(file)
+    config, groups = read_sweep_file(file, trust_remote_code=trust_remote_code, max_cells=cell_limit(max_cells))
     folder = out or (file if file.is_dir() else Path("runs") / f"sweep-{folder_name(config.name)}")
     if resume and not (folder / "sweep.yaml").exists():
         raise ConfigError(

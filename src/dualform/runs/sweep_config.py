@@ -3,12 +3,13 @@
 import hashlib
 import itertools
 import json
+import math
 import re
 import runpy
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dualform.configuration import checked, read_settings
 from dualform.errors import ConfigError
+from dualform.seeds import Seeds
 from dualform.studies.comparison_config import PRESETS, ComparisonConfig, comparison_config
 from dualform.studies.folding_config import FoldingConfig, folding_config
 from dualform.studies.regression_config import RegressionConfig, regression_config
@@ -31,7 +33,8 @@ STUDIES: dict[StudyName, type[BaseModel]] = {
     "regress": RegressionConfig,
 }
 """Study -> class of its configuration."""
-_MOST_GROUPS = 100_000
+MOST_CELLS = 10_000
+"""Most cells of a sweep unless its command raises the limit: a slip in a grid should not cost an hour of planning."""
 
 
 class SweepConfig(BaseModel):
@@ -47,25 +50,14 @@ class SweepConfig(BaseModel):
     """Models, as `load_model` takes them; or a mapping with `model` and settings that go with it."""
     tasks: tuple[str | dict[str, Any], ...] = ()
     """Tasks, as `load_task` takes them; or a mapping with `task` and settings, such as `text` and `label` columns."""
-    seeds: tuple[int, ...] | None = None
-    """`1..3`, a number or a list; the study's own where not given."""
+    seeds: Seeds | None = None
+    """A number for that seed alone, `1..3` or a list for several; the study's own where not given."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings that all runs share, as the study's `config.yaml` names them."""
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     """Further axes: setting -> values; every combination is run. `fold.strength` reaches into a group of settings."""
     exclude: tuple[dict[str, Any], ...] = ()
     """Combinations to leave out: mappings of `model`, `task` or axes to values, all of which must agree."""
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _read_seeds(cls, given: Any) -> Any:
-        if isinstance(given, bool) or given is None:
-            return given
-        if isinstance(given, int):
-            return (given,)
-        if isinstance(given, str):
-            return _seeds(given)
-        return given
 
     @field_validator("models", "tasks", mode="before")
     @classmethod
@@ -88,11 +80,16 @@ class Group:
     """Axis -> this group's value."""
 
 
-def read_sweep_file(path: Path) -> tuple[SweepConfig, list[Group]]:
+def read_sweep_file(
+    path: Path, *, trust_remote_code: bool = False, max_cells: int = MOST_CELLS
+) -> tuple[SweepConfig, list[Group]]:
     """A sweep from its file.
 
     Args:
         path: YAML; a Python file that leaves a list of study configurations in `configs`; or a sweep's folder.
+        trust_remote_code: Run code that comes with the checkpoints. A YAML file cannot allow it: whoever runs somebody
+            else's file must allow it themselves.
+        max_cells: Most cells, counted before any is made.
 
     Returns:
         The configuration (of a Python file, its list) and its groups.
@@ -100,24 +97,46 @@ def read_sweep_file(path: Path) -> tuple[SweepConfig, list[Group]]:
     Raises:
         ConfigError: All that is wrong with it.
     """
+    config, groups = _read(path, trust_remote_code, max_cells)
+    if trust_remote_code:
+        groups = [_trusted(group) for group in groups]
+    return config, groups
+
+
+def _read(path: Path, trust_remote_code: bool, max_cells: int) -> tuple[SweepConfig, list[Group]]:
     if path.is_dir():
         if not (path / "sweep.yaml").exists():
             raise ConfigError(f"{path} is a folder without sweep.yaml: give a sweep's file or its folder.")
         path = path / "sweep.yaml"
     if path.suffix == ".py":
-        return _read_python(path)
+        config, groups = _read_python(path)
+        _require_few(sum(map(_n_seeds, groups)), "its configurations ask for", max_cells)
+        return config, groups
     given = read_settings(path, "sweep")
     if "configs" in given:
-        return _read_listed(path, given)
-    config = checked(SweepConfig, {"name": _default_name(path), **given}, f"{path}: ")
-    return config, expand(config)
+        config, groups = _read_listed(path, given)
+        _require_few(sum(map(_n_seeds, groups)), "its configurations ask for", max_cells)
+    else:
+        config = checked(SweepConfig, {"name": _default_name(path), **given}, f"{path}: ")
+        groups = expand(config, max_cells)
+    if not trust_remote_code and any(getattr(group.config, "trust_remote_code", False) for group in groups):
+        raise ConfigError(
+            f"{path}: trust_remote_code cannot be allowed by a file, because it runs whatever code comes with a "
+            "checkpoint. Take the line out; if you trust the checkpoints, give --trust-remote-code on the command line."
+        )
+    return config, groups
 
 
-def expand(config: SweepConfig) -> list[Group]:
+def expand(config: SweepConfig, max_cells: int = MOST_CELLS) -> list[Group]:
     """Every combination of the grid as a group.
 
+    Args:
+        config: The sweep's.
+        max_cells: Most cells, counted before any is made.
+
     Raises:
-        ConfigError: An axis without values, a setting that the study does not have, a combination that cannot be.
+        ConfigError: An axis without values, a setting that the study does not have, a combination that cannot be, too
+            many combinations.
     """
     if config.study == "regress":
         if config.models or config.tasks:
@@ -140,11 +159,9 @@ def expand(config: SweepConfig) -> list[Group]:
             raise ConfigError(
                 f"{', '.join(twice)} stands beside {next(iter(entry.values()))} and under grid: choose one"
             )
-    size = len(models) * len(tasks)
-    for values in config.grid.values():
-        size *= len(values)
-    if size > _MOST_GROUPS:
-        raise ConfigError(f"the grid has {size} combinations; a sweep takes {_MOST_GROUPS} at most")
+    size = len(models) * len(tasks) * math.prod(map(len, config.grid.values()))
+    seeds = config.seeds or STUDIES[config.study].model_fields["seeds"].default
+    _require_few(size * len(seeds), f"the grid's {size} combinations of {len(seeds)} seeds are", max_cells)
     groups = []
     for model, task, *chosen in itertools.product(models, tasks, *config.grid.values()):
         options = dict(zip(config.grid, chosen, strict=True))
@@ -189,8 +206,30 @@ def listed(name: str, groups: Iterable[Group]) -> dict[str, Any]:
     """A list of configurations as YAML can keep it: what `sweep.yaml` holds for a sweep written in Python."""
     return {
         "name": name,
-        "configs": [{"study": group.study, **group.config.model_dump(mode="json")} for group in groups],
+        # What is run from there must be trusted anew.
+        "configs": [
+            {"study": group.study, **group.config.model_dump(mode="json", exclude={"trust_remote_code"})}
+            for group in groups
+        ],
     }
+
+
+def _trusted(group: Group) -> Group:
+    if not hasattr(group.config, "trust_remote_code"):
+        return group
+    return replace(group, config=group.config.model_copy(update={"trust_remote_code": True}))
+
+
+def _n_seeds(group: Group) -> int:
+    return len(getattr(group.config, "seeds", ()) or (1,))
+
+
+def _require_few(cells: int, what: str, most: int) -> None:
+    if cells > most:
+        raise ConfigError(
+            f"{what} {cells} cells, and a sweep takes {most} at most: leave some out, or raise the limit with "
+            f"--max-cells {cells}"
+        )
 
 
 def _read_python(path: Path) -> tuple[SweepConfig, list[Group]]:
@@ -318,13 +357,3 @@ def _with_different_names(groups: list[Group]) -> list[Group]:
     if len({group.name for group in found}) < len(found):
         raise ConfigError("two combinations of the grid have the same settings: an axis names a value twice")
     return found
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,10})(?:\s*\.\.\s*(\d{1,10}))?\s*", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ValueError(f"seeds {text!r} should look like 3, 1..7 or 1,4,9")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(found)

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from dualform.configuration import checked, read_settings
+from dualform.configuration import checked
 from dualform.errors import ConfigError
 from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.settings import (
@@ -13,6 +13,7 @@ from dualform.studies.settings import (
     given_settings,
     problems_with_rates,
     problems_with_seeds,
+    read_study_settings,
 )
 
 LearnerName = Literal["zsl", "icl", "ft", "lora", "probe", "fold"]
@@ -165,10 +166,14 @@ def comparison_config(model: str, task: str, *, preset: Preset = "default", **se
     return checked(ComparisonConfig, settings)
 
 
-def read_config(path: Path) -> ComparisonConfig:
+def read_config(path: Path, *, trust_remote_code: bool = False) -> ComparisonConfig:
     """A configuration from YAML, such as a run's `config.yaml`.
+
+    Args:
+        path: The file.
+        trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
 
     Raises:
         ConfigError: The file is missing, no YAML, or says something that cannot be used.
     """
-    return checked(ComparisonConfig, read_settings(path))
+    return checked(ComparisonConfig, read_study_settings(path, trust_remote_code))

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from dualform.configuration import checked, read_settings
+from dualform.configuration import checked
 from dualform.learners.folded import FEWEST_TEXTS
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import (
@@ -15,6 +15,7 @@ from dualform.studies.settings import (
     given_settings,
     problems_with_rates,
     problems_with_seeds,
+    read_study_settings,
 )
 
 Axis = Literal["method", "k", "texts", "strength", "layers", "source"]
@@ -172,10 +173,14 @@ def folding_config(model: str, task: str, **settings: Any) -> FoldingConfig:
     return checked(FoldingConfig, {**given_settings(settings), "model": model, "task": task})
 
 
-def read_folding_config(path: Path) -> FoldingConfig:
+def read_folding_config(path: Path, *, trust_remote_code: bool = False) -> FoldingConfig:
     """A configuration from YAML, such as a run's `config.yaml`.
+
+    Args:
+        path: The file.
+        trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
 
     Raises:
         ConfigError: The file is missing, no YAML, or says something that cannot be used.
     """
-    return checked(FoldingConfig, read_settings(path))
+    return checked(FoldingConfig, read_study_settings(path, trust_remote_code))

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dualform.configuration import checked
 from dualform.lab.recipe import Recipe, load_recipe
+from dualform.seeds import Seeds
 from dualform.studies.settings import given_settings, problems_with_seeds
 
 ArmKind = Literal[
@@ -72,7 +73,7 @@ class MomentumConfig(BaseModel):
     sum of values (`linear-momentum`), with the momentum of gradient descent (`heavy-ball`, `nesterov`)."""
     control_eta: float = 0.3
     """Decay of those, where `learned` begins too."""
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seeds: Seeds = (1, 2, 3, 4, 5)
     """Each draws initial weights and the order of the text anew, the same for all arms."""
 
     tasks: tuple[str, ...] = ()

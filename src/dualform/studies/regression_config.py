@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dualform.configuration import checked
+from dualform.seeds import Seeds
 from dualform.studies.settings import given_settings, problems_with_seeds
 
 LabName = Literal["constructed", "trained", "phases", "layers", "shift"]
@@ -19,7 +20,7 @@ class RegressionConfig(BaseModel):
 
     studies: tuple[LabName, ...] = Field(default=LAB_NAMES, min_length=1)
     """`constructed`, `trained`, `phases`, `layers`, `shift`."""
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seeds: Seeds = (1, 2, 3, 4, 5)
     """Each draws initial weights and tasks anew."""
     dimension: int = Field(default=10, ge=2, le=64)
     """Of inputs."""

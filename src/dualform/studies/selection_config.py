@@ -5,12 +5,14 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from dualform.configuration import checked, read_settings
+from dualform.configuration import checked
+from dualform.seeds import Seeds
 from dualform.studies.settings import (
     StudyConfig,
     given_settings,
     problems_with_rates,
     problems_with_seeds,
+    read_study_settings,
 )
 
 
@@ -22,7 +24,7 @@ class SelectionConfig(StudyConfig):
 
     model: str
     """Packaged name, checkpoint folder, GGUF file or hub id."""
-    seeds: tuple[int, ...] = tuple(range(1, 9))
+    seeds: Seeds = tuple(range(1, 9))
     """Demonstration seeds to choose among."""
     orders: int | None = Field(default=None, ge=1)
     """Orders of each set in which ICL is tried, the drawn one included; null for as many as FT's budget pays for."""
@@ -62,10 +64,14 @@ def selection_config(model: str, task: str, **settings: Any) -> SelectionConfig:
     return checked(SelectionConfig, {**given_settings(settings), "model": model, "task": task})
 
 
-def read_selection_config(path: Path) -> SelectionConfig:
+def read_selection_config(path: Path, *, trust_remote_code: bool = False) -> SelectionConfig:
     """A configuration from YAML, such as a run's `config.yaml`.
+
+    Args:
+        path: The file.
+        trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
 
     Raises:
         ConfigError: The file is missing, no YAML, or says something that cannot be used.
     """
-    return checked(SelectionConfig, read_settings(path))
+    return checked(SelectionConfig, read_study_settings(path, trust_remote_code))

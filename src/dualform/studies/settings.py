@@ -1,16 +1,19 @@
 """Settings that every study of a model and a task has, and how wrong ones are told."""
 
 import json
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dualform.configuration import read_settings
 from dualform.errors import ConfigError
 from dualform.learners.finetuned import LARGEST_RATE, LossOn
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Probe
 from dualform.models.load import load_model
 from dualform.models.placement import placement
+from dualform.seeds import Seeds
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
@@ -48,8 +51,8 @@ class StudyConfig(BaseModel):
     """Equal numbers of each class; false is the paper's rule, the first k of a shuffle."""
     label_rule: LabelRule = "true"
     """Labels shown: true, shuffled among the demonstrations, random, or flipped."""
-    seeds: tuple[int, ...] = (1, 2, 3)
-    """Demonstration seeds."""
+    seeds: Seeds = (1, 2, 3)
+    """Demonstration seeds: a number is that seed alone, `1..7` a range, `1,4,9` or a list several."""
     context: int = Field(default=2048, ge=8)
     """Longest sequence, tokens (the model's own limit if lower); demonstrations that do not fit are left out."""
 
@@ -145,6 +148,25 @@ class StudyConfig(BaseModel):
             DualformError: It cannot be found or read.
         """
         return load_model(name, route=self.route, trust_remote_code=self.trust_remote_code, **self._placed)
+
+
+def read_study_settings(path: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Settings from YAML, such as a run's `config.yaml`.
+
+    Args:
+        path: The file.
+        trust_remote_code: Run code that comes with the checkpoint. The file cannot allow it: it may be somebody else's.
+
+    Raises:
+        ConfigError: The file is missing, no YAML mapping, or asks for `trust_remote_code` that was not given here.
+    """
+    settings = read_settings(path)
+    if settings.get("trust_remote_code") and not trust_remote_code:
+        raise ConfigError(
+            f"{path} sets trust_remote_code, which runs whatever code comes with the checkpoint. If you trust it, give "
+            "trust_remote_code=True to the function that reads the file; otherwise take the line out."
+        )
+    return settings | {"trust_remote_code": True} if trust_remote_code else settings
 
 
 def problems_with_seeds(name: str, seeds: tuple[int, ...]) -> list[str]:

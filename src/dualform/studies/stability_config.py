@@ -6,12 +6,14 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from dualform.configuration import checked, read_settings
+from dualform.configuration import checked
+from dualform.seeds import Seeds
 from dualform.studies.settings import (
     StudyConfig,
     given_settings,
     problems_with_rates,
     problems_with_seeds,
+    read_study_settings,
 )
 
 
@@ -20,7 +22,7 @@ class StabilityConfig(StudyConfig):
 
     models: tuple[str, ...]
     """Packaged names, checkpoint folders, GGUF files or hub ids."""
-    seeds: tuple[int, ...] = tuple(range(1, 21))
+    seeds: Seeds = tuple(range(1, 21))
     """Demonstration seeds: the sets."""
     orders: int = Field(default=10, ge=1)
     """Orders of each set in which ICL is run, the drawn one included."""
@@ -80,10 +82,14 @@ def stability_config(models: tuple[str, ...], task: str, **settings: Any) -> Sta
     return checked(StabilityConfig, {**given_settings(settings), "models": models, "task": task})
 
 
-def read_stability_config(path: Path) -> StabilityConfig:
+def read_stability_config(path: Path, *, trust_remote_code: bool = False) -> StabilityConfig:
     """A configuration from YAML, such as a run's `config.yaml`.
+
+    Args:
+        path: The file.
+        trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
 
     Raises:
         ConfigError: The file is missing, no YAML, or says something that cannot be used.
     """
-    return checked(StabilityConfig, read_settings(path))
+    return checked(StabilityConfig, read_study_settings(path, trust_remote_code))
