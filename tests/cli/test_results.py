@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from dualform.cli.results import results
 from dualform.runs.cell_store import CellKey, CellStore
+from dualform.runs.sweep_cells import made_by
 from tests.cli.conftest import Done
 from tests.runs.test_results import HOSTILE
 
@@ -41,12 +42,19 @@ def folder(tmp_path: Path) -> Path:
         for seed in (1, 2):
             facts = {"study": "compare", "model": model, "task": "sst2", "seed": seed, "accuracy.icl": 0.5 + seed / 10}
             store.write(
-                CellKey({"model": model, "seed": seed}), {"a.bin": b"abc"}, {**facts, "seconds": 1.234567 * seed}
+                CellKey({**made_by(), "model": model, "seed": seed}),
+                {"a.bin": b"abc"},
+                {**facts, "seconds": 1.234567 * seed},
             )
     for seed in (3, 4):
         failure = {"message": f"no memory {seed}", "traceback": 'File "x.py"\n  line', "attempts": 2, "lost": False}
         store.fail(CellKey({"seed": seed}), failure, {"model": "big", "seed": seed})
     return tmp_path / "store"
+
+
+def big(seed: int) -> CellKey:
+    """Key of a cell of the larger model."""
+    return CellKey({**made_by(), "model": "big", "seed": seed})
 
 
 def test_the_list_shows_what_cells_are_and_how_they_did(listed: Command, folder: Path) -> None:
@@ -81,7 +89,7 @@ def test_cells_are_filtered_sorted_and_shown_by_column(listed: Command, folder: 
     rows = [line.split("│")[1:-1] for line in done.out.splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in row[:2]] for row in rows] == [["2", "0.7"], ["1", "0.6"]]
     assert "2 cells of 4" in done.message
-    assert CellKey({"model": "big", "seed": 2}).digest[:11] in done.out
+    assert big(2).digest[:11] in done.out
 
 
 def test_json_has_all_columns_and_nothing_else_is_printed(listed: Command, folder: Path) -> None:
@@ -96,7 +104,7 @@ def test_json_has_all_columns_and_nothing_else_is_printed(listed: Command, folde
     assert len(json.loads(listed(folder, "--json", "--failed").out)) == 2
 
 
-@pytest.mark.parametrize(("ending", "columns"), [("parquet", 11), ("tex", 5), ("md", 5)])
+@pytest.mark.parametrize(("ending", "columns"), [("parquet", 14), ("tex", 5), ("md", 5)])
 def test_exports_for_programs_hold_all_columns_and_those_for_papers_the_usual_ones(
     listed: Command, folder: Path, tmp_path: Path, ending: str, columns: int
 ) -> None:
@@ -142,14 +150,14 @@ def test_a_store_is_checked_byte_by_byte(listed: Command, folder: Path) -> None:
     assert (done.code, done.out) == (0, "")
     assert done.message == "6 cells read and rehashed: none damaged."
 
-    path = next((folder / "cells" / CellKey({"model": "big", "seed": 1}).digest[:2]).glob("*/a-*.bin"))
+    path = next((folder / "cells" / big(1).digest[:2]).glob("*/a-*.bin"))
     path.write_bytes(b"abd")
 
     assert len(json.loads(listed(folder, "--json").out)) == 4
     done = listed(folder, "--verify")
     assert done.code == 1
     assert done.out.splitlines() == [
-        f"cell {CellKey({'model': 'big', 'seed': 1}).short} is damaged: a.bin is not what was written. "
+        f"cell {big(1).short} is damaged: a.bin is not what was written. "
         "It counts as missing; the same sweep computes it again."
     ]
     path.unlink()
@@ -224,3 +232,19 @@ def test_the_help_shows_how(listed: Command) -> None:
 
     assert done.code == 0
     assert "--where 'accuracy.icl>0.7'" in done.out
+
+
+def test_cells_of_other_source_code_are_listed_and_exported_and_said_to_be_of_no_use_to_a_sweep(
+    listed: Command, folder: Path, tmp_path: Path
+) -> None:
+    facts = {"study": "compare", "model": "old", "task": "sst2", "seed": 1}
+    for identity in ({**made_by(), "source": "0123456789abcdef", "model": "old"}, {"dualform": "0.1.0"}):
+        CellStore(folder).write(CellKey(identity), {"a.bin": b"abc"}, facts)
+    done = listed(folder)
+
+    assert "2 cells of these were computed by other source code than this" in done.message
+    assert len([line for line in done.out.splitlines() if "old" in line]) == 2
+    picked = f"source!={made_by()['source']}"
+    assert listed(folder, "--where", picked, "--to", tmp_path / "old.parquet").code == 0
+    table = pq.read_table(tmp_path / "old.parquet")
+    assert set(table.column("source").to_pylist()) == {"0123456789abcdef", ""}

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from dualform.cli.sweep_table import Lines, LiveTable, progress_table, remaining
+from dualform.models import machine
 from dualform.runs.cell_store import CellKey
 from dualform.runs.sweep import CellState, GroupState
 from dualform.runs.sweep_cells import GroupCell
@@ -14,6 +15,7 @@ from dualform.runs.sweep_config import Group, read_sweep_file
 from dualform.studies.comparison_config import comparison_config
 from dualform.sweep_result import CellFailure
 from tests.cli.conftest import Done
+from tests.fixed_machine import fixed_machine
 from tests.tiny import save_tiny
 
 GRID = """
@@ -159,8 +161,9 @@ def with_code(tmp_path: Path) -> Path:
 
 
 def test_a_checkpoints_code_runs_when_the_command_line_says_so_and_never_for_a_plan(
-    dualform: Callable[..., Done], with_code: Path, workplace: Path, tmp_path: Path
+    dualform: Callable[..., Done], with_code: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(machine, "this_machine", lambda *given, **more: fixed_machine())
     mark = tmp_path / "mark"
     grid = workplace / "trusting.yaml"
     text = f"models: [{with_code}]\n" + GRID.partition("]\n")[2]

@@ -70,13 +70,14 @@ def results(
 
       dualform results --verify
 
-      dualform results --where dualform!=0.1.0 --drop --yes
+      dualform results --where source!=a1b2c3d4e5f60718 --drop --yes
     """
     from dualform.errors import ConfigError
     from dualform.plain_text import plain
     from dualform.runs.cell_store import CellStore
     from dualform.runs.exports import export, records
-    from dualform.runs.results import failures_table, overview, results_table, select, sort, where
+    from dualform.runs.results import failures_table, of_other_source, overview, results_table, select, sort, where
+    from dualform.source_digest import source_digest
 
     if drop and not (conditions or failed or traceback):
         raise ConfigError("--drop removes cells: say which ones with --where or --failed (--where 'key=*' is all).")
@@ -119,6 +120,13 @@ def results(
         _drop(opened, table.column("key").to_pylist(), yes)
     elif not as_json and to is None:
         say(_summary(opened, present, table.num_rows, len(failures), failed or traceback, len(finished)))
+        others = 0 if failed or traceback else of_other_source(table)
+        if others:
+            say(
+                f"{_count(others, 'cell')} of these {'was' if others == 1 else 'were'} computed by other source code "
+                "than this, so a sweep does not reuse "
+                f"{'it' if others == 1 else 'them'} (--where 'source!={source_digest()}' lists such cells)"
+            )
 
 
 def _listed(names: str) -> list[str]:

@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dualform._version import __version__
 from dualform.files import atomic_write, cache_dir
 from dualform.models.attention import NAME
 from dualform.models.load import device_named
 from dualform.models.products import packable
 from dualform.ops.rank import kendall_tau_b
+from dualform.source_digest import source_digest
 
 _STUDIES = "dualform.cli.compare, dualform.runs.store, dualform.studies.comparison"
 _LABORATORY = "dualform.cli.momentum, dualform.runs.store, dualform.studies.regression_constructed"
@@ -133,7 +133,7 @@ def this_machine(device: str = "cpu", dtype: str = "float32", *, measure: bool =
         "host": platform.node(),
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
-        "dualform": __version__,
+        "source": source_digest(),
         "threads": torch.get_num_threads(),
         "cores": cores(),
         "device": device,

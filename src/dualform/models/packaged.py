@@ -5,9 +5,11 @@ cache, because reading GGUF takes several times longer than reading safetensors.
 """
 
 import hashlib
+import inspect
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -146,4 +148,20 @@ def is_local(name: str) -> bool:
 
 
 def _folder(name: str) -> Path:
-    return cache_dir() / "models" / f"{name}-{PACKAGED_MODELS[name].sha256[:12]}"
+    return cache_dir() / "models" / f"{name}-{PACKAGED_MODELS[name].sha256[:12]}{_conversion()}"
+
+
+_FIRST_CONVERSION = "d421fdd2"
+"""Digest of the source that converted what lies in caches under a name without one."""
+
+
+@cache
+def _conversion() -> str:
+    """Tells folders apart that other source code converted: what it changed must not meet what it left."""
+    try:
+        source = inspect.getsource(convert_gguf)
+    except OSError:
+        # Installed without its source.
+        return ""
+    digest = hashlib.sha256("\n".join(source.splitlines()).encode()).hexdigest()[:8]
+    return "" if digest == _FIRST_CONVERSION else f"-{digest}"

@@ -11,8 +11,9 @@ import pyarrow as pa
 from dualform.errors import ConfigError
 from dualform.plain_text import plain
 from dualform.runs.cell_store import Cell, FailedCell
+from dualform.source_digest import source_digest
 
-_OWN = ("key", "finished", "dualform")
+_OWN = ("key", "finished", "dualform", "source")
 _FIRST = ("study", "model", "task", "seed", "k", "learners", "group", "sweep")
 _CONDITION = re.compile(r"\s*(?P<name>[^=!<>]+?)\s*(?P<sign>!=|<=|>=|==|=|<|>)(?P<wanted>.*)", re.DOTALL)
 _RANGE = re.compile(r"\s*(\S+?)\.\.(\S+?)\s*")
@@ -26,10 +27,18 @@ def results_table(cells: Iterable[Cell]) -> pa.Table:
     integers, numbers or truth values if all its values are, else of text; what a cell does not have is null.
 
     Returns:
-        Columns `key`, the facts, `finished`, `dualform` and the identity's, the best known facts first.
+        Columns `key`, the facts, `finished`, `dualform` (its version), `source` (digest of the code that computed the
+        cell; a sweep reuses those of its own code alone) and the identity's, the best known facts first.
     """
     return _table(
-        {"key": cell.digest, **_named(cell), "finished": cell.finished, "dualform": cell.version} for cell in cells
+        {
+            "key": cell.digest,
+            **_named(cell),
+            "finished": cell.finished,
+            "dualform": cell.version,
+            "source": _source(cell),
+        }
+        for cell in cells
     )
 
 
@@ -46,9 +55,17 @@ def failures_table(cells: Iterable[FailedCell]) -> pa.Table:
             **_flat(cell.failure, "failure."),
             "failed": cell.failed,
             "dualform": cell.version,
+            "source": _source(cell),
         }
         for cell in cells
     )
+
+
+def of_other_source(table: pa.Table) -> int:
+    """How many rows of `results_table` were computed by other code than this, so that no sweep reuses them."""
+    if "source" not in table.column_names:
+        return 0
+    return sum(source != source_digest() for source in table.column("source").to_pylist())
 
 
 def where(table: pa.Table, conditions: Sequence[str]) -> pa.Table:
@@ -157,6 +174,12 @@ def find_column(table: pa.Table, name: str) -> str:
     raise ConfigError(f"no column is called {name!r}. There are {listed}; --columns '*' shows all.")
 
 
+def _source(cell: Cell | FailedCell) -> str:
+    """Digest of the code that computed a cell; empty for one that was written before it was kept."""
+    source = cell.identity.get("source")
+    return source if isinstance(source, str) else ""
+
+
 def _named(cell: Cell | FailedCell) -> dict[str, Any]:
     # A fact must not pass for what the store itself says of a cell.
     reserved = {*_OWN, "failed"}
@@ -197,7 +220,7 @@ def _place(name: str) -> tuple[int, int]:
         return 2, 0
     if name.startswith("identity."):
         return 5, 0
-    return (4, 0) if name in ("finished", "failed", "dualform") else (3, 0)
+    return (4, 0) if name in ("finished", "failed", "dualform", "source") else (3, 0)
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -30,6 +30,7 @@ from dualform.files import atomic_write, explain_storage_errors, writable_dir
 from dualform.plain_text import plain
 from dualform.report.page import render_page
 from dualform.result import Result
+from dualform.source_digest import source_digest
 from dualform.studies.pieces import Piece
 
 _FILES = ("config.yaml", "result.json", "examples.parquet", "report.html", "attention.json")
@@ -56,8 +57,8 @@ class RunFolder:
             )
         self.path = writable_dir(path, _REMEDY)
         self._settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        # Pieces made under other settings, or by another version, must never be mixed in.
-        self._key = hashlib.sha256(f"{__version__}\n{self._settings}".encode()).hexdigest()[:12]
+        # Pieces made under other settings, or by other code, must never be mixed in.
+        self._key = hashlib.sha256(f"{source_digest()}\n{self._settings}".encode()).hexdigest()[:12]
         about = [str(getattr(config, name)) for name in ("model", "recipe", "task") if getattr(config, name, None)]
         self.log(f"dualform {__version__}: {' on '.join(about) or type(config).__name__}")
 

@@ -12,6 +12,7 @@ from dualform._version import __version__
 from dualform.models.identity import model_identity
 from dualform.runs.cell_store import CellKey
 from dualform.runs.sweep_config import Group
+from dualform.source_digest import source_digest
 from dualform.studies.comparison import seeds_behind
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.settings import StudyConfig
@@ -124,7 +125,7 @@ def assembled(group: Group, seeds: Sequence[int], identities: Identities) -> Gro
     settings = kept.model_dump(mode="json", exclude=PLACES)
     parts = {"settings": settings, "parts": [keys[seed].digest for seed in kept.seeds]}
     read = read_by(config, identities)
-    key = CellKey({"cell": "comparison", "dualform": __version__, "read": read, **parts})
+    key = CellKey({"cell": "comparison", **made_by(), "read": read, **parts})
     pieces = {f"seed {seed}": keys[seed] for seed in kept.seeds}
     return GroupCell(key, group, None, tuple(pieces.values()), pieces, kept)
 
@@ -163,7 +164,12 @@ def _seed_keys(config: ComparisonConfig, identities: Identities) -> dict[int, Ce
 
 
 def _key(kind: str, settings: dict[str, Any], read: dict[str, Any]) -> CellKey:
-    return CellKey({"cell": kind, "dualform": __version__, "settings": settings, "read": read})
+    return CellKey({"cell": kind, **made_by(), "settings": settings, "read": read})
+
+
+def made_by() -> dict[str, str]:
+    """What every cell's identity says of the code that computes it."""
+    return {"dualform": __version__, "source": source_digest()}
 
 
 def by_digest(cells: Iterable[GroupCell]) -> dict[str, GroupCell]:

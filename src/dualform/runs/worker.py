@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
+from dualform._version import __version__
 from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
 from dualform.learners.remembered import ReadingMemory
@@ -21,8 +22,9 @@ from dualform.models.language_model import LanguageModel
 from dualform.result import Result
 from dualform.runs.cell_store import CellKey, CellStore, DamagedCell
 from dualform.runs.flat_numbers import numbers_of
-from dualform.runs.sweep_cells import Identities, read_by
+from dualform.runs.sweep_cells import Identities, made_by, read_by
 from dualform.runs.sweep_config import STUDIES, StudyName
+from dualform.source_digest import source_digest
 from dualform.studies.comparison import compare, compare_seed
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.folding import folding
@@ -122,6 +124,13 @@ def _require_unchanged(work: CellWork, config: BaseModel) -> None:
     Raises:
         ConfigError: It is not.
     """
+    made = {name: work.identity.get(name) for name in made_by()}
+    if made["source"] is not None and made != made_by():
+        raise ConfigError(
+            f"this worker runs other source code of dualform (version {__version__}, source {source_digest()}) than "
+            f"the sweep (version {made['dualform']}, source {made['source']}): install the same on every machine, or, "
+            "where the code was changed while the sweep ran, start it again"
+        )
     named = work.identity.get("read")
     if named is not None and named != CellKey(read_by(config, Identities())).identity:
         raise ConfigError(

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dualform._version import __version__
 from dualform.errors import ContextError, TrainingError
 from dualform.lab.corpus import Corpus, build_corpus
 from dualform.lab.evaluation import corpus_loss
@@ -30,6 +29,7 @@ from dualform.models.language_model import LanguageModel
 from dualform.models.momentum import Momentum
 from dualform.progress import Progress, Silent
 from dualform.result import Result
+from dualform.source_digest import source_digest
 from dualform.studies.facts import environment
 from dualform.studies.momentum_arms import prepare_for
 from dualform.studies.momentum_config import Arm, MomentumConfig
@@ -95,7 +95,7 @@ def compare_momentum(
     recipe = config.recipe_of(config.seeds[0])
     texts = read_texts(config, recipe, folder / "corpus", progress)
     # Recipes and tasks may be files, whose content may change while the name stays.
-    trained_on = texts.digest(__version__, recipe.model_dump_json(exclude={"seed", "data_seed"}))
+    trained_on = texts.digest(source_digest(), recipe.model_dump_json(exclude={"seed", "data_seed"}))
     inputs = texts.digest(trained_on, *map(_described, tasks.values()))
     training = folder / f"training-{trained_on[:12]}"
     # In steps, so that regression and finetuning, which have steps too, can be counted along.

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dualform._version import __version__
 from dualform.files import atomic_write, cache_dir
 from dualform.models.machine import Machine, peak_memory
+from dualform.source_digest import source_digest
 from dualform.studies.pieces import NoCells
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_comparison import PAGE
@@ -96,7 +96,7 @@ def _asked(name: LabName, config: RegressionConfig) -> RegressionConfig:
 
 def _place(name: LabName, config: RegressionConfig, machine: Machine) -> Path:
     settings = config.model_dump(mode="json", exclude={"steps"})
-    about = json.dumps([__version__, settings, machine.threads, machine.start, _BUDGET], sort_keys=True)
+    about = json.dumps([source_digest(), settings, machine.threads, machine.start, _BUDGET], sort_keys=True)
     return cache_dir() / "machine" / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
 
 
