@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml requirements.lock
 	$(PIP) install --upgrade pip
 	@# torch comes first, alone and pinned: everybody runs the one build, and no other package chooses it.
 	$(PIP) install torch==2.13.0
-	$(PIP) install -r requirements.lock
+	@# Every file is checked against the hashes in the lock.
+	$(PIP) install --require-hashes -r requirements.lock
 	$(PIP) install --no-deps -e .
 	touch $@
 
@@ -39,14 +40,16 @@ fix: install
 
 # After a change of the dependencies in pyproject.toml; commit the result.
 lock: install
-	$(PIP) install --group dev -e .
+	$(PIP) install --group dev -e . uv
 	$(BIN)/python tools/lock.py > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 bench: install
-	$(PIP) install -c requirements.lock -e '.[bench]'
+	$(BIN)/python tools/lock.py --pins < requirements.lock > .venv/constraints.txt
+	$(PIP) install -c .venv/constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 docs: install
-	$(PIP) install -c requirements.lock -e '.[docs]'
+	$(BIN)/python tools/lock.py --pins < requirements.lock > .venv/constraints.txt
+	$(PIP) install -c .venv/constraints.txt -e '.[docs]'
 	$(BIN)/python -m sphinx -W docs docs/_build

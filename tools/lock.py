@@ -1,11 +1,21 @@
-"""Print exact pins of all that dualform and its development group need, taken from what is installed here.
+"""Print exact pins of all that dualform and its development group need, with the hashes of what is to be installed.
 
     python tools/lock.py > requirements.lock
+    python tools/lock.py --pins < requirements.lock > constraints.txt
 
-Only the closure of the requirements in pyproject.toml is listed, so what else lies in the environment stays out.
+Versions are those that are installed here. Only the closure of the requirements in pyproject.toml is listed, so what
+else lies in the environment stays out. Hashes are those of every file of a version, for all platforms, as the package
+index lists them, so that pip refuses a file that is another. torch is left out: it comes first, alone, and which build
+of it is for the machine to choose.
+
+With `--pins`, the lines of a lock without its hashes: constraints for installing more than the lock covers, for which
+pip would want hashes too.
 """
 
+import re
+import subprocess
 import sys
+import tempfile
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -58,11 +68,37 @@ def closure(requirements: list[Requirement]) -> dict[str, str]:
     return dict(sorted(versions.items()))
 
 
+def with_hashes(pins: dict[str, str]) -> str:
+    """The lock: each pin, and below it the SHA-256 of every file of that version.
+
+    Raises:
+        SystemExit: uv is not installed, or the index does not have a version.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "requirements.in", Path(folder) / "requirements.lock"
+        given.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
+        command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--universal", "--no-config"]
+        command += ["--generate-hashes", "--no-header", "--no-annotate", "--output-file", str(made), str(given)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"the hashes cannot be had (uv, which `make lock` installs, says: {done.stderr.strip()})")
+        return made.read_text(encoding="utf-8")
+
+
+def pins_of(lock: str) -> dict[str, str]:
+    """Versions by name, as a lock has them."""
+    return dict(re.findall(r"^([a-z0-9-]+)==([^ ;\\\n]+)", lock, re.MULTILINE))
+
+
 def main() -> None:
-    """Print the lock."""
+    """Print the lock, or what `--pins` asks for."""
+    if sys.argv[1:] == ["--pins"]:
+        sys.stdout.write("".join(f"{name}=={version}\n" for name, version in pins_of(sys.stdin.read()).items()))
+        return
     pyproject = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
     pins = closure(direct_requirements(pyproject))
-    sys.stdout.write("".join(f"{name}=={version}\n" for name, version in pins.items()))
+    del pins["torch"]
+    sys.stdout.write(with_hashes(pins))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from dualform.cli import interrupts
 from dualform.runs import store
 from dualform.studies import comparison
 from tests.cli.conftest import SMALL, Done, numbers, result_of
@@ -184,3 +185,46 @@ def wait_for(path: Path, words: str, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, "the run ended before it could be stopped"
         assert time.monotonic() < end, f"no {words!r} in {path} for {PATIENCE} s"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.4, 1.0, 2.0])
+def test_ctrl_c_while_a_command_starts_is_one_line(out: Path, workplace: Path, seconds: float) -> None:
+    # From the first moment at which it is dualform's to answer: Python itself takes a while before.
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from dualform.cli import interrupts; interrupts.answer(); print('up', flush=True);"
+        "from dualform.cli.main import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "compare", "gpt2", "tickets.csv", *SMALL, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=workplace,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "up\n"
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, printed) == (130, "")
+    assert said.splitlines()[-1] == "stopped"
+    assert len(said.splitlines()) <= 2
+
+
+def test_what_a_library_makes_of_ctrl_c_is_still_ctrl_c(
+    dualform: Command, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(*given: Any, **more: Any) -> Any:
+        raise ImportError("numpy.core.multiarray failed to import")
+
+    monkeypatch.setattr(comparison, "_run_seed", spoil)
+    monkeypatch.setattr(interrupts, "was_asked", lambda: True)
+    done = dualform("compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1", "--out", out)
+
+    assert (done.code, done.message) == (130, "stopped")

@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
 from dualform._version import __version__
-from dualform.errors import StorageError
+from dualform.errors import ConfigError, DualformError, StorageError
 from dualform.runs import cell_store, storage
 from dualform.runs.cell_store import CellKey, CellStore, DamagedCell
 from tests.runs.cells import facts, files, in_another_process, key
@@ -673,5 +673,87 @@ def test_a_bucket_that_refuses_is_one_message(
 
 @pytest.mark.parametrize(("url", "message"), [("nosuch://x", "nosuch"), ("dvc://x", "Install that package")])
 def test_a_place_that_cannot_be_reached_is_named(url: str, message: str) -> None:
-    with pytest.raises(StorageError, match=rf"cannot open the store {url}: .*{message}"):
+    with pytest.raises(ConfigError, match=rf"cannot open the store {url}: .*{message}"):
         CellStore(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIA:se/cr+et@bucket/store",
+        "nosuch://me:secret@host/store",
+        "ftp://me:secret@127.0.0.1:1/store",
+        "webhdfs://me:secret@127.0.0.1:1/store?token=secret",
+        "http://127.0.0.1:1/store?token=secret&sig=secret",
+        "simplecache::ftp://me:secret@127.0.0.1:1/store",
+    ],
+)
+def test_a_store_that_is_refused_is_one_line_without_its_password(url: str) -> None:
+    with pytest.raises(DualformError) as caught:
+        list(CellStore(url, writable=False).digests())
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [word for word in ("se/cr", "secret", "AKIA", "me:") if word in message]
+
+
+def test_a_password_in_the_url_reaches_neither_the_log_nor_what_is_shown(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CellStore("memory://me:secret@place/store")
+    store.log("cannot reach memory://me:secret@place/store?key=secret now")
+
+    assert store.url == "memory://me:secret@place/store"
+    assert store.shown == "memory://***@place/store"
+    assert "secret" not in caplog.text
+    assert "memory://***@place/store?***" in caplog.text
+
+
+def test_pieces_are_kept_until_the_cell_is_dropped_and_a_damaged_one_is_none(store: CellStore) -> None:
+    for name, data in (("seed 1", b"one"), ("seed 2", b"two"), ("../../x", b"odd")):
+        store.keep_piece(key(), name, data)
+    assert [store.piece(key(), name) for name in ("seed 1", "seed 2", "../../x", "seed 3")] == [
+        b"one",
+        b"two",
+        b"odd",
+        None,
+    ]
+    assert store.piece(key(2), "seed 1") is None
+    assert list(store.digests()) == []
+
+    folder = f"pieces/{key().digest[:2]}/{key().digest}"
+    for name in store._storage.sizes(folder):
+        path = f"{folder}/{name}"
+        store._storage.write(path, store._storage.read(path, 1000)[:-1] + b"!")
+    assert store.piece(key(), "seed 1") is None
+    store.drop(key())
+    assert store._storage.sizes(folder) == {}
+
+
+def test_a_record_of_tens_of_megabytes_a_pipe_and_a_device_are_damage_and_are_not_read(tmp_path: Path) -> None:
+    store = CellStore(tmp_path)
+    store.write(key(), files(), facts())
+    folder = tmp_path / "cells" / key().digest[:2] / key().digest
+    record = folder / "cell.json"
+    whole = record.read_bytes()
+    with record.open("wb") as file:
+        file.truncate(50 << 20)
+    assert store.find(key()) is None
+    record.unlink()
+    os.mkfifo(record)
+    assert store.find(key()) is None
+    record.unlink()
+    record.symlink_to("/dev/zero")
+    assert store.find(key()) is None
+    assert store.failure(key()) is None
+    record.unlink()
+    record.write_bytes(whole)
+    assert store.find(key(), verify=True) is not None
+    (tmp_path / "claims").mkdir()
+    os.mkfifo(tmp_path / "claims" / f"{key().digest}.json")
+    with store.claim(key()) or pytest.fail("taken"):
+        pass
+
+
+def test_a_cell_that_no_store_takes_is_refused_by_its_writer(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is too large for a store"):
+        CellStore(tmp_path).write(key(), files(), {"text": "x" * (9 << 20)})

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -15,9 +16,9 @@ import pytest
 
 from dualform.errors import ConfigError, StorageError
 from dualform.result import Result
-from dualform.runs import worker
+from dualform.runs import sweep_cells, worker
 from dualform.runs.cell_store import Cell, CellStore
-from dualform.runs.engines.base import Ended, Engine, Work, best_match
+from dualform.runs.engines.base import Ended, Engine, Work, best_match, open_engine
 from dualform.runs.engines.performing import ended_from, perform_text, work_text
 from dualform.runs.sweep import CellState, GroupState, Sweep, cells_record
 from dualform.runs.sweep_config import Group, SweepConfig, expand, read_sweep_file
@@ -38,6 +39,7 @@ SETTINGS = {
     "rates": [1e-3, 1e-2],
     "controls": ["random"],
 }
+QUICK = {"k": 2, "limit": 4, "selection_limit": 4, "resamples": 10, "learners": ["zsl", "icl"], "controls": []}
 WITHOUT_K = {name: value for name, value in SETTINGS.items() if name != "k"}
 GRID: dict[str, Any] = {"name": "grid", "models": ["gpt2"], "tasks": [TASK], "seeds": "1..3", "settings": SETTINGS}
 
@@ -407,37 +409,141 @@ def test_a_comparison_that_chooses_its_seed_is_one_cell(place: Path) -> None:
     assert len(result.accuracy["icl"].per_seed) == 1
 
 
-@pytest.mark.parametrize("study", ["selection", "folding"])
-def test_selection_and_folding_are_swept_as_a_whole(place: Path, study: str) -> None:
-    settings: dict[str, Any] = {name: SETTINGS[name] for name in ("k", "limit", "selection_limit", "resamples")}
-    if study == "selection":
-        settings |= {"rates": [1e-3], "orders": 1, "untouched_limit": 4, "similarity_limit": 4}
-    else:
-        settings |= {
+_FEW = {name: SETTINGS[name] for name in ("k", "limit", "selection_limit", "resamples")}
+WHOLE: dict[str, dict[str, Any]] = {
+    "stability": {
+        "settings": {**_FEW, "orders": 2, "ft_seeds": 1, "ft_orders": 1, "label_seeds": 1, "rates": [1e-3]},
+    },
+    "selection": {
+        "settings": {**_FEW, "rates": [1e-3], "orders": 1, "untouched_limit": 4, "similarity_limit": 4},
+    },
+    "folding": {
+        "settings": {
+            **_FEW,
             "axes": ["method"],
             "methods": ["thought-vector"],
             "fold": {"texts": 8, "plain": "none"},
             "ft": False,
-        }
-    (state,) = run(Serial(), study=study, settings=settings, seeds="1..2")
+        },
+    },
+    "regress": {
+        "models": (),
+        "tasks": (),
+        "settings": {"studies": ["constructed"], "dimension": 2, "points": 3, "steps": 0.001},
+    },
+    # A comparison that chooses its seed is one cell too.
+    "compare": {"settings": {**SETTINGS, "select": "icl"}},
+}
+"""Studies of which a cell is a whole run, as small as they go."""
 
-    assert state.seeds[0].failure is None
-    assert result_of(state).study == study
+
+class Killed(BaseException):
+    """What no worker outlives."""
 
 
-def test_another_study_is_swept_as_a_whole(place: Path) -> None:
-    settings = {
-        **{name: SETTINGS[name] for name in ("k", "limit", "selection_limit", "resamples")},
-        "orders": 2,
-        "ft_seeds": 1,
-        "ft_orders": 1,
-        "label_seeds": 1,
-        "rates": [1e-3],
-    }
-    (state,) = run(Serial(), study="stability", settings=settings, seeds="1..2")
-
+@pytest.mark.parametrize("study", list(WHOLE))
+def test_a_cell_that_is_a_whole_run_goes_on_from_its_finished_parts(
+    place: Path, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"study": study, "seeds": "1..2", **WHOLE[study]}
+    (state,) = run(Serial(), Path("undisturbed"), **changes)
     assert state.whole is state.seeds[0]
-    assert result_of(state).study == "stability"
+    assert state.seeds[0].failure is None
+
+    kept: list[str] = []
+    keep = CellStore.keep_piece
+
+    def counted(self: CellStore, key: Any, name: str, data: bytes) -> None:
+        if limit is not None and len(kept) == limit:
+            raise Killed
+        keep(self, key, name, data)
+        kept.append(name)
+
+    monkeypatch.setattr(CellStore, "keep_piece", counted)
+    limit: int | None = 1
+    # Killed with one part finished, and then, where there are as many, with two.
+    with pytest.raises(Killed):
+        run(Serial(), **changes)
+    limit = 2
+    with contextlib.suppress(Killed):
+        run(Serial(), **changes)
+    limit = None
+    (state,) = run(Serial(), **changes)
+
+    assert len(kept) == len(set(kept)) >= 2
+    assert numbers(result_of(state)) == numbers(result_of(state, Path("undisturbed")))
+    assert not list(Path("store/pieces").glob("*/*"))
+
+
+def test_cells_of_other_source_code_are_not_reused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Serial(), Serial()
+    run(first, seeds=1, settings=QUICK)
+    monkeypatch.setattr(sweep_cells, "source_digest", lambda: "of another day")
+    run(second, seeds=1, settings=QUICK)
+
+    assert len(first.done) == len(second.done) == 2
+    assert len(list(CellStore("store").cells())) == 4
+
+
+def test_a_worker_of_other_source_code_says_so_and_computes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(grid(seeds=1)[1], CellStore("store"), Serial())
+    monkeypatch.setattr(sweep_cells, "source_digest", lambda: "of another day")
+    (state,) = sweep.run()
+
+    failure = state.seeds[0].failure
+    assert failure is not None
+    assert "this worker runs other source code of dualform" in failure.message
+
+
+def test_a_store_in_the_memory_of_this_process_is_refused_where_others_do_the_work(place: Path) -> None:
+    config, groups = grid(seeds=1)
+    engine = open_engine("local", workers=1)
+    with pytest.raises(ConfigError, match="lies in the memory of this process"):
+        run_sweep(config, groups, engine, out=Path("out"), store=CellStore("memory://somewhere"))
+    assert not Path("out").exists()
+
+
+def test_a_password_in_the_stores_url_stays_out_of_all_that_is_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, groups = grid(seeds="1..2", settings={**QUICK, "tune": "each"})
+    store = CellStore("memory://me:s3cr3t@host/store")
+    engine = Serial("tests.runs.test_sweep:saying_where")
+    run_sweep(config, groups, engine, out=Path("out"), store=store)
+    for path in Path("out").rglob("*"):
+        assert not path.is_file() or b"s3cr3t" not in path.read_bytes(), path
+    assert [cell.failure["message"] for cell in store.failures()] == [
+        "RuntimeError: no answer from memory://***@host/store"
+    ]
+    assert engine.done[0].payload["store"] == store.url
+
+    # Slurm's jobs find it in their environment, because what they are given lies in files.
+    monkeypatch.setenv("DUALFORM_SWEEP_STORE", "")
+    slurm = Serial()
+    slurm.name = "slurm"
+    Sweep(groups, store, slurm).run()
+    assert all("s3cr3t" not in json.dumps(work.payload) for work in slurm.done)
+    assert {cell.facts["seed"] for cell in store.cells()} == {1, 2, None}
+
+
+def saying_where(payload: dict[str, Any]) -> dict[str, Any]:
+    if payload["seed"] == 2:
+        raise RuntimeError(f"no answer from {payload['store']}")
+    return worker.perform(payload)
+
+
+def test_a_cell_with_right_hashes_and_wrong_content_is_computed_again(place: Path) -> None:
+    (state,) = run(Serial(), seeds=1, settings=QUICK)
+    assert state.whole is not None
+    store, key = CellStore("store"), state.whole.cell.key
+    store.drop(key)
+    store.write(key, {"result.json": b"[" * 100_000, "examples.parquet": b"PAR1"}, {})
+    config, groups = grid(seeds=1, settings=QUICK)
+    found = run_sweep(config, groups, Serial(), out=Path("out"), store=store)
+
+    assert found.groups[0].result is not None
 
 
 @cache

@@ -11,8 +11,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 
+from dualform.cli import interrupts
 from dualform.errors import DualformError
 from dualform.plain_text import plain
+from dualform.redaction import redacted
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 P = ParamSpec("P")
@@ -24,13 +26,20 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        _quiet_libraries()
         try:
+            interrupts.command_runs()
+            _quiet_libraries()
             return command(*args, **kwargs)
         except DualformError as error:
-            say(f"error: {error}")
+            say(f"error: {redacted(str(error))}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
+            say("stopped")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if isinstance(error, typer.Exit) or not interrupts.was_asked():
+                raise
+            # What a library has made of ctrl-C.
             say("stopped")
             raise typer.Exit(130) from None
 
@@ -48,6 +57,7 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    interrupts.work_begins()
 
 
 def _quiet_libraries() -> None:

@@ -84,7 +84,7 @@ def results(
     opened = CellStore(store_url(store), writable=drop and yes)
     present = sum(1 for _ in opened.digests())
     if not present:
-        raise ConfigError(f"{plain(opened.url)} holds no cells. Give the store of a sweep: a folder or a URL.")
+        raise ConfigError(f"{opened.shown} holds no cells. Give the store of a sweep: a folder or a URL.")
     if verify:
         _verify(opened, present)
         return
@@ -138,10 +138,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _summary(store: "CellStore", present: int, shown: int, failed: int, of_failures: bool, finished: int) -> str:
-    from dualform.plain_text import plain
-
     whole = failed if of_failures else finished
-    parts = [f"{_count(shown, 'cell')}{f' of {whole}' if shown != whole else ''} in {plain(store.url)}"]
+    parts = [f"{_count(shown, 'cell')}{f' of {whole}' if shown != whole else ''} in {store.shown}"]
     if failed and not of_failures:
         parts.append(f"{failed} failed (--failed shows them)")
     if not of_failures and present > finished + failed:

@@ -3,6 +3,7 @@
     cells/ab/abcdef.../cell.json              identity, facts, and the hash of every file; written last
     cells/ab/abcdef.../outcome-0123....bin    files, named for their content
     cells/ab/abcdef.../failure.json           why it failed, until it succeeds
+    pieces/ab/abcdef.../0123....piece         finished parts of a cell under way, removed when it is finished
     claims/abcdef....json                     who computes it at the moment
     locks/ab                                  taken while a cell is written (local file systems)
     log.txt                                   what was found damaged and when (local file systems)
@@ -30,13 +31,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dualform._version import __version__
 from dualform.errors import StorageError
 from dualform.plain_text import plain
+from dualform.redaction import redacted
 from dualform.runs import claims
 from dualform.runs.claims import Claim
-from dualform.runs.storage import Storage, open_storage
+from dualform.runs.storage import OddFile, Storage, open_storage
 
 _log = logging.getLogger(__name__)
 _CELL, _FAILURE = "cell.json", "failure.json"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_MOST_OF_RECORD = 8 << 20
+"""Bytes of the largest cell.json or failure.json that is read; a usual one has some thousands."""
+_MOST_OF_FILE = 2 << 30
+"""Bytes of the largest other file."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -111,9 +117,11 @@ class Cell:
         stored = self.files[name]
         path = f"{_folder(self.digest)}/{_file_name(name, stored.sha256)}"
         try:
-            data = self._storage.read(path)
+            data = self._storage.read(path, stored.size)
         except FileNotFoundError:
             raise _damaged(self.digest, f"{name} is missing") from None
+        except OddFile:
+            raise _damaged(self.digest, f"{name} is larger than what was written") from None
         if hashlib.sha256(data).hexdigest() != stored.sha256:
             raise _damaged(self.digest, f"{name} is not what was written")
         return data
@@ -152,8 +160,18 @@ class CellStore:
 
     @property
     def url(self) -> str:
-        """Opens this store from another process too: an absolute path or a URL."""
+        """Opens this store from another process too: an absolute path or a URL, credentials included."""
         return self._storage.url
+
+    @property
+    def shown(self) -> str:
+        """The URL for people, pages and logs: without credentials, on one line."""
+        return plain(redacted(self._storage.url))
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see what lies in it."""
+        return self._storage.shared
 
     def find(self, key: CellKey | str, verify: bool = False) -> Cell | None:
         """A finished cell; None if it is missing, half-written or damaged, which the log then tells.
@@ -184,9 +202,11 @@ class CellStore:
         digest = _digest(key)
         folder = _folder(digest)
         try:
-            data = self._storage.read(f"{folder}/{_CELL}")
+            data = self._storage.read(f"{folder}/{_CELL}", _MOST_OF_RECORD)
         except FileNotFoundError:
             return None
+        except OddFile:
+            raise _damaged(digest, f"{_CELL} is larger than any that dualform writes") from None
         record = _unsealed(data, _CellRecord, digest, _CELL)
         # Not before: a writer may have put them in place while cell.json was read.
         sizes = self._storage.sizes(folder)
@@ -194,6 +214,8 @@ class CellStore:
         for name, stored in files.items():
             if not _NAME.fullmatch(name):
                 raise _damaged(digest, "it lists a file of a name that is not allowed")
+            if stored.size > _MOST_OF_FILE:
+                raise _damaged(digest, f"{name} is larger than any that dualform writes")
             size = sizes.get(_file_name(name, stored.sha256))
             if size is None:
                 raise _damaged(digest, f"{name} is missing")
@@ -234,6 +256,12 @@ class CellStore:
             dualform=__version__,
         )
         sealed = _sealed(record)
+        if len(sealed) > _MOST_OF_RECORD or any(len(data) > _MOST_OF_FILE for data in files.values()):
+            raise StorageError(
+                f"cell {key.short} is too large for a store: {len(sealed)} bytes of facts (of {_MOST_OF_RECORD}), "
+                f"files of {', '.join(str(len(data)) for data in files.values())} bytes (of {_MOST_OF_FILE}). Run "
+                "fewer queries at a time."
+            )
         with self._storage.lock(key.digest[:2]) as alone:
             there = self.find(key, verify=True)
             if there is None:
@@ -281,15 +309,52 @@ class CellStore:
         failed = self._failed(_digest(key))
         return None if failed is None else failed.failure
 
-    def claim(self, key: CellKey | str) -> Claim | None:
-        """Take a cell for this process; None while a live owner holds it.
+    def piece(self, key: CellKey | str, name: str) -> bytes | None:
+        """A finished part of a cell that is not finished itself; None if it is missing or damaged."""
+        try:
+            data = self._storage.read(_piece_path(_digest(key), name), _MOST_OF_FILE)
+        except FileNotFoundError:
+            return None
+        except OddFile as error:
+            self.log(str(error))
+            return None
+        if data[:64] != hashlib.sha256(data[64:]).hexdigest().encode():
+            self.log(f"a piece of cell {_digest(key)[:12]} ({name}) is damaged; it is computed again")
+            return None
+        return data[64:]
 
-        Another may have finished it just before: look with `find` once more after this.
+    def keep_piece(self, key: CellKey | str, name: str, data: bytes) -> None:
+        """Keep a finished part of a cell, in place of an earlier one of that name.
 
         Raises:
             StorageError: No space or no permission.
         """
-        return claims.take(self._storage, _digest(key))
+        self._storage.write(_piece_path(_digest(key), name), hashlib.sha256(data).hexdigest().encode() + data)
+
+    def drop_pieces(self, key: CellKey | str) -> None:
+        """Remove the parts of a cell, which its end has made useless."""
+        folder = _piece_folder(_digest(key))
+        for name in self._storage.sizes(folder):
+            self._storage.remove(f"{folder}/{name}")
+        self._storage.remove_folder(folder)
+
+    def dead_claim(self, key: CellKey | str) -> str:
+        """What `claim` takes as `dead`, where this process has seen no sign of life of a cell's owner for too long."""
+        return claims.dead_claim(self._storage, _digest(key))
+
+    def claim(self, key: CellKey | str, dead: str = "") -> Claim | None:
+        """Take a cell for this process; None while a live owner holds it.
+
+        Another may have finished it just before: look with `find` once more after this.
+
+        Args:
+            key: Of the cell.
+            dead: What `dead_claim` found in another process; empty if nothing.
+
+        Raises:
+            StorageError: No space or no permission.
+        """
+        return claims.take(self._storage, _digest(key), dead)
 
     def is_claimed(self, key: CellKey | str) -> bool:
         """Whether a live owner is computing a cell."""
@@ -337,24 +402,28 @@ class CellStore:
             for name in self._storage.sizes(folder):
                 self._storage.remove(f"{folder}/{name}")
             self._storage.remove_folder(folder)
+            self.drop_pieces(key)
 
     def log(self, text: str) -> None:
         """Add a line to the store's log, once for each text; where there is no log file, to Python's logging."""
         if text in self._logged:
             return
         self._logged.add(text)
-        line = plain(text)
+        line = plain(redacted(text))
         # A store that can only be read is read without one.
         with contextlib.suppress(StorageError, FileNotFoundError):
             if not self._writable or self._storage.append("log.txt", f"{_now()} {line}"):
                 return
-        _log.warning("%s: %s", self.url, line)
+        _log.warning("%s: %s", self.shown, line)
 
     def _failed(self, digest: str) -> FailedCell | None:
         try:
-            data = self._storage.read(f"{_folder(digest)}/{_FAILURE}")
+            data = self._storage.read(f"{_folder(digest)}/{_FAILURE}", _MOST_OF_RECORD)
             record = _unsealed(data, _FailureRecord, digest, _FAILURE)
         except FileNotFoundError:
+            return None
+        except OddFile as error:
+            self.log(str(error))
             return None
         except DamagedCell as error:
             self.log(f"{error}")
@@ -435,6 +504,14 @@ def _digest(key: CellKey | str) -> str:
 
 def _folder(digest: str) -> str:
     return f"cells/{digest[:2]}/{digest}"
+
+
+def _piece_folder(digest: str) -> str:
+    return f"pieces/{digest[:2]}/{digest}"
+
+
+def _piece_path(digest: str, name: str) -> str:
+    return f"{_piece_folder(digest)}/{hashlib.sha256(name.encode()).hexdigest()[:32]}.piece"
 
 
 def _file_name(name: str, sha256: str) -> str:

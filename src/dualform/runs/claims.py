@@ -3,9 +3,13 @@
 A claim is a courtesy, not what keeps a store right: should two compute one cell all the same, the first to finish is
 kept. So it may err on the side of going on: an owner on this machine whose process is gone has lost its claim at once,
 any other after `STALE_SECONDS` without a sign of life.
+
+The clocks of two machines need not agree, so no time is written down: an owner counts its signs of life, and whoever
+looks measures with its own clock for how long it has seen the same number.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -19,9 +23,10 @@ from types import TracebackType
 from typing import Self
 
 from dualform.errors import StorageError
-from dualform.runs.storage import Storage
+from dualform.runs.storage import OddFile, Storage
 
 BEAT_SECONDS = 15.0
+_MOST_BYTES = 1 << 16
 STALE_SECONDS = 90.0
 
 
@@ -64,21 +69,28 @@ class Claim:
         self.release()
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
+        for beat in itertools.count(1):
+            if self._ended.wait(BEAT_SECONDS):
+                return
             # A disk that is full for now must not end the run; the next beat may pass.
             with contextlib.suppress(StorageError, FileNotFoundError), self._storage.lock(self.digest[:2]):
                 if not self._is_mine():
                     self._lost = True
                     return
-                self._storage.write(_path(self.digest), replace(self._owner, beat=time.time()).to_bytes())
+                self._storage.write(_path(self.digest), replace(self._owner, beat=beat).to_bytes())
 
     def _is_mine(self) -> bool:
         owner = _read(self._storage, self.digest)
         return owner is not None and owner.token == self._owner.token
 
 
-def take(storage: Storage, digest: str) -> Claim | None:
+def take(storage: Storage, digest: str, dead: str = "") -> Claim | None:
     """A claim on a cell; None while a live owner, this process included, holds one.
+
+    Args:
+        storage: Of the store.
+        digest: Of the cell.
+        dead: What `dead_claim` found in another process: a process that has only just begun has seen no claim for long.
 
     Raises:
         StorageError: The claim cannot be written.
@@ -89,7 +101,7 @@ def take(storage: Storage, digest: str) -> Claim | None:
         taken = _create(storage, digest, mine)
         if not taken:
             owner = _read(storage, digest)
-            if owner is not None and owner.is_alive():
+            if owner is not None and owner.sign != dead and _is_alive(storage, digest, owner):
                 return None
             storage.remove(_path(digest))
             taken = _create(storage, digest, mine)
@@ -106,12 +118,18 @@ def take(storage: Storage, digest: str) -> Claim | None:
 def is_claimed(storage: Storage, digest: str) -> bool:
     """Whether a live owner holds a cell."""
     owner = _read(storage, digest)
-    return owner is not None and owner.is_alive()
+    return owner is not None and _is_alive(storage, digest, owner)
+
+
+def dead_claim(storage: Storage, digest: str) -> str:
+    """The last sign of life of a cell's owner, where it was too long ago; empty where it lives or there is none."""
+    owner = _read(storage, digest)
+    return "" if owner is None or _is_alive(storage, digest, owner) else owner.sign
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """A process somewhere, and when it last gave a sign of life."""
+    """A process somewhere, and how often it has given a sign of life."""
 
     host: str
     space: str
@@ -122,12 +140,12 @@ class _Owner:
     token: str
     """The claim's own, random."""
     beat: float
-    """Seconds since 1970, by the owner's clock."""
+    """Signs of life so far. Seconds since 1970 in claims of earlier versions; another number is another sign."""
 
     @classmethod
     def here(cls) -> Self:
         pid = os.getpid()
-        return cls(socket.gethostname(), _space(), pid, _started(pid) or "", secrets.token_hex(8), time.time())
+        return cls(socket.gethostname(), _space(), pid, _started(pid) or "", secrets.token_hex(8), 0)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self | None:
@@ -143,13 +161,33 @@ class _Owner:
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
-    def is_alive(self) -> bool:
-        # A beat far in the future is a wrong clock's, and would never grow old.
-        if not abs(time.time() - self.beat) <= STALE_SECONDS:
-            return False
-        if (self.host, self.space) != (socket.gethostname(), _space()) or not self.space:
+    @property
+    def sign(self) -> str:
+        """Its last sign of life, unlike any other."""
+        return f"{self.token} {self.beat}"
+
+    @property
+    def is_gone(self) -> bool:
+        """A process of this machine that has ended."""
+        here = bool(self.space) and (self.host, self.space) == (socket.gethostname(), _space())
+        return here and _started(self.pid) != self.started
+
+
+_seen: dict[tuple[str, str], tuple[str, float]] = {}
+"""Store and cell -> the last sign of life of its owner, and when this process first saw it, by its monotonic clock."""
+_seen_lock = threading.Lock()
+
+
+def _is_alive(storage: Storage, digest: str, owner: _Owner) -> bool:
+    if owner.is_gone:
+        return False
+    place, now = (storage.url, digest), time.monotonic()
+    with _seen_lock:
+        sign, since = _seen.get(place, ("", now))
+        if sign != owner.sign:
+            _seen[place] = (owner.sign, now)
             return True
-        return _started(self.pid) == self.started
+    return now - since <= STALE_SECONDS
 
 
 def _path(digest: str) -> str:
@@ -162,8 +200,12 @@ def _create(storage: Storage, digest: str, owner: _Owner) -> bool:
 
 def _read(storage: Storage, digest: str) -> _Owner | None:
     try:
-        return _Owner.from_bytes(storage.read(_path(digest)))
+        return _Owner.from_bytes(storage.read(_path(digest), _MOST_BYTES))
+    except OddFile:
+        return None
     except FileNotFoundError:
+        with _seen_lock:
+            _seen.pop((storage.url, digest), None)
         return None
 
 

@@ -7,33 +7,48 @@ a bucket because an object appears when its upload is complete. Nothing is renam
 import contextlib
 import errno
 import os
+import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from dualform.errors import StorageError
+from dualform.errors import ConfigError, DualformError, StorageError
 from dualform.files import atomic_write, explain_storage_errors, writable_dir
 from dualform.plain_text import plain
+from dualform.redaction import redacted
 
 _REMEDY = "Free some space or choose another store with --store."
 _LOCK_SECONDS = 60.0
+
+
+class OddFile(StorageError):  # noqa: N818 (the file is; the message says how)
+    """A file such as no writer of a store leaves: larger than what is read, or a device or pipe."""
 
 
 class Storage(Protocol):
     """Files below one place, by paths relative to it with forward slashes."""
 
     url: str
-    """Opens the same place from anywhere: an absolute path or a URL."""
+    """Opens the same place from anywhere: an absolute path or a URL, with any credentials that were given in it. Never
+    to be printed or written: see `redacted`."""
     local: bool
+    shared: bool
+    """Whether another process sees the same files."""
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int) -> bytes:
         """Content of a file.
+
+        Args:
+            path: Of the file.
+            limit: Most bytes that are read.
 
         Raises:
             FileNotFoundError: There is none.
+            OddFile: It is larger than `limit`, or no regular file.
             StorageError: It is there and cannot be read.
         """
 
@@ -74,7 +89,8 @@ def open_storage(url: str | Path, *, writable: bool) -> Storage:
         writable: Make it if need be and show that it can be written to.
 
     Raises:
-        StorageError: It cannot be, or no installed package knows the URL.
+        ConfigError: No installed package knows the URL, or what knows it refuses it.
+        StorageError: The place cannot be reached or written to.
     """
     text = str(url)
     if "://" not in text:
@@ -84,12 +100,14 @@ def open_storage(url: str | Path, *, writable: bool) -> Storage:
 
     try:
         system, path = url_to_fs(text)
+    except OSError as error:
+        raise StorageError(f"cannot reach the store {_shown(text)}: {_reason(error)}.") from error
     except ImportError as error:
-        raise StorageError(f"cannot open the store {plain(text)}: {error}. Install that package.") from error
-    except (ValueError, TypeError) as error:
-        reason = plain(str(error))
-        raise StorageError(
-            f"cannot open the store {plain(text)}: {reason}. Give a folder or a URL that fsspec knows."
+        raise ConfigError(f"cannot open the store {_shown(text)}: {_reason(error)}. Install that package.") from error
+    except Exception as error:
+        # Each of fsspec's file systems has exceptions of its own.
+        raise ConfigError(
+            f"cannot open the store {_shown(text)}: {_reason(error)}. Give a folder or a URL that fsspec knows."
         ) from error
     if isinstance(system, LocalFileSystem):
         return _Local(Path(path), writable=writable)
@@ -98,6 +116,7 @@ def open_storage(url: str | Path, *, writable: bool) -> Storage:
 
 class _Local:
     local = True
+    shared = True
 
     def __init__(self, folder: Path, *, writable: bool) -> None:
         self._folder = folder.expanduser().absolute()
@@ -106,10 +125,15 @@ class _Local:
             with _explained(self._folder):
                 writable_dir(self._folder, _REMEDY)
 
-    def read(self, path: str) -> bytes:
-        with _explained(self._folder / path, "read"):
+    def read(self, path: str, limit: int) -> bytes:
+        place = self._folder / path
+        with _explained(place, "read"):
             try:
-                return (self._folder / path).read_bytes()
+                # Looked at before it is opened: opening a pipe waits for its other end.
+                if not stat.S_ISREG(place.stat().st_mode):
+                    raise OddFile(f"cannot read {plain(str(place))}: it is no regular file.")
+                with place.open("rb") as file:
+                    return _within(limit, file.read(limit + 1), str(place))
             except NotADirectoryError as error:
                 raise FileNotFoundError(*error.args) from error
 
@@ -200,6 +224,7 @@ class _Remote:
 
     def __init__(self, url: str, system: Any, root: str, *, writable: bool) -> None:
         self.url = url
+        self.shared = not _in_memory(system)
         self._system = system
         self._root = root.rstrip("/")
         if writable:
@@ -207,9 +232,11 @@ class _Remote:
             self.write(probe, b"")
             self.remove(probe)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int) -> bytes:
         with _explained(self._at(path), "read"):
-            return bytes(self._system.cat_file(self._at(path)))
+            # A range of an empty object is an error in some buckets; nothing that is read here is ever empty.
+            data = bytes(self._system.cat_file(self._at(path), end=limit + 1)) if limit else b""
+            return _within(limit, data, self._at(path))
 
     def write(self, path: str, data: bytes) -> None:
         with _explained(self._at(path)):
@@ -276,11 +303,41 @@ def _explained(path: Path | str, doing: str = "write") -> Iterator[None]:
                 yield
         else:
             yield
-    except OSError as error:
+    except DualformError:
+        raise
+    except Exception as error:
         if doing != "write" and isinstance(error, FileNotFoundError):
             raise
-        reason = plain(error.strerror or str(error) or type(error).__name__)
-        raise StorageError(f"cannot {doing} {plain(str(path))}: {reason}. {_REMEDY}") from error
+        # Buckets and servers raise whatever their clients raise, few of them an OSError.
+        raise StorageError(f"cannot {doing} {_shown(str(path))}: {_reason(error)}. {_REMEDY}") from error
+
+
+def _within(limit: int, data: bytes, path: str) -> bytes:
+    if len(data) > limit:
+        raise OddFile(f"cannot read {_shown(path)}: it has more than {limit} bytes.")
+    return data
+
+
+def _in_memory(system: Any) -> bool:
+    """Whether a file system, or the one that it wraps, is of this process alone."""
+    from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+
+    while system is not None:
+        if isinstance(system, MemoryFileSystem):
+            return True
+        system = getattr(system, "fs", None)
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    """Why something was refused, in one line without credentials."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    # Clients quote the path and query of what they asked for, without the scheme that `redacted` knows a URL by.
+    return plain(re.sub(r"\?[^\s'\"<>)]+", "?***", redacted(" ".join(str(text).split())))).rstrip(".")
+
+
+def _shown(path: str) -> str:
+    return plain(redacted(path))
 
 
 def _link(temporary: Path, target: Path, data: bytes) -> bool:

@@ -4,6 +4,7 @@ The driver knows nothing of where a cell is computed (`engines`) nor of what it 
 moment: all it knows is in the store, and the same sweep again goes on from there.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,13 @@ from dualform.runs.cell_store import Cell, CellStore, DamagedCell
 from dualform.runs.engines.base import Ended, Engine, Work
 from dualform.runs.sweep_cells import GroupCell, Identities, assembled, by_digest, cells_of
 from dualform.runs.sweep_config import Group
-from dualform.runs.worker import ELSEWHERE, CellWork
+from dualform.runs.worker import ELSEWHERE, ENVIRONMENT, CellWork
 from dualform.sweep_result import CellFailure, SweepCell
 
 Status = Literal["waiting", "running", "elsewhere", "finished", "reused", "failed"]
 
+STORE_VARIABLE = "DUALFORM_SWEEP_STORE"
+"""Environment variable in which Slurm's jobs find a store whose URL holds a password."""
 _LOOK_SECONDS = 0.5
 _ELSEWHERE_SECONDS = 5.0
 """How often a cell that another sweep computes is looked for."""
@@ -40,6 +43,8 @@ class CellState:
     attempts: int = 0
     look_at: float = 0.0
     """When to look for it again, if another computes it."""
+    dead: str = ""
+    """What another that computed it last said, and too long ago, see `CellStore.dead_claim`."""
 
     @property
     def done(self) -> bool:
@@ -167,6 +172,8 @@ class Sweep:
                 try:
                     finished(group, cell)
                 except DamagedCell as error:
+                    # Its hashes may be right, and then no worker would compute it again.
+                    self.store.drop(group.whole.cell.key)
                     self._missing(group.whole, str(error))
                     continue
             else:
@@ -234,7 +241,7 @@ class Sweep:
             **{f"options.{name}": value for name, value in group.options.items()},
         }
         work = CellWork(
-            store=self.store.url,
+            store=self._store_for_workers(),
             identity=cell.key.identity,
             study=group.study,
             settings=cell.settings.model_dump(mode="json"),
@@ -243,8 +250,16 @@ class Sweep:
             folder=str(Path.cwd()),
             about=about,
             memory=self.memory,
+            dead=state.dead,
         )
         return Work(cell.key.digest, work.model_dump(mode="json"), cell.warm, _weight(cell))
+
+    def _store_for_workers(self) -> str:
+        """The store's URL; or, as submitit writes what a job is given into files, where a job finds it."""
+        if self.engine.name != "slurm" or self.store.shown == self.store.url:
+            return self.store.url
+        os.environ[STORE_VARIABLE] = self.store.url
+        return ENVIRONMENT + STORE_VARIABLE
 
     def _take(self, ended: Ended) -> None:
         state = self._by_digest.get(ended.digest)
@@ -285,6 +300,7 @@ class Sweep:
                     state.look_at = time.monotonic() + _ELSEWHERE_SECONDS
                 else:
                     # Its owner has died or failed.
+                    state.dead = self.store.dead_claim(state.cell.key)
                     self._again(state)
 
     def _settle(self, state: CellState, status: Literal["finished", "reused"]) -> None:

@@ -5,8 +5,9 @@ import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
@@ -16,8 +17,9 @@ from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError, StorageError
 from dualform.files import atomic_write, writable_dir
 from dualform.result import Result
-from dualform.runs.cell_store import Cell, CellStore
-from dualform.runs.engines.base import Engine
+from dualform.runs.cell_store import Cell, CellStore, DamagedCell
+from dualform.runs.engines.base import Engine, EngineName
+from dualform.runs.engines.performing import one_line
 from dualform.runs.store import RunFolder
 from dualform.runs.sweep import GroupState, Sweep, Unwatched, Watcher, cells_record
 from dualform.runs.sweep_cells import PLACES
@@ -70,6 +72,11 @@ def run_sweep(
         StorageError: A folder or the store cannot be written to.
     """
     start = time.perf_counter()
+    if engine.name in get_args(EngineName) and not store.shared:
+        raise ConfigError(
+            f"the store {store.shown} lies in the memory of this process, where the workers of engine {engine.name!r} "
+            "do not see it: give a folder, or the URL of a bucket"
+        )
     prepare_folder(out, config, groups, overwrite=overwrite)
     sweep = Sweep(
         groups,
@@ -150,16 +157,29 @@ def _write_group(out: Path, state: GroupState, cell: Cell | None) -> SweepGroup:
     group = state.group
     result: Result | None = None
     if cell is not None:
-        result = Result.from_json(cell.read(RESULT).decode())
+        result, table, attention = _read_group(cell)
         # The same cell serves wherever its data lie; here they lie where these settings say.
         places = {name: value for name in PLACES if (value := getattr(group.config, name, None)) is not None}
         result = result.model_copy(update={"config": {**result.config, **places}})
-        table = pq.read_table(io.BytesIO(cell.read(EXAMPLES)))
-        attention = AttentionRecord.from_json(cell.read(ATTENTION).decode()) if ATTENTION in cell.files else None
         whole = state.whole
         assert whole is not None
         RunFolder(out / group.name, whole.cell.settings, overwrite=True).finish(result, table, attention)
     return _group_record(state, result)
+
+
+def _read_group(cell: Cell) -> tuple[Result, pa.Table, AttentionRecord | None]:
+    """What a group's cell holds.
+
+    Raises:
+        DamagedCell: Its files are as they were written, and not what a cell of this kind holds.
+    """
+    try:
+        result = Result.from_json(cell.read(RESULT).decode())
+        table = pq.read_table(io.BytesIO(cell.read(EXAMPLES)))
+        attention = AttentionRecord.from_json(cell.read(ATTENTION).decode()) if ATTENTION in cell.files else None
+    except (ValueError, KeyError, RecursionError, OSError, pa.ArrowException) as error:
+        raise DamagedCell(f"cell {cell.digest[:12]} does not hold a result ({one_line(error)})") from error
+    return result, table, attention
 
 
 def _group_record(state: GroupState, result: Result | None) -> SweepGroup:

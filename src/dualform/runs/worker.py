@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.folding import folding
 from dualform.studies.folding_config import FoldingConfig
 from dualform.studies.folding_summary import folding_table
-from dualform.studies.pieces import NoCells, Piece
+from dualform.studies.pieces import Cells, Piece
 from dualform.studies.regression import run_laboratory
 from dualform.studies.regression_config import RegressionConfig
 from dualform.studies.selection import selection
@@ -45,6 +46,7 @@ from dualform.tasks.digest import task_digest
 from dualform.tasks.task import Task
 
 OUTCOME, RESULT, EXAMPLES, ATTENTION = "outcome.safetensors", "result.json", "examples.parquet", "attention.json"
+ENVIRONMENT = "env:"
 ELSEWHERE = "elsewhere"
 """Fact of a cell that another process is computing at the moment."""
 
@@ -55,7 +57,7 @@ class CellWork(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str
-    """URL of the store."""
+    """URL of the store; or `env:NAME`, where it stands in an environment variable because it holds a password."""
     identity: dict[str, Any]
     """The cell's own, see `CellKey`."""
     study: StudyName
@@ -70,6 +72,8 @@ class CellWork(BaseModel):
     """Facts to list beside what is found: sweep, group, model, task, options."""
     memory: int = 1 << 30
     """Bytes of zero-shot readings to keep."""
+    dead: str = ""
+    """Last sign of life of an earlier owner that the sweep has given up, see `CellStore.claim`."""
 
 
 def perform(payload: dict[str, Any]) -> dict[str, Any]:
@@ -90,11 +94,11 @@ def perform(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _perform(work: CellWork) -> dict[str, Any]:
-    store = CellStore(work.store)
+    store = CellStore(_store_url(work.store))
     key = CellKey(work.identity)
     if store.find(key, verify=True) is not None:
         return {"reused": True}
-    claim = store.claim(key)
+    claim = store.claim(key, work.dead)
     if claim is None:
         return {ELSEWHERE: True}
     with claim:
@@ -110,7 +114,20 @@ def _perform(work: CellWork) -> dict[str, Any]:
             raise
         seconds = round(time.perf_counter() - start, 2)
         store.write(key, files, {**work.about, **_facts(result), "seconds": seconds})
+        store.drop_pieces(key)
     return {"reused": False, "seconds": seconds}
+
+
+def _store_url(given: str) -> str:
+    if not given.startswith(ENVIRONMENT):
+        return given
+    name = given.removeprefix(ENVIRONMENT)
+    if name not in os.environ:
+        raise ConfigError(
+            f"the URL of the store stands in ${name}, which the job was not given: let Slurm pass the environment on "
+            "(--export=ALL, its default), or take credentials out of the URL"
+        )
+    return os.environ[name]
 
 
 def _let_go() -> None:
@@ -138,20 +155,56 @@ def _require_unchanged(work: CellWork, config: BaseModel) -> None:
         )
 
 
+class CellPieces:
+    """Finished parts of one cell, from which it goes on when its worker is killed.
+
+    Args:
+        store: Where they are kept, until the cell itself is finished.
+        key: Of the cell.
+    """
+
+    def __init__(self, store: CellStore, key: CellKey) -> None:
+        self._store = store
+        self._key = key
+
+    def get(self, name: str, inputs: str) -> Piece | None:
+        """The piece, if it was finished and made from the same inputs."""
+        data = self._store.piece(self._key, name)
+        if data is None:
+            return None
+        try:
+            piece = Piece.from_bytes(data)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            self._store.log(f"{name} of {self._key.short} cannot be read ({error}); running it again")
+            return None
+        return piece if (piece.name, piece.inputs) == (name, inputs) else None
+
+    def put(self, piece: Piece) -> None:
+        """Keep it."""
+        self._store.keep_piece(self._key, piece.name, piece.to_bytes())
+
+
 class StoreCells:
-    """A comparison's pieces, each in a cell of the store.
+    """A comparison's pieces: its seeds each in a cell of the store, others with the cell that is being computed.
 
     Args:
         store: Where.
+        key: Of the cell that is being computed.
         keys: Name of a piece -> key of its cell.
         about: Facts that all of them share.
         own: The piece that is being computed, which is held back so that it can be written with what it found.
     """
 
     def __init__(
-        self, store: CellStore, keys: Mapping[str, CellKey], about: dict[str, Any], own: str | None = None
+        self,
+        store: CellStore,
+        key: CellKey,
+        keys: Mapping[str, CellKey],
+        about: dict[str, Any],
+        own: str | None = None,
     ) -> None:
         self._store = store
+        self._parts = CellPieces(store, key)
         self._keys = keys
         self._about = about
         self._own = own
@@ -159,7 +212,9 @@ class StoreCells:
 
     def get(self, name: str, inputs: str) -> Piece | None:
         """The piece, if its cell is finished and was made from the same inputs."""
-        cell = self._store.find(self._keys[name]) if name in self._keys else None
+        if name not in self._keys:
+            return self._parts.get(name, inputs)
+        cell = self._store.find(self._keys[name])
         if cell is None:
             return None
         try:
@@ -185,6 +240,8 @@ class StoreCells:
         elif piece.name in self._keys:
             about = {**self._about, "seed": int(piece.name.removeprefix("seed "))}
             self._store.write(self._keys[piece.name], {OUTCOME: piece.to_bytes()}, about)
+        else:
+            self._parts.put(piece)
 
 
 @dataclass
@@ -240,19 +297,19 @@ def _compute(work: CellWork, store: CellStore) -> tuple[dict[str, bytes], Result
     config = STUDIES[work.study](**work.settings)
     _require_unchanged(work, config)
     if not isinstance(config, ComparisonConfig):
-        result, table = _whole(config, work.memory)
+        result, table = _whole(config, work.memory, CellPieces(store, CellKey(work.identity)))
         return _files(result, table), result
     warm = _model(config, config.model, work.memory)
     task = _task(config, warm)
     keys = {name: CellKey(identity) for name, identity in work.pieces.items()}
     if work.seed is None:
-        cells = StoreCells(store, keys, work.about)
+        cells = StoreCells(store, CellKey(work.identity), keys, work.about)
         whole = compare(config, lm=warm.lm, task=task, cells=cells, memory=warm.memory)
         if keys:
             whole = replace(whole, result=_with_time_of(whole.result, store, keys.values()))
         table = examples_table(whole.asked, whole.outcomes)
         return _files(whole.result, table, whole.attention), whole.result
-    cells = StoreCells(store, keys, work.about, own=f"seed {work.seed}")
+    cells = StoreCells(store, CellKey(work.identity), keys, work.about, own=f"seed {work.seed}")
     # Its interval is nobody's business: those of all seeds together are.
     quick = config.model_copy(update={"resamples": 10})
     one = compare_seed(quick, work.seed, lm=warm.lm, task=task, cells=cells, memory=warm.memory)
@@ -267,24 +324,24 @@ def _with_time_of(result: Result, store: CellStore, keys: Iterable[CellKey]) -> 
     return result.model_copy(update={"environment": {**result.environment, "seconds": round(seconds, 1)}})
 
 
-def _whole(config: BaseModel, most_bytes: int) -> tuple[Result, pa.Table]:
-    """A study that is one cell."""
+def _whole(config: BaseModel, most_bytes: int, cells: Cells) -> tuple[Result, pa.Table]:
+    """A study that is one cell, its finished parts kept."""
     if isinstance(config, RegressionConfig):
-        return run_laboratory(config, cells=NoCells())
+        return run_laboratory(config, cells=cells)
     assert isinstance(config, StudyConfig)
     if isinstance(config, StabilityConfig):
         if len(config.models) > 1:
             _let_go()
         lms = [_model(config, config.models[0], most_bytes).lm] if len(config.models) == 1 else None
-        over = stability(config, lms=lms)
+        over = stability(config, lms=lms, cells=cells)
         return over.result, runs_table(over.asked, over.models)
     assert isinstance(config, SelectionConfig | FoldingConfig)
     warm = _model(config, config.model, most_bytes)
     task = _task(config, warm)
     if isinstance(config, SelectionConfig):
-        chosen = selection(config, lm=warm.lm, task=task)
+        chosen = selection(config, lm=warm.lm, task=task, cells=cells)
         return chosen.result, trials_table(chosen.asked, chosen.found)
-    made = folding(config, lm=warm.lm, task=task)
+    made = folding(config, lm=warm.lm, task=task, cells=cells)
     return made.result, folding_table(made.asked, made.base, made.seeds)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def sbatch(folder: Path, script: str) -> None:
             name = f"{number}_{task}"
             variables |= {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": str(task)}
         process = subprocess.Popen(
-            ["bash", "-c", f"bash {script}; rm -f {folder}/pid-{name}"],
+            ["bash", "-c", f"bash {shlex.quote(script)}; rm -f {folder}/pid-{name}"],
             env=os.environ | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

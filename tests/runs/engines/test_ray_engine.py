@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from dualform.errors import ConfigError
+from dualform.runs.engines import ray_watch
 from dualform.runs.engines.base import Engine, EngineOptions, Work, open_engine
 from dualform.runs.engines.ray_engine import _fit
 from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
@@ -161,6 +163,56 @@ def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.Pope
         text=True,
         start_new_session=True,
     )
+
+
+def test_a_cluster_that_is_started_here_listens_to_this_machine_alone(engine):
+    psutil = pytest.importorskip("psutil")
+    listening = {}
+    for pid in ray_watch.family(ray_watch.children(os.getpid())):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in psutil.Process(pid).net_connections("inet"):
+                if each.status == psutil.CONN_LISTEN:
+                    listening[each.laddr.port] = each.laddr.ip.removeprefix("::ffff:")
+    assert len(listening) > 3
+    assert set(listening.values()) == {"127.0.0.1"}
+
+
+STRANGER = """
+import sys
+from dualform.errors import ConfigError
+from dualform.runs.engines.base import EngineOptions, open_engine
+try:
+    open_engine("ray", workers=1, options=EngineOptions(address=sys.argv[2]))
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_a_process_without_the_token_cannot_join_it(engine, tmp_path, monkeypatch):
+    address = ray.get_runtime_context().gcs_address
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    said = run_script(tmp_path, STRANGER, address).communicate(timeout=60)[0]
+    assert f"no Ray cluster at {address}" in said
+    assert "uthentication" in said
+
+
+OWN_CLUSTER = """
+import sys
+from dualform.runs.engines.base import EngineOptions, Work, open_engine
+engine = open_engine("ray", workers=1, threads=1, perform="tests.runs.engines.works:perform")
+engine.submit(Work("long", {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/worker"}))
+engine.ended(60)
+"""
+
+
+def test_nothing_of_a_cluster_outlives_the_driver_that_started_it(tmp_path):
+    driver = run_script(tmp_path, OWN_CLUSTER)
+    wait_for(partial(has_text, tmp_path / "worker"), seconds=90)
+    started = ray_watch.family([driver.pid])
+    assert len(started) > 5
+    driver.kill()
+    driver.communicate(timeout=30)
+    wait_for(lambda: not [pid for pid, begun in started.items() if ray_watch.started(pid) == begun], seconds=10)
 
 
 UNREACHABLE = """

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dualform.configuration import checked
 from dualform.errors import ConfigError
 from dualform.runs.engines.base import Engine, EngineOptions, Work, open_engine
 from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
@@ -142,3 +143,43 @@ def test_what_cannot_be_is_refused_at_the_beginning(tmp_path, monkeypatch, optio
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=message):
         open_engine("slurm", options=EngineOptions(**{"log_dir": tmp_path / "jobs", **options}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"partition": "gpu\ntouch pwned"},
+        {"partition": "gpu\rtouch pwned"},
+        {"slurm": {"account": "a\ntouch pwned"}},
+        {"slurm": {"account\ntouch pwned": "a"}},
+        {"slurm": {"additional_parameters": {"nice": ["5", "x\u2028touch pwned"]}}},
+        {"log_dir": "jobs\ntouch pwned\n"},
+    ],
+)
+def test_nothing_that_stands_in_a_jobs_script_can_break_its_line(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="holds a line break or another control character") as caught:
+        checked(EngineOptions, options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_that_a_sweep_is_started_in_counts_too(slurm, tmp_path, monkeypatch):
+    odd = tmp_path / "here\ntouch pwned\n"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(ConfigError, match=r"the folder of the jobs' files .* holds a line break"):
+        open_engine("slurm", options=EngineOptions(log_dir=Path("jobs")), perform=WORKS)
+
+
+def test_what_a_shell_would_read_is_quoted(slurm, tmp_path):
+    pwned = tmp_path / "pwned"
+    options = EngineOptions(
+        log_dir=tmp_path / "jobs",
+        partition=f"gpu; touch {pwned} `touch {pwned}`",
+        slurm={"comment": f"a b' ; touch {pwned} #"},
+    )
+    engine = open_engine("slurm", workers=1, threads=1, options=options, perform=WORKS)
+    engine.submit(Work("one", {"value": 1}))
+    assert all_ended(engine, 1)["one"].status == "finished"
+    engine.close()
+    assert f"touch {pwned}" in next(slurm.glob("script-*")).read_text()
+    assert not pwned.exists()

@@ -2,14 +2,17 @@
 
 import importlib.util
 import os
+import unicodedata
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dualform.errors import ConfigError
+from dualform.plain_text import plain
 
 EngineName = Literal["local", "ray", "slurm"]
 
@@ -74,6 +77,37 @@ class EngineOptions(BaseModel):
     """Further parameters of submitit's SlurmExecutor, such as `account` or `constraint`."""
     executor: Literal["slurm", "local"] = "slurm"
     """`local`: the same jobs as processes of this machine, to try a sweep where there is no Slurm."""
+
+    @field_validator("log_dir", "partition", "slurm")
+    @classmethod
+    def _on_one_line(cls, given: Any) -> Any:
+        # They stand in the comment lines of a job's script, and what follows a line break there is run by a shell.
+        for text in _texts_in(given):
+            require_one_line(text)
+        return given
+
+
+def require_one_line(text: str) -> None:
+    """Check that a text which goes into a job's script stays on its line.
+
+    Raises:
+        ValueError: It holds a line break or another control character.
+    """
+    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in text):
+        raise ValueError(f"{plain(text)!r} holds a line break or another control character: leave it out")
+
+
+def _texts_in(given: Any) -> Iterator[str]:
+    """A value's text, or those of all its parts, keys included."""
+    if isinstance(given, dict):
+        for name, value in given.items():
+            yield from _texts_in(name)
+            yield from _texts_in(value)
+    elif isinstance(given, list | tuple):
+        for value in given:
+            yield from _texts_in(value)
+    elif given is not None:
+        yield str(given)
 
 
 class Engine(Protocol):

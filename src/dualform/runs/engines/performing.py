@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dualform.errors import DualformError, StorageError
+from dualform.redaction import redacted
 from dualform.runs.engines.base import Ended, Work
 
 LONGEST_MESSAGE = 1000
@@ -53,7 +54,7 @@ def perform_text(text: str) -> str:
         outcome: dict[str, Any] = {"status": "failed", "message": one_line(error), "mistake": True}
         outcome["storage"] = isinstance(error, StorageError)
     except Exception as error:
-        outcome = {"status": "failed", "message": one_line(error), "traceback": traceback.format_exc()}
+        outcome = {"status": "failed", "message": one_line(error), "traceback": redacted(traceback.format_exc())}
     else:
         outcome = {"status": "finished", "facts": json.loads(line)}
     return json.dumps(asdict(Ended(given["digest"], seconds=time.perf_counter() - started, **outcome)))
@@ -65,8 +66,8 @@ def ended_from(text: str) -> Ended:
 
 
 def one_line(error: BaseException) -> str:
-    """Class and text of an error, on one line that is safe on a terminal whatever data set it quotes."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    """Class and text of an error, on one line without credentials that is safe on a terminal whatever it quotes."""
+    text = redacted(" ".join(f"{type(error).__name__}: {error}".split()))
     if len(text) > LONGEST_MESSAGE:
         text = text[: LONGEST_MESSAGE - 2] + " …"
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

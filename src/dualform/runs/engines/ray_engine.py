@@ -6,16 +6,20 @@ on which node an actor lives, and says when it has died, alone or with its node.
 
 import contextlib
 import os
+import secrets
 import socket
+import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dualform.errors import ConfigError
 from dualform.files import writable_dir
+from dualform.runs.engines import ray_watch
 from dualform.runs.engines.base import (
     Ended,
     EngineOptions,
@@ -54,7 +58,10 @@ class RayEngine:
         self._waiting: list[Work] = []
         self._failed_starts = 0
         self._seats: list[_Seat] = []
+        before = set(ray_watch.children(os.getpid()))
         self._started_here, is_local = _connect(workers, threads, options)
+        # Of a cluster that was started here before, whoever started it takes care.
+        self._watcher = _watcher(before) if self._started_here and is_local else None
         self._closed = False
         try:
             self.workers, self.threads = _fit(workers, threads, options, warn=not is_local)
@@ -112,6 +119,13 @@ class RayEngine:
         if self._started_here:
             ray.shutdown()
             _let_print(True)
+        if self._watcher is not None:
+            assert self._watcher.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._watcher.stdin.write(ray_watch.DONE)
+                self._watcher.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._watcher.wait(timeout=PING_SECONDS)
 
     def _hand_out(self) -> None:
         while self._waiting:
@@ -209,26 +223,76 @@ def _connect(workers: int | None, threads: int | None, options: EngineOptions) -
     """
     # No statistics to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local" and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        # Before Ray is imported, which looks at them then.
+        _require_a_token()
     import ray
 
     if ray.is_initialized():
         return False, False
-    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":
         workers, threads = share_cores(cores(), workers, threads)
         warn_if_crowded(cores(), workers, threads)
         # Workers that were asked for are all started, if they have to share cores.
         settings |= {"num_cpus": max(cores(), workers * threads), "object_store_memory": OBJECT_STORE_BYTES}
-        settings |= {"include_dashboard": False}
+        settings |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     elif address != "auto":
         _probe(address)
     try:
-        ray.init(address=address, **settings)
+        with _on_loopback() if address == "local" else contextlib.nullcontext():
+            ray.init(address=address, **settings)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _no_cluster(address, one_line(error)) from error
     _let_print(False)
     return True, address == "local"
+
+
+def _require_a_token() -> None:
+    """Let a cluster that is started here talk to nobody but this process and those that it starts.
+
+    Without a token, any process that reaches one of the ports may have code run; the token is drawn for this process
+    and stands in its environment, which only its own user can read. A mode that the user has set stays.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" in sys.modules:
+        from ray._raylet import Config  # type: ignore[attr-defined] # of the compiled part
+
+        # It has read its settings when it was imported.
+        Config.initialize("")
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A block in which a cluster is started whose processes listen on the loopback interface alone.
+
+    Ray turns 127.0.0.1 into the machine's address in the network, unless it is told that there will be one node only.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    vars(ray_constants)["ENABLE_RAY_CLUSTER"] = False
+    try:
+        yield
+    finally:
+        vars(ray_constants)["ENABLE_RAY_CLUSTER"] = before
+
+
+def _watcher(before: set[int]) -> "subprocess.Popen[bytes] | None":
+    """A process that ends Ray's when this one is gone; None where the system does not tell which they are."""
+    pids = [pid for pid in ray_watch.children(os.getpid()) if pid not in before]
+    if not pids:
+        return None
+    return subprocess.Popen(
+        [sys.executable, "-I", ray_watch.__file__, *map(str, pids)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _let_print(whether: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from dualform.errors import ConfigError
 from dualform.files import writable_dir
-from dualform.runs.engines.base import Ended, EngineOptions, Work, require
+from dualform.runs.engines.base import Ended, EngineOptions, Work, require, require_one_line
 from dualform.runs.engines.performing import ended_from, one_line, perform_text, quiet_environment, work_text
 
 WORKERS = 16
@@ -52,6 +52,11 @@ class SlurmEngine:
         require("submitit", "slurm")
         if options.log_dir is None:
             raise ConfigError("engine 'slurm' needs log_dir: a folder for its jobs, on a file system that nodes share")
+        try:
+            # The folder in which the sweep was started counts too.
+            require_one_line(str(options.log_dir.absolute()))
+        except ValueError as error:
+            raise ConfigError(f"the folder of the jobs' files {error}") from error
         folder = writable_dir(options.log_dir.absolute(), "Choose another folder for the jobs' files.")
         self.workers, self.threads = workers or WORKERS, threads or THREADS
         self._perform = perform

@@ -1,0 +1,19 @@
+"""URLs without what lets somebody in: the names, passwords and keys that may stand in them."""
+
+import re
+
+_SPACE_OR_QUOTE = "[^\\s'\"<>]"
+_CREDENTIALS = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*://){_SPACE_OR_QUOTE}*@")
+_QUERY = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>?]*)\?{_SPACE_OR_QUOTE}+")
+
+
+def redacted(text: str) -> str:
+    """`text` with the credentials of every URL in it replaced by `***`.
+
+    Args:
+        text: A URL, or a message or traceback that may quote some. What stands between `://` and the last `@` of a URL
+            goes, because keys may hold any sign, and so does everything behind a `?`.
+    """
+    if "://" not in text:
+        return text
+    return _QUERY.sub(r"\1?***", _CREDENTIALS.sub(r"\1***@", text))
