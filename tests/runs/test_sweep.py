@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dualform.errors import ConfigError, StorageError
 from dualform.result import Result
@@ -324,6 +325,26 @@ def test_what_changed_under_a_warm_worker_is_not_taken_for_what_was(place: Path)
     save_tiny("gpt2", place / "gpt2", seed=1)
     (state,) = run(Serial())
     assert numbers(result_of(state)) == numbers(compare(config).result)
+
+
+def test_two_swapped_rows_of_an_embedding_are_another_model(place: Path) -> None:
+    changes: dict[str, Any] = {"seeds": 1, "settings": QUICK}
+    before = numbers(result_of(run(Serial(), **changes)[0]))
+    path = place / "gpt2" / "model.safetensors"
+    times = path.stat()
+    weights = load_file(path)
+    (embedding,) = [weight for name, weight in weights.items() if name.endswith("wte.weight")]
+    # Deep inside the tensor, and the file as large and as old as before.
+    embedding[[100, 101]] = embedding[[101, 100]].clone()
+    save_file(weights, path, {"format": "pt"})
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (state,) = run(Serial(), **changes)
+
+    assert {one.status for one in state.states} == {"finished"}
+    config = state.group.config
+    assert isinstance(config, ComparisonConfig)
+    assert numbers(result_of(state)) == numbers(compare(config).result)
+    assert before is not None
 
 
 def test_what_changes_while_a_sweep_runs_is_told_and_not_kept(place: Path) -> None:

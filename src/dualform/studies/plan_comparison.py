@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualform.errors import TaskError
+from dualform.errors import ModelError, TaskError
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.fitting import Fit, layer_bytes, quantized_bytes
 from dualform.models.machine import Machine
@@ -29,8 +29,20 @@ PAGE = 0.25
 
 
 def sketched(config: StudyConfig, name: str) -> Sketch:
-    """The model of a study, without weights."""
-    return sketch_model(name, dtype=config.dtype)
+    """The model of a study, without weights.
+
+    Raises:
+        ModelError: Only code of its own can lay it out, and a plan runs none, whatever the settings allow.
+    """
+    try:
+        return sketch_model(name, dtype=config.dtype)
+    except ModelError as error:
+        if "--trust-remote-code" not in str(error):
+            raise
+        raise ModelError(
+            f"{name} comes with code of its own, and a plan runs none, so its cost cannot be estimated. Run the command "
+            "itself on a few queries, with --limit 8, and see how long it takes."
+        ) from error
 
 
 def divided(config: StudyConfig) -> bool:
