@@ -40,8 +40,8 @@ def sketched(config: StudyConfig, name: str) -> Sketch:
         if "--trust-remote-code" not in str(error):
             raise
         raise ModelError(
-            f"{name} comes with code of its own, and a plan runs none, so its cost cannot be estimated. Run the command "
-            "itself on a few queries, with --limit 8, and see how long it takes."
+            f"{name} comes with code of its own, and a plan runs none, so its cost cannot be estimated. Run the "
+            "command itself on a few queries, with --limit 8, and see how long it takes."
         ) from error
 
 
