@@ -72,6 +72,9 @@ class Similarity(Estimate):
     """The mean for each layer and head, `per_head[layer][head]`; None where the measure has no heads."""
     details: dict[str, Any] = {}
     """The counts and companions that a reader needs beside the number: chance level, lift, numerators."""
+    rounding: Number = None
+    """How far the number moves when finetuning is repeated from weights moved by rounding, over the queries that the
+    repeat read; None where it was not repeated, or the number does not depend on finetuning."""
 
 
 class Cost(Record):
@@ -112,6 +115,11 @@ class Trial(Record):
     status: str
     """`finished`, `diverged` (NaN or infinite loss, rate dropped) or `skipped` (early-out)."""
     chosen: bool
+    rounding: Number = None
+    """Largest change of an answer's log-probability on the selection split, nats, when this training is repeated from
+    weights moved by rounding; None where the search did not repeat it, or the repeat diverged."""
+    rounding_flips: int | None = None
+    """Answers on the selection split that are others when it is repeated."""
 
 
 class DemonstrationReport(Record):
@@ -149,6 +157,45 @@ class Calibrated(Estimate):
     """Smallest difference score - floor that this n finds with 80 % power at the 5 % level."""
     by_control: dict[str, Estimate] = {}
     """The calibrated value with each other control as the floor."""
+    rounding: Number = None
+    """How far `mean` moves when finetuning is repeated from weights moved by rounding, floor and ceiling held."""
+
+
+class SeedEstimate(Estimate):
+    """An estimate with the mean of each demonstration seed."""
+
+    per_seed: dict[str, Number]
+
+
+class Rounding(Record):
+    """How far a learner's numbers depend on rounding.
+
+    Its training is compared with a repeat of it, from weights that were moved by one unit in their last place.
+    One repeat a seed, read on the queries on which controls are read. It shows an order of magnitude, which no interval
+    of the result includes.
+    """
+
+    learning_rate: dict[str, Number]
+    """Of each seed."""
+    log_probability: SeedEstimate
+    """Difference of an answer's log-probability without its sign, nats, mean over answers."""
+    largest: dict[str, Number]
+    """The largest such difference of each seed."""
+    flips: SeedEstimate
+    """Share of queries that the two answer differently, in [0, 1]."""
+    accuracy: Number
+    """Accuracy of the training on these queries."""
+    accuracy_repeated: Number
+    """Accuracy of its repeat."""
+    similarity: dict[str, SeedEstimate] = {}
+    """Measure -> its value between the training and its repeat: the ceiling that rounding alone sets."""
+    loss: list[Number] = []
+    """Difference of the training loss before each step without its sign, nats a token, mean over seeds."""
+    diverged: list[int] = []
+    """Seeds whose repeat diverged; they have no other numbers here."""
+    stable: bool
+    """No repeat diverged, no answer changed, no log-probability moved by more than 0.01 nats, and raw SimAOU between
+    training and repeat is no lower than between two orders of the demonstrations (control `ft_order`, where run)."""
 
 
 class PairedTest(Record):
@@ -741,6 +788,8 @@ class Result(Record):
     calibrated: dict[str, Calibrated] = {}
     tests: list[PairedTest] = []
     rate_sweep: list[SweepPoint] = []
+    precision: dict[str, Rounding] = {}
+    """Learner (`ft`) -> how far its numbers depend on rounding."""
     cost: dict[str, Cost] = {}
     against_icl: dict[str, Against] = {}
     """Learner -> how it stands beside prompting; every learner but `icl`, where zero-shot and ICL were run."""

@@ -1,6 +1,6 @@
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,13 +20,14 @@ class Pretended:
     rate: float
     learner: str = "ft"
     losses: tuple[float, ...] = (3.0, 2.0, 1.0)
+    repeated: bool = False
 
 
 @pytest.fixture
 def search(monkeypatch):
     """Search over outcomes: rate -> (accuracy in eighths, mean log-probability); None diverges, NaN are no answers."""
 
-    def run(outcomes, *, patience=2, **settings):
+    def run(outcomes, *, patience=2, repeats=None, **settings):
         tried = []
 
         def adapt(rate):
@@ -35,8 +36,14 @@ def search(monkeypatch):
                 raise TrainingError("the loss is nan")
             return Pretended(rate)
 
+        def repeat(rate):
+            tried.append(-rate)
+            if repeats[rate] is None:
+                raise TrainingError("the loss is nan")
+            return Pretended(rate, repeated=True)
+
         def table(adapted, lm, queries):
-            eighths, log_probability = outcomes[adapted.rate]
+            eighths, log_probability = (repeats if adapted.repeated else outcomes)[adapted.rate]
             if math.isnan(log_probability):
                 raise NumericalError("log-probabilities of answers are NaN")
             # Right answers win by a hair or lose by one; both columns' level sets the mean.
@@ -47,6 +54,8 @@ def search(monkeypatch):
         # Out of order on purpose: the search sorts.
         rates = sorted(outcomes, reverse=True)
         nobody: Any = None
+        if repeats is not None:
+            settings["repeat"] = repeat
         found = search_rate(adapt, rates, nobody, [nobody] * 8, [0] * 8, seed=5, patience=patience, **settings)
         return found, tried
 
@@ -126,6 +135,56 @@ class TestStoppingEarly:
             told: list[int] = []
             search(outcomes, after_trial=lambda told=told: told.append(1))
             assert len(told) == len(outcomes)
+
+
+class TestStability:
+    """Rates are repeated as (accuracy in eighths, mean log-probability); in `tried` a repeat is negative."""
+
+    OUTCOMES: ClassVar = {0.1: (4, -1.2), 0.2: (6, -2.0), 0.3: (6, -1.0)}
+
+    def test_a_stable_best_rate_is_repeated_once_and_kept(self, search):
+        found, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.005)})
+        assert tried == [0.1, 0.2, 0.3, -0.3]
+        assert (found.learning_rate, found.repeat.rate, found.repeat.repeated) == (0.3, 0.3, True)
+        assert [trial.rounding for trial in found.trials] == [None, None, pytest.approx(0.005)]
+        assert [trial.rounding_flips for trial in found.trials] == [None, None, 0]
+
+    def test_among_equals_a_stable_rate_is_preferred(self, search):
+        found, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.1), 0.2: (6, -2.0)})
+        # The one that is taken is trained again: only the best so far was kept.
+        assert tried == [0.1, 0.2, 0.3, -0.3, -0.2, 0.2]
+        assert (found.learning_rate, found.best.rate, found.repeat.rate) == (0.2, 0.2, 0.2)
+        assert [trial.chosen for trial in found.trials] == [False, True, False]
+
+    def test_an_answer_that_flips_is_not_stable_however_little_moves(self, search):
+        # One answer of eight is another, and so are all right answers of the repeat worth no more than those of 0.2.
+        found, _ = search(self.OUTCOMES, repeats={0.3: (7, -1.0), 0.2: (6, -2.0)})
+        assert found.learning_rate == 0.2
+        assert found.trials[2].rounding_flips == 1
+
+    def test_a_less_accurate_rate_is_no_equal(self, search):
+        found, tried = search({0.1: (4, -1.0), 0.2: (5, -2.0), 0.3: (6, -1.0)}, repeats={0.3: (6, -1.1)})
+        assert tried == [0.1, 0.2, 0.3, -0.3]
+        assert (found.learning_rate, found.repeat.rate) == (0.3, 0.3)
+
+    def test_an_accuracy_that_the_repeat_does_not_reach_is_noise(self, search):
+        outcomes = {0.1: (4, -1.0), 0.2: (5, -2.0), 0.3: (6, -1.0)}
+        found, _ = search(outcomes, repeats={0.3: (5, -1.1), 0.2: (5, -2.0)})
+        assert found.learning_rate == 0.2
+
+    def test_where_no_equal_is_stable_the_best_stays_with_its_own_repeat(self, search):
+        found, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.1), 0.2: (6, -2.1)})
+        assert tried == [0.1, 0.2, 0.3, -0.3, -0.2]
+        assert (found.learning_rate, found.best.rate, found.repeat.rate) == (0.3, 0.3, 0.3)
+
+    def test_a_repeat_that_diverges_is_not_stable(self, search):
+        found, _ = search(self.OUTCOMES, repeats={0.3: None, 0.2: (6, -2.0)})
+        assert found.learning_rate == 0.2
+        assert found.trials[2].rounding is None
+
+    def test_a_single_rate_leaves_nothing_to_prefer(self, search):
+        found, tried = search({0.3: (6, -1.0)}, repeats={})
+        assert (tried, found.repeat) == ([0.3], None)
 
 
 class TestNothingToChoose:

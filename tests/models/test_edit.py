@@ -250,6 +250,54 @@ def test_deltas_are_float32_for_a_half_precision_model_and_keep_small_steps():
     assert all(0 < delta.delta.abs().max() < 1e-3 for delta in deltas)
 
 
+def test_deltas_of_a_float64_model_are_as_fine_as_its_weights():
+    with KeyValueTraining(tiny_model("llama", dtype=torch.float64), wrapped(BY_NAME["llama"]).anatomy) as training:
+        assert all(delta.delta.dtype == torch.float64 for delta in training.deltas())
+
+
+@pytest.mark.parametrize(("rate", "factor"), [(3.0, -2.0), (1.5, -0.5)])
+def test_a_move_by_rounding_grows_or_shrinks_as_theory_says(rate, factor):
+    # Descent on |W - W_0|^2 / 2 multiplies any distance from W_0 by 1 - rate a step: beyond 2 / curvature it grows.
+    model = tiny_model("llama", dtype=torch.float64)
+    name = "model.layers.1.self_attn.k_proj"
+    module = model.get_submodule(name)
+    before = Snapshot(model)
+    start = module.weight.detach().clone()
+    with WeightTraining(model, {name: None}) as training:
+        training.move_by_rounding_(torch.Generator().manual_seed(0))
+        (move,) = (delta.delta for delta in training.deltas())
+        optimiser = torch.optim.SGD(training.parameters, lr=rate)
+        for _ in range(20):
+            optimiser.zero_grad()
+            ((module.weight - start).square().sum() / 2).backward()
+            optimiser.step()
+        (moved,) = (delta.delta for delta in training.deltas())
+    before.assert_restored(model)
+    # Powers of two are exact; a shrunken move falls below what the weight can express, and no longer changes it.
+    assert torch.equal(moved, move * factor**20) if abs(factor) > 1 else moved.abs().max() <= move.abs().max()
+    assert (start + move != start).all()
+
+
+def test_a_move_by_rounding_is_of_the_trained_rows_alone_and_follows_its_seed():
+    anatomy = wrapped(BY_NAME["gpt2"]).anatomy
+    model = tiny_model("gpt2")
+    weights = dict(model.named_parameters())
+    before = Snapshot(model)
+    found = []
+    for seed in (1, 1, 2):
+        with KeyValueTraining(model, anatomy) as training:
+            training.move_by_rounding_(torch.Generator().manual_seed(seed))
+            found.append(training.deltas())
+    before.assert_restored(model)
+    for delta in found[0]:
+        rows = weights[delta.parameter].index_select(delta.axis, delta.index)
+        assert torch.equal((rows + delta.delta) != rows, rows != 0)
+        torch.testing.assert_close(rows + delta.delta, rows, rtol=2**-22, atol=0.0)
+    same, again, other = ([delta.delta for delta in deltas] for deltas in found)
+    assert all(map(torch.equal, same, again))
+    assert not any(torch.equal(a, b) for a, b in zip(same, other, strict=True) if a.any())
+
+
 def test_masking_gradients_instead_would_move_other_rows():
     # The case for explicit deltas: AdamW's decay moves the rows of W_Q although their gradient is zero.
     anatomy = wrapped(BY_NAME["gpt2"]).anatomy

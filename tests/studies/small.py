@@ -89,6 +89,8 @@ def small_config(**changes: Any) -> ComparisonConfig:
         "rates": (1e-2,),
         "resamples": 50,
         "controls": ("random",),
+        # A training more for each seed, which most tests do not look at.
+        "rounding": "none",
     }
     return comparison_config("tiny", "toy", **(settings | changes))
 

@@ -378,8 +378,8 @@ def diverging_above(limit: float, from_adaptation: int) -> Callable[..., Any]:
     calls = 0
 
     class Stubborn:
-        def __init__(self, opening: tuple[int, ...], rate: float, loss_on: Any) -> None:
-            self.inner = Finetuned(opening, rate, loss_on)
+        def __init__(self, opening: tuple[int, ...], rate: float, loss_on: Any, moved: int | None) -> None:
+            self.inner = Finetuned(opening, rate, loss_on, moved=moved)
 
         def adapt(self, *args: Any) -> Any:
             nonlocal calls
@@ -504,6 +504,8 @@ def test_a_subset_of_learners_measures_what_it_can() -> None:
         {"controls": CHEAP_CONTROLS},
         {"controls": CHEAP_CONTROLS, "limit": None, "control_limit": 5},
         {"controls": ("rates",), "rates": RATES},
+        {"rounding": "choose", "rates": RATES, "tune": "each"},
+        {"rounding": "report", "controls": ()},
     ],
 )
 def test_the_bar_ends_where_it_said_it_would(changes: dict[str, Any]) -> None:

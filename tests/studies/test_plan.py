@@ -131,7 +131,7 @@ def test_a_search_for_each_seed_is_counted_for_each(here: Path, lm: LanguageMode
 
 
 def test_a_search_that_may_stop_early_is_a_range_that_holds_what_happens(here: Path, lm: LanguageModel):
-    config = small(here, rates=(1e-3, 1e-2, 1e-1, 1.0), patience=1, seeds=(1,))
+    config = small(here, rates=(1e-3, 1e-2, 1e-1, 1.0), patience=1, seeds=(1,), rounding="report")
     plan = plan_of(config, MACHINE)
     (search,) = (part for part in plan.parts if part.name == "ft")
     assert search.least is not None
@@ -140,6 +140,20 @@ def test_a_search_that_may_stop_early_is_a_range_that_holds_what_happens(here: P
     assert low < plan.seconds == high
     open_ended = plan.cost.forwards - search.cost.forwards
     assert open_ended + search.least.forwards <= read_by_comparing(config, lm) <= plan.cost.forwards
+
+
+@pytest.mark.parametrize("rounding", ["none", "report", "choose"])
+def test_a_repeat_from_rounded_weights_reads_the_tokens_that_were_planned(rounding: str, here: Path, lm: LanguageModel):
+    config = small(here, rates=(1e-3, 1e-2), patience=2, rounding=rounding, control_limit=5, controls=("random",))
+    plan = plan_of(config, MACHINE)
+    assert plan.cost.forwards == read_by_comparing(config, lm)
+    repeated = {part.name: part for part in plan.parts if "repeat" in part.name}
+    assert set(repeated) == (set() if rounding == "none" else {"repeating ft", "reading ft repeated"})
+    if rounding == "choose":
+        # In the worst case no rate is stable but the last that is tried.
+        most = repeated["repeating ft"].most
+        assert most is not None
+        assert most.forwards > 2 * repeated["repeating ft"].cost.forwards / len(config.seeds)
 
 
 def test_a_seed_that_is_chosen_costs_its_candidates(here: Path, lm: LanguageModel):
@@ -307,7 +321,10 @@ def test_memory_falls_into_parts_that_are_known(here: Path, lm: LanguageModel):
     assert plan.memory["Python and libraries"] == MACHINE.base
     assert plan.memory["weights"] == weights
     trained = sum(len(rows.index) * 32 for layer in lm.anatomy.layers for rows in (layer.W_K, layer.W_V) if rows)
-    assert plan.memory["changes of weights"] == 4 * 4 * trained
+    # Finetuning's own change, the best so far, its gradient and the step, and the repeat's change.
+    assert plan.memory["changes of weights"] == 5 * 4 * trained
+    unrepeated = plan_of(small(here, rounding="none"), MACHINE)
+    assert unrepeated.memory["changes of weights"] == 4 * 4 * trained
     assert plan.peak == sum(plan.memory.values())
     # A zero-shot comparison trains nothing, and packs weights in one direction.
     alone = plan_of(small(here, learners=("zsl",)), MACHINE)

@@ -95,6 +95,7 @@ def compare(
     controls: Annotated[str | None, option("all, none or names (see the guide)", CONTROLS)] = None,
     control_limit: Annotated[int | None, option("Queries read for controls (100; 0 for all)", CONTROLS)] = None,
     other_task: Annotated[str | None, option("Whose demonstrations other_task shows", CONTROLS)] = None,
+    rounding: Annotated[str | None, option("Repeat ft: choose, report, none (choose)", PROTOCOL)] = None,
     explore: Annotated[int | None, option("Queries in the page's attention explorer (8; 0 for none)", OUTPUT)] = None,
     fold_method: Annotated[str | None, option("ridge or another (see the guide)", FOLDING)] = None,
     calibration: Calibration = None,
@@ -169,6 +170,7 @@ def compare(
         "other_task": other_task,
         "limit": limit,
         "selection_limit": selection_limit,
+        "rounding": rounding,
         "explore": explore,
     }
     config = comparison_config(model, task, preset=preset, **given)  # type: ignore[arg-type]

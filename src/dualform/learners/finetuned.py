@@ -44,7 +44,7 @@ Losses = Callable[[LanguageModel, Tensor, Tensor, AbstractContextManager[None]],
 class Finetuned:
     """SGD without momentum or decay, constant rate; W_K and W_V of every layer and a batch of one unless told so.
 
-    The rest of the model stays frozen; the deltas are float32 whatever the model's dtype; dropout is off.
+    The rest of the model stays frozen; the deltas are float32, or float64 for a float64 model; dropout is off.
 
     Source:
         arXiv:2212.10559v3, section 4.1 and appendix: same demonstrations in the same order as ICL, one epoch, loss
@@ -58,6 +58,9 @@ class Finetuned:
     name: str = "ft"
     part: TrainedPart = "key_value"
     steps: Steps = "sequential"
+    moved: int | None = None
+    """Seed of a move of every trained weight by one unit in its last place before training, which the change then
+    includes; None trains the weights as they are. Repeating a training so shows how far it depends on rounding."""
 
     def __post_init__(self) -> None:
         require_learning_rate(self.learning_rate)
@@ -81,6 +84,8 @@ class Finetuned:
         else:
             rows, first = mlp_rows(lm.model, lm.anatomy), 0
         with WeightTraining(lm.model, rows) as training:
+            if self.moved is not None:
+                training.move_by_rounding_(torch.Generator().manual_seed(self.moved))
             optimiser = torch.optim.SGD(training.parameters, lr=self.learning_rate)
             losses, training_q = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate, self.steps)
             deltas = training.deltas()

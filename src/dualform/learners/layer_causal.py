@@ -38,6 +38,8 @@ class LayerCausal:
     """To be chosen for itself: the rate that suits finetuning need not suit this."""
     loss_on: LossOn = "all"
     name: str = "lcgd"
+    moved: int | None = None
+    """As in `Finetuned`."""
 
     def __post_init__(self) -> None:
         require_learning_rate(self.learning_rate)
@@ -52,6 +54,8 @@ class LayerCausal:
         start = time.perf_counter()
         blocks = find_blocks(lm.model, lm.anatomy)
         with KeyValueTraining(lm.model, lm.anatomy) as training:
+            if self.moved is not None:
+                training.move_by_rounding_(torch.Generator().manual_seed(self.moved))
             optimiser = torch.optim.SGD(training.parameters, lr=self.learning_rate)
             losses, training_q = train(
                 lm,

@@ -18,7 +18,8 @@ from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy, Rows, is_linear, row_axis
 from dualform.models.blocks import block_names
 from dualform.models.quantized import require_unquantized
-from dualform.models.streaming import hook_of, lent, require_, requiring, runs_on
+from dualform.models.streaming import hook_of, lent, require_, requiring, runs_on, weight_of
+from dualform.ops.rounding import last_place_move
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class WeightDelta:
     index: Tensor | None
     """Which of them, `(row,)`; None for all."""
     delta: Tensor
-    """What is added, float32, of the parameter's shape but for `row` entries on `axis`. A linear's bias that does not
-    exist counts as zeros."""
+    """What is added, float32 (float64 for a float64 model), of the parameter's shape but for `row` entries on `axis`. A
+    linear's bias that does not exist counts as zeros."""
 
     def added_to(self, weight: Tensor) -> Tensor:
         """`weight` with the change, in its own dtype; the sum is taken in float32 so that small changes survive it."""
@@ -90,7 +91,9 @@ class _Delta(nn.Module):
         if index is not None:
             shape[axis] = len(index)
         self.axis = axis
-        self.delta = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=device))
+        # At least float32, so that small steps survive; in float64 a coarser change would undo what float64 is for.
+        dtype = torch.float32 if original.dtype.itemsize < 4 else original.dtype
+        self.delta = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("index", None if index is None else index.to(device))
 
     def forward(self, original: Tensor) -> Tensor:
@@ -152,6 +155,25 @@ class WeightTraining:
     def parameters(self) -> list[nn.Parameter]:
         """The deltas, as parameters."""
         return [delta.delta for _, delta in self._trained]
+
+    @torch.no_grad()
+    def move_by_rounding_(self, generator: torch.Generator) -> None:
+        """Let the deltas start at one unit in the last place of every trained weight, up or down at random.
+
+        Args:
+            generator: On the CPU; decides the signs, parameter by parameter in the order of training.
+        """
+        for name, delta in self._trained:
+            module = self._model.get_submodule(name.rpartition(".")[0])
+            kept = name.rpartition(".")[2]
+            if parametrize.is_parametrized(module, kept):
+                original = getattr(module.parametrizations, kept).original
+            else:
+                original = weight_of(self._model, name)
+            rows = (
+                original if delta.index is None else original.index_select(delta.axis, delta.index.to(original.device))
+            )
+            delta.delta.copy_(last_place_move(rows, generator))
 
     def deltas(self) -> tuple[WeightDelta, ...]:
         """A copy of the deltas as they are now."""

@@ -35,6 +35,7 @@ from dualform.report.phrases import (
 )
 from dualform.report.published import MODELS, beside_the_paper
 from dualform.report.regression_page import render_regression
+from dualform.report.rounding_words import rounding_section
 from dualform.report.selection_page import render_selection
 from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
 from dualform.report.stability_page import render_stability
@@ -128,6 +129,7 @@ def render_page(result: Result, attention: AttentionRecord | None = None) -> str
         layers_tested=any(each.per_layer_q for each in result.similarity.values()),
         published=_published_rows(result),
         published_models=MODELS,
+        rounding=rounding_section(result),
         rec2ftp=_rec2ftp_rows(result),
         cost=_cost_rows(result),
         cost_sentence=cost_sentence(result),
@@ -236,6 +238,7 @@ def _similarity_rows(result: Result) -> list[dict[str, Any]]:
             "measure": measure_of(key),
             "mean": decimal(result.similarity[key].mean),
             "interval": decimal_interval(result.similarity[key].ci95) if known(result.similarity[key].ci95) else "",
+            "rounding": _by_rounding(result.similarity[key].rounding),
             "n": count(result.similarity[key].n),
             "random": decimal(random[key].mean) if key in random else "",
             "place": _place(result.calibrated.get(key)),
@@ -248,16 +251,25 @@ def _similarity_rows(result: Result) -> list[dict[str, Any]]:
     ]
 
 
+def _by_rounding(moved: float | None, least: float = 0.0005) -> str:
+    """How far rounding moves a number, as `± 0.004 by rounding`; empty where the digits shown would not show it."""
+    number = finite(moved)
+    if number is None or number < least:
+        return ""
+    return f"± {decimal(number) if least < 0.001 else hundredths(number)} by rounding"
+
+
 def _place(place: Calibrated | None) -> dict[str, str]:
     """A measure on its scale: floor, ceiling, place between them, and what difference could have been found."""
     if place is None:
-        return dict.fromkeys(("floor", "control", "ceiling", "mean", "interval", "detectable"), "")
+        return dict.fromkeys(("floor", "control", "ceiling", "mean", "interval", "rounding", "detectable"), "")
     return {
         "floor": decimal(place.floor),
         "control": control_of(place.control).title,
         "ceiling": decimal(place.ceiling),
         "mean": hundredths(place.mean),
         "interval": hundredths_interval(place.ci95) if known(place.ci95) else "",
+        "rounding": _by_rounding(place.rounding, 0.005),
         "detectable": decimal(place.minimum_detectable),
     }
 

@@ -31,6 +31,7 @@ from dualform.report.phrases import (
     plural,
     points,
 )
+from dualform.report.rounding_words import rounding_sentences
 from dualform.result import Accuracy, Calibrated, Estimate, PairedTest, Result
 
 COLLAPSED_ABOVE = 0.9
@@ -60,6 +61,8 @@ def verdict(result: Result) -> list[str]:
         they go into a page. Empty where the result holds no numbers.
     """
     sentences = _best_learner(result) + _icl_beside_ft(result) + _likeness(result) + _recovered(result)
+    judged = judged_by(result)
+    sentences += rounding_sentences(result, None if judged is None else judged[0])
     sentences += _collapse(result) + _near_chance(result)
     return sentences + _how_much_it_stands_on(result) if sentences else []
 

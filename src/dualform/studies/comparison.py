@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dualform.attention_record import AttentionRecord
-from dualform.errors import ConfigError
+from dualform.errors import ConfigError, NumericalError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.lora import Lora
@@ -36,6 +36,7 @@ from dualform.studies.folds import check_fold, make_fold
 from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
 from dualform.studies.outcome import SeedOutcome, piece_name
 from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.repeated import Repeated, repeat_measures
 from dualform.studies.summary import summarise
 from dualform.studies.tuning import trained
 from dualform.studies.work import TRAINING, controlled_queries, work_of_adapting, work_of_search, work_of_seed
@@ -330,6 +331,7 @@ def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen
     rates: dict[str, float] = {}
     search_seconds: dict[str, float] = {}
     fold: dict[str, object] = {}
+    repeated: Repeated | None = None
     # The fold first: its mistakes are told before minutes of training, and it draws on nothing of the others.
     for name in sorted(bench.config.learners, key=lambda name: name != "fold"):
         work = work_of_adapting(bench, name, encoded, searching=name not in known)
@@ -348,6 +350,9 @@ def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen
             search_seconds[name] = seconds if name not in known else 0.0
             if name == "ft":
                 search_seconds[name] += chosen.search_seconds
+                if bench.config.repeats_finetuning:
+                    progress.advance(0, f"seed {seed}: repeating ft from weights moved by rounding")
+                    repeated = _repeated(bench, seed, encoded, found)
         elif name == "fold":
             made = make_fold(bench, drawn, bench.config.fold, report)
             adapted[name] = made.adapted
@@ -369,7 +374,7 @@ def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen
 
         prepared = prepare(bench, drawn, icl, ft, rates["ft"], known, say)
     control_seconds = time.perf_counter() - start
-    read = _read(bench, seed, encoded, adapted, prepared, progress)
+    read = _read(bench, seed, encoded, adapted, prepared, repeated, progress)
     costs = {
         name: {
             "adapt_seconds": one.cost.seconds,
@@ -389,6 +394,8 @@ def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen
         measures=read.measures,
         costs=costs,
         control_answers=read.control_answers,
+        repeats={} if repeated is None else {"ft": repeated.about},
+        repeat_answers=read.repeat_answers,
         rates=rates | prepared.rates,
         fold=fold,
         trials=(*trials, *prepared.trials),
@@ -424,13 +431,47 @@ def _train(
     config = bench.config
 
     def adapt(rate: float) -> AdaptedModel:
-        opening = bench.encoder.opening
         if name == "ft":
-            return Finetuned(opening, rate, config.loss_on).adapt(bench.lm, encoded)
-        return Lora(opening, rate, loss_on=config.loss_on, seed=seed).adapt(bench.lm, encoded)
+            return _finetuned(bench, encoded, rate)
+        return Lora(bench.encoder.opening, rate, loss_on=config.loss_on, seed=seed).adapt(bench.lm, encoded)
+
+    def repeat(rate: float) -> AdaptedModel:
+        return _finetuned(bench, encoded, rate, moved=seed)
 
     grid = config.rates if name == "ft" else config.lora_rates
-    return trained(adapt, grid, bench, name=name, seed=seed, known=known, report=report)
+    chooses = name == "ft" and config.repeats_finetuning and config.rounding == "choose"
+    return trained(
+        adapt,
+        grid,
+        bench,
+        name=name,
+        seed=seed,
+        known=known,
+        report=report,
+        repeat=repeat if chooses and encoded.sequences else None,
+    )
+
+
+def _finetuned(
+    bench: Bench[ComparisonConfig], encoded: EncodedDemonstrations, rate: float, moved: int | None = None
+) -> AdaptedModel:
+    return Finetuned(bench.encoder.opening, rate, bench.config.loss_on, moved=moved).adapt(bench.lm, encoded)
+
+
+def _repeated(
+    bench: Bench[ComparisonConfig], seed: int, encoded: EncodedDemonstrations, found: RateSearch
+) -> Repeated | None:
+    """Finetuning repeated from weights moved by rounding; None without demonstrations to train on."""
+    if not encoded.sequences:
+        return None
+    model = found.repeat
+    if model is None:
+        try:
+            model = _finetuned(bench, encoded, found.learning_rate, moved=seed)
+        except NumericalError:
+            # As far apart as two trainings can be, which is what is to be reported.
+            model = None
+    return Repeated(model, found.learning_rate, found.best.losses)
 
 
 @dataclass
@@ -440,6 +481,7 @@ class _Read:
     answers: dict[str, Tensor]
     measures: dict[str, Tensor] = field(default_factory=dict)
     control_answers: dict[str, Tensor] = field(default_factory=dict)
+    repeat_answers: dict[str, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """By learner."""
     control_seconds: float = 0.0
@@ -459,9 +501,10 @@ def _read(
     encoded: EncodedDemonstrations,
     adapted: dict[str, Adapted],
     prepared: Prepared,
+    repeated: Repeated | None,
     progress: Progress,
 ) -> _Read:
-    """All learners, and the controls, read the queries a group at a time."""
+    """All learners, and on some queries the controls and the repeated training, read them a group at a time."""
     want: dict[str, Recording] = {}
     icl, ft = adapted.get("icl"), adapted.get("ft")
     prompted, shown = None, None
@@ -502,6 +545,13 @@ def _read(
             found = readings[name].log_probabilities.double().cpu()
             read.answers[name][list(indices), : found.shape[1]] = found
             progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading queries")
+        again: Readings | None = None
+        if controlled and repeated is not None:
+            if repeated.model is not None:
+                again = repeated.read(bench, indices, want.get("ft", NO_RECORDING))
+                answers = {"ft": again.log_probabilities.double().cpu()}
+                read.put(read.repeat_answers, _widened(answers, width), indices, n)
+            progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading ft repeated")
         if prompted is None or not isinstance(ft, AdaptedModel):
             continue
         zsl = readings["zsl"]
@@ -510,6 +560,9 @@ def _read(
         read.put(read.measures, measured | prompted.relaxation(readings["icl"]), indices, n)
         if read.view is not None:
             read.view.offer(readings, sides["ft"].ranks, measured.get("kendall"))
+        if again is not None and repeated is not None and repeated.model is not None:
+            side = trained_side(repeated.model, again, zsl, shown)
+            read.put(read.measures, repeat_measures(zsl, sides, side), indices, n)
         fold = adapted.get("fold")
         if isinstance(fold, AdaptedModel) and "fold" in want:
             side = trained_side(fold, readings["fold"], zsl, None)
@@ -534,7 +587,7 @@ def _in_weights(adapted: Adapted | None) -> bool:
 
 
 def _groups(bench: Bench[ComparisonConfig]) -> list[tuple[list[int], bool]]:
-    """Groups of queries, and whether controls read them too: those do not mix with others."""
+    """Groups of queries, and whether controls and repeated trainings read them too: those do not mix with others."""
     config = bench.config
     chosen = controlled_queries(bench)
     rest = sorted(set(range(len(bench.queries))) - set(chosen))

@@ -19,6 +19,7 @@ from dualform.studies.settings import (
 LearnerName = Literal["zsl", "icl", "ft", "lora", "probe", "fold"]
 Tune = Literal["first", "each"]
 Preset = Literal["default", "dai2023"]
+Rounding = Literal["none", "report", "choose"]
 Select = Literal["none", "icl", "ft", "both"]
 ControlName = Literal[
     "random",
@@ -86,9 +87,18 @@ class ComparisonConfig(StudyConfig):
     """Whose demonstrations the control `other_task` shows: a packaged name, or one under the data directory. Not
     given: the same texts, asked whether they are short or long."""
 
+    rounding: Rounding = "choose"
+    """Repeat finetuning from weights moved by rounding, to see how far its numbers depend on that: `report` measures it
+    at the rate chosen; `choose` also prefers a stable rate among equally accurate ones; `none` does neither."""
+
     explore: int = Field(default=8, ge=0, le=64)
     """Queries of the first seed for which is kept where ICL and FT look, for the page's attention explorer (see
     `attention_view`); 0 for none."""
+
+    @property
+    def repeats_finetuning(self) -> bool:
+        """Whether finetuning is repeated from weights moved by rounding."""
+        return self.rounding != "none" and "ft" in self.learners and self.k > 0
 
     def _changes_weights(self) -> str | None:
         if self.select in ("ft", "both"):
@@ -141,6 +151,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "rates": _DAI2023_RATES,
         "tune": "each",
         "patience": len(_DAI2023_RATES),
+        "rounding": "report",
         "loss_on": "all",
         "probe": "label0",
         "context": 2048,

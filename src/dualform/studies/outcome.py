@@ -26,6 +26,10 @@ class SeedOutcome:
     """Learner -> name of a `Cost` field -> number."""
     control_answers: dict[str, Tensor] = field(default_factory=dict)
     """Control's learner -> `(example, answer)`, NaN where it was not read."""
+    repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Learner -> what is known of its training repeated from weights moved by rounding (`Repeated.about`)."""
+    repeat_answers: dict[str, Tensor] = field(default_factory=dict)
+    """Learner -> the repeat's `(example, answer)`, NaN where it was not read."""
     rates: dict[str, float] = field(default_factory=dict)
     """Learner -> learning rate used."""
     trials: tuple[Trial, ...] = ()
@@ -48,6 +52,7 @@ class SeedOutcome:
             "log_probabilities": self.log_probabilities,
             "measures": self.measures,
             "control_answers": self.control_answers,
+            "repeat_answers": self.repeat_answers,
             "attention": self.attention,
         }
         return Piece(
@@ -59,6 +64,7 @@ class SeedOutcome:
                 "rows": self.rows,
                 "n_tokens": self.n_tokens,
                 "costs": self.costs,
+                "repeats": self.repeats,
                 "rates": self.rates,
                 "fold": self.fold,
                 "trials": [trial.model_dump() for trial in self.trials],
@@ -71,7 +77,7 @@ class SeedOutcome:
     @classmethod
     def from_piece(cls, piece: Piece) -> "SeedOutcome":
         """Read what `to_piece` made."""
-        names = ("log_probabilities", "measures", "control_answers", "attention")
+        names = ("log_probabilities", "measures", "control_answers", "repeat_answers", "attention")
         groups: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for name, value in piece.tensors.items():
             # Names of measures may hold a slash themselves.
@@ -83,6 +89,7 @@ class SeedOutcome:
             rows=tuple(about["rows"]),
             n_tokens=about["n_tokens"],
             costs=about["costs"],
+            repeats=about.get("repeats", {}),
             rates=about["rates"],
             fold=about.get("fold", {}),
             trials=tuple(Trial(**trial) for trial in about["trials"]),

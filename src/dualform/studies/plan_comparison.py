@@ -21,6 +21,7 @@ from dualform.studies.work import controlled_queries
 
 SEARCH = "a search stops early where higher rates are worse"
 """Why the time of training is a range."""
+UNSTABLE = "a search repeats other rates where the best one is not stable"
 _DIVERGES = "the control of rates stops where training diverges"
 TRIED = 4
 """Queries with which a rate that is known is tried out."""
@@ -137,6 +138,9 @@ class _Seed:
         for name in self.config.learners:
             reading += self._reading(name, self.bench.queries)
         found.append(Part("reading queries", reading))
+        if self._repeats:
+            found.append(self._repeating(searched=self.searching and "ft" not in self.known))
+            found.append(Part("reading ft repeated", self._reading_again()))
         if self._inside:
             found.append(Part("measures", self._measures(self.bench.queries, len(self._pairs))))
         if self.config.controls and self._inside:
@@ -187,6 +191,31 @@ class _Seed:
             known=known,
             tried=costs.read(self.bench.selection_queries[:TRIED], self.opening),
         )
+
+    @property
+    def _repeats(self) -> bool:
+        return self.config.repeats_finetuning and bool(self.drawn.encoded.sequences)
+
+    def _repeating(self, *, searched: bool, label: str = "repeating ft") -> Part:
+        """Finetuning repeated from weights moved by rounding, at the rate chosen or to choose it.
+
+        Args:
+            searched: There is a search that may repeat rates to choose among them.
+            label: The part's name.
+        """
+        costs, config, encoded = self.costs, self.config, self.drawn.encoded
+        one = costs.train(encoded, config.loss_on, opening=self.opening)
+        if not searched or config.rounding != "choose" or len(config.rates) == 1:
+            return Part(label, one)
+        scored = one + costs.read(self.bench.selection_queries, self.opening) + self._lent(self.bench.selection_queries)
+        # Every rate may have to be repeated, and the one that is chosen trained once more.
+        return Part(label, scored, scored, scored * len(config.rates) + one, (UNSTABLE,))
+
+    def _reading_again(self) -> Cost:
+        """The repeat reads what controls read, and is compared with ICL and with what it repeats."""
+        queries = [self.bench.queries[i] for i in controlled_queries(self.bench)]
+        cost = self.costs.read(queries, self.opening, self.config.probe) + self._lent(queries)
+        return cost + self._measures(queries, 2, relaxed=False) if self._inside else cost
 
     def _lent(self, queries: Sequence[Any]) -> Cost:
         """Changes are lent anew for every group."""
@@ -318,8 +347,9 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     learned = max((n - 1 for n in sequences), default=0)
     inside = {"zsl", "icl", "ft"} <= set(config.learners)
     kept = ("other_demonstrations", "ft_order", "random_update", "batch", "lcgd", "value_one_layer")
+    repeats = int(config.repeats_finetuning)
     deltas = 2 + sum(name in config.controls for name in kept) + ("rates" in config.controls) * len(config.rates)
-    deltas += ("random_update" in config.controls) * (RANDOM_UPDATES - 1)
+    deltas += repeats + ("random_update" in config.controls) * (RANDOM_UPDATES - 1)
     memory = memory_of(
         costs,
         base=machine.base,
@@ -327,10 +357,10 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
         queries=bench.queries,
         longest_training=max(sequences, default=0),
         learned=learned if config.loss_on == "all" else max(longest.encoded.n_answer_tokens, default=0),
-        learners=len(config.learners) + (1 if config.controls else 0),
+        learners=len(config.learners) + (1 if config.controls or repeats else 0),
         recorded=inside,
         trains=trains,
-        deltas=deltas if inside else 1,
+        deltas=deltas if inside else 1 + repeats,
         more=fold_bytes(costs, bench, config.fold) if "fold" in config.learners else 0,
     )
     others = sum(name in config.controls for name in ("untrained", "embeddings"))
@@ -371,6 +401,8 @@ def _choosing(seed: _Seed) -> list[Part]:
         found.append(Part("choosing a seed: icl", cost))
     if seed.config.select in ("ft", "both"):
         found.append(seed._trained("ft", seed.drawn.encoded, known=False, label="choosing a seed: ft"))
+        if seed._repeats and seed.config.rounding == "choose" and len(seed.config.rates) > 1:
+            found.append(seed._repeating(searched=True, label="choosing a seed: repeating ft"))
     return found
 
 

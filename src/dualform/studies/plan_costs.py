@@ -352,7 +352,7 @@ def memory_of(
     found["activations"] = max(reads, training if trains else 0)
     found["keys and values"] = 2 * prefix * shape.n_kv_heads * shape.d_head * shape.n_layers * itemsize
     if trains:
-        found["changes of weights"] = (deltas + 2) * shape.key_value * 4
+        found["changes of weights"] = (deltas + 2) * shape.key_value * max(4, itemsize)
     if recorded:
         longest = max((max(row.own) for row in rows), default=0)
         one = shape.n_heads * (longest + 2 * shape.d_head) + shape.d_model + shape.n_kv_heads * shape.d_head**2

@@ -32,6 +32,7 @@ from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.controls import PAIRS, RATE, RELEASED, drawn_for
 from dualform.studies.facts import Asked, environment, model_facts, task_facts
 from dualform.studies.outcome import SeedOutcome
+from dualform.studies.repeated import Repeats, with_rounding
 from dualform.studies.statistics import Statistics
 
 
@@ -68,6 +69,12 @@ def summarise(
         if values is not None and floor is not None and values.dim() > 2:
             similarity[name] = similarity[name].model_copy(update={"per_layer_q": layers_above(values, floor)})
     costs = {name: _cost(name, outcomes) for name in learners}
+    controls = _controls(found, right, stats)
+    repeats = Repeats.of(outcomes, "ft")
+    if repeats is not None:
+        moved = _moved(repeats, found, right, labels)
+        similarity = {name: one.model_copy(update={"rounding": moved.get(name)}) for name, one in similarity.items()}
+        calibrated = {name: with_rounding(one, moved.get(name)) for name, one in calibrated.items()}
     return Result(
         dualform=__version__,
         study="comparison",
@@ -82,7 +89,8 @@ def summarise(
         accuracy={name: stats.accuracy(name, values) for name, values in right.items()},
         predictions={name: _predictions(asked, name, table) for name, table in tables.items()},
         similarity=similarity,
-        controls=_controls(found, right, stats),
+        controls=controls,
+        precision={} if repeats is None else {"ft": repeats.summary(labels, controls, stats)},
         calibrated=calibrated,
         tests=_tests(right, stats),
         rate_sweep=_sweep(found, stats),
@@ -144,6 +152,9 @@ class _Measured:
         fold: dict[str, dict[str, Tensor]] = {}
         for name in names:
             values = torch.stack([outcome.measures[name] for outcome in outcomes])
+            if name.startswith("repeat/"):
+                # Those have a place of their own, see `repeated`.
+                continue
             if name.startswith(("control/", "fold/")):
                 kind, other, measure = name.split("/")
                 (controls if kind == "control" else fold).setdefault(other, {})[measure] = values
@@ -239,6 +250,18 @@ def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics
         if one is not None:
             calibrated["rec2ftp"] = one
     return calibrated
+
+
+def _moved(repeats: Repeats, found: _Measured, right: Mapping[str, Tensor], labels: Tensor) -> dict[str, float | None]:
+    """Measure -> how far it moves when finetuning is repeated from weights moved by rounding."""
+    moved = {name: repeats.moved(name, values) for name, values in found.measures.items() if "." not in name}
+    if {"zsl", "icl"} <= right.keys() and bool(repeats.read.any()):
+        again = (repeats.repeated.nan_to_num(-torch.inf).argmax(dim=2) == labels)[repeats.read]
+        zsl, icl, ft = (right[name].bool()[repeats.read] for name in ("zsl", "icl", "ft"))
+        values = [rec2ftp(zsl, icl, side).value for side in (ft, again)]
+        difference = abs(values[0] - values[1])
+        moved["rec2ftp"] = None if difference != difference else difference
+    return moved
 
 
 def _tests(right: Mapping[str, Tensor], stats: Statistics) -> list[PairedTest]:

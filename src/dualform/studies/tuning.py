@@ -19,6 +19,7 @@ def trained(
     seed: int,
     known: float | None,
     report: Callable[[float], None] = lambda share: None,
+    repeat: Callable[[float], AdaptedModel] | None = None,
 ) -> RateSearch:
     """Train at the rate known to be good, or search for one.
 
@@ -30,6 +31,8 @@ def trained(
         seed: Demonstration seed.
         known: Rate chosen on another seed; None searches.
         report: Told the share of the work that is done.
+        repeat: Trains at a rate from weights moved by rounding, so that a search prefers a stable rate among equals;
+            see `search_rate`.
 
     Raises:
         TrainingError: Every rate diverged.
@@ -45,6 +48,7 @@ def trained(
             seed=seed,
             patience=bench.config.patience,
             after_trial=lambda: report(1 / len(grid)),
+            repeat=repeat,
         )
     diverged: list[Trial] = []
     for rate in reversed([rate for rate in grid if rate <= known]):

@@ -27,15 +27,17 @@ def work_of_seed(bench: Bench[ComparisonConfig], encoded: EncodedDemonstrations,
     )
     widths = [query.width() for query in bench.queries]
     controls = len(config.controls) + (len(config.rates) - 1 if "rates" in config.controls else 0)
+    controls += config.repeats_finetuning and bool(encoded.sequences)
     # Stand-ins are adapted under a word on the bar and counted when they read.
     return work + sum(widths) * len(config.learners) + controls * sum(widths[i] for i in controlled_queries(bench))
 
 
 def controlled_queries(bench: Bench[ComparisonConfig]) -> list[int]:
-    """The queries on which controls are read, in order."""
+    """The queries on which controls, and finetuning repeated, are read, in order."""
     config, n = bench.config, len(bench.queries)
     limit = n if config.control_limit is None else min(n, config.control_limit)
-    return sorted(random.Random(1).sample(range(n), limit)) if config.controls else []
+    wanted = bool(config.controls) or config.repeats_finetuning
+    return sorted(random.Random(1).sample(range(n), limit)) if wanted else []
 
 
 def work_of_adapting(
