@@ -1,7 +1,7 @@
 """What a run found: the schema of `result.json`, the one thing that `studies` write and `report` reads.
 
 Numbers that do not exist (a ratio over nothing, an interval of one seed) are `null` in the file and None here;
-their count `n` says why.
+their count `n` says why. A share of fewer than `FEWEST_FOR_INTERVAL` answers has no interval.
 """
 
 import math
@@ -10,6 +10,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
+
+FEWEST_FOR_INTERVAL = 10
+"""A share of fewer answers than this is reported as a count, without an interval and without a verdict.
+
+Resampling a handful of answers cannot show how far the share could be off: one answer has no spread at all. Measured
+on corrections that are independent by construction, one seed, the bootstrap interval of Rec2FTP's lift leaves out the
+true value 0 in 99 % of runs with one corrected answer and in 26 to 52 % with two to four, instead of in 5 %; from ten
+on it is right (`tests/studies/test_few_answers.py` repeats a part of that simulation)."""
 
 
 def _finite_or_none(value: Any) -> Any:
@@ -31,7 +39,9 @@ class Estimate(Record):
     mean: Number
     """Mean over examples (within a seed), then over seeds."""
     ci95: tuple[Number, Number]
-    """95 % bootstrap interval, resampling demonstration seeds and, independently, the queries that all seeds share."""
+    """95 % bootstrap interval, resampling demonstration seeds and, independently, the queries that all seeds share. A
+    share of 0 or 1 has the exact binomial interval of its queries, because resampling equal answers shows no spread; a
+    share with `n` below `FEWEST_FOR_INTERVAL` has none."""
     n: int
     """Numbers that the mean stands on: (seed, query) pairs, or the denominator of a ratio."""
 
@@ -41,6 +51,28 @@ class Accuracy(Estimate):
 
     per_seed: dict[str, Number]
     """The same for each demonstration seed."""
+    over_majority: Estimate | None = None
+    """Accuracy less that of always giving the commonest label, query by query; see `Baselines`."""
+    macro_f1: Estimate | None = None
+    """Mean over labels of the F1 score, in [0, 1], mean over seeds. Labels that no reported query has are left out.
+    None for free-text choices, whose numbers are no classes."""
+    per_label: dict[str, Estimate] = {}
+    """Label word -> share of that label's queries answered rightly (recall); empty for free-text choices."""
+
+
+class Baselines(Record):
+    """What accuracy costs nothing: the scores of two answerers that have read no query."""
+
+    chance: Number
+    """Accuracy of guessing uniformly: 1 / number of answers, mean over queries."""
+    majority: Number
+    """Accuracy of always giving the answer that is right most often among the reported queries themselves."""
+    majority_label: str | None
+    """That answer: a label's word, or for free-text choices the number of the choice, counted from 0."""
+    label_counts: dict[str, int]
+    """Reported queries of each label, by label word; for free-text choices by the number of the right choice."""
+    n: int
+    """Reported queries."""
 
 
 class Predictions(Record):
@@ -206,6 +238,7 @@ class PairedTest(Record):
     difference: Number
     """Accuracy of `first` less that of `second`."""
     ci95: tuple[Number, Number]
+    """None where no query tells the two apart: equal answers show no spread."""
     n: int
     """(seed, query) pairs."""
     p_queries: Number
@@ -213,7 +246,8 @@ class PairedTest(Record):
     p_seeds: Number
     """Sign-flip test over demonstration seeds: would other demonstrations? With S seeds never below 2 / 2**S."""
     minimum_detectable: Number
-    """Smallest difference that this n finds with 80 % power at the 5 % level."""
+    """Smallest difference that this n finds with 80 % power at the 5 % level; None without a query that tells the two
+    apart, because nothing then shows how much a difference would vary."""
 
 
 class SweepPoint(Record):
@@ -272,6 +306,12 @@ class Behaviour(Record):
     """Best less worst order of a set, mean over sets; n = sets with two orders or more."""
     variance: VarianceSplit | None = None
     """None with fewer than two sets."""
+    over_majority: Estimate | None = None
+    """Accuracy less that of always giving the commonest label, query by query; see `Baselines`."""
+    macro_f1: Estimate | None = None
+    """As in `Accuracy`, mean over sets and orders."""
+    per_label: dict[str, Estimate] = {}
+    """As in `Accuracy`."""
 
 
 class RunBehaviour(Record):
@@ -414,6 +454,8 @@ class Selection(Record):
     n_validation: int
     n_report: int
     n_untouched: int
+    baselines: dict[str, Baselines] = {}
+    """`validation`, `report` and `untouched` -> chance and majority baseline on those queries."""
 
 
 class Against(Record):
@@ -423,6 +465,8 @@ class Against(Record):
     """Share of queries that it answers as ICL does, in [0, 1]."""
     recovered: Estimate
     """(accuracy - zero-shot's) / (ICL's - zero-shot's): 1 is all that the prompt gained; n as of `agreement`."""
+    gained: int | None = None
+    """Right answers that ICL has more than zero-shot: the denominator of `recovered`."""
     break_even: Number
     """Queries after which adapting and asking it has taken fewer operations than prompting, the prompt read anew for
     every query; 0 where it is cheaper from the first, None where it never is."""
@@ -495,6 +539,8 @@ class FoldPoint(Record):
     """Share of queries answered as ICL does."""
     recovered: Estimate
     """Share of ICL's gain over zero-shot that is recovered; n as of `agreement`."""
+    gained: int | None = None
+    """Right answers that ICL has more than zero-shot: the denominator of `recovered`."""
     strength: Number = None
     """Ridge strength chosen, mean over layers and seeds."""
     adapt_flops: Number = None
@@ -516,6 +562,8 @@ class Transfer(Record):
     """Accuracy of the model folded for the study's own task."""
     difference: Estimate
     """folded - zero_shot."""
+    majority: Number = None
+    """Accuracy there of always giving the commonest label."""
 
 
 class Composition(Record):
@@ -527,6 +575,8 @@ class Composition(Record):
     """Task -> accuracy of the sum."""
     alone: dict[str, Estimate]
     """Task -> accuracy of its own fold alone."""
+    majority: dict[str, Number] = {}
+    """Task -> accuracy of always giving the commonest label."""
 
 
 class Folding(Record):
@@ -780,6 +830,8 @@ class Result(Record):
     """name, source, label_words, prompt (one rendered example), prompt_tokens (mean), opening, separator,
     separator_tokens, n_report, report_split, n_selection, selection_split."""
     demonstrations: DemonstrationReport | None = None
+    baselines: Baselines | None = None
+    """Chance and majority baseline on the reported queries; None in files written before there were any."""
     accuracy: dict[str, Accuracy] = {}
     predictions: dict[str, Predictions] = {}
     similarity: dict[str, Similarity] = {}

@@ -194,8 +194,14 @@ def compare(
 
 def _print_tables(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.table import accuracy_table, against_table, cost_table, similarity_table
+    from dualform.report.table import accuracy_table, against_table, by_label_table, cost_table, similarity_table
     from dualform.report.words import verdict
 
-    tables = (accuracy_table(result), against_table(result), similarity_table(result), cost_table(result))
+    tables = (
+        accuracy_table(result),
+        by_label_table(result),
+        against_table(result),
+        similarity_table(result),
+        cost_table(result),
+    )
     print_study(verdict(result), tables, result.warnings)

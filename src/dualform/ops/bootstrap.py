@@ -6,7 +6,7 @@ that are far too narrow; drawing queries afresh within each seed still does wher
 Here seeds are drawn, and independently one set of queries, the same for every drawn seed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import einsum, pack, rearrange, unpack
@@ -192,6 +192,45 @@ def clustered_bootstrap_of(
         return nothing, nothing.clone()
     resampled = clustered_resamples_of(statistic, wide, n_resamples=n_resamples, generator=generator)
     low, high = _interval(rearrange(resampled, "resample -> resample 1"))[:, 0].to(dtype)
+    return low, high
+
+
+def clustered_bootstrap_of_seeds(
+    statistic: Callable[[Tensor], Tensor],
+    values: Sequence[Tensor],
+    *,
+    n_resamples: int = 1000,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """95 % interval of a mean over seeds of a function of each seed's totals, such as macro-F1.
+
+    Args:
+        statistic: Turns totals of shape `(..., column)` into numbers of shape `(...)`.
+        values: What each example adds to each total, of shape `(seed, example, column)`, all finite; one tensor for
+            each run of a seed (such as an order of its demonstrations), over which a seed's number is averaged.
+        n_resamples: How many resamples, drawn as in `clustered_bootstrap`.
+        generator: Source of randomness.
+
+    Returns:
+        Lower and upper end, each a scalar of shape `()`. In a resample, seeds whose number is not finite are left out.
+
+    Raises:
+        ConfigError: `n_resamples` is below 1.
+        ShapeError: A tensor is not `(seed, example, column)`.
+
+    Source:
+        Owen, The pigeonhole bootstrap, arXiv:0712.1111.
+    """
+    require_same_shape("seed example column", **{f"values_{number}": each for number, each in enumerate(values)})
+    wide = [widened(each) for each in values]
+    if not _can_resample(wide[0], n_resamples):
+        nothing = values[0].new_full((), torch.nan, dtype=result_dtype(values[0]))
+        return nothing, nothing.clone()
+    draws = _Draws(wide[0].shape[0], wide[0].shape[1], n_resamples, generator, wide[0])
+    of_seeds = torch.stack([statistic(draws.totals(each)) for each in wide]).mean(0)
+    weights = draws.seeds * of_seeds.isfinite()
+    means = (of_seeds.nan_to_num(0.0) * weights).sum(1) / weights.sum(1)
+    low, high = _interval(rearrange(means, "resample -> resample 1"))[:, 0].to(result_dtype(values[0]))
     return low, high
 
 

@@ -23,7 +23,8 @@ def minimum_detectable(
 
     Computes (z_{1 - alpha/2} + z_power) SE, with SE = (high - low) / (2 z_0.975): 1.43 half-widths by default. It
     takes the estimate to be about normal, the standard error to be known, and the interval to be as wide as it
-    should be: one that is too narrow promises too much.
+    should be: one that is too narrow promises too much. An interval without width gives 0, which is no finding: equal
+    numbers do not show how much a difference would vary, and studies report no effect then.
 
     Args:
         ci95: Lower and upper end of a 95 % interval of the difference, two floats or two tensors of shape `(...)`.

@@ -3,7 +3,13 @@
 from typing import Any
 
 from dualform.report.against_charts import QUERIES
-from dualform.report.against_words import break_even, choice_heading, choice_sentences, fold_sentences
+from dualform.report.against_words import (
+    break_even,
+    choice_heading,
+    choice_sentences,
+    fold_sentences,
+    recovered_share,
+)
 from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import (
     MISSING,
@@ -11,13 +17,13 @@ from dualform.report.numerals import (
     decimal_interval,
     finite,
     known,
-    percent,
     percent_interval,
     scaled,
     significant,
 )
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.result import Estimate, FoldReport, Result
+from dualform.report.phrases import is_few, share
+from dualform.result import Against, Estimate, FoldReport, Result
 
 _SHORT = {"icl": "ICL", "ft": "FT"}
 
@@ -62,7 +68,7 @@ def _rows(result: Result) -> list[dict[str, Any]]:
                 "style": learner_style(key),
                 "accuracy": _share(accuracy),
                 "agreement": _share(against.agreement if against else None),
-                "recovered": _share(against.recovered if against else None),
+                "recovered": _recovered(against) if against else _share(None),
                 "adapt": significant(scaled(cost.adapt_flops, 1e-12)) if cost else MISSING,
                 "queries": significant(scaled(cost.flops, QUERIES * 1e-12)) if cost else MISSING,
                 "kept": f"kept: {significant(kept)}" if kept is not None else "",
@@ -76,8 +82,13 @@ def _rows(result: Result) -> list[dict[str, Any]]:
 def _share(estimate: Estimate | None) -> dict[str, str]:
     if estimate is None:
         return {"mean": "", "interval": ""}
-    interval = percent_interval(estimate.ci95) if known(estimate.ci95) else ""
-    return {"mean": percent(estimate.mean), "interval": interval}
+    interval = "" if is_few(estimate) or not known(estimate.ci95) else percent_interval(estimate.ci95)
+    return {"mean": share(estimate), "interval": interval}
+
+
+def _recovered(against: Against) -> dict[str, str]:
+    interval = percent_interval(against.recovered.ci95) if known(against.recovered.ci95) else ""
+    return {"mean": recovered_share(against), "interval": interval}
 
 
 def _fold(fold: FoldReport) -> dict[str, Any]:

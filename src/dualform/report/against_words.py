@@ -4,11 +4,22 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dualform.report.baseline_words import guessing_phrase, not_above_guessing
 from dualform.report.numerals import MISSING, count, finite, known, percent, percent_interval, significant
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import apart, capital, difference, listed, plural, share_with_interval
+from dualform.report.phrases import (
+    apart,
+    capital,
+    counted,
+    difference,
+    is_few,
+    listed,
+    plural,
+    share,
+    share_with_interval,
+)
 from dualform.report.words import generality, paired_test
-from dualform.result import Estimate, FoldReport, Result
+from dualform.result import FEWEST_FOR_INTERVAL, Against, FoldPoint, FoldReport, Result
 
 CANDIDATES: tuple[str, ...] = ("icl", "ft", "fold")
 """Between these the section decides."""
@@ -29,7 +40,7 @@ def choice_sentences(result: Result) -> list[str]:
     Returns:
         Plain sentences without markup; escape them before they go into a page.
     """
-    return _accuracy(result) + _agreement(result) + _cost(result)
+    return _accuracy(result) + _learned(result) + _agreement(result) + _cost(result)
 
 
 def choice_heading(result: Result) -> str:
@@ -66,6 +77,14 @@ def break_even(result: Result, key: str, *, kept: bool) -> str:
     if queries is None:
         return "never" if _costs_known(result, key, kept=kept) else MISSING
     return count(queries)
+
+
+def recovered_share(each: Against | FoldPoint) -> str:
+    """The share of the prompt's gain that is recovered; of few answers gained as `3 of 4`."""
+    mean, gained = finite(each.recovered.mean), each.gained
+    if mean is not None and gained is not None and 0 < gained < FEWEST_FOR_INTERVAL:
+        return counted(mean * gained, gained)
+    return percent(mean)
 
 
 def fold_sentences(fold: FoldReport) -> list[str]:
@@ -108,6 +127,8 @@ def _standing(result: Result, first: str, second: str) -> _Standing:
         if kind == "neither":
             return _Standing(0, "paired tests")
         return _Standing(1 if gap > 0 else -1, f"{difference(gap)} points by a paired test, {HOLDS_FOR[kind]}")
+    if is_few(result.accuracy[first]) or is_few(result.accuracy[second]):
+        return _Standing(None, "too few answers")
     place = apart(result.accuracy[first].ci95, result.accuracy[second].ci95)
     return _Standing(place, "95 % intervals that overlap" if place == 0 else "95 % intervals that do not touch")
 
@@ -140,6 +161,18 @@ def _accuracy(result: Result) -> list[str]:
     return [f"For accuracy the run does not decide between {between}{by}: {figures}{rest}."]
 
 
+def _learned(result: Result) -> list[str]:
+    """Which of the three are no choice, because nothing shows that they answer better than guessing."""
+    keys = [key for key in CANDIDATES if key in result.accuracy]
+    level = not_above_guessing(result, keys)
+    if not level:
+        return []
+    return [
+        f"{capital(listed([_noun(key) for key in level]))} {'is' if len(level) == 1 else 'are'} not shown to answer "
+        f"better than {guessing_phrase(result)}."
+    ]
+
+
 def _pairs(keys: list[str]) -> list[tuple[str, str]]:
     return [(one, two) for place, one in enumerate(keys) for two in keys[place + 1 :]]
 
@@ -153,20 +186,26 @@ def _agreement(result: Result) -> list[str]:
     said = f"{capital(_noun(key))} gives in-context learning's answer to {share_with_interval(against.agreement)} of "
     said += "the queries"
     beside = [
-        f"{_noun(other)} to {percent(result.against_icl[other].agreement.mean)}"
+        f"{_noun(other)} to {share(result.against_icl[other].agreement)}"
         for other in ("zsl", "ft")
         if other != key and other in result.against_icl
         if finite(result.against_icl[other].agreement.mean) is not None
     ]
     if beside:
         said += f" ({listed(beside)})"
-    return [f"{said}{_recovered(result, against.recovered)}"]
+    return [f"{said}{_recovered(result, against)}"]
 
 
-def _recovered(result: Result, recovered: Estimate) -> str:
+def _recovered(result: Result, against: Against) -> str:
     """The end of a sentence, and a caution where the prompt's own gain is not shown."""
+    recovered = against.recovered
     if finite(recovered.mean) is None:
         return "; there is no gain by the prompt of which it could recover a share."
+    if against.gained is not None and 0 < against.gained < FEWEST_FOR_INTERVAL:
+        return (
+            f" and recovers {recovered_share(against)} right answers that the prompt gained over zero-shot: fewer than "
+            f"{FEWEST_FOR_INTERVAL} are too few to say more."
+        )
     interval = f" ({percent_interval(recovered.ci95)})" if known(recovered.ci95) else ""
     said = f" and recovers {percent(recovered.mean)}{interval} of what the prompt gained over zero-shot"
     known_learners = {"zsl", "icl"} <= set(result.accuracy)

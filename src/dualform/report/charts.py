@@ -5,7 +5,7 @@ background, are set here; the page sets those to suit a light or a dark screen. 
 only, never as a field name or an expression.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import altair as alt
 from dualform.errors import ConfigError
 from dualform.files import atomic_write
 from dualform.plain_text import plain
+from dualform.report.baseline_words import baseline_levels
+from dualform.report.categories import categories
 from dualform.report.measures import control_of, in_order, measure_of
 from dualform.report.numerals import MISSING, decimal, finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.report.words import LEVEL, chance_level
+from dualform.report.panels import baseline_lines
+from dualform.report.words import LEVEL
 from dualform.result import Estimate, Result, Similarity, Trial
 
 WIDTH = 560
@@ -31,6 +34,8 @@ ROW_HEIGHT = 36
 LABELS_SHOWN = 8
 """Labels told apart in the chart of predictions; the rest are drawn as one."""
 OTHER_LABELS = "all others"
+TRUE_LABELS = "right answers"
+"""Row of the same chart: how often each label is the right one."""
 
 MISSING_COLOUR = "#6E6E6E"
 """Of a cell without a number: darker than the pale middle of the scale, and no colour of it."""
@@ -39,7 +44,7 @@ FORMATS = ("svg", "png", "pdf", "html", "json")
 
 
 def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Mean accuracy with 95 % interval for each learner, seeds as small points, chance as a line."""
+    """Mean accuracy with 95 % interval for each learner, seeds as small points; chance and majority as lines."""
     keys = [key for key in learners_in_order(result.accuracy) if finite(result.accuracy[key].mean) is not None]
     if not keys:
         return None
@@ -50,9 +55,10 @@ def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
         for seed, value in result.accuracy[key].per_seed.items()
         if finite(value) is not None
     ]
-    chance = chance_level(result)
-    lowest = min([row["low"] for row in means] + [row["accuracy"] for row in seeds] + [1 if chance is None else chance])
-    highest = max([row["high"] for row in means] + [row["accuracy"] for row in seeds] + [chance or 0])
+    levels = baseline_levels(result)
+    shown = [row[end] for row in means for end in ("low", "high")] + [row["accuracy"] for row in seeds]
+    shown += [level for level, _ in levels]
+    lowest, highest = min(shown), max(shown)
     margin = max(0.02, 0.06 * (highest - lowest))
     x_scale = alt.Scale(domain=[max(0, lowest - margin), min(1, highest + margin)], zero=False, nice=True)
     x_axis = alt.Axis(format=".0%", title="accuracy on the report split", tickCount=6, labelOverlap=True)
@@ -89,28 +95,36 @@ def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
                 ],
             )
         )
-    if chance is not None:
-        layers = _chance_line(chance, x_scale, x_axis) + layers
+    layers = baseline_lines(levels, x_scale, x_axis) + layers
     return alt.layer(*layers).properties(width=WIDTH, height=ROW_HEIGHT * len(keys) + 10)
 
 
 def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
-    """How often each learner answers each label: one bar a learner, in which a collapse is a bar of one colour."""
-    keys = [key for key in learners_in_order(result.predictions) if sum(result.predictions[key].counts.values())]
-    if not keys:
+    """How often each learner answers each label, and how often it is right: a collapse is a bar of one colour."""
+    bars_of: dict[str, Mapping[str, int]] = {
+        learner_style(key).title: result.predictions[key].counts
+        for key in learners_in_order(result.predictions)
+        if sum(result.predictions[key].counts.values())
+    }
+    if not bars_of:
         return None
+    true = result.baselines.label_counts if result.baselines is not None else {}
+    if sum(true.values()):
+        bars_of = {TRUE_LABELS: true, **bars_of}
     totals: dict[str, int] = {}
-    for key in keys:
-        for label, predicted in result.predictions[key].counts.items():
-            totals[label] = totals.get(label, 0) + predicted
+    for counts in bars_of.values():
+        for label, n in counts.items():
+            totals[label] = totals.get(label, 0) + n
     shown = list(totals)
     if len(totals) > LABELS_SHOWN:
         shown = sorted(totals, key=lambda label: -totals[label])[: LABELS_SHOWN - 1]
-    rows = [row for key in keys for row in _prediction_rows(key, result.predictions[key].counts, shown)]
-    labels = [_visible(label) for label in shown] + ([OTHER_LABELS] if len(shown) < len(totals) else [])
+    labels = categories([_visible(label) for label in shown], taken=[OTHER_LABELS])
+    named = dict(zip(shown, labels, strict=True))
+    rows = [row for title, counts in bars_of.items() for row in _prediction_rows(title, counts, named)]
+    labels += [OTHER_LABELS] if len(shown) < len(totals) else []
 
     base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("learner:N", sort=[learner_style(key).title for key in keys], title=None, axis=alt.Axis(labelLimit=200))
+        y=alt.Y("learner:N", sort=list(bars_of), title=None, axis=alt.Axis(labelLimit=200))
     )
     axis = alt.Axis(format=".0%", title="share of predictions", tickCount=5)
     bars = base.mark_bar(height=20).encode(
@@ -135,7 +149,7 @@ def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
         .mark_text(fontSize=11)
         .encode(x="middle:Q", text=alt.Text("share:Q", format=".0%"), color=alt.Color("ink:N", scale=None))
     )
-    return alt.layer(bars, text).properties(width=WIDTH, height=ROW_HEIGHT * len(keys))
+    return alt.layer(bars, text).properties(width=WIDTH, height=ROW_HEIGHT * len(bars_of))
 
 
 def similarity_by_layer_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -205,26 +219,16 @@ def _accuracy_row(key: str, estimate: Estimate) -> dict[str, Any]:
     return {"learner": learner_style(key).title, "accuracy": mean, "low": low, "high": high, "n": estimate.n}
 
 
-def _chance_line(chance: float, scale: alt.Scale, axis: alt.Axis) -> list[alt.Chart]:
-    base = alt.Chart(alt.Data(values=[{"chance": chance}])).encode(x=alt.X("chance:Q", scale=scale, axis=axis))
-    line = base.mark_rule(strokeDash=[4, 4], color=MEASURE_COLOUR, strokeWidth=1.5).encode(
-        tooltip=alt.Tooltip("chance:Q", format=".1%")
-    )
-    name = base.mark_text(align="center", baseline="bottom", color=MEASURE_COLOUR, fontSize=11).encode(
-        y=alt.value(-4), text=alt.value("chance")
-    )
-    return [line, name]
-
-
 def _learner_colours(keys: Sequence[str], legend: alt.Legend | None) -> alt.Color:
     styles = [learner_style(key) for key in keys]
     scale = alt.Scale(domain=[style.title for style in styles], range=[style.colour for style in styles])
     return alt.Color("learner:N", scale=scale, legend=legend)
 
 
-def _prediction_rows(key: str, counts: dict[str, int], shown: Sequence[str]) -> list[dict[str, Any]]:
+def _prediction_rows(title: str, counts: Mapping[str, int], named: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One bar, piece by piece; `named` are the labels told apart, each with its name in the chart."""
     total = sum(counts.values())
-    pieces = [(_visible(label), counts.get(label, 0)) for label in shown]
+    pieces = [(name, counts.get(label, 0)) for label, name in named.items()]
     rest = total - sum(predicted for _, predicted in pieces)
     if rest:
         pieces.append((OTHER_LABELS, rest))
@@ -235,7 +239,7 @@ def _prediction_rows(key: str, counts: dict[str, int], shown: Sequence[str]) -> 
         share = predicted / total
         rows.append(
             {
-                "learner": learner_style(key).title,
+                "learner": title,
                 "label": label,
                 "predictions": predicted,
                 "share": share,

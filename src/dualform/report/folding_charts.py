@@ -10,6 +10,7 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.categories import category
 from dualform.report.folding_words import LOGARITHMIC, axis_name, is_scale, number_of, places, points_on
 from dualform.report.numerals import finite, known
 from dualform.report.palette import learner_style, learners_in_order
@@ -95,7 +96,7 @@ def _row(point: FoldPoint, estimate: Estimate | None, learner: str) -> dict[str,
     # Without an interval the rule shrinks to the dot.
     low, high = known(estimate.ci95) or (mean, mean)
     return {
-        "value": point.value,
+        "value": category(point.value),
         "learner": learner_style(learner).title,
         "mean": mean,
         "low": low,
@@ -172,7 +173,7 @@ def _references(panel: _Panel, colour: alt.Color, scale: alt.Scale, axis: alt.Ax
 
 def _dots(points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.TopLevelMixin:
     rows = _rows(points, panel)
-    names = list(dict.fromkeys(point.value for point in points))
+    names = list(dict.fromkeys(category(point.value) for point in points))
     axis = alt.Axis(title=None, tickCount=4, format=panel.format, labelOverlap="greedy")
     scale = alt.Scale(zero=False, nice=True, padding=6)
     colour = learner_colours(keys, legend=_legend(keys))
@@ -205,13 +206,13 @@ def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence
     of_icl = panel.title == "accuracy"
     x: alt.X
     if where is None:
-        names = list(dict.fromkeys(point.value for point in points))
+        names = list(dict.fromkeys(category(point.value) for point in points))
         x = alt.X(
             "value:O", sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(title=axis_name(axis), labelAngle=0)
         )
     else:
         ticks = sorted({place for point, place in zip(points, where, strict=True) if number_of(point) is not None})
-        at = dict(zip((point.value for point in points), where, strict=True))
+        at = dict(zip((category(point.value) for point in points), where, strict=True))
         for row in [*rows, *beside]:
             row["place"] = at[row["value"]]
         log = axis in LOGARITHMIC and min(where) > 0

@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from dualform.report.numerals import MISSING, decimal, decimal_interval
+from dualform.report.phrases import is_few, share
+from dualform.result import Estimate
+
 ControlKind = Literal["floor", "comparison", "ceiling"]
 """`floor`: nothing is learned from these demonstrations, so a real likeness must lie above it. `ceiling`: the same
 thing twice, so no likeness can be expected above it. `comparison`: something else is learned, or in another way."""
@@ -216,6 +220,25 @@ KINDS: tuple[tuple[ControlKind, str], ...] = (
     ("ceiling", "ceilings"),
 )
 """The kinds of control in the order in which they are shown, and what they are called."""
+
+
+COUNTED = ("rec2ftp", "agreement")
+"""Measures that are shares of answers: of few answers a count stands in their place."""
+
+
+def is_count(key: str, estimate: Estimate) -> bool:
+    """Whether a measure is a share of so few answers that it is reported as a count."""
+    return key in COUNTED and is_few(estimate)
+
+
+def score(key: str, estimate: Estimate) -> str:
+    """A measure's value as `0.186`; a share of few answers as `3 of 4`."""
+    return share(estimate) if is_count(key, estimate) else decimal(estimate.mean)
+
+
+def score_interval(key: str, estimate: Estimate) -> str:
+    """Its interval as `0.170 to 0.201`; a dash without one, and for a share of few answers."""
+    return MISSING if is_count(key, estimate) else decimal_interval(estimate.ci95)
 
 
 def measure_of(key: str) -> Measure:

@@ -9,9 +9,10 @@ from dualform.report import charts, control_charts
 from dualform.report.against_charts import cost_accuracy_chart
 from dualform.report.against_page import GLOSSARY as AGAINST_GLOSSARY
 from dualform.report.against_page import against_section
+from dualform.report.baseline_words import baseline_rows, baselines_text, majority_level
 from dualform.report.explorer import explorer_section
 from dualform.report.folding_page import render_folding
-from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of
+from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of, score, score_interval
 from dualform.report.momentum_page import render_momentum
 from dualform.report.numerals import (
     MISSING,
@@ -31,7 +32,10 @@ from dualform.report.phrases import (
     difference_interval,
     hundredths,
     hundredths_interval,
+    is_few,
     points,
+    share,
+    share_interval,
 )
 from dualform.report.published import MODELS, beside_the_paper
 from dualform.report.regression_page import render_regression
@@ -42,7 +46,6 @@ from dualform.report.stability_page import render_stability
 from dualform.report.table import companions
 from dualform.report.words import (
     best_learners,
-    chance_level,
     collapsed,
     cost_sentence,
     judged_by,
@@ -52,7 +55,7 @@ from dualform.report.words import (
     seeds_note,
     verdict,
 )
-from dualform.result import Calibrated, Estimate, Result
+from dualform.result import FEWEST_FOR_INTERVAL, Accuracy, Calibrated, Estimate, Result
 
 CHARTS: dict[str, DescribedChart] = {
     "against": (
@@ -61,9 +64,12 @@ CHARTS: dict[str, DescribedChart] = {
     ),
     "accuracy": (
         charts.accuracy_chart,
-        "Mean accuracy of each learner with its 95 % interval and one point a seed.",
+        "Mean accuracy of each learner with its 95 % interval and one point a seed, chance and the majority baseline.",
     ),
-    "predictions": (charts.prediction_chart, "Share of each label among the predictions of each learner."),
+    "predictions": (
+        charts.prediction_chart,
+        "Share of each label among the right answers and among the predictions of each learner.",
+    ),
     "bands": (
         control_charts.band_chart,
         "Each measure of likeness with its interval, in the band from its floor to its ceiling, beside all controls.",
@@ -114,7 +120,12 @@ def render_page(result: Result, attention: AttentionRecord | None = None) -> str
         cards=_cards(result),
         commands=_commands(result),
         glossary=_glossary(result),
-        chance=chance_level(result),
+        baselines=baselines_text(result),
+        baseline_rows=[{"name": name, "mean": percent(level)} for name, level in baseline_rows(result)],
+        n_queries=count(result.baselines.n) if result.baselines is not None else MISSING,
+        has_over=any(each.over_majority is not None for each in result.accuracy.values()),
+        has_f1=any(each.macro_f1 is not None for each in result.accuracy.values()),
+        by_label=_by_label(result),
         against=against_section(result),
         accuracy=_accuracy_rows(result),
         pairs=_pair_rows(result),
@@ -152,20 +163,22 @@ def _cards(result: Result) -> list[dict[str, str]]:
     if len(best) == 1:
         top = result.accuracy[best[0]]
         name = learner_style(best[0]).title
-        cards.append(card("highest accuracy", percent(top.mean), f"{name}, {percent_interval(top.ci95)}"))
+        cards.append(card("highest accuracy", share(top), f"{name}, {share_interval(top)}"))
+    levels = baseline_rows(result)
+    if majority_level(result) is not None:
+        name, level = levels[-1]
+        cards.append(card("majority baseline", percent(level), name))
     icl, ft = (finite(result.accuracy[key].mean) if key in result.accuracy else None for key in ("icl", "ft"))
     if icl is not None and ft is not None:
         cards.append(card("ICL less finetuning", f"{100 * (icl - ft):+.1f}", "points of accuracy"))
     folded = result.against_icl.get("fold")
     if folded is not None:
-        cards.append(
-            card("Fold answers as ICL", percent(folded.agreement.mean), percent_interval(folded.agreement.ci95))
-        )
+        cards.append(card("Fold answers as ICL", share(folded.agreement), share_interval(folded.agreement)))
     rec2ftp = result.similarity.get("rec2ftp")
     if rec2ftp is not None:
         chance = finite(rec2ftp.details.get("chance"))
         beside = f"chance level {percent(chance)}, n = {rec2ftp.n}" if chance is not None else f"n = {rec2ftp.n}"
-        cards.append(card("Rec2FTP", percent(rec2ftp.mean), beside))
+        cards.append(card("Rec2FTP", share(rec2ftp), beside))
     sim_aou, judged = result.similarity.get("sim_aou"), judged_by(result)
     if judged is not None:
         key, name = judged
@@ -196,17 +209,58 @@ def _accuracy_rows(result: Result) -> list[dict[str, Any]]:
         rows.append(
             {
                 "style": learner_style(key),
-                "mean": percent(accuracy.mean) if accuracy else MISSING,
-                "interval": percent_interval(accuracy.ci95) if accuracy else MISSING,
+                "mean": share(accuracy) if accuracy else MISSING,
+                "interval": share_interval(accuracy) if accuracy else MISSING,
+                "over": difference(accuracy.over_majority.mean) if accuracy and accuracy.over_majority else MISSING,
+                "over_interval": _over_interval(accuracy),
+                "f1": decimal(accuracy.macro_f1.mean) if accuracy and accuracy.macro_f1 else MISSING,
+                "f1_interval": _f1_interval(accuracy),
                 "range": f"{100 * min(seeds):.1f} to {100 * max(seeds):.1f} %" if len(seeds) > 1 else MISSING,
                 "n": count(accuracy.n) if accuracy else MISSING,
                 "share": percent(predictions.majority_share) if predictions else MISSING,
+                "true_share": _true_share(result, label),
                 "label": label.strip() if label else None,
                 "entropy": decimal(predictions.entropy) if predictions else MISSING,
                 "collapsed": key in fallen,
             }
         )
     return rows
+
+
+def _over_interval(accuracy: Accuracy | None) -> str:
+    over = accuracy.over_majority if accuracy is not None else None
+    return difference_interval(over.ci95) if over is not None and known(over.ci95) else ""
+
+
+def _f1_interval(accuracy: Accuracy | None) -> str:
+    f1 = accuracy.macro_f1 if accuracy is not None else None
+    return decimal_interval(f1.ci95) if f1 is not None and known(f1.ci95) else ""
+
+
+def _true_share(result: Result, label: str | None) -> str:
+    """How often a label is the right answer."""
+    baselines = result.baselines
+    if baselines is None or label not in baselines.label_counts or not baselines.n:
+        return MISSING
+    return percent(baselines.label_counts[label] / baselines.n)
+
+
+def _by_label(result: Result) -> dict[str, Any]:
+    """How often each learner is right on each label's queries, a row a label."""
+    keys = [key for key in learners_in_order(result.accuracy) if result.accuracy[key].per_label]
+    labels = dict.fromkeys(label for key in keys for label in result.accuracy[key].per_label)
+    counts = result.baselines.label_counts if result.baselines is not None else {}
+    rows = []
+    for label in labels:
+        found = [result.accuracy[key].per_label.get(label) for key in keys]
+        cells = [
+            {"mean": "", "interval": ""}
+            if each is None
+            else {"mean": share(each), "interval": share_interval(each).replace(MISSING, "")}
+            for each in found
+        ]
+        rows.append({"label": label.strip(), "queries": count(counts.get(label)), "cells": cells})
+    return {"learners": [learner_style(key) for key in keys], "rows": rows}
 
 
 def _pair_rows(result: Result) -> list[dict[str, str]]:
@@ -236,8 +290,8 @@ def _similarity_rows(result: Result) -> list[dict[str, Any]]:
     return [
         {
             "measure": measure_of(key),
-            "mean": decimal(result.similarity[key].mean),
-            "interval": decimal_interval(result.similarity[key].ci95) if known(result.similarity[key].ci95) else "",
+            "mean": score(key, result.similarity[key]),
+            "interval": score_interval(key, result.similarity[key]).replace(MISSING, ""),
             "rounding": _by_rounding(result.similarity[key].rounding),
             "n": count(result.similarity[key].n),
             "random": decimal(random[key].mean) if key in random else "",
@@ -289,11 +343,11 @@ def _control_table(result: Result) -> dict[str, Any]:
     for key in in_order(result.similarity):
         beside = [result.controls[control].get(key) for control in controls]
         if any(beside):
-            cells = [_cell(each) for each in [result.similarity[key], *beside]]
+            cells = [_cell(key, each) for each in [result.similarity[key], *beside]]
             rows.append({"title": measure_of(key).title, "cells": cells})
     answered = [result.controls[control].get("accuracy") for control in controls]
     if any(answered):
-        cells = [{"mean": "", "interval": ""}, *(_cell(each, share=True) for each in answered)]
+        cells = [{"mean": "", "interval": ""}, *(_cell("accuracy", each) for each in answered)]
         rows.append({"title": "accuracy of the control's learner", "cells": cells})
     kinds = [control_of(control).kind for control in controls]
     return {
@@ -303,14 +357,12 @@ def _control_table(result: Result) -> dict[str, Any]:
     }
 
 
-def _cell(estimate: Estimate | None, share: bool = False) -> dict[str, str]:
+def _cell(measure: str, estimate: Estimate | None) -> dict[str, str]:
     if estimate is None:
         return {"mean": "", "interval": ""}
-    if share:
-        interval = percent_interval(estimate.ci95) if known(estimate.ci95) else ""
-        return {"mean": percent(estimate.mean), "interval": interval}
-    interval = decimal_interval(estimate.ci95) if known(estimate.ci95) else ""
-    return {"mean": decimal(estimate.mean), "interval": interval}
+    if measure == "accuracy":
+        return {"mean": share(estimate), "interval": share_interval(estimate).replace(MISSING, "")}
+    return {"mean": score(measure, estimate), "interval": score_interval(measure, estimate).replace(MISSING, "")}
 
 
 def _published_rows(result: Result) -> list[dict[str, Any]]:
@@ -338,9 +390,9 @@ def _rec2ftp_rows(result: Result) -> list[dict[str, str]]:
         {
             "name": "Rec2FTP",
             "meaning": "finetuning right, ICL right, zero-shot wrong / finetuning right, zero-shot wrong",
-            "value": percent(found.mean),
+            "value": MISSING if is_few(found) else percent(found.mean),
             "counts": _counts(details, "numerator", "denominator") or f"n = {count(found.n)}",
-            "interval": percent_interval(found.ci95),
+            "interval": share_interval(found),
         }
     ]
     for key, name, meaning in (
@@ -355,14 +407,17 @@ def _rec2ftp_rows(result: Result) -> list[dict[str, str]]:
     ):
         if key not in details:
             continue
-        value = details[key]
+        # A ratio of few answers is its counts alone; the lift has those of Rec2FTP.
+        under = found.n if key == "lift" else finite(details.get(f"{key}_denominator"))
+        few = under is not None and under < FEWEST_FOR_INTERVAL
+        value = None if few else details[key]
         rows.append(
             {
                 "name": name,
                 "meaning": meaning,
                 "value": _points(value) if key == "lift" else percent(value),
                 "counts": _counts(details, f"{key}_numerator", f"{key}_denominator"),
-                "interval": _points_interval(details.get(f"{key}_ci95")) if key == "lift" else "",
+                "interval": _points_interval(details.get(f"{key}_ci95")) if key == "lift" and not few else "",
             }
         )
     return rows
@@ -454,8 +509,28 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
                 "Bootstrap over seeds and, independently, over the queries that all seeds share. Two that overlap are "
                 "not told apart here.",
             ),
-            ("n", "Numbers that a mean stands on: (seed, query) pairs, or the denominator of a ratio."),
+            (
+                "n",
+                "Numbers that a mean is taken over: (seed, query) pairs, or the denominator of a ratio. A share of "
+                f"fewer than {FEWEST_FOR_INTERVAL} is shown as a count, without an interval.",
+            ),
         ]
+    if majority_level(result) is not None:
+        terms.append(
+            (
+                "majority baseline",
+                "Accuracy of always giving the answer that is right most often among the reported queries themselves: "
+                "what a learner must exceed before its accuracy shows that anything was learned.",
+            )
+        )
+    if any(each.macro_f1 is not None for each in result.accuracy.values()):
+        terms.append(
+            (
+                "macro-F1",
+                "Mean over labels of the F1 score, 2 right / (answered + true): one answer to everything scores low on "
+                "it however common its label is.",
+            )
+        )
     if result.against_icl:
         terms += AGAINST_GLOSSARY
     if any(control_of(key).kind == "floor" for key in named):

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dualform.report.categories import category
+
 
 @dataclass(frozen=True)
 class LearnerStyle:
@@ -84,7 +86,7 @@ def learner_style(key: str) -> LearnerStyle:
                 f"{known.meaning.rstrip('.')}, at the learning rate {rate:g}.",
                 _by_key(key, RATE_COLOURS),
             )
-    return LearnerStyle(key, key, key, "", _by_key(key, SPARE_COLOURS))
+    return LearnerStyle(key, category(key), key, "", _by_key(key, SPARE_COLOURS))
 
 
 def _parts(key: str) -> tuple[str, float | None]:

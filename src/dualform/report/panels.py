@@ -31,12 +31,25 @@ def panel_title(text: str) -> alt.TitleParams:
     return alt.TitleParams(text, anchor="start", frame="group", fontSize=12, fontWeight="bold", offset=20, limit=420)
 
 
-def line_at(value: float, name: str, scale: alt.Scale, axis: alt.Axis) -> list[alt.Chart]:
-    """A dashed vertical line with its name above."""
+NAME_HEIGHT = 12
+"""Pixels from the name of one line to that of the next above it."""
+
+
+def baseline_lines(levels: Sequence[tuple[float, str]], scale: alt.Scale, axis: alt.Axis) -> list[alt.Chart]:
+    """A line for each baseline of accuracy, their names above one another so that close ones can be read."""
+    return [
+        layer
+        for number, (value, name) in enumerate(levels)
+        for layer in line_at(value, name, scale, axis, above=4 + number * NAME_HEIGHT)
+    ]
+
+
+def line_at(value: float, name: str, scale: alt.Scale, axis: alt.Axis, above: int = 4) -> list[alt.Chart]:
+    """A dashed vertical line with its name above, so many pixels from the plot."""
     base = alt.Chart(alt.Data(values=[{"at": value}])).encode(x=alt.X("at:Q", scale=scale, axis=axis))
     line = base.mark_rule(strokeDash=[4, 4], color=MEASURE_COLOUR, strokeWidth=1.5)
     text = base.mark_text(align="center", baseline="bottom", color=MEASURE_COLOUR, fontSize=11).encode(
-        y=alt.value(-4), text=alt.value(name)
+        y=alt.value(-above), text=alt.value(name)
     )
     return [line.encode(tooltip=alt.Tooltip("at:Q", format=".1%", title=name)), text]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
-from dualform.result import Estimate
+from dualform.result import FEWEST_FOR_INTERVAL, Estimate
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -54,10 +54,36 @@ def hundredths_interval(interval: Any) -> str:
     return MISSING if ends is None else f"{hundredths(ends[0])} to {hundredths(ends[1])}"
 
 
+def is_few(estimate: Estimate) -> bool:
+    """Whether a share is of so few answers that it is reported as a count, without interval and verdict."""
+    return 0 < estimate.n < FEWEST_FOR_INTERVAL
+
+
+def counted(k: float | None, n: int) -> str:
+    """`3 of 4`; a dash without a number."""
+    return MISSING if k is None else f"{round(k):,} of {n:,}"
+
+
+def share(estimate: Estimate) -> str:
+    """A share of answers as `72.1 %`, one of few answers as `3 of 4`."""
+    mean = finite(estimate.mean)
+    if mean is not None and is_few(estimate):
+        k = mean * estimate.n
+        # A mean over seeds that differ in how many answers they have is no count.
+        if abs(k - round(k)) < 0.01:
+            return counted(k, estimate.n)
+    return percent(mean)
+
+
+def share_interval(estimate: Estimate) -> str:
+    """Its interval, as `70.2 to 73.9 %`; a dash for one of few answers, whatever the file holds."""
+    return MISSING if is_few(estimate) else percent_interval(estimate.ci95)
+
+
 def share_with_interval(estimate: Estimate) -> str:
-    """`72.1 % (70.2 to 73.9 %)`; the share alone without an interval."""
-    interval = f" ({percent_interval(estimate.ci95)})" if known(estimate.ci95) else ""
-    return percent(estimate.mean) + interval
+    """`72.1 % (70.2 to 73.9 %)`; the share alone without an interval, `3 of 4` for few answers."""
+    interval = share_interval(estimate)
+    return share(estimate) + ("" if interval == MISSING else f" ({interval})")
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.categories import category
 from dualform.report.measures import measure_of
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
@@ -86,7 +87,7 @@ def gain_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
     if not rows:
         return None
     reach = max(abs(row["gain"]) for own in rows.values() for row in own) or 1.0
-    tasks, names = _tasks(found), list(slices(found))
+    tasks, names = _tasks(found), _names(found)
     for own in rows.values():
         for row in own:
             # The middle of the scale is pale, its ends are dark.
@@ -99,7 +100,7 @@ def gain_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
 def likeness_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
     """Each measure's place between floor, 0, and ceiling, 1, by task and model; one panel a measure."""
     found = compared(sweep)
-    names = list(slices(found))
+    names = _names(found)
     if len(found) > MOST_GROUPS or len(names) > MOST_SLICES:
         return None
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -127,7 +128,7 @@ def cost_by_model_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
     if len(rows) < 2:
         return None
     keys = learners_in_order(dict.fromkeys(row["key"] for row in rows))
-    names = [name for name in by_slice if any(row["model"] == name for row in rows)]
+    names = [name for name in map(category, by_slice) if any(row["model"] == name for row in rows)]
     shares = [row["accuracy"] for row in rows]
     margin = max(0.02, 0.1 * (max(shares) - min(shares)))
     colour = learner_colours(keys, legend=_legend(columns=2))
@@ -293,7 +294,7 @@ def _about(key: str, group: SweepGroup) -> dict[str, Any]:
     return {
         "key": key,
         "learner": learner_style(key).title,
-        "task": group.task or "",
+        "task": category(group.task or ""),
         "group": group_name(group),
     }
 
@@ -319,7 +320,7 @@ def _gain_row(key: str, group: SweepGroup, result: Result) -> dict[str, Any] | N
     if gain is None:
         return None
     return _about(key, group) | {
-        "model": next(iter(slices([(group, result)]))),
+        "model": category(next(iter(slices([(group, result)])))),
         "gain": 100 * gain,
         "accuracy": accuracy_of(key)(result),
     }
@@ -382,8 +383,8 @@ def _place_row(key: str, group: SweepGroup, result: Result) -> dict[str, Any] | 
 
     return {
         "measure": measure_of(key).title,
-        "task": group.task or "",
-        "model": next(iter(slices([(group, result)]))),
+        "task": category(group.task or ""),
+        "model": category(next(iter(slices([(group, result)])))),
         "group": group_name(group),
         "mean": shown(mean),
         "low": shown(low),
@@ -461,7 +462,7 @@ def _cost_rows(name: str, own: Found) -> list[dict[str, Any]]:
                 {
                     "key": key,
                     "learner": learner_style(key).title,
-                    "model": name,
+                    "model": category(name),
                     "flops": flops.mean,
                     "accuracy": accuracy.mean,
                     "tasks": accuracy.n,
@@ -545,7 +546,12 @@ def _axis_panel(
 
 
 def _tasks(found: Found) -> list[str]:
-    return list(dict.fromkeys(group.task or "" for group, _ in found))
+    return list(dict.fromkeys(category(group.task or "") for group, _ in found))
+
+
+def _names(found: Found) -> list[str]:
+    """Models with their options, as categories."""
+    return [category(name) for name in slices(found)]
 
 
 def _shapes(n: int) -> list[str]:

@@ -4,8 +4,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dualform.report.against_words import break_even
-from dualform.report.measures import DETAIL_TITLES, control_of, in_order, measure_of
+from dualform.report.against_words import break_even, recovered_share
+from dualform.report.baseline_words import baseline_rows
+from dualform.report.measures import DETAIL_TITLES, control_of, in_order, measure_of, score, score_interval
 from dualform.report.numerals import (
     MISSING,
     count,
@@ -13,12 +14,11 @@ from dualform.report.numerals import (
     decimal_interval,
     finite,
     percent,
-    percent_interval,
     scaled,
     significant,
 )
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import hundredths
+from dualform.report.phrases import hundredths, share, share_interval
 from dualform.report.words import collapsed
 from dualform.result import Result, Similarity
 
@@ -31,16 +31,48 @@ def accuracy_table(result: Result) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for key in learners_in_order(result.accuracy):
         each = result.accuracy[key]
-        share = result.predictions[key].majority_share if key in result.predictions else None
+        top = result.predictions[key].majority_share if key in result.predictions else None
         against = result.against_icl.get(key)
         table.add_row(
             _name(learner_style(key).title),
-            percent(each.mean),
-            percent_interval(each.ci95),
+            share(each),
+            share_interval(each),
             count(each.n),
             # Said in a sign as well as in colour: a terminal may have none.
-            Text(percent(share) + " !", style="bold red") if key in collapsed(result) else Text(percent(share)),
-            *([percent(against.agreement.mean) if against else ""] if result.against_icl else []),
+            Text(percent(top) + " !", style="bold red") if key in collapsed(result) else Text(percent(top)),
+            *([share(against.agreement) if against else ""] if result.against_icl else []),
+        )
+    blank = [""] * (2 if result.against_icl else 1)
+    for name, level in baseline_rows(result):
+        n = count(result.baselines.n) if result.baselines is not None else ""
+        table.add_row(_name(name), percent(level), "", n, *blank, style="italic")
+    return table
+
+
+def by_label_table(result: Result) -> Table:
+    """Macro-F1, and the label that is answered rightly least often; one row a learner. The page has every label.
+
+    Without rows where answers are free-text choices, whose numbers are no classes.
+    """
+    table = Table(title="By label", title_justify="left")
+    table.add_column("learner", overflow="fold")
+    for name in ("macro-F1", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("least right on", overflow="fold")
+    for name in ("accuracy", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key in learners_in_order(result.accuracy):
+        each = result.accuracy[key]
+        if each.macro_f1 is None or not each.per_label:
+            continue
+        label, worst = min(each.per_label.items(), key=lambda item: finite(item[1].mean) or 0.0)
+        table.add_row(
+            _name(learner_style(key).title),
+            decimal(each.macro_f1.mean),
+            decimal_interval(each.macro_f1.ci95),
+            _name(label.strip()),
+            share(worst),
+            share_interval(worst),
         )
     return table
 
@@ -55,9 +87,9 @@ def against_table(result: Result) -> Table:
         each = result.against_icl[key]
         table.add_row(
             _name(learner_style(key).title),
-            percent(each.agreement.mean),
-            percent_interval(each.agreement.ci95),
-            percent(each.recovered.mean),
+            share(each.agreement),
+            share_interval(each.agreement),
+            recovered_share(each),
             break_even(result, key, kept=False),
             break_even(result, key, kept=True),
         )
@@ -79,8 +111,8 @@ def similarity_table(result: Result) -> Table:
     for key in in_order(result.similarity):
         each = result.similarity[key]
         control = decimal(random[key].mean) if key in random else ""
-        interval = decimal_interval(each.ci95)
-        table.add_row(_name(measure_of(key).title), decimal(each.mean), interval, count(each.n), control)
+        interval = score_interval(key, each)
+        table.add_row(_name(measure_of(key).title), score(key, each), interval, count(each.n), control)
         for name, mean, ends, n in companions(key, each):
             table.add_row(_name(f"  {name}"), decimal(mean), ends, n, "")
     return table
@@ -112,7 +144,7 @@ def _calibrated_table(result: Result) -> Table:
         scale = (
             ["", "", ""] if place is None else [decimal(place.floor), decimal(place.ceiling), hundredths(place.mean)]
         )
-        table.add_row(_name(measure_of(key).title), decimal(each.mean), decimal_interval(each.ci95), *scale)
+        table.add_row(_name(measure_of(key).title), score(key, each), score_interval(key, each), *scale)
         for name, mean, ends, _ in companions(key, each):
             # Not by spaces, so that a second line stands below the first.
             table.add_row(Padding(_name(name), (0, 0, 0, 2)), decimal(mean), ends, "", "", "")

@@ -9,6 +9,12 @@ place between floor and ceiling where it has one.
 from collections.abc import Sequence
 from typing import Literal
 
+from dualform.report.baseline_words import (
+    above_guessing,
+    guessing_sentences,
+    not_above_guessing,
+)
+from dualform.report.baseline_words import chance_level as chance_level
 from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
 from dualform.report.numerals import (
     count,
@@ -27,12 +33,14 @@ from dualform.report.phrases import (
     difference_interval,
     hundredths,
     hundredths_interval,
+    is_few,
     listed,
     plural,
     points,
+    share,
 )
 from dualform.report.rounding_words import rounding_sentences
-from dualform.result import Accuracy, Calibrated, Estimate, PairedTest, Result
+from dualform.result import FEWEST_FOR_INTERVAL, Accuracy, Calibrated, Estimate, PairedTest, Result
 
 COLLAPSED_ABOVE = 0.9
 """Share of the most frequent predicted label above which a learner counts as collapsed into one class."""
@@ -60,17 +68,19 @@ def verdict(result: Result) -> list[str]:
         Plain sentences without markup. They may contain text of the task (label words), so escape them before
         they go into a page. Empty where the result holds no numbers.
     """
-    sentences = _best_learner(result) + _icl_beside_ft(result) + _likeness(result) + _recovered(result)
+    sentences = _best_learner(result)
+    guessing = guessing_sentences(result)
+    # Where the best is no better than guessing, that comes first: all that follows depends on it.
+    best = best_learners(result)
+    if guessing and all(above_guessing(result, key) is not True for key in best):
+        sentences = guessing + sentences
+    else:
+        sentences += guessing
+    sentences += _icl_beside_ft(result) + _likeness(result) + _recovered(result) + _nothing_learned(result)
     judged = judged_by(result)
     sentences += rounding_sentences(result, None if judged is None else judged[0])
-    sentences += _collapse(result) + _near_chance(result)
+    sentences += _collapse(result)
     return sentences + _how_much_it_stands_on(result) if sentences else []
-
-
-def chance_level(result: Result) -> float | None:
-    """Accuracy of guessing uniformly, 1 / number of labels; None where the task lists no labels."""
-    label_words = result.task.get("label_words")
-    return 1 / len(label_words) if isinstance(label_words, Sequence) and len(label_words) > 0 else None
 
 
 def overlap(first: Estimate, second: Estimate) -> bool | None:
@@ -96,6 +106,9 @@ def _means(result: Result) -> dict[str, float]:
     return {key: mean for key, mean in found.items() if mean is not None}
 
 
+_TOO_FEW = f"Fewer than {FEWEST_FOR_INTERVAL} answers are too few to compare learners by."
+
+
 def _best_learner(result: Result) -> list[str]:
     best = best_learners(result)
     if not best:
@@ -105,6 +118,8 @@ def _best_learner(result: Result) -> list[str]:
         return [f"{capital(_nouns(best))} share the highest mean accuracy, {_share(first)}."]
     sentence = f"{capital(_noun(best[0]))} has the highest mean accuracy, {_share(first)}."
     others = [key for key in _means(result) if key not in best]
+    if is_few(first):
+        return [f"{sentence} {_TOO_FEW}"]
     touching = {key: overlap(first, result.accuracy[key]) for key in others}
     unknown = [key for key in others if touching[key] is None]
     level = [key for key in others if touching[key]]
@@ -124,6 +139,8 @@ def _icl_beside_ft(result: Result) -> list[str]:
     if not {"icl", "ft"} <= set(_means(result)):
         return []
     icl, ft = result.accuracy["icl"], result.accuracy["ft"]
+    if is_few(icl) or is_few(ft):
+        return []
     gap = 100 * (_means(result)["icl"] - _means(result)["ft"])
     if gap == 0:
         place = "ICL and finetuning have the same mean accuracy"
@@ -158,7 +175,12 @@ def paired_test(result: Result, first: str, second: str) -> PairedTest | None:
 
 
 def generality(test: PairedTest) -> Generality:
-    """What a difference holds for, at the level `LEVEL`; a test that could not be made shows nothing."""
+    """What a difference holds for, at the level `LEVEL`.
+
+    A test that could not be made, or of fewer than `FEWEST_FOR_INTERVAL` answers, shows nothing.
+    """
+    if test.n < FEWEST_FOR_INTERVAL:
+        return "neither"
     queries, seeds = (number is not None and number < LEVEL for number in map(finite, (test.p_queries, test.p_seeds)))
     if queries and seeds:
         return "both"
@@ -420,6 +442,11 @@ def _recovered(result: Result) -> list[str]:
             "Rec2FTP has no value."
         ]
     fixed = "1 answer" if found.n == 1 else f"{count(found.n)} answers"
+    if is_few(found):
+        return [
+            f"Of {fixed} that finetuning put right, context put right {share(found).split(' of ')[0]}: fewer than "
+            f"{FEWEST_FOR_INTERVAL} such answers are too few to say whether the two correct the same ones."
+        ]
     sentence = f"Of {fixed} that finetuning put right, context put right {_share(found, n=False)}"
     # Rec2FTP and its chance level stand on the same answers, so only the interval of their difference tells them apart.
     chance, interval = finite(found.details.get("chance")), known(found.details.get("lift_ci95") or (None, None))
@@ -443,20 +470,23 @@ def _collapse(result: Result) -> list[str]:
         answer = "one label" if each.majority_label is None else f"“{each.majority_label.strip()}”"
         sentences.append(
             f"{capital(_noun(key))} has collapsed into one class: it answers {answer} to "
-            f"{percent(each.majority_share)} of the queries, so its accuracy says little."
+            f"{percent(each.majority_share)} of the queries{_true_share(result, each.majority_label)}, so its accuracy "
+            "says little."
         )
     return sentences
 
 
-def _near_chance(result: Result) -> list[str]:
-    chance = chance_level(result)
-    if chance is None:
+def _nothing_learned(result: Result) -> list[str]:
+    """A caution to likeness and Rec2FTP where one side is not shown to have learned the task."""
+    if not {"icl", "ft"} <= set(result.accuracy) or not result.similarity:
         return []
-    intervals = {key: known(result.accuracy[key].ci95) for key in _means(result)}
-    level = [key for key, ends in intervals.items() if ends and ends[0] <= chance <= ends[1]]
+    level = not_above_guessing(result, ("icl", "ft"))
     if not level:
         return []
-    return [f"Not told apart from guessing ({percent(chance)}): {_nouns(level)}."]
+    return [
+        f"Since {_nouns(level)} {'is' if len(level) == 1 else 'are'} not shown to answer better than guessing, what is "
+        "alike here need not be anything that was learned."
+    ]
 
 
 def _how_much_it_stands_on(result: Result) -> list[str]:
@@ -465,7 +495,7 @@ def _how_much_it_stands_on(result: Result) -> list[str]:
     if smallest < SMALL_BELOW:
         sentences.append(f"The accuracies stand on as few as {smallest} answers: read them as a first look.")
     recovered = result.similarity.get("rec2ftp")
-    if recovered is not None and 0 < recovered.n < SMALL_BELOW:
+    if recovered is not None and FEWEST_FOR_INTERVAL <= recovered.n < SMALL_BELOW:
         sentences.append(f"Rec2FTP stands on {recovered.n} of them: a small number.")
     seeds = {len(each.per_seed) for each in result.accuracy.values()}
     if seeds == {1}:
@@ -490,8 +520,18 @@ def cost_sentence(result: Result) -> str | None:
     return sentence + "."
 
 
+def _true_share(result: Result, label: str | None) -> str:
+    """How often that answer is the right one; nothing where it is not known."""
+    baselines = result.baselines
+    if baselines is None or label not in baselines.label_counts or not baselines.n:
+        return ""
+    return f" (right for {percent(baselines.label_counts[label] / baselines.n)} of them)"
+
+
 def _share(estimate: Estimate | Accuracy, n: bool = True) -> str:
-    """`72.1 % (95 % interval 70.2 to 73.9 %, n = 2000)`."""
+    """`72.1 % (95 % interval 70.2 to 73.9 %, n = 2000)`; `3 of 4` for few answers."""
+    if is_few(estimate):
+        return share(estimate)
     parts = [f"95 % interval {percent_interval(estimate.ci95)}"] if known(estimate.ci95) else []
     parts += [f"n = {estimate.n}"] if n else []
     return percent(estimate.mean) + (f" ({', '.join(parts)})" if parts else "")

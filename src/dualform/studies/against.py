@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dualform.ops.bootstrap import clustered_bootstrap_of
-from dualform.result import Against, Cost, Estimate
+from dualform.result import FEWEST_FOR_INTERVAL, Against, Cost, Estimate
 from dualform.studies.statistics import Statistics
 
 
@@ -30,8 +30,9 @@ def against_icl(
     right = {name: (answer == labels).double() for name, answer in answers.items()}
     return {
         name: Against(
-            agreement=stats.estimate((answers[name] == answers["icl"]).double()),
+            agreement=stats.share((answers[name] == answers["icl"]).double()),
             recovered=recovered(right[name], right["zsl"], right["icl"], stats),
+            gained=round(float((right["icl"] - right["zsl"]).sum())),
             break_even=break_even(costs[name], costs["icl"], kept=False),
             break_even_kept=break_even(costs[name], costs["icl"], kept=True),
         )
@@ -44,14 +45,17 @@ def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Est
     """Share of ICL's gain over zero-shot that a learner has, from who was right, `(seed, example)` each.
 
     Returns:
-        A ratio of totals. Its mean is None where ICL gained nothing, its interval where the run is not sure (97.5 %)
-        that it did: resamples without a gain have no share, and an interval over the others would speak of them alone.
+        A ratio of totals. Its mean is None where ICL gained nothing, its interval where fewer than
+        `FEWEST_FOR_INTERVAL` answers separate ICL from zero-shot or the run is not sure (97.5 %) that ICL gained:
+        resamples without a gain have no share, and an interval over the others would speak of them alone.
     """
     columns = torch.stack([right - zsl, icl - zsl], dim=-1)
     totals = columns.flatten(0, 1).sum(0)
     n = columns.shape[0] * columns.shape[1]
     if totals[1] <= 0:
         return Estimate(mean=None, ci95=(None, None), n=n)
+    if int((columns[..., 1] != 0).sum()) < FEWEST_FOR_INTERVAL:
+        return Estimate(mean=float(totals[0] / totals[1]), ci95=(None, None), n=n)
     gain, _ = _interval(columns, stats, lambda each: each[..., 1])
     ends = _interval(columns, stats, lambda each: each[..., 0] / each[..., 1]) if gain > 0 else (None, None)
     return Estimate(mean=float(totals[0] / totals[1]), ci95=ends, n=n)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dualform.ops.bootstrap import clustered_bootstrap_of, clustered_resamples_of
 from dualform.ops.permutation import adjusted_for_discoveries, sign_flip_p
 from dualform.ops.power import minimum_detectable
-from dualform.result import Calibrated, Estimate
+from dualform.result import FEWEST_FOR_INTERVAL, Calibrated, Estimate
 
 FLOORS = (
     "random",
@@ -47,8 +47,8 @@ STATES = (
 )
 """Measures that compare states, and not changes from zero-shot."""
 
-FEWEST_FIXED = 10
-"""A control that put fewer answers right gives no Rec2FTP that a floor or ceiling could stand on."""
+FEWEST_FIXED = FEWEST_FOR_INTERVAL
+"""A control that put fewer answers right gives no Rec2FTP that a floor or ceiling could be made of."""
 
 
 def floors_of(measure: str) -> tuple[str, ...]:
@@ -138,6 +138,8 @@ def calibrate(
         return Estimate(mean=mean, ci95=ends or (None, None), n=int(there.sum()))
 
     difference = torch.cat([score_columns, kept[floor].columns], -1)
+    # Where score and floor differ by one and the same number everywhere, nothing shows how much they would vary.
+    detectable = minimum_detectable(_interval(_difference, difference, n_resamples)) or None
     best = against(floor, bias)
     return Calibrated(
         **best.model_dump(),
@@ -146,7 +148,7 @@ def calibrate(
         floor=finite[floor],
         floor_bias=bias,
         ceiling=float(_ceiling(torch.cat(ceiling_columns, -1)[there].sum(0, keepdim=True))),
-        minimum_detectable=minimum_detectable(_interval(_difference, difference, n_resamples)),
+        minimum_detectable=detectable,
         by_control={name: against(name) for name in others},
     )
 

@@ -4,8 +4,10 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 
 from dualform.models.language_model import LanguageModel
+from dualform.result import Baselines
 from dualform.studies.bench import Bench
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.task import Example, Task
@@ -55,6 +58,16 @@ class Asked:
             separator=bench.encoder.tokens.names(bench.encoder.separator),
         )
 
+    @cached_property
+    def baselines(self) -> Baselines:
+        """Chance and majority baseline on the reported queries."""
+        return baselines_of(self.task, self.examples)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Right answers of the reported queries, `(example,)`."""
+        return torch.tensor([example.label for example in self.examples])
+
     def answer_name(self, label: int) -> str:
         """What to call a label in tables: its word, or its number among free-text choices."""
         words = self.task.label_words
@@ -95,6 +108,34 @@ def task_facts(asked: Asked) -> dict[str, Any]:
         "n_selection": asked.n_selection,
         "selection_split": asked.selection_split,
     }
+
+
+def baselines_of(task: Task, examples: Sequence[Example]) -> Baselines:
+    """What answerers that read no query score on these queries."""
+    labels = [example.label for example in examples]
+    choices = [len(task.answers(example)) for example in examples]
+    n_answers = max(choices)
+    counts = [labels.count(label) for label in range(n_answers)]
+    names = task.label_words or tuple(map(str, range(n_answers)))
+    majority = counts.index(max(counts))
+    return Baselines(
+        chance=sum(1 / n for n in choices) / len(choices),
+        majority=counts[majority] / len(labels),
+        majority_label=names[majority],
+        label_counts=dict(zip(names, counts, strict=True)),
+        n=len(labels),
+    )
+
+
+def baseline_notes(task: Task, baselines: Baselines) -> list[str]:
+    """What must be known about accuracies that are compared with these baselines."""
+    if baselines.majority == 1.0 and baselines.n > 1:
+        what = f"choice {baselines.majority_label}" if task.is_multiple_choice else f"“{baselines.majority_label}”"
+        return [
+            f"The right answer to all {baselines.n} reported queries is {what}: accuracy here says only how often a "
+            "learner gives that one answer. Report queries of every label."
+        ]
+    return []
 
 
 def environment(device: torch.device | str, seconds: float) -> dict[str, Any]:

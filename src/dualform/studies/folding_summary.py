@@ -24,9 +24,9 @@ from dualform.result import (
 )
 from dualform.studies.against import recovered
 from dualform.studies.bench import Drawn
-from dualform.studies.facts import Asked, task_facts
+from dualform.studies.facts import Asked, baseline_notes, task_facts
 from dualform.studies.folding_config import Fold, FoldingConfig, PlannedPoint
-from dualform.studies.statistics import Statistics
+from dualform.studies.statistics import Statistics, commonest
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,9 @@ def summarise_folding(
     def zero_shot(task: str = "") -> Tensor:
         return right([base[f"answers/{task}"]] * len(seeds), task)
 
+    def majority(task: str) -> float:
+        return float((labels[task] == commonest(labels[task])).double().mean())
+
     default = config.default
     points, notes = [], []
     for planned in config.points(int(model["n_layers"])):
@@ -101,23 +104,25 @@ def summarise_folding(
         transfer.append(
             Transfer(
                 task=task,
-                zero_shot=stats.estimate(before[:1]),
-                folded=stats.estimate(folded),
-                difference=stats.estimate(folded - before),
+                zero_shot=stats.share(before[:1]),
+                folded=stats.share(folded),
+                difference=stats.difference(folded - before),
+                majority=majority(task),
             )
         )
-    alone = stats.estimate(right([one.folds[default].tensors["answers"] for one in seeds]))
+    alone = stats.share(right([one.folds[default].tensors["answers"] for one in seeds]))
     compositions = [
         Composition(
             parts=[config.task, task],
             accuracy={
-                config.task: stats.estimate(right([one.elsewhere[task]["sum_here"] for one in seeds])),
-                task: stats.estimate(right([one.elsewhere[task]["sum"] for one in seeds], task)),
+                config.task: stats.share(right([one.elsewhere[task]["sum_here"] for one in seeds])),
+                task: stats.share(right([one.elsewhere[task]["sum"] for one in seeds], task)),
             },
             alone={
                 config.task: alone,
-                task: stats.estimate(right([one.elsewhere[task]["alone"] for one in seeds], task)),
+                task: stats.share(right([one.elsewhere[task]["alone"] for one in seeds], task)),
             },
+            majority={config.task: asked.baselines.majority, task: majority(task)},
         )
         for task in config.compose
     ]
@@ -132,17 +137,24 @@ def summarise_folding(
         model=model,
         task=task_facts(asked),
         demonstrations=_demonstrations(config, seeds),
+        baselines=asked.baselines,
         folding=Folding(
-            zero_shot=stats.estimate(zero_shot()[:1]),
-            icl=stats.estimate(right([one.prompted[config.k] for one in seeds])),
-            ft=stats.estimate(right(trained)) if len(trained) == len(seeds) else None,
+            zero_shot=stats.share(zero_shot()[:1]),
+            icl=stats.share(right([one.prompted[config.k] for one in seeds])),
+            ft=stats.share(right(trained)) if len(trained) == len(seeds) else None,
             points=points,
             perplexity=_perplexity(config, base, [one.folds[default] for one in seeds], stats),
             transfer=transfer,
             compositions=compositions,
         ),
         trials=[trial for one in seeds for trial in one.trials],
-        warnings=[*model.get("notes", ()), *asked.notes, *asked.task.notes, *notes],
+        warnings=[
+            *model.get("notes", ()),
+            *asked.notes,
+            *asked.task.notes,
+            *baseline_notes(asked.task, asked.baselines),
+            *notes,
+        ],
     )
 
 
@@ -180,10 +192,11 @@ def _point(
     return FoldPoint(
         axis=planned.axis,
         value=planned.value,
-        accuracy=stats.estimate(right(tables)),
-        icl=stats.estimate(right(prompted)),
-        agreement=stats.estimate(same),
+        accuracy=stats.share(right(tables)),
+        icl=stats.share(right(prompted)),
+        agreement=stats.share(same),
         recovered=recovered(right(tables), zero_shot, right(prompted), stats),
+        gained=round(float((right(prompted) - zero_shot).sum())),
         strength=None if None in strengths else sum(strengths) / len(strengths),
         adapt_flops=sum(outcome.about["adapt_flops"] for outcome in outcomes) / len(outcomes),
         query_tokens=sum(outcome.about["tokens"] for outcome in outcomes) / len(outcomes),

@@ -159,7 +159,7 @@ def _task(
         task=name,
         k=min(int(run.about["k"][name]) for run in own.values()),
         chance=float(truth.bincount().max() / len(truth)),
-        accuracy=Statistics(config.resamples, tuple(map(str, own))).estimate(torch.stack(list(accuracy.values()))),
+        accuracy=Statistics(config.resamples, tuple(map(str, own))).share(torch.stack(list(accuracy.values()))),
         difference=None
         if beside is None
         else paired(both, *([float(of[seed].mean()) for seed in both] for of in (accuracy, baseline))),

@@ -21,6 +21,7 @@ from torch import Tensor
 from dualform._version import __version__
 from dualform.ops.bootstrap import clustered_bootstrap_of
 from dualform.result import (
+    FEWEST_FOR_INTERVAL,
     Accuracy,
     Choice,
     ChoiceScore,
@@ -30,7 +31,7 @@ from dualform.result import (
     Selection,
     Trial,
 )
-from dualform.studies.facts import Asked, task_facts
+from dualform.studies.facts import Asked, baseline_notes, baselines_of, task_facts
 from dualform.studies.selection_config import SelectionConfig
 from dualform.studies.statistics import Statistics
 from dualform.tasks.task import Example
@@ -51,6 +52,9 @@ CHOICES: tuple[tuple[Select, SelectOn], ...] = (
     ("both", "report"),
 )
 """By whose accuracy, on which queries. Where nothing is chosen the report queries stand in for those chosen on."""
+
+COUNTED = ("rec2ftp", "agreement")
+"""Measures that are shares of answers."""
 
 # Mean log-probabilities nearer than this, nats, are equal: rounding must not decide between equal trials.
 _TIED = 1e-9
@@ -215,6 +219,8 @@ class Tables:
         resampled = self.optimism(select, select_on, learner, resamples)
         low, high = (resampled - resampled.mean()).quantile(resampled.new_tensor([0.025, 0.975])).tolist()
         n = min(self.of(learner)[name].right.shape[2] for name in (select_on, SETS[-1]))
+        if n < FEWEST_FOR_INTERVAL:
+            return Estimate(mean=found, ci95=(None, None), n=n)
         return Estimate(mean=found, ci95=(max(-1.0, found + low), min(1.0, found + high)), n=n)
 
 
@@ -343,7 +349,8 @@ def summarise_selection(config: SelectionConfig, asked: Asked, found: Found, env
             rows={str(one.seed): list(one.rows) for one in found.seeds},
             tokens={str(one.seed): one.prefix_tokens for one in found.seeds},
         ),
-        accuracy=summary.unchosen(),
+        baselines=asked.baselines,
+        accuracy=summary.unchosen(asked.task.label_words),
         trials=summary.trials(),
         selection=Selection(
             choices=choices,
@@ -351,11 +358,13 @@ def summarise_selection(config: SelectionConfig, asked: Asked, found: Found, env
             n_validation=sizes["validation"],
             n_report=sizes["report"],
             n_untouched=sizes["untouched"],
+            baselines={name: baselines_of(asked.task, examples) for name, examples in found.examples.items()},
         ),
         warnings=[
             *found.facts.get("notes", ()),
             *asked.task.notes,
             *asked.notes,
+            *baseline_notes(asked.task, asked.baselines),
             *_warnings(config, asked, found, choices),
         ],
     )
@@ -431,8 +440,8 @@ class _Summary:
             tables = self.tables.of(learner)
             tokens, trials = self.search(learner, select, select_on, seed)
             scores[learner] = ChoiceScore(
-                selected=stats.estimate(tables[select_on].right[seed, setting][None]),
-                untouched=stats.estimate(tables["untouched"].right[seed, setting][None]),
+                selected=stats.share(tables[select_on].right[seed, setting][None]),
+                untouched=stats.share(tables["untouched"].right[seed, setting][None]),
                 optimism=self.tables.optimism_estimate(select, select_on, learner, self._resamples),
                 tokens=tokens,
                 trials=trials,
@@ -446,7 +455,7 @@ class _Summary:
                 order=order,
                 learning_rate=self.config.grid[rate],
                 scores=scores,
-                similarity={name: _ratio(columns, stats) for name, columns in shares.items()},
+                similarity={name: _ratio(name, columns, stats) for name, columns in shares.items()},
             ),
             shares,
         )
@@ -506,21 +515,25 @@ class _Summary:
             )
             mean = float(_range(together.sum(dim=0, keepdim=True)))
             n = int(min(each[:, 1].sum() for each in columns))
-            found[name] = Estimate(mean=mean, ci95=(float(low), float(high)), n=n)
+            few = name in COUNTED and n < FEWEST_FOR_INTERVAL
+            found[name] = Estimate(mean=mean, ci95=(None, None) if few else (float(low), float(high)), n=n)
         return found
 
-    def unchosen(self) -> dict[str, Accuracy]:
+    def unchosen(self, label_words: Sequence[str] | None) -> dict[str, Accuracy]:
         """Accuracy on the report queries over all seeds, with nothing chosen."""
         seeds = self.found.ascending
         stats = Statistics(self.config.resamples, tuple(str(one.seed) for one in seeds))
         labels = torch.tensor([example.label for example in self.found.examples["report"]])
-        ft = self.tables.ft["report"]
-        right = {
-            "zsl": (self.found.zsl.argmax(dim=1) == labels).double().expand(len(seeds), -1),
-            "icl": self.tables.icl["report"].right[:, 0],
-            "ft": torch.stack([ft.right[place, _middle(there.tolist())] for place, there in enumerate(ft.compared)]),
+        middle = [self.config.grid[_middle(there.tolist())] for there in self.tables.ft["report"].compared]
+        tables = {
+            "zsl": [self.found.zsl] * len(seeds),
+            "icl": [one.icl["report"][0] for one in seeds],
+            "ft": [one.ft["report"][one.rates.index(rate)] for one, rate in zip(seeds, middle, strict=True)],
         }
-        return {learner: stats.accuracy(learner, values) for learner, values in right.items()}
+        return {
+            learner: stats.accuracy(learner, torch.stack([each.argmax(dim=1) for each in answers]), labels, label_words)
+            for learner, answers in tables.items()
+        }
 
     def trials(self) -> list[Trial]:
         """FT's trials; of each seed the best on the validation queries is marked."""
@@ -534,11 +547,12 @@ class _Summary:
         ]
 
 
-def _ratio(columns: Tensor, stats: Statistics) -> Estimate:
+def _ratio(measure: str, columns: Tensor, stats: Statistics) -> Estimate:
     """`(example, 2)` -> the ratio of its totals."""
     above, below = columns.sum(dim=0).tolist()
-    low, high = stats.ratio(columns[None, :, 0], columns[None, :, 1])
-    return Estimate(mean=above / below if below else None, ci95=(low, high), n=int(below))
+    interval = stats.share_interval if measure in COUNTED else stats.ratio
+    ends = interval(columns[None, :, 0], columns[None, :, 1])
+    return Estimate(mean=above / below if below else None, ci95=ends, n=int(below))
 
 
 def _range(totals: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from dualform._version import __version__
@@ -15,6 +16,7 @@ from dualform.ops.calibration import contextual_calibration
 from dualform.ops.choosing import Chooser, chosen_gap
 from dualform.ops.variance import spread_interval, spread_ratio, variance_split
 from dualform.result import (
+    FEWEST_FOR_INTERVAL,
     Behaviour,
     Contrast,
     Estimate,
@@ -29,7 +31,7 @@ from dualform.result import (
     Trial,
     VarianceSplit,
 )
-from dualform.studies.facts import Asked, task_facts
+from dualform.studies.facts import Asked, baseline_notes, task_facts
 from dualform.studies.stability_config import StabilityConfig
 from dualform.studies.statistics import Statistics
 
@@ -93,11 +95,17 @@ def summarise_stability(
         environment=environment,
         model={"name": ", ".join(one.name for one in by_size)},
         task=task_facts(asked),
+        baselines=asked.baselines,
         stability=Stability(
             models={one.name: summary.model(one) for one in by_size},
             contrasts=[*summary.learners_compared(by_size), *summary.sizes_compared(by_size)],
         ),
-        warnings=[*asked.notes, *asked.task.notes, *_warnings(config, asked, by_size)],
+        warnings=[
+            *asked.notes,
+            *asked.task.notes,
+            *baseline_notes(asked.task, asked.baselines),
+            *_warnings(config, asked, by_size),
+        ],
     )
 
 
@@ -142,6 +150,8 @@ def runs_table(asked: Asked, models: Sequence[ModelRuns]) -> pa.Table:
 class _Answers:
     """What some runs of a learner answered, `(set, order, ...)`."""
 
+    predicted: Tensor
+    """Label numbers, `(set, order, example)`."""
     right: Tensor
     """1 where right, `(set, order, example)`."""
     share: Tensor
@@ -165,7 +175,7 @@ class _Summary:
 
     @property
     def _labels(self) -> Tensor:
-        return torch.tensor([example.label for example in self.asked.examples])
+        return self.asked.labels
 
     def model(self, one: ModelRuns) -> ModelStability:
         learners = {name: self.learner(one, name) for name in _learners(one)}
@@ -233,6 +243,7 @@ class _Summary:
         predicted = answers.argmax(dim=3)
         counts = torch.nn.functional.one_hot(predicted, answers.shape[3]).sum(dim=2)
         return _Answers(
+            predicted=predicted,
             right=(predicted == self._labels).double(),
             share=counts.amax(dim=2).double() / predicted.shape[2],
             entropy=prediction_entropy(answers.flatten(0, 2)).view(predicted.shape).nanmean(dim=2),
@@ -266,15 +277,21 @@ class _Summary:
                 set_ci95=parts.set_ci95,
                 order_ci95=parts.order_ci95,
             )
+        stats = Statistics(self.config.resamples, ())
+        # Orders of a set are not drawn independently: each set gives one number a query.
+        by_set, names = said.right.mean(dim=1), self.asked.task.label_words
         return Behaviour(
             accuracy=self.spread(said.accuracy),
             majority_share=self.spread(said.share),
             entropy=self.spread(said.entropy),
-            collapse_rate=self.over_sets((said.share > COLLAPSED_ABOVE).double().mean(dim=1), said.share.numel()),
+            collapse_rate=self.share_of_runs(said.share > COLLAPSED_ABOVE),
             order_range=(
                 self.over_sets(ranges, n_sets) if n_orders > 1 else Estimate(mean=None, ci95=(None, None), n=0)
             ),
             variance=variance,
+            over_majority=stats.over_majority(by_set, self._labels),
+            macro_f1=None if names is None else stats.macro_f1(said.predicted, self._labels),
+            per_label={} if names is None else stats.per_label(by_set, self._labels, names),
         )
 
     def spread(self, values: Tensor) -> Spread:
@@ -300,6 +317,17 @@ class _Summary:
         ends = found.ci95 if len(values) > 1 else (None, None)
         return Estimate(mean=found.mean, ci95=ends, n=n)
 
+    def share_of_runs(self, fallen: Tensor) -> Estimate:
+        """Share of the runs, `(set, order)`, in which something happened, with an interval over sets."""
+        found = self.over_sets(fallen.double().mean(dim=1), fallen.numel())
+        if found.n < FEWEST_FOR_INTERVAL:
+            return found.model_copy(update={"ci95": (None, None)})
+        if found.mean in (0.0, 1.0):
+            # Orders of a set are not independent, so each set counts once.
+            exact = binomtest(len(fallen) if found.mean else 0, len(fallen)).proportion_ci(0.95, "exact")
+            return found.model_copy(update={"ci95": (float(exact.low), float(exact.high))})
+        return found
+
     def by_labels(self, runs: Sequence[Run]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
         """Accuracy by the labels shown, and what each rule changes, on the sets that were run with all of them."""
         rules = list(dict.fromkeys(run.labels for run in runs))
@@ -312,9 +340,9 @@ class _Summary:
             rule: torch.stack([(shown[rule, seed].answers.argmax(dim=1) == self._labels).double() for seed in seeds])
             for rule in rules
         }
-        accuracy = {rule: statistics.estimate(values) for rule, values in right.items()}
+        accuracy = {rule: statistics.share(values) for rule, values in right.items()}
         effects = {
-            rule: statistics.estimate(values - right["true"]) for rule, values in right.items() if rule != "true"
+            rule: statistics.difference(values - right["true"]) for rule, values in right.items() if rule != "true"
         }
         return accuracy, effects
 
