@@ -396,7 +396,7 @@ def test_shares_recovered_are_those_of_against(prose: str) -> None:
         mine = right([seed.folds[planned.fold].tensors["answers"] for seed in found.seeds])
         icl = right([seed.prompted[planned.fold.k] for seed in found.seeds])
         assert point.recovered == recovered(mine, zsl, icl, stats)
-        assert point.accuracy == stats.estimate(mine)
+        assert point.accuracy == stats.share(mine)
 
 
 def test_costs_are_those_of_the_way_itself(prose: str) -> None:

@@ -449,10 +449,26 @@ def test_a_run_that_gives_one_label_to_more_than_nine_in_ten_has_collapsed() -> 
         found = result.stability.models["small"].learners["icl"].plain
         assert found.collapse_rate.mean == pytest.approx(rate)
         assert found.collapse_rate.n == 4
-        low, high = found.collapse_rate.ci95
+        # Four runs are a count, not a rate with an interval.
+        assert found.collapse_rate.ci95 == (None, None)
+
+
+def test_the_interval_of_a_rate_of_collapse_is_over_sets_and_never_without_width() -> None:
+    n = N_QUERIES
+    collapsed, split = [1] * n, [0, 1] * (n // 2)
+    ends = []
+    for answers in ([collapsed] * 4 + [split] * 8, [collapsed] * 12):
+        result = summarised(made_up(answers))
+        assert result.stability is not None
+        found = result.stability.models["small"].learners["icl"].plain.collapse_rate
+        low, high = found.ci95
         assert low is not None
         assert high is not None
-        assert low <= rate <= high
+        assert low <= (found.mean or 0.0) <= high
+        ends.append((low, high))
+    # All of six sets, two orders each: Clopper and Pearson's lower end is 0.025 ** (1 / 6).
+    assert ends[1] == pytest.approx((0.025 ** (1 / 6), 1.0))
+    assert ends[0][1] < 0.9
 
 
 def test_runs_that_all_answer_alike_are_not_spread() -> None:
