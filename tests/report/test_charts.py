@@ -97,12 +97,12 @@ def test_an_unknown_ending_is_refused_by_name(tmp_path):
 def test_the_chance_line_stands_at_one_over_the_number_of_labels():
     task = {"label_words": [" a", " b", " c", " d"]}
     rows = drawn(accuracy_chart(example_result(task=task)))
-    assert {row["chance"] for row in rows if "chance" in row} == {0.25}
+    assert {row["at"] for row in rows if "at" in row} == {0.25}
 
 
 def test_a_task_without_label_words_has_no_chance_line():
     rows = drawn(accuracy_chart(example_result(task={"name": "copa"})))
-    assert not [row for row in rows if "chance" in row]
+    assert not [row for row in rows if "at" in row]
 
 
 def test_an_accuracy_without_interval_is_drawn_as_a_dot_and_one_without_mean_not_at_all():
