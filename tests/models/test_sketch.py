@@ -125,6 +125,15 @@ def test_unknown_names_are_told_as_they_are_when_a_model_is_loaded(tmp_path: Pat
         sketch_model(str(tmp_path / "model.gguf"))
 
 
+def test_a_folder_without_weights_is_enough_but_pickled_ones_are_refused(tmp_path: Path):
+    folder = save_tiny("llama", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    assert sketch_model(str(folder)).shape.parameters == 43168
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is pickled"):
+        sketch_model(str(folder))
+
+
 def test_what_is_no_causal_language_model_is_refused(tmp_path: Path):
     folder = save_tiny("llama", tmp_path / "model")
     text = (folder / "config.json").read_text()

@@ -42,7 +42,9 @@ def models(as_json: _Json = False) -> None:
         )
     console = PlainConsole()
     console.print(table)
-    console.print("Also: a checkpoint folder, a .gguf file, or any causal model on the hub by its id.")
+    console.print(
+        "Also: a folder with a checkpoint or a LoRA adapter, a .gguf file, or any causal model on the hub by its id."
+    )
     console.print("[bold]dualform doctor MODEL[/bold] says how one is read and what could not be verified.")
 
 

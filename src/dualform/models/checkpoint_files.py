@@ -267,6 +267,12 @@ def stored_weights(folder: Path, config: Mapping[str, Any]) -> StoredWeights:
     return StoredWeights(shapes, {})
 
 
+def has_weights(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a folder has weights of any kind, pickled ones too."""
+    named = (config.get("transformers_weights") or "model.safetensors", "model.safetensors", INDEX)
+    return any(_there(folder / name) for name in named) or any(any(folder.glob(pattern)) for pattern in _PICKLES)
+
+
 def _there(path: Path) -> bool:
     # A link that leads nowhere is reported as such, and not as a missing file.
     return path.exists() or path.is_symlink()

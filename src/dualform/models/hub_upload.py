@@ -188,6 +188,8 @@ def _files(folder: Path) -> list[UploadFile]:
             raise ConfigError(f"{folder} holds {name!r}, a link, and what it points at may be anything. Copy the file.")
         if path.is_dir():
             continue
+        if not path.is_file():
+            raise ConfigError(f"{folder} holds {name!r}, a device or a pipe, which cannot be sent. Remove it.")
         if _PICKLED.fullmatch(name):
             raise ConfigError(
                 f"{folder} holds {name!r}: pickled and packed arrays may run code when they are read, so they are not "
@@ -205,7 +207,7 @@ def _files(folder: Path) -> list[UploadFile]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Fold again.") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no map of names. Fold again.")
@@ -218,7 +220,10 @@ def _check_weights(folder: Path, names: set[str]) -> None:
     wanted = {"adapter_model.safetensors"} if "adapter_config.json" in names else {"model.safetensors"}
     index = "model.safetensors.index.json"
     if index in names:
-        wanted = {str(part) for part in (_json(folder / index).get("weight_map") or {}).values()}
+        parts = _json(folder / index).get("weight_map")
+        if not isinstance(parts, dict):
+            raise ConfigError(f"{folder / index} has no weight_map that names the files. Fold again.")
+        wanted = {str(part) for part in parts.values()}
     missing = sorted(wanted - set(weights))
     if missing or not weights:
         raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}: it is not whole. Fold again.")

@@ -28,6 +28,7 @@ from dualform.models.checkpoint_files import (
     check_config,
     check_small_files,
     gguf_weights,
+    has_weights,
     in_one_line,
     read_json,
     stored_weights,
@@ -248,12 +249,13 @@ class ExaminedFiles:
             raise UnusableFileError(f"its config describes {needed:,} weights, and the files hold {held:,}")
 
 
-def examine_files(found: FoundModel, trust_remote_code: bool = False) -> ExaminedFiles:
+def examine_files(found: FoundModel, trust_remote_code: bool = False, *, needs_weights: bool = True) -> ExaminedFiles:
     """Look over the files of a model without building anything.
 
     Args:
         found: From `find_model`.
         trust_remote_code: Whether code that comes with the checkpoint is to be run.
+        needs_weights: Whether a folder without any weights is refused.
 
     Raises:
         UnusableFileError: A file is damaged, too large, no regular file, or asks for what must not be done.
@@ -271,7 +273,7 @@ def examine_files(found: FoundModel, trust_remote_code: bool = False) -> Examine
         check_small_files(folder)
         config = read_json(folder / "config.json")
         check_config(config)
-        stored = stored_weights(folder, config)
+        stored = stored_weights(folder, config) if needs_weights or has_weights(folder, config) else None
     quantized = any(key == "quantization_config" for part in (config, *config.values()) if isinstance(part, dict)
                     for key in part)  # fmt: skip
     return ExaminedFiles(stored, quantized, _own_code(found.source, config, trust_remote_code))

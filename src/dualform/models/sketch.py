@@ -134,7 +134,8 @@ def sketch_model(name: str, *, dtype: str = "float32") -> Sketch:
         raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     found = find_model(name)
     with explained(name):
-        files = examine_files(found)
+        # A config and a tokenizer are enough for a plan.
+        files = examine_files(found, needs_weights=False)
         config = read_config(found, trust_remote_code=False)
         files.require_agreement(config, DTYPES[dtype], trust_remote_code=False)
         tokenizer = read_tokenizer(found, trust_remote_code=False)
