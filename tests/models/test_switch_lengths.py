@@ -225,6 +225,13 @@ class TestCollection:
         }
         assert [(one.length, one.reach) for one in switch_lengths(config)] == [(16, "token"), (100, "row")]
 
+    def test_finds_that_only_so_many_keys_are_attended_to(self):
+        for config, length in (
+            (transformers.DogeConfig(keep_window_size=24), 24),
+            (transformers.DeepseekV32Config(index_topk=24), 24),
+        ):
+            assert [(one.length, one.reach) for one in switch_lengths(config)] == [(length, "every length")]
+
     def test_finds_nothing_in_a_plain_model(self):
         for config in (transformers.LlamaConfig(**COMMON), transformers.GPT2Config(), transformers.OPTConfig()):
             assert switch_lengths(config) == ()

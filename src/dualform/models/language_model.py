@@ -19,7 +19,13 @@ from dualform.models.packed import PackedRoute
 from dualform.models.products import PackedProducts, packable
 from dualform.models.quantized import precision_of, token_by_token
 from dualform.models.streaming import input_device, is_streamed, named_weights, stream_
-from dualform.models.switch_lengths import SwitchLength, crossed, forget_lengths_, switch_lengths
+from dualform.models.switch_lengths import (
+    SwitchLength,
+    crossed,
+    forget_lengths_,
+    switch_lengths,
+    text_config,
+)
 from dualform.models.tokens import opening_tokens
 from dualform.models.untouched import (
     compare_with_untouched,
@@ -183,7 +189,7 @@ class LanguageModel:
     @property
     def max_positions(self) -> int | None:
         """Longest sequence that the model was built for, None when its config names no limit."""
-        config = self.model.config.get_text_config()
+        config = text_config(self.model.config)
         for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
             if getattr(config, name, None) is not None:
                 return int(getattr(config, name))
@@ -488,7 +494,7 @@ def can_be_checked(model: PreTrainedModel, switch: SwitchLength) -> bool:
 
 def longest_check(model: PreTrainedModel) -> int:
     """The longest window, in tokens, that the self-check fills in this model."""
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     positions = getattr(config, "max_position_embeddings", None)
     # Learned positions end there; the check reads a few dozen tokens beyond the window.
     return LONGEST_CHECK if not isinstance(positions, int) else min(LONGEST_CHECK, positions - 40)
@@ -511,7 +517,7 @@ def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> It
             yield CheckedSwitch(switch, True, 0.0)
         elif switch.reach == "every length":
             # Two lengths never share a prefix there, so there is nothing that a faster route could reuse.
-            yield CheckedSwitch(switch, False, None, "every length has rotary frequencies of its own")
+            yield CheckedSwitch(switch, False, None, "a forward of every length is another function")
         elif switch.reach == "token" and switch.length == window_of(model) <= longest_check(model):
             yield CheckedSwitch(switch, True, None, "the choice of the route was made behind a prefix longer than this")
         elif not can_be_checked(model, switch):
@@ -571,7 +577,7 @@ LONGEST_CHECK = 1024
 
 def window_of(model: PreTrainedModel) -> int:
     """How far back layers with a sliding window look, tokens; 0 when there are none."""
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     # GPT-Neo has a name of its own for it.
     return int(getattr(config, "sliding_window", None) or getattr(config, "window_size", None) or 0)
 

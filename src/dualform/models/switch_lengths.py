@@ -7,7 +7,8 @@ here, checked where they are small, and respected where they are not.
 Two kinds differ in what they do to the tokens before them. A window, a chunk or a temperature by position changes the
 tokens that stand beyond it, whatever follows: a row can be read once. LongRoPE and dynamic scaling choose one set of
 rotary frequencies from the longest position of the forward, for all of its tokens, the first included: a forward of
-another length is another function, so keys and values of a shorter forward cannot be used in a longer one.
+another length is another function, so keys and values of a shorter forward cannot be used in a longer one. Sparse
+attention that keeps the best of all keys does the same, where many of them have the same score.
 """
 
 import re
@@ -39,7 +40,8 @@ class SwitchLength:
 
 _WINDOW = re.compile(r"(^|_)windows?(_|$)")
 _CHUNK = re.compile(r"^(attention_chunk_size|(lsh|local)_attn_chunk_length)$")
-_KEPT_KEYS = re.compile(r"^(index(er)?_(topk|budget)|(indexer_)?compress_(rate|ratio)s?)$")
+_KEPT_KEYS = re.compile(r"^(index(er)?_(topk|budget)|keep_window_size)$")
+_COMPRESSED = re.compile(r"^(indexer_)?compress_(rate|ratio)s?$")
 _TEMPERATURE = re.compile(r"(^floor_scale|_n_floor)$")
 # Other towers and heads; what they do to images or sound does not depend on the text.
 _OTHER_PARTS = re.compile(r"(vision|image|audio|speech|video|quantization|generation|encoder|projector|decision)")
@@ -57,7 +59,8 @@ def switch_lengths(config: PreTrainedConfig) -> tuple[SwitchLength, ...]:
     - `attention_chunk_size`, and the chunks of Reformer;
     - temperature by position: `floor_scale` with `attn_temperature_tuning`, `log_scaling_n_floor`,
       `llama_4_scaling_beta`;
-    - attention to a limited number of keys: `index_topk`, `indexer_budget`, blocks of keys, compressed keys.
+    - attention to the keys that an index or a score chooses: `index_topk`, `indexer_budget`, `keep_window_size`, blocks
+      of keys; and to compressed keys.
 
     Args:
         config: Of the model; the text part is searched.
@@ -65,9 +68,17 @@ def switch_lengths(config: PreTrainedConfig) -> tuple[SwitchLength, ...]:
     Returns:
         Switch lengths, shortest first, each once. A setting that the model does not use may be among them.
     """
-    text = config.get_text_config()
+    text = text_config(config)
     found = {one for settings in _settings(text.to_dict()) for one in _of(settings, text)}
     return tuple(sorted(found, key=lambda one: (one.length, one.setting)))
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a config that describes the language model; all of it where several parts could be meant."""
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError:
+        return config
 
 
 def whole_row(switches: Iterable[SwitchLength]) -> tuple[SwitchLength, ...]:
@@ -120,7 +131,8 @@ def forget_lengths_(model: PreTrainedModel) -> None:
     Dynamic scaling keeps the frequencies of the longest row so far, and uses them for every later row that is longer
     than the original context but shorter than that one: answers would depend on what was read before.
     """
-    dynamic = any(switch.reach == "every length" for switch in switch_lengths(model.config))
+    # A name, or one for each layer type.
+    dynamic = any("dynamic" in str(getattr(module, "rope_type", "")) for module in model.modules())
     if dynamic and _reset_frequencies not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_reset_frequencies)
 
@@ -159,11 +171,14 @@ def _of(settings: dict[str, Any], config: PreTrainedConfig) -> Iterator[SwitchLe
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 continue
             setting = f"{name} = {number}"
-            if (bounded and _hides_keys(name)) or _KEPT_KEYS.search(name):
-                yield SwitchLength(number, setting, "token")
+            if _KEPT_KEYS.search(name):
+                # Many keys tie at a score of zero, and which of them is kept depends on how many there are.
+                yield SwitchLength(number, setting, "every length")
             elif name == "index_topk_blocks":
                 size = int(settings.get("index_block_size") or 1)
-                yield SwitchLength(number * size, f"{setting} of {size} tokens", "token")
+                yield SwitchLength(number * size, f"{setting} of {size} tokens", "every length")
+            elif (bounded and _hides_keys(name)) or _COMPRESSED.search(name):
+                yield SwitchLength(number, setting, "token")
             elif _TEMPERATURE.search(name) and settings.get("attn_temperature_tuning", True):
                 # The factor is a logarithm of how often this number is contained in the position, counted from 1.
                 yield SwitchLength(number - 1, setting, "token")

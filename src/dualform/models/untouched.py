@@ -24,6 +24,7 @@ from dualform.models.forward import forward_rows
 from dualform.models.layout import Query, lay_out
 from dualform.models.quantized import precision_of
 from dualform.models.streaming import input_device, named_weights
+from dualform.models.switch_lengths import text_config
 
 _OWN = "_dualform_own_attention"
 """Attribute under which a model keeps the attention implementation that it had before dualform set its own."""
@@ -84,7 +85,7 @@ def special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         Ids that the embedding has a row for, padding first.
     """
     size = n_ids(model)
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     found: list[Any] = [getattr(config, name, None) for name in _SPECIAL]
     if tokenizer is not None:
         found += [getattr(tokenizer, name, None) for name in _SPECIAL]
