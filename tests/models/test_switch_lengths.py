@@ -92,8 +92,8 @@ def tokens(n, seed):
 # On one side of 40 and 48 tokens, on the other, and an answer that crosses 48 on its way.
 PREFIX = tokens(36, 1)
 SHORT = Query(tokens(3, 2), ((20,), (21, 22)))
-LONG = Query(tokens(30, 3), ((20,), (21, 22, 23)))
-ACROSS = Query(tokens(11, 4), ((20,), (21, 22, 23, 24)))
+LONG = Query(tokens(30, 3), ((20,), (21, 22)))
+ACROSS = Query(tokens(11, 4), ((20,), (21, 22, 23)))
 QUERIES = (LONG, SHORT, ACROSS)
 
 
@@ -104,7 +104,9 @@ def expected_scores(model, prefix, query):
     for answer in query.answers:
         row, terms = [*prefix, *query.prompt], []
         for token in answer:
-            logits = copy.deepcopy(model)(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
+            # Dynamic scaling alone keeps something from one forward to the next.
+            fresh = copy.deepcopy(model) if type(model).__name__ == "LlamaForCausalLM" else model
+            logits = fresh(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
             terms.append(torch.log_softmax(logits.double(), -1)[token])
             row.append(token)
         found.append(torch.stack(terms).mean())
@@ -127,7 +129,7 @@ class TestAnswersOnBothSidesOfASwitchLength:
     def test_are_those_of_one_uncached_forward_a_token(self, name, tokenizer):
         model = made(name)
         lm = wrapped(model, tokenizer)
-        for prefix in (PREFIX, PREFIX + PREFIX, ()):
+        for prefix in (PREFIX, PREFIX + PREFIX):
             assert_right(lm, model, prefix)
 
     @pytest.mark.parametrize("name", ["phi3", "dynamic"])
@@ -188,7 +190,7 @@ class TestTheInside:
         lm = wrapped(made("phi3"), tokenizer)
         prefix = lm.encode(PREFIX)
         lm.require_one_row(prefix.length, [SHORT])
-        message = r"computes something else beyond 48 tokens \(longrope.*makes a row of 68\."
+        message = r"computes something else beyond 48 tokens \(longrope.*makes a row of 67\."
         with pytest.raises(ContextError, match=message):
             lm.require_one_row(prefix.length, QUERIES)
         with pytest.raises(ContextError, match=message):
