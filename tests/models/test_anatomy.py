@@ -170,9 +170,9 @@ class TestWhatCannotBeLookedInto:
         probed = under_test._rows_that_move
         calls = []
 
-        def mistaken(tensor, linears, prefix):
+        def mistaken(tensor, linears):
             # Queries, keys and values of a layer come in this order; keys and values change places.
-            (rows,) = probed(tensor, linears, prefix)
+            (rows,) = probed(tensor, linears)
             calls.append(rows)
             part = (len(calls) - 1) % 3
             if part != wrong:
@@ -193,8 +193,8 @@ class TestWhatCannotBeLookedInto:
     def test_nudging_finds_out_when_a_row_is_missing(self, missing, monkeypatch):
         probed = under_test._rows_that_move
 
-        def shortened(tensor, linears, prefix):
-            (rows,) = probed(tensor, linears, prefix)
+        def shortened(tensor, linears):
+            (rows,) = probed(tensor, linears)
             # The last entry twice, so that the count does not give it away.
             kept = torch.cat([rows.index[:missing], rows.index[missing + 1 :], rows.index[-1:]])
             return [Rows(rows.module, kept, False)]
@@ -225,7 +225,7 @@ class TestWhatCannotBeLookedInto:
             "layer 1: W_K should be 16 rows of one linear, but 16 rows of model.layers.1.self_attn.k_proj.a, "
             "16 rows of model.layers.1.self_attn.k_proj.b move it"
         )
-        with pytest.raises(ModelError, match=r"W_K and W_V were not found in layers \[1\] \(layer 1: W_K should be 16"):
+        with pytest.raises(ModelError, match=r"W_K and W_V were not found everywhere \(layer 1: W_K should be 16"):
             found.require_key_value()
 
     def test_an_output_projection_that_is_not_there_is_unclear_in_words(self):
@@ -233,10 +233,13 @@ class TestWhatCannotBeLookedInto:
         model.model.layers[0].self_attn.o_proj = torch.nn.Identity()
         found = find_anatomy(model)
         assert found.layers[0].W_O is None
-        assert found.unclear == ("layer 0: W_O should be the one linear that reads the joined heads, but 0 do",)
+        assert found.unclear == (
+            "layer 0: W_O should read the heads alone, but the first linear behind them, model.layers.0.mlp.gate_proj, "
+            "reads more",
+        )
         found.require_key_value()  # W_O is not needed for finetuning
 
     def test_a_layer_without_keys_can_still_be_described(self):
         layer = dataclasses.replace(wrapped(BY_NAME["llama"]).anatomy.layers[0], W_K=None, unclear=("W_K is lost",))
-        with pytest.raises(ModelError, match=r"This model can be read .zsl, icl. but not finetuned"):
+        with pytest.raises(ModelError, match=r"This model can be read .zsl, icl, probe. but not finetuned"):
             Anatomy((layer,), True).require_key_value()

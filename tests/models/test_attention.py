@@ -171,11 +171,11 @@ class TestTheRegisteredFunction:
         torch.testing.assert_close(behind, alone, rtol=1e-5, atol=1e-5)
         assert (unmasked - alone).abs().max() > 0.01
 
-    @pytest.mark.parametrize(("name", "value"), [("softcap", 30.0), ("s_aux", torch.ones(4)), ("is_causal", False)])
+    @pytest.mark.parametrize(("name", "value"), [("softcap", 30.0), ("bias", torch.ones(4)), ("is_causal", False)])
     def test_a_keyword_that_it_does_not_know_is_named(self, name, value):
         query = random(1, 2, 3, 8)
-        shown = r"a tensor of shape \(4,\)" if name == "s_aux" else str(value)
-        with pytest.raises(ModelError, match=f"Identity asks attention for {name}={shown}, which dualform cannot"):
+        shown = r"a tensor of shape \(4,\)" if name == "bias" else str(value)
+        with pytest.raises(ModelError, match=f"Identity asks attention for {name}={shown}, which dualform does"):
             attention._attention(nn.Identity(), query, query, query, None, **{name: value})
 
     def test_keywords_without_meaning_to_attention_pass(self):

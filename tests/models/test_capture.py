@@ -25,7 +25,7 @@ from tests.models.reference import (
 )
 from tests.tiny import tiny_model
 
-EVERYTHING = Recording(output=True, scores=True, demo_scores=True, q=True, head_output=True, update=True)
+EVERYTHING = Recording(output=True, scores=True, demo_scores=True, q=True, head_output=True, mixed=True, update=True)
 # Attention is at most 1 and outputs are of order 1: a few dozen roundings of float32.
 RTOL, ATOL = 1e-5, 5e-6
 
@@ -39,7 +39,7 @@ def traces(lm, prefix, probe="prompt", want=EVERYTHING):
         for row, index in enumerate(readings.queries):
             seen = int(trace.mask[row].sum())
             assert trace.mask[row, :seen].all()  # real tokens first
-            one = {f.name: getattr(trace, f.name)[row] for f in dataclasses.fields(Trace) if f.name != "mask"}
+            one = {f.name: getattr(trace, f.name)[row] for f in dataclasses.fields(Recording)}
             one["scores"] = one["scores"][..., :seen]
             found[index] = one
     return [found[index] for index in range(len(QUERIES))]
@@ -197,14 +197,18 @@ class TestOnlyWhatIsAskedForIsKept:
         (readings,) = lm.read(lm.encode(PREFIX), QUERIES, EVERYTHING)
         trace, n, longest = readings.trace, len(QUERIES), max(len(query.prompt) for query in QUERIES)
         assert trace is not None
-        shapes = {f.name: tuple(getattr(trace, f.name).shape) for f in dataclasses.fields(Trace)}
+        # All layers are alike, and none has a sink.
+        assert trace.sizes is None
+        assert trace.sinks is None
+        assert trace.mask.shape == (n, longest)
+        shapes = {f.name: tuple(getattr(trace, f.name).shape) for f in dataclasses.fields(Recording)}
         assert shapes == {
-            "mask": (n, longest),
             "output": (n, 2, 32),
             "scores": (n, 2, heads, longest),
             "demo_scores": (n, 2, heads, len(PREFIX)),
             "q": (n, 2, heads, d),
             "head_output": (n, 2, heads, d),
+            "mixed": (n, 2, heads, d),
             "update": (n, 2, kv_heads, d, d),
         }
 
@@ -277,6 +281,6 @@ class TestRecordingLooksOnAndLeaves:
         lost = dataclasses.replace(lm.anatomy.layers[1], W_O=None, unclear=("W_O should be the one linear",))
         anatomy = Anatomy((lm.anatomy.layers[0], lost), registry=True)
         route = type(lm.route)(lm.model, anatomy)
-        with pytest.raises(ModelError, match=r"layer 1: W_O was not found \(W_O should be the one linear\)"):
+        with pytest.raises(ModelError, match=r"cannot be recorded: layer 1: W_O should be the one linear"):
             route.read(route.encode(PREFIX), list(QUERIES), lay_out(QUERIES), Recording(output=True))
         assert_no_hooks(lm.model)

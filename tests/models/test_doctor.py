@@ -47,6 +47,7 @@ def test_it_shows_what_was_compared_with_the_untouched_model():
     assert checks["another last token leaves earlier logits alone"].deviation == 0
     own = checks["naive forward = the model's own (sdpa)"]
     assert own.passed
+    assert own.deviation is not None
     assert own.deviation < 2e-5
 
 

@@ -315,7 +315,7 @@ def test_masking_gradients_instead_would_move_other_rows():
 def test_a_model_whose_keys_are_not_known_is_refused():
     anatomy = wrapped(BY_NAME["llama"]).anatomy
     lost = dataclasses.replace(anatomy.layers[1], W_K=None, unclear=("W_K is lost",))
-    with pytest.raises(ModelError, match=r"W_K and W_V were not found in layers \[1\] \(layer 1: W_K is lost\)"):
+    with pytest.raises(ModelError, match=r"W_K and W_V were not found everywhere \(layer 1: W_K is lost\)"):
         KeyValueTraining(tiny_model("llama"), Anatomy((anatomy.layers[0], lost), True))
 
 

@@ -11,7 +11,8 @@ from dualform.models.fitting import layer_bytes, outside_bytes
 from dualform.models.flops import forward_flops, key_value_training_flops
 from dualform.models.language_model import NO_RECORDING
 from dualform.models.layout import Query, lay_out
-from dualform.models.sketch import laid_out, shape_of, sketch_model, sketch_of
+from dualform.models.load import laid_out
+from dualform.models.sketch import shape_of, sketch_model, sketch_of
 from tests.models.mixture import EXPERTS, INNER, LAYERS, SENT, WIDTH, tiny_mixture
 from tests.tiny import FAMILIES, PARAMETERS, save_tiny, tiny_model
 

@@ -175,7 +175,7 @@ class TestTheInside:
         assert readings.queries == indices
         for row, index in enumerate(indices):
             query = QUERIES[index]
-            kept = []
+            kept: list[torch.Tensor] = []
             linear = model.model.layers[1].self_attn.o_proj
             handle = linear.register_forward_hook(lambda module, args, out, kept=kept: kept.append(out[0, -1]))
             ids = [*PREFIX, *query.prompt, *(query.answers[0] if probe == "label0" else ())]
@@ -194,7 +194,7 @@ class TestTheInside:
         with pytest.raises(ContextError, match=message):
             lm.require_one_row(prefix.length, QUERIES)
         with pytest.raises(ContextError, match=message):
-            Walk(lm, None, prefix, [[LONG]])
+            Walk(lm, None, prefix, [[LONG]])  # type: ignore[arg-type] # refused before blocks are looked at
 
     def test_edited_keys_and_values_are_not_passed_over(self, tokenizer):
         lm = wrapped(made("phi3"), tokenizer)

@@ -64,13 +64,16 @@ class TestAModelThatAttendsToLaterTokens:
 
     def test_a_causal_model_changes_no_earlier_logit_at_all(self, tokenizer):
         # The same kernels on the same shapes: nothing may move, not even by rounding.
-        assert LanguageModel.wrap(tiny_model("gemma3"), tokenizer, "gemma3").verification.causality == 0
+        found = LanguageModel.wrap(tiny_model("gemma3"), tokenizer, "gemma3").verification
+        assert found is not None
+        assert found.causality == 0
 
 
 class TestTheNaiveRouteAgreesWithTheModelsOwnForward:
     @pytest.mark.parametrize(("family", "own"), [("llama", "sdpa"), ("gpt_neo", "eager"), ("mpt", "eager")])
     def test_by_rounding_alone(self, family, own, tokenizer):
         found = LanguageModel.wrap(tiny_model(family), tokenizer, family).verification
+        assert found is not None
         assert found.implementation == own
         assert found.deviation < 2e-5
         assert found.unverified == ()
@@ -93,6 +96,7 @@ class TestTheNaiveRouteAgreesWithTheModelsOwnForward:
         LanguageModel.wrap(model, tokenizer, "llama")
         assert model.config._attn_implementation == "dualform"
         again = LanguageModel.wrap(model, tokenizer, "llama")
+        assert again.verification is not None
         assert again.verification.implementation == "eager"
         assert model.config._attn_implementation == "dualform"
         assert_no_hooks(model)
@@ -100,7 +104,9 @@ class TestTheNaiveRouteAgreesWithTheModelsOwnForward:
     def test_attention_that_is_dualforms_own_is_compared_with_itself(self, tokenizer):
         model = tiny_model("llama")
         apply_momentum(model, 0.3)
-        assert LanguageModel.wrap(model, tokenizer, "llama").verification.implementation == "dualform"
+        found = LanguageModel.wrap(model, tokenizer, "llama").verification
+        assert found is not None
+        assert found.implementation == "dualform"
 
     def test_prompts_hold_special_tokens_and_both_ends_of_the_vocabulary(self):
         model = tiny_model("llama")

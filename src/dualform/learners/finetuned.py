@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.models.capture import stack_layers
 from dualform.models.edit import WeightDelta, WeightTraining, applied, key_value_rows, mlp_rows, value_rows
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import key_value_training_flops, training_flops
@@ -252,7 +253,9 @@ def train(
         if steps == "sequential":
             optimiser.step()
         opening = len(ids) - _n_content(demonstrations, step - 1)
-        seen.append(torch.stack([layers[i][:, opening:].transpose(0, 1).to(lm.device) for i in range(n_layers)]))
+        if layers:
+            queries = [layers[i][:, opening:].transpose(0, 1).to(lm.device) for i in range(n_layers)]
+            seen.append(stack_layers(queries, dim=0))
     if steps == "batch" and losses:
         optimiser.step()
     return losses, torch.cat(seen, dim=1) if seen else None

@@ -164,7 +164,7 @@ class Folded:
             layer = lm.anatomy.layers[number]
             assert layer.W_O is not None
             weight = lm.model.get_submodule(layer.W_O).get_parameter("weight")
-            width = layer.n_heads * layer.d_head
+            width = layer.n_heads * layer.head_width
             d_out = weight.numel() // width
             projections = d_out * (2 * layer.n_heads + 2 * layer.n_kv_heads) * layer.d_head
             flops += 2.0 * projections * tokens + 4.0 * width * pairs

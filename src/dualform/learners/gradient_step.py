@@ -13,6 +13,7 @@ from torch import Tensor
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.finetuned import require_learning_rate
+from dualform.models.capture import stack_layers
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.forward import forward_rows, watching
@@ -94,5 +95,6 @@ class GradientStep:
             with watching(lm.model, lm.anatomy, keep):
                 forward_rows(lm.model, tokens.new_tensor([len(ids) - 1]), input_ids=tokens, use_cache=False)
             opening = len(ids) - demonstrations.demonstration_of.count(number)
-            found.append(torch.stack([layers[i][:, opening:].transpose(0, 1) for i in range(len(lm.anatomy.layers))]))
+            queries = [layers[i][:, opening:].transpose(0, 1) for i in range(len(lm.anatomy.layers))]
+            found.append(stack_layers(queries, dim=0))
         return torch.cat(found, dim=1)

@@ -18,7 +18,7 @@ from dualform.models.attention import AttentionCall, plain_attention, tapped
 from dualform.models.cached import CachedPrefix
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import forward_flops
-from dualform.models.forward import KeysValues, cache_argument, forward_rows, layers_of
+from dualform.models.forward import KeysValues, LayerOrder, cache_argument, forward_rows
 from dualform.models.language_model import EncodedPrefix, LanguageModel
 from dualform.models.layout import Query
 
@@ -146,14 +146,16 @@ class _BehindKeysValues:
 
     builds_mask = False
 
-    def __init__(self, layer_of: dict[nn.Module, int], before: Layers) -> None:
-        self._layer_of = layer_of
+    def __init__(self, order: LayerOrder, before: Layers) -> None:
+        self._order = order
         self._before = before
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
         """Compute, and keep the tokens' own keys and values."""
-        layer = self._layer_of[module]
+        layer = self._order.next(module)
+        if layer is None:
+            raise ModelError("some of its attention is no layer here, so that its keys and values are not at hand")
         self.seen[layer] = (call.key[0], call.value[0])
         key, value = (
             torch.cat([old[None], own], dim=2)
@@ -171,7 +173,7 @@ def _visible(n_before: int, n_own: int, window: int | None, device: torch.device
 
 
 def _read_through_attention(lm: LanguageModel, before: Layers, own: tuple[int, ...], first_position: int) -> Layers:
-    tap = _BehindKeysValues(layers_of(lm.model, lm.anatomy), before)
+    tap = _BehindKeysValues(LayerOrder(lm.model, lm.anatomy), before)
     ids = torch.tensor([own], device=lm.device)
     positions = torch.arange(first_position, first_position + len(own), device=lm.device)[None]
     with tapped(tap):

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from dualform.errors import ConfigError, ModelError
+from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.models.anatomy import row_axis
 from dualform.models.cached import NaiveRoute, RepeatedRoute
@@ -20,6 +20,7 @@ from dualform.models.flops import forward_flops
 from dualform.models.language_model import NO_RECORDING, EncodedPrefix, LanguageModel
 from dualform.models.layout import Layout, Query, lay_out
 from dualform.models.readers import MLPReaders, at_mlps, find_readers
+from dualform.models.stepping import require_editable_outputs
 from dualform.models.streaming import weight_of
 from dualform.ops.folding import rank_one_sum
 
@@ -215,12 +216,5 @@ def _watched(lm: LanguageModel, outputs: tuple[str, ...], see: Callable[[int, Te
 
 
 def _output_linears(lm: LanguageModel) -> tuple[str, ...]:
-    names = []
-    for number, layer in enumerate(lm.anatomy.layers):
-        if layer.W_O is None:
-            raise ModelError(
-                f"W_O of layer {number} was not found ({'; '.join(layer.unclear)}), so there is no attention output to "
-                "take the mean of. Choose another model."
-            )
-        names.append(layer.W_O)
-    return tuple(names)
+    require_editable_outputs(lm)
+    return tuple(layer.W_O for layer in lm.anatomy.layers if layer.W_O is not None)

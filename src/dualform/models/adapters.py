@@ -15,6 +15,7 @@ from dualform.models.checkpoint_files import UnusableFileError, read_json, tenso
 from dualform.models.edit import WeightDelta
 from dualform.models.quantized import quietly, require_unquantized
 from dualform.models.streaming import require_, requiring, stood_in
+from dualform.models.tying import tied_linears
 from dualform.plain_text import plain
 
 
@@ -28,15 +29,14 @@ class LoraTraining:
         self._model = model
         self._rank = rank
         self._seed = seed
-        self._names: list[str] = []
-        for i, layer in enumerate(anatomy.layers):
-            if layer.W_Q is None or layer.W_V is None:
-                raise ModelError(
-                    f"W_Q and W_V of layer {i} were not found ({'; '.join(layer.unclear)}): leave out lora "
-                    "with --learners."
-                )
-            # Once each: a fused module holds both, and its change must not be read off twice.
-            self._names += dict.fromkeys((layer.W_Q.module, layer.W_V.module))
+        anatomy.require_layers("LoRA")
+        if missing := anatomy.without("W_Q", "W_V"):
+            raise ModelError(f"W_Q and W_V were not found everywhere ({'; '.join(missing)}): leave out lora.")
+        held = [rows.module for layer in anatomy.layers for rows in (layer.W_Q, layer.W_V) if rows is not None]
+        # Once each: a fused module holds both, layers may share one, and its change must not be read off twice.
+        self._names = list(dict.fromkeys(held))
+        tied = tied_linears(model)
+        self._sharing = {name: tied.get(name, (name,)) for name in self._names}
         self._required: dict[str, bool] = {}
         require_unquantized(model, "so adapters trained on them would be compared with nothing")
         self._peft: Any = None
@@ -52,7 +52,7 @@ class LoraTraining:
             r=self._rank,
             lora_alpha=2 * self._rank,
             lora_dropout=0.0,
-            target_modules=self._names,
+            target_modules=self._all_names,
             fan_in_fan_out=transposed,
         )
         try:
@@ -61,6 +61,7 @@ class LoraTraining:
                 # Advice for people who save adapters; nothing is saved here.
                 warnings.simplefilter("ignore")
                 self._peft = get_peft_model(self._model, config)
+            self._share_adapters()
         except BaseException:
             self.__exit__()
             raise
@@ -71,7 +72,7 @@ class LoraTraining:
         if self._peft is not None:
             self._peft.unload()
             self._peft = None
-        for name in self._names:
+        for name in self._all_names:
             # Left behind when peft itself failed half-way.
             module: Any = self._model.get_submodule(name)
             if hasattr(module, "base_layer"):
@@ -81,10 +82,22 @@ class LoraTraining:
                 delattr(self._model, name)
         require_(self._model, self._required)
 
+    @property
+    def _all_names(self) -> list[str]:
+        return list(dict.fromkeys(name for sharing in self._sharing.values() for name in sharing))
+
+    def _share_adapters(self) -> None:
+        """Modules that share a weight share its adapter, so that the weight has one change."""
+        for name, sharing in self._sharing.items():
+            first: Any = self._model.get_submodule(name)
+            for other in sharing:
+                module: Any = self._model.get_submodule(other)
+                module.lora_A, module.lora_B = first.lora_A, first.lora_B
+
     def _weights_at_hand(self) -> ExitStack:
         # peft puts adapters where the weight lies, which for a streamed one would be nowhere.
         stack = ExitStack()
-        for name in self._names:
+        for name in self._all_names:
             stack.enter_context(stood_in(self._model.get_submodule(name)))
         return stack
 

@@ -26,7 +26,7 @@ ATTENTION = "dualform_attention"
 """Name of the child that an attention module has when it does not attend by softmax."""
 
 # What models hand through to the attention function without meaning anything to it. Every other keyword raises:
-# an ignored `softcap` or `s_aux` would be a wrong number.
+# an ignored `softcap` would be a wrong number.
 _HARMLESS = frozenset(
     {
         "cache_position",
@@ -64,6 +64,8 @@ class AttentionCall:
     """What is added to the heads' output, `(batch, q_pos, head, d_head)`; None for nothing (`models.momentum`)."""
     instead: "Callable[[AttentionCall], Tensor] | None" = None
     """What computes the heads' output, likewise; None for softmax (`models.linear_attention`)."""
+    sink: Tensor | None = None
+    """A logit of each head in the softmax's denominator, without a value, `(head,)`; None where there is none."""
 
 
 class Tap(Protocol):
@@ -104,10 +106,29 @@ def _softmax_attention(call: AttentionCall) -> Tensor:
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (call.key, call.value))
     causal = call.mask is None and call.query.shape[2] > 1
+    if call.sink is not None:
+        return _with_sink(call, call.sink, key, value, causal)
     out = F.scaled_dot_product_attention(
         call.query, key, value, attn_mask=call.mask, dropout_p=call.dropout, is_causal=causal, scale=call.scale
     )
     return out.transpose(1, 2)
+
+
+def _with_sink(call: AttentionCall, sink: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Softmax over the keys and a sink, written out: no fused kernel knows sinks."""
+    scores = torch.matmul(call.query, key.transpose(-1, -2)) * call.scale
+    if causal:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(
+            scores.shape[-1] - scores.shape[-2]
+        )
+        scores = scores.masked_fill(~visible, -torch.inf)
+    elif call.mask is not None:
+        mask = call.mask
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    column = sink.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    weights = torch.cat([scores, column], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1].to(value.dtype)
+    weights = F.dropout(weights, p=call.dropout, training=call.dropout > 0)
+    return torch.matmul(weights, value).transpose(1, 2)
 
 
 def momentum_in(module: nn.Module) -> Any:
@@ -125,13 +146,14 @@ def _attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     for name, given in kwargs.items():
         if name not in _HARMLESS and given is not None and (name, given) != ("is_causal", True):
             shown = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
             raise ModelError(
-                f"{type(module).__name__} asks attention for {name}={shown}, which dualform cannot reckon with: "
+                f"{type(module).__name__} asks attention for {name}={shown}, which dualform does not support: "
                 "leaving it out would give wrong numbers. Choose another model."
             )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -145,6 +167,7 @@ def _attention(
         dropout,
         momentum_in(module),
         getattr(module, ATTENTION, None),
+        s_aux,
     )
     tap = _tap.get()
     out = plain_attention(call) if tap is None else tap.attend(module, call)
@@ -160,6 +183,19 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
 AttentionInterface.register(NAME, _attention)
 # Without a mask of its own name transformers would build none and padding would be attended to in silence.
 AttentionMaskInterface.register(NAME, _mask)
+
+
+def hidden(scores: Tensor) -> Tensor:
+    """True where a score says that its token is not seen, of the same shape.
+
+    Families hide a token by adding a large negative number: -inf, the lowest finite number of a dtype, or -10,000
+    (GPT-2 of old, BERT kin). Sums of it with a score, or two of them, still lie far below any real score.
+    """
+    return scores <= HIDDEN
+
+
+HIDDEN = -9_000.0
+"""Pre-softmax scores from here down mean that the token is hidden; next to any other the weight is exp(-9000) = 0."""
 
 
 def attend_with_lse(
@@ -186,7 +222,7 @@ def attend_with_lse(
         out, lse = _products_with_lse(query, key, value, scale, mask)
     if mask is not None:
         # The kernel's own answer for a row that sees nothing is a finite number.
-        blind = torch.isneginf(mask).all(-1).expand(lse.shape)
+        blind = hidden(mask).all(-1).expand(lse.shape)
         out = out.masked_fill(blind[..., None], 0.0)
         lse = lse.masked_fill(blind, -torch.inf)
     return out, lse

@@ -72,12 +72,8 @@ def output_linears(anatomy: Anatomy) -> tuple[str, ...]:
     Raises:
         ModelError: W_O of some layer is not known.
     """
-    unknown = [i for i, layer in enumerate(anatomy.layers) if layer.W_O is None]
-    if unknown:
-        raise ModelError(
-            f"W_O was not found in layers {unknown} ({'; '.join(anatomy.unclear)}), so nothing can be written into it. "
-            "Choose another model."
-        )
+    if missing := anatomy.without("W_O"):
+        raise ModelError(f"nothing can be written into W_O where it was not found ({'; '.join(missing)})")
     return tuple(layer.W_O for layer in anatomy.layers if layer.W_O is not None)
 
 

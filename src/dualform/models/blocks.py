@@ -157,8 +157,16 @@ def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
         companions.append(out[1:] if isinstance(out, tuple) else None)
     assert hidden is not None
     blocks = Blocks(model, names, tuple(companions))
-    with torch.no_grad():
-        difference = largest_difference([logits], [blocks.unembed(hidden)])
+    try:
+        with torch.no_grad():
+            difference = largest_difference([logits], [blocks.unembed(hidden)])
+    except Exception as error:
+        # What follows the blocks may need more of them than hidden states, and fails in a way of its own.
+        raise ModelError(
+            f"{family}: the output of {names[-1]} cannot be read by itself through what follows it "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}), so layers cannot "
+            "be read one by one."
+        ) from error
     if not difference < tolerance(model):
         raise ModelError(
             f"{family}: the output of {names[-1]}, read through what follows it, gives logits that differ from the "
@@ -175,6 +183,7 @@ def block_names(model: PreTrainedModel, anatomy: Anatomy) -> tuple[str, ...]:
         ModelError: The layers' attention modules do not lie one by one in the members of a single list of layers.
     """
     family = type(model).__name__
+    anatomy.require_layers("reading a model block by block")
     names = []
     for layer in anatomy.layers:
         name = block_of(model, layer.attention)

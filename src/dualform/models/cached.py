@@ -87,7 +87,8 @@ class _CachedRoute:
         encoded = CachedPrefix(cache, prefix)
         layers = tuple(pair for _, pair in sorted(seen.items()))
         if len(layers) != len(encoded.cached):
-            return encoded
+            # Some of what is cached belongs to no layer of the anatomy, or several layers read the same.
+            return replace(encoded, seen=layers)
         alike = all(
             a.shape == b.shape and torch.equal(a, b)
             for pairs in zip(layers, encoded.cached, strict=True)

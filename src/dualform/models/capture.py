@@ -4,18 +4,21 @@ Only what a measure needs is kept: the probe's rows, never a full map of scores.
 model's outputs are the same with it and without it, bit for bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import count
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy
+from dualform.models.attention import hidden
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Recording:
     q: bool = False
     """Attention queries at the probe."""
     head_output: bool = False
-    """Input of W_O at the probe, head by head."""
+    """Input of W_O at the probe, head by head: behind a gate or a norm, where one stands there."""
+    mixed: bool = False
+    """Values weighted by attention, head by head: in front of that gate or norm."""
     update: bool = False
     """sum_i v_i k_i^T over the query's own tokens: W_ZSL of the linear form."""
 
@@ -43,7 +48,8 @@ class Recording:
 class Trace:
     """The inside of a model for some queries; what was not asked for is None.
 
-    `seen_pos` counts the query's own tokens up to the probe, padded at the end.
+    `seen_pos` counts the query's own tokens up to the probe, padded at the end. Where layers differ in width or number
+    of heads, the smaller ones are padded with zeros to the largest: `heads` and `widths` say how much is real.
     """
 
     mask: Tensor
@@ -58,8 +64,37 @@ class Trace:
     """`(example, layer, head, d_head)`, as multiplied with the keys (after rotary embedding)."""
     head_output: Tensor | None = None
     """`(example, layer, head, d_head)`."""
+    mixed: Tensor | None = None
+    """`(example, layer, head, d_head)`."""
     update: Tensor | None = None
     """`(example, layer, kv_head, d_v, d_k)`."""
+    sinks: Tensor | None = None
+    """Logits in the softmax's denominator that belong to no token, `(layer, head)`, -inf where a layer has none; None
+    where no layer has any, or no scores were recorded."""
+    sizes: tuple["LayerSize", ...] | None = None
+    """What is real in each layer; None where all layers are alike."""
+
+    def real_heads(self, n: int, of_keys: bool = False) -> Tensor | None:
+        """True for heads that are no padding, `(layer, head)`; None where all are real.
+
+        Args:
+            n: Heads of the tensor to be masked.
+            of_keys: Heads of keys and values are meant, not attention heads.
+        """
+        if self.sizes is None:
+            return None
+        counts = [size.n_kv_heads if of_keys else size.n_heads for size in self.sizes]
+        return torch.arange(n, device=self.mask.device) < torch.tensor(counts, device=self.mask.device)[:, None]
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """How large one layer's attention is."""
+
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_value: int
 
 
 @dataclass(frozen=True)
@@ -90,33 +125,64 @@ class Recorder:
         self._want = want
         self._mask = mask
         self._index = index
+        self._batch = 1
         self._records: dict[str, dict[int, Tensor]] = {
             field.name: {} for field in fields(want) if getattr(want, field.name)
         }
+        self._sinks: dict[int, Tensor] = {}
 
     @contextmanager
     def attached(self, model: PreTrainedModel) -> Iterator[None]:
-        """Look at the output of every W_O while the block runs; nothing stays on the model, whatever happens."""
-        handles: list[Any] = []
+        """Look at every W_O while the block runs; nothing stays on the model, whatever happens.
+
+        Raises:
+            ModelError: Attention outputs are wanted, and W_O of some layer is not known; or anything at all is, and
+                there is no layer.
+        """
+        if not self._anatomy.layers:
+            self._anatomy.require_layers("recording")
+        if self._want.output and (missing := self._anatomy.without("W_O")):
+            raise ModelError(f"attention outputs cannot be recorded: {'; '.join(missing)}")
+        # One linear may be W_O of several layers, one use after another.
+        at_linear: dict[str, dict[int, int]] = {}
+        if self._want.output or self._want.head_output:
+            for i, layer in enumerate(self._anatomy.layers):
+                if layer.W_O is not None:
+                    at_linear.setdefault(layer.W_O, {})[layer.output_use] = i
+        handles: list[Any] = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         try:
-            if self._want.output:
-                for i, layer in enumerate(self._anatomy.layers):
-                    if layer.W_O is None:
-                        raise ModelError(f"layer {i}: W_O was not found ({'; '.join(layer.unclear)})")
-                    handles.append(model.get_submodule(layer.W_O).register_forward_hook(self._output_hook(i)))
+            for name, layers in at_linear.items():
+                handles.append(model.get_submodule(name).register_forward_hook(self._output_hook(layers)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _output_hook(self, layer: int) -> Any:
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = kwargs.get("input_ids", args[0] if args else None)
+        assert isinstance(given, Tensor)
+        self._batch = given.shape[0]
+
+    def _output_hook(self, layers: dict[int, int]) -> Any:
+        uses = count()
+
         def keep(module: nn.Module, args: Any, out: Tensor) -> None:
-            # Some families (Falcon, OPT of old) flatten batch and position before W_O; both are recovered here.
-            rows = out if out.dim() == 3 else out.view(int(self._index.batch.max()) + 1, -1, out.shape[-1])
-            index = self._index.to(out.device)
-            self._keep("output", layer, rows[index.batch, index.position])
+            layer = layers.get(next(uses))
+            if layer is None:
+                return
+            if self._want.output:
+                self._keep("output", layer, self._at_probe(out))
+            if self._want.head_output:
+                read = self._at_probe(args[0])
+                self._keep("head_output", layer, read.view(len(read), self._anatomy.layers[layer].n_heads, -1))
 
         return keep
+
+    def _at_probe(self, states: Tensor) -> Tensor:
+        # Some families (Falcon, OPT of old) flatten batch and position before W_O; both are recovered here.
+        rows = states if states.dim() == 3 else states.reshape(self._batch, -1, states.shape[-1])
+        index = self._index.to(states.device)
+        return rows[index.batch, index.position]
 
     def see(
         self,
@@ -127,19 +193,23 @@ class Recorder:
         own_scores: Tensor,
         prefix_scores: Tensor | None,
         head_output: Tensor,
+        sink: Tensor | None = None,
     ) -> None:
         """Take down one layer.
 
         Args:
-            layer: Which.
+            layer: Index of the layer.
             q: `(example, head, d_head)`.
             own_keys: `(example, kv_head, seen_pos, d_head)`, anything at padding.
             own_values: The same of the values.
             own_scores: `(example, head, seen_pos)`.
             prefix_scores: `(example, head, prefix_pos)`, or None without a prefix.
-            head_output: `(example, head, d_head)`.
+            head_output: Values weighted by attention, `(example, head, d_head)`.
+            sink: As `AttentionCall.sink`.
         """
         records = self._records
+        if sink is not None:
+            self._sinks[layer] = sink.detach().to(self._mask.device)
         if "q" in records:
             self._keep("q", layer, q)
         if "scores" in records:
@@ -147,7 +217,10 @@ class Recorder:
         if "demo_scores" in records:
             empty = q.new_zeros(*q.shape[:2], 0)
             self._keep("demo_scores", layer, empty if prefix_scores is None else prefix_scores)
-        if "head_output" in records:
+        if "mixed" in records:
+            self._keep("mixed", layer, head_output)
+        if "head_output" in records and self._anatomy.layers[layer].W_O is None:
+            # What W_O would receive is not known, unless nothing stands in front of it.
             self._keep("head_output", layer, head_output)
         if "update" in records:
             values = own_values.masked_fill(~self._mask.to(own_values.device)[:, None, :, None], 0.0)
@@ -168,11 +241,12 @@ class Recorder:
         scores: Tensor | None,
         scale: float = 1.0,
         mask: Tensor | None = None,
+        sink: Tensor | None = None,
     ) -> None:
         """Take down one layer of an ordinary forward, whose keys hold prefix and query together.
 
         Args:
-            layer: Which.
+            layer: Index of the layer.
             query: `(batch, head, q_pos, d_head)`.
             key: `(batch, kv_head, k_pos, d_head)`.
             value: The same of the values.
@@ -181,6 +255,7 @@ class Recorder:
                 computed from the next two.
             scale: Factor of the scores.
             mask: `(batch or 1, head or 1, q_pos, k_pos)`, bool or additive, or None.
+            sink: As `AttentionCall.sink`.
         """
         index = self._index.to(query.device)
         q = query[index.batch, :, index.position]
@@ -195,18 +270,50 @@ class Recorder:
                 row = row.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else row + seen
         else:
             row = scores[index.batch, :, index.position]
-        # Families say that a token is hidden by adding the lowest finite number; a trace says -inf.
-        row = row.masked_fill(row <= torch.finfo(row.dtype).min / 2, -torch.inf)
+        # Families say that a token is hidden by adding a large negative number; a trace says -inf.
+        row = row.masked_fill(hidden(row), -torch.inf)
         own = row.gather(2, index.columns[:, None, :].expand(-1, row.shape[1], -1))
-        self.see(layer, q, keys, values, own, row[..., : index.n_prefix], head_output[index.batch, :, index.position])
+        mixed = head_output[index.batch, :, index.position]
+        self.see(layer, q, keys, values, own, row[..., : index.n_prefix], mixed, sink)
 
     def trace(self) -> Trace:
         """Everything taken down, layers stacked."""
+        layers = self._anatomy.layers
         stacked = {
-            name: torch.stack([by_layer[i] for i in range(len(self._anatomy.layers))], dim=1)
+            name: stack_layers([by_layer[i] for i in range(len(layers))], dim=1)
             for name, by_layer in self._records.items()
         }
-        return Trace(mask=self._mask, **stacked)
+        return Trace(mask=self._mask, **stacked, sinks=self._stacked_sinks(), sizes=layer_sizes(self._anatomy))
+
+    def _stacked_sinks(self) -> Tensor | None:
+        if not self._sinks:
+            return None
+        layers = self._anatomy.layers
+        like = next(iter(self._sinks.values()))
+        table = like.new_full((len(layers), self._anatomy.n_heads), -torch.inf)
+        for layer, sink in self._sinks.items():
+            table[layer, : len(sink)] = sink
+        return table
+
+
+def layer_sizes(anatomy: Anatomy) -> tuple[LayerSize, ...] | None:
+    """How large the layers' attention is; None where all are alike."""
+    sizes = tuple(LayerSize(one.n_heads, one.n_kv_heads, one.d_head, one.head_width) for one in anatomy.layers)
+    return None if len(set(sizes)) < 2 else sizes
+
+
+def stack_layers(layers: Sequence[Tensor], dim: int) -> Tensor:
+    """Layers' tensors stacked on a new axis, smaller ones padded with zeros behind, so that all axes fit."""
+    if len({layer.shape for layer in layers}) > 1:
+        largest = [max(sizes) for sizes in zip(*(layer.shape for layer in layers), strict=True)]
+        layers = [
+            F.pad(
+                layer,
+                [n for size, most in zip(layer.shape[::-1], largest[::-1], strict=True) for n in (0, most - size)],
+            )
+            for layer in layers
+        ]
+    return torch.stack(list(layers), dim=dim)
 
 
 def _columns(x: Tensor, index: ProbeIndex) -> Tensor:
@@ -219,12 +326,12 @@ def join_traces(traces: list[Trace]) -> Trace:
     """One trace of several, example axes end to end, `seen_pos` padded to the longest."""
     width = max(trace.mask.shape[1] for trace in traces)
 
-    def joined(name: str) -> Tensor | None:
+    def joined(name: str) -> Any:
         parts = [getattr(trace, name) for trace in traces]
-        if parts[0] is None:
-            return None
+        if parts[0] is None or name in ("sinks", "sizes"):
+            return parts[0]
         if name in ("mask", "scores"):
             parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
         return torch.cat(parts)
 
-    return Trace(**{field.name: joined(field.name) for field in fields(Trace)})  # type: ignore[arg-type]
+    return Trace(**{field.name: joined(field.name) for field in fields(Trace)})

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dualform.models.anatomy import Anatomy
 from dualform.models.cached import NaiveRoute
 from dualform.models.capture import Recording
 from dualform.models.language_model import (
@@ -56,22 +57,16 @@ class Examination:
 def examine(lm: LanguageModel) -> Examination:
     """Look a model over, running every route it might take."""
     layers = lm.anatomy.layers
-    first = layers[0]
     window = window_of(lm.model)
-    places = {
-        name: "not found" if rows is None else f"{rows.module} ({'all' if rows.whole else len(rows.index)} rows)"
-        for name, rows in (("W_Q", first.W_Q), ("W_K", first.W_K), ("W_V", first.W_V))
-    }
     facts = {
         "architecture": type(lm.model).__name__,
         "parameters": f"{lm.n_parameters:,}",
-        "layers": str(len(layers)),
-        "heads": f"{first.n_heads}, keys and values {first.n_kv_heads}, {first.d_head} wide",
+        "layers": _layers(lm.anatomy),
+        "heads": _heads(lm.anatomy),
         "context": "no limit named" if lm.max_positions is None else f"{lm.max_positions} tokens",
         "sliding window": "none" if not window else f"{window} tokens",
         "attention reached": "through the registry" if lm.anatomy.registry else "watched from underneath",
-        **{f"{name} (layer 0)": place for name, place in places.items()},
-        "W_O (layer 0)": first.W_O or "not found",
+        **_projections(lm.anatomy),
         **_token_facts(lm),
         "dtype and device": f"{str(lm.model.dtype).removeprefix('torch.')} on {lm.device}",
         "weights": _where(lm),
@@ -79,7 +74,7 @@ def examine(lm: LanguageModel) -> Examination:
         "route": lm.route.name,
     }
     with token_by_token(lm.model):
-        checks = [*_route_checks(lm), *_untouched_checks(lm), _attention_check(lm)]
+        checks = [*_route_checks(lm), *_untouched_checks(lm), *([_attention_check(lm)] if layers else [])]
     facts["peak memory"] = peak_memory()
     unverified = list(lm.anatomy.unclear)
     if lm.quantized is not None:
@@ -98,6 +93,49 @@ def examine(lm: LanguageModel) -> Examination:
             if not one.agrees
         ]
     return Examination(facts, tuple(checks), tuple(unverified), lm.notes)
+
+
+def _layers(anatomy: Anatomy) -> str:
+    """How many, and at which blocks where these are counted differently."""
+    blocks = [layer.block for layer in anatomy.layers]
+    if not blocks:
+        return "none whose attention can be recorded"
+    if blocks == list(range(len(blocks))) or None in blocks:
+        return str(len(blocks))
+    return f"{len(blocks)}, at blocks {', '.join(map(str, blocks))}"
+
+
+def _heads(anatomy: Anatomy) -> str:
+    shapes = dict.fromkeys(
+        f"{one.n_heads}, keys and values {one.n_kv_heads}, {one.d_head} wide"
+        + ("" if one.d_value is None else f", values {one.d_value}")
+        for one in anatomy.layers
+    )
+    return " / ".join(shapes) or "-"
+
+
+def _projections(anatomy: Anatomy) -> dict[str, str]:
+    """Where the first layer's are, and what stands between heads and W_O in any layer."""
+    if not anatomy.layers:
+        return {}
+    first = anatomy.layers[0]
+    facts = {
+        f"{name} (layer 0)": "not found"
+        if rows is None
+        else f"{rows.module} ({'all' if rows.whole else len(rows.index)} rows)"
+        for name, rows in (("W_Q", first.W_Q), ("W_K", first.W_K), ("W_V", first.W_V))
+    }
+    facts["W_O (layer 0)"] = first.W_O or "not found"
+    between: dict[str, list[int]] = {}
+    for number, layer in enumerate(anatomy.layers):
+        if layer.between:
+            between.setdefault(layer.between, []).append(number)
+    if between:
+        facts["between heads and W_O"] = "; ".join(
+            f"{what} (layer{'s' if len(where) > 1 else ''} {', '.join(map(str, where))})"
+            for what, where in between.items()
+        )
+    return facts
 
 
 def _token_facts(lm: LanguageModel) -> dict[str, str]:
@@ -187,16 +225,22 @@ def _attention_check(lm: LanguageModel) -> Check:
     size = lm.model.get_input_embeddings().weight.shape[0]
     tokens = (torch.arange(16) * 7919 % (size - 4) + 4).tolist()
     prefix = lm.encode(tokens[:6])
-    want = Recording(scores=True, demo_scores=True, head_output=True, q=True)
+    want = Recording(scores=True, demo_scores=True, mixed=True, q=True)
     queries = [Query(tuple(tokens[6:]), ((tokens[0],),))]
     trace = lm.read_group(prefix, queries, [0], want).trace
     assert trace is not None
     assert trace.scores is not None
     assert trace.demo_scores is not None
-    assert trace.head_output is not None
-    weights = torch.softmax(torch.cat([trace.demo_scores, trace.scores], dim=-1).float(), dim=-1)
-    values = torch.stack([value.to(weights.device) for _, value in lm.encode(tokens).layers])
-    groups = weights.shape[2] // values.shape[1]
-    mixed = torch.einsum("lhp,lhpd->lhd", weights[0], values.repeat_interleave(groups, dim=1).float())
-    deviation = largest_difference([trace.head_output[0]], [mixed])
+    assert trace.mixed is not None
+    scores = torch.cat([trace.demo_scores, trace.scores], dim=-1)[0].float()
+    if trace.sinks is not None:
+        # What a sink takes of the softmax is multiplied with no value.
+        scores = torch.cat([scores, trace.sinks.to(scores)[..., None]], dim=-1)
+    expected, recorded = [], []
+    for number, (layer, (_, value)) in enumerate(zip(lm.anatomy.layers, lm.encode(tokens).layers, strict=True)):
+        weights = torch.softmax(scores[number, : layer.n_heads], dim=-1)[:, : len(tokens)]
+        values = value.to(weights.device).float().repeat_interleave(layer.n_heads // layer.n_kv_heads, dim=0)
+        expected.append(torch.einsum("hp,hpd->hd", weights, values))
+        recorded.append(trace.mixed[0, number, : layer.n_heads, : layer.head_width])
+    deviation = largest_difference(expected, recorded)
     return Check(title, deviation < tolerance(lm.model), deviation)

@@ -19,6 +19,7 @@ from dualform.models.anatomy import Anatomy, Rows, is_linear, row_axis
 from dualform.models.blocks import block_names
 from dualform.models.quantized import require_unquantized
 from dualform.models.streaming import hook_of, lent, require_, requiring, runs_on, weight_of
+from dualform.models.tying import tied_linears
 from dualform.ops.rounding import last_place_move
 
 
@@ -62,7 +63,17 @@ def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[N
                 stack.enter_context(_bias_lent(owner, change))
             else:
                 stack.enter_context(lent(model, change.parameter, change.added_to))
+                for name in _other_names(model, change.parameter):
+                    stack.enter_context(lent(model, name, change.added_to))
         yield
+
+
+def _other_names(model: PreTrainedModel, parameter: str) -> list[str]:
+    """Of a weight that several modules have, where these hold it apart: offloaded ones do."""
+    path, _, last = parameter.rpartition(".")
+    if hook_of(model.get_submodule(path)) is None:
+        return []
+    return [f"{name}.{last}" for name in tied_linears(model).get(path, ()) if name != path]
 
 
 @contextmanager
@@ -119,6 +130,9 @@ class WeightTraining:
     def __init__(self, model: PreTrainedModel, rows: Mapping[str, Tensor | None]) -> None:
         self._model = model
         self._targets = dict(rows)
+        tied = tied_linears(model)
+        # A weight that several modules share gets one delta, and each of these modules reads it.
+        self._sharing = {name: tied.get(name, (name,)) for name in self._targets}
         self._trained: list[tuple[str, _Delta]] = []
         self._required: dict[str, bool] = {}
         self._lent = ExitStack()
@@ -136,12 +150,8 @@ class WeightTraining:
                         continue
                     axis = row_axis(module) if name == "weight" else 0
                     delta = _Delta(parameter, axis, index, runs_on(module))
-                    hook = hook_of(module)
-                    if hook is None:
-                        # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
-                        parametrize.register_parametrization(module, name, delta, unsafe=True)
-                    else:
-                        self._lent.enter_context(hook.changed(module, name, delta))
+                    for sharer in self._sharing[module_name]:
+                        self._train(self._model.get_submodule(sharer), name, delta)
                     self._trained.append((f"{module_name}.{name}", delta))
         except BaseException:
             self._restore()
@@ -150,6 +160,14 @@ class WeightTraining:
 
     def __exit__(self, *details: object) -> None:
         self._restore()
+
+    def _train(self, module: nn.Module, name: str, delta: _Delta) -> None:
+        hook = hook_of(module)
+        if hook is None:
+            # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
+            parametrize.register_parametrization(module, name, delta, unsafe=True)
+        else:
+            self._lent.enter_context(hook.changed(module, name, delta))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -185,7 +203,7 @@ class WeightTraining:
 
     def _restore(self) -> None:
         self._lent.close()
-        for module_name in self._targets:
+        for module_name in dict.fromkeys(name for sharing in self._sharing.values() for name in sharing):
             module = self._model.get_submodule(module_name)
             for name in ("weight", "bias"):
                 if parametrize.is_parametrized(module, name):
@@ -227,8 +245,8 @@ def value_rows(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> dict[str
     found = anatomy.layers[layer]
     if found.W_V is None:
         raise ModelError(
-            f"W_V was not found in layer {layer}, {found.attention} ({'; '.join(found.unclear)}), so it cannot be "
-            "trained apart. Train W_K and W_V of another model."
+            f"W_V was not found in {anatomy.title(layer)}, {found.attention} ({'; '.join(found.unclear)}), so it "
+            "cannot be trained alone. Train W_K and W_V of another model."
         )
     return _merged(model, [found.W_V], "W_V")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dualform.models.anatomy import Anatomy, is_linear, row_axis
+from dualform.models.anatomy import Anatomy, LayerAnatomy, is_linear, row_axis
 from dualform.models.blocks import block_of
 
 
@@ -75,7 +75,7 @@ def forward_flops(model: PreTrainedModel, anatomy: Anatomy, own: int, prefix: in
     head = model.get_output_embeddings()
     linears = _multiplied(model)
     pairs = own * prefix + own * (own + 1) / 2
-    attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers)
+    attention = sum(_attention(layer) * pairs for layer in anatomy.layers)
     return 2.0 * linears * own + attention + 2.0 * _size(head) * scored
 
 
@@ -91,12 +91,13 @@ def key_value_training_flops(
     linears = _multiplied(model)
     trained = 0
     for layer in anatomy.layers:
-        for rows in (layer.W_K, layer.W_V):
+        # The gradient of a weight that several layers share is computed in each of them.
+        for rows in (layer.W_K, layer.W_V) if layer.key_value_of is None else ():
             if rows is not None and weight_gradients:
                 module = model.get_submodule(rows.module)
                 trained += len(rows.index) * module.get_parameter("weight").shape[1 - row_axis(module)]
     pairs = tokens * (tokens + 1) / 2
-    attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers)
+    attention = sum(_attention(layer) * pairs for layer in anatomy.layers)
     return tokens * (4.0 * linears + 2.0 * trained) + 3 * attention + 4.0 * _size(head) * scored
 
 
@@ -134,7 +135,9 @@ def training_flops(
         weight = module.get_parameter("weight")
         trained += weight.numel() if index is None else len(index) * weight.shape[1 - row_axis(module)]
     pairs = tokens * (tokens + 1) / 2
-    attention = sum(4 * layer.n_heads * layer.d_head * pairs for layer in anatomy.layers[first_layer:])
+    attention = sum(
+        2 * layer.n_heads * (layer.d_head + layer.head_width) * pairs for layer in anatomy.layers[first_layer:]
+    )
     backward = 2.0 * tokens * (passed + trained) + 2 * attention + 2.0 * _size(head) * scored
     return forward_flops(model, anatomy, own=tokens, scored=scored) + backward
 
@@ -167,6 +170,11 @@ def layer_causal_training_flops(model: PreTrainedModel, anatomy: Anatomy, tokens
                 spared += 2.0 * tokens * len(rows.index) * width
         spared += 2.0 * layer.n_heads * layer.d_head * pairs
     return whole - spared + (len(anatomy.layers) - 1) * 4.0 * _size(head) * scored
+
+
+def _attention(layer: LayerAnatomy) -> int:
+    """Operations of a layer for each pair of a query and a key: the score, and the value's share."""
+    return 2 * layer.n_heads * (layer.d_head + layer.head_width)
 
 
 def _multiplied(model: PreTrainedModel, below: tuple[str, ...] = ()) -> float:

@@ -56,25 +56,50 @@ def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
     return {"cache" if "cache" in named else "past_key_values": cache}
 
 
+class LayerOrder:
+    """Which layer a use of attention belongs to: modules may be shared by layers, or run in a loop.
+
+    Uses are counted module by module, and begin anew with every forward.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
+        calls = anatomy.calls or tuple((layer.attention, i) for i, layer in enumerate(anatomy.layers))
+        self._layers: dict[nn.Module, list[int | None]] = {}
+        for name, number in calls:
+            self._layers.setdefault(model.get_submodule(name), []).append(number)
+        self._uses: dict[nn.Module, int] = {}
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The attention modules."""
+        return list(self._layers)
+
+    def next(self, module: nn.Module) -> int | None:
+        """The layer of a module's next use; None where that use is no layer (`Anatomy.left_out`)."""
+        layers = self._layers.get(module)
+        if layers is None:
+            return None
+        use = self._uses.get(module, 0)
+        self._uses[module] = use + 1
+        return layers[use % len(layers)]
+
+
 class LayerTap:
     """Ordinary attention, with each layer's call and output shown to a function."""
 
     builds_mask = True
 
-    def __init__(self, layer_of: dict[nn.Module, int], show: Callable[[int, AttentionCall, Tensor], None]) -> None:
-        self._layer_of = layer_of
+    def __init__(self, order: LayerOrder, show: Callable[[int, AttentionCall, Tensor], None]) -> None:
+        self._order = order
         self._show = show
 
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
         """Compute, show, return."""
         out = plain_attention(call)
-        self._show(self._layer_of[module], call, out)
+        layer = self._order.next(module)
+        if layer is not None:
+            self._show(layer, call, out)
         return out
-
-
-def layers_of(model: PreTrainedModel, anatomy: Anatomy) -> dict[nn.Module, int]:
-    """Attention module -> layer."""
-    return {model.get_submodule(layer.attention): i for i, layer in enumerate(anatomy.layers)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ class KeysValues:
 
 def keys_values(model: PreTrainedModel, anatomy: Anatomy, tokens: tuple[int, ...]) -> KeysValues:
     """Run a prefix once, without a cache, and keep each layer's keys and values."""
-    if not tokens:
+    if not tokens or not anatomy.layers:
         return KeysValues((), tokens)
     kept: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -119,17 +144,21 @@ def watching(
         anatomy: Its anatomy.
         see: Receives layer, query `(head, pos, d_head)`, key `(kv_head, pos, d_head)` and value likewise.
     """
-    layer_of = layers_of(model, anatomy)
+    order = LayerOrder(model, anatomy)
     if anatomy.registry:
-        tap = LayerTap(layer_of, lambda layer, call, out: see(layer, call.query[0], call.key[0], call.value[0]))
+        tap = LayerTap(order, lambda layer, call, out: see(layer, call.query[0], call.key[0], call.value[0]))
         with tapped(tap):
             yield
-    else:
-        watch = AttentionWatch(
-            list(layer_of), 1, lambda module, seen: see(layer_of[module], seen.query[0], seen.key[0], seen.value[0])
-        )
-        with watch:
-            yield
+        return
+
+    def watched(module: nn.Module, seen: SeenAttention) -> None:
+        layer = order.next(module)
+        if layer is not None:
+            repeats = anatomy.layers[layer].repeats
+            see(layer, seen.query[0], seen.key[0, ::repeats], seen.value[0, ::repeats])
+
+    with AttentionWatch(order.modules, 1, watched):
+        yield
 
 
 def recorded_rows(
@@ -138,20 +167,31 @@ def recorded_rows(
     """`forward_rows` of an ordinary forward, seen by a recorder through whichever way the family allows."""
     if recorder is None:
         return forward_rows(model, rows, **inputs)
-    layer_of = layers_of(model, anatomy)
+    order = LayerOrder(model, anatomy)
 
     def show(layer: int, call: AttentionCall, out: Tensor) -> None:
-        head_output = out.transpose(1, 2)
         recorder.see_dense(
-            layer, call.query, call.key, call.value, head_output, scores=None, scale=call.scale, mask=call.mask
+            layer,
+            call.query,
+            call.key,
+            call.value,
+            out.transpose(1, 2),
+            scores=None,
+            scale=call.scale,
+            mask=call.mask,
+            sink=call.sink,
         )
 
     def see(module: nn.Module, seen: SeenAttention) -> None:
+        layer = order.next(module)
+        if layer is None:
+            return
+        repeats = anatomy.layers[layer].repeats
         recorder.see_dense(
-            layer_of[module],
+            layer,
             seen.query,
-            seen.key,
-            seen.value,
+            seen.key[:, ::repeats],
+            seen.value[:, ::repeats],
             seen.head_output,
             scores=seen.scores,
             scale=seen.scale,
@@ -160,7 +200,7 @@ def recorded_rows(
 
     with recorder.attached(model):
         if anatomy.registry:
-            with tapped(LayerTap(layer_of, show)):
+            with tapped(LayerTap(order, show)):
                 return forward_rows(model, rows, **inputs)
-        with AttentionWatch(list(layer_of), inputs["input_ids"].shape[0], see):
+        with AttentionWatch(order.modules, inputs["input_ids"].shape[0], see):
             return forward_rows(model, rows, **inputs)

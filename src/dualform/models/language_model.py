@@ -559,16 +559,15 @@ def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = 
         queries = [Query(queries[0].prompt, queries[0].answers[1:2]), Query(queries[1].prompt, queries[1].answers[:1])]
     layout = lay_out(queries, "prompt", input_device(model))
     # Attention outputs can be recorded only where every W_O is known; answers and scores need none.
-    want = Recording(output=route.anatomy.knows_outputs, scores=True)
+    some = bool(route.anatomy.layers)
+    want = Recording(output=route.anatomy.knows_outputs, scores=some, head_output=some)
     logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
-    assert trace is not None
-    assert trace.scores is not None
-    visible = trace.mask[:, None, None] & torch.isfinite(trace.scores)
-    return [
-        layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)),
-        trace.scores.masked_fill(~visible, 0.0),
-        *([] if trace.output is None else [trace.output]),
-    ]
+    found = [layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1))]
+    if trace is not None and trace.scores is not None:
+        visible = trace.mask[:, None, None] & torch.isfinite(trace.scores)
+        found.append(trace.scores.masked_fill(~visible, 0.0))
+        found += [record for record in (trace.output, trace.head_output) if record is not None]
+    return found
 
 
 LONGEST_CHECK = 1024

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dualform.errors import ConfigError, ModelError
 from dualform.models.anatomy import find_anatomy
-from dualform.models.attention import MOMENTUM, NAME, AttentionCall
+from dualform.models.attention import MOMENTUM, NAME, AttentionCall, hidden
 from dualform.models.watch import AttentionWatch, being_watched
 from dualform.ops.momentum import momentum_chunked
 
@@ -151,7 +151,7 @@ def seen_by(mask: Tensor) -> Tensor:
     """Who sees whom, `(batch or 1, q_pos, k_pos)`, from a mask or from scores with a mask added, head second."""
     first = mask[:, 0]
     # Families mask by minus infinity or by the lowest number there is, to which scores have been added.
-    return first if first.dtype == torch.bool else first > torch.finfo(first.dtype).min / 4
+    return first if first.dtype == torch.bool else ~hidden(first)
 
 
 def lags(visible: Tensor) -> Tensor:

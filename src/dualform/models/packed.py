@@ -16,7 +16,7 @@ from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy
 from dualform.models.attention import AttentionCall, attend_with_lse, merge, tapped
 from dualform.models.capture import ProbeIndex, Recorder, Recording, Trace
-from dualform.models.forward import KeysValues, forward_rows, keys_values, layers_of
+from dualform.models.forward import KeysValues, LayerOrder, forward_rows, keys_values
 from dualform.models.layout import Layout, Query
 
 
@@ -28,7 +28,6 @@ class PackedRoute:
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self._model = model
         self.anatomy = anatomy
-        self._layer_of = layers_of(model, anatomy)
 
     def encode(self, prefix: tuple[int, ...]) -> KeysValues:
         """Run the prefix once and keep each layer's keys and values."""
@@ -48,7 +47,7 @@ class PackedRoute:
                 n_prefix=prefix.length,
             )
             recorder = Recorder(self.anatomy, want, layout.seen_mask, index)
-        tap = _PackedTap(self._layer_of, prefix, layout, recorder)
+        tap = _PackedTap(LayerOrder(self._model, self.anatomy), prefix, layout, recorder)
         inputs: dict[str, Any] = {
             "input_ids": layout.tokens[None],
             "position_ids": (layout.offsets + prefix.length)[None],
@@ -66,10 +65,8 @@ class PackedRoute:
 class _PackedTap:
     builds_mask = False
 
-    def __init__(
-        self, layer_of: dict[nn.Module, int], prefix: KeysValues, layout: Layout, recorder: Recorder | None
-    ) -> None:
-        self._layer_of = layer_of
+    def __init__(self, order: LayerOrder, prefix: KeysValues, layout: Layout, recorder: Recorder | None) -> None:
+        self._order = order
         self._prefix = prefix
         self._layout = layout
         self._recorder = recorder
@@ -81,7 +78,9 @@ class _PackedTap:
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
         if call.instead is not None:
             raise ModelError("keys of a prefix and of its queries can be told apart under softmax only")
-        layer = self._layer_of[module]
+        layer = self._order.next(module)
+        if layer is None:
+            raise ModelError("some of its attention is no layer here, so that its keys and values are not at hand")
         # The layers of a divided model lie on several devices, and the row passes each of them once.
         self._layout = self._layout.to(call.query.device)
         self._to_row = self._to_row.to(call.query.device)
@@ -91,6 +90,10 @@ class _PackedTap:
         parts = [self._own_part(query, own_key, own_value, groups, call)]
         if self._prefix.length:
             parts.append(self._prefix_part(query, layer, groups, call))
+        if call.sink is not None:
+            # A key without a value: it adds to the normaliser alone.
+            out, lse = parts[0]
+            parts.append((torch.zeros_like(out), call.sink.to(lse)[:, None].expand_as(lse)))
         out = merge(parts)
         if call.momentum is not None:
             out = out + self._momentum(call.momentum, layer, own_value, call)
@@ -213,4 +216,5 @@ class _PackedTap:
             own_scores=rearrange(own_scores, "n h g pos -> n (h g) pos"),
             prefix_scores=prefix_scores,
             head_output=rearrange(out[:, rows], "head n d -> n head d"),
+            sink=call.sink,
         )

@@ -18,6 +18,7 @@ from dualform.models.capture import Recording
 from dualform.models.language_model import EncodedPrefix, LanguageModel
 from dualform.models.layout import Layout, Query, lay_out
 from dualform.models.quantized import require_unquantized
+from dualform.models.tying import tied_linears
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,18 @@ def require_editable_outputs(lm: LanguageModel) -> None:
         ModelError: It is not.
     """
     require_unquantized(lm.model, "so nothing can be folded into them")
-    for number, layer in enumerate(lm.anatomy.layers):
-        if layer.W_O is None:
-            raise ModelError(
-                f"{lm.name}, layer {number}: W_O was not found ({'; '.join(layer.unclear)}), so nothing can be folded "
-                "into it. Choose another model."
-            )
+    lm.anatomy.require_layers("folding")
+    if missing := lm.anatomy.without("W_O"):
+        raise ModelError(f"{lm.name}: nothing can be folded into W_O where it was not found ({'; '.join(missing)})")
+    tied = tied_linears(lm.model)
+    held = [tied.get(layer.W_O, (layer.W_O,))[0] for layer in lm.anatomy.layers if layer.W_O is not None]
+    if shared := [name for name in dict.fromkeys(held) if held.count(name) > 1]:
+        raise ModelError(
+            f"{lm.name}: {shared[0]} is W_O of {held.count(shared[0])} layers at once, so that what is folded into one "
+            "of them changes the others too"
+        )
+    for layer in lm.anatomy.layers:
+        assert layer.W_O is not None
         weight = lm.model.get_submodule(layer.W_O).get_parameter("weight")
         if not weight.is_floating_point() or weight.dim() != 2:
             raise ModelError(

@@ -3,7 +3,8 @@
 XGLM (the models of arXiv:2212.10559), Bloom, Falcon, MPT and GPT-Neo compute attention in their own forward. They
 multiply queries with keys, apply softmax, and multiply with values, or (Falcon) have PyTorch's own function do all
 three; a `TorchFunctionMode` sees those calls and hands their tensors on. It changes nothing, but for a module that has
-momentum (`models.momentum`), whose heads' output gets the term added.
+momentum (`models.momentum`), whose heads' output gets the term added. Attention in another form (an einsum, a softmax
+over more than the keys) is not shown, but named in `AttentionWatch.unrecognised`.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,7 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 }
 _OPERANDS = {0: ("batch1", "mat1", "input"), 1: ("batch2", "mat2", "other")}
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
+_NORMALISERS = {torch.logsumexp, Tensor.logsumexp}
 # In the order of `F.scaled_dot_product_attention`.
 _WHOLE = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
 
@@ -52,6 +54,8 @@ class SeenAttention:
     """Factor of the scores, where these are None."""
     mask: Tensor | None = None
     """`(batch or 1, head or 1, q_pos, k_pos)`, bool or additive, position bias included; None lets all see all."""
+    passed_on: Tensor | None = None
+    """The very tensor that the family's code goes on with, in its own layout."""
 
 
 _watches: "list[AttentionWatch]" = []
@@ -65,13 +69,24 @@ class AttentionWatch(TorchFunctionMode):
         modules: The modules to look into: softmax elsewhere (a router's, a loss's) is none of ours.
         batch: Rows of the forward, to split a joint batch-and-head axis.
         see: Receives the module and its tensors, the moment the values have been multiplied in.
+        nudge: Changes attention's output, on its way to the family's code; None leaves it.
     """
 
-    def __init__(self, modules: list[nn.Module], batch: int, see: Callable[[nn.Module, SeenAttention], None]) -> None:
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        batch: int,
+        see: Callable[[nn.Module, SeenAttention], None],
+        nudge: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self._modules = modules
+        # A softmax that is a module of its own belongs to the module that calls it.
+        self._modules = [module for module in modules if not isinstance(module, nn.Softmax)]
         self._batch = batch
         self._see = see
+        self._nudge = nudge
+        self.unrecognised: dict[nn.Module, str] = {}
+        """Modules that attend in a form that is not shown, and what is different there."""
         # A frame for each module entered: dropout, say, is a module called between softmax and values.
         self._frames: list[_Frame] = []
         self._handles: list[Any] = []
@@ -104,8 +119,15 @@ class AttentionWatch(TorchFunctionMode):
         frame = self._frames[-1]
         if func is F.scaled_dot_product_attention:
             out = self._report_whole(frame, {**dict(zip(_WHOLE, args, strict=False)), **kwargs}, out)
-        elif func in _SOFTMAX and frame.operands is not None:
-            frame.scores = args[0] if args else kwargs["input"]
+        elif func in _SOFTMAX:
+            if frame.operands is not None:
+                frame.scores = args[0] if args else kwargs["input"]
+            elif frame.einsum:
+                self.unrecognised[frame.module] = "multiplies queries with keys by einsum, which is not recognised"
+        elif func in _NORMALISERS and frame.operands is not None:
+            self.unrecognised[frame.module] = "normalises its scores without softmax, which is not recognised"
+        elif func is torch.einsum:
+            frame.einsum = True
         elif func in _PRODUCTS:
             left, right = (
                 args[place] if len(args) > place else next(kwargs[name] for name in _OPERANDS[side] if name in kwargs)
@@ -122,8 +144,9 @@ class AttentionWatch(TorchFunctionMode):
         assert frame.scores is not None
         query, key = frame.operands
         if frame.scores.shape[-1] != key.shape[-1]:
-            # A softmax over more than the keys (attention sinks) is not the attention that is described here.
+            # A softmax over more than the keys is not the attention that is described here.
             frame.operands = frame.scores = None
+            self.unrecognised[frame.module] = "its softmax runs over more than the keys, such as an attention sink"
             return out
         seen = SeenAttention(
             query=self._by_head(query),
@@ -160,7 +183,11 @@ class AttentionWatch(TorchFunctionMode):
             )
             seen = replace(seen, head_output=seen.head_output + momentum(call).transpose(1, 2))
             out = seen.head_output.reshape(out.shape)
-        self._see(module, seen)
+        if self._nudge is not None:
+            out = self._nudge(out)
+            seen = replace(seen, head_output=self._by_head(out))
+        self.unrecognised.pop(module, None)
+        self._see(module, replace(seen, passed_on=out))
         return out
 
     def _by_head(self, x: Tensor) -> Tensor:
@@ -185,3 +212,5 @@ class _Frame:
     module: nn.Module
     operands: tuple[Tensor, Tensor] | None = None
     scores: Tensor | None = None
+    einsum: bool = False
+    """Whether an einsum was called, which may have multiplied queries with keys."""

@@ -66,7 +66,7 @@ class Attended:
     query: Tensor
     """On the query's own tokens, the probe included, `(layer, seen_pos)`."""
     elsewhere: Tensor
-    """On the opening token and separators together, `(layer,)`."""
+    """On the opening token, separators and an attention sink together, `(layer,)`."""
 
 
 def attended(trace: Trace, row: int, content: Tensor | None = None) -> Attended:
@@ -83,10 +83,26 @@ def attended(trace: Trace, row: int, content: Tensor | None = None) -> Attended:
     assert trace.scores is not None
     own = trace.scores[row][..., trace.mask[row]]
     before = own[..., :0] if trace.demo_scores is None else trace.demo_scores[row]
-    weights = torch.cat([before, own], dim=-1).softmax(-1).mean(1)
+    scores = torch.cat([before, own], dim=-1)
+    if trace.sinks is not None:
+        # A sink takes its share of the softmax and gives no value.
+        scores = torch.cat([scores, trace.sinks.to(scores)[..., None]], dim=-1)
+        weights, sink = scores.softmax(-1).split([scores.shape[-1] - 1, 1], dim=-1)
+    else:
+        weights, sink = scores.softmax(-1), scores.new_zeros(*scores.shape[:-1], 1)
+    weights, sink = (_mean_over_heads(each, trace) for each in (weights, sink))
     prefix, query = weights[:, : before.shape[-1]], weights[:, before.shape[-1] :]
     shown = prefix[:, :0] if content is None else prefix[:, content]
-    return Attended(shown, query, (prefix.sum(-1) - shown.sum(-1)).clamp(min=0))
+    return Attended(shown, query, (prefix.sum(-1) - shown.sum(-1) + sink[..., 0]).clamp(min=0))
+
+
+def _mean_over_heads(weights: Tensor, trace: Trace) -> Tensor:
+    """`(layer, head, pos)` -> `(layer, pos)`; heads that only fill up a layer do not count."""
+    real = trace.real_heads(weights.shape[1])
+    if real is None:
+        return weights.mean(1)
+    real = real.to(weights)[..., None]
+    return (weights * real).sum(1) / real.sum(1)
 
 
 @dataclass(frozen=True)

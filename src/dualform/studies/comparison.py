@@ -27,6 +27,7 @@ from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
 from dualform.models.quantized import WHY
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
+from dualform.studies.arms import possible_arms
 from dualform.studies.attention_view import AttentionView, attention_record, with_prefix
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison_config import CHANGE_WEIGHTS, ComparisonConfig
@@ -207,8 +208,9 @@ def _outcomes(run: _Run, chosen: "_Chosen") -> list[SeedOutcome]:
 
 def set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Bench[ComparisonConfig], tuple[str, ...]]:
     """The bench, and what must be said about it. Learners and controls that cannot be run are taken out."""
-    notes = []
-    learners, controls = config.learners, config.controls
+    arms = possible_arms(lm, config)
+    notes = list(arms.notes)
+    learners, controls = arms.learners, arms.controls
     if task.is_multiple_choice and "probe" in learners:
         learners = tuple(name for name in learners if name != "probe")
         notes.append("The probe was left out: free-text choices have no classes to regress on.")

@@ -469,7 +469,7 @@ def length_task(demonstrations: Demonstrations, task: Task) -> tuple[Task, Demon
 def _wanted(want: Recordings, *, prompted: bool, ranked: bool) -> Recording:
     if not prompted:
         return want.weights
-    return replace(want.context, demo_scores=ranked, head_output=False)
+    return replace(want.context, demo_scores=ranked, mixed=False)
 
 
 def _named(control: str, measured: dict[str, Tensor]) -> dict[str, Tensor]:

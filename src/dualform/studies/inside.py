@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dualform.learners.adapted import AdaptedModel
 from dualform.models.anatomy import Anatomy
-from dualform.models.capture import Recording, Trace
+from dualform.models.capture import Recording, Trace, stack_layers
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import Readings
 from dualform.ops.agreement import (
@@ -57,11 +57,13 @@ class Recordings:
 
 def recordings_for(anatomy: Anatomy, n_demonstrations: int) -> Recordings:
     """All that can be measured: outputs only where every W_O is known, contexts only where there is one."""
-    output = all(layer.W_O is not None for layer in anatomy.layers)
+    if not anatomy.layers:
+        return Recordings(Recording(), Recording(), Recording())
+    output = anatomy.knows_outputs
     some = n_demonstrations > 0
     return Recordings(
         zsl=Recording(output=output, scores=True, update=some),
-        context=Recording(output=output, scores=True, demo_scores=some, q=some, head_output=some, update=some),
+        context=Recording(output=output, scores=True, demo_scores=some, q=some, mixed=some, update=some),
         weights=Recording(output=output, scores=True, q=some, update=some),
     )
 
@@ -140,8 +142,8 @@ class Prompted:
             return cls(adapted, None, None, None)
         # Gathered where traces are: the layers of a divided model lie on several devices.
         layers = [(key.to(content.device), value.to(content.device)) for key, value in adapted.prefix.layers]
-        some = torch.stack([outer_product_update(v[:, content], k[:, content]) for k, v in layers])
-        whole = torch.stack([outer_product_update(v, k) for k, v in layers])
+        some = stack_layers([outer_product_update(v[:, content], k[:, content]) for k, v in layers], dim=0)
+        whole = stack_layers([outer_product_update(v, k) for k, v in layers], dim=0)
         return cls(adapted, shown, some, whole)
 
     def side(self, readings: Readings) -> Side:
@@ -158,19 +160,18 @@ class Prompted:
     def relaxation(self, readings: Readings) -> dict[str, Tensor]:
         """How well linear attention describes the heads behind this prefix."""
         trace = _traced(readings)
-        if self.whole_update is None or trace.head_output is None:
+        if self.whole_update is None or trace.mixed is None:
             return {}
         assert trace.update is not None
         assert trace.q is not None
-        groups = trace.q.shape[2] // trace.update.shape[2]
         whole = relaxation(
-            trace.update.repeat_interleave(groups, dim=2),
-            self.whole_update.repeat_interleave(groups, dim=1)[None],
+            _by_attention_head(trace.update, trace),
+            _by_attention_head(self.whole_update[None], trace),
             trace.q,
-            trace.head_output,
+            trace.mixed,
         )
         found = {"relaxation": whole.cosine, "relaxation.relative_error": whole.relative_error}
-        return {name: value.detach().to("cpu", torch.float64) for name, value in found.items()}
+        return _real(found, trace)
 
 
 def trained_side(adapted: AdaptedModel, readings: Readings, zsl: Readings, shown: Shown | None) -> Side:
@@ -214,8 +215,7 @@ def random_side(zsl: Readings, side: Side, seed: int) -> Side:
             places = torch.rand(side.ranks[i].shape, generator=generator).argsort(dim=-1)
             made["ranks"].append(side.ranks[i].gather(-1, places.to(side.ranks.device)))
         if update is not None:
-            flat = update[i].flatten(-2)
-            made["update"].append(matched_random(flat, generator).view_as(update[i]))
+            made["update"].append(_random_update_like(update[i], zsl, generator))
     found = {name: torch.stack(parts) if parts else None for name, parts in made.items()}
     trace = replace(side.trace, output=found["output"], scores=found["scores"])
     return replace(side, trace=trace, ranks=found["ranks"], update=found["update"])
@@ -247,6 +247,20 @@ def released_random_side(zsl: Readings, side: Side, seed: int) -> dict[str, Tens
         ]
     )
     return {"sim_aou": cosine(change, drawn).detach().to("cpu", torch.float64)}
+
+
+def _random_update_like(update: Tensor, zsl: Readings, generator: torch.Generator) -> Tensor:
+    """Noise as large as an update, `(layer, kv_head, d_v, d_k)`, head by head; padding stays zero."""
+    sizes = _traced(zsl).sizes
+    if sizes is None:
+        return matched_random(update.flatten(-2), generator).view_as(update)
+    noise = torch.zeros_like(update)
+    for layer, size in enumerate(sizes):
+        real = update[layer, : size.n_kv_heads, : size.d_value, : size.d_head]
+        noise[layer, : size.n_kv_heads, : size.d_value, : size.d_head] = matched_random(
+            real.flatten(-2), generator
+        ).view_as(real)
+    return noise
 
 
 def _randomly_changed(before: Tensor, after: Tensor, real: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -281,7 +295,33 @@ def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True, moved_by: Tr
     found |= _demonstrations(a, b)
     if a.update is not None and b.update is not None:
         found["direct_update"] = direct_update(a.update, b.update)
-    return {name: value.detach().to("cpu", torch.float64) for name, value in found.items()}
+    return _real(found, before)
+
+
+def _by_attention_head(update: Tensor, trace: Trace) -> Tensor:
+    """`(example, layer, kv_head, d_v, d_k)` with every key-value head as often as attention heads read it."""
+    assert trace.q is not None
+    n_heads = trace.q.shape[2]
+    if trace.sizes is None:
+        return update.repeat_interleave(n_heads // update.shape[2], dim=2)
+    layers = []
+    for layer, size in enumerate(trace.sizes):
+        own = update[:, layer, : size.n_kv_heads].repeat_interleave(size.n_heads // size.n_kv_heads, dim=1)
+        layers.append(torch.nn.functional.pad(own, (0, 0, 0, 0, 0, n_heads - size.n_heads)))
+    return torch.stack(layers, dim=1)
+
+
+def _real(found: dict[str, Tensor], trace: Trace) -> dict[str, Tensor]:
+    """Measures on the CPU, NaN for heads that only fill up a layer with fewer of them than others."""
+    measures = {name: value.detach().to("cpu", torch.float64) for name, value in found.items()}
+    if trace.sizes is None:
+        return measures
+    for name, value in measures.items():
+        if value.dim() == 3:
+            real = trace.real_heads(value.shape[2], of_keys=name == "direct_update")
+            assert real is not None
+            measures[name] = value.masked_fill(~real.cpu(), torch.nan)
+    return measures
 
 
 def _traced(readings: Readings) -> Trace:
