@@ -1,15 +1,16 @@
-"""Where dualform keeps things on disk, and how it writes them: wholly or not at all."""
+"""Where dualform keeps things on disk, how it writes them (wholly or not at all), and how it reads a user's file."""
 
 import contextlib
 import errno
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dualform.errors import StorageError
+from dualform.errors import DualformError, StorageError
 from dualform.plain_text import plain
 
 
@@ -106,3 +107,78 @@ def explain_storage_errors(path: Path, remedy: str) -> Iterator[None]:
         raise StorageError(
             f"cannot write {plain(str(path))}: the name holds a character that no file system accepts. {remedy}"
         ) from error
+
+
+_READING = {
+    errno.ENOENT: ("is not there", "Check the path."),
+    errno.ENOTDIR: ("is not there: a part of the path is a file", "Check the path."),
+    errno.EACCES: ("cannot be read: permission denied", "Make it readable, or copy it."),
+    errno.EPERM: ("cannot be read: operation not permitted", "Make it readable, or copy it."),
+    errno.ELOOP: ("cannot be read: its symbolic links lead in a circle", "Give the file itself."),
+    errno.ENAMETOOLONG: ("cannot be read: the name is too long for this file system", "Check the path."),
+    errno.EISDIR: ("is a folder, not a file", "Name a file in it."),
+}
+_LONGEST_PATH_SHOWN = 200
+
+
+def show_path(path: Path | str) -> str:
+    """`path` for a message: on one line, the middle left out where it is very long."""
+    text = plain(str(path))
+    half = _LONGEST_PATH_SHOWN // 2
+    return text if len(text) <= _LONGEST_PATH_SHOWN else f"{text[:half]}...{text[-half:]}"
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """`path` with a leading `~` or `~user` replaced; unchanged where there is no such user."""
+    given = Path(path)
+    try:
+        return given.expanduser()
+    except RuntimeError:
+        return given
+
+
+def read_bytes(path: Path, most: int, error: type[DualformError], remedy: str = "") -> bytes:
+    """The content of a regular file.
+
+    Devices and pipes are refused before they are opened: some never end, and others wait for a writer.
+
+    Args:
+        path: The file.
+        most: Largest size, bytes.
+        error: What to raise.
+        remedy: What to do about a larger file; ends the message.
+
+    Returns:
+        All bytes.
+
+    Raises:
+        DualformError: Of class `error`: the file is missing, not a regular file, too large or unreadable.
+    """
+    shown = show_path(path)
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
+        if not stat.S_ISREG(found.st_mode):
+            raise error(f"{shown} is not a regular file but {_kind_of(found.st_mode)}. Save its content to a file.")
+        if found.st_size > most:
+            raise error(f"{shown} has {found.st_size:,} bytes; at most {most:,} are read. {remedy}".rstrip())
+        with path.open("rb") as file:
+            # One byte more than there should be: the file may have grown, and under /proc sizes are 0.
+            content = file.read(found.st_size + 1)
+            if len(content) > found.st_size:
+                content += file.read(most + 1 - len(content))
+    except OSError as fault:
+        what, then = _READING.get(fault.errno or 0, (f"cannot be read: {fault.strerror or fault}", "Check the file."))
+        raise error(f"{shown} {what}. {then}") from fault
+    except ValueError as fault:
+        # A NUL in the name.
+        raise error(f"{shown} cannot be a path: {plain(str(fault))}. Check the path.") from fault
+    if len(content) > most:
+        raise error(f"{shown} has more than {most:,} bytes, which is what is read at most. {remedy}".rstrip())
+    return content
+
+
+def _kind_of(mode: int) -> str:
+    kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
+    return next((kind for test, kind in kinds if test(mode)), "a device")
