@@ -827,8 +827,8 @@ class Result(Record):
     """name, architecture, parameters, n_layers, n_heads, d_model, dtype, route, revision (on the hub), vocabulary,
     notes (of how it was loaded), inputs (digest of weights, texts and labels)."""
     task: dict[str, Any] = {}
-    """name, source, label_words, prompt (one rendered example), prompt_tokens (mean), opening, separator,
-    separator_tokens, n_report, report_split, n_selection, selection_split."""
+    """name, source, label_words, labels (label of the data -> its word), prompt (one rendered example), prompt_tokens
+    (mean), opening, separator, separator_tokens, n_report, report_split, n_selection, selection_split."""
     demonstrations: DemonstrationReport | None = None
     baselines: Baselines | None = None
     """Chance and majority baseline on the reported queries; None in files written before there were any."""

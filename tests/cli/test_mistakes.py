@@ -187,12 +187,12 @@ def test_a_label_outside_the_map(dualform: Command, out: Path, tmp_path: Path) -
 
     done = dualform("compare", "gpt2", folder, "--out", out)
 
-    assert_refused(done, "train.jsonl, row 5", "label 7 is not among the 2 labels")
+    assert_refused(done, "train.jsonl, line 6", "label 7 is not among the 2 labels")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("body,topic\n", "holds no rows"), ("body,topic\na film,positive\n,negative\n", "the text of 'text' is empty")],
+    [("body,topic\n", "holds no rows"), ("body,topic\na film,positive\n,negative\n", "the text of 'body' is empty")],
 )
 def test_data_without_anything_in_it(dualform: Command, out: Path, tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "empty.csv"

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from dualform.cli.options import default_folder, one_or_several, parse_names, parse_numbers, parse_seeds, unescape
+from dualform.cli.options import default_folder, one_or_several, parse_names, parse_numbers, parse_seeds
 from dualform.errors import ConfigError
+from dualform.tasks.options import unescape
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from dualform.result import Result
 from dualform.studies.bench import Bench
 from dualform.studies.comparison_config import ComparisonConfig, comparison_config
 from dualform.studies.pieces import Piece
-from dualform.tasks.build import RawTask, build_task
+from dualform.tasks.build import build_task
 from dualform.tasks.options import TaskOptions
+from dualform.tasks.raw import RawTask
 from dualform.tasks.task import Task
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -40,8 +40,9 @@ from dualform.studies.controls import (
     prepare,
 )
 from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
-from dualform.tasks.build import RawTask, build_task
+from dualform.tasks.build import build_task
 from dualform.tasks.options import TaskOptions
+from dualform.tasks.raw import RawTask
 from dualform.tasks.task import Task
 from tests.studies.small import N_REPORT, numbers, sentences, small_bench, small_config, small_lm, small_task
 from tests.tiny import EOS_ID, tiny_model, tiny_tokenizer

@@ -28,9 +28,10 @@ from dualform.studies.pieces import Piece
 from dualform.studies.stability import CONTENT_FREE, StabilityStudy, stability
 from dualform.studies.stability_config import StabilityConfig, read_stability_config, stability_config
 from dualform.studies.stability_summary import Run, runs_table
-from dualform.tasks.build import RawTask, build_task
+from dualform.tasks.build import build_task
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import TaskOptions
+from dualform.tasks.raw import RawTask
 from dualform.tasks.task import Example, Task
 from tests.studies.small import Kept, Watched, long_and_short_task, sentences, small_lm, small_task
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -1,9 +1,10 @@
 import pytest
 
 from dualform.errors import LabelWordError, TaskError
-from dualform.tasks.build import RawTask, build_task
+from dualform.tasks.build import build_task
 from dualform.tasks.options import NO_OPTIONS, TaskOptions
 from dualform.tasks.prompts import WORDINGS
+from dualform.tasks.raw import RawTask
 
 
 def raw_task(train, *, test=None, **changes):

@@ -63,7 +63,7 @@ def test_a_file_that_does_not_fit_is_explained(tmp_path, content, message):
         ("[yes, no]", "label word True is not text. Put it in quotes"),
         ("{a: 1, b: x}", "label word 1 is not text"),
         ("{yes: a, no: b}", "label value True of label_words is not text"),
-        ("abc", "must be a list or a mapping .* not 'abc'"),
+        ("abc", "must be a list or a mapping .* not abc"),
     ],
 )
 def test_unquoted_words_that_yaml_reads_otherwise_are_explained(tmp_path, words, message):

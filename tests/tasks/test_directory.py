@@ -1,8 +1,12 @@
 import pytest
 
 from dualform.errors import TaskError
-from dualform.tasks.directory import read_directory, read_json_lines
+from dualform.tasks.build import build_task
+from dualform.tasks.directory import read_directory
+from dualform.tasks.json_rows import read_json_lines
+from dualform.tasks.options import NO_OPTIONS
 from dualform.tasks.prompts import WORDINGS
+from dualform.tasks.table import read_table
 
 
 def test_every_split_is_read_in_order(write_directory, rows):
@@ -40,7 +44,7 @@ def test_without_declared_splits_the_usual_files_are_taken(write_directory, rows
 def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"text": "one\u2028two\x85three", "label": 0}\r\n\n{"text": "b", "label": 1}'.encode())
-    assert [row["text"] for row in read_json_lines(path)] == ["one\u2028two\x85three", "b"]
+    assert [row["text"] for row in read_json_lines(path).rows] == ["one\u2028two\x85three", "b"]
 
 
 def test_another_number_of_rows_than_declared_is_noted(write_directory, rows):
@@ -77,8 +81,8 @@ def test_a_folder_without_a_description_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"text": ', "line 2: not JSON .*'{\"text\":'"),
-        (b'{"text": "a"}\n[1]\n', r"line 2: expected a JSON object, found '\[1\]'"),
+        (b'{"text": "a", "label": 1}\n{"text": ', "line 2: not JSON .*'{\"text\":'"),
+        (b'{"text": "a", "label": 1}\n[1]\n', r"line 2: expected a JSON object, found '\[1\]'"),
         (b'{"text": "\xff"}\n', "not UTF-8"),
     ],
 )
@@ -86,4 +90,4 @@ def test_a_line_that_is_no_row_is_named(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(TaskError, match=message):
-        read_json_lines(path)
+        build_task(read_table(path), NO_OPTIONS)

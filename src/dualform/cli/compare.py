@@ -41,9 +41,11 @@ from dualform.cli.options import (
     Seed,
     SelectionLimit,
     Separator,
+    SkipBadRows,
     Strength,
     TextColumn,
     Track,
+    Truncate,
     TrustRemoteCode,
     default_folder,
     fold_settings,
@@ -51,9 +53,10 @@ from dualform.cli.options import (
     option,
     parse_names,
     parse_numbers,
-    unescape,
 )
 from dualform.cli.running import run_study
+from dualform.cli.task_data import check_task, task_settings
+from dualform.tasks.options import unescape
 
 CONTROLS = "Controls"
 
@@ -74,6 +77,8 @@ def compare(
     label_words: LabelWords = None,
     separator: Separator = None,
     opening: OpeningTokens = None,
+    skip_bad_rows: SkipBadRows = False,
+    truncate: Truncate = False,
     preset: Annotated[str, option("default, or dai2023: the paper's protocol", PROTOCOL)] = "default",
     k: K = None,
     balanced: Balanced = None,
@@ -127,18 +132,17 @@ def compare(
 
       dualform compare smollm2-135m reviews --controls all
     """
+    data = task_settings(
+        data_dir, text, label, choices, prompt, label_words, separator, skip_bad_rows=skip_bad_rows, truncate=truncate
+    )
+    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    at_hand = check_task(task, data)
     from dualform.studies.comparison import compare as run
     from dualform.studies.comparison_config import comparison_config
     from dualform.studies.summary import examples_table
 
     given: dict[str, Any] = {
-        "data_dir": data_dir,
-        "text": text,
-        "label": label,
-        "choices": choices,
-        "prompt": unescape(prompt),
-        "label_words": unescape(label_words),
-        "separator": unescape(separator),
+        **data,
         "opening": unescape(opening),
         "k": k,
         "balanced": balanced,
@@ -176,7 +180,7 @@ def compare(
     config = comparison_config(model, task, preset=preset, **given)  # type: ignore[arg-type]
 
     def carried_out(cells: Any, progress: Any) -> tuple[Any, Any, Any]:
-        comparison = run(config, cells=cells, progress=progress)
+        comparison = run(config, task=at_hand, cells=cells, progress=progress)
         return comparison.result, examples_table(comparison.asked, comparison.outcomes), comparison.attention
 
     run_study(

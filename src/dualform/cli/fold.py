@@ -35,14 +35,17 @@ from dualform.cli.options import (
     RouteName,
     Seed,
     Separator,
+    SkipBadRows,
     Strength,
     TextColumn,
+    Truncate,
     TrustRemoteCode,
     fold_settings,
     option,
-    unescape,
 )
 from dualform.cli.planning import only_planned
+from dualform.cli.task_data import check_task, task_settings
+from dualform.tasks.options import unescape
 
 
 @guarded
@@ -78,6 +81,8 @@ def fold(
     label_words: LabelWords = None,
     separator: Separator = None,
     opening: OpeningTokens = None,
+    skip_bad_rows: SkipBadRows = False,
+    truncate: Truncate = False,
     device: Device = None,
     dtype: Dtype = None,
     route: RouteName = None,
@@ -98,6 +103,11 @@ def fold(
 
       dualform fold smollm2-135m sst2 --data-dir data --as lora --rank 16 --to sst2-adapter
     """
+    data = task_settings(
+        data_dir, text, label, choices, prompt, label_words, separator, skip_bad_rows=skip_bad_rows, truncate=truncate
+    )
+    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    at_hand = check_task(task, data)
     from dualform.studies.fold import fold as run
     from dualform.studies.fold import fold_config
     from dualform.studies.fold_settings import FoldMethod
@@ -120,13 +130,6 @@ def fold(
         limit=limit,
         context=context,
         resamples=resamples,
-        data_dir=data_dir,
-        text=text,
-        label=label,
-        choices=choices,
-        prompt=unescape(prompt),
-        label_words=unescape(label_words),
-        separator=unescape(separator),
         opening=unescape(opening),
         device=device,
         dtype=dtype,
@@ -135,6 +138,7 @@ def fold(
         device_map=device_map,
         max_memory=max_memory,
         offload_folder=offload_folder,
+        **data,
     )
     if only_planned(config):
         return
@@ -143,7 +147,7 @@ def fold(
 
     quiet_transformers()
     with progress_bar() as bar:
-        written = run(config, to, overwrite=overwrite, progress=bar)
+        written = run(config, to, task=at_hand, overwrite=overwrite, progress=bar)
     if as_json:
         print_json(written.result.to_json())
     else:

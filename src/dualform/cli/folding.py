@@ -37,9 +37,11 @@ from dualform.cli.options import (
     Seed,
     SelectionLimit,
     Separator,
+    SkipBadRows,
     Strength,
     TextColumn,
     Track,
+    Truncate,
     TrustRemoteCode,
     default_folder,
     fold_settings,
@@ -49,9 +51,10 @@ from dualform.cli.options import (
     parse_numbers,
     parse_seeds,
     parse_strengths,
-    unescape,
 )
 from dualform.cli.running import run_study
+from dualform.cli.task_data import check_task, task_settings
+from dualform.tasks.options import unescape
 
 
 @guarded
@@ -95,6 +98,8 @@ def folding(
     label_words: LabelWords = None,
     separator: Separator = None,
     opening: OpeningTokens = None,
+    skip_bad_rows: SkipBadRows = False,
+    truncate: Truncate = False,
     device: Device = None,
     dtype: Dtype = None,
     route: RouteName = None,
@@ -112,6 +117,11 @@ def folding(
 
       dualform folding smollm2-135m reviews --transfer tweets --compose subj --perplexity prose.txt
     """
+    data = task_settings(
+        data_dir, text, label, choices, prompt, label_words, separator, skip_bad_rows=skip_bad_rows, truncate=truncate
+    )
+    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    at_hand = check_task(task, data)
     from dualform.studies.folding import folding as run
     from dualform.studies.folding_config import folding_config
     from dualform.studies.folding_summary import folding_table
@@ -138,13 +148,6 @@ def folding(
         rates=parse_numbers("rates", rates),
         context=context,
         resamples=resamples,
-        data_dir=data_dir,
-        text=text,
-        label=label,
-        choices=choices,
-        prompt=unescape(prompt),
-        label_words=unescape(label_words),
-        separator=unescape(separator),
         opening=unescape(opening),
         device=device,
         dtype=dtype,
@@ -153,10 +156,11 @@ def folding(
         device_map=device_map,
         max_memory=max_memory,
         offload_folder=offload_folder,
+        **data,
     )
 
     def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
-        study = run(config, cells=cells, progress=progress)
+        study = run(config, task=at_hand, cells=cells, progress=progress)
         return study.result, folding_table(study.asked, study.base, study.seeds)
 
     run_study(

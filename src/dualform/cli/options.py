@@ -34,6 +34,8 @@ Separator = Annotated[str | None, option("Text between demonstrations; eos for t
 OpeningTokens = Annotated[
     str | None, option("What begins a sequence: auto, none, bos, eos, or a text (auto)", DATA, "--opening")
 ]
+SkipBadRows = Annotated[bool, option("Leave out rows that cannot be used, and count them", DATA, "--skip-bad-rows")]
+Truncate = Annotated[bool, option("Cut texts that leave no room for demonstrations", DATA, "--truncate")]
 K = Annotated[int | None, option("Demonstrations (32)", PROTOCOL, "-k", "--k")]
 Balanced = Annotated[
     bool | None,
@@ -202,8 +204,3 @@ def parse_numbers(name: str, text: str | None) -> tuple[float, ...] | None:
 def parse_names(text: str | None) -> tuple[str, ...] | None:
     """`zsl,icl,ft`."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def unescape(text: str | None) -> str | None:
-    r"""A line break, which a shell's quotes cannot hold plainly, may be written `\n`, a tab `\t`."""
-    return None if text is None else text.replace("\\n", "\n").replace("\\t", "\t")

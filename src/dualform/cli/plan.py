@@ -20,6 +20,7 @@ from dualform.cli.planning import planning
 from dualform.cli.regress import regress
 from dualform.cli.selection import selection
 from dualform.cli.stability import stability
+from dualform.cli.task_data import check_sweep_tasks
 
 app = typer.Typer(
     name="plan",
@@ -120,6 +121,7 @@ def sweep(
 
       dualform plan sweep grid.yaml --workers 8
     """
+    check_sweep_tasks(file)
     from dualform.runs.sweep_config import read_sweep_file
 
     quiet_transformers()

@@ -1,11 +1,14 @@
 """What every study's command does around its one call: folder, progress bar, files, tables or JSON."""
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dualform.cli.guard import quiet_transformers, say
 from dualform.cli.planning import only_planned
+from dualform.errors import DualformError
 
 
 def run_study(
@@ -45,7 +48,9 @@ def run_study(
 
     # A slip is told before a folder is made.
     check_tracker(track)
-    folder = RunFolder(out or free_folder(default, config), config, overwrite=overwrite)
+    path = out or free_folder(default, config)
+    made = _missing(path)
+    folder = RunFolder(path, config, overwrite=overwrite)
     quiet_transformers()
     settings = config.model_dump(mode="json")
     name = folder.path.resolve().name
@@ -56,6 +61,9 @@ def run_study(
         except KeyboardInterrupt:
             say(f"Finished {kept} are kept: the same command goes on where it stopped.")
             raise
+        except DualformError:
+            _remove_unused(made)
+            raise
         folder.finish(result, *found)
         tracker.finish(numbers_of(result), [folder.path / name for name in ("report.html", "result.json")])
     if as_json:
@@ -65,3 +73,18 @@ def run_study(
     say(f"\nThe page: {folder.path / 'report.html'}")
     for how in tracker.where:
         say(how)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """`folder` and those above it that do not exist, innermost first."""
+    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+
+
+def _remove_unused(made: list[Path]) -> None:
+    """Remove folders made for a run that failed before it kept anything but its log."""
+    if not made or not made[0].is_dir() or {path.name for path in made[0].iterdir()} > {"log.txt"}:
+        return
+    with contextlib.suppress(OSError):
+        (made[0] / "log.txt").unlink(missing_ok=True)
+        for folder in made:
+            folder.rmdir()

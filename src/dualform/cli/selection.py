@@ -32,16 +32,19 @@ from dualform.cli.options import (
     RouteName,
     Seed,
     Separator,
+    SkipBadRows,
     TextColumn,
     Track,
+    Truncate,
     TrustRemoteCode,
     default_folder,
     one_or_several,
     option,
     parse_numbers,
-    unescape,
 )
 from dualform.cli.running import run_study
+from dualform.cli.task_data import check_task, task_settings
+from dualform.tasks.options import unescape
 
 
 @guarded
@@ -60,6 +63,8 @@ def selection(
     label_words: LabelWords = None,
     separator: Separator = None,
     opening: OpeningTokens = None,
+    skip_bad_rows: SkipBadRows = False,
+    truncate: Truncate = False,
     k: K = None,
     balanced: Balanced = None,
     seed: Seed = None,
@@ -95,18 +100,17 @@ def selection(
 
       dualform selection ./checkpoint tickets.csv --text body --label topic --seeds 1..4 --limit 100
     """
+    data = task_settings(
+        data_dir, text, label, choices, prompt, label_words, separator, skip_bad_rows=skip_bad_rows, truncate=truncate
+    )
+    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    at_hand = check_task(task, data)
     from dualform.studies.selection import selection as run
     from dualform.studies.selection_config import selection_config
     from dualform.studies.selection_summary import trials_table
 
     given: dict[str, Any] = {
-        "data_dir": data_dir,
-        "text": text,
-        "label": label,
-        "choices": choices,
-        "prompt": unescape(prompt),
-        "label_words": unescape(label_words),
-        "separator": unescape(separator),
+        **data,
         "opening": unescape(opening),
         "k": k,
         "balanced": balanced,
@@ -132,7 +136,7 @@ def selection(
     config = selection_config(model, task, **given)
 
     def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
-        study = run(config, cells=cells, progress=progress)
+        study = run(config, task=at_hand, cells=cells, progress=progress)
         return study.result, trials_table(study.asked, study.found)
 
     run_study(

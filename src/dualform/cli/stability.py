@@ -34,16 +34,19 @@ from dualform.cli.options import (
     Seed,
     SelectionLimit,
     Separator,
+    SkipBadRows,
     TextColumn,
     Track,
+    Truncate,
     TrustRemoteCode,
     default_folder,
     one_or_several,
     option,
     parse_numbers,
-    unescape,
 )
 from dualform.cli.running import run_study
+from dualform.cli.task_data import check_task, task_settings
+from dualform.tasks.options import unescape
 
 
 @guarded
@@ -62,6 +65,8 @@ def stability(
     label_words: LabelWords = None,
     separator: Separator = None,
     opening: OpeningTokens = None,
+    skip_bad_rows: SkipBadRows = False,
+    truncate: Truncate = False,
     k: K = None,
     balanced: Balanced = None,
     seed: Seed = None,
@@ -95,18 +100,17 @@ def stability(
 
       dualform stability ./checkpoint --task tickets.csv --text body --label topic --seeds 1..8 --ft-seeds 4
     """
+    data = task_settings(
+        data_dir, text, label, choices, prompt, label_words, separator, skip_bad_rows=skip_bad_rows, truncate=truncate
+    )
+    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    at_hand = check_task(task, data)
     from dualform.studies.stability import stability as run
     from dualform.studies.stability_config import stability_config
     from dualform.studies.stability_summary import runs_table
 
     given: dict[str, Any] = {
-        "data_dir": data_dir,
-        "text": text,
-        "label": label,
-        "choices": choices,
-        "prompt": unescape(prompt),
-        "label_words": unescape(label_words),
-        "separator": unescape(separator),
+        **data,
         "opening": unescape(opening),
         "k": k,
         "balanced": balanced,
@@ -134,7 +138,7 @@ def stability(
     config = stability_config(tuple(models), task, **given)
 
     def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
-        study = run(config, cells=cells, progress=progress)
+        study = run(config, task=at_hand, cells=cells, progress=progress)
         return study.result, runs_table(study.asked, study.models)
 
     run_study(

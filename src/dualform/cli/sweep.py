@@ -7,6 +7,7 @@ import typer
 
 from dualform.cli.guard import guarded, quiet_transformers, say
 from dualform.cli.options import OUTPUT, MaxCells, Track, TrustRemoteCode, cell_limit, option, store_url
+from dualform.cli.task_data import check_sweep_tasks
 from dualform.configuration import checked
 from dualform.errors import ConfigError
 
@@ -63,6 +64,8 @@ def sweep(
 
       grid: {k: [4, 16]}
     """
+    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    check_sweep_tasks(file)
     from dualform.cli.printing import print_json
     from dualform.cli.sweep_table import watching
     from dualform.models.placement import size_in_bytes

@@ -67,7 +67,8 @@ class Identities:
         Raises:
             DualformError: The task cannot be found or used.
         """
-        names = ("task", "data_dir", "text", "label", "choices", "prompt", "label_words", "separator")
+        columns = ("text", "label", "choices", "prompt", "label_words", "separator", "skip_bad_rows", "truncate")
+        names = ("task", "data_dir", *columns)
         read = tuple(repr(getattr(config, name)) for name in names)
         return self._once(("task", *read), lambda: task_digest(config.load_task()))
 

@@ -3,13 +3,14 @@
 import hashlib
 import random
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from dualform.errors import ContextError
 from dualform.models.encoding import EncodedDemonstrations, Encoder
 from dualform.models.flops import forward_flops
 from dualform.models.identity import digest_of_weights
@@ -17,6 +18,7 @@ from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
 from dualform.models.streaming import named_weights, weight_of
 from dualform.models.tokens import chat_template_notes
+from dualform.models.truncation import n_tokens, truncated
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Example, Task
@@ -61,6 +63,11 @@ class Bench(Generic[Config]):
             select_on: `report`: choices are made on the reported queries themselves.
         """
         encoder = Encoder(lm, task, config.opening)
+        limit = lm.max_positions
+        context = config.context if limit is None else min(config.context, limit)
+        task = _with_notes(config, task, encoder, context)
+        if config.truncate:
+            encoder = Encoder(lm, task, config.opening)
         encoder.check_all()
         report_split = report_split or task.report_split
         selection_split = report_split if select_on == "report" else task.selection_split
@@ -69,7 +76,13 @@ class Bench(Generic[Config]):
             selection_split = task.report_split
         examples = sample(task.split(report_split), config.limit)
         selection = examples if select_on == "report" else sample(task.split(selection_split), config.selection_limit)
-        limit = lm.max_positions
+        queries = tuple(encoder.query(example) for example in examples)
+        selection_queries = tuple(encoder.query(example) for example in selection)
+        _require_room(
+            {report_split: (examples, queries), selection_split: (selection, selection_queries)},
+            context,
+            len(encoder.opening),
+        )
         return cls(
             config=config,
             lm=lm,
@@ -78,10 +91,10 @@ class Bench(Generic[Config]):
             report_split=report_split,
             selection_split=selection_split,
             examples=examples,
-            queries=tuple(encoder.query(example) for example in examples),
+            queries=queries,
             selection=selection,
-            selection_queries=tuple(encoder.query(example) for example in selection),
-            context=config.context if limit is None else min(config.context, limit),
+            selection_queries=selection_queries,
+            context=context,
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -128,6 +141,63 @@ class Drawn:
 
     demonstrations: Demonstrations
     encoded: EncodedDemonstrations
+
+
+_SEPARATOR_TOKENS = 4
+"""Left for the separator behind each demonstration."""
+_UNEVEN_TOKENS = 2
+"""Label words that differ by so many tokens are remarked on."""
+_MOST_LISTED = 6
+
+
+def _with_notes(config: StudyConfig, task: Task, encoder: Encoder, context: int) -> Task:
+    """The task with its texts cut where that is asked for, and with notes on how it suits this model and settings."""
+    notes = []
+    if config.truncate:
+        # Room for the query and for a demonstration of each class; more of them are left out where they do not fit.
+        shares = 1 + min(config.k, task.n_labels)
+        room = (context - len(encoder.opening)) // shares - _SEPARATOR_TOKENS
+        task, n_cut = truncated(task, encoder, room)
+        if n_cut:
+            total = sum(map(len, task.splits.values()))
+            notes.append(f"{n_cut} of {total} texts were cut so that none takes more than {room} tokens.")
+    if 0 < config.k < task.n_labels and not task.is_multiple_choice:
+        notes.append(
+            f"k is {config.k}, but there are {task.n_labels} classes: some have no demonstration in any prompt. Ask "
+            f"for at least {task.n_labels}."
+        )
+    if task.label_words is not None:
+        example = task.split(task.report_split)[0]
+        lengths = dict(zip(task.label_words, map(len, encoder.query(example).answers), strict=True))
+        if max(lengths.values()) - min(lengths.values()) >= _UNEVEN_TOKENS:
+            least, most = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
+            notes.append(
+                f"Label words have different numbers of tokens, from {lengths[least]} ({least!r}) to {lengths[most]} "
+                f"({most!r}); each is scored by the mean over its tokens, which favours words whose later tokens "
+                "follow from the first. Words of one length are the fairer choice."
+            )
+    return replace(task, notes=(*task.notes, *notes))
+
+
+def _require_room(asked: Mapping[str, tuple[Sequence[Example], Sequence[Query]]], context: int, n_opening: int) -> None:
+    """Raise a ContextError that names all queries that are longer than the context by themselves."""
+    room = context - n_opening
+    found = [
+        (split, example, n_tokens(query))
+        for split, (examples, queries) in asked.items()
+        for example, query in zip(examples, queries, strict=True)
+        if n_tokens(query) > room
+    ]
+    if not found:
+        return
+    places = ", ".join(f"{split} {example.place} ({n} tokens)" for split, example, n in found[:_MOST_LISTED])
+    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+    what = "1 query does" if len(found) == 1 else f"{len(found)} queries do"
+    raise ContextError(
+        f"{what} not fit, since the context holds {context} tokens, {n_opening} of them for its opening: "
+        f"{places}{more}. Raise --context, shorten the texts or cut them with --truncate, or use a model with a longer "
+        "context."
+    )
 
 
 def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...]:

@@ -98,6 +98,7 @@ def task_facts(asked: Asked) -> dict[str, Any]:
         "name": task.name,
         "source": task.source,
         "label_words": None if task.label_words is None else list(task.label_words),
+        "labels": _words_by_label(task),
         "prompt": task.template.render(asked.examples[0]),
         "prompt_tokens": asked.prompt_tokens,
         "opening": list(asked.opening),
@@ -136,6 +137,13 @@ def baseline_notes(task: Task, baselines: Baselines) -> list[str]:
             "learner gives that one answer. Report queries of every label."
         ]
     return []
+
+
+def _words_by_label(task: Task) -> dict[str, str] | None:
+    """Label as the data name it -> the word that stands for it, in label order; None for multiple choice."""
+    if task.label_words is None:
+        return None
+    return dict(zip(task.label_names or task.label_words, task.label_words, strict=True))
 
 
 def environment(device: torch.device | str, seconds: float) -> dict[str, Any]:

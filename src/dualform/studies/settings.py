@@ -15,6 +15,7 @@ from dualform.models.load import load_model
 from dualform.models.placement import placement
 from dualform.seeds import Seeds
 from dualform.tasks.demonstrations import LabelRule
+from dualform.tasks.options import unescape
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
 
@@ -44,6 +45,10 @@ class StudyConfig(BaseModel):
     opening: str = "auto"
     """What begins every sequence: auto (what the tokenizer itself puts in front of a text; where that is nothing, its
     beginning-of-sequence token, else its end-of-sequence token), none, bos, eos, or a text such as `[gMASK]<sop>`."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used, and count them in the warnings, instead of refusing the table."""
+    truncate: bool = False
+    """Cut texts that would leave no room in the context for a demonstration of each class, instead of refusing them."""
 
     k: int = Field(default=32, ge=0)
     """Demonstrations asked for."""
@@ -88,6 +93,12 @@ class StudyConfig(BaseModel):
     """Weights in so many bits, by bitsandbytes: for accuracy zero-shot and in context, and nothing else."""
     resamples: int = Field(default=1000, ge=10)
     """Bootstrap resamples behind each interval."""
+
+    @field_validator("prompt", "separator")
+    @classmethod
+    def _read_line_breaks(cls, given: str | None) -> str | None:
+        # YAML's single quotes and a shell's keep a backslash and an n where a line break is meant.
+        return unescape(given)
 
     @field_validator("device_map", mode="before")
     @classmethod
@@ -139,6 +150,8 @@ class StudyConfig(BaseModel):
             label_words=self.label_words,
             separator=self.separator,
             choices=self.choices,
+            skip_bad_rows=self.skip_bad_rows,
+            truncate=self.truncate,
         )
 
     def load_model(self, name: str) -> LanguageModel:

@@ -2,53 +2,58 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any
 
 from dualform.errors import LabelWordError, TaskError
-from dualform.tasks.options import END_OF_SEQUENCE, NO_OPTIONS, TaskOptions, words_in_order
+from dualform.files import show_path
+from dualform.tasks.labels import (
+    Absent,
+    LabelColumn,
+    UnusableError,
+    clean_text,
+    collect_labels,
+    read_label,
+    shown,
+    text_fault,
+)
+from dualform.tasks.options import END_OF_SEQUENCE, TaskOptions, listed, values_named, words_in_order
 from dualform.tasks.prompts import Wording
+from dualform.tasks.raw import RawTask, Row, RowProblems, UnreadRow
+from dualform.tasks.remarks import choice_remarks, remarks_on
 from dualform.tasks.splits import arrange_splits
 from dualform.tasks.task import Example, Task, Template
 
-Row = Mapping[str, Any]
-
 DEFAULT_SEPARATOR = "\n\n"
+LONGEST_TEXT = 1_000_000
+"""Characters; no model has a context for more, and a tokenizer takes minutes over it."""
+_SKIP = "Or leave such rows out with --skip-bad-rows (skip_bad_rows)."
 
 
 @dataclass(frozen=True)
-class RawTask:
-    """Rows as a reader found them, before prompt and label words."""
+class _Labels:
+    """How a label becomes an index."""
 
-    name: str
-    source: str
-    """Where they come from, for people."""
-    rows: Mapping[str, Sequence[Row]] = field(repr=False)
-    """Rows of each split: `train`, `validation`, `test` or some of them."""
-    files: Mapping[str, str]
-    """What messages call each split: its file's path."""
-    columns: TaskOptions = NO_OPTIONS
-    """Columns that the source is known to use; `text`, `label` and `choices` where None."""
-    label_names: tuple[str, ...] | None = None
-    """Names of integer labels; None when the values of the label column are to be collected."""
-    wording: Wording | None = None
-    """Prompt and label words of a task that dualform knows."""
-    notes: tuple[str, ...] = ()
+    known: tuple[str, ...] | None
+    """Names that the source brings, in index order."""
+    column: LabelColumn | None
+    """Names collected from the column; None where they are known, and for multiple choice."""
 
-
-@dataclass(frozen=True)
-class _Numbering:
-    """How a label value becomes an index."""
-
-    names: tuple[str, ...] | None
-    """Names in index order; None for multiple choice."""
-    collected: bool
-    """The names are the column's own values, so a number among them is a name; else a number is an index."""
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """In index order; None for multiple choice."""
+        return self.known if self.column is None else self.column.names
 
 
 def build_task(raw: RawTask, options: TaskOptions) -> Task:
     """Make the task: pick columns, number the labels, choose prompt and words, arrange the splits.
+
+    Rows that a data set leaves without a label on purpose (`-`, -1) are left out, and a note counts them. Every other
+    row that cannot be used is an error that lists them all, unless the options leave them out too.
 
     Args:
         raw: What a reader found.
@@ -59,11 +64,17 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
 
     Raises:
         LabelWordError: Label words that do not fit the labels.
-        TaskError: A column that is not there, an empty text, a label that is no label, a template that does not
-            fit, or too few rows.
+        TaskError: A column that is not there, rows that cannot be used, a template that does not fit, or too few rows.
     """
     columns = options.over(raw.columns)
     label = columns.label or "label"
+    problems = RowProblems(raw)
+    for split, rows in raw.rows.items():
+        for number, row in enumerate(rows):
+            if isinstance(row, UnreadRow):
+                problems.add(split, number, row.why)
+    if not any(_good_rows(raw, split) for split in raw.rows):
+        raise TaskError(problems.message() if len(problems) else f"{raw.source} holds no rows.")
     choices = _choice_columns(raw, columns)
     for split in raw.rows:
         _require_columns(raw, split, [label, *choices], "--label" if not choices else "--choices")
@@ -71,30 +82,59 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
     if options.label not in (None, raw.columns.label or "label"):
         wording = None  # another column's labels: the known words do not stand for them
     template = _template(raw, options, columns.text, wording, hidden={label, *choices})
-    label_names = None if choices else _label_names(raw, label, options)
-    label_words = _label_words(raw, options, label_names, wording)
-    numbering = _Numbering(label_names, collected=label_names is not None and label_names is not raw.label_names)
-    examples = {
-        split: [
-            _example(raw, split, number, row, columns.text, label, choices, numbering, template)
-            for number, row in enumerate(rows)
-        ]
-        for split, rows in raw.rows.items()
-    }
-    arranged = arrange_splits(examples, template.fields, raw.name)
+    _check_fields(raw, template, columns.text, (label, *choices))
+    known = _known_names(raw, label) if not choices else None
+    values, unlabelled = _read_labels(raw, label, options, known, problems, free=bool(choices))
+    column = None
+    notes = list(raw.notes)
+    if not choices and known is None:
+        column = _collected(raw, label, values, problems)
+        notes += column.notes
+    labels = _Labels(known, column)
+    label_words = _label_words(raw, options, labels.names, wording, label)
+    reader = _RowReader(raw, columns.text, label, choices, labels, template, bool(options.truncate))
+    examples: dict[str, list[Example]] = {}
+    for split, rows in raw.rows.items():
+        examples[split] = []
+        for number, row in enumerate(rows):
+            value = values[split][number]
+            if value is Absent.UNLABELLED or (column is not None and value in column.unlabelled):
+                unlabelled[split] += 1
+            elif isinstance(value, str):
+                try:
+                    examples[split].append(reader.example(split, number, row, value))
+                except UnusableError as why:
+                    problems.add(split, number, why)
+    if len(problems):
+        if not options.skip_bad_rows:
+            raise TaskError(problems.message(_SKIP))
+        notes.append(f"Left out: {len(problems)} rows that cannot be used ({problems.listing()}).")
+    notes += _about_unlabelled(raw, label, unlabelled, examples)
+    if choices:
+        examples, about_choices = choice_remarks(examples)
+        notes += about_choices
+    notes += reader.notes()
+    if not any(examples.values()):
+        raise TaskError(f"no row of {raw.source} can be used. {' '.join(notes)}")
+    arranged = arrange_splits({split: rows for split, rows in examples.items() if rows}, template.fields, raw.name)
     paper_split = wording.paper_split if wording else None
-    return Task(
+    task = Task(
         name=raw.name,
         source=raw.source,
         splits=arranged.splits,
         template=template,
         label_words=label_words,
-        label_names=label_names,
+        label_names=labels.names,
         selection_split=arranged.selection_split,
         report_split=arranged.report_split,
         paper_split=paper_split if paper_split in arranged.splits else None,
-        notes=(*raw.notes, *arranged.notes),
+        notes=(*notes, *arranged.notes),
     )
+    return replace(task, notes=(*task.notes, *remarks_on(task)))
+
+
+def _good_rows(raw: RawTask, split: str) -> list[Row]:
+    return [row for row in raw.rows.get(split, ()) if not isinstance(row, UnreadRow)]
 
 
 def _columns_of(rows: Sequence[Row]) -> list[str]:
@@ -102,11 +142,12 @@ def _columns_of(rows: Sequence[Row]) -> list[str]:
 
 
 def _require_columns(raw: RawTask, split: str, names: Sequence[str], option: str) -> None:
-    there = _columns_of(raw.rows[split])
+    there = _columns_of(_good_rows(raw, split))
     for name in names:
         if there and name not in there:
             raise TaskError(
-                f"{raw.files[split]} has no column {name!r}; its columns: {', '.join(there)}. Name one with {option}."
+                f"{show_path(raw.files[split])} has no column {shown(name)!r}; its columns: {listed(there)}. Name one "
+                f"with {option}."
             )
 
 
@@ -117,7 +158,7 @@ def _choice_columns(raw: RawTask, columns: TaskOptions) -> list[str]:
     if raw.label_names is not None:
         return []
     # Only lists: a table may well have a column of that name with something else in it.
-    rows = [row for rows in raw.rows.values() for row in rows]
+    rows = [row for split in raw.rows for row in _good_rows(raw, split)]
     return ["choices"] if rows and all(isinstance(row.get("choices"), list) for row in rows) else []
 
 
@@ -127,69 +168,110 @@ def _template(
     if text is not None:
         for split in raw.rows:
             _require_columns(raw, split, [text], "--text")
-    columns = [name for name in _columns_of(raw.rows.get("train", ())) if name not in hidden]
+    columns = [name for name in _columns_of(_good_rows(raw, "train")) if name not in hidden]
     separator: str | None = DEFAULT_SEPARATOR
     if wording is not None:
         separator = wording.template.separator
     if options.separator is not None:
         separator = None if options.separator == END_OF_SEQUENCE else options.separator
+    for name, given in (("prompt", options.prompt), ("separator", separator)):
+        if given is not None and (fault := text_fault(given)) is not None:
+            raise TaskError(f"the {name} {shown(given)!r} holds {fault}. Write it in UTF-8.")
     if options.prompt is not None:
         return Template(options.prompt, separator)
     if wording is not None:
         return Template(wording.template.prompt, separator)
     if text is None and "text" not in columns:
         raise TaskError(
-            f"{raw.files.get('train', raw.source)} has no column 'text'; its columns besides the label: "
-            f"{', '.join(columns) or 'none'}. Name one with --text, or several in a --prompt."
+            f"{show_path(raw.files.get('train', raw.source))} has no column 'text'; its columns besides the label: "
+            f"{listed(columns) or 'none'}. Name one with --text, or several in a --prompt."
         )
     return Template("Text: {text}\nLabel:", separator)
 
 
-def _label_names(raw: RawTask, label: str, options: TaskOptions) -> tuple[str, ...]:
-    if raw.label_names is not None and label == (raw.columns.label or "label"):
-        return raw.label_names
-    values: dict[str, None] = {}
-    n_rows = 0
+def _check_fields(raw: RawTask, template: Template, text: str | None, answers: Sequence[str]) -> None:
+    """Fields of the prompt that no row has, or that hold the answer."""
+    for name in template.fields:
+        for split in raw.rows:
+            there = [*_columns_of(_good_rows(raw, split)), *([] if text is None else ["text"])]
+            others = listed([column for column in dict.fromkeys(there) if column not in answers])
+            if name in answers and not (name == "text" and text is not None):
+                raise TaskError(
+                    f"the prompt {template.prompt!r} shows {{{name}}}, which holds the answer. Use other fields: "
+                    f"{others or 'none'}."
+                )
+            if there and name not in there:
+                raise TaskError(
+                    f"{show_path(raw.files[split])}: the prompt {template.prompt!r} names the field {{{name}}}, which "
+                    f"is not there; the fields: {others or 'none'}."
+                )
+
+
+def _known_names(raw: RawTask, label: str) -> tuple[str, ...] | None:
+    """Names of the label's numbers where the source or the file's schema says them."""
+    names = raw.label_names if label == (raw.columns.label or "label") else None
+    names = names or raw.class_names.get(label)
+    return None if names is None else tuple(clean_text(name) for name in names)
+
+
+_Values = dict[str, list[str | Absent | None]]
+
+
+def _read_labels(
+    raw: RawTask, label: str, options: TaskOptions, known: Sequence[str] | None, problems: RowProblems, free: bool
+) -> tuple[_Values, Counter[str]]:
+    """Every row's label by split, None where it cannot be used; and a counter of rows left without one on purpose."""
+    names = {*(known or ()), *values_named(options.label_words)}
+    values: _Values = {}
     for split, rows in raw.rows.items():
+        values[split] = []
         for number, row in enumerate(rows):
-            values[_label_value(raw, split, number, row, label)] = None
-            n_rows += 1
-    if len(values) < 2:
+            value: str | Absent | None = None
+            if not isinstance(row, UnreadRow):
+                try:
+                    value = _label_of(row.get(label), names, fixed=known is not None or free)
+                except UnusableError as why:
+                    problems.add(split, number, why)
+                if value is Absent.MISSING:
+                    mark = row.get(label)
+                    written = f" but {shown(mark)!r}" if isinstance(mark, str) and mark.strip() else ""
+                    problems.add(split, number, UnusableError("none", f"column {label!r} has no label{written}", _FILL))
+                    value = None
+            values[split].append(value)
+    return values, Counter()
+
+
+_FILL = "Fill it or remove the row."
+
+
+def _label_of(value: Any, names: set[str], fixed: bool) -> str | Absent:
+    found = read_label(value, names)
+    if fixed and found in ("-1", "-") and found not in names:
+        return Absent.UNLABELLED
+    return found
+
+
+def _collected(raw: RawTask, label: str, values: _Values, problems: RowProblems) -> LabelColumn:
+    counts = Counter(value for these in values.values() for value in these if isinstance(value, str))
+    column = collect_labels(counts, label)
+    n_rows = sum(counts.values())
+    if len(problems) and len(column.names) < 2:
+        raise TaskError(problems.message(_SKIP))
+    if len(column.names) < 2:
         raise TaskError(
-            f"column {label!r} of {raw.source} holds one value only ({', '.join(values) or 'none'}). A task needs two "
-            "labels or more; name the label column with --label."
+            f"column {label!r} of {raw.source} holds one value only ({', '.join(map(shown, column.names)) or 'none'}). "
+            "A task needs two labels or more; name the label column with --label."
         )
-    if len(values) == n_rows > 2:
+    if len(counts) == n_rows > 2:
         raise TaskError(
             f"column {label!r} of {raw.source} holds {n_rows} different values in {n_rows} rows, so it is no label. "
             "Name the label column with --label."
         )
-    return tuple(_sorted_values(values))
-
-
-def _sorted_values(values: Mapping[str, None]) -> list[str]:
-    try:
-        return sorted(values, key=float)  # "10" after "9"
-    except ValueError:
-        return sorted(values)
-
-
-def _label_value(raw: RawTask, split: str, number: int, row: Row, label: str) -> str:
-    value = row.get(label)
-    where = f"{raw.files[split]}, row {number} (counting from 0)"
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise TaskError(f"{where}: column {label!r} has no label. Fill it or remove the row.")
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise TaskError(f"{where}: label {value} is a number between classes. Use whole numbers or names.")
-        value = int(value)
-    if not isinstance(value, str | int):
-        raise TaskError(f"{where}: label {value!r} is neither a whole number nor a text.")
-    return str(value).strip()
+    return column
 
 
 def _label_words(
-    raw: RawTask, options: TaskOptions, label_names: tuple[str, ...] | None, wording: Wording | None
+    raw: RawTask, options: TaskOptions, label_names: tuple[str, ...] | None, wording: Wording | None, label: str
 ) -> tuple[str, ...] | None:
     if label_names is None:
         if options.label_words is not None:
@@ -199,84 +281,179 @@ def _label_words(
             )
         return None
     if options.label_words is not None:
-        return words_in_order(options.label_words, label_names, raw.name)
+        words = words_in_order(options.label_words, label_names, raw.name)
+        for word in words:
+            if (fault := text_fault(word)) is not None:
+                raise LabelWordError(f"label word {shown(word)!r} holds {fault}. Write it in UTF-8.")
+        return words
     if wording is not None and wording.label_words is not None:
         return wording.label_words
-    return words_in_order(label_names, label_names, raw.name)
+    return tuple(label_names)
 
 
-def _example(
-    raw: RawTask,
-    split: str,
-    number: int,
-    row: Row,
-    text: str | None,
-    label: str,
-    choice_columns: Sequence[str],
-    numbering: _Numbering,
-    template: Template,
-) -> Example:
-    where = f"{raw.files[split]}, row {number} (counting from 0)"
-    texts = {
-        name: str(value)
-        for name, value in row.items()
-        if name != label and name not in choice_columns and isinstance(value, str | int | float)
-    }
-    if text is not None and text in texts:
-        texts["text"] = texts[text]
-    for name in template.fields:
-        if name not in texts and name not in row and not (name == "text" and text is not None):
-            raise TaskError(
-                f"{where}: the prompt {template.prompt!r} names the field {{{name}}}, which is not there; the fields: "
-                f"{', '.join(texts) or 'none'}."
+class _RowReader:
+    """Makes examples of rows."""
+
+    def __init__(
+        self,
+        raw: RawTask,
+        text: str | None,
+        label: str,
+        choices: Sequence[str],
+        labels: _Labels,
+        template: Template,
+        truncate: bool,
+    ) -> None:
+        self._raw = raw
+        self._text = text
+        self._label = label
+        self._choices = choices
+        self._labels = labels
+        self._fields = template.fields
+        self._truncate = truncate
+        self._n_cut = 0
+        self._look_missing: Counter[tuple[str, str]] = Counter()
+
+    def example(self, split: str, number: int, row: Row, value: str) -> Example:
+        """A row as an example.
+
+        Raises:
+            UnusableError: It cannot be used.
+        """
+        texts = {}
+        for name, cell in row.items():
+            if name != self._label and name not in self._choices and (text := _as_text(cell)) is not None:
+                texts[name] = text
+        if self._text is not None and self._text in texts:
+            texts["text"] = texts[self._text]
+        for name in self._fields:
+            column = self._text if name == "text" and self._text is not None else name
+            texts[name] = self._shown_text(column, row, texts.get(name))
+        texts = {name: text for name, text in texts.items() if text_fault(text) is None}
+        choices = self._choices_of(row) if self._choices else None
+        index = self._index(row.get(self._label), value, choices)
+        lines = self._raw.lines.get(split)
+        return Example(texts, index, number, choices, None if lines is None else lines[number])
+
+    def _shown_text(self, column: str, row: Row, text: str | None) -> str:
+        if text is None and isinstance(row.get(column), list | tuple | Mapping):
+            kind = "object with fields" if isinstance(row[column], Mapping) else "list"
+            raise UnusableError(
+                f"nested {column}",
+                f"{column!r} holds a {kind}, not a text",
+                "Name a column of plain texts with --text.",
             )
-        if name in (label, *choice_columns):
-            raise TaskError(
-                f"the prompt {template.prompt!r} shows {{{name}}}, which holds the answer. Use other fields: "
-                f"{', '.join(texts) or 'none'}."
+        if text is None or not clean_text(text):
+            raise UnusableError(f"empty {column}", f"the text of {column!r} is empty", _FILL)
+        if (fault := text_fault(text)) is not None:
+            raise UnusableError(f"surrogate {column}", f"the text of {column!r} holds {fault}", "Correct the text.")
+        if len(text) > LONGEST_TEXT:
+            if not self._truncate:
+                raise UnusableError(
+                    f"long {column}",
+                    f"the text of {column!r} has {len(text):,} characters; at most {LONGEST_TEXT:,} are read",
+                    "Divide it, or cut it with --truncate.",
+                )
+            self._n_cut += 1
+            text = text[:LONGEST_TEXT]
+        if text.strip() in ("nan", "NaN", "None", "null", "NULL", "<NA>"):
+            self._look_missing[column, text.strip()] += 1
+        return text
+
+    def _index(self, written: Any, value: str, choices: Sequence[str] | None) -> int:
+        if self._labels.column is not None:
+            return self._labels.column.names.index(self._labels.column.spelled[value])
+        names = self._labels.known or ()
+        if isinstance(written, str | bytes) and value in names:
+            return names.index(value)
+        try:
+            index = int(value)
+        except ValueError:
+            what = f"the labels {listed(names)}" if choices is None else "the numbers of the choices"
+            raise UnusableError("label", f"label {shown(value)!r} is not among {what}", "Correct it.") from None
+        n_answers = len(names) if choices is None else len(choices)
+        if not 0 <= index < n_answers:
+            raise UnusableError(
+                "index",
+                f"label {index} is not among the {n_answers} {'labels' if choices is None else 'choices'}, which are "
+                "numbered from 0",
+                "Correct it; where numbers count from 1, subtract 1.",
             )
-        if not texts.get(name, "").strip():
-            raise TaskError(f"{where}: the text of {name!r} is empty. Fill it or remove the row.")
-    value = _label_value(raw, split, number, row, label)
-    choices = _choices(row, choice_columns, where) if choice_columns else None
-    is_index = not numbering.collected and not isinstance(row[label], str)
-    return Example(texts, _label_index(value, numbering, is_index, where, choices), number, choices)
+        return index
+
+    def _choices_of(self, row: Row) -> tuple[str, ...]:
+        columns = self._choices
+        found: Any = [row.get(name) for name in columns]
+        if len(columns) == 1:
+            found = found[0]
+            if isinstance(found, str):
+                # A CSV cell can hold a list only as text.
+                try:
+                    found = json.loads(found)
+                except (ValueError, RecursionError):
+                    found = None
+            if not isinstance(found, list):
+                raise UnusableError(
+                    "choices",
+                    f'column {columns[0]!r} must hold a list of choices (in CSV as ["one", "other"]), not '
+                    f"{shown(row.get(columns[0]))!r}",
+                    "Write a list, or name one column for each choice.",
+                )
+        choices = [_as_text(value) for value in found]
+        if any(choice is None for choice in choices):
+            raise UnusableError("choice", f"a choice is missing in {', '.join(columns)}", _FILL)
+        texts = tuple(choice or "" for choice in choices)
+        if any(not clean_text(text) for text in texts):
+            raise UnusableError("empty choice", f"a choice is empty ({shown(list(texts))})", _FILL)
+        if len(texts) < 2:
+            raise UnusableError("one choice", "there is one choice only", "Give two or more.")
+        for text in texts:
+            if (fault := text_fault(text)) is not None:
+                raise UnusableError("surrogate choice", f"a choice holds {fault}", "Correct the text.")
+        return texts
+
+    def notes(self) -> list[str]:
+        """What was cut, and what looks like a missing value but was read as a text."""
+        notes = [
+            f"{count} rows have the text {text!r} in column {column!r}, which other tools write for a missing value: "
+            "it is read as a text."
+            for (column, text), count in self._look_missing.items()
+        ]
+        if self._n_cut:
+            notes.append(f"{self._n_cut} texts were cut to {LONGEST_TEXT:,} characters.")
+        return notes
 
 
-def _label_index(value: str, numbering: _Numbering, is_index: bool, where: str, choices: Sequence[str] | None) -> int:
-    names = numbering.names or ()
-    if not is_index and value in names:
-        return names.index(value)
-    try:
-        index = int(value)
-    except ValueError:
-        what = f"the labels {', '.join(names)}" if choices is None else "the numbers of the choices"
-        raise TaskError(f"{where}: label {value!r} is not among {what}. Correct it.") from None
-    n_answers = len(names) if choices is None else len(choices)
-    if not 0 <= index < n_answers:
-        raise TaskError(
-            f"{where}: label {index} is not among the {n_answers} {'labels' if choices is None else 'choices'}, which "
-            "are numbered from 0. Correct it."
-        )
-    return index
+def _as_text(cell: Any) -> str | None:
+    """A cell as text; None where it holds none."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, bytes):
+        try:
+            return cell.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+    if isinstance(cell, float | Decimal) and math.isnan(cell):
+        return None
+    if isinstance(cell, int) and cell.bit_length() > 1000:
+        return None
+    return str(cell) if isinstance(cell, int | float | Decimal | date | datetime | time) else None
 
 
-def _choices(row: Row, columns: Sequence[str], where: str) -> tuple[str, ...]:
-    found = [row.get(name) for name in columns]
-    if len(columns) == 1:
-        only = found[0]
-        if isinstance(only, str):
-            # A CSV cell can hold a list only as text.
-            try:
-                only = json.loads(only)
-            except json.JSONDecodeError:
-                only = None
-        if not isinstance(only, list):
-            raise TaskError(
-                f'{where}: column {columns[0]!r} must hold a list of choices (in CSV as ["one", "other"]), not '
-                f"{row.get(columns[0])!r}."
+def _about_unlabelled(
+    raw: RawTask, label: str, unlabelled: Counter[str], examples: Mapping[str, Sequence[Example]]
+) -> list[str]:
+    notes = []
+    for split, count in unlabelled.items():
+        if not count:
+            continue
+        if not examples[split]:
+            notes.append(
+                f"Left out: split {split} ({show_path(raw.files[split])}), whose {count} rows have no label (-1 or -)."
             )
-        found = only
-    if any(value is None or (isinstance(value, float) and math.isnan(value)) for value in found):
-        raise TaskError(f"{where}: a choice is missing in {', '.join(columns)}. Fill it or remove the row.")
-    return tuple(str(value) for value in found)
+        else:
+            notes.append(
+                f"Left out of {split}: {count} of {len(raw.rows[split])} rows without a label in column {label!r} (-1 "
+                "or -)."
+            )
+    return notes

@@ -11,6 +11,7 @@ r"""A user's own task: a YAML file that names the data and says how to put it to
 Only `data` is required.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,10 +21,17 @@ from typing import Any
 import yaml
 
 from dualform.errors import LabelWordError, TaskError
-from dualform.tasks.options import END_OF_SEQUENCE, LabelWords, TaskOptions
-from dualform.tasks.table import SUFFIXES
+from dualform.files import read_bytes, show_path
+from dualform.plain_text import plain
+from dualform.tasks.decoding import decode, parsing
+from dualform.tasks.labels import shown
+from dualform.tasks.options import END_OF_SEQUENCE, LabelWords, TaskOptions, listed, unescape
+from dualform.tasks.table import table_suffix
 
 KEYS = ("name", "data", "text", "label", "prompt", "label_words", "separator", "choices")
+_LARGEST = 1 << 20
+"""Bytes of a task's YAML file."""
+_DEEPEST = 20
 
 
 @dataclass(frozen=True)
@@ -43,24 +51,27 @@ def read_custom(path: Path) -> CustomTask:
         LabelWordError: A label word is not text.
         TaskError: The file is missing or no YAML mapping, has an unknown key, or lacks `data`.
     """
-    try:
-        about = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TaskError(f"{path} is not there. Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} is not YAML: {error}") from error
+    text = decode(read_bytes(path, _LARGEST, TaskError), path, "YAML")
+    with parsing(path, "YAML"):
+        try:
+            _check_events(text, path)
+            about = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise TaskError(f"{show_path(path)} is not YAML: {plain(' '.join(str(error).split()))}.") from error
     if not isinstance(about, dict):
         raise TaskError(f"{path} must hold keys and values ({', '.join(KEYS)}), not {type(about).__name__}.")
     for key in about:
         if key not in KEYS:
             nearest = get_close_matches(str(key), KEYS, n=1)
             hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
-            raise TaskError(f"{path} has the unknown key {key!r}. {hint}The keys are {', '.join(KEYS)}.")
+            raise TaskError(f"{path} has the unknown key {shown(key)!r}. {hint}The keys are {', '.join(KEYS)}.")
     if "separator" in about and about["separator"] is None:
         about["separator"] = END_OF_SEQUENCE
     for key in ("name", "data", "text", "label", "prompt", "separator"):
         if about.get(key) is not None and not isinstance(about[key], str):
-            raise TaskError(f"{path}: {key} must be text, not {about[key]!r}. Put it in quotes.")
+            raise TaskError(f"{path}: {key} must be text, not {shown(about[key])}. Put it in quotes.")
+    for key in ("prompt", "separator"):
+        about[key] = unescape(about.get(key))
     if not about.get("data"):
         raise TaskError(f"{path} names no data. Add data: with a folder, a table or a known task's name.")
     beside = path.parent / about["data"]
@@ -70,7 +81,7 @@ def read_custom(path: Path) -> CustomTask:
         )
     return CustomTask(
         name=about.get("name") or path.stem,
-        data=str(beside) if beside.exists() or beside.suffix.lower() in SUFFIXES else about["data"],
+        data=str(beside) if os.path.exists(beside) or table_suffix(beside) is not None else about["data"],
         options=TaskOptions(
             text=about.get("text"),
             label=about.get("label"),
@@ -82,23 +93,38 @@ def read_custom(path: Path) -> CustomTask:
     )
 
 
+def _check_events(text: str, path: Path) -> None:
+    """Refuse what takes no end to read: a few aliases can stand for more values than there is memory."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise TaskError(f"{show_path(path)} uses aliases (*name). Write the values out.")
+        if depth > _DEEPEST:
+            raise TaskError(f"{show_path(path)} is nested too deeply. A task file needs {_DEEPEST} levels at most.")
+
+
 def _label_words(path: Path, given: Any) -> LabelWords | None:
     if given is None:
         return None
     if not isinstance(given, list | Mapping):
         raise LabelWordError(
-            f"{path}: label_words must be a list or a mapping from label value to word, not {given!r}."
+            f"{path}: label_words must be a list or a mapping from label value to word, not {shown(given)}."
         )
     words = list(given.values()) if isinstance(given, Mapping) else given
     for word in words:
         # YAML reads an unquoted yes or no as a truth value, and 1 as a number.
         if not isinstance(word, str):
-            raise LabelWordError(f"{path}: label word {word!r} is not text. Put it in quotes.")
+            raise LabelWordError(f"{path}: label word {shown(word)} is not text. Put it in quotes.")
     if not isinstance(given, Mapping):
         return words
     for value in given:
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise LabelWordError(f"{path}: label value {value!r} of label_words is not text. Put it in quotes.")
+            raise LabelWordError(f"{path}: label value {shown(value)} of label_words is not text. Put it in quotes.")
+    if len({str(value) for value in given}) < len(given):
+        raise LabelWordError(
+            f"{path}: label_words names a label twice ({listed([str(v) for v in given])}). Name each once."
+        )
     return {str(value): word for value, word in given.items()}
 
 
@@ -107,4 +133,4 @@ def _choices(path: Path, given: Any) -> str | None:
         return given
     if isinstance(given, list) and given and all(isinstance(name, str) for name in given):
         return ",".join(given)
-    raise TaskError(f"{path}: choices must name a column, or a list of columns, not {given!r}.")
+    raise TaskError(f"{path}: choices must name a column, or a list of columns, not {shown(given)}.")

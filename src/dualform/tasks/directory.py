@@ -1,9 +1,10 @@
-"""A folder of `dataset.json` and one `*.jsonl` file a split.
+"""A folder of `dataset.json` and one table a split.
 
     {"name": "sst2", "label_names": ["negative", "positive"], "splits": {"train": {"file": "train.jsonl"}, ...}}
 
 `label_names` is null for multiple choice. Each line of a split is one row: `{"text": "...", "label": 0}`, further
-fields as the task has them, and `"choices": ["...", "..."]` for multiple choice.
+fields as the task has them, and `"choices": ["...", "..."]` for multiple choice. Validation may be called `dev`, `val`
+or `valid`.
 """
 
 import json
@@ -12,10 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from dualform.errors import TaskError
-from dualform.tasks.build import RawTask, Row
+from dualform.files import read_bytes, show_path
+from dualform.tasks.decoding import decode, parsing
+from dualform.tasks.labels import shown
+from dualform.tasks.options import listed
 from dualform.tasks.prompts import WORDINGS, Wording
+from dualform.tasks.raw import RawTask, TableRows
+from dualform.tasks.table import SUFFIXES, read_rows, table_suffix
 
 SPLITS = ("train", "validation", "test")
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+"""What data sets call the split that choices are made on, ours first."""
+SPLIT_NAMES: Mapping[str, str] = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(VALIDATION_NAMES, "validation"),
+    "test": "test",
+}
+"""Name of a split, in lower case -> what it is called here."""
+_LARGEST_DESCRIPTION = 1 << 24
 
 
 def read_directory(folder: Path) -> RawTask:
@@ -31,32 +47,42 @@ def read_directory(folder: Path) -> RawTask:
         TaskError: `dataset.json` is missing or unfit, or a split's file is missing or unfit.
     """
     about = read_description(folder)
+    where = show_path(folder / "dataset.json")
     label_names = about.get("label_names")
     if label_names is not None and not (
         isinstance(label_names, list) and all(isinstance(name, str) for name in label_names)
     ):
-        raise TaskError(f"{folder / 'dataset.json'}: label_names must be a list of texts or null, not {label_names!r}.")
+        raise TaskError(f"{where}: label_names must be a list of texts or null, not {shown(label_names)!r}.")
+    if label_names is not None and (len(label_names) < 2 or len(set(label_names)) < len(label_names)):
+        raise TaskError(f"{where}: label_names must be two different texts or more, not {listed(label_names) or '[]'}.")
     name = str(about.get("name") or folder.resolve().name)
-    rows: dict[str, list[Row]] = {}
-    files: dict[str, str] = {}
-    notes = []
-    for split, entry in _split_entries(folder, about).items():
-        path = folder / entry["file"]
-        rows[split] = read_json_lines(path)
-        files[split] = str(path)
+    notes: list[str] = []
+    entries = _split_entries(folder, about, notes)
+    found = {split: _read_split(folder / entry["file"]) for split, entry in entries.items()}
+    for split, entry in entries.items():
         declared = entry.get("rows")
-        if declared is not None and declared != len(rows[split]):
-            notes.append(f"{entry['file']} holds {len(rows[split])} rows where dataset.json says {declared}.")
+        if declared is not None and declared != len(found[split].rows):
+            notes.append(
+                f"{entry['file']} holds {len(found[split].rows)} rows where dataset.json says {shown(declared)}."
+            )
     names = None if label_names is None else tuple(label_names)
     return RawTask(
         name=name,
         source=str(folder),
-        rows=rows,
-        files=files,
+        rows={split: table.rows for split, table in found.items()},
+        files={split: str(folder / entry["file"]) for split, entry in entries.items()},
         label_names=names,
         wording=_known_wording(name, names),
-        notes=tuple(notes),
+        notes=(*notes, *(note for table in found.values() for note in table.notes)),
+        lines={split: table.lines for split, table in found.items() if table.lines is not None},
+        class_names={column: names for table in found.values() for column, names in table.class_names.items()},
     )
+
+
+def _read_split(path: Path) -> TableRows:
+    if not path.exists():
+        raise TaskError(f"{show_path(path)} is not there, though dataset.json names it. Restore it.")
+    return read_rows(path)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -66,69 +92,85 @@ def read_description(folder: Path) -> dict[str, Any]:
         TaskError: It is missing, is no JSON object, or describes no labelled rows.
     """
     path = folder / "dataset.json"
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise TaskError(
-            f"{folder} has no dataset.json. Give a folder with dataset.json and train.jsonl, or a single table."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} is not JSON: {error}.") from error
+            f"{show_path(folder)} has no dataset.json. Give a folder with dataset.json and train.jsonl, or a single "
+            "table."
+        )
+    text = decode(read_bytes(path, _LARGEST_DESCRIPTION, TaskError), path, "JSON")
+    with parsing(path, "JSON"):
+        try:
+            about = json.loads(text.removeprefix("\ufeff"))
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{show_path(path)} is not JSON: {error}.") from error
     if not isinstance(about, dict):
         raise TaskError(
-            f"{path} must hold a JSON object with name, label_names and splits, not {type(about).__name__}."
+            f"{show_path(path)} must hold a JSON object with name, label_names and splits, not {type(about).__name__}."
         )
     return about
 
 
-def _split_entries(folder: Path, about: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _split_entries(folder: Path, about: Mapping[str, Any], notes: list[str]) -> dict[str, Mapping[str, Any]]:
     declared = about.get("splits")
+    where = show_path(folder / "dataset.json")
     if declared is None:
-        declared = {split: {"file": f"{split}.jsonl"} for split in SPLITS if (folder / f"{split}.jsonl").is_file()}
-    entries = {}
-    for split in SPLITS:
-        entry = declared.get(split) if isinstance(declared, dict) else None
-        if entry is None:
+        declared = _files_there(folder)
+    if not isinstance(declared, dict):
+        raise TaskError(f"{where}: splits must be an object of splits, not {shown(declared)}.")
+    entries: dict[str, Mapping[str, Any]] = {}
+    given: dict[str, str] = {}
+    unused = []
+    for name, entry in declared.items():
+        split = SPLIT_NAMES.get(name.lower())
+        if split is None:
+            unused.append(name)
             continue
         file = entry.get("file") if isinstance(entry, dict) else None
         # A description from elsewhere must not reach files outside its folder.
         if not isinstance(file, str) or Path(file).name != file:
-            raise TaskError(f"{folder / 'dataset.json'}: split {split!r} must name a file in the folder, not {file!r}.")
-        if not file.endswith(".jsonl"):
-            raise TaskError(f"{folder} holds no labelled rows: split {split!r} is {file}, not a .jsonl file.")
-        entries[split] = entry
+            raise TaskError(f"{where}: split {name!r} must name a file in the folder, not {_quoted(file)}.")
+        if table_suffix(Path(file)) is None:
+            raise TaskError(
+                f"{show_path(folder)} holds no labelled rows: split {name!r} is {shown(file)}, not one of "
+                f"{', '.join(SUFFIXES)}."
+            )
+        if split in entries:
+            raise TaskError(
+                f"{where} names two splits for {split}, {given[split]!r} and {name!r}. Leave one out, or rename it."
+            )
+        entries[split], given[split] = entry, name
     if not entries:
-        raise TaskError(f"{folder / 'dataset.json'} names no split. Name at least train.")
-    return entries
+        raise TaskError(f"{where} names no split. Name at least train.")
+    if unused:
+        notes.append(
+            f"Left out: split{'s' if len(unused) > 1 else ''} {listed(unused)} of {show_path(folder)}; the names of "
+            f"splits are {', '.join(SPLITS)}."
+        )
+    return {split: entries[split] for split in SPLITS if split in entries}
+
+
+def _quoted(file: object) -> str:
+    return repr(shown(file)) if isinstance(file, str) else shown(file)
+
+
+def _files_there(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The usual files that lie in a folder whose description names none."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = table_suffix(path)
+        stem = path.name.lower().removesuffix(".gz").removesuffix(suffix or "")
+        if suffix is None or stem not in SPLIT_NAMES or not path.is_file():
+            continue
+        if stem in found:
+            raise TaskError(
+                f"{show_path(folder)} holds {found[stem]['file']} and {path.name}. Name the file of each split under "
+                "splits in dataset.json."
+            )
+        found[stem] = {"file": path.name}
+    return found
 
 
 def _known_wording(name: str, label_names: tuple[str, ...] | None) -> Wording | None:
     wording = WORDINGS.get(name)
     # A folder may borrow a known name for other labels; the known words would then be wrong.
     return wording if wording is not None and wording.label_names == label_names else None
-
-
-def read_json_lines(path: Path) -> list[Row]:
-    """Rows of a file with one JSON object a line.
-
-    Raises:
-        TaskError: The file is missing, not UTF-8, or has a line that is no JSON object.
-    """
-    rows: list[Row] = []
-    try:
-        # newline="\n": a text may hold U+2028 or \x85, at which other ways of splitting lines would cut.
-        with path.open(encoding="utf-8-sig", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise TaskError(f"{path}, line {number}: expected a JSON object, found {line.strip()[:80]!r}.")
-                rows.append(row)
-    except FileNotFoundError:
-        raise TaskError(f"{path} is not there, though dataset.json names it. Restore it.") from None
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{path}, line {number}: not JSON ({error.msg}): {line.strip()[:80]!r}.") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
-    return rows

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualform.errors import HubError, TaskError
-from dualform.tasks.build import RawTask, Row
+from dualform.tasks.directory import SPLIT_NAMES
 from dualform.tasks.options import NO_OPTIONS, TaskOptions
 from dualform.tasks.prompts import WORDINGS
+from dualform.tasks.raw import RawTask, Row
 
 SECONDS_TO_ANSWER = 10.0
 
@@ -44,9 +45,6 @@ HUB_PLACES: Mapping[str, HubPlace] = {
 }
 """The usual home of each known task."""
 
-_SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-_SPLIT_NAMES |= {"dev": "validation", "test": "test"}
-
 
 def read_hub(name: str, label: str | None = None) -> RawTask:
     """Rows of a known task, or of any data set `owner/name[:config]`.
@@ -77,9 +75,11 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
     found = _load(place)
     rows: dict[str, list[Row]] = {}
     names: tuple[str, ...] | None = None
+    unused = []
     for split, dataset in found.items():
-        standard = _SPLIT_NAMES.get(str(split)) or ("train" if len(found) == 1 else None)
+        standard = SPLIT_NAMES.get(str(split).lower()) or ("train" if len(found) == 1 else None)
         if standard is None or standard in rows:
+            unused.append(str(split))
             continue
         columns = list(dataset.column_names)
         if label not in columns:
@@ -88,6 +88,7 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
             )
         labels = list(dataset[label])
         if all(value is None or value == -1 for value in labels):
+            unused.append(f"{split} (without labels)")
             continue
         rows[standard] = list(dataset)
         names = names or _label_names(dataset, label, rows[standard])
@@ -111,6 +112,7 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
         columns=TaskOptions(label=label).over(place.columns),
         label_names=names,
         wording=wording,
+        notes=(f"Left out of {place.shown}: splits {', '.join(unused)}.",) if unused else (),
     )
 
 
@@ -121,14 +123,19 @@ def _label_names(dataset: Any, label: str, rows: list[Row]) -> tuple[str, ...] |
     beside = f"{label}_text"
     if beside not in dataset.column_names:
         return None
-    pairs = {row[label]: str(row[beside]) for row in rows}
+    pairs = {row[label]: str(row[beside]) for row in rows if row[label] not in (None, -1)}
     return tuple(pairs[index] for index in range(len(pairs))) if set(pairs) == set(range(len(pairs))) else None
 
 
 def _renumbered(rows: list[Row], label: str, names: tuple[str, ...], wanted: tuple[str, ...]) -> list[Row]:
     if names == wanted:
         return rows
-    return [{**row, label: wanted.index(names[row[label]])} for row in rows]
+
+    def renumbered(value: Any) -> Any:
+        known = isinstance(value, int) and 0 <= value < len(names)
+        return wanted.index(names[value]) if known else value
+
+    return [{**row, label: renumbered(row[label])} for row in rows]
 
 
 def _load(place: HubPlace) -> Mapping[str, Any]:

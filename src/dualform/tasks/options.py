@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from dualform.errors import LabelWordError
+from dualform.plain_text import plain
+from dualform.tasks.labels import clean_text, find_name, shown
 
 END_OF_SEQUENCE = "eos"
 """The separator that stands for the model's end-of-sequence token."""
 
 LabelWords = str | Sequence[str] | Mapping[str, str]
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class TaskOptions:
     """Text between demonstrations; `eos` is the model's end-of-sequence token."""
     choices: str | None = None
     """Column with each row's list of choices, or several columns joined by commas, one a choice."""
+    skip_bad_rows: bool | None = None
+    """Leave out rows that cannot be used, and count them in a note, instead of refusing the table."""
+    truncate: bool | None = None
+    """Cut texts that are too long to be read at all."""
 
     def over(self, other: "TaskOptions") -> "TaskOptions":
         """These settings, completed by `other`'s where they are None."""
@@ -37,11 +44,26 @@ NO_OPTIONS = TaskOptions()
 """Everything as the source says."""
 
 
+def listed(values: Sequence[str]) -> str:
+    """Names for a message, the first twenty of many."""
+    names = ", ".join(shown(value) for value in values[:_MOST_LISTED])
+    return names + (f" and {len(values) - _MOST_LISTED} more" if len(values) > _MOST_LISTED else "")
+
+
+def values_named(given: LabelWords | None) -> set[str]:
+    """Label values that label words name: what stands before `=`, or a mapping's keys."""
+    if isinstance(given, Mapping):
+        return {clean_text(str(value)) for value in given}
+    items = [] if given is None else _items(given)
+    return {clean_text(item[:place]) for item in items for place, mark in enumerate(item) if mark == "="}
+
+
 def words_in_order(given: LabelWords, label_names: Sequence[str], task: str) -> tuple[str, ...]:
     """One label word for each label, spaces around it removed.
 
     Args:
-        given: As in `TaskOptions.label_words`.
+        given: As in `TaskOptions.label_words`. Text such as `0=bad` gives a label's word only where `0` is a label and
+            every item names one.
         label_names: The label values in index order.
         task: Name for messages.
 
@@ -49,24 +71,70 @@ def words_in_order(given: LabelWords, label_names: Sequence[str], task: str) -> 
         The words in index order.
 
     Raises:
-        LabelWordError: A value is unknown or has no word, or the number of words is not that of the labels.
+        LabelWordError: A value is unknown, has no word or has two, only some items name a value, or the number of
+            words is not that of the labels.
     """
-    words = given.split(",") if isinstance(given, str) else given
-    if not isinstance(words, Mapping) and words and all("=" in word for word in words):
-        pairs = [word.rsplit("=", 1) for word in words]
-        words = {value.strip(): word for value, word in pairs}
-    known = f"the labels of task {task!r} are {', '.join(label_names)}"
-    if isinstance(words, Mapping):
-        for value in words:
-            if value not in label_names:
-                raise LabelWordError(f"label word {words[value]!r} is for {value!r}, but {known}. Use those values.")
-        for value in label_names:
-            if value not in words:
-                raise LabelWordError(f"label {value!r} has no label word; {known}. Give each a word.")
-        words = [words[value] for value in label_names]
+    known = f"the labels of task {task!r} are {listed(label_names)}"
+    words: Sequence[str]
+    if isinstance(given, Mapping):
+        words = _by_value([(str(value), word) for value, word in given.items()], label_names, known)
+    else:
+        words = _items(given)
+        pairs = [_pair(item, label_names) for item in words]
+        if any(pairs) and not all(pairs):
+            named = next(item for item, pair in zip(words, pairs, strict=True) if pair)
+            other = next(item for item, pair in zip(words, pairs, strict=True) if not pair)
+            raise LabelWordError(
+                f"label word {plain(named)!r} names a label and {plain(other)!r} does not; {known}. Give all as "
+                "value=word, or only words."
+            )
+        if all(pairs) and words:
+            words = _by_value([pair for pair in pairs if pair], label_names, known)
+        elif any("=" in item for item in words):
+            unknown = next(item for item in words if "=" in item)
+            value, _, word = unknown.partition("=")
+            raise LabelWordError(
+                f"label word {plain(word.strip())!r} is for {plain(value.strip())!r}, but {known}. Use those values; a "
+                "word that holds = needs its value before it, as value=word."
+            )
     if len(words) != len(label_names):
         raise LabelWordError(
-            f"{len(words)} label words ({', '.join(words)}) for {len(label_names)} labels; {known}. Give one word a "
+            f"{len(words)} label words ({listed(words)}) for {len(label_names)} labels; {known}. Give one word a "
             "label, in this order or as value=word."
         )
-    return tuple(word.strip() for word in words)
+    return tuple(clean_text(word) for word in words)
+
+
+def _items(given: str | Sequence[str]) -> list[str]:
+    return given.split(",") if isinstance(given, str) else list(given)
+
+
+def _pair(item: str, label_names: Sequence[str]) -> tuple[str, str] | None:
+    """(label, word) where `item` is `label=word`; the longest label where a label holds `=` itself."""
+    for place in reversed([place for place, mark in enumerate(item) if mark == "="]):
+        name = find_name(clean_text(item[:place]), label_names)
+        if name is not None:
+            return name, item[place + 1 :]
+    return None
+
+
+def _by_value(pairs: Sequence[tuple[str, str]], label_names: Sequence[str], known: str) -> list[str]:
+    words: dict[str, str] = {}
+    for value, word in pairs:
+        name = find_name(clean_text(value), label_names)
+        if name is None:
+            raise LabelWordError(f"label word {plain(word)!r} is for {plain(value)!r}, but {known}. Use those values.")
+        if name in words:
+            raise LabelWordError(
+                f"label {plain(name)!r} has two label words, {plain(words[name])!r} and {plain(word)!r}. Give it one."
+            )
+        words[name] = word
+    for name in label_names:
+        if name not in words:
+            raise LabelWordError(f"label {plain(name)!r} has no label word; {known}. Give each a word.")
+    return [words[name] for name in label_names]
+
+
+def unescape(text: str | None) -> str | None:
+    r"""Line breaks and tabs written as `\n` and `\t`, which is how shells and YAML's single quotes keep them."""
+    return None if text is None else text.replace("\\n", "\n").replace("\\t", "\t")

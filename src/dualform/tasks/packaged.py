@@ -15,15 +15,15 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from dualform.errors import HubError
 from dualform.files import atomic_write, cache_dir, writable_dir
 from dualform.package_index import Distribution, fetch
-from dualform.tasks.build import RawTask
 from dualform.tasks.directory import SPLITS, read_directory
+from dualform.tasks.raw import RawTask
 
 DISTRIBUTION = Distribution(
     name="vaderSentiment",
@@ -75,15 +75,7 @@ def read_packaged(name: str) -> RawTask:
         _fetch_all()
     folder = folder_of(name)
     raw = read_directory(folder)
-    return RawTask(
-        name=raw.name,
-        source=f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}",
-        rows=raw.rows,
-        files=raw.files,
-        label_names=raw.label_names,
-        wording=raw.wording,
-        notes=raw.notes,
-    )
+    return replace(raw, source=f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}")
 
 
 def folder_of(name: str) -> Path:

@@ -1,20 +1,22 @@
 """Find a task by name or path, and list what can be found."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from dualform.errors import TaskError
-from dualform.tasks.build import RawTask, build_task
+from dualform.files import expand_home, show_path
+from dualform.tasks.build import build_task
 from dualform.tasks.custom import read_custom
 from dualform.tasks.directory import read_description, read_directory
 from dualform.tasks.hub import HUB_PLACES, read_hub
 from dualform.tasks.options import LabelWords, TaskOptions
 from dualform.tasks.packaged import DISTRIBUTION, LABEL_NAMES, PACKAGED_SETS, folder_of, is_local, read_packaged
 from dualform.tasks.prompts import WORDINGS
-from dualform.tasks.table import SUFFIXES, read_table
+from dualform.tasks.raw import RawTask
+from dualform.tasks.table import read_table, table_suffix
 from dualform.tasks.task import Task
 
 DATA_VARIABLE = "DUALFORM_DATA"
@@ -44,6 +46,8 @@ def load_task(
     label_words: LabelWords | None = None,
     separator: str | None = None,
     choices: str | None = None,
+    skip_bad_rows: bool = False,
+    truncate: bool = False,
 ) -> Task:
     """Load a task; the settings given come before those of the source.
 
@@ -60,6 +64,8 @@ def load_task(
             table are numbered in sorted order. By default a known task's words, else the values themselves.
         separator: Text between demonstrations; `eos` is the model's end-of-sequence token.
         choices: Column with each row's list of choices, or several columns joined by commas.
+        skip_bad_rows: Leave out rows that cannot be used, such as those with an empty text, and count them in a note.
+        truncate: Cut texts that are too long to be read at all.
 
     Returns:
         The task, with disjoint train, selection and report splits.
@@ -69,15 +75,52 @@ def load_task(
         LabelWordError: Label words that do not fit the labels.
         TaskError: No such task, or one whose rows, columns or prompt do not fit.
     """
-    options = TaskOptions(text, label, prompt, label_words, separator, choices)
-    given = os.fspath(name_or_path)
-    path = Path(given).expanduser()
-    if path.suffix.lower() in YAML_SUFFIXES:
-        custom = read_custom(path)
-        options = options.over(custom.options)
-        raw = _read(custom.data, data_dir, options)
-        return build_task(replace(raw, name=custom.name, source=f"{path} ({raw.source})"), options)
-    return build_task(_read(given, data_dir, options), options)
+    options = TaskOptions(text, label, prompt, label_words, separator, choices, skip_bad_rows, truncate)
+    return _find(os.fspath(name_or_path), data_dir, options).load()
+
+
+def load_local_task(
+    name_or_path: str | os.PathLike[str],
+    options: TaskOptions,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Task | None:
+    """The same as `load_task` without the network.
+
+    Returns:
+        The task; None where only the network has it.
+
+    Raises:
+        TaskError: No such task, or one whose rows, columns or prompt do not fit.
+    """
+    found = _find(os.fspath(name_or_path), data_dir, options)
+    return found.load() if found.local else None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a task's rows are."""
+
+    read: Callable[[], RawTask]
+    options: TaskOptions
+    local: bool = True
+
+    def load(self) -> Task:
+        """Read the rows and make the task."""
+        return build_task(self.read(), self.options)
+
+
+def _find(given: str, data_dir: str | os.PathLike[str] | None, options: TaskOptions) -> _Source:
+    path = expand_home(given)
+    if path.suffix.lower() not in YAML_SUFFIXES:
+        return _find_rows(given, data_dir, options)
+    custom = read_custom(path)
+    found = _find_rows(custom.data, data_dir, options.over(custom.options))
+
+    def read() -> RawTask:
+        raw = found.read()
+        return replace(raw, name=custom.name, source=f"{path} ({raw.source})")
+
+    return replace(found, read=read)
 
 
 def available_tasks(data_dir: str | os.PathLike[str] | None = None) -> list[TaskSummary]:
@@ -117,7 +160,7 @@ def _summary_of(folder: Path) -> TaskSummary | None:
         if wording is not None and wording.label_names == (names and tuple(names)):
             return TaskSummary(folder.name, str(folder), wording.label_words, local=True)
         return TaskSummary(folder.name, str(folder), names and tuple(names), local=True)
-    except (TaskError, AttributeError, TypeError) as error:
+    except (TaskError, AttributeError, TypeError, OSError) as error:
         # One broken folder must not hide the others.
         return TaskSummary(folder.name, f"{folder} (unusable: {error})", None, local=False)
 
@@ -126,35 +169,39 @@ def _data_dir(given: str | os.PathLike[str] | None) -> Path | None:
     chosen = given if given is not None else os.environ.get(DATA_VARIABLE)
     if not chosen:
         return None
-    folder = Path(chosen).expanduser()
-    if not folder.is_dir():
+    folder = expand_home(chosen)
+    if not os.path.isdir(folder):
         origin = "--data-dir" if given is not None else f"${DATA_VARIABLE}"
-        raise TaskError(f"{origin} is {str(folder)!r}, which is no folder. Give the folder that holds task folders.")
+        raise TaskError(
+            f"{origin} is {show_path(folder)!r}, which is no folder. Give the folder that holds task folders."
+        )
     return folder
 
 
-def _read(given: str, data_dir: str | os.PathLike[str] | None, options: TaskOptions) -> RawTask:
-    path = Path(given).expanduser()
-    if path.suffix.lower() in SUFFIXES or (path.is_file() and given not in WORDINGS):
-        return read_table(path)
+def _find_rows(given: str, data_dir: str | os.PathLike[str] | None, options: TaskOptions) -> _Source:
+    path = expand_home(given)
+    # os.path instead of Path's methods: those raise where a name is too long or a folder may not be entered.
+    is_folder = os.path.isdir(path)
+    if table_suffix(path) is not None or (os.path.exists(path) and not is_folder and given not in WORDINGS):
+        return _Source(lambda: read_table(path), options)
     is_path = path.is_absolute() or given.startswith((".", "~")) or given.endswith("/") or given.count("/") > 1
     # "data/sst2" has the shape of a hub address too; where data is a folder here, it is meant as a path.
-    is_path = is_path or ("/" in given and path.parent.is_dir())
-    if path.is_dir() and (is_path or (path / "dataset.json").is_file()):
-        return read_directory(path)
+    is_path = is_path or ("/" in given and os.path.isdir(path.parent))
+    if is_folder and (is_path or os.path.isfile(path / "dataset.json")):
+        return _Source(lambda: read_directory(path), options)
     if is_path:
-        raise TaskError(f"{given} is not there. Check the path.")
+        raise TaskError(f"{show_path(given)} is not there. Check the path.")
     folder = _data_dir(data_dir)
     if folder is not None:
-        if (folder / given / "dataset.json").is_file():
-            return read_directory(folder / given)
+        if os.path.isfile(folder / given / "dataset.json"):
+            return _Source(lambda: read_directory(folder / given), options)
         # It may also be the task's own folder.
-        if (folder / "dataset.json").is_file() and _is_named(folder, given):
-            return read_directory(folder)
+        if os.path.isfile(folder / "dataset.json") and _is_named(folder, given):
+            return _Source(lambda: read_directory(folder), options)
     if given in PACKAGED_SETS:
-        return read_packaged(given)
+        return _Source(lambda: read_packaged(given), options, local=is_local(given))
     if given in HUB_PLACES or "/" in given:
-        return read_hub(given, options.label)
+        return _Source(lambda: read_hub(given, options.label), options, local=False)
     raise _unknown(given, folder)
 
 
@@ -168,7 +215,7 @@ def _unknown(given: str, data_dir: Path | None) -> TaskError:
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     searched = f"in {data_dir}, " if data_dir is not None else ""
     return TaskError(
-        f"no task {given!r} {searched}among the packaged sets or the hub's known names. {hint}There are: "
+        f"no task {show_path(given)!r} {searched}among the packaged sets or the hub's known names. {hint}There are: "
         f"{', '.join(names)}. Or give a .yaml file, a table, a folder with dataset.json, or owner/name on the hub; "
         f"--data-dir (or ${DATA_VARIABLE}) adds a folder of tasks."
     )

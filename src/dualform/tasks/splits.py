@@ -66,8 +66,8 @@ def arrange_splits(found: Mapping[str, Sequence[Example]], fields: Sequence[str]
         return name
 
     def leave_out(name: str, others: Sequence[str]) -> None:
-        taken = {_text(example, fields) for other in others for example in splits[other]}
-        kept = tuple(example for example in splits[name] if _text(example, fields) not in taken)
+        taken = {text_of(example, fields) for other in others for example in splits[other]}
+        kept = tuple(example for example in splits[name] if text_of(example, fields) not in taken)
         dropped = len(splits[name]) - len(kept)
         if not kept:
             raise TaskError(
@@ -98,7 +98,8 @@ def arrange_splits(found: Mapping[str, Sequence[Example]], fields: Sequence[str]
     return ArrangedSplits({name: splits[name] for name in roles}, selection_split, report_split, tuple(notes))
 
 
-def _text(example: Example, fields: Sequence[str]) -> str:
+def text_of(example: Example, fields: Sequence[str]) -> str:
+    """What makes two examples the same text: the shown fields, white space and order aside."""
     # Sorted values, not names or the rendered prompt: another wording must not move rows between splits.
     return json.dumps(sorted(" ".join(example.fields[name].split()) for name in fields))
 
@@ -110,7 +111,7 @@ def _split_off(
     texts_of_label: dict[int, list[str]] = {}
     seen = set()
     for example in train:
-        text = _text(example, fields)
+        text = text_of(example, fields)
         if text not in seen:
             seen.add(text)
             texts_of_label.setdefault(example.label, []).append(text)
@@ -124,8 +125,8 @@ def _split_off(
             f"{failure}: train has {len(train)} rows with {len(seen)} different texts and {len(texts_of_label)} "
             "labels, and each label must keep one. Give more rows, or a validation and a test split."
         )
-    stays = tuple(example for example in train if _text(example, fields) not in held_out)
-    return stays, tuple(example for example in train if _text(example, fields) in held_out)
+    stays = tuple(example for example in train if text_of(example, fields) not in held_out)
+    return stays, tuple(example for example in train if text_of(example, fields) in held_out)
 
 
 def _quotas(counts: Mapping[int, int], wanted: int, most: int | None) -> dict[int, int]:

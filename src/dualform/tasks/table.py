@@ -1,74 +1,100 @@
-"""One file of rows: CSV, TSV, JSON lines or Parquet."""
+"""One file of rows: CSV, TSV, JSON, JSON lines, Parquet or Arrow."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from dualform.errors import TaskError
-from dualform.tasks.build import RawTask, Row
-from dualform.tasks.directory import read_json_lines
+from dualform.files import show_path
+from dualform.tasks.columnar import read_arrow, read_parquet
+from dualform.tasks.decoding import parsing, read_text
+from dualform.tasks.delimited import read_delimited
+from dualform.tasks.json_rows import read_json, read_json_lines
+from dualform.tasks.raw import RawTask, TableRows
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-LARGEST_BLOCK = 1 << 26
-"""Bytes that are read at a time, and the longest row of a CSV."""
+
+def _read_csv(path: Path) -> TableRows:
+    format = "TSV" if ".tsv" in path.name.lower() else "CSV"
+    text = read_text(path, format)
+    with parsing(path, format):
+        return read_delimited(text, path)
+
+
+_READERS: Mapping[str, Callable[[Path], TableRows]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
+}
+SUFFIXES = tuple(_READERS)
+_PACKED = (".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+_ADVICE = {
+    ".txt": "If it has columns, name it .csv or .tsv.",
+    ".xlsx": "Save the sheet as CSV in UTF-8.",
+    ".xls": "Save the sheet as CSV in UTF-8.",
+    ".ods": "Save the sheet as CSV in UTF-8.",
+    ".zip": "Unpack it.",
+}
+
+
+def table_suffix(path: Path) -> str | None:
+    """The suffix that says which kind of table `path` names, such as `.csv` of `a.CSV.gz`; None where it is none."""
+    name = path.name.lower()
+    packed = next((suffix for suffix in _PACKED if name.endswith(suffix)), None)
+    if packed is not None:
+        return packed.removesuffix(".gz")
+    return path.suffix.lower() if path.suffix.lower() in _READERS else None
+
+
+def read_rows(path: Path) -> TableRows:
+    """Rows of one table.
+
+    Args:
+        path: The file; its suffix says what it is, and `.gz` behind one of text that it is packed.
+
+    Returns:
+        Its rows, none of them left out: what could not be read is an `UnreadRow`.
+
+    Raises:
+        TaskError: The suffix is unknown, or the file is missing, unreadable, too large or empty.
+    """
+    suffix = table_suffix(path)
+    if suffix is None:
+        advice = _ADVICE.get(path.suffix.lower(), "")
+        raise TaskError(
+            f"{show_path(path)} is no table that dualform reads: its suffix is {path.suffix[:20] or 'missing'!r}. "
+            f"{advice + ' ' if advice else ''}Give one of {', '.join(SUFFIXES)}, a .yaml task or a folder with "
+            "dataset.json."
+        )
+    found = _READERS[suffix](path)
+    if not found.rows:
+        raise TaskError(f"{show_path(path)} holds no rows.")
+    return found
 
 
 def read_table(path: Path) -> RawTask:
     """Rows of one table, all of them train: a report and a selection split are held out later.
 
     Args:
-        path: The file; its suffix says what it is. CSV and TSV begin with a line of column names, and every cell
-            is text.
+        path: The file, see `read_rows`.
 
     Returns:
         The rows under the file's name without its suffix.
 
     Raises:
-        TaskError: The suffix is unknown, or the file is missing, unreadable or empty.
+        TaskError: The suffix is unknown, or the file is missing, unreadable, too large or empty.
     """
-    if not path.is_file():
-        raise TaskError(f"{path} is not there. Check the path.")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise TaskError(
-            f"{path} is no table that dualform reads: its suffix is {path.suffix or 'missing'!r}. Give one of "
-            f"{', '.join(SUFFIXES)}, a .yaml task or a folder with dataset.json."
-        )
-    rows = read_json_lines(path) if suffix == ".jsonl" else _read_arrow(path, suffix)
-    if not rows:
-        raise TaskError(f"{path} holds no rows.")
-    return RawTask(name=path.stem, source=str(path), rows={"train": rows}, files={"train": str(path)})
-
-
-def _read_arrow(path: Path, suffix: str) -> list[Row]:
-    import pyarrow
-
-    try:
-        table = _parquet_table(path) if suffix == ".parquet" else _text_table(path, "\t" if suffix == ".tsv" else ",")
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowException) as error:
-        raise TaskError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
-    names = table.column_names
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if repeated:
-        raise TaskError(f"{path} has the column {repeated[0]!r} {names.count(repeated[0])} times. Rename one.")
-    rows: list[Row] = table.to_pylist()
-    return rows
-
-
-def _parquet_table(path: Path) -> Any:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path)
-
-
-def _text_table(path: Path, delimiter: str) -> Any:
-    import pyarrow
-    import pyarrow.csv
-
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    # A row must lie within a block, and a single text may be longer than the megabyte that a block has otherwise.
-    read = pyarrow.csv.ReadOptions(block_size=max(1 << 20, min(path.stat().st_size + 1, LARGEST_BLOCK)))
-    with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as reader:
-        names = reader.schema.names
-    # As text throughout: guessed types would turn "007" into 7 and "true" into True.
-    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
-    return pyarrow.csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
+    found = read_rows(path)
+    name = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
+    return RawTask(
+        name=Path(name).stem,
+        source=str(path),
+        rows={"train": found.rows},
+        files={"train": str(path)},
+        notes=found.notes,
+        lines={} if found.lines is None else {"train": found.lines},
+        class_names=found.class_names,
+    )

@@ -20,6 +20,13 @@ class Example:
     """Row number in the split's file, counting from 0; a held-out row keeps its number in train."""
     choices: tuple[str, ...] | None = None
     """Candidate answers of a multiple-choice row, as the source writes them."""
+    line: int | None = field(default=None, compare=False)
+    """Line of the split's file on which the row begins, counting from 1; None where the file has no lines."""
+
+    @property
+    def place(self) -> str:
+        """What a message calls the row: by its line, which an editor shows, where there is one."""
+        return f"row {self.row} (counting from 0)" if self.line is None else f"line {self.line}"
 
 
 @dataclass(frozen=True)

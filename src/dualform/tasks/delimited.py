@@ -1,0 +1,251 @@
+r"""CSV and TSV as programs write them: what stands between cells, and whether quotation marks enclose them, is found.
+
+Excel puts semicolons where decimals have commas; GLUE's TSV files use no quotation marks, so that one at the beginning
+of a cell is a character like any other; MySQL writes `\"` where others write `""`. Reading one kind as another loses
+rows without an error, so each kind is tried and the one that gives every row as many cells as there are columns is
+taken.
+"""
+
+import csv
+import io
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dualform.errors import TaskError
+from dualform.files import show_path
+from dualform.tasks.labels import UnusableError, clean_text, shown
+from dualform.tasks.raw import Row, TableRows, UnreadRow
+
+DELIMITERS = (",", "\t", ";", "|")
+_SAMPLE_LINES = 200
+_SAMPLE_CHARACTERS = 1 << 20
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+
+
+@dataclass(frozen=True)
+class _Style:
+    """A way to write cells."""
+
+    name: str
+    quoting: bool
+    escape: str | None = None
+    spaced: bool = False
+
+
+_DOUBLED = _Style("doubled", quoting=True)
+_SPACED = _Style("spaced", quoting=True, spaced=True)
+_BACKSLASH = _Style("backslash", quoting=True, escape="\\")
+_PLAIN = _Style("plain", quoting=False)
+
+
+@dataclass
+class _Record:
+    line: int
+    """On which it begins, from 1."""
+    n_lines: int
+    cells: list[str]
+    fault: str | None = None
+    """Why the parser could not read it."""
+
+
+def read_delimited(text: str, path: Path) -> TableRows:
+    """Rows of a table whose first line names its columns. Every cell is text.
+
+    Args:
+        text: The whole file.
+        path: Its name, for messages; `.tsv` prefers tabs to commas.
+
+    Returns:
+        The rows with their lines. A row with too many or too few cells is an `UnreadRow`.
+
+    Raises:
+        TaskError: No line of column names, or one that names a column twice.
+    """
+    notes: list[str] = []
+    first_line, text, delimiter = _excel_hint(text)
+    usual = "\t" if ".tsv" in path.name.lower() or path.suffix.lower() == ".tab" else ","
+    delimiter = delimiter or _find_delimiter(text, usual)
+    if delimiter != usual:
+        notes.append(f"{show_path(path)} has {_NAMES.get(delimiter, repr(delimiter))} between its columns.")
+    with _long_cells(len(text)):
+        style, records = _best_reading(text, delimiter, usual)
+    if style is _PLAIN and '"' in text:
+        notes.append(
+            f"Quotation marks in {show_path(path)} are kept as characters of its cells: read as enclosing cells, they "
+            "would swallow rows."
+        )
+    if not records:
+        raise TaskError(f"{show_path(path)} is empty. Give a line of column names, then a row a line.")
+    header, *rest = records
+    names = [clean_text(name) for name in header.cells]
+    names = _with_row_names(names, rest, path, notes)
+    kept = [place for place, name in enumerate(names) if name]
+    _check_names([names[place] for place in kept], path)
+    if len(kept) < len(names):
+        notes.append(_about_unnamed(names, rest, path))
+    rows: list[Row] = []
+    for record in rest:
+        why = _problem(record, len(names), delimiter)
+        rows.append({names[place]: record.cells[place] for place in kept} if why is None else UnreadRow(why))
+    return TableRows(rows, [record.line + first_line for record in rest], tuple(notes))
+
+
+def _excel_hint(text: str) -> tuple[int, str, str | None]:
+    """(lines before the table, the table, its delimiter) where the first line is Excel's `sep=;`."""
+    line, found, rest = text.partition("\n")
+    hint = line.strip().strip('"')
+    if found and len(hint) == 5 and hint.lower().startswith("sep="):
+        return 1, rest, hint[4]
+    if found and line.lower().startswith("sep=\t"):
+        return 1, rest, "\t"
+    return 0, text, None
+
+
+def _find_delimiter(text: str, usual: str) -> str:
+    """The delimiter that divides the first line and gives most of the next as many cells."""
+    lines = [line for line in io.StringIO(text[:_SAMPLE_CHARACTERS], newline="") if line.strip()][:_SAMPLE_LINES]
+    best, best_score = usual, (0.0, False, 0)
+    with _long_cells(_SAMPLE_CHARACTERS):
+        for delimiter in DELIMITERS:
+            counts = [len(cells) for cells in csv.reader(lines, delimiter=delimiter)]
+            if not counts or counts[0] < 2:
+                continue
+            agree = sum(count == counts[0] for count in counts) / len(counts)
+            score = (round(agree, 1), delimiter == usual, counts[0])
+            if score > best_score:
+                best, best_score = delimiter, score
+    return best
+
+
+def _best_reading(text: str, delimiter: str, usual: str) -> tuple[_Style, list[_Record]]:
+    """The style in which the fewest lines are lost, and the records that it gives."""
+    if '"' not in text:
+        return _PLAIN, _parse(text, delimiter, _PLAIN)
+    doubled, plain = _parse(text, delimiter, _DOUBLED), _parse(text, delimiter, _PLAIN)
+    lost, lost_plain = _lost_lines(doubled), _lost_lines(plain)
+    if lost == 0:
+        swallowed = any(record.n_lines > 1 for record in doubled)
+        # A cell with line breaks, each line of which would be a whole row by itself, has swallowed rows.
+        if lost_plain == 0 and (swallowed or (usual == "\t" and not _is_quoted(text, delimiter))):
+            return _PLAIN, plain
+        return _DOUBLED, doubled
+    tried = [(lost, _DOUBLED, doubled)]
+    if '\\"' in text:
+        found = _parse(text, delimiter, _BACKSLASH)
+        tried.append((_lost_lines(found), _BACKSLASH, found))
+    if f'{delimiter} "' in text:
+        found = _parse(text, delimiter, _SPACED)
+        tried.append((_lost_lines(found), _SPACED, found))
+    tried.append((lost_plain, _PLAIN, plain))
+    _, style, records = min(tried, key=lambda one: one[0])
+    return style, records
+
+
+def _parse(text: str, delimiter: str, style: _Style) -> list[_Record]:
+    # Lines keep their ends, so that a line break within a cell stays, and \r alone ends a line too.
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if style.quoting else csv.QUOTE_NONE,
+        escapechar=style.escape,
+        skipinitialspace=style.spaced,
+        strict=style.quoting,
+    )
+    records: list[_Record] = []
+    while True:
+        line = reader.line_num + 1
+        fault = None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return records
+        except csv.Error as error:
+            cells, fault = [], str(error)
+        if fault is not None or any(cell.strip() for cell in cells):
+            records.append(_Record(line, max(1, reader.line_num - line + 1), cells, fault))
+
+
+def _lost_lines(records: Sequence[_Record]) -> int:
+    """Lines of all records that do not have as many cells as the first."""
+    n = len(records[0].cells) if records else 0
+    return sum(record.n_lines for record in records if record.fault is not None or not _fits(record.cells, n))
+
+
+def _fits(cells: Sequence[str], n: int) -> bool:
+    return len(cells) == n or (len(cells) > n and not any(cell.strip() for cell in cells[n:]))
+
+
+def _is_quoted(text: str, delimiter: str) -> bool:
+    """Whether quotation marks enclose cells, by what programs do that write them.
+
+    They enclose cells that need it (with a delimiter, or a doubled quotation mark), or all of a column.
+    """
+    rows = [line.rstrip("\r\n").split(delimiter) for line in io.StringIO(text[:_SAMPLE_CHARACTERS], newline="")]
+    enclosed = [[len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in row] for row in rows if any(row)]
+    for row, marks in zip((row for row in rows if any(row)), enclosed, strict=True):
+        for cell, mark in zip(row, marks, strict=True):
+            if mark and ('""' in cell[1:-1] or "," in cell):
+                return True
+    width = len(enclosed[0]) if enclosed else 0
+    return any(all(len(marks) > place and marks[place] for marks in enclosed[1:]) for place in range(width))
+
+
+def _with_row_names(names: list[str], rest: Sequence[_Record], path: Path, notes: list[str]) -> list[str]:
+    """R names one column fewer than there are: the first of each row is the row's name."""
+    widths = Counter(len(record.cells) for record in rest)
+    if set(widths) == {len(names) + 1} and all(record.cells[-1].strip() for record in rest):
+        notes.append(
+            f"The first line of {show_path(path)} names a column fewer than its rows have: the first column is taken "
+            "for row names and left out."
+        )
+        return ["", *names]
+    return names
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    if not names:
+        raise TaskError(f"{show_path(path)} has no column names in its first line. Give it one.")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise TaskError(f"{show_path(path)} has the column {shown(name)!r} {count} times. Rename one.")
+
+
+def _about_unnamed(names: Sequence[str], rest: Sequence[_Record], path: Path) -> str:
+    unnamed = [place for place, name in enumerate(names) if not name]
+    filled = sum(any(place < len(record.cells) and record.cells[place].strip() for place in unnamed) for record in rest)
+    what, verb, them = ("Column", "is", "it") if len(unnamed) == 1 else (f"{len(unnamed)} columns", "are", "them")
+    held = f"; {filled} of {len(rest)} rows have something in {them}" if filled else ""
+    return f"{what} of {show_path(path)} without a name {verb} left out{held}."
+
+
+def _problem(record: _Record, n: int, delimiter: str) -> UnusableError | None:
+    if record.fault is not None:
+        cause = "a quotation mark opens a cell and no other closes it"
+        if "unexpected end" not in record.fault:
+            cause = "a quotation mark closes a cell before its end"
+        return UnusableError(
+            "quote",
+            f"{cause} ({record.n_lines} lines)" if record.n_lines > 1 else cause,
+            'Write a quotation mark within a cell as "".',
+        )
+    if _fits(record.cells, n):
+        return None
+    return UnusableError(
+        "cells" if len(record.cells) > n else "few cells",
+        f"{len(record.cells)} cells where the first line names {n} columns",
+        f"Put cells that hold {_NAMES.get(delimiter, repr(delimiter))} or line breaks in quotation marks.",
+    )
+
+
+@contextmanager
+def _long_cells(length: int) -> Iterator[None]:
+    """Lift the limit that Python sets to a cell, which is the whole process's, for a moment."""
+    before = csv.field_size_limit(min(length + 1, sys.maxsize))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

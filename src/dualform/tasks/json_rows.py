@@ -1,0 +1,226 @@
+"""Rows of JSON: an object a line, or one document as pandas, R and the hub write them."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dualform.errors import TaskError
+from dualform.files import show_path
+from dualform.plain_text import plain
+from dualform.tasks.decoding import parsing, read_text
+from dualform.tasks.labels import UnusableError
+from dualform.tasks.raw import Row, TableRows, UnreadRow
+
+_SHAPES = "Give an object a line, a list of objects, or an object of columns, each a list of equally many values."
+
+
+def read_json_lines(path: Path) -> TableRows:
+    """Rows of a file with one JSON object a line; a file that holds one document is read too.
+
+    Returns:
+        The rows; a line that is no object is an `UnreadRow`.
+
+    Raises:
+        TaskError: The file is missing or not UTF-8.
+    """
+    text = read_text(path, "JSON lines")
+    if _begins(text) == "[" and not _is_list_a_line(text):
+        return _read_document(text, path)
+    return _read_lines(text)
+
+
+def read_json(path: Path) -> TableRows:
+    """Rows of a JSON document: a list of objects, columns, or what pandas' `to_json` makes; or of an object a line.
+
+    Raises:
+        TaskError: The file is missing, not UTF-8, not JSON, or of another shape.
+    """
+    text = read_text(path, "JSON")
+    return _read_lines(text) if _is_object_a_line(text) else _read_document(text, path)
+
+
+def _begins(text: str) -> str:
+    return text.lstrip("\ufeff \t\r\n")[:1]
+
+
+def _content(text: str) -> list[str]:
+    """The first two lines with something in them."""
+    found: list[str] = []
+    for _, line in _lines(text):
+        if line.strip():
+            found.append(line)
+            if len(found) == 2:
+                break
+    return found
+
+
+def _is_object_a_line(text: str) -> bool:
+    lines = _content(text)
+    return len(lines) == 2 and all(_is_whole(line, dict) for line in lines)
+
+
+def _is_list_a_line(text: str) -> bool:
+    """Lines that are lists: no rows, but each is reported with its line."""
+    lines = _content(text)
+    return len(lines) == 2 and all(_is_whole(line, list) for line in lines)
+
+
+def _is_whole(line: str, kind: type) -> bool:
+    try:
+        return isinstance(json.loads(line), kind)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    r"""(number, line); only \n, \r\n and a lone \r end one: a text may hold U+2028 or \x85, at which others cut."""
+    ends = "\r" if "\n" not in text else "\n"
+    return enumerate(text.split(ends), start=1)
+
+
+def _read_lines(text: str) -> TableRows:
+    rows: list[Row] = []
+    numbers = []
+    for number, line in _lines(text):
+        if not line.strip("\ufeff \t\r\n"):
+            continue
+        numbers.append(number)
+        rows.append(_row_of(lambda line=line: _loads(line), line))  # type: ignore[misc]
+    return TableRows(rows, numbers)
+
+
+def _row_of(parse: Callable[[], Any], text: str) -> Row:
+    start = plain(text.strip()[:60])
+    try:
+        row = parse()
+    except json.JSONDecodeError as error:
+        return UnreadRow(UnusableError("json", f"not JSON ({error.msg}): {start!r}", "Correct it."))
+    except RecursionError:
+        return UnreadRow(UnusableError("deep", f"nested too deeply: {start!r}", "Flatten it."))
+    except ValueError as error:
+        # A number of thousands of digits, a field given twice.
+        return UnreadRow(UnusableError("value", f"not usable JSON ({_one_line(error)})", "Correct it."))
+    if not isinstance(row, dict):
+        return UnreadRow(UnusableError("shape", f"expected a JSON object, found {start!r}", "Write an object a line."))
+    return row
+
+
+def _one_line(error: Exception) -> str:
+    return plain(str(error).split(";")[0].split("\n")[0])[:100]
+
+
+def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {plain(twice[:60])!r} stands in it twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
+
+
+def _loads(text: str) -> Any:
+    return _DECODER.decode(text.strip("\ufeff \t\r\n"))
+
+
+def _read_document(text: str, path: Path) -> TableRows:
+    text = text.removeprefix("\ufeff")
+    if _begins(text) == "[":
+        return _read_list(text, path)
+    with parsing(path, "JSON"):
+        try:
+            document = _loads(text)
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{show_path(path)}, line {error.lineno}: not JSON ({error.msg}). Correct it.") from None
+    return _table_of(document, path)
+
+
+def _read_list(text: str, path: Path) -> TableRows:
+    """Elements one by one, so that each has its line."""
+    rows: list[Row] = []
+    lines: list[int] = []
+    end, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        start = _skip(text, end)
+        if text[start : start + 1] == "]" and not rows:
+            return TableRows(rows, lines)
+        line += text.count("\n", counted, start)
+        counted = start
+        with parsing(path, "JSON"):
+            try:
+                value, end = _DECODER.raw_decode(text, start)
+            except json.JSONDecodeError as error:
+                raise TaskError(
+                    f"{show_path(path)}, line {error.lineno}: not JSON ({error.msg}). Correct it."
+                ) from None
+        rows.append(_row_of(lambda value=value: value, text[start:end]))  # type: ignore[misc]
+        lines.append(line)
+        end = _skip(text, end)
+        mark = text[end : end + 1]
+        if mark == "]":
+            if text[end + 1 :].strip():
+                where = line + text.count("\n", counted, end)
+                raise TaskError(f"{show_path(path)}, line {where}: something follows the end of the list. Correct it.")
+            return TableRows(rows, lines)
+        if mark != ",":
+            where = line + text.count("\n", counted, end)
+            what = "ends within the list" if not mark else "a comma is missing between two rows"
+            raise TaskError(f"{show_path(path)}, line {where}: not JSON ({what}). Correct it.")
+        end += 1
+        after = _skip(text, end)
+        if text[after : after + 1] == "]":
+            where = line + text.count("\n", counted, after)
+            raise TaskError(
+                f"{show_path(path)}, line {where}: not JSON (a comma stands before the end of the list). Remove it."
+            )
+
+
+def _skip(text: str, place: int) -> int:
+    while place < len(text) and text[place] in " \t\r\n":
+        place += 1
+    return place
+
+
+def _table_of(document: Any, path: Path) -> TableRows:
+    """Rows of an object: columns, pandas' `split` and `table` shapes, or rows under a key such as `data`."""
+    if isinstance(document, dict):
+        if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):
+            return TableRows(_of_split(document["columns"], document["data"], path))
+        for key in ("data", "rows", "examples"):
+            value = document.get(key)
+            if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+                return TableRows(value)
+        values = list(document.values())
+        if values and all(isinstance(value, list) for value in values):
+            return TableRows(_of_columns(document, path))
+        if values and all(isinstance(value, dict) for value in values):
+            return TableRows(_of_indexed(document))
+        if values and not any(isinstance(value, list | dict) for value in values):
+            return TableRows([document])
+    raise TaskError(f"{show_path(path)} is JSON but no table. {_SHAPES}")
+
+
+def _of_split(columns: Sequence[Any], data: Sequence[Any], path: Path) -> list[Row]:
+    names = [str(name) for name in columns]
+    if len(set(names)) < len(names) or not all(isinstance(row, list) and len(row) == len(names) for row in data):
+        raise TaskError(f"{show_path(path)} has `columns` and `data` that do not fit together. {_SHAPES}")
+    return [dict(zip(names, row, strict=True)) for row in data]
+
+
+def _of_columns(document: Mapping[str, Sequence[Any]], path: Path) -> list[Row]:
+    lengths = {name: len(values) for name, values in document.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{plain(name[:40])} {length}" for name, length in list(lengths.items())[:8])
+        raise TaskError(f"{show_path(path)} has columns of different lengths ({shown}). {_SHAPES}")
+    return [dict(zip(document, row, strict=True)) for row in zip(*document.values(), strict=True)]
+
+
+def _of_indexed(document: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Columns of values by index, which is what pandas writes by default; or rows by index (`orient="index"`)."""
+    keys = dict.fromkeys(key for values in document.values() for key in values)
+    if all(key.isdecimal() for key in keys) and not all(name.isdecimal() for name in document):
+        return [{name: values.get(key) for name, values in document.items()} for key in keys]
+    return [dict(values) for values in document.values()]
