@@ -6,6 +6,7 @@ import math
 import pytest
 from scipy import stats
 
+from dualform.report.momentum_figures import seedwise
 from dualform.studies.seed_statistics import over_seeds, paired
 
 VALUES = [3.1, 2.7, 3.6, 2.9, 3.3]
@@ -68,3 +69,21 @@ def test_differences_that_are_one_number_but_for_rounding_have_no_t_test(own: li
     assert found.p_signs is not None
     assert math.isclose(found.mean or 0.0, own[0] - beside[0])
     assert found.ci95 == pytest.approx((found.mean, found.mean))
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [[0.1, 0.1], [0.0, 0.0, 0.0], [0.7 - 0.3, 0.6 - 0.2, 0.5 - 0.1], [0.1, 0.2], VALUES, [-0.012, -0.009]],
+)
+def test_studies_and_reports_have_one_paired_t_test(differences: list[float]) -> None:
+    seeds = range(len(differences))
+    of_study = paired(seeds, differences, [0.0] * len(differences))
+    of_report = seedwise({str(seed): value for seed, value in zip(seeds, differences, strict=True)})
+    assert of_report is not None
+    assert of_report.p == of_study.p
+    assert of_report.ci95 == of_study.ci95
+    if max(differences) - min(differences) > 1e-9:
+        assert of_study.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    else:
+        # scipy has NaN or, with a warning that it is unreliable, 0.
+        assert of_study.p is None

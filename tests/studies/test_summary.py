@@ -71,7 +71,9 @@ def made_up(seed: int, task: Task | None = None) -> SeedOutcome:
                "search_seconds": 6.0 if seed == SEEDS[0] else 0.0}
         for name in LEARNERS
     }  # fmt: skip
-    return SeedOutcome(seed, (3, 1, 4, 5), 40 + seed, tables, measures, costs, {}, {"ft": 1e-2}, (trial(seed, 1e-2),))
+    return SeedOutcome(
+        seed, (3, 1, 4, 5), 40 + seed, tables, measures, costs, rates={"ft": 1e-2}, trials=(trial(seed, 1e-2),)
+    )
 
 
 def summary(outcomes: list[SeedOutcome], seconds: float = 1.0, **changes: Any) -> Result:

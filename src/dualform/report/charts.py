@@ -178,10 +178,20 @@ def trials_chart(result: Result) -> alt.TopLevelMixin | None:
     learners = learners_in_order(dict.fromkeys(trial.learner for trial in result.trials))
     panels = []
     for learner in learners:
-        trials = [trial for trial in result.trials if trial.learner == learner and trial.learning_rate > 0]
+        # A seed that took the rate of another, or a control that took FT's, tried nothing: no point for it.
+        trials = [
+            trial
+            for trial in result.trials
+            if trial.learner == learner and trial.learning_rate > 0 and not _reused(trial)
+        ]
         if trials:
             panels.append(_trial_panel(learner, trials))
     return _small_multiples(panels, columns=2, gap=70)
+
+
+def _reused(trial: Trial) -> bool:
+    """Whether a seed trained at a rate chosen elsewhere: it finished, and was not scored."""
+    return trial.status == "finished" and finite(trial.validation_accuracy) is None
 
 
 def trained_name(key: str) -> str:

@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+from dualform.report.against_words import recovered_share
+from dualform.report.baseline_words import baseline_rows, baselines_text
 from dualform.report.folding_charts import axis_chart
 from dualform.report.folding_table import reference_levels
 from dualform.report.folding_words import (
@@ -31,7 +33,7 @@ from dualform.report.numerals import (
     significant,
 )
 from dualform.report.palette import learner_style
-from dualform.report.phrases import difference, difference_interval
+from dualform.report.phrases import difference, difference_interval, is_few, share
 from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
 from dualform.result import Composition, Estimate, Folding, FoldPoint, Result, Transfer
 
@@ -95,6 +97,8 @@ def render_folding(result: Result) -> str:
             {"style": learner_style(key), "cell": _share(each), "n": count(each.n)}
             for key, each in reference_levels(result).items()
         ],
+        baselines=baselines_text(result),
+        baseline_rows=[{"name": name, "mean": percent(level)} for name, level in baseline_rows(result)],
         axes=[_axis(folding, axis, names[axis]) for axis in axes] if folding is not None else [],
         plain=perplexity_sentence(folding.perplexity) if folding is not None and folding.perplexity else None,
         transfer=[_transfer_row(each) for each in folding.transfer] if folding is not None else [],
@@ -138,9 +142,14 @@ def _share(estimate: Estimate | None) -> dict[str, str]:
     if estimate is None:
         return {"mean": "", "interval": ""}
     return {
-        "mean": percent(estimate.mean),
-        "interval": percent_interval(estimate.ci95) if known(estimate.ci95) else "",
+        "mean": share(estimate),
+        "interval": percent_interval(estimate.ci95) if known(estimate.ci95) and not is_few(estimate) else "",
     }
+
+
+def _recovered(point: FoldPoint) -> dict[str, str]:
+    interval = percent_interval(point.recovered.ci95) if known(point.recovered.ci95) else ""
+    return {"mean": recovered_share(point), "interval": interval}
 
 
 def _plain(text: str) -> dict[str, str]:
@@ -154,7 +163,7 @@ def _axis(folding: Folding, axis: str, name: str) -> dict[str, Any]:
         ("accuracy", [_share(point.accuracy) for point in points]),
         *([("ICL", [_share(point.icl) for point in points])] if _icl_varies(folding, points) else []),
         ("agreement<br>with ICL", [_share(point.agreement) for point in points]),
-        ("recovered", [_share(point.recovered) for point in points]),
+        ("recovered", [_recovered(point) for point in points]),
     ]
     for title, read in (
         ("ridge<br>strength", _strength),

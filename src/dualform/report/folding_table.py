@@ -3,10 +3,12 @@
 from rich.table import Table
 from rich.text import Text
 
+from dualform.report.against_words import recovered_share
+from dualform.report.baseline_words import baseline_rows
 from dualform.report.folding_words import axes_in_order, axis_heading, axis_name, parts_name, points_on
 from dualform.report.numerals import MISSING, finite, percent, percent_interval
 from dualform.report.palette import learner_style
-from dualform.report.phrases import difference, difference_interval, hundredths
+from dualform.report.phrases import difference, difference_interval, hundredths, share, share_interval
 from dualform.result import Estimate, Result
 
 
@@ -26,7 +28,9 @@ def levels_table(result: Result) -> Table:
     for name in ("accuracy", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     for key, each in reference_levels(result).items():
-        table.add_row(Text(learner_style(key).title), percent(each.mean), percent_interval(each.ci95))
+        table.add_row(Text(learner_style(key).title), share(each), share_interval(each))
+    for name, level in baseline_rows(result):
+        table.add_row(Text(name), percent(level), "", style="italic")
     return table
 
 
@@ -52,11 +56,11 @@ def axis_table(result: Result, axis: str) -> Table:
     for point in points:
         table.add_row(
             Text(point.value),
-            percent(point.accuracy.mean),
-            percent_interval(point.accuracy.ci95),
-            percent(point.icl.mean),
-            percent(point.agreement.mean),
-            percent(point.recovered.mean),
+            share(point.accuracy),
+            share_interval(point.accuracy),
+            share(point.icl),
+            share(point.agreement),
+            recovered_share(point),
             *([hundredths(point.perplexity_ratio)] if plain else []),
         )
     return table

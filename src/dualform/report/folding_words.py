@@ -7,6 +7,7 @@ does not hold 0, and a ratio only where its interval does not hold 1.
 import math
 from collections.abc import Sequence
 
+from dualform.report.baseline_words import above_baselines, chance_level, guessing_phrase, majority_level
 from dualform.report.numerals import count, decimal, decimal_interval, finite, known, percent, percent_interval
 from dualform.report.phrases import apart, capital, difference, difference_interval, listed, share_with_interval
 from dualform.result import Composition, Estimate, Folding, FoldPoint, Perplexity, Result, Transfer
@@ -40,7 +41,7 @@ def folding_verdict(result: Result) -> list[str]:
     folding = result.folding
     if folding is None:
         return []
-    sentences = _best(folding) + _default(result, folding) + _other_methods(folding)
+    sentences = _guessing(result, folding) + _best(folding) + _default(result, folding) + _other_methods(folding)
     for axis in axes_in_order(folding):
         if axis != "method":
             sentences += _along(axis, points_on(folding, axis))
@@ -229,6 +230,25 @@ def _best(folding: Folding) -> list[str]:
     if len(points) > 1:
         sentences.append(f"It was picked as the best of {len(points)} on these very queries, which flatters it.")
     return sentences
+
+
+def _guessing(result: Result, folding: Folding) -> list[str]:
+    """Who is not shown to answer better than guessing and the commonest label; first, as all else depends on it."""
+    chance, majority = chance_level(result), majority_level(result)
+    if majority is None:
+        return []
+    axis = next(iter(axes_in_order(folding)), None)
+    best = best_point(points_on(folding, axis)) if axis is not None else None
+    found = [("zero-shot", folding.zero_shot), ("in-context learning", folding.icl)]
+    found += [("finetuning", folding.ft)] if folding.ft is not None else []
+    found += [("the best fold", best.accuracy)] if best is not None else []
+    level = [name for name, each in found if above_baselines(each, chance, majority) is False]
+    if not level:
+        return []
+    return [
+        f"Not shown to answer better than {guessing_phrase(result)}: {listed(level)}. Nothing here says that "
+        f"{'it has' if len(level) == 1 else 'they have'} learned the task."
+    ]
 
 
 def _default(result: Result, folding: Folding) -> list[str]:

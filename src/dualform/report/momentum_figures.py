@@ -6,8 +6,7 @@ Lookups that do without what is missing, differences between any two arms of one
 import math
 from collections.abc import Sequence
 
-from scipy.stats import t as student
-
+from dualform.paired_t import paired_t_test, student_interval
 from dualform.report.numerals import MISSING, Interval, count, finite, known
 from dualform.report.phrases import apart
 from dualform.result import (
@@ -85,15 +84,15 @@ def seedwise(values: dict[str, float]) -> Paired | None:
     if n == 0:
         return None
     mean = sum(values.values()) / n
-    interval: Interval = (None, None)
-    p = None
-    if n > 1:
-        error = math.sqrt(sum((value - mean) ** 2 for value in values.values()) / (n - 1) / n)
-        # float(): scipy's own scalars would turn a float into numpy's.
-        half = float(student.ppf(0.975, n - 1)) * error
-        interval = (mean - half, mean + half)
-        p = float(2 * student.sf(abs(mean) / error, n - 1)) if error > 0 else None
-    return Paired(mean=mean, ci95=interval, p=p, p_signs=None, per_seed=dict(values), n=n)
+    numbers = list(values.values())
+    return Paired(
+        mean=mean,
+        ci95=student_interval(numbers),
+        p=paired_t_test(numbers),
+        p_signs=None,
+        per_seed=dict(values),
+        n=n,
+    )
 
 
 def between(first: MomentumArm, second: MomentumArm, length: str | None) -> Paired | None:

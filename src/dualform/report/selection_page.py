@@ -3,10 +3,11 @@
 from typing import Any
 
 from dualform.report import selection_charts
-from dualform.report.measures import in_order, measure_of
-from dualform.report.numerals import count, decimal, decimal_interval, finite, known, percent, percent_interval
+from dualform.report.baseline_words import majority_answer
+from dualform.report.measures import in_order, measure_of, score, score_interval
+from dualform.report.numerals import MISSING, count, decimal, decimal_interval, finite, percent
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import difference, difference_interval
+from dualform.report.phrases import difference, difference_interval, share, share_interval
 from dualform.report.selection_words import choice_name, chosen, selection_verdict
 from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
 from dualform.result import Choice, Estimate, Result
@@ -67,6 +68,16 @@ def render_selection(result: Result) -> str:
         commands=commands_again(result),
         glossary=[*_learners(choices), *GLOSSARY] if choices else [],
         choices=[_choice_row(choice) for choice in choices],
+        baselines=[
+            {
+                "name": name,
+                "n": count(each.n),
+                "chance": percent(each.chance),
+                "answer": majority_answer(result, each),
+                "majority": percent(each.majority),
+            }
+            for name, each in (result.selection.baselines if result.selection is not None else {}).items()
+        ],
         similarity=_similarity_table(result),
         model=facts(result.model),
     )
@@ -115,10 +126,10 @@ def _choice_row(choice: Choice) -> dict[str, Any]:
             {
                 "learner": learner_style(key).title,
                 "colour": learner_style(key).colour,
-                "selected": percent(score.selected.mean),
-                "selected_interval": percent_interval(score.selected.ci95) if known(score.selected.ci95) else "",
-                "untouched": percent(score.untouched.mean),
-                "untouched_interval": percent_interval(score.untouched.ci95) if known(score.untouched.ci95) else "",
+                "selected": share(score.selected),
+                "selected_interval": share_interval(score.selected).replace(MISSING, ""),
+                "untouched": share(score.untouched),
+                "untouched_interval": share_interval(score.untouched).replace(MISSING, ""),
                 "optimism": difference(score.optimism.mean),
                 "optimism_interval": difference_interval(score.optimism.ci95),
                 "tokens": count(score.tokens),
@@ -142,7 +153,7 @@ def _similarity_table(result: Result) -> dict[str, Any]:
             {
                 "title": measure_of(key).title,
                 "cells": [
-                    _cell(each) for each in [*(choice.similarity.get(key) for choice in choices), reach.get(key)]
+                    _cell(key, each) for each in [*(choice.similarity.get(key) for choice in choices), reach.get(key)]
                 ],
             }
             for key in keys
@@ -150,8 +161,7 @@ def _similarity_table(result: Result) -> dict[str, Any]:
     }
 
 
-def _cell(estimate: Estimate | None) -> dict[str, str]:
+def _cell(measure: str, estimate: Estimate | None) -> dict[str, str]:
     if estimate is None:
         return {"mean": "", "interval": ""}
-    interval = decimal_interval(estimate.ci95) if known(estimate.ci95) else ""
-    return {"mean": decimal(estimate.mean), "interval": interval}
+    return {"mean": score(measure, estimate), "interval": score_interval(measure, estimate).replace(MISSING, "")}

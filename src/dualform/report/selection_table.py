@@ -4,9 +4,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dualform.report.measures import in_order, measure_of
-from dualform.report.numerals import count, decimal, decimal_interval, percent
+from dualform.report.numerals import count, decimal, decimal_interval
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import difference, difference_interval
+from dualform.report.phrases import difference, difference_interval, share
 from dualform.report.selection_words import choice_name, chosen
 from dualform.result import Choice, Result
 
@@ -30,8 +30,8 @@ def optimism_table(result: Result) -> Table:
             table.add_row(
                 Text(choice_name(choice)),
                 Text(learner_style(key).title),
-                percent(score.selected.mean),
-                percent(score.untouched.mean),
+                share(score.selected),
+                share(score.untouched),
                 difference(score.optimism.mean),
                 difference_interval(score.optimism.ci95),
             )

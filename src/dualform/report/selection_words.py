@@ -4,10 +4,11 @@ A choice is said to flatter a learner only where the 95 % interval of its optimi
 chosen on, less accuracy on queries that nothing was chosen on) lies above 0.
 """
 
+from dualform.report.baseline_words import guessing_sentences
 from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import count, decimal, decimal_interval, finite, known, significant
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import apart, difference, difference_interval, listed, plural
+from dualform.report.phrases import apart, difference, difference_interval, is_few, listed, plural
 from dualform.result import Choice, ChoiceScore, Estimate, Result
 
 EQUAL_WITHIN = 0.1
@@ -27,6 +28,7 @@ def selection_verdict(result: Result) -> list[str]:
     if selection is None or not selection.choices:
         return []
     return [
+        *guessing_sentences(result),
         *_overall(selection.choices),
         *[sentence for choice in selection.choices for sentence in _flattery(choice)],
         *_budgets(selection.choices),
@@ -86,7 +88,9 @@ def _overall(choices: list[Choice]) -> list[str]:
 
 
 def _side(estimate: Estimate) -> int | None:
-    """Where an interval lies beside zero: 1 above, -1 below, 0 around it, None where it is unknown."""
+    """Where an interval lies: 1 above zero, -1 below, 0 around it, None where it is unknown or of few answers."""
+    if is_few(estimate):
+        return None
     return apart(estimate.ci95, (0.0, 0.0))
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.baseline_words import baseline_levels
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.report.panels import WIDE, learner_colours, learner_scale, line_at, panel_title, panels
+from dualform.report.panels import WIDE, baseline_lines, learner_colours, learner_scale, line_at, panel_title, panels
 from dualform.report.stability_table import labels_in_order
 from dualform.report.stability_words import COLLAPSED_ABOVE, runs_with_true_labels, variance_shares
 from dualform.report.words import chance_level
@@ -34,16 +35,28 @@ BEFORE, AFTER = "as answered", "calibrated"
 
 def accuracy_runs_chart(result: Result) -> alt.TopLevelMixin | None:
     """Accuracy of every run, with quartiles and median, before and after calibration; chance as a line."""
-    line = None if (chance := chance_level(result)) is None else (chance, "chance")
     title = "accuracy of a run"
-    return _runs_chart(result, title, line, lambda each: each.accuracy, lambda each: each.accuracy)
+    return _runs_chart(result, title, baseline_levels(result), lambda each: each.accuracy, lambda each: each.accuracy)
 
 
 def majority_runs_chart(result: Result) -> alt.TopLevelMixin | None:
     """Share of the most frequent answer in every run, drawn alike; a run beyond the line has collapsed."""
     title = "share of the most frequent answer in a run"
-    line = (COLLAPSED_ABOVE, "collapse")
-    return _runs_chart(result, title, line, lambda each: each.majority_share, lambda each: each.majority_share)
+    return _runs_chart(
+        result,
+        title,
+        [(COLLAPSED_ABOVE, "collapse")],
+        lambda each: each.majority_share,
+        lambda each: each.majority_share,
+    )
+
+
+def _top_of_run(run: RunBehaviour) -> float | None:
+    return run.majority_share
+
+
+def _top_of_all(behaviour: Behaviour) -> Spread:
+    return behaviour.majority_share
 
 
 def variance_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -130,7 +143,7 @@ def _titled(title: str | None) -> dict[str, Any]:
 def _runs_chart(
     result: Result,
     title: str,
-    line: tuple[float, str] | None,
+    lines: Sequence[tuple[float, str]],
     of_run: Callable[[RunBehaviour], float | None],
     of_all: Callable[[Behaviour], Spread],
 ) -> alt.TopLevelMixin | None:
@@ -142,12 +155,12 @@ def _runs_chart(
     values = [row["share"] for rows in dots.values() for row in rows]
     if not values:
         return None
-    scale, axis = _shares(values + ([line[0]] if line else []), title)
+    scale, axis = _shares(values + [level for level, _ in lines], title)
     drawn = []
     for name, rows in dots.items():
         learners = _models(result)[name].learners
         boxes = [row for key in learners_in_order(learners) for row in _box_rows(key, learners[key], of_all)]
-        drawn.append(_runs_panel(_heading(result, name), rows, boxes, line, scale, axis, _colours(result)))
+        drawn.append(_runs_panel(_heading(result, name), rows, boxes, lines, scale, axis, _colours(result)))
     return panels(drawn, columns=1, gap=LABEL_GAP, row_gap=ROW_GAP)
 
 
@@ -214,7 +227,7 @@ def _runs_panel(
     title: str | None,
     dots: list[dict[str, Any]],
     boxes: list[dict[str, Any]],
-    line: tuple[float, str] | None,
+    lines: Sequence[tuple[float, str]],
     scale: alt.Scale,
     axis: alt.Axis,
     colours: alt.Scale,
@@ -270,8 +283,7 @@ def _runs_panel(
             x=alt.X("median:Q", scale=scale, axis=axis)
         )
         layers = [box, points, median]
-    if line is not None:
-        layers = line_at(*line, scale, axis) + layers
+    layers = baseline_lines(lines, scale, axis) + layers
     height = LANE_HEIGHT * len(kinds) * len(titles) + 6
     return alt.layer(*layers).properties(width=WIDE, height=height, **_titled(title))
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dualform.report import stability_charts
+from dualform.report.baseline_words import baselines_text
 from dualform.report.numerals import MISSING, count, decimal, known, percent, percent_interval
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import (
@@ -25,7 +26,6 @@ from dualform.report.stability_words import (
     stability_answers,
     variance_shares,
 )
-from dualform.report.words import chance_level
 from dualform.result import Behaviour, ModelStability, Result
 
 CHARTS: dict[str, DescribedChart] = {
@@ -106,7 +106,7 @@ def render_stability(result: Result) -> str:
         commands=_commands(result),
         glossary=[*_learners(models), *GLOSSARY] if models else [],
         answers=answers,
-        chance=chance_level(result),
+        baselines=baselines_text(result),
         tables=[{"name": name, "rows": _behaviour_rows(model)} for name, model in models.items()],
         variance=_variance_rows(models),
         labels=_label_rows(models),

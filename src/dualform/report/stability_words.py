@@ -6,6 +6,7 @@ apart only where their 95 % intervals do not touch.
 
 from collections.abc import Callable, Mapping, Sequence
 
+from dualform.report.baseline_words import majority_answer, majority_level
 from dualform.report.numerals import count, finite, known, percent, significant
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import (
@@ -63,7 +64,9 @@ def stability_answers(result: Result) -> dict[str, list[str]]:
     models, contrasts = result.stability.models, result.stability.contrasts
     stable = _told(models, lambda name, model: _ft_beside_icl(name, model, contrasts))
     return {
-        "stable": (_overall(contrasts) if len(models) > 1 else []) + stable,
+        "stable": (_overall(contrasts) if len(models) > 1 else [])
+        + stable
+        + _told(models, lambda _, model: _guessing(result, model)),
         "fair": _told(models, lambda _, model: _fair(model)),
         "size": _by_size(result),
         "collapse": _told(models, lambda _, model: _collapse(model)),
@@ -102,7 +105,10 @@ def gain_over_zero_shot(model: ModelStability, learner: str, like: str | None = 
 
 
 def variance_shares(split: VarianceSplit | None) -> dict[str, float]:
-    """`set`, `order` and `residual` as shares of the total; without those that are unknown, empty without variance."""
+    """`set`, `order` and `residual` as shares of the total; without those that are unknown, empty without variance.
+
+    Read them with their intervals: of few sets they are rough, and a verdict on set and order needs both intervals.
+    """
     total = finite(split.total) if split is not None else None
     if split is None or not total:
         return {}
@@ -220,6 +226,23 @@ def _moved(model: ModelStability, learner: str) -> list[str]:
             f" That is under {points(HARDLY_MOVED_BELOW)} points: a learner that hardly moves is stable for free."
         )
     return [capital(sentence)]
+
+
+def _guessing(result: Result, model: ModelStability) -> list[str]:
+    """Learners whose mean accuracy is not shown to lie above that of always giving the commonest label."""
+    level = []
+    for key in learners_in_order(model.learners):
+        over = model.learners[key].plain.over_majority
+        ends = None if over is None else known(over.ci95)
+        if over is not None and (ends is None or ends[0] <= 0):
+            level.append(learner_style(key).noun)
+    if not level:
+        return []
+    return [
+        f"Mean accuracy is not shown to lie above that of {majority_answer(result)}, the commonest label "
+        f"({percent(majority_level(result))}), for {listed(level)}: what has not been shown to learn anything is "
+        "stable for free."
+    ]
 
 
 def _collapse(model: ModelStability) -> list[str]:

@@ -7,14 +7,14 @@ from urllib.parse import quote
 
 from dualform.report import sweep_charts
 from dualform.report.against_words import break_even, stands
+from dualform.report.baseline_words import majority_level
 from dualform.report.folding_words import folding_verdict
-from dualform.report.measures import control_of, measure_of
+from dualform.report.measures import control_of, measure_of, score, score_interval
 from dualform.report.momentum_words import momentum_verdict
 from dualform.report.numerals import (
     MISSING,
     count,
     decimal,
-    decimal_interval,
     finite,
     known,
     percent,
@@ -28,9 +28,11 @@ from dualform.report.phrases import (
     difference_interval,
     hundredths,
     hundredths_interval,
+    is_few,
     plural,
     points,
     points_interval,
+    share,
 )
 from dualform.report.regression_words import laboratory_verdict
 from dualform.report.selection_words import selection_verdict
@@ -59,7 +61,7 @@ from dualform.report.sweep_words import (
     sweep_verdict,
 )
 from dualform.report.words import collapsed, verdict
-from dualform.result import Result
+from dualform.result import Estimate, Result
 from dualform.sweep_result import SweepGroup, SweepResult
 
 CHARTS: dict[str, DescribedChart] = {
@@ -155,6 +157,7 @@ def render_sweep(sweep: SweepResult) -> str:
         glossary=_glossary(found),
         learners=[learner_style(key) for key in learners],
         grid=_grid(sweep, found, learners),
+        has_majority=any(majority_level(result) is not None for _, result in found),
         beside=[learner_style(key) for key in _agreeing(found)],
         spread=_spread(found),
         likeness=[_likeness(key, found) for key in judged_measures(found)],
@@ -258,28 +261,44 @@ def _grid(sweep: SweepResult, found: Found, learners: Sequence[str]) -> list[dic
 def _grid_row(group: SweepGroup, learners: Sequence[str], agreeing: Sequence[str]) -> dict[str, Any]:
     result = group.result
     missing = f"seed {', '.join(map(str, group.missing_seeds))} missing" if group.missing_seeds else ""
-    row: dict[str, Any] = {"task": group.task or MISSING, "href": None, "under": missing, "cells": [], "beside": []}
+    row: dict[str, Any] = {
+        "task": group.task or MISSING,
+        "href": None,
+        "under": missing,
+        "cells": [],
+        "beside": [],
+        "majority": "",
+    }
     if result is None:
         return row | {"under": missing or "no result yet"}
     means = {key: mean for key in learners if (mean := accuracy_of(key)(result)) is not None}
     highest = max(means, key=means.__getitem__) if means else None
     fallen = collapsed(result)
     row["href"] = href(group)
+    row["majority"] = points(majority_level(result))
     for key in learners:
         accuracy = result.accuracy.get(key)
         row["cells"].append(
             {
-                "mean": points(accuracy.mean) if accuracy else "",
-                "interval": points_interval(accuracy.ci95) if accuracy and known(accuracy.ci95) else "",
+                "mean": _points_or_count(accuracy),
+                "interval": points_interval(accuracy.ci95)
+                if accuracy and known(accuracy.ci95) and not is_few(accuracy)
+                else "",
                 "best": key == highest,
                 "level": highest is not None and key != highest and key in means and _level(result, highest, key),
                 "collapsed": key in fallen,
             }
         )
     row["beside"] = [
-        points(result.against_icl[key].agreement.mean) if key in result.against_icl else "" for key in agreeing
+        _points_or_count(result.against_icl[key].agreement) if key in result.against_icl else "" for key in agreeing
     ]
     return row
+
+
+def _points_or_count(accuracy: Estimate | None) -> str:
+    if accuracy is None:
+        return ""
+    return share(accuracy) if is_few(accuracy) else points(accuracy.mean)
 
 
 def _level(result: Result, highest: str, key: str) -> bool:
@@ -351,8 +370,8 @@ def _likeness(key: str, found: Found) -> dict[str, Any]:
             {
                 "name": group_name(group),
                 "href": href(group),
-                "mean": decimal(similarity.mean),
-                "interval": decimal_interval(similarity.ci95) if known(similarity.ci95) else "",
+                "mean": score(key, similarity),
+                "interval": score_interval(key, similarity).replace(MISSING, ""),
                 "n": count(similarity.n),
                 "floor": decimal(place.floor) if place else "",
                 "control": control_of(place.control).title if place else "",

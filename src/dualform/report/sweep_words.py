@@ -6,12 +6,13 @@ mean over tasks: each task gives one number, so that the interval tells what oth
 nothing of other queries.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualform.paired_t import student_interval
 from dualform.report.against_words import CANDIDATES, not_beaten, stands
+from dualform.report.baseline_words import above_guessing, majority_level
 from dualform.report.measures import in_order
 from dualform.report.numerals import MISSING, finite, known, percent
 from dualform.report.palette import learner_style, learners_in_order
@@ -63,7 +64,8 @@ def sweep_verdict(sweep: SweepResult) -> list[str]:
     if not sweep.groups:
         return []
     found = compared(sweep)
-    sentences = _winner(sweep, found) + _by_how_much(found) + _beside_zero_shot(found) + _collapse(found)
+    sentences = _winner(sweep, found) + _by_how_much(found) + _beside_guessing(found) + _beside_zero_shot(found)
+    sentences += _collapse(found)
     sentences += _likeness(found) + _other_studies(sweep)
     if not sentences:
         return [f"No group of this sweep has a result yet. {cell_sentence(sweep)}"]
@@ -162,14 +164,9 @@ def over_tasks(
     means = {task: sum(values) / len(values) for task, values in by_task.items()}
     values = list(means.values())
     mean, n = sum(values) / len(values), len(values)
-    interval: tuple[float | None, float | None] = (None, None)
-    if n > 2:
-        from scipy import stats
-
-        sd = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
-        half = float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5
-        low, high = within or (-math.inf, math.inf)
-        interval = (max(low, mean - half), min(high, mean + half))
+    interval = student_interval(values) if n > 2 else (None, None)
+    if within is not None and interval[0] is not None and interval[1] is not None:
+        interval = (max(within[0], interval[0]), min(within[1], interval[1]))
     lowest, highest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     return TaskMean(mean, interval, n, (means[lowest], lowest), (means[highest], highest))
 
@@ -355,6 +352,25 @@ def _beside_zero_shot(found: list[tuple[SweepGroup, Result]]) -> list[str]:
         return [f"Something is shown to beat zero-shot in all of {plural(len(judged), 'group')}."]
     told = f"No learner is shown to beat zero-shot in {len(nothing)} of {plural(len(judged), 'group')}"
     return [f"{told}: {named(nothing)}."]
+
+
+def _beside_guessing(found: list[tuple[SweepGroup, Result]]) -> list[str]:
+    """In which groups nothing is shown to be learned: no learner beats guessing and the commonest label."""
+    judged = []
+    for group, result in found:
+        shown = [above_guessing(result, key) for key in result.accuracy]
+        if majority_level(result) is not None and any(each is not None for each in shown):
+            judged.append((group, any(each is True for each in shown)))
+    if not judged:
+        return []
+    nothing = [group for group, learned in judged if not learned]
+    told = "better than guessing and than always giving the commonest label"
+    if not nothing:
+        return [f"Something is shown to answer {told} in all of {plural(len(judged), 'group')}."]
+    return [
+        f"No learner is shown to answer {told} in {len(nothing)} of {plural(len(judged), 'group')}: {named(nothing)}. "
+        "Nothing there has been shown to be learned, whatever learner is ahead."
+    ]
 
 
 def _collapse(found: list[tuple[SweepGroup, Result]]) -> list[str]:
