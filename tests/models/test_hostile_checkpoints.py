@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dualform.errors import ConfigError, DualformError, ModelError
-from dualform.models.checkpoint_files import gguf_weights
+from dualform.models.checkpoint_files import check_config, gguf_weights
 from dualform.models.identity import model_identity
 from dualform.models.licence import licence_of
 from dualform.models.load import load_model
@@ -397,6 +397,21 @@ def test_the_header_of_a_whole_gguf_file_is_read(tmp_path: Path) -> None:
     assert header.metadata == {"general.architecture": "llama", "a": 0.5, "b": [7, -1]}
     assert header.shapes == {"token_embd.weight": (2, 4)}
     assert header.numbers == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_key_value_heads": [None, 2]},
+        {"vision_config": {"num_hidden_layers": 0, "num_attention_heads": 0}},
+        {"quantization_config": {"quant_method": "quark", "layer": {"dtype": "fp8_e4m3"}}},
+        {"quantization_config": {"load_in_4bit": True}, "time_step_limit": float("inf")},
+        {"head_dim": None, "sliding_window": None, "dtype": None, "num_experts": 0},
+        {"dtype": "torch.bfloat16", "text_config": {"torch_dtype": "float16", "intermediate_size": [64, 128]}},
+    ],
+)
+def test_a_config_as_families_write_them_is_not_refused(changes: dict[str, Any]) -> None:
+    check_config({"model_type": "llama", **changes})
 
 
 def test_a_whole_checkpoint_is_not_refused(folder: Path) -> None:

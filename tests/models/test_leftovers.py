@@ -83,6 +83,15 @@ def test_heads_for_other_purposes_are_noted(name: str, tmp_path: Path) -> None:
     assert name.replace("__", ".") in note
 
 
+def test_a_layer_that_predicts_further_tokens_is_noted(tmp_path: Path) -> None:
+    layer = {
+        "model__layers__2__eh_proj__weight": torch.ones(32, 64),
+        "model__layers__2__mlp__up_proj__weight": torch.ones(8),
+    }
+    (note,) = load_model(str(with_more(save_tiny("llama", tmp_path), **layer))).notes
+    assert "2 weights in the file" in note
+
+
 def test_buffers_of_older_versions_are_passed_over(tmp_path: Path) -> None:
     more = {
         "model__layers__0__self_attn__rotary_emb__inv_freq": torch.ones(4),
@@ -90,6 +99,10 @@ def test_buffers_of_older_versions_are_passed_over(tmp_path: Path) -> None:
         "model__position_ids": torch.arange(9),
     }
     assert load_model(str(with_more(save_tiny("llama", tmp_path), **more))).notes == ()
+    weights = {"model__embed_positions__weights": torch.ones(8, 32), "model__decoder__version": torch.ones(1)}
+    assert load_model(str(with_more(save_tiny("xglm", tmp_path / "xglm"), **weights))).notes == ()
+    masks = {f"transformer__h__{i}__attn__bias": torch.ones(1, 1, 8, 8) for i in range(2)}
+    assert load_model(str(with_more(save_tiny("gptj", tmp_path / "gptj"), **masks))).notes == ()
     masks = {f"transformer__h__{i}__attn__bias": torch.ones(1, 1, 8, 8) for i in range(2)}
     assert load_model(str(with_more(save_tiny("gpt2", tmp_path / "gpt2"), **masks))).notes == ()
 

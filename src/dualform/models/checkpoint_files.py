@@ -45,6 +45,9 @@ _WHOLE = re.compile(
 """Fields that hold whole numbers, or lists of them, one for each layer."""
 
 
+_OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech|talker|codec|dac|mimi")
+
+
 class UnusableFileError(ValueError):
     """A file of a checkpoint that cannot be read, or must not be; the message names it and the cause."""
 
@@ -154,9 +157,12 @@ def check_config(config: Mapping[str, Any], name: str = "config.json") -> None:
             safetensors is named for the weights.
     """
     for place, key, value in _fields(config):
+        if _OTHER_SENSES.search(place):
+            # Parts that see or hear are not run, and some of them have no layers.
+            continue
         shown = f"{name}: {place} is {_short(value)}"
         if _WHOLE.fullmatch(key) and value is not None:
-            entries = value if isinstance(value, list) else [value]
+            entries = [one for one in value if one is not None] if isinstance(value, list) else [value]
             if not all(isinstance(one, int) and not isinstance(one, bool) for one in entries):
                 raise UnusableFileError(f"{shown}, where a whole number was expected")
             most = _MOST_LAYERS if "layer" in key else _MOST_OF_A_SIZE
@@ -211,6 +217,9 @@ def _fields(config: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, 
         for key, value in part.items():
             place = f"{where}.{key}" if where else str(key)
             yield place, str(key), value
+            if key == "quantization_config":
+                # Methods have settings of their own by the same names, such as Quark's dtypes.
+                continue
             if isinstance(value, dict):
                 stack.append((place, value))
             elif isinstance(value, list):

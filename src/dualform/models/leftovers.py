@@ -20,7 +20,8 @@ from dualform.models.quantized import precision_of
 from dualform.plain_text import plain
 
 _BUFFERS = re.compile(
-    r"(^|\.)(position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|masked_bias)$"
+    r"(^|\.)(position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|masked_bias|version)$"
+    r"|\.(attn|attention|self_attn|self_attention)\.(bias|mask|causal_mask|masked_bias)$"
 )
 """Computed anew by the model, whatever the file holds."""
 _OTHER_PURPOSES = re.compile(
@@ -46,13 +47,15 @@ def judge_leftovers(model: PreTrainedModel, unexpected: Iterable[str], name: str
         ModelError: Layers, or weights of modules that are computed with, were left out.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    left = sorted(key for key in unexpected if not _BUFFERS.search(key))
+    buffers = {key for key, _ in model.named_buffers()}
+    left = sorted(key for key in unexpected if key not in buffers and not _BUFFERS.search(key))
     surplus: dict[str, list[str]] = {}
     inside: list[str] = []
     others: list[str] = []
     for key in left:
         kind, where = _place(modules, key)
-        if _OTHER_PURPOSES.search(key) or (kind != "outside" and precision_of(model) is not None):
+        drafts = kind == "surplus" and _index(key, where) in _drafting(left, where)
+        if drafts or _OTHER_PURPOSES.search(key) or (kind != "outside" and precision_of(model) is not None):
             # Quantized layers keep their numbers under names of their own.
             others.append(key)
         elif kind == "surplus":
@@ -89,10 +92,20 @@ def _place(modules: Mapping[str, nn.Module], key: str) -> tuple[str, str]:
     return ("inside" if in_series or of_a_leaf else "outside"), where
 
 
+def _index(key: str, series: str) -> int:
+    return int(key.removeprefix(f"{series}.").partition(".")[0])
+
+
+def _drafting(keys: Sequence[str], series: str) -> set[int]:
+    """Which modules of a series predict further tokens (DeepSeek's multi-token prediction), by the parts they have."""
+    of_series = (key for key in keys if key.startswith(f"{series}."))
+    return {_index(key, series) for key in of_series if re.search(r"\.(eh_proj|enorm|hnorm|shared_head)\.", key)}
+
+
 def _refuse_layers(model: PreTrainedModel, module: nn.Module, series: str, keys: Sequence[str], name: str) -> None:
     assert isinstance(module, nn.ModuleList)
     n_built = len(module)
-    n_stored = 1 + max(int(key.removeprefix(f"{series}.").partition(".")[0]) for key in keys)
+    n_stored = 1 + max(_index(key, series) for key in keys)
     config = model.config.get_text_config()
     field = str(getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers"))
     if getattr(config, field, None) == n_built:
