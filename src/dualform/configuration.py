@@ -3,10 +3,27 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from dualform.errors import ConfigError
+from dualform.files import show_path
+from dualform.plain_text import plain
+from dualform.yaml_text import read_yaml
+
+MOST_RESAMPLES = 100_000
+"""Bootstrap resamples that a setting may ask for: more change no digit that is shown and need gigabytes."""
+MOST_ORDERS = 1_000
+"""Orders of one selection of demonstrations; each is a run of its own."""
+MOST_TEXTS = 1_000_000
+"""Unlabelled texts."""
+
+_LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
+
+_LONGEST_PROBLEM = 1000
+"""Characters of one problem."""
+_MOST = 20
+"""Problems in one message."""
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -28,9 +45,26 @@ def checked(kind: type[_Config], settings: dict[str, Any], about: str = "") -> _
         problems = []
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"])
-            given = f" (given {problem['input']!r})" if where and problem["type"] != "missing" else ""
+            given = f" (given {_shown(problem['input'])})" if where and problem["type"] != "missing" else ""
             problems.append(f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{given}")
-        raise ConfigError(about + "; ".join(problems)) from error
+        raise ConfigError(about + _listed(problems)) from error
+
+
+def _listed(problems: list[str]) -> str:
+    """Problems in one sentence: the first so many, none of them a page long."""
+    shown = [text if len(text) <= _LONGEST_PROBLEM else f"{text[:_LONGEST_PROBLEM]} ..." for text in problems[:_MOST]]
+    more = f"; and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
+    return "; ".join(shown) + more
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, its middle left out where it is long."""
+    try:
+        shown = repr(value)
+    # An integer of too many digits cannot be written out; a deep list recurses.
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__}"
+    return plain(shown if len(shown) <= _LONGEST_SHOWN else f"{shown[: _LONGEST_SHOWN - 20]} ... {shown[-15:]}")
 
 
 def read_settings(path: Path, what: str = "configuration") -> dict[str, Any]:
@@ -43,10 +77,7 @@ def read_settings(path: Path, what: str = "configuration") -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing or no YAML mapping.
     """
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as a {what}: {error}") from error
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path} should hold settings as `name: value` lines")
+    given = read_yaml(path, ConfigError, what)
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"{show_path(path)} should hold settings as `name: value` lines")
     return given

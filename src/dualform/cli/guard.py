@@ -12,11 +12,14 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 
 from dualform.cli import interrupts
-from dualform.errors import DualformError
+from dualform.cli.refusals import refusal, unreadable_argument
+from dualform.errors import ConfigError, DualformError
 from dualform.plain_text import plain
 from dualform.redaction import redacted
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_LONGEST_MESSAGE = 3500
+"""Characters of an error that are shown."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -29,21 +32,36 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
         try:
             interrupts.command_runs()
             _quiet_libraries()
+            wrong = unreadable_argument()
+            if wrong is not None:
+                raise ConfigError(wrong)
             return command(*args, **kwargs)
         except DualformError as error:
-            say(f"error: {redacted(str(error))}")
+            say(f"error: {_shortened(redacted(str(error)))}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             say("stopped")
             raise typer.Exit(130) from None
         except Exception as error:
-            if isinstance(error, typer.Exit) or not interrupts.was_asked():
+            if interrupts.was_asked() and not isinstance(error, typer.Exit):
+                # What a library has made of ctrl-C.
+                say("stopped")
+                raise typer.Exit(130) from None
+            message = refusal(error)
+            if message is None:
                 raise
-            # What a library has made of ctrl-C.
-            say("stopped")
-            raise typer.Exit(130) from None
+            say(f"error: {redacted(message)}")
+            raise typer.Exit(2) from None
 
     return run
+
+
+def _shortened(message: str) -> str:
+    """A message with its middle left out where it is very long: what was given may be pages of text."""
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    half = _LONGEST_MESSAGE // 2
+    return f"{message[:half]} ... {message[-half:]}"
 
 
 def say(text: str) -> None:

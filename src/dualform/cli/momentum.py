@@ -222,10 +222,9 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
     Raises:
         ConfigError: One is no such pair, two name the same field, or a recipe has no such field.
     """
-    import yaml
-
     from dualform.errors import ConfigError
     from dualform.lab.recipe import Recipe
+    from dualform.yaml_text import parse_yaml
 
     found: dict[str, Any] = {}
     for text in given or ():
@@ -234,10 +233,7 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
             raise ConfigError(f"--set {text!r} should look like tokens=2e6, each field once")
         if name not in Recipe.model_fields:
             raise ConfigError(f"--set {text!r}: a recipe has no field {name!r}, but {', '.join(Recipe.model_fields)}")
-        try:
-            # YAML takes 2e6 for a word.
-            number = re.fullmatch(r"(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value)
-            found[name] = float(value) if number else yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: {value!r} is no value in YAML") from error
+        # YAML takes 2e6 for a word.
+        number = re.fullmatch(r"(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value)
+        found[name] = float(value) if number else parse_yaml(value, ConfigError, f"--set {name}: not a value in YAML")
     return found

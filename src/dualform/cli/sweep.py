@@ -134,12 +134,12 @@ def sweep(
 
 
 def _parameter(text: str) -> tuple[str, Any]:
-    import yaml
+    from dualform.yaml_text import parse_yaml
 
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"--slurm {text!r} should look like account=NAME")
-    return name.strip(), yaml.safe_load(value)
+    return name.strip(), parse_yaml(value, ConfigError, f"--slurm {name.strip()}: not a value in YAML")
 
 
 def _print(result: Any) -> None:

@@ -32,16 +32,16 @@ class Recipe(BaseModel):
     model: dict[str, Any]
     """The model's family (`model_type`) and fields of its transformers config; or the name of a recipe, for the model
     in it. Vocabulary and end-of-text token are set from the rest; positions, unless given, to `length`."""
-    vocab_size: int = Field(ge=SMALLEST_VOCABULARY)
+    vocab_size: int = Field(ge=SMALLEST_VOCABULARY, le=1 << 22)
     """Tokens that the model knows; a corpus without a tokenizer of its own gets one of this size."""
-    length: int = Field(ge=2)
+    length: int = Field(ge=2, le=1 << 20)
     """Tokens of a sequence."""
 
     tokens: int = Field(ge=1)
     """Tokens to train on; what is left after the last whole batch is not used."""
     batch_tokens: int = Field(ge=2)
     """Tokens of a step, over all processes: a multiple of `length`."""
-    micro_batch: int = Field(default=8, ge=1)
+    micro_batch: int = Field(default=8, ge=1, le=1 << 16)
     """Most sequences in one forward of one process: bounds memory. Gradients are summed up to the batch."""
 
     learning_rate: float = Field(gt=0, le=1e3)

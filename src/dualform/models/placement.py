@@ -197,6 +197,9 @@ def _memory(given: str | Mapping[str | int, str | int] | None) -> dict[str | int
     return found
 
 
+_LARGEST_SIZE = 1 << 60
+
+
 def size_in_bytes(size: str | int, setting: str) -> int:
     """`500MB`, `2GiB`, `1.5GiB` or a number of bytes.
 
@@ -210,7 +213,11 @@ def size_in_bytes(size: str | int, setting: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", str(size).strip().upper())
     if match is None:
         raise ConfigError(f"{setting}: {size!r} is no size: write it like 500MB, 2GiB or 1.5GiB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
+    number = float(match[1]) * _UNITS[match[2] or ""]
+    # A float of hundreds of digits is infinite; nothing has an exbibyte of memory.
+    if number > _LARGEST_SIZE:
+        raise ConfigError(f"{setting}: a size of more than 1 EiB is none that a machine has: write it like 2GiB")
+    return int(number)
 
 
 def _shown(memory: Mapping[str | int, int]) -> str:

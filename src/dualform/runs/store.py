@@ -12,6 +12,7 @@ Each file is written wholly or not at all.
 """
 
 import hashlib
+import os
 import re
 import shutil
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 from dualform._version import __version__
 from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
-from dualform.files import atomic_write, explain_storage_errors, writable_dir
+from dualform.files import atomic_write, explain_storage_errors, read_bytes, show_path, writable_dir
 from dualform.plain_text import plain
 from dualform.report.page import render_page
 from dualform.result import Result
@@ -35,6 +36,8 @@ from dualform.studies.pieces import Piece
 
 _FILES = ("config.yaml", "result.json", "examples.parquet", "report.html", "attention.json")
 _REMEDY = "Free some space or choose another folder with --out."
+LARGEST_RESULT = 1 << 30
+"""Bytes of a file of results that is read."""
 
 
 class RunFolder:
@@ -162,13 +165,13 @@ def read_result(folder: Path) -> Result:
         ConfigError: The folder holds no result, or not one of this schema.
     """
     path = folder / "result.json"
+    if not _is_there(path):
+        raise ConfigError(f"{show_path(folder)} holds no result.json: give the folder of a finished run (see --out).")
     try:
-        return Result.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{folder} holds no result.json: give the folder of a finished run (see --out).") from error
+        return Result.from_json(read_bytes(path, LARGEST_RESULT, ConfigError).decode("utf-8"))
     except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} is no result that this version can read ({reason}).") from error
+        reason = plain(str(error).splitlines()[0])
+        raise ConfigError(f"{show_path(path)} is no result that this version can read ({reason}).") from error
 
 
 def read_attention(folder: Path) -> AttentionRecord | None:
@@ -179,15 +182,21 @@ def read_attention(folder: Path) -> AttentionRecord | None:
     """
     path = folder / "attention.json"
     remedy = "Run the comparison again, or delete the file and the page will do without the explorer."
-    try:
-        return AttentionRecord.from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not _is_there(path):
         return None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror or error}). {remedy}") from error
+    try:
+        return AttentionRecord.from_json(read_bytes(path, LARGEST_RESULT, ConfigError, remedy).decode("utf-8"))
     except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} is no record that this version can read ({reason}). {remedy}") from error
+        reason = plain(str(error).splitlines()[0])
+        raise ConfigError(f"{show_path(path)} is no record that this version can read ({reason}). {remedy}") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of that name; a name that cannot be one is for the reader to explain."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:
+        return True
 
 
 def write_report(folder: Path) -> Path:

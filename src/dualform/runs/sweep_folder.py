@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualform.errors import ConfigError
-from dualform.files import atomic_write, writable_dir
+from dualform.files import atomic_write, read_bytes, show_path, writable_dir
+from dualform.plain_text import plain
 from dualform.report.numerals import finite, known
 from dualform.report.palette import learners_in_order
 from dualform.report.sweep_page import render_sweep
 from dualform.report.sweep_words import seed_spread
 from dualform.result import Result
+from dualform.runs.store import LARGEST_RESULT
 from dualform.sweep_result import SweepGroup, SweepResult
 
 SWEEP_FILE = "sweep.json"
@@ -85,13 +87,13 @@ def read_sweep(folder: Path) -> SweepResult:
         ConfigError: The folder holds no sweep, or not one of this schema.
     """
     path = folder / SWEEP_FILE
+    if not path.exists():
+        raise ConfigError(f"{show_path(folder)} holds no {SWEEP_FILE}: give the folder of a sweep (see --out).")
     try:
-        return SweepResult.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{folder} holds no {SWEEP_FILE}: give the folder of a sweep (see --out).") from error
+        return SweepResult.from_json(read_bytes(path, LARGEST_RESULT, ConfigError).decode("utf-8"))
     except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} is no sweep that this version can read ({reason}).") from error
+        reason = plain(str(error).splitlines()[0])
+        raise ConfigError(f"{show_path(path)} is no sweep that this version can read ({reason}).") from error
 
 
 def holds_sweep(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dualform.configuration import checked
+from dualform.configuration import MOST_TEXTS, checked
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
@@ -60,11 +60,11 @@ class FoldConfig(ComparisonConfig):
 
     form: Form = "checkpoint"
     """A checkpoint of its own, or an adapter for peft beside the base."""
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=16, ge=1, le=1 << 16)
     """Of the adapter: each layer's change is cut to so many directions."""
     perplexity: str | None = None
     """File with plain text, a passage a line, on which perplexity is measured before and after."""
-    perplexity_texts: int = Field(default=64, ge=1)
+    perplexity_texts: int = Field(default=64, ge=1, le=MOST_TEXTS)
     """Most passages of it, the longest ones."""
     verify: bool = False
     """Load what was written in a fresh process and compare its log-probabilities with those in memory."""

@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dualform.configuration import MOST_TEXTS
 from dualform.learners.folded import FEWEST_TEXTS
 
 FoldMethod = Literal["ridge", "thought-vector", "thought-matrix", "rank-one", "task-vector", "kv-momentum", "mezo"]
@@ -35,14 +36,14 @@ class FoldSettings(BaseModel):
     calibration: str = "train"
     """Unlabelled texts: `train` (rows of the train split that are no demonstrations; their labels are not read),
     `generated` (by the model behind the demonstrations), or a file, one text a line or a table."""
-    texts: int = Field(default=256, ge=FEWEST_TEXTS)
+    texts: int = Field(default=256, ge=FEWEST_TEXTS, le=MOST_TEXTS)
     """Most calibration texts."""
     plain: str = "generated"
     """Plain text on which ridge is asked to change nothing: `generated` (by the model from nothing), `none`, or a file
     with a passage a line."""
-    plain_texts: int = Field(default=64, ge=1)
+    plain_texts: int = Field(default=64, ge=1, le=MOST_TEXTS)
     """Most passages of plain text."""
-    plain_length: int = Field(default=128, ge=8)
+    plain_length: int = Field(default=128, ge=8, le=1 << 20)
     """Longest passage, tokens."""
     plain_weight: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """How much a token of plain text counts beside a calibration token."""

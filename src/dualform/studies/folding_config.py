@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from dualform.configuration import checked
+from dualform.configuration import MOST_TEXTS, checked
 from dualform.learners.folded import FEWEST_TEXTS
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import (
@@ -68,7 +68,7 @@ class FoldingConfig(StudyConfig):
     """Finetune on the same demonstrations as well, at the rate that the selection split chooses."""
     perplexity: str | None = None
     """File with plain text, a passage a line, on which perplexity is measured before and after."""
-    perplexity_texts: int = Field(default=64, ge=1)
+    perplexity_texts: int = Field(default=64, ge=1, le=MOST_TEXTS)
     """Most passages of it."""
     transfer: tuple[str, ...] = ()
     """Other tasks whose queries the default fold is asked."""

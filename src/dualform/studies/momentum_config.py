@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dualform.configuration import checked
+from dualform.configuration import MOST_RESAMPLES, checked
 from dualform.lab.recipe import Recipe, load_recipe
 from dualform.seeds import Seeds
 from dualform.studies.settings import given_settings, problems_with_seeds
@@ -98,7 +98,7 @@ class MomentumConfig(BaseModel):
 
     device: Literal["auto", "cpu"] = "auto"
     """auto: a GPU where there is one."""
-    resamples: int = Field(default=1000, ge=10)
+    resamples: int = Field(default=1000, ge=10, le=MOST_RESAMPLES)
     """Bootstrap resamples behind intervals of accuracy."""
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from dualform.configuration import checked
+from dualform.configuration import MOST_ORDERS, checked
 from dualform.seeds import Seeds
 from dualform.studies.settings import (
     StudyConfig,
@@ -26,7 +26,7 @@ class SelectionConfig(StudyConfig):
     """Packaged name, checkpoint folder, GGUF file or hub id."""
     seeds: Seeds = tuple(range(1, 9))
     """Demonstration seeds to choose among."""
-    orders: int | None = Field(default=None, ge=1)
+    orders: int | None = Field(default=None, ge=1, le=MOST_ORDERS)
     """Orders of each set in which ICL is tried, the drawn one included; null for as many as FT's budget pays for."""
     limit: int | None = Field(default=200, ge=1)
     """Queries of the report split, drawn at random with seed 0, on which choices flatter; null for half of them."""

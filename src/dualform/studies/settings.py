@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dualform.configuration import read_settings
+from dualform.configuration import MOST_RESAMPLES, read_settings
 from dualform.errors import ConfigError
 from dualform.learners.finetuned import LARGEST_RATE, LossOn
 from dualform.models.language_model import LanguageModel
@@ -91,7 +91,7 @@ class StudyConfig(BaseModel):
     """Where weights go that disk is to hold; a safetensors checkpoint is read where it lies and needs none."""
     quantize: Literal["8bit", "4bit"] | None = None
     """Weights in so many bits, by bitsandbytes: for accuracy zero-shot and in context, and nothing else."""
-    resamples: int = Field(default=1000, ge=10)
+    resamples: int = Field(default=1000, ge=10, le=MOST_RESAMPLES)
     """Bootstrap resamples behind each interval."""
 
     @field_validator("prompt", "separator")

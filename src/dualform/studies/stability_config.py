@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from dualform.configuration import checked
+from dualform.configuration import MOST_ORDERS, checked
 from dualform.seeds import Seeds
 from dualform.studies.settings import (
     StudyConfig,
@@ -24,11 +24,11 @@ class StabilityConfig(StudyConfig):
     """Packaged names, checkpoint folders, GGUF files or hub ids."""
     seeds: Seeds = tuple(range(1, 21))
     """Demonstration seeds: the sets."""
-    orders: int = Field(default=10, ge=1)
+    orders: int = Field(default=10, ge=1, le=MOST_ORDERS)
     """Orders of each set in which ICL is run, the drawn one included."""
     ft_seeds: int = Field(default=10, ge=0)
     """Finetuning is run on the first so many seeds; 0 leaves it out."""
-    ft_orders: int = Field(default=2, ge=1)
+    ft_orders: int = Field(default=2, ge=1, le=MOST_ORDERS)
     """Orders of each of these in which finetuning is run."""
     label_seeds: int = Field(default=10, ge=0)
     """Random and flipped labels are tried on the first so many seeds, in the order drawn; 0 leaves them out."""
