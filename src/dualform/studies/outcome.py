@@ -26,10 +26,6 @@ class SeedOutcome:
     """Learner -> name of a `Cost` field -> number."""
     control_answers: dict[str, Tensor] = field(default_factory=dict)
     """Control's learner -> `(example, answer)`, NaN where it was not read."""
-    repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Learner -> what is known of its training repeated from weights moved by rounding (`Repeated.about`)."""
-    repeat_answers: dict[str, Tensor] = field(default_factory=dict)
-    """Learner -> the repeat's `(example, answer)`, NaN where it was not read."""
     rates: dict[str, float] = field(default_factory=dict)
     """Learner -> learning rate used."""
     trials: tuple[Trial, ...] = ()
@@ -45,6 +41,10 @@ class SeedOutcome:
     """Where learners looked while reading a few queries (`AttentionView.tensors`); empty where nobody asked."""
     attention_about: dict[str, Any] = field(default_factory=dict)
     """Which queries, and the texts of all tokens (`AttentionView.about`)."""
+    repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Learner -> what is known of its training repeated from weights moved by rounding (`Repeated.about`)."""
+    repeat_answers: dict[str, Tensor] = field(default_factory=dict)
+    """Learner -> the repeat's `(example, answer)`, NaN where it was not read."""
 
     def to_piece(self) -> Piece:
         """The outcome as something to keep."""
