@@ -234,3 +234,21 @@ class TestTheRegisteredFunction:
 def test_the_cases_cover_windows_and_other_families():
     assert {case.registry for case in CASES} == {True, False}
     assert BY_NAME["mistral-sliding_window=16"].model().config.sliding_window == 16
+
+
+def test_hidden_tokens_are_recognised_however_a_family_hides_them():
+    scores = torch.tensor([-torch.inf, torch.finfo(torch.float32).min, -65504.0, -10_000.0 + 3.0, -1_400.0, 0.0])
+    assert attention.hidden(scores).tolist() == [True, True, True, True, False, False]
+
+
+def test_a_sink_is_one_more_key_without_a_value():
+    # Against softmax written out in float64, one query at a time.
+    query, key, value = (random(1, heads, 5, 8) for heads in (4, 2, 2))
+    sink = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    found, _ = attention._attention(nn.Identity(), query, key, value, None, s_aux=sink)
+    for head in range(4):
+        for position in range(5):
+            logits = key[0, head // 2, : position + 1].double() @ query[0, head, position].double() / 8**0.5
+            weights = torch.cat([logits, sink[head : head + 1].double()]).softmax(0)[:-1]
+            expected = weights @ value[0, head // 2, : position + 1].double()
+            torch.testing.assert_close(found[0, position, head].double(), expected, rtol=1e-5, atol=1e-6)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dualform.errors import ModelError
-from dualform.models.anatomy import Anatomy
-from dualform.models.capture import Recording, Trace, join_traces
+from dualform.models.anatomy import Anatomy, LayerAnatomy
+from dualform.models.capture import ProbeIndex, Recorder, Recording, Trace, join_traces
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import lay_out
 from tests.models.reference import (
@@ -284,3 +284,25 @@ class TestRecordingLooksOnAndLeaves:
         with pytest.raises(ModelError, match=r"cannot be recorded: layer 1: W_O should be the one linear"):
             route.read(route.encode(PREFIX), list(QUERIES), lay_out(QUERIES), Recording(output=True))
         assert_no_hooks(lm.model)
+
+
+def test_the_batch_is_the_forwards_own_where_w_o_is_given_flattened_rows():
+    # Two rows of three tokens; only the first holds a probe. Guessed from the probes, the batch would be one row.
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.o_proj = torch.nn.Linear(4, 4, bias=False)
+
+        def forward(self, input_ids):
+            return self.o_proj(input_ids[..., None].float().expand(2, 3, 4).reshape(6, 4))
+
+    model: Any = Flat()
+    layer = LayerAnatomy("", None, None, None, "o_proj", 2, 2, 2)
+    index = ProbeIndex(torch.tensor([0]), torch.tensor([2]), torch.tensor([[0]]), 0)
+    recorder = Recorder(Anatomy((layer,), True), Recording(output=True), torch.ones(1, 1, dtype=torch.bool), index)
+    ids = torch.tensor([[1, 2, 3], [7, 8, 9]])
+    with recorder.attached(model):
+        model(input_ids=ids)
+    trace = recorder.trace()
+    assert trace.output is not None
+    torch.testing.assert_close(trace.output[0, 0], model.o_proj(torch.full((4,), 3.0)))

@@ -122,7 +122,7 @@ class Anatomy:
         found = []
         for i, layer in enumerate(self.layers):
             if missing := [letter for letter in letters if getattr(layer, letter) is None]:
-                words = [word for word in layer.unclear if word.split(" ")[0] in missing]
+                words = [word for word in layer.unclear if word.split(" ")[0] in missing] or list(layer.unclear)
                 found.append(f"{self.title(i)}: {'; '.join(words or [f'{letter} is unknown' for letter in missing])}")
         return tuple(found)
 
