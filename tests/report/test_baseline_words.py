@@ -42,7 +42,9 @@ def test_a_learner_above_chance_but_not_above_the_commonest_label_has_not_been_s
 
 def test_where_even_the_best_is_no_better_than_one_label_that_is_said_first() -> None:
     first = verdict(result(icl=accuracy(0.72), ft=accuracy(0.6)))[0]
-    assert first.startswith("No learner is shown to answer better than guessing (50.0 %) and always answering “yes”")
+    assert first.startswith(
+        "No learner is shown to answer better than both guessing (50.0 %) and always answering “yes”"
+    )
 
 
 def test_the_paired_difference_decides_and_not_two_intervals() -> None:

@@ -105,13 +105,13 @@ def not_above_guessing(result: Result, learners: Iterable[str] | None = None) ->
 
 
 def guessing_phrase(result: Result) -> str:
-    """`guessing (50.0 %) and always answering “Positive”, the commonest label of these queries (64.0 %)`."""
+    """`both guessing (50.0 %) and always answering “yes”, the commonest label among the reported queries (64.0 %)`."""
     chance, majority = chance_level(result), majority_level(result)
     parts = [f"guessing ({percent(chance)})"] if chance is not None else []
     if majority is not None:
         which = "right most often" if is_free_text(result) else "the commonest label"
         parts.append(f"{majority_answer(result)}, {which} among the reported queries ({percent(majority)})")
-    return " and ".join(parts)
+    return f"both {' and '.join(parts)}" if len(parts) > 1 else "".join(parts)
 
 
 def guessing_sentences(result: Result) -> list[str]:
