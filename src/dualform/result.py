@@ -463,8 +463,14 @@ class Against(Record):
 
     agreement: Estimate
     """Share of queries that it answers as ICL does, in [0, 1]."""
+    expected: Number = None
+    """The same if both gave each answer as often as they do, but independently of each other; mean over seeds."""
+    kappa: Number = None
+    """Cohen's kappa, (agreement - expected) / (1 - expected): 0 is what the shares of answers alone give; None where
+    both always give one and the same answer."""
     recovered: Estimate
-    """(accuracy - zero-shot's) / (ICL's - zero-shot's): 1 is all that the prompt gained; n as of `agreement`."""
+    """(accuracy - zero-shot's) / (ICL's - zero-shot's): 1 is all that the prompt gained; n as of `agreement`. Reports
+    call a number outside 0 to 1.5 undefined: it says that there was hardly a gain."""
     gained: int | None = None
     """Right answers that ICL has more than zero-shot: the denominator of `recovered`."""
     break_even: Number

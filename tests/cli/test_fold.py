@@ -1,5 +1,6 @@
 """`dualform fold`: a checkpoint or an adapter from the command line, whole or not at all."""
 
+import html
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualform.models import checkpoint
+from dualform.report.fold_words import fold_verdict
 from dualform.result import Result
+from dualform.runs.store import read_result
 from dualform.studies import fold as study
 from tests.cli.conftest import Done
 from tests.studies.small import sentences
@@ -74,13 +77,20 @@ def test_a_fold_prints_what_it_is_worth_and_leaves_a_checkpoint(
     done = dualform("fold", "llama", "tickets.csv", *quick, "--to", to)
 
     assert done.code == 0, done.err
-    assert done.message.startswith(f"The checkpoint: {to} For the hub: dualform push {to} OWNER/NAME ")
+    assert done.message.startswith(f"The checkpoint: {to} Its numbers: {to}/result.json; dualform report {to} makes ")
+    assert f"For the hub: dualform push {to} OWNER/NAME " in done.message
     assert lies_at(to) == ["folded"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {path.name for path in to.iterdir()}
     words = " ".join(done.out.split())
-    assert words.startswith("Folded 4 demonstrations into llama (ridge): it answers ")
-    for some in ("of 8 queries as the prompted model does, zero-shot.", "Accuracy", "zero-shot", "in-context"):
+    assert "Folded 4 demonstrations into llama (ridge): it answers " in words
+    for some in ("of 8 queries as the prompted model does, zero-shot (by chance ", "Accuracy", "in-context"):
         assert some in words, some
+    # The page says what the terminal said, first of all.
+    assert dualform("report", to).code == 0
+    page = " ".join(html.unescape((to / "report.html").read_text(encoding="utf-8")).split())
+    for sentence in fold_verdict(read_result(to)):
+        assert sentence in words
+        assert sentence in page
     assert not torch.allclose(loaded(to), loaded(workplace / "llama"), atol=1e-3)
 
 
@@ -136,9 +146,10 @@ def test_an_adapter_is_written_beside_the_base(dualform: Command, quick: list[st
     done = dualform("fold", "llama", "tickets.csv", *quick, "--as", "lora", "--rank", "2", "--to", to)
 
     assert done.code == 0, done.err
-    assert done.message.startswith(f"The adapter: {to} For the hub: dualform push {to} OWNER/NAME ")
+    assert done.message.startswith(f"The adapter: {to} Its numbers: {to}/result.json; ")
     assert "Rank 2 keeps " in " ".join(done.out.split())
-    assert {path.name for path in to.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    adapter = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
+    assert {path.name for path in to.iterdir()} == adapter
     settings = json.loads((to / "adapter_config.json").read_text(encoding="utf-8"))
     assert (settings["r"], settings["base_model_name_or_path"]) == (2, "llama")
     base = AutoModelForCausalLM.from_pretrained(workplace / "llama").eval()
@@ -303,9 +314,13 @@ def test_kill_9_while_it_writes_leaves_no_checkpoint_and_the_next_attempt_goes_w
     assert "Traceback" not in said
     assert not to.exists()
 
+    (left,) = lies_at(to)
+    assert left.startswith(".folded-")
     done = dualform(*arguments)
     assert done.code == 0, done.err
     loaded(to)
+    # What the killed process left is gone.
+    assert lies_at(to) == ["folded"]
 
 
 def test_help_has_worked_examples(dualform: Command) -> None:

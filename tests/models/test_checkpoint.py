@@ -290,6 +290,23 @@ def test_an_interrupted_write_leaves_nothing(kind, error, tmp_path, monkeypatch)
 
 
 @KINDS
+def test_what_killed_processes_left_beside_a_folder_is_removed(kind, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    prefix = checkpoint._leftover_prefix(tmp_path / "out")
+    for name in (f"{prefix}{dead.pid}-abc", f"{prefix}{os.getpid()}-abc", f".out-elsewhere-{dead.pid}-abc", ".other"):
+        (tmp_path / name / "new").mkdir(parents=True)
+    write(kind, wrapped(BY_NAME["llama"]), tmp_path / "out")
+    # Those of processes that live, or of another machine, stay.
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "out",
+        f"{prefix}{os.getpid()}-abc",
+        f".out-elsewhere-{dead.pid}-abc",
+        ".other",
+    }
+
+
+@KINDS
 def test_an_interrupted_overwrite_leaves_the_old_folder_as_it_was(kind, tmp_path, monkeypatch):
     lm = wrapped(BY_NAME["llama"])
     folder = write(kind, lm, tmp_path / "out")

@@ -137,6 +137,14 @@ def test_what_is_no_part_of_a_checkpoint_keeps_all_from_being_sent(folder: Path,
     assert repr(name) in str(caught.value)
 
 
+def test_a_studys_result_stays_here(folder: Path) -> None:
+    for name in ("result.json", "report.html"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    planned = {file.name for file in plan_upload(folder, "me/folded").files}
+    assert not planned & {"result.json", "report.html"}
+    assert "model.safetensors" in planned
+
+
 def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (folder / "vocab.json").symlink_to(tmp_path / "secret")

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from sklearn.metrics import cohen_kappa_score
 
 from dualform.result import Cost
-from dualform.studies.against import against_icl, break_even, recovered
+from dualform.studies.against import against_icl, break_even, expected_agreement, kappa, recovered
 from dualform.studies.statistics import Statistics
 
 STATS = Statistics(200, ("1", "2"))
@@ -25,6 +26,25 @@ def test_the_share_of_the_gain_is_a_ratio_of_totals():
     assert half.n == 8
     # Worse than zero-shot is less than nothing.
     assert recovered(bits([0, 0, 0, 1], [0, 0, 1, 1]), zsl, icl, STATS).mean == pytest.approx(-1 / 3)
+
+
+def test_chance_is_what_the_shares_of_answers_alone_give():
+    first = torch.tensor([[0, 0, 0, 1, 1, 2, 0, 0], [1, 1, 1, 1, 0, 0, 2, 2]])
+    second = torch.tensor([[0, 0, 1, 1, 0, 2, 0, 0], [1, 1, 0, 1, 1, 0, 2, 0]])
+    # scikit-learn's kappa, seed by seed, has the same expected agreement.
+    for one, other in zip(first, second, strict=True):
+        agreement = float((one == other).double().mean())
+        expected = expected_agreement(one[None], other[None])
+        assert (agreement - expected) / (1 - expected) == pytest.approx(cohen_kappa_score(one, other))
+        assert kappa(one[None], other[None]) == pytest.approx(cohen_kappa_score(one, other))
+    each = [expected_agreement(one[None], other[None]) for one, other in zip(first, second, strict=True)]
+    assert expected_agreement(first, second) == pytest.approx(sum(each) / 2)
+
+
+def test_two_that_always_give_the_same_answer_agree_by_chance_and_have_no_kappa():
+    always = torch.zeros(1, 5, dtype=torch.long)
+    assert expected_agreement(always, always) == 1
+    assert kappa(always, always) is None
 
 
 def test_there_is_no_share_of_a_gain_that_is_not_there():

@@ -1,7 +1,11 @@
 """A fold on disk is the fold that was measured, and nothing is on disk where there is none."""
 
+import ast
 import contextlib
+import dataclasses
+import html
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualform.errors import ConfigError, ModelError, StorageError, TaskError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
@@ -24,6 +29,8 @@ from dualform.models.checkpoint import write_checkpoint
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
 from dualform.models.perplexity import text_losses
+from dualform.report.fold_words import fold_verdict
+from dualform.runs.store import read_result, write_report
 from dualform.studies import fold as study
 from dualform.studies.bench import Bench
 from dualform.studies.fold import FoldConfig, Written, fold, fold_config, truncated, verified
@@ -184,6 +191,92 @@ def test_the_card_tells_what_was_folded_and_how_good_it_is(place: Place) -> None
     assert accuracy is not None
     for words in ("ridge", "folded, zero-shot", "12 unlabelled texts", "prose.txt", f"{accuracy:.3f}"[:4]):
         assert words in card, words
+
+
+def program_of(folder: Path, base: Path | None = None) -> dict[str, Any]:
+    """What the card's own program leaves behind, run as it stands there but for the paths."""
+    (program,) = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert "dualform" not in program
+    program = program.replace("path/to/this/folder", str(folder)).replace("path/to/the/base/model", str(base))
+    names: dict[str, Any] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(program, names)
+    # The last line is the answer that was measured when the card was written.
+    answer, _, scores = program.splitlines()[-1].removeprefix("# When it was made: ").partition(" ")
+    said, _, found = printed.getvalue().partition(" ")
+    assert said == answer
+    for word, score in ast.literal_eval(scores).items():
+        assert ast.literal_eval(found)[word] == pytest.approx(score, abs=1e-3)
+    return names
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "lora"])
+def test_the_cards_own_program_finds_the_cards_numbers(place: Place, measured: list[SeedOutcome], form: str) -> None:
+    tokenizer = tiny_tokenizer()
+    # Opens with a token that dualform would not choose by itself, closes with another, and is made for chat.
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="</s> $A <s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer.chat_template = "<s>{{ messages[0]['content'] }}</s>"
+    tokenizer.save_pretrained(place.base)
+    lm = LanguageModel.wrap(AutoModelForCausalLM.from_pretrained(place.base), tokenizer, str(place.base))
+    task = small_task()
+    result = fold(place.config(form=form, limit=None, rank=32), place.to, lm=lm, task=task).result
+
+    names = program_of(place.to, place.base)
+    words = list(task.label_words or ())
+    examples = task.split(task.report_split)
+    answers = []
+    for example in examples:
+        scores = names["scores"](**{name: example.fields[name] for name in task.template.fields})
+        answers.append(max(scores, key=scores.get))
+        expected = measured[0].log_probabilities["fold"][len(answers) - 1].tolist()
+        assert [scores[word] for word in words] == pytest.approx(expected, abs=1e-4)
+    card = (place.to / "README.md").read_text(encoding="utf-8")
+    right = sum(words[example.label] == answer for example, answer in zip(examples, answers, strict=True))
+    assert f"| `folded, zero-shot` | {right / len(examples):.3f} |" in card
+    prompted = [words[i] for i in measured[0].log_probabilities["icl"].argmax(1).tolist()]
+    same = sum(one == other for one, other in zip(answers, prompted, strict=True))
+    assert f"as the prompted one on {same / len(examples):.1%} of the queries" in card
+    # Cohen's expected agreement, from the answers that were counted here.
+    chance = sum(answers.count(word) * prompted.count(word) for word in words) / len(examples) ** 2
+    assert f"chance alone would make it {chance:.1%}" in card
+    against = result.against_icl["fold"]
+    assert against.expected == pytest.approx(chance)
+    if chance < 1:
+        assert against.kappa == pytest.approx((same / len(examples) - chance) / (1 - chance))
+    zero_shot = measured[0].log_probabilities["zsl"].argmax(1).tolist()
+    same = sum(words[one] == other for one, other in zip(zero_shot, prompted, strict=True))
+    assert f"The base, zero-shot, does so on {same / len(examples):.1%}" in card
+    for part in ("`</s>` (1), as the tokenizer does by itself", repr(task.template.prompt), *words):
+        assert part in card, part
+    assert "chat template" in card
+
+
+def test_no_chat_template_is_written(place: Place) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    lm = dataclasses.replace(place.lm(), tokenizer=tokenizer)
+    fold(place.config(), place.to, lm=lm, task=small_task())
+
+    assert not any("chat" in path.name for path in place.to.rglob("*"))
+    assert AutoTokenizer.from_pretrained(place.to).chat_template is None
+    assert lm.tokenizer.chat_template
+    assert "chat template was left out" in (place.to / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_result_lies_beside_the_checkpoint_and_makes_a_page(place: Place) -> None:
+    written = fold(place.config(), place.to, lm=place.lm(), task=small_task())
+
+    assert read_result(place.to) == written.result
+    page = html.unescape(write_report(place.to).read_text(encoding="utf-8"))
+    sentences = fold_verdict(written.result)
+    assert sentences
+    for sentence in sentences:
+        assert sentence in page
+    # It is still a checkpoint that may be replaced by another.
+    fold(place.config(), place.to, overwrite=True, lm=place.lm(), task=small_task())
 
 
 @pytest.mark.parametrize("method", ["thought-vector", "thought-matrix", "mezo"])
@@ -439,6 +532,7 @@ def test_the_adapter_that_is_written_is_the_one_that_was_measured(place: Place, 
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
+        "result.json",
     }
     assert written.kept is not None
     assert 0 < written.kept < 1

@@ -151,43 +151,17 @@ def fold(
     if as_json:
         print_json(written.result.to_json())
     else:
-        _print(written, config)
+        _print(written.result)
     say(f"\nThe {'adapter' if config.form == 'lora' else 'checkpoint'}: {to}")
+    say(f"Its numbers: {to}/result.json; dualform report {to} makes a page of them.")
     say(f"For the hub: dualform push {to} OWNER/NAME shows what would be sent.")
 
 
-def _print(written: Any, config: Any) -> None:
+def _print(result: Any) -> None:
     from dualform.cli.printing import print_study
+    from dualform.report.fold_words import fold_verdict
     from dualform.report.table import accuracy_table, against_table, cost_table
 
-    result = written.result
     print_study(
-        _verdict(written, config), (accuracy_table(result), against_table(result), cost_table(result)), result.warnings
+        fold_verdict(result), (accuracy_table(result), against_table(result), cost_table(result)), result.warnings
     )
-
-
-def _verdict(written: Any, config: Any) -> list[str]:
-    """What was made and how good it is, in a few sentences."""
-    result = written.result
-    beside = result.against_icl["fold"]
-    said = [
-        f"Folded {result.demonstrations.k_effective} demonstrations into {config.model} ({config.fold.method}): it "
-        f"answers {beside.agreement.mean:.0%} of {beside.agreement.n} queries as the prompted model does, zero-shot."
-    ]
-    if beside.recovered.mean is not None and None not in beside.recovered.ci95:
-        said.append(f"Of what the prompt gains over zero-shot, {beside.recovered.mean:.0%} are kept.")
-    if beside.break_even is not None:
-        kept = "" if beside.break_even_kept is None else f", of one that is kept after {beside.break_even_kept:,.0f}"
-        said.append(f"It costs less than a prompt read anew after {beside.break_even:,.0f} queries{kept}.")
-    if written.perplexity is not None:
-        before, after = written.perplexity
-        said.append(
-            f"Perplexity on {config.perplexity}: {before:.2f} before, {after:.2f} after ({after / before - 1:+.1%})."
-        )
-    if written.kept is not None:
-        said.append(f"Rank {config.rank} keeps {written.kept:.0%} of the change's squared norm.")
-    if written.difference is not None:
-        said.append(
-            f"Loaded in a fresh process, its log-probabilities differ by at most {written.difference:.1e} nats."
-        )
-    return said

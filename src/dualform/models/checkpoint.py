@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import re
+import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,7 +59,8 @@ def write_checkpoint(
         check: Called with what was written before it takes the folder's name; what it raises leaves all as it was.
 
     Returns:
-        The folder: config, weights (safetensors), generation config, tokenizer and card.
+        The folder: config, weights (safetensors), generation config, tokenizer and card. The tokenizer's chat template
+        is left out, since the change was made for plain prompts.
 
     Raises:
         ConfigError: The folder exists and `overwrite` is off, or is none that may be replaced.
@@ -73,6 +76,7 @@ def write_checkpoint(
         with applied(shell, deltas):
             shell.save_pretrained(unfinished)
         lm.tokenizer.save_pretrained(unfinished)
+        _drop_chat_template(unfinished)
         (unfinished / CARD).write_text(card, encoding="utf-8")
         check(unfinished)
     return folder
@@ -253,10 +257,10 @@ def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
 
 
 _OWN_FILES = re.compile(
-    r"(README\.md)|((adapter_|added_|chat_|config|generation_|merges|model|preprocessor_|special_|spiece|tokenizer|vocab)"
+    r"(README\.md)|(result\.json)|(report\.html)|((adapter_|added_|chat_|config|generation_|merges|model|preprocessor_|special_|spiece|tokenizer|vocab)"
     r".*\.(json|jinja|safetensors|model|txt))"
 )
-"""Of a checkpoint or an adapter."""
+"""Of a checkpoint or an adapter, and what a study leaves beside it."""
 
 
 def _belongs(path: Path) -> bool:
@@ -375,7 +379,10 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """
     with explain_storage_errors(folder, _REMEDY):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        _remove_leftovers(folder)
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f"{_leftover_prefix(folder)}{os.getpid()}-"
+        ) as temporary:
             # One floor down, since the temporary folder itself is closed to all but its owner.
             unfinished = Path(temporary) / "new"
             unfinished.mkdir()
@@ -390,6 +397,40 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 _sync(path)
             _exchange(unfinished, folder, Path(temporary) / "old", overwrite)
             _sync(folder.parent)
+
+
+def _leftover_prefix(folder: Path) -> str:
+    """How temporary folders of this machine beside `folder` begin; the process's number follows."""
+    return f".{folder.name}-{re.sub(r'[^A-Za-z0-9]', '', socket.gethostname())[:32]}-"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that were killed while they wrote `folder` left beside it."""
+    if os.name == "nt":
+        return  # Windows has no signal that only asks whether a process lives
+    prefix = _leftover_prefix(folder)
+    for path in folder.parent.iterdir():
+        match = re.fullmatch(re.escape(prefix) + r"(\d+)-\w+", path.name)
+        if match is None or not path.is_dir() or path.is_symlink():
+            continue
+        try:
+            os.kill(int(match[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (OSError, OverflowError):
+            continue  # another user's process, which lives
+
+
+def _drop_chat_template(folder: Path) -> None:
+    """Remove the chat template from a tokenizer's files: it would put a question in another form than was measured."""
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.pop("chat_template", None) is not None:
+            path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _exchange(new: Path, folder: Path, old: Path, overwrite: bool) -> None:

@@ -176,6 +176,11 @@ class Encoder:
         return demonstrations.truncated(k)
 
     @property
+    def splits_special_tokens(self) -> bool:
+        """Whether prompts can be encoded anew with `split_special_tokens=True`, as transformers calls it."""
+        return self.tokens.is_fast and not self._marks
+
+    @property
     def separator(self) -> tuple[int, ...]:
         """What stands behind every demonstration, the last one included."""
         return self._separator

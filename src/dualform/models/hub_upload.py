@@ -28,6 +28,8 @@ _MAY_GO = re.compile(
     flags=re.ASCII,
 )
 """Names of what belongs to a checkpoint or an adapter, seen from its folder."""
+_OF_A_STUDY = ("result.json", "report.html")
+"""What `dualform fold` and `dualform report` leave beside a checkpoint."""
 _WEIGHTS = re.compile(r"(adapter_)?model[\w.-]*\.safetensors(\.index\.json)?", flags=re.ASCII)
 
 
@@ -180,7 +182,7 @@ def _check_repo_id(repo_id: str) -> None:
 
 
 def _files(folder: Path) -> list[UploadFile]:
-    """Everything in the folder, which must all be fit to be sent."""
+    """Everything in the folder but a study's result, all of which must be fit to be sent."""
     found: list[UploadFile] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -190,6 +192,9 @@ def _files(folder: Path) -> list[UploadFile]:
             continue
         if not path.is_file():
             raise ConfigError(f"{folder} holds {name!r}, a device or a pipe, which cannot be sent. Remove it.")
+        if name in _OF_A_STUDY:
+            # Numbers and settings of this machine, its paths among them; the card says what others need.
+            continue
         if _PICKLED.fullmatch(name):
             raise ConfigError(
                 f"{folder} holds {name!r}: pickled and packed arrays may run code when they are read, so they are not "

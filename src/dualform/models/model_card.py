@@ -4,6 +4,7 @@ Names and settings come from data sets, folders and hubs. They are shown as code
 Markdown, HTML or link in them gets active, whatever they hold.
 """
 
+import keyword
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,40 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class PromptFacts:
+    """How the folded model was asked when it was measured: all that is needed to ask it again."""
+
+    template: str
+    """The prompt, with `{name}` for each field; `{{` and `}}` stand for braces."""
+    fields: Sequence[str]
+    """Names of the fields."""
+    opening: Sequence[int]
+    """Ids of the tokens before every prompt."""
+    opening_names: Sequence[str]
+    """Their names in the vocabulary."""
+    opening_is_own: bool
+    """Whether the tokenizer itself puts them in front of a text."""
+    separator: str
+    """Text between the demonstrations that were folded."""
+    answers: Mapping[str, Sequence[int]] | None
+    """Each label word's tokens behind the prompt; None where each question brings its own choices."""
+    tail: str
+    """What an answer stands behind: the prompt's last words."""
+    example: Mapping[str, float] | None = None
+    """Mean log-probability of each answer, nats, of a prompt whose fields are all `EXAMPLE`."""
+    plain_text: bool = True
+    """Whether names of special tokens in a text are to be encoded as text."""
+    dtype: str = "float32"
+    """In which it was measured."""
+    trust_remote_code: bool = False
+    """Whether the base comes with code of its own."""
+
+
+EXAMPLE = "An example."
+"""Text of every field in the card's own question."""
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """What a card tells. What was not measured is left out of it."""
 
@@ -59,6 +94,16 @@ class CardFacts:
     """Accuracies, in the order of the table."""
     agreement: float | None = None
     """Share of held-out queries on which the folded model answers as the prompted one, in [0, 1]."""
+    chance: float | None = None
+    """The same if both gave each answer as often as they do, independently of each other."""
+    zero_shot_agreement: float | None = None
+    """The same of the base model, zero-shot."""
+    collapsed: tuple[str, float] | None = None
+    """The prompted model's most frequent answer and its share, where that is nearly all."""
+    prompt: PromptFacts | None = None
+    """How it was asked; None leaves the card without a question that can be run."""
+    chat_template: bool = False
+    """Whether the base's tokenizer has a chat template, which a folded checkpoint has not."""
     perplexity: tuple[float, float] | None = None
     """Perplexity on plain text before and after, per token."""
     notes: Sequence[str] = ()
@@ -88,8 +133,11 @@ def model_card(facts: CardFacts) -> str:
         _front_matter(facts),
         f"# {_code(facts.base)} with {_code(facts.task)} folded in",
         _summary(facts),
-        "## How to load it",
-        _loading(facts),
+        *(
+            ["## How to load it", _loading(facts)]
+            if facts.prompt is None
+            else ["## How to ask it", _asking(facts, facts.prompt)]
+        ),
         "## What was folded",
         _folded(facts),
         "## What changed",
@@ -104,8 +152,12 @@ def model_card(facts: CardFacts) -> str:
 
 def _check(facts: CardFacts) -> None:
     shares = [(f"accuracy of {row.setting}", row.accuracy) for row in facts.measured]
-    if facts.agreement is not None:
-        shares.append(("agreement", facts.agreement))
+    known = {
+        "agreement": facts.agreement,
+        "agreement by chance": facts.chance,
+        "agreement of zero-shot": facts.zero_shot_agreement,
+    }
+    shares += [(what, share) for what, share in known.items() if share is not None]
     for what, share in shares:
         if not 0 <= share <= 1:
             raise ConfigError(f"{what} is {share}; expected a share from 0 to 1.")
@@ -167,6 +219,94 @@ def _loading(facts: CardFacts) -> str:
     return f"```python\n{code}\n```"
 
 
+def _asking(facts: CardFacts, prompt: PromptFacts) -> str:
+    """The prompt in words, then a program that asks as was measured."""
+    pairs = zip(prompt.opening_names, prompt.opening, strict=True)
+    names = ", ".join(f"{_code(name)} ({index})" for name, index in pairs)
+    by = "as the tokenizer does by itself" if prompt.opening_is_own else "which the tokenizer does not add by itself"
+    lines = [
+        "It was made and measured with this prompt, and may answer otherwise when it is asked otherwise:",
+        "",
+        f"- Opening tokens: {f'{names}, {by}' if names else 'none'}",
+        f"- Prompt, as a Python string: {_code(ascii(prompt.template))}",
+        f"- Answers: {', '.join(_code(word) for word in prompt.answers) if prompt.answers else 'the choices'}, each "
+        "behind one space. The answer is the one with the highest mean log-probability of its tokens.",
+        f"- Separator behind each folded demonstration, as a Python string: {_code(ascii(prompt.separator))}",
+    ]
+    if facts.chat_template:
+        own = "was left out of this folder" if facts.form == "checkpoint" else "was not applied"
+        lines.append(f"- The base's chat template {own}: it would ask in another form.")
+    program = _program(facts, prompt)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", program)), default=0))
+    base = f"\n\n`BASE` is the base model, {_code(facts.base)}." if facts.form == "adapter" else ""
+    shown = "\n".join(lines)
+    return f"{shown}\n\n{fence}python\n{program}\n{fence}{base}"
+
+
+def _program(facts: CardFacts, prompt: PromptFacts) -> str:
+    """Plain transformers, nothing of dualform: prints the answer and the scores of one question."""
+    remote = ", trust_remote_code=True" if prompt.trust_remote_code else ""
+    adapter = facts.form == "adapter"
+    source = "BASE" if adapter else "FOLDER"
+    plain = ", split_special_tokens=True" if prompt.plain_text else ""
+    lines = ["import torch"]
+    if adapter:
+        lines.append("from peft import PeftModel")
+    lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'FOLDER = "path/to/this/folder"']
+    if adapter:
+        lines.append(f"BASE = {_hub_base(facts) or 'path/to/the/base/model'!a}")
+    lines += ["", f"OPENING = {list(prompt.opening)}  # token ids", f"PROMPT = {prompt.template!a}"]
+    if prompt.answers is None:
+        lines.append(f"TAIL = {prompt.tail or ':'!a}  # what an answer stands behind")
+    else:
+        shown = ", ".join(f"{word!a}: {list(ids)}" for word, ids in prompt.answers.items())
+        lines.append(f"ANSWERS = {{{shown}}}  # token ids of each label word behind the prompt")
+    lines += [
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({source}{remote})",
+        f"model = AutoModelForCausalLM.from_pretrained({source}, dtype=torch.{prompt.dtype}{remote})",
+        *(["model = PeftModel.from_pretrained(model, FOLDER)"] if adapter else []),
+        "model.eval()",
+        "",
+        "",
+        "def encode(text):",
+        f'    return tokenizer(text, add_special_tokens=False{plain})["input_ids"]',
+        "",
+        "",
+        f"def scores({'choices, ' if prompt.answers is None else ''}**fields):",
+        '    """Mean log-probability of each answer, in nats."""',
+        "    prompt = OPENING + encode(PROMPT.format(**fields))",
+    ]
+    if prompt.answers is None:
+        lines.append("    answers = {each: encode(f'{TAIL} {each.strip()}')[len(encode(TAIL)) :] for each in choices}")
+    lines += [
+        "    found = {}",
+        f"    for answer, ids in {'answers' if prompt.answers is None else 'ANSWERS'}.items():",
+        "        with torch.no_grad():",
+        "            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]",
+        "        found[answer] = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).mean().item()",
+        "    return found",
+        "",
+        "",
+        f"found = scores({_example_arguments(prompt)})",
+        "print(max(found, key=found.get), found)",
+    ]
+    if prompt.example:
+        best = max(prompt.example.items(), key=lambda item: item[1])[0]
+        shown = ", ".join(f"{word!a}: {value:.4f}" for word, value in prompt.example.items())
+        lines.append(f"# When it was made: {ascii(best)[1:-1]} {{{shown}}}")
+    return "\n".join(lines)
+
+
+def _example_arguments(prompt: PromptFacts) -> str:
+    """Of the program's own question."""
+    if all(name.isidentifier() and name.isascii() and not keyword.iskeyword(name) for name in prompt.fields):
+        fields = ", ".join(f"{name}={EXAMPLE!a}" for name in prompt.fields)
+    else:
+        fields = f"**{dict.fromkeys(prompt.fields, EXAMPLE)!a}"
+    return f"['one', 'other'], {fields}" if prompt.answers is None else fields
+
+
 def _folded(facts: CardFacts) -> str:
     rows = ", ".join(str(row) for row in facts.rows) or "not recorded"
     lines = [
@@ -217,7 +357,18 @@ def _effect(facts: CardFacts) -> list[str]:
         parts.append("\n".join(rows))
     lines: list[str] = []
     if facts.agreement is not None:
-        lines.append(f"- The folded model answers as the prompted one on {facts.agreement:.1%} of the queries.")
+        said = f"- The folded model answers as the prompted one on {facts.agreement:.1%} of the queries."
+        if facts.chance is not None:
+            said += f" From how often either gives each answer, chance alone would make it {facts.chance:.1%}."
+        if facts.zero_shot_agreement is not None:
+            said += f" The base, zero-shot, does so on {facts.zero_shot_agreement:.1%}."
+        lines.append(said)
+    if facts.collapsed is not None:
+        word, share = facts.collapsed
+        lines.append(
+            f"- The prompted model gives one answer, {_code(word)}, to {share:.1%} of the queries: agreeing with it is "
+            "then little more than giving that answer."
+        )
     if facts.perplexity is not None:
         before, after = facts.perplexity
         lines.append(f"- Perplexity per token on plain text: {before:.2f} before, {after:.2f} after.")

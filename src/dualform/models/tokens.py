@@ -146,6 +146,8 @@ class TextTokenizer:
         special = special_tokens(tokenizer)
         self._special_ids = frozenset(special.values()) - {self.unknown}
         self._special_names = tuple(sorted((name for name in special if name.strip()), key=len, reverse=True))
+        self.is_fast = bool(tokenizer.is_fast)
+        """Whether it is one of the tokenizers library's, not one that is written in Python."""
         self.rows = _rows(model.get_input_embeddings(), model)
         """Of the embedding: ids from 0 to one less can be read."""
         self._predicted = min(self.rows, _rows(model.get_output_embeddings(), model))

@@ -22,7 +22,7 @@ from dualform.report.numerals import (
     significant,
 )
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import is_few, share
+from dualform.report.phrases import is_few, is_undefined, share
 from dualform.result import Against, Estimate, FoldReport, Result
 
 _SHORT = {"icl": "ICL", "ft": "FT"}
@@ -31,8 +31,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("agreement with ICL", "Share of the queries that a learner answers as ICL does, rightly or wrongly."),
     (
         "recovered",
-        "(accuracy - zero-shot's) / (ICL's - zero-shot's): 100 % is all that the prompt gained. It can lie beyond "
-        "0 to 100 %, and swings widely where the prompt gained little.",
+        "(accuracy - zero-shot's) / (ICL's - zero-shot's): 100 % is all that the prompt gained. It swings widely where "
+        "the prompt gained little, and is undefined outside 0 to 150 %.",
     ),
     (
         "cheaper after",
@@ -87,7 +87,8 @@ def _share(estimate: Estimate | None) -> dict[str, str]:
 
 
 def _recovered(against: Against) -> dict[str, str]:
-    interval = percent_interval(against.recovered.ci95) if known(against.recovered.ci95) else ""
+    shown = known(against.recovered.ci95) and not is_undefined(against.recovered)
+    interval = percent_interval(against.recovered.ci95) if shown else ""
     return {"mean": recovered_share(against), "interval": interval}
 
 

@@ -8,11 +8,13 @@ from dualform.report.baseline_words import guessing_phrase, not_above_guessing
 from dualform.report.numerals import MISSING, count, finite, known, percent, percent_interval, significant
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import (
+    OUTSIDE,
     apart,
     capital,
     counted,
     difference,
     is_few,
+    is_undefined,
     listed,
     plural,
     share,
@@ -80,7 +82,12 @@ def break_even(result: Result, key: str, *, kept: bool) -> str:
 
 
 def recovered_share(each: Against | FoldPoint) -> str:
-    """The share of the prompt's gain that is recovered; of few answers gained as `3 of 4`."""
+    """The share of the prompt's gain that is recovered; of few answers gained as `3 of 4`.
+
+    `undefined` outside 0 to 150 %.
+    """
+    if is_undefined(each.recovered):
+        return "undefined"
     mean, gained = finite(each.recovered.mean), each.gained
     if mean is not None and gained is not None and 0 < gained < FEWEST_FOR_INTERVAL:
         return counted(mean * gained, gained)
@@ -185,7 +192,9 @@ def _agreement(result: Result) -> list[str]:
     against = result.against_icl[key]
     said = f"{capital(_noun(key))} gives in-context learning's answer to {share_with_interval(against.agreement)} of "
     said += "the queries"
-    beside = [
+    chance = finite(against.expected)
+    beside = [] if chance is None else [f"by chance, from how often each gives each answer, to {percent(chance)}"]
+    beside += [
         f"{_noun(other)} to {share(result.against_icl[other].agreement)}"
         for other in ("zsl", "ft")
         if other != key and other in result.against_icl
@@ -199,6 +208,8 @@ def _agreement(result: Result) -> list[str]:
 def _recovered(result: Result, against: Against) -> str:
     """The end of a sentence, and a caution where the prompt's own gain is not shown."""
     recovered = against.recovered
+    if is_undefined(recovered):
+        return f"; what it recovers of the prompt's gain is undefined, since {OUTSIDE}."
     if finite(recovered.mean) is None:
         return "; there is no gain by the prompt of which it could recover a share."
     if against.gained is not None and 0 < against.gained < FEWEST_FOR_INTERVAL:

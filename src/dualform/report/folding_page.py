@@ -33,7 +33,7 @@ from dualform.report.numerals import (
     significant,
 )
 from dualform.report.palette import learner_style
-from dualform.report.phrases import difference, difference_interval, is_few, share
+from dualform.report.phrases import difference, difference_interval, is_few, is_undefined, share
 from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
 from dualform.result import Composition, Estimate, Folding, FoldPoint, Result, Transfer
 
@@ -148,7 +148,8 @@ def _share(estimate: Estimate | None) -> dict[str, str]:
 
 
 def _recovered(point: FoldPoint) -> dict[str, str]:
-    interval = percent_interval(point.recovered.ci95) if known(point.recovered.ci95) else ""
+    shown = known(point.recovered.ci95) and not is_undefined(point.recovered)
+    interval = percent_interval(point.recovered.ci95) if shown else ""
     return {"mean": recovered_share(point), "interval": interval}
 
 

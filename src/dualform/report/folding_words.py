@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 from dualform.report.baseline_words import above_baselines, chance_level, guessing_phrase, majority_level
 from dualform.report.numerals import count, decimal, decimal_interval, finite, known, percent, percent_interval
-from dualform.report.phrases import apart, capital, difference, difference_interval, listed, share_with_interval
+from dualform.report.phrases import (
+    OUTSIDE,
+    apart,
+    capital,
+    difference,
+    difference_interval,
+    is_undefined,
+    listed,
+    share_with_interval,
+)
 from dualform.result import Composition, Estimate, Folding, FoldPoint, Perplexity, Result, Transfer
 
 AXES: dict[str, tuple[str, str]] = {
@@ -221,7 +230,9 @@ def _best(folding: Folding) -> list[str]:
     sentences = [f"{said}."]
     if finite(best.agreement.mean) is not None:
         like = f"It answers {share_with_interval(best.agreement)} of the queries as in-context learning does"
-        if finite(best.recovered.mean) is not None:
+        if is_undefined(best.recovered):
+            like += f"; what it recovers of the prompt's gain is undefined, since {OUTSIDE}"
+        elif finite(best.recovered.mean) is not None:
             interval = f" ({percent_interval(best.recovered.ci95)})" if known(best.recovered.ci95) else ""
             like += f", and recovers {percent(best.recovered.mean)}{interval} of what the prompt gained over zero-shot"
             if known(best.recovered.ci95) is None or apart(best.icl.ci95, folding.zero_shot.ci95) != 1:

@@ -11,6 +11,7 @@ from dualform.report.against_page import GLOSSARY as AGAINST_GLOSSARY
 from dualform.report.against_page import against_section
 from dualform.report.baseline_words import baseline_rows, baselines_text, majority_level
 from dualform.report.explorer import explorer_section
+from dualform.report.fold_words import fold_verdict
 from dualform.report.folding_page import render_folding
 from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of, score, score_interval
 from dualform.report.momentum_page import render_momentum
@@ -116,7 +117,7 @@ def render_page(result: Result, attention: AttentionRecord | None = None) -> str
         styles=["explorer.css"] if attention else [],
         scripts=["explorer.js"] if attention else [],
         explorer=explorer_section(attention),
-        verdict=verdict(result),
+        verdict=[*fold_verdict(result), *verdict(result)],
         cards=_cards(result),
         commands=_commands(result),
         glossary=_glossary(result),

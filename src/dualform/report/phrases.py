@@ -86,6 +86,20 @@ def share_with_interval(estimate: Estimate) -> str:
     return share(estimate) + ("" if interval == MISSING else f" ({interval})")
 
 
+HIGHEST_RECOVERED = 1.5
+"""A share of a gain above it, or below 0, says that there was hardly a gain, and is none."""
+
+
+OUTSIDE = "the share would not lie in 0 to 150 %"
+"""Why a share of the prompt's gain is undefined."""
+
+
+def is_undefined(estimate: Estimate) -> bool:
+    """Whether a share of the prompt's gain is none, although there is a number."""
+    share = finite(estimate.mean)
+    return share is not None and not 0 <= share <= HIGHEST_RECOVERED
+
+
 def plural(n: int, one: str, many: str | None = None) -> str:
     """`1 set`, `2,000 sets`; `many` is for a plural that takes more than an s."""
     return f"{n:,} {one if n == 1 else many or f'{one}s'}"

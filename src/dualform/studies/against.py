@@ -31,6 +31,8 @@ def against_icl(
     return {
         name: Against(
             agreement=stats.share((answers[name] == answers["icl"]).double()),
+            expected=expected_agreement(answers[name], answers["icl"]),
+            kappa=kappa(answers[name], answers["icl"]),
             recovered=recovered(right[name], right["zsl"], right["icl"], stats),
             gained=round(float((right["icl"] - right["zsl"]).sum())),
             break_even=break_even(costs[name], costs["icl"], kept=False),
@@ -39,6 +41,30 @@ def against_icl(
         for name in tables
         if name != "icl"
     }
+
+
+def expected_agreement(first: Tensor, second: Tensor) -> float:
+    """How often two learners would agree by chance, from how often each gives each answer.
+
+    Args:
+        first: Answers, `(seed, example)`.
+        second: Those of the other, of the same shape.
+
+    Returns:
+        Sum over answers of the product of their shares, in [0, 1], mean over seeds.
+
+    Source:
+        Cohen, A coefficient of agreement for nominal scales, 1960.
+    """
+    n = int(torch.maximum(first.max(), second.max())) + 1
+    shares = [torch.nn.functional.one_hot(answers, n).double().mean(1) for answers in (first, second)]
+    return float((shares[0] * shares[1]).sum(1).mean())
+
+
+def kappa(first: Tensor, second: Tensor) -> float | None:
+    """Cohen's kappa: agreement beyond chance as a share of what is possible beyond it; None where nothing is."""
+    agreement, expected = float((first == second).double().mean()), expected_agreement(first, second)
+    return None if expected >= 1 else (agreement - expected) / (1 - expected)
 
 
 def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Estimate:

@@ -28,8 +28,9 @@ from dualform.models.checkpoint import (
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
 from dualform.models.licence import licence_of
-from dualform.models.model_card import CardFacts, Measured, model_card
+from dualform.models.model_card import EXAMPLE, CardFacts, Measured, PromptFacts, model_card
 from dualform.models.perplexity import perplexity, text_losses
+from dualform.models.tokens import chat_template_notes
 from dualform.ops.low_rank import low_rank
 from dualform.progress import Progress, Silent
 from dualform.result import Result, WrittenFold
@@ -47,12 +48,14 @@ from dualform.studies.folds import (
 from dualform.studies.outcome import SeedOutcome
 from dualform.studies.settings import given_settings
 from dualform.studies.summary import summarise
-from dualform.tasks.task import Task
+from dualform.tasks.task import Example, Task
 
 Form = Literal["checkpoint", "lora"]
 
 _SILENT = Silent()
 _TOLERANCE = 1e-5
+RESULT = "result.json"
+"""Left beside the checkpoint or adapter."""
 
 
 class FoldConfig(ComparisonConfig):
@@ -165,27 +168,31 @@ def fold(
         before = perplexity(text_losses(lm, opening, plain))
         with applied(lm.model, adapted.deltas):
             losses = (before, perplexity(text_losses(lm, opening, plain)))
-    card = model_card(_facts(config, lm, result, adapted, losses, kept))
+    card = model_card(_facts(bench, result, adapted, losses, kept))
     progress.advance(0, "writing")
-    differences: list[float] = []
+    whole = result
 
     def check(unfinished: Path) -> None:
+        nonlocal whole
+        difference = None
         if config.verify:
             progress.advance(0, "verifying")
-            differences.append(verified(lm, adapted, bench, unfinished, config))
+            difference = verified(lm, adapted, bench, unfinished, config)
+        assert result.fold is not None
+        about = WrittenFold(
+            form=config.form, kept=kept, perplexity=None if losses is None else list(losses), difference=difference
+        )
+        whole = result.model_copy(update={"fold": result.fold.model_copy(update={"written": about})})
+        (unfinished / RESULT).write_text(whole.to_json() + "\n", encoding="utf-8")
 
     if config.form == "lora":
         base = _base(lm, config)[0]
         write_adapter(lm, adapted.deltas, folder, config.rank, card, base, overwrite, check)
     else:
         write_checkpoint(lm, adapted.deltas, folder, card, overwrite, check)
-    difference = differences[0] if differences else None
-    assert result.fold is not None
-    about = WrittenFold(
-        form=config.form, kept=kept, perplexity=None if losses is None else list(losses), difference=difference
-    )
-    result = result.model_copy(update={"fold": result.fold.model_copy(update={"written": about})})
-    return Written(result, folder, kept, losses, difference)
+    assert whole.fold is not None
+    assert whole.fold.written is not None
+    return Written(whole, folder, kept, losses, whole.fold.written.difference)
 
 
 def truncated(
@@ -253,13 +260,13 @@ def _measured(
 
 
 def _facts(
-    config: FoldConfig,
-    lm: LanguageModel,
+    bench: Bench[FoldConfig],
     result: Result,
     adapted: AdaptedModel,
     losses: tuple[float, float] | None,
     kept: float | None,
 ) -> CardFacts:
+    config, lm = bench.config, bench.lm
     assert result.demonstrations is not None
     assert result.fold is not None
     names = {"zsl": "base, zero-shot", "icl": "base, prompted with the demonstrations", "fold": "folded, zero-shot"}
@@ -294,11 +301,54 @@ def _facts(
         label_words=result.task.get("label_words") or (),
         measured=measured,
         agreement=result.against_icl["fold"].agreement.mean,
+        chance=result.against_icl["fold"].expected,
+        zero_shot_agreement=result.against_icl["zsl"].agreement.mean,
+        collapsed=_collapsed(result),
+        prompt=_prompt(bench, adapted),
+        chat_template=bool(chat_template_notes(lm.tokenizer)),
         perplexity=losses,
         notes=notes,
         base_is_local=Path(config.model).expanduser().exists(),
         licence=licence_of(config.model, str(getattr(lm.model.config, "model_type", ""))),
         dataset=_dataset(result),
+    )
+
+
+COLLAPSED = 0.9
+"""A learner that gives one answer to more of the queries says hardly anything else."""
+
+
+def _collapsed(result: Result) -> tuple[str, float] | None:
+    """The prompted model's most frequent answer and its share, where that is nearly all."""
+    prompted = result.predictions["icl"]
+    if prompted.majority_label is None or not (prompted.majority_share or 0.0) > COLLAPSED:
+        return None
+    return prompted.majority_label, prompted.majority_share or 0.0
+
+
+def _prompt(bench: Bench[FoldConfig], adapted: AdaptedModel) -> PromptFacts:
+    """How the queries were put, with what the folded model answers to a question of the card's own."""
+    template, words, encoder = bench.task.template, bench.task.label_words, bench.encoder
+    answers, example = None, None
+    if words is not None:
+        query = encoder.query(Example(dict.fromkeys(template.fields, EXAMPLE), 0, 0))
+        (table,) = answer_log_probabilities(adapted, bench.lm, [query]).tolist()
+        answers = dict(zip(words, query.answers, strict=True))
+        example = dict(zip(words, table, strict=True))
+    separator = template.separator
+    return PromptFacts(
+        template=template.prompt,
+        fields=template.fields,
+        opening=encoder.opening,
+        opening_names=encoder.opened.tokens,
+        opening_is_own=encoder.opened.note is None,
+        separator="".join(encoder.tokens.names(encoder.separator)) if separator is None else separator,
+        answers=answers,
+        tail=template.tail,
+        example=example,
+        plain_text=encoder.splits_special_tokens,
+        dtype=str(bench.lm.model.dtype).removeprefix("torch."),
+        trust_remote_code=bench.config.trust_remote_code,
     )
 
 
