@@ -6,6 +6,7 @@ import pytest
 
 from dualform.report.against_words import recovered_share
 from dualform.report.fold_words import fold_verdict
+from dualform.report.numerals import MISSING
 from dualform.report.table import against_table
 from dualform.result import Accuracy, Against, Cost, Estimate, FoldReport, Predictions, Result, WrittenFold
 from tests.report.test_table import printed
@@ -80,7 +81,7 @@ def test_what_takes_its_worth_comes_first(changes: dict[str, Any], words: str) -
 
 @pytest.mark.parametrize(
     ("share", "shown"),
-    [(-0.2, "undefined"), (0.0, "0.0 %"), (0.5, "50.0 %"), (1.5, "150.0 %"), (1.51, "undefined"), (None, "–")],
+    [(-0.2, "undefined"), (0.0, "0.0 %"), (0.5, "50.0 %"), (1.5, "150.0 %"), (1.51, "undefined"), (None, MISSING)],
 )
 def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, shown: str) -> None:
     result = folded(share=share)
