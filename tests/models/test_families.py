@@ -14,7 +14,7 @@ from dualform.models.capture import Recording
 from dualform.models.doctor import examine
 from dualform.models.edit import KeyValueTraining, applied, key_value_rows
 from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.language_model import LanguageModel
+from dualform.models.language_model import LanguageModel, joined_readings
 from dualform.models.stepping import require_editable_outputs
 from tests.families import PREFIX, QUERIES, answers_off, heads_off, tiny_family
 from tests.tiny import tiny_tokenizer
@@ -218,3 +218,16 @@ def demonstrations(ids: tuple[int, ...]) -> EncodedDemonstrations:
         sequences=(ids,), n_answer_tokens=(1,), demonstration_of=(0,) * (len(ids) - 1), content=(), prefix=ids
     )
     return made
+
+
+def test_rows_that_are_read_apart_are_joined_with_the_sizes_of_their_layers():
+    lm = read("gemma4_text")
+    want = Recording(q=True)
+    parts = [lm.read_group(lm.encode(PREFIX), QUERIES, [index], want) for index in (1, 0)]
+    joined = joined_readings(parts, (0, 1)).trace
+    assert joined is not None
+    assert parts[1].trace is not None
+    assert joined.sizes == parts[1].trace.sizes
+    assert joined.q is not None
+    assert parts[1].trace.q is not None
+    assert torch.equal(joined.q[0], parts[1].trace.q[0])

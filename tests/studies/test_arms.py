@@ -1,6 +1,7 @@
 """Arms that a model does not allow: left out and named when nobody asked for them, an error up front otherwise."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,8 @@ def config(**settings):
 def without(lm: LanguageModel, letter: str) -> LanguageModel:
     """The model, one projection of its last layer lost."""
     *rest, last = lm.anatomy.layers
-    lost = dataclasses.replace(last, **{letter: None}, unclear=(f"{letter} is lost",))
+    changes: dict[str, Any] = {letter: None, "unclear": (f"{letter} is lost",)}
+    lost = dataclasses.replace(last, **changes)
     return dataclasses.replace(lm, anatomy=dataclasses.replace(lm.anatomy, layers=(*rest, lost)))
 
 

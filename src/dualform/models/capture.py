@@ -74,6 +74,11 @@ class Trace:
     sizes: tuple["LayerSize", ...] | None = None
     """What is real in each layer; None where all layers are alike."""
 
+    def by_example(self) -> dict[str, Tensor]:
+        """Every record that was made, and the mask, by name: tensors whose first axis is `example`."""
+        names = ("mask", *(field.name for field in fields(Recording)))
+        return {name: record for name in names if (record := getattr(self, name)) is not None}
+
     def real_heads(self, n: int, of_keys: bool = False) -> Tensor | None:
         """True for heads that are no padding, `(layer, head)`; None where all are real.
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -360,8 +360,8 @@ def joined_readings(parts: Sequence[Readings], indices: Sequence[int]) -> Readin
     trace = None
     if traces:
         together = join_traces(traces)
-        records = {field.name: getattr(together, field.name) for field in fields(Trace)}
-        trace = replace(together, **{name: x[order.to(x.device)] for name, x in records.items() if x is not None})
+        ordered: dict[str, Any] = {name: x[order.to(x.device)] for name, x in together.by_example().items()}
+        trace = replace(together, **ordered)
     return Readings(
         queries=tuple(indices),
         log_probabilities=torch.cat(scores)[order],
