@@ -6,6 +6,7 @@ on which node an actor lives, and says when it has died, alone or with its node.
 
 import contextlib
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ PASSED_ON = ("DUALFORM_CACHE", "DUALFORM_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_H
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a cluster started here: only lines of text pass through it."""
 
+OLDEST = (2, 52)
+"""Version of Ray that first had tokens."""
+
 START_ATTEMPTS = 3
 """After so many actors in a row that could not start, the next would not either."""
 
@@ -51,6 +56,7 @@ class RayEngine:
 
     def __init__(self, workers: int | None, threads: int | None, options: EngineOptions, perform: str):
         require("ray", "ray")
+        _require_tokens()
         if options.log_dir is not None:
             writable_dir(options.log_dir, "Choose another folder for the workers' logs.")
         self._perform = perform
@@ -247,6 +253,21 @@ def _connect(workers: int | None, threads: int | None, options: EngineOptions) -
         raise _no_cluster(address, one_line(error)) from error
     _let_print(False)
     return True, address == "local"
+
+
+def _require_tokens() -> None:
+    """Check that the installed Ray knows tokens.
+
+    Raises:
+        ConfigError: It is too old.
+    """
+    installed = version("ray")
+    if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ConfigError(
+            f"Ray {installed} is installed, which lets any process that reaches a cluster run code in it; engine 'ray' "
+            f"needs {oldest} or newer: pip install --upgrade 'dualform[ray]'"
+        )
 
 
 def _require_a_token() -> None:
