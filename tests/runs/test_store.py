@@ -140,9 +140,9 @@ def test_a_seed_made_from_other_inputs_is_not_used(folder: RunFolder) -> None:
     assert "seed 1: model or data have changed" in (folder.path / "log.txt").read_text()
 
 
-def test_a_seed_kept_by_another_version_is_not_used(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_kept_by_other_source_code_is_not_used(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.put(pieces()[0])
-    monkeypatch.setattr(store, "__version__", "0.0.0")
+    monkeypatch.setattr(store, "source_digest", lambda: "of another day")
 
     assert RunFolder(folder.path, CONFIG).get("seed 1", pieces()[0].inputs) is None
 
