@@ -247,7 +247,7 @@ def _connect(workers: int | None, threads: int | None, options: EngineOptions) -
     elif address != "auto":
         _probe(address)
     try:
-        with _on_loopback() if address == "local" else contextlib.nullcontext():
+        with _on_loopback() if address == "local" or _is_on_loopback(address) else contextlib.nullcontext():
             ray.init(address=address, **settings)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _no_cluster(address, one_line(error)) from error
@@ -300,6 +300,20 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         vars(ray_constants)["ENABLE_RAY_CLUSTER"] = before
+
+
+def _is_on_loopback(address: str) -> bool:
+    """Whether a cluster listens on the loopback interface alone, as one does that another sweep has started here."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=PING_SECONDS).close()
+    except OSError:
+        return True
+    return False
 
 
 def _watcher(before: set[int]) -> "subprocess.Popen[bytes] | None":
