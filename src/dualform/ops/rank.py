@@ -87,7 +87,9 @@ def ft_logits(train_q: Tensor, q: Tensor) -> Tensor:
         ShapeError: The layers, heads or widths do not match.
 
     Source:
-        m_FT of arXiv:2212.10559v3, section 4.6: sum over heads of Q'^T q.
+        m_FT of arXiv:2212.10559v3, section 4.6: sum over heads of Q'^T q, neither scaled. No order of tokens depends
+        on a factor, but that of whole demonstrations does: unscaled products differ by hundreds of nats, and the mass
+        of a demonstration is then that of its top token (see `models.query_scale`).
     """
     if train_q.ndim != 4 or q.ndim != 4 or (train_q.shape[0], *train_q.shape[2:]) != tuple(q.shape[1:]):
         raise ShapeError(
@@ -134,7 +136,8 @@ def per_demonstration(mass: Tensor, demonstration_of_token: Tensor, n_demonstrat
         ShapeError: Tokens and mass differ in number, or a token's number is not below `n_demonstrations`.
 
     Source:
-        dualform's own: the ranking of arXiv:2212.10559v3, section 4.6, by demonstration instead of by token.
+        The ranking of arXiv:2212.10559v3, section 4.6, by demonstration instead of by token. The paper does not name
+        it; the code released with it has it.
     """
     owner = _owners(mass, demonstration_of_token, n_demonstrations)
     # Column 0 gathers the tokens of none.
@@ -160,7 +163,7 @@ def demonstration_log_mass(logits: Tensor, demonstration_of_token: Tensor, n_dem
         ShapeError: Tokens and logits differ in number, or a token's number is not below `n_demonstrations`.
 
     Source:
-        dualform's own: `per_demonstration` without underflow.
+        `per_demonstration`, without the underflow that the released code has.
     """
     owner = _owners(logits, demonstration_of_token, n_demonstrations)
     members = [logits[..., owner == demonstration] for demonstration in range(1, n_demonstrations + 1)]

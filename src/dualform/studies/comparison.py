@@ -557,13 +557,14 @@ def _read(
         if prompted is None or not isinstance(ft, AdaptedModel):
             continue
         zsl = readings["zsl"]
-        sides = {"icl": prompted.side(readings["icl"]), "ft": trained_side(ft, readings["ft"], zsl, shown)}
+        scaled = bench.config.kendall_scale
+        sides = {"icl": prompted.side(readings["icl"]), "ft": trained_side(ft, readings["ft"], zsl, shown, scaled)}
         measured = likeness(zsl, sides["icl"], sides["ft"])
         read.put(read.measures, measured | prompted.relaxation(readings["icl"]), indices, n)
         if read.view is not None:
             read.view.offer(readings, sides["ft"].ranks, measured.get("kendall"))
         if again is not None and repeated is not None and repeated.model is not None:
-            side = trained_side(repeated.model, again, zsl, shown)
+            side = trained_side(repeated.model, again, zsl, shown, scaled)
             read.put(read.measures, repeat_measures(zsl, sides, side), indices, n)
         fold = adapted.get("fold")
         if isinstance(fold, AdaptedModel) and "fold" in want:

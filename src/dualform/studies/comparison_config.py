@@ -81,6 +81,9 @@ class ComparisonConfig(StudyConfig):
 
     controls: tuple[ControlName, ...] = CHEAP_CONTROLS
     """What the measures are compared with; they need zsl, icl and ft."""
+    kendall_scale: Literal["attention", "released"] = "attention"
+    """How finetuning's products of attention queries are scaled before whole demonstrations are ranked: as the layer
+    scales its scores, or by 1 / d_head, as the code released with arXiv:2212.10559 does."""
     control_limit: int | None = Field(default=100, ge=1)
     """Queries on which controls are read, the first so many of a shuffle; null for all that are reported."""
     other_task: str | None = None
@@ -154,6 +157,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "rounding": "report",
         "loss_on": "all",
         "probe": "label0",
+        "kendall_scale": "released",
         "context": 2048,
     },
 }

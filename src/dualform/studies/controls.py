@@ -79,7 +79,7 @@ class StandIn:
         if self.prompted is not None:
             side = self.prompted.side(readings)
         else:
-            side = trained_side(self.adapted, readings, zsl, self.shown)
+            side = trained_side(self.adapted, readings, zsl, self.shown, bench.config.kendall_scale)
         found: dict[str, Tensor] = {}
         for pair in self.pairs:
             other = sides[pair.beside]
@@ -149,7 +149,8 @@ class OtherModel:
         before = self.zsl.read_group(queries, indices, want.zsl, probe)
         prompted = self.icl.adapted.read_group(queries, indices, want.context, probe)
         tuned = self.ft.read_group(queries, indices, want.weights, probe)
-        measured = likeness(before, self.icl.side(prompted), trained_side(self.ft, tuned, before, self.shown))
+        side = trained_side(self.ft, tuned, before, self.shown, self.bench.config.kendall_scale)
+        measured = likeness(before, self.icl.side(prompted), side)
         answers = {"zsl": before, "icl": prompted, "ft": tuned}
         return _named(self.name, measured), {
             f"{self.name}.{side}": readings.log_probabilities.double().cpu() for side, readings in answers.items()

@@ -7,6 +7,7 @@ in its controls whatever stands in for one of them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from dualform.models.anatomy import Anatomy
 from dualform.models.capture import Recording, Trace, stack_layers
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import Readings
+from dualform.models.query_scale import query_scale
 from dualform.ops.agreement import (
     kl_divergence,
     label_agreement,
@@ -42,6 +44,10 @@ from dualform.ops.streams import stream
 _ROUNDING = 1e-3
 # Logits nearer than this part of the row's largest are ties.
 _TIED = 1e-5
+
+
+RankScale = Literal["attention", "released"]
+"""How Q'^T q is scaled: as the layer scales its scores, or by 1 / d_head as the code of arXiv:2212.10559 does."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,9 @@ class Prompted:
         return _real(found, trace)
 
 
-def trained_side(adapted: AdaptedModel, readings: Readings, zsl: Readings, shown: Shown | None) -> Side:
+def trained_side(
+    adapted: AdaptedModel, readings: Readings, zsl: Readings, shown: Shown | None, scaled: RankScale = "attention"
+) -> Side:
     """What a model with changed weights showed for a group.
 
     Args:
@@ -182,11 +190,15 @@ def trained_side(adapted: AdaptedModel, readings: Readings, zsl: Readings, shown
         readings: What it read.
         zsl: Zero-shot's readings of the same queries.
         shown: Demonstrations whose tokens can be ranked beside the other side's; None otherwise.
+        scaled: How Q'^T q is scaled. No order of tokens depends on it, but that of whole demonstrations does.
     """
     trace, before = _traced(readings), _traced(zsl)
     ranks = None
     if shown is not None and adapted.training_q is not None and trace.q is not None:
-        ranks = _settled(ft_logits(adapted.training_q[:, shown.columns], trace.q))
+        logits = ft_logits(adapted.training_q[:, shown.columns], trace.q)
+        factors = query_scale(adapted.lm)
+        factor = factors.as_attention if scaled == "attention" else factors.twice
+        ranks = _settled(logits * factor.to(logits)[:, None])
     update = None if trace.update is None or before.update is None else trace.update - before.update
     return Side(readings, trace, ranks, None if ranks is None or shown is None else shown.demonstration_of, update)
 
