@@ -146,7 +146,14 @@ class LanguageModel:
         verification = Verification(
             untouched.implementation, untouched.causality, deviation, untouched.skipped, checked
         )
-        return cls(name, model, tokenizer, anatomy, chosen, refused, verification=verification)
+        lm = cls(name, model, tokenizer, anatomy, chosen, refused, verification=verification)
+        if anatomy.layers:
+            # Measured now, while nothing is attached to the model or changed in it.
+            from dualform.models.query_scale import query_scale
+
+            with token_by_token(model):
+                query_scale(lm)
+        return lm
 
     @property
     def device(self) -> torch.device:
