@@ -185,7 +185,7 @@ def measures_of_one_query(
             }
             icl_rank += scores(icl, layer, head, icl.key(layer, head)[list(content)])
             training = torch.cat([seen.q[layer][head, len(opening) :] for seen in passes])
-            ft_rank += torch.stack([(token * ft.q[layer][head, -1]).sum() for token in training])
+            ft_rank += torch.stack([(token * ft.q[layer][head, -1]).sum() for token in training]) * D_HEAD**-0.5
             kv = head * icl.k[layer].shape[0] // HEADS
             keys, values = icl.k[layer][kv], icl.v[layer][kv]
             linear = sum(
