@@ -204,6 +204,17 @@ class TestAttentionThatCannotBeRecorded:
         with pytest.raises(ModelError, match="finetuning W_K and W_V needs attention that can be recorded"):
             key_value_rows(lm.model, lm.anatomy)
 
+    def test_a_context_without_a_limit_is_none(self):
+        # XLNet's config gives -1 as the number of its positions.
+        lm = read("xlnet")
+        assert lm.model.config.max_position_embeddings == -1
+        assert lm.max_positions is None
+
+    def test_a_head_that_predicts_several_tokens_is_refused_in_one_sentence(self):
+        with pytest.raises(ModelError, match="it predicts more than the next token") as caught:
+            read("prophetnet")
+        assert "zip" not in str(caught.value)
+
     def test_a_layer_whose_w_o_is_missing_is_named(self):
         lm = read("bert")
         lost = dataclasses.replace(lm.anatomy.layers[1], W_O=None, unclear=("W_O is lost",))

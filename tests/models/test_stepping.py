@@ -8,7 +8,8 @@ from dualform.models.blocks import find_blocks
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
 from dualform.models.output_norm import find_output_norms
-from dualform.models.stepping import Walk, require_editable_outputs, row_groups
+from dualform.models.stepping import Walk, require_editable_outputs, require_separable, row_groups
+from tests.families import tiny_family
 from tests.models.reference import assert_no_hooks
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -170,3 +171,19 @@ def test_a_norm_of_another_kind_is_told_and_carries_nothing():
     with pytest.warns(UserWarning, match=r"behind W_O of layers \[1\] stands a norm"):
         norms = find_output_norms(lm, blocks)
     assert not norms[1].before(torch.ones(2, 32), torch.ones(2, 32)).any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_need_hidden_states_alone_are_separable(family):
+    lm = loaded(family)
+    require_separable(lm, find_blocks(lm.model, lm.anatomy))
+    assert_no_hooks(lm.model)
+
+
+def test_blocks_that_read_the_router_of_an_earlier_one_are_not_taken_apart():
+    # Zaya's router adds the states of the router before it, which a stepped-over block would not have computed.
+    lm = LanguageModel.wrap(tiny_family("zaya"), tiny_tokenizer(), "zaya")
+    blocks = find_blocks(lm.model, lm.anatomy)
+    with pytest.raises(ModelError, match=r"model\.layers\.1 needs more of the blocks before it .* off by"):
+        require_separable(lm, blocks)
+    assert_no_hooks(lm.model)

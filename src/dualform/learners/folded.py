@@ -25,7 +25,13 @@ from dualform.models.flops import forward_flops
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
 from dualform.models.output_norm import find_output_norms
-from dualform.models.stepping import SeenBlock, Walk, require_editable_outputs, row_groups
+from dualform.models.stepping import (
+    SeenBlock,
+    Walk,
+    require_editable_outputs,
+    require_separable,
+    row_groups,
+)
 from dualform.ops.ridge import NormalEquations, RidgeFit
 
 FEWEST_TEXTS = 8
@@ -94,6 +100,7 @@ class Folded:
         n_layers = len(lm.anatomy.layers)
         chosen = range(n_layers) if self.layers is None else self.layers
         blocks = find_blocks(lm.model, lm.anatomy)
+        require_separable(lm, blocks)
         norms = find_output_norms(lm, blocks)
         with torch.no_grad():
             nothing = lm.encode(())

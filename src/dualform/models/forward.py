@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from dualform.errors import ModelError
 from dualform.models.anatomy import Anatomy
 from dualform.models.attention import AttentionCall, plain_attention, tapped
 from dualform.models.capture import Recorder
@@ -32,10 +33,20 @@ def forward_rows(
 
     Returns:
         Logits `(row, vocab)` and the head's input `(row, d_model)`.
+
+    Raises:
+        ModelError: The head does not read one row a token.
     """
     kept: list[Tensor] = []
 
     def cut(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if args[0].dim() > 3:
+            # ProphetNet predicts the next few tokens at once, from hidden states of their own.
+            raise ModelError(
+                f"{type(model).__name__}: its output head reads hidden states of shape {tuple(args[0].shape)}, where "
+                "one row a token (batch, pos, d_model) was expected: it predicts more than the next token. Choose "
+                "another model."
+            )
         hidden = args[0].reshape(1, -1, args[0].shape[-1])[:, rows.to(args[0].device)]
         kept.append(hidden[0])
         return (hidden, *args[1:])

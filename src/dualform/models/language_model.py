@@ -198,8 +198,10 @@ class LanguageModel:
         """Longest sequence that the model was built for, None when its config names no limit."""
         config = text_config(self.model.config)
         for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-            if getattr(config, name, None) is not None:
-                return int(getattr(config, name))
+            found = getattr(config, name, None)
+            # XLNet's config says -1 for no limit.
+            if found is not None and int(found) > 0:
+                return int(found)
         return None
 
     def packed_products(self) -> AbstractContextManager[object]:
@@ -504,7 +506,7 @@ def longest_check(model: PreTrainedModel) -> int:
     config = text_config(model.config)
     positions = getattr(config, "max_position_embeddings", None)
     # Learned positions end there; the check reads a few dozen tokens beyond the window.
-    return LONGEST_CHECK if not isinstance(positions, int) else min(LONGEST_CHECK, positions - 40)
+    return min(LONGEST_CHECK, positions - 40) if isinstance(positions, int) and positions > 0 else LONGEST_CHECK
 
 
 def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> Iterator[CheckedSwitch]:

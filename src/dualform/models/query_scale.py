@@ -117,7 +117,7 @@ def _factors_before(lm: LanguageModel) -> Tensor:
     uses = [layer.W_Q.module for layer in layers if layer.W_Q is not None]
     for i, layer in enumerate(layers):
         # A linear that several layers use shows its last use alone.
-        if layer.W_Q is not None and uses.count(layer.W_Q.module) == 1 and i in queries:
+        if layer.W_Q is not None and uses.count(layer.W_Q.module) == 1 and layer.W_Q.module in written and i in queries:
             factors[i] = _factor(layer, written[layer.W_Q.module], queries[i])
     return factors
 

@@ -11,14 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
 from dualform.models.blocks import Blocks
 from dualform.models.capture import Recording
-from dualform.models.language_model import EncodedPrefix, LanguageModel
+from dualform.models.forward import forward_rows
+from dualform.models.language_model import (
+    EncodedPrefix,
+    LanguageModel,
+    in_one_line,
+    largest_difference,
+    tolerance,
+)
 from dualform.models.layout import Layout, Query, lay_out
 from dualform.models.quantized import require_unquantized
 from dualform.models.tying import tied_linears
+from dualform.models.untouched import ordinary_ids
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,90 @@ class SeenBlock:
     """Output of W_O, `(token, d_model)`."""
     after: Tensor | None
     """Hidden states that the block handed on, `(token, d_model)`; None where it was left after W_O."""
+
+
+def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
+    """Check that a block needs no more of the blocks before it than their hidden states.
+
+    Each block runs by itself, with the others stepped over, and must hand on what it does in the model's own forward.
+    One that reads a router's state (Zaya), or keys and values of an earlier block, does not.
+
+    Args:
+        lm: The model.
+        blocks: Its residual blocks.
+
+    Raises:
+        ModelError: A block hands on something else, or fails.
+    """
+    # Other tokens than `find_blocks` read, so that what it kept of the blocks' other outputs is not right for them.
+    ids = torch.tensor([ordinary_ids(lm.model, 5, start=20)], device=lm.device)
+    given, handed_on = _hidden_states(lm.model, blocks, ids)
+    family = type(lm.model).__name__
+    for layer, (before, after) in enumerate(zip(given, handed_on, strict=True)):
+        reason = ""
+        try:
+            with blocks.stepped_over_but(layer):
+                (found,) = _hidden_states(lm.model, blocks, ids, {layer: before})[1]
+            difference = largest_difference([after], [found])
+            if not difference < tolerance(lm.model):
+                reason = f"without the others its output is off by {difference:.1e} of the largest entry"
+        except Exception as error:
+            reason = f"without the others it raises {in_one_line(error)}"
+        if reason:
+            raise ModelError(
+                f"{family}: {blocks.names[layer]} needs more of the blocks before it than their hidden states "
+                f"({reason}), so its forward cannot be taken one block at a time."
+            )
+
+
+def _hidden_states(
+    model: PreTrainedModel, blocks: Blocks, ids: Tensor, instead: dict[int, Tensor] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What each block is given and hands on in one forward.
+
+    Args:
+        model: The model.
+        blocks: Its blocks.
+        ids: Tokens, `(1, pos)`.
+        instead: What one block is given instead; that block alone is then looked at, and the forward ends with it.
+    """
+    given: list[Tensor] = []
+    handed_on: list[Tensor] = []
+
+    def enter(layer: int) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            if not args and "hidden_states" not in kwargs:
+                raise ModelError(
+                    f"{type(model).__name__}: {blocks.names[layer]} is not given hidden states by that name."
+                )
+            states = args[0] if args else kwargs["hidden_states"]
+            if instead is not None:
+                states = instead[layer].to(states.device)
+            given.append(states.clone())
+            return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        handed_on.append((out if isinstance(out, Tensor) else out[0]).clone())
+        if instead is not None:
+            raise _LeftEarly
+
+    handles: list[Any] = []
+    try:
+        for layer, name in enumerate(blocks.names):
+            if instead is None or layer in instead:
+                module = model.get_submodule(name)
+                handles.append(module.register_forward_pre_hook(enter(layer), with_kwargs=True))
+                handles.append(module.register_forward_hook(leave))
+        with torch.no_grad():
+            forward_rows(model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
+    except _LeftEarly:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return given, handed_on
 
 
 class Walk:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dualform.errors import ModelError, NumericalError
+from dualform.errors import DualformError, ModelError, NumericalError
 from dualform.models.anatomy import Anatomy, is_linear
 from dualform.models.attention import ATTENTION, MOMENTUM, NAME
 from dualform.models.cached import NaiveRoute
@@ -271,6 +271,8 @@ def _forward(model: PreTrainedModel, tokens: Sequence[int], last_only: bool = Fa
                 logits, _ = forward_rows(model, ids.new_tensor([len(tokens) - 1]), input_ids=ids, use_cache=False)
             else:
                 logits = model(input_ids=ids, use_cache=False).logits[0]
+        except DualformError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"{type(model).__name__}: the model's own forward of {len(tokens)} tokens fails "
@@ -288,8 +290,8 @@ def _inputs_of(linears: dict[nn.Module, str]) -> Iterator[dict[str, list[Tensor]
     kept: dict[str, list[Tensor]] = {}
 
     def keep(module: nn.Module, args: Any) -> None:
-        rows = args[0].detach().reshape(-1, args[0].shape[-1])
-        # Experts may read no token at all.
+        rows = args[0].detach().reshape(-1, args[0].shape[-1]) if args else ()
+        # Experts may read no token at all, and a family may hand the input over by its name.
         if len(rows):
             kept.setdefault(linears[module], []).append(rows[-1].clone())
 

@@ -12,7 +12,7 @@ from dualform.models.blocks import find_blocks
 from dualform.models.edit import key_value_rows, mlp_rows, value_rows
 from dualform.models.language_model import LanguageModel
 from dualform.models.readers import find_readers
-from dualform.models.stepping import require_editable_outputs
+from dualform.models.stepping import require_editable_outputs, require_separable
 from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.fold_settings import FoldMethod
 
@@ -92,7 +92,7 @@ def check_fold_method(lm: LanguageModel, method: FoldMethod) -> None:
     """
     if method == "ridge":
         require_editable_outputs(lm)
-        find_blocks(lm.model, lm.anatomy)
+        require_separable(lm, find_blocks(lm.model, lm.anatomy))
     elif method == "thought-vector":
         require_editable_outputs(lm)
     elif method in ("thought-matrix", "rank-one"):
