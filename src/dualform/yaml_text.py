@@ -30,7 +30,7 @@ class _RefusedError(ValueError):
     """What is wrong with the text, in words."""
 
 
-def read_yaml(path: Path, error: type[DualformError], what: str = "YAML") -> Any:
+def read_yaml(path: Path, error: type[DualformError], what: str = "YAML file") -> Any:
     """The value that a YAML file holds.
 
     Args:

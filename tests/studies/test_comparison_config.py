@@ -36,6 +36,8 @@ def test_the_preset_holds_the_papers_protocol() -> None:
     config = comparison_config("m", "t", preset="dai2023")
 
     assert not config.balanced
+    assert config.reads_paper_rows
+    assert not comparison_config("m", "t").reads_paper_rows
     assert config.seeds == (1, 2, 3, 4, 5, 6, 7)
     assert config.select == "icl"
     assert config.limit == 2000

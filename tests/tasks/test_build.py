@@ -81,7 +81,7 @@ def test_another_label_column_drops_the_known_words():
 
 
 def test_the_papers_split_is_named_only_where_there_is_one():
-    wording = WORDINGS["mr"]
+    wording = WORDINGS["subj"]
     rows, test = table([0, 1] * 6), [{"text": "q", "label": 1}]
     with_test = raw_task(rows, test=test, label_names=wording.label_names, wording=wording)
     without = raw_task(rows, label_names=wording.label_names, wording=wording)

@@ -40,7 +40,7 @@ def test_a_missing_table_is_looked_for_beside_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("data: [", "mine.yaml is not YAML"),
+        ("data: [", "mine.yaml cannot be read as a task file"),
         ("- data", "must hold keys and values .* not list"),
         ("", "not NoneType"),
         ("data: sst2\nlabel_word: [a, b]", "unknown key 'label_word'. Did you mean 'label_words'"),
@@ -49,7 +49,8 @@ def test_a_missing_table_is_looked_for_beside_the_file(tmp_path):
         ("data: other.yml", "'other.yml', another task file"),
         ("data: sst2\nseparator: 3", "separator must be text, not 3"),
         ("data: sst2\nchoices: 3", "choices must name a column"),
-        ("data: !!python/object/apply:os.getcwd []", "not YAML"),
+        ("data: !!python/object/apply:os.getcwd []", "cannot be read as a task file"),
+        ("data: sst2\ndata: mr", "the key 'data' stands twice, on lines 1 and 2"),
     ],
 )
 def test_a_file_that_does_not_fit_is_explained(tmp_path, content, message):

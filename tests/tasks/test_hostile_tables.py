@@ -107,6 +107,12 @@ def deep(n: int) -> str:
     return "[" * n + "]" * n
 
 
+def bombs(n: int) -> str:
+    """A few lines of YAML whose aliases stand for 2 ** n values."""
+    lines = ["x0: &x0 [1, 1]", *(f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]" for i in range(1, n))]
+    return "\n".join([*lines, "data: mr"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -130,10 +136,11 @@ def deep(n: int) -> str:
         ("a.csv.gz", gzip.compress(b"text,label\n" * 1000, mtime=0)[:-20], "is damaged"),
         ("a.parquet", b"PAR1" + b"\xff" * 100 + b"PAR1", "cannot be read as Parquet"),
         ("a.arrow", b"ARROW1" + b"\xff" * 100, "cannot be read as Arrow"),
-        ("a.yaml", b"data: 2024-13-45\n", "cannot be read as YAML: month must be in 1..12"),
-        ("a.yaml", b"a: &a [x, x]\nb: &b [*a, *a]\ndata: *b\n", "uses aliases"),
-        ("a.yaml", deep(5000).encode(), "nested too deeply"),
-        ("a.yaml", b"data: " + b"9" * 5000, "cannot be read as YAML: Exceeds the limit"),
+        ("a.yaml", b"data: 2024-13-45\n", "cannot be read as a task file: month must be in 1..12"),
+        ("a.yaml", b"a: &a [x, x]\nb: &b [*a, *a]\ndata: *b\n", "unknown key 'a'"),
+        ("a.yaml", bombs(30).encode(), "more than 2,000,000 values once its aliases"),
+        ("a.yaml", deep(5000).encode(), "nests too deeply"),
+        ("a.yaml", b"data: " + b"9" * 5000, "a number of 5,000 digits"),
         ("a.yaml", b"data: a.csv\nprompt: [1]\n", r"prompt must be text, not \[1\]"),
         ("a.yaml", b"\xff\xfe\x00", "UTF-16"),
     ],

@@ -21,7 +21,7 @@ def test_every_label_has_its_own_word(wording):
 PAPER = {
     "sst2": ("Sentence: x Label:", ("Negative", "Positive"), "validation"),
     "sst5": ("Sentence: x Label:", ("terrible", "bad", "neutral", "good", "great"), "validation"),
-    "mr": ("Review: x Sentiment:", ("Negative", "Positive"), "test"),
+    "mr": ("Review: x Sentiment:", ("Negative", "Positive"), "validation"),
     "subj": ("Input: x Type:", ("objective", "subjective"), "test"),
     "agnews": (
         "Classify the news articles into the categories of World, Sports, Business, and Technology. Article: x Answer:",

@@ -1,3 +1,9 @@
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from dualform.errors import HubError, TaskError
@@ -30,6 +36,53 @@ def test_a_known_task_is_found_by_name_in_the_data_folder(sst2, monkeypatch):
     assert task.label_names == ("negative", "positive")
     monkeypatch.setenv("DUALFORM_DATA", str(sst2.parent))
     assert load_task("sst2") == task
+
+
+def write_glue(folder: Path, rows: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, Any]]) -> None:
+    """GLUE's files next to a folder's own splits, as public copies have them."""
+    (folder / "phrases.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    (folder / "glue.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    about = json.loads((folder / "dataset.json").read_text())
+    about["extra_files"] = {"train_phrases": {"file": "phrases.jsonl.gz"}, "validation_glue": {"file": "glue.jsonl"}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+
+
+def test_a_known_task_has_the_papers_rows_where_they_are_asked_for(sst2):
+    phrases = [{"text": f"phrase {row} ", "label": row % 2} for row in range(30)]
+    write_glue(
+        sst2, [*phrases, {"text": "query  1 ", "label": 1}], [{"text": f"query {r} ", "label": r} for r in (0, 1)]
+    )
+
+    assert load_task(sst2).split("train")[0].fields["text"] == "t 0"
+    task = load_task(sst2, paper_rows=True)
+
+    # Phrases demonstrate, but for those that are queries, and every text keeps the space at its end.
+    queries = [example.fields["text"] for example in task.split("validation")]
+    assert (task.report_split, task.paper_split, queries) == ("validation", "validation", ["query 0 ", "query 1 "])
+    shown = {example.fields["text"] for name in ("train", "selection") for example in task.split(name)}
+    assert shown == {row["text"] for row in phrases}
+    assert task.template.render(task.split("validation")[0]) == "Sentence: query 0  Label:"
+    notes = " ".join(task.notes)
+    assert "phrases.jsonl.gz for train and glue.jsonl for validation" in notes
+    assert "Left out of train: 1 of 31 rows" in notes
+
+
+@pytest.mark.parametrize("lost", ["phrases.jsonl.gz", "glue.jsonl"])
+def test_a_folder_without_the_papers_rows_keeps_its_own_and_says_so(sst2, lost):
+    write_glue(sst2, [{"text": "p", "label": 0}], [{"text": "q", "label": 0}])
+    (sst2 / lost).unlink()
+
+    task = load_task(sst2, paper_rows=True)
+
+    assert task.splits == load_task(sst2).splits
+    missing = {"phrases.jsonl.gz": "train_phrases", "glue.jsonl": "validation_glue"}[lost]
+    assert [note for note in task.notes if f"add {missing} under extra_files" in note]
+
+
+def test_tasks_whose_rows_the_paper_takes_as_they_are_get_no_note(write_directory, rows):
+    folder = write_directory("mr", {"train": rows("t", 20), "validation": rows("v", 4), "test": rows("q", 6)})
+    assert load_task(folder, paper_rows=True) == load_task(folder)
+    assert load_task(folder).paper_split == "validation"
 
 
 def test_the_data_folder_may_be_the_tasks_own(sst2):

@@ -136,7 +136,7 @@ def compare(
         data_dir, text, label, choices, prompt, label_words, separator, skip_bad_rows=skip_bad_rows, truncate=truncate
     )
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
-    at_hand = check_task(task, data)
+    at_hand = check_task(task, {**data, "paper_rows": preset == "dai2023"})
     from dualform.studies.comparison import compare as run
     from dualform.studies.comparison_config import comparison_config
     from dualform.studies.summary import examples_table

@@ -103,6 +103,11 @@ class ComparisonConfig(StudyConfig):
         """Whether finetuning is repeated from weights moved by rounding."""
         return self.rounding != "none" and "ft" in self.learners and self.k > 0
 
+    @property
+    def reads_paper_rows(self) -> bool:
+        """As the preset's protocol does."""
+        return self.preset == "dai2023"
+
     def _changes_weights(self) -> str | None:
         if self.select in ("ft", "both"):
             return f"select {self.select} chooses by FT, which changes weights: choose icl or none"

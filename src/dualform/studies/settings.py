@@ -135,6 +135,11 @@ class StudyConfig(BaseModel):
         names = ("device", "dtype", "device_map", "max_memory", "offload_folder", "quantize")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def reads_paper_rows(self) -> bool:
+        """Whether a known task has the rows that the paper's released code reads, see `load_task`."""
+        return False
+
     def load_task(self) -> Task:
         """The task that these settings describe.
 
@@ -152,6 +157,7 @@ class StudyConfig(BaseModel):
             choices=self.choices,
             skip_bad_rows=self.skip_bad_rows,
             truncate=self.truncate,
+            paper_rows=self.reads_paper_rows,
         )
 
     def load_model(self, name: str) -> LanguageModel:

@@ -18,20 +18,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dualform.errors import LabelWordError, TaskError
-from dualform.files import read_bytes, show_path
-from dualform.plain_text import plain
-from dualform.tasks.decoding import decode, parsing
 from dualform.tasks.labels import shown
 from dualform.tasks.options import END_OF_SEQUENCE, LabelWords, TaskOptions, listed, unescape
 from dualform.tasks.table import table_suffix
+from dualform.yaml_text import read_yaml
 
 KEYS = ("name", "data", "text", "label", "prompt", "label_words", "separator", "choices")
-_LARGEST = 1 << 20
-"""Bytes of a task's YAML file."""
-_DEEPEST = 20
 
 
 @dataclass(frozen=True)
@@ -51,13 +44,7 @@ def read_custom(path: Path) -> CustomTask:
         LabelWordError: A label word is not text.
         TaskError: The file is missing or no YAML mapping, has an unknown key, or lacks `data`.
     """
-    text = decode(read_bytes(path, _LARGEST, TaskError), path, "YAML")
-    with parsing(path, "YAML"):
-        try:
-            _check_events(text, path)
-            about = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise TaskError(f"{show_path(path)} is not YAML: {plain(' '.join(str(error).split()))}.") from error
+    about = read_yaml(path, TaskError, "task file")
     if not isinstance(about, dict):
         raise TaskError(f"{path} must hold keys and values ({', '.join(KEYS)}), not {type(about).__name__}.")
     for key in about:
@@ -91,17 +78,6 @@ def read_custom(path: Path) -> CustomTask:
             choices=_choices(path, about.get("choices")),
         ),
     )
-
-
-def _check_events(text: str, path: Path) -> None:
-    """Refuse what takes no end to read: a few aliases can stand for more values than there is memory."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):
-            raise TaskError(f"{show_path(path)} uses aliases (*name). Write the values out.")
-        if depth > _DEEPEST:
-            raise TaskError(f"{show_path(path)} is nested too deeply. A task file needs {_DEEPEST} levels at most.")
 
 
 def _label_words(path: Path, given: Any) -> LabelWords | None:

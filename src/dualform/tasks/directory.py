@@ -8,6 +8,7 @@ or `valid`.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ SPLIT_NAMES: Mapping[str, str] = {
 _LARGEST_DESCRIPTION = 1 << 24
 
 
-def read_directory(folder: Path) -> RawTask:
+def read_directory(folder: Path, paper_rows: bool = False) -> RawTask:
     """Rows of a folder with `dataset.json`.
 
     Args:
         folder: The folder.
+        paper_rows: Of a known task, read the files that `Wording.paper_files` names in place of the splits, where the
+            folder has all of them.
 
     Returns:
         Its splits; the wording of a known task when name and labels are that task's.
@@ -57,7 +60,13 @@ def read_directory(folder: Path) -> RawTask:
         raise TaskError(f"{where}: label_names must be two different texts or more, not {listed(label_names) or '[]'}.")
     name = str(about.get("name") or folder.resolve().name)
     notes: list[str] = []
-    entries = _split_entries(folder, about, notes)
+    names = None if label_names is None else tuple(label_names)
+    wording = _known_wording(name, names)
+    entries = None
+    if paper_rows and wording is not None and wording.paper_files:
+        entries = _paper_entries(folder, about, wording.paper_files, notes)
+    if entries is None:
+        entries = _split_entries(folder, about, notes)
     found = {split: _read_split(folder / entry["file"]) for split, entry in entries.items()}
     for split, entry in entries.items():
         declared = entry.get("rows")
@@ -65,14 +74,13 @@ def read_directory(folder: Path) -> RawTask:
             notes.append(
                 f"{entry['file']} holds {len(found[split].rows)} rows where dataset.json says {shown(declared)}."
             )
-    names = None if label_names is None else tuple(label_names)
     return RawTask(
         name=name,
         source=str(folder),
         rows={split: table.rows for split, table in found.items()},
         files={split: str(folder / entry["file"]) for split, entry in entries.items()},
         label_names=names,
-        wording=_known_wording(name, names),
+        wording=wording,
         notes=(*notes, *(note for table in found.values() for note in table.notes)),
         lines={split: table.lines for split, table in found.items() if table.lines is not None},
         class_names={column: names for table in found.values() for column, names in table.class_names.items()},
@@ -147,6 +155,36 @@ def _split_entries(folder: Path, about: Mapping[str, Any], notes: list[str]) -> 
             f"splits are {', '.join(SPLITS)}."
         )
     return {split: entries[split] for split in SPLITS if split in entries}
+
+
+def _paper_entries(
+    folder: Path, about: Mapping[str, Any], files: Mapping[str, str], notes: list[str]
+) -> dict[str, Mapping[str, Any]] | None:
+    """The paper's files as splits; None where the folder lacks one. Other splits are left out: their texts differ."""
+    extra = about.get("extra_files")
+    extra = extra if isinstance(extra, dict) else {}
+    entries = {split: extra[name] for split, name in files.items() if _is_there(folder, extra.get(name))}
+    if len(entries) == len(files):
+        listing = " and ".join(f"{entry['file']} for {split}" for split, entry in entries.items())
+        notes.append(f"The rows are those that the code released with arXiv:2212.10559 reads: {listing}.")
+        return entries
+    missing = " and ".join(name for split, name in files.items() if split not in entries)
+    notes.append(
+        f"The code released with arXiv:2212.10559 reads other rows than these. {show_path(folder)} does not hold them: "
+        f"add {missing} under extra_files in dataset.json, each with its file."
+    )
+    return None
+
+
+def _is_there(folder: Path, entry: object) -> bool:
+    file = entry.get("file") if isinstance(entry, dict) else None
+    # A description from elsewhere must not reach files outside its folder.
+    return (
+        isinstance(file, str)
+        and Path(file).name == file
+        and table_suffix(Path(file)) is not None
+        and os.path.isfile(folder / file)
+    )
 
 
 def _quoted(file: object) -> str:

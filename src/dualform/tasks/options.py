@@ -33,6 +33,8 @@ class TaskOptions:
     """Leave out rows that cannot be used, and count them in a note, instead of refusing the table."""
     truncate: bool | None = None
     """Cut texts that are too long to be read at all."""
+    paper_rows: bool | None = None
+    """Of a known task, the rows that the paper's released code reads, where the source has them."""
 
     def over(self, other: "TaskOptions") -> "TaskOptions":
         """These settings, completed by `other`'s where they are None."""

@@ -1,7 +1,7 @@
 """The prompts and label words of the tasks that dualform knows by name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dualform.tasks.task import Template
 
@@ -16,7 +16,10 @@ class Wording:
     label_words: tuple[str, ...] | None
     """The words that stand for them, in the same order; None for multiple choice."""
     paper_split: str | None = None
-    """Split that the paper evaluates."""
+    """Split that the paper's released code evaluates."""
+    paper_files: Mapping[str, str] = field(default_factory=dict)
+    """Split -> name under `extra_files` of `dataset.json` of the rows that the paper's released code reads, where they
+    are not the split's own."""
 
 
 _SENTIMENT = ("negative", "positive")
@@ -28,14 +31,21 @@ def _packaged(noun: str) -> Wording:
 
 
 WORDINGS: Mapping[str, Wording] = {
-    "sst2": Wording(Template("Sentence: {text} Label:"), _SENTIMENT, ("Negative", "Positive"), "validation"),
+    "sst2": Wording(
+        Template("Sentence: {text} Label:"),
+        _SENTIMENT,
+        ("Negative", "Positive"),
+        "validation",
+        # GLUE's, which trains on labelled phrases.
+        {"train": "train_phrases", "validation": "validation_glue"},
+    ),
     "sst5": Wording(
         Template("Sentence: {text} Label:"),
         ("very negative", "negative", "neutral", "positive", "very positive"),
         ("terrible", "bad", "neutral", "good", "great"),
         "validation",
     ),
-    "mr": Wording(Template("Review: {text} Sentiment:"), _SENTIMENT, ("Negative", "Positive"), "test"),
+    "mr": Wording(Template("Review: {text} Sentiment:"), _SENTIMENT, ("Negative", "Positive"), "validation"),
     "subj": Wording(Template("Input: {text} Type:"), ("objective", "subjective"), ("objective", "subjective"), "test"),
     "agnews": Wording(
         Template(

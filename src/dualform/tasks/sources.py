@@ -48,6 +48,7 @@ def load_task(
     choices: str | None = None,
     skip_bad_rows: bool = False,
     truncate: bool = False,
+    paper_rows: bool = False,
 ) -> Task:
     """Load a task; the settings given come before those of the source.
 
@@ -66,6 +67,8 @@ def load_task(
         choices: Column with each row's list of choices, or several columns joined by commas.
         skip_bad_rows: Leave out rows that cannot be used, such as those with an empty text, and count them in a note.
         truncate: Cut texts that are too long to be read at all.
+        paper_rows: Of a known task, read the rows that the code released with arXiv:2212.10559 reads, where the source
+            has them; a note in the task says which rows were read.
 
     Returns:
         The task, with disjoint train, selection and report splits.
@@ -75,7 +78,7 @@ def load_task(
         LabelWordError: Label words that do not fit the labels.
         TaskError: No such task, or one whose rows, columns or prompt do not fit.
     """
-    options = TaskOptions(text, label, prompt, label_words, separator, choices, skip_bad_rows, truncate)
+    options = TaskOptions(text, label, prompt, label_words, separator, choices, skip_bad_rows, truncate, paper_rows)
     return _find(os.fspath(name_or_path), data_dir, options).load()
 
 
@@ -188,21 +191,30 @@ def _find_rows(given: str, data_dir: str | os.PathLike[str] | None, options: Tas
     # "data/sst2" has the shape of a hub address too; where data is a folder here, it is meant as a path.
     is_path = is_path or ("/" in given and os.path.isdir(path.parent))
     if is_folder and (is_path or os.path.isfile(path / "dataset.json")):
-        return _Source(lambda: read_directory(path), options)
+        return _Source(lambda: read_directory(path, options.paper_rows is True), options)
     if is_path:
         raise TaskError(f"{show_path(given)} is not there. Check the path.")
     folder = _data_dir(data_dir)
     if folder is not None:
         if os.path.isfile(folder / given / "dataset.json"):
-            return _Source(lambda: read_directory(folder / given), options)
+            return _Source(lambda: read_directory(folder / given, options.paper_rows is True), options)
         # It may also be the task's own folder.
         if os.path.isfile(folder / "dataset.json") and _is_named(folder, given):
-            return _Source(lambda: read_directory(folder), options)
+            return _Source(lambda: read_directory(folder, options.paper_rows is True), options)
     if given in PACKAGED_SETS:
         return _Source(lambda: read_packaged(given), options, local=is_local(given))
     if given in HUB_PLACES or "/" in given:
-        return _Source(lambda: read_hub(given, options.label), options, local=False)
+        return _Source(lambda: _read_hub(given, options), options, local=False)
     raise _unknown(given, folder)
+
+
+def _read_hub(given: str, options: TaskOptions) -> RawTask:
+    raw = read_hub(given, options.label)
+    if not options.paper_rows or raw.wording is None or not raw.wording.paper_files:
+        return raw
+    # The hub's copies are those that the released code loads.
+    note = f"The rows are those of {raw.source}, which the code released with arXiv:2212.10559 reads too."
+    return replace(raw, notes=(*raw.notes, note))
 
 
 def _is_named(folder: Path, name: str) -> bool:

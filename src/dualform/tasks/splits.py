@@ -110,8 +110,8 @@ def _split_off(
     """(what stays in train, what is held out); equal texts stay on one side."""
     texts_of_label: dict[int, list[str]] = {}
     seen = set()
-    for example in train:
-        text = text_of(example, fields)
+    texts = [text_of(example, fields) for example in train]
+    for example, text in zip(train, texts, strict=True):
         if text not in seen:
             seen.add(text)
             texts_of_label.setdefault(example.label, []).append(text)
@@ -125,8 +125,8 @@ def _split_off(
             f"{failure}: train has {len(train)} rows with {len(seen)} different texts and {len(texts_of_label)} "
             "labels, and each label must keep one. Give more rows, or a validation and a test split."
         )
-    stays = tuple(example for example in train if text_of(example, fields) not in held_out)
-    return stays, tuple(example for example in train if text_of(example, fields) in held_out)
+    stays = tuple(example for example, text in zip(train, texts, strict=True) if text not in held_out)
+    return stays, tuple(example for example, text in zip(train, texts, strict=True) if text in held_out)
 
 
 def _quotas(counts: Mapping[int, int], wanted: int, most: int | None) -> dict[int, int]:
