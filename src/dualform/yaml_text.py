@@ -4,6 +4,7 @@ A few lines of YAML can stand for more values than there is memory (aliases of a
 stack, or name one key twice, where the last would silently win. All of these are looked for before a value is made.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,4 +142,6 @@ def _require_single_keys(node: yaml.MappingNode) -> None:
 
 def _in_one_line(fault: Exception) -> str:
     shown = " ".join(plain(str(fault), lines=True).split())
+    # PyYAML's names for a text that it was given without a file.
+    shown = re.sub(r' in "<(unicode|byte) string>",', " at", shown)
     return (shown if len(shown) <= 300 else f"{shown[:300]} ...").rstrip(".") + "."
