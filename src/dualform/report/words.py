@@ -261,7 +261,7 @@ def _ahead_of(tests: dict[str, PairedTest | None]) -> str:
             ("both", "is ahead of", " for other queries and other demonstrations"),
             ("queries", "is ahead of", " for other queries under these demonstrations only"),
             ("demonstrations", "is ahead of", " for other demonstrations on these queries only"),
-            ("neither", "is not told apart from", ""),
+            ("neither", "does not differ significantly from", ""),
         )
         if kind in level
     ]
@@ -493,7 +493,7 @@ def _how_much_it_stands_on(result: Result) -> list[str]:
     sentences = []
     smallest = min((each.n for each in result.accuracy.values()), default=SMALL_BELOW)
     if smallest < SMALL_BELOW:
-        sentences.append(f"The accuracies stand on as few as {smallest} answers: read them as a first look.")
+        sentences.append(f"Some accuracies are computed from only {smallest} answers: read them as a first look.")
     recovered = result.similarity.get("rec2ftp")
     if recovered is not None and FEWEST_FOR_INTERVAL <= recovered.n < SMALL_BELOW:
         sentences.append(f"Rec2FTP stands on {recovered.n} of them: a small number.")
