@@ -147,7 +147,7 @@ def test_chance_needs_label_words():
 
 def test_few_answers_and_one_seed_are_pointed_out():
     text = said(accuracy={"icl": accuracy(0.8, 0.6, 0.9, n=40, seeds=1)})
-    assert "as few as 40 answers" in text
+    assert "from only 40 answers" in text
     assert "one demonstration seed" in text
     assert "answers: read" not in said(accuracy={"icl": accuracy(0.8, 0.6, 0.9, n=2000)})
 
@@ -303,7 +303,7 @@ def test_the_best_learner_is_weighed_by_tests_and_not_by_overlap_where_there_are
     first = verdict(with_test(weighed(0.001, 0.0156)))[0]
     assert first.endswith("By paired tests it is ahead of finetuning for other queries and other demonstrations.")
     assert "overlaps" not in first
-    assert verdict(with_test(weighed(0.3, 0.3)))[0].endswith("By paired tests it does not differ significantly from finetuning.")
+    assert verdict(with_test(weighed(0.3, 0.3)))[0].endswith("it does not differ significantly from finetuning.")
 
 
 @pytest.mark.parametrize(("seeds", "least"), [(0, None), (1, None), (2, 0.5), (5, 0.0625), (6, 0.03125)])
