@@ -20,7 +20,7 @@ from dualform.models.anatomy import Anatomy, is_linear
 from dualform.models.attention import ATTENTION, MOMENTUM, NAME
 from dualform.models.cached import NaiveRoute
 from dualform.models.capture import Recording
-from dualform.models.forward import forward_rows
+from dualform.models.forward import KeysValues, forward_rows
 from dualform.models.layout import Query, lay_out
 from dualform.models.quantized import precision_of
 from dualform.models.streaming import input_device, named_weights
@@ -180,9 +180,8 @@ def compare_with_untouched(model: PreTrainedModel, anatomy: Anatomy, untouched: 
         layout = lay_out([query], device=input_device(model))
         with _inputs_of({model.get_submodule(name): name for name in names}) as inputs:
             try:
-                encoded = naive.encode(prefix)
-                inputs.clear()
-                logits, _, _ = naive.read(encoded, [query], layout, Recording())
+                # The row is read whole, so the prefix need not be read by itself before.
+                logits, _, _ = naive.read(KeysValues((), prefix), [query], layout, Recording())
             except Exception as error:
                 raise ModelError(
                     f"{family} cannot be read on the naive route: {type(error).__name__}: {_first_line(error)}"
@@ -290,8 +289,11 @@ def _inputs_of(linears: dict[nn.Module, str]) -> Iterator[dict[str, list[Tensor]
     kept: dict[str, list[Tensor]] = {}
 
     def keep(module: nn.Module, args: Any) -> None:
-        rows = args[0].detach().reshape(-1, args[0].shape[-1]) if args else ()
-        # Experts may read no token at all, and a family may hand the input over by its name.
+        if not args:
+            # The family hands the input over by its name.
+            return
+        rows = args[0].detach().reshape(-1, args[0].shape[-1])
+        # Experts may read no token at all.
         if len(rows):
             kept.setdefault(linears[module], []).append(rows[-1].clone())
 
