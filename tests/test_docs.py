@@ -366,7 +366,9 @@ def test_the_measures_page_lists_every_control_under_its_kind():
     assert set(floors) == set(FLOORS) - {"chance"}
     assert set(ceilings) == set(CEILINGS)
     assert {*floors, *ceilings, *comparisons} == {control.key for control in CONTROLS} - {"chance"}
-    assert {*floors, *ceilings, *comparisons} - {"batch_sequential"} == set(get_args(ControlName)) - {"rates"}
+    assert {*floors, *ceilings, *comparisons} - {"batch_sequential", "random_released"} == (
+        set(get_args(ControlName)) - {"rates"}
+    )
 
 
 def test_the_measures_page_says_which_controls_run_by_default():

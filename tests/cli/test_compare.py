@@ -86,7 +86,7 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
     assert list(found["accuracy"]) == LEARNERS
     for learner in LEARNERS:
         accuracy = found["accuracy"][learner]
-        assert accuracy.keys() == {"mean", "ci95", "n", "per_seed"}
+        assert accuracy.keys() == {"mean", "ci95", "n", "per_seed", "per_label", "macro_f1", "over_majority"}
         assert 0 <= accuracy["ci95"][0] <= accuracy["mean"] <= accuracy["ci95"][1] <= 1
         assert accuracy["n"] == (8 if learner == "zsl" else 16)
         assert list(accuracy["per_seed"]) == ["1", "2"]

@@ -42,7 +42,6 @@ STEERING = [
     "\x1bP+q544e\x1b\\asked",
     "\x9b38;5;46;7mC1",
     "rung \x07 and struck back \x08\x08",
-    "a\x00null",
     "\u202egnp.exe\u202c \u2066isolated",
     "zero\u200bwidth\ufeff \U000e0041tag",
     "first\u2028second\u2029third\x85fourth",

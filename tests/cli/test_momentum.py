@@ -150,7 +150,7 @@ def test_a_cost_is_told_and_nothing_is_trained(dualform: Command, tmp_path: Path
         (["--set", "length=8"], ["--set 'length=8' should look like tokens=2e6, each field once"]),
         (["--set", "lenght=8"], ["--set 'lenght=8': a recipe has no field 'lenght', but model, vocab_size"]),
         (["--set", "clip=-1"], ["clip: Input should be greater than 0 (given -1)"]),
-        (["--set", "betas=[0.9"], ["'[0.9' is no value in YAML"]),
+        (["--set", "betas=[0.9"], ["--set betas: not a value in YAML"]),
         (["--set", "warmup=1.2.3e4"], ["warmup: ", "(given '1.2.3e4')"]),
     ],
 )

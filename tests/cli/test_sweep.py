@@ -56,7 +56,7 @@ def test_a_sweep_runs_tells_its_failures_and_goes_on_from_its_folder(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.yaml"], "none.yaml cannot be read as a sweep"),
+        (["none.yaml"], "none.yaml is not there"),
         (["grid.yaml", "--resume", "--out", "nothing"], "nothing holds no sweep that could go on"),
         (["grid.yaml", "--engine", "dask"], "engine 'dask' is none of local, ray, slurm"),
         (["grid.yaml", "--retries", "-1"], "retries -1 must be 0 or more"),

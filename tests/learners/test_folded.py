@@ -103,7 +103,7 @@ def test_the_fold_is_that_of_the_slow_obvious_way(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_folded_model_answers_zero_shot_as_the_prompted_one_more_than_the_base_does(family):
     setting = fresh(family)
-    learner = folded(setting, texts=setting.queries * 10, plain=(), strength=1e-6)
+    learner = folded(setting, texts=setting.queries * 10, plain=(), strength=1e-5)
     icl = InContext().adapt(setting.lm, setting.demonstrations)
     zsl = ZeroShot(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
     fold = learner.adapt(setting.lm, setting.demonstrations)

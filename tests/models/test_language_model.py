@@ -335,14 +335,6 @@ class TestAttentionThatDualformsFunctionDoesNotKnow:
             expected = naive_scores(model, PREFIX, query)
             torch.testing.assert_close(row[: len(query.answers)], expected, rtol=RELATIVE, atol=0)
 
-    def test_attention_sinks_are_refused_by_name(self, tokenizer):
-        config = transformers.GptOssConfig(
-            **COMMON, head_dim=8, num_local_experts=2, num_experts_per_tok=1, rope_parameters={"rope_type": "default"}
-        )
-        model = _random(transformers.GptOssForCausalLM, config)
-        with pytest.raises(ModelError, match=r"GptOssAttention asks attention for s_aux=a tensor of shape \(4,\)"):
-            LanguageModel.wrap(model, tokenizer, "gpt-oss")
-
 
 def test_the_self_check_fills_the_window():
     assert window_of(plain(BY_NAME[f"mistral-sliding_window={WINDOW}"])) == WINDOW

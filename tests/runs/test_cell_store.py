@@ -568,7 +568,10 @@ def _no_file_beyond(size: int) -> Iterator[None]:
 
 
 def test_a_refusal_of_any_kind_is_one_message(store: CellStore) -> None:
-    with _no_file_beyond(50_000), pytest.raises(StorageError, match=r"cannot write .*: File too large\. .* --store"):
+    with (
+        _no_file_beyond(50_000),
+        pytest.raises(StorageError, match=r"cannot write .*: the file would be larger than .*--store"),
+    ):
         put(store, 1, 200_000)
 
     assert store.find(key()) is None

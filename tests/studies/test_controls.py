@@ -453,12 +453,8 @@ def test_every_control_is_known_by_whose_answers_it_compares() -> None:
 
     # `rates` has a place of its own in the result; one batch stands beside both sides.
     assert set(result.controls) == {*ALL, "batch_sequential"} - {"rates"}
-    made_up = {"random", "random_released"}
-    assert set(PAIRS) == set(result.controls) - made_up
-    assert all("rec2ftp" in measures for name, measures in result.controls.items() if name not in made_up)
-    assert set(result.controls["random_released"]) == {"sim_aou"}
-    # Another quantity than the score: no point on its scale.
-    assert "random_released" not in result.calibrated["sim_aou"].by_control
+    assert set(PAIRS) == set(result.controls) - {"random"}
+    assert all("rec2ftp" in measures for name, measures in result.controls.items() if name != "random")
     assert [point.learning_rate for point in result.rate_sweep] == list(RATES)
 
 
