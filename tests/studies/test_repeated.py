@@ -123,11 +123,11 @@ def test_the_repeats_updates_are_compared_at_the_probe() -> None:
     outputs = []
     with bench.lm.packed_products():
         for learner in (ZeroShot(opening), *(Finetuned(opening, WILD, moved=moved) for moved in (None, 1))):
-            model = learner.adapt(bench.lm, encoded)
+            model = learner.adapt(bench.lm, encoded)  # type: ignore[attr-defined]
             trace = model.read_group(bench.queries, indices, Recording(output=True)).trace
             assert trace is not None
             outputs.append(trace.output)
-    expected = float(sim_aou_raw(*outputs).double().mean())  # type: ignore[arg-type] # recorded, above
+    expected = float(sim_aou_raw(*outputs).double().mean())
     found = run(WILD).result.precision["ft"].similarity["sim_aou_raw"].per_seed["1"]
     assert found == pytest.approx(expected, abs=1e-4)
 
@@ -182,7 +182,7 @@ def test_a_repeat_that_diverges_is_reported_and_not_stable(monkeypatch: pytest.M
             raise TrainingError("the loss is nan")
         return plain(self, lm, demonstrations)
 
-    monkeypatch.setattr(study.Finetuned, "adapt", adapt)
+    monkeypatch.setattr(study.Finetuned, "adapt", adapt)  # type: ignore[attr-defined]
     found = compare(small_config(rates=(TAME,), **CHANGES), lm=float32_lm(), task=small_task()).result.precision["ft"]
     assert found.diverged == [2]
     assert not found.stable

@@ -68,8 +68,7 @@ class Identities:
             DualformError: The task cannot be found or used.
         """
         columns = ("text", "label", "choices", "prompt", "label_words", "separator", "skip_bad_rows", "truncate")
-        columns = (*columns, "reads_paper_rows")
-        names = ("task", "data_dir", *columns)
+        names = ("task", "data_dir", *columns, "reads_paper_rows")
         read = tuple(repr(getattr(config, name)) for name in names)
         return self._once(("task", *read), lambda: task_digest(config.load_task()))
 
