@@ -15,7 +15,7 @@ from dualform.studies.comparison_config import ComparisonConfig
 from dualform.studies.controls import RANDOM_UPDATES, Workshop
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, fit_for, memory_of
-from dualform.studies.plan_folds import fold_bytes, fold_parts, fold_prefix, reads_twice
+from dualform.studies.plan_folds import READERS, RIDGE_CHECKS, fold_bytes, fold_parts, fold_prefix, reads_twice
 from dualform.studies.settings import StudyConfig
 from dualform.studies.work import controlled_queries
 
@@ -326,6 +326,13 @@ class _Seed:
         return found
 
 
+def _checks(config: ComparisonConfig) -> int:
+    """Short forwards of `possible_arms`, before anything is computed."""
+    of_fold = {"ridge": RIDGE_CHECKS - 1, "thought-matrix": READERS, "rank-one": READERS, "task-vector": 1}
+    found = of_fold.get(config.fold.method, 0) if "fold" in config.learners else 0
+    return found + ("lcgd" in config.controls)
+
+
 def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     """What a comparison with these settings will cost."""
     import time
@@ -341,6 +348,7 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     trains = bool({"ft", "lora"} & set(config.learners))
     parts = around(costs, tokenising, _summary_seconds(costs, bench))
     parts.append(Part("packing weights", costs.packing(trains)))
+    parts.append(Part("finding out what the model allows", costs.looked_at(_checks(config))))
     parts += _seeds(costs, bench, drawn)
     longest = max(drawn.values(), key=lambda one: len(one.encoded.prefix))
     sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]

@@ -4,6 +4,7 @@ import time
 
 from dualform.models.fitting import BYTES
 from dualform.models.machine import Machine
+from dualform.models.model_card import EXAMPLE
 from dualform.studies.bench import Bench
 from dualform.studies.fold import VERIFIED_QUERIES, FoldConfig
 from dualform.studies.folds import perplexity_passages, require_weights
@@ -11,6 +12,7 @@ from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_comparison import around, fitted, gathered, sketched
 from dualform.studies.plan_costs import Costs, Reading, memory_of
 from dualform.studies.plan_folds import fold_bytes, fold_parts
+from dualform.tasks.task import Example
 
 
 def plan(config: FoldConfig, machine: Machine) -> Plan:
@@ -37,6 +39,10 @@ def plan(config: FoldConfig, machine: Machine) -> Plan:
     parts.append(Part("zsl", costs.encode(opening)))
     parts.append(Part("icl", costs.encode(prefix)))
     reading = costs.read(bench.queries, opening) * 2 + costs.read(bench.queries, prefix)
+    if bench.task.label_words is not None:
+        # The card's own question, with the answer that its program should give.
+        query = bench.encoder.query(Example(dict.fromkeys(bench.task.template.fields, EXAMPLE), 0, 0))
+        reading += costs.read([query], opening)
     parts.append(Part("reading queries", reading))
     if config.perplexity is not None:
         passages = perplexity_passages(bench, config.perplexity, config.perplexity_texts)

@@ -28,6 +28,9 @@ from dualform.tasks.texts import unlabelled_texts
 
 READERS = 3
 """Times that a few tokens are read to find what reads the MLPs' inputs (`models.readers`)."""
+RIDGE_CHECKS = 4
+"""The same before a ridge fold: the blocks are found, shown to be separable (in a whole forward, then each by itself),
+and the norms behind them found."""
 _THROWN_AWAY = "texts that the model writes are written anew where they are of no use"
 """Why their time is a range."""
 _GENERATED_ROWS = 16
@@ -136,8 +139,7 @@ def _ridge(
     alone = [Query((0,) * (opening + len(text.prompt)), text.answers) for text in texts]
     plainly = [Query((0,) * (opening + n), ()) for n in plain]
     cost = costs.encode(prefix) + costs.read(texts, prefix) + costs.read(alone, 0) + costs.read(plainly, 0)
-    # Blocks are found, and the norms behind them.
-    cost += costs.encode(opening) + costs.looked_at(2)
+    cost += costs.encode(opening) + costs.looked_at(RIDGE_CHECKS)
     layers = shape.n_layers if settings.layers is None else len(settings.layers)
     share = layers / shape.n_layers
     lengths = [n + opening for n in (*own, *plain)]
