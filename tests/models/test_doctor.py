@@ -51,9 +51,6 @@ def test_it_shows_what_was_compared_with_the_untouched_model():
     assert own.deviation < 2e-5
 
 
-@pytest.mark.xfail(
-    reason="the packed route is not checked beyond a chunk where dynamic scaling is in force as well", strict=False
-)
 def test_it_shows_lengths_at_which_the_model_changes(tokenizer):
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0}
     config = {"attention_chunk_size": 30, "floor_scale": 2000}

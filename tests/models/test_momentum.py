@@ -431,10 +431,6 @@ def soft_capped() -> Any:
     return model.eval()
 
 
-@pytest.mark.xfail(
-    reason="a saved soft-capped model with momentum is refused by the comparison with its untouched forward",
-    strict=False,
-)
 def test_a_family_that_is_in_the_registry_and_cannot_be_read_there_is_watched(tmp_path: Path) -> None:
     model = soft_capped()
     assert not find_anatomy(model).registry

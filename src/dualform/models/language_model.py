@@ -505,8 +505,8 @@ def longest_check(model: PreTrainedModel) -> int:
     """The longest window, in tokens, that the self-check fills in this model."""
     config = text_config(model.config)
     positions = getattr(config, "max_position_embeddings", None)
-    # Learned positions end there; the check reads a few dozen tokens beyond the window.
-    return min(LONGEST_CHECK, positions - 40) if isinstance(positions, int) and positions > 0 else LONGEST_CHECK
+    # Learned positions end there, and the check reads some tokens beyond the window (`check_readings`).
+    return min(LONGEST_CHECK, positions - _BEYOND) if isinstance(positions, int) and positions > 0 else LONGEST_CHECK
 
 
 def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> Iterator[CheckedSwitch]:
@@ -581,6 +581,8 @@ def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = 
 
 LONGEST_CHECK = 1024
 """The longest window, in tokens, that the self-check fills; longer ones would cost a real model many seconds."""
+_BEYOND = 12
+"""Positions beyond a window that the self-check may reach: three of the prefix, and its longest query with an answer."""
 
 
 def window_of(model: PreTrainedModel) -> int:

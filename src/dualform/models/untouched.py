@@ -220,6 +220,10 @@ def own_attention(model: PreTrainedModel) -> Iterator[str]:
     current = str(getattr(model.config, "_attn_implementation", None) or "eager")
     if any(hasattr(module, name) for module in model.modules() for name in (MOMENTUM, ATTENTION)):
         # Attention of this model is dualform's own, whatever computes the rest of it.
+        if current == NAME and not _is_taken(model):
+            # A family that asks for more than dualform's function knows: its plain code is watched instead.
+            model.set_attn_implementation("eager")
+            current = "eager"
         yield current
         return
     if current != NAME:
@@ -233,6 +237,17 @@ def own_attention(model: PreTrainedModel) -> Iterator[str]:
         yield own
     finally:
         model.set_attn_implementation(NAME)
+
+
+def _is_taken(model: PreTrainedModel) -> bool:
+    """Whether dualform's attention function takes what this family asks of it."""
+    ids = torch.tensor([ordinary_ids(model, 2)], device=input_device(model))
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    except ModelError:
+        return False
+    return True
 
 
 def _set_own(model: PreTrainedModel) -> str:
