@@ -91,15 +91,13 @@ def test_perplexity_at_inference_is_that_of_the_model_with_momentum(
     assert found[1].perplexity != pytest.approx(base, rel=1e-2)
 
 
-@pytest.mark.xfail(
-    reason="hardly any momentum gives the very same number on this machine, which the test does not allow", strict=False
-)
 def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[PretrainedMomentum], cells: Kept) -> None:
     hardly, much = found
     assert hardly.difference is not None
     assert much.difference is not None
     # So little momentum changes nothing but digits; with dropout of its own it would.
-    assert all(abs(value or 1.0) < 1e-5 for value in hardly.difference.per_seed.values())
+    # On processors that round it away altogether the difference is 0 exactly.
+    assert all(value is not None and abs(value) < 1e-5 for value in hardly.difference.per_seed.values())
     assert all(abs(value or 0.0) > 1e-3 for value in much.difference.per_seed.values())
     assert hardly.base_tuned is not None
     assert hardly.base_tuned.n == 2

@@ -582,7 +582,7 @@ def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = 
 LONGEST_CHECK = 1024
 """The longest window, in tokens, that the self-check fills; longer ones would cost a real model many seconds."""
 _BEYOND = 12
-"""Positions beyond a window that the self-check may reach: three of the prefix, and its longest query with an answer."""
+"""Positions beyond a window that the self-check may reach: three of the prefix and its longest query."""
 
 
 def window_of(model: PreTrainedModel) -> int:
