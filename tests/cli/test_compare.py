@@ -87,8 +87,12 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
     for learner in LEARNERS:
         accuracy = found["accuracy"][learner]
         assert accuracy.keys() == {"mean", "ci95", "n", "per_seed", "per_label", "macro_f1", "over_majority"}
-        assert 0 <= accuracy["ci95"][0] <= accuracy["mean"] <= accuracy["ci95"][1] <= 1
         assert accuracy["n"] == (8 if learner == "zsl" else 16)
+        if learner == "zsl":
+            # Of fewer than ten answers there is no interval.
+            assert accuracy["ci95"] == [None, None]
+        else:
+            assert 0 <= accuracy["ci95"][0] <= accuracy["mean"] <= accuracy["ci95"][1] <= 1
         assert list(accuracy["per_seed"]) == ["1", "2"]
         predictions = found["predictions"][learner]
         assert 0.5 <= predictions["majority_share"] <= 1
@@ -106,7 +110,7 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
             assert len(measure["per_layer"]) == 2
             assert -1 <= measure["mean"] <= 1
             assert measure["n"] == 16
-    assert set(found["controls"]) == {*CHEAP_CONTROLS, "random_released"}
+    assert set(found["controls"]) == set(CHEAP_CONTROLS)
     for control, measures in found["controls"].items():
         assert {"mean", "ci95", "n"} <= measures["sim_aou"].keys()
         assert measures["sim_aou"]["n"] == 16, control

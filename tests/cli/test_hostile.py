@@ -42,6 +42,7 @@ STEERING = [
     "\x1bP+q544e\x1b\\asked",
     "\x9b38;5;46;7mC1",
     "rung \x07 and struck back \x08\x08",
+    "a\x01heading",
     "\u202egnp.exe\u202c \u2066isolated",
     "zero\u200bwidth\ufeff \U000e0041tag",
     "first\u2028second\u2029third\x85fourth",
@@ -90,8 +91,10 @@ def ran(dualform: Callable[..., Done], tmp_path: Path) -> tuple[Done, Path]:
     """A comparison on hostile rows on a terminal, and its folder."""
     table = write(tmp_path / "hostile.csv", rows())
     out = tmp_path / "run"
-    # Forced, so that rich colours and the bar moves as on a terminal.
-    done = dualform("compare", "gpt2", table, *QUICK, "--out", out, FORCE_COLOR="1", TERM="xterm-256color")
+    # Hundreds of marks upon one letter are hundreds of tokens. Colours are forced, so that rich writes them and the bar
+    # moves as on a terminal.
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    done = dualform("compare", "gpt2", table, *QUICK, "--truncate", "--out", out, **terminal)
     return done, out
 
 
@@ -147,7 +150,10 @@ def test_a_megabyte_in_one_row_is_read_and_refused_in_a_line_where_it_must_be_re
     done = dualform("compare", "gpt2", table, *QUICK, "--limit", "0", "--out", tmp_path / "run")
     assert done.code == 2
     assert steers(done.err) == set()
-    assert "the context holds 512" in done.message
+    # Where such a text stands is known before a model is.
+    assert "5 of 66 rows cannot be used" in done.message
+    assert "line 7" in done.message
+    assert "cut it with --truncate" in done.message
     assert len(done.err) < 2_000
 
 
