@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from dualform.errors import TaskError
+from dualform.errors import LabelWordError, TaskError
 from dualform.tasks.sources import load_task
 from dualform.tasks.table import read_rows
 from dualform.tasks.task import Task
@@ -489,3 +490,192 @@ def test_a_label_without_a_row_to_report_or_to_show_is_noted(tmp_path: Path) -> 
     assert any(
         "1 label has no row in the report split, where it is never the right answer: c" in note for note in notes
     )
+
+
+# --- Labels that only look different, or only look alike ---
+
+
+@pytest.mark.parametrize("mark", ["\u200e", "\u200f", "\u00ad", "\u200c", "\u202c", "\u2069"])
+def test_invisible_characters_around_a_label_make_no_class(tmp_path: Path, mark: str) -> None:
+    assert load_task(write(tmp_path / "t.csv", csv_of(["pos", "neg", f"pos{mark}", f"{mark}neg"]))).n_labels == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("pos", "po\u200ds"), ("pos", "\uff50\uff4f\uff53"), ("1", "01"), ("1", "+1"), ("pos", "'pos'"), ("pos", "pos.")],
+)
+def test_labels_that_differ_only_in_how_they_are_written_are_noted(tmp_path: Path, one: str, other: str) -> None:
+    task = load_task(write(tmp_path / "t.csv", csv_of([one, other, "2"])))
+    assert task.n_labels == 3
+    assert any("differ only in how they are written" in note and "(8 rows)" in note for note in task.notes)
+
+
+@pytest.mark.parametrize("labels", [["0 1", "1"], ["C++", "C#"], ["+", "-"], ["a b", "c"], ["10", "1"]])
+def test_labels_that_differ_are_not_noted(tmp_path: Path, labels: list[str]) -> None:
+    assert not any("differ only" in note for note in load_task(write(tmp_path / "t.csv", csv_of(labels))).notes)
+
+
+@pytest.mark.parametrize("labels", [["True", "1", "False", "0"], [True, 1, False, 0]])
+def test_truth_values_next_to_numbers_are_noted(tmp_path: Path, labels: list[Any]) -> None:
+    task = load_task(write(tmp_path / "t.jsonl", lines_of(labels)))
+    assert any("truth values (False, True) next to 0, 1" in note for note in task.notes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "mark"), [(["?", "a", "b"], "?"), (["-99", "0", "1"], "-99"), (["999", "0", "1"], "999")]
+)
+def test_what_often_marks_a_missing_label_is_noted(tmp_path: Path, labels: list[str], mark: str) -> None:
+    task = load_task(write(tmp_path / "t.csv", csv_of(labels)))
+    assert task.n_labels == 3
+    assert any(f"Label {mark!r} (8 rows)" in note and "counts as a class" in note for note in task.notes)
+
+
+@pytest.mark.parametrize("mark", ["n/a", "\\N", "#DIV/0!", "-nan"])
+def test_more_marks_of_missing_values(tmp_path: Path, mark: str) -> None:
+    with pytest.raises(TaskError, match="line 4: column 'label' has no label but"):
+        load_task(write(tmp_path / "t.csv", csv_of(["a", "b", mark])))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a\nb", "c"], r"line 1: label a\\nb holds a line break"),
+        (["a\x1b[31m", "c"], r"label a\\x1b\[31m holds .* control character"),
+        (["inf", "0", "1"], "holds 'inf' in 8 rows next to whole numbers"),
+        (["9" * 20, "0"], "is too large for a class number"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, labels: list[str], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        load_task(write(tmp_path / "t.jsonl", lines_of(labels)))
+
+
+def test_dates_are_names_in_every_format(tmp_path: Path) -> None:
+    days = [date(2024, 1, 1 + i % 2) for i in range(24)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "label": days}), tmp_path / "t.parquet")
+    assert load_task(tmp_path / "t.parquet").label_names == ("2024-01-01", "2024-01-02")
+
+
+# --- Class names and splits that do not fit together ---
+
+
+def with_class_names(path: Path, names: list[str], texts: list[str] = TEXTS) -> Path:
+    about = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    table = pyarrow.table({"text": texts, "label": [0, 1] * 12})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), path)
+    return path
+
+
+def test_splits_whose_class_names_disagree_are_refused(tmp_path: Path) -> None:
+    with_class_names(tmp_path / "train.parquet", ["neg", "pos"])
+    with_class_names(tmp_path / "test.parquet", ["pos", "neg"], [f"{text} more" for text in TEXTS])
+    write(tmp_path / "dataset.json", "{}")
+    with pytest.raises(TaskError, match=r"neg, pos in train\.parquet but pos, neg in test\.parquet"):
+        load_task(tmp_path)
+
+
+def test_label_names_in_another_order_than_the_schema_are_refused(tmp_path: Path) -> None:
+    with_class_names(tmp_path / "train.parquet", ["neg", "pos"])
+    write(tmp_path / "dataset.json", '{"label_names": ["Pos", "Neg"]}')
+    with pytest.raises(
+        TaskError, match=r"label_names are Pos, Neg, but train.parquet names .* in another order: neg, pos"
+    ):
+        load_task(tmp_path)
+    write(tmp_path / "dataset.json", '{"label_names": ["bad", "good"]}')
+    assert load_task(tmp_path).label_names == ("bad", "good")
+
+
+@pytest.mark.parametrize("mark", ["-1", "-"])
+def test_a_test_split_whose_labels_are_hidden_is_left_out(tmp_path: Path, mark: str) -> None:
+    write(tmp_path / "train.csv", csv_of(["0", "1"]))
+    write(tmp_path / "test.csv", csv_of([mark], [f"{text} more" for text in TEXTS]))
+    write(tmp_path / "dataset.json", "{}")
+    task = load_task(tmp_path)
+    assert task.label_names == ("0", "1")
+    assert task.report_split == "report"
+    assert any("Left out: split test" in note and "24 rows have no label" in note for note in task.notes)
+
+
+def test_a_text_that_is_the_label_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="column 'label', which holds the answer"):
+        load_task(write(tmp_path / "t.csv", csv_of(["a", "b"])), text="label")
+
+
+def test_a_folder_without_a_train_split_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "test.csv", csv_of(["a", "b"]))
+    write(tmp_path / "dataset.json", "{}")
+    with pytest.raises(TaskError, match=r"has no train rows .* splits: test"):
+        load_task(tmp_path)
+
+
+def test_a_folder_of_tables_without_a_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    write(tmp_path / "mine" / "data" / "train-00000-of-00001.csv", csv_of(["a", "b"]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TaskError, match=r"mine has no dataset.json. It holds data/train-00000-of-00001.csv"):
+        load_task("mine")
+
+
+# --- What stands in a table's place ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "Git LFS pointer .*git lfs pull"),
+        ("t.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "Git LFS pointer .*git lfs pull"),
+        ("t.csv", "<!DOCTYPE html><html>404</html>\n", "a web page, not CSV"),
+        ("t.csv.gz", "text,label\na,b\n", "not packed with gzip.* Take .gz off its name"),
+        ("t.csv", csv_of(["a", "b"]).replace(",", "^"), r"has '\^' between its columns"),
+        ("t.csv", csv_of(["a", "b"]).replace(",", "::"), "has '::' between its columns"),
+        ("t.csv", csv_of(["a", "b"]) + csv_of(["a", "b"]), "line 26: the column names stand here again"),
+        (
+            "t.csv",
+            ("caf\u00e9 th\u00e9 \u00e0,a\n" * 9).encode() + b"caf\xe9,b\n",
+            "is UTF-8, but byte 0xe9 in line 10",
+        ),
+        ("t.jsonl", lines_of(["a", "b"]).replace("}\n", "},\n"), "a comma follows the object.*Remove the comma"),
+        ("t.jsonl", lines_of(["a", "b"]).replace('"}', '",}'), "a comma stands before a closing bracket"),
+        ("t.jsonl", "{'text': 'x', 'label': 'a'}\n" * 3, r"single quotes.*json\.dumps"),
+        ("t.json", json.dumps({"train": [{"text": "x"}], "test": [{"text": "y"}]}), r"several tables \(train, test\)"),
+        ("t.json", json.dumps({"data": [{"text": t, "label": t[-1]} for t in TEXTS] + ["x"]}), "row 24 .*found 'x'"),
+        ("t.jsonl", lines_of(["a", "b"], ["\u200e\u200f", *TEXTS[1:]]), "line 1: the text of 'text' is empty"),
+    ],
+)
+def test_the_cause_is_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        load_task(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("text", [{"indent": 1}, {}])
+def test_objects_one_after_another_are_rows(tmp_path: Path, text: dict[str, int]) -> None:
+    rows = [{"text": t, "label": "ab"[i % 2]} for i, t in enumerate(TEXTS)]
+    found = read_rows(write(tmp_path / "t.jsonl", "\n".join(json.dumps(row, **text) for row in rows)))  # type: ignore[arg-type]
+    assert found.rows == rows
+    assert found.lines == [1 + 4 * i if text else 1 + i for i in range(24)]
+    assert read_rows(write(tmp_path / "t.jsonl", "".join(map(json.dumps, rows)))).rows == rows
+
+
+def test_bytes_that_are_no_text_are_called_so(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": [f"caf\u00e9 {i}".encode("latin-1") for i in range(24)], "label": [0, 1] * 12})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(TaskError, match="the text of 'text' holds bytes that are not UTF-8"):
+        load_task(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("address", ["https://example.org/x.csv", "s3://bucket/x.csv"])
+def test_an_address_is_no_path(address: str) -> None:
+    with pytest.raises(TaskError, match=f"^{address} is an address"):
+        load_task(address)
+
+
+def test_how_a_table_was_read_is_said_where_it_does_not_fit(tmp_path: Path) -> None:
+    rows = "".join(f"{text}, well,{'ab'[i % 2]}\n" for i, text in enumerate(TEXTS))
+    with pytest.raises(TaskError, match=r"cannot make a report split.*taken for row names"):
+        load_task(write(tmp_path / "t.csv", "text,label\n" + rows))
+
+
+@pytest.mark.parametrize("words", [{"a": "x", "b": None}, ["x", 1]])
+def test_label_words_from_python_must_be_texts(tmp_path: Path, words: Any) -> None:
+    with pytest.raises(LabelWordError, match=r"is (NoneType|int), not text"):
+        load_task(write(tmp_path / "t.csv", csv_of(["a", "b"])), label_words=words)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -75,6 +75,11 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
                 problems.add(split, number, row.why)
     if not any(_good_rows(raw, split) for split in raw.rows):
         raise TaskError(problems.message() if len(problems) else f"{raw.source} holds no rows.")
+    if not raw.rows.get("train"):
+        raise TaskError(
+            f"{show_path(raw.source)} has no train rows to take demonstrations from; its splits: "
+            f"{listed(list(raw.rows))}. Add a train split."
+        )
     choices = _choice_columns(raw, columns)
     for split in raw.rows:
         _require_columns(raw, split, [label, *choices], "--label" if not choices else "--choices")
@@ -88,7 +93,7 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
     column = None
     notes = list(raw.notes)
     if not choices and known is None:
-        column = _collected(raw, label, values, problems)
+        column = _collected(raw, label, values, problems, values_named(options.label_words))
         notes += column.notes
     labels = _Labels(known, column)
     label_words = _label_words(raw, options, labels.names, wording, label)
@@ -191,6 +196,10 @@ def _template(
 
 def _check_fields(raw: RawTask, template: Template, text: str | None, answers: Sequence[str]) -> None:
     """Fields of the prompt that no row has, or that hold the answer."""
+    if text is not None and text in answers and "text" in template.fields:
+        raise TaskError(
+            f"the text is taken from column {text!r}, which holds the answer. Name another column with --text."
+        )
     for name in template.fields:
         for split in raw.rows:
             there = [*_columns_of(_good_rows(raw, split)), *([] if text is None else ["text"])]
@@ -251,9 +260,22 @@ def _label_of(value: Any, names: set[str], fixed: bool) -> str | Absent:
     return found
 
 
-def _collected(raw: RawTask, label: str, values: _Values, problems: RowProblems) -> LabelColumn:
-    counts = Counter(value for these in values.values() for value in these if isinstance(value, str))
-    column = collect_labels(counts, label)
+def _collected(raw: RawTask, label: str, values: _Values, problems: RowProblems, named: Collection[str]) -> LabelColumn:
+    of_split = {split: Counter(value for value in these if isinstance(value, str)) for split, these in values.items()}
+    counts = sum(of_split.values(), Counter[str]())
+    # Published test sets hide their labels: every row of such a split has the same mark, and no other split has it.
+    hidden = {
+        mark
+        for mark in ("-1", "-")
+        if mark in counts and all(mark not in found or len(found) == 1 for found in of_split.values())
+    }
+    hidden -= {*named, *of_split.get("train", ())}
+    try:
+        column = collect_labels(
+            counts, label, named=not {"-1", "-", *map(str.lower, counts)}.isdisjoint(named), hidden=hidden
+        )
+    except UnusableError as why:
+        raise TaskError(f"{raw.source}: {why.message}. {why.remedy}") from why
     n_rows = sum(counts.values())
     if len(problems) and len(column.names) < 2:
         raise TaskError(problems.message(_SKIP))
@@ -337,11 +359,15 @@ class _RowReader:
 
     def _shown_text(self, column: str, row: Row, text: str | None) -> str:
         if text is None and isinstance(row.get(column), list | tuple | Mapping):
-            kind = "object with fields" if isinstance(row[column], Mapping) else "list"
+            kind = "an object with fields" if isinstance(row[column], Mapping) else "a list"
             raise UnusableError(
                 f"nested {column}",
-                f"{column!r} holds a {kind}, not a text",
+                f"{column!r} holds {kind}, not a text",
                 "Name a column of plain texts with --text.",
+            )
+        if text is None and isinstance(row.get(column), bytes):
+            raise UnusableError(
+                f"bytes {column}", f"the text of {column!r} holds bytes that are not UTF-8", "Write texts in UTF-8."
             )
         if text is None or not clean_text(text):
             raise UnusableError(f"empty {column}", f"the text of {column!r} is empty", _FILL)

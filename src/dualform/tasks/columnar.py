@@ -9,7 +9,7 @@ from typing import Any
 
 from dualform.errors import TaskError
 from dualform.files import read_bytes, show_path
-from dualform.tasks.decoding import larger, most_bytes, parsing
+from dualform.tasks.decoding import larger, most_bytes, parsing, require_data
 from dualform.tasks.labels import shown
 from dualform.tasks.raw import Row, TableRows
 
@@ -28,6 +28,7 @@ def read_parquet(path: Path) -> TableRows:
 
     most = most_bytes()
     content = read_bytes(path, most, TaskError, larger())
+    require_data(content, path, "Parquet")
     with parsing(path, "Parquet"):
         file = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
         metadata = file.metadata
@@ -57,6 +58,7 @@ def read_arrow(path: Path) -> TableRows:
 
     most = most_bytes()
     content = read_bytes(path, most, TaskError, larger())
+    require_data(content, path, "Arrow")
     with parsing(path, "Arrow"):
         source = pyarrow.BufferReader(content)
         if content.startswith(b"ARROW1"):

@@ -42,6 +42,11 @@ _OTHER_FORMATS = (
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x7fELF", "a program"),
 )
+_PLACEHOLDERS = (
+    (b"version https://git-lfs", "a Git LFS pointer to the file, not the file itself", "Fetch it: git lfs pull"),
+    (b"<!doctype html", "a web page", "Download the file itself, not the page that shows it"),
+    (b"<html", "a web page", "Download the file itself, not the page that shows it"),
+)
 _UNDEFINED_IN_1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -111,6 +116,14 @@ def read_text(path: Path, format: str) -> str:
     return decode(content, path, format)
 
 
+def require_data(content: bytes, path: Path, format: str) -> None:
+    """Raise `TaskError` for what stands in a file's place where a download went wrong."""
+    start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for mark, what, remedy in _PLACEHOLDERS:
+        if start.startswith(mark):
+            raise TaskError(f"{show_path(path)} is {what}, not {format}. {remedy}.")
+
+
 def unpack(content: bytes, most: int, path: Path) -> bytes:
     """Data packed with gzip.
 
@@ -121,7 +134,13 @@ def unpack(content: bytes, most: int, path: Path) -> bytes:
         # Bounded while it is unpacked: a few kilobytes can hold gigabytes.
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
             unpacked = file.read(most + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except gzip.BadGzipFile as error:
+        if not content.startswith(b"\x1f\x8b"):
+            raise TaskError(
+                f"{show_path(path)} is not packed with gzip, though its name ends in .gz. Take .gz off its name."
+            ) from error
+        raise TaskError(f"{show_path(path)} is damaged: {plain(str(error))}. Pack it again.") from error
+    except (EOFError, zlib.error) as error:
         raise TaskError(f"{show_path(path)} is damaged: {plain(str(error))}. Pack it again.") from error
     if len(unpacked) > most:
         raise TaskError(f"{show_path(path)} unpacks to more than {most:,} bytes. {larger()}")
@@ -135,6 +154,7 @@ def decode(content: bytes, path: Path, format: str) -> str:
         TaskError: They are of another format or encoding; the message names the command that converts them.
     """
     shown = show_path(path)
+    require_data(content, path, format)
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
     if encoding is None:
         other = next((what for mark, what in _OTHER_FORMATS if content.startswith(mark)), None)
@@ -150,6 +170,13 @@ def decode(content: bytes, path: Path, format: str) -> str:
                 f"{shown} begins as {str(encoding).upper()} but is damaged at byte {error.start}. Save it as UTF-8."
             ) from None
         line = content.count(b"\n", 0, error.start) + 1
+        read = content.decode("utf-8", "surrogateescape")
+        broken = sum("\udc80" <= character <= "\udcff" for character in read)
+        if sum(character > "\x7f" for character in read) > 2 * broken:
+            raise TaskError(
+                f"{shown} is UTF-8, but byte 0x{content[error.start]:02x} in line {line} begins no character "
+                f"({broken} such bytes in all). Correct that place; to convert the whole file would spoil the rest."
+            ) from None
         raise TaskError(
             f"{shown} is not UTF-8: byte 0x{content[error.start]:02x} in line {line} begins no character. "
             f"{_conversion(content, path)}"

@@ -82,14 +82,26 @@ def read_delimited(text: str, path: Path) -> TableRows:
         raise TaskError(f"{show_path(path)} is empty. Give a line of column names, then a row a line.")
     header, *rest = records
     names = [clean_text(name) for name in header.cells]
+    if len(names) == 1 and (other := _unusual_delimiter(names[0], rest)) is not None:
+        raise TaskError(
+            f"{show_path(path)} has {other!r} between its columns; {', '.join(_NAMES.values())} are read. Write it "
+            "with one of them."
+        )
     names = _with_row_names(names, rest, path, notes)
     kept = [place for place, name in enumerate(names) if name]
     _check_names([names[place] for place in kept], path)
     if len(kept) < len(names):
         notes.append(_about_unnamed(names, rest, path))
     rows: list[Row] = []
+    repeated = [clean_text(cell) for cell in header.cells] if len(kept) > 1 else None
     for record in rest:
         why = _problem(record, len(names), delimiter)
+        if why is None and repeated == [clean_text(cell) for cell in record.cells]:
+            why = UnusableError(
+                "header",
+                "the column names stand here again",
+                "Where files are joined, keep the first line of one only.",
+            )
         rows.append({names[place]: record.cells[place] for place in kept} if why is None else UnreadRow(why))
     return TableRows(rows, [record.line + first_line for record in rest], tuple(notes))
 
@@ -194,10 +206,23 @@ def _is_quoted(text: str, delimiter: str) -> bool:
     return any(all(len(marks) > place and marks[place] for marks in enclosed[1:]) for place in range(width))
 
 
+def _unusual_delimiter(header: str, rest: Sequence[_Record]) -> str | None:
+    """What divides the only cell of every line, where it is none of the delimiters that are read."""
+    lines = [record.cells[0] for record in rest[:_SAMPLE_LINES] if len(record.cells) == 1]
+    if len(lines) < len(rest[:_SAMPLE_LINES]) or not lines:
+        return None
+    for mark in ("::", "^", "~", "\x01", "\x1f", ":", "    ", "  "):
+        count = header.count(mark)
+        if count and all(line.count(mark) == count for line in lines):
+            return mark
+    return None
+
+
 def _with_row_names(names: list[str], rest: Sequence[_Record], path: Path, notes: list[str]) -> list[str]:
     """R names one column fewer than there are: the first of each row is the row's name."""
     widths = Counter(len(record.cells) for record in rest)
-    if set(widths) == {len(names) + 1} and all(record.cells[-1].strip() for record in rest):
+    different = len({record.cells[0] for record in rest if record.cells}) == len(rest)
+    if different and set(widths) == {len(names) + 1} and all(record.cells[-1].strip() for record in rest):
         notes.append(
             f"The first line of {show_path(path)} names a column fewer than its rows have: the first column is taken "
             "for row names and left out."

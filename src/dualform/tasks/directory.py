@@ -9,7 +9,7 @@ or `valid`.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,40 @@ def read_directory(folder: Path, paper_rows: bool = False) -> RawTask:
         wording=wording,
         notes=(*notes, *(note for table in found.values() for note in table.notes)),
         lines={split: table.lines for split, table in found.items() if table.lines is not None},
-        class_names={column: names for table in found.values() for column, names in table.class_names.items()},
+        class_names=_class_names(found, entries, names, where),
     )
+
+
+def _class_names(
+    found: Mapping[str, TableRows],
+    entries: Mapping[str, Mapping[str, Any]],
+    label_names: Sequence[str] | None,
+    where: str,
+) -> dict[str, tuple[str, ...]]:
+    """Column -> names of its numbers, on which all files and `label_names` must agree."""
+    names: dict[str, tuple[str, ...]] = {}
+    first: dict[str, str] = {}
+    for split, table in found.items():
+        file = entries[split]["file"]
+        for column, these in table.class_names.items():
+            if names.setdefault(column, these) != these:
+                raise TaskError(
+                    f"{where}: the numbers of column {shown(column)!r} are {listed(names[column])} in {first[column]} "
+                    f"but {listed(these)} in {file}, so one number means two classes. Write both files with the same "
+                    "class names in the same order."
+                )
+            first.setdefault(column, file)
+            # Other names for the same classes are the description's to choose, another order of the same names is not.
+            if label_names is not None and these != tuple(label_names) and _alike(these) == _alike(label_names):
+                raise TaskError(
+                    f"{where}: label_names are {listed(label_names)}, but {file} names the numbers of column "
+                    f"{shown(column)!r} in another order: {listed(these)}. Write them in that order."
+                )
+    return names
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    return sorted(name.casefold() for name in names)
 
 
 def _read_split(path: Path) -> TableRows:
@@ -102,8 +134,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.exists():
         raise TaskError(
-            f"{show_path(folder)} has no dataset.json. Give a folder with dataset.json and train.jsonl, or a single "
-            "table."
+            f"{show_path(folder)} has no dataset.json. {_what_is_there(folder)}Give a single table, or add a "
+            "dataset.json: {} is enough where the tables are called train, validation and test."
         )
     text = decode(read_bytes(path, _LARGEST_DESCRIPTION, TaskError), path, "JSON")
     with parsing(path, "JSON"):
@@ -148,7 +180,7 @@ def _split_entries(folder: Path, about: Mapping[str, Any], notes: list[str]) -> 
             )
         entries[split], given[split] = entry, name
     if not entries:
-        raise TaskError(f"{where} names no split. Name at least train.")
+        raise TaskError(f"{where} names no split. {_what_is_there(folder)}Name at least train under splits.")
     if unused:
         notes.append(
             f"Left out: split{'s' if len(unused) > 1 else ''} {listed(unused)} of {show_path(folder)}; the names of "
@@ -206,6 +238,16 @@ def _files_there(folder: Path) -> dict[str, Mapping[str, Any]]:
             )
         found[stem] = {"file": path.name}
     return found
+
+
+def _what_is_there(folder: Path) -> str:
+    """A sentence that lists the tables in a folder and in the folders in it, for a message."""
+    try:
+        files = sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if table_suffix(path))
+    except OSError:
+        return ""
+    tables = [str(path.relative_to(folder)) for path in files if path.name != "dataset.json"]
+    return f"It holds {', '.join(map(shown, tables[:4]))}{' and more' if len(tables) > 4 else ''}. " if tables else ""
 
 
 def _known_wording(name: str, label_names: tuple[str, ...] | None) -> Wording | None:

@@ -1,6 +1,7 @@
 """Rows of JSON: an object a line, or one document as pandas, R and the hub write them."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from dualform.errors import TaskError
 from dualform.files import show_path
 from dualform.plain_text import plain
 from dualform.tasks.decoding import parsing, read_text
-from dualform.tasks.labels import UnusableError
+from dualform.tasks.labels import UnusableError, shown
 from dualform.tasks.raw import Row, TableRows, UnreadRow
 
 _SHAPES = "Give an object a line, a list of objects, or an object of columns, each a list of equally many values."
@@ -80,6 +81,8 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_lines(text: str) -> TableRows:
+    if (found := _read_sequence(text)) is not None:
+        return found
     rows: list[Row] = []
     numbers = []
     for number, line in _lines(text):
@@ -90,12 +93,33 @@ def _read_lines(text: str) -> TableRows:
     return TableRows(rows, numbers)
 
 
+def _read_sequence(text: str) -> TableRows | None:
+    """Objects one after another that are not one a line, as pretty printers write them; None where they are."""
+    if _begins(text) != "{" or _is_whole(_content(text)[0], dict):
+        return None
+    text = text.removeprefix("\ufeff")
+    rows: list[Row] = []
+    lines: list[int] = []
+    end, line, counted = 0, 1, 0
+    while (start := _skip(text, end)) < len(text):
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return None
+        line += text.count("\n", counted, start)
+        counted = start
+        rows.append(_row_of(lambda value=value: value, text[start:end]))  # type: ignore[misc]
+        lines.append(line)
+    return TableRows(rows, lines)
+
+
 def _row_of(parse: Callable[[], Any], text: str) -> Row:
     start = plain(text.strip()[:60])
     try:
         row = parse()
     except json.JSONDecodeError as error:
-        return UnreadRow(UnusableError("json", f"not JSON ({error.msg}): {start!r}", "Correct it."))
+        cause, remedy = _why_not_json(text, error)
+        return UnreadRow(UnusableError(f"json {cause}", f"not JSON ({cause}): {start!r}", remedy))
     except RecursionError:
         return UnreadRow(UnusableError("deep", f"nested too deeply: {start!r}", "Flatten it."))
     except ValueError as error:
@@ -104,6 +128,20 @@ def _row_of(parse: Callable[[], Any], text: str) -> Row:
     if not isinstance(row, dict):
         return UnreadRow(UnusableError("shape", f"expected a JSON object, found {start!r}", "Write an object a line."))
     return row
+
+
+def _why_not_json(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
+    """(what is wrong, what to do)."""
+    text = text.strip("\ufeff \t\r\n")
+    if text.endswith("},"):
+        return "a comma follows the object", "Remove the comma at the end of each line."
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    # Where Python says that the error is differs between its versions.
+    if (before.endswith(",") and after[:1] in ("}", "]")) or re.match(r",\s*[}\]]", after):
+        return "a comma stands before a closing bracket", "Remove that comma."
+    if re.match(r"\{\s*'", text):
+        return "single quotes", "Write texts in double quotes: json.dumps(row), not str(row)."
+    return error.msg, "Correct it."
 
 
 def _one_line(error: Exception) -> str:
@@ -191,8 +229,18 @@ def _table_of(document: Any, path: Path) -> TableRows:
             return TableRows(_of_split(document["columns"], document["data"], path))
         for key in ("data", "rows", "examples"):
             value = document.get(key)
-            if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-                return TableRows(value)
+            if isinstance(value, list) and any(isinstance(row, dict) for row in value):
+                return TableRows(
+                    [row if isinstance(row, dict) else _row_of(lambda row=row: row, shown(row)) for row in value]  # type: ignore[misc]
+                )
+        if len(document) > 1 and all(
+            isinstance(rows, list) and rows and isinstance(rows[0], dict) for rows in document.values()
+        ):
+            names = ", ".join(plain(name[:40]) for name in list(document)[:8])
+            raise TaskError(
+                f"{show_path(path)} holds several tables ({names}) in one document. Write each to a file of its own, "
+                "such as train.json and test.json, in a folder with a dataset.json of {}."
+            )
         values = list(document.values())
         if values and all(isinstance(value, list) for value in values):
             return TableRows(_of_columns(document, path))

@@ -10,8 +10,10 @@ import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -43,16 +45,26 @@ class UnusableError(TaskError):
         self.kind, self.message, self.remedy = kind, message, remedy
 
 
-MISSING_WORDS = frozenset({"nan", "NaN", "NAN", "None", "null", "NULL", "NA", "N/A", "#N/A", "<NA>", "NaT"})
+MISSING_WORDS = frozenset(
+    {"nan", "NaN", "NAN", "-nan", "-NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "#NA", "#N/A", "<NA>", "NaT"}
+    | {"\\N", "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
+    | {"#VALUE!", "#REF!", "#NAME?", "#NULL!", "#NUM!", "#DIV/0!"}
+)
 """Texts that pandas, R, Excel and databases write for a missing value. `none` and `NONE` are names: stance data use
 them for a class."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"-?\d+", re.ASCII)
+_SIGNED = re.compile(r"[+-]?\d+", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+(,\d+)+", re.ASCII)
 _BRACKETS = {"[": "]", "{": "}", "(": ")"}
-# A byte-order mark and zero-width spaces, which str.strip keeps.
-_INVISIBLE = "\ufeff\u200b\u2060"
+_INFINITE = frozenset({"inf", "+inf", "-inf", "infinity", "-infinity"})
+# A byte-order mark, zero-width spaces and joiners, a soft hyphen, marks of direction: str.strip keeps them.
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad\u180e\u061c\u200e\u200f" + "".join(
+    map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+)
+# What stands around a name where a program or a person quoted it, or ended a sentence with it.
+_AROUND = "'\"`\u2018\u2019\u201c\u201d.,;:"
 _LONGEST_SHOWN = 60
 # Of a value that holds others only the beginning: YAML can make one of a few lines that would fill the memory as text.
 _BRIEF = reprlib.Repr()
@@ -98,12 +110,13 @@ def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
         return str(value)
     if isinstance(value, int):
         if value.bit_length() > 63:
-            raise UnusableError(
-                "huge", f"label {shown(value)} is too large for a class number", "Use names or 0, 1, 2."
-            )
+            raise UnusableError("huge", f"label {shown(value)} is too large for a class number", _NUMBERING)
         return str(value)
     if isinstance(value, float | Decimal):
         return Absent.MISSING if math.isnan(value) else _whole(float(value), value)
+    if isinstance(value, date | time):
+        # As formats write it that have no dates of their own.
+        return value.isoformat()
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
@@ -118,6 +131,12 @@ def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
         return Absent.MISSING
     if (fault := text_fault(text)) is not None:
         raise UnusableError(fault, f"label {shown(text)!r} holds {fault}", "Save the file as UTF-8.")
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise UnusableError(
+            "control",
+            f"label {shown(text)} holds a line break or another control character",
+            "Write a label on one line; or name the label column with --label.",
+        )
     if _looks_like_a_list(text):
         raise UnusableError(
             "list",
@@ -126,6 +145,10 @@ def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
         )
     if _NUMBER.fullmatch(text) and not _WHOLE.fullmatch(text.removeprefix("+")):
         return _whole(float(text), text)
+    if _SIGNED.fullmatch(text) and (len(text) > 20 or abs(int(text)) >= 2**63):
+        raise UnusableError("huge", f"label {shown(text)} is too large for a class number", _NUMBERING)
+    if _WHOLE.fullmatch(text) and int(text) == 0 and text.startswith("-"):
+        return text[1:]
     if _DECIMAL_COMMA.fullmatch(text):
         raise UnusableError(
             "fraction", f"label {shown(text)} is a number between classes, or holds several labels", _BINNING
@@ -133,6 +156,7 @@ def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
     return text
 
 
+_NUMBERING = "Use names or 0, 1, 2."
 _BINNING = "Use whole numbers or names; divide ratings into classes first."
 
 
@@ -185,7 +209,9 @@ class LabelColumn:
     notes: tuple[str, ...]
 
 
-def collect_labels(counts: Mapping[str, int], column: str, named: bool = False) -> LabelColumn:
+def collect_labels(
+    counts: Mapping[str, int], column: str, named: bool = False, hidden: Collection[str] = ()
+) -> LabelColumn:
     """Decide which labels a column has.
 
     Args:
@@ -193,9 +219,13 @@ def collect_labels(counts: Mapping[str, int], column: str, named: bool = False) 
         column: Its name, for notes.
         named: Somebody names the labels (a data set's features, label words for each value), so that -1 and `-` are
             looked for there and nowhere else.
+        hidden: Labels that stand only in splits without any other, such as the -1 of a hidden test set.
 
     Returns:
         The same whatever the order of `counts`.
+
+    Raises:
+        UnusableError: Infinity among whole numbers.
     """
     spelled = {label: label for label in counts}
     notes = []
@@ -203,19 +233,73 @@ def collect_labels(counts: Mapping[str, int], column: str, named: bool = False) 
         spelled = {label: label.capitalize() for label in counts}
         if len(set(spelled.values())) < len(counts):
             notes.append(f"Truth values of column {column!r} differ in case only ({_listed(counts)}): read as one.")
-    unlabelled = frozenset() if named else frozenset(_marks(set(counts), column, notes))
+    unlabelled = frozenset() if named else frozenset({*hidden, *_marks(set(counts) - set(hidden), column, notes)})
+    usable = set(counts) - unlabelled
+    infinite = set() if named else {label for label in usable if label.lower() in _INFINITE}
+    if infinite and len(infinite) < len(usable) and all(_WHOLE.fullmatch(label) for label in usable - infinite):
+        label = min(infinite)
+        raise UnusableError(
+            "fraction",
+            f"column {column!r} holds {label!r} in {counts[label]} rows next to whole numbers, which is none of them",
+            _BINNING,
+        )
     names = in_order({spelled[label] for label in counts if label not in unlabelled})
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault("".join(name.casefold().split()), []).append(name)
-    for group in alike.values():
-        if len(group) > 1:
-            described = " and ".join(f"{name!r} ({counts.get(name, 0)} rows)" for name in group)
-            notes.append(
-                f"Labels {described} of column {column!r} differ only in case or spaces, and count as different "
-                "classes. Write them alike if they are one."
-            )
+    rows_of: Counter[str] = Counter()
+    for label, count in counts.items():
+        rows_of[spelled[label]] += count
+    notes += _about_alike(names, rows_of, column)
+    notes += _about_marks(names, rows_of, column)
     return LabelColumn(tuple(names), spelled, unlabelled, tuple(notes))
+
+
+def _about_alike(names: Sequence[str], rows_of: Mapping[str, int], column: str) -> list[str]:
+    """Notes on labels that are probably one, written in several ways."""
+    loosely: dict[str, list[str]] = {}
+    for name in names:
+        loosely.setdefault(_without_spelling(name), []).append(name)
+    notes = []
+    for group in loosely.values():
+        if len(group) < 2:
+            continue
+        described = " and ".join(f"{name!r} ({rows_of[name]} rows)" for name in group)
+        by_case = len({"".join(name.casefold().split()) for name in group}) == 1
+        how = "case or spaces" if by_case else "how they are written"
+        notes.append(
+            f"Labels {described} of column {column!r} differ only in {how}, and count as different classes. Write them "
+            "alike if they are one."
+        )
+    truths = [name for name in names if name.lower() in ("true", "false")]
+    numbers = [name for name in names if name in ("0", "1")]
+    if truths and numbers:
+        notes.append(
+            f"Column {column!r} holds truth values ({_listed(truths)}) next to {_listed(numbers)}, which count as "
+            "different classes. Write them alike if 1 means true."
+        )
+    return notes
+
+
+def _without_spelling(name: str) -> str:
+    """A label without case, width, white space, invisible characters, quotation marks and leading zeros."""
+    folded = unicodedata.normalize("NFKC", name).casefold().replace("\u2212", "-")
+    folded = "".join(one for one in folded if unicodedata.category(one) != "Cf")
+    folded = folded.strip(_AROUND) or folded
+    if _SIGNED.fullmatch(folded) and len(folded) < 20:
+        return str(int(folded))
+    return "".join(folded.split())
+
+
+def _about_marks(names: Sequence[str], rows_of: Mapping[str, int], column: str) -> list[str]:
+    """Notes on labels that often mark a missing value, but need not."""
+    others = {int(name) for name in names if _WHOLE.fullmatch(name)}
+    usual = {number for number in others if -10 <= number <= 100}
+    marks = {"?", "??"} & set(names) if len(names) > 2 else set()
+    if len(others) == len(names) and len(usual) > 1:
+        marks |= {name for name in names if int(name) in (-99, -999, -9999, 999, 9999) and int(name) not in usual}
+    return [
+        f"Label {mark!r} ({rows_of[mark]} rows) of column {column!r} counts as a class. If it marks rows without a "
+        "label, remove them."
+        for mark in sorted(marks)
+    ]
 
 
 def _marks(labels: set[str], column: str, notes: list[str]) -> set[str]:

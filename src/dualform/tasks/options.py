@@ -56,7 +56,7 @@ def values_named(given: LabelWords | None) -> set[str]:
     """Label values that label words name: what stands before `=`, or a mapping's keys."""
     if isinstance(given, Mapping):
         return {clean_text(str(value)) for value in given}
-    items = [] if given is None else _items(given)
+    items = [] if given is None else [item for item in _items(given) if isinstance(item, str)]
     return {clean_text(item[:place]) for item in items for place, mark in enumerate(item) if mark == "="}
 
 
@@ -78,6 +78,7 @@ def words_in_order(given: LabelWords, label_names: Sequence[str], task: str) -> 
     """
     known = f"the labels of task {task!r} are {listed(label_names)}"
     words: Sequence[str]
+    _require_texts(given)
     if isinstance(given, Mapping):
         words = _by_value([(str(value), word) for value, word in given.items()], label_names, known)
     else:
@@ -105,6 +106,13 @@ def words_in_order(given: LabelWords, label_names: Sequence[str], task: str) -> 
             "label, in this order or as value=word."
         )
     return tuple(clean_text(word) for word in words)
+
+
+def _require_texts(given: LabelWords) -> None:
+    """Raise `LabelWordError` for words from Python that are no texts."""
+    for word in given.values() if isinstance(given, Mapping) else [given] if isinstance(given, str) else given:
+        if not isinstance(word, str):
+            raise LabelWordError(f"label word {shown(word)} is {type(word).__name__}, not text. Put it in quotes.")
 
 
 def _items(given: str | Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Find a task by name or path, and list what can be found."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -109,7 +110,14 @@ class _Source:
 
     def load(self) -> Task:
         """Read the rows and make the task."""
-        return build_task(self.read(), self.options)
+        raw = self.read()
+        try:
+            return build_task(raw, self.options)
+        except TaskError as error:
+            if not raw.notes:
+                raise
+            # How the file was read is often why its rows do not fit.
+            raise type(error)(f"{error} {' '.join(raw.notes)}") from error
 
 
 def _find(given: str, data_dir: str | os.PathLike[str] | None, options: TaskOptions) -> _Source:
@@ -182,6 +190,12 @@ def _data_dir(given: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _find_rows(given: str, data_dir: str | os.PathLike[str] | None, options: TaskOptions) -> _Source:
+    # A path would lose one of an address's slashes.
+    if re.match(r"[a-z][a-z0-9+.-]+://", given, re.IGNORECASE):
+        raise TaskError(
+            f"{show_path(given)} is an address, and tables are read from this machine only. Download the file and give "
+            "its path."
+        )
     path = expand_home(given)
     # os.path instead of Path's methods: those raise where a name is too long or a folder may not be entered.
     is_folder = os.path.isdir(path)
@@ -205,6 +219,9 @@ def _find_rows(given: str, data_dir: str | os.PathLike[str] | None, options: Tas
         return _Source(lambda: read_packaged(given), options, local=is_local(given))
     if given in HUB_PLACES or "/" in given:
         return _Source(lambda: _read_hub(given, options), options, local=False)
+    if is_folder:
+        # Not a known name, so the folder of that name is meant; what it lacks is said there.
+        return _Source(lambda: read_directory(path, options.paper_rows is True), options)
     raise _unknown(given, folder)
 
 

@@ -71,7 +71,7 @@ def read_rows(path: Path) -> TableRows:
         )
     found = _READERS[suffix](path)
     if not found.rows:
-        raise TaskError(f"{show_path(path)} holds no rows.")
+        raise TaskError(f"{show_path(path)} holds no rows. Give it one row at least, or leave the file out.")
     return found
 
 
