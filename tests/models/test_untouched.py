@@ -125,6 +125,17 @@ class TestIdsThatAFamilyTreatsUnlikeOthers:
         row = lm.log_probabilities(lm.encode(prefix), [query])[0]
         torch.testing.assert_close(row, naive_scores(model, prefix, query).double(), rtol=2e-6, atol=0)
 
+    @pytest.mark.parametrize("padding", [0, 1, 2, 5])
+    def test_whatever_the_id_that_positions_are_counted_from(self, padding, tokenizer):
+        # With id 0, the offset of one and one padding token in front of a query cancel.
+        config = transformers.RobertaConfig(**{**COMMON, "pad_token_id": padding}, is_decoder=True)
+        model = made(transformers.RobertaForCausalLM, config)
+        lm = LanguageModel.wrap(copy.deepcopy(model), tokenizer, "roberta")
+        query = Query((33, padding, 34), ((40, 41), (42,)))
+        for prefix in ((), (10, 30, 31), (10, padding, 31)):
+            row = lm.log_probabilities(lm.encode(prefix), [query])[0]
+            torch.testing.assert_close(row, naive_scores(model, prefix, query).double(), rtol=2e-6, atol=0)
+
 
 class TestNumbersThatAreNone:
     def test_damaged_weights_are_named(self, tokenizer):

@@ -572,11 +572,27 @@ def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = 
     want = Recording(output=route.anatomy.knows_outputs, scores=some, head_output=some)
     logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
     found = [layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1))]
+    if n_prefix is None:
+        found.append(_short_reading(model, route))
     if trace is not None and trace.scores is not None:
         visible = trace.mask[:, None, None] & torch.isfinite(trace.scores)
         found.append(trace.scores.masked_fill(~visible, 0.0))
         found += [record for record in (trace.output, trace.head_output) if record is not None]
     return found
+
+
+def _short_reading(model: PreTrainedModel, route: Route) -> Tensor:
+    """Log-probabilities of one answer, behind a prefix of ordinary tokens, to a query with special ones.
+
+    Two departures can cancel behind a single prefix: RoBERTa counts positions from one more than its padding id and
+    leaves padding out, so with id 0 and one padding token in the prefix the query stands where any other family has it.
+    """
+    tokens = ordinary_ids(model, 8, start=60)
+    tokens[4:6] = (*special_ids(model), *tokens[4:6])[:2]
+    query = Query(tuple(tokens[3:7]), ((tokens[7],),))
+    layout = lay_out([query], "prompt", input_device(model))
+    logits, _, _ = route.read(route.encode(tuple(tokens[:3])), [query], layout, Recording())
+    return layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1))
 
 
 LONGEST_CHECK = 1024
