@@ -340,3 +340,12 @@ def test_the_self_check_fills_the_window():
     assert window_of(plain(BY_NAME[f"mistral-sliding_window={WINDOW}"])) == WINDOW
     assert window_of(plain(BY_NAME["gpt_neo"])) == WINDOW
     assert window_of(plain(BY_NAME["llama"])) == 0
+
+
+@pytest.mark.parametrize("token", [-1, 384])
+def test_an_id_without_a_row_in_the_embedding_is_named(token):
+    lm = wrapped(CASES[0])
+    with pytest.raises(ModelError, match=f"id {token} has no row in the embedding, which has 384 rows"):
+        lm.encode((10, token))
+    with pytest.raises(ModelError, match=f"id {token} has no row"):
+        lm.log_probabilities(lm.encode((10,)), [Query((11,), ((12, token),))])

@@ -14,6 +14,7 @@ from dualform.models.momentum import apply_momentum
 from dualform.models.packed import PackedRoute
 from dualform.models.untouched import special_ids
 from tests.models.reference import assert_no_hooks, naive_scores
+from tests.studies.small import small_task
 from tests.tiny import randomise_, save_tiny, tiny_model, tiny_tokenizer
 
 COMMON = {
@@ -172,6 +173,27 @@ class TestGradientsThatTheCallerHasSwitchedOff:
         assert lm.route.name == "packed"
         assert lm.anatomy.unclear == ()
         assert not any(weight.is_inference() for weight in lm.model.parameters())
+
+    @pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
+    def test_do_not_matter_to_a_comparison(self, block, tokenizer):
+        lm = LanguageModel.wrap(tiny_model("llama"), tokenizer, "llama")
+        settings = {"k": 2, "seeds": (1,), "limit": 2, "selection_limit": 2, "resamples": 10, "explore": 0}
+        learners = {"learners": ("zsl", "icl", "ft"), "controls": (), "rates": (1e-3,)}
+        config = dualform.comparison_config("llama", "made-up", **settings, **learners)
+        outside = dualform.compare(config, lm=lm, task=small_task())
+        with block():
+            inside = dualform.compare(config, lm=lm, task=small_task())
+        assert inside.result.accuracy == outside.result.accuracy
+        assert inside.result.similarity == outside.result.similarity
+
+    def test_neither_does_autocast(self, tokenizer):
+        model = tiny_model("llama")
+        expected = naive_scores(model, (10, 30), Query((33, 34), ((40, 41),)))
+        with torch.autocast("cpu", torch.bfloat16):
+            lm = LanguageModel.wrap(copy.deepcopy(model), tokenizer, "llama")
+            row = lm.log_probabilities(lm.encode((10, 30)), [Query((33, 34), ((40, 41),))])[0]
+        assert lm.route.name == "packed"
+        torch.testing.assert_close(row, expected.double(), rtol=2e-6, atol=0)
 
     def test_weights_made_without_them_are_named(self, tokenizer):
         with torch.inference_mode():

@@ -24,6 +24,7 @@ from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import key_value_training_flops, training_flops
 from dualform.models.forward import forward_rows, watching
 from dualform.models.language_model import LanguageModel
+from dualform.models.ordinary import ordinary_torch
 
 LossOn = Literal["all", "label"]
 """Which tokens of a training sequence are learned: all of them (the paper's choice) or the label word's."""
@@ -69,6 +70,7 @@ class Finetuned:
             if value not in get_args(known):
                 raise ConfigError(f"{field} {value!r} is unknown: choose one of {', '.join(get_args(known))}")
 
+    @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """Train, read off the deltas, put the weights back.
 

@@ -18,6 +18,7 @@ from dualform.models.edit import WeightDelta, applied
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.forward import forward_rows, watching
 from dualform.models.language_model import LanguageModel
+from dualform.models.ordinary import ordinary_torch
 from dualform.models.streaming import weight_of
 
 
@@ -50,6 +51,7 @@ class GradientStep:
     def __post_init__(self) -> None:
         require_learning_rate(self.rate)
 
+    @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """Take the step; attention queries at the demonstrations' tokens are recorded as finetuning does.
 

@@ -17,6 +17,7 @@ from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import layer_causal_training_flops
 from dualform.models.forward import forward_rows
 from dualform.models.language_model import LanguageModel
+from dualform.models.ordinary import ordinary_torch
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class LayerCausal:
     def __post_init__(self) -> None:
         require_learning_rate(self.learning_rate)
 
+    @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """Train, read off the deltas, put the weights back.
 

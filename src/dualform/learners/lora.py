@@ -11,6 +11,7 @@ from dualform.learners.finetuned import LossOn, require_learning_rate, train, tr
 from dualform.models.adapters import LoraTraining
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import LanguageModel
+from dualform.models.ordinary import ordinary_torch
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Lora:
         if self.rank < 1:
             raise ConfigError(f"LoRA rank {self.rank} must be at least 1")
 
+    @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """Train adapters, read them off as weight changes, take them out again.
 

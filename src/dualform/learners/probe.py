@@ -16,6 +16,7 @@ from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import forward_flops
 from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
 from dualform.models.layout import Probe, Query
+from dualform.models.ordinary import ordinary_torch
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class LinearProbe:
     n_labels: int
     name: str = "probe"
 
+    @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> "ProbedModel":
         """Read the demonstrations one by one behind no context, and fit."""
         # scikit-learn takes a second to import, and not everyone probes.

@@ -14,6 +14,7 @@ from dualform.errors import NumericalError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
+from dualform.models.ordinary import ordinary_torch
 from dualform.result import Trial
 
 STABLE_WITHIN = 0.01
@@ -72,6 +73,7 @@ class _Finished:
         return self.accuracy, self.log_probability
 
 
+@ordinary_torch()
 def search_rate(
     adapt: Callable[[float], AdaptedModel],
     rates: Sequence[float],

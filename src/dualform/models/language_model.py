@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from dualform.models.anatomy import Anatomy, find_anatomy
 from dualform.models.cached import MaskedRoute, NaiveRoute, RepeatedRoute
 from dualform.models.capture import Recording, Trace, join_traces
 from dualform.models.layout import Layout, Probe, Query, group, lay_out
+from dualform.models.ordinary import ordinary_torch, without_autocast
 from dualform.models.packed import PackedRoute
 from dualform.models.products import PackedProducts, packable
 from dualform.models.quantized import precision_of, token_by_token
@@ -30,6 +32,7 @@ from dualform.models.tokens import opening_tokens
 from dualform.models.untouched import (
     compare_with_untouched,
     difference_allowed,
+    n_ids,
     ordinary_ids,
     read_untouched,
     special_ids,
@@ -132,7 +135,7 @@ class LanguageModel:
         require_known_route(route)
         model.eval()
         # Probing needs gradients, whatever the caller has switched off.
-        with torch.inference_mode(False), torch.enable_grad():
+        with ordinary_torch():
             _require_ordinary_weights(model)
             stream_(model)
             forget_lengths_(model)
@@ -224,8 +227,14 @@ class LanguageModel:
         """Queries that share a row, as indices; each query once. Memory does not depend on their number."""
         return group(queries, self.max_row, self.max_examples, probe)
 
+    @without_autocast()
     def encode(self, prefix: Sequence[int]) -> EncodedPrefix:
-        """Run what all queries share: once, whatever their number."""
+        """Run what all queries share: once, whatever their number.
+
+        Raises:
+            ModelError: An id has no row in the embedding.
+        """
+        self._require_rows(prefix)
         encoded: EncodedPrefix = self.route.encode(tuple(prefix))
         return encoded
 
@@ -253,7 +262,10 @@ class LanguageModel:
         Raises:
             NumericalError: A log-probability is NaN.
             ContextError: Rows go beyond such a length behind a prefix whose keys and values were edited.
+            ModelError: An id has no row in the embedding.
         """
+        for i in indices:
+            self._require_rows((*queries[i].prompt, *chain.from_iterable(queries[i].answers)))
         naively = [i for i in indices if self.crossed_switch(prefix.length, queries[i], probe) is not None]
         if not naively:
             return self._read_row(self.route, prefix, queries, indices, want, probe)
@@ -269,6 +281,7 @@ class LanguageModel:
         )
         return joined_readings(parts, indices)
 
+    @without_autocast()
     def _read_row(
         self,
         route: Route,
@@ -296,6 +309,16 @@ class LanguageModel:
             hidden=hidden[layout.first_scored],
             trace=trace,
         )
+
+    def _require_rows(self, ids: Sequence[int]) -> None:
+        # On a GPU, such an id would end the process's use of the device.
+        rows = n_ids(self.model)
+        unknown = sorted({token for token in ids if not 0 <= token < rows})
+        if unknown:
+            raise ModelError(
+                f"{self.name}: id {unknown[0]} has no row in the embedding, which has {rows} rows (ids 0 to "
+                f"{rows - 1}). Encode texts with the tokenizer that belongs to this checkpoint."
+            )
 
     def crossed_switch(self, n_prefix: int, query: Query, probe: Probe = "prompt") -> SwitchLength | None:
         """The switch length beyond which the route is not known to read a query rightly behind a prefix.

@@ -24,6 +24,7 @@ from dualform.learners.remembered import ReadingMemory, Remembered
 from dualform.models.capture import Recording
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
+from dualform.models.ordinary import ordinary_torch
 from dualform.models.quantized import WHY
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
@@ -64,6 +65,7 @@ class Comparison:
         return attention_record(self.outcomes[0], self.asked)
 
 
+@ordinary_torch()
 def compare(
     config: ComparisonConfig,
     *,
@@ -100,6 +102,7 @@ def compare(
     return Comparison(result, asked, tuple(outcomes))
 
 
+@ordinary_torch()
 def compare_seed(
     config: ComparisonConfig,
     seed: int,

@@ -29,6 +29,7 @@ from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
 from dualform.models.licence import licence_of
 from dualform.models.model_card import EXAMPLE, CardFacts, Measured, PromptFacts, model_card
+from dualform.models.ordinary import ordinary_torch
 from dualform.models.perplexity import perplexity, text_losses
 from dualform.models.tokens import chat_template_notes
 from dualform.ops.low_rank import low_rank
@@ -107,6 +108,7 @@ def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
     return checked(FoldConfig, {"seeds": (1,), **given, **fixed})
 
 
+@ordinary_torch()
 def fold(
     config: FoldConfig,
     folder: Path,

@@ -21,6 +21,7 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext
 from dualform.models.edit import WeightDelta, applied
 from dualform.models.language_model import LanguageModel
+from dualform.models.ordinary import ordinary_torch
 from dualform.models.perplexity import text_losses
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
@@ -53,6 +54,7 @@ class FoldingStudy:
     """Answer by answer."""
 
 
+@ordinary_torch()
 def folding(
     config: FoldingConfig,
     *,

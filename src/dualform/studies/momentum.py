@@ -27,6 +27,7 @@ from dualform.lab.windows import spread_windows
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
 from dualform.models.momentum import Momentum
+from dualform.models.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 from dualform.result import Result
 from dualform.source_digest import source_digest
@@ -69,6 +70,7 @@ class _Texts:
         return hashlib.sha256(repr(together).encode()).hexdigest()[:16]
 
 
+@ordinary_torch()
 def compare_momentum(
     config: MomentumConfig, folder: Path, *, cells: Cells = _NO_CELLS, progress: Progress = _SILENT
 ) -> MomentumStudy:

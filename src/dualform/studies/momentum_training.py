@@ -13,11 +13,13 @@ from dualform.lab.recipe import Recipe
 from dualform.lab.sources import find_source
 from dualform.lab.tracker import Tracker
 from dualform.models.momentum import MomentumSettings, apply_momentum
+from dualform.models.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 
 _SILENT = Silent()
 
 
+@ordinary_torch()
 def train_alone(
     recipe: Recipe,
     corpus: Sequence[str],

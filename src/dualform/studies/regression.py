@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from dualform._version import __version__
+from dualform.models.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 from dualform.result import Estimate, Laboratory, LabStudy, Result
 from dualform.studies.facts import environment
@@ -31,6 +32,7 @@ STUDIES: dict[LabName, str] = {name: f"dualform.studies.regression_{name}" for n
 `pieces(config) -> int`, how often that advances by 1."""
 
 
+@ordinary_torch()
 def run_laboratory(
     config: RegressionConfig, *, cells: Cells = _NO_CELLS, progress: Progress = _SILENT
 ) -> tuple[Result, pa.Table]:

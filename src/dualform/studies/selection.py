@@ -19,6 +19,7 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
+from dualform.models.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest, sample
@@ -55,6 +56,7 @@ class SelectionStudy:
     """Answer by answer."""
 
 
+@ordinary_torch()
 def selection(
     config: SelectionConfig,
     *,

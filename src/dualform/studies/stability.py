@@ -17,6 +17,7 @@ from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rate import RateSearch
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
+from dualform.models.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest
@@ -49,6 +50,7 @@ class StabilityStudy:
     """Answer by answer."""
 
 
+@ordinary_torch()
 def stability(
     config: StabilityConfig,
     *,
