@@ -272,9 +272,10 @@ class TestChoiceOfRoute:
     def test_a_route_whose_records_are_not_numbers_is_refused(self, monkeypatch):
         def spoilt(self, prefix, queries, layout, want):
             logits, hidden, trace = right(self, prefix, queries, layout, want)
-            assert trace is not None
-            assert trace.output is not None
-            return logits, hidden, dataclasses.replace(trace, output=trace.output * torch.nan)
+            if trace is not None:
+                assert trace.output is not None
+                trace = dataclasses.replace(trace, output=trace.output * torch.nan)
+            return logits, hidden, trace
 
         lm = wrapped(BY_NAME["llama"])
         right = PackedRoute.read
