@@ -7,6 +7,8 @@ import transformers
 from dualform.errors import ModelError
 from dualform.models import anatomy as under_test
 from dualform.models.anatomy import Anatomy, Rows, find_anatomy, is_linear, row_axis
+from dualform.models.language_model import LanguageModel
+from dualform.models.stepping import require_editable_outputs
 from tests.models.reference import BY_NAME, CASES, assert_no_hooks, plain, route_id, wrapped
 from tests.tiny import D_MODEL, FAMILIES, HEADS, randomise_, tiny_model
 
@@ -243,3 +245,13 @@ class TestWhatCannotBeLookedInto:
         layer = dataclasses.replace(wrapped(BY_NAME["llama"]).anatomy.layers[0], W_K=None, unclear=("W_K is lost",))
         with pytest.raises(ModelError, match=r"This model can be read .zsl, icl, probe. but not finetuned"):
             Anatomy((layer,), True).require_key_value()
+
+
+def test_a_weight_that_is_computed_from_others_is_none_that_can_be_changed(tokenizer):
+    model = tiny_model("llama")
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[0].self_attn.o_proj)
+    lm = LanguageModel.wrap(model, tokenizer, "llama")
+    assert lm.anatomy.layers[0].W_O is None
+    assert any("layer 0: W_O" in line for line in lm.anatomy.unclear)
+    with pytest.raises(ModelError, match="W_O where it was not found"):
+        require_editable_outputs(lm)

@@ -274,6 +274,21 @@ def test_a_setting_that_cannot_be_used_is_named(settings, message):
         made().write(**settings)
 
 
+@pytest.mark.parametrize("kept", [(1, 2), (0, 2), (0, 1, 1), (2, 2)], ids=str)
+def test_layers_that_skip_or_share_places_in_the_cache_are_read_whole(kept):
+    model = tiny_model("llama", num_hidden_layers=3)
+    model.model.layers = torch.nn.ModuleList([model.model.layers[i] for i in kept])
+    lm = LanguageModel.wrap(model, tiny_tokenizer(), "llama")
+    sampler = under_test._Sampler(lm, (0, 30, 31, 32), torch.Generator().manual_seed(0), 1.0, 1e-6)
+    found = []
+    sampler.run(1, 5, lambda number, token: found.append(token) or True)
+    row = [0, 30, 31, 32]
+    for _ in range(5):
+        with torch.no_grad():
+            row.append(int(model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
+    assert found == row[4:]
+
+
 class TestPlainText:
     @pytest.mark.parametrize("family", ["llama", "gpt2", "xglm", "bloom", "gemma3"])
     def test_it_is_sampled_as_the_obvious_loop_samples_it(self, family):

@@ -159,8 +159,11 @@ def _few(words: tuple[str, ...], most: int = 3) -> str:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """True for a module that multiplies by a two-dimensional weight: Linear and its kin, or gpt2's Conv1D."""
-    return isinstance(module, nn.Linear | Conv1D)
+    """True for a module that multiplies by a two-dimensional weight: Linear and its kin, or gpt2's Conv1D.
+
+    Not where the weight is computed from others (weight norm and other parametrizations), and cannot be written to.
+    """
+    return isinstance(module, nn.Linear | Conv1D) and "weight" in module._parameters
 
 
 def row_axis(module: nn.Module) -> int:

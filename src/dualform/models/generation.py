@@ -294,11 +294,23 @@ class _Sampler:
         self._forbidden = [] if specials else list(special_tokens(lm.tokenizer).values())
         cache = DynamicCache()
         ids = torch.tensor([start], device=lm.device)
-        self._first = self._forward(ids, ids.new_tensor([len(start) - 1]), cache)
-        self._shared = CachedPrefix(cache, start)
+        last = ids.new_tensor([len(start) - 1])
         lengths = [one.length for one in switch_lengths(lm.model.config)]
         # A cache is right for as long as nothing changes with length; beyond, rows are read whole at every step.
         self._cached_until = min(lengths, default=None)
+        try:
+            self._first = self._forward(ids, last, cache)
+            sizes = {len(layer.keys[0, 0]) if layer.keys is not None else 0 for layer in cache.layers}
+            sound = sizes == {len(start)}
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            sound = False
+        if sound:
+            self._shared = CachedPrefix(cache, start)
+        else:
+            # The family has no cache, or layers skip or share places in it: taken out of the model, or in it twice.
+            self._shared = CachedPrefix(None, start)
+            self._first = self._forward(ids, last, None)
+            self._cached_until = 0
 
     def run(self, n: int, max_tokens: int, goes_on: Callable[[int, int], bool]) -> None:
         """Draw up to `max_tokens` tokens for each of `n` continuations, all of them side by side.
