@@ -1,7 +1,9 @@
 """Settings from YAML or Python to a checked configuration, with all mistakes in one message."""
 
+import re
+from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,6 +18,9 @@ MOST_ORDERS = 1_000
 """Orders of one selection of demonstrations; each is a run of its own."""
 MOST_TEXTS = 1_000_000
 """Unlabelled texts."""
+
+QUOTES = "YAML reads an unquoted yes, no, number or date as what it looks like: put a name in quotes"
+QUOTES_NUMBER = "YAML reads yes, no, on and off as true and false"
 
 _LONGEST_SHOWN = 200
 """Characters of a value in a message."""
@@ -39,15 +44,53 @@ def checked(kind: type[_Config], settings: dict[str, Any], about: str = "") -> _
     Raises:
         ConfigError: All that is wrong, in one message.
     """
+    # Pydantic takes truth values for 1 and 0, and YAML takes `yes` and `on` for truth values.
+    problems = _truth_values(kind, settings)
     try:
-        return kind(**settings)
+        made = kind(**settings)
+        if not problems:
+            return made
+        raise ConfigError(about + _listed(problems))
     except ValidationError as error:
-        problems = []
+        refused = {".".join(map(str, problem["loc"])).partition(".")[0] for problem in error.errors()}
+        problems = [problem for problem in problems if re.split(r"[:.]", problem)[0] not in refused]
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"])
             given = f" (given {_shown(problem['input'])})" if where and problem["type"] != "missing" else ""
-            problems.append(f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{given}")
+            quotes = f"; {QUOTES}" if problem["type"] == "string_type" and _was_unquoted(problem["input"]) else ""
+            what = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+            problems.append(f"{where + ': ' if where else ''}{what}{given}{quotes}")
         raise ConfigError(about + _listed(problems)) from error
+
+
+def _truth_values(kind: type[BaseModel], settings: dict[str, Any], group: str = "") -> list[str]:
+    """Problems of settings that are numbers but were given a truth value."""
+    problems = []
+    for name, value in settings.items():
+        field = kind.model_fields.get(name)
+        if field is None:
+            continue
+        types = _types_in(field.annotation)
+        given = list(value) if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in given) and {int, float} & types and bool not in types:
+            problems.append(f"{group}{name}: should be a number (given {_shown(value)}); {QUOTES_NUMBER}")
+        elif isinstance(value, dict):
+            for inner in types:
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    problems += _truth_values(inner, value, f"{group}{name}.")
+    return problems
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    """All types that stand in an annotation, such as int and None in `int | None`."""
+    inner = [one for one in get_args(annotation) if one is not ...]
+    if not inner:
+        return {annotation} if isinstance(annotation, type) else set()
+    return set[Any]().union(*map(_types_in, inner))
+
+
+def _was_unquoted(value: Any) -> bool:
+    return isinstance(value, bool | int | float | date)
 
 
 def _listed(problems: list[str]) -> str:

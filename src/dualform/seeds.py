@@ -48,11 +48,10 @@ def read_seeds(given: Any) -> Any:
     """Seeds of a settings file or of Python as a tuple: a bare number is that seed alone, never a count.
 
     Args:
-        given: A number, text as `parse_whole_numbers` takes it, or a list; anything else comes back as it is, for the
-            configuration to refuse.
+        given: A number, text as `parse_whole_numbers` takes it, or a list.
 
     Raises:
-        ValueError: The text cannot be read, there are too many, or one is a truth value.
+        ValueError: Anything else, text that cannot be read, too many, or a truth value.
     """
     if isinstance(given, bool) or (isinstance(given, list | tuple) and any(isinstance(one, bool) for one in given)):
         raise ValueError("should be a number, a range such as 1..7, or a list of numbers")
@@ -64,7 +63,9 @@ def read_seeds(given: Any) -> Any:
         except ConfigError as error:
             # Reported together with whatever else is wrong with the settings.
             raise ValueError(str(error)) from error
-    if isinstance(given, list | tuple) and len(given) > MOST_SEEDS:
+    if not isinstance(given, list | tuple):
+        raise ValueError("should be a number, a range such as 1..7, or a list of numbers")
+    if len(given) > MOST_SEEDS:
         raise ValueError(f"{len(given)} seeds are more than {MOST_SEEDS}")
     return given
 

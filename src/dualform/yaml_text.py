@@ -27,6 +27,9 @@ DEEPEST = 50
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _RefusedError(ValueError):
     """What is wrong with the text, in words."""
 
@@ -116,6 +119,12 @@ def _examine(root: yaml.Node) -> None:
             total += sum(size_of(key) + size_of(value) for key, value in node.value)
         elif isinstance(node, yaml.SequenceNode):
             total += sum(size_of(each) for each in node.value)
+        elif node.tag in _NUMBERS and (":" in node.value or re.fullmatch(r"[+-]?0[0-9_]+", node.value)):
+            how = "in base 60" if ":" in node.value else "in base 8"
+            raise _RefusedError(
+                f"line {node.start_mark.line + 1} holds {node.value[:40]}, which YAML reads as a number {how}: put it "
+                "in quotes if it is text, or write the number in base 10"
+            )
         elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > sys.int_info.default_max_str_digits:
             raise _RefusedError(f"line {node.start_mark.line + 1} holds a number of {len(node.value):,} digits")
         if total > MOST_VALUES:

@@ -398,8 +398,10 @@ def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:
 def test_a_result_that_cannot_be_read_is_named(tmp_path: Path, text: str | bytes) -> None:
     (tmp_path / "result.json").write_bytes(text if isinstance(text, bytes) else text.encode())
 
-    with pytest.raises(ConfigError, match=r"result\.json is no result that this version can read"):
+    with pytest.raises(ConfigError, match=r"result\.json is no result that this version can read") as told:
         read_result(tmp_path)
+    assert "validation error" not in str(told.value)
+    assert "Restore the file" in str(told.value)
 
 
 def test_settings_with_words_of_any_language_are_kept(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dualform.errors import ConfigError
 from dualform.runs.sweep_config import SweepConfig, expand, groups_of, listed, read_sweep_file
 from dualform.runs.sweep_run import described
 from dualform.studies.comparison_config import ComparisonConfig, comparison_config, read_config
+from dualform.studies.folding_config import FoldingConfig
 from dualform.studies.regression_config import RegressionConfig
 from dualform.studies.stability_config import StabilityConfig
 
@@ -267,3 +268,36 @@ def test_a_runs_settings_do_not_bring_the_permission_along(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="sets trust_remote_code, which runs whatever code comes with"):
         read_config(path)
     assert read_config(path, trust_remote_code=True) == config
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("configs: [{study: [compare]}]", r"configs\[0\] names no study"),
+        ("models: yes\ntasks: sst2", "models: should be a name or a list of names"),
+        ("models: a\ntasks: [no]", "tasks: False is no name; .* put a name in quotes"),
+        ("models: a\ntasks: sst2\nname: yes", "name: .* string .given True.; .* put a name in quotes"),
+        ("models: a\ntasks: sst2\nname: 2024-01-01", "name: .*; .* put a name in quotes"),
+        ("models: a\ntasks: sst2\nseeds: 1.5", "seeds: should be a number, a range such as 1..7, or a list"),
+        ("models: a\ntasks: sst2\nseeds: 2024-01-01", "seeds: should be a number"),
+        ("models: a\ntasks: sst2\nseeds: 1:30", "line 3 holds 1:30, which YAML reads as a number in base 60"),
+        ("models: a\ntasks: sst2\nseeds: 010", "line 3 holds 010, which YAML reads as a number in base 8"),
+        ("models: a\ntasks: sst2\nsettings: {k: yes}", r"k: should be a number \(given True\)"),
+        ("models: a\ntasks: sst2\nsettings: {rates: [on]}", r"rates: should be a number \(given \[True\]\)"),
+        ("models: a\ntasks: sst2\nsettings: {fold: {strength: no}}", r"fold\.strength: should be a number"),
+    ],
+)
+def test_what_yaml_reads_as_something_else_is_refused(tmp_path: Path, lines: str, message: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(lines)
+    with pytest.raises(ConfigError, match=message):
+        read_sweep_file(path)
+
+
+def test_settings_that_are_truth_values_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("models: a\ntasks: sst2\nstudy: folding\nsettings: {ft: no, k: 3}\n")
+    _, found = read_sweep_file(path)
+    config = found[0].config
+    assert isinstance(config, FoldingConfig)
+    assert (config.ft, config.k) == (False, 3)

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
 from dualform._version import __version__
@@ -170,8 +170,15 @@ def read_result(folder: Path) -> Result:
     try:
         return Result.from_json(read_bytes(path, LARGEST_RESULT, ConfigError).decode("utf-8"))
     except ValueError as error:
-        reason = plain(str(error).splitlines()[0])
-        raise ConfigError(f"{show_path(path)} is no result that this version can read ({reason}).") from error
+        reason = str(error).splitlines()[0]
+        if isinstance(error, ValidationError):
+            # Its first line only counts the problems.
+            first = error.errors(include_input=False)[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        raise ConfigError(
+            f"{show_path(path)} is no result that this version can read ({plain(reason)[:300]}). Restore the file, or "
+            "run the study again."
+        ) from error
 
 
 def read_attention(folder: Path) -> AttentionRecord | None:

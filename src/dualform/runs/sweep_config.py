@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from dualform.configuration import checked, read_settings
+from dualform.configuration import QUOTES, checked, read_settings
 from dualform.errors import ConfigError
 from dualform.seeds import Seeds
 from dualform.studies.comparison_config import PRESETS, ComparisonConfig, comparison_config
@@ -62,7 +62,13 @@ class SweepConfig(BaseModel):
     @field_validator("models", "tasks", mode="before")
     @classmethod
     def _read_one(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str | dict) else given
+        given = (given,) if isinstance(given, str | dict) else given
+        if not isinstance(given, list | tuple):
+            raise ValueError("should be a name or a list of names")
+        for one in given:
+            if not isinstance(one, str | dict):
+                raise ValueError(f"{one!r:.60} is no name; {QUOTES}")
+        return given
 
 
 @dataclass(frozen=True)
@@ -255,7 +261,8 @@ def _read_listed(path: Path, given: dict[str, Any]) -> tuple[SweepConfig, list[G
         raise ConfigError(f"{path}: configs should be a list of study configurations")
     configs: list[BaseModel] = []
     for number, one in enumerate(given["configs"]):
-        kind = STUDIES.get(one.get("study")) if isinstance(one, dict) else None  # type: ignore[arg-type]
+        study = one.get("study") if isinstance(one, dict) else None
+        kind = STUDIES.get(study) if isinstance(study, str) else None  # type: ignore[call-overload]
         if kind is None:
             raise ConfigError(f"{path}: configs[{number}] names no study: {', '.join(STUDIES)}")
         settings = {name: value for name, value in one.items() if name != "study"}
