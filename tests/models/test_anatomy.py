@@ -255,3 +255,13 @@ def test_a_weight_that_is_computed_from_others_is_none_that_can_be_changed(token
     assert any("layer 0: W_O" in line for line in lm.anatomy.unclear)
     with pytest.raises(ModelError, match="W_O where it was not found"):
         require_editable_outputs(lm)
+
+
+def test_a_first_layer_that_reads_nothing_is_no_error(tokenizer):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].input_layernorm.weight.zero_()
+    lm = LanguageModel.wrap(model, tokenizer, "llama")
+    assert lm.anatomy.unclear == ()
+    assert lm.anatomy.layers[0].W_K.module == "model.layers.0.self_attn.k_proj"
+    assert_no_hooks(model)

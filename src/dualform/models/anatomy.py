@@ -655,8 +655,18 @@ def _nudge_rows(
     def nudged(weight: Tensor) -> Tensor:
         return weight.index_fill(axis, rows.index.to(weight.device), 0.01)
 
-    with lent(model, f"{rows.module}.weight", nudged):
-        after = _first_layer(model, registry)
+    read: list[bool] = []
+    handle = model.get_submodule(rows.module).register_forward_pre_hook(
+        lambda module, args: read.append(not args or bool(args[0].any()))
+    )
+    try:
+        with lent(model, f"{rows.module}.weight", nudged):
+            after = _first_layer(model, registry)
+    finally:
+        handle.remove()
+    if not any(read):
+        # A norm of zeros in front of it (a layer that was switched off): no weight moves anything.
+        return
     for i, (a, b) in enumerate(zip(before, after, strict=True)):
         # Every feature must move at some token; in half precision one may stay where it was at a single one.
         moved = (a != b).any(dim=-2)
