@@ -267,3 +267,9 @@ def test_a_cache_below_a_file_cannot_be_written_and_says_what_to_set(tmp_path, m
         StorageError, match=r"cannot write .*/file/cache: a part of the path is a file. Set DUALFORM_CACHE"
     ):
         load_model("smollm2-135m")
+
+
+@pytest.mark.parametrize("address", ["https://example.org/owner/name", "s3://bucket/model"])
+def test_an_address_is_no_model(address):
+    with pytest.raises(ModelError, match=f"^{address} is an address.*Give a hub id"):
+        load_model(address)

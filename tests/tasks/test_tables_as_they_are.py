@@ -679,3 +679,12 @@ def test_how_a_table_was_read_is_said_where_it_does_not_fit(tmp_path: Path) -> N
 def test_label_words_from_python_must_be_texts(tmp_path: Path, words: Any) -> None:
     with pytest.raises(LabelWordError, match=r"is (NoneType|int), not text"):
         load_task(write(tmp_path / "t.csv", csv_of(["a", "b"])), label_words=words)
+
+
+def test_a_prompt_in_a_message_is_one_short_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", csv_of(["a", "b"]))
+    for prompt in ("{te\nxt} L:", "{te" + "x" * 5000 + "} L:"):
+        with pytest.raises(TaskError, match="names the field") as told:
+            load_task(path, prompt=prompt)
+        assert "\n" not in str(told.value)
+        assert len(str(told.value)) < 600

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ def find_model(name: str) -> FoundModel:
         ModelError: There is no such model, or its adapter's base is missing.
         HubError: The name is none of ours and the hub did not answer.
     """
+    # A path would lose one of an address's slashes.
+    if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
+        raise ModelError(
+            f"{plain(name)} is an address, and models are read from this machine or the hub. Give a hub id such as "
+            "owner/name, or download the checkpoint and give its folder."
+        )
     path = path_of(name)
     if path.suffix == ".gguf":
         if not path.exists():

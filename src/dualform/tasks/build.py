@@ -211,8 +211,8 @@ def _check_fields(raw: RawTask, template: Template, text: str | None, answers: S
                 )
             if there and name not in there:
                 raise TaskError(
-                    f"{show_path(raw.files[split])}: the prompt {template.prompt!r} names the field {{{name}}}, which "
-                    f"is not there; the fields: {others or 'none'}."
+                    f"{show_path(raw.files[split])}: the prompt {shown(template.prompt)!r} names the field "
+                    f"{{{shown(name)}}}, which is not there; the fields: {others or 'none'}."
                 )
 
 
