@@ -7,8 +7,8 @@ rate of their own.
 import time
 
 from benchmarks.common import Job, Outcome, Patience, Size
-from dualform.studies.comparison import compare
-from dualform.studies.comparison_config import comparison_config
+from dualform.studies.comparison.config import comparison_config
+from dualform.studies.comparison.run import compare
 
 
 def run(job: Job, size: Size) -> list[Outcome]:

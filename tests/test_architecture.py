@@ -139,7 +139,7 @@ def test_a_planted_wrong_import_is_found(module, source, sentence):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("dualform.cli.main", "from dualform.studies.comparison import compare\nimport dualform.runs.store"),
+        ("dualform.cli.main", "from dualform.studies.comparison.run import compare\nimport dualform.runs.store"),
         ("dualform.ops.a", "from dualform.ops.b import c\nfrom dualform.errors import ShapeError\nimport einops"),
         ("dualform.package_index", "from dualform.errors import HubError"),
         ("dualform", "from dualform.cli.main import main"),

@@ -19,16 +19,16 @@ from dualform.models.language_model import LanguageModel
 from dualform.report.measures import CONTROLS, MEASURES
 from dualform.result import Laboratory, Result
 from dualform.runs.sweep_config import SweepConfig, expand, read_sweep_file
-from dualform.studies.calibrate import CEILINGS, FLOORS
-from dualform.studies.comparison_config import CHEAP_CONTROLS, ControlName
+from dualform.studies.comparison.calibrate import CEILINGS, FLOORS
+from dualform.studies.comparison.config import CHEAP_CONTROLS, ControlName
+from dualform.studies.comparison.outcome import SeedOutcome
+from dualform.studies.comparison.summary import examples_table
 from dualform.studies.facts import Asked
-from dualform.studies.momentum_config import Arm, momentum_config
-from dualform.studies.momentum_summary import ArmRun, momentum_table
-from dualform.studies.outcome import SeedOutcome
-from dualform.studies.regression import laboratory_table
-from dualform.studies.selection_summary import SETS, Budget, Found, SeedTrials, trials_table
-from dualform.studies.stability_summary import ModelRuns, Run, runs_table
-from dualform.studies.summary import examples_table
+from dualform.studies.laboratory.run import laboratory_table
+from dualform.studies.momentum.config import Arm, momentum_config
+from dualform.studies.momentum.summary import ArmRun, momentum_table
+from dualform.studies.selection.summary import SETS, Budget, Found, SeedTrials, trials_table
+from dualform.studies.stability.summary import ModelRuns, Run, runs_table
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
 from tests.tasks.conftest import build

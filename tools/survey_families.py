@@ -27,8 +27,8 @@ from tests.tiny import tiny_tokenizer
 
 from dualform.errors import DualformError
 from dualform.models.language_model import LanguageModel
-from dualform.studies.comparison import compare
-from dualform.studies.comparison_config import comparison_config
+from dualform.studies.comparison.config import comparison_config
+from dualform.studies.comparison.run import compare
 
 
 @dataclass

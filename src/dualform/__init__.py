@@ -94,7 +94,6 @@ if TYPE_CHECKING:
     from dualform.ops.similarity import sim_aou as sim_aou
     from dualform.ops.similarity import sim_aou_raw as sim_aou_raw
     from dualform.ops.variance import variance_split as variance_split
-    from dualform.report.page import render_page as render_page
     from dualform.result import Result as Result
     from dualform.runs.cell_store import CellStore as CellStore
     from dualform.runs.engines.base import open_engine as open_engine
@@ -103,38 +102,39 @@ if TYPE_CHECKING:
     from dualform.runs.sweep_config import read_sweep_file as read_sweep_file
     from dualform.runs.sweep_run import run_sweep as run_sweep
     from dualform.runs.trackers import open_tracker as open_tracker
-    from dualform.studies.comparison import compare as compare
-    from dualform.studies.comparison import compare_seed as compare_seed
-    from dualform.studies.comparison_config import ComparisonConfig as ComparisonConfig
-    from dualform.studies.comparison_config import comparison_config as comparison_config
-    from dualform.studies.comparison_config import read_config as read_config
-    from dualform.studies.fold import FoldConfig as FoldConfig
-    from dualform.studies.fold import fold as fold
-    from dualform.studies.fold import fold_config as fold_config
+    from dualform.studies.comparison.config import ComparisonConfig as ComparisonConfig
+    from dualform.studies.comparison.config import comparison_config as comparison_config
+    from dualform.studies.comparison.config import read_config as read_config
+    from dualform.studies.comparison.run import compare as compare
+    from dualform.studies.comparison.run import compare_seed as compare_seed
+    from dualform.studies.comparison.summary import examples_table as examples_table
+    from dualform.studies.fold.run import FoldConfig as FoldConfig
+    from dualform.studies.fold.run import fold as fold
+    from dualform.studies.fold.run import fold_config as fold_config
     from dualform.studies.fold_settings import FoldSettings as FoldSettings
-    from dualform.studies.folding import folding as folding
-    from dualform.studies.folding_config import FoldingConfig as FoldingConfig
-    from dualform.studies.folding_config import folding_config as folding_config
-    from dualform.studies.folding_summary import folding_table as folding_table
-    from dualform.studies.momentum import compare_momentum as compare_momentum
-    from dualform.studies.momentum_config import MomentumConfig as MomentumConfig
-    from dualform.studies.momentum_config import momentum_config as momentum_config
-    from dualform.studies.momentum_summary import momentum_table as momentum_table
-    from dualform.studies.momentum_training import train_alone as train_alone
+    from dualform.studies.folding.config import FoldingConfig as FoldingConfig
+    from dualform.studies.folding.config import folding_config as folding_config
+    from dualform.studies.folding.run import folding as folding
+    from dualform.studies.folding.summary import folding_table as folding_table
+    from dualform.studies.laboratory.config import RegressionConfig as RegressionConfig
+    from dualform.studies.laboratory.config import regression_config as regression_config
+    from dualform.studies.laboratory.run import laboratory_table as laboratory_table
+    from dualform.studies.laboratory.run import run_laboratory as run_laboratory
+    from dualform.studies.momentum.config import MomentumConfig as MomentumConfig
+    from dualform.studies.momentum.config import momentum_config as momentum_config
+    from dualform.studies.momentum.run import compare_momentum as compare_momentum
+    from dualform.studies.momentum.summary import momentum_table as momentum_table
+    from dualform.studies.momentum.training import train_alone as train_alone
+    from dualform.studies.pages import render_page as render_page
     from dualform.studies.plan import plan_of as plan_of
-    from dualform.studies.regression import laboratory_table as laboratory_table
-    from dualform.studies.regression import run_laboratory as run_laboratory
-    from dualform.studies.regression_config import RegressionConfig as RegressionConfig
-    from dualform.studies.regression_config import regression_config as regression_config
-    from dualform.studies.selection import selection as selection
-    from dualform.studies.selection_config import SelectionConfig as SelectionConfig
-    from dualform.studies.selection_config import selection_config as selection_config
-    from dualform.studies.selection_summary import trials_table as trials_table
-    from dualform.studies.stability import stability as stability
-    from dualform.studies.stability_config import StabilityConfig as StabilityConfig
-    from dualform.studies.stability_config import stability_config as stability_config
-    from dualform.studies.stability_summary import runs_table as runs_table
-    from dualform.studies.summary import examples_table as examples_table
+    from dualform.studies.selection.config import SelectionConfig as SelectionConfig
+    from dualform.studies.selection.config import selection_config as selection_config
+    from dualform.studies.selection.run import selection as selection
+    from dualform.studies.selection.summary import trials_table as trials_table
+    from dualform.studies.stability.config import StabilityConfig as StabilityConfig
+    from dualform.studies.stability.config import stability_config as stability_config
+    from dualform.studies.stability.run import stability as stability
+    from dualform.studies.stability.summary import runs_table as runs_table
     from dualform.sweep_result import SweepResult as SweepResult
     from dualform.tasks.demonstrations import Demonstrations as Demonstrations
     from dualform.tasks.demonstrations import draw_demonstrations as draw_demonstrations
@@ -144,16 +144,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttentionRecord": "attention_record",
     "CellStore": "runs.cell_store",
-    "ComparisonConfig": "studies.comparison_config",
+    "ComparisonConfig": "studies.comparison.config",
     "Demonstrations": "tasks.demonstrations",
     "DualformError": "errors",
     "Encoder": "models.encoding",
     "FastWeightState": "ops.fast_weights",
     "Finetuned": "learners.finetuned",
-    "FoldConfig": "studies.fold",
+    "FoldConfig": "studies.fold.run",
     "FoldSettings": "studies.fold_settings",
     "Folded": "learners.folded",
-    "FoldingConfig": "studies.folding_config",
+    "FoldingConfig": "studies.folding.config",
     "GradientStep": "learners.gradient_step",
     "InContext": "learners.prompting",
     "KeyValueMomentum": "learners.kv_momentum",
@@ -162,18 +162,18 @@ _HOMES = {
     "LinearProbe": "learners.probe",
     "Lora": "learners.lora",
     "Mezo": "learners.mezo",
-    "MomentumConfig": "studies.momentum_config",
+    "MomentumConfig": "studies.momentum.config",
     "MomentumSettings": "models.momentum",
     "NormalEquations": "ops.ridge",
     "RankOne": "learners.rank_one",
     "Recipe": "lab.recipe",
     "Recording": "models.capture",
-    "RegressionConfig": "studies.regression_config",
+    "RegressionConfig": "studies.laboratory.config",
     "RegressionTasks": "lab.regression_tasks",
     "Result": "result",
     "RunFolder": "runs.store",
-    "SelectionConfig": "studies.selection_config",
-    "StabilityConfig": "studies.stability_config",
+    "SelectionConfig": "studies.selection.config",
+    "StabilityConfig": "studies.stability.config",
     "SweepConfig": "runs.sweep_config",
     "SweepResult": "sweep_result",
     "Task": "tasks.task",
@@ -186,23 +186,23 @@ _HOMES = {
     "apply_momentum": "models.momentum",
     "as_linear_attention": "ops.dual_form",
     "build_corpus": "lab.corpus",
-    "compare": "studies.comparison",
-    "compare_momentum": "studies.momentum",
-    "compare_seed": "studies.comparison",
-    "comparison_config": "studies.comparison_config",
+    "compare": "studies.comparison.run",
+    "compare_momentum": "studies.momentum.run",
+    "compare_seed": "studies.comparison.run",
+    "comparison_config": "studies.comparison.config",
     "contextual_calibration": "ops.calibration",
     "corpus_loss": "lab.evaluation",
     "descend_by_layers": "ops.constructions",
     "direct_update": "ops.similarity",
     "draw_demonstrations": "tasks.demonstrations",
-    "examples_table": "studies.summary",
+    "examples_table": "studies.comparison.summary",
     "fast_weights": "ops.fast_weights",
     "find_source": "lab.sources",
-    "fold": "studies.fold",
-    "fold_config": "studies.fold",
-    "folding": "studies.folding",
-    "folding_config": "studies.folding_config",
-    "folding_table": "studies.folding_summary",
+    "fold": "studies.fold.run",
+    "fold_config": "studies.fold.run",
+    "folding": "studies.folding.run",
+    "folding_config": "studies.folding.config",
+    "folding_table": "studies.folding.summary",
     "ft_logits": "ops.rank",
     "gd_layer": "ops.constructions",
     "gd_plus_plus_layer": "ops.constructions",
@@ -214,7 +214,7 @@ _HOMES = {
     "kendall_tau_b": "ops.rank",
     "kl_divergence": "ops.agreement",
     "label_agreement": "ops.agreement",
-    "laboratory_table": "studies.regression",
+    "laboratory_table": "studies.laboratory.run",
     "linear_attention": "ops.dual_form",
     "load_model": "models.load",
     "load_recipe": "lab.recipe",
@@ -222,12 +222,12 @@ _HOMES = {
     "minimum_detectable": "ops.power",
     "momentum": "models.momentum",
     "momentum_chunked": "ops.momentum",
-    "momentum_config": "studies.momentum_config",
+    "momentum_config": "studies.momentum.config",
     "momentum_linear_attention": "ops.momentum_dual",
     "momentum_naive": "ops.momentum",
     "momentum_recurrent": "ops.momentum",
     "momentum_step": "ops.momentum",
-    "momentum_table": "studies.momentum_summary",
+    "momentum_table": "studies.momentum.summary",
     "open_engine": "runs.engines.base",
     "open_tracker": "runs.trackers",
     "outer_product_update": "ops.dual_form",
@@ -237,21 +237,21 @@ _HOMES = {
     "pretrain": "lab.pretraining",
     "random_update": "learners.random_update",
     "rank_one_update": "ops.folding",
-    "read_config": "studies.comparison_config",
+    "read_config": "studies.comparison.config",
     "read_sweep_file": "runs.sweep_config",
     "rec2ftp": "ops.agreement",
-    "regression_config": "studies.regression_config",
+    "regression_config": "studies.laboratory.config",
     "relaxation": "ops.dual_form",
     "remove_momentum": "models.momentum",
-    "render_page": "report.page",
+    "render_page": "studies.pages",
     "ridge_by_layers": "ops.constructions",
     "ridge_layer": "ops.constructions",
-    "run_laboratory": "studies.regression",
+    "run_laboratory": "studies.laboratory.run",
     "run_sweep": "runs.sweep_run",
-    "runs_table": "studies.stability_summary",
+    "runs_table": "studies.stability.summary",
     "search_rate": "learners.rate",
-    "selection": "studies.selection",
-    "selection_config": "studies.selection_config",
+    "selection": "studies.selection.run",
+    "selection_config": "studies.selection.config",
     "sign_flip_p": "ops.permutation",
     "sim_am": "ops.similarity",
     "sim_am_centred": "ops.similarity",
@@ -260,15 +260,15 @@ _HOMES = {
     "sim_aou": "ops.similarity",
     "sim_aou_raw": "ops.similarity",
     "spd": "lab.predictor_distance",
-    "stability": "studies.stability",
-    "stability_config": "studies.stability_config",
+    "stability": "studies.stability.run",
+    "stability_config": "studies.stability.config",
     "text_losses": "models.perplexity",
     "thought_matrix": "ops.folding",
     "top_k_overlap": "ops.agreement",
     "total_variation": "ops.agreement",
-    "train_alone": "studies.momentum_training",
+    "train_alone": "studies.momentum.training",
     "training_cost": "lab.cost",
-    "trials_table": "studies.selection_summary",
+    "trials_table": "studies.selection.summary",
     "untrained": "models.untrained",
     "variance_split": "ops.variance",
     "write_adapter": "models.checkpoint",

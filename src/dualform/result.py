@@ -17,7 +17,7 @@ FEWEST_FOR_INTERVAL = 10
 Resampling a handful of answers cannot show how far the share could be off: one answer has no spread at all. Measured
 on corrections that are independent by construction, one seed, the bootstrap interval of Rec2FTP's lift leaves out the
 true value 0 in 99 % of runs with one corrected answer and in 26 to 52 % with two to four, instead of in 5 %; from ten
-on it is right (`tests/studies/test_few_answers.py` repeats a part of that simulation)."""
+on it is right (`tests/studies/comparison/test_few_answers.py` repeats a part of that simulation)."""
 
 
 def _finite_or_none(value: Any) -> Any:

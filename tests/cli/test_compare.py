@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dualform.studies.comparison_config import CHEAP_CONTROLS, ControlName, read_config
+from dualform.studies.comparison.config import CHEAP_CONTROLS, ControlName, read_config
 from tests.cli.conftest import QUICK, SMALL, Done, numbers, result_of
 from tests.studies.small import write_choices
 

@@ -17,10 +17,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualform.models import checkpoint
-from dualform.report.fold_words import fold_verdict
 from dualform.result import Result
 from dualform.runs.store import read_result
-from dualform.studies import fold as study
+from dualform.studies.fold import run as study
+from dualform.studies.fold.words import fold_verdict
 from tests.cli.conftest import Done
 from tests.studies.small import sentences
 

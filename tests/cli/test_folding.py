@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dualform.studies import folding as study
-from dualform.studies.folding_config import read_folding_config
+from dualform.studies.folding import run as study
+from dualform.studies.folding.config import read_folding_config
 from dualform.studies.folds import make_fold
 from tests.cli.conftest import Done, numbers, result_of
 

@@ -15,8 +15,8 @@ from rich.text import Text
 from dualform.cli.guard import say
 from dualform.cli.printing import PlainConsole, print_json, print_study
 from dualform.cli.progress import progress_bar
-from dualform.report.charts import prediction_chart, save_chart
 from dualform.result import Result
+from dualform.studies.comparison.charts import prediction_chart, save_chart
 from tests.cli.conftest import QUICK, Done
 from tests.report.browser import PHONE, OpenPage, browser, open_page, overflows, undrawn, widest
 
@@ -182,7 +182,7 @@ def test_a_message_that_quotes_hostile_text_is_plain(
 
 
 def test_whatever_is_printed_on_a_terminal_steers_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    from dualform.report.sweep_table import sweep_tables
+    from dualform.runs.sweep_table import sweep_tables
     from tests.report.example_sweep import example_sweep
 
     sweep = example_sweep()

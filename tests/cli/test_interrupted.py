@@ -15,7 +15,7 @@ import pytest
 
 from dualform.cli import interrupts
 from dualform.runs import store
-from dualform.studies import comparison
+from dualform.studies.comparison import run as comparison
 from tests.cli.conftest import SMALL, Done, numbers, result_of
 
 pytestmark = pytest.mark.usefixtures("quick_page")

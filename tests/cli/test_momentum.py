@@ -16,9 +16,11 @@ from dualform.lab.pretraining import pretrain
 from dualform.lab.regression import train_regressor
 from dualform.models.load import load_model
 from dualform.models.momentum import momentum_of
-from dualform.studies import momentum as study
-from dualform.studies import momentum_pretrained, momentum_regression, momentum_training
-from dualform.studies.momentum import ask
+from dualform.studies.momentum import pretrained as momentum_pretrained
+from dualform.studies.momentum import regression as momentum_regression
+from dualform.studies.momentum import run as study
+from dualform.studies.momentum import training as momentum_training
+from dualform.studies.momentum.run import ask
 from tests.cli.conftest import Done, result_of
 from tests.studies.momentum_setting import RECIPE, STEPS, write_task, write_texts
 from tests.tiny import save_tiny

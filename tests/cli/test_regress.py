@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dualform.studies import regression, regression_layers
+from dualform.studies.laboratory import layers as regression_layers
+from dualform.studies.laboratory import run as regression
 from tests.cli.conftest import Done, result_of
 from tests.studies import small_laboratory
 

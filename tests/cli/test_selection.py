@@ -4,8 +4,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dualform.studies import selection
-from dualform.studies.selection_config import read_selection_config
+from dualform.studies.selection import run as selection
+from dualform.studies.selection.config import read_selection_config
 from tests.cli.conftest import SMALL, Done, numbers, result_of
 
 Command = Callable[..., Done]

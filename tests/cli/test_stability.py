@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualform.runs.store import RunFolder
-from dualform.studies import stability
 from dualform.studies.pieces import Piece
-from dualform.studies.stability_config import read_stability_config
+from dualform.studies.stability import run as stability
+from dualform.studies.stability.config import read_stability_config
 from tests.cli.conftest import Done, result_of
 from tests.cli.test_compare import PROMISED, Shell, shell
 from tests.studies.small import write_choices

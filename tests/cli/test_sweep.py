@@ -12,7 +12,7 @@ from dualform.runs.cell_store import CellKey
 from dualform.runs.sweep import CellState, GroupState
 from dualform.runs.sweep_cells import GroupCell
 from dualform.runs.sweep_config import Group, read_sweep_file
-from dualform.studies.comparison_config import comparison_config
+from dualform.studies.comparison.config import comparison_config
 from dualform.sweep_result import CellFailure
 from tests.cli.conftest import Done
 from tests.fixed_machine import fixed_machine

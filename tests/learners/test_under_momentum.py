@@ -16,8 +16,8 @@ from dualform.models.language_model import LanguageModel
 from dualform.models.load import load_model
 from dualform.models.momentum import apply_momentum, momentum, momentum_of
 from dualform.studies.bench import Bench
-from dualform.studies.comparison import compare
-from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.run import compare
 from tests.studies.small import small_bench, small_config, small_task
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -18,10 +18,10 @@ from dualform.models.flops import forward_flops
 from dualform.models.load import load_model
 from dualform.models.quantized import precision_of, token_by_token
 from dualform.studies.bench import weights_digest
-from dualform.studies.comparison_config import comparison_config
-from dualform.studies.folding_config import FoldingConfig
-from dualform.studies.selection_config import selection_config
-from dualform.studies.stability_config import stability_config
+from dualform.studies.comparison.config import comparison_config
+from dualform.studies.folding.config import FoldingConfig
+from dualform.studies.selection.config import selection_config
+from dualform.studies.stability.config import stability_config
 from tests.learners.setting import setting_of
 from tests.tiny import save_tiny
 

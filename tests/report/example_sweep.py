@@ -27,7 +27,7 @@ LEARNERS = ("zsl", "icl", "ft", "lora", "probe", "fold")
 N = 600
 
 TRACEBACK = """Traceback (most recent call last):
-  File "dualform/studies/comparison.py", line 212, in compare_seed
+  File "dualform/studies/comparison/run.py", line 212, in compare_seed
     outcome = learner.adapt(model, demonstrations)
   File "dualform/learners/finetuned.py", line 88, in adapt
     raise TrainingError(f"finetuning on seed {seed} gave NaN at step {step}")

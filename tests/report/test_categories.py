@@ -7,8 +7,8 @@ import pytest
 import vl_convert
 
 from dualform.report.categories import categories, category
-from dualform.report.charts import OTHER_LABELS, TRUE_LABELS, prediction_chart, trials_chart
 from dualform.result import Baselines, Predictions, Trial
+from dualform.studies.comparison.charts import OTHER_LABELS, TRUE_LABELS, prediction_chart, trials_chart
 from tests.report.chart_rows import drawn
 from tests.report.example_result import empty_result
 

@@ -3,10 +3,10 @@ from typing import get_args
 import pytest
 
 from dualform.report.measures import CONTROLS, KINDS, MEASURES, ControlKind, control_of, controls_in_order, in_order
-from dualform.report.published import beside_the_paper
-from dualform.studies.calibrate import CEILINGS, FLOORS
-from dualform.studies.comparison_config import ControlName
-from dualform.studies.controls import PAIRS
+from dualform.studies.comparison.calibrate import CEILINGS, FLOORS
+from dualform.studies.comparison.config import ControlName
+from dualform.studies.comparison.controls import PAIRS
+from dualform.studies.published import beside_the_paper
 from tests.report.example_result import empty_result, example_result
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dualform.report.page import render_page
-from dualform.report.sweep_page import render_sweep
+from dualform.runs.sweep_page import render_sweep
+from dualform.studies.pages import render_page
 from tests.report.browser import PHONE, overflows, undrawn, widest
 from tests.report.chart_rows import values
 from tests.report.example_folding import example_folding

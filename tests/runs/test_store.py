@@ -14,16 +14,16 @@ import torch
 import yaml
 
 from dualform.errors import ConfigError, StorageError
-from dualform.report.page import render_page
 from dualform.result import Result
 from dualform.runs import store
 from dualform.runs.store import RunFolder, free_folder, read_attention, read_result, write_report
-from dualform.studies.comparison import Comparison, compare
-from dualform.studies.comparison_config import read_config
-from dualform.studies.outcome import SeedOutcome
+from dualform.studies.comparison.config import read_config
+from dualform.studies.comparison.outcome import SeedOutcome
+from dualform.studies.comparison.run import Comparison, compare
+from dualform.studies.comparison.summary import examples_table
+from dualform.studies.pages import render_page
 from dualform.studies.pieces import Piece
-from dualform.studies.stability_config import stability_config
-from dualform.studies.summary import examples_table
+from dualform.studies.stability.config import stability_config
 from tests.studies.small import small_config, small_lm, small_task
 
 CONFIG = small_config()

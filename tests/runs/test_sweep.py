@@ -24,8 +24,8 @@ from dualform.runs.engines.performing import ended_from, perform_text, work_text
 from dualform.runs.sweep import CellState, GroupState, Sweep, cells_record
 from dualform.runs.sweep_config import Group, SweepConfig, expand, read_sweep_file
 from dualform.runs.sweep_run import run_sweep
-from dualform.studies.comparison import compare
-from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.run import compare
 from dualform.sweep_result import SweepResult
 from tests.studies.small import numbers, write_csv
 from tests.tiny import save_tiny

@@ -8,10 +8,10 @@ import yaml
 from dualform.errors import ConfigError
 from dualform.runs.sweep_config import SweepConfig, expand, groups_of, listed, read_sweep_file
 from dualform.runs.sweep_run import described
-from dualform.studies.comparison_config import ComparisonConfig, comparison_config, read_config
-from dualform.studies.folding_config import FoldingConfig
-from dualform.studies.regression_config import RegressionConfig
-from dualform.studies.stability_config import StabilityConfig
+from dualform.studies.comparison.config import ComparisonConfig, comparison_config, read_config
+from dualform.studies.folding.config import FoldingConfig
+from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.stability.config import StabilityConfig
 
 GRID: dict[str, Any] = {"models": ["a", "b"], "tasks": ["sst2", "mr"], "seeds": "1..3"}
 

@@ -10,8 +10,8 @@ from dualform.runs import worker
 from dualform.runs.cell_store import CellStore
 from dualform.runs.engines.base import EngineOptions, open_engine
 from dualform.runs.sweep import Sweep
-from dualform.studies.comparison import compare
-from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.run import compare
 from tests.runs.test_sweep import grid
 from tests.studies.small import numbers, write_csv
 from tests.tiny import save_tiny

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from dualform.lab.windows import spread_windows
 from dualform.result import MomentumArm, MomentumReport, Result
-from dualform.studies.momentum import MomentumStudy
-from dualform.studies.momentum_config import MomentumConfig, momentum_config
+from dualform.studies.momentum.config import MomentumConfig, momentum_config
+from dualform.studies.momentum.run import MomentumStudy
 from tests.lab.setting import write_text
 
 LENGTH = 16

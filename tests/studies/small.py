@@ -13,7 +13,7 @@ import torch
 from dualform.models.language_model import LanguageModel
 from dualform.result import Result
 from dualform.studies.bench import Bench
-from dualform.studies.comparison_config import ComparisonConfig, comparison_config
+from dualform.studies.comparison.config import ComparisonConfig, comparison_config
 from dualform.studies.pieces import Piece
 from dualform.tasks.build import build_task
 from dualform.tasks.options import TaskOptions

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 
 from dualform.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.pieces import Cells, Piece
-from dualform.studies.regression_config import RegressionConfig
 from dualform.studies.seed_statistics import over_seeds
 
 made: list[str] = []

@@ -16,7 +16,7 @@ from dualform.models.flops import forward_flops
 from dualform.models.layout import Query
 from dualform.studies import folds
 from dualform.studies.bench import Bench, Drawn
-from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.folds import check_fold, fold_texts, make_fold, plain_passages, require_weights, require_writable
 from tests.studies.small import LABELS, N_TRAIN, sentences, small_bench

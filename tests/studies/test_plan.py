@@ -17,21 +17,21 @@ from dualform.models.fitting import Fit, Option
 from dualform.models.language_model import LanguageModel
 from dualform.models.load import load_model
 from dualform.studies.bench import Bench
-from dualform.studies.comparison import compare
-from dualform.studies.comparison_config import ComparisonConfig, comparison_config
-from dualform.studies.fold import fold, fold_config
-from dualform.studies.folding import folding
-from dualform.studies.folding_config import folding_config
+from dualform.studies.comparison.config import ComparisonConfig, comparison_config
+from dualform.studies.comparison.plan import fitted, sketched
+from dualform.studies.comparison.run import compare
+from dualform.studies.fold.run import fold, fold_config
+from dualform.studies.folding.config import folding_config
+from dualform.studies.folding.run import folding
 from dualform.studies.folds import make_fold
 from dualform.studies.plan import Cost, GroupPlan, Part, Plan, plan_of, plan_sweep
-from dualform.studies.plan_comparison import fitted, sketched
 from dualform.studies.plan_costs import Costs
 from dualform.studies.plan_folds import READERS, RIDGE_CHECKS, fold_parts
-from dualform.studies.selection import selection
-from dualform.studies.selection_config import selection_config
+from dualform.studies.selection.config import selection_config
+from dualform.studies.selection.run import selection
 from dualform.studies.settings import StudyConfig
-from dualform.studies.stability import stability
-from dualform.studies.stability_config import stability_config
+from dualform.studies.stability.config import stability_config
+from dualform.studies.stability.run import stability
 from tests.fixed_machine import GIB, fixed_machine
 from tests.models.mixture import save_mixture
 from tests.studies.small import write_choices, write_csv

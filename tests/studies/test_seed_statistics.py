@@ -6,7 +6,7 @@ import math
 import pytest
 from scipy import stats
 
-from dualform.report.momentum_figures import seedwise
+from dualform.studies.momentum.figures import seedwise
 from dualform.studies.seed_statistics import over_seeds, paired
 
 VALUES = [3.1, 2.7, 3.6, 2.9, 3.3]

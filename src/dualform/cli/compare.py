@@ -137,9 +137,9 @@ def compare(
     )
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     at_hand = check_task(task, {**data, "paper_rows": preset == "dai2023"})
-    from dualform.studies.comparison import compare as run
-    from dualform.studies.comparison_config import comparison_config
-    from dualform.studies.summary import examples_table
+    from dualform.studies.comparison.config import comparison_config
+    from dualform.studies.comparison.run import compare as run
+    from dualform.studies.comparison.summary import examples_table
 
     given: dict[str, Any] = {
         **data,
@@ -198,8 +198,14 @@ def compare(
 
 def _print_tables(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.table import accuracy_table, against_table, by_label_table, cost_table, similarity_table
-    from dualform.report.words import verdict
+    from dualform.studies.comparison.table import (
+        accuracy_table,
+        against_table,
+        by_label_table,
+        cost_table,
+        similarity_table,
+    )
+    from dualform.studies.comparison.words import verdict
 
     tables = (
         accuracy_table(result),

@@ -108,8 +108,8 @@ def fold(
     )
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     at_hand = check_task(task, data)
-    from dualform.studies.fold import fold as run
-    from dualform.studies.fold import fold_config
+    from dualform.studies.fold.run import fold as run
+    from dualform.studies.fold.run import fold_config
     from dualform.studies.fold_settings import FoldMethod
     from dualform.studies.folds import require_weights
 
@@ -159,8 +159,8 @@ def fold(
 
 def _print(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.fold_words import fold_verdict
-    from dualform.report.table import accuracy_table, against_table, cost_table
+    from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
+    from dualform.studies.fold.words import fold_verdict
 
     print_study(
         fold_verdict(result), (accuracy_table(result), against_table(result), cost_table(result)), result.warnings

@@ -122,9 +122,9 @@ def folding(
     )
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     at_hand = check_task(task, data)
-    from dualform.studies.folding import folding as run
-    from dualform.studies.folding_config import folding_config
-    from dualform.studies.folding_summary import folding_table
+    from dualform.studies.folding.config import folding_config
+    from dualform.studies.folding.run import folding as run
+    from dualform.studies.folding.summary import folding_table
 
     config = folding_config(
         model,
@@ -178,7 +178,7 @@ def folding(
 
 def _print_tables(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.folding_table import folding_tables
-    from dualform.report.folding_words import folding_verdict
+    from dualform.studies.folding.table import folding_tables
+    from dualform.studies.folding.words import folding_verdict
 
     print_study(folding_verdict(result), folding_tables(result), result.warnings)

@@ -67,7 +67,7 @@ def train(
       dualform momentum train org/corpus --to runs/350m --recipe 350m --cost
     """
     from dualform.lab.recipe import load_recipe
-    from dualform.studies.momentum_training import cost_sentences, train_alone
+    from dualform.studies.momentum.training import cost_sentences, train_alone
 
     chosen = load_recipe(recipe or "tiny", **parse_settings(settings))
     if cost:
@@ -114,7 +114,7 @@ def train(
 
 
 def _plan_of_training(recipe: Any, corpus: list[str], validation: list[str], eta: float, machine: Any) -> Any:
-    from dualform.studies.plan_momentum import plan_training
+    from dualform.studies.momentum.plan import plan_training
 
     return plan_training(recipe, corpus, validation, machine, eta=eta)
 
@@ -163,9 +163,9 @@ def compare(
 
       dualform momentum compare a.txt --validation b.txt --test c.txt --tasks sst5,mr --data-dir data --seeds 1..3
     """
-    from dualform.studies.momentum import compare_momentum
-    from dualform.studies.momentum_config import momentum_config
-    from dualform.studies.momentum_summary import momentum_table
+    from dualform.studies.momentum.config import momentum_config
+    from dualform.studies.momentum.run import compare_momentum
+    from dualform.studies.momentum.summary import momentum_table
 
     config = momentum_config(
         recipe=recipe,
@@ -210,8 +210,8 @@ def compare(
 
 def _print_tables(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.momentum_table import momentum_tables
-    from dualform.report.momentum_words import momentum_verdict
+    from dualform.studies.momentum.table import momentum_tables
+    from dualform.studies.momentum.words import momentum_verdict
 
     print_study(momentum_verdict(result), momentum_tables(result), result.warnings)
 

@@ -59,7 +59,7 @@ def _planned(command: Callable[..., Any], called: str) -> Callable[..., None]:
             quiet_transformers()
             if callable(what):
                 # Of the trainings that have no configuration, which are those of momentum.
-                from dualform.studies.plan_momentum import SAMPLES
+                from dualform.studies.momentum.plan import SAMPLES
 
                 say(SAMPLES)
                 made = what(machine_for(None, measure=measure))

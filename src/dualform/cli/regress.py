@@ -48,8 +48,8 @@ def regress(
 
       dualform regress --study phases,layers --seeds 1..3 --steps 0.1
     """
-    from dualform.studies.regression import run_laboratory
-    from dualform.studies.regression_config import LAB_NAMES, regression_config
+    from dualform.studies.laboratory.config import LAB_NAMES, regression_config
+    from dualform.studies.laboratory.run import run_laboratory
 
     config = regression_config(
         studies=[name for text in study for name in parse_names(text) or ()] if study else None,
@@ -73,7 +73,7 @@ def regress(
 
 def _print_claims(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.regression_table import claim_tables
-    from dualform.report.regression_words import laboratory_verdict
+    from dualform.studies.laboratory.table import claim_tables
+    from dualform.studies.laboratory.words import laboratory_verdict
 
     print_study(laboratory_verdict(result), claim_tables(result), result.warnings)

@@ -29,9 +29,9 @@ def report(
     """
     from dualform.errors import ConfigError
     from dualform.files import writable_dir
-    from dualform.report.charts import accuracy_chart, save_chart
     from dualform.runs.store import read_result, write_report
     from dualform.runs.sweep_folder import SWEEP_FILE, holds_sweep, read_sweep, write_sweep_report
+    from dualform.studies.comparison.charts import accuracy_chart, save_chart
 
     of_sweep = holds_sweep(folder)
     if not of_sweep and not (folder / "result.json").exists():
@@ -42,7 +42,7 @@ def report(
     say(f"The page: {write_sweep_report(folder) if of_sweep else write_report(folder)}")
     if chart is not None:
         if of_sweep:
-            from dualform.report.sweep_charts import accuracy_by_task_chart
+            from dualform.runs.sweep_charts import accuracy_by_task_chart
 
             drawn = accuracy_by_task_chart(read_sweep(folder))
         else:

@@ -105,9 +105,9 @@ def selection(
     )
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     at_hand = check_task(task, data)
-    from dualform.studies.selection import selection as run
-    from dualform.studies.selection_config import selection_config
-    from dualform.studies.selection_summary import trials_table
+    from dualform.studies.selection.config import selection_config
+    from dualform.studies.selection.run import selection as run
+    from dualform.studies.selection.summary import trials_table
 
     given: dict[str, Any] = {
         **data,
@@ -154,7 +154,7 @@ def selection(
 
 def _print_tables(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.selection_table import selection_tables
-    from dualform.report.selection_words import selection_verdict
+    from dualform.studies.selection.table import selection_tables
+    from dualform.studies.selection.words import selection_verdict
 
     print_study(selection_verdict(result), selection_tables(result), result.warnings)

@@ -105,9 +105,9 @@ def stability(
     )
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     at_hand = check_task(task, data)
-    from dualform.studies.stability import stability as run
-    from dualform.studies.stability_config import stability_config
-    from dualform.studies.stability_summary import runs_table
+    from dualform.studies.stability.config import stability_config
+    from dualform.studies.stability.run import stability as run
+    from dualform.studies.stability.summary import runs_table
 
     given: dict[str, Any] = {
         **data,
@@ -156,8 +156,8 @@ def stability(
 
 def _print_tables(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.stability_table import stability_tables
-    from dualform.report.stability_words import stability_answers
+    from dualform.studies.stability.table import stability_tables
+    from dualform.studies.stability.words import stability_answers
 
     answers = stability_answers(result)
     # The rest stands on the page, each beside its chart; the tables hold its numbers.

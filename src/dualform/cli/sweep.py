@@ -144,8 +144,8 @@ def _parameter(text: str) -> tuple[str, Any]:
 
 def _print(result: Any) -> None:
     from dualform.cli.printing import print_study
-    from dualform.report.sweep_table import sweep_tables
-    from dualform.report.sweep_words import sweep_verdict
+    from dualform.runs.sweep_table import sweep_tables
+    from dualform.runs.sweep_words import sweep_verdict
 
     print_study(sweep_verdict(result), sweep_tables(result), result.warnings)
 

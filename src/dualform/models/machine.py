@@ -30,8 +30,8 @@ from dualform.models.products import packable
 from dualform.ops.rank import kendall_tau_b
 from dualform.source_digest import source_digest
 
-_STUDIES = "dualform.cli.compare, dualform.runs.store, dualform.studies.comparison"
-_LABORATORY = "dualform.cli.momentum, dualform.runs.store, dualform.studies.regression_constructed"
+_STUDIES = "dualform.cli.compare, dualform.runs.store, dualform.studies.comparison.run"
+_LABORATORY = "dualform.cli.momentum, dualform.runs.store, dualform.studies.laboratory.constructed"
 
 ROWS = (1, 16, 64, 256, 1024)
 """Rows at which rates of products are measured; between them they are read off a straight line on logarithms."""

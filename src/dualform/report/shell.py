@@ -45,7 +45,7 @@ def render_shell(
     """One page of a study: `template`, which extends `shell.html.j2`, filled in.
 
     Args:
-        template: File name of the study's own template in this package.
+        template: The study's own template, as `asset` names files.
         result: A study's result or a sweep's; its warnings, task, config and environment are shown on every page.
         title: Heading and title of the window.
         charts: The charts by the name that the template calls them; those without data are left out.
@@ -53,8 +53,8 @@ def render_shell(
         cards: As `card` makes them.
         commands: What each command does, and the command.
         glossary: Terms with their meanings; those without a meaning are left out.
-        styles: File names of style sheets in this package that follow `page.css`.
-        scripts: File names of scripts in this package that the page runs, charts or none.
+        styles: Style sheets that follow `page.css`.
+        scripts: Scripts that the page runs, charts or none.
         sections: What else the template names.
 
     Returns:
@@ -145,8 +145,9 @@ def json_for_script(value: Any) -> Markup:
 
 
 def asset(name: str) -> str:
-    """The text of a file of this package."""
-    return resources.files("dualform.report").joinpath(name).read_text(encoding="utf-8")
+    """The text of a file that comes with a package: `PACKAGE:FILE`, or only `FILE` for those of this package."""
+    package, _, file = name.rpartition(":")
+    return resources.files(package or __package__).joinpath(file).read_text(encoding="utf-8")
 
 
 def _plain(value: Any) -> str:

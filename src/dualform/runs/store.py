@@ -29,9 +29,9 @@ from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
 from dualform.files import atomic_write, explain_storage_errors, read_bytes, show_path, writable_dir
 from dualform.plain_text import plain
-from dualform.report.page import render_page
 from dualform.result import Result
 from dualform.source_digest import source_digest
+from dualform.studies.pages import render_page
 from dualform.studies.pieces import Piece
 
 _FILES = ("config.yaml", "result.json", "examples.parquet", "report.html", "attention.json")

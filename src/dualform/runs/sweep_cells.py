@@ -13,8 +13,8 @@ from dualform.models.identity import model_identity
 from dualform.runs.cell_store import CellKey
 from dualform.runs.sweep_config import Group
 from dualform.source_digest import source_digest
-from dualform.studies.comparison import seeds_behind
-from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.run import seeds_behind
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.digest import task_digest
 from dualform.tasks.sources import load_task

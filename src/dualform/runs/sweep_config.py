@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from dualform.configuration import QUOTES, checked, read_settings
 from dualform.errors import ConfigError
 from dualform.seeds import Seeds
-from dualform.studies.comparison_config import PRESETS, ComparisonConfig, comparison_config
-from dualform.studies.folding_config import FoldingConfig, folding_config
-from dualform.studies.regression_config import RegressionConfig, regression_config
-from dualform.studies.selection_config import SelectionConfig, selection_config
-from dualform.studies.stability_config import StabilityConfig, stability_config
+from dualform.studies.comparison.config import PRESETS, ComparisonConfig, comparison_config
+from dualform.studies.folding.config import FoldingConfig, folding_config
+from dualform.studies.laboratory.config import RegressionConfig, regression_config
+from dualform.studies.selection.config import SelectionConfig, selection_config
+from dualform.studies.stability.config import StabilityConfig, stability_config
 
 StudyName = Literal["compare", "stability", "selection", "folding", "regress"]
 STUDIES: dict[StudyName, type[BaseModel]] = {

@@ -19,10 +19,10 @@ from dualform.files import atomic_write, read_bytes, show_path, writable_dir
 from dualform.plain_text import plain
 from dualform.report.numerals import finite, known
 from dualform.report.palette import learners_in_order
-from dualform.report.sweep_page import render_sweep
-from dualform.report.sweep_words import seed_spread
 from dualform.result import Result
 from dualform.runs.store import LARGEST_RESULT
+from dualform.runs.sweep_page import render_sweep
+from dualform.runs.sweep_words import seed_spread
 from dualform.sweep_result import SweepGroup, SweepResult
 
 SWEEP_FILE = "sweep.json"

@@ -26,22 +26,22 @@ from dualform.runs.flat_numbers import numbers_of
 from dualform.runs.sweep_cells import Identities, made_by, read_by
 from dualform.runs.sweep_config import STUDIES, StudyName
 from dualform.source_digest import source_digest
-from dualform.studies.comparison import compare, compare_seed
-from dualform.studies.comparison_config import ComparisonConfig
-from dualform.studies.folding import folding
-from dualform.studies.folding_config import FoldingConfig
-from dualform.studies.folding_summary import folding_table
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.run import compare, compare_seed
+from dualform.studies.comparison.summary import examples_table
+from dualform.studies.folding.config import FoldingConfig
+from dualform.studies.folding.run import folding
+from dualform.studies.folding.summary import folding_table
+from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.run import run_laboratory
 from dualform.studies.pieces import Cells, Piece
-from dualform.studies.regression import run_laboratory
-from dualform.studies.regression_config import RegressionConfig
-from dualform.studies.selection import selection
-from dualform.studies.selection_config import SelectionConfig
-from dualform.studies.selection_summary import trials_table
+from dualform.studies.selection.config import SelectionConfig
+from dualform.studies.selection.run import selection
+from dualform.studies.selection.summary import trials_table
 from dualform.studies.settings import StudyConfig
-from dualform.studies.stability import stability
-from dualform.studies.stability_config import StabilityConfig
-from dualform.studies.stability_summary import runs_table
-from dualform.studies.summary import examples_table
+from dualform.studies.stability.config import StabilityConfig
+from dualform.studies.stability.run import stability
+from dualform.studies.stability.summary import runs_table
 from dualform.tasks.digest import task_digest
 from dualform.tasks.task import Task
 

@@ -141,13 +141,13 @@ ONCE = ("start", "loading and self-checks")
 
 # Each module has a function `plan(config, machine) -> Plan`. They load much, so they are imported when asked for.
 _PLANNERS: dict[str, str] = {
-    "ComparisonConfig": "plan_comparison",
-    "FoldConfig": "plan_fold",
-    "FoldingConfig": "plan_folding",
-    "StabilityConfig": "plan_stability",
-    "SelectionConfig": "plan_selection",
-    "MomentumConfig": "plan_momentum",
-    "RegressionConfig": "plan_regression",
+    "ComparisonConfig": "comparison",
+    "FoldConfig": "fold",
+    "FoldingConfig": "folding",
+    "StabilityConfig": "stability",
+    "SelectionConfig": "selection",
+    "MomentumConfig": "momentum",
+    "RegressionConfig": "laboratory",
 }
 
 
@@ -179,7 +179,7 @@ def plan_of(
     planner = _PLANNERS.get(type(config).__name__)
     if planner is None:
         raise ConfigError(f"a {type(config).__name__} cannot be planned: give one of {', '.join(_PLANNERS)}")
-    module = importlib.import_module(f"dualform.studies.{planner}")
+    module = importlib.import_module(f"dualform.studies.{planner}.plan")
     machine = machine or machine_for(config, measure=measure)
     if hasattr(module, "samples") and (sentence := module.samples(config, machine)):
         told(sentence)

@@ -4,7 +4,7 @@ import random
 
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.studies.bench import Bench
-from dualform.studies.comparison_config import ComparisonConfig
+from dualform.studies.comparison.config import ComparisonConfig
 
 TRAINING = 3.0
 """A training step reads its tokens forwards, and works twice as much backwards."""

@@ -1,0 +1,441 @@
+"""What a comparison costs: every learner's adapting, search and reading, the measures, the controls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dualform.errors import ModelError, TaskError
+from dualform.models.encoding import EncodedDemonstrations
+from dualform.models.fitting import Fit, layer_bytes, quantized_bytes
+from dualform.models.machine import Machine
+from dualform.models.sketch import Sketch, sketch_model
+from dualform.studies.bench import Bench, Drawn
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.controls import RANDOM_UPDATES, Workshop
+from dualform.studies.comparison.run import set_up
+from dualform.studies.plan import Cost, Part, Plan
+from dualform.studies.plan_costs import Costs, fit_for, memory_of
+from dualform.studies.plan_folds import READERS, RIDGE_CHECKS, fold_bytes, fold_parts, fold_prefix, reads_twice
+from dualform.studies.settings import StudyConfig
+from dualform.studies.work import controlled_queries
+
+SEARCH = "a search stops early where higher rates are worse"
+"""Why the time of training is a range."""
+UNSTABLE = "a search repeats other rates where the best one is not stable"
+_DIVERGES = "the control of rates stops where training diverges"
+TRIED = 4
+"""Queries with which a rate that is known is tried out."""
+PAGE = 0.25
+"""Time of writing page and tables, as a share of that of importing all libraries: both are Python at work."""
+
+
+def sketched(config: StudyConfig, name: str) -> Sketch:
+    """The model of a study, without weights.
+
+    Raises:
+        ModelError: Only code of its own can lay it out, and a plan runs none, whatever the settings allow.
+    """
+    try:
+        return sketch_model(name, dtype=config.dtype)
+    except ModelError as error:
+        if "--trust-remote-code" not in str(error):
+            raise
+        raise ModelError(
+            f"{name} comes with code of its own, and a plan runs none, so its cost cannot be estimated. Run the "
+            "command itself on a few queries, with --limit 8, and see how long it takes."
+        ) from error
+
+
+def divided(config: StudyConfig) -> bool:
+    """Whether the settings divide the model or store it in fewer bits."""
+    return any((config.device_map, config.max_memory, config.offload_folder, config.quantize))
+
+
+def priced(config: StudyConfig, sketch: Sketch, machine: Machine) -> Costs:
+    """Prices of a study's work. Nothing is packed where weights are divided or stored in fewer bits."""
+    costs = Costs(sketch, machine, config.dtype)
+    return costs if divided(config) else costs.within()
+
+
+def fitted(config: StudyConfig, costs: Costs, memory: dict[str, int], *, trains: bool) -> tuple[Fit, tuple[str, ...]]:
+    """How a study's memory lies in the machine's, and what must be said of it.
+
+    `memory` is changed where the settings store weights in fewer bits, or put a part of them elsewhere.
+    """
+    notes: tuple[str, ...] = ()
+    if costs.shape.uncounted:
+        notes = (f"operations of {costs.shape.uncounted:,} parameters outside linear layers are not counted",)
+    machine, quantize = costs.machine, config.quantize
+    if quantize is not None:
+        memory["weights"] = quantized_bytes(costs.shape, quantize, costs.dtype)
+        notes += (f"Products with weights in {quantize} go at another rate than those that were measured.",)
+    elif divided(config):
+        room = machine.gpu or machine.ram
+        rest = sum(memory.values()) - memory["weights"]
+        held = max(2 * layer_bytes(costs.shape, costs.dtype), min(memory["weights"], int(0.9 * room) - rest))
+        memory["weights"] = held if room else memory["weights"]
+        notes += ("Weights that do not stay on the device are brought over in every forward: that time is left out.",)
+    return fit_for(costs, memory, trains=trains, divided=divided(config)), notes
+
+
+def search_part(
+    name: str, one: Cost, rates: Sequence[float], scoring: Cost, *, patience: int, known: bool, tried: Cost
+) -> Part:
+    """Training at a rate that is known, or a search.
+
+    A search that stops early has tried two rates at least, and more where patience asks for more; how many is decided
+    by the data, so that all are expected.
+
+    Args:
+        name: The learner's.
+        one: Training once.
+        rates: The grid.
+        scoring: Reading the selection queries.
+        patience: Of the search.
+        known: No search.
+        tried: Reading the few queries with which a known rate is tried out.
+    """
+    if known:
+        return Part(name, one + tried)
+    every = one + scoring
+    # A rate that is the best has to come first, and then as many worse ones as patience bears.
+    fewest = min(len(rates), 1 + patience)
+    return Part(name, every * len(rates), every * fewest, every * len(rates), (SEARCH,) if fewest < len(rates) else ())
+
+
+def around(costs: Costs, tokenising: float, summary: float = 0.0) -> list[Part]:
+    """Importing, loading with its self-checks, tokenising."""
+    return [
+        Part("start", Cost(seconds=costs.machine.start)),
+        Part("loading and self-checks", costs.loading()),
+        Part("tokenising, numbers, page", Cost(seconds=tokenising + summary + PAGE * costs.machine.start)),
+    ]
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """One seed's share of a comparison."""
+
+    costs: Costs
+    bench: Bench[ComparisonConfig]
+    drawn: Drawn
+    searching: bool
+    known: frozenset[str]
+
+    @property
+    def config(self) -> ComparisonConfig:
+        return self.bench.config
+
+    @property
+    def opening(self) -> int:
+        return len(self.bench.encoder.opening)
+
+    def parts(self) -> list[Part]:
+        found: list[Part] = []
+        for name in self.config.learners:
+            found += self._adapting(name)
+        reading = Cost()
+        for name in self.config.learners:
+            reading += self._reading(name, self.bench.queries)
+        found.append(Part("reading queries", reading))
+        if self._repeats:
+            found.append(self._repeating(searched=self.searching and "ft" not in self.known))
+            found.append(Part("reading ft repeated", self._reading_again()))
+        if self._inside:
+            found.append(Part("measures", self._measures(self.bench.queries, len(self._pairs))))
+        if self.config.controls and self._inside:
+            found += self._controls()
+        return found
+
+    @property
+    def _inside(self) -> bool:
+        return {"zsl", "icl", "ft"} <= set(self.config.learners)
+
+    @property
+    def _pairs(self) -> list[str]:
+        return ["icl-ft", *(["fold-icl", "fold-ft"] if "fold" in self.config.learners else [])]
+
+    def _adapting(self, name: str) -> list[Part]:
+        costs, encoded = self.costs, self.drawn.encoded
+        if name == "zsl":
+            return [Part("zsl", costs.encode(self.opening))]
+        if name == "icl":
+            return [Part("icl", costs.encode(len(encoded.prefix)))]
+        if name == "fold":
+            return fold_parts(costs, self.bench, self.drawn, self.config.fold)
+        if name == "probe":
+            queries = [self.bench.encoder.query(example) for example in self.drawn.demonstrations.examples]
+            return [Part("probe", costs.encode(self.opening) + costs.read(queries, self.opening))]
+        return [self._trained(name, encoded, known=not self.searching or name in self.known)]
+
+    def _trained(
+        self, name: str, encoded: EncodedDemonstrations, *, known: bool, label: str | None = None, whole: int = 0
+    ) -> Part:
+        """Training at one rate, or at each."""
+        costs, config = self.costs, self.config
+        one = costs.train(
+            encoded,
+            config.loss_on,
+            opening=self.opening,
+            layerwise=name == "lcgd",
+            weight_gradients=name != "lora",
+        )
+        rates = config.lora_rates if name == "lora" else config.rates
+        scoring = costs.read(self.bench.selection_queries, self.opening)
+        return search_part(
+            label or name,
+            one,
+            rates,
+            scoring + self._lent(self.bench.selection_queries),
+            patience=config.patience,
+            known=known,
+            tried=costs.read(self.bench.selection_queries[:TRIED], self.opening),
+        )
+
+    @property
+    def _repeats(self) -> bool:
+        return self.config.repeats_finetuning and bool(self.drawn.encoded.sequences)
+
+    def _repeating(self, *, searched: bool, label: str = "repeating ft") -> Part:
+        """Finetuning repeated from weights moved by rounding, at the rate chosen or to choose it.
+
+        Args:
+            searched: There is a search that may repeat rates to choose among them.
+            label: The part's name.
+        """
+        costs, config, encoded = self.costs, self.config, self.drawn.encoded
+        one = costs.train(encoded, config.loss_on, opening=self.opening)
+        if not searched or config.rounding != "choose" or len(config.rates) == 1:
+            return Part(label, one)
+        scored = one + costs.read(self.bench.selection_queries, self.opening) + self._lent(self.bench.selection_queries)
+        # Every rate may have to be repeated, and the one that is chosen trained once more.
+        return Part(label, scored, scored, scored * len(config.rates) + one, (UNSTABLE,))
+
+    def _reading_again(self) -> Cost:
+        """The repeat reads what controls read, and is compared with ICL and with what it repeats."""
+        queries = [self.bench.queries[i] for i in controlled_queries(self.bench)]
+        cost = self.costs.read(queries, self.opening, self.config.probe) + self._lent(queries)
+        return cost + self._measures(queries, 2, relaxed=False) if self._inside else cost
+
+    def _lent(self, queries: Sequence[Any]) -> Cost:
+        """Changes are lent anew for every group."""
+        return self.costs.applied(len(self.bench.lm.groups(list(queries))))
+
+    def _reading(self, name: str, queries: Sequence[Any]) -> Cost:
+        costs, probe = self.costs, self.config.probe
+        cost = Cost()
+        if name == "probe" and "zsl" in self.config.learners[: self.config.learners.index("probe")]:
+            # It answers from what zero-shot has read.
+            return cost
+        prefix = self.opening
+        if name == "icl":
+            prefix = len(self.drawn.encoded.prefix)
+        elif name == "fold":
+            prefix = fold_prefix(self.config.fold, self.bench, self.drawn)
+        for some in self._groups(queries):
+            cost += costs.read(some, prefix, probe)
+            if name == "fold" and reads_twice(self.config.fold):
+                cost += costs.read(some, len(self.drawn.encoded.prefix), probe)
+        return cost + (self._lent(queries) if name in ("ft", "lora", "fold") else Cost())
+
+    def _groups(self, queries: Sequence[Any]) -> list[list[Any]]:
+        """Queries that controls read too do not mix with others."""
+        if queries is not self.bench.queries:
+            return [list(queries)]
+        chosen = controlled_queries(self.bench)
+        rest = sorted(set(range(len(queries))) - set(chosen))
+        return [[queries[i] for i in some] for some in (chosen, rest) if some]
+
+    def _measures(self, queries: Sequence[Any], pairs: int, relaxed: bool = True) -> Cost:
+        cost, shown = Cost(), len(self.drawn.encoded.content)
+        probe = self.config.probe
+        for some in self._groups(queries):
+            for group in self.bench.lm.groups(some, probe):
+                widths = [some[i].width(probe) for i in group]
+                cost += self.costs.measured(len(group), max(widths), shown, relaxed)
+                cost += self.costs.measured(len(group), max(widths), shown, False) * (pairs - 1)
+        return cost
+
+    def _controls(self) -> list[Part]:
+        """Stand-ins adapted, then read on some queries."""
+        costs, config, bench = self.costs, self.config, self.bench
+        encoded, opening = self.drawn.encoded, self.opening
+        shop = Workshop(bench, self.drawn, None, None, 0.0, {})  # type: ignore[arg-type] # adapted models are not needed here
+        queries = [bench.queries[i] for i in controlled_queries(bench)]
+        tried = costs.read(bench.selection_queries[:TRIED], opening)
+        found: list[Part] = []
+
+        def read(prefix: int, times: int = 1, pairs: int = 1) -> Cost:
+            cost = costs.read(queries, prefix, config.probe) * times
+            return cost + self._measures(queries, pairs, relaxed=False)
+
+        def trained(some: EncodedDemonstrations, **more: Any) -> Cost:
+            return costs.train(some, config.loss_on, opening=opening, **more)
+
+        for name in config.controls:
+            cost, least = Cost(), None
+            why: tuple[str, ...] = (_DIVERGES,)
+            if name == "random":
+                cost = self._measures(queries, 1, relaxed=False)
+            elif name == "random_update":
+                cost = (costs.encode(opening) + read(opening)) * RANDOM_UPDATES
+            elif name == "position_shift":
+                cost = costs.encode(len(encoded.prefix)) + read(len(encoded.prefix))
+            elif name in ("shuffled_labels", "random_labels"):
+                rule = "shuffled" if name == "shuffled_labels" else "random"
+                otherwise = self.drawn.demonstrations.labelled_otherwise(bench.task, rule)  # type: ignore[arg-type]
+                if otherwise is None:
+                    continue
+                n = len(bench.shown(otherwise).encoded.prefix)
+                cost = costs.encode(n) + read(n)
+            elif name == "other_task":
+                n = len(shop._other_task().prefix)
+                cost = costs.encode(n) + read(n)
+            elif name == "other_demonstrations":
+                try:
+                    others = shop._others().encoded
+                except TaskError:
+                    continue
+                cost = trained(others) + tried + read(opening)
+            elif name in ("icl_order", "ft_order"):
+                *_, again = self.drawn.demonstrations.in_orders(2)
+                if again.rows == self.drawn.demonstrations.rows:
+                    continue
+                shown = bench.shown(again).encoded
+                if name == "icl_order":
+                    cost = costs.encode(len(shown.prefix)) + read(len(shown.prefix))
+                else:
+                    cost = trained(shown) + tried + read(opening)
+            elif name == "rates":
+                few = costs.read(bench.queries[:TRIED], opening)
+                others_trained = trained(encoded) * (len(config.rates) - 1)
+                cost = others_trained + (few + read(opening)) * len(config.rates)
+                # The sweep stops where training diverges.
+                least = few + read(opening)
+            elif name in ("untrained", "embeddings"):
+                prefix = len(encoded.prefix)
+                cost = costs.encode(opening) + costs.encode(prefix) + trained(encoded) + tried
+                cost += read(opening, times=2) + costs.read(queries, prefix, config.probe)
+            else:
+                known = not self.searching and config.tune != "each"
+                part = self._trained(name, encoded, known=known)
+                after = read(opening, pairs=2 if name == "batch" else 1)
+                cost = part.cost + after
+                least, why = None if part.least is None else part.least + after, part.why
+            found.append(Part(f"control {name}", cost, least, why=why if least is not None else ()))
+        return found
+
+
+def _checks(config: ComparisonConfig) -> int:
+    """Short forwards of `possible_arms`, before anything is computed."""
+    of_fold = {"ridge": RIDGE_CHECKS - 1, "thought-matrix": READERS, "rank-one": READERS, "task-vector": 1}
+    found = of_fold.get(config.fold.method, 0) if "fold" in config.learners else 0
+    return found + ("lcgd" in config.controls)
+
+
+def plan(config: ComparisonConfig, machine: Machine) -> Plan:
+    """What a comparison with these settings will cost."""
+    import time
+
+    sketch = sketched(config, config.model)
+    task = config.load_task()
+    start = time.process_time()
+    bench, notes = set_up(config, sketch.lm, task)
+    config = bench.config
+    drawn = bench.draw_all(config.seeds)
+    tokenising = time.process_time() - start
+    costs = priced(config, sketch, machine)
+    trains = bool({"ft", "lora"} & set(config.learners))
+    parts = around(costs, tokenising, _summary_seconds(costs, bench))
+    parts.append(Part("packing weights", costs.packing(trains)))
+    parts.append(Part("finding out what the model allows", costs.looked_at(_checks(config))))
+    parts += _seeds(costs, bench, drawn)
+    longest = max(drawn.values(), key=lambda one: len(one.encoded.prefix))
+    sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
+    learned = max((n - 1 for n in sequences), default=0)
+    inside = {"zsl", "icl", "ft"} <= set(config.learners)
+    kept = ("other_demonstrations", "ft_order", "random_update", "batch", "lcgd", "value_one_layer")
+    repeats = int(config.repeats_finetuning)
+    deltas = 2 + sum(name in config.controls for name in kept) + ("rates" in config.controls) * len(config.rates)
+    deltas += repeats + ("random_update" in config.controls) * (RANDOM_UPDATES - 1)
+    memory = memory_of(
+        costs,
+        base=machine.base,
+        prefix=len(longest.encoded.prefix),
+        queries=bench.queries,
+        longest_training=max(sequences, default=0),
+        learned=learned if config.loss_on == "all" else max(longest.encoded.n_answer_tokens, default=0),
+        learners=len(config.learners) + (1 if config.controls or repeats else 0),
+        recorded=inside,
+        trains=trains,
+        deltas=deltas if inside else 1 + repeats,
+        more=fold_bytes(costs, bench, config.fold) if "fold" in config.learners else 0,
+    )
+    others = sum(name in config.controls for name in ("untrained", "embeddings"))
+    if inside and others:
+        # Kept until they have read.
+        memory["untrained models"] = others * memory["weights"]
+    fit, more = fitted(config, costs, memory, trains=trains)
+    return Plan(f"compare {config.model} {task.name}", gathered(parts), memory, machine, fit, (*notes, *more))
+
+
+def _seeds(costs: Costs, bench: Bench[ComparisonConfig], drawn: dict[int, Drawn]) -> list[Part]:
+    config, parts = bench.config, []
+    seeds = list(config.seeds)
+    known: frozenset[str] = frozenset()
+    weight = 1.0
+    if config.select != "none" and len(seeds) > 1:
+        for one in drawn.values():
+            parts += _choosing(_Seed(costs, bench, one, True, frozenset()))
+        known = frozenset({"ft"} if config.select in ("ft", "both") else ())
+        # Which seed will be chosen cannot be known: each has its share.
+        weight = 1 / len(seeds)
+    for number, seed in enumerate(seeds):
+        first = number == 0 or weight < 1
+        # The rate that a choice of seed has found is for the first seed alone.
+        searching = first or config.tune == "each"
+        for part in _Seed(costs, bench, drawn[seed], searching, known if first else frozenset()).parts():
+            least, most = (None if one is None else one * weight for one in (part.least, part.most))
+            parts.append(Part(part.name, part.cost * weight, least, most, part.why))
+    return parts
+
+
+def _choosing(seed: _Seed) -> list[Part]:
+    """Finding out how good one seed is."""
+    found = []
+    if seed.config.select in ("icl", "both"):
+        n = len(seed.drawn.encoded.prefix)
+        cost = seed.costs.encode(n) + seed.costs.read(seed.bench.selection_queries, n)
+        found.append(Part("choosing a seed: icl", cost))
+    if seed.config.select in ("ft", "both"):
+        found.append(seed._trained("ft", seed.drawn.encoded, known=False, label="choosing a seed: ft"))
+        if seed._repeats and seed.config.rounding == "choose" and len(seed.config.rates) > 1:
+            found.append(seed._repeating(searched=True, label="choosing a seed: repeating ft"))
+    return found
+
+
+def gathered(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts of one name, such as those of several seeds, as one."""
+    found: dict[str, Part] = {}
+    for part in parts:
+        if part.name in found:
+            before = found[part.name]
+            least, most = (
+                (getattr(before, end) or before.cost) + (getattr(part, end) or part.cost)
+                if getattr(before, end) is not None or getattr(part, end) is not None
+                else None
+                for end in ("least", "most")
+            )
+            why = tuple(dict.fromkeys((*before.why, *part.why)))
+            found[part.name] = Part(part.name, before.cost + part.cost, least, most, why)
+        else:
+            found[part.name] = part
+    return tuple(found.values())
+
+
+def _summary_seconds(costs: Costs, bench: Bench[ComparisonConfig]) -> float:
+    """Bootstraps: every measure's queries, drawn again so many times."""
+    config = bench.config
+    n = len(bench.queries) * len(config.seeds)
+    shown = 24 + 20 * len(config.controls)
+    return config.resamples * shown * (n / costs.machine.exponentials + 4 * costs.machine.dispatch)

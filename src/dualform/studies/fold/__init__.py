@@ -1,0 +1,1 @@
+"""Fold: one prompt written into the weights of one model, for good."""

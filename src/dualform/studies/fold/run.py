@@ -1,0 +1,437 @@
+"""One prompt folded into one model for good: made, measured beside the prompt itself, written down, read back."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dualform.configuration import MOST_TEXTS, checked
+from dualform.errors import ConfigError, ModelError
+from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
+from dualform.learners.prompting import InContext, ZeroShot
+from dualform.models.checkpoint import (
+    adapter_lent,
+    check_target,
+    require_plain_weights,
+    write_adapter,
+    write_checkpoint,
+)
+from dualform.models.edit import WeightDelta, applied
+from dualform.models.language_model import LanguageModel
+from dualform.models.licence import licence_of
+from dualform.models.model_card import EXAMPLE, CardFacts, Measured, PromptFacts, model_card
+from dualform.models.ordinary import ordinary_torch
+from dualform.models.perplexity import perplexity, text_losses
+from dualform.models.tokens import chat_template_notes
+from dualform.ops.low_rank import low_rank
+from dualform.progress import Progress, Silent
+from dualform.result import Result, WrittenFold
+from dualform.studies.bench import Bench, Drawn, digest, query_cost
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.outcome import SeedOutcome
+from dualform.studies.comparison.summary import summarise
+from dualform.studies.facts import Asked
+from dualform.studies.folds import (
+    MadeFold,
+    check_fold,
+    make_fold,
+    perplexity_passages,
+    require_weights,
+    require_writable,
+)
+from dualform.studies.settings import given_settings
+from dualform.tasks.task import Example, Task
+
+Form = Literal["checkpoint", "lora"]
+
+_SILENT = Silent()
+_TOLERANCE = 1e-5
+RESULT = "result.json"
+"""Left beside the checkpoint or adapter."""
+
+
+class FoldConfig(ComparisonConfig):
+    """What to fold into what; the first seed's demonstrations are folded."""
+
+    form: Form = "checkpoint"
+    """A checkpoint of its own, or an adapter for peft beside the base."""
+    rank: int = Field(default=16, ge=1, le=1 << 16)
+    """Of the adapter: each layer's change is cut to so many directions."""
+    perplexity: str | None = None
+    """File with plain text, a passage a line, on which perplexity is measured before and after."""
+    perplexity_texts: int = Field(default=64, ge=1, le=MOST_TEXTS)
+    """Most passages of it, the longest ones."""
+    verify: bool = False
+    """Load what was written in a fresh process and compare its log-probabilities with those in memory."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A fold on disk."""
+
+    result: Result
+    """Accuracy, agreement and cost of zero-shot, ICL and the fold, as a comparison has them."""
+    folder: Path
+    kept: float | None
+    """Share of the change's squared norm that the adapter keeps; None for a checkpoint."""
+    perplexity: tuple[float, float] | None
+    """On plain text, before and after."""
+    difference: float | None
+    """Largest difference, nats, between log-probabilities of what was loaded anew and what was in memory; None where
+    this was not asked for."""
+
+
+def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
+    """A checked configuration.
+
+    Args:
+        model: See `ComparisonConfig.model`.
+        task: See `StudyConfig.task`.
+        settings: Fields of `FoldConfig`; None means not given, 0 for a limit none.
+
+    Raises:
+        ConfigError: All that is wrong, in one message.
+    """
+    given = given_settings(settings)
+    if given.get("k") == 0:
+        raise ConfigError("k 0 leaves nothing to fold: ask for at least one demonstration")
+    fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "explore": 0, "model": model, "task": task}
+    return checked(FoldConfig, {"seeds": (1,), **given, **fixed})
+
+
+@ordinary_torch()
+def fold(
+    config: FoldConfig,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    lm: LanguageModel | None = None,
+    task: Task | None = None,
+    progress: Progress = _SILENT,
+) -> Written:
+    """Fold a prompt, measure the fold and write it.
+
+    Args:
+        config: What to fold into what.
+        folder: Where the checkpoint or adapter goes; it appears whole or not at all.
+        overwrite: Replace what is there.
+        lm: A model at hand.
+        task: A task at hand.
+        progress: Is told how far the work is.
+
+    Raises:
+        DualformError: A mistake in settings, model or data, named; nothing is written then.
+    """
+    start = time.perf_counter()
+    require_weights(config.fold.method)
+    task = task or config.load_task()
+    lm = lm or config.load_model(config.model)
+    # Refused before minutes of work, not after them.
+    check_target(lm, folder, overwrite)
+    require_plain_weights(lm)
+    require_writable(lm, config.fold.method, config.form == "checkpoint")
+    bench = Bench.of(config, lm, task)
+    read = check_fold(bench, config.fold)
+    drawn = bench.draw(config.seeds[0])
+    inputs = digest(bench, [drawn], read)
+    plain = None
+    if config.perplexity is not None:
+        plain = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
+    reading = sum(query.width() for query in bench.queries)
+    progress.start(len(drawn.encoded.prefix) * 5.0 + 3 * reading)
+
+    def folding(share: float) -> None:
+        progress.advance(share * 5.0 * len(drawn.encoded.prefix), "folding")
+
+    made = make_fold(bench, drawn, config.fold, folding)
+    adapted = made.adapted
+    assert isinstance(adapted, AdaptedModel)
+    kept = None
+    if config.form == "lora":
+        adapted, kept = truncated(lm, bench.encoder.opening, adapted, config.rank)
+    learners: dict[str, Adapted] = {
+        "zsl": ZeroShot(bench.encoder.opening).adapt(lm, drawn.encoded),
+        "icl": InContext().adapt(lm, drawn.encoded),
+        "fold": adapted,
+    }
+    result = _measured(bench, drawn, learners, made, inputs, progress, start)
+    losses = None
+    if plain is not None:
+        opening = bench.encoder.opening
+        before = perplexity(text_losses(lm, opening, plain))
+        with applied(lm.model, adapted.deltas):
+            losses = (before, perplexity(text_losses(lm, opening, plain)))
+    card = model_card(_facts(bench, result, adapted, losses, kept))
+    progress.advance(0, "writing")
+    whole = result
+
+    def check(unfinished: Path) -> None:
+        nonlocal whole
+        difference = None
+        if config.verify:
+            progress.advance(0, "verifying")
+            difference = verified(lm, adapted, bench, unfinished, config)
+        assert result.fold is not None
+        about = WrittenFold(
+            form=config.form, kept=kept, perplexity=None if losses is None else list(losses), difference=difference
+        )
+        whole = result.model_copy(update={"fold": result.fold.model_copy(update={"written": about})})
+        (unfinished / RESULT).write_text(whole.to_json() + "\n", encoding="utf-8")
+
+    if config.form == "lora":
+        base = _base(lm, config)[0]
+        write_adapter(lm, adapted.deltas, folder, config.rank, card, base, overwrite, check)
+    else:
+        write_checkpoint(lm, adapted.deltas, folder, card, overwrite, check)
+    assert whole.fold is not None
+    assert whole.fold.written is not None
+    return Written(whole, folder, kept, losses, whole.fold.written.difference)
+
+
+def truncated(
+    lm: LanguageModel, opening: tuple[int, ...], adapted: AdaptedModel, rank: int
+) -> tuple[AdaptedModel, float]:
+    """A fold as an adapter of that rank has it, and the share of the change's squared norm that is left."""
+    deltas: list[WeightDelta] = []
+    whole, left = 0.0, 0.0
+    for change in adapted.deltas:
+        if change.delta.dim() < 2:
+            deltas.append(change)
+            continue
+        delta = change.delta if change.axis == 0 else change.delta.T
+        cut = low_rank(delta.float(), min(rank, *delta.shape))
+        norm = float(delta.double().square().sum())
+        whole += norm
+        left += norm * cut.kept if norm > 0 else 0.0
+        product = cut.product.to(change.delta)
+        deltas.append(replace(change, delta=(product if change.axis == 0 else product.T).contiguous()))
+    with applied(lm.model, deltas):
+        prefix = lm.encode(opening)
+    return replace(adapted, deltas=tuple(deltas), prefix=prefix), left / whole if whole > 0 else 1.0
+
+
+def _measured(
+    bench: Bench[FoldConfig],
+    drawn: Drawn,
+    learners: dict[str, Adapted],
+    made: MadeFold,
+    inputs: str,
+    progress: Progress,
+    start: float,
+) -> Result:
+    """The learners' answers as a comparison's result."""
+    seed = drawn.demonstrations.seed
+    answers: dict[str, Tensor] = {}
+    costs: dict[str, dict[str, float]] = {}
+    for name, adapted in learners.items():
+        since = time.perf_counter()
+
+        def read(n: int, doing: str = f"reading queries: {name}") -> None:
+            share = sum(query.width() for query in bench.queries) / len(bench.queries)
+            progress.advance(n * share, doing)
+
+        answers[name] = answer_log_probabilities(adapted, bench.lm, bench.queries, read)
+        costs[name] = {
+            "adapt_seconds": adapted.cost.seconds,
+            "adapt_tokens": float(adapted.cost.tokens),
+            "adapt_flops": adapted.cost.flops,
+            "query_seconds": (time.perf_counter() - since) / len(bench.queries),
+            "search_seconds": 0.0,
+            **query_cost(bench, adapted.n_prefix),
+        }
+    outcome = SeedOutcome(
+        seed=seed,
+        rows=drawn.demonstrations.rows,
+        n_tokens=len(drawn.encoded.prefix),
+        log_probabilities=answers,
+        measures={},
+        costs=costs,
+        fold=made.about(),
+        inputs=inputs,
+    )
+    return summarise(bench.config, bench.lm, Asked.of(bench, ()), [outcome], seconds=time.perf_counter() - start)
+
+
+def _facts(
+    bench: Bench[FoldConfig],
+    result: Result,
+    adapted: AdaptedModel,
+    losses: tuple[float, float] | None,
+    kept: float | None,
+) -> CardFacts:
+    config, lm = bench.config, bench.lm
+    assert result.demonstrations is not None
+    assert result.fold is not None
+    names = {"zsl": "base, zero-shot", "icl": "base, prompted with the demonstrations", "fold": "folded, zero-shot"}
+    measured = []
+    for learner, setting in names.items():
+        accuracy = result.accuracy[learner]
+        low, high = accuracy.ci95
+        ends = None if low is None or high is None else (low, high)
+        assert accuracy.mean is not None
+        measured.append(Measured(setting, accuracy.mean, ends, accuracy.n))
+    notes = [
+        f"Folded from {result.fold.texts} unlabelled texts (source: {result.fold.source}) and "
+        f"{result.fold.plain_tokens} tokens of plain text (source: {result.fold.plain_source}).",
+    ]
+    notes += lm.notes
+    if kept is not None:
+        notes.append(
+            f"The adapter has rank {config.rank} and keeps {kept:.1%} of the squared norm of the change of weights. "
+            "Where it brings biases, peft cannot merge it into the base."
+        )
+    (seed,) = result.demonstrations.rows
+    return CardFacts(
+        base=config.model,
+        task=config.task,
+        n_demonstrations=result.demonstrations.k_effective,
+        seed=int(seed),
+        rows=result.demonstrations.rows[seed],
+        method=config.fold.method,
+        settings=config.fold.used(),
+        changed=[change.parameter for change in adapted.deltas],
+        form="adapter" if config.form == "lora" else "checkpoint",
+        label_words=result.task.get("label_words") or (),
+        measured=measured,
+        agreement=result.against_icl["fold"].agreement.mean,
+        chance=result.against_icl["fold"].expected,
+        zero_shot_agreement=result.against_icl["zsl"].agreement.mean,
+        collapsed=_collapsed(result),
+        prompt=_prompt(bench, adapted),
+        chat_template=bool(chat_template_notes(lm.tokenizer)),
+        perplexity=losses,
+        notes=notes,
+        base_is_local=Path(config.model).expanduser().exists(),
+        licence=licence_of(config.model, str(getattr(lm.model.config, "model_type", ""))),
+        dataset=_dataset(result),
+    )
+
+
+COLLAPSED = 0.9
+"""A learner that gives one answer to more of the queries says hardly anything else."""
+
+
+def _collapsed(result: Result) -> tuple[str, float] | None:
+    """The prompted model's most frequent answer and its share, where that is nearly all."""
+    prompted = result.predictions["icl"]
+    if prompted.majority_label is None or not (prompted.majority_share or 0.0) > COLLAPSED:
+        return None
+    return prompted.majority_label, prompted.majority_share or 0.0
+
+
+def _prompt(bench: Bench[FoldConfig], adapted: AdaptedModel) -> PromptFacts:
+    """How the queries were put, with what the folded model answers to a question of the card's own."""
+    template, words, encoder = bench.task.template, bench.task.label_words, bench.encoder
+    answers, example = None, None
+    if words is not None:
+        query = encoder.query(Example(dict.fromkeys(template.fields, EXAMPLE), 0, 0))
+        (table,) = answer_log_probabilities(adapted, bench.lm, [query]).tolist()
+        answers = dict(zip(words, query.answers, strict=True))
+        example = dict(zip(words, table, strict=True))
+    separator = template.separator
+    return PromptFacts(
+        template=template.prompt,
+        fields=template.fields,
+        opening=encoder.opening,
+        opening_names=encoder.opened.tokens,
+        opening_is_own=encoder.opened.note is None,
+        separator="".join(encoder.tokens.names(encoder.separator)) if separator is None else separator,
+        answers=answers,
+        tail=template.tail,
+        example=example,
+        plain_text=encoder.splits_special_tokens,
+        dtype=str(bench.lm.model.dtype).removeprefix("torch."),
+        trust_remote_code=bench.config.trust_remote_code,
+    )
+
+
+def _dataset(result: Result) -> str | None:
+    """`owner/name` of a task that came from the hub."""
+    source = str(result.task.get("source", ""))
+    return source.removeprefix("hub: ").partition(":")[0] if source.startswith("hub: ") else None
+
+
+def _base(lm: LanguageModel, config: FoldConfig) -> tuple[str, dict[str, str]]:
+    """Where transformers finds the base model, which knows nothing of packaged names; and arguments to load it with."""
+    path = Path(config.model).expanduser()
+    if path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    return str(getattr(lm.model.config, "_name_or_path", "") or config.model), {}
+
+
+# Runs where nothing of dualform is imported: what was written must stand on its own.
+_READER = """
+import json
+import sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+folder, base, tensors, dtype, arguments = sys.argv[1:6]
+where = base or folder
+model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), **json.loads(arguments)).eval()
+if base:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, folder).eval()
+given = load_file(tensors)
+differences = []
+with torch.no_grad():
+    for i in range(len(given) // 2):
+        logits = model(input_ids=given[f"ids{i}"][None]).logits[0, -1].double()
+        differences.append((logits.log_softmax(-1) - given[f"expected{i}"]).abs().max())
+print(float(torch.stack(differences).max()))  # NaN if any is, which Python's own max would drop
+"""
+VERIFIED_QUERIES = 16
+
+
+def verified(
+    lm: LanguageModel, adapted: AdaptedModel, bench: Bench[FoldConfig], folder: Path, config: FoldConfig
+) -> float:
+    """Load what was written in a fresh process, without dualform, and compare the next token's log-probabilities.
+
+    Returns:
+        Largest difference over the vocabulary and the first queries, nats.
+
+    Raises:
+        ModelError: It does not load, or differs by more than rounding.
+    """
+    queries = bench.queries[:VERIFIED_QUERIES]
+    tensors: dict[str, Tensor] = {}
+    lora = config.form == "lora"
+    changed = adapter_lent(lm.model, adapted.deltas, config.rank) if lora else applied(lm.model, adapted.deltas)
+    with torch.no_grad(), changed:
+        for i, query in enumerate(queries):
+            ids = torch.tensor([*bench.encoder.opening, *query.prompt], device=lm.device)
+            logits = lm.model(input_ids=ids[None], use_cache=False).logits[0, -1].double()
+            tensors |= {f"ids{i}": ids.cpu(), f"expected{i}": logits.log_softmax(-1).cpu()}
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "expected.safetensors"
+        save_file(tensors, path)
+        base, more = _base(lm, config) if lora else ("", {})
+        arguments = json.dumps({**more, "trust_remote_code": config.trust_remote_code})
+        dtype = str(lm.model.dtype).removeprefix("torch.")
+        run = subprocess.run(
+            [sys.executable, "-c", _READER, str(folder), base, str(path), dtype, arguments],
+            capture_output=True,
+            text=True,
+        )
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"what was written does not load in a fresh process, so it was removed again: {last}")
+    difference = float(run.stdout.strip().splitlines()[-1])
+    # A device or half precision adds up in another order.
+    plain = lm.model.dtype.itemsize >= 4 and lm.device.type == "cpu"
+    if not difference < (_TOLERANCE if plain else 0.05):
+        raise ModelError(
+            f"what was written gives log-probabilities that differ from those in memory by {difference:.1e} nats, so "
+            "it was removed again. Please report this model."
+        )
+    return difference

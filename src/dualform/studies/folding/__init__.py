@@ -1,0 +1,1 @@
+"""Folding: what the quality of a fold depends on."""

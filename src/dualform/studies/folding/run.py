@@ -1,0 +1,309 @@
+"""What folding depends on: method, demonstrations, texts, ridge strength, layers; and what it does to everything else.
+
+For each seed every way of folding (`FoldingConfig.points`) is made once and asked the reported queries zero-shot,
+beside the base model, the prompt itself and finetuning. The default fold is then asked other tasks' queries, added to
+other tasks' folds, and read plain text.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from dualform.errors import DualformError, StorageError
+from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, answer_log_probabilities
+from dualform.learners.finetuned import Finetuned
+from dualform.learners.prompting import InContext
+from dualform.models.edit import WeightDelta, applied
+from dualform.models.language_model import LanguageModel
+from dualform.models.ordinary import ordinary_torch
+from dualform.models.perplexity import text_losses
+from dualform.progress import Progress, Silent
+from dualform.result import Result, Trial
+from dualform.studies.bench import Bench, Drawn, digest, query_cost
+from dualform.studies.facts import Asked, environment, model_facts
+from dualform.studies.fold_settings import IN_WEIGHTS
+from dualform.studies.folding.config import Fold, FoldingConfig
+from dualform.studies.folding.summary import FoldOutcome, SeedFolds, summarise_folding
+from dualform.studies.folds import check_fold, make_fold, perplexity_passages
+from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.tuning import trained
+from dualform.tasks.task import Task
+
+Made = tuple[dict[str, Tensor], dict[str, Any]]
+"""What a piece keeps: tensors, and whatever JSON can say about them."""
+
+_SILENT = Silent()
+_NO_CELLS = NoCells()
+
+
+@dataclass(frozen=True)
+class FoldingStudy:
+    """A finished study."""
+
+    result: Result
+    asked: Asked
+    base: dict[str, Tensor]
+    """What the base model said: `answers/` for the study's task, `answers/OTHER`, `plain`."""
+    seeds: tuple[SeedFolds, ...]
+    """Answer by answer."""
+
+
+@ordinary_torch()
+def folding(
+    config: FoldingConfig,
+    *,
+    lm: LanguageModel | None = None,
+    task: Task | None = None,
+    cells: Cells = _NO_CELLS,
+    progress: Progress = _SILENT,
+) -> FoldingStudy:
+    """Run the study.
+
+    Args:
+        config: What to run.
+        lm: A model at hand, instead of the one that `config.model` names.
+        task: A task at hand, instead of the one that `config.task` names.
+        cells: Keeps each finished fold.
+        progress: Is told how far the work is.
+
+    Returns:
+        The result and all that it was made of.
+
+    Raises:
+        DualformError: A mistake in the settings, model or data, named.
+    """
+    start = time.perf_counter()
+    task = task or config.load_task()
+    lm = lm or config.load_model(config.model)
+    study = _Study.of(config, lm, task, cells, progress)
+    progress.start(float(study.n_jobs))
+    with lm.packed_products():
+        base, _ = study.run_zero_shot()
+        seeds = tuple(study.run_seed(seed) for seed in config.seeds)
+    asked = Asked.of(study.bench, study.notes)
+    facts = {**model_facts(lm), "inputs": study.inputs, "refused_routes": list(lm.refused)}
+    labels = {name: other.labels for name, other in study.others.items()}
+    result = summarise_folding(
+        config, asked, base, seeds, labels, facts, environment(lm.device, time.perf_counter() - start)
+    )
+    return FoldingStudy(result, asked, base, seeds)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """Everything that the seeds share."""
+
+    config: FoldingConfig
+    lm: LanguageModel
+    bench: Bench[FoldingConfig]
+    others: dict[str, Bench[FoldingConfig]]
+    """Tasks to transfer to and to compose with, by name."""
+    plain: tuple[tuple[int, ...], ...]
+    """Passages for perplexity."""
+    drawn: dict[tuple[int, int], Drawn]
+    """(seed, k) -> demonstrations."""
+    drawn_there: dict[tuple[str, int], Drawn]
+    """(task to compose with, seed) -> demonstrations."""
+    missing: dict[int, str]
+    """k of which there are not so many demonstrations -> why."""
+    inputs: str
+    cells: Cells
+    progress: Progress
+    notes: tuple[str, ...]
+    made_last: dict[int, tuple[WeightDelta, ...]] = field(default_factory=dict)
+    """The default fold of the seed in hand: other tasks are asked it too."""
+
+    @classmethod
+    def of(cls, config: FoldingConfig, lm: LanguageModel, task: Task, cells: Cells, progress: Progress) -> "_Study":
+        bench = Bench.of(config, lm, task)
+        others = {}
+        for name in dict.fromkeys((*config.transfer, *config.compose)):
+            # Columns, prompts and words are those of the study's own task.
+            own = {"text": None, "label": None, "choices": None, "prompt": None, "label_words": None, "separator": None}
+            asked = config.model_copy(update={"task": name, **own})
+            others[name] = Bench.of(asked, lm, asked.load_task())
+        drawn_there = {
+            (name, seed): one for name in config.compose for seed, one in others[name].draw_all(config.seeds).items()
+        }
+        plain: tuple[tuple[int, ...], ...] = ()
+        if config.perplexity is not None:
+            plain = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
+        wanted = dict.fromkeys([config.k, *(point.fold.k for point in config.points(len(lm.anatomy.layers)))])
+        drawn: dict[tuple[int, int], Drawn] = {}
+        missing: dict[int, str] = {}
+        notes = []
+        for k in wanted:
+            there = replace(bench, config=config.model_copy(update={"k": k}))
+            try:
+                found = there.draw_all(config.seeds)
+            except DualformError as error:
+                if k == config.k:
+                    raise
+                missing[k] = str(error)
+                continue
+            drawn |= {(seed, k): one for seed, one in found.items()}
+            fitted = min(len(drawn[seed, k].demonstrations.rows) for seed in config.seeds)
+            if fitted < k:
+                notes.append(f"Of {k} demonstrations {fitted} fit the context of {bench.context} tokens.")
+        elsewhere = [
+            digest(other, [one for (task, _), one in drawn_there.items() if task == name])
+            for name, other in others.items()
+        ]
+        for name in config.compose:
+            check_fold(others[name], config.fold)
+        inputs = digest(bench, drawn.values(), [*check_fold(bench, config.fold), repr(plain), *elsewhere])
+        return cls(config, lm, bench, others, plain, drawn, drawn_there, missing, inputs, cells, progress, tuple(notes))
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Every way of folding once, the default first."""
+        points = self.config.points(len(self.lm.anatomy.layers))
+        return tuple(dict.fromkeys([self.config.default, *(point.fold for point in points)]))
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Every number of demonstrations that is asked for."""
+        return tuple(dict.fromkeys(k for _, k in self.drawn))
+
+    @property
+    def n_jobs(self) -> int:
+        """Steps of the progress bar."""
+        a_seed = len(self.ks) + len(self.folds) + self.config.ft + len(self.others)
+        return 1 + a_seed * len(self.config.seeds)
+
+    def run_zero_shot(self) -> Made:
+        """The base model, which no seed changes."""
+
+        def make() -> Made:
+            answers = {"": self._ask(self.bench, self._zero_shot())}
+            answers |= {name: self._ask(bench, self._zero_shot(bench)) for name, bench in self.others.items()}
+            plain = {"plain": self._read_plain(())} if self.plain else {}
+            return {f"answers/{name}": table for name, table in answers.items()} | plain, {}
+
+        return self._kept("zero-shot", make)
+
+    def run_seed(self, seed: int) -> SeedFolds:
+        """All ways of folding one seed's demonstrations."""
+        prompted = {k: self._kept(f"seed {seed}, prompt of {k}", partial(self._prompt, seed, k)) for k in self.ks}
+        ft = self._kept(f"seed {seed}, ft", partial(self._finetune, seed)) if self.config.ft else None
+        folds = {
+            fold: self._kept(f"seed {seed}, fold {_told(fold)}", partial(self._fold, seed, fold)) for fold in self.folds
+        }
+        elsewhere = {
+            name: self._kept(f"seed {seed}, task {name}", partial(self._elsewhere, seed, name)) for name in self.others
+        }
+        return SeedFolds(
+            seed=seed,
+            demonstrations={k: self.drawn[seed, k] for k in self.ks},
+            prompted={k: tensors["answers"] for k, (tensors, _) in prompted.items()},
+            ft=None if ft is None else ft[0]["answers"],
+            trials=() if ft is None else tuple(Trial(**trial) for trial in ft[1]["trials"]),
+            folds={fold: FoldOutcome(tensors, about) for fold, (tensors, about) in folds.items()},
+            elsewhere={name: tensors for name, (tensors, _) in elsewhere.items()},
+        )
+
+    def _kept(self, name: str, make: Callable[[], Made]) -> Made:
+        """A finished piece, or one made now and kept."""
+        piece = self.cells.get(name, self.inputs)
+        self.progress.advance(0, name)
+        if piece is None:
+            tensors, about = make()
+            piece = Piece(name, self.inputs, tensors, about)
+            self.cells.put(piece)
+        self.progress.advance(1, name)
+        return piece.tensors, piece.about
+
+    def _prompt(self, seed: int, k: int) -> Made:
+        icl = InContext().adapt(self.lm, self.drawn[seed, k].encoded)
+        return {"answers": self._ask(self.bench, icl)}, {}
+
+    def _finetune(self, seed: int) -> Made:
+        config, drawn = self.config, self.drawn[seed, self.config.k]
+
+        def adapt(rate: float) -> AdaptedModel:
+            return Finetuned(self.bench.encoder.opening, rate, config.loss_on).adapt(self.lm, drawn.encoded)
+
+        # Each seed searches for itself: cells of one seed must not hang on those of another.
+        found = trained(adapt, config.rates, self.bench, name="ft", seed=seed, known=None)
+        about = {"trials": [trial.model_dump() for trial in found.trials]}
+        return {"answers": self._ask(self.bench, found.best)}, about
+
+    def _fold(self, seed: int, fold: Fold) -> Made:
+        if fold.k in self.missing:
+            return {}, {"failed": self.missing[fold.k]}
+        drawn = self.drawn[seed, fold.k]
+        bench = self._bench_for(fold.k)
+        try:
+            made = make_fold(bench, drawn, fold.settings)
+            answers = self._ask(self.bench, made.adapted)
+        except DualformError as error:
+            if fold == self.config.default or isinstance(error, StorageError):
+                raise
+            # One way of folding that cannot be had (a method on this family, texts that the model fails to write) is
+            # told in its place; the others go on.
+            return {}, {"failed": str(error)}
+        if fold == self.config.default and isinstance(made.adapted, AdaptedModel):
+            self._remember(seed, made.adapted.deltas)
+        tensors = {"answers": answers}
+        if self.plain and fold.settings.method in IN_WEIGHTS and isinstance(made.adapted, AdaptedModel):
+            tensors["plain"] = self._read_plain(made.adapted.deltas)
+        cost = made.adapted.cost
+        about = {**made.about(), "adapt_flops": cost.flops, **query_cost(bench, made.adapted.n_prefix)}
+        return tensors, about
+
+    def _elsewhere(self, seed: int, name: str) -> Made:
+        """Another task's queries: asked the study's fold, its own fold, and the sum of both."""
+        other = self.others[name]
+        if seed not in self.made_last:
+            # Its cell was there already, and keeps answers only.
+            self._remember(seed, self._deltas(self.bench, self.drawn[seed, self.config.k]))
+        here = self.made_last[seed]
+        tensors = {}
+        if name in self.config.transfer:
+            tensors["transfer"] = self._ask(other, self._changed(other, here))
+        if name in self.config.compose:
+            there = self._deltas(other, self.drawn_there[name, seed])
+            both = (*here, *there)
+            tensors["alone"] = self._ask(other, self._changed(other, there))
+            tensors["sum"] = self._ask(other, self._changed(other, both))
+            tensors["sum_here"] = self._ask(self.bench, self._changed(self.bench, both))
+        return tensors, {}
+
+    def _remember(self, seed: int, deltas: tuple[WeightDelta, ...]) -> None:
+        self.made_last.clear()
+        self.made_last[seed] = deltas
+
+    def _deltas(self, bench: Bench[FoldingConfig], drawn: Drawn) -> tuple[WeightDelta, ...]:
+        made = make_fold(bench, drawn, self.config.fold)
+        assert isinstance(made.adapted, AdaptedModel)
+        return made.adapted.deltas
+
+    def _changed(self, bench: Bench[FoldingConfig], deltas: tuple[WeightDelta, ...]) -> AdaptedModel:
+        with applied(self.lm.model, deltas):
+            prefix = self.lm.encode(bench.encoder.opening)
+        return AdaptedModel("fold", self.lm, prefix, AdaptationCost(0.0, 0, 0.0), deltas)
+
+    def _zero_shot(self, bench: Bench[FoldingConfig] | None = None) -> AdaptedModel:
+        return self._changed(bench or self.bench, ())
+
+    def _bench_for(self, k: int) -> Bench[FoldingConfig]:
+        return replace(self.bench, config=self.config.model_copy(update={"k": k}))
+
+    def _ask(self, bench: Bench[FoldingConfig], adapted: Adapted) -> Tensor:
+        return answer_log_probabilities(adapted, self.lm, bench.queries)
+
+    def _read_plain(self, deltas: Sequence[WeightDelta]) -> Tensor:
+        with applied(self.lm.model, deltas):
+            return text_losses(self.lm, self.bench.encoder.opening, self.plain)
+
+
+def _told(fold: Fold) -> str:
+    """A way of folding as a name of a cell."""
+    settings = json.dumps(fold.settings.model_dump(mode="json"), sort_keys=True)
+    return f"{fold.settings.method} of {fold.k} {hashlib.sha256(settings.encode()).hexdigest()[:10]}"

@@ -1,0 +1,279 @@
+"""From the answers of many folds to the numbers of a `Folding`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from dualform._version import __version__
+from dualform.models.perplexity import perplexity
+from dualform.ops.bootstrap import clustered_bootstrap_of
+from dualform.result import (
+    Composition,
+    DemonstrationReport,
+    Estimate,
+    Folding,
+    FoldPoint,
+    Perplexity,
+    Result,
+    Transfer,
+    Trial,
+)
+from dualform.studies.against import recovered
+from dualform.studies.bench import Drawn
+from dualform.studies.facts import Asked, baseline_notes, task_facts
+from dualform.studies.folding.config import Fold, FoldingConfig, PlannedPoint
+from dualform.studies.statistics import Statistics, commonest
+
+
+@dataclass(frozen=True)
+class FoldOutcome:
+    """What one fold of one seed brought."""
+
+    tensors: dict[str, Tensor]
+    """`answers`, `(example, answer)`, and where it was read `plain`, `(text, 2)`; empty where the fold failed."""
+    about: dict[str, Any]
+    """`failed` says why it did."""
+
+
+@dataclass(frozen=True)
+class SeedFolds:
+    """All that one seed brought."""
+
+    seed: int
+    demonstrations: dict[int, Drawn]
+    """By the number asked for."""
+    prompted: dict[int, Tensor]
+    """ICL's answers `(example, answer)`, by that number."""
+    ft: Tensor | None
+    trials: tuple[Trial, ...]
+    folds: dict[Fold, FoldOutcome]
+    elsewhere: dict[str, dict[str, Tensor]]
+    """Other task -> `transfer`, `alone`, `sum` and `sum_here` (the sum asked the study's own queries), where asked."""
+
+
+def summarise_folding(
+    config: FoldingConfig,
+    asked: Asked,
+    base: Mapping[str, Tensor],
+    seeds: Sequence[SeedFolds],
+    labels: Mapping[str, Tensor],
+    model: dict[str, Any],
+    environment: dict[str, Any],
+) -> Result:
+    """The whole study as a result.
+
+    Args:
+        config: The settings.
+        asked: The queries.
+        base: The base model's `answers/` (the study's task), `answers/OTHER` and `plain`.
+        seeds: At least one.
+        labels: Other task -> right answers, `(example,)`.
+        model: See `Result.model`; its `n_layers` says what the axis `layers` means.
+        environment: See `Result.environment`.
+    """
+    stats = Statistics(config.resamples, tuple(str(one.seed) for one in seeds))
+    own = torch.tensor([example.label for example in asked.examples])
+
+    def right(tables: Sequence[Tensor], task: str = "") -> Tensor:
+        """Answers of every seed -> 1 where right, `(seed, example)`."""
+        truth = labels[task] if task else own
+        return torch.stack([(table.argmax(dim=1) == truth).double() for table in tables])
+
+    def zero_shot(task: str = "") -> Tensor:
+        return right([base[f"answers/{task}"]] * len(seeds), task)
+
+    def majority(task: str) -> float:
+        return float((labels[task] == commonest(labels[task])).double().mean())
+
+    default = config.default
+    points, notes = [], []
+    for planned in config.points(int(model["n_layers"])):
+        failed = [one.folds[planned.fold].about["failed"] for one in seeds if "failed" in one.folds[planned.fold].about]
+        if failed:
+            notes.append(f"{planned.axis} {planned.value} could not be folded: {failed[0]}")
+            continue
+        points.append(_point(planned, seeds, right, zero_shot(), base, stats))
+    transfer = []
+    for task in config.transfer:
+        folded = right([one.elsewhere[task]["transfer"] for one in seeds], task)
+        before = zero_shot(task)
+        transfer.append(
+            Transfer(
+                task=task,
+                zero_shot=stats.share(before[:1]),
+                folded=stats.share(folded),
+                difference=stats.difference(folded - before),
+                majority=majority(task),
+            )
+        )
+    alone = stats.share(right([one.folds[default].tensors["answers"] for one in seeds]))
+    compositions = [
+        Composition(
+            parts=[config.task, task],
+            accuracy={
+                config.task: stats.share(right([one.elsewhere[task]["sum_here"] for one in seeds])),
+                task: stats.share(right([one.elsewhere[task]["sum"] for one in seeds], task)),
+            },
+            alone={
+                config.task: alone,
+                task: stats.share(right([one.elsewhere[task]["alone"] for one in seeds], task)),
+            },
+            majority={config.task: asked.baselines.majority, task: majority(task)},
+        )
+        for task in config.compose
+    ]
+    trained = [one.ft for one in seeds if one.ft is not None]
+    if len(seeds) < 8:
+        notes.append(f"{len(seeds)} demonstration seeds: bootstrap intervals over so few are somewhat too narrow.")
+    return Result(
+        dualform=__version__,
+        study="folding",
+        config=config.model_dump(mode="json"),
+        environment=environment,
+        model=model,
+        task=task_facts(asked),
+        demonstrations=_demonstrations(config, seeds),
+        baselines=asked.baselines,
+        folding=Folding(
+            zero_shot=stats.share(zero_shot()[:1]),
+            icl=stats.share(right([one.prompted[config.k] for one in seeds])),
+            ft=stats.share(right(trained)) if len(trained) == len(seeds) else None,
+            points=points,
+            perplexity=_perplexity(config, base, [one.folds[default] for one in seeds], stats),
+            transfer=transfer,
+            compositions=compositions,
+        ),
+        trials=[trial for one in seeds for trial in one.trials],
+        warnings=[
+            *model.get("notes", ()),
+            *asked.notes,
+            *asked.task.notes,
+            *baseline_notes(asked.task, asked.baselines),
+            *notes,
+        ],
+    )
+
+
+def _point(
+    planned: PlannedPoint,
+    seeds: Sequence[SeedFolds],
+    right: Any,
+    zero_shot: Tensor,
+    base: Mapping[str, Tensor],
+    stats: Statistics,
+) -> FoldPoint:
+    fold = planned.fold
+    outcomes = [one.folds[fold] for one in seeds]
+    tables = [outcome.tensors["answers"] for outcome in outcomes]
+    prompted = [one.prompted[fold.k] for one in seeds]
+    same = torch.stack([(a.argmax(1) == b.argmax(1)).double() for a, b in zip(tables, prompted, strict=True)])
+    ratio = None
+    if all("plain" in outcome.tensors for outcome in outcomes):
+        # Over all seeds' tokens, as `Perplexity.ratio`.
+        ratio = perplexity(torch.cat([outcome.tensors["plain"] for outcome in outcomes])) / perplexity(base["plain"])
+    strengths = [outcome.about["strength"] for outcome in outcomes]
+    fitted = min(len(one.demonstrations[fold.k].demonstrations.rows) for one in seeds)
+    read = {outcome.about["texts"] for outcome in outcomes}
+    said = []
+    if fitted < fold.k:
+        said.append(f"{fitted} demonstrations fit")
+    if planned.axis == "source" and {outcome.about["source"] for outcome in outcomes} != {planned.value}:
+        said.append("the train split has too few other rows, so the model wrote the texts")
+    if fold.settings.method == "rank-one":
+        said.append("a check of the theory: reads the prompt with every query")
+    elif fold.settings.method == "kv-momentum":
+        said.append("a query still reads the prompt's keys and values")
+    if planned.axis == "texts" and max(read) < fold.settings.texts:
+        said.append(f"{max(read)} texts were to be had")
+    return FoldPoint(
+        axis=planned.axis,
+        value=planned.value,
+        accuracy=stats.share(right(tables)),
+        icl=stats.share(right(prompted)),
+        agreement=stats.share(same),
+        recovered=recovered(right(tables), zero_shot, right(prompted), stats),
+        gained=round(float((right(prompted) - zero_shot).sum())),
+        strength=None if None in strengths else sum(strengths) / len(strengths),
+        adapt_flops=sum(outcome.about["adapt_flops"] for outcome in outcomes) / len(outcomes),
+        query_tokens=sum(outcome.about["tokens"] for outcome in outcomes) / len(outcomes),
+        perplexity_ratio=ratio,
+        note="; ".join(said),
+    )
+
+
+def _perplexity(
+    config: FoldingConfig, base: Mapping[str, Tensor], outcomes: Sequence[FoldOutcome], stats: Statistics
+) -> Perplexity | None:
+    if "plain" not in base or any("plain" not in outcome.tensors for outcome in outcomes):
+        return None
+    before = base["plain"]
+    after = torch.stack([outcome.tensors["plain"] for outcome in outcomes])
+    each = torch.tensor([perplexity(one) for one in after], dtype=torch.float64)
+    # Nats of both models and tokens, `(seed, text, 3)`: their totals make the ratio of perplexities.
+    columns = torch.cat([after[..., :1], before.expand(len(after), -1, -1)], dim=-1)
+
+    def ratio(totals: Tensor) -> Tensor:
+        return ((totals[..., 0] - totals[..., 1]) / totals[..., 2]).exp()
+
+    low, high = clustered_bootstrap_of(
+        ratio, columns, n_resamples=stats.resamples, generator=torch.Generator().manual_seed(0)
+    )
+    assert config.perplexity is not None
+    return Perplexity(
+        source=config.perplexity.replace("\\", "/").rpartition("/")[2],
+        tokens=int(before[:, 1].sum()),
+        before=perplexity(before),
+        after=stats.estimate(each[:, None]),
+        ratio=Estimate(
+            mean=float(ratio(columns.flatten(0, 1).sum(0))), ci95=(float(low), float(high)), n=before.shape[0]
+        ),
+    )
+
+
+def _demonstrations(config: FoldingConfig, seeds: Sequence[SeedFolds]) -> DemonstrationReport:
+    drawn = {str(one.seed): one.demonstrations[config.k] for one in seeds}
+    return DemonstrationReport(
+        k_requested=config.k,
+        k_effective=min(len(one.demonstrations.rows) for one in drawn.values()),
+        k_effective_per_seed={seed: len(one.demonstrations.rows) for seed, one in drawn.items()},
+        rows={seed: list(one.demonstrations.rows) for seed, one in drawn.items()},
+        tokens={seed: len(one.encoded.prefix) for seed, one in drawn.items()},
+    )
+
+
+def folding_table(asked: Asked, base: Mapping[str, Tensor], seeds: Sequence[SeedFolds]) -> pa.Table:
+    """One row for each seed, learner and query of the study's own task.
+
+    Returns:
+        Columns `seed`, `learner` (`zsl`, `icl k=32`, `ft`, `fold METHOD k=32 ...`), `query`, `label`, `prediction`, and
+        one `log_probability:WORD` for each label (nats a token; null where a query has fewer choices).
+    """
+    rows: list[tuple[int, str, Tensor]] = []
+    for one in seeds:
+        rows.append((one.seed, "zsl", base["answers/"]))
+        rows += [(one.seed, f"icl k={k}", table) for k, table in one.prompted.items()]
+        if one.ft is not None:
+            rows.append((one.seed, "ft", one.ft))
+        for fold, outcome in one.folds.items():
+            if "answers" in outcome.tensors:
+                changed = fold.settings.model_dump(exclude_defaults=True)
+                more = "".join(f" {name}={value}" for name, value in changed.items() if name != "method")
+                rows.append((one.seed, f"fold {fold.settings.method} k={fold.k}{more}", outcome.tensors["answers"]))
+    n_answers = max(table.shape[1] for _, _, table in rows)
+    columns: dict[str, list[Any]] = {name: [] for name in ("seed", "learner", "query", "label", "prediction")}
+    answers: list[list[float | None]] = [[] for _ in range(n_answers)]
+    for seed, learner, table in rows:
+        for example, values, prediction in zip(asked.examples, table.tolist(), table.argmax(1).tolist(), strict=True):
+            for name, value in zip(columns, (seed, learner, example.row, example.label, prediction), strict=True):
+                columns[name].append(value)
+            n_choices = len(asked.task.answers(example))
+            for i, column in enumerate(answers):
+                column.append(values[i] if i < n_choices else None)
+    named = {
+        f"log_probability:{asked.answer_name(i)}": pa.array(column, pa.float64()) for i, column in enumerate(answers)
+    }
+    return pa.table({**columns, **named})

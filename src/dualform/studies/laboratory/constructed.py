@@ -1,0 +1,498 @@
+"""Do the measures call the same the same? The positive control, and a trained toy between it and a language model.
+
+A constructed layer does one step of gradient descent when it attends to demonstrations, so every measure between "in
+context" and "gradient step" must be 1. Each is then shown what is not the same: a step of another length, softmax in
+the place of linear attention, other labels, noise. Models, learners and measures go through the code that compares
+language models.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dualform.lab.constructed_model import ConstructedModel, Layer, construct
+from dualform.lab.token_world import TokenWorld
+from dualform.lab.toy_model import save_toy, train_toy
+from dualform.learners.adapted import AdaptedModel
+from dualform.learners.finetuned import Finetuned
+from dualform.learners.gradient_step import GradientStep
+from dualform.learners.prompting import InContext, ZeroShot
+from dualform.learners.rate import search_rate
+from dualform.models.encoding import EncodedDemonstrations, Encoder
+from dualform.models.language_model import LanguageModel
+from dualform.models.load import load_model
+from dualform.ops.agreement import rec2ftp
+from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.studies.inside import Prompted, Shown, likeness, random_side, recordings_for, trained_side
+from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.construction_depth import depth_claims, depth_errors
+from dualform.studies.pieces import Cells, Piece
+from dualform.studies.seed_statistics import over_seeds
+from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
+from dualform.tasks.task import Task
+
+RATE = 1.0
+"""eta of the constructed step: with inputs of covariance 1, what one step does best with many of them."""
+TARGETS = 4
+"""Features of y: more than labels, so that a step has directions in which it can be wrong."""
+OTHER_RATE = 3.0
+"""How many times too long the wrong step is."""
+RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Steps of these lengths, as parts of the right one, are laid beside attention for the chart."""
+EXACT = 1e-12
+"""What differs by less is equal in float64, after the sums over a context."""
+
+TOY_DIMENSION, TOY_WORDS, TOY_STEPS = 2, 96, 800
+TOY_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Of finetuning the toy (SGD, W_K and W_V, label words)."""
+
+MEASURES = {
+    "sim_aou_raw": "SimAOU, raw",
+    "sim_aou": "SimAOU, as published",
+    "sim_aou_raw.norm_ratio": "length of the update, step over context",
+    "distance": "distance of outputs, over length of the update",
+    "direct_update": "direct update",
+    "sim_am": "SimAM",
+    "sim_am_centred": "SimAM, centred",
+    "sim_am_softmax": "SimAM, after softmax",
+    "sim_am_delta": "SimAM, changes",
+    "kendall": "Kendall, tokens",
+    "kendall_demo": "Kendall, demonstrations",
+    "rec2ftp": "Rec2FTP",
+    "agreement": "same label",
+    "agreement.total_variation": "total variation of labels",
+    "agreement.kl_icl_ft": "KL of labels, nats",
+    "top_k_overlap": "top-10 tokens in common",
+    "overlap_cosine": "overlap cosine",
+    "vocabulary_shared": "probability in common",
+    "relaxation": "linear form and head: cosine",
+    "relaxation.relative_error": "linear form and head: relative error",
+    "accuracy_zsl": "accuracy without demonstrations",
+    "accuracy_icl": "accuracy in context",
+    "accuracy_ft": "accuracy after the step",
+}
+"""Rows of the table."""
+
+PERFECT = (
+    "sim_aou_raw",
+    "sim_aou",
+    "direct_update",
+    "sim_am",
+    "sim_am_centred",
+    "sim_am_softmax",
+    "kendall",
+    "kendall_demo",
+    "rec2ftp",
+    "agreement",
+    "top_k_overlap",
+    "overlap_cosine",
+    "vocabulary_shared",
+    "relaxation",
+)
+"""Measures that are 1 where two settings are the same."""
+
+CASES = {
+    "constructed": "the gradient step",
+    "rate": f"a step {OTHER_RATE:g} times as long",
+    "softmax": "softmax in linear attention's place",
+    "labels": "a step on permuted labels",
+    "random": "a random direction as long as the step",
+}
+
+_BESIDE = {
+    "constructed": "context and gradient step",
+    "rate": f"context and a step {OTHER_RATE:g} times as long",
+    "softmax": "softmax over the context and gradient step",
+    "labels": "context and a step on permuted labels",
+    "random": "context and a random direction as long as the step",
+}
+
+TELLS: dict[str, tuple[str, ...]] = {
+    "rate": ("sim_aou", "vocabulary_shared"),
+    "softmax": ("sim_aou_raw", "sim_aou", "relaxation"),
+    "labels": ("sim_aou_raw", "sim_aou", "direct_update", "vocabulary_shared"),
+    "random": ("sim_aou_raw", "sim_aou", "direct_update", "kendall", "kendall_demo"),
+}
+"""Case -> measures that must not be 1 there."""
+
+BLIND: dict[str, tuple[str, ...]] = {
+    "rate": ("sim_aou_raw", "direct_update", "sim_am", "kendall"),
+    "softmax": ("direct_update", "sim_am", "kendall"),
+    "labels": ("sim_am", "kendall"),
+}
+"""Case -> measures that are 1 there all the same: they do not look at what is wrong."""
+
+_Advance = Callable[[float, str], None]
+
+
+def pieces(config: RegressionConfig) -> int:
+    """How many pieces the study has."""
+    return 2 * len(config.seeds)
+
+
+def constructed(config: RegressionConfig, cells: Cells, advance: _Advance = lambda amount, doing: None) -> LabStudy:
+    """Every measure on the constructed layer, on what must not pass for it, and on a trained toy.
+
+    Args:
+        config: Seeds, inputs' dimension, demonstrations, and how long the toy is trained.
+        cells: Keeps each finished seed.
+        advance: Told of each piece that is done.
+    """
+    inputs = f"{config.dimension} {config.points} {RATE} {TARGETS} {OTHER_RATE} {RATIOS}"
+    toy_inputs = f"{config.points} {TOY_DIMENSION} {TOY_WORDS} {config.scaled(TOY_STEPS)} {TOY_RATES}"
+    exact, toys = [], []
+    for seed in config.seeds:
+        exact.append(_kept(f"constructed, seed {seed}", inputs, cells, advance, partial(_exact, config, seed)))
+        toys.append(_kept(f"trained toy, seed {seed}", toy_inputs, cells, advance, partial(_toy, config, seed)))
+    return LabStudy(
+        name="constructed",
+        question="Do the measures score 1 where attention to demonstrations is a gradient step?",
+        answer=_answer(exact),
+        claims=[*_claims(exact), *depth_claims([seed["depth"] for seed in exact])],
+        charts=[_chart(exact)],
+        tables=[_table(exact, toys)],
+        notes=[*_notes(exact), *_toy_notes(toys)],
+    )
+
+
+def _kept(
+    name: str, inputs: str, cells: Cells, advance: _Advance, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """One seed's numbers, made once."""
+    piece = cells.get(name, inputs)
+    if piece is None:
+        piece = Piece(name, inputs, {}, make())
+        cells.put(piece)
+    advance(1.0, name)
+    return piece.about
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A model with a task and demonstrations, ready to be read in every way."""
+
+    lm: LanguageModel
+    task: Task
+    chosen: Demonstrations
+    encoder: Encoder
+    encoded: EncodedDemonstrations
+    seed: int
+
+    @classmethod
+    def out(cls, lm: LanguageModel, task: Task, k: int, seed: int) -> "Laid":
+        """With `k` demonstrations of this seed."""
+        encoder = Encoder(lm, task)
+        chosen = draw_demonstrations(task, k, seed)
+        return cls(lm, task, chosen, encoder, encoder.demonstrations(chosen), seed)
+
+    @property
+    def zsl(self) -> AdaptedModel:
+        """Without demonstrations."""
+        return ZeroShot(self.encoder.opening).adapt(self.lm, self.encoded)
+
+    @property
+    def icl(self) -> AdaptedModel:
+        """Behind them."""
+        return InContext().adapt(self.lm, self.encoded)
+
+    def measures(self, weights: AdaptedModel, *, noise: bool = False) -> dict[str, float]:
+        """Every measure between the model behind its demonstrations and one with changed weights.
+
+        Args:
+            weights: The latter; it is read as zero-shot is.
+            noise: Put a random direction of the same length in its place; answers are then nobody's.
+
+        Returns:
+            Measure -> mean over heads, layers and queries of the report split; NaN where there is none.
+        """
+        examples = self.task.split(self.task.report_split)
+        queries = [self.encoder.query(example) for example in examples]
+        labels = torch.tensor([example.label for example in examples])
+        want = recordings_for(self.lm.anatomy, len(self.encoded.sequences))
+        shown = Shown.of(self.encoded, self.lm.device)
+        zsl, icl = self.zsl, self.icl
+        prompted = Prompted.of(icl, shown.content, shown)
+        found: dict[str, list[Tensor]] = {}
+        right: dict[str, list[Tensor]] = {"zsl": [], "icl": [], "ft": []}
+        for indices in self.lm.groups(queries):
+            readings = (
+                zsl.read_group(queries, indices, want.zsl),
+                icl.read_group(queries, indices, want.context),
+                weights.read_group(queries, indices, want.weights),
+            )
+            a, b = prompted.side(readings[1]), trained_side(weights, readings[2], readings[0], shown)
+            if noise:
+                b = random_side(readings[0], b, self.seed)
+            group = likeness(readings[0], a, b, answers=not noise) | prompted.relaxation(readings[1])
+            outputs = [one.output for one in (readings[0].trace, a.trace, b.trace) if one is not None]
+            if all(one is not None for one in outputs):
+                before, context, step = (one.double() for one in outputs if one is not None)
+                moved = (context - before).norm(dim=-1)
+                group["distance"] = torch.where(moved > 0, (step - context).norm(dim=-1) / moved, torch.nan).cpu()
+            for name, value in group.items():
+                found.setdefault(name, []).append(value)
+            for name, one in zip(right, readings, strict=True):
+                right[name].append(one.predictions.cpu() == labels[list(indices)])
+        answered = {name: torch.cat(parts) for name, parts in right.items()}
+        values = {name: _mean(torch.cat(parts)) for name, parts in found.items()}
+        values |= {f"accuracy_{name}": float(one.double().mean()) for name, one in answered.items()}
+        values["rec2ftp"] = rec2ftp(answered["zsl"], answered["icl"], answered["ft"]).value
+        if noise:
+            for name in ("rec2ftp", "accuracy_ft"):
+                values[name] = math.nan
+        return {name: values.get(name, math.nan) for name in MEASURES}
+
+
+def _mean(values: Tensor) -> float:
+    """Over heads, then layers, then queries, as everywhere."""
+    while values.dim() > 1:
+        values = values.nanmean(dim=-1)
+    return float(values.nanmean())
+
+
+def _exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
+    """All cases of the constructed layer, for one draw of words, W_0, task and demonstrations."""
+    k = config.points
+    world = TokenWorld.draw(config.dimension, max(120, 4 * k), seed)
+    layer = Layer.draw(world, TARGETS, seed)
+    task = world.task(seed, remembering=True)
+
+    def laid(softmax: bool) -> Laid:
+        room = 3 * k + config.dimension + 64
+        model = construct(world, layer, rate=RATE, n_demonstrations=k, softmax=softmax, positions=room)
+        return Laid.out(LanguageModel.wrap(model, world.tokenizer(), "constructed"), task, k, seed)
+
+    linear, softmax = laid(False), laid(True)
+    # All demonstrations may happen to show one label; then there is only the other to show.
+    permuted = linear.chosen.labelled_otherwise(task, "shuffled") or linear.chosen.relabelled(task, "flipped")
+    wrong = linear.encoder.demonstrations(permuted)
+
+    def step(of: Laid, rate: float = RATE, encoded: EncodedDemonstrations | None = None) -> AdaptedModel:
+        return gradient_step(world, layer, of, rate).adapt(of.lm, encoded or of.encoded)
+
+    right = step(linear)
+    cases = {
+        "constructed": linear.measures(right),
+        "rate": linear.measures(step(linear, OTHER_RATE * RATE)),
+        "softmax": softmax.measures(step(softmax)),
+        "labels": linear.measures(step(linear, encoded=wrong)),
+        "random": linear.measures(right, noise=True),
+    }
+    gaps = {
+        "constructed": output_gap(world, layer, linear, linear.encoded, RATE),
+        "rate": output_gap(world, layer, linear, linear.encoded, OTHER_RATE * RATE),
+        "softmax": output_gap(world, layer, softmax, softmax.encoded, RATE),
+        "labels": output_gap(world, layer, linear, wrong, RATE),
+    }
+    known = {1.0: cases["constructed"], OTHER_RATE: cases["rate"]}
+    ratios = [known.get(ratio) or linear.measures(step(linear, ratio * RATE)) for ratio in RATIOS]
+    depth = depth_errors(config.dimension, config.points, seed)
+    return {"depth": depth, "cases": cases, "gaps": gaps, "ratios": ratios, "route": linear.lm.route.name}
+
+
+def gradient_step(world: TokenWorld, layer: Layer, laid: Laid, rate: float) -> GradientStep:
+    """The learner that takes the step on the demonstrations' own vectors and targets."""
+    model = laid.lm.model
+    assert isinstance(model, ConstructedModel)
+    kept = model.kept
+    inputs = world.vectors(torch.arange(len(world.vocabulary)))
+    return GradientStep(laid.encoder.opening, rate, kept.parameter, kept.rows, kept.columns, inputs, layer.readout)
+
+
+def output_gap(world: TokenWorld, layer: Layer, laid: Laid, encoded: EncodedDemonstrations, rate: float) -> float:
+    """How far the layer's output in context is from (W_0 + dW) x, dW one step by autograd, the model not asked.
+
+    Args:
+        world: Its words.
+        layer: W_0 and targets.
+        laid: Whose output.
+        encoded: Demonstrations of the step.
+        rate: Of the step.
+
+    Returns:
+        The largest deviation over queries and features, as a part of the largest output.
+    """
+    pairs = torch.tensor([ids[-2:] for ids in encoded.sequences])
+    x, y = world.vectors(pairs[:, 0]), layer.readout[pairs[:, 1]]
+    W = layer.W_0.clone().requires_grad_()
+    (x @ W.mT - y).square().sum().div(2 * len(pairs)).backward()
+    assert W.grad is not None
+    W_1 = layer.W_0 - rate * W.grad
+    queries = [laid.encoder.query(example) for example in laid.task.split(laid.task.report_split)]
+    model, icl = laid.lm.model, laid.icl
+    assert isinstance(model, ConstructedModel)
+    want = recordings_for(laid.lm.anatomy, len(encoded.sequences)).context
+    largest, gap = 0.0, 0.0
+    for indices in laid.lm.groups(queries):
+        trace = icl.read_group(queries, indices, want).trace
+        assert trace is not None
+        assert trace.output is not None
+        expected = world.vectors(torch.tensor([queries[i].prompt[-1] for i in indices])) @ W_1.mT
+        largest = max(largest, float(expected.abs().max()))
+        gap = max(gap, float((trace.output[:, 1, model.parts.out] - expected).abs().max()))
+    return gap / largest
+
+
+def _toy(config: RegressionConfig, seed: int) -> dict[str, Any]:
+    """A toy trained, saved, loaded as any checkpoint is, and compared: ICL with finetuning."""
+    world = TokenWorld.draw(TOY_DIMENSION, max(TOY_WORDS, 4 * config.points), seed)
+    model = train_toy(world, steps=config.scaled(TOY_STEPS), seed=seed, examples=config.points + 2)
+    with tempfile.TemporaryDirectory() as folder:
+        lm = load_model(str(save_toy(model, world, Path(folder) / "toy")), device="cpu")
+    laid = Laid.out(lm, world.task(seed, asking=True), config.points, seed)
+    selection = laid.task.split(laid.task.selection_split)
+
+    def adapt(rate: float) -> AdaptedModel:
+        return Finetuned(laid.encoder.opening, rate, "label").adapt(lm, laid.encoded)
+
+    search = search_rate(
+        adapt,
+        TOY_RATES,
+        lm,
+        [laid.encoder.query(example) for example in selection],
+        [example.label for example in selection],
+        seed=seed,
+        patience=len(TOY_RATES),
+    )
+    return {"measures": laid.measures(search.best), "rate": search.learning_rate, "route": lm.route.name}
+
+
+def _estimate(values: Sequence[float]) -> Estimate | None:
+    """Over the seeds that have such a number."""
+    there = [value for value in values if math.isfinite(value)]
+    return over_seeds(there) if there else None
+
+
+def _of_case(exact: Sequence[dict[str, Any]], case: str, measure: str) -> list[float]:
+    return [seed["cases"][case][measure] for seed in exact]
+
+
+def _claims(exact: Sequence[dict[str, Any]]) -> list[Claim]:
+    found = [_gap_claim(exact, case) for case in ("constructed", "rate", "softmax", "labels")]
+    found += [_one_claim(exact, "constructed", measure) for measure in PERFECT]
+    found += [_one_claim(exact, case, measure) for case, measures in BLIND.items() for measure in measures]
+    found += [
+        _one_claim(exact, case, measure, must_fail=True) for case, measures in TELLS.items() for measure in measures
+    ]
+    return found
+
+
+def _gap_claim(exact: Sequence[dict[str, Any]], case: str) -> Claim:
+    values = [seed["gaps"][case] for seed in exact]
+    says = {
+        "constructed": "In context, the layer's output is that of W_0 after one gradient step.",
+        "rate": f"In context, the layer's output is that of W_0 after a step {OTHER_RATE:g} times as long.",
+        "softmax": "With softmax, the layer's output in context is that of W_0 after one gradient step.",
+        "labels": "In context, the layer's output is that of W_0 after a step on permuted labels.",
+    }
+    must_fail = case != "constructed"
+    return Claim(
+        says=says[case],
+        expected=f"largest relative deviation below {EXACT:g}",
+        found=over_seeds(values),
+        holds=_so([value < EXACT for value in values], must_fail),
+        must_fail=must_fail,
+        source="arXiv:2212.07677v2, proposition 1",
+    )
+
+
+def _one_claim(exact: Sequence[dict[str, Any]], case: str, measure: str, must_fail: bool = False) -> Claim:
+    values = _of_case(exact, case, measure)
+    blind = case != "constructed" and not must_fail
+    more = " too: it does not look at what is wrong" if blind else ""
+    return Claim(
+        says=f"{MEASURES[measure]}: {_BESIDE[case]} score 1{more}.",
+        expected=f"1 within {EXACT:g}",
+        # A seed without this number leaves none over all, which neither holds nor fails rightly.
+        found=over_seeds(values),
+        holds=_so([abs(value - 1) < EXACT for value in values], must_fail),
+        must_fail=must_fail,
+    )
+
+
+def _so(seeds: Sequence[bool], must_fail: bool) -> bool:
+    """A claim holds if it does in every seed; one that must fail has not failed if it holds in any."""
+    return any(seeds) if must_fail else bool(seeds) and all(seeds)
+
+
+def _table(exact: Sequence[dict[str, Any]], toys: Sequence[dict[str, Any]]) -> LabTable:
+    rows = []
+    for measure, name in MEASURES.items():
+        cells = [_estimate(_of_case(exact, case, measure)) for case in CASES]
+        rows.append(LabRow(name=name, cells=[*cells, _estimate([toy["measures"][measure] for toy in toys])]))
+    return LabTable(
+        title="What the measures say: attention to demonstrations beside ...",
+        columns=[*CASES.values(), "a trained toy: finetuning"],
+        rows=rows,
+        note="Means over heads, layers and queries, then seeds. SimAM of changes has no value on the constructed "
+        "layer: its scores among a query's own tokens do not change at all, and what does not move has no direction; "
+        "for the same reason SimAM is 1 there whatever the step. A query of the toy is two words, so that "
+        "centred SimAM says only which of them is looked at more. A random direction has no answers.",
+    )
+
+
+def _chart(exact: Sequence[dict[str, Any]]) -> LabChart:
+    shown = ("sim_aou_raw", "sim_aou", "direct_update", "vocabulary_shared", "agreement")
+    return LabChart(
+        title="Which measures see the length of a step",
+        x="rate of the step / eta of the layer",
+        y="likeness to attention",
+        log_x=True,
+        curves=[
+            LabCurve(
+                name=MEASURES[measure],
+                x=list(RATIOS),
+                y=[over_seeds([seed["ratios"][number][measure] for seed in exact]) for number in range(len(RATIOS))],
+            )
+            for measure in shown
+        ],
+        note="At 1 the step is the layer's own.",
+    )
+
+
+def _answer(exact: Sequence[dict[str, Any]]) -> str:
+    values = [value for measure in PERFECT for value in _of_case(exact, "constructed", measure)]
+    gaps = [seed["gaps"]["constructed"] for seed in exact]
+    if not all(map(math.isfinite, values + gaps)):
+        return "It cannot be said: some measure, or the gap between outputs, has no value in some seed."
+    worst, gap = max(abs(value - 1) for value in values), max(gaps)
+    if worst < EXACT and gap < EXACT:
+        return (
+            f"Yes: output and explicit step differ by {gap:.0e} at most, and no measure is further than {worst:.0e} "
+            "from 1. Raw SimAOU, the direct update, SimAM and Kendall's tau are 1 for a step of any length as well."
+        )
+    return f"No: some measure is {worst:.1e} away from 1, or outputs differ by {gap:.1e}."
+
+
+def _notes(exact: Sequence[dict[str, Any]]) -> list[str]:
+    raw, published = (_estimate(_of_case(exact, "random", name)) for name in ("sim_aou_raw", "sim_aou"))
+    if raw is None or published is None:
+        return []
+    return [
+        f"A random direction as long as the step scores {published.mean:.2f} in SimAOU as published, {raw.mean:.2f} in "
+        "raw: that both sides leave where they started, outputs brought to length 1, already counts as likeness."
+    ]
+
+
+def _toy_notes(toys: Sequence[dict[str, Any]]) -> list[str]:
+    gain = [toy["measures"]["accuracy_icl"] - toy["measures"]["accuracy_zsl"] for toy in toys]
+    rates = sorted({toy["rate"] for toy in toys})
+    notes = [
+        "The trained toy is a Llama of two layers, trained on this world alone and loaded from its checkpoint; "
+        f"finetuned by SGD on W_K and W_V at rates chosen on words that are not reported "
+        f"({', '.join(f'{rate:g}' for rate in rates)})."
+    ]
+    slow = [value for value in gain if value < 0.2]
+    if slow:
+        notes.append(
+            f"{len(slow)} of {len(gain)} toys have not learned to learn from context: demonstrations add less than 0.2 "
+            "to their accuracy. Train longer (steps)."
+        )
+    return notes

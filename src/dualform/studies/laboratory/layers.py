@@ -1,0 +1,350 @@
+"""Which layer learns best in context, where the task is a linear function: attention, or descent at inference?"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dualform.errors import NumericalError
+from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Predictor, by_point
+from dualform.lab.regression_tasks import RegressionTasks, Sequences
+from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModel, SequenceModelConfig, train_sequence_model
+from dualform.ops.streams import stream
+from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.layer_equivalences import equivalence_claims, equivalence_errors
+from dualform.studies.pieces import Cells, Piece
+from dualform.studies.seed_statistics import over_seeds, paired
+
+STEPS = 400
+"""Of training, where the config does not stretch them."""
+
+NOISES = (0.0, 0.5)
+"""Standard deviation of the noise in y, where the function itself has 1: a setting each."""
+
+_BASELINE: Mixer = "softmax"
+
+_WIDTH, _LAYERS, _HEADS, _MLP, _BATCH, _RATE = 32, 2, 2, 64, 32, 5e-3
+
+_ASKED = 2048
+"""Sequences on which errors are measured, the same for all models."""
+
+_RATES = torch.logspace(-2, 0.5, 26).tolist()
+"""Tried for references with a rate."""
+
+_LARGEST_DIMENSION, _POINTS_A_DIMENSION = 5, 3
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One distribution of tasks, and the sequences on which models of it are asked."""
+
+    tasks: RegressionTasks
+
+    @property
+    def name(self) -> str:
+        return f"noise {self.tasks.noise:g}" if self.tasks.noise else "without noise"
+
+    @cached_property
+    def asked(self) -> Sequences:
+        return self._drawn("test")
+
+    @cached_property
+    def tuning(self) -> Sequences:
+        """Others, on which references' rates are chosen."""
+        return self._drawn("tuning")
+
+    def _drawn(self, purpose: str) -> Sequences:
+        return self.tasks.draw(_ASKED, stream(purpose, 0, round(1000 * self.tasks.noise)))
+
+    def errors(self, predicted: Tensor) -> Tensor:
+        """Of predictions for `asked`: `(point,)`."""
+        return _errors(predicted, self.asked)
+
+    def errors_of(self, predictor: Predictor, tuning: bool = False) -> Tensor:
+        sequences = self.tuning if tuning else self.asked
+        return _errors(by_point(predictor, sequences.x.double(), sequences.y.double()), sequences)
+
+
+def _errors(predicted: Tensor, sequences: Sequences) -> Tensor:
+    """Mean squared error at each point, over the mean square of the function itself: `(point,)`."""
+    clean = sequences.clean.double()
+    return (predicted.double() - clean).square().mean(0) / clean.square().mean()
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """What the models of one setting were found to do."""
+
+    setting: _Setting
+    errors: dict[tuple[Mixer, int], Tensor]
+    """By mixer and seed, `(point,)`; none of a training that diverged."""
+    parameters: dict[Mixer, int]
+
+    def of(self, mixer: Mixer) -> dict[int, Tensor]:
+        return {seed: errors for (name, seed), errors in self.errors.items() if name == mixer}
+
+
+def pieces(config: RegressionConfig) -> int:
+    """How many pieces `layers` has: a training each, and the equivalences."""
+    return len(NOISES) * len(MIXERS) * len(config.seeds) + 1
+
+
+def layers(
+    config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None] = lambda amount, doing: None
+) -> LabStudy:
+    """Train every mixer on linear tasks, seed by seed, and verify what each is said to compute.
+
+    Args:
+        config: Seeds, dimension (5 at most here), examples (3 a dimension at most here), steps.
+        cells: Keeps each finished training.
+        advance: Told that a piece is done, and what it was.
+    """
+    notes: list[str] = []
+    settings = [_Setting(_tasks(config, noise)) for noise in NOISES]
+    claims = _claims(config, settings[0], cells)
+    advance(1.0, "layers, equivalences")
+    runs = [_trained(config, setting, cells, advance, notes) for setting in settings]
+    references = {one.setting.name: _references(one.setting) for one in runs}
+    return LabStudy(
+        name="layers",
+        question="Which layer learns a linear function best from examples in context, and is each what its formula "
+        "says?",
+        answer=_answer(config, runs, references, claims),
+        claims=claims,
+        charts=[_chart(one, references[one.setting.name]) for one in runs],
+        tables=[_table(config, one, references[one.setting.name]) for one in runs],
+        notes=_notes_on_size(config) + notes + _cautions(config),
+    )
+
+
+def _tasks(config: RegressionConfig, noise: float) -> RegressionTasks:
+    dimension = min(config.dimension, _LARGEST_DIMENSION)
+    points = min(config.points, _POINTS_A_DIMENSION * dimension)
+    return RegressionTasks(dimension=dimension, points=points + 1, noise=noise)
+
+
+def _notes_on_size(config: RegressionConfig) -> list[str]:
+    """What of the settings was cut, if anything."""
+    tasks = _tasks(config, 0.0)
+    given, taken = (config.dimension, config.points), (tasks.dimension, tasks.points - 1)
+    if given == taken:
+        return []
+    return [
+        f"Trained on {taken[0]} dimensions and {taken[1]} examples rather than {given[0]} and {given[1]}: "
+        f"{len(MIXERS)} layers, a training each in every setting and seed, learn to regress on few dimensions in "
+        "minutes, on more in hours."
+    ]
+
+
+def _claims(config: RegressionConfig, setting: _Setting, cells: Cells) -> list[Claim]:
+    """Kept as well: what is left is rounding, which no two runs need have in common."""
+    name, inputs = "layers, equivalences", f"{config.seeds} {setting.tasks}"
+    piece = cells.get(name, inputs)
+    if piece is None:
+        piece = Piece(name, inputs, {"errors": equivalence_errors(config.seeds, setting.tasks)}, {})
+        cells.put(piece)
+    return equivalence_claims(piece.tensors["errors"])
+
+
+def _shape(mixer: Mixer, tasks: RegressionTasks) -> SequenceModelConfig:
+    return SequenceModelConfig(
+        mixer,
+        dimension=tasks.dimension,
+        width=_WIDTH,
+        layers=_LAYERS,
+        heads=_HEADS,
+        mlp=_MLP,
+        chunk=2 * tasks.points,
+    )
+
+
+def _trained(
+    config: RegressionConfig,
+    setting: _Setting,
+    cells: Cells,
+    advance: Callable[[float, str], None],
+    notes: list[str],
+) -> _Runs:
+    errors: dict[tuple[Mixer, int], Tensor] = {}
+    parameters: dict[Mixer, int] = {}
+    for seed in config.seeds:
+        for mixer in MIXERS:
+            shape = _shape(mixer, setting.tasks)
+            name = f"layers, {setting.name}, {mixer}, seed {seed}"
+            inputs = f"{shape} {setting.tasks} {config.scaled(STEPS)} {_BATCH} {_RATE} {_ASKED}"
+            piece = cells.get(name, inputs)
+            if piece is None:
+                piece = Piece(name, inputs, *_train(config, shape, seed, setting))
+                cells.put(piece)
+            if piece.about["failed"]:
+                notes.append(f"{setting.name}, seed {seed}: {piece.about['failed']} It is left out.")
+            else:
+                errors[mixer, seed] = piece.tensors["errors"]
+            parameters[mixer] = piece.about["parameters"]
+            advance(1.0, name)
+    return _Runs(setting, errors, parameters)
+
+
+def _train(
+    config: RegressionConfig, shape: SequenceModelConfig, seed: int, setting: _Setting
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a piece, and what is to be said of it."""
+    parameters = sum(parameter.numel() for parameter in SequenceModel(shape).parameters())
+    failed = ""
+    errors = torch.full((setting.tasks.points,), math.nan, dtype=torch.float64)
+    try:
+        model = train_sequence_model(
+            shape, setting.tasks, steps=config.scaled(STEPS), seed=seed, batch=_BATCH, learning_rate=_RATE
+        )
+        with torch.no_grad():
+            errors = setting.errors(model(setting.asked.x, setting.asked.y))
+        if not bool(errors.isfinite().all()):
+            failed = f"{shape.mixer}: its predictions are not finite."
+    except NumericalError as error:
+        # One model without numbers must not keep the others from having theirs.
+        failed = str(error)
+    return {"errors": errors}, {"failed": failed, "parameters": parameters}
+
+
+def _references(setting: _Setting) -> dict[str, Tensor]:
+    """Exact predictors by name, `(point,)`: what can be known, and what one simple rule makes of it."""
+    tasks = setting.tasks
+    found = {"Bayes": setting.errors_of(Bayes(tasks.noise, tasks.weight_deviation))}
+    if tasks.noise:
+        found["least squares"] = setting.errors_of(LeastSquares())
+    else:
+        # Without noise they are one predictor.
+        found = {"least squares = Bayes": found["Bayes"]}
+    found["one pass of SGD"] = _best(setting, OnePassSGD)
+    found["one step of descent"] = _best(setting, lambda rate: Descent(1, rate))
+    return found
+
+
+def _best(setting: _Setting, predictor: Callable[[float], Predictor]) -> Tensor:
+    """Errors at the rate that makes their mean least on other sequences, as a model's weights are learned on others."""
+    best = min(_RATES, key=lambda rate: _mean(setting.errors_of(predictor(rate), tuning=True)))
+    return setting.errors_of(predictor(best))
+
+
+def _mean(errors: Tensor) -> float:
+    """Over all points but the first, before which nothing was seen."""
+    return float(errors[1:].mean())
+
+
+def _chart(runs: _Runs, references: dict[str, Tensor]) -> LabChart:
+    tasks = runs.setting.tasks
+    points = [float(n) for n in range(tasks.points)]
+    curves = [
+        LabCurve(name=name, x=points, y=[over_seeds([error]) for error in errors.tolist()], reference=True)
+        for name, errors in references.items()
+    ]
+    for mixer in MIXERS:
+        own = list(runs.of(mixer).values())
+        if own:
+            curves.append(LabCurve(name=mixer, x=points, y=[over_seeds(at) for at in torch.stack(own).T.tolist()]))
+    return LabChart(
+        title=f"Error by examples seen, {runs.setting.name}, d = {tasks.dimension}, N = {tasks.points - 1}",
+        x="examples in context",
+        y="mean squared error over the function's mean square",
+        # Least squares on noisy examples is worst, by far, where there are as many as dimensions.
+        log_y=bool(tasks.noise),
+        curves=curves,
+        note="Errors are to the function itself, without the noise in the examples. One pass of SGD and one step of "
+        "descent have the rate that suits them best on average over other sequences.",
+    )
+
+
+def _table(config: RegressionConfig, runs: _Runs, references: dict[str, Tensor]) -> LabTable:
+    rows = []
+    for mixer in MIXERS:
+        own = list(runs.of(mixer).values())
+        rows.append(
+            LabRow(
+                name=mixer,
+                cells=[
+                    over_seeds([_mean(errors) for errors in own]) if own else None,
+                    over_seeds([float(errors[-1]) for errors in own]) if own else None,
+                    _difference(config, runs, mixer),
+                    over_seeds([float(runs.parameters[mixer])]),
+                ],
+            )
+        )
+    rows += [
+        LabRow(name=name, cells=[over_seeds([_mean(errors)]), over_seeds([float(errors[-1])]), None, None])
+        for name, errors in references.items()
+    ]
+    n = runs.setting.tasks.points - 1
+    return LabTable(
+        title=f"Layers, {runs.setting.name}",
+        columns=[
+            f"mean error after 1 to {n} examples",
+            f"error after {n} examples",
+            f"mean error minus {_BASELINE}'s, seed by seed",
+            "parameters",
+        ],
+        rows=rows,
+        note="Mean squared errors over the function's mean square; exact predictors last.",
+    )
+
+
+def _difference(config: RegressionConfig, runs: _Runs, mixer: Mixer) -> Estimate | None:
+    """Of mean errors, over the seeds in which both were trained; None for the baseline itself or without such seeds."""
+    own, beside = runs.of(mixer), runs.of(_BASELINE)
+    seeds = [seed for seed in config.seeds if seed in own and seed in beside]
+    if mixer == _BASELINE or not seeds:
+        return None
+    found = paired(seeds, [_mean(own[seed]) for seed in seeds], [_mean(beside[seed]) for seed in seeds])
+    return Estimate(mean=found.mean, ci95=found.ci95, n=found.n)
+
+
+def _answer(
+    config: RegressionConfig, runs: Sequence[_Runs], references: dict[str, dict[str, Tensor]], claims: Sequence[Claim]
+) -> str:
+    sentences = [_ranking(config, one, references[one.setting.name]) for one in runs]
+    equal, wrong = ([claim for claim in claims if claim.must_fail == must_fail] for must_fail in (False, True))
+    sentences.append(
+        f"{sum(claim.holds for claim in equal)} of {len(equal)} equivalences hold in numbers, and "
+        f"{sum(not claim.holds for claim in wrong)} of {len(wrong)} cases made to fail do fail."
+    )
+    return " ".join(sentences)
+
+
+def _ranking(config: RegressionConfig, runs: _Runs, references: dict[str, Tensor]) -> str:
+    where = runs.setting.name[0].upper() + runs.setting.name[1:]
+    means = {mixer: math.fsum(map(_mean, own.values())) / len(own) for mixer in MIXERS if (own := runs.of(mixer))}
+    if not means:
+        return f"{where}: no model could be trained."
+    best = min(means, key=lambda mixer: means[mixer])
+    beside = f", {_BASELINE} {means[_BASELINE]:.3f}" if _BASELINE in means and best != _BASELINE else ""
+    exact, bayes = next(iter(references.items()))
+    found = {mixer: difference for mixer in MIXERS if (difference := _difference(config, runs, mixer)) is not None}
+    below = [mixer for mixer, one in found.items() if one.ci95[1] is not None and one.ci95[1] < 0]
+    above = [mixer for mixer, one in found.items() if one.ci95[0] is not None and one.ci95[0] > 0]
+    compared = ""
+    if any(one.ci95[0] is not None for one in found.values()):
+        compared = f" Below {_BASELINE}, seed by seed: {_listed(below)}; above: {_listed(above)}."
+    return (
+        f"{where}, {best} has the least mean error, {means[best]:.3f} ({exact} {_mean(bayes):.3f}{beside}).{compared}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _cautions(config: RegressionConfig) -> list[str]:
+    notes = [
+        f"All models have width {_WIDTH}, {_LAYERS} layers, {_HEADS} heads and an MLP of {_MLP}, and are trained for "
+        f"{config.scaled(STEPS)} steps of {_BATCH} sequences at one learning rate, which was not tuned for any.",
+        "ttt-linear and titans fit through a LayerNorm, whose output has one length whatever y is, and take their "
+        "gradients at the weights before each example; mesa has no decay.",
+        f"Intervals of differences to {_BASELINE} are each for itself, not adjusted for {len(MIXERS) - 1} comparisons.",
+    ]
+    if len(config.seeds) == 1:
+        notes.append("One seed has no interval, so that no layer can be said to be ahead.")
+    return notes

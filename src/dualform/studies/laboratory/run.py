@@ -1,0 +1,169 @@
+"""The laboratory: small models on regression in context, where theory says in numbers what must be found.
+
+Each of its studies answers one question in a module of its own. This runs those that were asked for, in the order in
+which they are read, and puts their claims, charts and tables into one result.
+"""
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+
+from dualform._version import __version__
+from dualform.models.ordinary import ordinary_torch
+from dualform.progress import Progress, Silent
+from dualform.result import Estimate, Laboratory, LabStudy, Result
+from dualform.studies.facts import environment
+from dualform.studies.laboratory.config import LAB_NAMES, LabName, RegressionConfig
+from dualform.studies.pieces import Cells, NoCells, Piece
+
+_SILENT = Silent()
+_NO_CELLS = NoCells()
+
+FEW_SEEDS = 5
+"""Below so many seeds a reader is warned."""
+
+STUDIES: dict[LabName, str] = {name: f"dualform.studies.laboratory.{name}" for name in LAB_NAMES}
+"""Where each study lives. It has a function of its own name, `(config, cells, advance) -> LabStudy`, and
+`pieces(config) -> int`, how often that advances by 1."""
+
+
+@ordinary_torch()
+def run_laboratory(
+    config: RegressionConfig, *, cells: Cells = _NO_CELLS, progress: Progress = _SILENT
+) -> tuple[Result, pa.Table]:
+    """Run the studies that the settings name.
+
+    Args:
+        config: Which studies, over which seeds.
+        cells: Keeps each finished training, from which a killed run goes on.
+        progress: Is told how far the work is, in pieces.
+
+    Returns:
+        The result, and every number in it as a table: see `laboratory_table`.
+
+    Raises:
+        DualformError: A mistake in the settings that only a study can see, named before it trains anything.
+    """
+    start = time.perf_counter()
+    names = in_order(config.studies)
+    # A study loads what the others do without, so only those that were chosen are imported.
+    modules = {name: importlib.import_module(STUDIES[name]) for name in names}
+    progress.start(float(sum(module.pieces(config) for module in modules.values())))
+    studies = [_run(name, module, config, cells, progress) for name, module in modules.items()]
+    laboratory = Laboratory(studies=studies)
+    result = Result(
+        dualform=__version__,
+        study="regression",
+        config=config.model_dump(mode="json"),
+        environment=environment("cpu", time.perf_counter() - start),
+        laboratory=laboratory,
+        warnings=_warnings(config),
+    )
+    return result, laboratory_table(laboratory)
+
+
+def in_order(names: Sequence[LabName]) -> tuple[LabName, ...]:
+    """Studies in the order in which they are run and read."""
+    return tuple(sorted(names, key=LAB_NAMES.index))
+
+
+def _run(name: LabName, module: ModuleType, config: RegressionConfig, cells: Cells, progress: Progress) -> LabStudy:
+    study: Callable[[RegressionConfig, Cells, Callable[[float, str], None]], LabStudy] = getattr(module, name)
+    return study(config, _Shelf(cells, name), lambda amount, doing: progress.advance(amount, _named(name, doing)))
+
+
+class _Shelf:
+    """A study's own part of the cells: two studies may train what they both call `linear, seed 1`."""
+
+    def __init__(self, cells: Cells, study: str) -> None:
+        self._cells = cells
+        self._study = study
+
+    def get(self, name: str, inputs: str) -> Piece | None:
+        """The piece that this study keeps under a name."""
+        piece = self._cells.get(_named(self._study, name), inputs)
+        return None if piece is None else replace(piece, name=name)
+
+    def put(self, piece: Piece) -> None:
+        """Keep it for this study alone."""
+        self._cells.put(replace(piece, name=_named(self._study, piece.name)))
+
+
+def _named(study: str, name: str) -> str:
+    """The study's name in front, where it does not stand there already."""
+    return name if name.startswith(f"{study}, ") else f"{study}, {name}"
+
+
+def _warnings(config: RegressionConfig) -> list[str]:
+    """What a reader must know of seeds and steps before believing the numbers."""
+    notes = []
+    n = len(config.seeds)
+    if n == 1:
+        notes.append("One seed has no interval: run several, with --seeds 1..5.")
+    elif n < FEW_SEEDS:
+        notes.append(f"{n} seeds: Student's intervals over so few are wide, and rest on normality.")
+    if config.steps < 1:
+        notes.append(
+            f"Models were trained for {config.steps:g} of the steps that the claims are made for: one that does not "
+            "hold may be for want of training. Leave out --steps to judge it."
+        )
+    return notes
+
+
+def laboratory_table(laboratory: Laboratory) -> pa.Table:
+    """Every number of the laboratory, one a row.
+
+    Returns:
+        Columns `study`; `kind` (`claim`, `chart` or `table`); `title` (of the chart or the table, or what the claim
+        says); `name` (of the curve or the row; null for a claim); `column` (of a table, else null); `x` (of a chart,
+        else null); `mean`, `low`, `high` (95 % interval), `n`; `holds` (of a claim, else null). What a number lacks is
+        null.
+    """
+    rows: list[dict[str, Any]] = []
+    for study in laboratory.studies:
+        for claim in study.claims:
+            about = {"study": study.name, "kind": "claim", "title": claim.says}
+            rows.append(about | _numbers(claim.found) | {"holds": claim.holds})
+        for chart in study.charts:
+            about = {"study": study.name, "kind": "chart", "title": chart.title}
+            rows += [
+                about | {"name": curve.name, "x": x} | _numbers(y)
+                for curve in chart.curves
+                for x, y in zip(curve.x, curve.y, strict=True)
+            ]
+        for table in study.tables:
+            about = {"study": study.name, "kind": "table", "title": table.title}
+            rows += [
+                about | {"name": row.name, "column": column} | _numbers(cell)
+                for row in table.rows
+                for column, cell in zip(table.columns, row.cells, strict=True)
+                if cell is not None
+            ]
+    return pa.table(
+        {name: pa.array([row.get(name) for row in rows], kind) for name, kind in _COLUMNS.items()},
+    )
+
+
+_COLUMNS = {
+    "study": pa.string(),
+    "kind": pa.string(),
+    "title": pa.string(),
+    "name": pa.string(),
+    "column": pa.string(),
+    "x": pa.float64(),
+    "mean": pa.float64(),
+    "low": pa.float64(),
+    "high": pa.float64(),
+    "n": pa.int64(),
+    "holds": pa.bool_(),
+}
+
+
+def _numbers(estimate: Estimate) -> dict[str, Any]:
+    low, high = estimate.ci95
+    return {"mean": estimate.mean, "low": low, "high": high, "n": estimate.n}

@@ -1,0 +1,1 @@
+"""Momentum: models with momentum attention next to vanilla ones."""

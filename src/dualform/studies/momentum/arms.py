@@ -1,0 +1,29 @@
+"""How each arm of a comparison of momentum is made from a vanilla model."""
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel
+
+from dualform.models.convolution import apply_convolution
+from dualform.models.linear_attention import apply_linear_attention
+from dualform.models.momentum import apply_momentum
+from dualform.studies.momentum.config import LINEAR, Arm
+
+
+def prepare_for(arm: Arm) -> Callable[[PreTrainedModel], None] | None:
+    """What makes a new model attend as an arm does; None for vanilla."""
+
+    def prepare(model: PreTrainedModel) -> None:
+        eta = arm.eta or 0.0
+        if arm.kind in LINEAR:
+            kind = arm.kind if arm.kind in ("heavy-ball", "nesterov") else "none"
+            apply_linear_attention(model, kind, eta if kind != "none" else 0.0)
+        if arm.kind == "convolution":
+            apply_convolution(model)
+        elif arm.kind in ("momentum", "normalised", "linear-momentum", "learned"):
+            learned = arm.kind == "learned"
+            apply_momentum(model, eta, learned=learned, per_head=learned, normalised=arm.kind == "normalised")
+        # Checkpoints keep it, so that no run goes on as another arm.
+        model.config.dualform_arm = arm.name
+
+    return None if arm.kind == "vanilla" else prepare

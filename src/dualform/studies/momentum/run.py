@@ -1,0 +1,311 @@
+"""Momentum attention beside vanilla: trained from the same beginnings on the same text, and asked the same questions.
+
+For each seed every arm begins with the same weights and reads the same windows in the same order; what differs is how
+it attends. So differences are taken seed by seed, and their spread is that of beginnings and orders, not of arms.
+"""
+
+import hashlib
+import statistics
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dualform.errors import ContextError, TrainingError
+from dualform.lab.corpus import Corpus, build_corpus
+from dualform.lab.evaluation import corpus_loss
+from dualform.lab.pretraining import Pretrained, pretrain
+from dualform.lab.recipe import Recipe
+from dualform.lab.sources import find_source
+from dualform.lab.windows import spread_windows
+from dualform.models.encoding import Encoder
+from dualform.models.language_model import LanguageModel
+from dualform.models.momentum import Momentum
+from dualform.models.ordinary import ordinary_torch
+from dualform.progress import Progress, Silent
+from dualform.result import Result
+from dualform.source_digest import source_digest
+from dualform.studies.facts import environment
+from dualform.studies.momentum.arms import prepare_for
+from dualform.studies.momentum.config import Arm, MomentumConfig
+from dualform.studies.momentum.pretrained import put_into, require_usable
+from dualform.studies.momentum.regression import regress
+from dualform.studies.momentum.summary import ArmRun, asked, summarise_momentum
+from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.tasks.demonstrations import draw_demonstrations
+from dualform.tasks.sources import load_task
+from dualform.tasks.task import Task
+
+_SILENT = Silent()
+_NO_CELLS = NoCells()
+
+
+@dataclass(frozen=True)
+class MomentumStudy:
+    """A finished study."""
+
+    result: Result
+    runs: Mapping[tuple[Arm, int], ArmRun]
+    """By arm and seed."""
+    tasks: Mapping[str, Task]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What all runs read."""
+
+    train: Corpus
+    validation: Corpus
+    test: Corpus
+
+    def digest(self, *more: str) -> str:
+        """What tells them, and whatever else is given, from others."""
+        together = (self.train.digest, self.validation.digest, self.test.digest, *more)
+        return hashlib.sha256(repr(together).encode()).hexdigest()[:16]
+
+
+@ordinary_torch()
+def compare_momentum(
+    config: MomentumConfig, folder: Path, *, cells: Cells = _NO_CELLS, progress: Progress = _SILENT
+) -> MomentumStudy:
+    """Train all arms over all seeds, and compare.
+
+    Args:
+        config: What to train.
+        folder: Gets the corpus as tokens, and each run's checkpoints, from which a killed run goes on.
+        cells: Keeps each finished run's numbers.
+        progress: Is told how far the work is.
+
+    Returns:
+        The result and all that it was made of.
+
+    Raises:
+        DualformError: A mistake in settings, text, tasks or models, named before anything is trained.
+    """
+    start = time.perf_counter()
+    tasks = {name: load_task(name, data_dir=config.data_dir) for name in config.tasks}
+    for task in tasks.values():
+        for seed in config.seeds:
+            draw_demonstrations(task, config.k, seed, balanced=True)
+    notes = [f"{name}: {note}" for name in config.pretrained for note in require_usable(config, name)]
+    recipe = config.recipe_of(config.seeds[0])
+    texts = read_texts(config, recipe, folder / "corpus", progress)
+    # Recipes and tasks may be files, whose content may change while the name stays.
+    trained_on = texts.digest(source_digest(), recipe.model_dump_json(exclude={"seed", "data_seed"}))
+    inputs = texts.digest(trained_on, *map(_described, tasks.values()))
+    training = folder / f"training-{trained_on[:12]}"
+    # In steps, so that regression and finetuning, which have steps too, can be counted along.
+    progress.start(float(_steps_of(config, recipe)))
+    runs: dict[tuple[Arm, int], ArmRun] = {}
+    for seed in config.seeds:
+        for arm in config.arms:
+            name = f"{arm.name}, seed {seed}"
+            piece = cells.get(name, inputs)
+            if piece is None:
+                told = _Renamed(progress, name, 1 / recipe.batch_tokens)
+                try:
+                    trained = train_arm(config, arm, seed, texts, training, told)
+                except TrainingError as error:
+                    # One arm at one seed: what the others say stands, and that this one diverged is a result too.
+                    piece = Piece(name, inputs, {}, _diverged(config, arm, seed, str(error)))
+                else:
+                    piece = Piece(name, inputs, *ask(config, trained, arm, seed, texts.test, tasks))
+                cells.put(piece)
+            else:
+                progress.advance(float(recipe.steps), f"{name} was finished earlier")
+            runs[arm, seed] = ArmRun(piece.tensors, piece.about)
+    ratios = {}
+    for arm in config.arms:
+        if arm.baseline is not None:
+            name = f"{arm.name}, step"
+            piece = cells.get(name, trained_on)
+            if piece is None:
+                piece = Piece(name, trained_on, {}, {"ratio": step_ratio(config, arm)})
+                cells.put(piece)
+            ratios[arm] = float(piece.about["ratio"])
+    regression = regress(config, cells, progress.advance) if config.regress else None
+    pretrained = [record for name in config.pretrained for record in put_into(config, name, cells, progress.advance)]
+    where = environment(_device(config), time.perf_counter() - start)
+    result = summarise_momentum(config, runs, ratios, tasks, where, inputs, regression, pretrained, notes)
+    return MomentumStudy(result, runs, tasks)
+
+
+def _steps_of(config: MomentumConfig, recipe: Recipe) -> int:
+    """Steps of all training."""
+    n = len(config.arms) * recipe.steps + (len(config.arms) * config.regression_steps if config.regress else 0)
+    tuned = len(config.pretrained) * (1 + len(config.pretrained_etas)) * config.pretrained_steps
+    return len(config.seeds) * (n + tuned)
+
+
+def read_texts(config: MomentumConfig, recipe: Recipe, folder: Path, progress: Progress) -> _Texts:
+    """All text as tokens, by a tokenizer that is learned from what is trained on.
+
+    Raises:
+        ConfigError: A file is missing, or the test text is shorter than a window.
+    """
+    named = {"train": config.corpus, "validation": config.validation, "test": config.test}
+    # All three are looked for before hours are spent on the first.
+    sources = {name: find_source(where, split=name) for name, where in named.items()}
+    train = build_corpus(sources["train"], folder, recipe.vocab_size, name="train", progress=progress)
+    validation, test = (
+        build_corpus(sources[name], folder, train.tokenizer, name=name, progress=progress)
+        for name in ("validation", "test")
+    )
+    # Training checks the others.
+    spread_windows(test.count, recipe.length, 1)
+    return _Texts(train, validation, test)
+
+
+def _described(task: Task) -> str:
+    """All of a task that its answers depend on."""
+    rows = [
+        (example.row, example.label, example.choices, sorted(example.fields.items()))
+        for example in (*task.demonstration_pool, *task.split(task.report_split))
+    ]
+    return repr((task.name, task.template.prompt, task.template.separator, task.label_words, rows))
+
+
+def _device(config: MomentumConfig) -> torch.device:
+    """Where arms are trained."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if config.device == "cpu" or accelerator is None else accelerator
+
+
+def train_arm(
+    config: MomentumConfig, arm: Arm, seed: int, texts: _Texts, folder: Path, progress: Progress
+) -> Pretrained:
+    """One run; goes on from its last checkpoint where an earlier one was interrupted."""
+    return pretrain(
+        config.recipe_of(seed),
+        texts.train,
+        folder / f"{arm.name.replace(' ', '-')}-seed-{seed}",
+        prepare=prepare_for(arm),
+        validation=texts.validation,
+        progress=progress,
+        device=config.device,
+    )
+
+
+def ask(
+    config: MomentumConfig, trained: Pretrained, arm: Arm, seed: int, test: Corpus, tasks: Mapping[str, Task]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a trained model is asked: test text at each length, and tasks in context.
+
+    Returns:
+        Answers of each task, `(example, answer)`, and numbers that JSON can hold.
+    """
+    model = trained.model
+    about: dict[str, Any] = {
+        "losses": {str(length): corpus_loss(model, test, length, config.test_tokens) for length in config.lengths()},
+        "curve": [[record.tokens, record.validation] for record in trained.losses if record.validation is not None],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "learned_eta": _learned(model),
+        "k": {},
+        "notes": [],
+    }
+    tensors: dict[str, Tensor] = {}
+    if tasks:
+        lm = LanguageModel.wrap(model, trained.tokenizer, arm.name)
+        for name, task in tasks.items():
+            try:
+                tensors[name], about["k"][name] = answers_in_context(config, lm, task, seed)
+            except ContextError as error:
+                # The remedies that it names are those of other studies.
+                reason = str(error).partition(". ")[0]
+                about["notes"].append(f"{name} was not asked: {reason}. Train with a larger length.")
+    return tensors, about
+
+
+def _diverged(config: MomentumConfig, arm: Arm, seed: int, reason: str) -> dict[str, Any]:
+    """What there is to say of a run that left no model, in the form of `ask`."""
+    n = sum(parameter.numel() for parameter in _built(config.recipe_of(seed), arm).parameters())
+    told = f"{arm.name}, seed {seed} diverged and is left out: {reason}"
+    return {"losses": {}, "curve": [], "parameters": n, "learned_eta": [], "k": {}, "notes": [told]}
+
+
+def _built(recipe: Recipe, arm: Arm) -> PreTrainedModel:
+    """An arm's model before training."""
+    model = recipe.build()
+    prepare = prepare_for(arm)
+    if prepare is not None:
+        prepare(model)
+    return model
+
+
+def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, seed: int) -> tuple[Tensor, int]:
+    """Log-probabilities of each query's answers behind demonstrations, `(example, answer)`, and how many these were.
+
+    Raises:
+        ContextError: A query, or one demonstration beside it, is longer than what the model was trained on.
+    """
+    drawn = draw_demonstrations(task, config.k, seed, balanced=True)
+    with warnings.catch_warnings():
+        # Every run would say anew which words begin alike and how many demonstrations fit; the result says the latter.
+        warnings.simplefilter("ignore", UserWarning)
+        encoder = Encoder(lm, task)
+        queries = [encoder.query(example) for example in asked(config, task)]
+        kept = encoder.fit(drawn, queries, config.recipe_of(seed).length, any_label=True)
+    prefix = lm.encode(encoder.demonstrations(kept).prefix)
+    return lm.log_probabilities(prefix, queries), kept.k_effective
+
+
+def _learned(model: PreTrainedModel) -> list[float]:
+    """Eta of each layer that learns it, mean over heads."""
+    return [
+        float(module.logit.detach().sigmoid().mean())
+        for module in model.modules()
+        if isinstance(module, Momentum) and hasattr(module, "logit")
+    ]
+
+
+STEPS_TIMED = 9
+
+
+def step_ratio(config: MomentumConfig, arm: Arm) -> float:
+    """Time of an arm's forward and backward over its baseline's: median of some taken in turn, in one process.
+
+    Times of whole runs are not compared, because other work on the machine comes and goes between them.
+    """
+    assert arm.baseline is not None
+    recipe = config.recipe_of(config.seeds[0])
+    device = _device(config)
+    models = [_built(recipe, one).to(device).train() for one in (arm.baseline, arm)]
+    shape = (min(recipe.micro_batch, recipe.sequences), recipe.length)
+    rows = torch.randint(recipe.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    ratios = []
+    for _ in range(STEPS_TIMED + 1):
+        seconds = []
+        for model in models:
+            begin = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                loss = model(input_ids=rows, labels=rows, use_cache=False).loss
+            loss.backward()
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
+            seconds.append(time.perf_counter() - begin)
+            model.zero_grad(set_to_none=True)
+        ratios.append(seconds[1] / seconds[0])
+    # The first pays for what happens once.
+    return statistics.median(ratios[1:])
+
+
+class _Renamed:
+    """Passes progress of one run on as part of the study's."""
+
+    def __init__(self, progress: Progress, name: str, share: float) -> None:
+        self._progress = progress
+        self._name = name
+        self._share = share
+
+    def start(self, total: float) -> None:
+        """The study has begun already."""
+
+    def advance(self, amount: float, doing: str) -> None:
+        """With the run's name in front."""
+        self._progress.advance(amount * self._share, f"{self._name}: {doing}")

@@ -1,0 +1,1 @@
+"""Selection: how much choosing a seed, an order or a learning rate flatters."""

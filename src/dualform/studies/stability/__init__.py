@@ -1,0 +1,1 @@
+"""Stability: how much accuracy depends on which demonstrations were drawn, and in which order."""

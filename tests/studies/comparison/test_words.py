@@ -1,0 +1,351 @@
+from typing import Any
+
+import pytest
+
+from dualform.result import Accuracy, Calibrated, Estimate, PairedTest, Predictions, Result, Similarity
+from dualform.studies.comparison.words import (
+    chance_level,
+    collapsed,
+    cost_sentence,
+    generality,
+    judged_by,
+    layers_above_floor,
+    least_p,
+    overlap,
+    p_text,
+    pair_sentences,
+    paired_test,
+    seeds_note,
+    verdict,
+)
+from tests.report.example_result import empty_result, example_result, old_result
+
+
+def accuracy(mean: float | None, low: float | None, high: float | None, n: int = 2000, seeds: int = 3) -> Accuracy:
+    return Accuracy(mean=mean, ci95=(low, high), n=n, per_seed={str(seed): mean for seed in range(seeds)})
+
+
+def said(**changes) -> str:
+    return "\n".join(verdict(empty_result(**changes)))
+
+
+def alike(value: Similarity, random: Similarity, **controls: Similarity) -> str:
+    named = {key: {"sim_aou": control} for key, control in ({"random": random} | controls).items()}
+    return said(similarity={"sim_aou": value}, controls=named)
+
+
+def similarity(mean: float | None, low: float | None, high: float | None, **details) -> Similarity:
+    return Similarity(mean=mean, ci95=(low, high), n=500, details=details)
+
+
+def test_an_empty_result_has_nothing_to_say():
+    assert verdict(empty_result()) == []
+
+
+def test_the_example_names_the_best_learner_and_those_level_with_it():
+    first = verdict(old_result())[0]
+    assert first.startswith("In-context learning has the highest mean accuracy, 72.1 %")
+    assert "overlaps that of finetuning, LoRA and folding: the run does not separate them" in first
+
+
+def test_intervals_apart_are_called_apart():
+    text = said(accuracy={"icl": accuracy(0.8, 0.75, 0.85), "ft": accuracy(0.6, 0.55, 0.65)})
+    assert "No other learner's interval reaches it." in text
+    assert "ICL is 20.0 points above finetuning, and their 95 % intervals do not overlap." in text
+
+
+def test_intervals_that_overlap_are_not_called_apart():
+    text = said(accuracy={"icl": accuracy(0.65, 0.58, 0.72), "ft": accuracy(0.7, 0.64, 0.76)})
+    assert "ICL is 5.0 points below finetuning, and their 95 % intervals overlap" in text
+    assert "do not overlap" not in text
+
+
+def test_without_intervals_no_order_is_claimed():
+    text = said(accuracy={"icl": accuracy(0.8, None, None), "ft": accuracy(0.6, 0.5, 0.7)})
+    assert "cannot say how sure that order is" in text
+    assert "there are no intervals to weigh that by" in text
+
+
+def test_a_tie_is_called_a_tie():
+    text = said(accuracy={"icl": accuracy(0.8, 0.7, 0.9), "ft": accuracy(0.8, 0.7, 0.9)})
+    assert "In-context learning and finetuning share the highest mean accuracy" in text
+    assert "ICL and finetuning have the same mean accuracy" in text
+
+
+def test_touching_intervals_overlap_and_unknown_ones_do_not_say():
+    one = Estimate(mean=0.1, ci95=(0.0, 0.2), n=5)
+    assert overlap(one, Estimate(mean=0.3, ci95=(0.2, 0.4), n=5)) is True
+    assert overlap(one, Estimate(mean=0.3, ci95=(0.21, 0.4), n=5)) is False
+    assert overlap(one, Estimate(mean=0.3, ci95=(None, 0.4), n=5)) is None
+
+
+def test_likeness_is_claimed_only_clear_of_the_random_control():
+    random = similarity(0.0, -0.01, 0.01)
+    assert "more alike than chance: SimAOU 0.200 (0.180 to 0.220)" in alike(similarity(0.2, 0.18, 0.22), random)
+    assert "no more alike than chance allows" in alike(similarity(0.02, 0.005, 0.035), random)
+    assert "less alike than chance" in alike(similarity(-0.2, -0.22, -0.18), random)
+    assert "cannot be compared" in alike(similarity(0.2, None, None), random)
+
+
+def test_a_control_that_scores_as_high_takes_the_claim_back():
+    random, found = similarity(0.0, -0.01, 0.01), similarity(0.2, 0.18, 0.22)
+    text = alike(found, random, untrained=similarity(0.19, 0.17, 0.21))
+    assert "does not lie clearly above its control “untrained model”, 0.190 (0.170 to 0.210)" in text
+    assert "clearly above" not in alike(found, random, untrained=similarity(0.05, 0.03, 0.07))
+
+
+def test_comparisons_and_ceilings_above_the_score_take_nothing_back():
+    above = {"icl_order": similarity(0.9, 0.88, 0.92), "lcgd": similarity(0.3, 0.28, 0.32)}
+    text = alike(similarity(0.2, 0.18, 0.22), similarity(0.0, -0.01, 0.01), **above)
+    assert "clearly above" not in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "claim"),
+    [
+        ([0.1, 0.3], "; the difference is +10.0 to +30.0 points (95 %), above chance."),
+        ([-0.1, 0.3], "; the difference is -10.0 to +30.0 points (95 %), so it is not clearly more than luck."),
+        ([-0.3, -0.1], "; the difference is -30.0 to -10.0 points (95 %), below chance."),
+        ([None, None], "cannot be compared"),
+        (None, "cannot be compared"),
+    ],
+)
+def test_rec2ftp_is_weighed_by_the_interval_of_its_lift(interval, claim):
+    text = said(similarity={"rec2ftp": similarity(0.8, 0.7, 0.9, chance=0.6, lift_ci95=interval)})
+    assert "Of 500 answers that finetuning put right" in text
+    assert "against 60.0 % of all answers that zero-shot had wrong" in text
+    assert claim in text
+
+
+def test_nothing_fixed_is_said():
+    nothing = Similarity(mean=float("nan"), ci95=(None, None), n=0)
+    assert "Finetuning put right no answer that zero-shot had wrong" in said(similarity={"rec2ftp": nothing})
+
+
+@pytest.mark.parametrize(("share", "fallen"), [(0.9, []), (0.901, ["ft"]), (None, [])])
+def test_a_learner_collapses_above_nine_tenths(share, fallen):
+    predictions = {"ft": Predictions(majority_share=share, majority_label=" good", entropy=0.1, counts={" good": 1})}
+    result = empty_result(predictions=predictions)
+    assert collapsed(result) == fallen
+    if fallen:
+        [sentence] = [each for each in verdict(result) if "collapsed" in each]
+        assert sentence.startswith("Finetuning has collapsed into one class: it answers “good” to 90.1 %")
+
+
+def test_learners_level_with_guessing_are_named():
+    levels = {"icl": accuracy(0.8, 0.75, 0.85), "zsl": accuracy(0.52, 0.48, 0.56)}
+    text = said(accuracy=levels, task={"label_words": [" bad", " good"]})
+    assert "Not shown to answer better than guessing (50.0 %): zero-shot." in text
+    assert "guessing" not in said(accuracy=levels)
+
+
+def test_chance_needs_label_words():
+    assert chance_level(empty_result(task={"label_words": ["a", "b", "c", "d"]})) == 0.25
+    assert chance_level(empty_result(task={"label_words": []})) is None
+    assert chance_level(empty_result()) is None
+
+
+def test_few_answers_and_one_seed_are_pointed_out():
+    text = said(accuracy={"icl": accuracy(0.8, 0.6, 0.9, n=40, seeds=1)})
+    assert "from only 40 answers" in text
+    assert "one demonstration seed" in text
+    assert "answers: read" not in said(accuracy={"icl": accuracy(0.8, 0.6, 0.9, n=2000)})
+
+
+def test_cost_is_put_into_one_sentence():
+    assert cost_sentence(empty_result()) is None
+    sentence = cost_sentence(example_result())
+    assert sentence is not None
+    assert "reads 37.1 times the tokens of a finetuned one" in sentence
+    assert "18.0 ms beside 11.2 ms" in sentence
+
+
+def place(mean: float | None, low: float | None, high: float | None, **changes) -> Calibrated:
+    fields: dict[str, Any] = {
+        "n": 500,
+        "score": 0.2,
+        "control": "position_shift",
+        "floor": 0.02,
+        "ceiling": 0.45,
+        "minimum_detectable": 0.013,
+    }
+    return Calibrated(mean=mean, ci95=(low, high), **(fields | changes))
+
+
+def placed(
+    where: Calibrated, found: Similarity | None = None, key: str = "sim_aou_raw", **controls: Similarity
+) -> list[str]:
+    named = {control: {key: each} for control, each in controls.items()}
+    found = found or similarity(0.2, 0.18, 0.22)
+    return verdict(empty_result(similarity={key: found}, calibrated={key: where}, controls=named))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "judgement"),
+    [
+        (
+            -0.02,
+            0.04,
+            "not told apart from nothing learned (the run would find a difference of 0.013, with 80 % power).",
+        ),
+        (0.0, 0.04, "not told apart from nothing learned"),
+        (0.01, 0.04, "above nothing learned by a sliver, and next to nothing of what the measure can show."),
+        (0.06, 0.2, "clearly above nothing learned, and clearly below the ceiling."),
+        (0.4, 1.0, "clearly above nothing learned, and it reaches the ceiling."),
+        (-0.4, 1.2, "the run cannot tell nothing learned from the same thing twice"),
+        (-0.4, -0.1, "less alike than where nothing is learned."),
+        (None, None, "without an interval that cannot be weighed."),
+    ],
+)
+def test_likeness_is_judged_by_its_place_between_floor_and_ceiling(low, high, judgement):
+    [sentence] = placed(place(0.01, low, high))
+    assert sentence.startswith(
+        "Likeness of the updates by context and by finetuning: raw SimAOU 0.200 (0.180 to 0.220): "
+    )
+    assert "from its highest control (position shift, 0.020) to its ceiling (0.450) that is 0.01" in sentence
+    assert judgement in sentence
+
+
+def test_a_score_over_fewer_queries_is_told_where_it_differs():
+    [sentence] = placed(place(0.3, 0.2, 0.4, score=0.21))
+    assert "raw SimAOU 0.200 (0.180 to 0.220) (over the 500 pairs on which controls were read: 0.210): on" in sentence
+    assert "pairs" not in placed(place(0.3, 0.2, 0.4))[0]
+
+
+def test_without_room_between_floor_and_ceiling_there_is_no_scale():
+    [sentence] = placed(place(None, None, None, ceiling=0.01))
+    assert (
+        "it has no scale, because its ceiling (0.010) does not lie above its highest control (position shift"
+        in sentence
+    )
+
+
+def test_likeness_is_judged_by_raw_sim_aou_where_it_has_a_place():
+    result = example_result()
+    assert judged_by(result) == ("sim_aou_raw", "raw SimAOU")
+    homeless = result.calibrated | {"sim_aou_raw": place(None, None, None)}
+    assert judged_by(result.model_copy(update={"calibrated": homeless})) == ("sim_aou", "SimAOU")
+    assert judged_by(old_result()) is None
+
+
+def test_other_demonstrations_that_score_as_high_make_the_likeness_unspecific():
+    [_, sentence] = placed(place(0.3, 0.2, 0.4), other_demonstrations=similarity(0.19, 0.17, 0.21))
+    assert "scores raw SimAOU 0.190 (0.170 to 0.210), not clearly less" in sentence
+    assert "specific to these demonstrations" in sentence
+    assert len(placed(place(0.3, 0.2, 0.4), other_demonstrations=similarity(0.1, 0.08, 0.12))) == 1
+
+
+def test_an_untrained_model_that_scores_as_high_brings_in_the_critics():
+    [_, sentence] = placed(place(0.3, 0.2, 0.4), untrained=similarity(0.3, 0.28, 0.32))
+    assert "The untrained model scores raw SimAOU 0.300" in sentence
+    assert "arXiv:2311.07772" in sentence
+    assert len(placed(place(0.3, 0.2, 0.4), untrained=similarity(0.1, 0.08, 0.12))) == 1
+
+
+def weighed(p_queries: float | None, p_seeds: float | None, gap: float = 0.05, first: str = "icl") -> PairedTest:
+    second = "ft" if first == "icl" else "icl"
+    return PairedTest(
+        first=first,
+        second=second,
+        difference=gap,
+        ci95=(gap - 0.02, gap + 0.02),
+        n=900,
+        p_queries=p_queries,
+        p_seeds=p_seeds,
+        minimum_detectable=0.03,
+    )
+
+
+def with_test(test: PairedTest, seeds: int = 7) -> Result:
+    levels = {"icl": accuracy(0.7, 0.6, 0.8, seeds=seeds), "ft": accuracy(0.65, 0.55, 0.75, seeds=seeds)}
+    return empty_result(accuracy=levels, tests=[test])
+
+
+@pytest.mark.parametrize(
+    ("p_queries", "p_seeds", "kind", "claim"),
+    [
+        (0.0004, 0.0156, "both", "that holds for other queries (p < 0.001) and for other demonstrations (p = 0.0156)."),
+        (0.01, 0.2, "queries", "but is not shown for other demonstrations (p = 0.2)."),
+        (0.06, 0.03, "demonstrations", "but is not shown for other queries (p = 0.06)."),
+        (
+            0.06,
+            0.2,
+            "neither",
+            "the run does not tell the two apart (over queries p = 0.06, over demonstrations p = 0.2)",
+        ),
+        (0.01, None, "queries", "but is not shown for other demonstrations (no test)."),
+        (None, None, "neither", "does not tell the two apart"),
+    ],
+)
+def test_a_difference_is_claimed_only_for_what_its_tests_show(p_queries, p_seeds, kind, claim):
+    result = with_test(weighed(p_queries, p_seeds))
+    assert generality(result.tests[0]) == kind
+    [sentence] = [each for each in verdict(result) if each.startswith("ICL is 5.0 points above finetuning")]
+    assert "(95 % interval of the difference +3.0 to +7.0 points)" in sentence
+    assert claim in sentence
+
+
+def test_what_is_not_told_apart_names_the_difference_that_would_have_been():
+    assert "The run would find a difference of 3.0 points (80 % power)." in "\n".join(
+        verdict(with_test(weighed(0.3, 0.3)))
+    )
+
+
+def test_a_test_written_the_other_way_round_says_the_same():
+    turned = paired_test(with_test(weighed(0.01, 0.2, gap=-0.05, first="ft")), "icl", "ft")
+    assert turned is not None
+    assert (turned.first, turned.difference) == ("icl", 0.05)
+    assert turned.ci95 == pytest.approx((0.03, 0.07))
+    assert verdict(with_test(weighed(0.01, 0.2, gap=-0.05, first="ft"))) == verdict(with_test(weighed(0.01, 0.2)))
+
+
+def test_the_best_learner_is_weighed_by_tests_and_not_by_overlap_where_there_are_tests():
+    first = verdict(with_test(weighed(0.001, 0.0156)))[0]
+    assert first.endswith("By paired tests it is ahead of finetuning for other queries and other demonstrations.")
+    assert "overlaps" not in first
+    assert verdict(with_test(weighed(0.3, 0.3)))[0].endswith("it does not differ significantly from finetuning.")
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(0, None), (1, None), (2, 0.5), (5, 0.0625), (6, 0.03125)])
+def test_few_seeds_cannot_give_a_small_p(seeds, least):
+    result = with_test(weighed(0.01, 0.2), seeds=seeds)
+    assert least_p(result) == least
+    note = seeds_note(result)
+    assert ("six seeds are the fewest" in note) == (least is not None and least >= 0.05)
+    assert ("no test over demonstrations" in note) == (least is None)
+    told = "cannot give less than" in "\n".join(verdict(result))
+    assert told == (least is not None and least >= 0.05)
+
+
+def test_pairs_are_sorted_by_what_they_hold_for():
+    pairs = [
+        weighed(0.001, 0.01).model_copy(update={"second": "zsl", "difference": 0.2}),
+        weighed(0.001, 0.01).model_copy(update={"second": "lora"}),
+        weighed(0.01, 0.2, gap=-0.05),
+        weighed(0.2, 0.01).model_copy(update={"first": "lora", "second": "zsl"}),
+        weighed(0.4, 0.4).model_copy(update={"first": "ft", "second": "zsl"}),
+        weighed(0.01, 0.01).model_copy(update={"difference": None}),
+    ]
+    assert pair_sentences(empty_result(tests=pairs)) == [
+        "Holds for other queries and for other demonstrations: in-context learning above zero-shot (20.0 points) and "
+        "LoRA (5.0 points).",
+        "Holds for other queries under these demonstrations only: finetuning above in-context learning (5.0 points).",
+        "Holds for other demonstrations on these queries only: LoRA above zero-shot (5.0 points).",
+        "Not told apart: finetuning and zero-shot.",
+    ]
+    assert pair_sentences(empty_result()) == []
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0625, "p = 0.0625"), (0.0004, "p < 0.001"), (1.0, "p = 1"), (None, "no test")]
+)
+def test_a_p_value_keeps_three_digits(p, text):
+    assert p_text(p) == text
+
+
+def test_layers_above_their_floor_are_counted_among_those_tested():
+    assert layers_above_floor(example_result()) == [
+        "SimAOU: 16 of 29 (floor: shuffled labels)",
+        "SimAOU, raw: 16 of 29 (floor: shuffled labels)",
+    ]
+    assert layers_above_floor(old_result()) == []

@@ -1,0 +1,114 @@
+"""What is said of a written fold, most sobering first."""
+
+from typing import Any
+
+import pytest
+
+from dualform.report.numerals import MISSING
+from dualform.result import Accuracy, Against, Cost, Estimate, FoldReport, Predictions, Result, WrittenFold
+from dualform.studies.against_words import recovered_share
+from dualform.studies.comparison.table import against_table
+from dualform.studies.fold.words import fold_verdict
+from tests.studies.comparison.test_table import printed
+
+
+def estimate(mean: float | None, low: float | None = None, high: float | None = None) -> Estimate:
+    return Estimate(mean=mean, ci95=(low, high), n=40)
+
+
+def folded(
+    agreement: float = 0.93,
+    zero_shot: float = 0.7,
+    right: tuple[float, float] = (0.5, 0.8),
+    share: float | None = 0.9,
+    majority: float = 0.6,
+    break_even: float | None = 142.3,
+) -> Result:
+    """A fold's result; `right` are the accuracies of zero-shot and ICL."""
+
+    def accuracy(mean: float) -> Accuracy:
+        return Accuracy(mean=mean, ci95=(mean - 0.02, mean + 0.02), n=40, per_seed={"1": mean})
+
+    def against(same: float, recovered: float | None, queries: float | None) -> Against:
+        return Against(
+            agreement=estimate(same), expected=0.904, recovered=estimate(recovered), break_even=queries,
+            break_even_kept=None,
+        )  # fmt: skip
+
+    def cost(flops: float) -> Cost:
+        return Cost(
+            adapt_seconds=1.0, query_seconds=1.0, tokens=9.0, flops=flops, adapt_flops=flops, kept_flops=flops
+        )  # fmt: skip
+
+    return Result(
+        dualform="0",
+        study="comparison",
+        config={"model": "base", "rank": 4},
+        environment={},
+        accuracy={"zsl": accuracy(right[0]), "icl": accuracy(right[1]), "fold": accuracy(0.77)},
+        predictions={"icl": Predictions(majority_share=majority, majority_label="good", entropy=0.1, counts={})},
+        cost={"zsl": cost(1.0), "icl": cost(3.0), "fold": cost(1.0)},
+        against_icl={"zsl": against(zero_shot, 0.0, 0.0), "fold": against(agreement, share, break_even)},
+        fold=FoldReport(
+            method="ridge", texts=9, source="train", plain_tokens=0, plain_source="none", strength=None, explained=[],
+            similarity={}, written=WrittenFold(form="checkpoint", kept=None, perplexity=None, difference=None),
+        ),
+    )  # fmt: skip
+
+
+def test_a_good_fold_is_said_to_be_one_beside_chance_and_zero_shot() -> None:
+    first, *rest = fold_verdict(folded())
+    assert first.startswith("Folded ")
+    for part in ("93.0 %", "by chance 90.4 %", "without the fold 70.0 %"):
+        assert part in first
+    assert "90.0 % are kept" in " ".join(rest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"zero_shot": 0.95}, "already answers as the prompted one on 95.0 %"),
+        ({"zero_shot": 0.93}, "already answers as the prompted one on 93.0 %"),
+        ({"right": (0.8, 0.8)}, "The prompt gained nothing: 80.0 %"),
+        ({"right": (0.8, 0.7)}, "The prompt gained nothing: 70.0 %"),
+        ({"right": (0.8, 0.81)}, "The prompt is not shown to have gained anything"),
+        ({"majority": 0.97}, "one answer, “good”, to 97.0 %"),
+    ],
+)
+def test_what_takes_its_worth_comes_first(changes: dict[str, Any], words: str) -> None:
+    assert words in fold_verdict(folded(**changes))[0]
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(-0.2, "undefined"), (0.0, "0.0 %"), (0.5, "50.0 %"), (1.5, "150.0 %"), (1.51, "undefined"), (None, MISSING)],
+)
+def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, shown: str) -> None:
+    result = folded(share=share)
+    assert recovered_share(result.against_icl["fold"]) == shown
+    said = " ".join(fold_verdict(result))
+    if share is None or shown == "undefined":
+        assert "gain over zero-shot is undefined" in said
+    else:
+        assert f"{shown} are kept" in said
+        assert shown in printed(against_table(result))
+    if shown == "undefined":
+        assert "undefined" in printed(against_table(result))
+
+
+@pytest.mark.parametrize(
+    ("queries", "words"),
+    [(142.3, "after 143 queries"), (1999.1, "after 2,000 queries"), (0.0, "from the first query"), (None, "never")],
+)
+def test_text_and_table_show_the_same_break_even(queries: float | None, words: str) -> None:
+    result = folded(break_even=queries)
+    assert f"read anew {words}" in " ".join(fold_verdict(result))
+    shown = words.removeprefix("after ").removesuffix(" queries").replace("from the first query", "0")
+    assert shown in printed(against_table(result))
+
+
+def test_a_comparison_has_no_such_verdict() -> None:
+    result = folded()
+    assert result.fold is not None
+    plain = result.model_copy(update={"fold": result.fold.model_copy(update={"written": None})})
+    assert fold_verdict(plain) == []

@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualform.studies.laboratory import plan as plan_regression
+from dualform.studies.laboratory.config import RegressionConfig, regression_config
+from dualform.studies.laboratory.plan import _BUDGET, _Line, sample
+from dualform.studies.plan import plan_of
+from tests.fixed_machine import GIB, fixed_machine
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int]]:
+    """Studies of which a few steps were run, and over how many seeds; the steps themselves take seconds."""
+    monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
+    done: list[tuple[str, int]] = []
+
+    def sample(name: str, config: RegressionConfig) -> _Line:
+        done.append((name, len(config.seeds)))
+        return _Line(2.0, 100.0, 1e9, 1e12, GIB)
+
+    monkeypatch.setattr(plan_regression, "_sampled", sample)
+    return done
+
+
+def test_steps_are_drawn_out_and_seeds_added_up(sampled: list[tuple[str, int]]):
+    plan = plan_of(regression_config(studies=("constructed",), seeds=(1, 2, 3), steps=0.5), fixed_machine())
+    (study,) = (part for part in plan.parts if part.name == "constructed")
+    assert study.cost.seconds == 3 * (2.0 + 0.5 * 100.0)
+    assert study.cost.flops == 3 * (1e9 + 0.5 * 1e12)
+    assert sampled == [("constructed", 1)]
+    assert plan.peak == GIB
+
+
+def test_models_that_are_trained_together_are_sampled_together(sampled: list[tuple[str, int]]):
+    plan_of(regression_config(studies=("phases",), seeds=(1, 2, 3)), fixed_machine())
+    assert sampled == [("phases", 3)]
+
+
+def test_what_was_found_is_kept_whatever_the_steps(sampled: list[tuple[str, int]]):
+    for steps in (0.5, 1.0):
+        plan_of(regression_config(studies=("layers",), seeds=(1,), steps=steps), fixed_machine())
+    assert len(sampled) == 1
+
+
+def test_samples_are_announced_unless_earlier_ones_are_kept(sampled: list[tuple[str, int]]):
+    config, said = regression_config(studies=("layers", "shift"), seeds=(1,)), list[str]()
+    plan = plan_of(config, fixed_machine(), told=said.append)
+    assert plan.sampled
+    (sentence,) = said
+    assert sentence.endswith("layers, shift.")
+    plan_of(config, fixed_machine(), told=said.append)
+    assert len(said) == 1
+
+
+class Study:
+    """A study whose time is what it says: so much a seed, and so much more for all steps of one."""
+
+    def __init__(self, fixed: float, of_steps: float) -> None:
+        self.fixed, self.of_steps, self.now = fixed, of_steps, 0.0
+        self.runs: list[tuple[float, int]] = []
+
+    def run(self, share: float, seeds: int) -> None:
+        self.runs.append((share, seeds))
+        self.now += seeds * (self.fixed + share * self.of_steps)
+
+    def counted(self, share: float, seeds: int) -> float:
+        self.run(share, seeds)
+        self.run(share, seeds)
+        return seeds * (1e6 + 1e9 * share)
+
+    def line(self, seeds: int) -> _Line:
+        return sample(self.run, self.counted, seeds, lambda: self.now)
+
+
+def test_a_quick_study_is_sampled_with_all_seeds_and_counted():
+    study = Study(0.1, 20.0)
+    line, threads = study.line(3), torch.get_num_threads()
+    assert line.seeds == 3
+    assert (line.seconds * threads, line.seconds_of_steps * threads) == pytest.approx((0.3, 60.0))
+    assert (line.flops, line.flops_of_steps) == pytest.approx((3e6, 3e9))
+    assert max(study.runs)[0] == 0.05
+
+
+@pytest.mark.parametrize("of_steps", [100.0, 400.0, 700.0])
+@pytest.mark.parametrize("fixed", [1.0, 3.0, 6.0])
+def test_samples_of_a_slow_study_stay_within_their_time(fixed: float, of_steps: float):
+    study = Study(fixed, of_steps)
+    line, threads = study.line(5), torch.get_num_threads()
+    assert study.now <= _BUDGET + 1
+    assert (line.seconds * threads, line.seconds_of_steps * threads) == pytest.approx(
+        (line.seeds * fixed, line.seeds * of_steps)
+    )
+
+
+def test_operations_that_there_was_no_time_to_count_are_told_of(
+    sampled: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+):
+    assert not Study(6.0, 100.0).line(5).counted
+    monkeypatch.setattr(plan_regression, "_sampled", lambda name, config: _Line(2.0, 100.0, 0.0, 0.0, GIB))
+    plan = plan_of(regression_config(studies=("trained",), seeds=(1,)), fixed_machine())
+    assert any("operations of trained are not counted" in note for note in plan.notes)

@@ -1,0 +1,141 @@
+"""In-context regression of all arms: twins begin alike, and errors are laid beside the baseline's point by point."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dualform.lab.predictors import Ridge, by_point
+from dualform.lab.regression import errors_by_point, train_regressor
+from dualform.ops.streams import stream
+from dualform.result import MomentumRegression, RegressionCurve
+from dualform.studies.momentum import regression as study
+from dualform.studies.momentum.arms import prepare_for
+from dualform.studies.momentum.config import Arm, MomentumConfig
+from dualform.studies.momentum.regression import CONDITIONS, LAYERS, TASKS, regress
+from dualform.studies.pieces import Piece
+from dualform.studies.seed_statistics import over_seeds, paired
+from tests.studies.momentum_setting import small_momentum, write_texts
+from tests.studies.small import Kept
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_sequences() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "_ASKED", 64)
+        yield
+
+
+@pytest.fixture(scope="module")
+def asked(texts: dict[str, Any]) -> MomentumConfig:
+    return small_momentum(texts, etas=(1e-9, 0.3), controls=("heavy-ball",), regress=True, regression_steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def cells() -> Kept:
+    return Kept()
+
+
+@pytest.fixture(scope="module")
+def found(asked: MomentumConfig, cells: Kept) -> MomentumRegression:
+    return regress(asked, cells)
+
+
+def curve(found: MomentumRegression, arm: str, condition: float) -> RegressionCurve:
+    (one,) = [one for one in found.curves if (one.arm, one.condition) == (arm, condition)]
+    return one
+
+
+def errors_of(cells: Kept, arm: str) -> Tensor:
+    """`(seed, condition, point)`."""
+    return torch.stack([cells.pieces[f"regression, {arm}, seed {seed}"].tensors["errors"] for seed in (1, 2)])
+
+
+def test_every_arm_has_a_curve_for_each_condition_number(found: MomentumRegression) -> None:
+    names = ["vanilla", "momentum 1e-09", "momentum 0.3", "linear", "heavy-ball 0.3"]
+    assert [(one.arm, one.condition) for one in found.curves] == [(name, c) for name in names for c in CONDITIONS]
+    assert (found.dimension, found.points, found.steps) == (TASKS.dimension, TASKS.points, STEPS)
+    assert all(len(one.loss) == TASKS.points for one in found.curves)
+
+
+def test_errors_are_those_of_the_trained_models(found: MomentumRegression, cells: Kept) -> None:
+    arm = Arm("momentum", 0.3)
+    model = train_regressor(TASKS, CONDITIONS, steps=STEPS, seed=2, prepare=prepare_for(arm))
+    for number, condition in enumerate(CONDITIONS):
+        x, y = TASKS.draw(64, condition, stream("test", 0, round(condition)))
+        with torch.no_grad():
+            errors = errors_by_point(model(x, y), y)
+        torch.testing.assert_close(errors_of(cells, arm.name)[1, number], errors.double())
+        for point, told in enumerate(curve(found, arm.name, condition).loss):
+            assert told == over_seeds(errors_of(cells, arm.name)[:, number, point].tolist())
+
+
+def test_arms_of_a_seed_begin_alike_and_see_the_same(found: MomentumRegression, cells: Kept) -> None:
+    vanilla, hardly, much = (errors_of(cells, name) for name in ("vanilla", "momentum 1e-09", "momentum 0.3"))
+    torch.testing.assert_close(hardly, vanilla, rtol=1e-3, atol=1e-4)
+    assert (much - vanilla).abs().max() > 1e-2
+    assert (vanilla[0] - vanilla[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("arm", "beside"), [("momentum 0.3", "vanilla"), ("heavy-ball 0.3", "linear")])
+def test_differences_are_of_log_errors_but_for_the_first_point(
+    found: MomentumRegression, cells: Kept, arm: str, beside: str
+) -> None:
+    for number, condition in enumerate(CONDITIONS):
+        logs = [errors_of(cells, name)[:, number, 1:].log().mean(1).tolist() for name in (arm, beside)]
+        assert curve(found, arm, condition).difference == paired((1, 2), *logs)
+        assert curve(found, beside, condition).difference is None
+
+
+def test_exact_predictors_stand_beside(found: MomentumRegression) -> None:
+    steps = f"{LAYERS} steps"
+    assert list(found.references) == ["least squares", f"gradient descent, {steps}", f"heavy ball, {steps}"]
+    for name, curves in found.references.items():
+        assert [one.condition for one in curves] == list(CONDITIONS)
+        for one in curves:
+            assert (one.arm, one.difference) == (name, None)
+            # Before an example has been seen zero is as good as anything.
+            assert one.loss[0].mean == pytest.approx(1.0, abs=0.6)
+            assert {point.n for point in one.loss} == {1}
+    x, y = (t.double() for t in TASKS.draw(64, 10.0, stream("test", 0, 10)))
+    expected = errors_by_point(by_point(Ridge(1e-6), x, y), y).tolist()
+    assert [point.mean for point in found.references["least squares"][1].loss] == pytest.approx(expected)
+    assert expected[-1] < 1e-6
+    # Momentum cannot be worse: none is one of its choices.
+    descent, ball = (found.references[f"{name}, {steps}"][2] for name in ("gradient descent", "heavy ball"))
+    assert sum(p.mean or 0 for p in ball.loss) <= sum(p.mean or 0 for p in descent.loss) + 1e-9
+
+
+def test_it_goes_on_where_it_was_stopped(asked: MomentumConfig, found: MomentumRegression, cells: Kept) -> None:
+    half = Kept()
+
+    def put(piece: Piece) -> None:
+        if len(half.put_names) == 3:
+            raise KeyboardInterrupt
+        Kept.put(half, piece)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(half, "put", put)
+        with pytest.raises(KeyboardInterrupt):
+            regress(asked, half)
+    assert half.put_names == cells.put_names[:3]
+    steps: list[float] = []
+    assert regress(asked, half, lambda amount, doing: steps.append(amount)) == found
+    assert half.put_names == cells.put_names
+    assert sum(steps) == 5 * 2 * STEPS
+
+
+def test_other_numbers_of_steps_make_other_pieces(texts: dict[str, Any], cells: Kept, tmp_path: Path) -> None:
+    config = small_momentum(texts, etas=(), seeds=(1,), regress=True, regression_steps=1)
+    n = len(cells.put_names)
+    regress(config, cells)
+    assert cells.put_names[n:] == ["regression, vanilla, seed 1"]

@@ -1,0 +1,57 @@
+import pytest
+
+from dualform.studies.selection.table import (
+    choices_table,
+    optimism_table,
+    selection_tables,
+    similarity_by_choice_table,
+)
+from tests.report.example_result import empty_result
+from tests.report.example_selection import choice, estimate, example_selection, study
+from tests.studies.comparison.test_table import printed
+
+TABLES = [optimism_table, choices_table, similarity_by_choice_table]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
+def test_tables_fit_in_eighty_columns_without_losing_a_number(table):
+    text = printed(table(example_selection()))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+
+
+def test_another_study_has_no_tables():
+    assert selection_tables(empty_result()) == []
+    assert all(table(empty_result()).row_count == 0 for table in TABLES)
+
+
+def test_scores_stand_beside_their_optimism():
+    [row] = [
+        line
+        for line in printed(optimism_table(example_selection()), width=200).splitlines()
+        if "FT on report" in line and "finetuned" in line
+    ]
+    assert all(shown in row for shown in ("72.1 %", "66.0 %", "+6.1", "+3.2 to +9.0"))
+
+
+def test_what_was_chosen_stands_beside_what_its_search_read():
+    [row] = [
+        line
+        for line in printed(choices_table(example_selection()), width=200).splitlines()
+        if "FT on report" in line and "finetuned" in line
+    ]
+    assert all(shown in row for shown in ("seed 2, order 1, rate 0.01", "1,900,000", "36"))
+
+
+def test_the_range_closes_each_measure():
+    lines = [line for line in printed(similarity_by_choice_table(example_selection())).splitlines() if "SimAOU" in line]
+    assert len(lines) == 6
+    assert "highest less lowest" in lines[-1]
+    assert "0.050 to 0.110" in lines[-1]
+
+
+def test_square_brackets_in_a_name_are_no_markup():
+    name = "[bold]loud[/bold]"
+    hostile = choice(name, name, icl=(0.1, 0, 0.2), ft=(0.1, 0, 0.2), similarity={name: estimate((0.1, 0, 0.2))})
+    for table in selection_tables(example_selection(selection=study(hostile))):
+        assert name in printed(table, width=200)

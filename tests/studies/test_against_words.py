@@ -1,0 +1,170 @@
+import pytest
+
+from dualform.report.numerals import MISSING
+from dualform.result import Accuracy, Against, Cost, Estimate, PairedTest, Result
+from dualform.studies.against_words import break_even, choice_heading, choice_sentences, fold_sentences
+from tests.report.example_result import empty_result, example_result, old_result
+
+Span = tuple[float, float]
+
+
+def result_of(intervals: dict[str, Span], *tests: PairedTest) -> Result:
+    """Learners with these intervals of accuracy, their means in the middle."""
+    accuracy = {key: Accuracy(mean=sum(ends) / 2, ci95=ends, n=400, per_seed={}) for key, ends in intervals.items()}
+    return empty_result(accuracy=accuracy, tests=list(tests))
+
+
+def beside(anew: float | None, kept: float | None, recovered: tuple[float | None, Span | None] = (0.9, (0.7, 1.1))):
+    mean, ends = recovered
+    return Against(
+        agreement=Estimate(mean=0.9, ci95=(0.88, 0.92), n=400),
+        recovered=Estimate(mean=mean, ci95=ends or (None, None), n=400),
+        break_even=anew,
+        break_even_kept=kept,
+    )
+
+
+def paired(first: str, second: str, difference: float, p: float, p_seeds: float | None = None) -> PairedTest:
+    return PairedTest(
+        first=first,
+        second=second,
+        difference=difference,
+        ci95=(difference - 0.01, difference + 0.01),
+        n=400,
+        p_queries=p,
+        p_seeds=p if p_seeds is None else p_seeds,
+        minimum_detectable=0.03,
+    )
+
+
+def test_the_example_is_told_in_three_sentences():
+    accuracy, agreement, cost = choice_sentences(example_result())
+    assert accuracy == (
+        "For accuracy the run does not decide between in-context learning and folding (by paired tests): in-context "
+        "learning answers 72.1 % (68.1 to 76.1 %) of the queries rightly, finetuning 68.4 % (65.5 to 71.3 %) and "
+        "folding 70.9 % (67.7 to 74.1 %), while finetuning lies below in-context learning (+3.7 points by a paired "
+        "test, for other queries under these demonstrations only)."
+    )
+    assert agreement == (
+        "Folding gives in-context learning's answer to 88.4 % (86.4 to 90.4 %) of the queries (zero-shot to 56.3 % "
+        "and finetuning to 79.0 %) and recovers 94.3 % (80.3 to 108.3 %) of what the prompt gained over zero-shot."
+    )
+    assert cost == (
+        "Counted in operations, the adapting included, these are cheaper than a prompt read anew: finetuning and LoRA "
+        "after 3 queries, the linear probe at a cost that is not known, folding after 13 queries; than one whose keys "
+        "and values are kept: finetuning after 244 queries, LoRA never, the linear probe at a cost that is not known, "
+        "folding after 1,084 queries."
+    )
+
+
+def test_an_older_result_is_told_by_its_intervals_alone():
+    [said] = choice_sentences(old_result())
+    assert "between in-context learning, finetuning and folding (by 95 % intervals that overlap): " in said
+
+
+def test_only_intervals_that_do_not_touch_decide():
+    [apart] = choice_sentences(result_of({"icl": (0.5, 0.6), "fold": (0.61, 0.7)}))
+    assert apart == (
+        "For accuracy, folding: in-context learning answers 55.0 % (50.0 to 60.0 %) of the queries rightly and folding "
+        "65.5 % (61.0 to 70.0 %), and in-context learning lies below folding (95 % intervals that do not touch)."
+    )
+    [touching] = choice_sentences(result_of({"icl": (0.5, 0.62), "fold": (0.61, 0.7)}))
+    assert touching.startswith("For accuracy the run does not decide between in-context learning and folding")
+
+
+def test_a_paired_test_decides_where_intervals_overlap():
+    spans = {"icl": (0.5, 0.62), "fold": (0.55, 0.7)}
+    [shown] = choice_sentences(result_of(spans, paired("fold", "icl", 0.065, 0.001)))
+    assert shown.startswith("For accuracy, folding")
+    assert "(+6.5 points by a paired test, for other queries and other demonstrations)" in shown
+    [not_shown] = choice_sentences(result_of(spans, paired("icl", "fold", -0.065, 0.3)))
+    assert "does not decide between in-context learning and folding (by paired tests)" in not_shown
+
+
+def test_without_intervals_nothing_is_decided():
+    accuracy = {key: Accuracy(mean=0.6, ci95=(None, None), n=9, per_seed={}) for key in ("ft", "fold")}
+    [said] = choice_sentences(empty_result(accuracy=accuracy))
+    assert said == (
+        "Without intervals the run cannot say which is more accurate: finetuning answers 60.0 % of the queries rightly "
+        "and folding 60.0 %."
+    )
+
+
+@pytest.mark.parametrize("keys", [(), ("zsl",), ("icl",), ("fold",), ("zsl", "lora")], ids="+".join)
+def test_fewer_than_two_of_the_three_leave_nothing_to_decide(keys):
+    assert choice_sentences(result_of(dict.fromkeys(keys, (0.5, 0.6)))) == []
+
+
+def test_finetuning_is_told_where_nothing_was_folded():
+    result = result_of({"zsl": (0.4, 0.45), "icl": (0.6, 0.7), "ft": (0.6, 0.7)}).model_copy(
+        update={"against_icl": {"zsl": beside(0, 0), "ft": beside(1, None)}}
+    )
+    _, agreement, cost = choice_sentences(result)
+    assert agreement.startswith("Finetuning gives in-context learning's answer to 90.0 % (88.0 to 92.0 %)")
+    assert "a prompt read anew: finetuning after 1 query; than one whose" in cost
+    assert cost.endswith("are kept: finetuning at a cost that is not known.")
+
+
+def test_a_share_of_a_gain_that_is_not_shown_is_said_to_mean_little():
+    against = {"fold": beside(3, 4)}
+    level = result_of({"zsl": (0.5, 0.65), "icl": (0.6, 0.7), "fold": (0.6, 0.7)}).model_copy(
+        update={"against_icl": against}
+    )
+    assert "but the prompt is not shown to have gained anything, so that share means little." in " ".join(
+        choice_sentences(level)
+    )
+    shown = result_of({"zsl": (0.4, 0.5), "icl": (0.6, 0.7), "fold": (0.6, 0.7)}).model_copy(
+        update={"against_icl": against}
+    )
+    assert "means little" not in " ".join(choice_sentences(shown))
+
+
+def test_an_interval_that_holds_zero_shows_no_recovery():
+    spans = {"zsl": (0.4, 0.5), "icl": (0.6, 0.7), "fold": (0.6, 0.7)}
+    wide = result_of(spans).model_copy(update={"against_icl": {"fold": beside(3, 4, (0.2, (-0.1, 0.5)))}})
+    assert "an interval that holds 0: that it recovers anything is not shown." in " ".join(choice_sentences(wide))
+    # A share without an interval: the run is not sure that there is a gain.
+    bare = result_of(spans).model_copy(update={"against_icl": {"fold": beside(3, 4, (0.9, None))}})
+    assert "is not shown to have gained anything" in " ".join(choice_sentences(bare))
+    none = result_of(spans).model_copy(update={"against_icl": {"fold": beside(3, 4, (None, None))}})
+    assert "there is no gain by the prompt of which it could recover a share." in " ".join(choice_sentences(none))
+
+
+def test_what_is_cheaper_at_once_is_so_from_the_first_query():
+    result = empty_result(against_icl={"ft": beside(0, 0.2)})
+    said = choice_sentences(result)[-1]
+    assert "finetuning from the first query; than" in said
+    assert "finetuning after 1 query." in said
+
+
+@pytest.mark.parametrize(
+    ("queries", "flops", "text"),
+    [(None, 1e9, "never"), (None, None, MISSING), (0, None, "0"), (12.4, 1e9, "13"), (20312.0, 1e9, "20,312")],
+)
+def test_a_break_even_is_a_whole_number_of_queries_or_never_and_a_dash_where_a_cost_is_unknown(queries, flops, text):
+    cost = Cost(adapt_seconds=1, query_seconds=1, tokens=9, flops=flops, kept_flops=flops, adapt_flops=1e12)
+    result = empty_result(against_icl={"ft": beside(queries, queries)}, cost={"ft": cost, "icl": cost})
+    assert break_even(result, "ft", kept=False) == break_even(result, "ft", kept=True) == text
+
+
+def test_the_question_names_what_was_run():
+    assert choice_heading(example_result()) == "Prompt, finetune or fold?"
+    assert choice_heading(result_of({"icl": (0, 1), "fold": (0, 1)})) == "Prompt or fold?"
+    assert choice_heading(result_of({"zsl": (0, 1), "fold": (0, 1)})) == "What accuracy costs"
+
+
+def test_how_the_prompt_was_folded_is_told_as_far_as_it_is_known():
+    fold = example_result().fold
+    assert fold is not None
+    assert fold_sentences(fold)[0] == (
+        "Folded by “ridge” on 256 unlabelled texts a seed from the train split, none of them a demonstration, their "
+        "labels unread."
+    )
+    assert "On 8,192 tokens of plain text (generated by the model from nothing)" in fold_sentences(fold)[1]
+    bare = fold.model_copy(
+        update={"plain_tokens": 0, "plain_source": "none", "strength": None, "explained": [None], "source": "a.txt"}
+    )
+    assert fold_sentences(bare) == ["Folded by “ridge” on 256 unlabelled texts a seed from “a.txt”."]
+    generated = fold.model_copy(update={"source": "generated", "plain_source": "b.txt", "texts": 1})
+    assert "on 1 unlabelled text a seed from the model itself" in fold_sentences(generated)[0]
+    assert "(“b.txt”)" in fold_sentences(generated)[1]
