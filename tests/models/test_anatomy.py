@@ -263,5 +263,7 @@ def test_a_first_layer_that_reads_nothing_is_no_error(tokenizer):
         model.model.layers[0].input_layernorm.weight.zero_()
     lm = LanguageModel.wrap(model, tokenizer, "llama")
     assert lm.anatomy.unclear == ()
-    assert lm.anatomy.layers[0].W_K.module == "model.layers.0.self_attn.k_proj"
+    W_K = lm.anatomy.layers[0].W_K
+    assert W_K is not None
+    assert W_K.module == "model.layers.0.self_attn.k_proj"
     assert_no_hooks(model)

@@ -280,8 +280,13 @@ def test_layers_that_skip_or_share_places_in_the_cache_are_read_whole(kept):
     model.model.layers = torch.nn.ModuleList([model.model.layers[i] for i in kept])
     lm = LanguageModel.wrap(model, tiny_tokenizer(), "llama")
     sampler = under_test._Sampler(lm, (0, 30, 31, 32), torch.Generator().manual_seed(0), 1.0, 1e-6)
-    found = []
-    sampler.run(1, 5, lambda number, token: found.append(token) or True)
+    found: list[int] = []
+
+    def keep(number: int, token: int) -> bool:
+        found.append(token)
+        return True
+
+    sampler.run(1, 5, keep)
     row = [0, 30, 31, 32]
     for _ in range(5):
         with torch.no_grad():

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -177,9 +178,9 @@ class TestGradientsThatTheCallerHasSwitchedOff:
     @pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
     def test_do_not_matter_to_a_comparison(self, block, tokenizer):
         lm = LanguageModel.wrap(tiny_model("llama"), tokenizer, "llama")
-        settings = {"k": 2, "seeds": (1,), "limit": 2, "selection_limit": 2, "resamples": 10, "explore": 0}
-        learners = {"learners": ("zsl", "icl", "ft"), "controls": (), "rates": (1e-3,)}
-        config = dualform.comparison_config("llama", "made-up", **settings, **learners)
+        settings: dict[str, Any] = {"k": 2, "seeds": (1,), "limit": 2, "selection_limit": 2, "resamples": 10}
+        settings |= {"explore": 0, "learners": ("zsl", "icl", "ft"), "controls": (), "rates": (1e-3,)}
+        config = dualform.comparison_config("llama", "made-up", **settings)
         outside = dualform.compare(config, lm=lm, task=small_task())
         with block():
             inside = dualform.compare(config, lm=lm, task=small_task())
