@@ -185,3 +185,20 @@ def test_importing_dualform_sets_up_no_logging():
         "assert all(logger.handlers == [] and logger.level == logging.NOTSET for logger in ours)\n"
     )
     assert run_python(code) == ""
+
+
+def test_settings_are_checked_without_torch_or_transformers():
+    studies = PACKAGE / "studies"
+    configs = [f"dualform.studies.{path.parent.name}.config" for path in sorted(studies.glob("*/config.py"))]
+    assert len(configs) > 5
+    code = (
+        "import importlib, sys\n"
+        f"for name in {configs!r}: importlib.import_module(name)\n"
+        "from dualform.errors import ConfigError\n"
+        "from dualform.studies.comparison.config import comparison_config\n"
+        "try: comparison_config('model', 'task', k=-1, max_memory='much')\n"
+        "except ConfigError as error: assert 'k: ' in str(error) and 'max_memory' not in str(error)\n"
+        "comparison_config('model', 'task', max_memory='cpu=2GiB')\n"
+        "print(*sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    assert run_python(code) == "\n"

@@ -108,9 +108,9 @@ if TYPE_CHECKING:
     from dualform.studies.comparison.run import compare as compare
     from dualform.studies.comparison.run import compare_seed as compare_seed
     from dualform.studies.comparison.summary import examples_table as examples_table
-    from dualform.studies.fold.run import FoldConfig as FoldConfig
+    from dualform.studies.fold.config import FoldConfig as FoldConfig
+    from dualform.studies.fold.config import fold_config as fold_config
     from dualform.studies.fold.run import fold as fold
-    from dualform.studies.fold.run import fold_config as fold_config
     from dualform.studies.fold_settings import FoldSettings as FoldSettings
     from dualform.studies.folding.config import FoldingConfig as FoldingConfig
     from dualform.studies.folding.config import folding_config as folding_config
@@ -150,7 +150,7 @@ _HOMES = {
     "Encoder": "models.encoding",
     "FastWeightState": "ops.fast_weights",
     "Finetuned": "learners.finetuned",
-    "FoldConfig": "studies.fold.run",
+    "FoldConfig": "studies.fold.config",
     "FoldSettings": "studies.fold_settings",
     "Folded": "learners.folded",
     "FoldingConfig": "studies.folding.config",
@@ -199,7 +199,7 @@ _HOMES = {
     "fast_weights": "ops.fast_weights",
     "find_source": "lab.sources",
     "fold": "studies.fold.run",
-    "fold_config": "studies.fold.run",
+    "fold_config": "studies.fold.config",
     "folding": "studies.folding.run",
     "folding_config": "studies.folding.config",
     "folding_table": "studies.folding.summary",

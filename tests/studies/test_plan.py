@@ -20,7 +20,8 @@ from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
 from dualform.studies.comparison.plan import fitted, sketched
 from dualform.studies.comparison.run import compare
-from dualform.studies.fold.run import fold, fold_config
+from dualform.studies.fold.config import fold_config
+from dualform.studies.fold.run import fold
 from dualform.studies.folding.config import folding_config
 from dualform.studies.folding.run import folding
 from dualform.studies.folds import make_fold

@@ -108,8 +108,8 @@ def fold(
     )
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     at_hand = check_task(task, data)
+    from dualform.studies.fold.config import fold_config
     from dualform.studies.fold.run import fold as run
-    from dualform.studies.fold.run import fold_config
     from dualform.studies.fold_settings import FoldMethod
     from dualform.studies.folds import require_weights
 

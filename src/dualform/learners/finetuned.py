@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.learners.options import LARGEST_RATE as LARGEST_RATE
+from dualform.learners.options import LossOn as LossOn
 from dualform.models.capture import stack_layers
 from dualform.models.edit import WeightDelta, WeightTraining, applied, key_value_rows, mlp_rows, value_rows
 from dualform.models.encoding import EncodedDemonstrations
@@ -25,9 +27,6 @@ from dualform.models.flops import key_value_training_flops, training_flops
 from dualform.models.forward import forward_rows, watching
 from dualform.models.language_model import LanguageModel
 from dualform.models.ordinary import ordinary_torch
-
-LossOn = Literal["all", "label"]
-"""Which tokens of a training sequence are learned: all of them (the paper's choice) or the label word's."""
 
 TrainedPart = Literal["key_value", "value_one_layer", "mlp"]
 """What is trained: W_K and W_V of every layer (the paper's choice); W_V of the middle layer alone, the setting of the
@@ -168,10 +167,6 @@ def trained_model(
     )
     cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), total)
     return AdaptedModel(learner.name, lm, prefix, cost, deltas, tuple(losses), training_q)
-
-
-# float32 ends at 3e38, and AdamW's first step takes ten times the rate.
-LARGEST_RATE = 1e37
 
 
 def require_learning_rate(rate: float) -> None:

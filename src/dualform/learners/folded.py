@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.learners.options import FEWEST_TEXTS as FEWEST_TEXTS
 from dualform.models.anatomy import row_axis
 from dualform.models.blocks import find_blocks
 from dualform.models.edit import WeightDelta, applied
@@ -33,9 +34,6 @@ from dualform.models.stepping import (
     row_groups,
 )
 from dualform.ops.ridge import NormalEquations, RidgeFit
-
-FEWEST_TEXTS = 8
-"""Fewer calibration texts are refused: a map of hundreds of inputs would be fitted to a handful of prompts."""
 
 
 @dataclass(frozen=True)

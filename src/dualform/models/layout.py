@@ -10,14 +10,12 @@ answer of one token needs no branch at all.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Probe = Literal["prompt", "label0"]
-"""Where the inside is read: at the token that predicts the label, or, as the code released with arXiv:2212.10559
-does, at the last token of the first label word."""
+from dualform.models.options import Probe as Probe
 
 _PADDING, _PROMPT = -2, -1
 

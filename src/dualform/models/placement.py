@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from dualform.errors import ConfigError
 from dualform.files import writable_dir
+
+if TYPE_CHECKING:
+    import torch
 
 DeviceMap = str | Mapping[str, str | int]
 """`auto`, `balanced` or `sequential`; or module names (`` for all) to `cpu`, `disk` or the number of a GPU."""
@@ -40,7 +41,7 @@ class Placement:
     """Where weights go that do not lie on disk as they are needed; a safetensors checkpoint is read where it lies."""
     quantize: Quantize | None = None
 
-    def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    def arguments(self, dtype: "torch.dtype", device: "torch.device") -> dict[str, Any]:
         """What to hand to `from_pretrained`.
 
         Args:
@@ -165,6 +166,9 @@ def _read_map(given: str, expected: str) -> Mapping[str, str | int]:
 
 
 def _require_device(module: str, where: Any) -> None:
+    # Settings are checked before torch is loaded, and few of them name devices.
+    import torch
+
     known = isinstance(where, str | int) and not isinstance(where, bool)
     try:
         if not known:

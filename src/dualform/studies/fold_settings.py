@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dualform.configuration import MOST_TEXTS
-from dualform.learners.folded import FEWEST_TEXTS
+from dualform.learners.options import FEWEST_TEXTS
 
 FoldMethod = Literal["ridge", "thought-vector", "thought-matrix", "rank-one", "task-vector", "kv-momentum", "mezo"]
 IN_WEIGHTS: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix", "mezo")

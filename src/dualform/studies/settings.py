@@ -2,22 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dualform.configuration import MOST_RESAMPLES, read_settings
 from dualform.errors import ConfigError
-from dualform.learners.finetuned import LARGEST_RATE, LossOn
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Probe
-from dualform.models.load import load_model
+from dualform.learners.options import LARGEST_RATE, LossOn
+from dualform.models.options import Probe
 from dualform.models.placement import placement
 from dualform.seeds import Seeds
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import unescape
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
+
+if TYPE_CHECKING:
+    from dualform.models.language_model import LanguageModel
 
 
 class StudyConfig(BaseModel):
@@ -160,12 +161,14 @@ class StudyConfig(BaseModel):
             paper_rows=self.reads_paper_rows,
         )
 
-    def load_model(self, name: str) -> LanguageModel:
+    def load_model(self, name: str) -> "LanguageModel":
         """A model, on the device or devices and in the precision of these settings.
 
         Raises:
             DualformError: It cannot be found or read.
         """
+        from dualform.models.load import load_model
+
         return load_model(name, route=self.route, trust_remote_code=self.trust_remote_code, **self._placed)
 
 

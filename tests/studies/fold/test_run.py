@@ -34,7 +34,8 @@ from dualform.studies.bench import Bench
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.summary import summarise
 from dualform.studies.fold import run as study
-from dualform.studies.fold.run import FoldConfig, Written, fold, fold_config, truncated, verified
+from dualform.studies.fold.config import FoldConfig, fold_config
+from dualform.studies.fold.run import Written, fold, truncated, verified
 from dualform.studies.fold.words import fold_verdict
 from dualform.studies.folds import make_fold, perplexity_passages
 from tests.studies.small import Watched, small_task

@@ -7,7 +7,8 @@ from dualform.models.machine import Machine
 from dualform.models.model_card import EXAMPLE
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.plan import around, fitted, gathered, sketched
-from dualform.studies.fold.run import VERIFIED_QUERIES, FoldConfig
+from dualform.studies.fold.config import FoldConfig
+from dualform.studies.fold.run import VERIFIED_QUERIES
 from dualform.studies.folds import perplexity_passages, require_weights
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, Reading, memory_of

@@ -7,15 +7,12 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dualform.configuration import MOST_TEXTS, checked
-from dualform.errors import ConfigError, ModelError
+from dualform.errors import ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.checkpoint import (
@@ -36,10 +33,10 @@ from dualform.ops.low_rank import low_rank
 from dualform.progress import Progress, Silent
 from dualform.result import Result, WrittenFold
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
-from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.summary import summarise
 from dualform.studies.facts import Asked
+from dualform.studies.fold.config import FoldConfig
 from dualform.studies.folds import (
     MadeFold,
     check_fold,
@@ -48,30 +45,12 @@ from dualform.studies.folds import (
     require_weights,
     require_writable,
 )
-from dualform.studies.settings import given_settings
 from dualform.tasks.task import Example, Task
-
-Form = Literal["checkpoint", "lora"]
 
 _SILENT = Silent()
 _TOLERANCE = 1e-5
 RESULT = "result.json"
 """Left beside the checkpoint or adapter."""
-
-
-class FoldConfig(ComparisonConfig):
-    """What to fold into what; the first seed's demonstrations are folded."""
-
-    form: Form = "checkpoint"
-    """A checkpoint of its own, or an adapter for peft beside the base."""
-    rank: int = Field(default=16, ge=1, le=1 << 16)
-    """Of the adapter: each layer's change is cut to so many directions."""
-    perplexity: str | None = None
-    """File with plain text, a passage a line, on which perplexity is measured before and after."""
-    perplexity_texts: int = Field(default=64, ge=1, le=MOST_TEXTS)
-    """Most passages of it, the longest ones."""
-    verify: bool = False
-    """Load what was written in a fresh process and compare its log-probabilities with those in memory."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +67,6 @@ class Written:
     difference: float | None
     """Largest difference, nats, between log-probabilities of what was loaded anew and what was in memory; None where
     this was not asked for."""
-
-
-def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
-    """A checked configuration.
-
-    Args:
-        model: See `ComparisonConfig.model`.
-        task: See `StudyConfig.task`.
-        settings: Fields of `FoldConfig`; None means not given, 0 for a limit none.
-
-    Raises:
-        ConfigError: All that is wrong, in one message.
-    """
-    given = given_settings(settings)
-    if given.get("k") == 0:
-        raise ConfigError("k 0 leaves nothing to fold: ask for at least one demonstration")
-    fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "explore": 0, "model": model, "task": task}
-    return checked(FoldConfig, {"seeds": (1,), **given, **fixed})
 
 
 @ordinary_torch()

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from dualform.configuration import MOST_TEXTS, checked
-from dualform.learners.folded import FEWEST_TEXTS
+from dualform.learners.options import FEWEST_TEXTS
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import (
     StudyConfig,

@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dualform.configuration import MOST_RESAMPLES, checked
-from dualform.lab.recipe import Recipe, load_recipe
 from dualform.seeds import Seeds
 from dualform.studies.settings import given_settings, problems_with_seeds
+
+if TYPE_CHECKING:
+    from dualform.lab.recipe import Recipe
 
 ArmKind = Literal[
     "vanilla",
@@ -116,8 +118,11 @@ class MomentumConfig(BaseModel):
                 problems.append(f"{name} {list(given)} must be different")
         if own := sorted({"seed", "data_seed"} & self.settings.keys()):
             problems.append(f"settings may not hold {', '.join(own)}: seeds says what each run begins with")
-        if unknown := sorted(self.settings.keys() - Recipe.model_fields.keys()):
-            problems.append(f"settings {unknown} are no fields of a recipe: {', '.join(Recipe.model_fields)}")
+        if self.settings:
+            from dualform.lab.recipe import Recipe
+
+            if unknown := sorted(self.settings.keys() - Recipe.model_fields.keys()):
+                problems.append(f"settings {unknown} are no fields of a recipe: {', '.join(Recipe.model_fields)}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -134,12 +139,14 @@ class MomentumConfig(BaseModel):
                 found.append(arm)
         return tuple(found)
 
-    def recipe_of(self, seed: int) -> Recipe:
+    def recipe_of(self, seed: int) -> "Recipe":
         """The recipe of one seed's runs.
 
         Raises:
             ConfigError: There is no such recipe, or it has values that cannot be used.
         """
+        from dualform.lab.recipe import load_recipe
+
         return load_recipe(self.recipe, **{**self.settings, "seed": seed, "data_seed": seed})
 
     def lengths(self) -> tuple[int, ...]:
