@@ -148,7 +148,7 @@ def test_a_task_that_cannot_be_found(dualform: Command, out: Path, task: str, wo
     [
         (["--text", "words"], ["no column 'words'", "its columns: body, topic", "--text"]),
         (["--label", "mood"], ["no column 'mood'", "its columns: body, topic", "--label"]),
-        (["--label", "body"], ["column 'body'", "it is no label", "--label"]),
+        (["--label", "body"], ["column 'body'", "holds the answer", "--text"]),
         (["--label-words", "bad, "], ["label word '' of label 1", "is empty"]),
         (["--label-words", "bad"], ["1 label words (bad) for 2 labels", "negative, positive"]),
         (["--label-words", "good,good"], ["label word 'good'", "stands for labels 0 and 1", "different word"]),

@@ -54,7 +54,7 @@ from dualform.cli.options import (
     parse_names,
     parse_numbers,
 )
-from dualform.cli.running import run_study
+from dualform.cli.running import RunOptions, run_study
 from dualform.cli.task_data import check_task, task_settings
 from dualform.tasks.options import unescape
 
@@ -186,13 +186,10 @@ def compare(
     run_study(
         config,
         carried_out,
-        out=out,
+        RunOptions(out, overwrite, as_json, track),
         default=default_folder((model,), task, *([] if preset == "default" else [preset])),
-        overwrite=overwrite,
         kept="seeds",
-        as_json=as_json,
         show=_print_tables,
-        track=track,
     )
 
 

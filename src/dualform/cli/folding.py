@@ -52,7 +52,7 @@ from dualform.cli.options import (
     parse_seeds,
     parse_strengths,
 )
-from dualform.cli.running import run_study
+from dualform.cli.running import RunOptions, run_study
 from dualform.cli.task_data import check_task, task_settings
 from dualform.tasks.options import unescape
 
@@ -166,13 +166,10 @@ def folding(
     run_study(
         config,
         carried_out,
-        out=out,
+        RunOptions(out, overwrite, as_json, track),
         default=default_folder((model,), task, "folding"),
-        overwrite=overwrite,
         kept="folds",
-        as_json=as_json,
         show=_print_tables,
-        track=track,
     )
 
 

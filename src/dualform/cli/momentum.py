@@ -25,7 +25,7 @@ from dualform.cli.options import (
     parse_numbers,
 )
 from dualform.cli.planning import only_planned
-from dualform.cli.running import run_study
+from dualform.cli.running import RunOptions, run_study
 
 TRAINING = "Training"
 
@@ -198,13 +198,10 @@ def compare(
     run_study(
         config,
         carried_out,
-        out=out,
+        RunOptions(out, overwrite, as_json, track),
         default=Path("runs") / f"momentum-{Path(config.recipe).stem}",
-        overwrite=overwrite,
         kept="runs",
-        as_json=as_json,
         show=_print_tables,
-        track=track,
     )
 
 

@@ -7,13 +7,12 @@ from typing import Annotated, Any, get_args
 import typer
 
 from dualform.errors import ConfigError
+from dualform.option import DATA as DATA
+from dualform.option import FOLDING as FOLDING
+from dualform.option import MACHINE as MACHINE
+from dualform.option import OUTPUT as OUTPUT
+from dualform.option import PROTOCOL as PROTOCOL
 from dualform.seeds import parse_whole_numbers
-
-DATA = "Data"
-PROTOCOL = "Protocol"
-FOLDING = "Folding"
-MACHINE = "Model and machine"
-OUTPUT = "Output"
 
 
 def option(text: str, panel: str, *names: str) -> Any:

@@ -1,27 +1,61 @@
 """What every study's command does around its one call: folder, progress bar, files, tables or JSON."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from dualform.cli.guard import quiet_transformers, say
+from dualform.cli.options import AsJson, Overwrite, Track, option
 from dualform.cli.planning import only_planned
 from dualform.errors import DualformError
+from dualform.option import OUTPUT
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a command that leaves a folder with what it found."""
+
+    out: Path | None
+    """Folder of the run, if one was named."""
+    overwrite: bool
+    """Allow `out` to hold the result of other settings."""
+    as_json: bool
+    """Print the result instead of showing it."""
+    track: str
+    """Trackers that get the numbers, see `open_tracker`."""
+
+
+def run_options(folder: str) -> tuple[inspect.Parameter, ...]:
+    """Parameters of a command for the fields of `RunOptions`.
+
+    Args:
+        folder: What the run's folder is called unless `--out` names another.
+    """
+    out = Annotated[Path | None, option(f"Folder of the run. Default: runs/{folder}", OUTPUT, "--out")]
+    declared: tuple[tuple[str, Any, Any], ...] = (
+        ("out", out, None),
+        ("overwrite", Overwrite, False),
+        ("as_json", AsJson, False),
+        ("track", Track, "none"),
+    )
+    return tuple(
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, kind, default in declared
+    )
 
 
 def run_study(
     config: Any,
     run: Callable[[Any, Any], tuple[Any, ...]],
+    options: RunOptions,
     *,
-    out: Path | None,
     default: Path,
-    overwrite: bool,
     kept: str,
-    as_json: bool,
     show: Callable[[Any], None],
-    track: str = "none",
 ) -> None:
     """Run a study into its folder and print what it found.
 
@@ -29,13 +63,11 @@ def run_study(
         config: Its settings.
         run: Does it, given where finished pieces are kept and the progress bar; returns the result, the table of
             all answers, and what else `RunFolder.finish` takes.
-        out: Folder of the run, if one was named.
-        default: The folder otherwise; where another run's result lies there, a few letters are added to its name.
-        overwrite: Allow `out` to hold the result of other settings.
+        options: Where the folder goes and how the result is shown.
+        default: The folder if none was named; where another run's result lies there, a few letters are added to its
+            name.
         kept: What finished pieces are called, in the plural.
-        as_json: Print the result instead of showing it.
         show: Prints tables.
-        track: Trackers that get the numbers, see `open_tracker`.
     """
     if only_planned(config):
         return
@@ -47,14 +79,14 @@ def run_study(
     from dualform.runs.trackers import check_tracker, open_tracker
 
     # A slip is told before a folder is made.
-    check_tracker(track)
-    path = out or free_folder(default, config)
+    check_tracker(options.track)
+    path = options.out or free_folder(default, config)
     made = _missing(path)
-    folder = RunFolder(path, config, overwrite=overwrite)
+    folder = RunFolder(path, config, overwrite=options.overwrite)
     quiet_transformers()
     settings = config.model_dump(mode="json")
     name = folder.path.resolve().name
-    with open_tracker(track, project="dualform", run_name=name, config=settings, folder=folder.path) as tracker:
+    with open_tracker(options.track, project="dualform", run_name=name, config=settings, folder=folder.path) as tracker:
         try:
             with progress_bar() as bar:
                 result, *found = run(folder, bar)
@@ -66,7 +98,7 @@ def run_study(
             raise
         folder.finish(result, *found)
         tracker.finish(numbers_of(result), [folder.path / name for name in ("report.html", "result.json")])
-    if as_json:
+    if options.as_json:
         print_json(result.to_json())
     else:
         show(result)

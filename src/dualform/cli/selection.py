@@ -42,7 +42,7 @@ from dualform.cli.options import (
     option,
     parse_numbers,
 )
-from dualform.cli.running import run_study
+from dualform.cli.running import RunOptions, run_study
 from dualform.cli.task_data import check_task, task_settings
 from dualform.tasks.options import unescape
 
@@ -142,13 +142,10 @@ def selection(
     run_study(
         config,
         carried_out,
-        out=out,
+        RunOptions(out, overwrite, as_json, track),
         default=default_folder((model,), task, "selection"),
-        overwrite=overwrite,
         kept="seeds",
-        as_json=as_json,
         show=_print_tables,
-        track=track,
     )
 
 

@@ -44,7 +44,7 @@ from dualform.cli.options import (
     option,
     parse_numbers,
 )
-from dualform.cli.running import run_study
+from dualform.cli.running import RunOptions, run_study
 from dualform.cli.task_data import check_task, task_settings
 from dualform.tasks.options import unescape
 
@@ -144,13 +144,10 @@ def stability(
     run_study(
         config,
         carried_out,
-        out=out,
+        RunOptions(out, overwrite, as_json, track),
         default=default_folder(tuple(models), task, "stability"),
-        overwrite=overwrite,
         kept="sets",
-        as_json=as_json,
         show=_print_tables,
-        track=track,
     )
 
 

@@ -1,10 +1,11 @@
 """Settings of the laboratory's studies, checked before anything is trained."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dualform.configuration import checked
+from dualform.option import TRAINING, Option, parse_names
 from dualform.seeds import Seeds
 from dualform.studies.settings import given_settings, problems_with_seeds
 
@@ -16,18 +17,20 @@ LAB_NAMES: tuple[LabName, ...] = ("constructed", "trained", "phases", "layers", 
 class RegressionConfig(BaseModel):
     """Which studies, over which seeds, and how long models are trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    studies: tuple[LabName, ...] = Field(default=LAB_NAMES, min_length=1)
-    """`constructed`, `trained`, `phases`, `layers`, `shift`."""
-    seeds: Seeds = (1, 2, 3, 4, 5)
-    """Each draws initial weights and tasks anew."""
+    studies: Annotated[tuple[LabName, ...], Option(names=("--study",), repeated=True, read=parse_names)] = Field(
+        default=LAB_NAMES, min_length=1
+    )
+    """constructed, trained, phases, layers, shift: again, or with commas, for more."""
+    seeds: Annotated[Seeds, Option(single="--seed")] = (1, 2, 3, 4, 5)
+    """Seeds, such as 1..7 or 1,4,9. Each draws initial weights and tasks anew."""
     dimension: int = Field(default=10, ge=2, le=64)
-    """Of inputs."""
+    """Dimension of inputs."""
     points: int = Field(default=10, ge=2, le=256)
     """Examples in context."""
-    steps: float = Field(default=1.0, gt=0, le=100)
-    """Training steps, as a multiple of what each study takes by itself; below 1 for a quick look."""
+    steps: Annotated[float, Option(TRAINING)] = Field(default=1.0, gt=0, le=100)
+    """Steps of training, as a multiple of each study's own; 0.1 for a quick look."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
