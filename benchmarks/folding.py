@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import Job, Outcome, Patience, Size, loaded, make_job, seconds
 from benchmarks.memory import ROOT, peak_memory
-from dualform.learners.adapted import Learner
+from dualform.learners.adapted import Method
 from dualform.learners.folded import FEWEST_TEXTS
 from dualform.models.encoding import Encoder
 from dualform.models.layout import Query
@@ -134,7 +134,7 @@ def _n_texts(size: Size) -> int:
     return min(TEXTS, max(FEWEST_TEXTS, size.n_queries))
 
 
-def _learner(job: Job, given: FoldTexts) -> Learner:
+def _learner(job: Job, given: FoldTexts) -> Method:
     """As `dualform fold` makes it by default."""
     return fold_learner(job.lm, job.opening, given, FoldSettings(), job.demonstrations.seed)
 

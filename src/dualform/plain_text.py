@@ -5,6 +5,7 @@ characters that no one sees. They are shown for what they are, as Python would w
 """
 
 import unicodedata
+from collections.abc import Sequence
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # Joiners that Persian, Indic scripts and emoji cannot be written without; they move nothing.
@@ -42,3 +43,9 @@ def _is_plain(character: str, lines: bool) -> bool:
 
 def _written_out(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def first_few(words: Sequence[str], most: int = 4) -> str:
+    """`a; b`, and of a longer list the first ones with how many more there are."""
+    more = len(words) - most
+    return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")

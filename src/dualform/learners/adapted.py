@@ -78,8 +78,8 @@ class AdaptedModel:
             return self.lm.read_group(self.prefix, queries, indices, want, probe)
 
 
-class Learner(Protocol):
-    """A way to adapt a model to demonstrations."""
+class Method(Protocol):
+    """A way to adapt a model to demonstrations, its settings given; `learners.base.Learner` is what studies run."""
 
     @property
     def name(self) -> str:

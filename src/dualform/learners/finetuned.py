@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.learners.base import Context, Learner
 from dualform.learners.options import LARGEST_RATE as LARGEST_RATE
 from dualform.learners.options import LossOn as LossOn
 from dualform.models.capture import stack_layers
@@ -97,6 +98,28 @@ class Finetuned:
             return training_flops(lm.model, lm.anatomy, tokens, scored, rows, first)
 
         return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q, flops=flops)
+
+
+class FinetuningLearner(Learner):
+    """See `Finetuned`."""
+
+    name = "ft"
+    changes_weights = True
+    grid = "rates"
+    can_repeat = True
+
+    def adapt(self, context: Context) -> AdaptedModel:
+        """Train W_K and W_V at the context's learning rate."""
+        assert context.rate is not None
+        learner = Finetuned(context.opening, context.rate, context.config.loss_on, moved=context.rounding_seed)
+        return learner.adapt(context.lm, context.encoded)
+
+    def check(self, lm: LanguageModel, config: Any) -> None:
+        """W_K and W_V must be known everywhere."""
+        key_value_rows(lm.model, lm.anatomy)
+
+
+FINETUNING = FinetuningLearner()
 
 
 class Trained(Protocol):

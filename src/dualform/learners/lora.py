@@ -2,16 +2,20 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from dualform.errors import ConfigError
+from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptedModel
+from dualform.learners.base import Context, Learner, Prices
 from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
 from dualform.models.adapters import LoraTraining
+from dualform.models.cost import Cost
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import LanguageModel
 from dualform.models.ordinary import ordinary_torch
+from dualform.plain_text import first_few
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,31 @@ class Lora:
             deltas = training.deltas()
         seconds = time.perf_counter() - start
         return trained_model(self, lm, demonstrations, deltas, losses, seconds, weight_gradients=False)
+
+
+class LoraLearner(Learner):
+    """See `Lora`."""
+
+    name = "lora"
+    changes_weights = True
+    grid = "lora_rates"
+
+    def adapt(self, context: Context) -> AdaptedModel:
+        """Train adapters at the context's learning rate."""
+        assert context.rate is not None
+        learner = Lora(context.opening, context.rate, loss_on=context.config.loss_on, seed=context.seed)
+        return learner.adapt(context.lm, context.encoded)
+
+    def check(self, lm: LanguageModel, config: Any) -> None:
+        """W_Q and W_V must be known everywhere."""
+        lm.anatomy.require_layers("LoRA")
+        if missing := lm.anatomy.without("W_Q", "W_V"):
+            raise ModelError(f"W_Q and W_V were not found everywhere ({first_few(missing)})")
+
+    def plan_training(self, prices: Prices, context: Context) -> Cost:
+        """Gradients pass through W_K and W_V, and train adapters beside them."""
+        loss_on, opening = context.config.loss_on, len(context.opening)
+        return prices.train(context.encoded, loss_on, opening=opening, weight_gradients=False)
+
+
+LORA = LoraLearner()

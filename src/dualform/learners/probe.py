@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.learners.base import Context, Learner, Prices
 from dualform.learners.prompting import ZeroShot
 from dualform.models.capture import Recording
+from dualform.models.cost import Part
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import forward_flops
 from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
@@ -95,3 +97,26 @@ class ProbedModel:
                 found = self.classifier.predict_log_proba(readings.hidden.float().cpu().numpy())
             table[:, list(self.classifier.classes_)] = torch.as_tensor(found, dtype=torch.float64)
         return Readings(readings.queries, table, readings.next_token, readings.hidden, readings.trace)
+
+
+class ProbeLearner(Learner):
+    """See `LinearProbe`."""
+
+    name = "probe"
+    needs_demonstrations = True
+    needs_label_words = True
+    answers_from = "zsl"
+
+    def adapt(self, context: Context) -> ProbedModel:
+        """Fit a classifier to the demonstrations' hidden states."""
+        shown = context.demonstrations
+        learner = LinearProbe(context.opening, context.demonstration_queries(), shown.labels, context.task.n_labels)
+        return learner.adapt(context.lm, context.encoded)
+
+    def plan(self, prices: Prices, context: Context) -> list[Part]:
+        """The demonstrations, read one by one."""
+        opening = len(context.opening)
+        return [Part(self.name, prices.encode(opening) + prices.read(context.demonstration_queries(), opening))]
+
+
+PROBE = ProbeLearner()

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.learners.base import Context, Learner
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.flops import forward_flops
 from dualform.models.language_model import LanguageModel
@@ -39,3 +40,32 @@ def _behind(learner: str, lm: LanguageModel, prefix: tuple[int, ...]) -> Adapted
     seconds = time.perf_counter() - start
     flops = forward_flops(lm.model, lm.anatomy, own=len(prefix), scored=0)
     return AdaptedModel(learner, lm, encoded, AdaptationCost(seconds, len(prefix), flops))
+
+
+class ZeroShotLearner(Learner):
+    """See `ZeroShot`."""
+
+    name = "zsl"
+    uses_demonstrations = False
+
+    def adapt(self, context: Context) -> AdaptedModel:
+        """The model as it is."""
+        return ZeroShot(context.opening).adapt(context.lm, context.encoded)
+
+
+class InContextLearner(Learner):
+    """See `InContext`."""
+
+    name = "icl"
+
+    def adapt(self, context: Context) -> AdaptedModel:
+        """The model behind the demonstrations."""
+        return InContext().adapt(context.lm, context.encoded)
+
+    def prefix_length(self, context: Context) -> int:
+        """The demonstrations."""
+        return len(context.encoded.prefix)
+
+
+ZERO_SHOT = ZeroShotLearner()
+IN_CONTEXT = InContextLearner()

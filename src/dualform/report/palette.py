@@ -1,5 +1,7 @@
 """Names, order and colours of learners: the same in every chart, table and sentence.
 
+dualform's own learners are in the table below; one that another package defines brings its own names and colour.
+
 The colours are those of Okabe and Ito (2008), which stay apart under the common colour-vision deficiencies;
 black and yellow are left out because each vanishes on one of the two backgrounds.
 """
@@ -8,6 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dualform.errors import ConfigError
+from dualform.registry import Registry
 from dualform.report.categories import category
 
 
@@ -75,7 +79,7 @@ def learner_style(key: str) -> LearnerStyle:
     `ft@0.001` is finetuning at that learning rate.
     """
     name, rate = _parts(key)
-    for known in LEARNERS:
+    for known in (*LEARNERS, *_from_package(name)):
         if known.key == name:
             if rate is None:
                 return known
@@ -89,6 +93,23 @@ def learner_style(key: str) -> LearnerStyle:
     return LearnerStyle(key, category(key), key, "", _by_key(key, SPARE_COLOURS))
 
 
+def style_of(key: str, title: str = "", noun: str = "", meaning: str = "", colour: str | None = None) -> LearnerStyle:
+    """The style of a learner that another package defines; what is not given follows from the rest."""
+    title = title or category(key)
+    return LearnerStyle(key, title, noun or title, meaning, colour or _by_key(key, SPARE_COLOURS))
+
+
+def _from_package(key: str) -> tuple[LearnerStyle, ...]:
+    """The style that another package's learner brings along; none where it is not installed, or cannot be loaded."""
+    registry = Registry("dualform.learners", "learner", object)
+    try:
+        style = getattr(registry[key], "style", None) if key in registry else None
+    except ConfigError:
+        # A page about a finished run does not need the package.
+        return ()
+    return (style,) if isinstance(style, LearnerStyle) else ()
+
+
 def _parts(key: str) -> tuple[str, float | None]:
     """`ft@0.001` -> `ft`, 0.001; any other key with None, also one whose end is no positive number."""
     name, _, text = key.partition("@")
@@ -96,7 +117,7 @@ def _parts(key: str) -> tuple[str, float | None]:
         rate = float(text)
     except ValueError:
         return key, None
-    known = any(style.key == name for style in LEARNERS)
+    known = any(style.key == name for style in (*LEARNERS, *_from_package(name)))
     return (name, rate) if known and 0 < rate < math.inf else (key, None)
 
 

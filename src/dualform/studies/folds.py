@@ -1,4 +1,4 @@
-"""A fold of a task's demonstrations: the texts that it is calibrated on, and the learner that its settings name."""
+"""A fold of a task's demonstrations: the texts that it is calibrated on, and the method that its settings name."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,8 @@ from typing import Any
 
 from dualform.errors import ConfigError, ContextError, ModelError, TaskError
 from dualform.files import atomic_write, cache_dir
-from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, Learner
+from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, Method
+from dualform.learners.base import Drawn, Setup
 from dualform.learners.folded import FEWEST_TEXTS, Folded, require_layers
 from dualform.learners.kv_momentum import KeyValueMomentum
 from dualform.learners.mezo import Mezo
@@ -26,9 +27,8 @@ from dualform.models.generation import generate_plain, generate_texts
 from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
 from dualform.models.stepping import require_editable_outputs
-from dualform.studies.bench import Bench, Drawn, weights_digest
+from dualform.studies.bench import weights_digest
 from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings
-from dualform.studies.settings import StudyConfig
 from dualform.tasks.task import Example
 from dualform.tasks.texts import read_lines, unlabelled_texts
 
@@ -68,7 +68,7 @@ class MadeFold:
 
 
 def make_fold(
-    bench: Bench[StudyConfig],
+    bench: Setup,
     drawn: Drawn,
     settings: FoldSettings,
     report: Callable[[float], None] = lambda share: None,
@@ -99,7 +99,7 @@ def make_fold(
     return MadeFold(_charged(fold.adapted, written), texts, sum(strengths) / len(strengths), fold.explained)
 
 
-def _cost_of_writing(bench: Bench[StudyConfig], drawn: Drawn, texts: FoldTexts, seconds: float) -> AdaptationCost:
+def _cost_of_writing(bench: Setup, drawn: Drawn, texts: FoldTexts, seconds: float) -> AdaptationCost:
     """What the model's own texts took, token by token; those that it wrote in vain count in seconds alone.
 
     Plain text counts in full although it is written once a model and kept: who folds once pays for it.
@@ -123,7 +123,7 @@ def _charged(adapted: Adapted, more: AdaptationCost) -> Adapted:
     return replace(adapted, cost=cost)
 
 
-def check_fold(bench: Bench[StudyConfig], settings: FoldSettings) -> tuple[str, ...]:
+def check_fold(bench: Setup, settings: FoldSettings) -> tuple[str, ...]:
     """Check before any work that a fold can be made: the model, the layers, the files.
 
     Returns:
@@ -150,8 +150,8 @@ def check_fold(bench: Bench[StudyConfig], settings: FoldSettings) -> tuple[str, 
 
 def fold_learner(
     lm: LanguageModel, opening: tuple[int, ...], texts: FoldTexts, settings: FoldSettings, seed: int
-) -> Learner:
-    """The learner that the settings name.
+) -> Method:
+    """The method that the settings name.
 
     Args:
         lm: The model, which says whether its W_O can have a bias.
@@ -187,7 +187,7 @@ def fold_learner(
             return Mezo(opening, seed=seed)
 
 
-def fold_texts(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings) -> FoldTexts:
+def fold_texts(bench: Setup, drawn: Drawn, settings: FoldSettings) -> FoldTexts:
     """Calibration texts and plain text for one seed, as the settings say; empty where the method reads none.
 
     Raises:
@@ -205,7 +205,7 @@ def fold_texts(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings) 
     return FoldTexts(texts, source, plain, plain_source)
 
 
-def _calibration(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings) -> tuple[tuple[Query, ...], str]:
+def _calibration(bench: Setup, drawn: Drawn, settings: FoldSettings) -> tuple[tuple[Query, ...], str]:
     room = bench.context - len(drawn.encoded.prefix)
     seed = drawn.demonstrations.seed
     if settings.calibration == "train":
@@ -247,7 +247,7 @@ def _require_enough(path: Path, n: int) -> None:
         )
 
 
-def _queries(bench: Bench[StudyConfig], examples: Sequence[Example], most: int, room: int) -> list[Query | None]:
+def _queries(bench: Setup, examples: Sequence[Example], most: int, room: int) -> list[Query | None]:
     """As queries, until there are so many; None where one does not fit."""
     found: list[Query | None] = []
     left = most
@@ -261,7 +261,7 @@ def _queries(bench: Bench[StudyConfig], examples: Sequence[Example], most: int, 
     return found
 
 
-def plain_texts(bench: Bench[StudyConfig], settings: FoldSettings) -> tuple[tuple[tuple[int, ...], ...], str]:
+def plain_texts(bench: Setup, settings: FoldSettings) -> tuple[tuple[tuple[int, ...], ...], str]:
     """Plain text as token ids, and where it came from. What the model writes is kept in the cache."""
     lm, opening = bench.lm, bench.encoder.opening
     length = min(settings.plain_length, bench.context - len(opening))
@@ -296,7 +296,7 @@ def plain_passages(encoder: Encoder, path: Path, length: int, most: int | None =
     return tuple(cut[i] for i in sorted(chosen))
 
 
-def perplexity_passages(bench: Bench[StudyConfig], file: str, most: int) -> tuple[tuple[int, ...], ...]:
+def perplexity_passages(bench: Setup, file: str, most: int) -> tuple[tuple[int, ...], ...]:
     """Passages of at most 256 tokens on which perplexity is measured.
 
     Raises:

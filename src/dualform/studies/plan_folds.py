@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dualform.files import cache_dir
+from dualform.learners.base import Drawn, Setup
 from dualform.learners.folded import FEWEST_TEXTS
 from dualform.learners.kv_momentum import KeyValueMomentum
 from dualform.learners.mezo import Mezo
@@ -18,12 +19,10 @@ from dualform.models.fitting import BYTES
 from dualform.models.identity import digest_of_weights
 from dualform.models.layout import Query
 from dualform.models.locate import find_model
-from dualform.studies.bench import Bench, Drawn
 from dualform.studies.fold_settings import CALIBRATED, FoldSettings
 from dualform.studies.folds import plain_passages
 from dualform.studies.plan import Cost, Part
 from dualform.studies.plan_costs import Costs, Reading
-from dualform.studies.settings import StudyConfig
 from dualform.tasks.texts import unlabelled_texts
 
 READERS = 3
@@ -39,9 +38,7 @@ _EIGENDECOMPOSITION = 9.0
 """Operations for each cube of the width; see `Folded`."""
 
 
-def fold_parts(
-    costs: Costs, bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings, name: str = "fold"
-) -> list[Part]:
+def fold_parts(costs: Costs, bench: Setup, drawn: Drawn, settings: FoldSettings, name: str = "fold") -> list[Part]:
     """One fold of one seed's demonstrations, and the writing of texts where the model writes them."""
     parts = []
     texts = _texts(bench, drawn, settings)
@@ -62,7 +59,7 @@ def fold_parts(
 
 def fold_cost(
     costs: Costs,
-    bench: Bench[StudyConfig],
+    bench: Setup,
     drawn: Drawn,
     settings: FoldSettings,
     texts: Sequence[Query],
@@ -112,12 +109,12 @@ def reads_twice(settings: FoldSettings) -> bool:
     return settings.method == "rank-one"
 
 
-def fold_prefix(settings: FoldSettings, bench: Bench[StudyConfig], drawn: Drawn) -> int:
+def fold_prefix(settings: FoldSettings, bench: Setup, drawn: Drawn) -> int:
     """Tokens that stand before a query of the folded model."""
     return len(drawn.encoded.prefix) if settings.method == "kv-momentum" else len(bench.encoder.opening)
 
 
-def fold_bytes(costs: Costs, bench: Bench[StudyConfig], settings: FoldSettings) -> int:
+def fold_bytes(costs: Costs, bench: Setup, settings: FoldSettings) -> int:
     """Memory that folding takes beside a forward's: hidden states of all texts twice, and the equations in float64."""
     if settings.method != "ridge":
         return 0
@@ -158,7 +155,7 @@ def _ridge(
     return cost + Cost(0.0, 0.0, flops, seconds)
 
 
-def _texts(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings) -> list[Query] | None:
+def _texts(bench: Setup, drawn: Drawn, settings: FoldSettings) -> list[Query] | None:
     """Calibration texts as `folds` chooses them; None where the model would write them."""
     if settings.method not in CALIBRATED:
         return []
@@ -180,7 +177,7 @@ def _texts(bench: Bench[StudyConfig], drawn: Drawn, settings: FoldSettings) -> l
     return found if len(found) >= FEWEST_TEXTS else None
 
 
-def _plain(costs: Costs, bench: Bench[StudyConfig], settings: FoldSettings) -> tuple[list[int], list[Part]]:
+def _plain(costs: Costs, bench: Setup, settings: FoldSettings) -> tuple[list[int], list[Part]]:
     """Lengths of plain texts, and their writing."""
     opening = bench.encoder.opening
     length = min(settings.plain_length, bench.context - len(opening))
@@ -210,7 +207,7 @@ def _written(costs: Costs, prefix: int, lengths: Sequence[int]) -> Cost:
     return cost
 
 
-def plain_is_kept(bench: Bench[StudyConfig], settings: FoldSettings, length: int) -> bool:
+def plain_is_kept(bench: Setup, settings: FoldSettings, length: int) -> bool:
     """Whether the model's plain text lies in the cache, as `folds.plain_texts` keeps it."""
     digest = _weights_digest(bench)
     if digest is None:
@@ -219,7 +216,7 @@ def plain_is_kept(bench: Bench[StudyConfig], settings: FoldSettings, length: int
     return (cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json").exists()
 
 
-def _weights_digest(bench: Bench[StudyConfig]) -> str | None:
+def _weights_digest(bench: Setup) -> str | None:
     """As `bench.weights_digest`, from the file alone; None where the file names weights otherwise, or is in parts."""
     model = bench.lm.model
     with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):

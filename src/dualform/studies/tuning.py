@@ -20,6 +20,7 @@ def trained(
     known: float | None,
     report: Callable[[float], None] = lambda share: None,
     repeat: Callable[[float], AdaptedModel] | None = None,
+    option: str = "--rates",
 ) -> RateSearch:
     """Train at the rate known to be good, or search for one.
 
@@ -33,6 +34,7 @@ def trained(
         report: Told the share of the work that is done.
         repeat: Trains at a rate from weights moved by rounding, so that a search prefers a stable rate among equals;
             see `search_rate`.
+        option: Of the command line, which sets the grid.
 
     Raises:
         TrainingError: Every rate diverged.
@@ -61,7 +63,6 @@ def trained(
             continue
         report(1.0)
         return RateSearch(adapted, rate, (*diverged, _untested(name, seed, rate, adapted, "finished")))
-    option = "--lora-rates" if name == "lora" else "--rates"
     raise TrainingError(
         f"{name}, seed {seed}: the rate chosen on the first seed ({known:g}) and every lower one of the grid diverged. "
         f"Give lower ones with {option} ({name})."

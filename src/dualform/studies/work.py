@@ -1,33 +1,34 @@
 """How much work lies ahead in a comparison, in tokens read: what the progress bar counts."""
 
 import random
+from collections.abc import Collection
 
+from dualform.learners.base import LEARNERS, Context, Learner
 from dualform.models.encoding import EncodedDemonstrations
-from dualform.studies.bench import Bench
+from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import ComparisonConfig
 
 TRAINING = 3.0
 """A training step reads its tokens forwards, and works twice as much backwards."""
 
 
-def work_of_seed(bench: Bench[ComparisonConfig], encoded: EncodedDemonstrations, first: bool, ft_known: bool) -> float:
+def work_of_seed(bench: Bench[ComparisonConfig], drawn: Drawn, first: bool, known: Collection[str]) -> float:
     """Work of one seed.
 
     Args:
         bench: What is run.
-        encoded: The seed's demonstrations.
+        drawn: The seed's demonstrations.
         first: Its learning rates are still to be searched for.
-        ft_known: All but FT's, which the choice of the seed has found.
+        known: Learners whose learning rates the choice of the seed has found, so that they need no search.
     """
     config = bench.config
     searching = first or config.tune == "each"
     work = sum(
-        work_of_adapting(bench, name, encoded, searching and not (name == "ft" and ft_known))
-        for name in config.learners
+        work_of_adapting(bench, LEARNERS[name], drawn, searching and name not in known) for name in config.learners
     )
     widths = [query.width() for query in bench.queries]
     controls = len(config.controls) + (len(config.rates) - 1 if "rates" in config.controls else 0)
-    controls += config.repeats_finetuning and bool(encoded.sequences)
+    controls += config.repeats_finetuning and bool(drawn.encoded.sequences)
     # Stand-ins are adapted under a word on the bar and counted when they read.
     return work + sum(widths) * len(config.learners) + controls * sum(widths[i] for i in controlled_queries(bench))
 
@@ -40,25 +41,13 @@ def controlled_queries(bench: Bench[ComparisonConfig]) -> list[int]:
     return sorted(random.Random(1).sample(range(n), limit)) if wanted else []
 
 
-def work_of_adapting(
-    bench: Bench[ComparisonConfig], name: str, encoded: EncodedDemonstrations, searching: bool
-) -> float:
+def work_of_adapting(bench: Bench[ComparisonConfig], learner: Learner, drawn: Drawn, searching: bool) -> float:
     """Work of adapting one learner once; a search counts every rate."""
-    tokens = len(encoded.prefix)
-    if name in ("ft", "lora"):
-        rates = bench.config.rates if name == "ft" else bench.config.lora_rates
-        return work_of_search(bench, rates, encoded) if searching else tokens * TRAINING
-    if name == "fold":
-        return _work_of_fold(bench, tokens)
-    return float(tokens) if name in ("icl", "probe") else 0.0
-
-
-def _work_of_fold(bench: Bench[ComparisonConfig], tokens: int) -> float:
-    """Work of one fold: its texts behind the demonstrations and alone, as long as queries are."""
-    settings = bench.config.fold
-    query = sum(query.width() for query in bench.queries) / len(bench.queries)
-    plain = 0 if settings.plain == "none" else settings.plain_texts * settings.plain_length
-    return tokens + 2 * settings.texts * query + plain
+    if learner.grid is None:
+        return learner.work(Context(bench, drawn))
+    if searching:
+        return work_of_search(bench, bench.config.grid_of(learner), drawn.encoded)
+    return len(drawn.encoded.prefix) * TRAINING
 
 
 def work_of_search(bench: Bench[ComparisonConfig], rates: tuple[float, ...], encoded: EncodedDemonstrations) -> float:

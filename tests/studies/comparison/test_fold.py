@@ -64,7 +64,7 @@ def test_the_fold_in_a_comparison_is_the_fold_by_hand(prose: str) -> None:
         made = make_fold(bench, bench.draw(outcome.seed), bench.config.fold)
         table = answer_log_probabilities(made.adapted, bench.lm, bench.queries)
         torch.testing.assert_close(outcome.log_probabilities["fold"], table, rtol=0, atol=1e-10)
-        assert outcome.fold == made.about()
+        assert outcome.facts == {"fold": made.about()}
         assert outcome.costs["fold"]["adapt_flops"] == made.adapted.cost.flops
     assert list(found.result.accuracy) == list(LEARNERS)
 
@@ -108,10 +108,10 @@ def test_the_fold_beside_itself_is_like_itself(prose: str, monkeypatch: pytest.M
     # Finetuning replaced by the fold: every likeness of the two must be whole.
     run = study._train
 
-    def folded(bench: Any, name: str, seed: int, *rest: Any) -> Any:
-        made = make_fold(bench, bench.draw(seed), bench.config.fold)
+    def folded(bench: Any, learner: Any, context: Any, *rest: Any) -> Any:
+        made = make_fold(bench, context.drawn, bench.config.fold)
         assert isinstance(made.adapted, AdaptedModel)
-        return dataclasses.replace(run(bench, name, seed, *rest), best=made.adapted)
+        return dataclasses.replace(run(bench, learner, context, *rest), best=made.adapted)
 
     monkeypatch.setattr(study, "_train", folded)
     result = compare(config(prose, seeds=(1,)), lm=small_lm("llama"), task=small_task()).result
@@ -144,9 +144,10 @@ def test_a_seed_comes_back_from_its_piece_with_its_fold(prose: str, tmp_path: Pa
         path = tmp_path / "piece.safetensors"
         path.write_bytes(outcome.to_piece().to_bytes())
         back = SeedOutcome.from_piece(Piece.from_file(str(path)))
-        assert {**back.fold, "explained": tuple(back.fold["explained"])} == outcome.fold
+        fold = back.facts["fold"]
+        assert {"fold": {**fold, "explained": tuple(fold["explained"])}} == outcome.facts
         assert list(back.measures) == list(outcome.measures)
-        assert any(name.startswith("fold/icl/") for name in back.measures)
+        assert any(name.startswith("learner/fold/icl/") for name in back.measures)
         for name, value in outcome.measures.items():
             torch.testing.assert_close(back.measures[name], value, rtol=0, atol=0, equal_nan=True)
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dualform.errors import ModelError
+from dualform.learners.base import LEARNERS
 from dualform.models.blocks import find_blocks
-from dualform.models.edit import key_value_rows, mlp_rows, value_rows
+from dualform.models.edit import mlp_rows, value_rows
 from dualform.models.language_model import LanguageModel
-from dualform.models.readers import find_readers
-from dualform.models.stepping import require_editable_outputs, require_separable
-from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.fold_settings import FoldMethod
+from dualform.plain_text import first_few
+from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 
 _NEEDS_FT = "it stands in for ICL or FT, and FT is impossible here."
 
@@ -43,67 +42,32 @@ def possible_arms(lm: LanguageModel, config: ComparisonConfig) -> Arms:
         # Quantized weights are a reason of their own, which the comparison states.
         return Arms(config.learners, config.controls, ())
     by_name = config.model_fields_set
-    lost = _impossible(config.learners, lambda name: check_learner(lm, name, config.fold.method))
+    lost = _impossible(config.learners, lambda name: LEARNERS[name].check(lm, config))
     _refuse(lost, "learner", "learners" in by_name, "--learners", config.learners)
     controls = config.controls
     impossible: dict[str, str] = dict.fromkeys(controls, _NEEDS_FT)
-    if "ft" not in lost:
+    if FINETUNED not in lost:
         impossible = _impossible(controls, lambda name: check_control(lm, name))
     _refuse(impossible, "control", "controls" in by_name and bool(controls), "--controls", controls)
-    if config.select in ("ft", "both") and "ft" in lost:
-        raise ModelError(f"select {config.select} chooses by FT, which is impossible here: {lost['ft']}")
+    for name in config.selecting:
+        if name in lost:
+            raise ModelError(
+                f"select {config.select} chooses by {name.upper()}, which is impossible here: {lost[name]}"
+            )
     notes = [f"Left out: {name}, and the measures that need it: {reason}" for name, reason in lost.items()]
-    if "ft" not in lost:
+    if FINETUNED not in lost:
         notes += [f"Left out: the control {name}: {reason}" for name, reason in impossible.items()]
-        if (missing := lm.anatomy.without("W_O")) and "ft" in config.learners:
-            notes.append(f"Left out: SimAOU, which compares attention outputs: {_shortened(missing)}.")
+        if (missing := lm.anatomy.without("W_O")) and FINETUNED in config.learners:
+            notes.append(f"Left out: SimAOU, which compares attention outputs: {first_few(missing)}.")
     if lm.anatomy.left_out:
         n = len(lm.anatomy.layers)
         shown = "No attention can be recorded" if n == 0 else f"Layers here are the {n} attention layers {_places(lm)}"
-        notes.append(f"{shown}; left out: {_shortened(lm.anatomy.left_out)}.")
+        notes.append(f"{shown}; left out: {first_few(lm.anatomy.left_out)}.")
     return Arms(
         tuple(name for name in config.learners if name not in lost),
         tuple(name for name in controls if name not in impossible),
         tuple(notes),
     )
-
-
-def check_learner(lm: LanguageModel, name: str, fold: FoldMethod = "ridge") -> None:
-    """Check that a learner can be run with this model.
-
-    Raises:
-        ModelError: It cannot.
-    """
-    if name == "ft":
-        key_value_rows(lm.model, lm.anatomy)
-    elif name == "lora":
-        lm.anatomy.require_layers("LoRA")
-        if missing := lm.anatomy.without("W_Q", "W_V"):
-            raise ModelError(f"W_Q and W_V were not found everywhere ({_shortened(missing)})")
-    elif name == "fold":
-        check_fold_method(lm, fold)
-
-
-def check_fold_method(lm: LanguageModel, method: FoldMethod) -> None:
-    """Check that a prompt can be folded into this model by a method.
-
-    Raises:
-        ModelError: It cannot.
-    """
-    if method == "ridge":
-        require_editable_outputs(lm)
-        require_separable(lm, find_blocks(lm.model, lm.anatomy))
-    elif method == "thought-vector":
-        require_editable_outputs(lm)
-    elif method in ("thought-matrix", "rank-one"):
-        require_editable_outputs(lm)
-        find_readers(lm.model, lm.anatomy)
-    elif method == "task-vector":
-        find_blocks(lm.model, lm.anatomy)
-    elif method == "mezo":
-        key_value_rows(lm.model, lm.anatomy)
-    elif method == "kv-momentum":
-        lm.anatomy.require_layers("KV momentum")
 
 
 def check_control(lm: LanguageModel, name: str) -> None:
@@ -142,8 +106,3 @@ def _refuse(lost: dict[str, str], kind: str, by_name: bool, option: str, wanted:
 def _places(lm: LanguageModel) -> str:
     blocks = list(dict.fromkeys(layer.block for layer in lm.anatomy.layers if layer.block is not None))
     return "at blocks " + ", ".join(map(str, blocks)) if blocks else "outside any list of blocks"
-
-
-def _shortened(words: tuple[str, ...], most: int = 4) -> str:
-    more = len(words) - most
-    return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dualform.configuration import checked
 from dualform.errors import ConfigError
+from dualform.learners.base import LEARNERS, Learner
 from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.settings import (
     StudyConfig,
@@ -16,7 +17,6 @@ from dualform.studies.settings import (
     read_study_settings,
 )
 
-LearnerName = Literal["zsl", "icl", "ft", "lora", "probe", "fold"]
 Tune = Literal["first", "each"]
 Preset = Literal["default", "dai2023"]
 Rounding = Literal["none", "report", "choose"]
@@ -40,8 +40,8 @@ ControlName = Literal[
     "rates",
 ]
 
-CHANGE_WEIGHTS: tuple[LearnerName, ...] = ("ft", "lora", "fold")
-"""Learners that need weights which can be changed: quantized ones cannot."""
+ZERO_SHOT, IN_CONTEXT, FINETUNED = COMPARED = ("zsl", "icl", "ft")
+"""The learners whose insides the measures of similarity compare: before, in context, finetuned."""
 
 CHEAP_CONTROLS: tuple[ControlName, ...] = (
     "random",
@@ -70,8 +70,9 @@ class ComparisonConfig(StudyConfig):
     select_on: Literal["validation", "report"] = "validation"
     """Where rates and, with `select`, the seed are chosen. `report` is the paper's choice, and flatters."""
 
-    learners: tuple[LearnerName, ...] = get_args(LearnerName)
-    """Which learners to run; similarity needs zsl, icl and ft."""
+    learners: tuple[str, ...] = LEARNERS.own
+    """Which learners to run; similarity needs zsl, icl and ft. Another package adds one by an entry point in
+    `dualform.learners`."""
     lora_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
     """Learning rates of lora (AdamW)."""
     fold: FoldSettings = FoldSettings()
@@ -101,7 +102,31 @@ class ComparisonConfig(StudyConfig):
     @property
     def repeats_finetuning(self) -> bool:
         """Whether finetuning is repeated from weights moved by rounding."""
-        return self.rounding != "none" and "ft" in self.learners and self.k > 0
+        return self.rounding != "none" and FINETUNED in self.learners and self.k > 0
+
+    @property
+    def selecting(self) -> tuple[str, ...]:
+        """Learners whose accuracy chooses the seed; empty where all seeds are reported."""
+        return {"none": (), "both": (IN_CONTEXT, FINETUNED)}.get(self.select, (self.select,))
+
+    @property
+    def compares_inside(self) -> bool:
+        """Whether all the learners are there whose insides are compared."""
+        return set(COMPARED) <= set(self.learners)
+
+    def grid_of(self, learner: Learner) -> tuple[float, ...]:
+        """Learning rates to search for a learner that has any.
+
+        Raises:
+            ConfigError: The setting that the learner names is no list of learning rates.
+        """
+        grid = getattr(self, learner.grid or "", None)
+        if not isinstance(grid, tuple) or not all(isinstance(rate, float) for rate in grid):
+            raise ConfigError(
+                f"the learner {learner.name} takes its learning rates from the setting {learner.grid!r}, which is no "
+                "list of rates: name one such as rates"
+            )
+        return grid
 
     @property
     def reads_paper_rows(self) -> bool:
@@ -109,11 +134,23 @@ class ComparisonConfig(StudyConfig):
         return self.preset == "dai2023"
 
     def _changes_weights(self) -> str | None:
-        if self.select in ("ft", "both"):
+        if any(LEARNERS[name].changes_weights for name in self.selecting):
             return f"select {self.select} chooses by FT, which changes weights: choose icl or none"
-        if set(self.learners) <= set(CHANGE_WEIGHTS):
+        if all(LEARNERS[name].changes_weights for name in self.learners):
             return f"learners {list(self.learners)} all change weights: ask for zsl, icl or probe"
         return None
+
+    @field_validator("learners")
+    @classmethod
+    def _check_learners(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if problems := LEARNERS.problems(given):
+            raise ValueError("; ".join(problems))
+        for name in given:
+            try:
+                LEARNERS[name]
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return given
 
     @field_validator("controls", mode="before")
     @classmethod
@@ -132,12 +169,11 @@ class ComparisonConfig(StudyConfig):
                 f"other_task {self.other_task} is for the control other_task, which is not among the controls: add it"
             )
         problems += problems_with_rates("rates", self.rates) + problems_with_rates("lora_rates", self.lora_rates)
-        if self.k == 0 and (idle := [name for name in ("probe", "fold") if name in self.learners]):
+        if self.k == 0 and (idle := [name for name in self.learners if LEARNERS[name].needs_demonstrations]):
             problems.append(
                 f"k 0 leaves {' and '.join(idle)} nothing to learn from: leave them out with --learners zsl,icl,ft"
             )
-        needed = {"none": (), "icl": ("icl",), "ft": ("ft",), "both": ("icl", "ft")}[self.select]
-        if missing := [name for name in needed if name not in self.learners]:
+        if missing := [name for name in self.selecting if name not in self.learners]:
             problems.append(
                 f"select {self.select} chooses by accuracy, so learners must include {' and '.join(missing)}"
             )

@@ -35,8 +35,8 @@ class SeedOutcome:
     """What a reader must know about the controls."""
     inputs: str = ""
     """See `Piece.inputs`."""
-    fold: dict[str, Any] = field(default_factory=dict)
-    """How the prompt was folded (`MadeFold.about`); empty where it was not."""
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Learner -> what it recorded about how it adapted the model (`Context.record`); without those that did not."""
     attention: dict[str, Tensor] = field(default_factory=dict)
     """Where learners looked while reading a few queries (`AttentionView.tensors`); empty where nobody asked."""
     attention_about: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class SeedOutcome:
                 "costs": self.costs,
                 "repeats": self.repeats,
                 "rates": self.rates,
-                "fold": self.fold,
+                "facts": self.facts,
                 "trials": [trial.model_dump() for trial in self.trials],
                 "control_seconds": self.control_seconds,
                 "notes": self.notes,
@@ -91,7 +91,7 @@ class SeedOutcome:
             costs=about["costs"],
             repeats=about.get("repeats", {}),
             rates=about["rates"],
-            fold=about.get("fold", {}),
+            facts=about.get("facts", {}),
             trials=tuple(Trial(**trial) for trial in about["trials"]),
             control_seconds=about["control_seconds"],
             notes=tuple(about["notes"]),

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualform.errors import ModelError, TaskError
+from dualform.learners.base import LEARNERS, Context, Learner
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.fitting import Fit, layer_bytes, quantized_bytes
 from dualform.models.machine import Machine
 from dualform.models.sketch import Sketch, sketch_model
 from dualform.studies.bench import Bench, Drawn
-from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.comparison.controls import RANDOM_UPDATES, Workshop
 from dualform.studies.comparison.run import set_up
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, fit_for, memory_of
-from dualform.studies.plan_folds import READERS, RIDGE_CHECKS, fold_bytes, fold_parts, fold_prefix, reads_twice
 from dualform.studies.settings import StudyConfig
 from dualform.studies.work import controlled_queries
 
@@ -130,6 +130,10 @@ class _Seed:
     def opening(self) -> int:
         return len(self.bench.encoder.opening)
 
+    @property
+    def context(self) -> Context:
+        return Context(self.bench, self.drawn)
+
     def parts(self) -> list[Part]:
         found: list[Part] = []
         for name in self.config.learners:
@@ -139,57 +143,44 @@ class _Seed:
             reading += self._reading(name, self.bench.queries)
         found.append(Part("reading queries", reading))
         if self._repeats:
-            found.append(self._repeating(searched=self.searching and "ft" not in self.known))
+            found.append(self._repeating(searched=self.searching and FINETUNED not in self.known))
             found.append(Part("reading ft repeated", self._reading_again()))
         if self._inside:
-            found.append(Part("measures", self._measures(self.bench.queries, len(self._pairs))))
+            found.append(Part("measures", self._measures(self.bench.queries, self._pairs)))
         if self.config.controls and self._inside:
             found += self._controls()
         return found
 
     @property
     def _inside(self) -> bool:
-        return {"zsl", "icl", "ft"} <= set(self.config.learners)
+        return self.config.compares_inside
 
     @property
-    def _pairs(self) -> list[str]:
-        return ["icl-ft", *(["fold-icl", "fold-ft"] if "fold" in self.config.learners else [])]
+    def _pairs(self) -> int:
+        """Pairs of learners whose insides are compared: ICL and FT, and each further learner with both."""
+        return 1 + 2 * sum(LEARNERS[name].compared_inside for name in self.config.learners)
 
     def _adapting(self, name: str) -> list[Part]:
-        costs, encoded = self.costs, self.drawn.encoded
-        if name == "zsl":
-            return [Part("zsl", costs.encode(self.opening))]
-        if name == "icl":
-            return [Part("icl", costs.encode(len(encoded.prefix)))]
-        if name == "fold":
-            return fold_parts(costs, self.bench, self.drawn, self.config.fold)
-        if name == "probe":
-            queries = [self.bench.encoder.query(example) for example in self.drawn.demonstrations.examples]
-            return [Part("probe", costs.encode(self.opening) + costs.read(queries, self.opening))]
-        return [self._trained(name, encoded, known=not self.searching or name in self.known)]
+        learner = LEARNERS[name]
+        if learner.grid is None:
+            return learner.plan(self.costs, self.context)
+        return [self.training(learner, known=not self.searching or name in self.known)]
 
-    def _trained(
-        self, name: str, encoded: EncodedDemonstrations, *, known: bool, label: str | None = None, whole: int = 0
-    ) -> Part:
-        """Training at one rate, or at each."""
-        costs, config = self.costs, self.config
-        one = costs.train(
-            encoded,
-            config.loss_on,
-            opening=self.opening,
-            layerwise=name == "lcgd",
-            weight_gradients=name != "lora",
-        )
-        rates = config.lora_rates if name == "lora" else config.rates
-        scoring = costs.read(self.bench.selection_queries, self.opening)
+    def training(self, learner: Learner, *, known: bool, label: str | None = None) -> Part:
+        """Training at one rate, or at each of the learner's grid."""
+        cost = learner.plan_training(self.costs, self.context)
+        return self._searched(label or learner.name, cost, self.config.grid_of(learner), known=known)
+
+    def _searched(self, label: str, one: Cost, rates: Sequence[float], *, known: bool) -> Part:
+        queries = self.bench.selection_queries
         return search_part(
-            label or name,
+            label,
             one,
             rates,
-            scoring + self._lent(self.bench.selection_queries),
-            patience=config.patience,
+            self.costs.read(queries, self.opening) + self._lent(queries),
+            patience=self.config.patience,
             known=known,
-            tried=costs.read(self.bench.selection_queries[:TRIED], self.opening),
+            tried=self.costs.read(queries[:TRIED], self.opening),
         )
 
     @property
@@ -222,21 +213,14 @@ class _Seed:
         return self.costs.applied(len(self.bench.lm.groups(list(queries))))
 
     def _reading(self, name: str, queries: Sequence[Any]) -> Cost:
-        costs, probe = self.costs, self.config.probe
-        cost = Cost()
-        if name == "probe" and "zsl" in self.config.learners[: self.config.learners.index("probe")]:
-            # It answers from what zero-shot has read.
+        learner, cost = LEARNERS[name], Cost()
+        place = self.config.learners.index(name)
+        if learner.answers_from in self.config.learners[:place]:
+            # It answers from what another learner has read.
             return cost
-        prefix = self.opening
-        if name == "icl":
-            prefix = len(self.drawn.encoded.prefix)
-        elif name == "fold":
-            prefix = fold_prefix(self.config.fold, self.bench, self.drawn)
         for some in self._groups(queries):
-            cost += costs.read(some, prefix, probe)
-            if name == "fold" and reads_twice(self.config.fold):
-                cost += costs.read(some, len(self.drawn.encoded.prefix), probe)
-        return cost + (self._lent(queries) if name in ("ft", "lora", "fold") else Cost())
+            cost += learner.plan_reading(self.costs, self.context, some, self.config.probe)
+        return cost + (self._lent(queries) if learner.changes_weights else Cost())
 
     def _groups(self, queries: Sequence[Any]) -> list[list[Any]]:
         """Queries that controls read too do not mix with others."""
@@ -318,7 +302,8 @@ class _Seed:
                 cost += read(opening, times=2) + costs.read(queries, prefix, config.probe)
             else:
                 known = not self.searching and config.tune != "each"
-                part = self._trained(name, encoded, known=known)
+                one = trained(encoded, layerwise=name == "lcgd")
+                part = self._searched(name, one, config.rates, known=known)
                 after = read(opening, pairs=2 if name == "batch" else 1)
                 cost = part.cost + after
                 least, why = None if part.least is None else part.least + after, part.why
@@ -328,9 +313,7 @@ class _Seed:
 
 def _checks(config: ComparisonConfig) -> int:
     """Short forwards of `possible_arms`, before anything is computed."""
-    of_fold = {"ridge": RIDGE_CHECKS - 1, "thought-matrix": READERS, "rank-one": READERS, "task-vector": 1}
-    found = of_fold.get(config.fold.method, 0) if "fold" in config.learners else 0
-    return found + ("lcgd" in config.controls)
+    return sum(LEARNERS[name].plan_checks(config) for name in config.learners) + ("lcgd" in config.controls)
 
 
 def plan(config: ComparisonConfig, machine: Machine) -> Plan:
@@ -345,7 +328,7 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     drawn = bench.draw_all(config.seeds)
     tokenising = time.process_time() - start
     costs = priced(config, sketch, machine)
-    trains = bool({"ft", "lora"} & set(config.learners))
+    trains = any(LEARNERS[name].grid for name in config.learners)
     parts = around(costs, tokenising, _summary_seconds(costs, bench))
     parts.append(Part("packing weights", costs.packing(trains)))
     parts.append(Part("finding out what the model allows", costs.looked_at(_checks(config))))
@@ -353,7 +336,7 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     longest = max(drawn.values(), key=lambda one: len(one.encoded.prefix))
     sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
     learned = max((n - 1 for n in sequences), default=0)
-    inside = {"zsl", "icl", "ft"} <= set(config.learners)
+    inside = config.compares_inside
     kept = ("other_demonstrations", "ft_order", "random_update", "batch", "lcgd", "value_one_layer")
     repeats = int(config.repeats_finetuning)
     deltas = 2 + sum(name in config.controls for name in kept) + ("rates" in config.controls) * len(config.rates)
@@ -369,7 +352,7 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
         recorded=inside,
         trains=trains,
         deltas=deltas if inside else 1 + repeats,
-        more=fold_bytes(costs, bench, config.fold) if "fold" in config.learners else 0,
+        more=sum(LEARNERS[name].plan_memory(costs, bench) for name in config.learners),
     )
     others = sum(name in config.controls for name in ("untrained", "embeddings"))
     if inside and others:
@@ -387,7 +370,7 @@ def _seeds(costs: Costs, bench: Bench[ComparisonConfig], drawn: dict[int, Drawn]
     if config.select != "none" and len(seeds) > 1:
         for one in drawn.values():
             parts += _choosing(_Seed(costs, bench, one, True, frozenset()))
-        known = frozenset({"ft"} if config.select in ("ft", "both") else ())
+        known = frozenset(name for name in config.selecting if LEARNERS[name].grid)
         # Which seed will be chosen cannot be known: each has its share.
         weight = 1 / len(seeds)
     for number, seed in enumerate(seeds):
@@ -402,15 +385,18 @@ def _seeds(costs: Costs, bench: Bench[ComparisonConfig], drawn: dict[int, Drawn]
 
 def _choosing(seed: _Seed) -> list[Part]:
     """Finding out how good one seed is."""
-    found = []
-    if seed.config.select in ("icl", "both"):
-        n = len(seed.drawn.encoded.prefix)
-        cost = seed.costs.encode(n) + seed.costs.read(seed.bench.selection_queries, n)
-        found.append(Part("choosing a seed: icl", cost))
-    if seed.config.select in ("ft", "both"):
-        found.append(seed._trained("ft", seed.drawn.encoded, known=False, label="choosing a seed: ft"))
-        if seed._repeats and seed.config.rounding == "choose" and len(seed.config.rates) > 1:
-            found.append(seed._repeating(searched=True, label="choosing a seed: repeating ft"))
+    found: list[Part] = []
+    for name in seed.config.selecting:
+        learner, label = LEARNERS[name], f"choosing a seed: {name}"
+        if learner.grid is None:
+            adapting = sum((part.cost for part in learner.plan(seed.costs, seed.context)), Cost())
+            queries = seed.bench.selection_queries
+            reading = learner.plan_reading(seed.costs, seed.context, queries, "prompt")
+            found.append(Part(label, adapting + reading))
+            continue
+        found.append(seed.training(learner, known=False, label=label))
+        if learner.can_repeat and seed._repeats and seed.config.rounding == "choose" and len(seed.config.rates) > 1:
+            found.append(seed._repeating(searched=True, label=f"choosing a seed: repeating {name}"))
     return found
 
 

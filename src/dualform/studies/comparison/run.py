@@ -6,8 +6,10 @@ one of their readings at a time.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,10 +17,7 @@ from torch import Tensor
 from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError, NumericalError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
-from dualform.learners.finetuned import Finetuned
-from dualform.learners.lora import Lora
-from dualform.learners.probe import LinearProbe, ProbedModel
-from dualform.learners.prompting import InContext, ZeroShot
+from dualform.learners.base import LEARNERS, Answering, Context, Learner
 from dualform.learners.rate import RateSearch
 from dualform.learners.remembered import ReadingMemory, Remembered
 from dualform.models.capture import Recording
@@ -31,18 +30,16 @@ from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison.arms import possible_arms
 from dualform.studies.comparison.attention_view import AttentionView, attention_record, with_prefix
-from dualform.studies.comparison.config import CHANGE_WEIGHTS, ComparisonConfig
+from dualform.studies.comparison.config import COMPARED, FINETUNED, IN_CONTEXT, ZERO_SHOT, ComparisonConfig
 from dualform.studies.comparison.controls import Prepared, prepare
 from dualform.studies.comparison.outcome import SeedOutcome, piece_name
 from dualform.studies.comparison.repeated import Repeated, repeat_measures
 from dualform.studies.comparison.summary import summarise
 from dualform.studies.facts import Asked
-from dualform.studies.folds import check_fold, make_fold
-from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
+from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.tuning import trained
-from dualform.studies.work import TRAINING, controlled_queries, work_of_adapting, work_of_search, work_of_seed
-from dualform.tasks.demonstrations import Demonstrations
+from dualform.studies.work import TRAINING, controlled_queries, work_of_adapting, work_of_seed
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
 
@@ -144,7 +141,7 @@ def compare_seed(
 
 def seeds_behind(config: ComparisonConfig, seed: int) -> tuple[int, ...]:
     """The seeds that one seed's numbers hang on, itself last: the first one's search for learning rates serves all."""
-    searched = {"ft", "lora"} & set(config.learners)
+    searched = any(LEARNERS[name].grid for name in config.learners)
     first = config.seeds[0]
     return (first, seed) if config.tune == "first" and searched and seed != first else (seed,)
 
@@ -156,8 +153,8 @@ class _Run:
     bench: Bench[ComparisonConfig]
     notes: tuple[str, ...]
     drawn: dict[int, Drawn]
-    fold: tuple[str, ...]
-    """Texts that a fold reads from files."""
+    files: tuple[str, ...]
+    """What learners read from files of their own."""
     cells: Cells
     progress: Progress
     memory: ReadingMemory | None
@@ -177,20 +174,19 @@ class _Run:
         bench, notes = set_up(config, lm or config.load_model(config.model), task)
         # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
         drawn = bench.draw_all(seeds)
-        fold = check_fold(bench, config.fold) if "fold" in bench.config.learners else ()
-        return cls(bench, notes, drawn, tuple(fold), cells, progress, memory)
+        files = tuple(text for name in bench.config.learners for text in LEARNERS[name].prepare(bench))
+        return cls(bench, notes, drawn, files, cells, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
         """Digest of all that these seeds' numbers are made from."""
-        return digest(self.bench, [self.drawn[seed] for seed in seeds], self.fold)
+        return digest(self.bench, [self.drawn[seed] for seed in seeds], self.files)
 
 
 def _outcomes(run: _Run, chosen: "_Chosen") -> list[SeedOutcome]:
     """The chosen seeds' outcomes, in order; finished ones are read back."""
     bench, config = run.bench, run.bench.config
-    searched = None if chosen.rate is None else {"ft": chosen.rate}
     work = {
-        seed: work_of_seed(bench, run.drawn[seed].encoded, seed == chosen.seeds[0], searched is not None)
+        seed: work_of_seed(bench, run.drawn[seed], seed == chosen.seeds[0], chosen.rates.keys())
         for seed in chosen.seeds
     }
     run.progress.start(sum(work.values()))
@@ -199,8 +195,8 @@ def _outcomes(run: _Run, chosen: "_Chosen") -> list[SeedOutcome]:
         inputs = run.inputs(list(dict.fromkeys((*seeds_behind(config, seed)[:-1], seed))))
         piece = run.cells.get(piece_name(seed), inputs)
         if piece is None:
-            known = searched if not outcomes else (None if config.tune == "each" else outcomes[0].rates)
-            outcome = _run_seed(run, seed, inputs, known or {}, chosen)
+            known = chosen.rates if not outcomes else ({} if config.tune == "each" else outcomes[0].rates)
+            outcome = _run_seed(run, seed, inputs, known, chosen)
             run.cells.put(outcome.to_piece())
         else:
             outcome = SeedOutcome.from_piece(piece)
@@ -214,11 +210,11 @@ def set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Ben
     arms = possible_arms(lm, config)
     notes = list(arms.notes)
     learners, controls = arms.learners, arms.controls
-    if task.is_multiple_choice and "probe" in learners:
-        learners = tuple(name for name in learners if name != "probe")
-        notes.append("The probe was left out: free-text choices have no classes to regress on.")
+    if task.is_multiple_choice and (idle := [name for name in learners if LEARNERS[name].needs_label_words]):
+        learners = tuple(name for name in learners if name not in idle)
+        notes += [f"The {name} was left out: free-text choices have no classes to regress on." for name in idle]
     if lm.quantized is not None:
-        changing = [name for name in learners if name in CHANGE_WEIGHTS]
+        changing = [name for name in learners if LEARNERS[name].changes_weights]
         learners = tuple(name for name in learners if name not in changing)
         left_out = f" {', '.join(changing)} and the measures that need them were left out." if changing else ""
         notes.append(
@@ -229,7 +225,7 @@ def set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Ben
             notes.append(
                 "8-bit products look at all tokens of a row, so that an answer hangs a little on its neighbours."
             )
-    if controls and (config.k == 0 or not {"zsl", "icl", "ft"} <= set(learners)):
+    if controls and (config.k == 0 or not set(COMPARED) <= set(learners)):
         controls = ()
         notes.append("No controls were run: they stand in for ICL and FT beside zero-shot, behind demonstrations.")
     if config.other_task is not None and "other_task" in controls:
@@ -251,11 +247,12 @@ class _Chosen:
 
     seeds: tuple[int, ...]
     notes: tuple[str, ...] = ()
-    rate: float | None = None
-    """FT's, when the choice of seed searched for it."""
-    trials: tuple[Trial, ...] = ()
-    search_seconds: float = 0.0
-    """What searching for rates took, over all seeds."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learner -> learning rate that the choice of seed has found."""
+    trials: dict[str, tuple[Trial, ...]] = field(default_factory=dict)
+    """Learner -> the search that found it."""
+    search_seconds: dict[str, float] = field(default_factory=dict)
+    """Learner -> what searching took, over all seeds."""
 
 
 def _choose_seed(run: _Run) -> _Chosen:
@@ -265,7 +262,7 @@ def _choose_seed(run: _Run) -> _Chosen:
     if config.select == "none" or len(config.seeds) == 1:
         return _Chosen(config.seeds)
     inputs = run.inputs(config.seeds)
-    progress.start(sum(_work_of_choice(bench, one.encoded) for one in drawn.values()))
+    progress.start(sum(_work_of_choice(bench, one) for one in drawn.values()))
     pieces = {}
     for seed, one in drawn.items():
         name = f"choosing, seed {seed}"
@@ -274,10 +271,11 @@ def _choose_seed(run: _Run) -> _Chosen:
             piece = Piece(name, inputs, {}, _candidate(bench, one))
             cells.put(piece)
         pieces[seed] = piece.about
-        progress.advance(_work_of_choice(bench, one.encoded), f"choosing a seed: {seed}")
+        progress.advance(_work_of_choice(bench, one), f"choosing a seed: {seed}")
     best = max(config.seeds, key=lambda seed: (pieces[seed]["score"], -seed))
     tried = ", ".join(f"{seed}: {about['score']:.3f}" for seed, about in pieces.items())
-    learner = {"icl": "ICL", "ft": "FT", "both": "ICL and FT (mean)"}[config.select]
+    learner = " and ".join(name.upper() for name in config.selecting)
+    learner += " (mean)" if len(config.selecting) > 1 else ""
     where = "the reported queries" if config.select_on == "report" else "the selection queries"
     flatters = (
         f"this flatters {learner}, and no interval below shows it."
@@ -289,42 +287,44 @@ def _choose_seed(run: _Run) -> _Chosen:
         f"Seed {best} was chosen among {len(config.seeds)} for the accuracy of {learner} on {where} ({tried}; "
         f"{tokens:,.0f} tokens read, a backward pass counted as two forward ones): {flatters}"
     )
-    trials = tuple(Trial(**trial) for trial in pieces[best]["trials"])
-    rate = next((trial.learning_rate for trial in trials if trial.chosen), None)
-    seconds = sum(about.get("search_seconds", 0.0) for about in pieces.values())
-    return _Chosen((best,), (note,), rate, trials, seconds)
+    trials = {name: tuple(Trial(**trial) for trial in made) for name, made in pieces[best]["trials"].items()}
+    rates = {name: next(trial.learning_rate for trial in made if trial.chosen) for name, made in trials.items()}
+    seconds = {name: sum(about["search_seconds"][name] for about in pieces.values()) for name in rates}
+    return _Chosen((best,), (note,), rates, trials, seconds)
 
 
 def _candidate(bench: Bench[ComparisonConfig], drawn: Drawn) -> dict[str, object]:
     """How good one seed is on the selection queries, and what finding out took."""
     right = torch.tensor(bench.selection_labels)
-    scores, trials, tokens, seconds = [], [], 0.0, 0.0
+    scores: list[float] = []
+    trials: dict[str, list[dict[str, object]]] = {}
+    seconds: dict[str, float] = {}
+    tokens = 0.0
     queries = sum(query.width() for query in bench.selection_queries)
-    if bench.config.select in ("icl", "both"):
-        icl = InContext().adapt(bench.lm, drawn.encoded)
-        table = answer_log_probabilities(icl, bench.lm, bench.selection_queries)
-        scores.append(float((table.argmax(dim=1) == right).double().mean()))
-        tokens += len(drawn.encoded.prefix) + queries
-    if bench.config.select in ("ft", "both"):
+    for name in bench.config.selecting:
+        learner, context = LEARNERS[name], Context(bench, drawn)
+        if learner.grid is None:
+            table = answer_log_probabilities(learner.adapt(context), bench.lm, bench.selection_queries)
+            scores.append(float((table.argmax(dim=1) == right).double().mean()))
+            tokens += learner.work(context) + queries
+            continue
         start = time.perf_counter()
-        search = _train(bench, "ft", drawn.demonstrations.seed, drawn.encoded, None, lambda share: None)
-        seconds = time.perf_counter() - start
+        search = _train(bench, learner, context, None)
+        seconds[name] = time.perf_counter() - start
         best = next(trial for trial in search.trials if trial.chosen)
         assert best.validation_accuracy is not None
         scores.append(best.validation_accuracy)
-        trials = [trial.model_dump() for trial in search.trials]
+        trials[name] = [trial.model_dump() for trial in search.trials]
         run = sum(trial.status != "skipped" for trial in search.trials)
         tokens += run * (TRAINING * len(drawn.encoded.prefix) + queries)
     return {"score": sum(scores) / len(scores), "tokens": tokens, "trials": trials, "search_seconds": seconds}
 
 
-def _work_of_choice(bench: Bench[ComparisonConfig], encoded: EncodedDemonstrations) -> float:
-    work = 0.0
-    if bench.config.select in ("icl", "both"):
-        work += len(encoded.prefix) + sum(query.width() for query in bench.selection_queries)
-    if bench.config.select in ("ft", "both"):
-        work += work_of_search(bench, bench.config.rates, encoded)
-    return work
+def _work_of_choice(bench: Bench[ComparisonConfig], drawn: Drawn) -> float:
+    queries = sum(query.width() for query in bench.selection_queries)
+    learners = [LEARNERS[name] for name in bench.config.selecting]
+    # A search reads the selection queries at every rate, which its work includes.
+    return sum(work_of_adapting(bench, one, drawn, True) + (0 if one.grid else queries) for one in learners)
 
 
 def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen: _Chosen) -> SeedOutcome:
@@ -335,49 +335,42 @@ def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen
     trials: list[Trial] = []
     rates: dict[str, float] = {}
     search_seconds: dict[str, float] = {}
-    fold: dict[str, object] = {}
+    facts: dict[str, dict[str, Any]] = {}
     repeated: Repeated | None = None
-    # The fold first: its mistakes are told before minutes of training, and it draws on nothing of the others.
-    for name in sorted(bench.config.learners, key=lambda name: name != "fold"):
-        work = work_of_adapting(bench, name, encoded, searching=name not in known)
-
-        def report(share: float, work: float = work, doing: str = f"seed {seed}: adapting {name}") -> None:
-            progress.advance(work * share, doing)
-
-        if name in ("ft", "lora"):
-            start = time.perf_counter()
-            found = _train(bench, name, seed, encoded, known.get(name), report)
-            adapted[name] = found.best
-            rates[name] = found.learning_rate
-            # The search that chose the seed has chosen the rate too.
-            trials += chosen.trials if name == "ft" and chosen.trials else found.trials
-            seconds = time.perf_counter() - start - found.best.cost.seconds
-            search_seconds[name] = seconds if name not in known else 0.0
-            if name == "ft":
-                search_seconds[name] += chosen.search_seconds
-                if bench.config.repeats_finetuning:
-                    progress.advance(0, f"seed {seed}: repeating ft from weights moved by rounding")
-                    repeated = _repeated(bench, seed, encoded, found)
-        elif name == "fold":
-            made = make_fold(bench, drawn, bench.config.fold, report)
-            adapted[name] = made.adapted
-            fold = made.about()
-        else:
-            adapted[name] = _adapt(bench, name, demonstrations, encoded)
-            report(1.0)
+    # Searches last: what another learner cannot use is reported before minutes of training.
+    for name in sorted(bench.config.learners, key=lambda name: LEARNERS[name].grid is not None):
+        learner = LEARNERS[name]
+        work = work_of_adapting(bench, learner, drawn, searching=name not in known)
+        advance = _Advance(progress, work, f"seed {seed}: adapting {name}")
+        context = Context(bench, drawn, report=advance, record=facts.setdefault(name, {}).update)
+        start = time.perf_counter()
+        if learner.grid is None:
+            adapted[name] = learner.adapt(context)
+            advance(1.0 - advance.share)
+            continue
+        found = _train(bench, learner, context, known.get(name))
+        adapted[name] = found.best
+        rates[name] = found.learning_rate
+        # The search that chose the seed has chosen the rate too.
+        trials += chosen.trials.get(name, found.trials)
+        seconds = time.perf_counter() - start - found.best.cost.seconds
+        search_seconds[name] = (seconds if name not in known else 0.0) + chosen.search_seconds.get(name, 0.0)
+        if name == FINETUNED and bench.config.repeats_finetuning:
+            progress.advance(0, f"seed {seed}: repeating {name} from weights moved by rounding")
+            repeated = _repeated(learner, context, found)
     adapted = {name: adapted[name] for name in bench.config.learners}
-    if run.memory is not None and "zsl" in adapted:
+    if run.memory is not None and ZERO_SHOT in adapted:
         # Zero-shot is the same for every seed.
-        adapted["zsl"] = Remembered(adapted["zsl"], run.memory, bench.encoder.opening)
+        adapted[ZERO_SHOT] = Remembered(adapted[ZERO_SHOT], run.memory, bench.encoder.opening)
     prepared = Prepared((), {}, (), ())
     start = time.perf_counter()
-    icl, ft = adapted.get("icl"), adapted.get("ft")
+    icl, ft = adapted.get(IN_CONTEXT), adapted.get(FINETUNED)
     if bench.config.controls and isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel):
 
         def say(control: str) -> None:
             progress.advance(0, f"seed {seed}: control {control}")
 
-        prepared = prepare(bench, drawn, icl, ft, rates["ft"], known, say)
+        prepared = prepare(bench, drawn, icl, ft, rates[FINETUNED], known, say)
     control_seconds = time.perf_counter() - start
     read = _read(bench, seed, encoded, adapted, prepared, repeated, progress)
     costs = {
@@ -399,10 +392,10 @@ def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen
         measures=read.measures,
         costs=costs,
         control_answers=read.control_answers,
-        repeats={} if repeated is None else {"ft": repeated.about},
+        repeats={} if repeated is None else {FINETUNED: repeated.about},
         repeat_answers=read.repeat_answers,
         rates=rates | prepared.rates,
-        fold=fold,
+        facts={name: known for name, known in facts.items() if known},
         trials=(*trials, *prepared.trials),
         control_seconds=control_seconds + read.control_seconds,
         notes=prepared.notes,
@@ -412,67 +405,70 @@ def _run_seed(run: _Run, seed: int, inputs: str, known: dict[str, float], chosen
     )
 
 
-def _adapt(
-    bench: Bench[ComparisonConfig], name: str, demonstrations: Demonstrations, encoded: EncodedDemonstrations
-) -> Adapted:
-    opening = bench.encoder.opening
-    if name == "zsl":
-        return ZeroShot(opening).adapt(bench.lm, encoded)
-    if name == "icl":
-        return InContext().adapt(bench.lm, encoded)
-    queries = tuple(bench.encoder.query(example) for example in demonstrations.examples)
-    learner = LinearProbe(opening, queries, demonstrations.labels, bench.task.n_labels)
-    return learner.adapt(bench.lm, encoded)
+class _Advance:
+    """Passes shares of one learner's work on to a progress bar.
+
+    Args:
+        progress: The bar.
+        work: All of the work.
+        doing: What is shown meanwhile.
+    """
+
+    def __init__(self, progress: Progress, work: float, doing: str) -> None:
+        self._progress, self._work, self._doing = progress, work, doing
+        self.share = 0.0
+        """Of the work that is done."""
+
+    def __call__(self, share: float) -> None:
+        self.share += share
+        self._progress.advance(self._work * share, self._doing)
 
 
-def _train(
-    bench: Bench[ComparisonConfig],
-    name: str,
-    seed: int,
-    encoded: EncodedDemonstrations,
-    known: float | None,
-    report: Callable[[float], None],
-) -> RateSearch:
+def _train(bench: Bench[ComparisonConfig], learner: Learner, context: Context, known: float | None) -> RateSearch:
+    """Train at a known learning rate, or search the learner's grid."""
     config = bench.config
 
-    def adapt(rate: float) -> AdaptedModel:
-        if name == "ft":
-            return _finetuned(bench, encoded, rate)
-        return Lora(bench.encoder.opening, rate, loss_on=config.loss_on, seed=seed).adapt(bench.lm, encoded)
+    def adapt(rate: float, rounding_seed: int | None = None) -> AdaptedModel:
+        return _at_rate(learner, replace(context, rate=rate, rounding_seed=rounding_seed))
 
-    def repeat(rate: float) -> AdaptedModel:
-        return _finetuned(bench, encoded, rate, moved=seed)
-
-    grid = config.rates if name == "ft" else config.lora_rates
-    chooses = name == "ft" and config.repeats_finetuning and config.rounding == "choose"
+    chooses = learner.can_repeat and config.repeats_finetuning and config.rounding == "choose"
     return trained(
         adapt,
-        grid,
+        config.grid_of(learner),
         bench,
-        name=name,
-        seed=seed,
+        name=learner.name,
+        seed=context.seed,
         known=known,
-        report=report,
-        repeat=repeat if chooses and encoded.sequences else None,
+        report=context.report,
+        repeat=partial(adapt, rounding_seed=context.seed) if chooses and context.encoded.sequences else None,
+        option=f"--{learner.grid}".replace("_", "-"),
     )
 
 
-def _finetuned(
-    bench: Bench[ComparisonConfig], encoded: EncodedDemonstrations, rate: float, moved: int | None = None
-) -> AdaptedModel:
-    return Finetuned(bench.encoder.opening, rate, bench.config.loss_on, moved=moved).adapt(bench.lm, encoded)
+def _at_rate(learner: Learner, context: Context) -> AdaptedModel:
+    """Train once.
+
+    Raises:
+        ConfigError: What the learner made has no training losses and no changes of weight.
+    """
+    adapted = learner.adapt(context)
+    if not isinstance(adapted, AdaptedModel):
+        raise ConfigError(
+            f"the learner {learner.name} searches the grid {learner.grid}, so its adapt should return an AdaptedModel, "
+            f"not a {type(adapted).__name__}"
+        )
+    return adapted
 
 
-def _repeated(
-    bench: Bench[ComparisonConfig], seed: int, encoded: EncodedDemonstrations, found: RateSearch
-) -> Repeated | None:
-    """Finetuning repeated from weights moved by rounding; None without demonstrations to train on."""
-    if not encoded.sequences:
+def _repeated(learner: Learner, context: Context, found: RateSearch) -> Repeated | None:
+    """Training repeated from weights moved by rounding; None without demonstrations to train on."""
+    if not context.encoded.sequences:
         return None
     model = found.repeat
     if model is None:
+        again = replace(context, rate=found.learning_rate, rounding_seed=context.seed)
         try:
-            model = _finetuned(bench, encoded, found.learning_rate, moved=seed)
+            model = _at_rate(learner, again)
         except NumericalError:
             # As far apart as two trainings can be, which is what is to be reported.
             model = None
@@ -511,15 +507,13 @@ def _read(
 ) -> _Read:
     """All learners, and on some queries the controls and the repeated training, read them a group at a time."""
     want: dict[str, Recording] = {}
-    icl, ft = adapted.get("icl"), adapted.get("ft")
+    icl, ft = adapted.get(IN_CONTEXT), adapted.get(FINETUNED)
     prompted, shown = None, None
-    if isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and "zsl" in adapted:
+    if isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and ZERO_SHOT in adapted:
         recordings = with_prefix(recordings_for(bench.lm.anatomy, len(encoded.sequences)))
-        want = {"zsl": recordings.zsl, "icl": recordings.context, "ft": recordings.weights}
-        # Not needed, but times of two finetuned models can be compared only if both are recorded.
-        want["lora"] = recordings.weights
-        if _in_weights(adapted.get("fold")):
-            want["fold"] = recordings.weights
+        # Others than FT are recorded too: times of two models with changed weights can then be compared.
+        want = {name: recordings.weights for name, one in adapted.items() if _in_weights(one)}
+        want |= {ZERO_SHOT: recordings.zsl, IN_CONTEXT: recordings.context, FINETUNED: recordings.weights}
         if encoded.sequences:
             shown = Shown.of(encoded, bench.lm.device)
         prompted = Prompted.of(icl, None if shown is None else shown.content, shown)
@@ -536,10 +530,11 @@ def _read(
         spent: dict[str, float] = {}
         for name, one in adapted.items():
             start = time.perf_counter()
-            if isinstance(one, ProbedModel) and "zsl" in readings:
-                # The probe reads what zero-shot has read; only its own answer is left to be given.
-                readings[name] = one.answer(readings["zsl"])
-                start -= spent["zsl"]
+            source = LEARNERS[name].answers_from
+            if source in readings:
+                # Another learner has read what this one reads; only its own answer is left to be given.
+                readings[name] = cast(Answering, one).answer(readings[source])
+                start -= spent[source]
             else:
                 wanted = want.get(name, NO_RECORDING)
                 readings[name] = one.read_group(bench.queries, indices, wanted, bench.config.probe)
@@ -553,29 +548,29 @@ def _read(
         again: Readings | None = None
         if controlled and repeated is not None:
             if repeated.model is not None:
-                again = repeated.read(bench, indices, want.get("ft", NO_RECORDING))
-                answers = {"ft": again.log_probabilities.double().cpu()}
+                again = repeated.read(bench, indices, want.get(FINETUNED, NO_RECORDING))
+                answers = {FINETUNED: again.log_probabilities.double().cpu()}
                 read.put(read.repeat_answers, _widened(answers, width), indices, n)
             progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading ft repeated")
         if prompted is None or not isinstance(ft, AdaptedModel):
             continue
-        zsl = readings["zsl"]
+        zsl = readings[ZERO_SHOT]
         scaled = bench.config.kendall_scale
-        sides = {"icl": prompted.side(readings["icl"]), "ft": trained_side(ft, readings["ft"], zsl, shown, scaled)}
+        sides = {
+            "icl": prompted.side(readings[IN_CONTEXT]),
+            "ft": trained_side(ft, readings[FINETUNED], zsl, shown, scaled),
+        }
         measured = likeness(zsl, sides["icl"], sides["ft"])
-        read.put(read.measures, measured | prompted.relaxation(readings["icl"]), indices, n)
+        read.put(read.measures, measured | prompted.relaxation(readings[IN_CONTEXT]), indices, n)
         if read.view is not None:
             read.view.offer(readings, sides["ft"].ranks, measured.get("kendall"))
         if again is not None and repeated is not None and repeated.model is not None:
             side = trained_side(repeated.model, again, zsl, shown, scaled)
             read.put(read.measures, repeat_measures(zsl, sides, side), indices, n)
-        fold = adapted.get("fold")
-        if isinstance(fold, AdaptedModel) and "fold" in want:
-            side = trained_side(fold, readings["fold"], zsl, None)
-            moved = sides["icl"].trace
-            for name, pair in (("icl", (sides["icl"], side)), ("ft", (side, sides["ft"]))):
-                measured = likeness(zsl, *pair, moved_by=moved)
-                read.put(read.measures, {f"fold/{name}/{key}": value for key, value in measured.items()}, indices, n)
+        for name, one in adapted.items():
+            if LEARNERS[name].compared_inside and isinstance(one, AdaptedModel) and name in want:
+                measured = _compared(name, trained_side(one, readings[name], zsl, None), zsl, sides)
+                read.put(read.measures, measured, indices, n)
         if controlled:
             start = time.perf_counter()
             for control in prepared.controls:
@@ -587,8 +582,17 @@ def _read(
     return read
 
 
-def _in_weights(adapted: Adapted | None) -> bool:
-    """Whether a fold is a change of weights behind the zero-shot prompt, whose inside can be laid beside FT's."""
+def _compared(learner: str, side: Side, zsl: Readings, sides: dict[str, Side]) -> dict[str, Tensor]:
+    """A further learner's inside compared with ICL's and with FT's, for one group."""
+    found: dict[str, Tensor] = {}
+    for name, pair in (("icl", (sides["icl"], side)), ("ft", (side, sides["ft"]))):
+        measured = likeness(zsl, *pair, moved_by=sides["icl"].trace)
+        found |= {f"learner/{learner}/{name}/{key}": value for key, value in measured.items()}
+    return found
+
+
+def _in_weights(adapted: Adapted) -> bool:
+    """Whether an adapted model is a change of weights behind the zero-shot prompt."""
     return isinstance(adapted, AdaptedModel) and bool(adapted.deltas)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dualform._version import __version__
+from dualform.learners.base import LEARNERS
 from dualform.models.language_model import LanguageModel
 from dualform.ops.agreement import Rec2FTP, prediction_entropy, rec2ftp
 from dualform.ops.bootstrap import clustered_bootstrap_of
@@ -100,7 +101,7 @@ def summarise(
         rate_sweep=_sweep(found, stats),
         cost=costs,
         against_icl=against_icl(tables, labels, costs, stats),
-        fold=_fold(config, outcomes, found, stats) if "fold" in learners else None,
+        fold=_fold(config, outcomes, found, stats) if "fold" in outcomes[0].facts else None,
         trials=[trial for outcome in outcomes for trial in outcome.trials],
         warnings=[
             *lm.notes,
@@ -149,8 +150,8 @@ class _Measured:
     """Measure -> `(seed, example, ...)`; names with a dot are companions."""
     controls: dict[str, dict[str, Tensor]]
     """Control -> measure -> the same, NaN where it was not read."""
-    fold: dict[str, dict[str, Tensor]]
-    """`icl` or `ft` -> measure -> the same, between that learner's update and the fold's."""
+    learners: dict[str, dict[str, dict[str, Tensor]]]
+    """Further learner -> `icl` or `ft` -> measure -> the same, between the updates of the two."""
     right: dict[str, Tensor]
     """Control's learner -> 1 where right, `(seed, example)`, NaN where it was not read; a share of several draws."""
 
@@ -159,15 +160,18 @@ class _Measured:
         names = [name for name in outcomes[0].measures if all(name in outcome.measures for outcome in outcomes)]
         measures: dict[str, Tensor] = {}
         controls: dict[str, dict[str, Tensor]] = {}
-        fold: dict[str, dict[str, Tensor]] = {}
+        learners: dict[str, dict[str, dict[str, Tensor]]] = {}
         for name in names:
             values = torch.stack([outcome.measures[name] for outcome in outcomes])
             if name.startswith("repeat/"):
                 # Those have a place of their own, see `repeated`.
                 continue
-            if name.startswith(("control/", "fold/")):
-                kind, other, measure = name.split("/")
-                (controls if kind == "control" else fold).setdefault(other, {})[measure] = values
+            if name.startswith("control/"):
+                _, control, measure = name.split("/")
+                controls.setdefault(control, {})[measure] = values
+            elif name.startswith("learner/"):
+                _, learner, other, measure = name.split("/")
+                learners.setdefault(learner, {}).setdefault(other, {})[measure] = values
             else:
                 measures[name] = values
         draws: dict[str, list[Tensor]] = {}
@@ -181,7 +185,7 @@ class _Measured:
                 draws.setdefault(drawn_for(name), []).append(here)
         # Of a control that is drawn several times, the share of draws that are right.
         right = {name: torch.stack(found).mean(dim=0) for name, found in draws.items()}
-        return cls(measures, controls, fold, right)
+        return cls(measures, controls, learners, right)
 
     def answers(self, control: str, right: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:
         """Who was right before, on the first and on the second side of a control; None where it has no answers."""
@@ -410,7 +414,7 @@ def _cost(learner: str, outcomes: Sequence[SeedOutcome]) -> Cost:
 
 
 def _fold(config: ComparisonConfig, outcomes: Sequence[SeedOutcome], found: _Measured, stats: Statistics) -> FoldReport:
-    about = [outcome.fold for outcome in outcomes]
+    about = [outcome.facts["fold"] for outcome in outcomes]
     layers = zip(*(one["explained"] for one in about), strict=True)
     return FoldReport(
         method=config.fold.method,
@@ -422,7 +426,7 @@ def _fold(config: ComparisonConfig, outcomes: Sequence[SeedOutcome], found: _Mea
             other: {
                 name: one.model_copy(update={"per_head": None}) for name, one in _similarities(measures, stats).items()
             }
-            for other, measures in found.fold.items()
+            for other, measures in found.learners.get("fold", {}).items()
         },
     )
 
@@ -441,6 +445,12 @@ def _demonstrations(config: ComparisonConfig, outcomes: Sequence[SeedOutcome]) -
         rows={str(outcome.seed): list(outcome.rows) for outcome in outcomes},
         tokens={str(outcome.seed): outcome.n_tokens for outcome in outcomes},
     )
+
+
+def _grid(config: ComparisonConfig, name: str) -> tuple[float, ...]:
+    """Learning rates that were searched for a learner; a control's are those of finetuning."""
+    learner = LEARNERS.get(name)
+    return config.rates if learner is None or learner.grid is None else config.grid_of(learner)
 
 
 def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcomes: Sequence[SeedOutcome]) -> list[str]:
@@ -465,7 +475,7 @@ def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcome
     at_edge = {
         f"{trial.learner} ({trial.learning_rate:g})": None
         for trial in trials
-        for grid in [sorted(config.lora_rates if trial.learner == "lora" else config.rates)]
+        for grid in [sorted(_grid(config, trial.learner))]
         if trial.chosen and len(grid) > 1 and trial.learning_rate in (grid[0], grid[-1])
     }
     if at_edge:

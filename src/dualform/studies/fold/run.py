@@ -216,7 +216,7 @@ def _measured(
         log_probabilities=answers,
         measures={},
         costs=costs,
-        fold=made.about(),
+        facts={"fold": made.about()},
         inputs=inputs,
     )
     return summarise(bench.config, bench.lm, Asked.of(bench, ()), [outcome], seconds=time.perf_counter() - start)

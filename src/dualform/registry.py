@@ -1,0 +1,135 @@
+"""Learners, measures and controls by name, from this package and from others.
+
+A package adds one by an entry point, without a fork of this one:
+
+    [project.entry-points."dualform.learners"]
+    centroid = "my_package:CENTROID"
+
+dualform's own are listed in `OWN` and, word for word, in its `pyproject.toml`. They are read from the list, so that a
+source tree works whose installed metadata is missing or older; a test holds the two together.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from dualform.errors import ConfigError
+
+Entry = TypeVar("Entry")
+
+OWN: dict[str, dict[str, str]] = {
+    "dualform.learners": {
+        "zsl": "dualform.learners.prompting:ZERO_SHOT",
+        "icl": "dualform.learners.prompting:IN_CONTEXT",
+        "ft": "dualform.learners.finetuned:FINETUNING",
+        "lora": "dualform.learners.lora:LORA",
+        "probe": "dualform.learners.probe:PROBE",
+        "fold": "dualform.studies.fold_learner:FOLDING",
+    },
+}
+"""Group -> name -> `module:attribute`, in the order in which they are run and shown."""
+
+
+@dataclass(frozen=True)
+class Registry(Generic[Entry]):
+    """All entries of one group. Names are known at once; an entry's module is imported when the entry is used."""
+
+    group: str
+    """Group of the entry points, such as `dualform.learners`."""
+    noun: str
+    """What an entry is called in messages, such as `learner`."""
+    kind: type[Entry]
+    """Class of the entries."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of dualform's own entries, in order."""
+        return tuple(OWN[self.group])
+
+    def names(self) -> tuple[str, ...]:
+        """All names: dualform's own in order, then those of other packages by the alphabet."""
+        return (*self.own, *sorted({found.name for found in _others(self.group)} - {*self.own}))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of this name.
+
+        Raises:
+            ConfigError: Nothing has this name, two packages use it, or what the entry point names is no such entry.
+        """
+        if problems := self.problems([name]):
+            raise ConfigError(problems[0])
+        found = _load(self.group, name, tuple(sys.path))
+        if not isinstance(found, self.kind):
+            raise ConfigError(
+                f"the entry point {name} in {self.group} is a {type(found).__name__}, but should be an instance of "
+                f"{self.kind.__module__}.{self.kind.__qualname__}"
+            )
+        if getattr(found, "name", name) != name:
+            raise ConfigError(
+                f"the entry point {name} in {self.group} is the {self.noun} {found.name!r}: "  # type: ignore[attr-defined]
+                "give both the same name"
+            )
+        return found
+
+    def get(self, name: str) -> Entry | None:
+        """The entry of this name; None where nothing has it, such as a package that is not installed here."""
+        known = name in self
+        return self[name] if known else None
+
+    def problems(self, names: Iterable[str]) -> list[str]:
+        """What keeps these names from being used, one sentence each."""
+        names = list(names)
+        known = self.names()
+        found = []
+        if unknown := [name for name in names if name not in known]:
+            given = ", ".join(map(repr, unknown))
+            found.append(
+                f"unknown {self.noun}{'s' if len(unknown) > 1 else ''} {given}: choose among {', '.join(known)} "
+                f"(a package adds one by an entry point in {self.group})"
+            )
+        for name in dict.fromkeys(names):
+            packages = [_package(one) for one in _others(self.group) if one.name == name]
+            packages = ["dualform", *packages] if packages and name in self.own else packages
+            if len(packages) > 1:
+                found.append(
+                    f"the {self.noun} {name!r} is defined by {' and by '.join(packages)}: uninstall all but one, or "
+                    "rename theirs"
+                )
+        return found
+
+
+def _others(group: str) -> tuple[EntryPoint, ...]:
+    """Entry points of other packages."""
+    return _installed(group, tuple(sys.path))
+
+
+# What is installed is read from disk: once for each search path, not once for each name on a page.
+@lru_cache(maxsize=32)
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    return tuple(found for found in entry_points(group=group) if _package(found) != "dualform")
+
+
+@lru_cache(maxsize=256)
+def _load(group: str, name: str, path: tuple[str, ...]) -> Any:
+    if name in OWN[group]:
+        module, _, attribute = OWN[group][name].partition(":")
+        return getattr(import_module(module), attribute)
+    [found] = (one for one in _others(group) if one.name == name)
+    try:
+        return found.load()
+    except Exception as error:
+        raise ConfigError(
+            f"{name} of the package {_package(found)} cannot be loaded from {found.value}: "
+            f"{type(error).__name__}: {error}. Repair or uninstall the package."
+        ) from error
+
+
+def _package(entry: EntryPoint) -> str:
+    return "" if entry.dist is None else str(entry.dist.name)
