@@ -3,6 +3,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 import dualform
 from dualform import attention_record, errors, result, sweep_result
 from dualform.cli.main import app
+from dualform.learners.base import Context
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
 from dualform.report.measures import CONTROLS, MEASURES
@@ -144,20 +146,27 @@ def test_every_failing_case_of_the_measures_fails_as_described():
     assert run_blocks(page("measures"), str(DOCS / "measures.md")) > 5
 
 
-def test_the_learner_of_the_architecture_page_reads_behind_two_copies(tiny, tokenizer):
+def test_the_second_learner_of_its_page_reads_behind_two_copies(tiny, tokenizer):
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    block = re.search(r"^```python\n(.*?)^```$", page("architecture"), flags=re.DOTALL | re.MULTILINE)
-    assert block is not None
-    exec(block[1], namespace)
+    [block] = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```$", page("adding_learner"), re.DOTALL | re.MULTILINE)
+        if "InContextTwice" in block
+    ]
+    exec(block, namespace)
     lm = LanguageModel.wrap(tiny, tokenizer, "tiny")
     task = build([0, 1, 0, 1], words=("negative", "positive"))
     encoder = Encoder(lm, task)
-    encoded = encoder.demonstrations(draw_demonstrations(task, 2, seed=1))
+    shown = draw_demonstrations(task, 2, seed=1)
+    encoded = encoder.demonstrations(shown)
     before = {name: weight.clone() for name, weight in tiny.state_dict().items()}
+    context = Context(SimpleNamespace(lm=lm, task=task, encoder=encoder), SimpleNamespace(encoded=encoded))  # type: ignore[arg-type]
+    learner = namespace["InContextTwice"]()
 
-    adapted = namespace["InContextTwice"](encoder.opening).adapt(lm, encoded)
+    adapted = learner.adapt(context)
 
     assert (adapted.learner, adapted.n_prefix) == ("icl2", 2 * len(encoded.prefix) - len(encoder.opening))
+    assert learner.prefix_length(context) == adapted.n_prefix
     assert all(torch.equal(weight, before[name]) for name, weight in tiny.state_dict().items())
 
 

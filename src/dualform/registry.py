@@ -83,6 +83,11 @@ class Registry(Generic[Entry]):
         known = name in self
         return self[name] if known else None
 
+    def origin(self, name: str) -> str:
+        """Package and version that an entry of another package comes from; empty for dualform's own."""
+        found = next((one.dist for one in _others(self.group) if one.name == name), None)
+        return "" if found is None else f"{found.name} {found.version}"
+
     def problems(self, names: Iterable[str]) -> list[str]:
         """What keeps these names from being used, one sentence each."""
         names = list(names)

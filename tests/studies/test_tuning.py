@@ -30,8 +30,9 @@ class Training:
             raise TrainingError("diverged")
         return Finetuned(self.bench.encoder.opening, rate).adapt(self.bench.lm, self.encoded)
 
-    def train(self, known: float | None, rates: tuple[float, ...] = RATES, name: str = "ft") -> RateSearch:
-        return trained(self.adapt, rates, self.bench, name=name, seed=7, known=known, report=self.shares.append)
+    def train(self, known: float | None, rates: tuple[float, ...] = RATES, **more: Any) -> RateSearch:
+        given = {"name": "ft", "report": self.shares.append, **more}
+        return trained(self.adapt, rates, self.bench, seed=7, known=known, **given)
 
 
 def test_without_a_known_rate_all_are_tried_on_the_selection_queries() -> None:
@@ -110,7 +111,7 @@ def test_a_known_rate_whose_answers_are_no_numbers_gives_way_too(monkeypatch: py
 @pytest.mark.parametrize(("name", "option"), [("ft", "--rates"), ("lora", "--lora-rates"), ("lcgd", "--rates")])
 def test_every_known_rate_diverging_is_an_error_that_names_the_option(name: str, option: str) -> None:
     with pytest.raises(TrainingError) as caught:
-        Training(limit=0.0).train(1e-3, name=name)
+        Training(limit=0.0).train(1e-3, name=name, option=option)
 
     assert str(caught.value) == (
         f"{name}, seed 7: the rate chosen on the first seed (0.001) and every lower one of the grid diverged. "

@@ -15,6 +15,7 @@ from dualform.models.capture import Recording
 from dualform.models.language_model import NO_RECORDING
 from dualform.result import Result
 from dualform.runs.store import RunFolder
+from dualform.studies import fold_learner
 from dualform.studies.against import against_icl
 from dualform.studies.bench import Bench
 from dualform.studies.comparison import run as study
@@ -161,7 +162,7 @@ def test_a_comparison_read_back_gives_the_same_numbers(
     def unwanted(*arguments: object, **more: object) -> Any:
         raise AssertionError("nothing was to be folded")
 
-    monkeypatch.setattr(study, "make_fold", unwanted)
+    monkeypatch.setattr(fold_learner, "make_fold", unwanted)
     again = compare(asked, lm=small_lm("llama"), task=small_task(), cells=RunFolder(tmp_path / "run", asked))
     assert numbers(again.result) == numbers(whole(prose).result)
     assert Result.from_json(again.result.to_json()) == again.result

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dualform.errors import NumericalError, TrainingError
+from dualform.learners import finetuned
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext
@@ -16,7 +17,6 @@ from dualform.models.encoding import Encoder
 from dualform.models.language_model import NO_RECORDING, LanguageModel
 from dualform.report.measures import measure_of
 from dualform.studies import tuning
-from dualform.studies.comparison import run as study
 from dualform.studies.comparison.charts import head_map_chart
 from dualform.studies.comparison.config import CHEAP_CONTROLS
 from dualform.studies.comparison.run import Comparison, compare
@@ -393,7 +393,7 @@ def diverging_above(limit: float, from_adaptation: int) -> Callable[..., Any]:
 
 def test_a_later_seed_on_which_the_chosen_rate_diverges_takes_the_next_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     # All of the first seed's trials end well; the highest rate is made the best by being the only good one.
-    monkeypatch.setattr(study, "Finetuned", diverging_above(1e-3, from_adaptation=len(RATES) + 1))
+    monkeypatch.setattr(finetuned, "Finetuned", diverging_above(1e-3, from_adaptation=len(RATES) + 1))
     result = compare(small_config(rates=RATES, patience=9), lm=small_lm(), task=small_task()).result
     (chosen,) = [trial.learning_rate for trial in result.trials if trial.seed == 1 and trial.chosen]
     second = [(trial.learning_rate, trial.status) for trial in result.trials if trial.seed == 2]
@@ -426,7 +426,7 @@ def test_a_later_seed_on_which_the_chosen_rate_gives_no_numbers_takes_the_next_l
 
 
 def test_a_later_seed_on_which_every_rate_diverges_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "Finetuned", diverging_above(0.0, from_adaptation=2))
+    monkeypatch.setattr(finetuned, "Finetuned", diverging_above(0.0, from_adaptation=2))
 
     with pytest.raises(TrainingError, match=r"ft, seed 2: the rate chosen on the first seed \(0\.01\)"):
         compare(small_config(), lm=small_lm(), task=small_task())

@@ -153,8 +153,8 @@ class _Run:
     bench: Bench[ComparisonConfig]
     notes: tuple[str, ...]
     drawn: dict[int, Drawn]
-    files: tuple[str, ...]
-    """What learners read from files of their own."""
+    inputs_of_learners: tuple[str, ...]
+    """What learners read from files of their own, and the versions of those that other packages define."""
     cells: Cells
     progress: Progress
     memory: ReadingMemory | None
@@ -174,12 +174,14 @@ class _Run:
         bench, notes = set_up(config, lm or config.load_model(config.model), task)
         # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
         drawn = bench.draw_all(seeds)
-        files = tuple(text for name in bench.config.learners for text in LEARNERS[name].prepare(bench))
-        return cls(bench, notes, drawn, files, cells, progress, memory)
+        read = tuple(text for name in bench.config.learners for text in LEARNERS[name].prepare(bench))
+        # Numbers of another version of a learner's package are not gone on with.
+        versions = tuple(origin for name in bench.config.learners if (origin := LEARNERS.origin(name)))
+        return cls(bench, notes, drawn, (*read, *versions), cells, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
         """Digest of all that these seeds' numbers are made from."""
-        return digest(self.bench, [self.drawn[seed] for seed in seeds], self.files)
+        return digest(self.bench, [self.drawn[seed] for seed in seeds], self.inputs_of_learners)
 
 
 def _outcomes(run: _Run, chosen: "_Chosen") -> list[SeedOutcome]:
