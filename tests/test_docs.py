@@ -160,7 +160,7 @@ def test_the_second_learner_of_its_page_reads_behind_two_copies(tiny, tokenizer)
     shown = draw_demonstrations(task, 2, seed=1)
     encoded = encoder.demonstrations(shown)
     before = {name: weight.clone() for name, weight in tiny.state_dict().items()}
-    context = Context(SimpleNamespace(lm=lm, task=task, encoder=encoder), SimpleNamespace(encoded=encoded))  # type: ignore[arg-type]
+    context = Context(SimpleNamespace(lm=lm, task=task, encoder=encoder), SimpleNamespace(encoded=encoded))
     learner = namespace["InContextTwice"]()
 
     adapted = learner.adapt(context)

@@ -5,20 +5,25 @@ it out with a reason, plan it and draw it without knowing its name. To add one, 
 name an instance in an entry point of the group `dualform.learners`.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from dualform.learners.adapted import Adapted, AdaptedModel
 from dualform.models.cost import Cost, Part
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import LanguageModel, Readings
-from dualform.models.layout import Probe, Query
 from dualform.registry import Registry
 from dualform.report.palette import LearnerStyle, style_of
-from dualform.tasks.demonstrations import Demonstrations
-from dualform.tasks.task import Task
+
+if TYPE_CHECKING:
+    # Settings name learners, and are checked before torch is loaded.
+    from dualform.learners.adapted import Adapted
+    from dualform.models.encoding import EncodedDemonstrations, Encoder
+    from dualform.models.language_model import LanguageModel, Readings
+    from dualform.models.layout import Probe, Query
+    from dualform.tasks.demonstrations import Demonstrations
+    from dualform.tasks.task import Task
 
 
 class Setup(Protocol):
@@ -243,19 +248,11 @@ class Learner(ABC):
         return style_of(self.name, self.title, self.noun, self.meaning, self.colour)
 
 
-class Answering(Adapted, Protocol):
+class Answering(Protocol):
     """An adapted model that can answer from another one's readings of the same queries."""
 
     def answer(self, readings: Readings) -> Readings:
         """The readings with this model's answers in the place of the other one's."""
-        ...
-
-
-class Trainable(Protocol):
-    """A learner with a learning rate."""
-
-    def adapt(self, context: Context) -> AdaptedModel:
-        """Train at `Context.rate`."""
         ...
 
 

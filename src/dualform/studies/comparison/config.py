@@ -146,10 +146,11 @@ class ComparisonConfig(StudyConfig):
         if problems := LEARNERS.problems(given):
             raise ValueError("; ".join(problems))
         for name in given:
-            try:
-                LEARNERS[name]
-            except ConfigError as error:
-                raise ValueError(str(error)) from error
+            if name not in LEARNERS.own:
+                try:
+                    LEARNERS[name]
+                except ConfigError as error:
+                    raise ValueError(str(error)) from error
         return given
 
     @field_validator("controls", mode="before")
