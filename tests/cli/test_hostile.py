@@ -15,8 +15,9 @@ from rich.text import Text
 from dualform.cli.guard import say
 from dualform.cli.printing import PlainConsole, print_json, print_study
 from dualform.cli.progress import progress_bar
+from dualform.report.charts.saving import save_chart
 from dualform.result import Result
-from dualform.studies.comparison.charts import prediction_chart, save_chart
+from dualform.studies.comparison.charts import prediction_chart
 from tests.cli.conftest import QUICK, Done
 from tests.report.browser import PHONE, OpenPage, browser, open_page, overflows, undrawn, widest
 

@@ -183,3 +183,49 @@ def test_a_group_of_a_sweep_is_linked_to_beside_the_page(open_page, tmp_path):
     page = open_page(folder / "report.html")
     page.locator("#accuracy table a").first.click()
     page.wait_for_function("document.title === 'its own page'")
+
+
+def closed(page) -> list[str]:
+    return list(
+        page.evaluate("[...document.querySelectorAll('main details.section:not([open])')].map((each) => each.id)")
+    )
+
+
+def test_the_first_screen_holds_the_answer_the_chart_and_the_warnings_and_the_rest_is_closed(open_page):
+    page = open_page(html("comparison"), width=1280, height=800)
+    for place in (".lead", ".first-charts svg", "#warnings"):
+        assert page.locator(place).bounding_box()["y"] + page.locator(place).bounding_box()["height"] <= 800, place
+    assert {"verdict", "against", "accuracy", "similarity", "cost", "run", "glossary"} <= set(closed(page))
+    assert page.evaluate("document.querySelectorAll('main details.section[open]').length") == 0
+
+
+def test_a_link_opens_the_section_that_it_leads_to_and_so_does_an_address_with_a_hash(open_page, tmp_path):
+    page = open_page(html("comparison"))
+    page.locator("nav a[href='#accuracy']").click()
+    page.wait_for_function("document.getElementById('accuracy').open")
+    assert "accuracy" not in closed(page)
+    # A place within a closed section opens all that is around it, also when the hash is there from the start.
+    page.evaluate("location.hash = '#layers-counted'")
+    page.wait_for_function("document.getElementById('layers-counted').open")
+    assert not {"similarity", "layers"} & set(closed(page))
+    page.reload()
+    page.wait_for_function("document.getElementById('layers-counted').open")
+    assert "accuracy" in closed(page)
+
+
+def test_paper_gets_every_section_and_the_screen_its_own_state_back(open_page):
+    page = open_page(html("comparison"))
+    before = closed(page)
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert closed(page) == []
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert closed(page) == before
+    page.locator("#open-all").click()
+    assert closed(page) == []
+
+
+def test_the_table_of_contents_stays_in_sight(open_page):
+    page = open_page(html("comparison"), width=1280, height=800)
+    page.locator("#open-all").click()
+    page.evaluate("window.scrollTo(0, 3000)")
+    assert 0 <= page.locator("nav.contents").bounding_box()["y"] < 800

@@ -12,10 +12,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from dualform.plain_text import plain
+from dualform.report.table import Table
 
 
 class PlainConsole(Console):
@@ -28,7 +29,7 @@ class PlainConsole(Console):
             yield segment if text == segment.text else Segment(text, segment.style, segment.control)
 
 
-def print_study(verdict: Iterable[str], tables: Iterable[Table], warnings: Iterable[str]) -> None:
+def print_study(verdict: Iterable[str], tables: Iterable[Table | RichTable], warnings: Iterable[str]) -> None:
     """Print to standard output; text from models and data sets is no markup and steers nothing."""
     console = PlainConsole()
     for sentence in verdict:
@@ -36,7 +37,7 @@ def print_study(verdict: Iterable[str], tables: Iterable[Table], warnings: Itera
     for table in tables:
         if table.row_count:
             console.print()
-            console.print(table)
+            console.print(table.terminal() if isinstance(table, Table) else table)
     for warning in warnings:
         console.print(Text(f"Note: {plain(warning)}", style="yellow"))
 

@@ -29,9 +29,10 @@ def report(
     """
     from dualform.errors import ConfigError
     from dualform.files import writable_dir
+    from dualform.report.charts.saving import save_chart
     from dualform.runs.store import read_result, write_report
     from dualform.runs.sweep_folder import SWEEP_FILE, holds_sweep, read_sweep, write_sweep_report
-    from dualform.studies.comparison.charts import accuracy_chart, save_chart
+    from dualform.studies.comparison.charts import accuracy_chart
 
     of_sweep = holds_sweep(folder)
     if not of_sweep and not (folder / "result.json").exists():

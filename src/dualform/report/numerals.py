@@ -76,3 +76,40 @@ def scaled(value: Any, factor: float) -> float | None:
     """`value * factor`; None where `value` is no number. For units: seconds to milliseconds, FLOPs to GFLOPs."""
     number = finite(value)
     return None if number is None else number * factor
+
+
+def supported_digits(interval: Any, fewest: int, most: int) -> int:
+    """Decimals that a number's 95 % interval supports: the last one is no smaller than a tenth of its half-width.
+
+    Args:
+        interval: In the unit in which the number is written.
+        fewest: Decimals of a number whose interval is wide.
+        most: Decimals of a number whose interval is narrow, or that has none.
+    """
+    ends = known(interval)
+    half = (ends[1] - ends[0]) / 2 if ends is not None else 0.0
+    return most if half <= 0 else min(most, max(fewest, -math.floor(math.log10(half))))
+
+
+def rounded(value: Any, interval: Any, fewest: int = 1, most: int = 3, sign: bool = False) -> str:
+    """A number for a sentence, rounded to what its interval supports: `0.19`, where it is 0.170 to 0.201."""
+    number = finite(value)
+    if number is None:
+        return MISSING
+    # Adding zero takes the sign off a zero.
+    return _fixed(number, supported_digits(interval, fewest, most), sign)
+
+
+def rounded_interval(interval: Any, fewest: int = 1, most: int = 3, sign: bool = False) -> str:
+    """Its interval, as `0.17 to 0.20`; an end that is not zero is not rounded to it."""
+    ends = known(interval)
+    if ends is None:
+        return MISSING
+    digits = supported_digits(interval, fewest, most)
+    while digits < most and any(end != 0 and round(end, digits) == 0 for end in ends):
+        digits += 1
+    return f"{_fixed(ends[0], digits, sign)} to {_fixed(ends[1], digits, sign)}"
+
+
+def _fixed(number: float, digits: int, sign: bool) -> str:
+    return f"{round(number, digits) + 0.0:{'+' if sign else ''}.{digits}f}"

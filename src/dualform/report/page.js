@@ -1,10 +1,11 @@
 "use strict";
-// Draws every chart of the page at the width that its box has, in the colours that the reader's screen prefers.
+// Draws the charts at the width that their boxes have, in the colours that the reader's screen prefers, and opens what
+// a link points to.
 (() => {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const boxes = [...document.querySelectorAll("[data-chart]")];
-  const specs = new Map(boxes.map((box) => [box, JSON.parse(document.getElementById(box.dataset.chart).textContent)]));
   const views = new Map();
+  const drawnAt = new Map();
 
   function colours() {
     const style = getComputedStyle(document.documentElement);
@@ -41,15 +42,22 @@
     return copy;
   }
 
-  const drawnAt = new Map();
+  // A box in a closed section has no width yet: it gets that of the whole column.
+  function room(box) {
+    if (box.clientWidth > 0) return box.clientWidth;
+    const main = document.querySelector("main");
+    const style = getComputedStyle(main);
+    return main.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  }
 
   async function draw(box) {
     const options = { actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg" };
     const tooltip = { theme: dark.matches ? "dark" : "light" };
     const downloadFileName = box.dataset.chart.replace("spec-", "dualform-");
-    drawnAt.set(box, box.clientWidth);
+    const width = room(box);
+    drawnAt.set(box, width);
     views.get(box)?.finalize();
-    const spec = fitted(specs.get(box), Math.floor(box.clientWidth) - 8);
+    const spec = fitted(JSON.parse(document.getElementById(box.dataset.chart).textContent), Math.floor(width) - 8);
     const embedded = await window.vegaEmbed(box, spec, { ...options, tooltip, downloadFileName, config: colours() });
     views.set(box, embedded);
     box.querySelector("details")?.addEventListener("toggle", () => fillMenu(box, embedded.view));
@@ -62,7 +70,6 @@
     }
   }
 
-  boxes.forEach(draw);
   const observer = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const change = Math.abs(target.clientWidth - drawnAt.get(target));
@@ -70,6 +77,67 @@
       if (target.clientWidth > 0 && change > 8) setTimeout(draw, 0, target);
     }
   });
-  for (const box of boxes) observer.observe(box);
-  dark.addEventListener("change", () => boxes.forEach(draw));
+
+  async function drawAndWatch(box) {
+    if (drawnAt.has(box)) return;
+    await draw(box);
+    observer.observe(box);
+  }
+
+  // What can be seen comes first; the rest is drawn one by one while the reader reads, so that paper has it too.
+  async function drawAll() {
+    await Promise.all(boxes.filter((box) => box.checkVisibility()).map(drawAndWatch));
+    for (const box of boxes) {
+      await new Promise((next) => setTimeout(next, 0));
+      await drawAndWatch(box);
+    }
+  }
+  drawAll();
+  document.addEventListener("toggle", ({ target }) => {
+    if (target.open) [...target.querySelectorAll("[data-chart]")].filter((box) => box.checkVisibility()).forEach(drawAndWatch);
+  }, true);
+  dark.addEventListener("change", () => [...drawnAt.keys()].forEach(draw));
+
+  // Closed sections.
+  const sections = [...document.querySelectorAll("main details:not(.chart details)")];
+
+  function reveal() {
+    let target = null;
+    try {
+      target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    } catch {
+      return; // A hash that is no text points to nothing here.
+    }
+    if (!target) return;
+    for (let each = target; each; each = each.parentElement) {
+      if (each.tagName === "DETAILS") each.open = true;
+    }
+    target.scrollIntoView();
+  }
+  window.addEventListener("hashchange", reveal);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#']");
+    // The same link again changes no hash.
+    if (link && link.hash === location.hash) reveal();
+  });
+  reveal();
+
+  const button = document.getElementById("open-all");
+  if (button) {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      const open = sections.some((each) => !each.open);
+      for (const each of sections) each.open = open;
+      button.textContent = open ? "Close all" : "Open all";
+    });
+  }
+
+  let closed = [];
+  window.addEventListener("beforeprint", () => {
+    closed = sections.filter((each) => !each.open);
+    for (const each of closed) each.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const each of closed) each.open = false;
+  });
 })();

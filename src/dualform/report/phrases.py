@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
+from dualform.report.numerals import (
+    MISSING,
+    finite,
+    known,
+    percent,
+    percent_interval,
+    rounded,
+    rounded_interval,
+)
 from dualform.result import FEWEST_FOR_INTERVAL, Estimate
 
 
@@ -84,6 +92,41 @@ def share_with_interval(estimate: Estimate) -> str:
     """`72.1 % (70.2 to 73.9 %)`; the share alone without an interval, `3 of 4` for few answers."""
     interval = share_interval(estimate)
     return share(estimate) + ("" if interval == MISSING else f" ({interval})")
+
+
+def share_in_prose(estimate: Estimate, *, interval: bool = True) -> str:
+    """A share for a sentence, as `72 % (68 to 76 %)`: rounded to what its interval supports; `3 of 4` for few answers.
+
+    Args:
+        estimate: The share.
+        interval: Whether its interval follows.
+    """
+    mean = finite(estimate.mean)
+    if mean is None or is_few(estimate):
+        return share(estimate)
+    ends = in_points(estimate.ci95)
+    text = f"{rounded(100 * mean, ends, 0, 1)} %"
+    return f"{text} ({rounded_interval(ends, 0, 1)} %)" if interval and ends is not None else text
+
+
+def score_in_prose(estimate: Estimate, *, fewest: int = 1, most: int = 3) -> str:
+    """A score for a sentence, as `0.19 (0.17 to 0.20)`: rounded to what its interval supports."""
+    text = rounded(estimate.mean, estimate.ci95, fewest, most)
+    if known(estimate.ci95) is None:
+        return text
+    return f"{text} ({rounded_interval(estimate.ci95, fewest, most)})"
+
+
+def gap_in_prose(share: float | None, interval: Any = None) -> str:
+    """The size of a difference of two shares for a sentence, as `21 points`: rounded to what its interval supports."""
+    number = finite(share)
+    return MISSING if number is None else f"{rounded(abs(100 * number), in_points(interval), 0, 1)} points"
+
+
+def in_points(interval: Any) -> tuple[float, float] | None:
+    """An interval of shares in hundredths; None where an end is missing."""
+    ends = known(interval)
+    return None if ends is None else (100 * ends[0], 100 * ends[1])
 
 
 HIGHEST_RECOVERED = 1.5

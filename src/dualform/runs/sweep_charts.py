@@ -10,10 +10,10 @@ from typing import Any
 import altair as alt
 
 from dualform.report.categories import category
+from dualform.report.charts.panels import WIDE, learner_colours, line_at, panel_title, panels
 from dualform.report.measures import measure_of
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.report.panels import WIDE, learner_colours, line_at, panel_title, panels
 from dualform.report.phrases import hundredths, hundredths_interval
 from dualform.result import Estimate, Result
 from dualform.runs.sweep_words import (

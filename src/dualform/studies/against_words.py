@@ -4,20 +4,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dualform.report.numerals import MISSING, count, finite, known, percent, percent_interval, significant
+from dualform.report.numerals import MISSING, count, finite, known, percent, significant
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import (
     OUTSIDE,
     apart,
     capital,
     counted,
-    difference,
+    gap_in_prose,
     is_few,
     is_undefined,
     listed,
     plural,
-    share,
-    share_with_interval,
+    share_in_prose,
 )
 from dualform.result import FEWEST_FOR_INTERVAL, Against, FoldPoint, FoldReport, Result
 from dualform.studies.baseline_words import guessing_phrase, not_above_guessing
@@ -34,7 +33,7 @@ HOLDS_FOR = {
 
 
 def choice_sentences(result: Result) -> list[str]:
-    """Which to use, in figures: accuracy, likeness to the prompted model, cost.
+    """Which to use, in figures: accuracy, agreement with the prompted model, cost.
 
     Args:
         result: Any result; parts that are missing are passed over.
@@ -58,7 +57,7 @@ def choice_heading(result: Result) -> str:
 
 
 def stands(result: Result, first: str, second: str) -> int | None:
-    """Where one learner's accuracy lies beside another's, by their paired test or, without one, their intervals.
+    """How one learner's accuracy compares with another's, by their paired test or, without one, their intervals.
 
     Returns:
         1 where `first` lies above `second`, -1 where below, 0 where the run does not tell them apart; None where
@@ -118,12 +117,12 @@ def fold_sentences(fold: FoldReport) -> list[str]:
 
 @dataclass(frozen=True)
 class _Standing:
-    """Where one learner's accuracy lies beside another's."""
+    """How one learner's accuracy compares with another's."""
 
     place: int | None
     """1 above, -1 below, 0 not told apart, None where nothing can tell."""
     why: str
-    """What that stands on."""
+    """What that is based on."""
 
 
 def _standing(result: Result, first: str, second: str) -> _Standing:
@@ -133,7 +132,7 @@ def _standing(result: Result, first: str, second: str) -> _Standing:
         kind = generality(test)
         if kind == "neither":
             return _Standing(0, "paired tests")
-        return _Standing(1 if gap > 0 else -1, f"{difference(gap)} points by a paired test, {HOLDS_FOR[kind]}")
+        return _Standing(1 if gap > 0 else -1, f"{gap_in_prose(gap, test.ci95)} by a paired test, {HOLDS_FOR[kind]}")
     if is_few(result.accuracy[first]) or is_few(result.accuracy[second]):
         return _Standing(None, "too few answers")
     place = apart(result.accuracy[first].ci95, result.accuracy[second].ci95)
@@ -145,8 +144,8 @@ def _accuracy(result: Result) -> list[str]:
     keys = [key for key, mean in means.items() if mean is not None]
     if len(keys) < 2:
         return []
-    shares = [f"{_noun(key)} {share_with_interval(result.accuracy[key])}" for key in keys[1:]]
-    first = f"{_noun(keys[0])} answers {share_with_interval(result.accuracy[keys[0]])} of the queries rightly"
+    shares = [f"{_noun(key)} {share_in_prose(result.accuracy[key])}" for key in keys[1:]]
+    first = f"{_noun(keys[0])} answers {share_in_prose(result.accuracy[keys[0]])} of the queries correctly"
     figures = listed([first, *shares])
     standings = {(one, two): _standing(result, one, two) for one in keys for two in keys if one != two}
     if all(each.place is None for each in standings.values()):
@@ -190,12 +189,12 @@ def _agreement(result: Result) -> list[str]:
     if key is None or finite(result.against_icl[key].agreement.mean) is None:
         return []
     against = result.against_icl[key]
-    said = f"{capital(_noun(key))} gives in-context learning's answer to {share_with_interval(against.agreement)} of "
+    said = f"{capital(_noun(key))} gives in-context learning's answer to {share_in_prose(against.agreement)} of "
     said += "the queries"
     chance = finite(against.expected)
     beside = [] if chance is None else [f"by chance, from how often each gives each answer, to {percent(chance)}"]
     beside += [
-        f"{_noun(other)} to {share(result.against_icl[other].agreement)}"
+        f"{_noun(other)} to {share_in_prose(result.against_icl[other].agreement, interval=False)}"
         for other in ("zsl", "ft")
         if other != key and other in result.against_icl
         if finite(result.against_icl[other].agreement.mean) is not None
@@ -217,8 +216,7 @@ def _recovered(result: Result, against: Against) -> str:
             f" and recovers {recovered_share(against)} right answers that the prompt gained over zero-shot: fewer than "
             f"{FEWEST_FOR_INTERVAL} are too few to say more."
         )
-    interval = f" ({percent_interval(recovered.ci95)})" if known(recovered.ci95) else ""
-    said = f" and recovers {percent(recovered.mean)}{interval} of what the prompt gained over zero-shot"
+    said = f" and recovers {share_in_prose(recovered)} of what the prompt gained over zero-shot"
     known_learners = {"zsl", "icl"} <= set(result.accuracy)
     # A share has no interval where the run is not sure that there is a gain.
     if known(recovered.ci95) is None or (known_learners and _standing(result, "icl", "zsl").place != 1):

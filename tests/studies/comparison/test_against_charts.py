@@ -4,10 +4,10 @@ import re
 
 import pytest
 
+from dualform.report.charts.saving import save_chart
 from dualform.report.palette import LEARNERS, SPARE_COLOURS
 from dualform.result import Accuracy, Cost
 from dualform.studies.comparison.against_charts import APART, KEPT, cost_accuracy_chart
-from dualform.studies.comparison.charts import save_chart
 from tests.report.chart_rows import held
 from tests.report.example_result import empty_result, example_result, old_result
 

@@ -4,20 +4,23 @@ from typing import Any
 import pytest
 
 from dualform.errors import ConfigError
+from dualform.report.charts.saving import save_chart
 from dualform.report.numerals import MISSING
 from dualform.report.palette import LEARNERS, learner_style, learners_in_order
-from dualform.result import Accuracy, Calibrated, Predictions, Similarity
+from dualform.result import Accuracy, Calibrated, Estimate, Predictions, Similarity
 from dualform.studies.comparison.charts import (
     LABELS_SHOWN,
+    MOST_LABELS,
     accuracy_chart,
+    by_label_chart,
     head_map_chart,
     prediction_chart,
-    save_chart,
     similarity_by_layer_chart,
     trained_name,
     trials_chart,
 )
 from dualform.studies.comparison.control_charts import LEFTMOST, RIGHTMOST, band_chart, calibrated_chart, sweep_chart
+from tests.report.chart_rows import held
 from tests.report.example_result import empty_result, example_result, old_result
 
 CHARTS = [
@@ -303,3 +306,24 @@ def test_where_all_layers_fall_on_one_side_no_mark_is_left_without_rows(q: float
     assert f'"above": {str(q == 0.0).lower()}' in text
     assert "datum.above" not in text
     assert '"values": []' not in text
+
+
+def test_each_label_has_a_row_with_a_dot_a_learner():
+    result = example_result()
+    share = Estimate(mean=0.4, ci95=(0.3, 0.5), n=50)
+    levels = {
+        key: each.model_copy(update={"per_label": {" good": each, " bad": share}})
+        for key, each in result.accuracy.items()
+        if key in ("icl", "ft")
+    }
+    rows = held(by_label_chart(result.model_copy(update={"accuracy": levels})), "label")
+    assert {(row["label"], row["learner"], row["accuracy"]) for row in rows} == {
+        ("good", "in-context (ICL)", levels["icl"].mean),
+        ("bad", "in-context (ICL)", 0.4),
+        ("good", "finetuned (FT)", levels["ft"].mean),
+        ("bad", "finetuned (FT)", 0.4),
+    }
+    assert by_label_chart(empty_result()) is None
+    too_many = {f" {number}": share for number in range(MOST_LABELS + 1)}
+    crowded = {"icl": levels["icl"].model_copy(update={"per_label": too_many})}
+    assert by_label_chart(result.model_copy(update={"accuracy": crowded})) is None

@@ -19,7 +19,7 @@ def test_the_explorer_stands_behind_the_likeness_of_the_sides():
     few = {key: example_result().similarity[key] for key in ("rec2ftp", "agreement")}
     html = render_page(example_result(similarity=few), example_attention())
     order = [
-        html.index(f'<section id="{name}">') for name in ("against", "accuracy", "similarity", "attention", "sweep")
+        html.index(f'<details id="{name}"') for name in ("against", "accuracy", "similarity", "attention", "sweep")
     ]
     assert order == sorted(order)
 
@@ -27,7 +27,7 @@ def test_the_explorer_stands_behind_the_likeness_of_the_sides():
 def test_without_a_record_there_is_no_trace_of_it():
     html = render_page(empty_result())
     assert "look" not in Page(html).ids()
-    assert "explorer" not in html
+    assert "look-query" not in html
     assert explorer_section(example_attention(queries=())) is None
 
 
@@ -35,7 +35,7 @@ def test_the_page_allows_the_explorers_script_and_still_loads_nothing():
     page = page_of()
     policy = next(tag["content"] for _, tag in page.tags if tag.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy
-    assert policy.count("sha256-") == len(page.code()) == 1
+    assert policy.count("sha256-") == len(page.code()) == 2
 
 
 def test_each_query_is_named_by_who_is_right_and_how_it_begins():
@@ -89,7 +89,7 @@ def test_a_hostile_data_set_makes_a_harmless_page():
     page = Page(html)
     assert {tag for tag, _ in page.tags}.isdisjoint({"img", "b"})
     assert not [name for _, tag in page.tags for name in tag if name.startswith("on")]
-    assert len(page.code()) == 1
+    assert len(page.code()) == 2
     assert not set(html) & set(STEERING.replace("[31m", ""))
     assert page.specs()["look-data"]["examples"][0]["pieces"][: len(ATTACKS)] == ATTACKS
 

@@ -2,17 +2,18 @@ import io
 
 import pytest
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from dualform.report.numerals import MISSING, decimal, percent, significant
+from dualform.report.table import Table
 from dualform.result import Similarity
 from dualform.studies.comparison.table import accuracy_table, against_table, cost_table, similarity_table
 from tests.report.example_result import empty_result, example_result, old_result
 
 
-def printed(table: Table, width: int = 80) -> str:
+def printed(table: Table | RichTable, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table)
+    console.print(table.terminal() if isinstance(table, Table) else table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

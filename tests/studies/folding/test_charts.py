@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dualform.studies.comparison.charts import save_chart
+from dualform.report.charts.saving import save_chart
 from dualform.studies.folding.charts import axis_chart
 from dualform.studies.folding.words import AXES
 from tests.report.chart_rows import drawn, held

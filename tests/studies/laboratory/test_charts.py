@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from dualform.report.charts.saving import save_chart
 from dualform.report.palette import MEASURE_COLOUR
 from dualform.result import Estimate, LabChart
-from dualform.studies.comparison.charts import save_chart
 from dualform.studies.laboratory.charts import (
     COLOURS,
     DASHES,

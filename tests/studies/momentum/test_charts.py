@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dualform.studies.comparison.charts import save_chart
+from dualform.report.charts.saving import save_chart
 from dualform.studies.momentum.charts import (
     ETA_COLOURS,
     arm_colours,

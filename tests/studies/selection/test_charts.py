@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dualform.studies.comparison.charts import save_chart
+from dualform.report.charts.saving import save_chart
 from dualform.studies.selection.charts import optimism_chart, similarity_by_choice_chart
 from tests.report.chart_rows import held, values
 from tests.report.example_result import empty_result

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from dualform.report.charts.saving import save_chart
 from dualform.report.palette import learner_style
 from dualform.result import Stability
-from dualform.studies.comparison.charts import save_chart
 from dualform.studies.stability.charts import (
     accuracy_runs_chart,
     labels_chart,

@@ -8,9 +8,9 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.charts.panels import WIDE, learner_colours
 from dualform.report.numerals import finite, known
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.panels import WIDE, learner_colours
 from dualform.result import Result
 
 QUERIES = 1000
@@ -50,7 +50,7 @@ def cost_accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
     y_axis = alt.Axis(title="accuracy", format=".0%", tickCount=5)
     x = alt.X("cost:Q", scale=x_scale, axis=x_axis)
     colour = learner_colours(
-        keys, legend=alt.Legend(title=None, orient="top", columns=2, symbolType="circle", symbolOpacity=1)
+        keys, legend=alt.Legend(title=None, orient="top", columns=3, symbolType="circle", symbolOpacity=1)
     )
     tooltip = [
         alt.Tooltip("learner:N"),

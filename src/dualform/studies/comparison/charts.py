@@ -1,36 +1,30 @@
 """A result as charts: one function a chart, each None where the result has nothing to draw.
 
-One definition serves the interactive page and the figure in a paper (`save_chart`). Sizes, not colours of text and
-background, are set here; the page sets those to suit a light or a dark screen. Text from data sets enters as data
-only, never as a field name or an expression.
+One definition serves the interactive page and the figure in a paper (`report.charts.saving.save_chart`). Sizes, not
+colours of text and background, are set here; the page sets those to suit a light or a dark screen. Text from data sets
+enters as data only, never as a field name or an expression.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 
-from dualform.errors import ConfigError
-from dualform.files import atomic_write
 from dualform.plain_text import plain
 from dualform.report.categories import categories
+from dualform.report.charts.dots import ROW_HEIGHT, dot_chart, dot_rows
+from dualform.report.charts.panels import WIDE, learner_colours, panel_title, panels
 from dualform.report.measures import control_of, in_order, measure_of
 from dualform.report.numerals import MISSING, decimal, finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.report.panels import baseline_lines
-from dualform.result import Estimate, Result, Similarity, Trial
+from dualform.result import Result, Similarity, Trial
 from dualform.studies.baseline_words import baseline_levels
 from dualform.studies.comparison.words import LEVEL
 
-WIDTH = 560
-"""Pixels of a chart that stands alone."""
 PANEL_WIDTH = 220
 PANEL_HEIGHT = 150
 """Pixels of one small multiple."""
 COLUMNS = 3
-ROW_HEIGHT = 36
-"""Pixels a learner takes in a chart with one row a learner."""
 LABELS_SHOWN = 8
 """Labels told apart in the chart of predictions; the rest are drawn as one."""
 OTHER_LABELS = "all others"
@@ -40,7 +34,8 @@ TRUE_LABELS = "right answers"
 MISSING_COLOUR = "#6E6E6E"
 """Of a cell without a number: darker than the pale middle of the scale, and no colour of it."""
 
-FORMATS = ("svg", "png", "pdf", "html", "json")
+MOST_LABELS = 20
+"""Labels of the chart of accuracy by label; with more there is only the table."""
 
 
 def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -48,55 +43,40 @@ def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
     keys = [key for key in learners_in_order(result.accuracy) if finite(result.accuracy[key].mean) is not None]
     if not keys:
         return None
-    means = [_accuracy_row(key, result.accuracy[key]) for key in keys]
     seeds = [
         {"learner": learner_style(key).title, "seed": seed, "accuracy": finite(value)}
         for key in keys
         for seed, value in result.accuracy[key].per_seed.items()
         if finite(value) is not None
     ]
-    levels = baseline_levels(result)
-    shown = [row[end] for row in means for end in ("low", "high")] + [row["accuracy"] for row in seeds]
-    shown += [level for level, _ in levels]
-    lowest, highest = min(shown), max(shown)
-    margin = max(0.02, 0.06 * (highest - lowest))
-    x_scale = alt.Scale(domain=[max(0, lowest - margin), min(1, highest + margin)], zero=False, nice=True)
-    x_axis = alt.Axis(format=".0%", title="accuracy on the report split", tickCount=6, labelOverlap=True)
-    y = alt.Y("learner:N", sort=[row["learner"] for row in means], title=None, axis=alt.Axis(labelLimit=200))
-    colour = _learner_colours(keys, legend=None)
-
-    base = alt.Chart(alt.Data(values=means))
-    hover = [
-        alt.Tooltip("learner:N"),
-        alt.Tooltip("accuracy:Q", format=".1%", title="mean accuracy"),
-        alt.Tooltip("low:Q", format=".1%", title="95 % from"),
-        alt.Tooltip("high:Q", format=".1%", title="to"),
-        alt.Tooltip("n:Q", format=","),
-    ]
-    x = alt.X("accuracy:Q", scale=x_scale, axis=x_axis)
-    rule = base.mark_rule(strokeWidth=3, strokeCap="round").encode(
-        x=alt.X("low:Q", scale=x_scale, axis=x_axis), x2="high:Q", y=y, color=colour, tooltip=hover
+    return dot_chart(
+        dot_rows({learner_style(key).title: result.accuracy[key] for key in keys}),
+        colour=learner_colours(keys, legend=None),
+        axis_title="accuracy on the report split",
+        seeds=seeds,
+        levels=baseline_levels(result),
     )
-    dot = base.mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, tooltip=hover)
-    layers = [rule, dot]
-    if seeds:
-        layers.append(
-            alt.Chart(alt.Data(values=seeds))
-            # Below the interval, so that neither hides the other.
-            .mark_point(filled=True, size=26, opacity=0.55, yOffset=11)
-            .encode(
-                x=x,
-                y=y,
-                color=colour,
-                tooltip=[
-                    alt.Tooltip("learner:N"),
-                    alt.Tooltip("seed:N"),
-                    alt.Tooltip("accuracy:Q", format=".1%"),
-                ],
-            )
-        )
-    layers = baseline_lines(levels, x_scale, x_axis) + layers
-    return alt.layer(*layers).properties(width=WIDTH, height=ROW_HEIGHT * len(keys) + 10)
+
+
+def by_label_chart(result: Result) -> alt.TopLevelMixin | None:
+    """Accuracy on the queries of each label with its 95 % interval, the learners below one another."""
+    keys = [key for key in learners_in_order(result.accuracy) if result.accuracy[key].per_label]
+    labels = list(dict.fromkeys(label for key in keys for label in result.accuracy[key].per_label))
+    rows = []
+    for label, name in zip(labels, categories([_visible(label) for label in labels]), strict=True):
+        there = {key: result.accuracy[key].per_label[label] for key in keys if label in result.accuracy[key].per_label}
+        rows += [row | {"label": name} for row in dot_rows({learner_style(key).title: there[key] for key in there})]
+    # A label more would take no more than a row's height; beyond some twenty the table serves better.
+    if not rows or len(labels) > MOST_LABELS:
+        return None
+    return dot_chart(
+        rows,
+        row="label",
+        colour=learner_colours(keys, legend=alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1)),
+        axis_title="share of the label's queries answered correctly",
+        offsets=[learner_style(key).title for key in keys],
+        row_height=14 * len(keys) + 12,
+    )
 
 
 def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -149,7 +129,7 @@ def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
         .mark_text(fontSize=11)
         .encode(x="middle:Q", text=alt.Text("share:Q", format=".0%"), color=alt.Color("ink:N", scale=None))
     )
-    return alt.layer(bars, text).properties(width=WIDTH, height=ROW_HEIGHT * len(bars_of))
+    return alt.layer(bars, text).properties(width=WIDE, height=ROW_HEIGHT * len(bars_of))
 
 
 def similarity_by_layer_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -197,42 +177,6 @@ def _reused(trial: Trial) -> bool:
 def trained_name(key: str) -> str:
     """What was trained under `key`: a learner, or a control with a learning rate of its own."""
     return control_of(key).title if learner_style(key).title == key else learner_style(key).title
-
-
-def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
-    """Write a chart to `path`, whose ending says how: .svg, .pdf or .png for a paper, .html, or .json (Vega-Lite).
-
-    The HTML file holds all it needs and works offline.
-
-    Raises:
-        ConfigError: The ending is none of these.
-        StorageError: The file cannot be written.
-    """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        endings = ", ".join(f".{each}" for each in FORMATS)
-        raise ConfigError(f"cannot save a chart as {path.name!r}: its ending must be one of {endings}.")
-    with atomic_write(path) as temporary:
-        if kind == "html":
-            chart.save(str(temporary), format=kind, inline=True)
-        elif kind == "json":
-            chart.save(str(temporary), format=kind)
-        else:
-            # Twice the resolution of a screen, for print.
-            chart.save(str(temporary), format=kind, engine="vl-convert", **({"ppi": 200} if kind == "png" else {}))
-
-
-def _accuracy_row(key: str, estimate: Estimate) -> dict[str, Any]:
-    mean = finite(estimate.mean)
-    # Without an interval the rule shrinks to the dot.
-    low, high = known(estimate.ci95) or (mean, mean)
-    return {"learner": learner_style(key).title, "accuracy": mean, "low": low, "high": high, "n": estimate.n}
-
-
-def _learner_colours(keys: Sequence[str], legend: alt.Legend | None) -> alt.Color:
-    styles = [learner_style(key) for key in keys]
-    scale = alt.Scale(domain=[style.title for style in styles], range=[style.colour for style in styles])
-    return alt.Color("learner:N", scale=scale, legend=legend)
 
 
 def _prediction_rows(title: str, counts: Mapping[str, int], named: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -286,15 +230,9 @@ def _any_number(values: Sequence[Any] | None) -> bool:
 
 
 def _small_multiples(
-    panels: list[alt.TopLevelMixin], columns: int = COLUMNS, gap: int = 52, row_gap: int = 74
+    charts: list[alt.TopLevelMixin], columns: int = COLUMNS, gap: int = 52, row_gap: int = 74
 ) -> alt.TopLevelMixin | None:
-    # A concatenation and no facet: each panel keeps its own scale and its own name for the hover selection.
-    if not panels:
-        return None
-    # "flush" lines the plots up whatever the width of their axis labels; the spacing then has to hold those.
-    return alt.concat(
-        *panels, columns=min(columns, len(panels)), spacing={"column": gap, "row": row_gap}, bounds="flush"
-    )
+    return panels(charts, columns=columns, gap=gap, row_gap=row_gap)
 
 
 def layer_floor(key: str, result: Result) -> tuple[str, Similarity] | None:
@@ -370,7 +308,7 @@ def _layer_panel(number: int, key: str, result: Result) -> alt.TopLevelMixin:
                 .encode(x=x, y=y)
             )
     layers.append(points)
-    return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT, title=_panel_title(title))
+    return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT, title=panel_title(title, offset=8))
 
 
 def _layer_rows(title: str, similarity: Similarity, floor: tuple[str, Similarity] | None) -> list[dict[str, Any]]:
@@ -434,7 +372,7 @@ def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.TopLevelMixin
     # A layer of their own: within one layer Vega-Lite draws a missing number as zero.
     missing = base.transform_filter("!isValid(datum.mean)").mark_rect(color=MISSING_COLOUR)
     size = {"width": PANEL_WIDTH, "height": min(360, max(120, 9 * layers))}
-    return alt.layer(cells, missing).properties(**size, title=_panel_title(title))
+    return alt.layer(cells, missing).properties(**size, title=panel_title(title, offset=8))
 
 
 def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
@@ -493,8 +431,6 @@ def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
         ],
     )
     title = trained_name(learner)
-    return alt.layer(line, points).properties(width=PANEL_WIDTH + 60, height=PANEL_HEIGHT, title=_panel_title(title))
-
-
-def _panel_title(text: str) -> alt.TitleParams:
-    return alt.TitleParams(text, anchor="start", frame="group", fontSize=12, fontWeight="bold", offset=8)
+    return alt.layer(line, points).properties(
+        width=PANEL_WIDTH + 60, height=PANEL_HEIGHT, title=panel_title(title, offset=8)
+    )

@@ -8,10 +8,10 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.charts.panels import WIDE, panel_title, panels
 from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of
 from dualform.report.numerals import MISSING, decimal, decimal_interval, finite, known, percent, percent_interval
 from dualform.report.palette import MEASURE_COLOUR, learner_style
-from dualform.report.panels import WIDE, panel_title, panels
 from dualform.report.phrases import hundredths, hundredths_interval
 from dualform.result import Estimate, Result
 
@@ -84,11 +84,16 @@ def band_chart(result: Result) -> alt.TopLevelMixin | None:
     return alt.layer(*layers).properties(width=WIDE, height=BAND_ROW * len(keys))
 
 
-def calibrated_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Each measure's place between its floor, 0, and its ceiling, 1, on one axis that is cut at -1 and 2."""
+def calibrated_chart(result: Result, only: Sequence[str] | None = None) -> alt.TopLevelMixin | None:
+    """Each measure's place between its floor, 0, and its ceiling, 1, on one axis that is cut at -1 and 2.
+
+    Args:
+        result: Of a comparison.
+        only: The measures that are drawn; all without it.
+    """
     keys = [
         key
-        for key in in_order(result.calibrated)
+        for key in in_order(result.calibrated if only is None else only)
         if key in result.similarity and finite(result.calibrated[key].mean) is not None
     ]
     if not keys:

@@ -1,87 +1,47 @@
 """A comparison as one HTML file that needs no network: numbers, charts and what they do not say."""
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
+
+from markupsafe import Markup
 
 from dualform.attention_record import AttentionRecord
-from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of, score, score_interval
-from dualform.report.numerals import (
-    MISSING,
-    count,
-    decimal,
-    decimal_interval,
-    finite,
-    known,
-    percent,
-    percent_interval,
-    scaled,
-    significant,
-)
+from dualform.report.html import fill
+from dualform.report.measures import control_of, controls_in_order
+from dualform.report.numerals import count, finite, percent
+from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, render, run_section
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import (
-    difference,
-    difference_interval,
-    hundredths,
-    hundredths_interval,
-    is_few,
-    points,
-    share,
-    share_interval,
-)
-from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
-from dualform.result import FEWEST_FOR_INTERVAL, Accuracy, Calibrated, Estimate, Result
+from dualform.report.section import Figure, Section
+from dualform.result import FEWEST_FOR_INTERVAL, Result
+from dualform.studies.against_words import choice_heading, choice_sentences, fold_sentences
 from dualform.studies.baseline_words import baseline_rows, baselines_text, majority_level
-from dualform.studies.comparison import charts, control_charts
-from dualform.studies.comparison.against_charts import cost_accuracy_chart
-from dualform.studies.comparison.against_page import GLOSSARY as AGAINST_GLOSSARY
-from dualform.studies.comparison.against_page import against_section
+from dualform.studies.comparison import charts, control_charts, table
+from dualform.studies.comparison.against_charts import QUERIES, cost_accuracy_chart
+from dualform.studies.comparison.answer import MOST_MEASURES, acts_alike, first_measures, which_to_use
 from dualform.studies.comparison.explorer import explorer_section
 from dualform.studies.comparison.rounding_words import rounding_section
-from dualform.studies.comparison.table import companions
-from dualform.studies.comparison.words import (
-    best_learners,
-    collapsed,
-    cost_sentence,
-    judged_by,
-    layers_above_floor,
-    p_text,
-    pair_sentences,
-    seeds_note,
-    verdict,
-)
+from dualform.studies.comparison.words import cost_sentence, layers_above_floor, pair_sentences, seeds_note, verdict
 from dualform.studies.fold.words import fold_verdict
-from dualform.studies.published import MODELS, beside_the_paper
 
-CHARTS: dict[str, DescribedChart] = {
-    "against": (
-        cost_accuracy_chart,
-        "Accuracy of each learner with its 95 % interval against the floating-point operations of a thousand queries.",
+EXPLORER = "dualform.studies.comparison:explorer"
+
+AGAINST_GLOSSARY: tuple[tuple[str, str], ...] = (
+    ("agreement with ICL", "Share of the queries that a learner answers as ICL does, rightly or wrongly."),
+    (
+        "recovered",
+        "(accuracy - zero-shot's) / (ICL's - zero-shot's): 100 % is all that the prompt gained. It swings widely where "
+        "the prompt gained little, and is undefined outside 0 to 150 %.",
     ),
-    "accuracy": (
-        charts.accuracy_chart,
-        "Mean accuracy of each learner with its 95 % interval and one point a seed, chance and the majority baseline.",
+    (
+        "cheaper after",
+        "Queries after which adapting once and answering has taken fewer operations than prompting; “never” where a "
+        "query costs no less than a prompted one.",
     ),
-    "predictions": (
-        charts.prediction_chart,
-        "Share of each label among the right answers and among the predictions of each learner.",
+    (
+        "read anew, kept",
+        "A prompt's demonstrations can be read again with every query, or once, their keys and values kept in memory: "
+        "a query then reads its own tokens alone and attends to what is kept.",
     ),
-    "bands": (
-        control_charts.band_chart,
-        "Each measure of likeness with its interval, in the band from its floor to its ceiling, beside all controls.",
-    ),
-    "calibrated": (
-        control_charts.calibrated_chart,
-        "Each measure of likeness with its interval on one scale: 0 is its floor, 1 its ceiling.",
-    ),
-    "layers": (charts.similarity_by_layer_chart, "Each measure of likeness over the layers, with its interval."),
-    "heads": (charts.head_map_chart, "Each measure of likeness by layer and head, as a heat map."),
-    "sweep": (
-        control_charts.sweep_chart,
-        "Accuracy of finetuning, length of its change and each measure of likeness against the learning rate.",
-    ),
-    "trials": (charts.trials_chart, "Accuracy on the selection split against learning rate, one line a seed."),
-}
+)
 
 
 def render_comparison(result: Result, attention: AttentionRecord | None = None) -> str:
@@ -91,44 +51,51 @@ def render_comparison(result: Result, attention: AttentionRecord | None = None) 
         result: What it found; sections without data are left out.
         attention: Where its learners looked, for the explorer.
     """
-    return render_shell(
-        "dualform.studies.comparison:page.html.j2",
-        result,
+    return render(comparison_page(result, attention))
+
+
+def comparison_page(result: Result, attention: AttentionRecord | None = None) -> Page:
+    """The same before it is written."""
+    first = _first_chart(result)
+    return Page(
         title=_title(result),
-        charts=CHARTS,
-        styles=["dualform.studies.comparison:explorer.css"] if attention else [],
-        scripts=["dualform.studies.comparison:explorer.js"] if attention else [],
-        explorer=explorer_section(attention),
-        verdict=[*fold_verdict(result), *verdict(result)],
-        cards=_cards(result),
-        commands=_commands(result),
+        about=about_line(result),
+        version=result.dualform,
+        answer=which_to_use(result) or "This result holds no accuracies and no measures of similarity.",
+        warnings=result.warnings,
+        charts=[first],
+        facts=_facts(result),
+        sections=[
+            _alike(result),
+            _findings(result),
+            _against(result),
+            _accuracy(result, again=first.name != "accuracy-first"),
+            _predictions(result),
+            _similarity(result),
+            _explorer(attention),
+            _sweep(result),
+            rounding_section(result),
+            Section(
+                "rec2ftp",
+                "Rec2FTP and its counts",
+                note="Answers that zero-shot had wrong and finetuning put right: does context put the same ones right?",
+                tables=[table.rec2ftp_table(result)],
+            ),
+            _published(result),
+            _trials(result),
+            Section(
+                "cost",
+                "Cost",
+                sentences=[sentence] if (sentence := cost_sentence(result)) else [],
+                tables=[table.cost_table(result)],
+            ),
+            run_section(
+                result, _commands(result), [facts_section("model", "Model", result.model), _demonstrations(result)]
+            ),
+        ],
         glossary=_glossary(result),
-        baselines=baselines_text(result),
-        baseline_rows=[{"name": name, "mean": percent(level)} for name, level in baseline_rows(result)],
-        n_queries=count(result.baselines.n) if result.baselines is not None else MISSING,
-        has_over=any(each.over_majority is not None for each in result.accuracy.values()),
-        has_f1=any(each.macro_f1 is not None for each in result.accuracy.values()),
-        by_label=_by_label(result),
-        against=against_section(result),
-        accuracy=_accuracy_rows(result),
-        pairs=_pair_rows(result),
-        pair_sentences=pair_sentences(result),
-        seeds_note=seeds_note(result),
-        similarity=_similarity_rows(result),
-        has_scale=bool(set(result.calibrated) & set(result.similarity)),
-        scale_n=_scale_n(result),
-        has_random=bool(set(result.controls.get("random", {})) & set(result.similarity)),
-        controls=_control_table(result),
-        layers_above=layers_above_floor(result),
-        layers_tested=any(each.per_layer_q for each in result.similarity.values()),
-        published=_published_rows(result),
-        published_models=MODELS,
-        rounding=rounding_section(result),
-        rec2ftp=_rec2ftp_rows(result),
-        cost=_cost_rows(result),
-        cost_sentence=cost_sentence(result),
-        trials=_trial_rows(result),
-        model=facts(result.model),
+        styles=[f"{EXPLORER}.css"] if attention else [],
+        scripts=[f"{EXPLORER}.js"] if attention else [],
     )
 
 
@@ -139,326 +106,297 @@ def _title(result: Result) -> str:
     return f"dualform: {model or task or result.study}"
 
 
-def _cards(result: Result) -> list[dict[str, str]]:
-    """The few numbers that a reader looks for first: value, what it is, how sure."""
-    cards = []
-    best = best_learners(result)
-    if len(best) == 1:
-        top = result.accuracy[best[0]]
-        name = learner_style(best[0]).title
-        cards.append(card("highest accuracy", share(top), f"{name}, {share_interval(top)}"))
+def _first_chart(result: Result) -> Figure:
+    """Accuracy against cost; accuracy alone where costs are not known."""
+    against = cost_accuracy_chart(result)
+    if against is None:
+        return _accuracy_figure(result, "accuracy-first")
+    return Figure(
+        "against",
+        against,
+        "Accuracy of each learner with its 95 % interval against the floating-point operations of a thousand queries.",
+        f"Accuracy with 95 % intervals against the cost of {QUERIES:,} queries; adapting, done once, comes on top. "
+        f"Hollow: "
+        "the same prompt with its keys and values kept.",
+    )
+
+
+def _accuracy_figure(result: Result, name: str = "accuracy") -> Figure:
+    return Figure(
+        name,
+        charts.accuracy_chart(result),
+        "Mean accuracy of each learner with its 95 % interval and one point a seed, chance and the majority baseline.",
+        "Large dots are means, bars 95 % intervals; small dots are demonstration seeds. Dashed: chance, and always "
+        "giving "
+        "the commonest label.",
+    )
+
+
+def _facts(result: Result) -> list[Fact]:
+    """What the numbers of the page rest on."""
+    found = []
+    if result.demonstrations is not None:
+        requested, used = result.demonstrations.k_requested, result.demonstrations.k_effective
+        seeds = len(result.demonstrations.rows)
+        detail = f"of {requested} requested" if used != requested else "in each prompt"
+        found.append(Fact("demonstrations", count(used), detail))
+        found.append(Fact("demonstration seeds", count(seeds), "draws of demonstrations"))
     levels = baseline_rows(result)
     if majority_level(result) is not None:
         name, level = levels[-1]
-        cards.append(card("majority baseline", percent(level), name))
-    icl, ft = (finite(result.accuracy[key].mean) if key in result.accuracy else None for key in ("icl", "ft"))
-    if icl is not None and ft is not None:
-        cards.append(card("ICL less finetuning", f"{100 * (icl - ft):+.1f}", "points of accuracy"))
-    folded = result.against_icl.get("fold")
-    if folded is not None:
-        cards.append(card("Fold answers as ICL", share(folded.agreement), share_interval(folded.agreement)))
-    rec2ftp = result.similarity.get("rec2ftp")
-    if rec2ftp is not None:
-        chance = finite(rec2ftp.details.get("chance"))
-        beside = f"chance level {percent(chance)}, n = {rec2ftp.n}" if chance is not None else f"n = {rec2ftp.n}"
-        cards.append(card("Rec2FTP", share(rec2ftp), beside))
-    sim_aou, judged = result.similarity.get("sim_aou"), judged_by(result)
-    if judged is not None:
-        key, name = judged
-        place = result.calibrated[key]
-        beside = f"0: {control_of(place.control).title}, 1: ceiling; raw score {decimal(place.score)}"
-        cards.append(card(f"{name}, calibrated", hundredths(place.mean), beside))
-    elif sim_aou is not None:
-        random = result.controls.get("random", {}).get("sim_aou")
-        beside = f"random direction {decimal(random.mean)}" if random else decimal_interval(sim_aou.ci95)
-        cards.append(card("SimAOU", decimal(sim_aou.mean), beside))
-    if result.demonstrations is not None:
-        asked, used = result.demonstrations.k_requested, result.demonstrations.k_effective
-        seeds = len(result.demonstrations.rows)
-        beside = f"of {asked} requested" if used != asked else f"{seeds} seed{'s' if seeds != 1 else ''}"
-        cards.append(card("demonstrations", str(used), beside))
-    return cards
+        found.append(Fact("majority baseline", percent(level), name))
+    if result.baselines is not None and result.baselines.n:
+        found.append(Fact("queries", count(result.baselines.n), "answered by every learner"))
+    return found
 
 
-def _accuracy_rows(result: Result) -> list[dict[str, Any]]:
-    rows = []
-    fallen = collapsed(result)
-    for key in learners_in_order(dict.fromkeys([*result.accuracy, *result.predictions])):
-        accuracy, predictions = result.accuracy.get(key), result.predictions.get(key)
-        seeds = (
-            [value for each in accuracy.per_seed.values() if (value := finite(each)) is not None] if accuracy else []
-        )
-        label = predictions.majority_label if predictions else None
-        rows.append(
-            {
-                "style": learner_style(key),
-                "mean": share(accuracy) if accuracy else MISSING,
-                "interval": share_interval(accuracy) if accuracy else MISSING,
-                "over": difference(accuracy.over_majority.mean) if accuracy and accuracy.over_majority else MISSING,
-                "over_interval": _over_interval(accuracy),
-                "f1": decimal(accuracy.macro_f1.mean) if accuracy and accuracy.macro_f1 else MISSING,
-                "f1_interval": _f1_interval(accuracy),
-                "range": f"{100 * min(seeds):.1f} to {100 * max(seeds):.1f} %" if len(seeds) > 1 else MISSING,
-                "n": count(accuracy.n) if accuracy else MISSING,
-                "share": percent(predictions.majority_share) if predictions else MISSING,
-                "true_share": _true_share(result, label),
-                "label": label.strip() if label else None,
-                "entropy": decimal(predictions.entropy) if predictions else MISSING,
-                "collapsed": key in fallen,
-            }
-        )
-    return rows
+def _alike(result: Result) -> Section:
+    """Whether context acts like finetuning: one sentence, one chart of at most five measures."""
+    keys = first_measures(result)
+    chart = control_charts.calibrated_chart(result, keys)
+    figure = Figure(
+        "alike",
+        chart,
+        "The most telling measures of similarity with their intervals on one scale: 0 is the floor, 1 the ceiling.",
+        "Each measure between its own floor (what is scored where nothing is learned) and its ceiling (the same thing "
+        "twice), with 95 % intervals. All measures are under “How similar context and finetuning are”.",
+    )
+    sentence = acts_alike(result)
+    return Section("alike", "Does context act like finetuning?", [sentence] if sentence else [], [figure], detail=False)
 
 
-def _over_interval(accuracy: Accuracy | None) -> str:
-    over = accuracy.over_majority if accuracy is not None else None
-    return difference_interval(over.ci95) if over is not None and known(over.ci95) else ""
+def _findings(result: Result) -> Section:
+    sentences = [*fold_verdict(result), *verdict(result)]
+    return Section("verdict", "What was found, sentence by sentence", sentences, as_list=True)
 
 
-def _f1_interval(accuracy: Accuracy | None) -> str:
-    f1 = accuracy.macro_f1 if accuracy is not None else None
-    return decimal_interval(f1.ci95) if f1 is not None and known(f1.ci95) else ""
+def _against(result: Result) -> Section:
+    fold = result.fold
+    folded = Section(
+        "fold",
+        "How the prompt was folded",
+        [" ".join(fold_sentences(fold))] if fold is not None else [],
+        tables=[table.fold_table(result)],
+        detail=False,
+    )
+    return Section(
+        "against",
+        choice_heading(result),
+        choice_sentences(result),
+        tables=[table.against_table(result)],
+        sections=[folded],
+    )
 
 
-def _true_share(result: Result, label: str | None) -> str:
-    """How often a label is the right answer."""
-    baselines = result.baselines
-    if baselines is None or label not in baselines.label_counts or not baselines.n:
-        return MISSING
-    return percent(baselines.label_counts[label] / baselines.n)
+def _accuracy(result: Result, again: bool) -> Section:
+    """Accuracies and what tells them apart; the chart is left out where the first screen shows it already."""
+    if not result.accuracy:
+        return Section("accuracy", "")
+    baselines = baselines_text(result)
+    tests = len(result.tests)
+    several = f" No correction is made for there being {tests} pairs." if tests > 1 else ""
+    return Section(
+        "accuracy",
+        "Accuracy",
+        note=f"Share of queries answered correctly{f'; {baselines}' if baselines else ''}. Every learner had the same "
+        "demonstrations.",
+        charts=[_accuracy_figure(result)] if again else [],
+        tables=[table.accuracy_table(result)],
+        sections=[
+            Section(
+                "by-label",
+                "Accuracy label by label",
+                charts=[
+                    Figure(
+                        "labels",
+                        charts.by_label_chart(result),
+                        "Accuracy of each learner on the queries of each label, with 95 % intervals.",
+                        "Share of each label's queries answered correctly (recall), with 95 % intervals.",
+                    )
+                ],
+                tables=[table.label_table(result)],
+            ),
+            Section(
+                "pairs",
+                "Which differences hold",
+                pair_sentences(result),
+                tables=[table.pairs_table(result)],
+                note="Two learners on the same queries under the same seeds, by sign-flip tests. Over queries: would "
+                "other "
+                "queries, under these very demonstrations, show the difference? Over seeds: would other "
+                "demonstrations? "
+                f"{seeds_note(result)}{several}",
+                as_list=True,
+                detail=False,
+            ),
+        ],
+    )
 
 
-def _by_label(result: Result) -> dict[str, Any]:
-    """How often each learner is right on each label's queries, a row a label."""
-    keys = [key for key in learners_in_order(result.accuracy) if result.accuracy[key].per_label]
-    labels = dict.fromkeys(label for key in keys for label in result.accuracy[key].per_label)
-    counts = result.baselines.label_counts if result.baselines is not None else {}
-    rows = []
-    for label in labels:
-        found = [result.accuracy[key].per_label.get(label) for key in keys]
-        cells = [
-            {"mean": "", "interval": ""}
-            if each is None
-            else {"mean": share(each), "interval": share_interval(each).replace(MISSING, "")}
-            for each in found
-        ]
-        rows.append({"label": label.strip(), "queries": count(counts.get(label)), "cells": cells})
-    return {"learners": [learner_style(key) for key in keys], "rows": rows}
+def _predictions(result: Result) -> Section:
+    return Section(
+        "predictions",
+        "Predictions",
+        note="What each learner answers, rightly or wrongly. A learner that gives one answer to nearly everything has "
+        "collapsed into one class: its accuracy is then that class's share of the queries.",
+        charts=[
+            Figure(
+                "predictions",
+                charts.prediction_chart(result),
+                "Share of each label among the right answers and among the predictions of each learner.",
+                "Share of each label among all predictions, all seeds together; first row: among the right answers.",
+            )
+        ],
+        tables=[table.predictions_table(result)],
+    )
 
 
-def _pair_rows(result: Result) -> list[dict[str, str]]:
-    return [
-        {
-            "name": f"{learner_style(test.first).title} less {learner_style(test.second).title}",
-            "difference": difference(test.difference),
-            "interval": difference_interval(test.ci95),
-            "p_queries": p_text(test.p_queries).removeprefix("p ").removeprefix("= "),
-            "p_seeds": p_text(test.p_seeds).removeprefix("p ").removeprefix("= "),
-            "detectable": points(test.minimum_detectable),
-            "n": count(test.n),
-        }
-        for test in result.tests
+def _similarity(result: Result) -> Section:
+    if not result.similarity:
+        return Section("similarity", "")
+    scaled = bool(set(result.calibrated) & set(result.similarity))
+    band = " Band: from the floor, named above it, to the ceiling, both over the queries on which controls were read."
+    marks = " Small marks: all controls; point at one for its name." if result.controls else ""
+    tested = any(each.per_layer_q for each in result.similarity.values())
+    placed = [
+        key for key, each in result.calibrated.items() if key in result.similarity and finite(each.mean) is not None
     ]
+    layers = charts.similarity_by_layer_chart(result)
+    counted = layers_above_floor(result)
+    return Section(
+        "similarity",
+        "How similar context and finetuning are",
+        note="Compare each number with its controls. Floors show what it would be if nothing were learned from these "
+        "demonstrations, ceilings what the same thing twice scores.",
+        charts=[
+            Figure(
+                "bands",
+                control_charts.band_chart(result),
+                "Each measure of similarity with its interval, in the band from its floor to its ceiling, next to all "
+                "controls.",
+                f"Large dots: this run, with 95 % interval.{band if scaled else ''}{marks} A measure outside -1 to 1 "
+                f"is in "
+                "the table alone.",
+            ),
+            Figure(
+                "calibrated",
+                # With few measures the page's first chart of similarity shows them all.
+                control_charts.calibrated_chart(result) if len(placed) > MOST_MEASURES else None,
+                "Each measure of similarity with its interval on one scale: 0 is its floor, 1 its ceiling.",
+                "The same scores on one scale, with 95 % intervals: 0 is each measure's own floor, 1 its ceiling. The "
+                "axis "
+                "ends at -1 and 2; a triangle at its edge marks what lies beyond.",
+            ),
+        ],
+        tables=[table.similarity_table(result)],
+        sections=[
+            Section("controls", "All controls, measure by measure", tables=[table.controls_table(result)]),
+            Section(
+                "layers",
+                "Layer by layer",
+                charts=[
+                    Figure(
+                        "layers",
+                        layers,
+                        "Each measure of similarity over the layers, with its interval.",
+                        "Mean over queries with its 95 % interval; dashed, the mean over layers; dotted, the "
+                        "measure's floor "
+                        "(without one, the random direction) where it has layers. Scales differ. Point at a line to "
+                        "read "
+                        "its numbers; a gap is a layer without a number.",
+                    )
+                ],
+                note="Filled points are layers above the measure's floor at a false discovery rate of 5 % over its "
+                "layers; "
+                "hollow ones are not told apart from it."
+                if tested
+                else "",
+                sections=[Section("layers-counted", "Layers above their floor, counted", counted, as_list=True)],
+            ),
+            Section(
+                "heads",
+                "Head by head",
+                charts=[
+                    Figure(
+                        "heads",
+                        charts.head_map_chart(result),
+                        "Each measure of similarity by layer and head, as a heat map.",
+                        "Orange above zero, blue below, grey where there is no number. Each map has its own scale.",
+                    )
+                ],
+            ),
+        ],
+    )
 
 
-def _controls_used(result: Result) -> list[str]:
-    """Controls with something to show, kind by kind."""
-    shown = {*result.similarity, "accuracy"}
-    used = [key for key in controls_in_order(result.controls) if set(result.controls[key]) & shown]
-    return [key for kind, _ in KINDS for key in used if control_of(key).kind == kind]
+def _explorer(attention: AttentionRecord | None) -> Section:
+    explorer = explorer_section(attention)
+    body = fill(f"{EXPLORER}.html.j2", explorer=explorer) if explorer else Markup("")
+    return Section("attention", "Where they look", body=body)
 
 
-def _similarity_rows(result: Result) -> list[dict[str, Any]]:
-    random = result.controls.get("random", {})
-    return [
-        {
-            "measure": measure_of(key),
-            "mean": score(key, result.similarity[key]),
-            "interval": score_interval(key, result.similarity[key]).replace(MISSING, ""),
-            "rounding": _by_rounding(result.similarity[key].rounding),
-            "n": count(result.similarity[key].n),
-            "random": decimal(random[key].mean) if key in random else "",
-            "place": _place(result.calibrated.get(key)),
-            "companions": [
-                {"name": name, "mean": decimal(mean), "interval": interval.replace(MISSING, ""), "n": n}
-                for name, mean, interval, n in companions(key, result.similarity[key])
-            ],
-        }
-        for key in in_order(result.similarity)
-    ]
+def _sweep(result: Result) -> Section:
+    return Section(
+        "sweep",
+        "Similarity and the size of the step",
+        note="Finetuning on the same demonstrations at each learning rate. Similarity moves with the size of the "
+        "step, so a "
+        "single number is that of the rate chosen for accuracy, and two runs at different rates differ for that reason "
+        "alone.",
+        charts=[
+            Figure(
+                "sweep",
+                control_charts.sweep_chart(result),
+                "Accuracy of finetuning, length of its change and each measure of similarity against the learning "
+                "rate.",
+                "Means with 95 % intervals over the queries on which controls were read; dashed, the rates chosen. "
+                "Learning "
+                "rates on a log scale; the other scales differ.",
+            )
+        ],
+    )
 
 
-def _by_rounding(moved: float | None, least: float = 0.0005) -> str:
-    """How far rounding moves a number, as `± 0.004 by rounding`; empty where the digits shown would not show it."""
-    number = finite(moved)
-    if number is None or number < least:
-        return ""
-    return f"± {decimal(number) if least < 0.001 else hundredths(number)} by rounding"
+def _published(result: Result) -> Section:
+    return Section(
+        "published",
+        "Compared with the paper",
+        note="What arXiv:2212.10559v3 reports for its protocol. Its model and size differ from the paper's two, so "
+        "equal "
+        "numbers are not to be expected; and the paper's random update is drawn from 0 to 1, of any length, where "
+        "ours has "
+        "mean zero and finetuning's length.",
+        tables=[table.published_table(result)],
+    )
 
 
-def _place(place: Calibrated | None) -> dict[str, str]:
-    """A measure on its scale: floor, ceiling, place between them, and what difference could have been found."""
-    if place is None:
-        return dict.fromkeys(("floor", "control", "ceiling", "mean", "interval", "rounding", "detectable"), "")
-    return {
-        "floor": decimal(place.floor),
-        "control": control_of(place.control).title,
-        "ceiling": decimal(place.ceiling),
-        "mean": hundredths(place.mean),
-        "interval": hundredths_interval(place.ci95) if known(place.ci95) else "",
-        "rounding": _by_rounding(place.rounding, 0.005),
-        "detectable": decimal(place.minimum_detectable),
-    }
+def _trials(result: Result) -> Section:
+    return Section(
+        "trials",
+        "Learning rates tried",
+        charts=[
+            Figure(
+                "trials",
+                charts.trials_chart(result),
+                "Accuracy on the selection split against learning rate, one line a seed.",
+                "One line a seed. Large dots: chosen. Crosses on the floor: diverged and dropped; triangles: skipped.",
+            )
+        ],
+        tables=[table.trials_table(result)],
+    )
 
 
-def _scale_n(result: Result) -> str:
-    """How many pairs the scales stand on: `500`, or `140 to 500`."""
-    n = [each.n for key, each in result.calibrated.items() if key in result.similarity]
-    if not n:
-        return ""
-    return count(n[0]) if min(n) == max(n) else f"{count(min(n))} to {count(max(n))}"
-
-
-def _control_table(result: Result) -> dict[str, Any]:
-    """Each measure that has a control, beside all of them; last, how often the controls' own learners are right."""
-    controls = _controls_used(result)
-    rows = []
-    for key in in_order(result.similarity):
-        beside = [result.controls[control].get(key) for control in controls]
-        if any(beside):
-            cells = [_cell(key, each) for each in [result.similarity[key], *beside]]
-            rows.append({"title": measure_of(key).title, "cells": cells})
-    answered = [result.controls[control].get("accuracy") for control in controls]
-    if any(answered):
-        cells = [{"mean": "", "interval": ""}, *(_cell("accuracy", each) for each in answered)]
-        rows.append({"title": "accuracy of the control's learner", "cells": cells})
-    kinds = [control_of(control).kind for control in controls]
-    return {
-        "kinds": [(name, kinds.count(kind)) for kind, name in KINDS if kind in kinds],
-        "titles": [control_of(control).title for control in controls],
-        "rows": rows,
-    }
-
-
-def _cell(measure: str, estimate: Estimate | None) -> dict[str, str]:
-    if estimate is None:
-        return {"mean": "", "interval": ""}
-    if measure == "accuracy":
-        return {"mean": share(estimate), "interval": share_interval(estimate).replace(MISSING, "")}
-    return {"mean": score(measure, estimate), "interval": score_interval(measure, estimate).replace(MISSING, "")}
-
-
-def _published_rows(result: Result) -> list[dict[str, Any]]:
-    rows = []
-    for each in beside_the_paper(result):
-        number, ends = (percent, percent_interval) if each.share else (decimal, decimal_interval)
-        rows.append(
-            {
-                "title": each.title,
-                "tasks": each.tasks,
-                "run": MISSING if each.run is None else number(each.run.mean),
-                "interval": ends(each.run.ci95) if each.run is not None and known(each.run.ci95) else "",
-                "published": [number(value) for value in each.published],
-            }
+def _demonstrations(result: Result) -> Section:
+    found = result.demonstrations
+    note = ""
+    if found is not None:
+        note = (
+            f"{count(found.k_requested)} requested, {count(found.k_effective)} used. Row numbers count from 0 in the "
+            f"train "
+            "split, in the order of the prompt."
         )
-    return rows
-
-
-def _rec2ftp_rows(result: Result) -> list[dict[str, str]]:
-    found = result.similarity.get("rec2ftp")
-    if found is None:
-        return []
-    details = found.details
-    rows = [
-        {
-            "name": "Rec2FTP",
-            "meaning": "finetuning right, ICL right, zero-shot wrong / finetuning right, zero-shot wrong",
-            "value": MISSING if is_few(found) else percent(found.mean),
-            "counts": _counts(details, "numerator", "denominator") or f"n = {count(found.n)}",
-            "interval": share_interval(found),
-        }
-    ]
-    for key, name, meaning in (
-        ("chance", "chance level", "ICL right / zero-shot wrong, whatever finetuning did"),
-        ("lift", "lift", "Rec2FTP less its chance level; 0 if context fixed answers whether or not finetuning did"),
-        (
-            "reverse",
-            "flips the other way",
-            "finetuning wrong, ICL wrong, zero-shot right / finetuning wrong, zero-shot right",
-        ),
-        ("jaccard", "Jaccard", "answers whose correctness both changed / answers whose correctness either changed"),
-    ):
-        if key not in details:
-            continue
-        # A ratio of few answers is its counts alone; the lift has those of Rec2FTP.
-        under = found.n if key == "lift" else finite(details.get(f"{key}_denominator"))
-        few = under is not None and under < FEWEST_FOR_INTERVAL
-        value = None if few else details[key]
-        rows.append(
-            {
-                "name": name,
-                "meaning": meaning,
-                "value": _points(value) if key == "lift" else percent(value),
-                "counts": _counts(details, f"{key}_numerator", f"{key}_denominator"),
-                "interval": _points_interval(details.get(f"{key}_ci95")) if key == "lift" and not few else "",
-            }
-        )
-    return rows
-
-
-def _points(difference: Any) -> str:
-    """A difference of two shares, as `+14.8 points`."""
-    number = finite(difference)
-    return MISSING if number is None else f"{100 * number:+.1f} points"
-
-
-def _points_interval(interval: Any) -> str:
-    """An interval of such a difference, as `-2.0 to +31.5 points`; empty without one."""
-    ends = [finite(end) for end in interval or ()]
-    if len(ends) != 2 or ends[0] is None or ends[1] is None:
-        return ""
-    return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points"
-
-
-def _counts(details: Mapping[str, Any], numerator: str, denominator: str) -> str:
-    over, under = finite(details.get(numerator)), finite(details.get(denominator))
-    return "" if over is None or under is None else f"{count(over)} of {count(under)}"
-
-
-def _cost_rows(result: Result) -> list[dict[str, Any]]:
-    return [
-        {
-            "style": learner_style(key),
-            "adapt_seconds": significant(result.cost[key].adapt_seconds),
-            "search_seconds": significant(result.cost[key].search_seconds),
-            "query_milliseconds": significant(scaled(result.cost[key].query_seconds, 1e3)),
-            "tokens": count(result.cost[key].tokens),
-            "gflop": significant(scaled(result.cost[key].flops, 1e-9)),
-        }
-        for key in learners_in_order(result.cost)
-    ]
-
-
-def _trial_rows(result: Result) -> list[dict[str, str]]:
-    """For each learner: how many rates were tried and dropped, and what was chosen."""
-    rows = []
-    for key in learners_in_order(dict.fromkeys(trial.learner for trial in result.trials)):
-        trials = [trial for trial in result.trials if trial.learner == key]
-        chosen = [trial.learning_rate for trial in trials if trial.chosen]
-        rates = {trial.learning_rate for trial in trials}
-        on_the_edge = len(rates) > 1 and any(rate in (min(rates), max(rates)) for rate in chosen)
-        rows.append(
-            {
-                "name": charts.trained_name(key),
-                "tried": str(len(rates)),
-                "range": f"{min(rates):.3g} to {max(rates):.3g}",
-                "chosen": ", ".join(f"{rate:.3g}" for rate in sorted(set(chosen))) or MISSING,
-                "diverged": str(sum(trial.status == "diverged" for trial in trials)),
-                "skipped": str(sum(trial.status == "skipped" for trial in trials)),
-                "edge": "yes" if on_the_edge else "",
-            }
-        )
-    return rows
+    tables = [table.demonstrations_table(result)]
+    return Section("demonstrations", "Demonstrations", note=note, tables=tables, detail=False)
 
 
 def _commands(result: Result) -> list[tuple[str, str]]:
@@ -475,7 +413,7 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
     """The words that this page uses and a newcomer may not know."""
     learners = learners_in_order(dict.fromkeys([*result.accuracy, *result.cost, *result.predictions]))
     terms = [(learner_style(key).title, learner_style(key).meaning) for key in learners]
-    controls = _controls_used(result)
+    controls = table.controls_used(result)
     # The floor of a measure may be a level that no control of the run holds.
     named = dict.fromkeys([*controls, *(each.control for each in result.calibrated.values())])
     terms += [(control_of(key).title, control_of(key).meaning) for key in controls_in_order(named)]
@@ -529,7 +467,7 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
             (
                 "ceiling",
                 "What a measure scores for the same thing twice, under another order of the demonstrations: geometric "
-                "mean of ICL beside itself and FT beside itself.",
+                "mean of ICL compared with itself and FT with itself.",
             )
         )
     if result.calibrated:

@@ -1,10 +1,10 @@
 """How far finetuning's numbers depend on rounding, in sentences and table rows."""
 
-from typing import Any
-
 from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
 from dualform.report.numerals import MISSING, count, decimal, finite, percent, significant
 from dualform.report.phrases import hundredths, listed, plural
+from dualform.report.section import Section
+from dualform.report.table import BLANK, Cell, Column, Row, Table
 from dualform.result import Result, Rounding
 
 TRAINED = (
@@ -97,11 +97,40 @@ def flips_of(found: Rounding) -> tuple[int, int]:
     return round((finite(found.flips.mean) or 0.0) * n), n
 
 
-def rounding_section(result: Result) -> dict[str, Any] | None:
-    """What the page shows of it; None where it was not measured."""
+def rounding_section(result: Result) -> Section:
+    """What the page shows of it; empty where it was not measured."""
+    title = "How far finetuning depends on rounding"
     found = result.precision.get("ft")
     if found is None:
-        return None
+        return Section("rounding", title)
+    outcome = (
+        "Next to nothing changes: its numbers can be reproduced elsewhere."
+        if found.stable
+        else "What changes depends on the machine that ran it, and no interval of this page includes it."
+    )
+    trained = [control_of(key).title for key in controls_in_order(result.controls) if key in TRAINED]
+    others = (
+        f" Trainings of controls ({listed(trained)}) were not repeated; expect the same of them at the same rate."
+        if trained
+        else ""
+    )
+    tables = rounding_tables(result)
+    return Section(
+        "rounding",
+        title,
+        note=f"Finetuning repeated {_at(found)} from weights moved by one unit in their last place, the least change "
+        f"that "
+        f"their precision can express. {outcome} One repeat a seed shows the order of magnitude.{others}",
+        tables=tables[:2],
+        sections=[Section("rounding-seeds", "Seed by seed", tables=tables[2:])],
+    )
+
+
+def rounding_tables(result: Result) -> list[Table]:
+    """What a repeat changes: in all, measure by measure, and seed by seed where there are several."""
+    found = result.precision.get("ft")
+    if found is None:
+        return []
     changed, n = flips_of(found)
     rows = [
         ("difference of an answer's log-probability, mean, nats", significant(found.log_probability.mean)),
@@ -110,34 +139,38 @@ def rounding_section(result: Result) -> dict[str, Any] | None:
         ("accuracy of finetuning, and of its repeat", _both(found)),
         ("difference of the training loss at the first step, and at the last, nats", _losses(found)),
     ]
-    measures = [
-        {
-            "title": measure_of(key).title,
-            "again": decimal(found.similarity[key].mean) if key in found.similarity else "",
-            "moved": moved_by(result.similarity[key].rounding),
-            "calibrated": hundredths(result.calibrated[key].rounding)
-            if key in result.calibrated and finite(result.calibrated[key].rounding) is not None
-            else "",
-        }
+    totals = Table(
+        "In all",
+        (Column("number"), Column("value", "number")),
+        tuple(Row((Cell(name), Cell(None, "number", shown=value))) for name, value in rows),
+    )
+    measures = tuple(
+        Row(
+            (
+                Cell(measure_of(key).title),
+                Cell(found.similarity[key].mean, "score") if key in found.similarity else BLANK,
+                Cell(moved, "score") if (moved := finite(result.similarity[key].rounding)) is not None else BLANK,
+                Cell(result.calibrated[key].rounding, "ratio")
+                if key in result.calibrated and finite(result.calibrated[key].rounding) is not None
+                else BLANK,
+            )
+        )
         for key in in_order(result.similarity)
         if key in found.similarity or finite(result.similarity[key].rounding) is not None
-    ]
-    trained = [control_of(key).title for key in controls_in_order(result.controls) if key in TRAINED]
-    return {
-        "stable": found.stable,
-        "at": _at(found),
-        "rows": rows,
-        "measures": measures,
-        "trained": listed(trained) if trained else "",
-        "seeds": [
-            (seed, significant(value), percent(found.flips.per_seed.get(seed))) for seed, value in found.largest.items()
-        ],
-    }
-
-
-def moved_by(number: float | None) -> str:
-    """A move as `0.004`; empty without one."""
-    return "" if finite(number) is None else decimal(number)
+    )
+    columns = (
+        Column("measure"),
+        Column("finetuning against its repeat", "score"),
+        Column("moved by", "score"),
+        Column("calibrated value moved by", "ratio"),
+    )
+    seeds = tuple(
+        Row((Cell(seed), Cell(value, "number"), Cell(found.flips.per_seed.get(seed), "share")))
+        for seed, value in found.largest.items()
+    )
+    by_seed = (Column("seed"), Column("largest difference, nats", "number"), Column("answers changed", "share"))
+    tables = [totals, Table("Measure by measure", columns, measures)]
+    return [*tables, Table("Seed by seed", by_seed, seeds if len(seeds) > 1 else ())]
 
 
 def _both(found: Rounding) -> str:

@@ -2,36 +2,27 @@
 
 Two accuracies are called apart where the paired tests say so. Without tests, and for all else, two estimates are
 called apart only when their 95 % intervals do not touch. That is stricter than a test of the difference, so a sentence
-that says "apart" can be believed and one that says "not separated" is no proof of equality. A likeness is judged by its
-place between floor and ceiling where it has one.
+that says "apart" can be believed and one that says "not separated" is no proof of equality. A similarity is judged by
+its place between floor and ceiling where it has one. Numbers are rounded to what their intervals support; p-values and
+power are in the tables.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
 from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
-from dualform.report.numerals import (
-    count,
-    decimal,
-    decimal_interval,
-    finite,
-    known,
-    percent,
-    percent_interval,
-    scaled,
-    significant,
-)
+from dualform.report.numerals import count, finite, known, percent, rounded, rounded_interval, scaled, significant
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import (
     capital,
-    difference_interval,
-    hundredths,
-    hundredths_interval,
+    gap_in_prose,
+    in_points,
     is_few,
     listed,
     plural,
-    points,
+    score_in_prose,
     share,
+    share_in_prose,
 )
 from dualform.result import FEWEST_FOR_INTERVAL, Accuracy, Calibrated, Estimate, PairedTest, Result
 from dualform.studies.baseline_words import (
@@ -46,7 +37,7 @@ COLLAPSED_ABOVE = 0.9
 """Share of the most frequent predicted label above which a learner counts as collapsed into one class."""
 
 NEGLIGIBLE_BELOW = 0.05
-"""A calibrated value whose whole interval lies below this is told as next to nothing, however sure it is."""
+"""A calibrated value whose whole interval lies below this is described as next to nothing, however sure it is."""
 
 SMALL_BELOW = 100
 """An estimate that stands on fewer numbers than this is called small."""
@@ -141,14 +132,15 @@ def _icl_beside_ft(result: Result) -> list[str]:
     icl, ft = result.accuracy["icl"], result.accuracy["ft"]
     if is_few(icl) or is_few(ft):
         return []
-    gap = 100 * (_means(result)["icl"] - _means(result)["ft"])
+    gap = _means(result)["icl"] - _means(result)["ft"]
+    test = paired_test(result, "icl", "ft")
     if gap == 0:
         place = "ICL and finetuning have the same mean accuracy"
     else:
-        place = f"ICL is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} finetuning"
-    test = paired_test(result, "icl", "ft")
+        size = gap_in_prose(gap, None if test is None else test.ci95)
+        place = f"ICL is {size} {'above' if gap > 0 else 'below'} finetuning"
     if test is not None:
-        return [f"{place}{_weighed(test, result)}"]
+        return [f"{place}{_weighed(test)}"]
     touching = overlap(icl, ft)
     if touching is None:
         return [f"{place}; there are no intervals to weigh that by."]
@@ -222,7 +214,7 @@ def pair_sentences(result: Result) -> list[str]:
         if kind == "neither":
             level.append(f"{_noun(test.first)} and {_noun(test.second)}")
         else:
-            ahead[kind].setdefault(high, []).append(f"{_noun(low)} ({points(abs(gap))} points)")
+            ahead[kind].setdefault(high, []).append(f"{_noun(low)} ({gap_in_prose(gap, test.ci95)})")
     sentences = []
     kinds: tuple[tuple[Generality, str], ...] = (
         ("both", "other queries and for other demonstrations"),
@@ -268,82 +260,72 @@ def _ahead_of(tests: dict[str, PairedTest | None]) -> str:
     return f"By paired tests it {'; it '.join(told)}."
 
 
-def _weighed(test: PairedTest, result: Result) -> str:
-    """What a paired test says of a difference, as the end of a sentence."""
-    interval = f" (95 % interval of the difference {difference_interval(test.ci95)} points)" if known(test.ci95) else ""
-    queries, seeds = p_text(test.p_queries), p_text(test.p_seeds)
-    least = least_p(result)
-    if finite(test.p_seeds) is not None and least is not None and least >= LEVEL:
-        seeds += f", and {plural(n_seeds(result), 'seed')} cannot give less than {least:.3g}"
-    kind = generality(test)
-    if kind == "both":
-        return f"{interval}: that holds for other queries ({queries}) and for other demonstrations ({seeds})."
-    if kind == "queries":
-        told = f"that holds for other queries under these demonstrations ({queries})"
-        return f"{interval}: {told}, but is not shown for other demonstrations ({seeds})."
-    if kind == "demonstrations":
-        told = f"that holds for other demonstrations on these queries ({seeds})"
-        return f"{interval}: {told}, but is not shown for other queries ({queries})."
-    found = finite(test.minimum_detectable)
-    power = "" if found is None else f" The run would find a difference of {points(found)} points (80 % power)."
-    told = f"the run does not tell the two apart (over queries {queries}, over demonstrations {seeds})"
-    return f"{interval}: {told}.{power}"
+def _weighed(test: PairedTest) -> str:
+    """What a paired test says of a difference, as the end of a sentence; its p-values and power are in the table."""
+    ends = in_points(test.ci95)
+    interval = f" (95 % interval {rounded_interval(ends, 0, 1, sign=True)})" if ends is not None else ""
+    told = {
+        "both": "that holds for other queries and for other demonstrations",
+        "queries": "that holds for other queries under these demonstrations, but is not shown for other demonstrations",
+        "demonstrations": "that holds for other demonstrations on these queries, but is not shown for other queries",
+        "neither": "the run does not tell the two apart",
+    }
+    return f"{interval}: {told[generality(test)]}."
 
 
 _LIKENESS = (("sim_aou_raw", "raw SimAOU"), ("sim_aou", "SimAOU"))
-"""Measures by which the verdict judges likeness, the better one first, as they are called in a sentence."""
+"""Measures by which the verdict judges similarity, the better one first, as they are called in a sentence."""
 
 
 def judged_by(result: Result) -> tuple[str, str] | None:
-    """The measure by which likeness is judged on its scale, and its name in a sentence; None without a scale."""
+    """The measure by which similarity is judged on its scale, and its name in a sentence; None without a scale."""
     there = [(key, name) for key, name in _LIKENESS if key in result.calibrated and key in result.similarity]
     placed = [(key, name) for key, name in there if finite(result.calibrated[key].mean) is not None]
     return next(iter(placed + there), None)
 
 
 def _likeness(result: Result) -> list[str]:
-    """Where likeness stands between nothing learned and the same thing twice; without a scale, beside chance."""
+    """Where similarity lies between nothing learned and the same thing twice; without a scale, compared with chance."""
     judged = judged_by(result)
     if judged is None:
         return _likeness_beside_chance(result)
     key, name = judged
-    sentence = f"Likeness of the updates by context and by finetuning: {name} {_value(result.similarity[key])}"
+    sentence = (
+        f"Similarity of the updates by context and by finetuning: {name} {score_in_prose(result.similarity[key])}"
+    )
     return [f"{sentence}{_placed(result, key)}", *_not_specific(result, key, name), *_not_learned(result, key, name)]
 
 
 def _placed(result: Result, key: str) -> str:
-    """A likeness on its scale, as the end of a sentence."""
+    """A similarity on its scale, as the end of a sentence."""
     place, found = result.calibrated[key], result.similarity[key]
-    floor = f"({control_of(place.control).title}, {decimal(place.floor)})"
+    floor = f"({control_of(place.control).title}, {rounded(place.floor, found.ci95)})"
+    ceiling = rounded(place.ceiling, found.ci95)
     if finite(place.mean) is None:
-        return (
-            f"; it has no scale, because its ceiling ({decimal(place.ceiling)}) does not lie above its highest control "
-            f"{floor}."
-        )
-    # Controls may have been read on fewer queries, and the scale stands on those.
+        return f"; it has no scale, because its ceiling ({ceiling}) does not lie above its highest control {floor}."
+    # Controls may have been read on fewer queries, and the scale is computed from those.
     where = ""
-    if decimal(place.score) != decimal(found.mean):
-        where = f" (over the {count(place.n)} pairs on which controls were read: {decimal(place.score)})"
-    interval = f" ({hundredths_interval(place.ci95)})" if known(place.ci95) else ""
+    if rounded(place.score, found.ci95) != rounded(found.mean, found.ci95):
+        score = rounded(place.score, found.ci95)
+        where = f" (over the {count(place.n)} pairs on which controls were read: {score})"
     return (
-        f"{where}: on the scale from its highest control {floor} to its ceiling ({decimal(place.ceiling)}) that is "
-        f"{hundredths(place.mean)}{interval}: {_judgement(place)}."
+        f"{where}: on the scale from its highest control {floor} to its ceiling ({ceiling}) that is "
+        f"{score_in_prose(place, most=2)}: {judgement(place)}."
     )
 
 
-def _judgement(place: Calibrated) -> str:
+def judgement(place: Calibrated) -> str:
+    """What the interval of a calibrated value allows to be said, as the end of a sentence."""
     ends = known(place.ci95)
     if ends is None:
-        return "without an interval that cannot be weighed"
+        return "no interval, so no conclusion"
     low, high = ends
     if high < 0:
         return "less alike than where nothing is learned"
     if low <= 0:
-        found = finite(place.minimum_detectable)
-        power = "" if found is None else f" (the run would find a difference of {decimal(found)}, with 80 % power)"
         if high >= 1:
-            return f"the run cannot tell nothing learned from the same thing twice{power}"
-        return f"not told apart from nothing learned{power}"
+            return "the run cannot tell nothing learned from the same thing twice"
+        return "not told apart from nothing learned"
     if high < NEGLIGIBLE_BELOW:
         return "above nothing learned by a sliver, and next to nothing of what the measure can show"
     if high >= 1:
@@ -357,8 +339,9 @@ def _not_specific(result: Result, key: str, name: str) -> list[str]:
     if other is None or not _reaches(other, result.similarity[key]):
         return []
     return [
-        f"Finetuned on other demonstrations of the same task, the model scores {name} {_value(other)}, not clearly "
-        "less: what likeness there is has not been shown to be specific to these demonstrations."
+        f"Finetuned on other demonstrations of the same task, the model scores {name} {score_in_prose(other)}, not "
+        f"clearly "
+        "less: what similarity there is has not been shown to be specific to these demonstrations."
     ]
 
 
@@ -368,8 +351,9 @@ def _not_learned(result: Result, key: str, name: str) -> list[str]:
     if other is None or not _reaches(other, result.similarity[key]):
         return []
     return [
-        f"The untrained model scores {name} {_value(other)}, not clearly less: as the paper's critics found (Deutch et "
-        "al., arXiv:2311.07772), such a likeness comes with the architecture and is no sign of something learned."
+        f"The untrained model scores {name} {score_in_prose(other)}, not clearly less: as the paper's critics found "
+        f"(Deutch et "
+        "al., arXiv:2311.07772), such a similarity comes with the architecture and is no sign of something learned."
     ]
 
 
@@ -398,10 +382,10 @@ def _likeness_beside_chance(result: Result) -> list[str]:
         random = result.controls.get("random", {}).get(key)
         if found is None or random is None or finite(found.mean) is None or finite(random.mean) is None:
             continue
-        numbers = f"{name} {_value(found)}, random direction {_value(random)}"
+        numbers = f"{name} {score_in_prose(found)}, random direction {score_in_prose(random)}"
         touching = overlap(found, random)
         if touching is None:
-            return [f"Likeness of the two updates: {numbers}; without intervals the two cannot be compared."]
+            return [f"Similarity of the two updates: {numbers}; without intervals the two cannot be compared."]
         if touching:
             return [f"The updates by context and by finetuning are no more alike than chance allows: {numbers}."]
         if found.mean < random.mean:  # type: ignore[operator] # both are finite, above
@@ -423,7 +407,7 @@ def _matched_by_control(result: Result, key: str, name: str) -> list[str]:
         other = result.controls[control].get(key)
         # The random direction has had its say.
         if control != "random" and control_of(control).kind == "floor" and other is not None and _reaches(other, found):
-            matched.append(f"“{control_of(control).title}”, {_value(other)}")
+            matched.append(f"“{control_of(control).title}”, {score_in_prose(other)}")
     if not matched:
         return []
     return [
@@ -447,15 +431,17 @@ def _recovered(result: Result) -> list[str]:
             f"Of {fixed} that finetuning put right, context put right {share(found).split(' of ')[0]}: fewer than "
             f"{FEWEST_FOR_INTERVAL} such answers are too few to say whether the two correct the same ones."
         ]
-    sentence = f"Of {fixed} that finetuning put right, context put right {_share(found, n=False)}"
+    sentence = f"Of {fixed} that finetuning put right, context put right {_share(found)}"
     # Rec2FTP and its chance level stand on the same answers, so only the interval of their difference tells them apart.
     chance, interval = finite(found.details.get("chance")), known(found.details.get("lift_ci95") or (None, None))
     if chance is None:
         return [f"{sentence}."]
-    sentence += f", against {percent(chance)} of all answers that zero-shot had wrong"
+    sentence += (
+        f", against {rounded(100 * chance, in_points(found.ci95), 0, 1)} % of all answers that zero-shot had wrong"
+    )
     if interval is None:
         return [f"{sentence}. Without an interval the two cannot be compared."]
-    lift = f"the difference is {100 * interval[0]:+.1f} to {100 * interval[1]:+.1f} points (95 %)"
+    lift = f"the difference is {rounded_interval(in_points(interval), 0, 1, sign=True)} points (95 %)"
     if interval[0] > 0:
         return [f"{sentence}; {lift}, above chance."]
     if interval[1] < 0:
@@ -477,7 +463,7 @@ def _collapse(result: Result) -> list[str]:
 
 
 def _nothing_learned(result: Result) -> list[str]:
-    """A caution to likeness and Rec2FTP where one side is not shown to have learned the task."""
+    """A caution to similarity and Rec2FTP where one side is not shown to have learned the task."""
     if not {"icl", "ft"} <= set(result.accuracy) or not result.similarity:
         return []
     level = not_above_guessing(result, ("icl", "ft"))
@@ -496,7 +482,7 @@ def _how_much_it_stands_on(result: Result) -> list[str]:
         sentences.append(f"Some accuracies are computed from only {smallest} answers: read them as a first look.")
     recovered = result.similarity.get("rec2ftp")
     if recovered is not None and FEWEST_FOR_INTERVAL <= recovered.n < SMALL_BELOW:
-        sentences.append(f"Rec2FTP stands on {recovered.n} of them: a small number.")
+        sentences.append(f"Rec2FTP is computed from {recovered.n} of them: a small number.")
     seeds = {len(each.per_seed) for each in result.accuracy.values()}
     if seeds == {1}:
         sentences.append("There is one demonstration seed, so nothing here tells how much the draw matters.")
@@ -516,7 +502,7 @@ def cost_sentence(result: Result) -> str | None:
     icl_time, ft_time = scaled(icl.query_seconds, 1000), scaled(ft.query_seconds, 1000)
     if icl_time is not None and ft_time is not None:
         sentence += "; with the demonstrations encoded once, "
-        sentence += f"it took {significant(icl_time)} ms beside {significant(ft_time)} ms"
+        sentence += f"a prompted query took {significant(icl_time)} ms, a finetuned one {significant(ft_time)} ms"
     return sentence + "."
 
 
@@ -528,19 +514,12 @@ def _true_share(result: Result, label: str | None) -> str:
     return f" (right for {percent(baselines.label_counts[label] / baselines.n)} of them)"
 
 
-def _share(estimate: Estimate | Accuracy, n: bool = True) -> str:
-    """`72.1 % (95 % interval 70.2 to 73.9 %, n = 2000)`; `3 of 4` for few answers."""
-    if is_few(estimate):
-        return share(estimate)
-    parts = [f"95 % interval {percent_interval(estimate.ci95)}"] if known(estimate.ci95) else []
-    parts += [f"n = {estimate.n}"] if n else []
-    return percent(estimate.mean) + (f" ({', '.join(parts)})" if parts else "")
-
-
-def _value(estimate: Estimate) -> str:
-    """`0.186 (0.170 to 0.201)`."""
-    interval = f" ({decimal_interval(estimate.ci95)})" if known(estimate.ci95) else ""
-    return decimal(estimate.mean) + interval
+def _share(estimate: Estimate | Accuracy) -> str:
+    """`72 % (95 % interval 68 to 76 %)`; `3 of 4` for few answers."""
+    ends = in_points(estimate.ci95)
+    if is_few(estimate) or ends is None:
+        return share_in_prose(estimate)
+    return f"{share_in_prose(estimate, interval=False)} (95 % interval {rounded_interval(ends, 0, 1)} %)"
 
 
 def _noun(learner: str) -> str:

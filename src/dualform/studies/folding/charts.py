@@ -11,9 +11,9 @@ from typing import Any
 import altair as alt
 
 from dualform.report.categories import category
+from dualform.report.charts.panels import learner_colours, panel_title, panels
 from dualform.report.numerals import finite, known
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.panels import learner_colours, panel_title, panels
 from dualform.result import Estimate, FoldPoint, Result
 from dualform.studies.folding.words import LOGARITHMIC, axis_name, is_scale, number_of, places, points_on
 

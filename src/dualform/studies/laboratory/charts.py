@@ -12,9 +12,9 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.charts.panels import WIDE
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR
-from dualform.report.panels import WIDE
 from dualform.report.phrases import capital, listed, plural
 from dualform.result import LabChart
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.charts.panels import line_at, panel_title, panels
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, SPARE_COLOURS
-from dualform.report.panels import line_at, panel_title, panels
 from dualform.result import Estimate, MomentumArm, MomentumReport, Paired, RegressionCurve, Result, TaskScore
 from dualform.studies.momentum.figures import (
     MOMENTUM,

@@ -4,10 +4,10 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.charts.panels import WIDE, learner_colours, panel_title, panels, zero_line
 from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.report.panels import WIDE, learner_colours, panel_title, panels, zero_line
 from dualform.result import Choice, Result
 from dualform.studies.selection.words import choice_name, chosen
 

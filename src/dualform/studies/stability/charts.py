@@ -8,9 +8,17 @@ from typing import Any
 
 import altair as alt
 
+from dualform.report.charts.panels import (
+    WIDE,
+    baseline_lines,
+    learner_colours,
+    learner_scale,
+    line_at,
+    panel_title,
+    panels,
+)
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.report.panels import WIDE, baseline_lines, learner_colours, learner_scale, line_at, panel_title, panels
 from dualform.result import Behaviour, LearnerStability, ModelStability, Result, RunBehaviour, Spread
 from dualform.studies.baseline_words import baseline_levels
 from dualform.studies.comparison.words import chance_level

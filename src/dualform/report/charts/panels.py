@@ -26,9 +26,11 @@ def panels(charts: Sequence[alt.TopLevelMixin], *, columns: int, gap: int, row_g
     return alt.concat(*charts, columns=min(columns, len(charts)), spacing=spacing, bounds="flush")
 
 
-def panel_title(text: str) -> alt.TitleParams:
-    """A panel's heading; high enough for the name of a line below it."""
-    return alt.TitleParams(text, anchor="start", frame="group", fontSize=12, fontWeight="bold", offset=20, limit=420)
+def panel_title(text: str, offset: int = 20) -> alt.TitleParams:
+    """A panel's heading; the usual offset, in pixels, leaves room for the name of a line below it."""
+    return alt.TitleParams(
+        text, anchor="start", frame="group", fontSize=12, fontWeight="bold", offset=offset, limit=420
+    )
 
 
 NAME_HEIGHT = 12

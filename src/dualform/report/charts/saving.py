@@ -1,0 +1,33 @@
+"""A chart as a file: for a paper, for a browser, or as data."""
+
+from pathlib import Path
+
+import altair as alt
+
+from dualform.errors import ConfigError
+from dualform.files import atomic_write
+
+FORMATS = ("svg", "png", "pdf", "html", "json")
+
+
+def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
+    """Write a chart to `path`, whose ending says how: .svg, .pdf or .png for a paper, .html, or .json (Vega-Lite).
+
+    The HTML file holds all it needs and works offline.
+
+    Raises:
+        ConfigError: The ending is none of these.
+        StorageError: The file cannot be written.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        endings = ", ".join(f".{each}" for each in FORMATS)
+        raise ConfigError(f"cannot save a chart as {path.name!r}: its ending must be one of {endings}.")
+    with atomic_write(path) as temporary:
+        if kind == "html":
+            chart.save(str(temporary), format=kind, inline=True)
+        elif kind == "json":
+            chart.save(str(temporary), format=kind)
+        else:
+            # Twice the resolution of a screen, for print.
+            chart.save(str(temporary), format=kind, engine="vl-convert", **({"ppi": 200} if kind == "png" else {}))

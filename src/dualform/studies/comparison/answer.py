@@ -1,0 +1,162 @@
+"""The two sentences of the first screen: which learner to use, and whether context acts like finetuning."""
+
+from dualform.report.measures import in_order
+from dualform.report.numerals import finite, known
+from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.phrases import gap_in_prose, is_few, listed, score_in_prose, share_in_prose
+from dualform.result import Result
+from dualform.studies.against_words import HOLDS_FOR, not_beaten, stands
+from dualform.studies.baseline_words import above_guessing, guessing_phrase, majority_level
+from dualform.studies.comparison.words import generality, judged_by, judgement, paired_test, verdict
+from dualform.studies.fold.words import fold_verdict
+
+MOST_MEASURES = 5
+"""Measures of the first chart of similarity."""
+
+PREFERRED = (
+    "sim_aou_raw",
+    "sim_aou",
+    "sim_am_delta",
+    "sim_am_centred",
+    "kendall",
+    "direct_update",
+    "agreement",
+    "rec2ftp",
+)
+"""Measures of that chart, the most telling first."""
+
+
+def which_to_use(result: Result) -> str:
+    """One sentence: which learner to use, and how sure that is; empty without accuracies.
+
+    Of the learners that no other is shown to beat, and that are shown to answer better than guessing, it is the one
+    whose queries cost the fewest operations.
+
+    Args:
+        result: Any result; what is written by `dualform fold` is judged as that fold.
+    """
+    folded = fold_verdict(result)
+    if folded:
+        return folded[0]
+    keys = [key for key in learners_in_order(result.accuracy) if finite(result.accuracy[key].mean) is not None]
+    if not keys:
+        return next(iter(verdict(result)), "")
+    if any(is_few(result.accuracy[key]) for key in keys):
+        return f"Too few answers to choose by: {_shares(result, keys)} are correct."
+    if majority_level(result) == 1.0:
+        return "Nothing can be chosen here: every reported query has the same right answer."
+    judged = [above_guessing(result, key) for key in keys]
+    if all(each is False for each in judged):
+        none = "no learner is" if len(keys) > 1 else f"{_noun(keys[0])} is not"
+        return f"None can be recommended: {none} shown to answer better than {guessing_phrase(result)}."
+    if len(keys) == 1:
+        return (
+            f"Only {_noun(keys[0])} was run: it answers {share_in_prose(result.accuracy[keys[0]])} of the queries "
+            f"correctly."
+        )
+    left = not_beaten(result, keys)
+    # Not shown to be beaten is little where it is not shown to beat guessing either.
+    choices = [key for key in left if above_guessing(result, key) is not False] or left
+    best = _cheapest(result, choices)
+    rest = [key for key in choices if key != best]
+    unknown = any(stands(result, best, other) is None for other in keys if other != best)
+    accuracy = f"it answers {share_in_prose(result.accuracy[best])} of the queries correctly"
+    if not rest:
+        return f"Use {_use(best)}: {accuracy}, {_lead(result, best, keys)}."
+    level = _shares(result, rest)
+    if unknown:
+        return (
+            f"Use {_use(best)}, but without intervals nobody can say how sure that is: {accuracy}; next to it, {level}."
+        )
+    why = "its queries cost the fewest operations" if best in result.cost else "it comes first"
+    behind = [key for key in keys if key not in left]
+    rest = f"; {_behind(result, best, behind)}" if behind else ""
+    return f"Use {_use(best)}: {accuracy}, not separated from {level}, and of these {why}{rest}."
+
+
+def acts_alike(result: Result) -> str:
+    """One sentence: how similar the updates by context and by finetuning are; empty where nothing was measured."""
+    judged = judged_by(result)
+    if judged is None:
+        return ""
+    key, name = judged
+    place = result.calibrated[key]
+    if finite(place.mean) is None:
+        return f"This run cannot tell: {name} scores no higher for the same thing twice than for nothing learned."
+    scale = "on a scale from 0, nothing learned, to 1, the same thing twice"
+    return (
+        f"{_short_answer(place.ci95)}: {scale}, the changes that context and finetuning make to the attention output "
+        f"are "
+        f"similar to a degree of {score_in_prose(place, most=2)} by {name}; {judgement(place)}."
+    )
+
+
+def first_measures(result: Result) -> list[str]:
+    """The measures of the first chart of similarity: at most five, those with a place between floor and ceiling."""
+    placed = [
+        key
+        for key in in_order(result.calibrated)
+        if key in result.similarity and finite(result.calibrated[key].mean) is not None
+    ]
+    ranked = sorted(placed, key=lambda key: PREFERRED.index(key) if key in PREFERRED else len(PREFERRED))
+    return in_order(ranked[:MOST_MEASURES])
+
+
+def _short_answer(interval: object) -> str:
+    ends = known(interval)
+    if ends is None:
+        return "Not known"
+    low, high = ends
+    if high < 0:
+        return "No"
+    if low <= 0:
+        return "Not known" if high >= 1 else "Not shown"
+    return "Yes, as far as it can be measured" if high >= 1 else "In part" if low >= 0.05 or high >= 0.05 else "Hardly"
+
+
+def _cheapest(result: Result, keys: list[str]) -> str:
+    """Of some learners the one with the fewest operations a query; without costs, the most accurate one."""
+
+    def order(key: str) -> tuple[float, float]:
+        flops = finite(result.cost[key].flops) if key in result.cost else None
+        return (float("inf") if flops is None else flops, -(finite(result.accuracy[key].mean) or 0.0))
+
+    return min(keys, key=order)
+
+
+def _lead(result: Result, best: str, keys: list[str]) -> str:
+    """By how much the chosen learner is ahead of the next, and what that holds for."""
+    others = [key for key in keys if key != best]
+    closest = max(others, key=lambda key: finite(result.accuracy[key].mean) or 0.0)
+    if stands(result, best, closest) != 1:
+        return f"and the others are not shown to answer better than {guessing_phrase(result)}"
+    tests = [paired_test(result, best, key) for key in others]
+    next_best = paired_test(result, best, closest)
+    gap = (finite(result.accuracy[best].mean) or 0.0) - (finite(result.accuracy[closest].mean) or 0.0)
+    size = gap_in_prose(gap, None if next_best is None else next_best.ci95)
+    if next_best is None or any(test is None for test in tests):
+        return f"{size} more than the next, {_noun(closest)}; their 95 % intervals do not overlap"
+    holds = HOLDS_FOR.get(generality(next_best), "")
+    return f"{size} more than the next, {_noun(closest)}; by paired tests that holds {holds}"
+
+
+def _behind(result: Result, best: str, keys: list[str]) -> str:
+    """Who is less accurate, and what that holds for."""
+    tests = [paired_test(result, best, key) for key in keys]
+    kinds = {generality(test) for test in tests if test is not None}
+    # Of several, the weakest claim; some may be beaten by another learner than the chosen one alone.
+    weakest = next((kind for kind in ("queries", "demonstrations", "both") if kind in kinds), None)
+    holds = f", which holds {HOLDS_FOR[weakest]}" if weakest and "neither" not in kinds and None not in tests else ""
+    return f"{listed([_noun(key) for key in keys])} {'is' if len(keys) == 1 else 'are'} less accurate{holds}"
+
+
+def _use(key: str) -> str:
+    return "the model as it is, zero-shot" if key == "zsl" else _noun(key)
+
+
+def _noun(key: str) -> str:
+    return learner_style(key).noun
+
+
+def _shares(result: Result, keys: list[str]) -> str:
+    return listed([f"{_noun(key)} ({share_in_prose(result.accuracy[key], interval=False)})" for key in keys])
