@@ -193,7 +193,7 @@ def closed(page) -> list[str]:
 
 def test_the_first_screen_holds_the_answer_the_chart_and_the_warnings_and_the_rest_is_closed(open_page):
     page = open_page(html("comparison"), width=1280, height=800)
-    for place in (".lead", ".first-charts svg", "#warnings"):
+    for place in (".lead", ".first-charts svg.marks", "#warnings"):
         assert page.locator(place).bounding_box()["y"] + page.locator(place).bounding_box()["height"] <= 800, place
     assert {"verdict", "against", "accuracy", "similarity", "cost", "run", "glossary"} <= set(closed(page))
     assert page.evaluate("document.querySelectorAll('main details.section[open]').length") == 0

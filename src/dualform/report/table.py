@@ -41,7 +41,6 @@ from dualform.report.phrases import (
 from dualform.result import Estimate
 
 if TYPE_CHECKING:
-    import pandas
     import pyarrow
 
 Kind = Literal["text", "share", "points", "difference", "score", "ratio", "nats", "number", "seconds", "count", "p"]
@@ -314,8 +313,8 @@ class Table:
                 found[f"{name} n"] = pyarrow.array([cell.n for cell in cells], pyarrow.int64())
         return pyarrow.table(found)
 
-    def frame(self) -> "pandas.DataFrame":
-        """The same for pandas."""
+    def frame(self) -> Any:
+        """The same as a `pandas.DataFrame`."""
         return self.arrow().to_pandas()
 
     def _of(self, where: Where) -> tuple[list[Column], list[Row]]:

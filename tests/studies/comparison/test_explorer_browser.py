@@ -28,9 +28,15 @@ def number(text: str) -> float:
     return float(found[1]) / 100
 
 
+def opened(page):
+    """The page with the explorer's section open."""
+    page.evaluate("document.getElementById('attention').open = true")
+    return page
+
+
 @pytest.fixture
 def page(open_page):
-    return open_page(html())
+    return opened(open_page(html()))
 
 
 def test_the_first_query_is_shown_with_its_tokens_and_answers(page):
@@ -161,7 +167,7 @@ def test_the_table_of_ten_holds_the_tokens_most_looked_at(page):
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_nothing_sticks_out_at_the_width_of_a_phone(open_page, dark):
-    page = open_page(html(), width=PHONE, dark=dark)
+    page = opened(open_page(html(), width=PHONE, dark=dark))
     for summary in page.locator("#look-shown summary").all():
         summary.click()
     page.locator("#look-text-icl .token").last.hover()
@@ -171,7 +177,7 @@ def test_nothing_sticks_out_at_the_width_of_a_phone(open_page, dark):
 
 def test_letters_stand_out_from_the_darkest_tint(open_page):
     for dark in (False, True):
-        page = open_page(html(), dark=dark)
+        page = opened(open_page(html(), dark=dark))
         for key in ("zsl", "icl", "ft"):
             ratio = page.evaluate(_CONTRAST, f"#look-text-{key}")
             # WCAG AA for text.
@@ -197,8 +203,8 @@ _CONTRAST = """(selector) => {
 
 def test_a_hostile_data_set_shows_its_text_and_does_nothing(open_page):
     attacks = [*ATTACKS, "\x00\x1b[31m", "\u202eright to left", "x" * 100_000]
-    page = open_page(
-        html(demonstrations=[(*attacks, " positive")], queries=[attacks], answers=(ATTACKS[0], ATTACKS[1]))
+    page = opened(
+        open_page(html(demonstrations=[(*attacks, " positive")], queries=[attacks], answers=(ATTACKS[0], ATTACKS[1])))
     )
     page.locator("#look-shown summary").first.click()
     text = page.locator("#look-text-icl").text_content()
@@ -209,7 +215,7 @@ def test_a_hostile_data_set_shows_its_text_and_does_nothing(open_page):
 
 
 def test_text_from_right_to_left_stays_within_its_box(open_page):
-    page = open_page(html(queries=[["שלום", " עולם", "\n", "Sentiment", ":"]]), width=PHONE)
+    page = opened(open_page(html(queries=[["שלום", " עולם", "\n", "Sentiment", ":"]]), width=PHONE))
     assert page.evaluate("getComputedStyle(document.getElementById('look-text-icl')).direction") == "rtl"
     assert page.evaluate("getComputedStyle(document.getElementById('look-sum-icl')).direction") == "ltr"
     page.locator("#look-text-icl .token").first.focus()
@@ -220,13 +226,13 @@ def test_text_from_right_to_left_stays_within_its_box(open_page):
 
 @pytest.mark.parametrize("changes", [{"demonstrations": ()}, {"ranked": False}])
 def test_what_was_not_recorded_is_not_missed(open_page, changes):
-    page = open_page(html(**changes))
+    page = opened(open_page(html(**changes)))
     assert page.locator("#look-text-icl .token").count() == len(QUERIES[0])
     assert page.locator("#look-tops table").count() == 2
 
 
 def test_it_stands_beside_the_charts_of_a_whole_result(open_page):
     few = {key: example_result().similarity[key] for key in ("rec2ftp", "agreement")}
-    page = open_page(render_page(example_result(similarity=few), example_attention()))
+    page = opened(open_page(render_page(example_result(similarity=few), example_attention())))
     assert page.locator("#look").is_visible()
     assert page.locator("#accuracy svg").count() > 0

@@ -70,8 +70,8 @@ def which_to_use(result: Result) -> str:
         )
     why = "its queries cost the fewest operations" if best in result.cost else "it comes first"
     behind = [key for key in keys if key not in left]
-    rest = f"; {_behind(result, best, behind)}" if behind else ""
-    return f"Use {_use(best)}: {accuracy}, not separated from {level}, and of these {why}{rest}."
+    others = f"; {_behind(result, best, behind)}" if behind else ""
+    return f"Use {_use(best)}: {accuracy}, not separated from {level}, and of these {why}{others}."
 
 
 def acts_alike(result: Result) -> str:

@@ -16,7 +16,7 @@ from dualform.report.measures import (
 from dualform.report.numerals import MISSING, Interval, count, decimal, finite, known, scaled
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import hundredths, is_few, is_undefined
-from dualform.report.table import BLANK, Cell, Column, Row, Table, estimate_cell, learner_row
+from dualform.report.table import BLANK, Cell, Column, Kind, Row, Table, estimate_cell, learner_row
 from dualform.result import FEWEST_FOR_INTERVAL, Calibrated, Estimate, Result, Similarity
 from dualform.studies.against_words import break_even, recovered_share
 from dualform.studies.baseline_words import baseline_rows
@@ -299,6 +299,7 @@ def similarity_table(result: Result) -> Table:
     """
     random = result.controls.get("random", {})
     scaled_ = bool(set(result.calibrated) & set(result.similarity))
+    further: tuple[Column, ...]
     if scaled_:
         further = (
             Column("floor", "score"),
@@ -485,7 +486,7 @@ def published_table(result: Result) -> Table:
     )
     rows = []
     for each in beside_the_paper(result):
-        kind = "share" if each.share else "score"
+        kind: Kind = "share" if each.share else "score"
         run = Cell(None, "share") if each.run is None else Cell(each.run.mean, kind, each.run.ci95, each.run.n)
         rows.append(Row((Cell(each.title), run, *(Cell(value, kind) for value in each.published), Cell(each.tasks))))
     return Table("The paper's numbers", columns, tuple(rows))
