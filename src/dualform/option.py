@@ -4,7 +4,7 @@ A field of a configuration is an option by itself: its name, type, default and d
 `Option` is for what they do not say: the panel of `--help`, another name, a positional argument, what null means.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,10 @@ class Option:
     """May be given several times; each time adds to the list."""
     single: str = ""
     """A second option that takes one value of the list, such as `--seed` for seeds."""
-    read: Callable[[str], Any] | None = None
-    """Reads the text of one occurrence; by default the field's type decides."""
+    several: bool = True
+    """Whether the list itself has an option too."""
+    read: Callable[[Any], Any] | None = None
+    """Reads the text that was given, of a repeated option the list of texts; by default the field's type decides."""
     default: str = ""
     """The default as `--help` shows it, where the value itself says too little."""
     null: str = ""
@@ -55,9 +57,10 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
         raise ConfigError(f"{name} {text!r} should be numbers with commas between, such as 1e-4,1e-3") from error
 
 
-def parse_names(text: str) -> tuple[str, ...]:
-    """`zsl,icl,ft`."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def parse_names(text: str | Sequence[str]) -> tuple[str, ...]:
+    """`zsl,icl,ft`, in one text or several."""
+    texts = [text] if isinstance(text, str) else text
+    return tuple(part.strip() for one in texts for part in one.split(",") if part.strip())
 
 
 def parse_number_or_word(name: str, text: str, words: tuple[str, ...]) -> float | str:

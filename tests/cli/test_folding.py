@@ -138,7 +138,7 @@ def test_the_folder_is_named_after_model_task_and_study(
         (["--ks", "x"], ["'x'", "should look like"]),
         (["--ks", "0,4"], ["k 0 leaves nothing to fold"]),
         (["--text-counts", "2,64"], ["text_counts [2] are too few to fold from: at least 8"]),
-        (["--strengths", "0.1,strong"], ["strength 'strong' should be a number such as 0.01, or gcv"]),
+        (["--strengths", "0.1,strong"], ["strengths 'strong' should be a number such as 0.01, or gcv"]),
         (["--strengths", "-1"], ["strengths [-1.0] must be 0 or more and finite, or gcv"]),
         (["--layer-sets", "odd"], ["'odd'", "'first half'"]),
         (["--fold-texts", "2"], ["fold.texts: ", "(given 2)"]),

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dualform.cli.momentum import parse_settings
 from dualform.errors import ConfigError
 from dualform.lab.losses import read_losses
 from dualform.lab.pretraining import pretrain
@@ -20,6 +19,7 @@ from dualform.studies.momentum import pretrained as momentum_pretrained
 from dualform.studies.momentum import regression as momentum_regression
 from dualform.studies.momentum import run as study
 from dualform.studies.momentum import training as momentum_training
+from dualform.studies.momentum.config import read_recipe_fields
 from dualform.studies.momentum.run import ask
 from tests.cli.conftest import Done, result_of
 from tests.studies.momentum_setting import RECIPE, STEPS, write_task, write_texts
@@ -147,7 +147,7 @@ def test_a_cost_is_told_and_nothing_is_trained(dualform: Command, tmp_path: Path
         (["--normalised"], ["normalised momentum needs an eta above 0: give one such as 0.3"]),
         (["--recipe", "huge"], ["recipe 'huge' is unknown", "tiny, small"]),
         (["--validation", "nowhere.txt"], ["there is no file nowhere.txt"]),
-        (["--device", "gpu"], ["device 'gpu' is unknown here: choose auto or cpu"]),
+        (["--device", "gpu"], ["device: Input should be 'auto' or 'cpu' (given 'gpu')"]),
         (["--set", "learning_rate"], ["--set 'learning_rate' should look like tokens=2e6"]),
         (["--set", "length=8"], ["--set 'length=8' should look like tokens=2e6, each field once"]),
         (["--set", "lenght=8"], ["--set 'lenght=8': a recipe has no field 'lenght', but model, vocab_size"]),
@@ -192,10 +192,10 @@ def test_text_that_is_not_there_is_named(dualform: Command, tmp_path: Path) -> N
     ],
 )
 def test_settings_are_read_as_yaml_and_as_numbers(text: str, value: object) -> None:
-    assert parse_settings([text]) == {text.partition("=")[0]: value}
-    assert parse_settings(None) == {}
+    assert read_recipe_fields([text]) == {text.partition("=")[0]: value}
+    assert read_recipe_fields(None) == {}
     with pytest.raises(ConfigError, match="each field once"):
-        parse_settings([text, text])
+        read_recipe_fields([text, text])
 
 
 # Arms side by side.

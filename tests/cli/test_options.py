@@ -2,15 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from dualform.cli.options import default_folder, one_or_several, parse_names, parse_numbers, parse_seeds
+from dualform.cli.options import default_folder
 from dualform.errors import ConfigError
+from dualform.option import parse_names, parse_numbers
+from dualform.seeds import parse_whole_numbers
 from dualform.tasks.options import unescape
 
 
 @pytest.mark.parametrize(
     ("text", "seeds"),
     [
-        (None, None),
         ("3", (3,)),
         ("0", (0,)),
         ("1..7", (1, 2, 3, 4, 5, 6, 7)),
@@ -20,34 +21,33 @@ from dualform.tasks.options import unescape
         ("4..4", (4,)),
     ],
 )
-def test_seeds_are_read_as_written(text: str | None, seeds: tuple[int, ...] | None) -> None:
-    assert parse_seeds(text) == seeds
+def test_seeds_are_read_as_written(text: str, seeds: tuple[int, ...]) -> None:
+    assert parse_whole_numbers(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "x", "1.5", "-1", "1..", "..3", "1...3", "1;2", "1,", "1-3"])
 def test_what_is_no_seed_is_named(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_seeds(text)
+        parse_whole_numbers(text)
 
     assert f"seeds {text!r} should look like 3, 1..7 or 1,4,9" in str(caught.value)
 
 
 def test_a_range_that_runs_backwards_is_named_with_the_right_one() -> None:
     with pytest.raises(ConfigError, match=r"seeds '9,3\.\.1': 3\.\.1 runs backwards; write 1\.\.3"):
-        parse_seeds("9,3..1")
+        parse_whole_numbers("9,3..1")
 
 
 def test_a_range_of_very_many_seeds_is_refused_before_it_is_made() -> None:
-    assert len(parse_seeds("1..10000") or ()) == 10_000
+    assert len(parse_whole_numbers("1..10000")) == 10_000
     with pytest.raises(ConfigError, match=r"seeds '3,0\.\.10000': 0\.\.10000 are more than 10000 seeds"):
-        parse_seeds("3,0..10000")
+        parse_whole_numbers("3,0..10000")
     with pytest.raises(ConfigError, match="more than 10000 seeds"):
-        parse_seeds("0..99999999999999")
+        parse_whole_numbers("0..99999999999999")
 
 
 def test_numbers_are_read_as_written() -> None:
     assert parse_numbers("rates", "1e-4, 3e-4,0") == (1e-4, 3e-4, 0.0)
-    assert parse_numbers("rates", None) is None
 
 
 @pytest.mark.parametrize("text", ["", "a", "1e-4,", "1e-4;3"])
@@ -61,21 +61,12 @@ def test_what_is_no_number_is_named(text: str) -> None:
 def test_names_lose_their_spaces() -> None:
     assert parse_names("zsl, icl,,ft ") == ("zsl", "icl", "ft")
     assert parse_names("") == ()
-    assert parse_names(None) is None
+    assert parse_names(["zsl", "icl, ft"]) == ("zsl", "icl", "ft")
 
 
 def test_line_breaks_may_be_written_with_a_backslash() -> None:
     assert unescape(r"Review: {text}\nSentiment:\t") == "Review: {text}\nSentiment:\t"
     assert unescape(None) is None
-
-
-def test_one_seed_or_several_may_be_given_but_not_both() -> None:
-    assert one_or_several(3, None) == (3,)
-    assert one_or_several(0, None) == (0,)
-    assert one_or_several(None, "1..3") == (1, 2, 3)
-    assert one_or_several(None, None) is None
-    with pytest.raises(ConfigError, match=r"--seed 3 and --seeds 1\.\.3 were both given: choose one"):
-        one_or_several(3, "1..3")
 
 
 @pytest.mark.parametrize(

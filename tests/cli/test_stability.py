@@ -186,7 +186,7 @@ def test_the_same_command_gives_the_same_numbers(dualform: Command, tmp_path: Pa
         (["--ft-seeds", "-1"], ["ft_seeds: ", "(given -1)"]),
         (["--label-seeds", "-1"], ["label_seeds: ", "(given -1)"]),
         (["--rates", "fast"], ["rates 'fast'", "such as 1e-4,1e-3"]),
-        (["--further-rates", "x"], ["further-rates 'x'"]),
+        (["--further-rates", "x"], ["further_rates 'x' should be numbers"]),
         (["--further-rates", "-1"], ["further_rates [-1.0]", "between 0 and 1e+37"]),
         (["--rates", "1e30"], ["every learning rate tried diverged (1e+30)"]),
         (["--task", "reveiws"], ["no task 'reveiws'", "Did you mean 'reviews'?"]),

@@ -17,8 +17,8 @@ from dualform.models.layout import Query
 from dualform.studies import folds
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings
-from dualform.studies.folds import check_fold, fold_texts, make_fold, plain_passages, require_weights, require_writable
+from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings, require_weights
+from dualform.studies.folds import check_fold, fold_texts, make_fold, plain_passages, require_writable
 from tests.studies.small import LABELS, N_TRAIN, sentences, small_bench
 
 K = 4

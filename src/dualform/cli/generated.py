@@ -4,7 +4,6 @@ import inspect
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -105,9 +104,10 @@ def study_command(config: type[BaseModel], folder: str = "") -> Callable[[Callab
 
         @guarded
         def command(**given: Any) -> None:
-            more: dict[str, Any] = {name: given[name] for name in own}
+            # `dualform plan` leaves out what says nothing about the cost of a run.
+            more: dict[str, Any] = {name: given.get(name, one.default) for name, one in own.items()}
             if runs:
-                more["run"] = RunOptions(**{name: given[name] for name in around})
+                more["run"] = RunOptions(**{name: given.get(name, one.default) for name, one in around.items()})
             function(settings=read_settings(settings, given), **more)
 
         command.__name__ = function.__name__
@@ -161,7 +161,7 @@ def _parameters(setting: Setting) -> Iterator[inspect.Parameter]:
     else:
         info = typer.Option(*setting.names, help=setting.help, rich_help_panel=option.panel, show_default=False)
     if option.single:
-        text = f"A single one, in place of {setting.names[-1]}"
+        text = f"A single one, in place of {setting.names[-1]}" if option.several else setting.help
         one = typer.Option(option.single, help=text, rich_help_panel=option.panel, show_default=False)
         yield _parameter(_name_of(option.single), Annotated[int | None, one], required=False)
     if setting.names or option.argument:
@@ -199,23 +199,16 @@ def _fields(config: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], FieldInf
 def _setting(path: tuple[str, ...], field: FieldInfo, default: Any, names: tuple[str, ...]) -> Setting:
     option = next((one for one in field.metadata if isinstance(one, Option)), Option())
     kind, read = _kind_and_reader(path[-1], field.annotation)
-    if option.read is not None:
-        kind, read = str, option.read
     if option.repeated or (option.argument and get_origin(field.annotation) is tuple):
-        one = option.read
-        kind, read = list[str], tuple if one is None else partial(_read_each, one)
+        kind, read = list[str], option.read or tuple
+    elif option.read is not None:
+        kind, read = str, option.read
     if not names:
         name = path[-1].replace("_", "-")
         names = option.names or ((f"--{name}/--no-{name}",) if kind is bool else (f"--{name}",))
-    return Setting(path, field, default, option, () if option.argument else names, kind, read)
-
-
-def _read_each(read: Callable[[str], Any], texts: list[str]) -> Any:
-    """Lists are joined, and so are mappings."""
-    parts = [read(text) for text in texts]
-    if all(isinstance(part, dict) for part in parts):
-        return {name: value for part in parts for name, value in part.items()}
-    return tuple(value for part in parts for value in part)
+    if option.argument or not option.several:
+        names = ()
+    return Setting(path, field, default, option, names, kind, read)
 
 
 def _kind_and_reader(name: str, annotation: Any) -> tuple[Any, Callable[[Any], Any]]:

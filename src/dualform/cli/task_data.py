@@ -1,54 +1,13 @@
-"""What the command line says about a task, and a look at the data before anything that takes seconds to load."""
+"""A look at a sweep's data before anything that takes seconds to load."""
 
 from pathlib import Path
-from typing import Any
 
 from dualform.configuration import read_settings
 from dualform.errors import ConfigError
 from dualform.tasks.options import TaskOptions, unescape
 from dualform.tasks.sources import load_local_task
-from dualform.tasks.task import Task
 
 _TEXTS = ("text", "label", "choices", "prompt", "separator")
-
-
-def task_settings(
-    data_dir: str | None,
-    text: str | None,
-    label: str | None,
-    choices: str | None,
-    prompt: str | None,
-    label_words: str | None,
-    separator: str | None,
-    *,
-    skip_bad_rows: bool,
-    truncate: bool,
-) -> dict[str, Any]:
-    """Settings of a study that say how its task is read, as they were typed."""
-    return {
-        "data_dir": data_dir,
-        "text": text,
-        "label": label,
-        "choices": choices,
-        "prompt": unescape(prompt),
-        "label_words": unescape(label_words),
-        "separator": unescape(separator),
-        "skip_bad_rows": skip_bad_rows or None,
-        "truncate": truncate or None,
-    }
-
-
-def check_task(task: str, settings: dict[str, Any]) -> Task | None:
-    """Read a task that lies on this machine.
-
-    Returns:
-        The task; None where only the network has it, so that the study is to load it.
-
-    Raises:
-        TaskError: It cannot be found or used.
-    """
-    options = TaskOptions(**{name: value for name, value in settings.items() if name != "data_dir"})
-    return load_local_task(task, options, settings["data_dir"])
 
 
 def check_sweep_tasks(file: Path) -> None:

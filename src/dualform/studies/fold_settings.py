@@ -1,12 +1,16 @@
 """Settings of a fold, whichever study or command makes it."""
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dualform.configuration import MOST_TEXTS
+from dualform.errors import ConfigError
 from dualform.learners.options import FEWEST_TEXTS
+from dualform.option import FOLDING, Option
+from dualform.seeds import parse_whole_numbers
 
 FoldMethod = Literal["ridge", "thought-vector", "thought-matrix", "rank-one", "task-vector", "kv-momentum", "mezo"]
 IN_WEIGHTS: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix", "mezo")
@@ -26,33 +30,43 @@ READ: dict[str, tuple[FoldMethod, ...]] = {
 """Which methods look at a setting."""
 
 
+def _read_layers(text: str) -> tuple[int, ...]:
+    try:
+        return parse_whole_numbers(text, "layers")
+    except ConfigError:
+        raise ConfigError(f"layers {text!r} should look like 3, 0..11 or 1,4,9") from None
+
+
 class FoldSettings(BaseModel):
     """How a prompt is folded, and from which texts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
-    method: FoldMethod = "ridge"
-    """`ridge` is dualform's own; the others are what was published before it."""
-    calibration: str = "train"
-    """Unlabelled texts: `train` (rows of the train split that are no demonstrations; their labels are not read),
-    `generated` (by the model behind the demonstrations), or a file, one text a line or a table."""
-    texts: int = Field(default=256, ge=FEWEST_TEXTS, le=MOST_TEXTS)
+    method: Annotated[FoldMethod, Option(FOLDING, ("--fold-method",))] = "ridge"
+    """ridge, thought-vector, thought-matrix, rank-one, task-vector, kv-momentum or mezo. ridge is dualform's own; the
+    others are what was published before it."""
+    calibration: Annotated[str, Option(FOLDING)] = "train"
+    """Unlabelled texts: train, generated, or a file. train are rows of the train split that are no demonstrations;
+    their labels are not read. generated are written by the model behind the demonstrations. A file has one text a
+    line, or is a table."""
+    texts: Annotated[int, Option(FOLDING, ("--fold-texts",))] = Field(default=256, ge=FEWEST_TEXTS, le=MOST_TEXTS)
     """Most calibration texts."""
-    plain: str = "generated"
-    """Plain text on which ridge is asked to change nothing: `generated` (by the model from nothing), `none`, or a file
-    with a passage a line."""
-    plain_texts: int = Field(default=64, ge=1, le=MOST_TEXTS)
+    plain: Annotated[str, Option(FOLDING)] = "generated"
+    """Plain text on which ridge is to change nothing: generated, none, or a file. generated is written by the model
+    from nothing; a file has a passage a line."""
+    plain_texts: Annotated[int, Option(FOLDING)] = Field(default=64, ge=1, le=MOST_TEXTS)
     """Most passages of plain text."""
-    plain_length: int = Field(default=128, ge=8, le=1 << 20)
-    """Longest passage, tokens."""
-    plain_weight: float = Field(default=10.0, ge=0, allow_inf_nan=False)
-    """How much a token of plain text counts beside a calibration token."""
-    answer_weight: float = Field(default=100.0, ge=1, allow_inf_nan=False)
-    """How much a token that predicts an answer counts beside others."""
-    strength: float | Literal["gcv"] = "gcv"
-    """Ridge penalty in units of an input's mean square, or `gcv`: generalised cross-validation, layer by layer."""
-    layers: tuple[int, ...] | None = None
-    """Which layers are folded; null for all."""
+    plain_length: Annotated[int, Option(FOLDING)] = Field(default=128, ge=8, le=1 << 20)
+    """Longest passage of plain text, tokens."""
+    plain_weight: Annotated[float, Option(FOLDING)] = Field(default=10.0, ge=0, allow_inf_nan=False)
+    """Weight of a token of plain text, relative to a calibration token: more keeps more as it was."""
+    answer_weight: Annotated[float, Option(FOLDING)] = Field(default=100.0, ge=1, allow_inf_nan=False)
+    """Weight of a token that predicts an answer, relative to other tokens."""
+    strength: Annotated[float | Literal["gcv"], Option(FOLDING)] = "gcv"
+    """Ridge penalty in units of an input's mean square, such as 0.01, or gcv. gcv is generalised cross-validation,
+    layer by layer."""
+    layers: Annotated[tuple[int, ...] | None, Option(FOLDING, ("--fold-layers",), null="all", read=_read_layers)] = None
+    """Layers to fold, such as 0..11 or 1,4,9."""
 
     def used(self) -> dict[str, object]:
         """The settings that the method looks at, as JSON has them."""
@@ -66,3 +80,36 @@ class FoldSettings(BaseModel):
         if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
             raise ValueError(f"layers {list(self.layers)} must be different, at least one")
         return self
+
+
+def require_weights(method: FoldMethod) -> None:
+    """Check that a method's outcome is a change of weights.
+
+    Raises:
+        ConfigError: It is not, so that there is nothing to write.
+    """
+    if method not in IN_WEIGHTS:
+        raise ConfigError(
+            f"method {method} changes no weights, so there is nothing to write into a checkpoint: choose one of "
+            f"{', '.join(IN_WEIGHTS)}"
+        )
+
+
+def require_read(given: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Check that a method looks at each setting that was given for it.
+
+    Args:
+        given: Fields of `FoldSettings`, as they were given.
+        names: What a field is called for the user, such as its option.
+
+    Raises:
+        ConfigError: It does not look at some of them, which would change nothing.
+    """
+    method = given.get("method")
+    # An unknown method has a message of its own.
+    if method not in get_args(FoldMethod):
+        return
+    if unread := [names[name] for name in given if name in READ and method not in READ[name]]:
+        raise ConfigError(
+            f"method {method} does not look at {', '.join(unread)}: leave that out, or choose another method"
+        )

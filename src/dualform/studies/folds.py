@@ -28,7 +28,7 @@ from dualform.models.language_model import LanguageModel
 from dualform.models.layout import Query
 from dualform.models.stepping import require_editable_outputs
 from dualform.studies.bench import weights_digest
-from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings
+from dualform.studies.fold_settings import CALIBRATED, FoldMethod, FoldSettings
 from dualform.tasks.task import Example
 from dualform.tasks.texts import read_lines, unlabelled_texts
 
@@ -317,17 +317,4 @@ def require_writable(lm: LanguageModel, method: FoldMethod, as_checkpoint: bool)
         raise ModelError(
             f"{method} needs a bias behind W_O, and checkpoints of {type(lm.model).__name__} cannot hold one: write an "
             "adapter (--as lora), or fold by ridge."
-        )
-
-
-def require_weights(method: FoldMethod) -> None:
-    """Check that a method's outcome is a change of weights.
-
-    Raises:
-        ConfigError: It is not, so that there is nothing to write.
-    """
-    if method not in IN_WEIGHTS:
-        raise ConfigError(
-            f"method {method} changes no weights, so there is nothing to write into a checkpoint: choose one of "
-            f"{', '.join(IN_WEIGHTS)}"
         )

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -11,10 +11,11 @@ from dualform.errors import ConfigError
 from dualform.learners.options import LARGEST_RATE, LossOn
 from dualform.models.options import Probe
 from dualform.models.placement import placement
+from dualform.option import DATA, MACHINE, Option
 from dualform.seeds import Seeds
 from dualform.tasks.demonstrations import LabelRule
-from dualform.tasks.options import unescape
-from dualform.tasks.sources import load_task
+from dualform.tasks.options import TaskOptions, unescape
+from dualform.tasks.sources import load_local_task, load_task
 from dualform.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -22,84 +23,96 @@ if TYPE_CHECKING:
 
 
 class StudyConfig(BaseModel):
-    """What is asked, of which rows, read how. Each setting has its home here or in the study that alone has it."""
+    """What is asked, of which rows, read how. Each setting has its home here or in the study that alone has it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A field's description is its help on the command line: the first sentence in `--help`, all of it in the reference.
+    """
 
-    task: str
-    """Packaged name, name under the data directory, file, YAML file or hub name."""
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
-    data_dir: str | None = None
-    """Folder with data sets; `$DUALFORM_DATA` when not given."""
-    text: str | None = None
+    without_options: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are no options of the study's command: it has no use for them, or sets them itself."""
+    option_names: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Names of the command's options other than those that the field declares, by the field's path."""
+
+    task: Annotated[str, Option(DATA, argument=2)]
+    """reviews, sst2, a data file, a YAML file, a folder, a hub name. `dualform tasks` lists the names known."""
+
+    data_dir: Annotated[str | None, Option(DATA)] = None
+    """Folder with data sets; $DUALFORM_DATA when not given."""
+    text: Annotated[str | None, Option(DATA)] = None
     """Column that holds the text, for a file of one's own."""
-    label: str | None = None
+    label: Annotated[str | None, Option(DATA)] = None
     """Column that holds the label."""
-    choices: str | None = None
+    choices: Annotated[str | None, Option(DATA)] = None
     """Column or columns that hold the candidate answers of a multiple-choice task."""
-    prompt: str | None = None
-    """Template in place of the task's own, such as `Review: {text}` and a line `Sentiment:`."""
-    label_words: str | list[str] | dict[str, str] | None = None
-    """Words in place of the task's own: `bad,good` or `0=bad,1=good`."""
-    separator: str | None = None
-    """Text between demonstrations; `eos` for the end-of-sequence token."""
-    opening: str = "auto"
-    """What begins every sequence: auto (what the tokenizer itself puts in front of a text; where that is nothing, its
-    beginning-of-sequence token, else its end-of-sequence token), none, bos, eos, or a text such as `[gMASK]<sop>`."""
-    skip_bad_rows: bool = False
+    prompt: Annotated[str | None, Option(DATA)] = None
+    r"""Template in place of the task's own, such as 'Review: {text}\nSentiment:'."""
+    label_words: Annotated[str | list[str] | dict[str, str] | None, Option(DATA)] = None
+    """Words in place of the task's own, such as bad,good or 0=bad,1=good."""
+    separator: Annotated[str | None, Option(DATA)] = None
+    """Text between demonstrations; eos for the end-of-sequence token."""
+    opening: Annotated[str, Option(DATA)] = "auto"
+    """What begins every sequence: auto, none, bos, eos, or a text such as [gMASK]<sop>. auto takes what the tokenizer
+    itself puts in front of a text; where that is nothing, its beginning-of-sequence token, else its end-of-sequence
+    token."""
+    skip_bad_rows: Annotated[bool, Option(DATA, ("--skip-bad-rows",))] = False
     """Leave out rows that cannot be used, and count them in the warnings, instead of refusing the table."""
-    truncate: bool = False
+    truncate: Annotated[bool, Option(DATA, ("--truncate",))] = False
     """Cut texts that would leave no room in the context for a demonstration of each class, instead of refusing them."""
 
-    k: int = Field(default=32, ge=0)
-    """Demonstrations asked for."""
-    balanced: bool = True
-    """Equal numbers of each class; false is the paper's rule, the first k of a shuffle."""
+    k: Annotated[int, Option(names=("-k", "--k"))] = Field(default=32, ge=0)
+    """Demonstrations."""
+    balanced: Annotated[bool, Option(names=("--balanced/--shuffled",))] = True
+    """Equal numbers of each class, or the first k of a shuffle. The shuffle is the paper's rule."""
     label_rule: LabelRule = "true"
     """Labels shown: true, shuffled among the demonstrations, random, or flipped."""
-    seeds: Seeds = (1, 2, 3)
-    """Demonstration seeds: a number is that seed alone, `1..7` a range, `1,4,9` or a list several."""
+    seeds: Annotated[Seeds, Option(single="--seed")] = (1, 2, 3)
+    """Demonstration seeds, such as 1..7 or 1,4,9. A number by itself is that seed alone."""
     context: int = Field(default=2048, ge=8)
-    """Longest sequence, tokens (the model's own limit if lower); demonstrations that do not fit are left out."""
+    """Longest sequence, tokens. The model's own limit holds where it is lower; demonstrations that do not fit are left
+    out."""
 
-    limit: int | None = Field(default=200, ge=1)
-    """Queries of the report split, drawn at random with seed 0; null for all."""
-    selection_limit: int | None = Field(default=100, ge=1)
-    """Queries of the selection split on which choices are made; null for all."""
+    limit: Annotated[int | None, Option(null="all")] = Field(default=200, ge=1)
+    """Reported queries. They are drawn at random from the report split with seed 0."""
+    selection_limit: Annotated[int | None, Option(null="all")] = Field(default=100, ge=1)
+    """Queries of the selection split on which choices are made."""
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    """Learning rates of ft (SGD)."""
+    """Learning rates of ft, which is SGD."""
     patience: int = Field(default=2, ge=1)
     """Stop a search after so many rates in a row that are worse than the best."""
     loss_on: LossOn = "all"
-    """Finetune on all tokens of a sequence (the paper) or on the label word alone."""
+    """Finetune on all tokens of a sequence, or on the label word alone. The paper learns all."""
     probe: Probe = "prompt"
-    """Where the inside is read: the token that predicts the label, or the first label word (released code)."""
-
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    """float32 for everything that is compared."""
-    route: Literal["packed", "packed-mask", "repeated", "naive"] | None = None
-    """Insist on a way through the model; default: the fastest that passes its self-check."""
-    trust_remote_code: bool = False
-    """Run code that comes with a checkpoint."""
-    device_map: str | dict[str, str | int] | None = None
-    """Divide a model that one device cannot hold: auto, balanced, sequential, or a mapping from modules to cpu, disk or
-    the number of a GPU. Numbers are those of the undivided model."""
-    max_memory: str | dict[str | int, str | int] | None = None
-    """Most weights on each device, such as `cpu=2GiB,0=10GiB`; what does not fit is read from disk as it is needed."""
-    offload_folder: str | None = None
-    """Where weights go that disk is to hold; a safetensors checkpoint is read where it lies and needs none."""
-    quantize: Literal["8bit", "4bit"] | None = None
-    """Weights in so many bits, by bitsandbytes: for accuracy zero-shot and in context, and nothing else."""
+    """Look inside at prompt, the token that predicts the label, or at label0, the first label word. The code released
+    with the paper looks at the label word."""
     resamples: int = Field(default=1000, ge=10, le=MOST_RESAMPLES)
     """Bootstrap resamples behind each interval."""
 
-    @field_validator("prompt", "separator")
+    device: Annotated[str, Option(MACHINE)] = "auto"
+    """auto, cpu, cuda, mps."""
+    dtype: Annotated[Literal["float32", "float64", "bfloat16", "float16"], Option(MACHINE)] = "float32"
+    """float32, float64, bfloat16, float16. float32 for everything that is compared."""
+    route: Annotated[Literal["packed", "packed-mask", "repeated", "naive"] | None, Option(MACHINE)] = None
+    """Insist on a way through the model: packed, packed-mask, repeated, naive. By default the fastest that passes its
+    self-check."""
+    trust_remote_code: Annotated[bool, Option(MACHINE)] = False
+    """Run code that comes with the checkpoint."""
+    device_map: Annotated[str | dict[str, str | int] | None, Option(MACHINE)] = None
+    """Divide the model: auto, balanced, sequential, or JSON. JSON is a mapping from modules to cpu, disk or the number
+    of a GPU. Numbers are those of the undivided model."""
+    max_memory: Annotated[str | dict[str | int, str | int] | None, Option(MACHINE)] = None
+    """Most weights on each device, such as cpu=2GiB,0=10GiB; the rest is read from disk."""
+    offload_folder: Annotated[str | None, Option(MACHINE)] = None
+    """Folder for weights that are read from disk. A safetensors checkpoint is read where it lies and needs none."""
+    quantize: Annotated[Literal["8bit", "4bit"] | None, Option(MACHINE)] = None
+    """8bit or 4bit weights: accuracy of zsl and icl only. The weights are stored by bitsandbytes."""
+
+    @field_validator("prompt", "separator", "label_words", "opening")
     @classmethod
-    def _read_line_breaks(cls, given: str | None) -> str | None:
+    def _read_line_breaks(cls, given: Any) -> Any:
         # YAML's single quotes and a shell's keep a backslash and an n where a line break is meant.
-        return unescape(given)
+        return unescape(given) if isinstance(given, str) else given
 
     @field_validator("device_map", mode="before")
     @classmethod
@@ -140,6 +153,28 @@ class StudyConfig(BaseModel):
     def reads_paper_rows(self) -> bool:
         """Whether a known task has the rows that the paper's released code reads, see `load_task`."""
         return False
+
+    def load_local_task(self) -> Task | None:
+        """The task that these settings describe, without the network.
+
+        Returns:
+            The task; None where only the network has it.
+
+        Raises:
+            TaskError: It cannot be found or used.
+        """
+        options = TaskOptions(
+            text=self.text,
+            label=self.label,
+            prompt=self.prompt,
+            label_words=self.label_words,
+            separator=self.separator,
+            choices=self.choices,
+            skip_bad_rows=self.skip_bad_rows or None,
+            truncate=self.truncate or None,
+            paper_rows=self.reads_paper_rows,
+        )
+        return load_local_task(self.task, options, self.data_dir)
 
     def load_task(self) -> Task:
         """The task that these settings describe.

@@ -1,13 +1,14 @@
 """Settings of a comparison, checked before a model loads, with two presets: `default` and `dai2023`."""
 
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from dualform.configuration import checked
 from dualform.errors import ConfigError
 from dualform.learners.base import LEARNERS, Learner
+from dualform.option import CONTROLS, MACHINE, OUTPUT, Option
 from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.settings import (
     StudyConfig,
@@ -60,44 +61,49 @@ _DAI2023_RATES = tuple(float(f"{10 ** (-4 + i / 10):.3g}") for i in range(36))
 class ComparisonConfig(StudyConfig):
     """What to compare, on what, and how."""
 
-    model: str
-    """Packaged name, checkpoint folder, GGUF file or hub id."""
+    model: Annotated[str, Option(MACHINE, argument=1)]
+    """smollm2-135m, gemma3-270m, a folder, a .gguf file, a hub id."""
     preset: Preset = "default"
-    """`dai2023` reproduces arXiv:2212.10559's protocol, its choices of split and probe included."""
+    """default, or dai2023: the paper's protocol. It reproduces arXiv:2212.10559 with its choices of split and probe."""
 
     select: Select = "none"
-    """Keep only the seed that is best on `select_on` for this learner (`both`: for the mean of the two)."""
+    """Keep only the seed that is best for icl, ft or both; none keeps all. It is the best on `select_on`; both is the
+    mean of the two."""
     select_on: Literal["validation", "report"] = "validation"
-    """Where rates and, with `select`, the seed are chosen. `report` is the paper's choice, and flatters."""
+    """Choose rates, and the seed where one is selected, on validation or report. report is the paper's choice, and
+    flatters."""
 
-    learners: tuple[str, ...] = LEARNERS.own
-    """Which learners to run; similarity needs zsl, icl and ft. Another package adds one by an entry point in
-    `dualform.learners`."""
+    learners: Annotated[tuple[str, ...], Option(default="all")] = LEARNERS.own
+    """Of zsl,icl,ft,lora,probe,fold. Similarity needs zsl, icl and ft. Another package adds a learner by an entry point
+    in `dualform.learners`."""
     lora_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
-    """Learning rates of lora (AdamW)."""
+    """Learning rates of lora, which is AdamW."""
     fold: FoldSettings = FoldSettings()
     """How the prompt is folded into the weights."""
     tune: Tune = "first"
-    """`first`: choose the rate on the first seed's demonstrations and use it for all; `each`: search every time."""
+    """Search rates on the first seed, whose choice all use, or on each."""
 
-    controls: tuple[ControlName, ...] = CHEAP_CONTROLS
-    """What the measures are compared with; they need zsl, icl and ft."""
-    kendall_scale: Literal["attention", "released"] = "attention"
-    """How finetuning's products of attention queries are scaled before whole demonstrations are ranked: as the layer
-    scales its scores, or by 1 / d_head, as the code released with arXiv:2212.10559 does."""
-    control_limit: int | None = Field(default=100, ge=1)
-    """Queries on which controls are read, the first so many of a shuffle; null for all that are reported."""
-    other_task: str | None = None
-    """Whose demonstrations the control `other_task` shows: a packaged name, or one under the data directory. Not
+    controls: Annotated[tuple[ControlName, ...], Option(CONTROLS, default="six cheap ones")] = CHEAP_CONTROLS
+    """all, none or names of controls, with which the measures are compared. They need zsl, icl and ft; the guide
+    describes each."""
+    kendall_scale: Annotated[Literal["attention", "released"], Option(CONTROLS)] = "attention"
+    """Scale finetuning's products of attention queries as attention does, or as the released code does. This is before
+    whole demonstrations are ranked: the layer scales its own scores, and the code released with arXiv:2212.10559 scales
+    by 1 / d_head."""
+    control_limit: Annotated[int | None, Option(CONTROLS, null="all")] = Field(default=100, ge=1)
+    """Queries on which controls are read. They are the first so many of a shuffle."""
+    other_task: Annotated[str | None, Option(CONTROLS)] = None
+    """Task whose demonstrations the control other_task shows. A packaged name, or one under the data directory. Not
     given: the same texts, asked whether they are short or long."""
 
     rounding: Rounding = "choose"
-    """Repeat finetuning from weights moved by rounding, to see how far its numbers depend on that: `report` measures it
-    at the rate chosen; `choose` also prefers a stable rate among equally accurate ones; `none` does neither."""
+    """Repeat ft from weights moved by rounding: choose, report, none. The repeat shows how far its numbers depend on
+    rounding: report measures it at the rate chosen; choose also prefers a stable rate among equally accurate ones; none
+    does neither."""
 
-    explore: int = Field(default=8, ge=0, le=64)
-    """Queries of the first seed for which is kept where ICL and FT look, for the page's attention explorer (see
-    `attention_view`); 0 for none."""
+    explore: Annotated[int, Option(OUTPUT)] = Field(default=8, ge=0, le=64)
+    """Queries in the page's attention explorer; 0 for none. They are queries of the first seed, for which is kept where
+    ICL and FT look, see `attention_view`."""
 
     @property
     def repeats_finetuning(self) -> bool:

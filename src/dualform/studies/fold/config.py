@@ -1,11 +1,13 @@
 """Settings of a fold that is written to disk, checked before a model loads."""
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from dualform.configuration import MOST_TEXTS, checked
 from dualform.errors import ConfigError
+from dualform.option import OUTPUT, Option
+from dualform.seeds import Seeds
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.settings import given_settings
 
@@ -15,16 +17,25 @@ Form = Literal["checkpoint", "lora"]
 class FoldConfig(ComparisonConfig):
     """What to fold into what; the first seed's demonstrations are folded."""
 
-    form: Form = "checkpoint"
-    """A checkpoint of its own, or an adapter for peft beside the base."""
-    rank: int = Field(default=16, ge=1, le=1 << 16)
-    """Of the adapter: each layer's change is cut to so many directions."""
-    perplexity: str | None = None
-    """File with plain text, a passage a line, on which perplexity is measured before and after."""
-    perplexity_texts: int = Field(default=64, ge=1, le=MOST_TEXTS)
-    """Most passages of it, the longest ones."""
-    verify: bool = False
+    without_options: ClassVar[frozenset[str]] = frozenset(
+        {"preset", "select", "select_on", "learners", "lora_rates", "tune", "controls", "kendall_scale"}
+        | {"control_limit", "other_task", "rounding", "explore", "label_rule", "selection_limit", "rates", "patience"}
+        | {"loss_on", "probe", "quantize"}
+    )
+    option_names: ClassVar[dict[str, tuple[str, ...]]] = {"fold.method": ("--method",)}
+
+    form: Annotated[Form, Option(OUTPUT, ("--as",))] = "checkpoint"
+    """checkpoint, or lora: an adapter for peft that goes with the base."""
+    rank: Annotated[int, Option(OUTPUT)] = Field(default=16, ge=1, le=1 << 16)
+    """Rank of the adapter. Each layer's change is cut to so many directions."""
+    verify: Annotated[bool, Option(OUTPUT)] = False
     """Load what was written in a fresh process and compare its log-probabilities with those in memory."""
+    perplexity: Annotated[str | None, Option(OUTPUT)] = None
+    """File with plain text, a passage a line, on which perplexity is measured before and after."""
+    perplexity_texts: Annotated[int, Option(OUTPUT)] = Field(default=64, ge=1, le=MOST_TEXTS)
+    """Most passages of it, the longest ones."""
+    seeds: Annotated[Seeds, Option(single="--seed", several=False)] = (1,)
+    """Demonstration seed of the prompt that is folded. Of several the first is used."""
 
 
 def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
@@ -42,4 +53,4 @@ def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
     if given.get("k") == 0:
         raise ConfigError("k 0 leaves nothing to fold: ask for at least one demonstration")
     fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "explore": 0, "model": model, "task": task}
-    return checked(FoldConfig, {"seeds": (1,), **given, **fixed})
+    return checked(FoldConfig, {**given, **fixed})

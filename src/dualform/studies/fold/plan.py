@@ -9,7 +9,8 @@ from dualform.studies.bench import Bench
 from dualform.studies.comparison.plan import around, fitted, gathered, sketched
 from dualform.studies.fold.config import FoldConfig
 from dualform.studies.fold.run import VERIFIED_QUERIES
-from dualform.studies.folds import perplexity_passages, require_weights
+from dualform.studies.fold_settings import require_weights
+from dualform.studies.folds import perplexity_passages
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, Reading, memory_of
 from dualform.studies.plan_folds import fold_bytes, fold_parts

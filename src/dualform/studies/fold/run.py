@@ -37,12 +37,12 @@ from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.summary import summarise
 from dualform.studies.facts import Asked
 from dualform.studies.fold.config import FoldConfig
+from dualform.studies.fold_settings import require_weights
 from dualform.studies.folds import (
     MadeFold,
     check_fold,
     make_fold,
     perplexity_passages,
-    require_weights,
     require_writable,
 )
 from dualform.tasks.task import Example, Task

@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from dualform.configuration import MOST_TEXTS, checked
 from dualform.learners.options import FEWEST_TEXTS
+from dualform.option import FOLDING, MACHINE, Option
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import (
     StudyConfig,
@@ -45,35 +46,41 @@ class PlannedPoint:
 class FoldingConfig(StudyConfig):
     """Which ways of folding are tried. Each axis varies one thing of the default fold, the others held."""
 
-    model: str
-    """Packaged name, checkpoint folder, GGUF file or hub id."""
+    without_options: ClassVar[frozenset[str]] = frozenset(
+        {"fold.method", "fold.layers", "label_rule", "loss_on", "probe", "quantize"}
+    )
+
+    model: Annotated[str, Option(MACHINE, argument=1)]
+    """smollm2-135m, gemma3-270m, a folder, a .gguf file, a hub id."""
+    axes: Annotated[tuple[Axis, ...], Option(FOLDING)] = AXES
+    """Of method,k,texts,strength,layers,source: what is varied."""
+    methods: Annotated[tuple[FoldMethod, ...], Option(FOLDING)] = get_args(FoldMethod)
+    """Methods compared. They are the axis `method`: the default fold's texts, each with the published way of using
+    them."""
+    ks: Annotated[tuple[int, ...], Option(FOLDING)] = (4, 8, 16, 32, 64, 128)
+    """Numbers of demonstrations tried. They are the axis `k`. Those that do not fit the context are left out of the
+    prompt, and numbers that the train split does not have out of the axis; the result says so."""
+    text_counts: Annotated[tuple[int, ...], Option(FOLDING)] = (16, 64, 256, 1024)
+    """Numbers of calibration texts tried. They are the axis `texts`."""
+    strengths: Annotated[tuple[float | Literal["gcv"], ...], Option(FOLDING)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, "gcv")
+    """Ridge strengths tried. They are the axis `strength`."""
+    layer_sets: Annotated[tuple[LayerSet, ...], Option(FOLDING)] = get_args(LayerSet)
+    """Sets of layers tried: all, first half, last half, first quarter, last quarter, middle half. They are the axis
+    `layers`."""
+    sources: Annotated[tuple[Source, ...], Option(FOLDING)] = get_args(Source)
+    """Sources of calibration texts tried, of train,generated. They are the axis `source`."""
+    transfer: Annotated[tuple[str, ...], Option(FOLDING)] = ()
+    """Other tasks whose queries the default fold is asked."""
+    compose: Annotated[tuple[str, ...], Option(FOLDING)] = ()
+    """Other tasks whose default folds are added to the study's own."""
+    perplexity: Annotated[str | None, Option(FOLDING)] = None
+    """File with plain text, a passage a line, on which perplexity is measured before and after."""
+    perplexity_texts: Annotated[int, Option(FOLDING)] = Field(default=64, ge=1, le=MOST_TEXTS)
+    """Most passages of it."""
+    ft: Annotated[bool, Option(FOLDING)] = True
+    """Finetune on the same demonstrations as well, or not. The rate is the one that the selection split chooses."""
     fold: FoldSettings = FoldSettings()
     """The default fold."""
-    axes: tuple[Axis, ...] = AXES
-    """What is varied."""
-    methods: tuple[FoldMethod, ...] = get_args(FoldMethod)
-    """Of the axis `method`: the default fold's texts, each with the published way of using them."""
-    ks: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
-    """Of the axis `k`: demonstrations. Those that do not fit the context are left out of the prompt, and numbers that
-    the train split does not have out of the axis; the result says so."""
-    text_counts: tuple[int, ...] = (16, 64, 256, 1024)
-    """Of the axis `texts`."""
-    strengths: tuple[float | Literal["gcv"], ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, "gcv")
-    """Of the axis `strength`."""
-    layer_sets: tuple[LayerSet, ...] = get_args(LayerSet)
-    """Of the axis `layers`."""
-    sources: tuple[Source, ...] = get_args(Source)
-    """Of the axis `source`: where calibration texts come from."""
-    ft: bool = True
-    """Finetune on the same demonstrations as well, at the rate that the selection split chooses."""
-    perplexity: str | None = None
-    """File with plain text, a passage a line, on which perplexity is measured before and after."""
-    perplexity_texts: int = Field(default=64, ge=1, le=MOST_TEXTS)
-    """Most passages of it."""
-    transfer: tuple[str, ...] = ()
-    """Other tasks whose queries the default fold is asked."""
-    compose: tuple[str, ...] = ()
-    """Other tasks whose default folds are added to the study's own."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -17,7 +17,7 @@ LAB_NAMES: tuple[LabName, ...] = ("constructed", "trained", "phases", "layers", 
 class RegressionConfig(BaseModel):
     """Which studies, over which seeds, and how long models are trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
     studies: Annotated[tuple[LabName, ...], Option(names=("--study",), repeated=True, read=parse_names)] = Field(
         default=LAB_NAMES, min_length=1

@@ -1,14 +1,19 @@
 """Settings of a comparison of momentum attention with vanilla, checked before anything is trained."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dualform.configuration import MOST_RESAMPLES, checked
+from dualform.errors import ConfigError
+from dualform.option import DATA, MACHINE, TRAINING, Option
 from dualform.seeds import Seeds
 from dualform.studies.settings import given_settings, problems_with_seeds
+from dualform.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from dualform.lab.recipe import Recipe
@@ -50,58 +55,107 @@ class Arm:
         return Arm("linear") if self.kind in LINEAR else Arm("vanilla")
 
 
-class MomentumConfig(BaseModel):
+def read_recipe_fields(given: Sequence[str] | None) -> dict[str, Any]:
+    """Fields of a recipe from `name=value` texts; values are YAML, and numbers may be written 2e6.
+
+    Raises:
+        ConfigError: A text is no such pair, two name the same field, or a recipe has no such field.
+    """
+    from dualform.lab.recipe import Recipe
+
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name or name in found:
+            raise ConfigError(f"--set {text!r} should look like tokens=2e6, each field once")
+        if name not in Recipe.model_fields:
+            raise ConfigError(f"--set {text!r}: a recipe has no field {name!r}, but {', '.join(Recipe.model_fields)}")
+        # YAML takes 2e6 for a word.
+        number = re.fullmatch(r"(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value)
+        found[name] = float(value) if number else parse_yaml(value, ConfigError, f"--set {name}: not a value in YAML")
+    return found
+
+
+class TrainingSettings(BaseModel):
+    """What every training has: a recipe, its text, a device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
+
+    corpus: Annotated[tuple[str, ...], Option(DATA, argument=1)] = Field(min_length=1)
+    """Text files (.txt, .jsonl, .gz) to train on, or one hub data set. Of `owner/name[:config]` on the hub, the split
+    `train` is read."""
+    recipe: Annotated[str, Option(TRAINING)] = "tiny"
+    """tiny, small, 124m, 350m, or a YAML file."""
+    settings: Annotated[dict[str, Any], Option(TRAINING, ("--set",), repeated=True, read=read_recipe_fields)] = {}
+    """A field of the recipe in place of its own, such as tokens=2e6; again for more. In a comparison not `seed` and
+    `data_seed`, which are those of each run."""
+    device: Annotated[Literal["auto", "cpu"], Option(MACHINE)] = "auto"
+    """auto (a GPU where there is one), or cpu."""
+
+
+class TrainingConfig(TrainingSettings):
+    """One model that is trained by itself."""
+
+    validation: Annotated[tuple[str, ...], Option(DATA, repeated=True)] = ()
+    """Text on which losses are taken while training. Of a data set on the hub, the split `validation`."""
+    eta: Annotated[float, Option(TRAINING)] = 0.0
+    """Decay of momentum a token; 0 is vanilla."""
+    learned: Annotated[bool, Option(TRAINING)] = False
+    """Learn eta, one a head, from --eta on."""
+    normalised: Annotated[bool, Option(TRAINING)] = False
+    """Let the weights of the past sum to 1."""
+
+
+class MomentumConfig(TrainingSettings):
     """What is trained, on what, how often, and what it is then asked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    validation: Annotated[tuple[str, ...], Option(DATA, repeated=True)] = Field(min_length=1)
+    """Text on which losses are taken while training. Of a data set on the hub, the split `validation`."""
+    test: Annotated[tuple[str, ...], Option(DATA, repeated=True)] = Field(min_length=1)
+    """Text on which perplexities are reported. Of a data set on the hub, the split `test`."""
+    data_dir: Annotated[str | None, Option(DATA)] = None
+    """Folder with data sets; $DUALFORM_DATA when not given."""
 
-    recipe: str = "tiny"
-    """A recipe that dualform ships (tiny, small, 124m, 350m), or a YAML file of one's own."""
-    settings: dict[str, Any] = {}
-    """Fields of the recipe in place of its own; `seed` and `data_seed` are those of each run."""
-    corpus: tuple[str, ...] = Field(min_length=1)
-    """Text files, or the split `train` of a data set of the hub (`owner/name[:config]`), to train on."""
-    validation: tuple[str, ...] = Field(min_length=1)
-    """Text on which losses are taken while training; of the hub, the split `validation`."""
-    test: tuple[str, ...] = Field(min_length=1)
-    """Text on which perplexities are reported; of the hub, the split `test`."""
+    etas: Annotated[tuple[float, ...], Option(TRAINING)] = (0.1, 0.3, 0.5, 0.9)
+    """Decays of momentum; vanilla, eta 0, is always trained."""
+    controls: Annotated[tuple[Control, ...], Option(TRAINING)] = ("convolution",)
+    """Of normalised, learned, convolution, linear, linear-momentum, heavy-ball, nesterov; or none. They are further
+    arms: the past's weights `normalised` to 1, a `learned` decay, a `convolution` of values, and linear attention plain
+    (`linear`), with the sum of values (`linear-momentum`), with the momentum of gradient descent (`heavy-ball`,
+    `nesterov`)."""
+    control_eta: Annotated[float, Option(TRAINING)] = 0.3
+    """Decay of the controls, where learned begins too."""
+
+    seeds: Annotated[Seeds, Option(single="--seed")] = (1, 2, 3, 4, 5)
+    """Seeds, such as 1..7 or 1,4,9. Each draws initial weights and the order of the text anew, the same for all
+    arms."""
     test_tokens: int = Field(default=1 << 18, ge=1)
     """Most tokens of test text at each length."""
-
-    etas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.9)
-    """Decays of momentum; vanilla, eta 0, is always trained."""
-    controls: tuple[Control, ...] = ("convolution",)
-    """Further arms: `normalised`, `learned`, `convolution` (of values), and linear attention plain (`linear`), with the
-    sum of values (`linear-momentum`), with the momentum of gradient descent (`heavy-ball`, `nesterov`)."""
-    control_eta: float = 0.3
-    """Decay of those, where `learned` begins too."""
-    seeds: Seeds = (1, 2, 3, 4, 5)
-    """Each draws initial weights and the order of the text anew, the same for all arms."""
-
     tasks: tuple[str, ...] = ()
-    """Tasks on which the trained models are asked in context."""
-    data_dir: str | None = None
-    """Folder with data sets."""
-    k: int = Field(default=4, ge=0)
-    """Demonstrations of a task's prompt; fewer where the trained length has no room."""
-    limit: int | None = Field(default=200, ge=1)
-    """Queries of each task; null for all."""
+    """Tasks that the trained models are asked in context, such as sst5,mr,cb."""
+    k: Annotated[int, Option(names=("-k", "--k"))] = Field(default=4, ge=0)
+    """Demonstrations of a task's prompt. Fewer where the trained length has no room."""
+    limit: Annotated[int | None, Option(null="all")] = Field(default=200, ge=1)
+    """Queries of each task."""
 
     regress: bool = False
     """Train on in-context regression too."""
     regression_steps: int = Field(default=1000, ge=1)
-    """Steps of that training."""
+    """Steps of the training on regression."""
     pretrained: tuple[str, ...] = ()
-    """Models that were trained without, to put momentum into."""
+    """Models trained without momentum to put it into, such as smollm2-135m."""
     pretrained_etas: tuple[float, ...] = (0.1, 0.3)
-    """Decays that these get."""
+    """Decays that these models get."""
     pretrained_steps: int = Field(default=30, ge=0)
-    """Steps of the short finetune, with and without; 0 for none."""
+    """Steps of their short finetune, with and without momentum; 0 for none."""
 
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: a GPU where there is one."""
     resamples: int = Field(default=1000, ge=10, le=MOST_RESAMPLES)
     """Bootstrap resamples behind intervals of accuracy."""
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _no_controls(cls, given: Any) -> Any:
+        return () if list(given or ()) == ["none"] else given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,11 +1,12 @@
 """Settings of a selection study, checked before a model loads."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from dualform.configuration import MOST_ORDERS, checked
+from dualform.option import MACHINE, Option
 from dualform.seeds import Seeds
 from dualform.studies.settings import (
     StudyConfig,
@@ -22,18 +23,22 @@ class SelectionConfig(StudyConfig):
     Every rate of `rates` is tried on every seed: a search that stops early (`patience`) would not spend its budget.
     """
 
-    model: str
-    """Packaged name, checkpoint folder, GGUF file or hub id."""
-    seeds: Seeds = tuple(range(1, 9))
-    """Demonstration seeds to choose among."""
-    orders: int | None = Field(default=None, ge=1, le=MOST_ORDERS)
-    """Orders of each set in which ICL is tried, the drawn one included; null for as many as FT's budget pays for."""
-    limit: int | None = Field(default=200, ge=1)
-    """Queries of the report split, drawn at random with seed 0, on which choices flatter; null for half of them."""
-    untouched_limit: int | None = Field(default=400, ge=1)
-    """Queries of the rest of the report split, on which nothing is chosen; null for all of the rest."""
-    similarity_limit: int | None = Field(default=64, ge=1)
-    """Report queries on which likeness is measured; null for all."""
+    without_options: ClassVar[frozenset[str]] = frozenset({"label_rule", "patience", "quantize"})
+
+    model: Annotated[str, Option(MACHINE, argument=1)]
+    """smollm2-135m, gemma3-270m, a folder, a .gguf file, a hub id."""
+    seeds: Annotated[Seeds, Option(single="--seed")] = tuple(range(1, 9))
+    """Demonstration seeds to choose among, such as 1..8 or 1,4,9. A number by itself is that seed alone."""
+    orders: Annotated[int | None, Option(null="as many as FT's budget pays for")] = Field(
+        default=None, ge=1, le=MOST_ORDERS
+    )
+    """Orders of each set in which ICL is tried, the drawn one included."""
+    limit: Annotated[int | None, Option(null="half of the split")] = Field(default=200, ge=1)
+    """Report queries, on which choices flatter. They are drawn at random from the report split with seed 0."""
+    untouched_limit: Annotated[int | None, Option(null="all of the rest")] = Field(default=400, ge=1)
+    """Queries of the rest of the report split, on which nothing is chosen."""
+    similarity_limit: Annotated[int | None, Option(null="all")] = Field(default=64, ge=1)
+    """Report queries on which similarity is measured."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

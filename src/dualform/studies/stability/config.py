@@ -2,11 +2,12 @@
 
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from dualform.configuration import MOST_ORDERS, checked
+from dualform.option import DATA, MACHINE, Option
 from dualform.seeds import Seeds
 from dualform.studies.settings import (
     StudyConfig,
@@ -20,22 +21,26 @@ from dualform.studies.settings import (
 class StabilityConfig(StudyConfig):
     """Which models, and how many demonstration sets and orders each learner is run on."""
 
-    models: tuple[str, ...]
-    """Packaged names, checkpoint folders, GGUF files or hub ids."""
-    seeds: Seeds = tuple(range(1, 21))
-    """Demonstration seeds: the sets."""
+    without_options: ClassVar[frozenset[str]] = frozenset({"label_rule", "probe"})
+
+    models: Annotated[tuple[str, ...], Option(MACHINE, argument=1)]
+    """smollm2-135m, gemma3-270m, folders, .gguf files, hub ids."""
+    task: Annotated[str, Option(DATA)]
+    """reviews, sst2, a data file, a YAML file, a folder, a hub name. `dualform tasks` lists the names known."""
+    seeds: Annotated[Seeds, Option(single="--seed")] = tuple(range(1, 21))
+    """Demonstration sets, by their seeds, such as 1..20 or 1,4,9. A number by itself is that seed alone."""
     orders: int = Field(default=10, ge=1, le=MOST_ORDERS)
     """Orders of each set in which ICL is run, the drawn one included."""
     ft_seeds: int = Field(default=10, ge=0)
-    """Finetuning is run on the first so many seeds; 0 leaves it out."""
+    """Sets, from the first on, on which FT is run too; 0 for none."""
     ft_orders: int = Field(default=2, ge=1, le=MOST_ORDERS)
-    """Orders of each of these in which finetuning is run."""
+    """Orders of each of these in which FT is run."""
     label_seeds: int = Field(default=10, ge=0)
-    """Random and flipped labels are tried on the first so many seeds, in the order drawn; 0 leaves them out."""
+    """Sets, from the first on, shown with random and flipped labels too; 0 for none. They keep the order drawn."""
     further_rates: tuple[float, ...] = ()
-    """Learning rates at which finetuning is run beside the one chosen: its stability depends on it."""
-    limit: int | None = Field(default=100, ge=1)
-    """Queries of the report split, drawn at random with seed 0; null for all."""
+    """Learning rates at which FT is run in addition to the one chosen: its stability depends on it."""
+    limit: Annotated[int | None, Option(null="all")] = Field(default=100, ge=1)
+    """Reported queries. They are drawn at random from the report split with seed 0."""
 
     @property
     def model(self) -> str:
