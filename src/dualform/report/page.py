@@ -88,6 +88,11 @@ def about_line(result: Result) -> str:
     return f"{result.study.capitalize()}{queries}"
 
 
+def findings(sentences: Sequence[str]) -> Section:
+    """All that was found in sentences, the page's answer among them."""
+    return Section("verdict", "What was found, sentence by sentence", sentences, as_list=True)
+
+
 def run_section(
     result: Result | SweepResult, commands: Sequence[tuple[str, str]], sections: Sequence[Section] = ()
 ) -> Section:

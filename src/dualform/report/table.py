@@ -5,7 +5,7 @@ follows from its kind. So a study declares what a row holds, and every renderer 
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dualform.plain_text import plain
+from dualform.report.measures import is_count, score
 from dualform.report.numerals import (
     MISSING,
     Interval,
@@ -107,6 +108,8 @@ class Cell:
     """Short lines below the value, on the page only."""
     flag: str = ""
     """A word of warning about this value, such as `collapsed`; on the terminal an exclamation mark."""
+    colour: str = ""
+    """CSS colour of a dot before the value, on the page only."""
 
     @property
     def text(self) -> str:
@@ -144,6 +147,21 @@ def estimate_cell(estimate: Estimate | None, kind: Kind = "score", *, notes: Ite
     return Cell(estimate.mean, kind, estimate.ci95, estimate.n, None, tuple(notes))
 
 
+def score_cell(key: str, estimate: Estimate | None, notes: tuple[str, ...] = ()) -> Cell:
+    """The value of a measure of similarity; a share of few answers as a count, without an interval.
+
+    Args:
+        key: The measure.
+        estimate: Its value; blank without one.
+        notes: Short lines below it.
+    """
+    if estimate is None:
+        return BLANK
+    if is_count(key, estimate):
+        return Cell(estimate.mean, "score", None, estimate.n, score(key, estimate), notes)
+    return Cell(estimate.mean, "score", estimate.ci95, estimate.n, None, notes)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column: its heading, and how its cells stand."""
@@ -165,11 +183,21 @@ class Row:
     """One row; its first cell is its heading."""
 
     cells: tuple[Cell, ...]
-    colour: str = ""
-    """CSS colour of a dot before the heading."""
     style: Literal["", "companion", "reference"] = ""
     """`companion`: belongs to the row above it. `reference`: a level to compare with, such as chance."""
     where: Where = "everywhere"
+
+
+def learner_cell(key: str, after: str = "", notes: tuple[str, ...] = ()) -> Cell:
+    """A learner's name with its colour.
+
+    Args:
+        key: Its key in a result.
+        after: What follows the name, such as `, calibrated`.
+        notes: Short lines below it.
+    """
+    style = learner_style(key)
+    return Cell(style.title + after, notes=notes, colour=style.colour)
 
 
 def learner_row(key: str, *cells: Cell, **changes: Any) -> Row:
@@ -180,8 +208,7 @@ def learner_row(key: str, *cells: Cell, **changes: Any) -> Row:
         cells: The other cells.
         changes: Other fields of `Row`.
     """
-    style = learner_style(key)
-    return Row((Cell(style.title), *cells), colour=style.colour, **changes)
+    return Row((learner_cell(key), *cells), **changes)
 
 
 @dataclass(frozen=True)
@@ -326,6 +353,13 @@ class Table:
         ]
 
 
+def without_columns(table: Table, titles: Collection[str]) -> Table:
+    """A table without the columns of these titles, in which there is nothing to show."""
+    places = [at for at, column in enumerate(table.columns) if column.title not in titles]
+    rows = tuple(replace(row, cells=tuple(row.cells[at] for at in places)) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[at] for at in places), rows=rows)
+
+
 def facts_table(rows: Sequence[tuple[str, str]]) -> Table:
     """A table of two columns without headings: name and text."""
     return Table("", (Column(""), Column("")), tuple(Row((Cell(name), Cell(text))) for name, text in rows))
@@ -347,20 +381,22 @@ def _html_text(text: str) -> Markup:
 
 def _html_row(row: Row, columns: Sequence[Column]) -> Markup:
     kind = Markup(' class="{}"').format(row.style) if row.style else Markup("")
-    dot = Markup('<span class="swatch" style="background:{}"></span>').format(row.colour) if row.colour else Markup("")
     first, *rest = row.cells
     # A row whose heading explains itself needs room for it; short names are kept on one line.
-    width = Markup(' class="measure"') if first.notes else Markup("")
+    width = Markup(' class="measure"') if sum(map(len, first.notes)) > 40 else Markup("")
     cells = Markup("").join(
         Markup("<td{}>{}</td>").format(_number(column.kind), _html_cell(cell))
         for cell, column in zip(rest, columns[1:], strict=True)
     )
-    return Markup('<tr{}><th scope="row"{}>{}{}</th>{}</tr>').format(kind, width, dot, _html_cell(first), cells)
+    return Markup('<tr{}><th scope="row"{}>{}</th>{}</tr>').format(kind, width, _html_cell(first), cells)
 
 
 def _html_cell(cell: Cell) -> Markup:
     # A space between value and interval: what is copied from the page keeps them apart.
-    drawn = escape(_visible(cell.text))
+    dot = (
+        Markup('<span class="swatch" style="background:{}"></span>').format(cell.colour) if cell.colour else Markup("")
+    )
+    drawn = dot + escape(_visible(cell.text))
     if cell.flag:
         drawn += Markup(' <strong class="fallen">{}</strong>').format(_visible(cell.flag))
     for line in (cell.interval, *cell.notes):

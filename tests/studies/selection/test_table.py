@@ -4,13 +4,13 @@ from dualform.studies.selection.table import (
     choices_table,
     optimism_table,
     selection_tables,
-    similarity_by_choice_table,
+    similarity_table,
 )
 from tests.report.example_result import empty_result
 from tests.report.example_selection import choice, estimate, example_selection, study
 from tests.studies.comparison.test_table import printed
 
-TABLES = [optimism_table, choices_table, similarity_by_choice_table]
+TABLES = [optimism_table, choices_table, similarity_table]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
@@ -44,7 +44,7 @@ def test_what_was_chosen_stands_beside_what_its_search_read():
 
 
 def test_the_range_closes_each_measure():
-    lines = [line for line in printed(similarity_by_choice_table(example_selection())).splitlines() if "SimAOU" in line]
+    lines = [line for line in printed(similarity_table(example_selection())).splitlines() if "SimAOU" in line]
     assert len(lines) == 6
     assert "highest less lowest" in lines[-1]
     assert "0.050 to 0.110" in lines[-1]

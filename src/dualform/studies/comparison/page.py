@@ -8,7 +8,7 @@ from dualform.attention_record import AttentionRecord
 from dualform.report.html import fill
 from dualform.report.measures import control_of, controls_in_order
 from dualform.report.numerals import count, finite, percent
-from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, render, run_section
+from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.section import Figure, Section
 from dualform.result import FEWEST_FOR_INTERVAL, Result
@@ -67,7 +67,7 @@ def comparison_page(result: Result, attention: AttentionRecord | None = None) ->
         facts=_facts(result),
         sections=[
             _alike(result),
-            _findings(result),
+            findings([*fold_verdict(result), *verdict(result)]),
             _against(result),
             _accuracy(result, again=first.name != "accuracy-first"),
             _predictions(result),
@@ -163,11 +163,6 @@ def _alike(result: Result) -> Section:
     )
     sentence = acts_alike(result)
     return Section("alike", "Does context act like finetuning?", [sentence] if sentence else [], [figure], detail=False)
-
-
-def _findings(result: Result) -> Section:
-    sentences = [*fold_verdict(result), *verdict(result)]
-    return Section("verdict", "What was found, sentence by sentence", sentences, as_list=True)
 
 
 def _against(result: Result) -> Section:

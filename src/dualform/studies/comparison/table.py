@@ -9,15 +9,24 @@ from dualform.report.measures import (
     control_of,
     controls_in_order,
     in_order,
-    is_count,
     measure_of,
-    score,
 )
 from dualform.report.numerals import MISSING, Interval, count, decimal, finite, known, scaled
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import hundredths, is_few, is_undefined
-from dualform.report.table import BLANK, Cell, Column, Kind, Row, Table, estimate_cell, learner_row
-from dualform.result import FEWEST_FOR_INTERVAL, Calibrated, Estimate, Result, Similarity
+from dualform.report.table import (
+    BLANK,
+    Cell,
+    Column,
+    Kind,
+    Row,
+    Table,
+    estimate_cell,
+    learner_row,
+    score_cell,
+    without_columns,
+)
+from dualform.result import FEWEST_FOR_INTERVAL, Calibrated, Result, Similarity
 from dualform.studies.against_words import break_even, recovered_share
 from dualform.studies.baseline_words import baseline_rows
 from dualform.studies.comparison.against_charts import QUERIES
@@ -94,15 +103,6 @@ def accuracy_table(result: Result) -> Table:
         "as ICL": bool(result.against_icl),
     }
     return without_columns(table, [title for title, there in held.items() if not there])
-
-
-def without_columns(table: Table, titles: list[str]) -> Table:
-    """A table without the columns of these titles, in which this result has nothing."""
-    places = [at for at, column in enumerate(table.columns) if column.title not in titles]
-    rows = tuple(Row(tuple(row.cells[at] for at in places), row.colour, row.style, row.where) for row in table.rows)
-    return Table(
-        table.title, tuple(table.columns[at] for at in places), rows, table.caption, table.note, table.groups, table.id
-    )
 
 
 def by_label_table(result: Result) -> Table:
@@ -342,13 +342,6 @@ def similarity_table(result: Result) -> Table:
         "(seed, query) pairs on which controls were read."
     )
     return Table(table.title, columns, table.rows, caption=_floors_caption(result), note=note)
-
-
-def score_cell(key: str, estimate: Estimate, notes: tuple[str, ...] = ()) -> Cell:
-    """A measure's value; a share of few answers as a count, without an interval."""
-    if is_count(key, estimate):
-        return Cell(estimate.mean, "score", None, estimate.n, score(key, estimate), notes)
-    return Cell(estimate.mean, "score", estimate.ci95, estimate.n, None, notes)
 
 
 def _floors_caption(result: Result) -> str:

@@ -1,12 +1,9 @@
-"""A folding study as compact tables for the terminal, at most 80 columns wide."""
+"""The tables of a folding study, each declared once for the terminal, the page, files and data frames."""
 
-from rich.table import Table
-from rich.text import Text
-
-from dualform.report.numerals import MISSING, finite, percent, percent_interval
-from dualform.report.palette import learner_style
-from dualform.report.phrases import difference, difference_interval, hundredths, share, share_interval
-from dualform.result import Estimate, Result
+from dualform.report.numerals import count, finite, known, scaled
+from dualform.report.phrases import is_undefined
+from dualform.report.table import BLANK, Cell, Column, Row, Table, estimate_cell, learner_row, without_columns
+from dualform.result import Estimate, FoldPoint, Result
 from dualform.studies.against_words import recovered_share
 from dualform.studies.baseline_words import baseline_rows
 from dualform.studies.folding.words import axes_in_order, axis_heading, axis_name, parts_name, points_on
@@ -18,24 +15,24 @@ def folding_tables(result: Result) -> list[Table]:
         return []
     axes = axes_in_order(result.folding)
     tables = [levels_table(result), *(axis_table(result, axis) for axis in axes)]
-    return [table for table in [*tables, transfer_table(result), compositions_table(result)] if table.row_count]
+    return [table for table in [*tables, transfer_table(result), compositions_table(result)] if table]
 
 
 def levels_table(result: Result) -> Table:
-    """Accuracy of zero-shot, ICL and FT, beside which the folds are read."""
-    table = Table(title="Accuracy without a fold", title_justify="left")
-    table.add_column("learner", overflow="fold")
-    for name in ("accuracy", "95 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for key, each in reference_levels(result).items():
-        table.add_row(Text(learner_style(key).title), share(each), share_interval(each))
-    for name, level in baseline_rows(result):
-        table.add_row(Text(name), percent(level), "", style="italic")
-    return table
+    """Accuracy of zero-shot, ICL and FT, with which the folds are compared."""
+    columns = (Column("learner"), Column("accuracy", "share", interval=True), Column("n", "count", where="page"))
+    rows = [
+        learner_row(key, estimate_cell(each, "share"), Cell(each.n, "count"))
+        for key, each in reference_levels(result).items()
+    ]
+    levels = [
+        Row((Cell(name), Cell(level, "share"), BLANK), style="reference") for name, level in baseline_rows(result)
+    ]
+    return Table("Accuracy without a fold", columns, tuple(rows + levels) if rows else ())
 
 
 def reference_levels(result: Result) -> dict[str, Estimate]:
-    """Zero-shot, ICL and, where it was asked for, FT."""
+    """Zero-shot, ICL and, where it was run, FT."""
     if result.folding is None:
         return {}
     folding = result.folding
@@ -43,62 +40,109 @@ def reference_levels(result: Result) -> dict[str, Estimate]:
 
 
 def axis_table(result: Result, axis: str) -> Table:
-    """The points of one axis: accuracy, that of ICL with the same demonstrations, agreement, share recovered."""
+    """The points of one axis: accuracy, that of ICL with the same demonstrations, agreement, share recovered, cost."""
     points = points_on(result.folding, axis) if result.folding is not None else []
-    plain = any(finite(point.perplexity_ratio) is not None for point in points)
-    # Plain text: an unknown axis is named by the result.
-    table = Table(title=Text(axis_heading(axis)), title_justify="left")
-    table.add_column(Text(axis_name(axis)), overflow="fold")
-    for name in ("accuracy", "95 % interval", "ICL", "as ICL", "recovered"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if plain:
-        table.add_column("perpl.\nratio", justify="right", no_wrap=True)
-    for point in points:
-        table.add_row(
-            Text(point.value),
-            share(point.accuracy),
-            share_interval(point.accuracy),
-            share(point.icl),
-            share(point.agreement),
-            recovered_share(point),
-            *([hundredths(point.perplexity_ratio)] if plain else []),
+    columns = (
+        Column(axis_name(axis)),
+        Column("accuracy", "share", interval=True),
+        # Where ICL is everywhere at the study's own level, the page's table of levels shows it.
+        Column("ICL", "share", where="everywhere" if _icl_varies(result, points) else "terminal"),
+        Column("agreement with ICL", "share", short="as ICL"),
+        Column("recovered", "share"),
+        Column("ridge strength", "number", where="page"),
+        Column("to fold, TFLOP", "number", where="page"),
+        Column("tokens a query", "count", where="page"),
+        Column("perplexity ratio", "ratio", short="perpl.\nratio"),
+    )
+    rows = tuple(
+        Row(
+            (
+                Cell(point.value, notes=(point.note,) if point.note else ()),
+                estimate_cell(point.accuracy, "share"),
+                estimate_cell(point.icl, "share"),
+                estimate_cell(point.agreement, "share"),
+                _recovered(point),
+                _where_known(point.strength, Cell(point.strength, "number")),
+                _where_known(point.adapt_flops, Cell(scaled(point.adapt_flops, 1e-12), "number")),
+                _where_known(point.query_tokens, Cell(point.query_tokens, "count")),
+                _where_known(point.perplexity_ratio, Cell(point.perplexity_ratio, "ratio")),
+            )
         )
-    return table
+        for point in points
+    )
+    table = Table(axis_heading(axis), columns, rows, note=f"n = {_n(points)}. The other settings are in the config.")
+    filled = {
+        "ridge strength": [point.strength for point in points],
+        "to fold, TFLOP": [point.adapt_flops for point in points],
+        "tokens a query": [point.query_tokens for point in points],
+        "perplexity ratio": [point.perplexity_ratio for point in points],
+    }
+    return without_columns(table, [name for name, values in filled.items() if not any(map(_known, values))])
+
+
+def _icl_varies(result: Result, points: list[FoldPoint]) -> bool:
+    return result.folding is not None and any(point.icl != result.folding.icl for point in points)
+
+
+def _known(value: object) -> bool:
+    return finite(value) is not None
+
+
+def _where_known(value: object, cell: Cell) -> Cell:
+    return cell if _known(value) else BLANK
+
+
+def _recovered(point: FoldPoint) -> Cell:
+    shown = known(point.recovered.ci95) and not is_undefined(point.recovered)
+    interval = point.recovered.ci95 if shown else None
+    return Cell(point.recovered.mean, "share", interval, point.recovered.n, recovered_share(point))
+
+
+def _n(points: list[FoldPoint]) -> str:
+    n = [point.accuracy.n for point in points]
+    return "" if not n else count(n[0]) if min(n) == max(n) else f"{count(min(n))} to {count(max(n))}"
 
 
 def transfer_table(result: Result) -> Table:
-    """Other tasks asked of the folded model, and the difference from the base model in points."""
-    table = Table(title="Asked another task", title_justify="left")
-    table.add_column("task", overflow="fold")
-    for name in ("zero-shot", "folded", "difference", "95 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in result.folding.transfer if result.folding is not None else []:
-        table.add_row(
-            Text(each.task),
-            percent(each.zero_shot.mean),
-            percent(each.folded.mean),
-            difference(each.difference.mean),
-            difference_interval(each.difference.ci95),
+    """Accuracy of the folded model on other tasks, and the difference from the base model in points."""
+    columns = (
+        Column("task"),
+        Column("base model, zero-shot", "share", short="zero-shot"),
+        Column("folded", "share"),
+        Column("difference, points", "difference", short="difference", interval=True),
+    )
+    rows = tuple(
+        Row(
+            (
+                Cell(each.task),
+                estimate_cell(each.zero_shot, "share"),
+                estimate_cell(each.folded, "share"),
+                estimate_cell(each.difference, "difference"),
+            )
         )
-    return table
+        for each in (result.folding.transfer if result.folding is not None else [])
+    )
+    return Table("Another task", columns, rows)
 
 
 def compositions_table(result: Result) -> Table:
-    """Each sum of folds: accuracy on every task beside that of the task's own fold alone."""
-    table = Table(title="Folds added up", title_justify="left")
-    table.add_column("sum of", overflow="fold")
-    table.add_column("task", overflow="fold")
-    for name in ("sum", "95 % interval", "alone", "95 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in result.folding.compositions if result.folding is not None else []:
-        for task, found in each.accuracy.items():
-            alone = each.alone.get(task)
-            table.add_row(
-                Text(parts_name(each)),
-                Text(task),
-                percent(found.mean),
-                percent_interval(found.ci95),
-                percent(alone.mean) if alone is not None else MISSING,
-                percent_interval(alone.ci95) if alone is not None else MISSING,
+    """Each sum of folds: accuracy on every task next to that of the task's own fold alone."""
+    columns = (
+        Column("sum of"),
+        Column("task"),
+        Column("sum", "share", interval=True),
+        Column("alone", "share", interval=True),
+    )
+    rows = tuple(
+        Row(
+            (
+                Cell(parts_name(each)),
+                Cell(task),
+                estimate_cell(found, "share"),
+                estimate_cell(each.alone[task], "share") if task in each.alone else Cell(None, "share"),
             )
-    return table
+        )
+        for each in (result.folding.compositions if result.folding is not None else [])
+        for task, found in each.accuracy.items()
+    )
+    return Table("Folds added up", columns, rows)

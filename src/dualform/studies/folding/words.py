@@ -61,7 +61,7 @@ def folding_verdict(result: Result) -> list[str]:
         return sentences
     n = {point.accuracy.n for point in folding.points}
     stands = count(min(n)) if len(n) == 1 else f"{count(min(n))} to {count(max(n))}"
-    return [*sentences, f"Each accuracy stands on {stands} (seed, query) pairs."]
+    return [*sentences, f"Each accuracy is a mean over {stands} (seed, query) pairs."]
 
 
 def axes_in_order(folding: Folding) -> list[str]:

@@ -1,27 +1,16 @@
 """A selection study as one HTML file that needs no network."""
 
-from typing import Any
-
-from dualform.report.measures import in_order, measure_of, score, score_interval
-from dualform.report.numerals import MISSING, count, decimal, decimal_interval, finite, percent
+from dualform.report.measures import in_order, measure_of
+from dualform.report.numerals import count, decimal, decimal_interval, finite, percent
+from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import difference, difference_interval, share, share_interval
-from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
-from dualform.result import Choice, Estimate, Result
+from dualform.report.phrases import difference, difference_interval
+from dualform.report.section import Figure, Section
+from dualform.result import Choice, Result
 from dualform.studies.baseline_words import majority_answer
-from dualform.studies.selection import charts as selection_charts
-from dualform.studies.selection.words import choice_name, chosen, selection_verdict
-
-CHARTS: dict[str, DescribedChart] = {
-    "optimism": (
-        selection_charts.optimism_chart,
-        "Optimism of each way of choosing for each learner, with its 95 % interval.",
-    ),
-    "similarity": (
-        selection_charts.similarity_by_choice_chart,
-        "Each measure of likeness under each way of choosing, with its 95 % interval.",
-    ),
-}
+from dualform.studies.selection.charts import optimism_chart, similarity_by_choice_chart
+from dualform.studies.selection.table import choices_table, optimism_table, similarity_table
+from dualform.studies.selection.words import choice_name, selection_verdict
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("demonstration", "A labelled example that every learner may use: in the prompt or as training data."),
@@ -57,30 +46,68 @@ def render_selection(result: Result) -> str:
         The whole page, readable offline and printable.
     """
     choices = result.selection.choices if result.selection is not None else []
-    return render_shell(
-        "dualform.studies.selection:page.html.j2",
-        result,
-        title=_title(result),
-        charts=CHARTS,
-        styles=["study.css"],
-        verdict=selection_verdict(result),
-        cards=_cards(result),
-        commands=commands_again(result),
-        glossary=[*_learners(choices), *GLOSSARY] if choices else [],
-        choices=[_choice_row(choice) for choice in choices],
-        baselines=[
-            {
-                "name": name,
-                "n": count(each.n),
-                "chance": percent(each.chance),
-                "answer": majority_answer(result, each),
-                "majority": percent(each.majority),
-            }
-            for name, each in (result.selection.baselines if result.selection is not None else {}).items()
-        ],
-        similarity=_similarity_table(result),
-        model=facts(result.model),
+    said = selection_verdict(result)
+    return render(
+        Page(
+            title=_title(result),
+            about=about_line(result),
+            version=result.dualform,
+            answer=said[0] if said else "This result holds no selection study.",
+            warnings=result.warnings,
+            charts=[
+                Figure(
+                    "optimism",
+                    optimism_chart(result),
+                    "Optimism of each way of choosing for each learner, with its 95 % interval.",
+                    "Optimism: accuracy where it was chosen less accuracy on untouched queries. Dots are means, bars "
+                    "95 % "
+                    "intervals. A bar clear of zero, on the right, is a score that choosing made too high.",
+                )
+            ],
+            facts=_facts(result),
+            sections=[
+                findings(said),
+                Section(
+                    "choices",
+                    "What choosing does to accuracy",
+                    note="Each way of choosing is scored on the queries that it was chosen on and on others that "
+                    "nothing "
+                    f"was chosen on. The difference is its optimism. {_baselines(result)}".rstrip(),
+                    tables=[optimism_table(result)],
+                ),
+                Section("search", "What was searched", tables=[choices_table(result)]),
+                Section(
+                    "similarity",
+                    "What choosing does to similarity",
+                    note="Similarity of context and finetuning for what was chosen. The highest less the lowest is "
+                    "never "
+                    "below zero: compare it with the scores' own intervals.",
+                    charts=[
+                        Figure(
+                            "similarity",
+                            similarity_by_choice_chart(result),
+                            "Each measure of similarity under each way of choosing, with its 95 % interval.",
+                            "Dots are means, bars 95 % intervals. Scales differ.",
+                        )
+                    ],
+                    tables=[similarity_table(result)],
+                ),
+                run_section(result, commands_again(result), [facts_section("model", "Model", result.model)]),
+            ],
+            glossary=[*_learners(choices), *GLOSSARY] if choices else [],
+        )
     )
+
+
+def _baselines(result: Result) -> str:
+    """What guessing and the commonest label would give on each set of queries; empty where it is not known."""
+    levels = result.selection.baselines if result.selection is not None else {}
+    parts = [
+        f"on the {count(each.n)} {name} queries guessing gives {percent(each.chance)}, {majority_answer(result, each)} "
+        f"{percent(each.majority)}"
+        for name, each in levels.items()
+    ]
+    return f"Without reading a query: {'; '.join(parts)}." if parts else ""
 
 
 def _title(result: Result) -> str:
@@ -93,7 +120,7 @@ def _learners(choices: list[Choice]) -> list[tuple[str, str]]:
     return [(learner_style(key).title, learner_style(key).meaning) for key in keys]
 
 
-def _cards(result: Result) -> list[dict[str, str]]:
+def _facts(result: Result) -> list[Fact]:
     """For each learner the largest optimism, and how far the first measure moves."""
     if result.selection is None:
         return []
@@ -109,59 +136,10 @@ def _cards(result: Result) -> list[dict[str, str]]:
         if found:
             optimism, choice = max(found, key=lambda each: each[0])
             interval = difference_interval(choice.scores[key].optimism.ci95)
-            cards.append(card(title, difference(optimism), f"points, {interval}, {choice_name(choice)}"))
+            cards.append(Fact(title, difference(optimism), f"points, {interval}, {choice_name(choice)}"))
     for key in in_order(result.selection.similarity_range)[:2]:
         reach = result.selection.similarity_range[key]
         title = f"{measure_of(key).title}: highest less lowest"
-        cards.append(card(title, decimal(reach.mean), decimal_interval(reach.ci95)))
-    cards.append(card("untouched queries", count(result.selection.n_untouched), f"{len(choices)} ways of choosing"))
+        cards.append(Fact(title, decimal(reach.mean), decimal_interval(reach.ci95)))
+    cards.append(Fact("untouched queries", count(result.selection.n_untouched), f"{len(choices)} ways of choosing"))
     return cards
-
-
-def _choice_row(choice: Choice) -> dict[str, Any]:
-    return {
-        "name": choice_name(choice),
-        "chosen": chosen(choice),
-        "scores": [
-            {
-                "learner": learner_style(key).title,
-                "colour": learner_style(key).colour,
-                "selected": share(score.selected),
-                "selected_interval": share_interval(score.selected).replace(MISSING, ""),
-                "untouched": share(score.untouched),
-                "untouched_interval": share_interval(score.untouched).replace(MISSING, ""),
-                "optimism": difference(score.optimism.mean),
-                "optimism_interval": difference_interval(score.optimism.ci95),
-                "tokens": count(score.tokens),
-                "trials": count(score.trials),
-            }
-            for key in learners_in_order(choice.scores)
-            for score in [choice.scores[key]]
-        ],
-    }
-
-
-def _similarity_table(result: Result) -> dict[str, Any]:
-    """Each measure under each choice, and its range."""
-    if result.selection is None:
-        return {"titles": [], "rows": []}
-    choices, reach = result.selection.choices, result.selection.similarity_range
-    keys = in_order(dict.fromkeys(key for choice in choices for key in choice.similarity))
-    return {
-        "titles": [choice_name(choice) for choice in choices],
-        "rows": [
-            {
-                "title": measure_of(key).title,
-                "cells": [
-                    _cell(key, each) for each in [*(choice.similarity.get(key) for choice in choices), reach.get(key)]
-                ],
-            }
-            for key in keys
-        ],
-    }
-
-
-def _cell(measure: str, estimate: Estimate | None) -> dict[str, str]:
-    if estimate is None:
-        return {"mean": "", "interval": ""}
-    return {"mean": score(measure, estimate), "interval": score_interval(measure, estimate).replace(MISSING, "")}

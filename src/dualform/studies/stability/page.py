@@ -1,55 +1,23 @@
 """A stability study as one HTML file that needs no network."""
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
 
-from dualform.report.numerals import MISSING, count, decimal, known, percent, percent_interval
+from dualform.report.numerals import percent
+from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import (
-    difference,
-    difference_interval,
-    hundredths,
-    hundredths_interval,
-    plural,
-    points,
-    points_interval,
-)
-from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
-from dualform.result import Behaviour, ModelStability, Result
+from dualform.report.phrases import difference, plural, points, points_interval
+from dualform.report.section import Figure, Section
+from dualform.result import ModelStability, Result
 from dualform.studies.baseline_words import baselines_text
-from dualform.studies.stability import charts as stability_charts
-from dualform.studies.stability.table import SELECTED_BY, contrast_name, labels_in_order
-from dualform.studies.stability.words import (
-    COLLAPSED_ABOVE,
-    gain_over_zero_shot,
-    runs_with_true_labels,
-    stability_answers,
-    variance_shares,
+from dualform.studies.stability import charts
+from dualform.studies.stability.table import (
+    behaviour_table,
+    contrasts_table,
+    fairness_table,
+    labels_table,
+    variance_table,
 )
-
-CHARTS: dict[str, DescribedChart] = {
-    "accuracy": (
-        stability_charts.accuracy_runs_chart,
-        "Accuracy of every run of each learner and model, before and after contextual calibration.",
-    ),
-    "majority": (
-        stability_charts.majority_runs_chart,
-        "Share of the most frequent answer in every run, before and after contextual calibration.",
-    ),
-    "variance": (
-        stability_charts.variance_chart,
-        "Variance of accuracy of each learner and model, split by set, order and residual.",
-    ),
-    "size": (
-        stability_charts.size_chart,
-        "Standard deviation of accuracy against the model's number of parameters.",
-    ),
-    "labels": (
-        stability_charts.labels_chart,
-        "Accuracy of each learner with true, random and flipped labels in the demonstrations.",
-    ),
-}
+from dualform.studies.stability.words import COLLAPSED_ABOVE, gain_over_zero_shot, stability_answers
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("demonstration", "A labelled example that every learner may use: in the prompt or as training data."),
@@ -95,44 +63,137 @@ def render_stability(result: Result) -> str:
     """
     models = result.stability.models if result.stability is not None else {}
     answers = stability_answers(result)
-    return render_shell(
-        "dualform.studies.stability:page.html.j2",
-        result,
-        title=_title(result),
-        charts=CHARTS,
-        styles=["study.css"],
-        verdict=[sentence for key in ("stable", "fair", "size", "standing") for sentence in answers.get(key, [])],
-        cards=_cards(models),
-        commands=_commands(result),
-        glossary=[*_learners(models), *GLOSSARY] if models else [],
-        answers=answers,
-        baselines=baselines_text(result),
-        tables=[{"name": name, "rows": _behaviour_rows(model)} for name, model in models.items()],
-        variance=_variance_rows(models),
-        labels=_label_rows(models),
-        contrasts=_contrast_rows(result),
-        fairness=_fairness_rows(models),
-        models=[{"name": name, "facts": facts(model.model)} for name, model in models.items()],
+    # What the sections say of their own question is said there.
+    said = [sentence for key in ("stable", "size", "standing") for sentence in answers.get(key, ())]
+    several = len(models) > 1
+    return render(
+        Page(
+            title=_title(result),
+            about=about_line(result),
+            version=result.dualform,
+            answer=said[0] if said else "This result holds no stability study.",
+            warnings=result.warnings,
+            charts=[
+                Figure(
+                    "accuracy",
+                    charts.accuracy_runs_chart(result),
+                    "Accuracy of every run of each learner and model, before and after contextual calibration.",
+                    "Each dot is a run. Filled: as answered; open, below: after contextual calibration. Box: middle "
+                    "half; "
+                    "thick line: median.",
+                )
+            ],
+            facts=_facts(models),
+            sections=[
+                findings(said),
+                *_sections(result, models, answers),
+                run_section(
+                    result,
+                    _commands(result),
+                    [
+                        facts_section(f"model-{number}", f"Model {name}" if several else "Model", model.model)
+                        for number, (name, model) in enumerate(models.items(), 1)
+                    ],
+                ),
+            ],
+            glossary=[*_learners(models), *GLOSSARY] if models else [],
+        )
     )
 
 
-def _fairness_rows(models: Mapping[str, ModelStability]) -> list[dict[str, str]]:
+def _sections(result: Result, models: dict[str, ModelStability], answers: dict[str, list[str]]) -> list[Section]:
+    baselines = baselines_text(result)
     return [
-        {
-            "model": name,
-            "select": SELECTED_BY.get(each.select, each.select),
-            "icl_here": percent(each.icl_chosen_on),
-            "icl_there": percent(each.icl_untouched),
-            "ft_here": percent(each.ft_chosen_on),
-            "ft_there": percent(each.ft_untouched),
-            "here": difference(each.gap_chosen_on.mean),
-            "here_interval": difference_interval(each.gap_chosen_on.ci95),
-            "there": difference(each.gap_untouched.mean),
-            "there_interval": difference_interval(each.gap_untouched.ci95),
-            "n": count(each.gap_untouched.n),
-        }
-        for name, model in models.items()
-        for each in model.fairness
+        Section(
+            "runs",
+            "Accuracy over sets and orders",
+            note="Every run is one demonstration set in one order, all queries answered"
+            f"{f'; {baselines}' if baselines else ''}.",
+            tables=[behaviour_table(name, model) for name, model in models.items()],
+        ),
+        Section(
+            "contrasts",
+            "Who is less stable",
+            note="Standard deviations of accuracy over the runs that both have. A ratio whose interval lies below 1 "
+            "means "
+            "that the one above the line is more stable.",
+            tables=[contrasts_table(result)],
+            sections=[
+                Section(
+                    "size",
+                    "By size",
+                    charts=[
+                        Figure(
+                            "size",
+                            charts.size_chart(result),
+                            "Standard deviation of accuracy against the model's number of parameters.",
+                            "Standard deviation over all of a learner's runs, with its 95 % interval. Models differ "
+                            "in more "
+                            "than size.",
+                        )
+                    ],
+                    detail=False,
+                )
+            ],
+        ),
+        Section(
+            "fair",
+            "Is the comparison fair when a set is chosen?",
+            answers.get("fair", ()),
+            tables=[fairness_table(result)],
+            note="One set is chosen by its accuracy on a random half of the queries, and both learners take it. On "
+            "the half "
+            "that chose it the chosen learner looks better than it is; the other half shows by how much. Means over "
+            "many "
+            "halves; a set in the order drawn.",
+            as_list=True,
+        ),
+        Section(
+            "collapse",
+            "Collapse into one class",
+            answers.get("collapse", ()),
+            charts=[
+                Figure(
+                    "majority",
+                    charts.majority_runs_chart(result),
+                    "Share of the most frequent answer in every run, before and after contextual calibration.",
+                    "The same runs by the share of their most frequent answer; a run beyond the line has collapsed.",
+                )
+            ],
+            as_list=True,
+        ),
+        Section(
+            "variance",
+            "Where the variance comes from",
+            answers.get("variance", ()),
+            charts=[
+                Figure(
+                    "variance",
+                    charts.variance_chart(result),
+                    "Variance of accuracy of each learner and model, split by set, order and residual.",
+                    "Length of a bar: variance of a run's accuracy. Upper bar: as answered; lower, pale: after "
+                    "contextual "
+                    "calibration.",
+                )
+            ],
+            tables=[variance_table(result)],
+            as_list=True,
+        ),
+        Section(
+            "labels",
+            "Do the labels shown matter?",
+            answers.get("labels", ()),
+            charts=[
+                Figure(
+                    "labels",
+                    charts.labels_chart(result),
+                    "Accuracy of each learner with true, random and flipped labels in the demonstrations.",
+                    "Mean accuracy on the same sets in the order drawn, with 95 % intervals.",
+                )
+            ],
+            tables=[labels_table(result)],
+            as_list=True,
+        ),
     ]
 
 
@@ -148,7 +209,7 @@ def _learners(models: dict[str, ModelStability]) -> list[tuple[str, str]]:
     return [(learner_style(key).title, learner_style(key).meaning) for key in keys]
 
 
-def _cards(models: dict[str, ModelStability]) -> list[dict[str, str]]:
+def _facts(models: dict[str, ModelStability]) -> list[Fact]:
     """For each model: how far ICL and FT spread, and how often ICL collapses."""
     cards = []
     for name, model in models.items():
@@ -157,106 +218,15 @@ def _cards(models: dict[str, ModelStability]) -> list[dict[str, str]]:
             if key in model.learners:
                 spread = model.learners[key].plain.accuracy
                 runs = f"points, {points_interval(spread.sd_ci95)}, {plural(spread.n, 'run')}"
-                cards.append(card(title, points(spread.sd), beside + runs))
+                cards.append(Fact(title, points(spread.sd), beside + runs))
         if "icl" in model.learners:
             icl = model.learners["icl"]
             after = f"{percent(icl.calibrated.collapse_rate.mean)} calibrated" if icl.calibrated else "not calibrated"
-            cards.append(card("ICL's runs collapsed", percent(icl.plain.collapse_rate.mean), beside + after))
+            cards.append(Fact("ICL's runs collapsed", percent(icl.plain.collapse_rate.mean), beside + after))
         gain = gain_over_zero_shot(model, "ft")
         if gain is not None:
-            cards.append(card("FT less zero-shot", difference(gain), f"{beside}points of accuracy"))
+            cards.append(Fact("FT less zero-shot", difference(gain), f"{beside}points of accuracy"))
     return cards
-
-
-def _behaviour_rows(model: ModelStability) -> list[dict[str, Any]]:
-    rows = []
-    for key in learners_in_order(model.learners):
-        learner = model.learners[key]
-        runs = runs_with_true_labels(learner)
-        sets, orders = len({run.seed for run in runs}), len({run.order for run in runs})
-        rate = f"rate {learner.learning_rate:.3g}" if learner.learning_rate is not None and "@" not in key else ""
-        rows.append(
-            {
-                "name": learner_style(key).title,
-                "colour": learner_style(key).colour,
-                "under": rate,
-                "runs": f"{plural(sets, 'set')}, {plural(orders, 'order')}" if key != "zsl" else "1 run",
-                **_behaviour(learner.plain),
-            }
-        )
-        if learner.calibrated is not None:
-            rows.append({"name": None, **_behaviour(learner.calibrated)})
-    return rows
-
-
-def _behaviour(behaviour: Behaviour) -> dict[str, Any]:
-    accuracy = behaviour.accuracy
-    several = accuracy.n > 1
-    return {
-        "mean": percent(accuracy.mean),
-        "sd": points(accuracy.sd),
-        "sd_interval": points_interval(accuracy.sd_ci95) if known(accuracy.sd_ci95) else "",
-        "range": percent_interval((accuracy.low, accuracy.high)) if several else MISSING,
-        "share": percent(behaviour.majority_share.mean),
-        "entropy": decimal(behaviour.entropy.mean),
-        "collapsed": percent(behaviour.collapse_rate.mean),
-        "collapsed_interval": percent_interval(behaviour.collapse_rate.ci95) if several else "",
-        "order_range": points(behaviour.order_range.mean),
-    }
-
-
-def _variance_rows(models: dict[str, ModelStability]) -> list[dict[str, str]]:
-    rows = []
-    for name, model in models.items():
-        for key in learners_in_order(model.learners):
-            learner = model.learners[key]
-            for behaviour, after in ((learner.plain, ""), (learner.calibrated, ", calibrated")):
-                split = behaviour.variance if behaviour is not None else None
-                if split is None:
-                    continue
-                shares = variance_shares(split)
-                rows.append(
-                    {
-                        "model": name,
-                        "learner": learner_style(key).title + after,
-                        "colour": learner_style(key).colour,
-                        "sd": points(split.total**0.5 if split.total is not None and split.total >= 0 else None),
-                        **{part: percent(shares.get(part), 0) for part in ("set", "order", "residual")},
-                    }
-                )
-    return rows
-
-
-def _label_rows(models: dict[str, ModelStability]) -> list[dict[str, str]]:
-    return [
-        {
-            "model": name,
-            "learner": learner_style(key).title,
-            "colour": learner_style(key).colour,
-            "labels": rule,
-            "mean": percent(learner.labels[rule].mean),
-            "interval": percent_interval(learner.labels[rule].ci95),
-            "n": count(learner.labels[rule].n),
-        }
-        for name, model in models.items()
-        for key in learners_in_order(model.learners)
-        for learner in [model.learners[key]]
-        for rule in labels_in_order(learner.labels)
-    ]
-
-
-def _contrast_rows(result: Result) -> list[dict[str, str]]:
-    return [
-        {
-            "name": contrast_name(each),
-            "first": points(each.sd_first),
-            "second": points(each.sd_second),
-            "ratio": hundredths(each.ratio),
-            "interval": hundredths_interval(each.ci95),
-            "n": count(each.n),
-        }
-        for each in (result.stability.contrasts if result.stability is not None else [])
-    ]
 
 
 def _commands(result: Result) -> list[tuple[str, str]]:

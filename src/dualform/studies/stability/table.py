@@ -1,22 +1,13 @@
-"""A stability study as compact tables for the terminal, at most 80 columns wide."""
+"""The tables of a stability study, each declared once for the terminal, the page, files and data frames."""
 
 from collections.abc import Iterable
 
-from rich.table import Table
-from rich.text import Text
-
-from dualform.report.numerals import MISSING, finite, percent, percent_interval
+from dualform.report.numerals import MISSING, Interval, finite, percent
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import (
-    difference,
-    difference_interval,
-    hundredths,
-    hundredths_interval,
-    points,
-    points_interval,
-)
-from dualform.result import Behaviour, Contrast, ModelStability, Result
-from dualform.studies.stability.words import variance_shares
+from dualform.report.phrases import plural, points_interval
+from dualform.report.table import Cell, Column, Row, Table, estimate_cell, learner_cell
+from dualform.result import Behaviour, Contrast, LearnerStability, ModelStability, Result
+from dualform.studies.stability.words import runs_with_true_labels, variance_shares
 
 LABEL_ORDER = ("true", "random", "flipped")
 """Rules for the labels shown, in the order of reading."""
@@ -28,30 +19,70 @@ def stability_tables(result: Result) -> list[Table]:
         return []
     tables = [behaviour_table(name, model) for name, model in result.stability.models.items()]
     tables += [fairness_table(result), variance_table(result), labels_table(result), contrasts_table(result)]
-    return [table for table in tables if table.row_count]
+    return [table for table in tables if table]
 
 
 def behaviour_table(name: str, model: ModelStability) -> Table:
     """One model: mean, SD and range of accuracy, most frequent answer, share of runs collapsed; calibrated below."""
-    table = Table(title=Text(f"{name}: accuracy over sets and orders"), title_justify="left")
-    table.add_column("learner", overflow="fold")
-    for column in ("mean", "SD", "range, %", "top", "collapsed", "runs"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = (
+        Column("learner"),
+        Column("mean", "share"),
+        Column("SD, points", "points", short="SD"),
+        Column("lowest to highest", "share", short="range, %"),
+        Column("by order", "points", where="page"),
+        Column("top answer", "share", short="top"),
+        Column("entropy", "nats", where="page"),
+        Column("collapsed", "share"),
+        Column("runs", "count"),
+    )
+    rows = []
     for key in learners_in_order(model.learners):
         learner = model.learners[key]
-        _add_behaviour(table, learner_style(key).title, learner.plain)
+        rows.append(Row((learner_cell(key, notes=(_runs(key, learner),)), *_behaviour(learner.plain))))
         if learner.calibrated is not None:
-            _add_behaviour(table, "  calibrated", learner.calibrated)
-    return table
+            rows.append(Row((Cell("calibrated"), *_behaviour(learner.calibrated)), style="companion"))
+    return Table(f"{name}: accuracy over sets and orders", columns, tuple(rows))
+
+
+def _runs(key: str, learner: LearnerStability) -> str:
+    """`4 sets, 2 orders, rate 0.001`."""
+    runs = runs_with_true_labels(learner)
+    sets, orders = len({run.seed for run in runs}), len({run.order for run in runs})
+    told = f"{plural(sets, 'set')}, {plural(orders, 'order')}" if key != "zsl" else "1 run"
+    return f"{told}, rate {learner.learning_rate:.3g}" if learner.learning_rate is not None and "@" not in key else told
+
+
+def _behaviour(behaviour: Behaviour) -> tuple[Cell, ...]:
+    accuracy, collapsed = behaviour.accuracy, behaviour.collapse_rate
+    several = accuracy.n > 1
+    ends: Interval = (accuracy.low, accuracy.high)
+    return (
+        Cell(accuracy.mean, "share"),
+        Cell(accuracy.sd, "points", accuracy.sd_ci95),
+        # On the terminal without the sign of per cent, which its heading has.
+        Cell(None, "share", shown=points_interval(ends) if several else MISSING),
+        Cell(behaviour.order_range.mean, "points"),
+        Cell(behaviour.majority_share.mean, "share"),
+        Cell(behaviour.entropy.mean, "nats"),
+        Cell(
+            collapsed.mean,
+            "share",
+            collapsed.ci95 if several else None,
+            flag="collapsed" if finite(collapsed.mean) else "",
+        ),
+        Cell(accuracy.n, "count"),
+    )
 
 
 def variance_table(result: Result) -> Table:
     """Where the variance of accuracy comes from: SD of runs in all, and shares by set, order and queries."""
-    table = Table(title="Variance of accuracy", title_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("learner", overflow="fold")
-    for column in ("SD", "set", "order", "residual"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = (
+        Column("model"),
+        Column("learner"),
+        Column("SD, points", "points", short="SD"),
+        *(Column(part, "share") for part in ("set", "order", "residual")),
+    )
+    rows = []
     for name, model in _models(result).items():
         for key in learners_in_order(model.learners):
             learner = model.learners[key]
@@ -60,36 +91,46 @@ def variance_table(result: Result) -> Table:
                     continue
                 total = behaviour.variance.total
                 shares = variance_shares(behaviour.variance)
-                table.add_row(
-                    Text(name),
-                    Text(learner_style(key).title + after),
-                    points(total**0.5 if total is not None and total >= 0 else None),
-                    *(percent(shares.get(part), 0) for part in ("set", "order", "residual")),
+                parts = [shares.get(part) for part in ("set", "order", "residual")]
+                rows.append(
+                    Row(
+                        (
+                            Cell(name),
+                            learner_cell(key, after),
+                            Cell(total**0.5 if total is not None and total >= 0 else None, "points"),
+                            *(Cell(each, "share", shown=percent(each, 0)) for each in parts),
+                        )
+                    )
                 )
-    return table
+    return Table("Variance of accuracy", columns, tuple(rows))
 
 
 def labels_table(result: Result) -> Table:
     """Accuracy by the labels shown, with intervals."""
-    table = Table(title="Accuracy by the labels shown", title_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("learner", overflow="fold")
-    for column in ("labels", "accuracy", "95 % interval", "n"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = (
+        Column("model"),
+        Column("learner"),
+        Column("labels shown", short="labels"),
+        Column("accuracy", "share", interval=True),
+        Column("n", "count"),
+    )
+    rows = []
     for name, model in _models(result).items():
         for key in learners_in_order(model.learners):
             labels = model.learners[key].labels
-            for rule in labels_in_order(labels):
-                each = labels[rule]
-                table.add_row(
-                    Text(name),
-                    Text(learner_style(key).title),
-                    Text(rule),
-                    percent(each.mean),
-                    percent_interval(each.ci95),
-                    f"{each.n:,}",
+            rows += [
+                Row(
+                    (
+                        Cell(name),
+                        learner_cell(key),
+                        Cell(rule),
+                        Cell(labels[rule].mean, "share", labels[rule].ci95, labels[rule].n),
+                        Cell(labels[rule].n, "count"),
+                    )
                 )
-    return table
+                for rule in labels_in_order(labels)
+            ]
+    return Table("Accuracy by the labels shown", columns, tuple(rows))
 
 
 SELECTED_BY = {"none": "nobody: all sets", "icl": "ICL", "ft": "FT", "both": "both, mean"}
@@ -98,40 +139,59 @@ SELECTED_BY = {"none": "nobody: all sets", "icl": "ICL", "ft": "FT", "both": "bo
 
 def fairness_table(result: Result) -> Table:
     """ICL's lead over FT in points when a set is chosen, on the half that chose it and on the other."""
-    table = Table(title="ICL less FT, points, when one set is chosen", title_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("chosen by", overflow="fold")
-    for column in ("where chosen", "elsewhere", "95 % interval", "sets"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, model in _models(result).items():
-        for each in model.fairness:
-            table.add_row(
-                Text(name),
-                SELECTED_BY.get(each.select, each.select),
-                difference(each.gap_chosen_on.mean),
-                difference(each.gap_untouched.mean),
-                difference_interval(each.gap_untouched.ci95),
-                f"{each.gap_untouched.n:,}",
+    columns = (
+        Column("model"),
+        Column("set chosen by", short="chosen by"),
+        Column("ICL, where chosen", "share", where="page"),
+        Column("ICL, elsewhere", "share", where="page"),
+        Column("FT, where chosen", "share", where="page"),
+        Column("FT, elsewhere", "share", where="page"),
+        Column("ICL less FT, where chosen", "difference", short="where chosen"),
+        Column("ICL less FT, elsewhere", "difference", short="elsewhere", interval=True),
+        Column("sets", "count"),
+    )
+    rows = tuple(
+        Row(
+            (
+                Cell(name),
+                Cell(SELECTED_BY.get(each.select, each.select)),
+                Cell(each.icl_chosen_on, "share"),
+                Cell(each.icl_untouched, "share"),
+                Cell(each.ft_chosen_on, "share"),
+                Cell(each.ft_untouched, "share"),
+                estimate_cell(each.gap_chosen_on, "difference"),
+                estimate_cell(each.gap_untouched, "difference"),
+                Cell(each.gap_untouched.n, "count"),
             )
-    return table
+        )
+        for name, model in _models(result).items()
+        for each in model.fairness
+    )
+    return Table("ICL less FT, points, when one set is chosen", columns, rows)
 
 
 def contrasts_table(result: Result) -> Table:
     """Spreads compared: standard deviations in points, their ratio with its interval, sets."""
-    table = Table(title="Standard deviations of accuracy compared, points", title_justify="left")
-    table.add_column("above the line / below it", overflow="fold")
-    for column in ("above", "below", "ratio", "95 % interval", "sets"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for each in result.stability.contrasts if result.stability is not None else []:
-        table.add_row(
-            Text(contrast_name(each)),
-            points(each.sd_first),
-            points(each.sd_second),
-            hundredths(each.ratio),
-            hundredths_interval(each.ci95),
-            f"{each.n:,}",
+    columns = (
+        Column("above the line / below it"),
+        Column("SD above, points", "points", short="above"),
+        Column("SD below, points", "points", short="below"),
+        Column("ratio", "ratio", interval=True),
+        Column("sets", "count"),
+    )
+    rows = tuple(
+        Row(
+            (
+                Cell(contrast_name(each)),
+                Cell(each.sd_first, "points"),
+                Cell(each.sd_second, "points"),
+                Cell(each.ratio, "ratio", each.ci95, each.n),
+                Cell(each.n, "count"),
+            )
         )
-    return table
+        for each in (result.stability.contrasts if result.stability is not None else [])
+    )
+    return Table("Standard deviations of accuracy compared, points", columns, rows)
 
 
 def contrast_name(contrast: Contrast) -> str:
@@ -151,18 +211,3 @@ def labels_in_order(rules: Iterable[str]) -> list[str]:
 
 def _models(result: Result) -> dict[str, ModelStability]:
     return result.stability.models if result.stability is not None else {}
-
-
-def _add_behaviour(table: Table, name: str, behaviour: Behaviour) -> None:
-    accuracy = behaviour.accuracy
-    collapsed = finite(behaviour.collapse_rate.mean)
-    table.add_row(
-        Text(name),
-        percent(accuracy.mean),
-        points(accuracy.sd),
-        points_interval((accuracy.low, accuracy.high)) if accuracy.n > 1 else MISSING,
-        percent(behaviour.majority_share.mean),
-        # Said in a sign as well as in colour: a terminal may have none.
-        Text(percent(collapsed) + " !", style="bold red") if collapsed else Text(percent(collapsed)),
-        f"{accuracy.n:,}",
-    )
