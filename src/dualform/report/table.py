@@ -104,8 +104,10 @@ class Cell:
     """How many numbers the value is a mean of."""
     shown: str | None = None
     """What is written in the value's place, such as `3 of 4` or `never`; the data frame keeps the value."""
+    shown_interval: str | None = None
+    """What is written in the interval's place, in a unit that no kind has."""
     notes: tuple[str, ...] = ()
-    """Short lines below the value, on the page only."""
+    """Short lines below the value, on the page, and on the terminal where the column says so."""
     flag: str = ""
     """A word of warning about this value, such as `collapsed`; on the terminal an exclamation mark."""
     colour: str = ""
@@ -123,6 +125,8 @@ class Cell:
         """The interval as text; empty without one."""
         if self.kind == "text" or known(self.ci95) is None:
             return ""
+        if self.shown_interval is not None:
+            return self.shown_interval
         return _FORMATS[self.kind][1](self.ci95)
 
 
@@ -143,8 +147,8 @@ def estimate_cell(estimate: Estimate | None, kind: Kind = "score", *, notes: Ite
     if kind == "share":
         few = is_few(estimate)
         shown = share(estimate) if few else None
-        return Cell(estimate.mean, kind, None if few else estimate.ci95, estimate.n, shown, tuple(notes))
-    return Cell(estimate.mean, kind, estimate.ci95, estimate.n, None, tuple(notes))
+        return Cell(estimate.mean, kind, None if few else estimate.ci95, estimate.n, shown, notes=tuple(notes))
+    return Cell(estimate.mean, kind, estimate.ci95, estimate.n, notes=tuple(notes))
 
 
 def score_cell(key: str, estimate: Estimate | None, notes: tuple[str, ...] = ()) -> Cell:
@@ -158,8 +162,8 @@ def score_cell(key: str, estimate: Estimate | None, notes: tuple[str, ...] = ())
     if estimate is None:
         return BLANK
     if is_count(key, estimate):
-        return Cell(estimate.mean, "score", None, estimate.n, score(key, estimate), notes)
-    return Cell(estimate.mean, "score", estimate.ci95, estimate.n, None, notes)
+        return Cell(estimate.mean, "score", None, estimate.n, score(key, estimate), notes=notes)
+    return Cell(estimate.mean, "score", estimate.ci95, estimate.n, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,10 @@ class Column:
     """Of most of its cells: text stands on the left, numbers on the right."""
     short: str = ""
     """Its heading on the terminal, where 80 columns must do; the title where it is empty."""
-    interval: bool = False
-    """Whether the terminal shows the intervals, in a column of their own. A page shows them all, below the values."""
+    interval: bool | Literal["below"] = False
+    """Whether the terminal shows the intervals: in a column of their own, or below the values as on a page."""
+    notes: bool = False
+    """Whether the terminal shows the notes."""
     where: Where = "everywhere"
     widest: int | None = None
     """Columns of the terminal that its text may take before it is wrapped."""
@@ -253,7 +259,7 @@ class Table:
                 overflow="fold",
                 max_width=column.widest,
             )
-            if column.interval:
+            if column.interval is True:
                 drawn.add_column("95 % interval", justify="right", no_wrap=True)
         for row in self.rows:
             if row.where == "page":
@@ -261,10 +267,13 @@ class Table:
             line: list[Any] = []
             for at, column in places:
                 cell = row.cells[at]
-                text = Text(f"{cell.text} !", style="bold red") if cell.flag else Text(cell.text)
+                lines = [cell.text, *([cell.interval] if column.interval == "below" and cell.interval else [])]
+                lines += cell.notes if column.notes else ()
+                content = "\n".join(lines)
+                text = Text(f"{content} !", style="bold red") if cell.flag else Text(content)
                 # Padding and no spaces, so that a second line stands below the first.
                 line.append(Padding(text, (0, 0, 0, 2)) if at == 0 and row.style == "companion" else text)
-                if column.interval:
+                if column.interval is True:
                     blank = cell.kind == "text" or row.style == "reference"
                     line.append(Text(cell.interval or ("" if blank else MISSING)))
             drawn.add_row(*line, style="italic" if row.style == "reference" else None)

@@ -83,11 +83,12 @@ def test_one_seed_has_neither_interval_nor_test_and_a_failed_arm_has_dashes():
 
 
 def test_perplexity_has_a_column_a_length_up_to_three():
-    assert [column.header for column in perplexity_table(example_momentum()).columns[1:]] != []
+    assert [column.title for column in perplexity_table(example_momentum()).columns[1:]] != []
     text = printed(perplexity_table(example_momentum()))
     assert text.index(" 64 ") < text.index(" 128 ") < text.index(" 256 ")
     many = arm("vanilla", 0.0, perplexity={str(2**n): estimate(20.0) for n in range(6, 12)})
-    assert len(perplexity_table(with_arms(many)).columns) == 4
+    assert len(perplexity_table(with_arms(many)).terminal().columns) == 4
+    assert len(perplexity_table(with_arms(many)).columns) == 7
 
 
 def test_a_baseline_has_no_difference_and_no_step_of_its_own():

@@ -1,25 +1,14 @@
 """A comparison of momentum attention with vanilla as one HTML file that needs no network."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from dualform.report.numerals import (
-    MISSING,
-    count,
-    decimal,
-    decimal_interval,
-    finite,
-    known,
-    percent,
-    percent_interval,
-    significant,
-)
-from dualform.report.palette import MEASURE_COLOUR
+from dualform.report.numerals import count, finite, known, significant
+from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
 from dualform.report.phrases import difference, difference_interval, plural
-from dualform.report.shell import DescribedChart, card, commands_again, facts, render_shell
-from dualform.result import Estimate, MomentumArm, MomentumReport, Paired, Result
+from dualform.report.section import Figure, Section
+from dualform.result import MomentumReport, Result
+from dualform.studies.momentum import table
 from dualform.studies.momentum.charts import (
-    arm_colours,
     difference_chart,
     length_chart,
     regression_chart,
@@ -27,28 +16,18 @@ from dualform.studies.momentum.charts import (
     training_chart,
 )
 from dualform.studies.momentum.figures import (
-    added_parameters,
     arm_of,
     best_momentum,
     by_model,
-    conditions,
-    curves_at,
     difference_at,
     full_length,
-    last_error,
     length_name,
-    lengths,
-    mean_accuracy,
     nats,
     nats_interval,
     over_tasks,
     perplexity_interval,
     perplexity_text,
-    references_at,
-    relative,
-    relative_interval,
 )
-from dualform.studies.momentum.table import eta_text, p_alone
 from dualform.studies.momentum.words import (
     KINDS,
     averaging_sentences,
@@ -62,24 +41,6 @@ from dualform.studies.momentum.words import (
     regression_sentences,
     task_sentences,
 )
-from dualform.studies.published import BesideMomentum, momentum_beside_the_paper
-
-CHARTS: dict[str, DescribedChart] = {
-    "difference": (
-        difference_chart,
-        "Loss of each arm less its baseline's with 95 % intervals and one point a seed, over eta and by name.",
-    ),
-    "lengths": (length_chart, "Perplexity of each arm and its difference from the baseline's by length of the text."),
-    "training": (
-        training_chart,
-        "Validation loss of each arm by tokens read, and its difference from the baseline's.",
-    ),
-    "tasks": (tasks_chart, "Accuracy of each arm on each task with 95 % intervals, and chance level."),
-    "regression": (
-        regression_chart,
-        "Error in in-context regression by examples seen, one panel a condition number, beside exact predictors.",
-    ),
-}
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("arm", "One way of attending: a model trained with it, once a seed."),
@@ -110,9 +71,6 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
 )
 
-Cell = dict[str, str]
-EMPTY: Cell = {"mean": "", "interval": ""}
-
 
 def render_momentum(result: Result) -> str:
     """The report of a momentum study as one HTML document, ready to be written as UTF-8.
@@ -124,66 +82,195 @@ def render_momentum(result: Result) -> str:
         The whole page, readable offline and printable.
     """
     report = result.momentum
-    found = _sections(report) if report is not None else dict.fromkeys(SECTIONS)
-    return render_shell(
-        "dualform.studies.momentum:page.html.j2",
-        result,
-        title=f"dualform: momentum attention{f', recipe {report.recipe}' if report is not None else ''}",
-        charts=CHARTS,
-        styles=["study.css"],
-        verdict=momentum_verdict(result),
-        cards=_cards(report) if report is not None else [],
-        commands=commands_again(result),
-        glossary=[*_kinds(report), *GLOSSARY] if report is not None else [],
-        model=facts(result.model),
-        **found,
+    said = momentum_verdict(result)
+    full = full_length(report) if report is not None else None
+    at = f" at {length_name(full)} tokens" if full is not None else ""
+    return render(
+        Page(
+            title=f"dualform: momentum attention{f', recipe {report.recipe}' if report is not None else ''}",
+            about=about_line(result),
+            version=result.dualform,
+            answer=said[0] if said else "This result holds no comparison of momentum attention with vanilla.",
+            warnings=result.warnings,
+            charts=[
+                Figure(
+                    "difference",
+                    difference_chart(result),
+                    "Loss of each arm less its baseline's with 95 % intervals and one point a seed, over eta and by "
+                    "name.",
+                    f"Loss{at} less the baseline's, nats a token: large dots are means, bars 95 % intervals over "
+                    f"seeds, small "
+                    "dots seeds, the line at 0 the baseline. Panels with the same baseline share a scale.",
+                )
+            ],
+            facts=_facts(report) if report is not None else [],
+            sections=[
+                findings(said),
+                *(_sections(result, report) if report is not None else []),
+                run_section(result, commands_again(result), [facts_section("model", "Model", result.model)]),
+            ],
+            glossary=[*_kinds(report), *GLOSSARY] if report is not None else [],
+        )
     )
 
 
-SECTIONS = (
-    "full",
-    "differences",
-    "cautions",
-    "length_names",
-    "perplexities",
-    "trained",
-    "averaging",
-    "dual",
-    "learned",
-    "tasks",
-    "regression",
-    "pretrained",
-    "published",
-    "costs",
-    "cost_sentence",
-)
-"""What the template names."""
-
-
-def _sections(report: MomentumReport) -> dict[str, Any]:
-    length = full_length(report)
-    return {
-        "full": f" at {length_name(length)} tokens" if length is not None else "",
-        "differences": [_difference_row(report, arm) for arm in report.arms if arm.baseline is not None],
-        "cautions": caution_sentences(report),
-        "length_names": [length_name(each) for each in lengths(report)],
-        "perplexities": _perplexity_rows(report),
-        "trained": (
-            f"One run for each arm and seed, of {count(report.tokens)} tokens in sequences of {count(report.length)}."
+def _sections(result: Result, report: MomentumReport) -> list[Section]:
+    return [
+        Section(
+            "perplexity",
+            "Perplexity",
+            caution_sentences(report) if table.difference_table(result) or table.perplexity_table(result) else [],
+            tables=[table.difference_table(result)],
+            note="On the test text. The arms of a seed began with the same weights and read the same text in the same "
+            "order, "
+            "so each is compared with its baseline seed by seed. Negative is better: -0.01 nats a token is 1 % of "
+            "perplexity "
+            "less.",
+            sections=[
+                Section(
+                    "lengths",
+                    "By length of the text",
+                    charts=[
+                        Figure(
+                            "lengths",
+                            length_chart(result),
+                            "Perplexity of each arm and its difference from the baseline's by length of the text.",
+                            "Perplexity, and loss less the baseline's in nats a token with 95 % intervals. Scales "
+                            "differ.",
+                        )
+                    ],
+                    tables=[table.perplexity_table(result)] if any(arm.perplexity for arm in report.arms) else [],
+                    detail=False,
+                )
+            ],
         ),
-        "averaging": averaging_sentences(report),
-        "dual": dual_sentences(report),
-        "learned": _learned(report),
-        "tasks": _tasks(report),
-        "regression": _regression(report),
-        "pretrained": _pretrained(report),
-        "published": _published(report),
-        "costs": [_cost_row(report, arm) for arm in report.arms],
-        "cost_sentence": cost_sentence(report),
-    }
+        Section(
+            "training",
+            "Training",
+            charts=[
+                Figure(
+                    "training",
+                    training_chart(result),
+                    "Validation loss of each arm by tokens read, and its difference from the baseline's.",
+                    "Mean over seeds. The loss itself, then less the baseline's, without the first tenth of training; "
+                    "the "
+                    "line at 0 is the baseline. Scales differ.",
+                )
+            ],
+            note=f"One run for each arm and seed, of {count(report.tokens)} tokens in sequences of "
+            f"{count(report.length)}.",
+        ),
+        Section(
+            "controls",
+            "Is it momentum?",
+            [
+                *averaging_sentences(report),
+                *dual_sentences(report),
+                *(learned_sentences(report) if table.learned_table(result) else []),
+            ],
+            tables=[table.learned_table(result)],
+            note="The paper adds a decaying sum of values and calls it momentum. Two questions: does a short "
+            "convolution of "
+            "values, which nobody would call so, do as much? And what does the momentum of gradient descent itself "
+            "do, where "
+            "attention is linear and its dual form exact?",
+        ),
+        _tasks(result, report),
+        _regression(result, report),
+        Section(
+            "pretrained",
+            "Put into models that were trained without",
+            [sentence for model, tried in by_model(report).items() for sentence in pretrained_sentences(model, tried)],
+            tables=[table.pretrained_table(result)],
+        ),
+        _published(result, report),
+        Section(
+            "cost",
+            "What it costs",
+            [sentence] if (sentence := cost_sentence(report)) else [],
+            tables=[table.cost_table(result)],
+        ),
+    ]
 
 
-def _cards(report: MomentumReport) -> list[dict[str, str]]:
+def _tasks(result: Result, report: MomentumReport) -> Section:
+    shots = [score.k for arm in report.arms for score in arm.tasks]
+    return Section(
+        "tasks",
+        "Tasks in context",
+        task_sentences(report) if shots else [],
+        charts=[
+            Figure(
+                "tasks",
+                tasks_chart(result),
+                "Accuracy of each arm on each task with 95 % intervals, and chance level.",
+                "Dots are means, bars 95 % intervals over seeds and queries; dashed, chance level. Scales differ.",
+            )
+        ],
+        tables=[table.tasks_table(result)],
+        note=f"{_shown(shots)} The answer with the highest mean log-probability a token is taken. Chance level: "
+        f"always giving "
+        "the most frequent answer."
+        if shots
+        else "",
+    )
+
+
+def _regression(result: Result, report: MomentumReport) -> Section:
+    regression = report.regression
+    if regression is None or not regression.curves:
+        return Section("regression", "")
+    return Section(
+        "regression",
+        "In-context regression",
+        regression_sentences(regression),
+        charts=[
+            Figure(
+                "regression",
+                regression_chart(result),
+                "Error in in-context regression by examples seen, one panel a condition number, next to exact "
+                "predictors.",
+                "Squared error over that of predicting zero, log scale, by examples seen; bands are 95 % intervals "
+                "over "
+                "seeds. Dashed: exact predictors; a line ends where it falls far below all arms. Scales differ.",
+            )
+        ],
+        tables=[table.regression_table(result)],
+        note=f"Small models trained for {plural(regression.steps, 'step')} to predict linear functions of "
+        f"{plural(regression.dimension, 'dimension')} from the examples before, {plural(regression.points, 'point')} a "
+        "sequence. Gradient descent slows down as the condition number grows, and momentum speeds it up at each: if "
+        "attention "
+        "gains by momentum as gradient descent does, its error must fall as that of heavy ball does compared with "
+        "plain "
+        "descent.",
+    )
+
+
+def _published(result: Result, report: MomentumReport) -> Section:
+    best = best_momentum(report, full_length(report))
+    if best is None:
+        return Section("published", "")
+    own = (
+        f"Of this run's momentum the table shows “{best.name}”, the lowest in perplexity. Text, model and "
+        f"demonstrations are "
+        "others: compare changes, never levels."
+        if table.shares_with_the_paper(result)
+        else "This run shares neither length nor task with it."
+    )
+    return Section(
+        "published",
+        "Compared with the paper",
+        paper_sentences(report),
+        tables=[table.published_table(result)],
+        note="Why Can GPT Learn In-Context? (arXiv:2212.10559) trained two models of 350M parameters, on 512K tokens "
+        "a step "
+        "for 500K steps, one with momentum and one without. That is one run each: no interval, no seed, and it gives "
+        "neither "
+        f"eta nor code. {own}",
+    )
+
+
+def _facts(report: MomentumReport) -> list[Fact]:
     """What a reader looks for first: the best eta's difference, both perplexities, tasks, how much stands behind it."""
     cards = []
     length = full_length(report)
@@ -192,20 +279,20 @@ def _cards(report: MomentumReport) -> list[dict[str, str]]:
         found = difference_at(best, length)
         if found is not None:
             ends = f" ({nats_interval(found.ci95)})" if known(found.ci95) else ""
-            cards.append(card(f"{best.name}, nats a token", nats(found.mean), f"less {best.baseline}{ends}"))
+            cards.append(Fact(f"{best.name}, nats a token", nats(found.mean), f"less {best.baseline}{ends}"))
         for arm in (best, arm_of(report, best.baseline)):
             estimate = arm.perplexity.get(length or "") if arm is not None else None
             if arm is not None and estimate is not None:
                 ends = perplexity_interval(estimate.ci95) if known(estimate.ci95) else ""
-                cards.append(card(f"perplexity, {arm.name}", perplexity_text(estimate.mean), ends))
+                cards.append(Fact(f"perplexity, {arm.name}", perplexity_text(estimate.mean), ends))
         scored = over_tasks(best)
         if scored is not None and finite(scored.mean) is not None:
             ends = f", {difference_interval(scored.ci95)}" if known(scored.ci95) else ""
-            cards.append(card("points of accuracy in context", difference(scored.mean), f"{best.name}{ends}"))
+            cards.append(Fact("points of accuracy in context", difference(scored.mean), f"{best.name}{ends}"))
     seeds = {each.n for arm in report.arms for each in arm.difference.values()}
     if seeds:
         name = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        cards.append(card("seeds", name, f"{significant(report.tokens / 1e6)} million tokens each"))
+        cards.append(Fact("seeds", name, f"{significant(report.tokens / 1e6)} million tokens each"))
     return cards
 
 
@@ -214,233 +301,6 @@ def _kinds(report: MomentumReport) -> list[tuple[str, str]]:
     return [(kind, meaning) for kind, meaning in KINDS.items() if kind in used]
 
 
-def _name(report: MomentumReport, arm: MomentumArm, beside: str | None = None) -> dict[str, Any]:
-    return {"name": arm.name, "colour": arm_colours(report)[arm.name], "beside": beside}
-
-
-def _difference_row(report: MomentumReport, arm: MomentumArm) -> dict[str, Any]:
-    found = difference_at(arm, full_length(report))
-    return _name(report, arm, arm.baseline) | {
-        "nats": _nats(found),
-        "change": _change(found),
-        "p": p_alone(found.p) if found is not None else MISSING,
-        "p_signs": p_alone(found.p_signs) if found is not None else MISSING,
-        "n": count(found.n) if found is not None else MISSING,
-    }
-
-
-def _nats(found: Paired | None) -> Cell:
-    if found is None:
-        return {"mean": MISSING, "interval": ""}
-    return {"mean": nats(found.mean), "interval": nats_interval(found.ci95) if known(found.ci95) else ""}
-
-
-def _change(found: Paired | None) -> Cell:
-    if found is None:
-        return {"mean": MISSING, "interval": ""}
-    return {"mean": relative(found.mean), "interval": relative_interval(found.ci95) if known(found.ci95) else ""}
-
-
-def _perplexity(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return {"mean": MISSING, "interval": ""}
-    interval = perplexity_interval(estimate.ci95) if known(estimate.ci95) else ""
-    return {"mean": perplexity_text(estimate.mean), "interval": interval}
-
-
-def _share(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return {"mean": MISSING, "interval": ""}
-    return {
-        "mean": percent(estimate.mean),
-        "interval": percent_interval(estimate.ci95) if known(estimate.ci95) else "",
-    }
-
-
-def _perplexity_rows(report: MomentumReport) -> list[dict[str, Any]]:
-    if not any(arm.perplexity for arm in report.arms):
-        return []
-    return [
-        _name(report, arm) | {"cells": [_perplexity(arm.perplexity.get(length)) for length in lengths(report)]}
-        for arm in report.arms
-    ]
-
-
-def _learned(report: MomentumReport) -> dict[str, Any] | None:
-    arms = [arm for arm in report.arms if arm.learned_eta]
-    if not arms:
-        return None
-    layers = max(len(arm.learned_eta) for arm in arms)
-    return {
-        "sentences": learned_sentences(report),
-        "layers": list(range(layers)),
-        "rows": [
-            _name(report, arm)
-            | {
-                "cells": [
-                    decimal(arm.learned_eta[layer]) if layer < len(arm.learned_eta) else MISSING
-                    for layer in range(layers)
-                ]
-            }
-            for arm in arms
-        ],
-    }
-
-
-def _tasks(report: MomentumReport) -> dict[str, Any] | None:
-    names = list(dict.fromkeys(score.task for arm in report.arms for score in arm.tasks))
-    rows: list[dict[str, Any]] = []
-    chances: dict[str, float | None] = {}
-    shots: list[int] = []
-    for arm in report.arms:
-        scores = {score.task: score for score in arm.tasks}
-        if not scores:
-            continue
-        chances |= {name: score.chance for name, score in scores.items() if finite(score.chance) is not None}
-        shots += [score.k for score in scores.values()]
-        found = over_tasks(arm)
-        rows.append(
-            _name(report, arm)
-            | {
-                "cells": [_share(scores[name].accuracy if name in scores else None) for name in names],
-                "mean": percent(mean_accuracy(arm)),
-                "difference": _points(found),
-                "p": p_alone(found.p) if found is not None else "",
-            }
-        )
-    if not rows:
-        return None
-    return {
-        "names": names,
-        "rows": rows,
-        "chances": [percent(chances.get(name)) for name in names],
-        "sentences": task_sentences(report),
-        "shown": _shown(shots),
-    }
-
-
 def _shown(shots: Sequence[int]) -> str:
     low, high = min(shots), max(shots)
     return f"Queries behind {plural(low, 'demonstration') if low == high else f'{low} to {high} demonstrations'}."
-
-
-def _points(found: Paired | None) -> Cell:
-    if found is None:
-        return EMPTY
-    return {
-        "mean": difference(found.mean),
-        "interval": difference_interval(found.ci95) if known(found.ci95) else "",
-    }
-
-
-def _regression(report: MomentumReport) -> dict[str, Any] | None:
-    regression = report.regression
-    if regression is None or not regression.curves:
-        return None
-    colours = arm_colours(report)
-    blocks = []
-    for condition in conditions(regression):
-        rows = [
-            {
-                "name": curve.arm,
-                "colour": colours.get(curve.arm, MEASURE_COLOUR),
-                "last": _error(last_error(curve)),
-                "change": _change(curve.difference) if curve.difference is not None else EMPTY,
-                "p": p_alone(curve.difference.p) if curve.difference is not None else "",
-            }
-            for curve in curves_at(regression, condition)
-        ]
-        rows += [
-            {
-                "name": f"{name} (exact)",
-                "colour": MEASURE_COLOUR,
-                "last": _error(last_error(curve)),
-                "change": EMPTY,
-                "p": "",
-            }
-            for name, curve in references_at(regression, condition).items()
-        ]
-        blocks.append({"condition": f"{condition:g}", "rows": rows})
-    return {
-        "setup": (
-            f"Small models trained for {plural(regression.steps, 'step')} to predict linear functions of "
-            f"{plural(regression.dimension, 'dimension')} from the examples before, "
-            f"{plural(regression.points, 'point')} a sequence."
-        ),
-        "sentences": regression_sentences(regression),
-        "blocks": blocks,
-    }
-
-
-def _error(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return {"mean": MISSING, "interval": ""}
-    return {
-        "mean": decimal(estimate.mean),
-        "interval": decimal_interval(estimate.ci95) if known(estimate.ci95) else "",
-    }
-
-
-def _pretrained(report: MomentumReport) -> dict[str, Any] | None:
-    if not report.pretrained:
-        return None
-    return {
-        "sentences": [
-            sentence for model, tried in by_model(report).items() for sentence in pretrained_sentences(model, tried)
-        ],
-        "rows": [
-            {
-                "name": each.model,
-                "eta": eta_text(each.eta),
-                "base": perplexity_text(each.base),
-                "perplexity": perplexity_text(each.perplexity),
-                "base_tuned": _perplexity(each.base_tuned),
-                "tuned": _perplexity(each.tuned),
-                "difference": _nats(each.difference),
-                "p": p_alone(each.difference.p) if each.difference is not None else MISSING,
-            }
-            for each in report.pretrained
-        ],
-    }
-
-
-def _published(report: MomentumReport) -> dict[str, Any] | None:
-    best = best_momentum(report, full_length(report))
-    if best is None:
-        return None
-    vanilla = arm_of(report, best.baseline)
-    rows = momentum_beside_the_paper(vanilla, best)
-    own = any(each is not None for row in rows for each in row.run)
-    return {
-        "own": own,
-        "note": (
-            f"Of this run's momentum the table shows “{best.name}”, the lowest in perplexity. Text, model and "
-            "demonstrations are others: compare changes, never levels."
-            if own
-            else "This run shares neither length nor task with it."
-        ),
-        "names": [vanilla.name if vanilla is not None else MISSING, best.name],
-        "sentences": paper_sentences(report),
-        "rows": [_published_row(row) for row in rows],
-    }
-
-
-def _published_row(row: BesideMomentum) -> dict[str, Any]:
-    without, with_it = row.published
-    if row.share:
-        texts, change = [percent(each) for each in row.published], f"{difference(with_it - without)} points"
-    else:
-        texts = [perplexity_text(each) for each in row.published]
-        change = f"{100 * (with_it / without - 1):+.2f} %"
-    cells = [EMPTY if each is None else _share(each) if row.share else _perplexity(each) for each in row.run]
-    return {"title": row.title, "published": texts, "change": change, "run": cells}
-
-
-def _cost_row(report: MomentumReport, arm: MomentumArm) -> dict[str, Any]:
-    more = added_parameters(report, arm)
-    return _name(report, arm) | {
-        "eta": eta_text(arm.eta),
-        "parameters": count(arm.parameters),
-        "more": "" if more is None else count(more),
-        "step": "" if arm.baseline is None else significant(arm.step_ratio),
-    }

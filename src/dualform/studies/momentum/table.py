@@ -1,15 +1,15 @@
-"""A comparison of momentum attention with vanilla as compact tables for the terminal, at most 80 columns wide."""
+"""The tables of a momentum study, each declared once for the terminal, the page, files and data frames."""
 
-from rich.table import Table
-from rich.text import Text
-
-from dualform.report.numerals import MISSING, count, decimal, finite, percent, significant
-from dualform.report.phrases import difference, difference_interval
-from dualform.result import Result
-from dualform.studies.comparison.words import p_text
+from dualform.report.numerals import MISSING, finite, significant
+from dualform.report.palette import MEASURE_COLOUR
+from dualform.report.phrases import difference
+from dualform.report.table import BLANK, Cell, Column, Row, Table, estimate_cell, p_value
+from dualform.result import Estimate, MomentumArm, MomentumReport, Paired, Result
+from dualform.studies.momentum.charts import arm_colours
 from dualform.studies.momentum.figures import (
     added_parameters,
     arm_of,
+    best_momentum,
     conditions,
     curves_at,
     difference_at,
@@ -27,14 +27,18 @@ from dualform.studies.momentum.figures import (
     relative,
     relative_interval,
 )
+from dualform.studies.published import BesideMomentum, momentum_beside_the_paper
+
+LENGTHS_SHOWN = 3
+"""Lengths of text, the longest ones, that the terminal shows perplexity at; the page has all of them."""
 
 
 def momentum_tables(result: Result) -> list[Table]:
-    """All tables that have rows, in the order of reading; none without a momentum study."""
+    """All tables for the terminal that have rows, in the order of reading; none without a momentum study."""
     if result.momentum is None:
         return []
     tables = [difference_table(result), perplexity_table(result), tasks_table(result), regression_table(result)]
-    return [table for table in [*tables, pretrained_table(result), cost_table(result)] if table.row_count]
+    return [table for table in [*tables, pretrained_table(result), cost_table(result)] if table]
 
 
 def difference_table(result: Result) -> Table:
@@ -42,136 +46,316 @@ def difference_table(result: Result) -> Table:
     report = result.momentum
     length = full_length(report) if report is not None else None
     where = f" at {length_name(length)} tokens" if length is not None else ""
-    table = Table(title=f"Loss{where}, less the baseline's", title_justify="left")
-    table.add_column("arm", overflow="fold")
-    for name in ("nats a token", "perplexity", "p", "seeds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for arm in report.arms if report is not None else []:
-        if arm.baseline is None:
-            continue
-        names = Text(f"{arm.name}\n less {arm.baseline}")
-        found = difference_at(arm, length)
-        if found is None:
-            table.add_row(names, *(MISSING,) * 4)
-            continue
-        cells = (
-            _under(nats(found.mean), nats_interval(found.ci95)),
-            _under(relative(found.mean), relative_interval(found.ci95)),
-        )
-        table.add_row(names, *cells, p_alone(found.p), count(found.n))
-    return table
+    columns = (
+        Column("arm", notes=True),
+        Column("nats a token", "nats", interval="below"),
+        Column("perplexity", "number", interval="below"),
+        Column("p", "p"),
+        Column("p by sign flips", "p", where="page"),
+        Column("seeds", "count"),
+    )
+    rows = []
+    for arm in _arms(report):
+        if arm.baseline is not None and report is not None:
+            found = difference_at(arm, length)
+            rows.append(
+                Row(
+                    (
+                        _arm(report, arm, beside=True),
+                        nats_cell(found),
+                        _change(found),
+                        _p(found.p if found is not None else None),
+                        _p(found.p_signs if found is not None else None),
+                        Cell(found.n if found is not None else None, "count"),
+                    )
+                )
+            )
+    return Table(f"Loss{where}, less the baseline's", columns, tuple(rows))
 
 
 def perplexity_table(result: Result) -> Table:
     """Perplexity on test text by its length, intervals below."""
     report = result.momentum
-    # As many as eighty columns hold; the page has all of them.
-    shown = (lengths(report) if report is not None else [])[-3:]
-    table = Table(title="Perplexity by tokens of test text", title_justify="left")
-    table.add_column("arm", overflow="fold")
-    for length in shown:
-        table.add_column(Text(length_name(length)), justify="right", no_wrap=True)
-    for arm in report.arms if report is not None and shown else []:
-        cells = []
-        for length in shown:
-            each = arm.perplexity.get(length)
-            cells.append(
-                MISSING if each is None else _under(perplexity_text(each.mean), perplexity_interval(each.ci95))
+    all_lengths = lengths(report) if report is not None else []
+    shown = all_lengths[-LENGTHS_SHOWN:]
+    columns = (
+        Column("arm"),
+        *(
+            Column(
+                f"{length_name(each)} tokens",
+                "number",
+                short=length_name(each),
+                interval="below",
+                where="everywhere" if each in shown else "page",
             )
-        table.add_row(Text(arm.name), *cells)
-    return table
+            for each in all_lengths
+        ),
+    )
+    rows = tuple(
+        Row((_arm(report, arm), *(_perplexity(arm.perplexity.get(each)) for each in all_lengths)))
+        for arm in _arms(report)
+        if report is not None and all_lengths
+    )
+    note = (
+        "Test text in pieces of each length. The intervals of perplexities include what a seed draws for all arms "
+        "alike; "
+        "the differences tell arms apart."
+    )
+    return Table("Perplexity by tokens of test text", columns, rows, note=note)
+
+
+def learned_table(result: Result) -> Table:
+    """The eta that each arm learned, layer by layer."""
+    report = result.momentum
+    arms = [arm for arm in _arms(report) if arm.learned_eta]
+    layers = max((len(arm.learned_eta) for arm in arms), default=0)
+    columns = (Column("eta by layer"), *(Column(str(layer), "score") for layer in range(layers)))
+    rows = tuple(
+        Row(
+            (
+                Cell(arm.name),
+                *(
+                    Cell(arm.learned_eta[layer] if layer < len(arm.learned_eta) else None, "score")
+                    for layer in range(layers)
+                ),
+            )
+        )
+        for arm in arms
+    )
+    return Table("Eta learned", columns, rows)
 
 
 def tasks_table(result: Result) -> Table:
-    """Accuracy in context, mean over tasks, and its difference from the baseline's."""
+    """Accuracy in context, task by task and in the mean, and its difference from the baseline's."""
     report = result.momentum
-    table = Table(title="Accuracy in context, mean over tasks", title_justify="left")
-    table.add_column("arm", overflow="fold")
-    for name in ("tasks", "accuracy", "difference", "95 % interval", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for arm in report.arms if report is not None else []:
-        if not arm.tasks:
+    names = list(dict.fromkeys(score.task for arm in _arms(report) for score in arm.tasks))
+    columns = (
+        Column("arm"),
+        Column("tasks", "count", where="terminal"),
+        *(Column(name, "share", where="page") for name in names),
+        Column("mean", "share", short="accuracy", where="everywhere" if len(names) > 1 else "terminal"),
+        Column("less the baseline's, points", "difference", short="difference", interval=True),
+        Column("p", "p"),
+    )
+    rows = []
+    chances: dict[str, float | None] = {}
+    for arm in _arms(report):
+        scores = {score.task: score for score in arm.tasks}
+        if not scores:
             continue
+        chances |= {name: score.chance for name, score in scores.items() if finite(score.chance) is not None}
         found = over_tasks(arm)
-        cells = (
-            ("", "", "")
-            if found is None
-            else (difference(found.mean), difference_interval(found.ci95), p_alone(found.p))
+        rows.append(
+            Row(
+                (
+                    Cell(arm.name),
+                    Cell(len(arm.tasks), "count"),
+                    *(
+                        Cell(None, "share") if name not in scores else estimate_cell(scores[name].accuracy, "share")
+                        for name in names
+                    ),
+                    Cell(mean_accuracy(arm), "share"),
+                    BLANK if found is None else Cell(found.mean, "difference", found.ci95, found.n),
+                    BLANK if found is None else _p(found.p),
+                )
+            )
         )
-        table.add_row(Text(arm.name), count(len(arm.tasks)), percent(mean_accuracy(arm)), *cells)
-    return table
+    levels = (Cell(chances.get(name), "share") for name in names)
+    if rows:
+        chance = (Cell("chance level"), BLANK, *levels, BLANK, BLANK, BLANK)
+        rows.append(Row(chance, style="reference", where="page"))
+    return Table("Accuracy in context, mean over tasks", columns, tuple(rows))
 
 
 def regression_table(result: Result) -> Table:
     """Error behind all examples by condition number, and the mean change of the error from the baseline's."""
-    regression = result.momentum.regression if result.momentum is not None else None
-    table = Table(title="In-context regression", title_justify="left")
-    table.add_column("condition", justify="right", no_wrap=True)
-    table.add_column("predictor", overflow="fold")
-    for name in ("last error", "error changed by", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
+    report = result.momentum
+    regression = report.regression if report is not None else None
+    columns = (
+        Column("condition number", "number", short="condition"),
+        Column("predictor"),
+        Column("error behind all examples", "score", short="last error"),
+        Column("error less the baseline's", "number", short="error changed by", interval="below"),
+        Column("p", "p"),
+    )
+    rows = []
     for condition in conditions(regression) if regression is not None else []:
         assert regression is not None
-        number = f"{condition:g}"
-        for curve in curves_at(regression, condition):
-            found, last = curve.difference, last_error(curve)
-            cells = ("", "")
-            if found is not None:
-                cells = (_under(relative(found.mean), relative_interval(found.ci95)), p_alone(found.p))
-            table.add_row(number, Text(curve.arm), decimal(last.mean) if last is not None else MISSING, *cells)
-            number = ""
-        for name, curve in references_at(regression, condition).items():
-            last = last_error(curve)
-            table.add_row(number, Text(f"{name} (exact)"), decimal(last.mean) if last is not None else MISSING, "", "")
-            number = ""
-    return table
+        assert report is not None
+        colours = arm_colours(report)
+        predictors = [
+            (curve.arm, colours.get(curve.arm, MEASURE_COLOUR), curve) for curve in curves_at(regression, condition)
+        ]
+        exact = references_at(regression, condition).items()
+        predictors += [(f"{name} (exact)", MEASURE_COLOUR, curve) for name, curve in exact]
+        for place, (name, colour, curve) in enumerate(predictors):
+            last, found = last_error(curve), curve.difference
+            rows.append(
+                Row(
+                    (
+                        # Named once, so that a block is seen as one.
+                        Cell(condition, "number", shown=f"{condition:g}" if place == 0 else ""),
+                        Cell(name, colour=colour),
+                        Cell(None, "score") if last is None else estimate_cell(last),
+                        BLANK if found is None else _change(found),
+                        BLANK if found is None else _p(found.p),
+                    )
+                )
+            )
+    note = (
+        "The error less the baseline's is the geometric mean over all points but the first, which has seen no "
+        "example, seed "
+        "by seed."
+    )
+    return Table("In-context regression", columns, tuple(rows), note=note)
 
 
 def pretrained_table(result: Result) -> Table:
     """Momentum in models that were trained without: perplexity as they are, and the difference after a finetune."""
-    table = Table(title="Put into models that were trained without", title_justify="left")
-    table.add_column("model", overflow="fold")
-    for name in ("eta", "without", "with", "tuned: nats", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in result.momentum.pretrained if result.momentum is not None else []:
-        found = each.difference
-        cells = (MISSING, MISSING)
-        if found is not None:
-            cells = (_under(nats(found.mean), nats_interval(found.ci95)), p_alone(found.p))
-        table.add_row(
-            Text(each.model), eta_text(each.eta), perplexity_text(each.base), perplexity_text(each.perplexity), *cells
+    columns = (
+        Column("model"),
+        Column("eta", "number"),
+        Column("perplexity without", "number", short="without"),
+        Column("with, no training", "number", short="with"),
+        Column("finetuned without", "number", where="page"),
+        Column("finetuned with", "number", where="page"),
+        Column("difference, nats a token", "nats", short="tuned: nats", interval="below"),
+        Column("p", "p"),
+    )
+    rows = tuple(
+        Row(
+            (
+                Cell(each.model),
+                Cell(each.eta, "number", shown=eta_text(each.eta)),
+                Cell(each.base, "number", shown=perplexity_text(each.base)),
+                Cell(each.perplexity, "number", shown=perplexity_text(each.perplexity)),
+                _perplexity(each.base_tuned),
+                _perplexity(each.tuned),
+                nats_cell(each.difference),
+                _p(each.difference.p if each.difference is not None else None),
+            )
         )
-    return table
+        for each in (result.momentum.pretrained if result.momentum is not None else [])
+    )
+    return Table("Put into models that were trained without", columns, rows)
+
+
+def published_table(result: Result) -> Table:
+    """The paper's numbers, one run each, next to this run's where it has them."""
+    report = result.momentum
+    best = best_momentum(report, full_length(report)) if report is not None else None
+    if report is None or best is None:
+        return Table("The paper's numbers", (Column("number"),), ())
+    vanilla = arm_of(report, best.baseline)
+    found = momentum_beside_the_paper(vanilla, best)
+    own = shares_with_the_paper(result)
+    columns = (
+        Column("number"),
+        *(Column(name, "number") for name in ("vanilla", "momentum", "change")),
+        *(
+            Column(name, "number")
+            for name in ([vanilla.name if vanilla is not None else MISSING, best.name] if own else [])
+        ),
+    )
+    rows = tuple(
+        Row((Cell(row.title), *_published(row), *(_own(row, each) for each in row.run if own))) for row in found
+    )
+    groups = (("", 1), ("paper, one run each", 3), *((("this run", 2),) if own else ()))
+    return Table("The paper's numbers", columns, rows, groups=groups)
+
+
+def shares_with_the_paper(result: Result) -> bool:
+    """Whether this run has a number that the paper reports too."""
+    report = result.momentum
+    best = best_momentum(report, full_length(report)) if report is not None else None
+    if report is None or best is None:
+        return False
+    rows = momentum_beside_the_paper(arm_of(report, best.baseline), best)
+    return any(each is not None for row in rows for each in row.run)
+
+
+def _published(row: BesideMomentum) -> list[Cell]:
+    without, with_it = row.published
+    if row.share:
+        change = Cell(with_it - without, "difference", shown=f"{difference(with_it - without)} points")
+        return [*(Cell(each, "share") for each in row.published), change]
+    relative_change = with_it / without - 1
+    change = Cell(relative_change, "number", shown=f"{100 * relative_change:+.2f} %")
+    return [*(Cell(each, "number", shown=perplexity_text(each)) for each in row.published), change]
+
+
+def _own(row: BesideMomentum, estimate: Estimate | None) -> Cell:
+    if estimate is None:
+        return BLANK
+    return Cell(estimate.mean, "share", estimate.ci95, estimate.n) if row.share else _perplexity(estimate)
 
 
 def cost_table(result: Result) -> Table:
-    """What each arm is made of, and how long a step takes beside its baseline's."""
+    """What each arm is made of, and how long a step takes compared with its baseline's."""
     report = result.momentum
-    table = Table(title="What it costs", title_justify="left")
-    table.add_column("arm", overflow="fold")
-    for name in ("eta", "parameters", "more", "step"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for arm in report.arms if report is not None else []:
+    columns = (
+        Column("arm"),
+        Column("eta", "number"),
+        Column("parameters", "count"),
+        Column("more than the baseline", "count", short="more"),
+        Column("step, times the baseline's", "number", short="step"),
+    )
+    rows = []
+    for arm in _arms(report):
         assert report is not None
         more = added_parameters(report, arm)
-        table.add_row(
-            Text(arm.name),
-            eta_text(arm.eta),
-            count(arm.parameters),
-            "" if more is None else count(more),
-            ratio_text(arm.step_ratio) if arm_of(report, arm.baseline) is not None else "",
+        compared = arm_of(report, arm.baseline) is not None
+        rows.append(
+            Row(
+                (
+                    _arm(report, arm),
+                    Cell(arm.eta, "number", shown=eta_text(arm.eta)),
+                    Cell(arm.parameters, "count"),
+                    BLANK if more is None else Cell(more, "count"),
+                    Cell(arm.step_ratio, "number", shown=ratio_text(arm.step_ratio)) if compared else BLANK,
+                )
+            )
         )
-    return table
+    note = (
+        "Seconds of a training step over the baseline's, steps taken in turn in one process; the median of a few. Of "
+        "this "
+        "machine, under whatever else it did."
+    )
+    return Table("What it costs", columns, tuple(rows), note=note)
 
 
-def _under(number: str, interval: str) -> str:
-    """A number, and below it its interval where there is one."""
-    return number if interval == MISSING else f"{number}\n{interval}"
+def _arms(report: MomentumReport | None) -> list[MomentumArm]:
+    return report.arms if report is not None else []
 
 
-def p_alone(p: float | None) -> str:
-    """`0.012`, `< 0.001`, or a dash."""
-    return MISSING if finite(p) is None else p_text(p).removeprefix("p ").removeprefix("= ")
+def _arm(report: MomentumReport, arm: MomentumArm, beside: bool = False) -> Cell:
+    """An arm's name with its colour, and below it the arm that it is compared with."""
+    return Cell(arm.name, colour=arm_colours(report)[arm.name], notes=(f"less {arm.baseline}",) if beside else ())
+
+
+def nats_cell(found: Paired | None) -> Cell:
+    """A difference of losses, four decimals and a sign."""
+    if found is None:
+        return Cell(None, "nats")
+    return Cell(found.mean, "nats", found.ci95, found.n, nats(found.mean), nats_interval(found.ci95))
+
+
+def _change(found: Paired | None) -> Cell:
+    """The same difference of logarithms as a change in per cent."""
+    if found is None:
+        return Cell(None, "number")
+    return Cell(found.mean, "number", found.ci95, found.n, relative(found.mean), relative_interval(found.ci95))
+
+
+def _perplexity(estimate: Estimate | None) -> Cell:
+    if estimate is None:
+        return Cell(None, "number")
+    shown, ends = perplexity_text(estimate.mean), perplexity_interval(estimate.ci95)
+    return Cell(estimate.mean, "number", estimate.ci95, estimate.n, shown, ends)
+
+
+def _p(p: float | None) -> Cell:
+    return Cell(p, "p", shown=MISSING if finite(p) is None else p_value(p))
 
 
 def eta_text(eta: float | None) -> str:
