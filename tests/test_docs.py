@@ -18,13 +18,13 @@ from dualform.cli.main import app
 from dualform.learners.base import Context
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
-from dualform.report.measures import CONTROLS, MEASURES
+from dualform.report.measures import MEASURES, known_controls
 from dualform.result import Laboratory, Result
 from dualform.runs.sweep_config import SweepConfig, expand, read_sweep_file
-from dualform.studies.comparison.calibrate import CEILINGS, FLOORS
-from dualform.studies.comparison.config import CHEAP_CONTROLS, ControlName
+from dualform.studies.comparison.config import CHEAP_CONTROLS
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.summary import examples_table
+from dualform.studies.controls import CONTROLS
 from dualform.studies.facts import Asked
 from dualform.studies.laboratory.run import laboratory_table
 from dualform.studies.momentum.config import Arm, momentum_config
@@ -33,6 +33,7 @@ from dualform.studies.selection.summary import SETS, Budget, Found, SeedTrials, 
 from dualform.studies.stability.summary import ModelRuns, Run, runs_table
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
+from tests.studies.known_controls import CEILINGS, FLOORS
 from tests.tasks.conftest import build
 from tests.test_readme import python_blocks, run_blocks
 from tests.tiny import FAMILIES
@@ -374,9 +375,9 @@ def test_the_measures_page_lists_every_control_under_its_kind():
     )
     assert set(floors) == set(FLOORS) - {"chance"}
     assert set(ceilings) == set(CEILINGS)
-    assert {*floors, *ceilings, *comparisons} == {control.key for control in CONTROLS} - {"chance"}
+    assert {*floors, *ceilings, *comparisons} == {control.key for control in known_controls()} - {"chance"}
     assert {*floors, *ceilings, *comparisons} - {"batch_sequential", "random_released"} == (
-        set(get_args(ControlName)) - {"rates"}
+        set(CONTROLS.own) - {"rates"}
     )
 
 
@@ -386,6 +387,6 @@ def test_the_measures_page_says_which_controls_run_by_default():
     assert set(re.findall(r"`(\w+)`", listed[1])) == set(CHEAP_CONTROLS)
 
 
-@pytest.mark.parametrize("control", [*(control.key for control in CONTROLS), "rates"])
+@pytest.mark.parametrize("control", [*(control.key for control in known_controls()), "rates"])
 def test_the_result_page_or_the_measures_page_names_every_control(control):
     assert f"`{control}`" in page("result") + page("measures")

@@ -30,6 +30,27 @@ OWN: dict[str, dict[str, str]] = {
         "probe": "dualform.learners.probe:PROBE",
         "fold": "dualform.studies.fold_learner:FOLDING",
     },
+    "dualform.controls": {
+        name: f"dualform.studies.comparison.own_controls:{name.upper()}"
+        for name in (
+            "random",
+            "random_update",
+            "position_shift",
+            "shuffled_labels",
+            "random_labels",
+            "other_demonstrations",
+            "other_task",
+            "untrained",
+            "embeddings",
+            "icl_order",
+            "ft_order",
+            "batch",
+            "lcgd",
+            "value_one_layer",
+            "mlp",
+            "rates",
+        )
+    },
 }
 """Group -> name -> `module:attribute`, in the order in which they are run and shown."""
 

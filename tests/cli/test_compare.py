@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dualform.studies.comparison.config import CHEAP_CONTROLS, ControlName, read_config
+from dualform.studies.comparison.config import CHEAP_CONTROLS, read_config
+from dualform.studies.controls import CONTROLS
 from tests.cli.conftest import QUICK, SMALL, Done, numbers, result_of
 from tests.studies.small import write_choices
 
@@ -220,8 +221,8 @@ def test_all_controls_can_be_asked_for_at_once(dualform: Command, out: Path, rea
     found = result_of(out)
 
     assert done.code == 0
-    assert found["config"]["controls"] == list(get_args(ControlName))
-    assert set(found["controls"]) == {*get_args(ControlName), "batch_sequential"} - {"rates"}
+    assert found["config"]["controls"] == list(CONTROLS.own)
+    assert set(found["controls"]) == {*CONTROLS.own, "batch_sequential"} - {"rates"}
     assert [point["learning_rate"] for point in found["rate_sweep"]] == [1e-2]
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
 

@@ -2,25 +2,40 @@ from typing import get_args
 
 import pytest
 
-from dualform.report.measures import CONTROLS, KINDS, MEASURES, ControlKind, control_of, controls_in_order, in_order
-from dualform.studies.comparison.calibrate import CEILINGS, FLOORS
-from dualform.studies.comparison.config import ControlName
-from dualform.studies.comparison.controls import PAIRS
+from dualform.report.measures import (
+    KINDS,
+    MEASURES,
+    ControlKind,
+    control_of,
+    controls_in_order,
+    in_order,
+    known_controls,
+)
+from dualform.studies.controls import CONTROLS, facts_of, names_of_kind
 from dualform.studies.published import beside_the_paper
 from tests.report.example_result import empty_result, example_result
+from tests.studies.known_controls import CEILINGS, FLOORS, PAIRS
 
 
 def test_every_control_of_a_comparison_is_named_and_explained():
-    known = {control.key for control in CONTROLS if control.meaning}
+    known = {control.key for control in known_controls() if control.meaning}
     # The rate sweep is no control of its own in a result.
-    assert {*get_args(ControlName), *PAIRS} - {"rates"} <= known
+    assert {*CONTROLS.own, *PAIRS} - {"rates"} <= known
 
 
 def test_the_floors_and_ceilings_are_those_of_the_scale():
-    kinds = {control.key: control.kind for control in CONTROLS}
+    kinds = {control.key: control.kind for control in known_controls()}
     assert {key for key, kind in kinds.items() if kind == "floor"} == set(FLOORS)
     assert {key for key, kind in kinds.items() if kind == "ceiling"} == set(CEILINGS)
+    assert (names_of_kind("floor"), names_of_kind("ceiling")) == (FLOORS, CEILINGS)
     assert [kind for kind, _ in KINDS] == list(get_args(ControlKind))
+
+
+@pytest.mark.parametrize("control", PAIRS)
+def test_every_control_knows_whose_answers_it_compares(control):
+    facts = facts_of(control)
+    assert facts is not None
+    assert facts.compared_answers == PAIRS[control]
 
 
 def test_an_unknown_control_claims_to_be_neither_floor_nor_ceiling():
@@ -28,7 +43,7 @@ def test_an_unknown_control_claims_to_be_neither_floor_nor_ceiling():
 
 
 def test_no_two_titles_are_equal():
-    for table in (MEASURES, CONTROLS):
+    for table in (MEASURES, known_controls()):
         titles = [each.title for each in table]
         assert len(set(titles)) == len(titles)
 

@@ -1,12 +1,18 @@
 """The measures of likeness and their controls: order, names, what each says and how each misleads.
 
-One table for charts, page and terminal. A key that is not in it is still shown, under the key itself.
+One place for charts, page and terminal. A key that is not known is still shown, under the key itself. Controls are
+described where they are made, and found through the registry.
 """
 
+import contextlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+from dualform.errors import ConfigError
+from dualform.registry import Registry
 from dualform.report.numerals import MISSING, decimal, decimal_interval
 from dualform.report.phrases import is_few, share
 from dualform.result import Estimate
@@ -153,66 +159,8 @@ class Control:
     kind: ControlKind
 
 
-CONTROLS: tuple[Control, ...] = (
-    Control("random", "random direction", "A random change of FT's size, with mean zero, in FT's place.", "floor"),
-    Control(
-        "random_released",
-        "random update, as released",
-        "Uniform random numbers in place of FT's difference of normalised outputs, as in the paper's released code.",
-        "comparison",
-    ),
-    Control(
-        "random_update",
-        "random weight change",
-        "Random changes of the key and value weights, of the size of FT's, averaged over five draws.",
-        "floor",
-    ),
-    Control(
-        "position_shift",
-        "position shift",
-        "Zero-shot behind a prefix that says nothing and is as long as the prompt, in ICL's place.",
-        "floor",
-    ),
-    Control("shuffled_labels", "shuffled labels", "ICL on demonstrations whose labels were shuffled.", "floor"),
-    Control("random_labels", "random labels", "ICL on demonstrations with labels drawn at random.", "floor"),
-    Control("other_task", "another task", "ICL behind the demonstrations of another task.", "floor"),
-    Control(
-        "untrained",
-        "untrained model",
-        "ICL and FT of the same architecture with all weights as at initialisation.",
-        "floor",
-    ),
-    Control(
-        "embeddings",
-        "only embeddings trained",
-        "The untrained model with the trained model's embeddings.",
-        "floor",
-    ),
-    Control("chance", "chance level", "What the shares of right answers alone would give.", "floor"),
-    Control(
-        "other_demonstrations",
-        "other demonstrations",
-        "FT on other demonstrations of the same task.",
-        "comparison",
-    ),
-    Control("batch", "FT in one step", "FT as a single step on all demonstrations at once.", "comparison"),
-    Control(
-        "batch_sequential",
-        "FT: one by one, one step",
-        "FT one demonstration at a time beside FT in a single step.",
-        "comparison",
-    ),
-    Control("lcgd", "layer-causal descent", "Each layer trained on its own output alone, in FT's place.", "comparison"),
-    Control(
-        "value_one_layer",
-        "FT of one layer's values",
-        "FT of the value weights of the middle layer alone, in FT's place.",
-        "comparison",
-    ),
-    Control("mlp", "FT of the MLPs", "FT of the MLPs' weights alone, in FT's place.", "comparison"),
-    Control("icl_order", "ICL, other order", "ICL beside itself with the demonstrations in another order.", "ceiling"),
-    Control("ft_order", "FT, other order", "FT beside itself with the demonstrations in another order.", "ceiling"),
-)
+CHANCE = Control("chance", "chance level", "What the shares of right answers alone would give.", "floor")
+"""A floor of Rec2FTP that needs no stand-in."""
 
 KINDS: tuple[tuple[ControlKind, str], ...] = (
     ("floor", "floors"),
@@ -220,6 +168,25 @@ KINDS: tuple[tuple[ControlKind, str], ...] = (
     ("ceiling", "ceilings"),
 )
 """The kinds of control in the order in which they are shown, and what they are called."""
+
+
+def known_controls() -> tuple[Control, ...]:
+    """All controls that a result may hold, in the order in which they are shown; those of other packages included."""
+    return _known_controls(tuple(sys.path))
+
+
+@lru_cache(maxsize=8)
+def _known_controls(path: tuple[str, ...]) -> tuple[Control, ...]:
+    registry = Registry("dualform.controls", "control", object)
+    found: dict[ControlKind, list[Control]] = {kind: [] for kind, _ in KINDS}
+    for name in registry.names():
+        # A page about a finished run does not need a package that cannot be loaded here.
+        with contextlib.suppress(ConfigError):
+            titles = getattr(registry[name], "titles", ())
+            if titles:
+                found[titles[0].kind] += titles
+    found[CHANCE.kind].append(CHANCE)
+    return tuple(control for controls in found.values() for control in controls)
 
 
 COUNTED = ("rec2ftp", "agreement")
@@ -248,7 +215,7 @@ def measure_of(key: str) -> Measure:
 
 def control_of(key: str) -> Control:
     """The table's entry for `key`; one that is named by the key, and claims neither end, where there is none."""
-    return next((known for known in CONTROLS if known.key == key), Control(key, key, "", "comparison"))
+    return next((known for known in known_controls() if known.key == key), Control(key, key, "", "comparison"))
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
@@ -259,5 +226,5 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 def controls_in_order(keys: Iterable[str]) -> list[str]:
     """The same for controls."""
-    order = {known.key: position for position, known in enumerate(CONTROLS)}
+    order = {known.key: position for position, known in enumerate(known_controls())}
     return sorted(keys, key=lambda key: order.get(key, len(order)))

@@ -7,6 +7,7 @@ from dualform.learners.base import LEARNERS, Context, Learner
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.controls import CONTROLS
 
 TRAINING = 3.0
 """A training step reads its tokens forwards, and works twice as much backwards."""
@@ -27,7 +28,7 @@ def work_of_seed(bench: Bench[ComparisonConfig], drawn: Drawn, first: bool, know
         work_of_adapting(bench, LEARNERS[name], drawn, searching and name not in known) for name in config.learners
     )
     widths = [query.width() for query in bench.queries]
-    controls = len(config.controls) + (len(config.rates) - 1 if "rates" in config.controls else 0)
+    controls = sum(CONTROLS[name].readings(config) for name in config.controls)
     controls += config.repeats_finetuning and bool(drawn.encoded.sequences)
     # Stand-ins are adapted under a word on the bar and counted when they read.
     return work + sum(widths) * len(config.learners) + controls * sum(widths[i] for i in controlled_queries(bench))

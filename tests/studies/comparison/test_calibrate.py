@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dualform.ops.permutation import sign_flip_p
 from dualform.result import Calibrated
-from dualform.studies.comparison.calibrate import CEILINGS, FLOORS, Shares, calibrate, layers_above
+from dualform.studies.comparison.calibrate import Shares, calibrate, layers_above
+from tests.studies.known_controls import CEILINGS, FLOORS
 
 N_SEEDS, N_QUERIES = 3, 40
 

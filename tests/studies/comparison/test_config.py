@@ -1,20 +1,20 @@
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 
 from dualform.errors import ConfigError
-from dualform.studies.comparison.calibrate import CEILINGS, FLOORS
 from dualform.studies.comparison.config import (
     CHEAP_CONTROLS,
     PRESETS,
     ComparisonConfig,
-    ControlName,
     Preset,
     comparison_config,
     read_config,
 )
+from dualform.studies.controls import CONTROLS
+from tests.studies.known_controls import CEILINGS, FLOORS
 
 
 def test_settings_that_were_not_given_keep_their_defaults() -> None:
@@ -130,7 +130,7 @@ def test_controls_can_be_named_all_at_once_or_left_out() -> None:
     everything = comparison_config("m", "t", controls=("all",)).controls
 
     assert comparison_config("m", "t").controls == CHEAP_CONTROLS
-    assert set(CHEAP_CONTROLS) < set(everything) == set(get_args(ControlName))
+    assert set(CHEAP_CONTROLS) < set(everything) == set(CONTROLS.own)
     assert comparison_config("m", "t", controls=("none",)).controls == ()
     assert comparison_config("m", "t", controls=()).controls == ()
     assert comparison_config("m", "t", controls=("mlp", "random")).controls == ("mlp", "random")
@@ -140,7 +140,7 @@ def test_every_comparison_has_a_floor_and_both_ceilings_unless_told_otherwise() 
     # Without them nothing can be calibrated.
     assert set(CEILINGS) <= set(CHEAP_CONTROLS)
     assert set(FLOORS) & set(CHEAP_CONTROLS)
-    assert set(FLOORS) - {"chance"} < set(get_args(ControlName))
+    assert set(FLOORS) - {"chance"} < set(CONTROLS.own)
 
 
 def test_of_the_paper_nothing_is_taken_over_but_its_protocol() -> None:

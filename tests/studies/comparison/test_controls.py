@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -24,10 +24,8 @@ from dualform.models.encoding import EncodedDemonstrations, Encoder
 from dualform.models.language_model import LanguageModel, Readings
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison import controls as module
-from dualform.studies.comparison.config import ComparisonConfig, ControlName
+from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.controls import (
-    PAIRS,
-    RANDOM_UPDATES,
     RATE,
     OtherModel,
     Prepared,
@@ -38,16 +36,19 @@ from dualform.studies.comparison.controls import (
     length_task,
     prepare,
 )
+from dualform.studies.comparison.own_controls import RANDOM_UPDATES
 from dualform.studies.comparison.run import Comparison, compare
+from dualform.studies.controls import CONTROLS
 from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
 from dualform.tasks.build import build_task
 from dualform.tasks.options import TaskOptions
 from dualform.tasks.raw import RawTask
 from dualform.tasks.task import Task
+from tests.studies.known_controls import PAIRS
 from tests.studies.small import N_REPORT, numbers, sentences, small_bench, small_config, small_lm, small_task
 from tests.tiny import EOS_ID, tiny_model, tiny_tokenizer
 
-ALL: tuple[ControlName, ...] = get_args(ControlName)
+ALL = CONTROLS.own
 RATES = (1e-3, 1e-2)
 # The tiny tokenizer knows few words whole: those of other tasks begin with the same space.
 pytestmark = pytest.mark.filterwarnings("ignore:label words '(short|rain)' and '(long|sun)' begin with the same token")
@@ -409,8 +410,8 @@ def test_rates_sweeps_the_grid_and_does_not_train_twice_at_the_rate_chosen() -> 
     assert [control.name for control in controls if isinstance(control, StandIn)] == [
         f"{RATE}0.0001", f"{RATE}0.001", f"{RATE}0.01",
     ]  # fmt: skip
-    assert controls[-1].adapted is made.ft  # type: ignore[union-attr]
-    assert controls[0].adapted is not made.ft  # type: ignore[union-attr]
+    assert controls[-1].adapted is made.ft  # type: ignore[attr-defined]
+    assert controls[0].adapted is not made.ft  # type: ignore[attr-defined]
 
 
 def test_a_sweep_stops_at_the_first_rate_that_diverges_and_says_so() -> None:

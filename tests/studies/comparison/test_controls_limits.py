@@ -9,10 +9,11 @@ import torch
 from dualform.errors import ConfigError, DualformError, ModelError
 from dualform.result import Result
 from dualform.studies.comparison import controls as controls_module
-from dualform.studies.comparison.calibrate import FLOORS, Shares, calibrate, floors_of
+from dualform.studies.comparison.calibrate import Shares, calibrate, floors_of
 from dualform.studies.comparison.run import compare
 from dualform.studies.stability.config import stability_config
 from dualform.tasks.demonstrations import draw_demonstrations
+from tests.studies.known_controls import FLOORS
 from tests.studies.small import small_config, small_lm, small_task
 
 

@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 
 from dualform.result import Result, Rounding, SeedEstimate
-from dualform.studies.comparison.controls import PAIRS
 from dualform.studies.comparison.rounding_words import TRAINED, rounding_section, rounding_sentences
 from dualform.studies.comparison.words import verdict
 from dualform.studies.pages import render_page
 from tests.report.example_result import example_result
+from tests.studies.known_controls import PAIRS
 
 
 def estimate(mean: float | None, n: int = 40) -> SeedEstimate:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from dualform.errors import ModelError
 from dualform.learners.base import LEARNERS
-from dualform.models.blocks import find_blocks
-from dualform.models.edit import mlp_rows, value_rows
 from dualform.models.language_model import LanguageModel
 from dualform.plain_text import first_few
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
+from dualform.studies.controls import CONTROLS
 
 _NEEDS_FT = "it stands in for ICL or FT, and FT is impossible here."
 
@@ -47,7 +46,7 @@ def possible_arms(lm: LanguageModel, config: ComparisonConfig) -> Arms:
     controls = config.controls
     impossible: dict[str, str] = dict.fromkeys(controls, _NEEDS_FT)
     if FINETUNED not in lost:
-        impossible = _impossible(controls, lambda name: check_control(lm, name))
+        impossible = _impossible(controls, lambda name: CONTROLS[name].check(lm))
     _refuse(impossible, "control", "controls" in by_name and bool(controls), "--controls", controls)
     for name in config.selecting:
         if name in lost:
@@ -68,20 +67,6 @@ def possible_arms(lm: LanguageModel, config: ComparisonConfig) -> Arms:
         tuple(name for name in controls if name not in impossible),
         tuple(notes),
     )
-
-
-def check_control(lm: LanguageModel, name: str) -> None:
-    """Check that a control can be made from this model.
-
-    Raises:
-        ModelError: It cannot.
-    """
-    if name == "lcgd":
-        find_blocks(lm.model, lm.anatomy)
-    elif name == "value_one_layer":
-        value_rows(lm.model, lm.anatomy, len(lm.anatomy.layers) // 2)
-    elif name == "mlp":
-        mlp_rows(lm.model, lm.anatomy)
 
 
 def _impossible(names: Iterable[str], check: Callable[[str], None]) -> dict[str, str]:

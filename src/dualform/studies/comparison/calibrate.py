@@ -11,30 +11,7 @@ from dualform.ops.bootstrap import clustered_bootstrap_of, clustered_resamples_o
 from dualform.ops.permutation import adjusted_for_discoveries, sign_flip_p
 from dualform.ops.power import minimum_detectable
 from dualform.result import FEWEST_FOR_INTERVAL, Calibrated, Estimate
-
-FLOORS = (
-    "random",
-    "random_update",
-    "position_shift",
-    "shuffled_labels",
-    "random_labels",
-    "other_task",
-    "untrained",
-    "embeddings",
-    "chance",
-)
-"""Controls in which nothing is learned from these demonstrations, and the chance level of Rec2FTP."""
-
-CEILINGS = ("icl_order", "ft_order")
-"""Each side beside itself under another order of the demonstrations."""
-
-
-CEILING_LIKE = ("batch_sequential",)
-"""FT beside FT: no floor for anything."""
-
-MOVED_ONLY = ("untrained", "embeddings")
-"""Models in which next to nothing moves: floors of measures of change alone. Where states are compared, theirs are
-alike because neither side has left its start."""
+from dualform.studies.controls import facts_of, names_of_kind
 
 STATES = (
     "agreement",
@@ -53,7 +30,8 @@ FEWEST_FIXED = FEWEST_FOR_INTERVAL
 
 def floors_of(measure: str) -> tuple[str, ...]:
     """Controls that may be the floor of a measure."""
-    return tuple(name for name in FLOORS if not (measure in STATES and name in MOVED_ONLY))
+    facts = {name: facts_of(name) for name in names_of_kind("floor")}
+    return tuple(name for name, one in facts.items() if measure not in STATES or one is None or one.moves_states)
 
 
 @dataclass(frozen=True)
@@ -79,7 +57,7 @@ class Shares:
 
 
 def calibrate(
-    score: Shares, controls: Mapping[str, Shares], n_resamples: int, floors: Sequence[str] = FLOORS
+    score: Shares, controls: Mapping[str, Shares], n_resamples: int, floors: Sequence[str] | None = None
 ) -> Calibrated | None:
     """(score - floor) / (ceiling - floor), the floor being the highest of the controls that ought to score nothing.
 
@@ -87,7 +65,7 @@ def calibrate(
         score: The measure of ICL and FT.
         controls: The same measure of each control; those that are neither floors nor ceilings serve in `by_control`.
         n_resamples: Of the bootstrap.
-        floors: Controls that may be the floor.
+        floors: Controls that may be the floor; all that are floors where not given.
 
     Returns:
         The calibrated value; None without a floor or without a ceiling. Its numbers are None where the ceiling does
@@ -105,8 +83,8 @@ def calibrate(
     """
     # A control may have no such measure at all: W_V of the last layer alone changes no attention map.
     controls = {name: each for name, each in controls.items() if bool(each.columns.isfinite().all(-1).any())}
-    ceilings = [controls[name] for name in CEILINGS if name in controls]
-    floors = [name for name in floors if name in controls]
+    ceilings = [name for name in names_of_kind("ceiling") if name in controls]
+    floors = [name for name in (names_of_kind("floor") if floors is None else floors) if name in controls]
     if not ceilings or not floors:
         return None
     # One set of (seed, query) pairs for all of them, so that no part is measured on easier queries than another.
@@ -123,9 +101,11 @@ def calibrate(
         return None
     floor = max(finite, key=finite.__getitem__)
     kept = {name: _only(each, there) for name, each in controls.items()}
-    ceiling_columns = [kept[name].columns for name in CEILINGS if name in kept]
+    ceiling_columns = [kept[name].columns for name in ceilings]
     score_columns = _only(score, there).columns
-    others = [name for name in controls if name not in (*CEILINGS, *CEILING_LIKE, floor)]
+    # What compares one side with itself is no floor for anything.
+    alike = [name for name in controls if (facts := facts_of(name)) is not None and facts.against_itself]
+    others = [name for name in controls if name not in (*ceilings, *alike, floor)]
     bias = _bias_of_the_highest(
         [kept[name] for name in (floor, *(name for name in finite if name != floor))], n_resamples
     )

@@ -1,14 +1,16 @@
 """Settings of a comparison, checked before a model loads, with two presets: `default` and `dai2023`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dualform.configuration import checked
 from dualform.errors import ConfigError
 from dualform.learners.base import LEARNERS, Learner
 from dualform.option import CONTROLS, MACHINE, OUTPUT, Option
+from dualform.registry import Registry
+from dualform.studies.controls import CONTROLS as KNOWN_CONTROLS
 from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.settings import (
     StudyConfig,
@@ -22,29 +24,11 @@ Tune = Literal["first", "each"]
 Preset = Literal["default", "dai2023"]
 Rounding = Literal["none", "report", "choose"]
 Select = Literal["none", "icl", "ft", "both"]
-ControlName = Literal[
-    "random",
-    "random_update",
-    "position_shift",
-    "shuffled_labels",
-    "random_labels",
-    "other_demonstrations",
-    "other_task",
-    "untrained",
-    "embeddings",
-    "icl_order",
-    "ft_order",
-    "batch",
-    "lcgd",
-    "value_one_layer",
-    "mlp",
-    "rates",
-]
 
 ZERO_SHOT, IN_CONTEXT, FINETUNED = COMPARED = ("zsl", "icl", "ft")
 """The learners whose insides the measures of similarity compare: before, in context, finetuned."""
 
-CHEAP_CONTROLS: tuple[ControlName, ...] = (
+CHEAP_CONTROLS: tuple[str, ...] = (
     "random",
     "position_shift",
     "shuffled_labels",
@@ -83,7 +67,7 @@ class ComparisonConfig(StudyConfig):
     tune: Tune = "first"
     """Search rates on the first seed, whose choice all use, or on each."""
 
-    controls: Annotated[tuple[ControlName, ...], Option(CONTROLS, default="six cheap ones")] = CHEAP_CONTROLS
+    controls: Annotated[tuple[str, ...], Option(CONTROLS, default="six cheap ones")] = CHEAP_CONTROLS
     """all, none or names of controls, with which the measures are compared. They need zsl, icl and ft; the guide
     describes each."""
     kendall_scale: Annotated[Literal["attention", "released"], Option(CONTROLS)] = "attention"
@@ -146,15 +130,17 @@ class ComparisonConfig(StudyConfig):
             return f"learners {list(self.learners)} all change weights: ask for zsl, icl or probe"
         return None
 
-    @field_validator("learners")
+    @field_validator("learners", "controls")
     @classmethod
-    def _check_learners(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        if problems := LEARNERS.problems(given):
+    def _check_names(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        registry: Registry[Any] = LEARNERS if info.field_name == "learners" else KNOWN_CONTROLS
+        if problems := registry.problems(given):
             raise ValueError("; ".join(problems))
         for name in given:
-            if name not in LEARNERS.own:
+            # Our own load torch, which checking settings should not wait for.
+            if name not in registry.own:
                 try:
-                    LEARNERS[name]
+                    registry[name]
                 except ConfigError as error:
                     raise ValueError(str(error)) from error
         return given
@@ -162,7 +148,9 @@ class ComparisonConfig(StudyConfig):
     @field_validator("controls", mode="before")
     @classmethod
     def _all_controls(cls, given: Any) -> Any:
-        return get_args(ControlName) if list(given or ()) == ["all"] else [] if list(given or ()) == ["none"] else given
+        return (
+            KNOWN_CONTROLS.names() if list(given or ()) == ["all"] else [] if list(given or ()) == ["none"] else given
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

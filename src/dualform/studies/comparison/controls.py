@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from dualform.errors import DualformError, NumericalError, TaskError
-from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
+from dualform.learners.adapted import AdaptedModel, Method, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
-from dualform.learners.layer_causal import LayerCausal
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.random_update import random_update
 from dualform.learners.rate import RateSearch
 from dualform.models.capture import Recording
 from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import Readings
+from dualform.models.language_model import LanguageModel, Readings
 from dualform.models.untrained import untrained
 from dualform.ops.streams import stream_seed
 from dualform.result import Trial
 from dualform.studies.bench import Bench, Drawn
-from dualform.studies.comparison.config import ComparisonConfig, ControlName
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.controls import CONTROLS, ControlFacts, Ready
 from dualform.studies.inside import (
     Prompted,
     Recordings,
@@ -38,7 +38,7 @@ from dualform.studies.inside import (
     trained_side,
 )
 from dualform.studies.tuning import trained
-from dualform.tasks.demonstrations import Demonstrations, LabelRule, draw_demonstrations
+from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task, Template
 
@@ -160,14 +160,11 @@ class OtherModel:
         }
 
 
-Control = StandIn | RandomDirection | RandomUpdates | OtherModel
-
-
 @dataclass(frozen=True)
 class Prepared:
     """All controls of one seed, ready to read."""
 
-    controls: tuple[Control, ...]
+    controls: tuple[Ready, ...]
     rates: dict[str, float]
     """Learning rates chosen for learners that have their own."""
     trials: tuple[Trial, ...]
@@ -176,9 +173,6 @@ class Prepared:
 
 RELEASED = "random_released"
 """SimAOU with the released code's random update, read along with the control `random`."""
-
-RANDOM_UPDATES = 5
-"""Draws of noise that the control `random_update` averages over."""
 
 _DRAW = "#"
 
@@ -191,26 +185,6 @@ def draw_name(control: str, number: int) -> str:
 def drawn_for(name: str) -> str:
     """The control that a draw's answers belong to; the name itself where there is one draw only."""
     return name.partition(_DRAW)[0]
-
-
-PAIRS: dict[str, tuple[str, str, str]] = {
-    "position_shift": ("zsl", "position_shift", "ft"),
-    "shuffled_labels": ("zsl", "shuffled_labels", "ft"),
-    "random_labels": ("zsl", "random_labels", "ft"),
-    "other_task": ("zsl", "other_task", "ft"),
-    "other_demonstrations": ("zsl", "icl", "other_demonstrations"),
-    "random_update": ("zsl", "icl", "random_update"),
-    "icl_order": ("zsl", "icl", "icl_order"),
-    "ft_order": ("zsl", "ft", "ft_order"),
-    "batch": ("zsl", "icl", "batch"),
-    "batch_sequential": ("zsl", "ft", "batch"),
-    "lcgd": ("zsl", "icl", "lcgd"),
-    "value_one_layer": ("zsl", "icl", "value_one_layer"),
-    "mlp": ("zsl", "icl", "mlp"),
-    "untrained": ("untrained.zsl", "untrained.icl", "untrained.ft"),
-    "embeddings": ("embeddings.zsl", "embeddings.icl", "embeddings.ft"),
-}
-"""Control -> whose answers are before, first and second, for measures of answers such as Rec2FTP."""
 
 
 def prepare(
@@ -234,11 +208,11 @@ def prepare(
         report: Told which control comes next.
     """
     made = Workshop(bench, drawn, icl, ft, rate, known)
-    controls: list[Control] = []
+    controls: list[Ready] = []
     for name in bench.config.controls:
         report(name)
         try:
-            controls += made.make(name)
+            controls += CONTROLS[name].make(made)
         except DualformError as error:
             # What the run is about stands without it.
             made.notes.append(f"Control {name} was left out for seed {drawn.demonstrations.seed}: {error}")
@@ -246,7 +220,16 @@ def prepare(
 
 
 class Workshop:
-    """Makes the stand-ins of one seed."""
+    """Tools to make the stand-ins of one seed.
+
+    Args:
+        bench: Model, task, settings.
+        drawn: The seed's demonstrations.
+        icl: The prompted model.
+        ft: The finetuned model.
+        rate: FT's learning rate.
+        known: Rates that an earlier seed chose for stand-ins that have their own.
+    """
 
     def __init__(
         self,
@@ -265,75 +248,75 @@ class Workshop:
         self.rate = rate
         self.known = known
         self.rates: dict[str, float] = {}
+        """Learning rates chosen for stand-ins that have their own."""
         self.trials: list[Trial] = []
         self.notes: list[str] = []
+        """What a reader must know about the controls."""
 
-    def make(self, name: ControlName) -> Iterator[Control]:
-        """The stand-ins of a control, one for most."""
-        seed = self.demonstrations.seed
-        if name == "random":
-            yield RandomDirection(seed)
-        elif name == "random_update":
-            yield RandomUpdates(tuple(self._random_updates(name, seed)))
-        elif name == "position_shift":
-            yield self._filler()
-        elif name in ("shuffled_labels", "random_labels"):
-            rule: LabelRule = "shuffled" if name == "shuffled_labels" else "random"
-            otherwise = self.demonstrations.labelled_otherwise(self.bench.task, rule)
-            if otherwise is None:
-                raise TaskError("the demonstrations all show the same label, so there are no other ones to deal")
-            encoded = self.bench.shown(otherwise).encoded
-            yield self._prompted(name, encoded, self._shown(encoded), Pair(name, "ft", "first"))
-        elif name == "other_task":
-            yield self._prompted(name, self._other_task(), None, Pair(name, "ft", "first"))
-        elif name == "other_demonstrations":
-            yield self._trained(name, self._finetuned(name, self._others().encoded), None)
-        elif name in ("icl_order", "ft_order"):
-            *_, again = self.demonstrations.in_orders(2)
-            if again.rows == self.demonstrations.rows:
-                raise TaskError("one demonstration has no other order")
-            encoded = self.bench.shown(again).encoded
-            places = [again.rows.index(row) for row in self.demonstrations.rows]
-            shown = self._shown(encoded, places)
-            if name == "icl_order":
-                yield self._prompted(name, encoded, shown, Pair(name, "icl", "second"))
-            else:
-                yield self._trained(name, self._finetuned(name, encoded), shown, Pair(name, "ft", "second"))
-        elif name == "rates":
-            yield from self._sweep()
-        elif name in ("untrained", "embeddings"):
-            yield self._other_model(name)
-        else:
-            pairs = [Pair(name, "icl", "second")]
-            pairs += [Pair("batch_sequential", "ft", "second")] if name == "batch" else []
-            yield self._trained(name, self._variant(name), self._shown(self.encoded), *pairs)
+    def prompted(
+        self,
+        control: ControlFacts,
+        encoded: EncodedDemonstrations,
+        *,
+        places: Sequence[int] | None = None,
+        ranked: bool = True,
+    ) -> StandIn:
+        """The model behind other demonstrations than ICL's.
 
-    def _shown(self, encoded: EncodedDemonstrations, places: Sequence[int] | None = None) -> Shown:
-        return Shown.of(encoded, self.bench.lm.device, places)
-
-    def _prompted(self, name: str, encoded: EncodedDemonstrations, shown: Shown | None, pair: Pair) -> StandIn:
-        adapted = InContext(name).adapt(self.bench.lm, encoded)
+        Args:
+            control: Whose stand-in it is.
+            encoded: What it is shown.
+            places: For the same demonstrations in another order, see `Shown.of`.
+            ranked: Its tokens are those of the other side, in this order, so that both can be ranked.
+        """
+        adapted = InContext(control.name).adapt(self.bench.lm, encoded)
         content = torch.tensor(encoded.content, device=self.bench.lm.device)
-        return StandIn(name, adapted, Prompted.of(adapted, content, shown), shown, (pair,))
+        shown = self._shown(encoded, places) if ranked else None
+        return StandIn(control.name, adapted, Prompted.of(adapted, content, shown), shown, _pairs(control))
 
-    def _trained(self, name: str, adapted: AdaptedModel, shown: Shown | None, *pairs: Pair) -> StandIn:
-        return StandIn(name, adapted, None, shown, pairs or (Pair(name, "icl", "second"),))
+    def trained(
+        self,
+        control: ControlFacts,
+        adapted: AdaptedModel,
+        encoded: EncodedDemonstrations | None = None,
+        *,
+        places: Sequence[int] | None = None,
+        ranked: bool = True,
+    ) -> StandIn:
+        """A model with changed weights.
 
-    def _random_updates(self, name: str, seed: int) -> Iterator[StandIn]:
-        for number in range(RANDOM_UPDATES):
-            noise = random_update(self.ft, self.bench.lm, self.bench.encoder.opening, stream_seed(name, seed, number))
-            pair = Pair(name, "icl", "second")
-            yield StandIn(draw_name(name, number), noise, None, self._shown(self.encoded), (pair,))
+        Args:
+            control: Whose stand-in it is.
+            adapted: The model.
+            encoded: What it was trained on; the seed's demonstrations where not given.
+            places: See `prompted`.
+            ranked: See `prompted`.
+        """
+        shown = self._shown(encoded or self.encoded, places) if ranked else None
+        return StandIn(control.name, adapted, None, shown, _pairs(control))
 
-    def _filler(self) -> StandIn:
+    def filler(self, control: ControlFacts) -> StandIn:
         """The query at ICL's positions, behind nothing but separators."""
-        name = "position_shift"
         prefix = self.bench.encoder.filler(len(self.encoded.prefix))
-        adapted = ZeroShot(prefix, name).adapt(self.bench.lm, self.encoded)
+        adapted = ZeroShot(prefix, control.name).adapt(self.bench.lm, self.encoded)
         content = torch.arange(len(self.bench.encoder.opening), len(prefix), device=self.bench.lm.device)
-        return StandIn(name, adapted, Prompted.of(adapted, content, None), None, (Pair(name, "ft", "first"),))
+        return StandIn(control.name, adapted, Prompted.of(adapted, content, None), None, _pairs(control))
 
-    def _other_task(self) -> EncodedDemonstrations:
+    def random_direction(self) -> RandomDirection:
+        """FT's readings with all that it changed turned into noise."""
+        return RandomDirection(self.demonstrations.seed)
+
+    def random_updates(self, name: str, draws: int) -> RandomUpdates:
+        """FT's changes of weight turned into noise, several times."""
+        control, seed = CONTROLS[name], self.demonstrations.seed
+        opening, shown = self.bench.encoder.opening, self._shown(self.encoded)
+        made = []
+        for number in range(draws):
+            noise = random_update(self.ft, self.bench.lm, opening, stream_seed(name, seed, number))
+            made.append(StandIn(draw_name(name, number), noise, None, shown, _pairs(control)))
+        return RandomUpdates(tuple(made))
+
+    def other_task(self) -> EncodedDemonstrations:
         """Demonstrations of the task that the settings name; else of the same texts with another question."""
         config, lm = self.bench.config, self.bench.lm
         if config.other_task is None:
@@ -346,7 +329,7 @@ class Workshop:
         demonstrations = encoder.fit(demonstrations, self.bench.queries, self.bench.context)
         return encoder.demonstrations(demonstrations)
 
-    def _others(self) -> Drawn:
+    def others(self) -> Drawn:
         """Demonstrations of the same task, none of them among the seed's if train has enough."""
         bench, seed = self.bench, (self.demonstrations.seed + _ELSEWHERE) % 2**32
         mine = set(self.demonstrations.rows)
@@ -362,24 +345,24 @@ class Workshop:
         # As many as FT had, where these are shorter and more of them fit.
         return bench.shown(others.demonstrations.truncated(self.demonstrations.k_effective))
 
-    def _finetuned(self, name: str, encoded: EncodedDemonstrations) -> AdaptedModel:
+    def finetuned(self, name: str, encoded: EncodedDemonstrations) -> AdaptedModel:
         """As FT, at FT's rate; where that diverges, at the next lower one, which is said."""
-        found = self._search(name, lambda rate: self._learner("ft", rate).adapt(self.bench.lm, encoded), self.rate)
+        found = self._search(name, lambda rate: self._finetune(rate, self.bench.lm, encoded), self.rate)
         self._say_if_lower(name, found)
         return found.best
 
-    def _say_if_lower(self, name: str, found: RateSearch) -> None:
-        if found.learning_rate != self.rate:
-            self.notes.append(
-                f"Seed {self.demonstrations.seed}: at FT's rate ({self.rate:g}) the control {name} diverged; it was "
-                f"trained at {found.learning_rate:g}."
-            )
+    def searched(self, name: str, method: Callable[[float], Method]) -> AdaptedModel:
+        """Another way of training on the seed's demonstrations, at a rate of its own.
 
-    def _variant(self, name: str) -> AdaptedModel:
-        """Another way of finetuning, at a rate of its own."""
+        Args:
+            name: The control's.
+            method: The way of training, from a rate.
+        """
 
         def adapt(rate: float) -> AdaptedModel:
-            return self._learner(name, rate).adapt(self.bench.lm, self.encoded)
+            adapted = method(rate).adapt(self.bench.lm, self.encoded)
+            assert isinstance(adapted, AdaptedModel)
+            return adapted
 
         known = None if self.bench.config.tune == "each" else self.known.get(name)
         found = self._search(name, adapt, known)
@@ -387,28 +370,12 @@ class Workshop:
         self.trials += [trial.model_copy(update={"learner": name}) for trial in found.trials]
         return found.best
 
-    def _search(self, name: str, adapt: Callable[[float], AdaptedModel], known: float | None) -> RateSearch:
-        return trained(
-            adapt, self.bench.config.rates, self.bench, name=name, seed=self.demonstrations.seed, known=known
-        )
-
-    def _learner(self, name: str, rate: float) -> Finetuned | LayerCausal:
-        opening, loss_on = self.bench.encoder.opening, self.bench.config.loss_on
-        if name == "lcgd":
-            return LayerCausal(opening, rate, loss_on)
-        if name == "batch":
-            return Finetuned(opening, rate, loss_on, steps="batch", name=name)
-        if name == "mlp":
-            return Finetuned(opening, rate, loss_on, part="mlp", name=name)
-        if name == "value_one_layer":
-            return Finetuned(opening, rate, loss_on, part="value_one_layer", name=name)
-        return Finetuned(opening, rate, loss_on)
-
-    def _sweep(self) -> Iterator[StandIn]:
+    def sweep(self) -> Iterator[StandIn]:
+        """FT at every rate of the grid, up to the one where training diverges."""
         for rate in sorted(self.bench.config.rates):
             name = f"{RATE}{rate:g}"
             try:
-                adapted = self.ft if rate == self.rate else self._learner("ft", rate).adapt(self.bench.lm, self.encoded)
+                adapted = self.ft if rate == self.rate else self._finetune(rate, self.bench.lm, self.encoded)
                 # Weights may be finite and what they answer not.
                 answer_log_probabilities(adapted, self.bench.lm, self.bench.queries[:4])
             except NumericalError:
@@ -416,16 +383,17 @@ class Workshop:
                     f"Seed {self.demonstrations.seed}: FT diverged at rate {rate:g}; the sweep stops there."
                 )
                 return
-            yield self._trained(name, adapted, self._shown(self.encoded))
+            yield StandIn(name, adapted, None, self._shown(self.encoded), (Pair(name, "icl", "second"),))
 
-    def _other_model(self, name: Literal["untrained", "embeddings"]) -> OtherModel:
+    def other_model(self, name: str, *, keep_embeddings: bool) -> OtherModel:
+        """All three learners of a model that is not trained."""
         seed, encoded = self.demonstrations.seed, self.encoded
-        lm = untrained(self.bench.lm, seed=seed, keep_embeddings=name == "embeddings")
+        lm = untrained(self.bench.lm, seed=seed, keep_embeddings=keep_embeddings)
         bench = replace(self.bench, lm=lm)
         zsl = ZeroShot(self.bench.encoder.opening).adapt(lm, encoded)
         icl = InContext().adapt(lm, encoded)
         found = trained(
-            lambda rate: self._learner("ft", rate).adapt(lm, encoded),
+            lambda rate: self._finetune(rate, lm, encoded),
             self.bench.config.rates,
             bench,
             name=f"ft of the {name} model",
@@ -436,6 +404,30 @@ class Workshop:
         content = torch.tensor(encoded.content, device=lm.device)
         shown = Shown.of(encoded, lm.device)
         return OtherModel(name, bench, zsl, Prompted.of(icl, content, shown), found.best, shown)
+
+    def _shown(self, encoded: EncodedDemonstrations, places: Sequence[int] | None = None) -> Shown:
+        return Shown.of(encoded, self.bench.lm.device, places)
+
+    def _finetune(self, rate: float, lm: LanguageModel, encoded: EncodedDemonstrations) -> AdaptedModel:
+        return Finetuned(self.bench.encoder.opening, rate, self.bench.config.loss_on).adapt(lm, encoded)
+
+    def _say_if_lower(self, name: str, found: RateSearch) -> None:
+        if found.learning_rate != self.rate:
+            self.notes.append(
+                f"Seed {self.demonstrations.seed}: at FT's rate ({self.rate:g}) the control {name} diverged; it was "
+                f"trained at {found.learning_rate:g}."
+            )
+
+    def _search(self, name: str, adapt: Callable[[float], AdaptedModel], known: float | None) -> RateSearch:
+        return trained(
+            adapt, self.bench.config.rates, self.bench, name=name, seed=self.demonstrations.seed, known=known
+        )
+
+
+def _pairs(control: ControlFacts) -> tuple[Pair, ...]:
+    """A control's own comparison, then those of its companions."""
+    facts = (control, *getattr(control, "companions", ()))
+    return tuple(Pair(one.name, one.beside, one.place) for one in facts)
 
 
 RATE = "rate:"

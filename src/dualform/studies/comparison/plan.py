@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualform.errors import ModelError, TaskError
+from dualform.errors import ModelError
 from dualform.learners.base import LEARNERS, Context, Learner
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.fitting import Fit, layer_bytes, quantized_bytes
+from dualform.models.layout import Query
 from dualform.models.machine import Machine
 from dualform.models.sketch import Sketch, sketch_model
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
-from dualform.studies.comparison.controls import RANDOM_UPDATES, Workshop
+from dualform.studies.comparison.controls import Workshop
 from dualform.studies.comparison.run import set_up
+from dualform.studies.controls import CONTROLS, ControlPlan
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, fit_for, memory_of
 from dualform.studies.settings import StudyConfig
@@ -22,7 +24,6 @@ from dualform.studies.work import controlled_queries
 SEARCH = "a search stops early where higher rates are worse"
 """Why the time of training is a range."""
 UNSTABLE = "a search repeats other rates where the best one is not stable"
-_DIVERGES = "the control of rates stops where training diverges"
 TRIED = 4
 """Queries with which a rate that is known is tried out."""
 PAGE = 0.25
@@ -242,78 +243,100 @@ class _Seed:
 
     def _controls(self) -> list[Part]:
         """Stand-ins adapted, then read on some queries."""
-        costs, config, bench = self.costs, self.config, self.bench
-        encoded, opening = self.drawn.encoded, self.opening
-        shop = Workshop(bench, self.drawn, None, None, 0.0, {})  # type: ignore[arg-type] # adapted models are not needed here
-        queries = [bench.queries[i] for i in controlled_queries(bench)]
-        tried = costs.read(bench.selection_queries[:TRIED], opening)
-        found: list[Part] = []
-
-        def read(prefix: int, times: int = 1, pairs: int = 1) -> Cost:
-            cost = costs.read(queries, prefix, config.probe) * times
-            return cost + self._measures(queries, pairs, relaxed=False)
-
-        def trained(some: EncodedDemonstrations, **more: Any) -> Cost:
-            return costs.train(some, config.loss_on, opening=opening, **more)
-
-        for name in config.controls:
-            cost, least = Cost(), None
-            why: tuple[str, ...] = (_DIVERGES,)
-            if name == "random":
-                cost = self._measures(queries, 1, relaxed=False)
-            elif name == "random_update":
-                cost = (costs.encode(opening) + read(opening)) * RANDOM_UPDATES
-            elif name == "position_shift":
-                cost = costs.encode(len(encoded.prefix)) + read(len(encoded.prefix))
-            elif name in ("shuffled_labels", "random_labels"):
-                rule = "shuffled" if name == "shuffled_labels" else "random"
-                otherwise = self.drawn.demonstrations.labelled_otherwise(bench.task, rule)  # type: ignore[arg-type]
-                if otherwise is None:
-                    continue
-                n = len(bench.shown(otherwise).encoded.prefix)
-                cost = costs.encode(n) + read(n)
-            elif name == "other_task":
-                n = len(shop._other_task().prefix)
-                cost = costs.encode(n) + read(n)
-            elif name == "other_demonstrations":
-                try:
-                    others = shop._others().encoded
-                except TaskError:
-                    continue
-                cost = trained(others) + tried + read(opening)
-            elif name in ("icl_order", "ft_order"):
-                *_, again = self.drawn.demonstrations.in_orders(2)
-                if again.rows == self.drawn.demonstrations.rows:
-                    continue
-                shown = bench.shown(again).encoded
-                if name == "icl_order":
-                    cost = costs.encode(len(shown.prefix)) + read(len(shown.prefix))
-                else:
-                    cost = trained(shown) + tried + read(opening)
-            elif name == "rates":
-                few = costs.read(bench.queries[:TRIED], opening)
-                others_trained = trained(encoded) * (len(config.rates) - 1)
-                cost = others_trained + (few + read(opening)) * len(config.rates)
-                # The sweep stops where training diverges.
-                least = few + read(opening)
-            elif name in ("untrained", "embeddings"):
-                prefix = len(encoded.prefix)
-                cost = costs.encode(opening) + costs.encode(prefix) + trained(encoded) + tried
-                cost += read(opening, times=2) + costs.read(queries, prefix, config.probe)
-            else:
-                known = not self.searching and config.tune != "each"
-                one = trained(encoded, layerwise=name == "lcgd")
-                part = self._searched(name, one, config.rates, known=known)
-                after = read(opening, pairs=2 if name == "batch" else 1)
-                cost = part.cost + after
-                least, why = None if part.least is None else part.least + after, part.why
-            found.append(Part(f"control {name}", cost, least, why=why if least is not None else ()))
+        # No adapted model is needed to know what others cost.
+        shop = Workshop(self.bench, self.drawn, None, None, 0.0, {})  # type: ignore[arg-type]
+        costs = ControlCosts(self, shop)
+        found = []
+        for name in self.config.controls:
+            one = CONTROLS[name].plan(costs)
+            if one is not None:
+                found.append(Part(f"control {name}", one.cost, one.least, why=one.why))
         return found
+
+
+@dataclass(frozen=True)
+class ControlCosts:
+    """What the steps of making and reading a control cost, for one seed."""
+
+    seed: _Seed
+    shop: Workshop
+    """Draws what other demonstrations a control is made from; it has no adapted models."""
+
+    @property
+    def bench(self) -> Bench[ComparisonConfig]:
+        """Model, task and settings."""
+        return self.seed.bench
+
+    @property
+    def drawn(self) -> Drawn:
+        """The seed's demonstrations."""
+        return self.seed.drawn
+
+    @property
+    def opening(self) -> int:
+        """Tokens before every query."""
+        return self.seed.opening
+
+    @property
+    def queries(self) -> list[Query]:
+        """The queries that controls read."""
+        return [self.bench.queries[i] for i in controlled_queries(self.bench)]
+
+    def encode(self, tokens: int) -> Cost:
+        """A prefix read once."""
+        return self.seed.costs.encode(tokens)
+
+    def read(self, prefix: int, pairs: int = 1) -> Cost:
+        """The queries read behind a prefix, and their measures for so many pairs of sides."""
+        return self.seed.costs.read(self.queries, prefix, self.bench.config.probe) + self.measures(pairs)
+
+    def measures(self, pairs: int = 1) -> Cost:
+        """Measures alone."""
+        return self.seed._measures(self.queries, pairs, relaxed=False)
+
+    def train(self, encoded: EncodedDemonstrations, *, layerwise: bool = False) -> Cost:
+        """Training once, as FT."""
+        return self.seed.costs.train(encoded, self.bench.config.loss_on, opening=self.opening, layerwise=layerwise)
+
+    def few(self) -> Cost:
+        """A few reported queries, to see whether answers are numbers."""
+        return self.seed.costs.read(self.bench.queries[:TRIED], self.opening)
+
+    def tried(self) -> Cost:
+        """A few selection queries, with which a rate that is known is tried out."""
+        return self.seed.costs.read(self.bench.selection_queries[:TRIED], self.opening)
+
+    def prompted(self, prefix: int) -> ControlPlan:
+        """A stand-in behind a prefix."""
+        return ControlPlan(self.encode(prefix) + self.read(prefix))
+
+    def trained(self, encoded: EncodedDemonstrations) -> ControlPlan:
+        """A stand-in that is trained as FT, at FT's rate."""
+        return ControlPlan(self.train(encoded) + self.tried() + self.read(self.opening))
+
+    def searched(self, name: str, training: Cost, pairs: int = 1) -> ControlPlan:
+        """A stand-in that is trained at a rate of its own."""
+        config = self.bench.config
+        known = not self.seed.searching and config.tune != "each"
+        part = self.seed._searched(name, training, config.rates, known=known)
+        after = self.read(self.opening, pairs)
+        if part.least is None:
+            return ControlPlan(part.cost + after)
+        return ControlPlan(part.cost + after, part.least + after, part.why)
+
+    def three_learners(self, encoded: EncodedDemonstrations) -> ControlPlan:
+        """Zero-shot, ICL and FT of another model."""
+        prefix = len(encoded.prefix)
+        cost = self.encode(self.opening) + self.encode(prefix) + self.train(encoded) + self.tried()
+        cost += self.seed.costs.read(self.queries, self.opening, self.bench.config.probe) + self.read(self.opening)
+        return ControlPlan(cost + self.seed.costs.read(self.queries, prefix, self.bench.config.probe))
 
 
 def _checks(config: ComparisonConfig) -> int:
     """Short forwards of `possible_arms`, before anything is computed."""
-    return sum(LEARNERS[name].plan_checks(config) for name in config.learners) + ("lcgd" in config.controls)
+    return sum(LEARNERS[name].plan_checks(config) for name in config.learners) + sum(
+        CONTROLS[name].plan_checks() for name in config.controls
+    )
 
 
 def plan(config: ComparisonConfig, machine: Machine) -> Plan:
@@ -337,10 +360,8 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
     learned = max((n - 1 for n in sequences), default=0)
     inside = config.compares_inside
-    kept = ("other_demonstrations", "ft_order", "random_update", "batch", "lcgd", "value_one_layer")
     repeats = int(config.repeats_finetuning)
-    deltas = 2 + sum(name in config.controls for name in kept) + ("rates" in config.controls) * len(config.rates)
-    deltas += repeats + ("random_update" in config.controls) * (RANDOM_UPDATES - 1)
+    deltas = 2 + repeats + sum(CONTROLS[name].plan_changes(config) for name in config.controls)
     memory = memory_of(
         costs,
         base=machine.base,
@@ -354,7 +375,7 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
         deltas=deltas if inside else 1 + repeats,
         more=sum(LEARNERS[name].plan_memory(costs, bench) for name in config.learners),
     )
-    others = sum(name in config.controls for name in ("untrained", "embeddings"))
+    others = sum(CONTROLS[name].plan_models() for name in config.controls)
     if inside and others:
         # Kept until they have read.
         memory["untrained models"] = others * memory["weights"]

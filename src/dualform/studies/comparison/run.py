@@ -35,12 +35,12 @@ from dualform.studies.comparison.controls import Prepared, prepare
 from dualform.studies.comparison.outcome import SeedOutcome, piece_name
 from dualform.studies.comparison.repeated import Repeated, repeat_measures
 from dualform.studies.comparison.summary import summarise
+from dualform.studies.controls import CONTROLS
 from dualform.studies.facts import Asked
 from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.tuning import trained
 from dualform.studies.work import TRAINING, controlled_queries, work_of_adapting, work_of_seed
-from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
 
 _SILENT = Silent()
@@ -154,7 +154,7 @@ class _Run:
     notes: tuple[str, ...]
     drawn: dict[int, Drawn]
     inputs_of_learners: tuple[str, ...]
-    """What learners read from files of their own, and the versions of those that other packages define."""
+    """What learners read from files of their own, and versions of packages that define some of what is run."""
     cells: Cells
     progress: Progress
     memory: ReadingMemory | None
@@ -175,8 +175,9 @@ class _Run:
         # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
         drawn = bench.draw_all(seeds)
         read = tuple(text for name in bench.config.learners for text in LEARNERS[name].prepare(bench))
-        # Numbers of another version of a learner's package are not gone on with.
+        # Numbers of another version of a package are not gone on with.
         versions = tuple(origin for name in bench.config.learners if (origin := LEARNERS.origin(name)))
+        versions += tuple(origin for name in bench.config.controls if (origin := CONTROLS.origin(name)))
         return cls(bench, notes, drawn, (*read, *versions), cells, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
@@ -230,9 +231,8 @@ def set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Ben
     if controls and (config.k == 0 or not set(COMPARED) <= set(learners)):
         controls = ()
         notes.append("No controls were run: they stand in for ICL and FT beside zero-shot, behind demonstrations.")
-    if config.other_task is not None and "other_task" in controls:
-        # A misspelt name is told before any work is done.
-        load_task(config.other_task, data_dir=config.data_dir)
+    for name in controls:
+        CONTROLS[name].prepare(config)
     config = config.model_copy(update={"learners": learners, "controls": controls})
     paper = task.paper_split if config.preset == "dai2023" else None
     bench = Bench.of(config, lm, task, report_split=paper, select_on=config.select_on)

@@ -30,9 +30,10 @@ from dualform.result import (
 from dualform.studies.against import against_icl
 from dualform.studies.comparison.calibrate import FEWEST_FIXED, Shares, calibrate, floors_of, layers_above
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.comparison.controls import PAIRS, RATE, RELEASED, drawn_for
+from dualform.studies.comparison.controls import RATE, drawn_for
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.repeated import Repeats, with_rounding
+from dualform.studies.controls import facts_of
 from dualform.studies.facts import Asked, baseline_notes, environment, model_facts, task_facts
 from dualform.studies.statistics import NO_INTERVAL, Interval, Statistics
 
@@ -189,9 +190,10 @@ class _Measured:
 
     def answers(self, control: str, right: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:
         """Who was right before, on the first and on the second side of a control; None where it has no answers."""
-        names = PAIRS.get(control, ("zsl", "icl", control) if control.startswith(RATE) else None)
+        facts = facts_of(control)
+        names = ("zsl", "icl", control) if facts is None else facts.compared_answers
         everyone = {**right, **self.right}
-        if names is None or not all(name in everyone for name in names):
+        if not all(name in everyone for name in names):
             return None
         before, first, second = (everyone[name] for name in names)
         return before, first, second
@@ -251,8 +253,7 @@ def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics
         controls = {
             control: Shares.of_mean(measures[name])
             for control, measures in found.controls.items()
-            # The released code's random update is another quantity than the score, so it is no point on its scale.
-            if name in measures and not control.startswith(RATE) and control != RELEASED
+            if name in measures and not control.startswith(RATE) and _on_scale(control)
         }
         one = calibrate(Shares.of_mean(values), controls, stats.resamples, floors_of(name))
         if one is not None:
@@ -272,6 +273,11 @@ def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics
             if one is not None:
                 calibrated["rec2ftp"] = one
     return calibrated
+
+
+def _on_scale(control: str) -> bool:
+    facts = facts_of(control)
+    return facts is None or facts.same_quantity
 
 
 def _moved(repeats: Repeats, found: _Measured, right: Mapping[str, Tensor], labels: Tensor) -> dict[str, float | None]:

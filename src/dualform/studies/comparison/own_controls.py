@@ -1,0 +1,404 @@
+"""dualform's own controls: what each stands in for, how it is made, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from dualform.errors import TaskError
+from dualform.studies.controls import Control, ControlFacts, ControlPlan, Ready
+
+if TYPE_CHECKING:
+    from dualform.learners.adapted import Method
+    from dualform.learners.finetuned import Steps, TrainedPart
+    from dualform.models.language_model import LanguageModel
+    from dualform.studies.bench import Bench
+    from dualform.studies.comparison.config import ComparisonConfig
+    from dualform.studies.comparison.controls import Workshop
+    from dualform.studies.comparison.plan import ControlCosts
+
+RANDOM_UPDATES = 5
+"""Draws of noise that the control `random_update` averages over."""
+_DIVERGES = "the control of rates stops where training diverges"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDirectionControl(Control):
+    """A random change of FT's size, made from FT's readings."""
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """No model at all."""
+        yield shop.random_direction()
+
+    def plan(self, costs: ControlCosts) -> ControlPlan:
+        """No forward."""
+        return ControlPlan(costs.measures())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomUpdateControl(Control):
+    """Random changes of FT's weights."""
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """As many models as there are draws."""
+        yield shop.random_updates(self.name, RANDOM_UPDATES)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan:
+        """Each draw is read."""
+        return ControlPlan((costs.encode(costs.opening) + costs.read(costs.opening)) * RANDOM_UPDATES)
+
+    def plan_changes(self, config: ComparisonConfig) -> int:
+        """One a draw."""
+        return RANDOM_UPDATES
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillerControl(Control):
+    """The query at ICL's positions, behind nothing but separators."""
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """Zero-shot behind a prefix that says nothing."""
+        yield shop.filler(self)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan:
+        """As ICL."""
+        return costs.prompted(len(costs.drawn.encoded.prefix))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelledControl(Control):
+    """ICL on the same demonstrations with other labels."""
+
+    rule: Literal["shuffled", "random"]
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """Raises where all demonstrations show the same label."""
+        otherwise = shop.demonstrations.labelled_otherwise(shop.bench.task, self.rule)
+        if otherwise is None:
+            raise TaskError("the demonstrations all show the same label, so there are no other ones to deal")
+        yield shop.prompted(self, shop.bench.shown(otherwise).encoded)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan | None:
+        """As ICL."""
+        otherwise = costs.drawn.demonstrations.labelled_otherwise(costs.bench.task, self.rule)
+        return None if otherwise is None else costs.prompted(len(costs.bench.shown(otherwise).encoded.prefix))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherTaskControl(Control):
+    """ICL behind the demonstrations of another task."""
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """Their tokens are not FT's, so none is ranked beside FT's."""
+        yield shop.prompted(self, shop.other_task(), ranked=False)
+
+    def prepare(self, config: ComparisonConfig) -> None:
+        """A misspelt name is reported before any work is done."""
+        from dualform.tasks.sources import load_task
+
+        if config.other_task is not None:
+            load_task(config.other_task, data_dir=config.data_dir)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan:
+        """As ICL."""
+        return costs.prompted(len(costs.shop.other_task().prefix))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherDemonstrationsControl(Control):
+    """FT on other demonstrations of the same task."""
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """At FT's rate."""
+        yield shop.trained(self, shop.finetuned(self.name, shop.others().encoded), ranked=False)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan | None:
+        """As FT at a known rate."""
+        try:
+            return costs.trained(costs.shop.others().encoded)
+        except TaskError:
+            return None
+
+    def plan_changes(self, config: ComparisonConfig) -> int:
+        """FT's."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherOrderControl(Control):
+    """One side beside itself, with the demonstrations in another order."""
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """Raises where there is no other order."""
+        *_, again = shop.demonstrations.in_orders(2)
+        if again.rows == shop.demonstrations.rows:
+            raise TaskError("one demonstration has no other order")
+        encoded = shop.bench.shown(again).encoded
+        places = [again.rows.index(row) for row in shop.demonstrations.rows]
+        if self.beside == "icl":
+            yield shop.prompted(self, encoded, places=places)
+        else:
+            yield shop.trained(self, shop.finetuned(self.name, encoded), encoded, places=places)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan | None:
+        """As the side."""
+        *_, again = costs.drawn.demonstrations.in_orders(2)
+        if again.rows == costs.drawn.demonstrations.rows:
+            return None
+        encoded = costs.bench.shown(again).encoded
+        return costs.prompted(len(encoded.prefix)) if self.beside == "icl" else costs.trained(encoded)
+
+    def plan_changes(self, config: ComparisonConfig) -> int:
+        """FT's."""
+        return int(self.beside == "ft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntrainedControl(Control):
+    """ICL and FT of a model that has learned nothing."""
+
+    keep_embeddings: bool
+    moves_states: bool = False
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """A whole model."""
+        yield shop.other_model(self.name, keep_embeddings=self.keep_embeddings)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan:
+        """All three learners, adapted and read."""
+        encoded = costs.drawn.encoded
+        return costs.three_learners(encoded)
+
+    def plan_models(self) -> int:
+        """Kept until it has read."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantControl(Control):
+    """Another way of finetuning on the same demonstrations, at a rate of its own."""
+
+    part: TrainedPart = "key_value"
+    """What is trained."""
+    steps: Steps = "sequential"
+    """One step a demonstration, or one for all."""
+    kept: bool = True
+    """Its changes are as large as FT's, and are counted in memory."""
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """At the rate that a search of the grid finds."""
+        yield shop.trained(self, shop.searched(self.name, partial(self.method, shop.bench)), shop.encoded)
+
+    def method(self, bench: Bench[ComparisonConfig], rate: float) -> Method:
+        """The way of training, at a rate."""
+        from dualform.learners.finetuned import Finetuned
+
+        loss_on = bench.config.loss_on
+        return Finetuned(bench.encoder.opening, rate, loss_on, part=self.part, steps=self.steps, name=self.name)
+
+    def check(self, lm: LanguageModel) -> None:
+        """The weights that it trains must be known."""
+        from dualform.models.edit import mlp_rows, value_rows
+
+        if self.part == "value_one_layer":
+            value_rows(lm.model, lm.anatomy, len(lm.anatomy.layers) // 2)
+        elif self.part == "mlp":
+            mlp_rows(lm.model, lm.anatomy)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan:
+        """A search, or a known rate."""
+        return costs.searched(self.name, costs.train(costs.drawn.encoded), pairs=1 + len(self.companions))
+
+    def plan_changes(self, config: ComparisonConfig) -> int:
+        """FT's."""
+        return int(self.kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCausalControl(VariantControl):
+    """Each layer trained on its own output alone."""
+
+    def method(self, bench: Bench[ComparisonConfig], rate: float) -> Method:
+        """Layer-causal descent."""
+        from dualform.learners.layer_causal import LayerCausal
+
+        return LayerCausal(bench.encoder.opening, rate, bench.config.loss_on)
+
+    def check(self, lm: LanguageModel) -> None:
+        """Blocks must be found."""
+        from dualform.models.blocks import find_blocks
+
+        find_blocks(lm.model, lm.anatomy)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan:
+        """Every layer has a loss of its own."""
+        return costs.searched(self.name, costs.train(costs.drawn.encoded, layerwise=True))
+
+    def plan_checks(self) -> int:
+        """One."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatesControl(Control):
+    """FT at every rate of the grid, reported as a sweep."""
+
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """As many models as there are rates, up to the one where training diverges."""
+        yield from shop.sweep()
+
+    def readings(self, config: ComparisonConfig) -> int:
+        """One a rate."""
+        return len(config.rates)
+
+    def plan(self, costs: ControlCosts) -> ControlPlan:
+        """All rates but FT's own are trained."""
+        rates = len(costs.bench.config.rates)
+        one = costs.few() + costs.read(costs.opening)
+        cost = costs.train(costs.drawn.encoded) * (rates - 1) + one * rates
+        return ControlPlan(cost, one, (_DIVERGES,))
+
+    def plan_changes(self, config: ComparisonConfig) -> int:
+        """One a rate."""
+        return len(config.rates)
+
+
+RANDOM = RandomDirectionControl(
+    name="random",
+    title="random direction",
+    meaning="A random change of FT's size, with mean zero, in FT's place.",
+    kind="floor",
+    companions=(
+        ControlFacts(
+            name="random_released",
+            title="random update, as released",
+            meaning="Uniform random numbers in place of FT's difference of normalised outputs, as in the paper's "
+            "released code.",
+            kind="comparison",
+            same_quantity=False,
+        ),
+    ),
+)
+RANDOM_UPDATE = RandomUpdateControl(
+    name="random_update",
+    title="random weight change",
+    meaning="Random changes of the key and value weights, of the size of FT's, averaged over five draws.",
+    kind="floor",
+)
+POSITION_SHIFT = FillerControl(
+    name="position_shift",
+    title="position shift",
+    meaning="Zero-shot behind a prefix that says nothing and is as long as the prompt, in ICL's place.",
+    kind="floor",
+    beside="ft",
+    place="first",
+)
+SHUFFLED_LABELS = RelabelledControl(
+    name="shuffled_labels",
+    title="shuffled labels",
+    meaning="ICL on demonstrations whose labels were shuffled.",
+    kind="floor",
+    beside="ft",
+    place="first",
+    rule="shuffled",
+)
+RANDOM_LABELS = RelabelledControl(
+    name="random_labels",
+    title="random labels",
+    meaning="ICL on demonstrations with labels drawn at random.",
+    kind="floor",
+    beside="ft",
+    place="first",
+    rule="random",
+)
+OTHER_DEMONSTRATIONS = OtherDemonstrationsControl(
+    name="other_demonstrations",
+    title="other demonstrations",
+    meaning="FT on other demonstrations of the same task.",
+    kind="comparison",
+)
+OTHER_TASK = OtherTaskControl(
+    name="other_task",
+    title="another task",
+    meaning="ICL behind the demonstrations of another task.",
+    kind="floor",
+    beside="ft",
+    place="first",
+)
+UNTRAINED = UntrainedControl(
+    name="untrained",
+    title="untrained model",
+    meaning="ICL and FT of the same architecture with all weights as at initialisation.",
+    kind="floor",
+    answers=("untrained.zsl", "untrained.icl", "untrained.ft"),
+    keep_embeddings=False,
+)
+EMBEDDINGS = UntrainedControl(
+    name="embeddings",
+    title="only embeddings trained",
+    meaning="The untrained model with the trained model's embeddings.",
+    kind="floor",
+    answers=("embeddings.zsl", "embeddings.icl", "embeddings.ft"),
+    keep_embeddings=True,
+)
+ICL_ORDER = OtherOrderControl(
+    name="icl_order",
+    title="ICL, other order",
+    meaning="ICL beside itself with the demonstrations in another order.",
+    kind="ceiling",
+    beside="icl",
+)
+FT_ORDER = OtherOrderControl(
+    name="ft_order",
+    title="FT, other order",
+    meaning="FT beside itself with the demonstrations in another order.",
+    kind="ceiling",
+    beside="ft",
+)
+BATCH = VariantControl(
+    name="batch",
+    title="FT in one step",
+    meaning="FT as a single step on all demonstrations at once.",
+    kind="comparison",
+    steps="batch",
+    companions=(
+        ControlFacts(
+            name="batch_sequential",
+            title="FT: one by one, one step",
+            meaning="FT one demonstration at a time beside FT in a single step.",
+            kind="comparison",
+            beside="ft",
+            answers=("zsl", "ft", "batch"),
+            against_itself=True,
+        ),
+    ),
+)
+LCGD = LayerCausalControl(
+    name="lcgd",
+    title="layer-causal descent",
+    meaning="Each layer trained on its own output alone, in FT's place.",
+    kind="comparison",
+)
+VALUE_ONE_LAYER = VariantControl(
+    name="value_one_layer",
+    title="FT of one layer's values",
+    meaning="FT of the value weights of the middle layer alone, in FT's place.",
+    kind="comparison",
+    part="value_one_layer",
+)
+MLP = VariantControl(
+    name="mlp",
+    title="FT of the MLPs",
+    meaning="FT of the MLPs' weights alone, in FT's place.",
+    kind="comparison",
+    part="mlp",
+    kept=False,
+)
+RATES = RatesControl(
+    name="rates",
+    title="FT at other rates",
+    meaning="FT at every learning rate of the grid, reported as a sweep.",
+    kind=None,
+)

@@ -1,0 +1,173 @@
+"""What a control is, and all controls by name.
+
+A control stands in for ICL or for FT, so that one sees what a measure says when nothing, or the same, was learned. Its
+record states what it stands in for and how it is shown; it is made from learners with the tools of a `Workshop` when a
+seed is run. To add one, subclass `Control`, write `make`, and name an instance in an entry point of the group
+`dualform.controls`. Nothing here loads torch, since settings name controls.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from dualform.models.cost import Cost
+from dualform.registry import Registry
+from dualform.report.measures import CHANCE, ControlKind
+from dualform.report.measures import Control as ControlTitle
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dualform.models.language_model import LanguageModel, Readings
+    from dualform.studies.bench import Bench
+    from dualform.studies.comparison.config import ComparisonConfig
+    from dualform.studies.comparison.controls import Workshop
+    from dualform.studies.comparison.plan import ControlCosts
+    from dualform.studies.inside import Side
+
+
+class Ready(Protocol):
+    """A control that is ready to read queries."""
+
+    def read(
+        self, bench: Bench[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Measures (`control/NAME/MEASURE`) and answers of one group of queries.
+
+        Args:
+            bench: Model, task, settings.
+            indices: The group.
+            zsl: Zero-shot readings of it.
+            sides: `icl` and `ft` as they are.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlFacts:
+    """What a control is, apart from how it is made."""
+
+    name: str
+    """As in `--controls` and in `Result.controls`: letters, digits and underscores."""
+    title: str
+    """In a table or a chart."""
+    meaning: str
+    """One sentence for a reader who does not know it."""
+    kind: ControlKind | None
+    """`floor`, `ceiling` or `comparison`; None where it is reported in a place of its own."""
+    beside: Literal["icl", "ft"] = "icl"
+    """The side that it is compared with."""
+    place: Literal["first", "second"] = "second"
+    """Whose place it takes in the measures: `first` is ICL's."""
+    answers: tuple[str, str, str] | None = None
+    """Whose answers are before, first and second, for measures of answers such as Rec2FTP; None: zero-shot's, this
+    control's and those of the side beside it."""
+    moves_states: bool = True
+    """False for models in which next to nothing moves: a floor of measures of change alone, since their states are
+    alike because neither side has left its start."""
+    same_quantity: bool = True
+    """False where its number is another quantity than the measure, so that it is no point on the measure's scale."""
+    against_itself: bool = False
+    """It compares one side with itself: no floor for anything."""
+
+    @property
+    def compared_answers(self) -> tuple[str, str, str]:
+        """Whose answers are before, first and second."""
+        if self.answers is not None:
+            return self.answers
+        return ("zsl", self.name, self.beside) if self.place == "first" else ("zsl", self.beside, self.name)
+
+    @property
+    def titles(self) -> tuple[ControlTitle, ...]:
+        """How pages and tables name it."""
+        return () if self.kind is None else (ControlTitle(self.name, self.title, self.meaning, self.kind),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(ControlFacts, ABC):
+    """A control as a comparison runs it."""
+
+    companions: tuple[ControlFacts, ...] = ()
+    """Further controls that are read along with this one, under names of their own."""
+
+    @abstractmethod
+    def make(self, shop: Workshop) -> Iterable[Ready]:
+        """The control for one seed, one stand-in for most.
+
+        Raises:
+            DualformError: It cannot be made from these demonstrations; the comparison goes on without it and says so.
+        """
+
+    def check(self, lm: LanguageModel) -> None:
+        """Check before any work that it can be made from this model.
+
+        Raises:
+            ModelError: It cannot.
+        """
+
+    def prepare(self, config: ComparisonConfig) -> None:
+        """Check before any work that all that its settings name is there.
+
+        Raises:
+            DualformError: Something is missing.
+        """
+
+    def readings(self, config: ComparisonConfig) -> int:
+        """How often it reads its queries, for the progress bar."""
+        return 1
+
+    def plan(self, costs: ControlCosts) -> ControlPlan | None:
+        """What making and reading it costs; None where it cannot be made."""
+        return ControlPlan(costs.read(costs.opening))
+
+    def plan_changes(self, config: ComparisonConfig) -> int:
+        """Changes of weight that it keeps until it has read."""
+        return 0
+
+    def plan_models(self) -> int:
+        """Whole models that it keeps until it has read."""
+        return 0
+
+    def plan_checks(self) -> int:
+        """Short forwards of `check`."""
+        return 0
+
+    @property
+    def titles(self) -> tuple[ControlTitle, ...]:
+        """Its own, then those of its companions."""
+        return (*super().titles, *(title for one in self.companions for title in one.titles))
+
+
+@dataclass(frozen=True)
+class ControlPlan:
+    """What a control costs."""
+
+    cost: Cost
+    least: Cost | None = None
+    """Where the data decide how much is done: what is done in any case."""
+    why: tuple[str, ...] = ()
+    """What decides it."""
+
+
+CONTROLS: Registry[Any] = Registry("dualform.controls", "control", Control)
+"""All controls: dualform's own and those of other packages."""
+
+
+def facts_of(name: str) -> ControlFacts | None:
+    """The facts of a control or of one of a control's companions; None where no such control is known here."""
+    found = CONTROLS.get(name)
+    if found is not None:
+        return found
+    companions = (companion for own in CONTROLS.names() for companion in CONTROLS[own].companions)
+    return next((companion for companion in companions if companion.name == name), None)
+
+
+def names_of_kind(kind: ControlKind) -> tuple[str, ...]:
+    """Controls and companions of a kind, in order."""
+    records = [CONTROLS[name] for name in CONTROLS.names()]
+    facts = [one for record in records for one in (record, *record.companions)]
+    chance = (CHANCE.key,) if kind == CHANCE.kind else ()
+    return (*(one.name for one in facts if one.kind == kind), *chance)
