@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from dualform.cli.main import app
 from dualform.models.load import load_model
+from dualform.report.measures import control_of
 from dualform.report.palette import learner_style
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import read_config
@@ -56,7 +57,7 @@ def test_an_example_is_short(path: Path):
     assert sum(bool(line.strip()) and not line.strip().startswith(("#", '"""')) for line in lines) <= MOST_LINES
 
 
-@pytest.mark.parametrize("kind", ["learner"])
+@pytest.mark.parametrize("kind", sorted(folder.name for folder in EXAMPLES.iterdir()))
 def test_the_page_that_tells_how_shows_the_example_itself(kind: str):
     page = (ROOT / "docs" / f"adding_{kind}.md").read_text(encoding="utf-8")
     for path in (EXAMPLES / kind).glob("*.*"):
@@ -115,3 +116,51 @@ def test_a_learner_that_needs_demonstrations_or_classes_is_left_out_or_refused_f
     code, _, err = dualform(f"compare llama tickets.csv {TABLE} -k 0 --learners zsl,icl,centroid")
     assert code == 2
     assert "k 0 leaves centroid nothing to learn from" in " ".join(err.split())
+
+
+def test_a_control_of_another_package_is_read_calibrated_charted_and_planned(workplace: Path):
+    words = f"compare llama tickets.csv {TABLE} --learners zsl,icl,ft --controls flipped_labels,icl_order,ft_order"
+    code, _, err = dualform(f"{words} --out run")
+    assert code == 0, err
+    result = json.loads(Path("run/result.json").read_text(encoding="utf-8"))
+
+    # Its accuracy, from a prompt put together by hand and plain forwards.
+    config = read_config(Path("run/config.yaml"))
+    lm = load_model("llama")
+    bench = Bench.of(config, lm, config.load_task())
+    drawn = bench.draw(1).demonstrations
+    prefix = list(bench.encoder.opening)
+    for example in drawn.examples:
+        query = bench.encoder.query(example)
+        prefix += [*query.prompt, *query.answers[1 - example.label], *bench.encoder.separator]
+
+    def score(prompt, answer):
+        ids = torch.tensor([[*prefix, *prompt, *answer]])
+        with torch.no_grad():
+            table = lm.model(input_ids=ids).logits[0].double().log_softmax(-1)
+        first = len(prefix) + len(prompt) - 1
+        return float(table[torch.arange(first, ids.shape[1] - 1), torch.tensor(answer)].mean())
+
+    chosen = [int(np.argmax([score(query.prompt, answer) for answer in query.answers])) for query in bench.queries]
+    right = float(np.mean(np.array(chosen) == bench.labels.numpy()))
+    control = result["controls"]["flipped_labels"]
+    assert control["accuracy"]["mean"] == pytest.approx(right)
+
+    assert {"sim_aou", "sim_am", "direct_update", "kendall"} <= set(control)
+    assert result["calibrated"]["sim_aou"]["control"] == "flipped_labels"
+    assert control_of("flipped_labels").kind == "floor"
+    assert "flipped labels" in Path("run/report.html").read_text(encoding="utf-8")
+
+    code, out, err = dualform(f"plan {words} --json")
+    assert code == 0, err
+    parts = {part["name"]: part for part in json.loads(out)["parts"]}
+    queries = sum(query.width() for query in bench.queries)
+    assert parts["control flipped_labels"]["tokens_forwards"] == len(prefix) + queries
+
+
+def test_a_misspelt_control_gets_one_message_with_all_names(workplace: Path):
+    code, out, err = dualform(f"compare llama tickets.csv {TABLE} --learners zsl,icl,ft --controls flipped")
+    assert (code, out) == (2, "")
+    message = " ".join(err.split())
+    assert "unknown control 'flipped': choose among random, random_update" in message
+    assert "rates, flipped_labels" in message

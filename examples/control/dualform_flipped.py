@@ -1,0 +1,26 @@
+"""A control in ICL's place: the same demonstrations, every one of them with a wrong label."""
+
+from dataclasses import dataclass
+
+from dualform.studies.controls import Control
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlippedLabels(Control):
+    def make(self, shop):
+        flipped = shop.demonstrations.relabelled(shop.bench.task, "flipped")
+        yield shop.prompted(self, shop.bench.shown(flipped).encoded)
+
+    def plan(self, costs):
+        flipped = costs.drawn.demonstrations.relabelled(costs.bench.task, "flipped")
+        return costs.prompted(len(costs.bench.shown(flipped).encoded.prefix))
+
+
+FLIPPED_LABELS = FlippedLabels(
+    name="flipped_labels",
+    title="flipped labels",
+    meaning="ICL on the demonstrations, each with a wrong label.",
+    kind="floor",  # nothing true is learned, so a real similarity should lie above it
+    beside="ft",  # it is compared with FT
+    place="first",  # in ICL's place
+)
