@@ -11,6 +11,7 @@ import torch
 import typer
 import yaml
 from pydantic import BaseModel
+from tools.result_reference import described, kind, reference
 
 import dualform
 from dualform import attention_record, errors, result, sweep_result
@@ -295,6 +296,40 @@ def test_a_name_that_is_not_listed_would_be_noticed():
 def test_the_result_page_lists_the_fields_of_each_model(model):
     own = [model.model_fields[name].alias or name for name in model.__annotations__]
     assert first_column(section(page("result"), model.__name__)) == own
+
+
+def test_the_result_pages_tables_are_those_of_the_schema():
+    assert reference(page("result")) == page("result"), "run: python tools/result_reference.py"
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_field_of_a_file_is_described_in_the_source(model):
+    assert described(model).keys() == set(model.__annotations__)
+
+
+def test_a_table_follows_the_schema_and_leaves_the_prose_alone():
+    before = "(there)=\n### Estimate\n\nProse.\n\n| field | type | what it is |\n|---|---|---|\n"
+    made = reference(f"{before}| `old` | x | y |\n\n### Else\n")
+    assert made.startswith(before)
+    assert first_column(made) == ["mean", "ci95", "n"]
+    assert made.endswith(" |\n\n### Else\n")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (float | None, "number or null"),
+        (list[result.Number], "list of numbers or nulls"),
+        (list[result.Number] | None, "list of numbers or nulls, or null"),
+        (tuple[result.Number, result.Number], "two numbers or nulls"),
+        (dict[result.Seed, list[int]], "seed → list of integers"),
+        (dict[result.Control, dict[result.Measure, result.Similarity]], "control → measure → [Similarity](#there)"),
+        (dict[str, Any] | None, "object or null"),
+        (result.Estimate | None, "[Estimate](#there) or null"),
+    ],
+)
+def test_types_are_put_in_words(annotation, words):
+    assert kind(annotation, {"Estimate": "there", "Similarity": "there"}) == words
 
 
 def test_a_section_ends_at_the_next_heading():

@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dualform.result import Number
+from dualform.result import Learner, Number
 
 ATTENTION_SCHEMA_VERSION: Literal[1] = 1
 
@@ -57,7 +57,8 @@ class Ranks(_Record):
     """Ranks of some tokens in every layer, `(layer, token)`: 0 for the least, equal ones for ties."""
 
     codes: str
-    """Base64 of two bytes a layer and token, the low one first, layer by layer."""
+    """Base64 of two bytes a layer and token, the low one first, layer by layer: 0 for the least, equal ones for
+    ties."""
 
     @classmethod
     def packed(cls, codes: bytes) -> Self:
@@ -76,7 +77,7 @@ class ShownDemonstration(_Record):
     """One demonstration as the prompt shows it."""
 
     pieces: tuple[str, ...]
-    """Its tokens' texts, which joined are its text; '' for a token whose character a later one completes."""
+    """Its tokens' texts, which joined are its text; empty for a token whose character a later one completes."""
     answer_tokens: int = Field(ge=0)
     """Tokens at the end that are its answer."""
 
@@ -85,27 +86,28 @@ class LookedAt(_Record):
     """One query, what each learner answered, and where they looked to answer it: from the probe, the last token."""
 
     query: int
-    """Row number in the report split's file."""
+    """Row number in the report split's file, from 0."""
     pieces: tuple[str, ...]
     """Texts of its tokens up to the probe, as of a demonstration."""
     answers: tuple[str, ...]
     """Candidate answers."""
     label: int
-    """Which of them is right."""
-    probabilities: dict[str, tuple[Number, ...]]
-    """Learner -> probability of each answer, summing to 1 over the answers."""
+    """Which of them is right, from 0."""
+    probabilities: dict[Learner, tuple[Number, ...]]
+    """Probability of each answer, summing to 1 over the answers."""
     zsl: Weights
-    """Zero-shot's over the query's tokens."""
+    """Zero-shot's, over the query's tokens."""
     icl: Weights
-    """ICL's over all demonstrations' tokens and then the query's."""
+    """ICL's, over all demonstrations' tokens and then the query's."""
     ft: Weights
-    """FT's over the query's tokens."""
+    """FT's, over the query's tokens."""
     on_demonstrations: tuple[float, ...]
-    """ICL's on all demonstrations' tokens, for each layer."""
+    """ICL's on all demonstrations' tokens together, for each layer."""
     elsewhere: dict[Literal["zsl", "icl", "ft"], tuple[float, ...]]
     """What went to other tokens (the opening one, separators), for each layer; with the weights above it makes 1."""
     ft_ranks: Ranks | None = None
-    """How m_FT ranks the demonstrations' tokens; None without demonstrations, or where training showed no queries."""
+    """How the matching under FT ranks the demonstrations' tokens; None without demonstrations, or where training showed
+    no queries."""
     kendall: tuple[Number, ...] | None = None
     """Tau-b of m_ICL and m_FT over these tokens, for each layer, as `similarity.kendall` has it."""
 
@@ -114,15 +116,20 @@ class AttentionRecord(_Record):
     """Where one seed's learners looked."""
 
     schema_version: Literal[1] = Field(default=ATTENTION_SCHEMA_VERSION, alias="schema")
+    """Version of this schema, 1."""
     dualform: str
-    """Version that wrote this."""
+    """The version that wrote this."""
     model: str
+    """Name of the model."""
     task: str
+    """Name of the task."""
     seed: int
     """Demonstration seed."""
     probe: Literal["prompt", "label0"]
-    """`prompt`: the probe is the token that predicts the label; `label0`: the last one of the first label word."""
+    """Where learners look from: `prompt` (the token that predicts the label) or `label0` (the last one of the first
+    label word)."""
     n_layers: int = Field(ge=1)
+    """Layers of the model."""
     demonstrations: tuple[ShownDemonstration, ...]
     """In the order of the prompt."""
     examples: tuple[LookedAt, ...]

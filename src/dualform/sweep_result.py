@@ -19,13 +19,14 @@ class CellFailure(Record):
     lost: bool = False
     """The worker died (killed, out of memory) instead of raising."""
     attempts: int = 1
+    """How often it was tried."""
 
 
 class SweepCell(Record):
     """One cell of the grid: one study of one model and task, for a comparison one demonstration seed of it."""
 
     key: str
-    """Digest of the resolved settings and data: its address in the store."""
+    """Its address in the store: the digest of settings, version, data and model."""
     group: str
     """The group it belongs to, see `SweepGroup.name`."""
     seed: int | None
@@ -35,6 +36,7 @@ class SweepCell(Record):
     seconds: Number = None
     """What it took when it was run."""
     failure: CellFailure | None = None
+    """Why it failed; None unless it did."""
 
 
 class SweepGroup(Record):
@@ -43,10 +45,11 @@ class SweepGroup(Record):
     name: str
     """Its folder below the sweep's, such as `smollm2-135m-sst2-k-4`."""
     study: str
-    """compare, stability, selection, folding or regress."""
+    """`compare`, `stability`, `selection`, `folding` or `regress`."""
     model: str | None
     """Last part of the model's name; None for the laboratory."""
     task: str | None
+    """Last part of its name; None for the laboratory."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The grid's other axes -> this group's values; empty without such axes."""
     result: Result | None
@@ -59,21 +62,27 @@ class SweepResult(Record):
     """A sweep: groups, cells, and what it took."""
 
     schema_version: Literal[1] = Field(default=SWEEP_SCHEMA_VERSION, alias="schema")
+    """Version of this schema, 1."""
     dualform: str
-    """Version that wrote this."""
+    """The version that wrote this."""
     name: str
     """The sweep's own, from its file."""
     study: Literal["sweep"] = "sweep"
+    """Always `sweep`."""
     config: dict[str, Any]
     """The sweep's file as it was read, see `runs.sweep_config.SweepConfig`."""
     environment: dict[str, Any]
+    """As in `result.json`, of the machine that drove the sweep."""
     engine: str
-    """local, ray or slurm, with the number of workers."""
+    """`local`, `ray` or `slurm`, with the number of workers."""
     groups: list[SweepGroup]
+    """All groups."""
     cells: list[SweepCell]
+    """All cells."""
     seconds: Number
     """Wall-clock time of the last call; earlier calls of a resumed sweep are not in it."""
     warnings: list[str] = Field(default_factory=list)
+    """What to know before believing it."""
 
     @classmethod
     def from_json(cls, text: str) -> "SweepResult":
