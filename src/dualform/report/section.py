@@ -23,6 +23,8 @@ class Figure:
     description: str
     """One sentence for a reader who cannot see it."""
     caption: str = ""
+    title: str = ""
+    """A heading of its own, where a section has several; such figures stand side by side."""
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,14 @@ class Cell:
     """What is written in the interval's place, in a unit that no kind has."""
     notes: tuple[str, ...] = ()
     """Short lines below the value, on the page, and on the terminal where the column says so."""
+    link: str = ""
+    """Address that the value leads to on the page: a place of the page, or a file next to it."""
     flag: str = ""
     """A word of warning about this value, such as `collapsed`; on the terminal an exclamation mark."""
     colour: str = ""
     """CSS colour of a dot before the value, on the page only."""
+    tone: Literal["", "good", "bad", "best"] = ""
+    """Whether it is as it should be, or the best of its row: coloured, and said in words or signs as well."""
 
     @property
     def text(self) -> str:
@@ -230,8 +234,8 @@ class Table:
     """A sentence below it on the page alone."""
     groups: tuple[tuple[str, int], ...] = ()
     """Headings above several columns, each with their number; the first covers the first column."""
-    id: str = ""
-    """Its anchor on a page."""
+    blocks: bool = False
+    """Whether its rows are long: ruled off on the terminal, and each a block of lines on the screen of a phone."""
 
     @property
     def row_count(self) -> int:
@@ -248,6 +252,7 @@ class Table:
             title_justify="left",
             caption=Text(self.caption) if self.caption else None,
             caption_justify="left",
+            show_lines=self.blocks,
         )
         places = [(at, column) for at, column in enumerate(self.columns) if column.where != "page"]
         for _, column in places:
@@ -270,7 +275,7 @@ class Table:
                 lines = [cell.text, *([cell.interval] if column.interval == "below" and cell.interval else [])]
                 lines += cell.notes if column.notes else ()
                 content = "\n".join(lines)
-                text = Text(f"{content} !", style="bold red") if cell.flag else Text(content)
+                text = Text(f"{content} !" if cell.flag else content, style=_style(cell))
                 # Padding and no spaces, so that a second line stands below the first.
                 line.append(Padding(text, (0, 0, 0, 2)) if at == 0 and row.style == "companion" else text)
                 if column.interval is True:
@@ -283,8 +288,8 @@ class Table:
         """The table as HTML, in a box of its own that scrolls sideways where the screen is narrow."""
         columns, rows = self._of("page")
         headed = any(column.title for column in columns)
-        wide = ' class="wide"' if len(columns) > 8 else "" if headed else ' class="facts"'
-        anchor = Markup(' id="{}"').format(self.id) if self.id else ""
+        shape = "blocks" if self.blocks else "wide" if len(columns) > 8 else "" if headed else "facts"
+        kind = Markup(' class="{}"').format(shape) if shape else Markup("")
         head = Markup("")
         if self.groups:
             cells = (
@@ -299,9 +304,14 @@ class Table:
         head += Markup("<tr>") + Markup("").join(titles) + Markup("</tr>")
         head = Markup("<thead>") + head + Markup("</thead>\n") if headed else Markup("")
         body = Markup("\n").join(_html_row(row, columns) for row in rows)
-        name = Markup(' aria-label="{}"').format(_visible(self.title)) if self.title else ""
-        drawn = Markup('<div class="scroll"{}><table{}{}>\n{}<tbody>\n{}\n</tbody></table></div>').format(
-            anchor, Markup(wide), name, head, body
+        # What scrolls must be reached by keyboard, and then has to have a name.
+        name = (
+            Markup(' tabindex="0" role="region" aria-label="{}"').format(_visible(self.title))
+            if self.title
+            else Markup("")
+        )
+        drawn = Markup('<div class="scroll"{}><table{}>\n{}<tbody>\n{}\n</tbody></table></div>').format(
+            name, kind, head, body
         )
         for line in (self.caption, self.note):
             drawn += Markup('\n<p class="note">{}</p>').format(_visible(line)) if line else Markup("")
@@ -379,6 +389,18 @@ def _visible(text: str) -> str:
     return plain(text, lines=True)
 
 
+def _style(cell: Cell) -> str:
+    """How the terminal shows a cell that is not as it should be, or is the best of its row."""
+    if cell.flag or cell.tone == "bad":
+        return "bold red"
+    return "bold" if cell.tone == "best" else ""
+
+
+def _classes(column: Column, cell: Cell) -> Markup:
+    names = [*([] if column.kind == "text" else ["number"]), *([cell.tone] if cell.tone else [])]
+    return Markup(' class="{}"').format(" ".join(names)) if names else Markup("")
+
+
 def _number(kind: str) -> Markup:
     return Markup("") if kind == "text" else Markup(' class="number"')
 
@@ -394,7 +416,7 @@ def _html_row(row: Row, columns: Sequence[Column]) -> Markup:
     # A row whose heading explains itself needs room for it; short names are kept on one line.
     width = Markup(' class="measure"') if sum(map(len, first.notes)) > 40 else Markup("")
     cells = Markup("").join(
-        Markup("<td{}>{}</td>").format(_number(column.kind), _html_cell(cell))
+        Markup('<td{} data-label="{}">{}</td>').format(_classes(column, cell), column.title, _html_cell(cell))
         for cell, column in zip(rest, columns[1:], strict=True)
     )
     return Markup('<tr{}><th scope="row"{}>{}</th>{}</tr>').format(kind, width, _html_cell(first), cells)
@@ -405,7 +427,8 @@ def _html_cell(cell: Cell) -> Markup:
     dot = (
         Markup('<span class="swatch" style="background:{}"></span>').format(cell.colour) if cell.colour else Markup("")
     )
-    drawn = dot + escape(_visible(cell.text))
+    text = escape(_visible(cell.text))
+    drawn = dot + (Markup('<a href="{}">{}</a>').format(cell.link, text) if cell.link else text)
     if cell.flag:
         drawn += Markup(' <strong class="fallen">{}</strong>').format(_visible(cell.flag))
     for line in (cell.interval, *cell.notes):

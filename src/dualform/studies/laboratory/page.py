@@ -1,27 +1,16 @@
 """The laboratory as one HTML file that needs no network."""
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
-import altair as alt
-
-from dualform.report.numerals import MISSING, count, known
+from dualform.report.numerals import count
+from dualform.report.page import Fact, Page, about_line, commands_again, findings, render, run_section
 from dualform.report.phrases import capital
-from dualform.report.shell import DescribedChart, card, commands_again, render_shell
-from dualform.result import Claim, Estimate, LabChart, LabStudy, LabTable, Result
-from dualform.studies.laboratory.charts import Look, described, lab_chart, looks, remarks
-from dualform.studies.laboratory.words import (
-    Count,
-    as_it_should,
-    count_sentence,
-    counted,
-    laboratory_verdict,
-    mark,
-    number,
-    number_interval,
-)
+from dualform.report.section import Figure, Section
+from dualform.result import LabChart, LabStudy, Result
+from dualform.studies.laboratory.charts import described, lab_chart, looks, remarks
+from dualform.studies.laboratory.table import claim_table, lab_table, overview_table
+from dualform.studies.laboratory.words import Count, count_sentence, counted, laboratory_verdict
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("claim", "What theory, or a paper, says must be found here, with the tolerance that was set beforehand."),
@@ -38,7 +27,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "exact predictor",
         "Computed from the examples by a formula, not trained: nearest neighbours, gradient descent, least squares, "
-        "ridge regression, Bayes. Trained models are read beside them.",
+        "ridge regression, Bayes. Trained models are compared with them.",
     ),
     (
         "GD, GD++",
@@ -60,8 +49,6 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("n", "Seeds behind a number; 1 for one without chance."),
 )
 
-Cell = dict[str, str]
-
 
 def render_regression(result: Result) -> str:
     """The report of the laboratory as one HTML document, ready to be written as UTF-8.
@@ -74,30 +61,24 @@ def render_regression(result: Result) -> str:
     """
     studies = result.laboratory.studies if result.laboratory is not None else []
     ids = _ids(studies)
-    charts: dict[str, DescribedChart] = {}
-    sections = []
-    for name, study in zip(ids, studies, strict=True):
-        styles = looks(study.charts)
-        drawn = {_chart_name(name, place): each for place, each in enumerate(study.charts)}
-        charts |= {key: (_drawer(each, styles), described(each)) for key, each in drawn.items()}
-        sections.append(_section(name, study))
-    return render_shell(
-        "dualform.studies.laboratory:page.html.j2",
-        result,
-        title="dualform: the laboratory",
-        charts=charts,
-        styles=["study.css", "dualform.studies.laboratory:page.css"],
-        verdict=laboratory_verdict(result),
-        cards=_cards(result, counted(claim for study in studies for claim in study.claims)) if studies else [],
-        commands=commands_again(result),
-        glossary=GLOSSARY if studies else (),
-        studies=sections,
+    said = laboratory_verdict(result)
+    return render(
+        Page(
+            title="dualform: the laboratory",
+            about=about_line(result),
+            version=result.dualform,
+            answer=said[0] if said else "This result holds no study of the laboratory.",
+            warnings=result.warnings,
+            facts=_facts(result, counted(claim for study in studies for claim in study.claims)) if studies else [],
+            sections=[
+                Section("overview", "The studies", tables=[overview_table(result, ids)], detail=False),
+                findings(said),
+                *(_section(name, study) for name, study in zip(ids, studies, strict=True)),
+                run_section(result, commands_again(result)),
+            ],
+            glossary=GLOSSARY if studies else (),
+        )
     )
-
-
-def _drawer(chart: LabChart, styles: dict[tuple[str, bool], Look]) -> Callable[[Result], alt.TopLevelMixin | None]:
-    draw = partial(lab_chart, chart, styles)
-    return lambda result: draw()
 
 
 def _ids(studies: Sequence[LabStudy]) -> list[str]:
@@ -109,7 +90,9 @@ def _ids(studies: Sequence[LabStudy]) -> list[str]:
     ]
 
 
-TAKEN = frozenset({"verdict", "warnings", "run", "prompt", "config", "glossary"})
+TAKEN = frozenset(
+    {"top", "overview", "verdict", "warnings", "run", "task", "prompt", "settings", "config", "environment", "glossary"}
+)
 """Names that the page gives to other parts."""
 
 
@@ -117,69 +100,65 @@ def _chart_name(study: str, place: int) -> str:
     return f"{study}-{place}"
 
 
-def _cards(result: Result, claims: Count) -> list[dict[str, str]]:
-    """What a reader looks for first: how many claims hold, whether they could have failed, how much stands behind."""
+def _facts(result: Result, claims: Count) -> list[Fact]:
+    """What a reader looks for first: how many claims hold, whether they could have failed, how many seeds."""
     cards = []
     if claims.claims:
-        cards.append(card("claims that hold", f"{claims.hold} of {claims.claims}", ""))
+        cards.append(Fact("claims that hold", f"{claims.hold} of {claims.claims}", ""))
     if claims.must_fail:
-        cards.append(card("cases that must fail, and do", f"{claims.fail} of {claims.must_fail}", ""))
+        cards.append(Fact("cases that must fail, and do", f"{claims.fail} of {claims.must_fail}", ""))
     seeds = result.config.get("seeds")
     if isinstance(seeds, list):
-        cards.append(card("seeds", count(len(seeds)), ""))
+        cards.append(Fact("seeds", count(len(seeds)), ""))
     for name, meaning in (("dimension", "dimension of inputs"), ("points", "examples in context")):
         if isinstance(result.config.get(name), int):
             # A study may take fewer, which its notes then say.
-            cards.append(card(meaning, count(result.config[name]), "asked for"))
+            cards.append(Fact(meaning, count(result.config[name]), "requested"))
     return cards
 
 
-def _section(name: str, study: LabStudy) -> dict[str, Any]:
-    return {
-        "id": name,
-        "title": capital(study.name),
-        "question": study.question,
-        "answer": study.answer,
-        "count": count_sentence(counted(study.claims)),
-        "claims": [_claim(claim) for claim in study.claims],
-        "charts": [
-            {"name": _chart_name(name, place), "title": each.title, "caption": _caption(each)}
-            for place, each in enumerate(study.charts)
+def _section(name: str, study: LabStudy) -> Section:
+    """One study: its question and answer, what it claims, its curves, tables and notes."""
+    styles = looks(study.charts)
+    drawn = [(each, lab_chart(each, styles)) for each in study.charts]
+    figures = [
+        Figure(_chart_name(name, place), chart, described(each), _caption(each), capital(each.title))
+        for place, (each, chart) in enumerate(drawn)
+    ]
+    empty = [
+        f"{capital(each.title)}: There is nothing to draw. {_caption(each)}" for each, chart in drawn if chart is None
+    ]
+    claims = [claim_table(study)] if study.claims else []
+    return Section(
+        name,
+        capital(study.name),
+        [study.question, *([study.answer] if study.answer else [])],
+        sections=[
+            Section(
+                f"{name}-claims",
+                "Claims",
+                tables=claims,
+                note=count_sentence(counted(study.claims)),
+                detail=False,
+            ),
+            Section(
+                f"{name}-curves",
+                "Curves",
+                empty,
+                charts=figures,
+                note="Bands are 95 % intervals over seeds; dashed in grey, exact predictors.",
+                detail=False,
+            ),
+            *(
+                Section(f"{name}-table-{place}", each.title, tables=[lab_table(each)], detail=False)
+                for place, each in enumerate(study.tables, 1)
+            ),
+            Section(f"{name}-notes", "Notes", study.notes, as_list=True, detail=False),
         ],
-        "tables": [_table(each) for each in study.tables],
-        "notes": study.notes,
-    }
-
-
-def _claim(claim: Claim) -> dict[str, Any]:
-    return {
-        "says": claim.says,
-        "expected": claim.expected,
-        "found": _cell(claim.found),
-        "n": count(claim.found.n),
-        "mark": mark(claim),
-        "right": as_it_should(claim),
-        "source": claim.source,
-    }
+    )
 
 
 def _caption(chart: LabChart) -> str:
     scales = [axis for axis, log in ((chart.x, chart.log_x), (chart.y, chart.log_y)) if log]
     log = [f"Log scale: {', '.join(scales)}."] if scales else []
     return " ".join([*log, *remarks(chart), *([chart.note] if chart.note else [])])
-
-
-def _table(table: LabTable) -> dict[str, Any]:
-    return {
-        "title": table.title,
-        "columns": table.columns,
-        "rows": [{"name": row.name, "cells": [_cell(each) for each in row.cells]} for row in table.rows],
-        "note": table.note,
-    }
-
-
-def _cell(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return {"mean": MISSING, "interval": ""}
-    interval = number_interval(estimate.ci95) if known(estimate.ci95) else ""
-    return {"mean": number(estimate.mean), "interval": interval}
