@@ -95,6 +95,8 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
     if not choices and known is None:
         column = _collected(raw, label, values, problems, values_named(options.label_words))
         notes += column.notes
+    # Only now: a label column named by mistake is the likelier cause where its values are no labels.
+    _require_other_text(template, columns.text, (label, *choices))
     labels = _Labels(known, column)
     label_words = _label_words(raw, options, labels.names, wording, label)
     reader = _RowReader(raw, columns.text, label, choices, labels, template, bool(options.truncate))
@@ -194,12 +196,15 @@ def _template(
     return Template("Text: {text}\nLabel:", separator)
 
 
-def _check_fields(raw: RawTask, template: Template, text: str | None, answers: Sequence[str]) -> None:
-    """Fields of the prompt that no row has, or that hold the answer."""
+def _require_other_text(template: Template, text: str | None, answers: Sequence[str]) -> None:
     if text is not None and text in answers and "text" in template.fields:
         raise TaskError(
             f"the text is taken from column {text!r}, which holds the answer. Name another column with --text."
         )
+
+
+def _check_fields(raw: RawTask, template: Template, text: str | None, answers: Sequence[str]) -> None:
+    """Fields of the prompt that no row has, or that hold the answer."""
     for name in template.fields:
         for split in raw.rows:
             there = [*_columns_of(_good_rows(raw, split)), *([] if text is None else ["text"])]

@@ -60,9 +60,8 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d+(,\d+)+", re.ASCII)
 _BRACKETS = {"[": "]", "{": "}", "(": ")"}
 _INFINITE = frozenset({"inf", "+inf", "-inf", "infinity", "-infinity"})
 # A byte-order mark, zero-width spaces and joiners, a soft hyphen, marks of direction: str.strip keeps them.
-_INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad\u180e\u061c\u200e\u200f" + "".join(
-    map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-)
+# Overrides and isolates of direction are not among them: they change how the name itself is shown.
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad\u180e\u061c\u200e\u200f"
 # What stands around a name where a program or a person quoted it, or ended a sentence with it.
 _AROUND = "'\"`\u2018\u2019\u201c\u201d.,;:"
 _LONGEST_SHOWN = 60
@@ -131,10 +130,11 @@ def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
         return Absent.MISSING
     if (fault := text_fault(text)) is not None:
         raise UnusableError(fault, f"label {shown(text)!r} holds {fault}", "Save the file as UTF-8.")
-    if any(unicodedata.category(character) == "Cc" for character in text):
+    # Other control characters are shown for what they are wherever a label is printed.
+    if len(text.splitlines()) > 1:
         raise UnusableError(
             "control",
-            f"label {shown(text)} holds a line break or another control character",
+            f"label {shown(text)} holds a line break",
             "Write a label on one line; or name the label column with --label.",
         )
     if _looks_like_a_list(text):
