@@ -1,4 +1,4 @@
-"""Learners, measures and controls by name, from this package and from others.
+"""Learners, measures, controls and studies by name, from this package and from others.
 
 A package adds one by an entry point, without a fork of this one:
 
@@ -10,7 +10,7 @@ source tree works whose installed metadata is missing or older; a test holds the
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -50,6 +50,15 @@ OWN: dict[str, dict[str, str]] = {
             "mlp",
             "rates",
         )
+    },
+    "dualform.studies": {
+        "compare": "dualform.studies.comparison:STUDY",
+        "stability": "dualform.studies.stability:STUDY",
+        "selection": "dualform.studies.selection:STUDY",
+        "fold": "dualform.studies.fold:STUDY",
+        "folding": "dualform.studies.folding:STUDY",
+        "momentum": "dualform.studies.momentum:STUDY",
+        "regress": "dualform.studies.laboratory:STUDY",
     },
 }
 """Group -> name -> `module:attribute`, in the order in which they are run and shown."""
@@ -98,6 +107,10 @@ class Registry(Generic[Entry]):
                 "give both the same name"
             )
         return found
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All entries, each imported."""
+        return (self[name] for name in self.names())
 
     def get(self, name: str) -> Entry | None:
         """The entry of this name; None where nothing has it, such as a package that is not installed here."""

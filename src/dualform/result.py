@@ -5,7 +5,7 @@ their count `n` says why. A share of fewer than `FEWEST_FOR_INTERVAL` answers ha
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -44,6 +44,10 @@ class Record(BaseModel):
     """One part of a schema: frozen, and without fields that are not named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    named_by: ClassVar[tuple[str, ...] | None] = None
+    """Fields that distinguish records of this kind in a list, for the flat names of trackers and tables of results;
+    () for its place in the list, None for records that have no such names."""
 
 
 class Estimate(Record):
@@ -261,6 +265,8 @@ class Rounding(Record):
 class PairedTest(Record):
     """Two learners' accuracies on the same queries under the same seeds."""
 
+    named_by = ("first", "second")
+
     first: str
     """A learner."""
     second: str
@@ -284,6 +290,8 @@ class PairedTest(Record):
 
 class SweepPoint(Record):
     """Finetuning at one learning rate: how likeness moves with the size of the step."""
+
+    named_by = ("learning_rate",)
 
     learning_rate: float
     """The learning rate."""
@@ -409,6 +417,8 @@ class LearnerStability(Record):
 class Contrast(Record):
     """Two spreads compared: is one learner, or one model, less stable than the other?"""
 
+    named_by = ("question", "learner", "first", "second", "calibrated")
+
     question: str
     """`ft_beside_icl`, within one model, or `size`, one learner in two models."""
     learner: str
@@ -433,6 +443,8 @@ class Contrast(Record):
 
 class FairGap(Record):
     """ICL's accuracy less FT's when one demonstration set is chosen by its accuracy on half of the queries."""
+
+    named_by = ("select",)
 
     select: str
     """By whose accuracy: `none` (all sets), `icl`, `ft` or `both` (the mean)."""
@@ -491,6 +503,8 @@ class ChoiceScore(Record):
 
 class Choice(Record):
     """One way of choosing: by whose accuracy, on which queries."""
+
+    named_by = ("select", "select_on")
 
     select: str
     """By whose accuracy: `icl`, `ft`, `both` or `none` (the first seed, the order drawn and the middle rate)."""
@@ -611,6 +625,8 @@ class Perplexity(Record):
 class FoldPoint(Record):
     """One way of folding, over all seeds."""
 
+    named_by = ("axis", "value")
+
     axis: str
     """What is varied: `method`, `k` (demonstrations), `texts` (how many), `strength`, `layers` or `source` (of the
     texts)."""
@@ -642,6 +658,8 @@ class FoldPoint(Record):
 class Transfer(Record):
     """A fold made for one task, asked another's queries."""
 
+    named_by = ("task",)
+
     task: str
     """The other task."""
     zero_shot: Estimate
@@ -656,6 +674,8 @@ class Transfer(Record):
 
 class Composition(Record):
     """Several folds added up in one model."""
+
+    named_by = ("parts",)
 
     parts: list[str]
     """Names of the tasks whose folds were added."""
@@ -715,6 +735,8 @@ class CurvePoint(Record):
 class TaskScore(Record):
     """Accuracy of a trained model on one task, by mean log-probability of each answer behind demonstrations."""
 
+    named_by = ("task",)
+
     task: str
     """Name of the task."""
     k: int
@@ -729,6 +751,8 @@ class TaskScore(Record):
 
 class MomentumArm(Record):
     """One way of attending, trained once a seed."""
+
+    named_by = ("name",)
 
     name: str
     """Its kind and eta, such as `momentum 0.3`."""
@@ -761,6 +785,8 @@ class MomentumArm(Record):
 class RegressionCurve(Record):
     """Error of one arm in in-context regression."""
 
+    named_by = ("arm", "condition")
+
     arm: str
     """Name of the arm, or of the exact predictor."""
     condition: float
@@ -791,6 +817,8 @@ class MomentumRegression(Record):
 
 class PretrainedMomentum(Record):
     """Momentum put into a model that was trained without."""
+
+    named_by = ("model", "eta")
 
     model: str
     """Its name."""
@@ -827,6 +855,8 @@ class MomentumReport(Record):
 
 class Claim(Record):
     """Something that theory says, beside what was found."""
+
+    named_by = ()
 
     says: str
     """The claim, one sentence."""
@@ -917,6 +947,8 @@ class LabTable(Record):
 
 class LabStudy(Record):
     """One study of the laboratory."""
+
+    named_by = ("name",)
 
     name: str
     """`constructed`, `trained`, `phases`, `layers` or `shift`."""

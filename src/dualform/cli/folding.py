@@ -22,26 +22,12 @@ def folding(settings: dict[str, Any], run: RunOptions) -> None:
     config = folding_config(**settings)
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     task = config.load_local_task()
-    from dualform.studies.folding.run import folding as run_folding
-    from dualform.studies.folding.summary import folding_table
-
-    def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
-        study = run_folding(config, task=task, cells=cells, progress=progress)
-        return study.result, folding_table(study.asked, study.base, study.seeds)
 
     run_study(
+        "folding",
         config,
-        carried_out,
         run,
+        task=task,
         default=default_folder((config.model,), config.task, "folding"),
         kept="folds",
-        show=_print_tables,
     )
-
-
-def _print_tables(result: Any) -> None:
-    from dualform.cli.printing import print_study
-    from dualform.studies.folding.table import folding_tables
-    from dualform.studies.folding.words import folding_verdict
-
-    print_study(folding_verdict(result), folding_tables(result), result.warnings)

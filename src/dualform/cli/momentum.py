@@ -104,26 +104,11 @@ def compare(settings: dict[str, Any], run: RunOptions) -> None:
       dualform momentum compare a.txt --validation b.txt --test c.txt --tasks sst5,mr --data-dir data --seeds 1..3
     """
     config = momentum_config(**settings)
-    from dualform.studies.momentum.run import compare_momentum
-    from dualform.studies.momentum.summary import momentum_table
-
-    def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
-        study = compare_momentum(config, cells.path, cells=cells, progress=progress)
-        return study.result, momentum_table(config, study.runs, study.tasks)
 
     run_study(
+        "momentum",
         config,
-        carried_out,
         run,
         default=Path("runs") / f"momentum-{Path(config.recipe).stem}",
         kept="runs",
-        show=_print_tables,
     )
-
-
-def _print_tables(result: Any) -> None:
-    from dualform.cli.printing import print_study
-    from dualform.studies.momentum.table import momentum_tables
-    from dualform.studies.momentum.words import momentum_verdict
-
-    print_study(momentum_verdict(result), momentum_tables(result), result.warnings)

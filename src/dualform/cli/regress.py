@@ -21,22 +21,11 @@ def regress(settings: dict[str, Any], run: RunOptions) -> None:
 
       dualform regress --study phases,layers --seeds 1..3 --steps 0.1
     """
-    from dualform.studies.laboratory.run import run_laboratory
-
     config = regression_config(**settings)
     run_study(
+        "regress",
         config,
-        lambda cells, progress: run_laboratory(config, cells=cells, progress=progress),
         run,
         default=Path("runs") / "-".join(("regress", *(() if config.studies == LAB_NAMES else config.studies))),
         kept="trainings",
-        show=_print_claims,
     )
-
-
-def _print_claims(result: Any) -> None:
-    from dualform.cli.printing import print_study
-    from dualform.studies.laboratory.table import claim_tables
-    from dualform.studies.laboratory.words import laboratory_verdict
-
-    print_study(laboratory_verdict(result), claim_tables(result), result.warnings)

@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,59 +48,62 @@ def run_options(folder: str) -> tuple[inspect.Parameter, ...]:
 
 
 def run_study(
+    name: str,
     config: Any,
-    run: Callable[[Any, Any], tuple[Any, ...]],
     options: RunOptions,
     *,
+    task: Any = None,
     default: Path,
     kept: str,
-    show: Callable[[Any], None],
 ) -> None:
     """Run a study into its folder and print what it found.
 
     Args:
+        name: The study's.
         config: Its settings.
-        run: Does it, given where finished pieces are kept and the progress bar; returns the result, the table of
-            all answers, and what else `RunFolder.finish` takes.
         options: Where the folder goes and how the result is shown.
+        task: The task, if it was read to check it.
         default: The folder if none was named; where another run's result lies there, a few letters are added to its
             name.
         kept: What finished pieces are called, in the plural.
-        show: Prints tables.
     """
     if only_planned(config):
         return
     # Loading these takes a second or two, which `--help` need not wait for.
-    from dualform.cli.printing import print_json
+    from dualform.cli.printing import print_json, print_study
     from dualform.cli.progress import progress_bar
     from dualform.runs.flat_numbers import numbers_of
     from dualform.runs.store import RunFolder, free_folder
     from dualform.runs.trackers import check_tracker, open_tracker
+    from dualform.studies.study import STUDIES, LoadedWhenNeeded, StudyContext
 
     # A slip is told before a folder is made.
     check_tracker(options.track)
+    study = STUDIES[name]
     path = options.out or free_folder(default, config)
     made = _missing(path)
     folder = RunFolder(path, config, overwrite=options.overwrite)
     quiet_transformers()
     settings = config.model_dump(mode="json")
-    name = folder.path.resolve().name
-    with open_tracker(options.track, project="dualform", run_name=name, config=settings, folder=folder.path) as tracker:
+    with open_tracker(
+        options.track, project="dualform", run_name=folder.path.resolve().name, config=settings, folder=folder.path
+    ) as tracker:
         try:
             with progress_bar() as bar:
-                result, *found = run(folder, bar)
+                found = study.run(config, StudyContext(folder, bar, folder.path, LoadedWhenNeeded(task)))
         except KeyboardInterrupt:
             say(f"Finished {kept} are kept: the same command goes on where it stopped.")
             raise
         except DualformError:
             _remove_unused(made)
             raise
-        folder.finish(result, *found)
+        result = found.result
+        folder.finish(result, found.answers, found.attention)
         tracker.finish(numbers_of(result), [folder.path / name for name in ("report.html", "result.json")])
     if options.as_json:
         print_json(result.to_json())
     else:
-        show(result)
+        print_study(study.view.headlines(result), study.view.tables(result), result.warnings)
     say(f"\nThe page: {folder.path / 'report.html'}")
     for how in tracker.where:
         say(how)

@@ -22,26 +22,12 @@ def selection(settings: dict[str, Any], run: RunOptions) -> None:
     config = selection_config(**settings)
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     task = config.load_local_task()
-    from dualform.studies.selection.run import selection as run_selection
-    from dualform.studies.selection.summary import trials_table
-
-    def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
-        study = run_selection(config, task=task, cells=cells, progress=progress)
-        return study.result, trials_table(study.asked, study.found)
 
     run_study(
+        "selection",
         config,
-        carried_out,
         run,
+        task=task,
         default=default_folder((config.model,), config.task, "selection"),
         kept="seeds",
-        show=_print_tables,
     )
-
-
-def _print_tables(result: Any) -> None:
-    from dualform.cli.printing import print_study
-    from dualform.studies.selection.table import selection_tables
-    from dualform.studies.selection.words import selection_verdict
-
-    print_study(selection_verdict(result), selection_tables(result), result.warnings)

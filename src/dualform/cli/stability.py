@@ -22,31 +22,12 @@ def stability(settings: dict[str, Any], run: RunOptions) -> None:
     config = stability_config(**settings)
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     task = config.load_local_task()
-    from dualform.studies.stability.run import stability as run_stability
-    from dualform.studies.stability.summary import runs_table
-
-    def carried_out(cells: Any, progress: Any) -> tuple[Any, Any]:
-        study = run_stability(config, task=task, cells=cells, progress=progress)
-        return study.result, runs_table(study.asked, study.models)
 
     run_study(
+        "stability",
         config,
-        carried_out,
         run,
+        task=task,
         default=default_folder(config.models, config.task, "stability"),
         kept="sets",
-        show=_print_tables,
     )
-
-
-def _print_tables(result: Any) -> None:
-    from dualform.cli.printing import print_study
-    from dualform.studies.stability.table import stability_tables
-    from dualform.studies.stability.words import stability_answers
-
-    answers = stability_answers(result)
-    # The rest stands on the page, each beside its chart; the tables hold its numbers.
-    headlines = [
-        sentence for question in ("stable", "fair", "size", "standing") for sentence in answers.get(question, [])
-    ]
-    print_study(headlines, stability_tables(result), result.warnings)

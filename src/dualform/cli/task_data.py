@@ -28,7 +28,7 @@ def check_sweep_tasks(file: Path) -> None:
         return
     names = {*TaskOptions.__dataclass_fields__, "data_dir"}
     grid = given.get("grid")
-    if given.get("study", "compare") == "regress" or (isinstance(grid, dict) and names & set(grid)):
+    if isinstance(grid, dict) and names & set(grid):
         return
     shared = given.get("settings")
     shared = shared if isinstance(shared, dict) else {}

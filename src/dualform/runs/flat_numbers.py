@@ -7,42 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dualform.result import (
-    Choice,
-    Claim,
-    Composition,
-    Contrast,
-    FairGap,
-    FoldPoint,
-    LabStudy,
-    MomentumArm,
-    PairedTest,
-    PretrainedMomentum,
-    RegressionCurve,
-    Result,
-    SweepPoint,
-    TaskScore,
-    Transfer,
-)
+from dualform.result import Record, Result
 from dualform.sweep_result import SweepResult
-
-NAMED_BY: dict[type[BaseModel], tuple[str, ...]] = {
-    Choice: ("select", "select_on"),
-    Claim: (),
-    Composition: ("parts",),
-    Contrast: ("question", "learner", "first", "second", "calibrated"),
-    FairGap: ("select",),
-    FoldPoint: ("axis", "value"),
-    LabStudy: ("name",),
-    MomentumArm: ("name",),
-    PairedTest: ("first", "second"),
-    PretrainedMomentum: ("model", "eta"),
-    RegressionCurve: ("arm", "condition"),
-    SweepPoint: ("learning_rate",),
-    TaskScore: ("task",),
-    Transfer: ("task",),
-}
-"""What tells the records of a list apart, for each kind of list that is told; by its place where that is empty."""
 
 LEFT_OUT = frozenset(
     {
@@ -147,13 +113,13 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
             yield from _walk(part, (*path, end))
     elif isinstance(value, list):
         for place, record in enumerate(value):
-            if type(record) in NAMED_BY:
+            if isinstance(record, Record) and record.named_by is not None:
                 yield from _walk(_told(record), (*path, _name(record, place)))
 
 
-def _name(record: BaseModel, place: int) -> str:
+def _name(record: Record, place: int) -> str:
     parts: list[str] = []
-    for field in NAMED_BY[type(record)]:
+    for field in record.named_by or ():
         value = getattr(record, field)
         if isinstance(value, bool):
             parts += [field] if value else []
@@ -167,5 +133,5 @@ def _name(record: BaseModel, place: int) -> str:
 def _told(record: BaseModel) -> dict[str, Any]:
     """A record's fields but those that are left out, and those that its name in a list tells."""
     kind = type(record)
-    untold = {*LEFT_OUT, *NAMED_BY.get(kind, ())}
+    untold = {*LEFT_OUT, *(getattr(kind, "named_by", None) or ())}
     return {name: getattr(record, name) for name in kind.model_fields if not untold & {name, f"{kind.__name__}.{name}"}}

@@ -13,15 +13,13 @@ from dualform.models.identity import model_identity
 from dualform.runs.cell_store import CellKey
 from dualform.runs.sweep_config import Group
 from dualform.source_digest import source_digest
-from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.comparison.run import seeds_behind
 from dualform.studies.settings import StudyConfig
+from dualform.studies.study import STUDIES, SeedBySeed
 from dualform.tasks.digest import task_digest
 from dualform.tasks.sources import load_task
 
 # Where things lie, and what only the summary reads, decide nothing about a seed's numbers.
 PLACES = {"data_dir", "offload_folder"}
-_SUMMARY = {"seeds", "resamples"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class GroupCell:
     @property
     def warm(self) -> str:
         """What a worker should have loaded for it."""
-        models = getattr(self.group.config, "models", None) or [getattr(self.group.config, "model", "")]
+        models = STUDIES[self.group.study].models(self.group.config)
         return f"{' '.join(models)} {getattr(self.group.config, 'task', '')}"
 
 
@@ -78,10 +76,7 @@ class Identities:
 
     def file(self, name: str) -> str:
         """Digest of a file's content; of nothing where there is none, which the run will say."""
-        path = Path(name).expanduser()
-        return self._once(
-            ("file", name), lambda: hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()[:16]
-        )
+        return self._once(("file", name), lambda: _digest_of(Path(name).expanduser()))
 
     def _once(self, key: Any, find: Callable[[], str]) -> str:
         if key not in self._found:
@@ -89,78 +84,83 @@ class Identities:
         return self._found[key]
 
 
-def cells_of(group: Group, identities: Identities) -> list[GroupCell]:
-    """The cells of a group: a comparison's seeds, each one; another study as a whole.
+def _digest_of(path: Path) -> str:
+    if not path.is_file():
+        return hashlib.sha256(b"").hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
-    What a comparison's seeds are put together to is a cell too, see `assembled`.
+
+def cells_of(group: Group, identities: Identities) -> list[GroupCell]:
+    """The cells of a group: its seeds, each one, where the study runs them one at a time; else the study as a whole.
+
+    What seeds are put together to is a cell too, see `assembled`.
 
     Raises:
         DualformError: A task cannot be found or used.
     """
-    config = group.config
-    if not isinstance(config, ComparisonConfig) or config.select != "none":
+    config: Any = group.config
+    seeds = STUDIES[group.study].seed_by_seed
+    if seeds is None or not seeds.possible(config):
         settings = config.model_dump(mode="json", exclude=PLACES)
-        return [GroupCell(_key(group.study, settings, read_by(config, identities)), group, None)]
-    keys = _seed_keys(config, identities)
+        return [GroupCell(_key(group.study, settings, digests(group.study, config, identities)), group, None)]
+    keys = _seed_keys(group, seeds, identities)
     found = []
     for seed in config.seeds:
-        behind = seeds_behind(config, seed)
+        behind = seeds.before(config, seed)
         pieces = {f"seed {one}": keys[one] for one in behind}
         found.append(GroupCell(keys[seed], group, seed, tuple(keys[one] for one in behind[:-1]), pieces))
     return found
 
 
 def assembled(group: Group, seeds: Sequence[int], identities: Identities) -> GroupCell:
-    """The cell in which finished seeds of a comparison are put together.
+    """The cell in which finished seeds are put together.
 
     Args:
-        group: A comparison whose seeds are cells.
+        group: One whose seeds are cells.
         seeds: Those that finished, at least one.
         identities: Where digests are kept.
     """
-    config = group.config
-    assert isinstance(config, ComparisonConfig)
-    keys = _seed_keys(config, identities)
-    # The first seed's learning rates serve the others, so it stays first.
-    kept = config.model_copy(update={"seeds": tuple(seed for seed in config.seeds if seed in seeds)})
+    config: Any = group.config
+    study = STUDIES[group.study]
+    assert study.seed_by_seed is not None
+    keys = _seed_keys(group, study.seed_by_seed, identities)
+    # The first seed may serve the others, so the order stays.
+    finished = tuple(seed for seed in config.seeds if seed in seeds)
+    kept = config.model_copy(update={"seeds": finished})
     settings = kept.model_dump(mode="json", exclude=PLACES)
-    parts = {"settings": settings, "parts": [keys[seed].digest for seed in kept.seeds]}
-    read = read_by(config, identities)
-    key = CellKey({"cell": "comparison", **made_by(), "read": read, **parts})
-    pieces = {f"seed {seed}": keys[seed] for seed in kept.seeds}
+    parts = {"settings": settings, "parts": [keys[seed].digest for seed in finished]}
+    read = digests(group.study, config, identities)
+    key = CellKey({"cell": study.result_name, **made_by(), "read": read, **parts})
+    pieces = {f"seed {seed}": keys[seed] for seed in finished}
     return GroupCell(key, group, None, tuple(pieces.values()), pieces, kept)
 
 
-def read_by(config: BaseModel, identities: Identities) -> dict[str, Any]:
-    """Digests of everything outside its settings that a study's numbers hang on."""
-    if not isinstance(config, StudyConfig):
-        return {}
-    models = getattr(config, "models", None) or (config.model,)  # type: ignore[attr-defined]
-    found: dict[str, Any] = {
-        "models": [identities.model(name) for name in models],
-        "task": identities.task(config),
-    }
-    others = [name for name in (getattr(config, "other_task", None),) if name]
-    others += [*getattr(config, "transfer", ()), *getattr(config, "compose", ())]
-    if others:
-        found["other_tasks"] = [identities.other_task(name, config.data_dir) for name in others]
-    fold = getattr(config, "fold", None)
-    files = [] if fold is None else [fold.calibration, fold.plain]
-    files += [name for name in (getattr(config, "perplexity", None),) if name]
-    files = [name for name in files if name not in ("train", "generated", "none")]
-    if files:
-        found["files"] = [identities.file(name) for name in files]
+def digests(study: str, config: Any, identities: Identities) -> dict[str, Any]:
+    """Digests of everything outside its settings on which a study's numbers depend."""
+    reads = STUDIES[study].reads(config)
+    found: dict[str, Any] = {}
+    if reads.models:
+        found["models"] = [identities.model(name) for name in reads.models]
+    if reads.task:
+        found["task"] = identities.task(config)
+    if reads.other_tasks:
+        found["other_tasks"] = [identities.other_task(name, config.data_dir) for name in reads.other_tasks]
+    if reads.files:
+        found["files"] = [identities.file(name) for name in reads.files]
     return found
 
 
-def _seed_keys(config: ComparisonConfig, identities: Identities) -> dict[int, CellKey]:
-    settings = config.model_dump(mode="json", exclude=PLACES | _SUMMARY)
-    read = read_by(config, identities)
+def _seed_keys(group: Group, seeds: SeedBySeed, identities: Identities) -> dict[int, CellKey]:
+    config: Any = group.config
+    settings = config.model_dump(mode="json", exclude=PLACES | seeds.only_summary)
+    read = digests(group.study, config, identities)
+    kind = f"{STUDIES[group.study].result_name} seed"
     found = {}
     for seed in config.seeds:
-        # A seed that searches for its own learning rates is the same cell whoever comes first.
-        (first, *_) = seeds_behind(config, seed)
-        found[seed] = _key("comparison seed", {**settings, "seed": seed, "rates_of": first}, read)
+        # A seed that depends on no other is the same cell whoever comes first.
+        (first, *_) = seeds.before(config, seed)
+        found[seed] = _key(kind, {**settings, "seed": seed, "rates_of": first}, read)
     return found
 
 

@@ -8,31 +8,21 @@ import re
 import runpy
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dualform.configuration import QUOTES, checked, read_settings
 from dualform.errors import ConfigError
 from dualform.seeds import Seeds
-from dualform.studies.comparison.config import PRESETS, ComparisonConfig, comparison_config
-from dualform.studies.folding.config import FoldingConfig, folding_config
-from dualform.studies.laboratory.config import RegressionConfig, regression_config
-from dualform.studies.selection.config import SelectionConfig, selection_config
-from dualform.studies.stability.config import StabilityConfig, stability_config
+from dualform.studies.study import STUDIES, Study, study_of
 
-StudyName = Literal["compare", "stability", "selection", "folding", "regress"]
-STUDIES: dict[StudyName, type[BaseModel]] = {
-    "compare": ComparisonConfig,
-    "stability": StabilityConfig,
-    "selection": SelectionConfig,
-    "folding": FoldingConfig,
-    "regress": RegressionConfig,
-}
-"""Study -> class of its configuration."""
+_USUAL = "compare"
+"""The study of a sweep that names none; folders of its groups do not name it either."""
+_OF_MODEL, _OF_TASK = ("model", "models"), ("task", "tasks")
 MOST_CELLS = 10_000
 """Most cells of a sweep unless its command raises the limit: a slip in a grid should not cost an hour of planning."""
 
@@ -44,7 +34,7 @@ class SweepConfig(BaseModel):
 
     name: str = ""
     """What the sweep is called; by default its file's name."""
-    study: StudyName = "compare"
+    study: str = _USUAL
     """Which study each model and task is put through."""
     models: tuple[str | dict[str, Any], ...] = ()
     """Models, as `load_model` takes them; or a mapping with `model` and settings that go with it."""
@@ -58,6 +48,13 @@ class SweepConfig(BaseModel):
     """Further axes: setting -> values; every combination is run. `fold.strength` reaches into a group of settings."""
     exclude: tuple[dict[str, Any], ...] = ()
     """Combinations to leave out: mappings of `model`, `task` or axes to values, all of which must agree."""
+
+    @field_validator("study")
+    @classmethod
+    def _know_study(cls, name: str) -> str:
+        if name not in STUDIES:
+            raise ValueError(f"{name!r} is no study: choose one of {', '.join(STUDIES.names())}")
+        return name
 
     @field_validator("models", "tasks", mode="before")
     @classmethod
@@ -77,7 +74,7 @@ class Group:
 
     name: str
     """Of its folder: model, task and options."""
-    study: StudyName
+    study: str
     config: BaseModel
     """The study's settings, all seeds."""
     model: str | None
@@ -144,42 +141,41 @@ def expand(config: SweepConfig, max_cells: int = MOST_CELLS) -> list[Group]:
         ConfigError: An axis without values, a setting that the study does not have, a combination that cannot be, too
             many combinations.
     """
-    if config.study == "regress":
-        if config.models or config.tasks:
-            raise ConfigError("study regress has no models and tasks: leave them out")
-        models: list[dict[str, Any]] = [{}]
-        tasks: list[dict[str, Any]] = [{}]
-    else:
-        models = [_entry(one, "model") for one in config.models]
-        tasks = [_entry(one, "task") for one in config.tasks]
-    for name, values in (("models", models), ("tasks", tasks), *config.grid.items()):
+    study = STUDIES[config.study]
+    fields = study.fields()
+    models, tasks = _entries(config.models, "model", study), _entries(config.tasks, "task", study)
+    grid = dict(config.grid)
+    if not study.several_seeds and config.seeds is not None:
+        grid["seeds"] = list(config.seeds)
+    for name, values in (("models", models), ("tasks", tasks), *grid.items()):
         if not values:
             raise ConfigError(f"{name} is empty, so there is nothing to run: name one at least")
     if fixed := sorted(set(config.grid) & set(config.settings)):
         raise ConfigError(f"{', '.join(fixed)} stands under settings and under grid: choose one")
+    own = {"seeds", "study", *_OF_MODEL, *(_OF_TASK if "task" in fields else ())}
     for where, given in (("grid", config.grid), ("settings", config.settings)):
-        if wrong := sorted(set(given) & {"seeds", "model", "models", "task", "tasks", "study"}):
+        if wrong := sorted(own & set(given)):
             raise ConfigError(f"{', '.join(wrong)} cannot stand under {where}: these have lines of their own")
     for entry in (*models, *tasks):
         if twice := sorted(set(entry) & set(config.grid)):
             raise ConfigError(
                 f"{', '.join(twice)} stands beside {next(iter(entry.values()))} and under grid: choose one"
             )
-    size = len(models) * len(tasks) * math.prod(map(len, config.grid.values()))
-    seeds = config.seeds or STUDIES[config.study].model_fields["seeds"].default
+    size = len(models) * len(tasks) * math.prod(map(len, grid.values()))
+    seeds = (config.seeds or study.config().model_fields["seeds"].default) if study.several_seeds else (1,)
     _require_few(size * len(seeds), f"the grid's {size} combinations of {len(seeds)} seeds are", max_cells)
     groups = []
-    for model, task, *chosen in itertools.product(models, tasks, *config.grid.values()):
-        options = dict(zip(config.grid, chosen, strict=True))
+    for model, task, *chosen in itertools.product(models, tasks, *grid.values()):
+        options = dict(zip(grid, chosen, strict=True))
         if any(_matches(one, model, task, options) for one in config.exclude):
             continue
         settings = {**config.settings, **model, **task}
         for name, value in options.items():
             _put(settings, name, value)
-        if config.seeds is not None:
+        if config.seeds is not None and study.several_seeds:
             settings["seeds"] = config.seeds
         where = ", ".join(f"{name} {value}" for name, value in {**_named(model, task), **options}.items())
-        groups.append(_group(config.study, _build(config.study, settings, where), options))
+        groups.append(_group(config.study, _build(study, settings, where), options))
     if not groups:
         raise ConfigError("exclude leaves nothing of the grid")
     return _with_different_names(groups)
@@ -193,10 +189,10 @@ def groups_of(configs: Iterable[BaseModel]) -> list[Group]:
     """
     groups = []
     for number, config in enumerate(configs):
-        study = next((name for name, kind in STUDIES.items() if type(config) is kind), None)
-        if study is None:
-            raise ConfigError(f"configs[{number}] is a {type(config).__name__}, no study's configuration")
-        groups.append(_group(study, config, {}))
+        try:
+            groups.append(_group(study_of(config).name, config, {}))
+        except ConfigError as error:
+            raise ConfigError(f"configs[{number}]: {error}") from error
     if not groups:
         raise ConfigError("configs is empty, so there is nothing to run")
     seen: set[str] = set()
@@ -262,9 +258,9 @@ def _read_listed(path: Path, given: dict[str, Any]) -> tuple[SweepConfig, list[G
     configs: list[BaseModel] = []
     for number, one in enumerate(given["configs"]):
         study = one.get("study") if isinstance(one, dict) else None
-        kind = STUDIES.get(study) if isinstance(study, str) else None  # type: ignore[call-overload]
-        if kind is None:
-            raise ConfigError(f"{path}: configs[{number}] names no study: {', '.join(STUDIES)}")
+        if not isinstance(study, str) or study not in STUDIES:
+            raise ConfigError(f"{path}: configs[{number}] names no study: {', '.join(STUDIES.names())}")
+        kind = STUDIES[study].config()
         settings = {name: value for name, value in one.items() if name != "study"}
         configs.append(checked(kind, settings, f"{path}: configs[{number}]: "))
     return SweepConfig(name=str(given.get("name") or path.stem)), groups_of(configs)
@@ -273,6 +269,15 @@ def _read_listed(path: Path, given: dict[str, Any]) -> tuple[SweepConfig, list[G
 def _default_name(path: Path) -> str:
     # The copy in a sweep's folder is called sweep.yaml whatever the sweep's name is.
     return path.resolve().parent.name if path.name == "sweep.yaml" else path.stem
+
+
+def _entries(given: Sequence[str | dict[str, Any]], kind: str, study: Study) -> list[dict[str, Any]]:
+    """The models or tasks of a sweep; one empty entry for a study that has none."""
+    if {kind, f"{kind}s"} & study.fields() & {"model", "models", "task"}:
+        return [_entry(one, kind) for one in given]
+    if given:
+        raise ConfigError(f"study {study.name} has no {kind} of its own: leave {kind}s out")
+    return [{}]
 
 
 def _entry(one: str | dict[str, Any], kind: str) -> dict[str, Any]:
@@ -305,28 +310,21 @@ def _put(settings: dict[str, Any], name: str, value: Any) -> None:
     settings[outer] = {**held, inner: value}
 
 
-def _build(study: StudyName, settings: dict[str, Any], where: str) -> BaseModel:
-    given = {name: value for name, value in settings.items() if name not in ("model", "task")}
-    builders: dict[StudyName, Callable[[], BaseModel]] = {
-        "compare": lambda: comparison_config(settings["model"], settings["task"], **given),
-        "stability": lambda: stability_config((settings["model"],), settings["task"], **given),
-        "selection": lambda: selection_config(settings["model"], settings["task"], **given),
-        "folding": lambda: folding_config(settings["model"], settings["task"], **given),
-        "regress": lambda: regression_config(**given),
-    }
-    if study == "compare" and given.get("preset", "default") not in PRESETS:
-        raise ConfigError(f"unknown preset {given['preset']!r}: choose one of {', '.join(PRESETS)}")
+def _build(study: Study, settings: dict[str, Any], where: str) -> BaseModel:
+    given = dict(settings)
+    if "models" in study.fields():
+        given["models"] = (given.pop("model"),)
     try:
-        return builders[study]()
+        return study.configure(**given)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
 
-def _group(study: StudyName, config: BaseModel, options: dict[str, Any]) -> Group:
+def _group(study: str, config: BaseModel, options: dict[str, Any]) -> Group:
     models = getattr(config, "models", None) or ((config.model,) if hasattr(config, "model") else ())
     task = getattr(config, "task", None)
     parts = [*(_short(model) for model in models), *([] if task is None else [_short(task)])]
-    if study != "compare":
+    if study != _USUAL:
         parts.append(study)
     parts += [f"{name}-{_told(value)}" for name, value in options.items()]
     name = folder_name("-".join(parts))

@@ -56,12 +56,8 @@ from dualform.runs.sweep_words import (
 )
 from dualform.studies.against_words import break_even, stands
 from dualform.studies.baseline_words import majority_level
-from dualform.studies.comparison.words import collapsed, verdict
-from dualform.studies.folding.words import folding_verdict
-from dualform.studies.laboratory.words import laboratory_verdict
-from dualform.studies.momentum.words import momentum_verdict
-from dualform.studies.selection.words import selection_verdict
-from dualform.studies.stability.words import stability_verdict
+from dualform.studies.comparison.words import collapsed
+from dualform.studies.study import study_of_result
 from dualform.sweep_result import SweepGroup, SweepResult
 
 CHARTS: dict[str, DescribedChart] = {
@@ -85,15 +81,6 @@ CHARTS: dict[str, DescribedChart] = {
         sweep_charts.cost_by_model_chart,
         "Mean accuracy over tasks of each learner and model against the floating-point operations of a query.",
     ),
-}
-
-VERDICTS: dict[str, Callable[[Result], list[str]]] = {
-    "comparison": verdict,
-    "stability": stability_verdict,
-    "selection": selection_verdict,
-    "folding": folding_verdict,
-    "momentum": momentum_verdict,
-    "regression": laboratory_verdict,
 }
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
@@ -470,7 +457,7 @@ def _studies(sweep: SweepResult) -> list[dict[str, Any]]:
     for group in sweep.groups:
         if study_name(group) == "comparison":
             continue
-        said = VERDICTS[group.result.study](group.result) if group.result and group.result.study in VERDICTS else []
+        said = list(study_of_result(group.result).view.headlines(group.result)) if group.result else []
         rows.append(
             {
                 "name": group_name(group),

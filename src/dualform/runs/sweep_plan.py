@@ -10,6 +10,7 @@ from dualform.runs.cell_store import CellStore
 from dualform.runs.sweep_cells import Identities, cells_of
 from dualform.runs.sweep_config import Group
 from dualform.studies.plan import GroupPlan, Plan, machine_for, plan_of, plan_sweep, told_to_nobody
+from dualform.studies.study import STUDIES
 
 LOCAL = "reckoned for the local engine on this machine"
 """What is noted in every sweep's plan: what machines of a cluster can do is not known here."""
@@ -41,7 +42,7 @@ def plan_groups(
         machine = machine_for(group.config)
         own = cells_of(group, identities)
         finished = sum(cells.find(cell.key) is not None for cell in own)
-        models = getattr(group.config, "models", None) or (getattr(group.config, "model", ""),)
+        models = STUDIES[group.study].models(group.config)
         plan = plan_of(group.config, machine, told=told)
         plans.append(GroupPlan(group.name, " ".join(models), plan, len(own), finished))
     n = workers or max(2, cores() // 2)

@@ -27,6 +27,7 @@ from dualform.runs.sweep_config import Group, SweepConfig, listed
 from dualform.runs.sweep_folder import write_sweep
 from dualform.runs.worker import ATTENTION, EXAMPLES, RESULT
 from dualform.studies.facts import environment
+from dualform.studies.study import STUDIES
 from dualform.sweep_result import SweepGroup, SweepResult
 
 _REMEDY = "Free some space or choose another folder with --out."
@@ -34,7 +35,7 @@ _REMEDY = "Free some space or choose another folder with --out."
 
 def described(config: SweepConfig, groups: Sequence[Group]) -> dict[str, Any]:
     """What `sweep.yaml` in a sweep's folder holds: enough to run it again from there."""
-    if config.models or config.study == "regress":
+    if config.models or not {"model", "models"} & STUDIES[config.study].fields():
         return config.model_dump(mode="json", exclude_defaults=True)
     return listed(config.name, groups)
 

@@ -19,6 +19,7 @@ from dualform.result import Result
 from dualform.studies.against_words import CANDIDATES, not_beaten, stands
 from dualform.studies.baseline_words import above_guessing, majority_level
 from dualform.studies.comparison.words import collapsed, judged_by
+from dualform.studies.study import STUDIES
 from dualform.sweep_result import SweepCell, SweepGroup, SweepResult
 
 NAMED = 6
@@ -26,18 +27,6 @@ NAMED = 6
 
 SLICES_TOLD = 4
 """Models (with their options) of which each has a sentence of its own in the verdict; more are left to the table."""
-
-STUDIES = {
-    "compare": "comparison",
-    "comparison": "comparison",
-    "stability": "stability",
-    "selection": "selection",
-    "folding": "folding",
-    "momentum": "momentum",
-    "regress": "laboratory",
-    "regression": "laboratory",
-}
-"""A group's study -> its name in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ def group_name(group: SweepGroup) -> str:
 
 def study_name(group: SweepGroup) -> str:
     """`comparison`, `stability` and so on."""
-    return STUDIES.get(group.study, group.study)
+    return STUDIES[group.study].noun if group.study in STUDIES else group.study
 
 
 def option_text(value: Any) -> str:

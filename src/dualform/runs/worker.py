@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,31 +18,18 @@ from safetensors import SafetensorError
 from dualform._version import __version__
 from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
+from dualform.files import cache_dir
 from dualform.learners.remembered import ReadingMemory
 from dualform.models.identity import model_identity
 from dualform.models.language_model import LanguageModel
 from dualform.result import Result
 from dualform.runs.cell_store import CellKey, CellStore, DamagedCell
 from dualform.runs.flat_numbers import numbers_of
-from dualform.runs.sweep_cells import Identities, made_by, read_by
-from dualform.runs.sweep_config import STUDIES, StudyName
+from dualform.runs.sweep_cells import Identities, digests, made_by
 from dualform.source_digest import source_digest
-from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.comparison.run import compare, compare_seed
-from dualform.studies.comparison.summary import examples_table
-from dualform.studies.folding.config import FoldingConfig
-from dualform.studies.folding.run import folding
-from dualform.studies.folding.summary import folding_table
-from dualform.studies.laboratory.config import RegressionConfig
-from dualform.studies.laboratory.run import run_laboratory
-from dualform.studies.pieces import Cells, Piece
-from dualform.studies.selection.config import SelectionConfig
-from dualform.studies.selection.run import selection
-from dualform.studies.selection.summary import trials_table
+from dualform.studies.pieces import Piece
 from dualform.studies.settings import StudyConfig
-from dualform.studies.stability.config import StabilityConfig
-from dualform.studies.stability.run import stability
-from dualform.studies.stability.summary import runs_table
+from dualform.studies.study import STUDIES, Models, Study, StudyContext, StudyOutput
 from dualform.tasks.digest import task_digest
 from dualform.tasks.task import Task
 
@@ -60,7 +48,7 @@ class CellWork(BaseModel):
     """URL of the store; or `env:NAME`, where it stands in an environment variable because it holds a password."""
     identity: dict[str, Any]
     """The cell's own, see `CellKey`."""
-    study: StudyName
+    study: str
     settings: dict[str, Any]
     """The study's configuration, all seeds."""
     seed: int | None
@@ -149,7 +137,7 @@ def _require_unchanged(work: CellWork, config: BaseModel) -> None:
             "where the code was changed while the sweep ran, start it again"
         )
     named = work.identity.get("read")
-    if named is not None and named != CellKey(read_by(config, Identities())).identity:
+    if named is not None and named != CellKey(digests(work.study, config, Identities())).identity:
         raise ConfigError(
             "model or data are not what they were when the sweep began, or are others on this machine: start it again"
         )
@@ -258,18 +246,6 @@ class _Warm:
 _warm: _Warm | None = None
 
 
-def _model(config: StudyConfig, name: str, most_bytes: int) -> _Warm:
-    """The model that a configuration names: the one at hand, if it is that, file by file."""
-    global _warm
-    load = {name: getattr(config, name) for name in _HOW_LOADED}
-    settings = {"model": name, "identity": model_identity(name), "memory": most_bytes, **load}
-    if _warm is None or _warm.settings != settings:
-        # Let the one at hand go first: two may not fit.
-        _warm = None
-        _warm = _Warm(settings, config.load_model(name), ReadingMemory(most_bytes))
-    return _warm
-
-
 _HOW_LOADED = (
     "device",
     "dtype",
@@ -282,39 +258,80 @@ _HOW_LOADED = (
 )
 
 
-def _task(config: StudyConfig, warm: _Warm) -> Task:
-    """The task that a configuration names, read anew; readings of another's rows are let go."""
-    task = config.load_task()
-    digest = task_digest(task)
-    if warm.task != digest:
-        warm.task = digest
-        warm.memory.clear()
-    return task
+class _WarmModels:
+    """Models and tasks for a cell: the model that this process has at hand where it is the one, file by file.
+
+    Args:
+        most_bytes: Of zero-shot readings to keep.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._task: str | None = None
+
+    @property
+    def memory(self) -> ReadingMemory | None:
+        """What the model at hand has read."""
+        return None if _warm is None else _warm.memory
+
+    def load_model(self, config: StudyConfig, name: str) -> LanguageModel:
+        """The model that a configuration names."""
+        global _warm
+        load = {name: getattr(config, name) for name in _HOW_LOADED}
+        settings = {"model": name, "identity": model_identity(name), "memory": self._most_bytes, **load}
+        if _warm is None or _warm.settings != settings:
+            # Let the one at hand go first: two may not fit.
+            self.release()
+            _warm = _Warm(settings, config.load_model(name), ReadingMemory(self._most_bytes))
+        if _warm.task != self._task:
+            # Readings of another task's rows.
+            _warm.memory.clear()
+            _warm.task = self._task
+        return _warm.lm
+
+    def load_task(self, config: StudyConfig) -> Task:
+        """The task that a configuration names, read anew."""
+        task = config.load_task()
+        self._task = task_digest(task)
+        return task
+
+    def release(self) -> None:
+        """Let the model at hand go."""
+        _let_go()
 
 
 def _compute(work: CellWork, store: CellStore) -> tuple[dict[str, bytes], Result]:
     """A cell's files, and the result that its facts are taken from."""
-    config = STUDIES[work.study](**work.settings)
+    study = STUDIES[work.study]
+    config = study.config()(**work.settings)
     _require_unchanged(work, config)
-    if not isinstance(config, ComparisonConfig):
-        result, table = _whole(config, work.memory, CellPieces(store, CellKey(work.identity)))
-        return _files(result, table), result
-    warm = _model(config, config.model, work.memory)
-    task = _task(config, warm)
+    models = _WarmModels(work.memory)
+    own = CellKey(work.identity)
+    if study.seed_by_seed is None:
+        return _finished(_run_whole(study, config, store, own, models))
     keys = {name: CellKey(identity) for name, identity in work.pieces.items()}
     if work.seed is None:
-        cells = StoreCells(store, CellKey(work.identity), keys, work.about)
-        whole = compare(config, lm=warm.lm, task=task, cells=cells, memory=warm.memory)
+        cells = StoreCells(store, own, keys, work.about)
+        whole = study.run(config, StudyContext(cells, models=models))
         if keys:
             whole = replace(whole, result=_with_time_of(whole.result, store, keys.values()))
-        table = examples_table(whole.asked, whole.outcomes)
-        return _files(whole.result, table, whole.attention), whole.result
-    cells = StoreCells(store, CellKey(work.identity), keys, work.about, own=f"seed {work.seed}")
-    # Its interval is nobody's business: those of all seeds together are.
-    quick = config.model_copy(update={"resamples": 10})
-    one = compare_seed(quick, work.seed, lm=warm.lm, task=task, cells=cells, memory=warm.memory)
-    piece = cells.held or one.outcomes[0].to_piece()
-    return {OUTCOME: piece.to_bytes()}, one.result
+        return _finished(whole)
+    cells = StoreCells(store, own, keys, work.about, own=f"seed {work.seed}")
+    piece, result = study.seed_by_seed.run(config, work.seed, StudyContext(cells, models=models))
+    return {OUTCOME: (cells.held or piece).to_bytes()}, result
+
+
+def _run_whole(study: Study, config: BaseModel, store: CellStore, own: CellKey, models: Models) -> StudyOutput:
+    """A study that is one cell; its finished pieces and large files are kept until it is finished."""
+    folder = cache_dir() / "cells" / own.digest
+    folder.mkdir(parents=True, exist_ok=True)
+    output = study.run(config, StudyContext(CellPieces(store, own), folder=folder, models=models))
+    shutil.rmtree(folder, ignore_errors=True)
+    return output
+
+
+def _finished(output: StudyOutput) -> tuple[dict[str, bytes], Result]:
+    return _files(output.result, output.answers, output.attention), output.result
 
 
 def _with_time_of(result: Result, store: CellStore, keys: Iterable[CellKey]) -> Result:
@@ -322,27 +339,6 @@ def _with_time_of(result: Result, store: CellStore, keys: Iterable[CellKey]) -> 
     cells = [store.find(key) for key in keys]
     seconds = sum(float(cell.facts.get("seconds") or 0) for cell in cells if cell is not None)
     return result.model_copy(update={"environment": {**result.environment, "seconds": round(seconds, 1)}})
-
-
-def _whole(config: BaseModel, most_bytes: int, cells: Cells) -> tuple[Result, pa.Table]:
-    """A study that is one cell, its finished parts kept."""
-    if isinstance(config, RegressionConfig):
-        return run_laboratory(config, cells=cells)
-    assert isinstance(config, StudyConfig)
-    if isinstance(config, StabilityConfig):
-        if len(config.models) > 1:
-            _let_go()
-        lms = [_model(config, config.models[0], most_bytes).lm] if len(config.models) == 1 else None
-        over = stability(config, lms=lms, cells=cells)
-        return over.result, runs_table(over.asked, over.models)
-    assert isinstance(config, SelectionConfig | FoldingConfig)
-    warm = _model(config, config.model, most_bytes)
-    task = _task(config, warm)
-    if isinstance(config, SelectionConfig):
-        chosen = selection(config, lm=warm.lm, task=task, cells=cells)
-        return chosen.result, trials_table(chosen.asked, chosen.found)
-    made = folding(config, lm=warm.lm, task=task, cells=cells)
-    return made.result, folding_table(made.asked, made.base, made.seeds)
 
 
 def _files(result: Result, table: pa.Table, attention: AttentionRecord | None = None) -> dict[str, bytes]:

@@ -2,12 +2,7 @@
 
 from dualform.attention_record import AttentionRecord
 from dualform.result import Result
-from dualform.studies.comparison.page import render_comparison
-from dualform.studies.folding.page import render_folding
-from dualform.studies.laboratory.page import render_regression
-from dualform.studies.momentum.page import render_momentum
-from dualform.studies.selection.page import render_selection
-from dualform.studies.stability.page import render_stability
+from dualform.studies.study import study_of_result
 
 
 def render_page(result: Result, attention: AttentionRecord | None = None) -> str:
@@ -19,15 +14,9 @@ def render_page(result: Result, attention: AttentionRecord | None = None) -> str
 
     Returns:
         The whole page, charts' libraries included: about 1 MB, readable offline and printable.
+
+    Raises:
+        ConfigError: The result is of a study that is not installed.
     """
-    if result.study == "stability":
-        return render_stability(result)
-    if result.study == "selection":
-        return render_selection(result)
-    if result.study == "folding":
-        return render_folding(result)
-    if result.study == "momentum":
-        return render_momentum(result)
-    if result.study == "regression":
-        return render_regression(result)
-    return render_comparison(result, attention)
+    page = study_of_result(result).view.page
+    return page(result) if attention is None else page(result, attention)

@@ -2,11 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import safetensors
-import safetensors.torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -17,11 +16,13 @@ class Piece:
     """Which part, such as `seed 3`."""
     inputs: str
     """Digest of the weights, texts and labels that it was made from, see `bench.digest`."""
-    tensors: dict[str, Tensor]
+    tensors: "dict[str, Tensor]"
     about: dict[str, Any]
 
     def to_bytes(self) -> bytes:
         """The piece as one safetensors file: the tensors, and the rest as JSON in its header."""
+        import safetensors.torch
+
         header = {
             "name": self.name,
             "inputs": self.inputs,
@@ -40,6 +41,8 @@ class Piece:
             safetensors.SafetensorError: The file is damaged.
             KeyError, TypeError, ValueError: It is no piece.
         """
+        import safetensors
+
         with safetensors.safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads(file.metadata()["piece"])
             tensors = {name: file.get_tensor(name) for name in header["order"]}
@@ -53,6 +56,8 @@ class Piece:
             safetensors.SafetensorError: The bytes are damaged.
             KeyError, TypeError, ValueError: They are no piece.
         """
+        import safetensors.torch
+
         found = safetensors.torch.load(data)
         # The library gives no metadata of bytes: the header follows its length, which stands in the first eight.
         length = int.from_bytes(data[:8], "little")

@@ -5,18 +5,17 @@ study will do; the model is laid out without weights. Times come from this machi
 those of the laboratory and of text that becomes tokens come from small samples, which are run for the plan.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
 
-from dualform.errors import ConfigError
 from dualform.models.cost import Cost as Cost
 from dualform.models.cost import Part as Part
 from dualform.models.fitting import Fit, Option
 from dualform.models.machine import Machine
+from dualform.studies.study import study_of
 
 
 @dataclass(frozen=True)
@@ -101,17 +100,6 @@ class Plan:
 ONCE = ("start", "loading and self-checks")
 """Parts that a worker of a sweep pays for once, however many cells it runs."""
 
-# Each module has a function `plan(config, machine) -> Plan`. They load much, so they are imported when asked for.
-_PLANNERS: dict[str, str] = {
-    "ComparisonConfig": "comparison",
-    "FoldConfig": "fold",
-    "FoldingConfig": "folding",
-    "StabilityConfig": "stability",
-    "SelectionConfig": "selection",
-    "MomentumConfig": "momentum",
-    "RegressionConfig": "laboratory",
-}
-
 
 def told_to_nobody(sentence: str) -> None:
     """Tell nobody."""
@@ -127,26 +115,22 @@ def plan_of(
     """What a study with these settings will cost.
 
     Args:
-        config: Of a study: `ComparisonConfig`, `FoldConfig`, `FoldingConfig`, `StabilityConfig`, `SelectionConfig`,
-            `MomentumConfig` or `RegressionConfig`.
+        config: The settings of any study.
         machine: Rates to reckon with; None for this machine's, measured the first time (a few seconds).
         measure: Measure this machine anew.
         told: Is given a sentence before a sample of the work is run: a few training steps of `RegressionConfig`'s
             studies, unless earlier ones are kept, and a tokenizer of `MomentumConfig`'s texts.
 
     Raises:
+        ConfigError: It is no study's configuration.
         DualformError: What the study itself would raise before it begins: an unknown model or task, texts that do not
             fit.
     """
-    planner = _PLANNERS.get(type(config).__name__)
-    if planner is None:
-        raise ConfigError(f"a {type(config).__name__} cannot be planned: give one of {', '.join(_PLANNERS)}")
-    module = importlib.import_module(f"dualform.studies.{planner}.plan")
+    study = study_of(config)
     machine = machine or machine_for(config, measure=measure)
-    if hasattr(module, "samples") and (sentence := module.samples(config, machine)):
+    if study.plan_samples is not None and (sentence := study.plan_samples(config, machine)):
         told(sentence)
-    made: Plan = module.plan(config, machine)
-    return made
+    return study.plan(config, machine)
 
 
 def machine_for(config: BaseModel | None, *, measure: bool = False) -> Machine:

@@ -34,11 +34,12 @@ from dualform.studies.comparison.config import COMPARED, FINETUNED, IN_CONTEXT, 
 from dualform.studies.comparison.controls import Prepared, prepare
 from dualform.studies.comparison.outcome import SeedOutcome, piece_name
 from dualform.studies.comparison.repeated import Repeated, repeat_measures
-from dualform.studies.comparison.summary import summarise
+from dualform.studies.comparison.summary import examples_table, summarise
 from dualform.studies.controls import CONTROLS
 from dualform.studies.facts import Asked
 from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
 from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.tuning import trained
 from dualform.studies.work import TRAINING, controlled_queries, work_of_adapting, work_of_seed
 from dualform.tasks.task import Task
@@ -137,6 +138,33 @@ def compare_seed(
     asked = Asked.of(run.bench, (*run.notes, *outcome.notes))
     result = summarise(config, run.bench.lm, asked, [outcome], seconds=time.perf_counter() - start)
     return Comparison(result, asked, (outcome,))
+
+
+def run(config: ComparisonConfig, context: StudyContext) -> StudyOutput:
+    """A comparison, as `Study.run`."""
+    models = context.models
+    task = models.load_task(config)
+    lm = models.load_model(config, config.model)
+    found = compare(config, lm=lm, task=task, cells=context.cells, progress=context.progress, memory=models.memory)
+    return StudyOutput(found.result, examples_table(found.asked, found.outcomes), found.attention)
+
+
+def run_seed(config: ComparisonConfig, seed: int, context: StudyContext) -> tuple[Piece, Result]:
+    """One seed of a comparison, as `SeedBySeed.run`."""
+    models = context.models
+    task = models.load_task(config)
+    lm = models.load_model(config, config.model)
+    # Intervals are computed once, over all seeds; here a bootstrap would be thrown away.
+    quick = config.model_copy(update={"resamples": 10})
+    one = compare_seed(
+        quick, seed, lm=lm, task=task, cells=context.cells, progress=context.progress, memory=models.memory
+    )
+    return one.outcomes[0].to_piece(), one.result
+
+
+def has_independent_seeds(config: ComparisonConfig) -> bool:
+    """Whether a seed can be run without the others: not where one of them is chosen."""
+    return config.select == "none"
 
 
 def seeds_behind(config: ComparisonConfig, seed: int) -> tuple[int, ...]:

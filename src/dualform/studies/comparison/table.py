@@ -591,3 +591,14 @@ def companions(key: str, similarity: Similarity) -> list[tuple[str, float | None
         elif finite(value) is not None:
             rows.append((title, finite(value), None, None))
     return rows
+
+
+def tables(result: Result) -> tuple[Table, ...]:
+    """What `dualform compare` prints."""
+    return (
+        accuracy_table(result),
+        by_label_table(result),
+        against_table(result),
+        similarity_table(result),
+        cost_table(result),
+    )

@@ -528,3 +528,8 @@ def _noun(learner: str) -> str:
 
 def _nouns(learners: Sequence[str]) -> str:
     return listed([_noun(key) for key in learners])
+
+
+def headlines(result: Result) -> list[str]:
+    """What `dualform compare` says first: the verdict."""
+    return verdict(result)

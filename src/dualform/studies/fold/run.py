@@ -1,5 +1,6 @@
 """One prompt folded into one model for good: made, measured beside the prompt itself, written down, read back."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,7 +36,7 @@ from dualform.progress import Progress, Silent
 from dualform.result import Result, WrittenFold
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison.outcome import SeedOutcome
-from dualform.studies.comparison.summary import summarise
+from dualform.studies.comparison.summary import examples_table, summarise
 from dualform.studies.facts import Asked
 from dualform.studies.fold.config import FoldConfig
 from dualform.studies.fold_settings import require_weights
@@ -45,6 +47,7 @@ from dualform.studies.folds import (
     perplexity_passages,
     require_writable,
 )
+from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.task import Example, Task
 
 _SILENT = Silent()
@@ -59,6 +62,8 @@ class Written:
 
     result: Result
     """Accuracy, agreement and cost of zero-shot, ICL and the fold, as a comparison has them."""
+    answers: pa.Table
+    """Every answer of the three, see `examples_table`."""
     folder: Path
     kept: float | None
     """Share of the change's squared norm that the adapter keeps; None for a checkpoint."""
@@ -124,7 +129,7 @@ def fold(
         "icl": InContext().adapt(lm, drawn.encoded),
         "fold": adapted,
     }
-    result = _measured(bench, drawn, learners, made, inputs, progress, start)
+    result, answers = _measured(bench, drawn, learners, made, inputs, progress, start)
     losses = None
     if plain is not None:
         opening = bench.encoder.opening
@@ -155,7 +160,17 @@ def fold(
         write_checkpoint(lm, adapted.deltas, folder, card, overwrite, check)
     assert whole.fold is not None
     assert whole.fold.written is not None
-    return Written(whole, folder, kept, losses, whole.fold.written.difference)
+    return Written(whole, answers, folder, kept, losses, whole.fold.written.difference)
+
+
+def run(config: FoldConfig, context: StudyContext) -> StudyOutput:
+    """A fold, as `Study.run`: what is written lies in the context's folder, and is lost where there is none."""
+    models = context.models
+    task = models.load_task(config)
+    lm = models.load_model(config, config.model)
+    with contextlib.nullcontext(context.folder) if context.folder else tempfile.TemporaryDirectory() as folder:
+        written = fold(config, Path(folder) / "fold", overwrite=True, lm=lm, task=task, progress=context.progress)
+    return StudyOutput(written.result, written.answers)
 
 
 def truncated(
@@ -188,8 +203,8 @@ def _measured(
     inputs: str,
     progress: Progress,
     start: float,
-) -> Result:
-    """The learners' answers as a comparison's result."""
+) -> tuple[Result, pa.Table]:
+    """The learners' answers as a comparison's result, and query by query."""
     seed = drawn.demonstrations.seed
     answers: dict[str, Tensor] = {}
     costs: dict[str, dict[str, float]] = {}
@@ -219,7 +234,9 @@ def _measured(
         facts={"fold": made.about()},
         inputs=inputs,
     )
-    return summarise(bench.config, bench.lm, Asked.of(bench, ()), [outcome], seconds=time.perf_counter() - start)
+    asked = Asked.of(bench, ())
+    result = summarise(bench.config, bench.lm, asked, [outcome], seconds=time.perf_counter() - start)
+    return result, examples_table(asked, [outcome])
 
 
 def _facts(

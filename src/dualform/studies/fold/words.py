@@ -1,9 +1,12 @@
 """What a written fold is worth, in plain sentences: the same on the terminal and on the page."""
 
+from rich.table import Table
+
 from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
 from dualform.report.phrases import OUTSIDE, is_few, is_undefined, plural, share
 from dualform.result import FEWEST_FOR_INTERVAL, Against, Result
 from dualform.studies.against_words import break_even, recovered_share, stands
+from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
 from dualform.studies.comparison.words import collapsed
 
 
@@ -116,3 +119,8 @@ def _written(result: Result) -> list[str]:
             f"Loaded in a fresh process, its log-probabilities differ by at most {written.difference:.1e} nats."
         )
     return said
+
+
+def tables(result: Result) -> tuple[Table, ...]:
+    """What `dualform fold` prints: accuracy, agreement with the prompt, cost."""
+    return accuracy_table(result), against_table(result), cost_table(result)

@@ -29,9 +29,10 @@ from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.fold_settings import IN_WEIGHTS
 from dualform.studies.folding.config import Fold, FoldingConfig
-from dualform.studies.folding.summary import FoldOutcome, SeedFolds, summarise_folding
+from dualform.studies.folding.summary import FoldOutcome, SeedFolds, folding_table, summarise_folding
 from dualform.studies.folds import check_fold, make_fold, perplexity_passages
 from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.tuning import trained
 from dualform.tasks.task import Task
 
@@ -93,6 +94,15 @@ def folding(
         config, asked, base, seeds, labels, facts, environment(lm.device, time.perf_counter() - start)
     )
     return FoldingStudy(result, asked, base, seeds)
+
+
+def run(config: FoldingConfig, context: StudyContext) -> StudyOutput:
+    """The study, as `Study.run`."""
+    models = context.models
+    task = models.load_task(config)
+    lm = models.load_model(config, config.model)
+    found = folding(config, lm=lm, task=task, cells=context.cells, progress=context.progress)
+    return StudyOutput(found.result, folding_table(found.asked, found.base, found.seeds))
 
 
 @dataclass(frozen=True)

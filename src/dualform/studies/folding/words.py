@@ -357,3 +357,8 @@ def _along(axis: str, points: Sequence[FoldPoint]) -> list[str]:
     if None not in ends:
         said += f". Agreement with ICL goes from {percent(ends[0])} to {percent(ends[1])}"
     return [f"{said}."]
+
+
+def headlines(result: Result) -> list[str]:
+    """What `dualform folding` says first."""
+    return folding_verdict(result)

@@ -20,6 +20,7 @@ from dualform.result import Estimate, Laboratory, LabStudy, Result
 from dualform.studies.facts import environment
 from dualform.studies.laboratory.config import LAB_NAMES, LabName, RegressionConfig
 from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.study import StudyContext, StudyOutput
 
 _SILENT = Silent()
 _NO_CELLS = NoCells()
@@ -65,6 +66,11 @@ def run_laboratory(
         warnings=_warnings(config),
     )
     return result, laboratory_table(laboratory)
+
+
+def run(config: RegressionConfig, context: StudyContext) -> StudyOutput:
+    """The laboratory, as `Study.run`."""
+    return StudyOutput(*run_laboratory(config, cells=context.cells, progress=context.progress))
 
 
 def in_order(names: Sequence[LabName]) -> tuple[LabName, ...]:

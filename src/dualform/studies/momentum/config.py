@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,6 +14,7 @@ from dualform.errors import ConfigError
 from dualform.option import DATA, MACHINE, TRAINING, Option
 from dualform.seeds import Seeds
 from dualform.studies.settings import given_settings, problems_with_seeds
+from dualform.studies.study import Reads
 from dualform.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
@@ -221,3 +223,10 @@ def momentum_config(**settings: Any) -> MomentumConfig:
     config = checked(MomentumConfig, given_settings(settings))
     config.recipe_of(config.seeds[0])
     return config
+
+
+def reads(config: MomentumConfig) -> Reads:
+    """Texts, tasks and models that the settings name. Data sets of the hub are known by their names alone."""
+    recipe = (config.recipe,) if Path(config.recipe).suffix in (".yaml", ".yml") else ()
+    texts = (*config.corpus, *config.validation, *config.test)
+    return Reads(config.pretrained, False, config.tasks, (*recipe, *texts))

@@ -4,8 +4,10 @@ For each seed every arm begins with the same weights and reads the same windows 
 it attends. So differences are taken seed by seed, and their spread is that of beginnings and orders, not of arms.
 """
 
+import contextlib
 import hashlib
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -36,8 +38,9 @@ from dualform.studies.momentum.arms import prepare_for
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.pretrained import put_into, require_usable
 from dualform.studies.momentum.regression import regress
-from dualform.studies.momentum.summary import ArmRun, asked, summarise_momentum
+from dualform.studies.momentum.summary import ArmRun, asked, momentum_table, summarise_momentum
 from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
@@ -68,6 +71,13 @@ class _Texts:
         """What tells them, and whatever else is given, from others."""
         together = (self.train.digest, self.validation.digest, self.test.digest, *more)
         return hashlib.sha256(repr(together).encode()).hexdigest()[:16]
+
+
+def run(config: MomentumConfig, context: StudyContext) -> StudyOutput:
+    """The study, as `Study.run`; its models are trained in the context's folder."""
+    with contextlib.nullcontext(context.folder) if context.folder else tempfile.TemporaryDirectory() as folder:
+        found = compare_momentum(config, Path(folder), cells=context.cells, progress=context.progress)
+    return StudyOutput(found.result, momentum_table(config, found.runs, found.tasks))
 
 
 @ordinary_torch()

@@ -35,7 +35,9 @@ from dualform.studies.selection.summary import (
     SeedTrials,
     SelectOn,
     summarise_selection,
+    trials_table,
 )
+from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.work import TRAINING
 from dualform.tasks.task import Example, Task
 
@@ -122,6 +124,15 @@ def selection(
     found = Found(sets.examples, tuple(seeds), zsl, budget, facts, notes)
     result = summarise_selection(config, asked, found, environment(lm.device, time.perf_counter() - start))
     return SelectionStudy(result, asked, found)
+
+
+def run(config: SelectionConfig, context: StudyContext) -> StudyOutput:
+    """The study, as `Study.run`."""
+    models = context.models
+    task = models.load_task(config)
+    lm = models.load_model(config, config.model)
+    found = selection(config, lm=lm, task=task, cells=context.cells, progress=context.progress)
+    return StudyOutput(found.result, trials_table(found.asked, found.found))
 
 
 @dataclass(frozen=True)

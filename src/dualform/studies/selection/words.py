@@ -221,3 +221,8 @@ def _score(each: tuple[Choice, Estimate]) -> str:
     choice, value = each
     interval = f"{decimal_interval(value.ci95)}; " if known(value.ci95) else ""
     return f"{decimal(value.mean)} ({interval}{choice_name(choice)})"
+
+
+def headlines(result: Result) -> list[str]:
+    """What `dualform selection` says first."""
+    return selection_verdict(result)

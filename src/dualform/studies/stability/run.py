@@ -24,7 +24,8 @@ from dualform.studies.bench import Bench, Drawn, digest
 from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.stability.config import StabilityConfig
-from dualform.studies.stability.summary import ModelRuns, Run, summarise_stability
+from dualform.studies.stability.summary import ModelRuns, Run, runs_table, summarise_stability
+from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.tuning import trained
 from dualform.studies.work import TRAINING
 from dualform.tasks.demonstrations import Demonstrations, LabelRule
@@ -93,6 +94,19 @@ def stability(
     assert lm is not None
     where = environment(lm.device, time.perf_counter() - start)
     return StabilityStudy(summarise_stability(config, asked, found, where), asked, tuple(found))
+
+
+def run(config: StabilityConfig, context: StudyContext) -> StudyOutput:
+    """The study, as `Study.run`."""
+    task = context.models.load_task(config)
+    if len(config.models) == 1:
+        lms = [context.models.load_model(config, config.models[0])]
+    else:
+        # Each is loaded in turn, and a model kept warm would take the room of the first.
+        context.models.release()
+        lms = None
+    found = stability(config, lms=lms, task=task, cells=context.cells, progress=context.progress)
+    return StudyOutput(found.result, runs_table(found.asked, found.models))
 
 
 @dataclass(frozen=True)

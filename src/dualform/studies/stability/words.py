@@ -503,3 +503,9 @@ def _how_much_it_stands_on(result: Result) -> list[str]:
         return []
     told = "; ".join(f"{text} for {listed(nouns)}" for text, nouns in runs.items())
     return [f"This stands on {told}{queries}."]
+
+
+def headlines(result: Result) -> list[str]:
+    """What `dualform stability` says first; the rest stands on the page, next to its charts."""
+    answers = stability_answers(result)
+    return [sentence for question in ("stable", "fair", "size", "standing") for sentence in answers.get(question, [])]

@@ -1,0 +1,254 @@
+"""What a study is, and where studies are found.
+
+A study asks one question of a model and a task, or of models that it trains itself. It is one record: its settings,
+how it is run, what it costs, how its result is shown. With the record everything else works that dualform does with a
+study: plans, sweeps on every engine, runs that continue where they stopped, trackers, reports. Nothing else names it.
+
+Ours are in the folders next to this file; another package adds one by an entry point of the group `dualform.studies`.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import BaseModel
+
+from dualform.errors import ConfigError
+from dualform.progress import Progress, Silent
+from dualform.registry import Registry
+from dualform.studies.pieces import Cells, NoCells, Piece
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.table import Table
+
+    from dualform.attention_record import AttentionRecord
+    from dualform.learners.remembered import ReadingMemory
+    from dualform.models.language_model import LanguageModel
+    from dualform.models.machine import Machine
+    from dualform.result import Result
+    from dualform.studies.plan import Plan
+    from dualform.tasks.task import Task
+
+
+class Models(Protocol):
+    """Where a study gets its models and tasks: loaded when they are needed, or still in memory from another run."""
+
+    @property
+    def memory(self) -> "ReadingMemory | None":
+        """Zero-shot readings of the model at hand; None keeps none."""
+        ...
+
+    def load_model(self, config: Any, name: str) -> "LanguageModel":
+        """The model of that name, loaded as the settings say."""
+        ...
+
+    def load_task(self, config: Any) -> "Task":
+        """The task that the settings name."""
+        ...
+
+    def release(self) -> None:
+        """Drop the model in memory, before a study loads several of its own."""
+        ...
+
+
+class LoadedWhenNeeded:
+    """Loads models and tasks anew.
+
+    Args:
+        task: A task at hand, read earlier from the same settings.
+    """
+
+    def __init__(self, task: "Task | None" = None) -> None:
+        self._task = task
+
+    @property
+    def memory(self) -> "ReadingMemory | None":
+        """A command reads each model once, so nothing is kept."""
+        return None
+
+    def load_model(self, config: Any, name: str) -> "LanguageModel":
+        """The model of that name."""
+        model: LanguageModel = config.load_model(name)
+        return model
+
+    def load_task(self, config: Any) -> "Task":
+        """The task at hand, or the one that the settings name."""
+        task: Task = self._task or config.load_task()
+        return task
+
+    def release(self) -> None:
+        """Nothing is kept here."""
+
+
+@dataclass(frozen=True)
+class StudyContext:
+    """What a study is given to run with."""
+
+    cells: Cells = field(default_factory=NoCells)
+    """Keeps finished pieces, so that a killed run continues where it stopped."""
+    progress: Progress = field(default_factory=Silent)
+    folder: Path | None = None
+    """Where files that are too large for pieces lie while the study runs, such as models under training."""
+    models: Models = field(default_factory=LoadedWhenNeeded)
+
+
+@dataclass(frozen=True)
+class StudyOutput:
+    """What a run leaves."""
+
+    result: "Result"
+    answers: "pa.Table"
+    """Every answer to every query, or whatever the numbers were computed from: `examples.parquet`."""
+    attention: "AttentionRecord | None" = None
+    """Where learners looked, for the page's attention explorer."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a study's result is shown."""
+
+    headlines: Callable[["Result"], Sequence[str]]
+    """Sentences for the terminal, the most important first."""
+    tables: Callable[["Result"], Sequence["Table"]]
+    """Tables for the terminal, at most 80 columns wide."""
+    page: Callable[..., str]
+    """One HTML document that needs no network, from the result; and from `StudyOutput.attention` for a study that has
+    it."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Everything outside its settings on which a study's numbers depend; a sweep's cells are known by its digests."""
+
+    models: tuple[str, ...] = ()
+    task: bool = False
+    """Whether the task that the settings name is read (`config.load_task`)."""
+    other_tasks: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+def no_reads(config: Any) -> Reads:
+    """Of a study that reads nothing but its settings."""
+    return Reads()
+
+
+@dataclass(frozen=True)
+class SeedBySeed:
+    """How a study runs its seeds one at a time, each a cell of a sweep that other sweeps share."""
+
+    possible: Callable[[Any], bool]
+    """Whether these settings allow it."""
+    before: Callable[[Any, int], tuple[int, ...]]
+    """The seeds that a seed depends on, in order, itself last."""
+    run: Callable[[Any, int, StudyContext], tuple[Piece, "Result"]]
+    """One seed: the piece that the whole study reads, and the result of this seed alone."""
+    only_summary: frozenset[str] = frozenset({"seeds", "resamples"})
+    """Settings on which no single seed depends."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, as it is registered."""
+
+    name: str
+    """As the command line and sweep files name it."""
+    noun: str
+    """What it is called in a sentence, such as `comparison`."""
+    config: Callable[[], type[BaseModel]]
+    """The class of its settings; a function, so that it is imported only when it is needed."""
+    configure: Callable[..., BaseModel]
+    """Checked settings from named values; raises ConfigError with all that is wrong."""
+    run: Callable[[Any, StudyContext], StudyOutput]
+    plan: Callable[[Any, "Machine"], "Plan"]
+    view: View
+    written_as: str = ""
+    """`study` in `result.json`, where that is not the name."""
+    plan_samples: Callable[[Any, "Machine"], str] | None = None
+    """A sentence to say before a plan is made, where samples of the work are run for it; empty where they are kept."""
+    reads: Callable[[Any], Reads] = no_reads
+    models: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """Names of the models of a configuration."""
+    several_seeds: bool = True
+    """False: a run takes one seed alone, so that a sweep makes each seed a group of its own."""
+    seed_by_seed: SeedBySeed | None = None
+    """None: a sweep runs the study as one cell, its finished pieces kept."""
+
+    def fields(self) -> frozenset[str]:
+        """Names of its settings."""
+        return frozenset(self.config().model_fields)
+
+    @property
+    def result_name(self) -> str:
+        """`study` in `result.json`."""
+        return self.written_as or self.name
+
+
+def lazy(target: str) -> Callable[..., Any]:
+    """A function that is imported when it is first called, so that a study's record can be read without torch.
+
+    Args:
+        target: `module:name`.
+    """
+    module, _, name = target.partition(":")
+
+    def call(*given: Any, **named: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*given, **named)
+
+    return call
+
+
+def lazy_class(target: str) -> Callable[[], type[BaseModel]]:
+    """The class that `module:name` names, imported when it is asked for."""
+    module, _, name = target.partition(":")
+
+    def find() -> type[BaseModel]:
+        found: type[BaseModel] = getattr(importlib.import_module(module), name)
+        return found
+
+    return find
+
+
+STUDIES = Registry("dualform.studies", "study", Study)
+"""All studies that are installed."""
+
+
+def study_of(config: BaseModel) -> Study:
+    """The study that a configuration belongs to.
+
+    Raises:
+        ConfigError: It is the configuration of no study.
+    """
+    found = next((study for study in STUDIES if study.config() is type(config)), None)
+    if found is None:
+        names = ", ".join(study.config().__name__ for study in STUDIES)
+        raise ConfigError(f"a {type(config).__name__} is no study's configuration: give one of {names}")
+    return found
+
+
+def study_of_result(result: "Result") -> Study:
+    """The study that wrote a result.
+
+    Raises:
+        ConfigError: No installed package has it.
+    """
+    found = next((study for study in STUDIES if study.result_name == result.study), None)
+    if found is None:
+        raise ConfigError(
+            f"the result is of the study {result.study!r}, which is not installed. Install the package that wrote it; "
+            f"known are {', '.join(study.result_name for study in STUDIES)}"
+        )
+    return found
+
+
+def settings_of(given: Mapping[str, Any], *needed: str) -> dict[str, Any]:
+    """Named settings without those that stand for themselves, which must be there.
+
+    Raises:
+        ConfigError: One that is needed is missing.
+    """
+    if missing := [name for name in needed if not given.get(name)]:
+        raise ConfigError(f"{', '.join(missing)} must be given")
+    return {name: value for name, value in given.items() if name not in needed}
