@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from dualform.configuration import QUOTES, checked, read_settings
 from dualform.errors import ConfigError
 from dualform.seeds import Seeds
-from dualform.studies.study import STUDIES, Study, study_of
+from dualform.studies.study import STUDIES, Study, find_study
 
 _USUAL = "compare"
 """The study of a sweep that names none; folders of its groups do not name it either."""
@@ -189,10 +189,10 @@ def groups_of(configs: Iterable[BaseModel]) -> list[Group]:
     """
     groups = []
     for number, config in enumerate(configs):
-        try:
-            groups.append(_group(study_of(config).name, config, {}))
-        except ConfigError as error:
-            raise ConfigError(f"configs[{number}]: {error}") from error
+        study = find_study(config)
+        if study is None:
+            raise ConfigError(f"configs[{number}] is a {type(config).__name__}, no study's configuration")
+        groups.append(_group(study.name, config, {}))
     if not groups:
         raise ConfigError("configs is empty, so there is nothing to run")
     seen: set[str] = set()
@@ -276,7 +276,7 @@ def _entries(given: Sequence[str | dict[str, Any]], kind: str, study: Study) -> 
     if {kind, f"{kind}s"} & study.fields() & {"model", "models", "task"}:
         return [_entry(one, kind) for one in given]
     if given:
-        raise ConfigError(f"study {study.name} has no {kind} of its own: leave {kind}s out")
+        raise ConfigError(f"study {study.name} has no models and tasks of its own: leave {kind}s out")
     return [{}]
 
 

@@ -215,13 +215,18 @@ STUDIES = Registry("dualform.studies", "study", Study)
 """All studies that are installed."""
 
 
+def find_study(config: object) -> Study | None:
+    """The study that a configuration belongs to; None where it is no study's."""
+    return next((study for study in STUDIES if study.config() is type(config)), None)
+
+
 def study_of(config: BaseModel) -> Study:
     """The study that a configuration belongs to.
 
     Raises:
         ConfigError: It is the configuration of no study.
     """
-    found = next((study for study in STUDIES if study.config() is type(config)), None)
+    found = find_study(config)
     if found is None:
         names = ", ".join(study.config().__name__ for study in STUDIES)
         raise ConfigError(f"a {type(config).__name__} is no study's configuration: give one of {names}")
