@@ -22,12 +22,13 @@ from dualform.studies.pieces import Cells, NoCells, Piece
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
     from dualform.attention_record import AttentionRecord
     from dualform.learners.remembered import ReadingMemory
     from dualform.models.language_model import LanguageModel
     from dualform.models.machine import Machine
+    from dualform.report.table import Table
     from dualform.result import Result
     from dualform.studies.plan import Plan
     from dualform.tasks.task import Task
@@ -112,7 +113,7 @@ class View:
 
     headlines: Callable[["Result"], Sequence[str]]
     """Sentences for the terminal, the most important first."""
-    tables: Callable[["Result"], Sequence["Table"]]
+    tables: Callable[["Result"], Sequence["Table | RichTable"]]
     """Tables for the terminal, at most 80 columns wide."""
     page: Callable[..., str]
     """One HTML document that needs no network, from the result; and from `StudyOutput.attention` for a study that has

@@ -1,9 +1,8 @@
 """What a written fold is worth, in plain sentences: the same on the terminal and on the page."""
 
-from rich.table import Table
-
 from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
 from dualform.report.phrases import OUTSIDE, is_few, is_undefined, plural, share
+from dualform.report.table import Table
 from dualform.result import FEWEST_FOR_INTERVAL, Against, Result
 from dualform.studies.against_words import break_even, recovered_share, stands
 from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
