@@ -122,11 +122,11 @@ def test_a_mistake_is_named_with_its_value(changes: dict[str, Any], message: str
             "270000 cells",
         ),
         ("configs: [{study: compare, model: a, task: mr, seeds: 0..10000}]\n", "more than 10000 seeds"),
-        ("models: [a]\ntasks: [mr]\nstudy: tuning\n", "study: 'tuning' is no study: choose one of compare, fold"),
+        ("models: [a]\ntasks: [mr]\nstudy: tuning\n", "study: 'tuning' is no study: choose one of compare, stability"),
         ("modles: [a]\n", "modles: Extra inputs"),
         ("configs: 3\n", "configs should be a list"),
         ("configs: []\nmodels: [a]\n", "models cannot stand beside configs"),
-        ("configs: [{study: x}]\n", r"configs\[0\] names no study: compare, fold"),
+        ("configs: [{study: x}]\n", r"configs\[0\] names no study: compare, stability"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, text: str, message: str) -> None:
