@@ -19,7 +19,7 @@ from dualform.cli.main import app
 from dualform.learners.base import Context
 from dualform.models.encoding import Encoder
 from dualform.models.language_model import LanguageModel
-from dualform.report.measures import MEASURES, known_controls
+from dualform.report.measures import known_controls, known_measures
 from dualform.result import Laboratory, Result
 from dualform.runs.sweep_config import SweepConfig, expand, read_sweep_file
 from dualform.studies.comparison.config import CHEAP_CONTROLS
@@ -398,7 +398,7 @@ def kinds_of_column(names: list[str]) -> list[str]:
     return list(dict.fromkeys(name.partition(":")[0] for name in names))
 
 
-@pytest.mark.parametrize("key", [measure.key for measure in MEASURES])
+@pytest.mark.parametrize("key", [measure.key for measure in known_measures()])
 def test_the_measures_page_names_every_measure(key):
     assert f"`{key}`" in page("measures")
 

@@ -60,6 +60,27 @@ OWN: dict[str, dict[str, str]] = {
         "momentum": "dualform.studies.momentum:STUDY",
         "regress": "dualform.studies.laboratory:STUDY",
     },
+    "dualform.measures": {
+        name: f"dualform.studies.own_measures:{name.upper()}"
+        for name in (
+            "rec2ftp",
+            "sim_aou",
+            "sim_aou_raw",
+            "sim_am",
+            "sim_am_before",
+            "sim_am_centred",
+            "sim_am_softmax",
+            "sim_am_delta",
+            "kendall",
+            "kendall_demo",
+            "direct_update",
+            "agreement",
+            "top_k_overlap",
+            "overlap_cosine",
+            "vocabulary_shared",
+            "relaxation",
+        )
+    },
 }
 """Group -> name -> `module:attribute`, in the order in which they are run and shown."""
 

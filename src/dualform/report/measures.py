@@ -1,7 +1,7 @@
 """The measures of likeness and their controls: order, names, what each says and how each misleads.
 
-One place for charts, page and terminal. A key that is not known is still shown, under the key itself. Controls are
-described where they are made, and found through the registry.
+One place for charts, page and terminal. A key that is not known is still shown, under the key itself. Measures and
+controls are described where they are made, and found through the registries.
 """
 
 import contextlib
@@ -33,106 +33,9 @@ class Measure:
     """What the number says, for a reader who has not read the paper."""
     caution: str
     """What the number does not say, in one line."""
+    counts_answers: bool = False
+    """A share of answers: of few of them a count stands in its place."""
 
-
-MEASURES: tuple[Measure, ...] = (
-    Measure(
-        "rec2ftp",
-        "Rec2FTP",
-        "Of the answers that finetuning put right, the share that context put right too.",
-        "Read it beside its chance level: a good in-context learner recovers many answers by luck.",
-    ),
-    Measure(
-        "sim_aou",
-        "SimAOU",
-        "Do context and finetuning move the attention output in the same direction? Cosine; 1: the same, 0: unrelated.",
-        "The outputs are normalised before they are subtracted, which raises the score; compare with the controls.",
-    ),
-    Measure(
-        "sim_aou_raw",
-        "SimAOU, raw",
-        "The same question, without normalising the outputs first.",
-        "Part of an update may come from the query's later position alone.",
-    ),
-    Measure(
-        "sim_am",
-        "SimAM",
-        "Do the prompted and the finetuned model look at the query's words alike? Cosine of scores before softmax.",
-        "Adding a constant to the scores changes it, though it changes nothing that the model does.",
-    ),
-    Measure(
-        "sim_am_before",
-        "SimAM before finetuning",
-        "The same likeness between the prompted and the unchanged model: where SimAM starts from.",
-        "A starting point, not a likeness to finetuning.",
-    ),
-    Measure(
-        "sim_am_centred",
-        "SimAM, centred",
-        "SimAM after removing each row's mean, so that added constants no longer count.",
-        "High already before finetuning in most models.",
-    ),
-    Measure(
-        "sim_am_softmax",
-        "SimAM, after softmax",
-        "SimAM of the attention weights themselves.",
-        "A few tokens with large weights decide it.",
-    ),
-    Measure(
-        "sim_am_delta",
-        "SimAM of changes",
-        "Do context and finetuning change the attention scores in the same direction?",
-        "Small changes make it noisy.",
-    ),
-    Measure(
-        "kendall",
-        "Kendall, tokens",
-        "Does the prompted model attend to the same training tokens that finetuning weighs most? Rank correlation.",
-        "Neighbouring tokens are not independent.",
-    ),
-    Measure(
-        "kendall_demo",
-        "Kendall, demonstrations",
-        "The same for whole demonstrations.",
-        "Few demonstrations give few ranks.",
-    ),
-    Measure(
-        "direct_update",
-        "Direct update",
-        "Cosine of the two weight updates themselves, in the linear form of attention.",
-        "Holds as far as linear attention describes the head; see the relaxation.",
-    ),
-    Measure(
-        "agreement",
-        "Output agreement",
-        "Share of the queries to which the prompted and the finetuned model give the same answer; 1: all of them.",
-        "Even above the chance level below it, two models may agree because both answer as the unchanged model does.",
-    ),
-    Measure(
-        "top_k_overlap",
-        "Top tokens shared",
-        "Of the ten likeliest next tokens of one model, the share that are among the other's ten; 1: the same ten.",
-        "Both models may keep what the unchanged model finds likely.",
-    ),
-    Measure(
-        "overlap_cosine",
-        "Cosine over shared tokens",
-        "Are those shared tokens also alike in probability? Cosine; 1: in proportion.",
-        "Probabilities are positive and one token often has most, so nearly any pair scores high.",
-    ),
-    Measure(
-        "vocabulary_shared",
-        "Probability shared",
-        "How much probability both models put on the same next tokens, over the whole vocabulary; 1: all of it.",
-        "Context also teaches the form of the answer, which is no part of the label.",
-    ),
-    Measure(
-        "relaxation",
-        "Linear relaxation",
-        "Does linear attention describe this model's heads? Cosine with the true output; 1: the same up to scale.",
-        "Says whether the theory's premise holds, not whether its conclusion does.",
-    ),
-)
 
 DETAIL_TITLES: dict[str, str] = {
     "chance": "chance level (independent)",
@@ -189,13 +92,26 @@ def _known_controls(path: tuple[str, ...]) -> tuple[Control, ...]:
     return tuple(control for controls in found.values() for control in controls)
 
 
-COUNTED = ("rec2ftp", "agreement")
-"""Measures that are shares of answers: of few answers a count stands in their place."""
+def known_measures() -> tuple[Measure, ...]:
+    """All measures that a result may hold, in the order in which they are shown; those of other packages included."""
+    return _known_measures(tuple(sys.path))
+
+
+@lru_cache(maxsize=8)
+def _known_measures(path: tuple[str, ...]) -> tuple[Measure, ...]:
+    registry = Registry("dualform.measures", "measure", object)
+    found = []
+    for name in registry.names():
+        with contextlib.suppress(ConfigError):
+            words = getattr(registry[name], "words", None)
+            if isinstance(words, Measure):
+                found.append(words)
+    return tuple(found)
 
 
 def is_count(key: str, estimate: Estimate) -> bool:
     """Whether a measure is a share of so few answers that it is reported as a count."""
-    return key in COUNTED and is_few(estimate)
+    return measure_of(key).counts_answers and is_few(estimate)
 
 
 def score(key: str, estimate: Estimate) -> str:
@@ -210,7 +126,7 @@ def score_interval(key: str, estimate: Estimate) -> str:
 
 def measure_of(key: str) -> Measure:
     """The table's entry for `key`; one that is named by the key and says nothing where there is none."""
-    return next((known for known in MEASURES if known.key == key), Measure(key, key, "", ""))
+    return next((known for known in known_measures() if known.key == key), Measure(key, key, "", ""))
 
 
 def control_of(key: str) -> Control:
@@ -220,7 +136,7 @@ def control_of(key: str) -> Control:
 
 def in_order(keys: Iterable[str]) -> list[str]:
     """`keys` in the table's order; unknown ones last, as they came."""
-    order = {known.key: position for position, known in enumerate(MEASURES)}
+    order = {known.key: position for position, known in enumerate(known_measures())}
     return sorted(keys, key=lambda key: order.get(key, len(order)))
 
 

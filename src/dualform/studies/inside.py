@@ -5,43 +5,27 @@ does not grow with the number of queries. The two that are compared are sides: i
 in its controls whatever stands in for one of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptedModel
 from dualform.models.anatomy import Anatomy
 from dualform.models.capture import Recording, Trace, stack_layers
 from dualform.models.encoding import EncodedDemonstrations
 from dualform.models.language_model import Readings
 from dualform.models.query_scale import query_scale
-from dualform.ops.agreement import (
-    kl_divergence,
-    label_agreement,
-    overlap_cosine,
-    top_k_overlap,
-    total_variation,
-)
 from dualform.ops.cosine import cosine, unit, widened
 from dualform.ops.dual_form import outer_product_update, relaxation
 from dualform.ops.random_update import matched_random, released_random
-from dualform.ops.rank import demonstration_log_mass, ft_logits, icl_logits, kendall_tau_b
-from dualform.ops.similarity import (
-    direct_update,
-    sim_am,
-    sim_am_centred,
-    sim_am_delta,
-    sim_am_softmax,
-    sim_aou,
-    sim_aou_raw,
-)
+from dualform.ops.rank import ft_logits, icl_logits
 from dualform.ops.streams import stream
+from dualform.studies.measures import MEASURES, Need
 
-# Relative change of a row of scores that float32 angles of some thousand positions can feign.
-_ROUNDING = 1e-3
 # Logits nearer than this part of the row's largest are ties.
 _TIED = 1e-5
 
@@ -285,6 +269,36 @@ def _randomly_changed(before: Tensor, after: Tensor, real: Tensor, n: int, gener
     return torch.where(real, before + drawn * size, after)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two sides, and zero-shot before both: what a measure is computed from, for one group of queries."""
+
+    zsl: Readings
+    a: Side
+    """ICL, or what stands in for it."""
+    b: Side
+    """FT, or what stands in for it."""
+    moved_by: Trace
+    """See `likeness`."""
+    answers: bool = True
+    """Both sides' answers are their own."""
+
+    @property
+    def before(self) -> Trace:
+        """Zero-shot's trace."""
+        return _traced(self.zsl)
+
+    def has(self, need: Need) -> bool:
+        """Whether both sides, and zero-shot where it matters, have what a measure needs."""
+        if need == "answers":
+            return self.answers
+        if need in ("output", "scores"):
+            return all(getattr(trace, need) is not None for trace in (self.before, self.a.trace, self.b.trace))
+        if need == "ranks":
+            return all(side.ranks is not None and side.demonstration_of is not None for side in (self.a, self.b))
+        return self.a.update is not None and self.b.update is not None
+
+
 def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True, moved_by: Trace | None = None) -> dict[str, Tensor]:
     """Every measure of two sides.
 
@@ -300,14 +314,30 @@ def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True, moved_by: Tr
         Measure name -> tensor on the CPU whose first axis is `example` (1 for a number that all queries share), then
         `layer`, then `head` where it has them. Names with a dot are companions of the measure before the dot.
     """
-    before = _traced(zsl)
-    found = _outputs(a.readings, b.readings) if answers else {}
-    found |= _attention_maps(before, a.trace, b.trace, moved_by or a.trace)
-    found |= _attention_outputs(before, a.trace, b.trace)
-    found |= _demonstrations(a, b)
-    if a.update is not None and b.update is not None:
-        found["direct_update"] = direct_update(a.update, b.update)
-    return _real(found, before)
+    pair = Pair(zsl, a, b, moved_by or a.trace, answers)
+    found: dict[str, Tensor] = {}
+    for name in MEASURES.names():
+        measure = MEASURES[name]
+        if measure.needs and all(pair.has(need) for need in measure.needs):
+            found |= _checked(name, measure.compute(pair), len(zsl.queries))
+    return _real(found, pair.before)
+
+
+def _checked(name: str, found: Mapping[str, Tensor], n: int) -> Mapping[str, Tensor]:
+    """What a measure returned.
+
+    Raises:
+        ConfigError: A key or a shape is not that of this measure; other packages define measures too.
+    """
+    for key, value in found.items():
+        if key.partition(".")[0] != name:
+            raise ConfigError(f"the measure {name} returned {key!r}: return {name!r} and names such as '{name}.detail'")
+        if value.dim() not in (1, 2, 3) or len(value) not in (1, n):
+            raise ConfigError(
+                f"the measure {name} returned {key} of shape {tuple(value.shape)} for {n} queries: return a number for "
+                "each query, and then for each layer, and then for each head, or one that all queries share"
+            )
+    return found
 
 
 def _by_attention_head(update: Tensor, trace: Trace) -> Tensor:
@@ -330,66 +360,20 @@ def _real(found: dict[str, Tensor], trace: Trace) -> dict[str, Tensor]:
         return measures
     for name, value in measures.items():
         if value.dim() == 3:
-            real = trace.real_heads(value.shape[2], of_keys=name == "direct_update")
+            real = trace.real_heads(value.shape[2], of_keys=_counts_key_heads(name))
             assert real is not None
             measures[name] = value.masked_fill(~real.cpu(), torch.nan)
     return measures
 
 
+def _counts_key_heads(key: str) -> bool:
+    measure = MEASURES.get(key.partition(".")[0])
+    return measure is not None and measure.heads == "key_value"
+
+
 def _traced(readings: Readings) -> Trace:
     assert readings.trace is not None
     return readings.trace
-
-
-def _outputs(a: Readings, b: Readings) -> dict[str, Tensor]:
-    return {
-        "agreement": label_agreement(a.log_probabilities, b.log_probabilities),
-        "agreement.total_variation": total_variation(a.log_probabilities, b.log_probabilities),
-        "agreement.kl_icl_ft": kl_divergence(a.log_probabilities, b.log_probabilities),
-        "top_k_overlap": top_k_overlap(a.next_token, b.next_token),
-        "overlap_cosine": overlap_cosine(a.next_token, b.next_token),
-        "vocabulary_shared": 1 - total_variation(a.next_token, b.next_token),
-    }
-
-
-def _attention_maps(zsl: Trace, a: Trace, b: Trace, moved_by: Trace) -> dict[str, Tensor]:
-    assert moved_by.scores is not None
-    assert zsl.scores is not None
-    assert a.scores is not None
-    assert b.scores is not None
-    mask = zsl.mask
-    delta = sim_am_delta(zsl.scores, a.scores, b.scores, mask)
-    return {
-        "sim_am": sim_am(a.scores, b.scores, mask),
-        "sim_am_before": sim_am(a.scores, zsl.scores, mask),
-        "sim_am_centred": sim_am_centred(a.scores, b.scores, mask),
-        "sim_am_softmax": sim_am_softmax(a.scores, b.scores, mask),
-        "sim_am_delta": delta.masked_fill(_unmoved(zsl.scores, moved_by.scores, mask), torch.nan),
-    }
-
-
-def _unmoved(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
-    """True where scores changed by no more than rounding, `(example, layer, head)`.
-
-    With rotary positions the first layer's scores among a query's own tokens cannot depend on what stands before
-    them, but angles of large positions are rounded: the "change" is then noise, and its direction means nothing.
-    """
-    shown = mask[:, None, None] & before.isfinite() & after.isfinite()
-    change = torch.where(shown, after - before, 0.0).norm(dim=-1)
-    return change <= _ROUNDING * torch.where(shown, before, 0.0).norm(dim=-1)
-
-
-def _attention_outputs(zsl: Trace, a: Trace, b: Trace) -> dict[str, Tensor]:
-    if zsl.output is None or a.output is None or b.output is None:
-        return {}
-    moved_a, moved_b = ((side - zsl.output).norm(dim=-1) for side in (a.output, b.output))
-    return {
-        "sim_aou": sim_aou(zsl.output, a.output, b.output),
-        "sim_aou_raw": sim_aou_raw(zsl.output, a.output, b.output),
-        "sim_aou_raw.norm_icl": moved_a,
-        "sim_aou_raw.norm_ft": moved_b,
-        "sim_aou_raw.norm_ratio": torch.where(moved_a > 0, moved_b / moved_a, torch.nan),
-    }
 
 
 def _settled(logits: Tensor) -> Tensor:
@@ -401,20 +385,3 @@ def _settled(logits: Tensor) -> Tensor:
     largest = logits.masked_fill(~logits.isfinite(), 0.0).abs().amax(dim=-1, keepdim=True)
     step = (largest * _TIED).clamp(min=torch.finfo(logits.dtype).tiny)
     return torch.where(logits.isfinite(), (logits / step).round() * step, logits)
-
-
-def _demonstrations(a: Side, b: Side) -> dict[str, Tensor]:
-    if a.ranks is None or b.ranks is None or a.demonstration_of is None or b.demonstration_of is None:
-        return {}
-    found = {}
-    if torch.equal(a.demonstration_of, b.demonstration_of):
-        found["kendall"] = kendall_tau_b(a.ranks, b.ranks)
-    n = int(max(a.demonstration_of.max(), b.demonstration_of.max())) + 1
-    # One demonstration has no rank: its tau is NaN, and the measure stays in the tables of the other seeds.
-    masses = (
-        demonstration_log_mass(a.ranks, a.demonstration_of, n),
-        demonstration_log_mass(b.ranks, b.demonstration_of, n),
-    )
-    taus = kendall_tau_b(*masses) if n > 1 else torch.full(a.ranks.shape[:2], torch.nan, dtype=a.ranks.dtype)
-    found["kendall_demo"] = taus
-    return found

@@ -12,17 +12,7 @@ from dualform.ops.permutation import adjusted_for_discoveries, sign_flip_p
 from dualform.ops.power import minimum_detectable
 from dualform.result import FEWEST_FOR_INTERVAL, Calibrated, Estimate
 from dualform.studies.controls import facts_of, names_of_kind
-
-STATES = (
-    "agreement",
-    "top_k_overlap",
-    "overlap_cosine",
-    "vocabulary_shared",
-    "sim_am",
-    "sim_am_centred",
-    "sim_am_softmax",
-)
-"""Measures that compare states, and not changes from zero-shot."""
+from dualform.studies.measures import MEASURES
 
 FEWEST_FIXED = FEWEST_FOR_INTERVAL
 """A control that put fewer answers right gives no Rec2FTP that a floor or ceiling could be made of."""
@@ -31,7 +21,9 @@ FEWEST_FIXED = FEWEST_FOR_INTERVAL
 def floors_of(measure: str) -> tuple[str, ...]:
     """Controls that may be the floor of a measure."""
     facts = {name: facts_of(name) for name in names_of_kind("floor")}
-    return tuple(name for name, one in facts.items() if measure not in STATES or one is None or one.moves_states)
+    known = MEASURES.get(measure)
+    changes = known is None or known.compares == "changes"
+    return tuple(name for name, one in facts.items() if changes or one is None or one.moves_states)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from dualform.studies.inside import (
     released_random_side,
     trained_side,
 )
+from dualform.studies.measures import MEASURES
 from dualform.studies.tuning import trained
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.sources import load_task
@@ -470,7 +471,7 @@ def _wanted(want: Recordings, *, prompted: bool, ranked: bool) -> Recording:
 
 def _named(control: str, measured: dict[str, Tensor]) -> dict[str, Tensor]:
     """Measures under the control's name; companions are left out, but for how far a swept rate moved the model."""
-    kept = {name: value for name, value in measured.items() if "." not in name and name != "sim_am_before"}
+    kept = {name: value for name, value in measured.items() if "." not in name and MEASURES[name].in_controls}
     # Heads of every control, over all queries and seeds, would be most of a run's memory, and nobody looks at them.
     kept = {name: value.nanmean(dim=2) if value.dim() > 2 else value for name, value in kept.items()}
     if control.startswith(RATE) and "sim_aou_raw.norm_ratio" in measured:

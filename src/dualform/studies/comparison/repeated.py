@@ -22,6 +22,7 @@ from dualform.studies.comparison.calibrate import Shares
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.inside import Side, likeness
+from dualform.studies.measures import MEASURES
 from dualform.studies.statistics import Statistics
 
 
@@ -62,7 +63,7 @@ def repeat_measures(zsl: Readings, sides: dict[str, Side], repeat: Side) -> dict
     for name in ("icl", "ft"):
         measured = likeness(zsl, sides[name], repeat, moved_by=sides["icl"].trace)
         for key, value in measured.items():
-            if "." not in key and key != "sim_am_before":
+            if "." not in key and MEASURES[key].in_controls:
                 found[f"repeat/{name}/{key}"] = value.nanmean(dim=2) if value.dim() > 2 else value
     return found
 

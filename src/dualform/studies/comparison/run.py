@@ -38,6 +38,7 @@ from dualform.studies.comparison.summary import examples_table, summarise
 from dualform.studies.controls import CONTROLS
 from dualform.studies.facts import Asked
 from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
+from dualform.studies.measures import MEASURES
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.tuning import trained
@@ -206,6 +207,7 @@ class _Run:
         # Numbers of another version of a package are not gone on with.
         versions = tuple(origin for name in bench.config.learners if (origin := LEARNERS.origin(name)))
         versions += tuple(origin for name in bench.config.controls if (origin := CONTROLS.origin(name)))
+        versions += tuple(origin for name in MEASURES.names() if (origin := MEASURES.origin(name)))
         return cls(bench, notes, drawn, (*read, *versions), cells, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
@@ -261,6 +263,9 @@ def set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Ben
         notes.append("No controls were run: they stand in for ICL and FT beside zero-shot, behind demonstrations.")
     for name in controls:
         CONTROLS[name].prepare(config)
+    for name in MEASURES.names():
+        # One of another package that cannot be loaded is reported before any work is done.
+        MEASURES[name]
     config = config.model_copy(update={"learners": learners, "controls": controls})
     paper = task.paper_split if config.preset == "dai2023" else None
     bench = Bench.of(config, lm, task, report_split=paper, select_on=config.select_on)

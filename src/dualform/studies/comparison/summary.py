@@ -35,6 +35,7 @@ from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.repeated import Repeats, with_rounding
 from dualform.studies.controls import facts_of
 from dualform.studies.facts import Asked, baseline_notes, environment, model_facts, task_facts
+from dualform.studies.measures import MEASURES
 from dualform.studies.statistics import NO_INTERVAL, Interval, Statistics
 
 
@@ -201,10 +202,10 @@ class _Measured:
 
 def _similarities(measures: Mapping[str, Tensor], stats: Statistics) -> dict[str, Similarity]:
     similarity = {name: stats.similarity(values) for name, values in measures.items() if "." not in name}
-    if "agreement" in similarity:
-        # A share of queries, and no mean of numbers that each have a size.
-        share = stats.share(measures["agreement"])
-        similarity["agreement"] = similarity["agreement"].model_copy(update={"ci95": share.ci95})
+    for name, one in similarity.items():
+        if (measure := MEASURES.get(name)) is not None and measure.counts_answers:
+            # A share of queries, and no mean of numbers that each have a size.
+            similarity[name] = one.model_copy(update={"ci95": stats.share(measures[name]).ci95})
     for name, values in measures.items():
         first, _, rest = name.partition(".")
         if rest:

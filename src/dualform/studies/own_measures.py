@@ -1,0 +1,203 @@
+"""dualform's own measures: what each says, where it is from, what chance is. Their functions: `pair_measures`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dualform.studies.measures import Measure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dualform.studies.inside import Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnMeasure(Measure):
+    """A measure whose function in `pair_measures` has its name."""
+
+    def compute(self, pair: Pair) -> Mapping[str, Tensor]:
+        """Its number, and its companions."""
+        # Pages name measures, and are drawn without torch.
+        from dualform.studies import pair_measures
+
+        found: Mapping[str, Tensor] = getattr(pair_measures, self.name)(pair)
+        return found
+
+
+REC2FTP = Measure(
+    name="rec2ftp",
+    title="Rec2FTP",
+    meaning="Of the answers that finetuning put right, the share that context put right too.",
+    caution="Read it beside its chance level: a good in-context learner recovers many answers by luck.",
+    source="arXiv:2212.10559v3, section 4.3; the chance level is dualform's own",
+    range=(0, 1),
+    chance="the share of all answers that were wrong before which context put right",
+    counts_answers=True,
+)
+"""Of all queries' answers together, so that the study computes it."""
+SIM_AOU = OwnMeasure(
+    name="sim_aou",
+    title="SimAOU",
+    meaning="Do context and finetuning move the attention output in the same direction? Cosine; 1: the same, "
+    "0: unrelated.",
+    caution="The outputs are normalised before they are subtracted, which raises the score; compare with the controls.",
+    source="arXiv:2212.10559v3, section 4.4",
+    range=(-1, 1),
+    chance="above 0, because normalising raises it: the controls say how far",
+    needs=("output",),
+)
+SIM_AOU_RAW = OwnMeasure(
+    name="sim_aou_raw",
+    title="SimAOU, raw",
+    meaning="The same question, without normalising the outputs first.",
+    caution="Part of an update may come from the query's later position alone.",
+    source="arXiv:2212.10559v3, section 4.4, without its normalisation: a departure",
+    range=(-1, 1),
+    chance="0 for unrelated directions",
+    needs=("output",),
+)
+SIM_AM = OwnMeasure(
+    name="sim_am",
+    title="SimAM",
+    meaning="Do the prompted and the finetuned model look at the query's words alike? Cosine of scores before softmax.",
+    caution="Adding a constant to the scores changes it, though it changes nothing that the model does.",
+    source="arXiv:2212.10559v3, section 4.5",
+    range=(-1, 1),
+    chance="far above 0, because both sides' scores stem from the same model: see SimAM before finetuning",
+    needs=("scores",),
+    compares="states",
+)
+SIM_AM_BEFORE = OwnMeasure(
+    name="sim_am_before",
+    title="SimAM before finetuning",
+    meaning="The same likeness between the prompted and the unchanged model: where SimAM starts from.",
+    caution="A starting point, not a likeness to finetuning.",
+    source="arXiv:2212.10559v3, section 4.5 (before finetuning)",
+    range=(-1, 1),
+    chance="as SimAM",
+    needs=("scores",),
+    compares="states",
+    in_controls=False,
+)
+SIM_AM_CENTRED = OwnMeasure(
+    name="sim_am_centred",
+    title="SimAM, centred",
+    meaning="SimAM after removing each row's mean, so that added constants no longer count.",
+    caution="High already before finetuning in most models.",
+    source="arXiv:2212.10559v3, section 4.5, made blind to added constants: a departure",
+    range=(-1, 1),
+    chance="far above 0, as SimAM",
+    needs=("scores",),
+    compares="states",
+)
+SIM_AM_SOFTMAX = OwnMeasure(
+    name="sim_am_softmax",
+    title="SimAM, after softmax",
+    meaning="SimAM of the attention weights themselves.",
+    caution="A few tokens with large weights decide it.",
+    source="arXiv:2212.10559v3, section 4.5, after softmax: a departure",
+    range=(0, 1),
+    chance="far above 0, as SimAM",
+    needs=("scores",),
+    compares="states",
+)
+SIM_AM_DELTA = OwnMeasure(
+    name="sim_am_delta",
+    title="SimAM of changes",
+    meaning="Do context and finetuning change the attention scores in the same direction?",
+    caution="Small changes make it noisy.",
+    source="arXiv:2311.07772, the corrected SimAM",
+    range=(-1, 1),
+    chance="0 for unrelated directions",
+    needs=("scores",),
+)
+KENDALL = OwnMeasure(
+    name="kendall",
+    title="Kendall, tokens",
+    meaning="Does the prompted model attend to the same training tokens that finetuning weighs most? Rank correlation.",
+    caution="Neighbouring tokens are not independent.",
+    source="arXiv:2212.10559v3, section 4.6",
+    range=(-1, 1),
+    chance="0 for independent orders",
+    needs=("ranks",),
+)
+KENDALL_DEMO = OwnMeasure(
+    name="kendall_demo",
+    title="Kendall, demonstrations",
+    meaning="The same for whole demonstrations.",
+    caution="Few demonstrations give few ranks.",
+    source="arXiv:2212.10559v3, section 4.6, for whole demonstrations: dualform's own",
+    range=(-1, 1),
+    chance="0 for independent orders",
+    needs=("ranks",),
+)
+DIRECT_UPDATE = OwnMeasure(
+    name="direct_update",
+    title="Direct update",
+    meaning="Cosine of the two weight updates themselves, in the linear form of attention.",
+    caution="Holds as far as linear attention describes the head; see the relaxation.",
+    source="arXiv:2212.10559v3, equations (12) and (13), compared with each other: dualform's own",
+    range=(-1, 1),
+    chance="0 for unrelated directions",
+    needs=("update",),
+    heads="key_value",
+)
+AGREEMENT = OwnMeasure(
+    name="agreement",
+    title="Output agreement",
+    meaning="Share of the queries to which the prompted and the finetuned model give the same answer; 1: all of them.",
+    caution="Even above the chance level below it, two models may agree because both answer as the unchanged model "
+    "does.",
+    source="dualform's own; next to arXiv:2310.08540",
+    range=(0, 1),
+    chance="what the frequencies of both sides' answers alone would give (`chance`)",
+    needs=("answers",),
+    compares="states",
+    counts_answers=True,
+)
+TOP_K_OVERLAP = OwnMeasure(
+    name="top_k_overlap",
+    title="Top tokens shared",
+    meaning="Of the ten likeliest next tokens of one model, the share that are among the other's ten; 1: the same ten.",
+    caution="Both models may keep what the unchanged model finds likely.",
+    source="arXiv:2310.08540, token overlap",
+    range=(0, 1),
+    chance="ten over the size of the vocabulary",
+    needs=("answers",),
+    compares="states",
+)
+OVERLAP_COSINE = OwnMeasure(
+    name="overlap_cosine",
+    title="Cosine over shared tokens",
+    meaning="Are those shared tokens also alike in probability? Cosine; 1: in proportion.",
+    caution="Probabilities are positive and one token often has most, so nearly any pair scores high.",
+    source="arXiv:2310.08540, restricted to the common tokens",
+    range=(0, 1),
+    chance="near 1, since probabilities are positive",
+    needs=("answers",),
+    compares="states",
+)
+VOCABULARY_SHARED = OwnMeasure(
+    name="vocabulary_shared",
+    title="Probability shared",
+    meaning="How much probability both models put on the same next tokens, over the whole vocabulary; 1: all of it.",
+    caution="Context also teaches the form of the answer, which is no part of the label.",
+    source="dualform's own: one less the total variation distance",
+    range=(0, 1),
+    chance="depends on the model: what any two prompts share",
+    needs=("answers",),
+    compares="states",
+)
+RELAXATION = Measure(
+    name="relaxation",
+    title="Linear relaxation",
+    meaning="Does linear attention describe this model's heads? Cosine with the true output; 1: the same up to scale.",
+    caution="Says whether the theory's premise holds, not whether its conclusion does.",
+    source="arXiv:2212.10559v3, section 3.1: how far its linear attention describes the heads; dualform's own",
+    range=(-1, 1),
+    chance="0 for unrelated directions",
+)
+"""Of ICL alone, so that the study computes it (`Prompted.relaxation`)."""
