@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from dualform.studies.inside import (
     released_random_side,
     trained_side,
 )
+from dualform.studies.measures import MEASURES
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from tests.studies.reference import finetune, measures_of_one_query, plain_model, tau_of_two_contexts
 from tests.studies.small import small_lm, small_task
@@ -512,3 +514,37 @@ def test_finetuning_in_another_order_is_lined_up_too() -> None:
     torch.testing.assert_close(measures["kendall_demo"], torch.ones_like(measures["kendall"]), rtol=0, atol=1e-9)
     unaligned = trained_side(adapted, reading, zsl, Shown.of(encoded, lm.device))
     assert likeness(zsl, same, unaligned)["kendall_demo"].mean() < 0.9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_measure_of_two_sides_has_a_record_and_stays_in_its_range(family: str) -> None:
+    found = {name: value for name, value in measured(family).items() if "." not in name}
+    # Rec2FTP is of all queries' answers together.
+    assert set(found) == set(MEASURES.own) - {"rec2ftp"}
+    for name, value in found.items():
+        low, high = MEASURES[name].range
+        real = value[value.isfinite()]
+        assert real.numel(), name
+        # Cosines are rounded.
+        assert low - 1e-9 <= float(real.min()), name
+        assert float(real.max()) <= high + 1e-9, name
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        ("output", {"sim_aou", "sim_aou_raw"}),
+        ("ranks", {"kendall", "kendall_demo"}),
+        ("update", {"direct_update"}),
+        ("answers", {"agreement", "top_k_overlap", "overlap_cosine", "vocabulary_shared"}),
+    ],
+)
+def test_a_measure_is_left_out_where_a_side_lacks_what_it_needs(missing: str, gone: set[str]) -> None:
+    zsl, a, b = read("llama")
+    if missing == "output":
+        b = dataclasses.replace(b, trace=dataclasses.replace(b.trace, output=None))
+    elif missing != "answers":
+        lacking: dict[str, Any] = {missing: None}
+        b = dataclasses.replace(b, **lacking)
+    found = likeness(zsl, a, b, answers=missing != "answers")
+    assert {name for name in likeness(*read("llama")) if "." not in name} - set(found) == gone
