@@ -156,7 +156,7 @@ def test_tables_go_to_standard_output_and_the_rest_to_standard_error(dualform: C
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--out", out)
 
     assert done.code == 0
-    for title in ("Accuracy", "Likeness of context and finetuning", "Cost", "Note: "):
+    for title in ("Accuracy", "Similarity of context and finetuning", "Cost", "Note: "):
         assert title in done.out
     assert "The page: " in done.err
     assert "Accuracy" not in done.err
