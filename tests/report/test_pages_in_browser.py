@@ -181,6 +181,7 @@ def test_a_group_of_a_sweep_is_linked_to_beside_the_page(open_page, tmp_path):
     (folder / "report.html").write_text(html("sweep"), encoding="utf-8")
     (group / "report.html").write_text("<!doctype html><title>its own page</title>", encoding="utf-8")
     page = open_page(folder / "report.html")
+    page.evaluate("document.getElementById('accuracy').open = true")
     page.locator("#accuracy table a").first.click()
     page.wait_for_function("document.title === 'its own page'")
 

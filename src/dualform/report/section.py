@@ -1,7 +1,7 @@
 """A section of a page: sentences, charts, tables, and sections within it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -45,6 +45,8 @@ class Section:
     sections: Sequence["Section"] = ()
     detail: bool = True
     """Whether it is closed until the reader, or a link, opens it."""
+    link: str = ""
+    """Address of a page of its own, relative to this one."""
     body: Markup = field(default_factory=lambda: Markup(""))
     """Markup that this kit does not make, such as an interactive view; whoever gives it has escaped it."""
 
@@ -55,18 +57,7 @@ class Section:
         sections = [part for each in self.sections if (part := each.shown()) is not None]
         if not (self.sentences or charts or tables or sections or self.body):
             return None
-        return Section(
-            self.id,
-            self.title,
-            self.sentences,
-            charts,
-            tables,
-            self.note,
-            self.as_list,
-            sections,
-            self.detail,
-            self.body,
-        )
+        return replace(self, charts=charts, tables=tables, sections=sections)
 
     def figures(self) -> list[Figure]:
         """Its figures and those of the sections within it."""

@@ -104,6 +104,8 @@ class Cell:
     """How many numbers the value is a mean of."""
     shown: str | None = None
     """What is written in the value's place, such as `3 of 4` or `never`; the data frame keeps the value."""
+    short: str | None = None
+    """What the terminal writes in the value's place, where that is shorter."""
     shown_interval: str | None = None
     """What is written in the interval's place, in a unit that no kind has."""
     notes: tuple[str, ...] = ()
@@ -115,7 +117,8 @@ class Cell:
     colour: str = ""
     """CSS colour of a dot before the value, on the page only."""
     tone: Literal["", "good", "bad", "best"] = ""
-    """Whether it is as it should be, or the best of its row: coloured, and said in words or signs as well."""
+    """Whether it is as it should be, or the best of its row: coloured, and said in words as well; the best has an
+    asterisk on the terminal."""
 
     @property
     def text(self) -> str:
@@ -193,8 +196,9 @@ class Row:
     """One row; its first cell is its heading."""
 
     cells: tuple[Cell, ...]
-    style: Literal["", "companion", "reference"] = ""
-    """`companion`: belongs to the row above it. `reference`: a level to compare with, such as chance."""
+    style: Literal["", "companion", "reference", "group"] = ""
+    """`companion`: belongs to the row above it. `reference`: a level to compare with, such as chance, or a mean.
+    `group`: heads the rows below it with its first cell alone."""
     where: Where = "everywhere"
 
 
@@ -272,9 +276,12 @@ class Table:
             line: list[Any] = []
             for at, column in places:
                 cell = row.cells[at]
-                lines = [cell.text, *([cell.interval] if column.interval == "below" and cell.interval else [])]
+                lines = [
+                    cell.text if cell.short is None else cell.short,
+                    *([cell.interval] if column.interval == "below" and cell.interval else []),
+                ]
                 lines += cell.notes if column.notes else ()
-                content = "\n".join(lines)
+                content = "\n".join(lines) + "*" * (cell.tone == "best")
                 text = Text(f"{content} !" if cell.flag else content, style=_style(cell))
                 # Padding and no spaces, so that a second line stands below the first.
                 line.append(Padding(text, (0, 0, 0, 2)) if at == 0 and row.style == "companion" else text)
@@ -412,6 +419,9 @@ def _html_text(text: str) -> Markup:
 
 def _html_row(row: Row, columns: Sequence[Column]) -> Markup:
     kind = Markup(' class="{}"').format(row.style) if row.style else Markup("")
+    if row.style == "group":
+        heading = Markup('<th scope="rowgroup" colspan="{}">{}</th>').format(len(columns), _html_cell(row.cells[0]))
+        return Markup("<tr{}>{}</tr>").format(kind, heading)
     first, *rest = row.cells
     # A row whose heading explains itself needs room for it; short names are kept on one line.
     width = Markup(' class="measure"') if sum(map(len, first.notes)) > 40 else Markup("")

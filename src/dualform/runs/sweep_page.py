@@ -1,42 +1,29 @@
 """A sweep as one HTML file that needs no network: who wins where, how sure, at what cost, and what is missing."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
-from urllib.parse import quote
-
-from dualform.report.measures import control_of, measure_of, score, score_interval
-from dualform.report.numerals import (
-    MISSING,
-    count,
-    decimal,
-    finite,
-    known,
-    percent,
-    percent_interval,
-    scaled,
-    significant,
-)
+from dualform.report.html import preformatted
+from dualform.report.measures import measure_of
+from dualform.report.numerals import known, percent, percent_interval
+from dualform.report.page import Fact, Page, commands_again, findings, render, run_section
 from dualform.report.palette import learner_style
-from dualform.report.phrases import (
-    difference,
-    difference_interval,
-    hundredths,
-    hundredths_interval,
-    is_few,
-    plural,
-    points,
-    points_interval,
-    share,
-)
-from dualform.report.shell import DescribedChart, card, commands_again, render_shell
-from dualform.result import Estimate, Result
+from dualform.report.phrases import difference, difference_interval, plural
+from dualform.report.section import Figure, Section
 from dualform.runs import sweep_charts
+from dualform.runs.sweep_table import (
+    Found,
+    agreeing_learners,
+    agreement_of,
+    cells_table,
+    cost_table,
+    failures_table,
+    grid_table,
+    href,
+    option_table,
+    similarity_table,
+    spread_table,
+)
 from dualform.runs.sweep_words import (
     GAP,
     SHARE,
-    TaskMean,
-    accuracy_of,
     axes_of,
     cell_sentence,
     cells_by_status,
@@ -46,42 +33,13 @@ from dualform.runs.sweep_words import (
     group_name,
     judged_measures,
     learners_of,
-    option_text,
     over_tasks,
-    seed_spread,
-    slice_name,
-    slices,
     study_name,
     sweep_verdict,
 )
-from dualform.studies.against_words import break_even, stands
 from dualform.studies.baseline_words import majority_level
-from dualform.studies.comparison.words import collapsed
 from dualform.studies.study import study_of_result
-from dualform.sweep_result import SweepGroup, SweepResult
-
-CHARTS: dict[str, DescribedChart] = {
-    "accuracy": (
-        sweep_charts.accuracy_by_task_chart,
-        "Mean accuracy of each learner on each task with its 95 % interval and one point a seed, one panel a model.",
-    ),
-    "gain": (
-        sweep_charts.gain_chart,
-        "Heat maps of model and task, one a learner: accuracy less that of zero-shot, in points.",
-    ),
-    "majority": (
-        sweep_charts.majority_share_chart,
-        "Share of the most frequent answer of each learner on each task, one panel a model.",
-    ),
-    "likeness": (
-        sweep_charts.likeness_by_task_chart,
-        "Each measure of likeness by task and model with its interval on one scale: 0 is its floor, 1 its ceiling.",
-    ),
-    "cost": (
-        sweep_charts.cost_by_model_chart,
-        "Mean accuracy over tasks of each learner and model against the floating-point operations of a query.",
-    ),
-}
+from dualform.sweep_result import SweepResult
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("group", "One model, one task and one set of options: all cells that differ in nothing but the seed."),
@@ -107,84 +65,209 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "cheaper after",
-        "Queries after which adapting and asking takes fewer operations than a prompt; median over tasks.",
+        "Queries after which adapting once and answering takes fewer operations than a prompt; median over tasks.",
     ),
 )
-
-Found = list[tuple[SweepGroup, Result]]
 
 
 def render_sweep(sweep: SweepResult) -> str:
     """The report of a sweep as one HTML document, ready to be written as UTF-8.
 
     Args:
-        sweep: Finished or not; sections without data are left out. Groups are linked to as `GROUP/report.html`, beside
-            the page.
+        sweep: Finished or not; sections without data are left out. Groups are linked to as `GROUP/report.html`,
+            relative to the page.
 
     Returns:
         The whole page, charts' libraries included, readable offline and printable.
     """
     found = compared(sweep)
-    axes = axes_of(found)
-    by_status = cells_by_status(sweep)
-    by_axis: dict[str, DescribedChart] = {
-        f"option-{number}": (partial(sweep_charts.option_chart, axis=axis), f"Accuracy of each learner against {axis}.")
-        for number, axis in enumerate(axes, 1)
-    }
-    learners = learners_of(found)
-    return render_shell(
-        "dualform.runs:sweep.html.j2",
-        sweep,
-        title=f"dualform: sweep {sweep.name}",
-        charts=CHARTS | by_axis,
-        styles=["study.css", "dualform.runs:sweep.css"],
-        verdict=sweep_verdict(sweep),
-        cards=_cards(sweep, found),
-        commands=_commands(sweep),
-        glossary=_glossary(found),
-        learners=[learner_style(key) for key in learners],
-        grid=_grid(sweep, found, learners),
-        has_majority=any(majority_level(result) is not None for _, result in found),
-        beside=[learner_style(key) for key in _agreeing(found)],
-        spread=_spread(found),
-        likeness=[_likeness(key, found) for key in judged_measures(found)],
-        cost=_cost(found),
-        options=[_option(number, axis, values, found) for number, (axis, values) in enumerate(axes.items(), 1)],
-        studies=_studies(sweep),
-        failures=[
-            {
-                "group": cell.group,
-                "seed": cell.seed,
-                "message": cell.failure.message if cell.failure else "no reason was kept",
-                "traceback": cell.failure.traceback.strip() if cell.failure else "",
-                "attempts": plural(cell.failure.attempts, "attempt") if cell.failure else "",
-                "lost": bool(cell.failure and cell.failure.lost),
-            }
-            for cell in by_status["failed"]
-        ],
-        pending=_pending(sweep),
-        cells=[
-            {
-                "key": cell.key[:12],
-                "group": cell.group,
-                "seed": MISSING if cell.seed is None else str(cell.seed),
-                "status": cell.status,
-                "seconds": significant(cell.seconds),
-            }
-            for cell in sweep.cells
-        ],
-        cell_sentence=cell_sentence(sweep),
-        n_models=len(slices(found)),
+    said = sweep_verdict(sweep)
+    gain = Figure(
+        "gain",
+        sweep_charts.gain_chart(sweep),
+        "Heat maps of model and task, one a learner: accuracy less that of zero-shot, in points.",
+        "What each learner adds to zero-shot: accuracy less zero-shot's, in points; orange above zero, blue below. "
+        "All maps "
+        "have one scale.",
+    )
+    return render(
+        Page(
+            title=f"dualform: sweep {sweep.name}",
+            about="Sweep",
+            version=sweep.dualform,
+            answer=said[0] if said else "This sweep holds no groups.",
+            warnings=sweep.warnings,
+            charts=[gain],
+            facts=_facts(sweep, found),
+            sections=[
+                findings(said),
+                _accuracy(sweep, found),
+                *_options(sweep, found),
+                _stability(sweep, found),
+                _similarity(sweep, found),
+                Section(
+                    "cost",
+                    "Cost",
+                    charts=[
+                        Figure(
+                            "cost",
+                            sweep_charts.cost_by_model_chart(sweep),
+                            "Mean accuracy over tasks of each learner and model against the floating-point operations "
+                            "of a "
+                            "query.",
+                            "Means over tasks. Colour: learner; shape: model. Operations on a log scale.",
+                        )
+                    ],
+                    tables=[cost_table(found)],
+                ),
+                _studies(sweep),
+                _failures(sweep),
+                Section("pending", "What has not begun", _pending(sweep), as_list=True),
+                Section("cells", "Cells", [cell_sentence(sweep)], tables=[cells_table(sweep)]),
+                run_section(sweep, _commands(sweep)),
+            ],
+            glossary=_glossary(found),
+        )
     )
 
 
-def href(group: SweepGroup) -> str:
-    """Where a group's own page lies, beside the sweep's."""
-    # The name is a folder's, whatever it holds: quoted it can be no other address.
-    return f"./{quote(group.name, safe='')}/report.html"
+def _accuracy(sweep: SweepResult, found: Found) -> Section:
+    common = "“Commonest label”: accuracy of always giving it. "
+    has_majority = any(majority_level(result) is not None for _, result in found)
+    return Section(
+        "accuracy",
+        "Accuracy by model and task",
+        charts=[
+            Figure(
+                "accuracy",
+                sweep_charts.accuracy_by_task_chart(sweep),
+                "Mean accuracy of each learner on each task with its 95 % interval and one point a seed, one panel a "
+                "model.",
+                "Large dots are means, bars 95 % intervals; small dots are demonstration seeds. All panels have one "
+                "scale.",
+            )
+        ],
+        tables=[grid_table(sweep)],
+        note=f"Per cent of queries answered correctly, with the group's own 95 % interval. "
+        f"{common if has_majority else ''}"
+        "Shaded and bold: the highest mean of a row. ≈: not told apart from it by the group's paired tests, or by its "
+        "intervals where there are none. Each task's name leads to its own page.",
+    )
 
 
-def _cards(sweep: SweepResult, found: Found) -> list[dict[str, str]]:
+def _options(sweep: SweepResult, found: Found) -> list[Section]:
+    return [
+        Section(
+            f"option-{number}-section",
+            f"Accuracy against {axis}",
+            charts=[
+                Figure(
+                    f"option-{number}",
+                    sweep_charts.option_chart(sweep, axis),
+                    f"Accuracy of each learner against {axis}.",
+                    "Means with 95 % intervals of each group; all else is alike in a panel.",
+                )
+            ],
+            tables=[option_table(axis, values, found)],
+        )
+        for number, (axis, values) in enumerate(axes_of(found).items(), 1)
+    ]
+
+
+def _stability(sweep: SweepResult, found: Found) -> Section:
+    return Section(
+        "stability",
+        "Stability over seeds",
+        charts=[
+            Figure(
+                "majority",
+                sweep_charts.majority_share_chart(sweep),
+                "Share of the most frequent answer of each learner on each task, one panel a model.",
+                "Share of the most frequent answer among all predictions of a group.",
+            )
+        ],
+        tables=[spread_table(found)],
+        note="A seed draws the demonstrations. A learner whose most frequent answer takes nearly all queries has "
+        "collapsed "
+        "into one class, and is stable for that reason alone.",
+    )
+
+
+def _similarity(sweep: SweepResult, found: Found) -> Section:
+    keys = judged_measures(found)
+    return Section(
+        "likeness",
+        "Similarity of context and finetuning",
+        charts=[
+            Figure(
+                "likeness",
+                sweep_charts.likeness_by_task_chart(sweep),
+                "Each measure of similarity by task and model with its interval on one scale: 0 is its floor, 1 its "
+                "ceiling.",
+                "Dots with 95 % intervals. Below the left line nothing is learned; the right line is what the same "
+                "thing "
+                "twice scores. The axis ends at -1 and 2 at the latest.",
+            )
+        ]
+        if keys
+        else [],
+        note="Do the demonstrations change the model alike from the prompt and through gradients? Each score is "
+        "placed in its "
+        "own band: from its highest control (0), in which nothing is learned from these demonstrations, to its "
+        "ceiling (1), "
+        "the same thing twice.",
+        sections=[_measure(number, key, found) for number, key in enumerate(keys)],
+    )
+
+
+def _measure(number: int, key: str, found: Found) -> Section:
+    """One measure over all groups, headed by how often it lies clearly above its floor."""
+    measure = measure_of(key)
+    places = [result.calibrated[key] for _, result in found if key in result.calibrated]
+    clear = [place for place in places if (ends := known(place.ci95)) is not None and ends[0] > 0]
+    above = f": clearly above its floor in {len(clear)} of {plural(len(places), 'group')}" if places else ""
+    return Section(
+        f"likeness-{number + 1}",
+        f"{measure.title}{above}",
+        tables=[similarity_table(key, found)],
+        note=f"{measure.meaning} {measure.caution}".strip(),
+        detail=number > 0,
+    )
+
+
+def _studies(sweep: SweepResult) -> Section:
+    """Groups that are no comparisons, each with what it says itself."""
+    parts = []
+    for number, group in enumerate((each for each in sweep.groups if study_name(each) != "comparison"), 1):
+        result = group.result
+        said = list(study_of_result(result).view.headlines(result)) if result is not None else []
+        missing = "no result yet" if result is None else "no sentences of its own; see its page"
+        parts.append(
+            Section(
+                f"study-{number}",
+                group_name(group),
+                said or [missing],
+                note=study_name(group).capitalize(),
+                link=href(group) if result is not None else "",
+                detail=False,
+            )
+        )
+    return Section("studies", "Other studies", sections=parts)
+
+
+def _failures(sweep: SweepResult) -> Section:
+    tracebacks = [
+        Section(
+            f"traceback-{number}",
+            f"Traceback: {cell.group}{'' if cell.seed is None else f', seed {cell.seed}'}",
+            body=preformatted(cell.failure.traceback.strip() if cell.failure else ""),
+        )
+        for number, cell in enumerate(cells_by_status(sweep)["failed"], 1)
+    ]
+    return Section("failures", "What failed", tables=[failures_table(sweep)], sections=tracebacks)
+
+
+def _facts(sweep: SweepResult, found: Found) -> list[Fact]:
     by_status = cells_by_status(sweep)
     done = len(by_status["finished"]) + len(by_status["reused"])
     cards = []
@@ -196,7 +279,7 @@ def _cards(sweep: SweepResult, found: Found) -> list[dict[str, str]]:
             for key, name in (("icl", "ICL"), ("ft", "FT"), ("fold", "fold"))
             if any(key in result.accuracy for _, result in found)
         ]
-        cards.append(card("groups that decide", f"{n - len(by_learner[None])} of {n}", f"ahead: {', '.join(shares)}"))
+        cards.append(Fact("groups that decide", f"{n - len(by_learner[None])} of {n}", f"ahead: {', '.join(shares)}"))
     for first, second in (("icl", "ft"), ("icl", "zsl")):
         both = [(group, result) for group, result in found if difference_of(first, second)(result) is not None]
         gap = over_tasks(both, difference_of(first, second), GAP)
@@ -204,13 +287,13 @@ def _cards(sweep: SweepResult, found: Found) -> list[dict[str, str]]:
             where = f"points, mean over {plural(gap.n, 'task')}"
             where += f", {difference_interval(gap.ci95)}" if known(gap.ci95) else ""
             name = {"ft": "ICL less finetuning", "zsl": "ICL less zero-shot"}[second]
-            cards.append(card(name, difference(gap.mean), where))
-    agreement = over_tasks(found, _agreement_of("fold"), SHARE)
+            cards.append(Fact(name, difference(gap.mean), where))
+    agreement = over_tasks(found, agreement_of("fold"), SHARE)
     if agreement is not None:
         where = f"mean over {plural(agreement.n, 'task')}"
         where += f", {percent_interval(agreement.ci95)}" if known(agreement.ci95) else ""
-        cards.append(card("Fold answers as ICL", percent(agreement.mean), where))
-    cards.append(card("cells finished", f"{done:,}", f"of {len(sweep.cells):,}, {sweep.engine}"))
+        cards.append(Fact("Fold answers as ICL", percent(agreement.mean), where))
+    cards.append(Fact("cells finished", f"{done:,}", f"of {len(sweep.cells):,}, {sweep.engine}"))
     return cards
 
 
@@ -223,264 +306,19 @@ def _commands(sweep: SweepResult) -> list[tuple[str, str]]:
     return again
 
 
-def _grid(sweep: SweepResult, found: Found, learners: Sequence[str]) -> list[dict[str, Any]]:
-    """A block for each model (with its options): a row a task, and their mean."""
-    # By identity: a group without a result has a row too, in its place.
-    there = {id(group) for group, _ in found}
-    blocks: dict[str, list[SweepGroup]] = {}
-    for group in sweep.groups:
-        if id(group) in there or (group.result is None and study_name(group) == "comparison"):
-            blocks.setdefault(slice_name(group), []).append(group)
-    agreeing = _agreeing(found)
-    grid = []
-    for name, groups in blocks.items():
-        own = [(group, group.result) for group in groups if group.result is not None]
-        grid.append(
-            {
-                "name": name,
-                "rows": [_grid_row(group, learners, agreeing) for group in groups],
-                "mean": _mean_row(own, learners, agreeing),
-            }
-        )
-    return grid
-
-
-def _grid_row(group: SweepGroup, learners: Sequence[str], agreeing: Sequence[str]) -> dict[str, Any]:
-    result = group.result
-    missing = f"seed {', '.join(map(str, group.missing_seeds))} missing" if group.missing_seeds else ""
-    row: dict[str, Any] = {
-        "task": group.task or MISSING,
-        "href": None,
-        "under": missing,
-        "cells": [],
-        "beside": [],
-        "majority": "",
-    }
-    if result is None:
-        return row | {"under": missing or "no result yet"}
-    means = {key: mean for key in learners if (mean := accuracy_of(key)(result)) is not None}
-    highest = max(means, key=means.__getitem__) if means else None
-    fallen = collapsed(result)
-    row["href"] = href(group)
-    row["majority"] = points(majority_level(result))
-    for key in learners:
-        accuracy = result.accuracy.get(key)
-        row["cells"].append(
-            {
-                "mean": _points_or_count(accuracy),
-                "interval": points_interval(accuracy.ci95)
-                if accuracy and known(accuracy.ci95) and not is_few(accuracy)
-                else "",
-                "best": key == highest,
-                "level": highest is not None and key != highest and key in means and _level(result, highest, key),
-                "collapsed": key in fallen,
-            }
-        )
-    row["beside"] = [
-        _points_or_count(result.against_icl[key].agreement) if key in result.against_icl else "" for key in agreeing
-    ]
-    return row
-
-
-def _points_or_count(accuracy: Estimate | None) -> str:
-    if accuracy is None:
-        return ""
-    return share(accuracy) if is_few(accuracy) else points(accuracy.mean)
-
-
-def _level(result: Result, highest: str, key: str) -> bool:
-    return stands(result, highest, key) == 0
-
-
-def _mean_row(own: Found, learners: Sequence[str], agreeing: Sequence[str]) -> dict[str, Any] | None:
-    """Means over the tasks that all learners have; None with fewer than two."""
-    shared = [(group, result) for group, result in own if all(accuracy_of(key)(result) is not None for key in learners)]
-    means = [over_tasks(shared, accuracy_of(key), SHARE) for key in learners]
-    if not means or any(mean is None or mean.n < 2 for mean in means):
-        return None
-    return {
-        "n": means[0].n if means[0] is not None else 0,
-        "cells": [_mean_cell(mean) for mean in means],
-        "beside": [
-            points(mean.mean) if (mean := over_tasks(shared, _agreement_of(key), SHARE)) is not None else ""
-            for key in agreeing
-        ],
-    }
-
-
-def _mean_cell(mean: TaskMean | None) -> dict[str, str]:
-    if mean is None:
-        return {"mean": "", "interval": ""}
-    return {"mean": points(mean.mean), "interval": points_interval(mean.ci95) if known(mean.ci95) else ""}
-
-
-def _agreement_of(key: str) -> Callable[[Result], float | None]:
-    return lambda result: finite(result.against_icl[key].agreement.mean) if key in result.against_icl else None
-
-
-def _agreeing(found: Found) -> list[str]:
-    """Learners whose agreement with ICL has a column."""
-    return [key for key in ("ft", "fold") if any(key in result.against_icl for _, result in found)]
-
-
-def _spread(found: Found) -> dict[str, Any]:
-    """How far seeds lie apart, for the learners that demonstrations change."""
-    keys = [key for key in learners_of(found) if key != "zsl"]
-    rows = []
-    for group, result in found:
-        cells = []
-        for key in keys:
-            spread, predictions = seed_spread(result, key), result.predictions.get(key)
-            share = predictions.majority_share if predictions else None
-            cells.append(
-                {
-                    "range": points_interval(spread[:2]) if spread else MISSING,
-                    "sd": f"SD {points(spread[2])}" if spread and spread[2] is not None else "",
-                    "share": percent(share),
-                    "collapsed": key in collapsed(result),
-                }
-            )
-        seeds = max((len(each.per_seed) for each in result.accuracy.values()), default=0)
-        rows.append({"name": group_name(group), "href": href(group), "seeds": seeds, "cells": cells})
-    return {"learners": [learner_style(key) for key in keys], "rows": rows if keys else []}
-
-
-def _likeness(key: str, found: Found) -> dict[str, Any]:
-    """One measure by model and task: score, band, place in it."""
-    measure = measure_of(key)
-    rows = []
-    for group, result in found:
-        similarity, place = result.similarity.get(key), result.calibrated.get(key)
-        if similarity is None:
-            continue
-        rows.append(
-            {
-                "name": group_name(group),
-                "href": href(group),
-                "mean": score(key, similarity),
-                "interval": score_interval(key, similarity).replace(MISSING, ""),
-                "n": count(similarity.n),
-                "floor": decimal(place.floor) if place else "",
-                "control": control_of(place.control).title if place else "",
-                "ceiling": decimal(place.ceiling) if place else "",
-                "place": hundredths(place.mean) if place else "",
-                "place_interval": hundredths_interval(place.ci95) if place and known(place.ci95) else "",
-            }
-        )
-    has_scale = any(key in result.calibrated for _, result in found)
-    clear = [
-        result.calibrated[key]
-        for _, result in found
-        if key in result.calibrated and (ends := known(result.calibrated[key].ci95)) is not None and ends[0] > 0
-    ]
-    placed = sum(key in result.calibrated for _, result in found)
-    return {
-        "key": key,
-        "title": measure.title,
-        "meaning": measure.meaning,
-        "caution": measure.caution,
-        "has_scale": has_scale,
-        "stands": f"clearly above its floor in {len(clear)} of {plural(placed, 'group')}" if has_scale else "",
-        "rows": rows,
-    }
-
-
-def _cost(found: Found) -> list[dict[str, Any]]:
-    """A block for each model (with its options): means over tasks."""
-    blocks = []
-    for name, own in slices(found).items():
-        rows = []
-        for key in learners_of(own):
-            there = [(group, result) for group, result in own if key in result.cost]
-            if not there:
-                continue
-            mean = partial(_mean_cost, there, key)
-            rows.append(
-                {
-                    "style": learner_style(key),
-                    "adapt_seconds": significant(mean("adapt_seconds")),
-                    "search_seconds": significant(mean("search_seconds")),
-                    "query_milliseconds": significant(mean("query_seconds", 1e3)),
-                    "tokens": count(mean("tokens")),
-                    "gflop": significant(mean("flops", 1e-9)),
-                    "anew": _after(there, key, kept=False),
-                    "kept": _after(there, key, kept=True),
-                }
-            )
-        if rows:
-            blocks.append({"name": name, "rows": rows, "tasks": len({group.task for group, _ in own})})
-    return blocks
-
-
-def _mean_cost(found: Found, key: str, field: str, factor: float = 1.0) -> float | None:
-    mean = over_tasks(found, lambda result: scaled(getattr(result.cost[key], field), factor))
-    return None if mean is None else mean.mean
-
-
-def _after(found: Found, key: str, *, kept: bool) -> str:
-    """Median over the groups of the queries after which a learner is cheaper; `never` comes after any number."""
-    told = [break_even(result, key, kept=kept) for _, result in found if key in result.against_icl]
-    known_ = [text for text in told if text != MISSING]
-    if not known_:
-        return "" if key == "icl" else MISSING
-    order = sorted(known_, key=lambda text: float("inf") if text == "never" else float(text.replace(",", "")))
-    # The upper of two in the middle: no mean with a `never` exists.
-    return order[len(order) // 2]
-
-
-def _option(number: int, axis: str, values: Sequence[Any], found: Found) -> dict[str, Any]:
-    """Accuracy at each value of one axis, a block for all else alike: mean over the tasks that every value has."""
-    learners = learners_of(found)
-    by_rest: dict[str, Found] = {}
-    for group, result in found:
-        if axis in group.options:
-            rest = {name: value for name, value in group.options.items() if name != axis}
-            by_rest.setdefault(slice_name(group.model_copy(update={"options": rest})), []).append((group, result))
-    blocks = []
-    for name, own in by_rest.items():
-        at = {option_text(value): [each for each in own if each[0].options[axis] == value] for value in values}
-        tasks = set.intersection(*({group.task for group, _ in each} for each in at.values() if each))
-        rows = []
-        for text, each in at.items():
-            shared = [(group, result) for group, result in each if group.task in tasks]
-            if shared:
-                cells = [_mean_cell(over_tasks(shared, accuracy_of(key), SHARE)) for key in learners]
-                rows.append({"value": text, "tasks": len(tasks), "cells": cells})
-        if rows:
-            blocks.append({"name": name, "rows": rows})
-    return {"chart": f"option-{number}", "axis": axis, "blocks": blocks}
-
-
-def _studies(sweep: SweepResult) -> list[dict[str, Any]]:
-    """Groups that are no comparisons, each with what it says itself."""
-    rows = []
-    for group in sweep.groups:
-        if study_name(group) == "comparison":
-            continue
-        said = list(study_of_result(group.result).view.headlines(group.result)) if group.result else []
-        rows.append(
-            {
-                "name": group_name(group),
-                "study": study_name(group),
-                "href": href(group) if group.result is not None else None,
-                "lead": said[0] if said else "" if group.result is not None else "no result yet",
-                "rest": said[1:],
-            }
-        )
-    return rows
-
-
-def _pending(sweep: SweepResult) -> list[dict[str, str]]:
+def _pending(sweep: SweepResult) -> list[str]:
+    """`gemma3-270m-cb, seed 2, 3`, one a group."""
     by_group: dict[str, list[str]] = {}
     for cell in cells_by_status(sweep)["pending"]:
         by_group.setdefault(cell.group, []).append("" if cell.seed is None else str(cell.seed))
-    return [{"group": group, "seeds": ", ".join(filter(None, seeds))} for group, seeds in by_group.items()]
+    named = {group: ", ".join(filter(None, seeds)) for group, seeds in by_group.items()}
+    return [f"{group}, seed {seeds}" if seeds else group for group, seeds in named.items()]
 
 
 def _glossary(found: Found) -> list[tuple[str, str]]:
     terms = [(learner_style(key).title, learner_style(key).meaning) for key in learners_of(found)]
     needed = set() if found else {"95 % interval", "decides", "collapsed", "demonstration"}
-    if not _agreeing(found):
+    if not agreeing_learners(found):
         needed |= {"agreement with ICL"}
     if not any(result.calibrated for _, result in found):
         needed |= {"calibrated"}

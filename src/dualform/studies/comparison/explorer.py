@@ -10,9 +10,9 @@ from typing import Any
 
 from dualform.attention_record import AttentionRecord, LookedAt, ShownDemonstration
 from dualform.plain_text import plain
+from dualform.report.html import json_for_script
 from dualform.report.numerals import count
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.shell import json_for_script
 
 LONGEST_PIECE = 120
 """Characters of one token's text, or of an answer, that are shown."""

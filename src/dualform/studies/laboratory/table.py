@@ -72,4 +72,4 @@ def number_cell(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return Cell(None, "number", shown=MISSING)
     interval = number_interval(estimate.ci95) if known(estimate.ci95) else None
-    return Cell(estimate.mean, "number", estimate.ci95, estimate.n, number(estimate.mean), interval)
+    return Cell(estimate.mean, "number", estimate.ci95, estimate.n, number(estimate.mean), shown_interval=interval)

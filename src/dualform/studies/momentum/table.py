@@ -337,21 +337,23 @@ def nats_cell(found: Paired | None) -> Cell:
     """A difference of losses, four decimals and a sign."""
     if found is None:
         return Cell(None, "nats")
-    return Cell(found.mean, "nats", found.ci95, found.n, nats(found.mean), nats_interval(found.ci95))
+    return Cell(found.mean, "nats", found.ci95, found.n, nats(found.mean), shown_interval=nats_interval(found.ci95))
 
 
 def _change(found: Paired | None) -> Cell:
     """The same difference of logarithms as a change in per cent."""
     if found is None:
         return Cell(None, "number")
-    return Cell(found.mean, "number", found.ci95, found.n, relative(found.mean), relative_interval(found.ci95))
+    return Cell(
+        found.mean, "number", found.ci95, found.n, relative(found.mean), shown_interval=relative_interval(found.ci95)
+    )
 
 
 def _perplexity(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return Cell(None, "number")
     shown, ends = perplexity_text(estimate.mean), perplexity_interval(estimate.ci95)
-    return Cell(estimate.mean, "number", estimate.ci95, estimate.n, shown, ends)
+    return Cell(estimate.mean, "number", estimate.ci95, estimate.n, shown, shown_interval=ends)
 
 
 def _p(p: float | None) -> Cell:

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from dualform.report.html import json_for_script
 from dualform.report.numerals import MISSING
-from dualform.report.shell import commands_again, facts, json_for_script
+from dualform.report.page import commands_again, facts
 from tests.report.example_result import empty_result
 from tests.report.parsed_page import ATTACKS, Page
 
