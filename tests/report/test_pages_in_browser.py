@@ -153,9 +153,9 @@ def test_the_keyboard_reaches_all_that_can_be_used_and_shows_where_it_is(open_pa
 
 def test_a_chart_is_saved_as_svg_by_mouse_and_by_keyboard(open_page):
     page = open_page(html("sweep"))
-    menu = page.locator("[data-chart='spec-accuracy'] summary")
+    menu = page.locator("[data-chart='spec-gain'] summary")
     menu.click()
-    link = page.locator("[data-chart='spec-accuracy'] a[download$='.svg']")
+    link = page.locator("[data-chart='spec-gain'] a[download$='.svg']")
     link.and_(page.locator("[href^='blob:']")).wait_for()
     saved = []
     with page.expect_download() as waiting:
@@ -171,7 +171,7 @@ def test_a_chart_is_saved_as_svg_by_mouse_and_by_keyboard(open_page):
         text = each.path().read_text(encoding="utf-8")
         assert text.startswith("<svg")
         assert "smollm2-135m" in text
-        assert each.suggested_filename == "dualform-accuracy.svg"
+        assert each.suggested_filename == "dualform-gain.svg"
 
 
 def test_a_group_of_a_sweep_is_linked_to_beside_the_page(open_page, tmp_path):
