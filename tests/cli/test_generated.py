@@ -152,6 +152,19 @@ def test_help_is_the_first_sentence_of_the_description_and_the_default(shell: Cl
     assert places == sorted(places)
 
 
+def test_a_command_may_take_a_few_fields_alone(shell: CliRunner) -> None:
+    @study_command(Toy, only=("patience", "inner"))
+    def few(settings: dict[str, Any]) -> None:
+        """Few of them."""
+        GIVEN.append(settings)
+
+    app = typer.Typer()
+    app.command()(few)
+    assert shell.invoke(app, ["--patience", "3", "--strength", "auto"]).exit_code == 0
+    assert GIVEN == [{"patience": 3, "inner": {"strength": "auto"}}]
+    assert shell.invoke(app, ["--rates", "1"]).exit_code == 2
+
+
 def test_the_option_of_each_field_is_known() -> None:
     flags = flags_of(Toy)
     assert flags["inner.strength"] == "--strength"

@@ -1,24 +1,22 @@
 """`dualform doctor`: how a model is read, and what could not be verified."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dualform.cli.guard import guarded, quiet_transformers
-from dualform.cli.options import DeviceMap, MaxMemory, OffloadFolder, Quantize
+from dualform.cli.generated import study_command
+from dualform.cli.guard import quiet_transformers
+from dualform.studies.settings import StudyConfig
+
+LOADING = ("device", "dtype", "trust_remote_code", "device_map", "max_memory", "offload_folder", "quantize")
+"""Settings of every study that say how a model is loaded."""
 
 
-@guarded
+@study_command(StudyConfig, only=LOADING)
 def doctor(
+    settings: dict[str, Any],
     model: Annotated[str, typer.Argument(help="As for compare")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16")] = "float32",
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint")] = False,
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    offload_folder: OffloadFolder = None,
-    quantize: Quantize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
 ) -> None:
     """Show the layout found, the route that runs, the self-checks, and what is left unverified.
@@ -38,16 +36,7 @@ def doctor(
     from dualform.models.load import load_model
 
     quiet_transformers()
-    lm = load_model(
-        model,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        device_map=device_map,
-        max_memory=max_memory,
-        offload_folder=offload_folder,
-        quantize=quantize,
-    )
+    lm = load_model(model, **settings)
     found = examine(lm)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))

@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -48,18 +48,22 @@ class Setting:
         return _without_markup(f"{text} ({shown})" if shown else text)
 
 
-def settings_of(config: type[BaseModel]) -> list[Setting]:
+def settings_of(config: type[BaseModel], only: Collection[str] = ()) -> list[Setting]:
     """All settings that the command of a study takes, in the order of `--help`.
 
     A configuration may name the fields that are no options of its command in `without_options`, and other names of
     options in `option_names`, by the field's path (`fold.method`).
+
+    Args:
+        config: The configuration.
+        only: Fields to take, where not all are.
     """
     without = set(getattr(config, "without_options", ()))
     renamed: dict[str, tuple[str, ...]] = getattr(config, "option_names", {})
     found = [
         _setting(path, field, default, renamed.get(".".join(path), ()))
         for path, field, default in _fields(config)
-        if not {".".join(path), path[0]} & without
+        if not {".".join(path), path[0]} & without and (not only or path[0] in only)
     ]
     arguments = sorted((one for one in found if one.option.argument), key=lambda one: one.option.argument)
     options = [one for one in found if not one.option.argument]
@@ -76,7 +80,9 @@ def flags_of(config: type[BaseModel]) -> dict[str, str]:
     return {".".join(one.path): one.names[-1] for one in settings_of(config) if one.names}
 
 
-def study_command(config: type[BaseModel], folder: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def study_command(
+    config: type[BaseModel], folder: str = "", only: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command that takes each field of a configuration as an option.
 
     The function's parameter `settings` gets what was given of the fields, as a dictionary; groups of settings are
@@ -86,11 +92,12 @@ def study_command(config: type[BaseModel], folder: str = "") -> Callable[[Callab
     Args:
         config: The configuration.
         folder: What the folder of a run is called unless `--out` names another, for `--help`.
+        only: Fields to take, where not all are.
 
     Returns:
         The decorator.
     """
-    settings = settings_of(config)
+    settings = settings_of(config, only)
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = dict(inspect.signature(function, eval_str=True).parameters)

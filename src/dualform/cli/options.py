@@ -24,10 +24,6 @@ AsJson = Annotated[bool, option("Print result.json to standard output", OUTPUT, 
 Track = Annotated[str, option("Of trackio,wandb,mlflow; they keep the numbers on this machine (none)", OUTPUT)]
 TrustRemoteCode = Annotated[bool, option("Run code that comes with the checkpoint", MACHINE)]
 MaxCells = Annotated[int | None, option("Most cells that the file may ask for (10000)", PROTOCOL, "--max-cells")]
-DeviceMap = Annotated[str | None, option("Divide the model: auto, balanced, sequential, or JSON", MACHINE)]
-MaxMemory = Annotated[str | None, option("Room for weights: cpu=2GiB,0=10GiB; the rest on disk", MACHINE)]
-OffloadFolder = Annotated[str | None, option("Where weights go that disk holds", MACHINE)]
-Quantize = Annotated[str | None, option("8bit or 4bit weights: accuracy of zsl and icl only", MACHINE)]
 
 
 def store_url(given: str | None) -> str:
