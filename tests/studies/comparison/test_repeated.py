@@ -15,7 +15,6 @@ from dualform.models.language_model import LanguageModel
 from dualform.ops.similarity import sim_aou_raw
 from dualform.result import Result
 from dualform.studies.bench import Bench
-from dualform.studies.comparison import run as study
 from dualform.studies.comparison.config import comparison_config
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
@@ -182,7 +181,7 @@ def test_a_repeat_that_diverges_is_reported_and_not_stable(monkeypatch: pytest.M
             raise TrainingError("the loss is nan")
         return plain(self, lm, demonstrations)
 
-    monkeypatch.setattr(study.Finetuned, "adapt", adapt)  # type: ignore[attr-defined]
+    monkeypatch.setattr(Finetuned, "adapt", adapt)
     found = compare(small_config(rates=(TAME,), **CHANGES), lm=float32_lm(), task=small_task()).result.precision["ft"]
     assert found.diverged == [2]
     assert not found.stable
