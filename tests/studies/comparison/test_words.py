@@ -13,7 +13,6 @@ from dualform.studies.comparison.words import (
     layers_above_floor,
     least_p,
     overlap,
-    p_text,
     pair_sentences,
     paired_test,
     seeds_note,
@@ -319,13 +318,6 @@ def test_pairs_are_sorted_by_what_they_hold_for():
         "Not told apart: finetuning and zero-shot.",
     ]
     assert pair_sentences(empty_result()) == []
-
-
-@pytest.mark.parametrize(
-    ("p", "text"), [(0.0625, "p = 0.0625"), (0.0004, "p < 0.001"), (1.0, "p = 1"), (None, "no test")]
-)
-def test_a_p_value_keeps_three_digits(p, text):
-    assert p_text(p) == text
 
 
 def test_layers_above_their_floor_are_counted_among_those_tested():

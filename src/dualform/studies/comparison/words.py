@@ -179,14 +179,6 @@ def generality(test: PairedTest) -> Generality:
     return "queries" if queries else "demonstrations" if seeds else "neither"
 
 
-def p_text(p: float | None) -> str:
-    """`p = 0.012`, `p < 0.001`, or that there was no test."""
-    number = finite(p)
-    if number is None:
-        return "no test"
-    return "p < 0.001" if number < 0.001 else f"p = {number:.3g}"
-
-
 def n_seeds(result: Result) -> int:
     """Demonstration seeds that the accuracies stand on."""
     return max((len(each.per_seed) for each in result.accuracy.values()), default=0)

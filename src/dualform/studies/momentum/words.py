@@ -16,7 +16,6 @@ from dualform.result import (
     PretrainedMomentum,
     Result,
 )
-from dualform.studies.comparison.words import p_text
 from dualform.studies.momentum.figures import (
     MOMENTUM,
     added_parameters,
@@ -437,13 +436,12 @@ def _reference_names(report: MomentumReport) -> list[str]:
 
 
 def _measured(found: Paired) -> str:
-    """`-0.0123 nats a token (-0.0150 to -0.0096), -1.2 % of perplexity (-1.5 to -1.0 %), p = 0.004, 5 seeds`."""
+    """`-0.0123 nats a token (-0.0150 to -0.0096), -1.2 % of perplexity (-1.5 to -1.0 %), 5 seeds`."""
     if known(found.ci95) is None:
         return f"{nats(found.mean)} nats a token, {relative(found.mean)} of perplexity, {plural(found.n, 'seed')}"
-    tested = f", {p_text(found.p)}" if finite(found.p) is not None else ""
     return (
         f"{nats(found.mean)} nats a token ({nats_interval(found.ci95)}), {relative(found.mean)} of perplexity "
-        f"({relative_interval(found.ci95)}){tested}, {plural(found.n, 'seed')}"
+        f"({relative_interval(found.ci95)}), {plural(found.n, 'seed')}"
     )
 
 
