@@ -1037,6 +1037,8 @@ class Result(Record):
     momentum: MomentumReport | None = None
     """What a comparison of momentum attention with vanilla found."""
     laboratory: Laboratory | None = None
+    own: dict[str, Any] = {}
+    """What a study of another package found, under names of its own choice."""
     """What `dualform regress` found."""
     warnings: list[str] = []
     """What to know before believing the numbers, in plain sentences."""

@@ -13,6 +13,7 @@ from dualform.cli.listing import models, tasks
 from dualform.cli.momentum import app as momentum
 from dualform.cli.plan import app as plan
 from dualform.cli.push import push
+from dualform.cli.registered import GroupWithStudies
 from dualform.cli.regress import regress
 from dualform.cli.report import report
 from dualform.cli.results import results
@@ -22,6 +23,7 @@ from dualform.cli.sweep import sweep
 
 app = typer.Typer(
     name="dualform",
+    cls=GroupWithStudies,
     help="Does this model learn from its prompt as it would from gradients, and which should you use?",
     no_args_is_help=True,
     add_completion=False,

@@ -17,13 +17,24 @@ from dualform.cli.folding import folding
 from dualform.cli.guard import guarded, quiet_transformers, say
 from dualform.cli.options import MACHINE, OUTPUT, AsJson, MaxCells, cell_limit, option, store_url
 from dualform.cli.planning import planning
+from dualform.cli.registered import GroupWithStudies
 from dualform.cli.regress import regress
 from dualform.cli.selection import selection
 from dualform.cli.stability import stability
 from dualform.cli.task_data import check_sweep_tasks
 
+
+class _Planned(GroupWithStudies):
+    """Plans of commands, those of added studies among them."""
+
+    def made_from(self, command: Callable[..., None], name: str) -> Callable[..., None]:
+        """The command that says what the study's would cost."""
+        return _planned(command, name)
+
+
 app = typer.Typer(
     name="plan",
+    cls=_Planned,
     help="Tokens, operations, memory and time of a command, before it runs; and what would fit where it does not.",
     no_args_is_help=True,
 )

@@ -240,7 +240,8 @@ def _studies(sweep: SweepResult) -> Section:
     parts = []
     for number, group in enumerate((each for each in sweep.groups if study_name(each) != "comparison"), 1):
         result = group.result
-        said = list(study_of_result(result).view.headlines(result)) if result is not None else []
+        study = None if result is None else study_of_result(result)
+        said = [] if study is None or result is None else list(study.view.headlines(result))
         missing = "no result yet" if result is None else "no sentences of its own; see its page"
         parts.append(
             Section(

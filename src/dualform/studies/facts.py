@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +15,9 @@ from typing import Any
 
 import torch
 
+from dualform._version import __version__
 from dualform.models.language_model import LanguageModel
-from dualform.result import Baselines
+from dualform.result import Baselines, Result
 from dualform.studies.bench import Bench
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.task import Example, Task
@@ -144,6 +146,29 @@ def _words_by_label(task: Task) -> dict[str, str] | None:
     if task.label_words is None:
         return None
     return dict(zip(task.label_names or task.label_words, task.label_words, strict=True))
+
+
+def own_result(study: str, bench: Bench[Any], found: dict[str, Any], start: float) -> Result:
+    """The result of a study of another package.
+
+    Args:
+        study: Its name.
+        bench: Its model and task.
+        found: Its numbers, under names of its own choice: `own` of the result.
+        start: `time.perf_counter()` when it began.
+    """
+    asked = Asked.of(bench, ())
+    return Result(
+        dualform=__version__,
+        study=study,
+        config=bench.config.model_dump(mode="json"),
+        environment=environment(bench.lm.device, time.perf_counter() - start),
+        model=model_facts(bench.lm),
+        task=task_facts(asked),
+        baselines=asked.baselines,
+        own=found,
+        warnings=list(asked.notes),
+    )
 
 
 def environment(device: torch.device | str, seconds: float) -> dict[str, Any]:

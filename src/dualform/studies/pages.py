@@ -1,8 +1,11 @@
 """The page of any study's result."""
 
 from dualform.attention_record import AttentionRecord
+from dualform.report.page import Page, about_line, commands_again, facts_section, findings, render, run_section
+from dualform.report.section import Section
+from dualform.report.table import Table
 from dualform.result import Result
-from dualform.studies.study import study_of_result
+from dualform.studies.study import STUDIES, Study, study_of_result
 
 
 def render_page(result: Result, attention: AttentionRecord | None = None) -> str:
@@ -14,9 +17,30 @@ def render_page(result: Result, attention: AttentionRecord | None = None) -> str
 
     Returns:
         The whole page, charts' libraries included: about 1 MB, readable offline and printable.
-
-    Raises:
-        ConfigError: The result is of a study that is not installed.
     """
-    page = study_of_result(result).view.page
-    return page(result) if attention is None else page(result, attention)
+    # Of a study that is not installed the comparison's page shows what it knows: accuracies, costs, settings.
+    study = study_of_result(result) or STUDIES["compare"]
+    if study.view.page is None:
+        return _plain_page(study, result)
+    return study.view.page(result) if attention is None else study.view.page(result, attention)
+
+
+def _plain_page(study: Study, result: Result) -> str:
+    """A page of a study's sentences and tables."""
+    said = list(study.view.headlines(result))
+    tables = [table for table in study.view.tables(result) if isinstance(table, Table)]
+    model = facts_section("model", "Model", result.model)
+    return render(
+        Page(
+            title=f"dualform: {study.noun}",
+            about=about_line(result),
+            version=result.dualform,
+            answer=said[0] if said else "This result holds nothing that can be said in a sentence.",
+            warnings=result.warnings,
+            sections=[
+                Section("tables", "In numbers", tables=tables, detail=False),
+                findings(said),
+                run_section(result, commands_again(result), [model]),
+            ],
+        )
+    )

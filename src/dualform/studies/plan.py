@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dualform.errors import ConfigError
 from dualform.models.cost import Cost as Cost
 from dualform.models.cost import Part as Part
 from dualform.models.fitting import Fit, Option
@@ -127,6 +128,8 @@ def plan_of(
             fit.
     """
     study = study_of(config)
+    if study.plan is None:
+        raise ConfigError(f"the study {study.name} does not say what it costs, so it cannot be planned")
     machine = machine or machine_for(config, measure=measure)
     if study.plan_samples is not None and (sentence := study.plan_samples(config, machine)):
         told(sentence)

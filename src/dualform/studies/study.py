@@ -8,7 +8,7 @@ Ours are in the folders next to this file; another package adds one by an entry 
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -113,11 +113,11 @@ class View:
 
     headlines: Callable[["Result"], Sequence[str]]
     """Sentences for the terminal, the most important first."""
-    tables: Callable[["Result"], Sequence["Table | RichTable"]]
+    tables: Callable[["Result"], Sequence["Table | RichTable"]] = lambda result: ()
     """Tables for the terminal, at most 80 columns wide."""
-    page: Callable[..., str]
+    page: Callable[..., str] | None = None
     """One HTML document that needs no network, from the result; and from `StudyOutput.attention` for a study that has
-    it."""
+    it. None for a page of the sentences and tables above."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ class Study:
     configure: Callable[..., BaseModel]
     """Checked settings from named values; raises ConfigError with all that is wrong."""
     run: Callable[[Any, StudyContext], StudyOutput]
-    plan: Callable[[Any, "Machine"], "Plan"]
     view: View
+    plan: Callable[[Any, "Machine"], "Plan"] | None = None
+    """What a run will cost; None for a study that cannot say."""
     written_as: str = ""
     """`study` in `result.json`, where that is not the name."""
     plan_samples: Callable[[Any, "Machine"], str] | None = None
@@ -234,27 +235,6 @@ def study_of(config: BaseModel) -> Study:
     return found
 
 
-def study_of_result(result: "Result") -> Study:
-    """The study that wrote a result.
-
-    Raises:
-        ConfigError: No installed package has it.
-    """
-    found = next((study for study in STUDIES if study.result_name == result.study), None)
-    if found is None:
-        raise ConfigError(
-            f"the result is of the study {result.study!r}, which is not installed. Install the package that wrote it; "
-            f"known are {', '.join(study.result_name for study in STUDIES)}"
-        )
-    return found
-
-
-def settings_of(given: Mapping[str, Any], *needed: str) -> dict[str, Any]:
-    """Named settings without those that stand for themselves, which must be there.
-
-    Raises:
-        ConfigError: One that is needed is missing.
-    """
-    if missing := [name for name in needed if not given.get(name)]:
-        raise ConfigError(f"{', '.join(missing)} must be given")
-    return {name: value for name, value in given.items() if name not in needed}
+def study_of_result(result: "Result") -> Study | None:
+    """The study that wrote a result; None where no installed package has it."""
+    return next((study for study in STUDIES if study.result_name == result.study), None)

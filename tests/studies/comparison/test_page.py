@@ -128,9 +128,10 @@ def test_relaxation_is_a_cosine_by_layer_and_head_beside_its_relative_error(page
         assert "Linear relaxation" in json.dumps(page.specs()[chart])
 
 
-def test_a_recorded_command_line_is_shown_as_it_was_typed():
+@pytest.mark.parametrize("study", ["comparison", "another"])
+def test_a_recorded_command_line_is_shown_as_it_was_typed(study):
     typed = "dualform compare 'my model' reviews --seeds 1..5  --limit 20 <&-"
-    page = Page(render_page(small_result(environment={"command": typed, "device": "cpu"})))
+    page = Page(render_page(small_result(study=study, environment={"command": typed, "device": "cpu"})))
     text = "".join(page.text)
     assert text.count(typed) == 1
     assert "--seeds 1,2,3,4,5" not in text

@@ -1,0 +1,51 @@
+"""A study: are long texts answered rightly less often than short ones, without demonstrations?"""
+
+import time
+from typing import Annotated
+
+import pyarrow as pa
+from scipy.stats import spearmanr
+
+from dualform import ZeroShot
+from dualform.configuration import checked
+from dualform.learners.adapted import answer_log_probabilities
+from dualform.option import MACHINE, Option
+from dualform.studies.bench import Bench
+from dualform.studies.facts import own_result
+from dualform.studies.reads import models_of, reads_of_task_study
+from dualform.studies.settings import StudyConfig
+from dualform.studies.study import Study, StudyOutput, View
+
+
+class LengthsConfig(StudyConfig):
+    """Whether long texts are harder: rank correlation of a text's length with being answered rightly."""
+
+    model: Annotated[str, Option(MACHINE, argument=1)]
+    """smollm2-135m, a folder, a .gguf file, a hub id."""
+
+
+def run(config, context):
+    start, task = time.perf_counter(), context.models.load_task(config)
+    bench = Bench.of(config, context.models.load_model(config, config.model), task)
+    adapted = ZeroShot(bench.encoder.opening).adapt(bench.lm, bench.draw(config.seeds[0]).encoded)
+    answers = answer_log_probabilities(adapted, bench.lm, bench.queries).argmax(dim=1)
+    right = [answer == example.label for answer, example in zip(answers.tolist(), bench.examples, strict=True)]
+    lengths = [len(query.prompt) for query in bench.queries]
+    own = {"correlation": float(spearmanr(lengths, right).statistic), "n": len(right)}
+    return StudyOutput(own_result("lengths", bench, own, start), pa.table({"tokens": lengths, "right": right}))
+
+
+def headlines(result):
+    return [f"Rank correlation of length and right answers: {result.own['correlation']:.2f} (n = {result.own['n']})."]
+
+
+STUDY = Study(
+    name="lengths",
+    noun="study of lengths",
+    config=lambda: LengthsConfig,
+    configure=lambda **settings: checked(LengthsConfig, settings),
+    run=run,
+    view=View(headlines),
+    reads=reads_of_task_study,
+    models=models_of,
+)
