@@ -1037,9 +1037,9 @@ class Result(Record):
     momentum: MomentumReport | None = None
     """What a comparison of momentum attention with vanilla found."""
     laboratory: Laboratory | None = None
+    """What `dualform regress` found."""
     own: dict[str, Any] = {}
     """What a study of another package found, under names of its own choice."""
-    """What `dualform regress` found."""
     warnings: list[str] = []
     """What to know before believing the numbers, in plain sentences."""
 
