@@ -223,7 +223,7 @@ def find_study(config: object) -> Study | None:
 
 
 def study_of(config: BaseModel) -> Study:
-    """The study that a configuration belongs to.
+    """The study that a configuration belongs to, to be planned.
 
     Raises:
         ConfigError: It is the configuration of no study.
@@ -231,7 +231,9 @@ def study_of(config: BaseModel) -> Study:
     found = find_study(config)
     if found is None:
         names = ", ".join(study.config().__name__ for study in STUDIES)
-        raise ConfigError(f"a {type(config).__name__} is no study's configuration: give one of {names}")
+        raise ConfigError(
+            f"a {type(config).__name__} is no study's configuration, so it cannot be planned: give one of {names}"
+        )
     return found
 
 
