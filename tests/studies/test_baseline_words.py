@@ -1,6 +1,6 @@
-import re
-
 """What is said where a learner is not shown to answer better than guessing or than one label for all."""
+
+import re
 
 import pytest
 
