@@ -6,7 +6,7 @@ import pytest
 
 from dualform.errors import ConfigError
 from dualform.learners.base import LEARNERS, Learner
-from dualform.registry import OWN, Registry
+from dualform.registry import OWN, Registry, added_modules
 from tests.packages import register
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ def test_another_packages_learner_comes_after_our_own_and_says_where_it_is_from(
     other("theirs", LEARNER, mine="theirs_module:MINE")
     assert LEARNERS.names() == (*before, "mine")
     assert isinstance(LEARNERS["mine"], Learner)
-    assert (LEARNERS.origin("mine"), LEARNERS.origin("ft")) == ("theirs 2.0", "")
+    assert added_modules() == (("theirs_module", "2.0"),)
 
 
 def test_an_unknown_name_is_reported_with_those_that_are_known(other):

@@ -5,6 +5,7 @@ import pytest
 
 import dualform
 from dualform.source_digest import digest_of_source, source_digest
+from tests.packages import register
 
 PACKAGE = Path(dualform.__file__).parent
 
@@ -45,3 +46,36 @@ def test_two_machines_with_the_same_source_agree(package: Path) -> None:
     (package / "__pycache__" / "errors.cpython-311.pyc").write_bytes(b"\0")
 
     assert digest_of_source(package) == before
+
+
+def test_a_package_that_adds_to_it_counts_with_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = source_digest()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    helper = tmp_path / "theirs" / "helper.py"
+    seen = [ours]
+    for version, code in (("1.0", "a = 1\n"), ("1.0", "a = 2\n"), ("1.1", "a = 2\n")):
+        # Installed anew each time, since what is installed is read once for a search path.
+        folder = tmp_path / f"installed {len(seen)}"
+        helper.write_text(code)
+        shutil.copytree(tmp_path / "theirs", folder / "theirs")
+        register(folder, "theirs", version, {"dualform.measures": {"their_measure": "theirs.helper:MEASURE"}})
+        with monkeypatch.context() as here:
+            here.syspath_prepend(folder)
+            seen.append(source_digest())
+
+    assert len(set(seen)) == 4
+    assert source_digest() == ours
+
+
+def test_one_module_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "alone.py").write_text(f"a = {number}\n")
+        register(folder, "alone", "1.0", {"dualform.studies": {"mine": "alone:STUDY"}})
+        with monkeypatch.context() as here:
+            here.syspath_prepend(folder)
+            seen.add(source_digest())
+    assert len(seen) == 2

@@ -138,11 +138,6 @@ class Registry(Generic[Entry]):
         known = name in self
         return self[name] if known else None
 
-    def origin(self, name: str) -> str:
-        """Package and version that an entry of another package comes from; empty for dualform's own."""
-        found = next((one.dist for one in _others(self.group) if one.name == name), None)
-        return "" if found is None else f"{found.name} {found.version}"
-
     def problems(self, names: Iterable[str]) -> list[str]:
         """What keeps these names from being used, one sentence each."""
         names = list(names)
@@ -163,6 +158,16 @@ class Registry(Generic[Entry]):
                     "rename theirs"
                 )
         return found
+
+
+def added_modules() -> tuple[tuple[str, str], ...]:
+    """Top-level modules of other packages that add anything, each with its package's version, in order."""
+    found = {
+        (one.module.partition(".")[0], "" if one.dist is None else one.dist.version)
+        for group in OWN
+        for one in _others(group)
+    }
+    return tuple(sorted(found))
 
 
 def _others(group: str) -> tuple[EntryPoint, ...]:

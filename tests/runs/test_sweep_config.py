@@ -12,6 +12,7 @@ from dualform.studies.comparison.config import ComparisonConfig, comparison_conf
 from dualform.studies.folding.config import FoldingConfig
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.stability.config import StabilityConfig
+from tests.packages import register
 
 GRID: dict[str, Any] = {"models": ["a", "b"], "tasks": ["sst2", "mr"], "seeds": "1..3"}
 
@@ -301,3 +302,29 @@ def test_settings_that_are_truth_values_are_taken(tmp_path: Path) -> None:
     config = found[0].config
     assert isinstance(config, FoldingConfig)
     assert (config.ft, config.k) == (False, 3)
+
+
+SEEDLESS = """
+from pydantic import BaseModel
+from dualform.studies.study import Study, View
+class Config(BaseModel):
+    size: int = 1
+STUDY = Study("seedless", "study", lambda: Config, Config, lambda config, context: None, View(lambda result: []))
+"""
+
+
+def test_a_study_without_model_task_and_seeds_is_swept_over_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(tmp_path, "seedless", "1.0", {"dualform.studies": {"seedless": "seedless_study:STUDY"}})
+    (tmp_path / "seedless_study.py").write_text(SEEDLESS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    groups = expand(SweepConfig(study="seedless", grid={"size": [1, 2]}))
+
+    assert [(group.name, group.model, group.task) for group in groups] == [
+        ("seedless-size-1", None, None),
+        ("seedless-size-2", None, None),
+    ]
+    with pytest.raises(ConfigError, match="seedless has no models and tasks"):
+        expand(SweepConfig(study="seedless", models=("gpt2",)))

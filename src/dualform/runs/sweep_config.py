@@ -162,7 +162,8 @@ def expand(config: SweepConfig, max_cells: int = MOST_CELLS) -> list[Group]:
                 f"{', '.join(twice)} stands beside {next(iter(entry.values()))} and under grid: choose one"
             )
     size = len(models) * len(tasks) * math.prod(map(len, grid.values()))
-    seeds = (config.seeds or study.config().model_fields["seeds"].default) if study.several_seeds else (1,)
+    field = study.config().model_fields.get("seeds") if study.several_seeds else None
+    seeds = (config.seeds or field.default) if field is not None else (1,)
     _require_few(size * len(seeds), f"the grid's {size} combinations of {len(seeds)} seeds are", max_cells)
     groups = []
     for model, task, *chosen in itertools.product(models, tasks, *grid.values()):

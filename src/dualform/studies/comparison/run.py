@@ -204,11 +204,7 @@ class _Run:
         # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
         drawn = bench.draw_all(seeds)
         read = tuple(text for name in bench.config.learners for text in LEARNERS[name].prepare(bench))
-        # Numbers of another version of a package are not gone on with.
-        versions = tuple(origin for name in bench.config.learners if (origin := LEARNERS.origin(name)))
-        versions += tuple(origin for name in bench.config.controls if (origin := CONTROLS.origin(name)))
-        versions += tuple(origin for name in MEASURES.names() if (origin := MEASURES.origin(name)))
-        return cls(bench, notes, drawn, (*read, *versions), cells, progress, memory)
+        return cls(bench, notes, drawn, read, cells, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
         """Digest of all that these seeds' numbers are made from."""
