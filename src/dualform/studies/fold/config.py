@@ -52,11 +52,5 @@ def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
     given = given_settings(settings)
     if given.get("k") == 0:
         raise ConfigError("k 0 leaves nothing to fold: ask for at least one demonstration")
-    seeds = given.get("seeds", (1,))
-    if not isinstance(seeds, int | str) and len(seeds) > 1:
-        raise ConfigError(
-            f"a fold is made from the demonstrations of one seed, and seeds {list(seeds)} are {len(seeds)}: give "
-            "one, or in a sweep file make the seed an axis, such as grid: {seeds: [[1], [2]]}"
-        )
     fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "explore": 0, "model": model, "task": task}
     return checked(FoldConfig, {**given, **fixed})
