@@ -32,7 +32,7 @@ from benchmarks import (
 from benchmarks.common import CALM, FULL, MODEL, QUICK, Job, Outcome, Size, loaded, make_job
 from dualform._version import __version__
 from dualform.files import atomic_write
-from dualform.models.packaged import packaged_model
+from dualform.models.loading.packaged import packaged_model
 
 
 def _job(size: Size) -> Job:

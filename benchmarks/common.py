@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dualform.models.anatomy import is_linear, row_axis
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
-from dualform.models.load import load_model
+from dualform.models.loading.load import load_model
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.structure.anatomy import is_linear, row_axis
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Example, Task

@@ -8,8 +8,8 @@ is overhead.
 from functools import partial
 
 from benchmarks.common import GemmRate, Job, Outcome, Patience, Size, beside_rate
-from dualform.models.capture import Recording
-from dualform.models.flops import forward_flops
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.capture import Recording
 
 COMPARISON_RECORDS = Recording(
     output=True, scores=True, demo_scores=True, q=True, head_output=True, update=True

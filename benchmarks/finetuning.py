@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.common import SEED, GemmRate, Job, Outcome, Patience, Size, beside_rate, features, linears
 from dualform.learners.finetuned import Finetuned
-from dualform.models.anatomy import row_axis
+from dualform.models.structure.anatomy import row_axis
 
 LEARNING_RATE = 0.01
 

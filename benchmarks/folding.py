@@ -24,8 +24,8 @@ from benchmarks.common import Job, Outcome, Patience, Size, loaded, make_job, se
 from benchmarks.memory import ROOT, peak_memory
 from dualform.learners.adapted import Method
 from dualform.learners.folded import FEWEST_TEXTS
-from dualform.models.encoding import Encoder
-from dualform.models.layout import Query
+from dualform.models.reading.encoding import Encoder
+from dualform.models.reading.layout import Query
 from dualform.ops.ridge import NormalEquations
 from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.folds import FoldTexts, fold_learner

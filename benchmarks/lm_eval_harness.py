@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Job, Outcome, Patience, Size, seconds
-from dualform.models.encoding import Encoder
+from dualform.models.reading.encoding import Encoder
 
 NAME = "lm-eval: its time a query over ours"
 TARGET = 40.0

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common import Outcome, Size, loaded, make_job
 from benchmarks.engine import COMPARISON_RECORDS
-from dualform.models.capture import Trace
+from dualform.models.reading.capture import Trace
 
 ROOT = Path(__file__).parent.parent
 MIB = 2**20

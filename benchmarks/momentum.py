@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from benchmarks.common import Job, Outcome, Patience, Size, seconds
 from dualform.lab.recipe import load_recipe
-from dualform.models import momentum as inside
-from dualform.models.momentum import momentum
+from dualform.models.editing import momentum as inside
+from dualform.models.editing.momentum import momentum
 from dualform.ops.momentum import momentum_naive
 
 LENGTH = 1024

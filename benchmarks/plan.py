@@ -35,7 +35,7 @@ _WITH_OUT = ("compare", "stability", "selection", "regress")
 _START = """
 import atexit, os, pathlib, sys
 from dualform.cli.main import main
-from dualform.models.machine import peak_memory
+from dualform.models.cost.machine import peak_memory
 atexit.register(lambda: pathlib.Path(os.environ["PEAK"]).write_text(str(peak_memory())))
 sys.argv[0] = "dualform"
 main()

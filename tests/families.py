@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from dualform.models.capture import Recording
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
 from tests.tiny import VOCABULARY, randomise_
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

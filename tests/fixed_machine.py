@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from dualform.models.machine import Machine
+from dualform.models.cost.machine import Machine
 
 GIB = 1 << 30
 

@@ -90,8 +90,8 @@ def test_imports_run_downwards_only():
     [
         (
             "dualform.ops.a",
-            "import torch\nfrom dualform.models.load import load",
-            "dualform.ops.a:2: ops imports dualform.models.load, which is not below it",
+            "import torch\nfrom dualform.models.loading.load import load",
+            "dualform.ops.a:2: ops imports dualform.models.loading.load, which is not below it",
         ),
         (
             "dualform.ops.a",

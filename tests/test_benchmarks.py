@@ -25,9 +25,9 @@ from benchmarks.common import (
     make_job,
 )
 
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import LanguageModel
-from dualform.models.momentum import momentum_of
+from dualform.models.cost.flops import forward_flops
+from dualform.models.editing.momentum import momentum_of
+from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.fast_weights import fast_weights as descended
 from dualform.tasks.task import Example, Task, Template
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer

@@ -17,8 +17,8 @@ import dualform
 from dualform import attention_record, errors, result, sweep_result
 from dualform.cli.main import app
 from dualform.learners.base import Context
-from dualform.models.encoding import Encoder
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.encoding import Encoder
+from dualform.models.reading.language_model import LanguageModel
 from dualform.report.measures import known_controls, known_measures
 from dualform.result import Laboratory, Result
 from dualform.runs.sweep_config import SweepConfig, expand, read_sweep_file

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from dualform.cli.main import app
 from dualform.learners.finetuned import Finetuned
-from dualform.models.edit import applied
+from dualform.models.editing.edit import applied
 from dualform.report.measures import control_of, measure_of
 from dualform.report.palette import learner_style
 from dualform.studies.bench import Bench
@@ -48,7 +48,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for example in EXAMPLES.iterdir():
             patch.syspath_prepend(install(example, folder / "packages" / example.name))
         patch.chdir(folder)
-        patch.setattr("dualform.models.machine.this_machine", lambda *given, **more: fixed_machine())
+        patch.setattr("dualform.models.cost.machine.this_machine", lambda *given, **more: fixed_machine())
         yield folder
     for path in EXAMPLES.glob("*/*.py"):
         sys.modules.pop(path.stem, None)

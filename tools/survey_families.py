@@ -26,7 +26,7 @@ from tests.studies.small import small_task
 from tests.tiny import tiny_tokenizer
 
 from dualform.errors import DualformError
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.language_model import LanguageModel
 from dualform.studies.comparison.config import comparison_config
 from dualform.studies.comparison.run import compare
 

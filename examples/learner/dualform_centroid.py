@@ -8,8 +8,8 @@ import torch
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
 from dualform.learners.prompting import ZeroShot
-from dualform.models.cost import Part
-from dualform.models.flops import forward_flops
+from dualform.models.cost.flops import forward_flops
+from dualform.models.cost.work import Part
 
 
 class Centroid(Learner):

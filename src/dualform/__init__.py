@@ -37,22 +37,22 @@ if TYPE_CHECKING:
     from dualform.learners.rate import search_rate as search_rate
     from dualform.learners.task_vector import TaskVector as TaskVector
     from dualform.learners.thought import Thought as Thought
-    from dualform.models.capture import Recording as Recording
-    from dualform.models.checkpoint import write_adapter as write_adapter
-    from dualform.models.checkpoint import write_checkpoint as write_checkpoint
-    from dualform.models.convolution import apply_convolution as apply_convolution
-    from dualform.models.encoding import Encoder as Encoder
-    from dualform.models.generation import generate_texts as generate_texts
-    from dualform.models.language_model import LanguageModel as LanguageModel
-    from dualform.models.linear_attention import apply_linear_attention as apply_linear_attention
-    from dualform.models.load import load_model as load_model
-    from dualform.models.momentum import MomentumSettings as MomentumSettings
-    from dualform.models.momentum import apply_momentum as apply_momentum
-    from dualform.models.momentum import momentum as momentum
-    from dualform.models.momentum import remove_momentum as remove_momentum
-    from dualform.models.perplexity import perplexity as perplexity
-    from dualform.models.perplexity import text_losses as text_losses
-    from dualform.models.untrained import untrained as untrained
+    from dualform.models.editing.convolution import apply_convolution as apply_convolution
+    from dualform.models.editing.linear_attention import apply_linear_attention as apply_linear_attention
+    from dualform.models.editing.momentum import MomentumSettings as MomentumSettings
+    from dualform.models.editing.momentum import apply_momentum as apply_momentum
+    from dualform.models.editing.momentum import momentum as momentum
+    from dualform.models.editing.momentum import remove_momentum as remove_momentum
+    from dualform.models.export.checkpoint import write_adapter as write_adapter
+    from dualform.models.export.checkpoint import write_checkpoint as write_checkpoint
+    from dualform.models.loading.load import load_model as load_model
+    from dualform.models.reading.capture import Recording as Recording
+    from dualform.models.reading.encoding import Encoder as Encoder
+    from dualform.models.reading.generation import generate_texts as generate_texts
+    from dualform.models.reading.language_model import LanguageModel as LanguageModel
+    from dualform.models.reading.perplexity import perplexity as perplexity
+    from dualform.models.reading.perplexity import text_losses as text_losses
+    from dualform.models.structure.untrained import untrained as untrained
     from dualform.ops.agreement import kl_divergence as kl_divergence
     from dualform.ops.agreement import label_agreement as label_agreement
     from dualform.ops.agreement import overlap_cosine as overlap_cosine
@@ -147,7 +147,7 @@ _HOMES = {
     "ComparisonConfig": "studies.comparison.config",
     "Demonstrations": "tasks.demonstrations",
     "DualformError": "errors",
-    "Encoder": "models.encoding",
+    "Encoder": "models.reading.encoding",
     "FastWeightState": "ops.fast_weights",
     "Finetuned": "learners.finetuned",
     "FoldConfig": "studies.fold.config",
@@ -157,17 +157,17 @@ _HOMES = {
     "GradientStep": "learners.gradient_step",
     "InContext": "learners.prompting",
     "KeyValueMomentum": "learners.kv_momentum",
-    "LanguageModel": "models.language_model",
+    "LanguageModel": "models.reading.language_model",
     "LayerCausal": "learners.layer_causal",
     "LinearProbe": "learners.probe",
     "Lora": "learners.lora",
     "Mezo": "learners.mezo",
     "MomentumConfig": "studies.momentum.config",
-    "MomentumSettings": "models.momentum",
+    "MomentumSettings": "models.editing.momentum",
     "NormalEquations": "ops.ridge",
     "RankOne": "learners.rank_one",
     "Recipe": "lab.recipe",
-    "Recording": "models.capture",
+    "Recording": "models.reading.capture",
     "RegressionConfig": "studies.laboratory.config",
     "RegressionTasks": "lab.regression_tasks",
     "Result": "result",
@@ -181,9 +181,9 @@ _HOMES = {
     "Thought": "learners.thought",
     "TokenWorld": "lab.token_world",
     "ZeroShot": "learners.prompting",
-    "apply_convolution": "models.convolution",
-    "apply_linear_attention": "models.linear_attention",
-    "apply_momentum": "models.momentum",
+    "apply_convolution": "models.editing.convolution",
+    "apply_linear_attention": "models.editing.linear_attention",
+    "apply_momentum": "models.editing.momentum",
     "as_linear_attention": "ops.dual_form",
     "build_corpus": "lab.corpus",
     "compare": "studies.comparison.run",
@@ -206,7 +206,7 @@ _HOMES = {
     "ft_logits": "ops.rank",
     "gd_layer": "ops.constructions",
     "gd_plus_plus_layer": "ops.constructions",
-    "generate_texts": "models.generation",
+    "generate_texts": "models.reading.generation",
     "gradient_descent_update": "ops.dual_form",
     "icl_logits": "ops.rank",
     "ilwd": "lab.predictor_distance",
@@ -216,11 +216,11 @@ _HOMES = {
     "label_agreement": "ops.agreement",
     "laboratory_table": "studies.laboratory.run",
     "linear_attention": "ops.dual_form",
-    "load_model": "models.load",
+    "load_model": "models.loading.load",
     "load_recipe": "lab.recipe",
     "load_task": "tasks.sources",
     "minimum_detectable": "ops.power",
-    "momentum": "models.momentum",
+    "momentum": "models.editing.momentum",
     "momentum_chunked": "ops.momentum",
     "momentum_config": "studies.momentum.config",
     "momentum_linear_attention": "ops.momentum_dual",
@@ -232,7 +232,7 @@ _HOMES = {
     "open_tracker": "runs.trackers",
     "outer_product_update": "ops.dual_form",
     "overlap_cosine": "ops.agreement",
-    "perplexity": "models.perplexity",
+    "perplexity": "models.reading.perplexity",
     "plan_of": "studies.plan",
     "pretrain": "lab.pretraining",
     "random_update": "learners.random_update",
@@ -242,7 +242,7 @@ _HOMES = {
     "rec2ftp": "ops.agreement",
     "regression_config": "studies.laboratory.config",
     "relaxation": "ops.dual_form",
-    "remove_momentum": "models.momentum",
+    "remove_momentum": "models.editing.momentum",
     "render_page": "studies.pages",
     "ridge_by_layers": "ops.constructions",
     "ridge_layer": "ops.constructions",
@@ -262,17 +262,17 @@ _HOMES = {
     "spd": "lab.predictor_distance",
     "stability": "studies.stability.run",
     "stability_config": "studies.stability.config",
-    "text_losses": "models.perplexity",
+    "text_losses": "models.reading.perplexity",
     "thought_matrix": "ops.folding",
     "top_k_overlap": "ops.agreement",
     "total_variation": "ops.agreement",
     "train_alone": "studies.momentum.training",
     "training_cost": "lab.cost",
     "trials_table": "studies.selection.summary",
-    "untrained": "models.untrained",
+    "untrained": "models.structure.untrained",
     "variance_split": "ops.variance",
-    "write_adapter": "models.checkpoint",
-    "write_checkpoint": "models.checkpoint",
+    "write_adapter": "models.export.checkpoint",
+    "write_checkpoint": "models.export.checkpoint",
 }
 
 __all__ = [

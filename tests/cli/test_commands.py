@@ -229,9 +229,9 @@ def test_only_our_own_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> 
     def command() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            warnings.warn_explicit("ours", UserWarning, f"{home}/models/encoding.py", 1)
+            warnings.warn_explicit("ours", UserWarning, f"{home}/models/reading/encoding.py", 1)
             warnings.warn_explicit("theirs", UserWarning, others, 1)
-            warnings.warn_explicit("old", FutureWarning, f"{home}/models/encoding.py", 2)
+            warnings.warn_explicit("old", FutureWarning, f"{home}/models/reading/encoding.py", 2)
 
     command()
 

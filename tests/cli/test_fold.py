@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dualform.models import checkpoint
+from dualform.models.export import checkpoint
 from dualform.result import Result
 from dualform.runs.store import read_result
 from dualform.studies.fold import run as study
@@ -286,7 +286,7 @@ def test_kill_9_while_it_writes_leaves_no_checkpoint_and_the_next_attempt_goes_w
     here = tmp_path / "written"
     # Everything is written then, and stands under another name.
     script = (
-        "import time, pathlib; import dualform.models.checkpoint as c;"
+        "import time, pathlib; import dualform.models.export.checkpoint as c;"
         f"c._exchange = lambda *a: (pathlib.Path({str(here)!r}).touch(), time.sleep({PATIENCE}));"
         "from dualform.cli.main import main; main()"
     )

@@ -13,8 +13,8 @@ from dualform.errors import ConfigError
 from dualform.lab.losses import read_losses
 from dualform.lab.pretraining import pretrain
 from dualform.lab.regression import train_regressor
-from dualform.models.load import load_model
-from dualform.models.momentum import momentum_of
+from dualform.models.editing.momentum import momentum_of
+from dualform.models.loading.load import load_model
 from dualform.studies.momentum import pretrained as momentum_pretrained
 from dualform.studies.momentum import regression as momentum_regression
 from dualform.studies.momentum import run as study

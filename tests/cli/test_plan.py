@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dualform.cli.plan import sentences, spoken
-from dualform.models import machine
+from dualform.models.cost import machine
 from dualform.studies.plan import Cost, GroupPlan, Part, Plan, plan_sweep
 from tests.cli.conftest import QUICK, SMALL, Done
 from tests.fixed_machine import GIB, fixed_machine

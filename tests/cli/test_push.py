@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from dualform.cli.push import push
-from dualform.models.licence import Licence
-from dualform.models.model_card import CardFacts, model_card
+from dualform.models.export.card import CardFacts, model_card
+from dualform.models.export.licence import Licence
 from tests.cli.conftest import Done
 from tests.models.hub_stub import Hub, served
 from tests.studies.small import write_csv

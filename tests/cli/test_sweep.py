@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from dualform.cli.sweep_table import Lines, LiveTable, progress_table, remaining
-from dualform.models import machine
+from dualform.models.cost import machine
 from dualform.runs.cell_store import CellKey
 from dualform.runs.sweep import CellState, GroupState
 from dualform.runs.sweep_cells import GroupCell

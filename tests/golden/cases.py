@@ -136,7 +136,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     """What a command leaves, run in `folder`, which is the current one."""
     torch.set_num_threads(1)
     shutil.rmtree(folder / "out", ignore_errors=True)
-    with patch("dualform.models.machine.this_machine", lambda *given, **more: fixed_machine()):
+    with patch("dualform.models.cost.machine.this_machine", lambda *given, **more: fixed_machine()):
         done = CliRunner().invoke(app, shlex.split(case.command))
     if done.exit_code:
         raise AssertionError(f"dualform {case.command}: exit {done.exit_code}\n{done.output}") from done.exception

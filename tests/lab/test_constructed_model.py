@@ -11,11 +11,11 @@ from dualform.errors import ConfigError, ShapeError
 from dualform.lab.constructed_model import ConstructedModel, Layer, SumAttention, construct
 from dualform.lab.token_world import TokenWorld
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.attention import AttentionCall
-from dualform.models.capture import Recording
-from dualform.models.encoding import Encoder
-from dualform.models.language_model import LanguageModel
-from dualform.models.load import load_model
+from dualform.models.loading.load import load_model
+from dualform.models.reading.attention import AttentionCall
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import Encoder
+from dualform.models.reading.language_model import LanguageModel
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Task
 

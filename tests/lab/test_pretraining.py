@@ -30,8 +30,8 @@ from dualform.lab.pretraining import Pretrained, pretrain
 from dualform.lab.recipe import Recipe, load_recipe
 from dualform.lab.tokenizer import train_tokenizer
 from dualform.lab.windows import Windows, gathered, spread_windows
-from dualform.models.load import load_model
-from dualform.models.momentum import apply_momentum, momentum_of
+from dualform.models.editing.momentum import apply_momentum, momentum_of
+from dualform.models.loading.load import load_model
 from tests.lab.setting import PulledPlugError, StopAt, sentences, small_corpus, small_recipe
 
 

@@ -13,7 +13,7 @@ from dualform.lab.regression import (
     errors_by_point,
     train_regressor,
 )
-from dualform.models.momentum import apply_momentum
+from dualform.models.editing.momentum import apply_momentum
 
 TASKS = LinearTasks(dimension=3, points=8)
 

@@ -7,8 +7,8 @@ import torch
 
 from dualform.errors import ConfigError
 from dualform.lab.token_world import BOS, EOS, IS, LABEL_WORDS, UNKNOWN, TokenWorld
-from dualform.models.encoding import Encoder
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.encoding import Encoder
+from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.streams import stream
 from dualform.tasks.demonstrations import draw_demonstrations
 from tests.tiny import tiny_model

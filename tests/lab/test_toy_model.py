@@ -8,8 +8,8 @@ import torch
 from dualform.errors import TrainingError
 from dualform.lab.token_world import IS, LABEL_WORDS, TokenWorld
 from dualform.lab.toy_model import save_toy, token_sequences, train_toy
-from dualform.models.encoding import Encoder
-from dualform.models.load import load_model
+from dualform.models.loading.load import load_model
+from dualform.models.reading.encoding import Encoder
 from dualform.tasks.demonstrations import draw_demonstrations
 
 WORLD = TokenWorld.draw(2, 24, seed=1)

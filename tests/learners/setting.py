@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from dualform.learners.adapted import Adapted
-from dualform.models.capture import Recording
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
 from dualform.tasks.demonstrations import Demonstrations
 from dualform.tasks.task import Task
 from tests.models.sentiment import sentiment, some_demonstrations

@@ -11,12 +11,12 @@ from dualform.errors import ConfigError, ModelError, TrainingError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.finetuned import Finetuned, train
 from dualform.learners.prompting import ZeroShot
-from dualform.models.anatomy import Anatomy, row_axis
-from dualform.models.edit import applied, mlp_rows, value_rows
-from dualform.models.flops import training_flops
+from dualform.models.cost.flops import training_flops
+from dualform.models.editing.edit import applied, mlp_rows, value_rows
+from dualform.models.structure.anatomy import Anatomy, row_axis
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
+from tests.models.editing.test_edit import Snapshot, key_value_rows
 from tests.models.reference import naive_scores
-from tests.models.test_edit import Snapshot, key_value_rows
 from tests.tiny import tiny_model
 
 RATE = 0.05

@@ -6,11 +6,11 @@ import torch
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.folded import FEWEST_TEXTS, Folded
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models import stepping
-from dualform.models.blocks import find_blocks
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
+from dualform.models.editing import blockwise as stepping
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.structure.blocks import find_blocks
 from dualform.ops.ridge import NormalEquations
 from tests.learners.setting import EVERYTHING, assert_same_readings, fresh, readings, setting_of
 from tests.tiny import tiny_model, tiny_tokenizer

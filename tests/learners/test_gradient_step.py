@@ -10,11 +10,11 @@ from dualform.lab.constructed_model import ConstructedModel, Layer, construct
 from dualform.lab.token_world import TokenWorld
 from dualform.learners.gradient_step import GradientStep
 from dualform.learners.prompting import ZeroShot
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import LanguageModel
 from dualform.tasks.demonstrations import draw_demonstrations
 from tests.learners.setting import EVERYTHING
-from tests.models.test_edit import Snapshot
+from tests.models.editing.test_edit import Snapshot
 
 K, RATE = 5, 0.4
 WORLD = TokenWorld.draw(3, 30, seed=2)

@@ -10,10 +10,10 @@ from dualform.errors import ConfigError, ModelError, NumericalError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.kv_momentum import KeyValueMomentum
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import LanguageModel
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.language_model import LanguageModel
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
-from tests.models.test_edit import Snapshot
+from tests.models.editing.test_edit import Snapshot
 from tests.tiny import WINDOW, tiny_model, tiny_tokenizer
 
 STEP, MOMENTUM, PASSES = 0.3, 0.5, 4

@@ -14,12 +14,12 @@ from dualform.errors import ConfigError, ModelError, TrainingError
 from dualform.learners.finetuned import Finetuned, token_loss
 from dualform.learners.layer_causal import LayerCausal
 from dualform.learners.prompting import ZeroShot
-from dualform.models.anatomy import find_anatomy, row_axis
-from dualform.models.edit import applied
-from dualform.models.flops import layer_causal_training_flops
-from dualform.models.language_model import LanguageModel
+from dualform.models.cost.flops import layer_causal_training_flops
+from dualform.models.editing.edit import applied
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.structure.anatomy import find_anatomy, row_axis
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
-from tests.models.test_edit import Snapshot, key_value_rows
+from tests.models.editing.test_edit import Snapshot, key_value_rows
 from tests.tiny import FAMILIES as ALL_FAMILIES
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.lora import Lora
-from dualform.models.anatomy import row_axis
-from dualform.models.edit import applied
+from dualform.models.editing.edit import applied
+from dualform.models.structure.anatomy import row_axis
 from tests.learners.setting import FAMILIES, fresh, readings
+from tests.models.editing.test_edit import IDS, Snapshot
 from tests.models.reference import naive_scores
-from tests.models.test_edit import IDS, Snapshot
 from tests.tiny import tiny_model
 
 RATE, RANK, SEED = 0.01, 4, 7

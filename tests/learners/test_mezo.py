@@ -13,12 +13,12 @@ from dualform.errors import ConfigError, ModelError, TrainingError
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.mezo import Mezo, MezoAtRate, demonstration_loss, slope_and_mean
 from dualform.learners.prompting import ZeroShot
-from dualform.models.anatomy import Anatomy, row_axis
-from dualform.models.edit import WeightDelta
-from dualform.models.edit import key_value_rows as rows_of
-from dualform.models.flops import forward_flops
+from dualform.models.cost.flops import forward_flops
+from dualform.models.editing.edit import WeightDelta
+from dualform.models.editing.edit import key_value_rows as rows_of
+from dualform.models.structure.anatomy import Anatomy, row_axis
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
-from tests.models.test_edit import Snapshot
+from tests.models.editing.test_edit import Snapshot
 from tests.tiny import tiny_model
 
 RATE, STEPS = 1e-3, 3

@@ -4,10 +4,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dualform.learners.probe import LinearProbe
-from dualform.models.layout import Query
+from dualform.models.reading.layout import Query
 from tests.learners.setting import EVERYTHING, FAMILIES, fresh, readings
+from tests.models.editing.test_edit import Snapshot
 from tests.models.sentiment import some_demonstrations
-from tests.models.test_edit import Snapshot
 from tests.tiny import tiny_model
 
 

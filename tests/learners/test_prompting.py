@@ -5,13 +5,13 @@ import torch
 
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.capture import Recording
-from dualform.models.encoding import Encoder
-from dualform.models.flops import forward_flops
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import Encoder
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
+from tests.models.editing.test_edit import Snapshot
 from tests.models.reference import naive_scores
 from tests.models.sentiment import sentiment, some_demonstrations
-from tests.models.test_edit import Snapshot
 from tests.tiny import tiny_model
 
 

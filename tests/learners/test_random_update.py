@@ -9,7 +9,7 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import ZeroShot
 from dualform.learners.random_update import random_update
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
-from tests.models.test_edit import Snapshot
+from tests.models.editing.test_edit import Snapshot
 
 RATE = 0.05
 

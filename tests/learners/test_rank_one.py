@@ -6,14 +6,15 @@ import torch
 from dualform.learners import rank_one as under_test
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rank_one import RankOne
-from dualform.models.anatomy import row_axis
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
+from dualform.models.cost.flops import forward_flops
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.structure.anatomy import row_axis
 from dualform.ops.folding import rank_one_update
 from tests.learners.setting import EVERYTHING, fresh, readings
+from tests.models.editing.test_edit import Snapshot
 from tests.models.reference import (
     BY_NAME,
     CASES,
@@ -27,7 +28,6 @@ from tests.models.reference import (
     route_id,
     wrapped,
 )
-from tests.models.test_edit import Snapshot
 
 FOUR = ("llama", "gpt2", "gemma3", "gpt_neox")
 
@@ -216,7 +216,7 @@ def test_adapting_costs_the_two_prefixes_alone():
 
 @pytest.mark.real
 def test_on_a_real_model_it_answers_as_icl_does():
-    from dualform.models.load import load_model
+    from dualform.models.loading.load import load_model
 
     lm = load_model("smollm2-135m", device="cpu")
     texts = ("a warm and funny film", "nothing here works", "a dull story, told twice", "wit and grace")

@@ -10,7 +10,7 @@ from dualform.errors import NumericalError, TrainingError
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.rate import search_rate
 from tests.learners.setting import fresh
-from tests.models.test_edit import Snapshot
+from tests.models.editing.test_edit import Snapshot
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.task_vector import TaskVector
-from dualform.models.flops import forward_flops
-from dualform.models.layout import Query
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.layout import Query
 from dualform.ops.agreement import kl_divergence
 from tests.learners.setting import EVERYTHING, FAMILIES, assert_same_readings, fresh, readings
-from tests.models.test_edit import Snapshot
+from tests.models.editing.test_edit import Snapshot
 from tests.tiny import LAYERS as N_LAYERS
 from tests.tiny import tiny_model
 

@@ -10,15 +10,15 @@ from dualform.errors import ConfigError, ModelError
 from dualform.learners import thought as under_test
 from dualform.learners.prompting import ZeroShot
 from dualform.learners.thought import Thought
-from dualform.models.anatomy import row_axis
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.structure.anatomy import row_axis
 from tests.learners.setting import fresh, readings
+from tests.models.editing.test_edit import Snapshot
 from tests.models.reference import BY_NAME, CASES, OPENING, PREFIX, QUERIES, plain, wrapped
-from tests.models.test_edit import Snapshot
-from tests.models.test_readers import IN_SOURCE
+from tests.models.structure.test_mlp_inputs import IN_SOURCE
 
 DEMONSTRATIONS = EncodedDemonstrations(PREFIX, (), (), (), ())
 

@@ -13,8 +13,8 @@ from dualform.learners.layer_causal import LayerCausal
 from dualform.learners.lora import Lora
 from dualform.learners.mezo import MezoAtRate
 from dualform.learners.thought import Thought
-from dualform.models.load import load_model
-from dualform.models.streaming import hook_of, named_weights, weight_of
+from dualform.models.loading.load import load_model
+from dualform.models.loading.offloading import hook_of, named_weights, weight_of
 from tests.learners.setting import assert_same_readings, readings, setting_of
 from tests.tiny import save_tiny
 

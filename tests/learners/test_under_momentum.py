@@ -11,10 +11,10 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.folded import Folded
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rank_one import RankOne
-from dualform.models.checkpoint import write_checkpoint
-from dualform.models.language_model import LanguageModel
-from dualform.models.load import load_model
-from dualform.models.momentum import apply_momentum, momentum, momentum_of
+from dualform.models.editing.momentum import apply_momentum, momentum, momentum_of
+from dualform.models.export.checkpoint import write_checkpoint
+from dualform.models.loading.load import load_model
+from dualform.models.reading.language_model import LanguageModel
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.run import compare

@@ -8,8 +8,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Probe, Query
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Probe, Query
 from tests.tiny import BOS_ID, EOS_ID, FAMILIES, WINDOW, tiny_model, tiny_tokenizer
 
 

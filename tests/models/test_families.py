@@ -9,13 +9,13 @@ import torch
 
 from dualform.errors import ModelError
 from dualform.learners.finetuned import Finetuned
-from dualform.models.adapters import LoraTraining
-from dualform.models.capture import Recording
-from dualform.models.doctor import examine
-from dualform.models.edit import KeyValueTraining, applied, key_value_rows
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.language_model import LanguageModel, joined_readings
-from dualform.models.stepping import require_editable_outputs
+from dualform.models.editing.adapters import LoraTraining
+from dualform.models.editing.blockwise import require_editable_outputs
+from dualform.models.editing.edit import KeyValueTraining, applied, key_value_rows
+from dualform.models.loading.doctor import examine
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LanguageModel, joined_readings
 from tests.families import PREFIX, QUERIES, answers_off, heads_off, tiny_family
 from tests.tiny import tiny_tokenizer
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dualform.models.identity import model_identity
+from dualform.models.loading.identity import model_identity
 from dualform.runs.sweep_cells import Identities, assembled, cells_of
 from dualform.runs.sweep_config import Group, SweepConfig, expand
 from dualform.tasks.digest import task_digest

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.language_model import LanguageModel
 from dualform.result import Result
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config

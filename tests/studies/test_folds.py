@@ -12,8 +12,8 @@ import torch
 from dualform.errors import ConfigError, ContextError, ModelError, TaskError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.folded import FEWEST_TEXTS
-from dualform.models.flops import forward_flops
-from dualform.models.layout import Query
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.layout import Query
 from dualform.studies import folds
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import ComparisonConfig

@@ -12,9 +12,9 @@ from torch import Tensor
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import Readings
-from dualform.models.layout import Query
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import Readings
+from dualform.models.reading.layout import Query
 from dualform.ops.random_update import released_random
 from dualform.ops.streams import stream
 from dualform.studies.inside import (

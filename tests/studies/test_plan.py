@@ -13,9 +13,9 @@ import torch
 from dualform.errors import ConfigError, ContextError, DualformError, ModelError
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.mezo import Mezo
-from dualform.models.fitting import Fit, Option
-from dualform.models.language_model import LanguageModel
-from dualform.models.load import load_model
+from dualform.models.cost.memory import Fit, Option
+from dualform.models.loading.load import load_model
+from dualform.models.reading.language_model import LanguageModel
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
 from dualform.studies.comparison.plan import fitted, sketched

@@ -32,8 +32,8 @@ def doctor(
     from rich.text import Text
 
     from dualform.cli.printing import PlainConsole
-    from dualform.models.doctor import examine
-    from dualform.models.load import load_model
+    from dualform.models.loading.doctor import examine
+    from dualform.models.loading.load import load_model
 
     quiet_transformers()
     lm = load_model(model, **settings)

@@ -23,7 +23,7 @@ def models(as_json: _Json = False) -> None:
     from rich.text import Text
 
     from dualform.cli.printing import PlainConsole
-    from dualform.models.packaged import PACKAGED_MODELS, is_local
+    from dualform.models.loading.packaged import PACKAGED_MODELS, is_local
 
     rows = [
         {"name": name, "parameters": model.parameters, "local": is_local(name), "note": model.note}

@@ -27,8 +27,8 @@ def push(
 
       dualform push gemma-folded me/gemma-reviews --accept-terms --upload --public
     """
-    from dualform.models.hub_upload import plan_upload
-    from dualform.models.hub_upload import upload as send
+    from dualform.models.export.upload import plan_upload
+    from dualform.models.export.upload import upload as send
 
     plan = plan_upload(folder, repository, private=not public, accept_terms=accept_terms)
     _print(plan)
@@ -49,7 +49,7 @@ def _print(plan: Any) -> None:
     from rich.text import Text
 
     from dualform.cli.printing import PlainConsole
-    from dualform.models.hub_upload import shown_card
+    from dualform.models.export.upload import shown_card
 
     console = PlainConsole()
     kind = "private" if plan.private else "public"

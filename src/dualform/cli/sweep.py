@@ -68,7 +68,7 @@ def sweep(
     check_sweep_tasks(file)
     from dualform.cli.printing import print_json
     from dualform.cli.sweep_table import watching
-    from dualform.models.placement import size_in_bytes
+    from dualform.models.loading.placement import size_in_bytes
     from dualform.runs.cell_store import CellStore
     from dualform.runs.engines.base import EngineName, EngineOptions, open_engine
     from dualform.runs.engines.when_needed import WhenNeeded

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from dualform.errors import ConfigError, StorageError
-from dualform.models.checkpoint import whole_folder
+from dualform.models.export.checkpoint import whole_folder
 
 SCHEMA = 1
 KEPT = 2

@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dualform.errors import ConfigError, ShapeError
 from dualform.lab.token_world import TokenWorld
-from dualform.models.attention import ATTENTION, NAME, AttentionCall, plain_attention
+from dualform.models.reading.attention import ATTENTION, NAME, AttentionCall, plain_attention
 from dualform.ops.streams import stream
 
 MODEL_TYPE = "dualform-constructed"

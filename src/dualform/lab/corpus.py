@@ -22,7 +22,7 @@ from dualform.errors import ConfigError, TaskError
 from dualform.files import atomic_write, explain_storage_errors, writable_dir
 from dualform.lab.sources import Source
 from dualform.lab.tokenizer import tokenizer_digest, train_tokenizer
-from dualform.models.checkpoint import whole_folder
+from dualform.models.export.checkpoint import whole_folder
 from dualform.progress import Progress, Silent
 
 SCHEMA = 1

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dualform.lab.recipe import Recipe
-from dualform.models.anatomy import Anatomy, LayerAnatomy
-from dualform.models.flops import forward_flops
+from dualform.models.cost.flops import forward_flops
+from dualform.models.structure.anatomy import Anatomy, LayerAnatomy
 
 _BYTES_A_PARAMETER = 4
 """The weight itself, its gradient and AdamW's two averages, each as large as the other."""

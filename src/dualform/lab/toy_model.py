@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dualform.errors import TrainingError
 from dualform.lab.token_world import BOS, EOS, IS, TokenWorld
-from dualform.models.checkpoint import whole_folder
+from dualform.models.export.checkpoint import whole_folder
 from dualform.ops.streams import stream, stream_seed
 
 _WARMUP = 50

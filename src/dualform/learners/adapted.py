@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dualform.models.capture import Recording
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
-from dualform.models.layout import Probe, Query
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
+from dualform.models.reading.layout import Probe, Query
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from dualform.models.cost import Cost, Part
+from dualform.models.cost.work import Cost, Part
 from dualform.registry import Registry
 from dualform.report.palette import LearnerStyle, style_of
 
 if TYPE_CHECKING:
     # Settings name learners, and are checked before torch is loaded.
     from dualform.learners.adapted import Adapted
-    from dualform.models.encoding import EncodedDemonstrations, Encoder
-    from dualform.models.language_model import LanguageModel, Readings
-    from dualform.models.layout import Probe, Query
+    from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+    from dualform.models.reading.language_model import LanguageModel, Readings
+    from dualform.models.reading.layout import Probe, Query
     from dualform.tasks.demonstrations import Demonstrations
     from dualform.tasks.task import Task
 

@@ -21,13 +21,13 @@ from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
 from dualform.learners.options import LARGEST_RATE as LARGEST_RATE
 from dualform.learners.options import LossOn as LossOn
-from dualform.models.capture import stack_layers
-from dualform.models.edit import WeightDelta, WeightTraining, applied, key_value_rows, mlp_rows, value_rows
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import key_value_training_flops, training_flops
-from dualform.models.forward import forward_rows, watching
-from dualform.models.language_model import LanguageModel
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.cost.flops import key_value_training_flops, training_flops
+from dualform.models.editing.edit import WeightDelta, WeightTraining, applied, key_value_rows, mlp_rows, value_rows
+from dualform.models.reading.capture import stack_layers
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.forward import forward_rows, watching
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.ordinary import ordinary_torch
 
 TrainedPart = Literal["key_value", "value_one_layer", "mlp"]
 """What is trained: W_K and W_V of every layer (the paper's choice); W_V of the middle layer alone, the setting of the

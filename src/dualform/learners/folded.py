@@ -18,21 +18,21 @@ from torch import Tensor
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.options import FEWEST_TEXTS as FEWEST_TEXTS
-from dualform.models.anatomy import row_axis
-from dualform.models.blocks import find_blocks
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
-from dualform.models.output_norm import find_output_norms
-from dualform.models.stepping import (
+from dualform.models.cost.flops import forward_flops
+from dualform.models.editing.blockwise import (
     SeenBlock,
     Walk,
     require_editable_outputs,
     require_separable,
     row_groups,
 )
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.structure.anatomy import row_axis
+from dualform.models.structure.blocks import find_blocks
+from dualform.models.structure.output_norm import find_output_norms
 from dualform.ops.ridge import NormalEquations, RidgeFit
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.finetuned import require_learning_rate
-from dualform.models.capture import stack_layers
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.forward import forward_rows, watching
-from dualform.models.language_model import LanguageModel
-from dualform.models.ordinary import ordinary_torch
-from dualform.models.streaming import weight_of
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.loading.offloading import weight_of
+from dualform.models.reading.capture import stack_layers
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.forward import forward_rows, watching
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.ordinary import ordinary_torch
 
 
 @dataclass(frozen=True)

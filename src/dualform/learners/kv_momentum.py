@@ -14,13 +14,13 @@ from transformers import DynamicCache
 
 from dualform.errors import ConfigError, ModelError, NumericalError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.models.attention import AttentionCall, plain_attention, tapped
-from dualform.models.cached import CachedPrefix
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.forward import KeysValues, LayerOrder, cache_argument, forward_rows
-from dualform.models.language_model import EncodedPrefix, LanguageModel
-from dualform.models.layout import Query
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.attention import AttentionCall, plain_attention, tapped
+from dualform.models.reading.cached import CachedPrefix
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.forward import KeysValues, LayerOrder, cache_argument, forward_rows
+from dualform.models.reading.language_model import EncodedPrefix, LanguageModel
+from dualform.models.reading.layout import Query
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of each layer, `(kv_head, pos, d_head)`."""

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.finetuned import LossOn, require_learning_rate, token_loss, train, trained_model
-from dualform.models.blocks import Blocks, find_blocks
-from dualform.models.edit import KeyValueTraining
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import layer_causal_training_flops
-from dualform.models.forward import forward_rows
-from dualform.models.language_model import LanguageModel
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.cost.flops import layer_causal_training_flops
+from dualform.models.editing.edit import KeyValueTraining
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.forward import forward_rows
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.ordinary import ordinary_torch
+from dualform.models.structure.blocks import Blocks, find_blocks
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.base import Context, Learner, Prices
 from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
-from dualform.models.adapters import LoraTraining
-from dualform.models.cost import Cost
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.language_model import LanguageModel
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.cost.work import Cost
+from dualform.models.editing.adapters import LoraTraining
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.ordinary import ordinary_torch
 from dualform.plain_text import first_few
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from dualform.errors import ConfigError, NumericalError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.finetuned import require_learning_rate
-from dualform.models.anatomy import row_axis
-from dualform.models.edit import WeightDelta, applied, key_value_rows
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
-from dualform.models.streaming import runs_on
+from dualform.models.cost.flops import forward_flops
+from dualform.models.editing.edit import WeightDelta, applied, key_value_rows
+from dualform.models.loading.offloading import runs_on
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.structure.anatomy import row_axis
 
 
 @dataclass(frozen=True)

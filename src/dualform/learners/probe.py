@@ -12,13 +12,13 @@ from torch import Tensor
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner, Prices
 from dualform.learners.prompting import ZeroShot
-from dualform.models.capture import Recording
-from dualform.models.cost import Part
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
-from dualform.models.layout import Probe, Query
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.cost.flops import forward_flops
+from dualform.models.cost.work import Part
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
+from dualform.models.reading.layout import Probe, Query
+from dualform.models.reading.ordinary import ordinary_torch
 
 
 @dataclass(frozen=True)

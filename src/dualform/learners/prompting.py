@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import LanguageModel
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LanguageModel
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.language_model import LanguageModel
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.reading.language_model import LanguageModel
 
 
 def random_update(ft: AdaptedModel, lm: LanguageModel, opening: tuple[int, ...], seed: int) -> AdaptedModel:

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost
-from dualform.models.anatomy import row_axis
-from dualform.models.cached import NaiveRoute
-from dualform.models.capture import Recording
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
-from dualform.models.layout import Layout, Probe, Query, lay_out
-from dualform.models.readers import MLPReaders, at_mlps, find_readers
-from dualform.models.streaming import weight_of
+from dualform.models.cost.flops import forward_flops
+from dualform.models.loading.offloading import weight_of
+from dualform.models.reading.cached import NaiveRoute
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
+from dualform.models.reading.layout import Layout, Probe, Query, lay_out
+from dualform.models.structure.anatomy import row_axis
+from dualform.models.structure.mlp_inputs import MLPReaders, at_mlps, find_readers
 from dualform.ops.folding import rank_one_factors
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dualform.errors import NumericalError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.reading.ordinary import ordinary_torch
 from dualform.result import Trial
 
 STABLE_WITHIN = 0.01

@@ -7,9 +7,9 @@ from dataclasses import fields
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost, Adapted
-from dualform.models.capture import Recording
-from dualform.models.language_model import NO_RECORDING, Readings
-from dualform.models.layout import Probe, Query
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.language_model import NO_RECORDING, Readings
+from dualform.models.reading.layout import Probe, Query
 
 _Key = tuple[str, tuple[int, ...], tuple[Query, ...], tuple[int, ...], Recording, Probe]
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.blocks import find_blocks
-from dualform.models.capture import Recording
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
-from dualform.models.layout import Layout, Probe, Query, lay_out
+from dualform.models.cost.flops import forward_flops
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
+from dualform.models.reading.layout import Layout, Probe, Query, lay_out
+from dualform.models.structure.blocks import find_blocks
 from dualform.ops.agreement import kl_divergence, label_agreement
 
 _ONE_ROW = ("packed", "packed-mask")

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.models.anatomy import row_axis
-from dualform.models.cached import NaiveRoute, RepeatedRoute
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.flops import forward_flops
-from dualform.models.language_model import NO_RECORDING, EncodedPrefix, LanguageModel
-from dualform.models.layout import Layout, Query, lay_out
-from dualform.models.readers import MLPReaders, at_mlps, find_readers
-from dualform.models.stepping import require_editable_outputs
-from dualform.models.streaming import weight_of
+from dualform.models.cost.flops import forward_flops
+from dualform.models.editing.blockwise import require_editable_outputs
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.loading.offloading import weight_of
+from dualform.models.reading.cached import NaiveRoute, RepeatedRoute
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import NO_RECORDING, EncodedPrefix, LanguageModel
+from dualform.models.reading.layout import Layout, Query, lay_out
+from dualform.models.structure.anatomy import row_axis
+from dualform.models.structure.mlp_inputs import MLPReaders, at_mlps, find_readers
 from dualform.ops.folding import rank_one_sum
 
 ThoughtForm = Literal["vector", "matrix"]

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dualform._version import __version__
-from dualform.models.identity import model_identity
+from dualform.models.loading.identity import model_identity
 from dualform.runs.cell_store import CellKey
 from dualform.runs.sweep_config import Group
 from dualform.source_digest import source_digest

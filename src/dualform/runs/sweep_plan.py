@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from dualform.models.machine import Machine, cores, this_machine
+from dualform.models.cost.machine import Machine, cores, this_machine
 from dualform.runs.cell_store import CellStore
 from dualform.runs.sweep_cells import Identities, cells_of
 from dualform.runs.sweep_config import Group

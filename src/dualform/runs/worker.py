@@ -20,8 +20,8 @@ from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
 from dualform.files import cache_dir
 from dualform.learners.remembered import ReadingMemory
-from dualform.models.identity import model_identity
-from dualform.models.language_model import LanguageModel
+from dualform.models.loading.identity import model_identity
+from dualform.models.reading.language_model import LanguageModel
 from dualform.result import Result
 from dualform.runs.cell_store import CellKey, CellStore, DamagedCell
 from dualform.runs.flat_numbers import numbers_of

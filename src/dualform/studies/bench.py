@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ContextError
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.flops import forward_flops
-from dualform.models.identity import digest_of_weights
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
-from dualform.models.streaming import named_weights, weight_of
-from dualform.models.tokens import chat_template_notes
-from dualform.models.truncation import n_tokens, truncated
+from dualform.models.cost.flops import forward_flops
+from dualform.models.loading.identity import digest_of_weights
+from dualform.models.loading.offloading import named_weights, weight_of
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.reading.tokens import chat_template_notes
+from dualform.models.reading.truncation import n_tokens, truncated
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Example, Task

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dualform.models.cost import Cost
+from dualform.models.cost.work import Cost
 from dualform.registry import Registry
 from dualform.report.measures import CHANCE, ControlKind
 from dualform.report.measures import Control as ControlTitle
@@ -21,7 +21,7 @@ from dualform.report.measures import Control as ControlTitle
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dualform.models.language_model import LanguageModel, Readings
+    from dualform.models.reading.language_model import LanguageModel, Readings
     from dualform.studies.bench import Bench
     from dualform.studies.comparison.config import ComparisonConfig
     from dualform.studies.comparison.controls import Workshop

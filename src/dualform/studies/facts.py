@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dualform._version import __version__
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.language_model import LanguageModel
 from dualform.result import Baselines, Result
 from dualform.studies.bench import Bench
 from dualform.studies.settings import StudyConfig

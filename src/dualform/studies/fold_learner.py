@@ -5,13 +5,13 @@ from typing import Any
 
 from dualform.learners.adapted import Adapted
 from dualform.learners.base import Context, Learner, Setup
-from dualform.models.blocks import find_blocks
-from dualform.models.cost import Cost, Part
-from dualform.models.edit import key_value_rows
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Probe, Query
-from dualform.models.readers import find_readers
-from dualform.models.stepping import require_editable_outputs, require_separable
+from dualform.models.cost.work import Cost, Part
+from dualform.models.editing.blockwise import require_editable_outputs, require_separable
+from dualform.models.editing.edit import key_value_rows
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Probe, Query
+from dualform.models.structure.blocks import find_blocks
+from dualform.models.structure.mlp_inputs import find_readers
 from dualform.studies.fold_settings import FoldMethod
 from dualform.studies.folds import check_fold, make_fold
 from dualform.studies.plan_folds import READERS, RIDGE_CHECKS, fold_bytes, fold_parts, fold_prefix, reads_twice

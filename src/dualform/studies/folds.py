@@ -20,13 +20,13 @@ from dualform.learners.mezo import Mezo
 from dualform.learners.rank_one import RankOne
 from dualform.learners.task_vector import PatchedModel, TaskVector
 from dualform.learners.thought import Thought
-from dualform.models.bias import output_bias
-from dualform.models.encoding import Encoder
-from dualform.models.flops import forward_flops
-from dualform.models.generation import generate_plain, generate_texts
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
-from dualform.models.stepping import require_editable_outputs
+from dualform.models.cost.flops import forward_flops
+from dualform.models.editing.blockwise import require_editable_outputs
+from dualform.models.reading.encoding import Encoder
+from dualform.models.reading.generation import generate_plain, generate_texts
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.structure.bias import output_bias
 from dualform.studies.bench import weights_digest
 from dualform.studies.fold_settings import CALIBRATED, FoldMethod, FoldSettings
 from dualform.tasks.task import Example

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptedModel
-from dualform.models.anatomy import Anatomy
-from dualform.models.capture import Recording, Trace, stack_layers
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.language_model import Readings
-from dualform.models.query_scale import query_scale
+from dualform.models.reading.capture import Recording, Trace, stack_layers
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import Readings
+from dualform.models.structure.anatomy import Anatomy
+from dualform.models.structure.query_scale import query_scale
 from dualform.ops.cosine import cosine, unit, widened
 from dualform.ops.dual_form import outer_product_update, relaxation
 from dualform.ops.random_update import matched_random, released_random

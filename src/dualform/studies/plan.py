@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from dualform.errors import ConfigError
-from dualform.models.cost import Cost as Cost
-from dualform.models.cost import Part as Part
-from dualform.models.fitting import Fit, Option
-from dualform.models.machine import Machine
+from dualform.models.cost.machine import Machine
+from dualform.models.cost.memory import Fit, Option
+from dualform.models.cost.work import Cost as Cost
+from dualform.models.cost.work import Part as Part
 from dualform.studies.study import study_of
 
 
@@ -138,7 +138,7 @@ def plan_of(
 
 def machine_for(config: BaseModel | None, *, measure: bool = False) -> Machine:
     """The machine that a study would run on, in its precision."""
-    from dualform.models.machine import this_machine, where_to_run
+    from dualform.models.cost.machine import this_machine, where_to_run
 
     device = where_to_run(str(getattr(config, "device", "cpu") or "cpu"))
     return this_machine(device, str(getattr(config, "dtype", "float32")), measure=measure)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dualform.learners.finetuned import LossOn
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.fitting import BYTES, Fit, fit_of
-from dualform.models.language_model import LONGEST_CHECK, window_of
-from dualform.models.layout import Probe, Query
-from dualform.models.machine import Machine
-from dualform.models.sketch import Shape, Sketch
+from dualform.models.cost.machine import Machine
+from dualform.models.cost.memory import BYTES, Fit, fit_of
+from dualform.models.cost.sketch import Shape, Sketch
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LONGEST_CHECK, window_of
+from dualform.models.reading.layout import Probe, Query
 from dualform.studies.plan import Cost
 
 _NORM_PASSES = 14

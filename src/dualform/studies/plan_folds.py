@@ -15,10 +15,10 @@ from dualform.learners.folded import FEWEST_TEXTS
 from dualform.learners.kv_momentum import KeyValueMomentum
 from dualform.learners.mezo import Mezo
 from dualform.learners.task_vector import TaskVector
-from dualform.models.fitting import BYTES
-from dualform.models.identity import digest_of_weights
-from dualform.models.layout import Query
-from dualform.models.locate import find_model
+from dualform.models.cost.memory import BYTES
+from dualform.models.loading.identity import digest_of_weights
+from dualform.models.loading.locate import find_model
+from dualform.models.reading.layout import Query
 from dualform.studies.fold_settings import CALIBRATED, FoldSettings
 from dualform.studies.folds import plain_passages
 from dualform.studies.plan import Cost, Part

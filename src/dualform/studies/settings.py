@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from dualform.configuration import MOST_RESAMPLES, read_settings
 from dualform.errors import ConfigError
 from dualform.learners.options import LARGEST_RATE, LossOn
-from dualform.models.options import Probe
-from dualform.models.placement import placement
+from dualform.models.loading.placement import placement
+from dualform.models.reading.options import Probe
 from dualform.option import DATA, MACHINE, Option
 from dualform.seeds import Seeds
 from dualform.tasks.demonstrations import LabelRule
@@ -19,7 +19,7 @@ from dualform.tasks.sources import load_local_task, load_task
 from dualform.tasks.task import Task
 
 if TYPE_CHECKING:
-    from dualform.models.language_model import LanguageModel
+    from dualform.models.reading.language_model import LanguageModel
 
 
 class StudyConfig(BaseModel):
@@ -202,7 +202,7 @@ class StudyConfig(BaseModel):
         Raises:
             DualformError: It cannot be found or read.
         """
-        from dualform.models.load import load_model
+        from dualform.models.loading.load import load_model
 
         return load_model(name, route=self.route, trust_remote_code=self.trust_remote_code, **self._placed)
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from dualform.attention_record import AttentionRecord
     from dualform.learners.remembered import ReadingMemory
-    from dualform.models.language_model import LanguageModel
-    from dualform.models.machine import Machine
+    from dualform.models.cost.machine import Machine
+    from dualform.models.reading.language_model import LanguageModel
     from dualform.report.table import Table
     from dualform.result import Result
     from dualform.studies.plan import Plan

@@ -4,7 +4,7 @@ import random
 from collections.abc import Collection
 
 from dualform.learners.base import LEARNERS, Context, Learner
-from dualform.models.encoding import EncodedDemonstrations
+from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.controls import CONTROLS

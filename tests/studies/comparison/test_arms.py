@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dualform.errors import ModelError
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.language_model import LanguageModel
 from dualform.studies.comparison.arms import possible_arms
 from dualform.studies.comparison.config import comparison_config
 from dualform.studies.comparison.run import compare

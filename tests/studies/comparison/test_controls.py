@@ -20,8 +20,8 @@ from dualform.errors import NumericalError, TrainingError
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import LanguageModel, Readings
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import LanguageModel, Readings
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison import controls as module
 from dualform.studies.comparison.config import ComparisonConfig

@@ -11,8 +11,8 @@ import torch
 
 from dualform.errors import ConfigError, TaskError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
-from dualform.models.capture import Recording
-from dualform.models.language_model import NO_RECORDING
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.language_model import NO_RECORDING
 from dualform.result import Result
 from dualform.runs.store import RunFolder
 from dualform.studies import fold_learner

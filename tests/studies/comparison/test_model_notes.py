@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dualform.models.doctor import examine
-from dualform.models.language_model import LanguageModel
+from dualform.models.loading.doctor import examine
+from dualform.models.reading.language_model import LanguageModel
 from dualform.studies.comparison.run import compare
 from dualform.studies.folding.config import folding_config
 from dualform.studies.folding.run import folding

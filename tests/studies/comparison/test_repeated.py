@@ -10,8 +10,8 @@ from dualform.errors import TrainingError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import ZeroShot
-from dualform.models.capture import Recording
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.similarity import sim_aou_raw
 from dualform.result import Result
 from dualform.studies.bench import Bench

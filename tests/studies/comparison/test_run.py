@@ -12,9 +12,9 @@ from dualform.learners import finetuned
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext
-from dualform.models.capture import Recording
-from dualform.models.encoding import Encoder
-from dualform.models.language_model import NO_RECORDING, LanguageModel
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import Encoder
+from dualform.models.reading.language_model import NO_RECORDING, LanguageModel
 from dualform.report.measures import measure_of
 from dualform.studies import tuning
 from dualform.studies.comparison.charts import head_map_chart

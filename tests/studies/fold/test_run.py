@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dualform.errors import ConfigError, ModelError, StorageError, TaskError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import ZeroShot
-from dualform.models.checkpoint import write_checkpoint
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.language_model import LanguageModel
-from dualform.models.perplexity import text_losses
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.export.checkpoint import write_checkpoint
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.perplexity import text_losses
 from dualform.runs.store import read_result, write_report
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.outcome import SeedOutcome

@@ -13,9 +13,9 @@ import yaml
 from dualform.errors import ConfigError, DualformError, ModelError, TaskError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.edit import applied
-from dualform.models.language_model import LanguageModel
-from dualform.models.perplexity import text_losses
+from dualform.models.editing.edit import applied
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.perplexity import text_losses
 from dualform.result import FoldPoint, Result
 from dualform.runs.store import RunFolder
 from dualform.studies.against import recovered

@@ -12,7 +12,7 @@ from dualform.lab.constructed_model import Layer, construct
 from dualform.lab.token_world import TokenWorld
 from dualform.lab.toy_model import train_toy
 from dualform.learners.finetuned import Finetuned
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.language_model import LanguageModel
 from dualform.result import LabStudy
 from dualform.studies.comparison.config import comparison_config
 from dualform.studies.comparison.run import compare

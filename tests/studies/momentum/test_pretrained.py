@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ConfigError, DualformError, TaskError
-from dualform.models.load import load_model
-from dualform.models.momentum import apply_momentum
+from dualform.models.editing.momentum import apply_momentum
+from dualform.models.loading.load import load_model
 from dualform.result import PretrainedMomentum
 from dualform.studies.momentum import pretrained as study
 from dualform.studies.momentum.config import MomentumConfig

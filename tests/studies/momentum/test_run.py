@@ -15,11 +15,11 @@ from scipy import stats
 from dualform.errors import ConfigError, DualformError, ModelError, TaskError, TrainingError
 from dualform.lab.losses import LossRecord, read_losses
 from dualform.lab.recipe import load_recipe
-from dualform.models.convolution import apply_convolution
-from dualform.models.encoding import Encoder
-from dualform.models.linear_attention import apply_linear_attention
-from dualform.models.load import load_model
-from dualform.models.momentum import momentum_of
+from dualform.models.editing.convolution import apply_convolution
+from dualform.models.editing.linear_attention import apply_linear_attention
+from dualform.models.editing.momentum import momentum_of
+from dualform.models.loading.load import load_model
+from dualform.models.reading.encoding import Encoder
 from dualform.progress import Silent
 from dualform.result import Result
 from dualform.runs.store import RunFolder

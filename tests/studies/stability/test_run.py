@@ -18,8 +18,8 @@ from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.calibration import contextual_calibration
 from dualform.result import LearnerStability, Result, StabilityRun
 from dualform.studies.bench import Bench

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dualform.errors import ModelError
 from dualform.learners.base import LEARNERS
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.language_model import LanguageModel
 from dualform.plain_text import first_few
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.controls import CONTROLS

@@ -23,10 +23,10 @@ from dualform.attention_record import (
     ShownDemonstration,
     Weights,
 )
-from dualform.models.capture import Trace
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.language_model import Readings
-from dualform.models.token_texts import token_texts
+from dualform.models.reading.capture import Trace
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import Readings
+from dualform.models.reading.token_texts import token_texts
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.outcome import SeedOutcome

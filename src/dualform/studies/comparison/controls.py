@@ -17,10 +17,10 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.random_update import random_update
 from dualform.learners.rate import RateSearch
-from dualform.models.capture import Recording
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import LanguageModel, Readings
-from dualform.models.untrained import untrained
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import LanguageModel, Readings
+from dualform.models.structure.untrained import untrained
 from dualform.ops.streams import stream_seed
 from dualform.result import Trial
 from dualform.studies.bench import Bench, Drawn

@@ -13,7 +13,7 @@ from dualform.studies.controls import Control, ControlFacts, ControlPlan, Ready
 if TYPE_CHECKING:
     from dualform.learners.adapted import Method
     from dualform.learners.finetuned import Steps, TrainedPart
-    from dualform.models.language_model import LanguageModel
+    from dualform.models.reading.language_model import LanguageModel
     from dualform.studies.bench import Bench
     from dualform.studies.comparison.config import ComparisonConfig
     from dualform.studies.comparison.controls import Workshop
@@ -200,7 +200,7 @@ class VariantControl(Control):
 
     def check(self, lm: LanguageModel) -> None:
         """The weights that it trains must be known."""
-        from dualform.models.edit import mlp_rows, value_rows
+        from dualform.models.editing.edit import mlp_rows, value_rows
 
         if self.part == "value_one_layer":
             value_rows(lm.model, lm.anatomy, len(lm.anatomy.layers) // 2)
@@ -228,7 +228,7 @@ class LayerCausalControl(VariantControl):
 
     def check(self, lm: LanguageModel) -> None:
         """Blocks must be found."""
-        from dualform.models.blocks import find_blocks
+        from dualform.models.structure.blocks import find_blocks
 
         find_blocks(lm.model, lm.anatomy)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from dualform.errors import ModelError
 from dualform.learners.base import LEARNERS, Context, Learner
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.fitting import Fit, layer_bytes, quantized_bytes
-from dualform.models.layout import Query
-from dualform.models.machine import Machine
-from dualform.models.sketch import Sketch, sketch_model
+from dualform.models.cost.machine import Machine
+from dualform.models.cost.memory import Fit, layer_bytes, quantized_bytes
+from dualform.models.cost.sketch import Sketch, sketch_model
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.layout import Query
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.comparison.controls import Workshop

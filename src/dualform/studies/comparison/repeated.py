@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.rate import STABLE_WITHIN
-from dualform.models.capture import Recording
-from dualform.models.language_model import Readings
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.language_model import Readings
 from dualform.result import Calibrated, Rounding, SeedEstimate, Similarity
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.calibrate import Shares

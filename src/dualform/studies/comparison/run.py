@@ -20,11 +20,11 @@ from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabil
 from dualform.learners.base import LEARNERS, Answering, Context, Learner
 from dualform.learners.rate import RateSearch
 from dualform.learners.remembered import ReadingMemory, Remembered
-from dualform.models.capture import Recording
-from dualform.models.encoding import EncodedDemonstrations
-from dualform.models.language_model import NO_RECORDING, LanguageModel, Readings
-from dualform.models.ordinary import ordinary_torch
-from dualform.models.quantized import WHY
+from dualform.models.loading.quantized import WHY
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
+from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest, query_cost

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dualform._version import __version__
 from dualform.learners.base import LEARNERS
-from dualform.models.language_model import LanguageModel
+from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.agreement import Rec2FTP, prediction_entropy, rec2ftp
 from dualform.ops.bootstrap import clustered_bootstrap_of
 from dualform.ops.permutation import sign_flip_p

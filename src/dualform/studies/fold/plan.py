@@ -2,9 +2,9 @@
 
 import time
 
-from dualform.models.fitting import BYTES
-from dualform.models.machine import Machine
-from dualform.models.model_card import EXAMPLE
+from dualform.models.cost.machine import Machine
+from dualform.models.cost.memory import BYTES
+from dualform.models.export.card import EXAMPLE
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.plan import around, fitted, gathered, sketched
 from dualform.studies.fold.config import FoldConfig

@@ -17,20 +17,20 @@ from torch import Tensor
 from dualform.errors import ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.checkpoint import (
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.export.card import EXAMPLE, CardFacts, Measured, PromptFacts, model_card
+from dualform.models.export.checkpoint import (
     adapter_lent,
     check_target,
     require_plain_weights,
     write_adapter,
     write_checkpoint,
 )
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.language_model import LanguageModel
-from dualform.models.licence import licence_of
-from dualform.models.model_card import EXAMPLE, CardFacts, Measured, PromptFacts, model_card
-from dualform.models.ordinary import ordinary_torch
-from dualform.models.perplexity import perplexity, text_losses
-from dualform.models.tokens import chat_template_notes
+from dualform.models.export.licence import licence_of
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.ordinary import ordinary_torch
+from dualform.models.reading.perplexity import perplexity, text_losses
+from dualform.models.reading.tokens import chat_template_notes
 from dualform.ops.low_rank import low_rank
 from dualform.progress import Progress, Silent
 from dualform.result import Result, WrittenFold

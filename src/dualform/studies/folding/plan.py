@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from dualform.errors import DualformError
-from dualform.models.machine import Machine
+from dualform.models.cost.machine import Machine
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.plan import around, fitted, gathered, priced, search_part, sketched
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldSettings

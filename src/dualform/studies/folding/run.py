@@ -19,10 +19,10 @@ from dualform.errors import DualformError, StorageError
 from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext
-from dualform.models.edit import WeightDelta, applied
-from dualform.models.language_model import LanguageModel
-from dualform.models.ordinary import ordinary_torch
-from dualform.models.perplexity import text_losses
+from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.ordinary import ordinary_torch
+from dualform.models.reading.perplexity import text_losses
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest, query_cost

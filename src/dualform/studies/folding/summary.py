@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dualform._version import __version__
-from dualform.models.perplexity import perplexity
+from dualform.models.reading.perplexity import perplexity
 from dualform.ops.bootstrap import clustered_bootstrap_of
 from dualform.result import (
     Composition,

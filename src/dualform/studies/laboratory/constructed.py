@@ -25,9 +25,9 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.gradient_step import GradientStep
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rate import search_rate
-from dualform.models.encoding import EncodedDemonstrations, Encoder
-from dualform.models.language_model import LanguageModel
-from dualform.models.load import load_model
+from dualform.models.loading.load import load_model
+from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.agreement import rec2ftp
 from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.inside import Prompted, Shown, likeness, random_side, recordings_for, trained_side

@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dualform.files import atomic_write, cache_dir
-from dualform.models.machine import Machine, peak_memory
+from dualform.models.cost.machine import Machine, peak_memory
 from dualform.source_digest import source_digest
 from dualform.studies.comparison.plan import PAGE
 from dualform.studies.laboratory.config import LabName, RegressionConfig

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from dualform._version import __version__
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 from dualform.result import Estimate, Laboratory, LabStudy, Result
 from dualform.studies.facts import environment

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from dualform.models.convolution import apply_convolution
-from dualform.models.linear_attention import apply_linear_attention
-from dualform.models.momentum import apply_momentum
+from dualform.models.editing.convolution import apply_convolution
+from dualform.models.editing.linear_attention import apply_linear_attention
+from dualform.models.editing.momentum import apply_momentum
 from dualform.studies.momentum.config import LINEAR, Arm
 
 

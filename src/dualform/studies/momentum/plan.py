@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from dualform.lab.recipe import Recipe
 from dualform.lab.sources import Source, find_source
 from dualform.lab.tokenizer import train_tokenizer
-from dualform.models.fitting import BYTES
-from dualform.models.machine import Machine, cores
-from dualform.models.sketch import sketch_of
+from dualform.models.cost.machine import Machine, cores
+from dualform.models.cost.memory import BYTES
+from dualform.models.cost.sketch import sketch_of
 from dualform.studies.comparison.plan import PAGE, gathered
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.run import STEPS_TIMED

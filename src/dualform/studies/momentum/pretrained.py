@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dualform.errors import ConfigError, TaskError
 from dualform.lab.sources import Source, find_source
-from dualform.models.language_model import LanguageModel
-from dualform.models.load import load_model
-from dualform.models.momentum import apply_momentum, momentum, momentum_of
-from dualform.models.tokens import TextTokenizer
+from dualform.models.editing.momentum import apply_momentum, momentum, momentum_of
+from dualform.models.loading.load import load_model
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.tokens import TextTokenizer
 from dualform.result import PretrainedMomentum
 from dualform.studies.bench import weights_digest
 from dualform.studies.momentum.config import MomentumConfig

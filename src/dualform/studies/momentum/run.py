@@ -26,10 +26,10 @@ from dualform.lab.pretraining import Pretrained, pretrain
 from dualform.lab.recipe import Recipe
 from dualform.lab.sources import find_source
 from dualform.lab.windows import spread_windows
-from dualform.models.encoding import Encoder
-from dualform.models.language_model import LanguageModel
-from dualform.models.momentum import Momentum
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.editing.momentum import Momentum
+from dualform.models.reading.encoding import Encoder
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 from dualform.result import Result
 from dualform.source_digest import source_digest

@@ -12,8 +12,8 @@ from dualform.lab.pretraining import Pretrained, pretrain
 from dualform.lab.recipe import Recipe
 from dualform.lab.sources import find_source
 from dualform.lab.tracker import Tracker
-from dualform.models.momentum import MomentumSettings, apply_momentum
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.editing.momentum import MomentumSettings, apply_momentum
+from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 
 _SILENT = Silent()

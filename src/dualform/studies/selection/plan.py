@@ -2,7 +2,7 @@
 
 import time
 
-from dualform.models.machine import Machine
+from dualform.models.cost.machine import Machine
 from dualform.studies.comparison.plan import around, fitted, gathered, priced, sketched
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, memory_of

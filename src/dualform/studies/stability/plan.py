@@ -3,8 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from dualform.models.layout import Query
-from dualform.models.machine import Machine
+from dualform.models.cost.machine import Machine
+from dualform.models.reading.layout import Query
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.plan import TRIED, around, fitted, gathered, priced, search_part, sketched
 from dualform.studies.plan import Part, Plan

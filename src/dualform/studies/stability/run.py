@@ -15,9 +15,9 @@ from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rate import RateSearch
-from dualform.models.language_model import LanguageModel
-from dualform.models.layout import Query
-from dualform.models.ordinary import ordinary_torch
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
+from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
 from dualform.result import Result, Trial
 from dualform.studies.bench import Bench, Drawn, digest

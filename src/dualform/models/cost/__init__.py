@@ -1,0 +1,1 @@
+"""What work costs: floating-point operations, memory, and what this machine can do."""

@@ -1,0 +1,150 @@
+"""Whether a model fits into memory, and by what means it would."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dualform.models.cost.sketch import Shape
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Of a number."""
+
+_QUANTIZED = {"8bit": 1.0, "4bit": 0.5625}
+"""Bytes of a weight: in 4 bits every 64 share a scale of 4 bytes. Embeddings and the output head stay as they are."""
+_ROOM = 0.9
+"""Share of the memory that a run may fill: the system and its buffers want some."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A way to run the model."""
+
+    how: str
+    """Options of the command line."""
+    bytes: int
+    """Peak on the device, or in main memory where that is where it runs."""
+    fits: bool
+    note: str = ""
+    """What is lost by it."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a run lies in memory."""
+
+    where: str
+    """`memory` or `GPU memory`."""
+    needed: int
+    """Bytes."""
+    room: int
+    """Bytes that there are; 0 where the system does not tell."""
+    options: tuple[Option, ...]
+    """What would fit, and what would not, where the run as asked for does not."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room, as far as is known."""
+        return not self.room or self.needed <= _ROOM * self.room
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "where": self.where,
+            "needed": self.needed,
+            "room": self.room,
+            "fits": self.fits,
+            "options": [asdict(option) for option in self.options],
+        }
+
+
+def fit_of(
+    shape: Shape,
+    memory: Mapping[str, int],
+    *,
+    dtype: str,
+    device: str,
+    ram: int,
+    gpu: int,
+    trains: bool,
+    divided: bool = False,
+) -> Fit:
+    """Hold a run's memory against the machine's.
+
+    Args:
+        shape: The model's.
+        memory: Bytes by what they are for, as a plan has them: `weights` and `packed copies` hang on dtype and
+            division, the rest on what is run.
+        dtype: Asked for.
+        device: Where it would run.
+        ram: Bytes of main memory.
+        gpu: Bytes of the GPU's; 0 without one.
+        trains: Whether finetuning is asked for, which quantized weights refuse.
+        divided: A device map or quantized weights are asked for, so that weights lie elsewhere already.
+    """
+    on_gpu = not device.startswith("cpu") and gpu > 0
+    room = gpu if on_gpu else ram
+    base = 0 if on_gpu else memory.get("Python and libraries", 0)
+    rest = sum(
+        n for what, n in memory.items() if what not in ("weights", "packed copies", "Python and libraries", "loading")
+    )
+    needed = sum(memory.values()) - (memory.get("Python and libraries", 0) if on_gpu else 0)
+    where = "GPU memory" if on_gpu else "memory"
+    fit = Fit(where, needed, room, ())
+    if fit.fits or divided:
+        return fit
+    options: list[Option] = []
+
+    def option(how: str, n: float, room: int, note: str = "") -> None:
+        options.append(Option(how, round(n), n <= _ROOM * room, note))
+
+    if on_gpu:
+        option("--device cpu", weight_bytes(shape, dtype) + rest, ram)
+    if BYTES[dtype] > 2:
+        n = weight_bytes(shape, "bfloat16") + base + rest / 2
+        option("--dtype bfloat16", n, room, "small updates are rounded away: similarity is not to be trusted")
+        if on_gpu:
+            option("--device cpu --dtype bfloat16", weight_bytes(shape, "bfloat16") + rest / 2, ram, "as above")
+    layer = layer_bytes(shape, dtype)
+    if on_gpu:
+        # What the GPU does not hold, main memory does, and streams a layer at a time.
+        n = min(weight_bytes(shape, dtype), _ROOM * gpu - rest) + rest
+        held = gpu + ram
+        fits = weight_bytes(shape, dtype) + rest <= _ROOM * held and 2 * layer + rest <= _ROOM * gpu
+        note = f"{_gib(max(0.0, weight_bytes(shape, dtype) + rest - n))} in main memory; every forward brings it over"
+        options.append(Option("--device-map auto", round(max(n, 2 * layer + rest)), fits, note))
+    disk = 2 * layer + outside_bytes(shape, dtype) + base + rest
+    option(
+        "--device-map auto --offload-folder FOLDER",
+        disk,
+        room,
+        f"up to {_gib(weight_bytes(shape, dtype))} on disk; every forward reads it",
+    )
+    for bits in _QUANTIZED:
+        n = quantized_bytes(shape, bits, dtype) + base + rest
+        note = "zsl and icl only: no finetuning, no similarity" if trains else "zsl and icl only"
+        option(f"--quantize {bits}", n, room, note)
+    return Fit(where, needed, room, tuple(options))
+
+
+def weight_bytes(shape: Shape, dtype: str) -> int:
+    """Of all weights."""
+    return shape.parameters * BYTES[dtype]
+
+
+def layer_bytes(shape: Shape, dtype: str) -> int:
+    """Of one block's linears and experts."""
+    return (shape.linears + shape.experts) // max(1, shape.n_layers) * BYTES[dtype]
+
+
+def outside_bytes(shape: Shape, dtype: str) -> int:
+    """Of embeddings, head and norms, which are not divided."""
+    return (shape.parameters - shape.linears - shape.experts) * BYTES[dtype]
+
+
+def quantized_bytes(shape: Shape, bits: str, dtype: str) -> int:
+    """Of all weights when the linears of the blocks are stored in so many bits; experts stay as they are."""
+    return round(shape.linears * _QUANTIZED[bits]) + (shape.parameters - shape.linears) * BYTES[dtype]
+
+
+def _gib(n: float) -> str:
+    return f"{n / 2**30:.1f} GiB"

@@ -1,0 +1,198 @@
+"""peft's LoRA adapters: trained for the length of a block and read off as weight changes, or merged from a folder."""
+
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dualform.errors import ModelError
+from dualform.models.editing.edit import WeightDelta
+from dualform.models.loading.checkpoint_files import UnusableFileError, read_json, tensor_shapes
+from dualform.models.loading.offloading import require_, requiring, stood_in
+from dualform.models.loading.quantized import quietly, require_unquantized
+from dualform.models.structure.anatomy import Anatomy, row_axis
+from dualform.models.structure.tying import tied_linears
+from dualform.plain_text import plain
+
+
+class LoraTraining:
+    """Adapters on the modules that hold W_Q and W_V; a fused module is adapted whole.
+
+    Use as a context manager; the model is as before when the block ends, also when it raises.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rank: int, seed: int) -> None:
+        self._model = model
+        self._rank = rank
+        self._seed = seed
+        anatomy.require_layers("LoRA")
+        if missing := anatomy.without("W_Q", "W_V"):
+            raise ModelError(f"W_Q and W_V were not found everywhere ({'; '.join(missing)}): leave out lora.")
+        held = [rows.module for layer in anatomy.layers for rows in (layer.W_Q, layer.W_V) if rows is not None]
+        # Once each: a fused module holds both, layers may share one, and its change must not be read off twice.
+        self._names = list(dict.fromkeys(held))
+        tied = tied_linears(model)
+        self._sharing = {name: tied.get(name, (name,)) for name in self._names}
+        self._required: dict[str, bool] = {}
+        require_unquantized(model, "so adapters trained on them would be compared with nothing")
+        self._peft: Any = None
+
+    def __enter__(self) -> "LoraTraining":
+        # peft takes seconds to import, and not everyone trains adapters.
+        with quietly():
+            from peft import LoraConfig, get_peft_model
+
+        self._required = requiring(self._model)
+        transposed = row_axis(self._model.get_submodule(self._names[0])) == 1
+        config = LoraConfig(
+            r=self._rank,
+            lora_alpha=2 * self._rank,
+            lora_dropout=0.0,
+            target_modules=self._all_names,
+            fan_in_fan_out=transposed,
+        )
+        try:
+            with torch.random.fork_rng(), warnings.catch_warnings(), self._weights_at_hand(), quietly():
+                torch.manual_seed(self._seed)
+                # Advice for people who save adapters; nothing is saved here.
+                warnings.simplefilter("ignore")
+                self._peft = get_peft_model(self._model, config)
+            self._share_adapters()
+        except BaseException:
+            self.__exit__()
+            raise
+        self._model.eval()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._peft is not None:
+            self._peft.unload()
+            self._peft = None
+        for name in self._all_names:
+            # Left behind when peft itself failed half-way.
+            module: Any = self._model.get_submodule(name)
+            if hasattr(module, "base_layer"):
+                self._model.set_submodule(name, module.base_layer)
+        for name in ("peft_config", "active_adapters_"):
+            if name in vars(self._model):
+                delattr(self._model, name)
+        require_(self._model, self._required)
+
+    @property
+    def _all_names(self) -> list[str]:
+        return list(dict.fromkeys(name for sharing in self._sharing.values() for name in sharing))
+
+    def _share_adapters(self) -> None:
+        """Modules that share a weight share its adapter, so that the weight has one change."""
+        for name, sharing in self._sharing.items():
+            first: Any = self._model.get_submodule(name)
+            for other in sharing:
+                module: Any = self._model.get_submodule(other)
+                module.lora_A, module.lora_B = first.lora_A, first.lora_B
+
+    def _weights_at_hand(self) -> ExitStack:
+        # peft puts adapters where the weight lies, which for a streamed one would be nowhere.
+        stack = ExitStack()
+        for name in self._all_names:
+            stack.enter_context(stood_in(self._model.get_submodule(name)))
+        return stack
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapters' matrices."""
+        return [weight for weight in self._model.parameters() if weight.requires_grad]
+
+    def deltas(self) -> tuple[WeightDelta, ...]:
+        """What the adapters add to each weight, as a full matrix."""
+        found = []
+        for name in self._names:
+            adapter: Any = self._model.get_submodule(name)
+            delta = adapter.get_delta_weight("default").detach().float().clone()
+            found.append(WeightDelta(f"{name}.weight", row_axis(adapter.base_layer), None, delta))
+        return tuple(found)
+
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def merge_adapter_(model: PreTrainedModel, folder: Path, base: str) -> str:
+    """Add the changes that a LoRA adapter holds to a model's weights.
+
+    Args:
+        model: The adapter's base; it is changed in place.
+        folder: With `adapter_config.json` and `adapter_model.safetensors`, as peft writes them.
+        base: The base's name, for the note.
+
+    Returns:
+        A note that says what was merged.
+
+    Raises:
+        UnusableFileError: The adapter's files are missing, pickled or damaged.
+        ModelError: The adapter is of another kind than LoRA or does not fit its base, or the base's weights are
+            quantized or not in memory.
+    """
+    settings = read_json(folder / "adapter_config.json")
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise ModelError(
+            f"{folder} holds an adapter of the kind {plain(str(kind))}; dualform reads LoRA. Merge it into its base "
+            "with peft, and give the checkpoint that comes out."
+        )
+    if (folder / "adapter_model.bin").exists() and not (folder / ADAPTER_WEIGHTS).exists():
+        raise UnusableFileError(
+            f"the adapter's weights are pickled (adapter_model.bin), and reading a pickle can run code: convert them "
+            f"to {ADAPTER_WEIGHTS}"
+        )
+    stored = set(tensor_shapes(folder / ADAPTER_WEIGHTS))
+    require_unquantized(model, "so an adapter cannot be merged into them")
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            f"{folder} is an adapter, and its base is not wholly in memory. Load it without --device-map, or merge the "
+            "adapter first."
+        )
+    with quietly():
+        # peft takes seconds to import, and not everyone reads adapters.
+        from peft import PeftModel, get_peft_model_state_dict
+
+    _give_biases_(model, stored)
+    with torch.random.fork_rng(), warnings.catch_warnings(), quietly():
+        # What peft warns of here is checked below by name.
+        warnings.simplefilter("ignore")
+        wrapped = PeftModel.from_pretrained(model, str(folder))
+        used = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+        odd = sorted(used - stored) + sorted(stored - used - set(wrapped.state_dict()))
+        if odd:
+            raise ModelError(
+                f"{folder} does not fit its base {base}: {plain(odd[0])} is "
+                f"{'missing from' if odd[0] in used else 'left over in'} the adapter"
+                f"{f', and {len(odd) - 1} more' if len(odd) > 1 else ''}. Give the base that it was trained on."
+            )
+        n_modules = sum(name.endswith("lora_A") for name, _ in wrapped.named_modules())
+        # NaN in an adapter is an error here, instead of in every answer.
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    for name in ("peft_config", "active_adapters_", "_hf_peft_config_loaded"):
+        if name in vars(merged):
+            delattr(merged, name)
+    assert merged is model
+    model.requires_grad_(True)
+    model.eval()
+    rank = settings.get("r")
+    return (
+        f"{folder} is a LoRA adapter (rank {plain(str(rank))}, on {n_modules} linear layers); it was merged into its "
+        f"base {plain(base)}."
+    )
+
+
+def _give_biases_(model: PreTrainedModel, stored: set[str]) -> None:
+    """Zeros as biases where an adapter brings biases for linears without: peft merges none into nothing."""
+    modules = dict(model.named_modules())
+    for key in stored:
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_B.bias")
+        module = modules.get(name)
+        if key.endswith(".lora_B.bias") and isinstance(module, nn.Linear) and module.bias is None:
+            weight = module.weight
+            module.bias = nn.Parameter(torch.zeros(len(weight), dtype=weight.dtype, device=weight.device))

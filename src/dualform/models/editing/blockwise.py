@@ -1,0 +1,278 @@
+"""A forward taken one block at a time: all texts pass a block before any of them passes the next.
+
+Between two blocks weights may change, so that what comes later already lives with what came earlier, and still every
+text passes every block once. Nothing of the model is written anew: its own forward runs, along the route that reads
+it, with all blocks but one stepped over.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dualform.errors import ModelError
+from dualform.models.loading.quantized import require_unquantized
+from dualform.models.loading.untouched import ordinary_ids
+from dualform.models.reading.capture import Recording
+from dualform.models.reading.forward import forward_rows
+from dualform.models.reading.language_model import (
+    EncodedPrefix,
+    LanguageModel,
+    in_one_line,
+    largest_difference,
+    tolerance,
+)
+from dualform.models.reading.layout import Layout, Query, lay_out
+from dualform.models.structure.blocks import Blocks
+from dualform.models.structure.tying import tied_linears
+
+
+@dataclass(frozen=True)
+class SeenBlock:
+    """One block at all tokens of some texts, the prefix's left out, `token` in the order of the texts."""
+
+    before: Tensor
+    """Hidden states that the block got, `(token, d_model)`."""
+    head_output: Tensor
+    """Input of W_O, heads joined, `(token, head * d_head)`."""
+    output: Tensor
+    """Output of W_O, `(token, d_model)`."""
+    after: Tensor | None
+    """Hidden states that the block handed on, `(token, d_model)`; None where it was left after W_O."""
+
+
+def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
+    """Check that a block needs no more of the blocks before it than their hidden states.
+
+    Each block runs by itself, with the others stepped over, and must hand on what it does in the model's own forward.
+    One that reads a router's state (Zaya), or keys and values of an earlier block, does not.
+
+    Args:
+        lm: The model.
+        blocks: Its residual blocks.
+
+    Raises:
+        ModelError: A block hands on something else, or fails.
+    """
+    # Other tokens than `find_blocks` read, so that what it kept of the blocks' other outputs is not right for them.
+    ids = torch.tensor([ordinary_ids(lm.model, 5, start=20)], device=lm.device)
+    given, handed_on = _hidden_states(lm.model, blocks, ids)
+    family = type(lm.model).__name__
+    for layer, (before, after) in enumerate(zip(given, handed_on, strict=True)):
+        reason = ""
+        try:
+            with blocks.stepped_over_but(layer):
+                (found,) = _hidden_states(lm.model, blocks, ids, {layer: before})[1]
+            difference = largest_difference([after], [found])
+            if not difference < tolerance(lm.model):
+                reason = f"without the others its output is off by {difference:.1e} of the largest entry"
+        except Exception as error:
+            reason = f"without the others it raises {in_one_line(error)}"
+        if reason:
+            raise ModelError(
+                f"{family}: {blocks.names[layer]} needs more of the blocks before it than their hidden states "
+                f"({reason}), so its forward cannot be taken one block at a time."
+            )
+
+
+def _hidden_states(
+    model: PreTrainedModel, blocks: Blocks, ids: Tensor, instead: dict[int, Tensor] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What each block is given and hands on in one forward.
+
+    Args:
+        model: The model.
+        blocks: Its blocks.
+        ids: Tokens, `(1, pos)`.
+        instead: What one block is given instead; that block alone is then looked at, and the forward ends with it.
+    """
+    given: list[Tensor] = []
+    handed_on: list[Tensor] = []
+
+    def enter(layer: int) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            if not args and "hidden_states" not in kwargs:
+                raise ModelError(
+                    f"{type(model).__name__}: {blocks.names[layer]} is not given hidden states by that name."
+                )
+            states = args[0] if args else kwargs["hidden_states"]
+            if instead is not None:
+                states = instead[layer].to(states.device)
+            given.append(states.clone())
+            return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        handed_on.append((out if isinstance(out, Tensor) else out[0]).clone())
+        if instead is not None:
+            raise _LeftEarly
+
+    handles: list[Any] = []
+    try:
+        for layer, name in enumerate(blocks.names):
+            if instead is None or layer in instead:
+                module = model.get_submodule(name)
+                handles.append(module.register_forward_pre_hook(enter(layer), with_kwargs=True))
+                handles.append(module.register_forward_hook(leave))
+        with torch.no_grad():
+            forward_rows(model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
+    except _LeftEarly:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return given, handed_on
+
+
+class Walk:
+    """Some texts on their way through the blocks, behind one prefix. Gradients are off throughout.
+
+    Args:
+        lm: The model; its weights may change between steps, its prefix does not follow them.
+        blocks: Its residual blocks.
+        prefix: What stands before each text.
+        groups: Texts that share a row (`row_groups`), as queries. Tokens of answers are passed on as well, in the
+            order of `lay_out`; the routes `repeated` and `naive` take queries without answers only.
+
+    Raises:
+        ContextError: A text goes beyond a switch length (`LanguageModel.require_one_row`).
+    """
+
+    def __init__(
+        self, lm: LanguageModel, blocks: Blocks, prefix: EncodedPrefix, groups: Sequence[Sequence[Query]]
+    ) -> None:
+        for queries in groups:
+            lm.require_one_row(prefix.length, queries)
+        self._lm = lm
+        self._blocks = blocks
+        self._prefix = prefix
+        self._groups = [_Group.of(lm, queries, prefix.length) for queries in groups]
+        self._hidden: list[Tensor | None] = [None] * len(self._groups)
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._groups)
+
+    def pass_on(self, group: int, layer: int) -> SeenBlock:
+        """Take a group through the next block; its hidden states are then those that the block hands on.
+
+        Args:
+            group: Which.
+            layer: The block: 0 first, then one more at every call for this group.
+        """
+        seen, handed_on = self._run(group, layer, to_the_end=True)
+        self._hidden[group] = handed_on
+        return seen
+
+    def look_into(self, group: int, layer: int) -> SeenBlock:
+        """The next block's attention alone; the group stays where it is."""
+        seen, _ = self._run(group, layer, to_the_end=False)
+        return seen
+
+    def _run(self, number: int, layer: int, to_the_end: bool) -> tuple[SeenBlock, Tensor | None]:
+        group, hidden = self._groups[number], self._hidden[number]
+        W_O = self._lm.anatomy.layers[layer].W_O
+        assert W_O is not None
+        kept: dict[str, Tensor] = {}
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            given = args[0] if args else kwargs["hidden_states"]
+            kept["before"] = given if hidden is None else hidden.view(given.shape).to(given.device)
+            if args:
+                return (kept["before"], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": kept["before"]}
+
+        def leave_attention(module: nn.Module, args: Any, out: Tensor) -> None:
+            kept["head_output"], kept["output"] = args[0], out
+            if not to_the_end:
+                raise _LeftEarly
+
+        def leave(module: nn.Module, args: Any, out: Any) -> None:
+            kept["after"] = out if isinstance(out, Tensor) else out[0]
+            raise _LeftEarly
+
+        block = self._blocks.names[layer]
+        model = self._lm.model
+        handles = [
+            model.get_submodule(block).register_forward_pre_hook(enter, with_kwargs=True),
+            model.get_submodule(W_O).register_forward_hook(leave_attention),
+            model.get_submodule(block).register_forward_hook(leave),
+        ]
+        try:
+            with torch.no_grad(), self._blocks.stepped_over_but(layer):
+                self._lm.route.read(self._prefix, list(group.queries), group.layout, Recording())
+        except _LeftEarly:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        own = {
+            name: value.reshape(-1, value.shape[-1])[group.rows.to(value.device)].to(group.rows.device)
+            for name, value in kept.items()
+        }
+        return SeenBlock(own["before"], own["head_output"], own["output"], own.get("after")), kept.get("after")
+
+
+class _LeftEarly(Exception):  # noqa: N818 # no error: the way out of a forward
+    """What was to be seen has been seen; the rest of the forward is not needed."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    queries: tuple[Query, ...]
+    layout: Layout
+    rows: Tensor
+    """Where the texts' tokens are in the flattened `(batch * pos)` of the model's forward, `(token,)`."""
+
+    @classmethod
+    def of(cls, lm: LanguageModel, queries: Sequence[Query], n_prefix: int) -> "_Group":
+        # The head is not wanted: one scored row is the fewest that a forward can be asked for.
+        layout = lay_out(queries, device=lm.device)
+        layout = replace(layout, scored_rows=layout.scored_rows[:1])
+        lengths = [len(query.prompt) for query in queries]
+        if lm.route.name == "naive":
+            # The prefix is read along with the one text.
+            rows = torch.arange(n_prefix, n_prefix + lengths[0])
+        elif lm.route.name == "repeated":
+            rows = torch.cat([torch.arange(n) + i * max(lengths) for i, n in enumerate(lengths)])
+        else:
+            rows = torch.arange(sum(query.width() for query in queries))
+        return cls(tuple(queries), layout, rows.to(lm.device))
+
+
+def row_groups(lm: LanguageModel, texts: Sequence[Query]) -> list[list[int]]:
+    """Texts that can share a row of a `Walk`, as indices, each once."""
+    if lm.route.name == "naive":
+        return [[i] for i in range(len(texts))]
+    return lm.groups(texts)
+
+
+def require_editable_outputs(lm: LanguageModel) -> None:
+    """Check that W_O of every layer is known and can be changed.
+
+    Raises:
+        ModelError: It is not.
+    """
+    require_unquantized(lm.model, "so nothing can be folded into them")
+    lm.anatomy.require_layers("folding")
+    if missing := lm.anatomy.without("W_O"):
+        raise ModelError(f"{lm.name}: nothing can be folded into W_O where it was not found ({'; '.join(missing)})")
+    tied = tied_linears(lm.model)
+    held = [tied.get(layer.W_O, (layer.W_O,))[0] for layer in lm.anatomy.layers if layer.W_O is not None]
+    if shared := [name for name in dict.fromkeys(held) if held.count(name) > 1]:
+        raise ModelError(
+            f"{lm.name}: {shared[0]} is W_O of {held.count(shared[0])} layers at once, so that what is folded into one "
+            "of them changes the others too"
+        )
+    for layer in lm.anatomy.layers:
+        assert layer.W_O is not None
+        weight = lm.model.get_submodule(layer.W_O).get_parameter("weight")
+        if not weight.is_floating_point() or weight.dim() != 2:
+            raise ModelError(
+                f"{lm.name}: {layer.W_O}.weight is stored as {weight.dtype} of shape {tuple(weight.shape)}, so it is "
+                "quantized and cannot be edited. Load the model in float32 or bfloat16."
+            )

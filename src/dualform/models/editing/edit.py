@@ -1,0 +1,299 @@
+"""Changes to weights: learned as explicit deltas, lent to the model for the length of a block, never left behind.
+
+A delta beside the frozen weight moves only the rows it names, whatever the optimiser does, and is there to be read
+afterwards. (Masking gradients would not do: weight decay or momentum moves the other rows all the same.)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from dualform.errors import ModelError
+from dualform.models.loading.offloading import hook_of, lent, require_, requiring, runs_on, weight_of
+from dualform.models.loading.quantized import require_unquantized
+from dualform.models.structure.anatomy import Anatomy, Rows, is_linear, row_axis
+from dualform.models.structure.blocks import block_names
+from dualform.models.structure.tying import tied_linears
+from dualform.ops.rounding import last_place_move
+
+
+@dataclass(frozen=True)
+class WeightDelta:
+    """A change to some output features of one parameter."""
+
+    parameter: str
+    """Full name, such as `model.layers.0.self_attn.k_proj.weight`."""
+    axis: int
+    """Axis of the parameter that counts output features."""
+    index: Tensor | None
+    """Which of them, `(row,)`; None for all."""
+    delta: Tensor
+    """What is added, float32 (float64 for a float64 model), of the parameter's shape but for `row` entries on `axis`. A
+    linear's bias that does not exist counts as zeros."""
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """`weight` with the change, in its own dtype; the sum is taken in float32 so that small changes survive it."""
+        delta = self.delta.to(weight.device)
+        wide = weight if weight.dtype.itemsize >= 4 else weight.float()
+        if self.index is None:
+            return (wide + delta).to(weight.dtype)
+        return wide.index_add(self.axis, self.index.to(weight.device), delta.to(wide.dtype)).to(weight.dtype)
+
+
+@contextmanager
+def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[None]:
+    """Lend the changes to the model; afterwards its parameters are the same tensors as before, bit for bit.
+
+    Raises:
+        ModelError: Its weights are quantized.
+    """
+    if deltas:
+        require_unquantized(model, "so they cannot be changed")
+    with ExitStack() as stack:
+        for change in deltas:
+            owner = model.get_submodule(change.parameter.rpartition(".")[0])
+            # A streamed linear without a bias takes one for the length of its forward, like any other change.
+            if lacks_bias(owner, change.parameter) and hook_of(owner) is None:
+                stack.enter_context(_bias_lent(owner, change))
+            else:
+                stack.enter_context(lent(model, change.parameter, change.added_to))
+                for name in _other_names(model, change.parameter):
+                    stack.enter_context(lent(model, name, change.added_to))
+        yield
+
+
+def _other_names(model: PreTrainedModel, parameter: str) -> list[str]:
+    """Of a weight that several modules have, where these hold it apart: offloaded ones do."""
+    path, _, last = parameter.rpartition(".")
+    if hook_of(model.get_submodule(path)) is None:
+        return []
+    return [f"{name}.{last}" for name in tied_linears(model).get(path, ()) if name != path]
+
+
+@contextmanager
+def _bias_lent(owner: nn.Module, change: WeightDelta) -> Iterator[None]:
+    like = owner.get_parameter("weight")
+    zeros = torch.zeros(like.shape[row_axis(owner)], dtype=like.dtype, device=like.device)
+    try:
+        owner.bias = nn.Parameter(change.added_to(zeros), requires_grad=False)
+        yield
+    finally:
+        # As `nn.Linear(bias=False)` leaves it.
+        owner.register_parameter("bias", None)
+
+
+def lacks_bias(module: nn.Module, parameter: str) -> bool:
+    """True where `parameter` names the bias of a linear that has none."""
+    return parameter.endswith(".bias") and is_linear(module) and getattr(module, "bias", None) is None
+
+
+class _Delta(nn.Module):
+    """Parametrization: the frozen original plus a trained delta on some rows."""
+
+    def __init__(self, original: Tensor, axis: int, index: Tensor | None, device: torch.device) -> None:
+        super().__init__()
+        shape = list(original.shape)
+        if index is not None:
+            shape[axis] = len(index)
+        self.axis = axis
+        # At least float32, so that small steps survive; in float64 a coarser change would undo what float64 is for.
+        dtype = torch.float32 if original.dtype.itemsize < 4 else original.dtype
+        self.delta = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+        self.register_buffer("index", None if index is None else index.to(device))
+
+    def forward(self, original: Tensor) -> Tensor:
+        wide = original if original.dtype.itemsize >= 4 else original.float()
+        index = self.get_buffer("index") if self.index is not None else None
+        delta = self.delta.to(wide.dtype)
+        changed = wide + delta if index is None else wide.index_add(self.axis, index, delta)
+        return changed.to(original.dtype)
+
+
+class WeightTraining:
+    """Some output features of some linears (weights and biases), trainable through deltas that start at zero.
+
+    Use as a context manager; the model is as before when the block ends, also when it raises. `parameters` are the
+    deltas to optimise, `deltas()` what they have become. All else is frozen.
+
+    Args:
+        model: Whose weights.
+        rows: Name of a linear -> its output features to train, `(row,)`, None for all; see `key_value_rows`,
+            `value_rows` and `mlp_rows`.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Mapping[str, Tensor | None]) -> None:
+        self._model = model
+        self._targets = dict(rows)
+        tied = tied_linears(model)
+        # A weight that several modules share gets one delta, and each of these modules reads it.
+        self._sharing = {name: tied.get(name, (name,)) for name in self._targets}
+        self._trained: list[tuple[str, _Delta]] = []
+        self._required: dict[str, bool] = {}
+        self._lent = ExitStack()
+        require_unquantized(model, "so they cannot be trained")
+
+    def __enter__(self) -> Self:
+        self._required = requiring(self._model)
+        self._model.requires_grad_(False)
+        try:
+            for module_name, index in self._targets.items():
+                module = self._model.get_submodule(module_name)
+                for name in ("weight", "bias"):
+                    parameter = getattr(module, name, None)
+                    if parameter is None:
+                        continue
+                    axis = row_axis(module) if name == "weight" else 0
+                    delta = _Delta(parameter, axis, index, runs_on(module))
+                    for sharer in self._sharing[module_name]:
+                        self._train(self._model.get_submodule(sharer), name, delta)
+                    self._trained.append((f"{module_name}.{name}", delta))
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._restore()
+
+    def _train(self, module: nn.Module, name: str, delta: _Delta) -> None:
+        hook = hook_of(module)
+        if hook is None:
+            # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
+            parametrize.register_parametrization(module, name, delta, unsafe=True)
+        else:
+            self._lent.enter_context(hook.changed(module, name, delta))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The deltas, as parameters."""
+        return [delta.delta for _, delta in self._trained]
+
+    @torch.no_grad()
+    def move_by_rounding_(self, generator: torch.Generator) -> None:
+        """Let the deltas start at one unit in the last place of every trained weight, up or down at random.
+
+        Args:
+            generator: On the CPU; decides the signs, parameter by parameter in the order of training.
+        """
+        for name, delta in self._trained:
+            module = self._model.get_submodule(name.rpartition(".")[0])
+            kept = name.rpartition(".")[2]
+            if parametrize.is_parametrized(module, kept):
+                original = getattr(module.parametrizations, kept).original
+            else:
+                original = weight_of(self._model, name)
+            rows = (
+                original if delta.index is None else original.index_select(delta.axis, delta.index.to(original.device))
+            )
+            delta.delta.copy_(last_place_move(rows, generator))
+
+    def deltas(self) -> tuple[WeightDelta, ...]:
+        """A copy of the deltas as they are now."""
+        return tuple(
+            WeightDelta(name, delta.axis, delta.index if delta.index is None else delta.get_buffer("index").clone(),
+                        delta.delta.detach().clone())
+            for name, delta in self._trained
+        )  # fmt: skip
+
+    def _restore(self) -> None:
+        self._lent.close()
+        for module_name in dict.fromkeys(name for sharing in self._sharing.values() for name in sharing):
+            module = self._model.get_submodule(module_name)
+            for name in ("weight", "bias"):
+                if parametrize.is_parametrized(module, name):
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        require_(self._model, self._required)
+
+
+class KeyValueTraining(WeightTraining):
+    """W_K and W_V of every layer, trainable: what finetuning means in arXiv:2212.10559.
+
+    Raises:
+        ModelError: W_K and W_V of this model are not known.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
+        super().__init__(model, key_value_rows(model, anatomy))
+
+
+def key_value_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | None]:
+    """W_K and W_V of every layer, for `WeightTraining`.
+
+    Returns:
+        Name of a linear -> its output features that are W_K or W_V, `(row,)`; None for all of them.
+
+    Raises:
+        ModelError: They are not known everywhere, or lie in a module that is no linear.
+    """
+    anatomy.require_key_value()
+    projections = [rows for layer in anatomy.layers for rows in (layer.W_K, layer.W_V) if rows is not None]
+    return _merged(model, projections, "W_K and W_V")
+
+
+def value_rows(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> dict[str, Tensor | None]:
+    """W_V of one layer, for `WeightTraining`.
+
+    Raises:
+        ModelError: It is not known, or lies in a module that is no linear.
+    """
+    found = anatomy.layers[layer]
+    if found.W_V is None:
+        raise ModelError(
+            f"W_V was not found in {anatomy.title(layer)}, {found.attention} ({'; '.join(found.unclear)}), so it "
+            "cannot be trained alone. Train W_K and W_V of another model."
+        )
+    return _merged(model, [found.W_V], "W_V")
+
+
+def mlp_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | None]:
+    """All linears of every block outside its attention module, for `WeightTraining`.
+
+    Raises:
+        ModelError: Blocks or their attention are not known, a block has no such linear, or holds a matrix that is
+            no linear's (experts stacked in one tensor).
+    """
+    found: dict[str, Tensor | None] = {}
+    for number, (block, layer) in enumerate(zip(block_names(model, anatomy), anatomy.layers, strict=True)):
+        if None in (layer.W_Q, layer.W_K, layer.W_V, layer.W_O):
+            raise ModelError(
+                f"{layer.attention}: not all of its linears were found ({'; '.join(layer.unclear)}), so those of the "
+                f"MLP of layer {number} cannot be told from them."
+            )
+        linears = []
+        for name, module in model.get_submodule(block).named_modules(prefix=block):
+            if f"{name}.".startswith(f"{layer.attention}."):
+                continue
+            if is_linear(module):
+                linears.append(name)
+                continue
+            for matrix, weight in module.named_parameters(recurse=False):
+                if weight.dim() > 1:
+                    raise ModelError(
+                        f"{name}.{matrix} of shape {tuple(weight.shape)} is no linear's weight, so the MLP of layer "
+                        f"{number} cannot be trained as a whole. Choose a model without experts."
+                    )
+        if not linears:
+            raise ModelError(f"{block} has no linear outside its attention, so layer {number} has no MLP to train.")
+        found.update(dict.fromkeys(linears))
+    return found
+
+
+def _merged(model: PreTrainedModel, projections: Sequence[Rows], what: str) -> dict[str, Tensor | None]:
+    """Linear -> the rows of all the projections in it, None for all of them."""
+    rows: dict[str, list[Tensor]] = {}
+    for projection in projections:
+        rows.setdefault(projection.module, []).append(projection.index)
+    merged: dict[str, Tensor | None] = {}
+    for name, indices in rows.items():
+        module = model.get_submodule(name)
+        if not is_linear(module):
+            raise ModelError(f"{name} is no linear, so {what} in it cannot be trained apart")
+        index = torch.cat(indices).unique()
+        merged[name] = None if len(index) == module.get_parameter("weight").shape[row_axis(module)] else index
+    return merged

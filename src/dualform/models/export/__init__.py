@@ -1,0 +1,1 @@
+"""A changed model written for others: checkpoint, card, licence, upload."""

@@ -1,0 +1,421 @@
+"""The card of a folded model: Markdown that says what it is, from what and how it was made, and what it is good for.
+
+Names and settings come from data sets, folders and hubs. They are shown as code, sentences escaped, so that no
+Markdown, HTML or link in them gets active, whatever they hold.
+"""
+
+import keyword
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from dualform._version import __version__
+from dualform.errors import ConfigError
+from dualform.models.export.licence import GEMMA_NOTICE, Licence
+from dualform.models.loading.packaged import PACKAGED_MODELS
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy of one setting on held-out queries."""
+
+    setting: str
+    """Such as `base, zero-shot`, `base, prompted` or `folded, zero-shot`."""
+    accuracy: float
+    """In [0, 1]."""
+    ci95: tuple[float, float] | None
+    """Ends of its 95 % interval; None where there is none."""
+    n: int
+    """Queries."""
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """How the folded model was asked when it was measured: all that is needed to ask it again."""
+
+    template: str
+    """The prompt, with `{name}` for each field; `{{` and `}}` stand for braces."""
+    fields: Sequence[str]
+    """Names of the fields."""
+    opening: Sequence[int]
+    """Ids of the tokens before every prompt."""
+    opening_names: Sequence[str]
+    """Their names in the vocabulary."""
+    opening_is_own: bool
+    """Whether the tokenizer itself puts them in front of a text."""
+    separator: str
+    """Text between the demonstrations that were folded."""
+    answers: Mapping[str, Sequence[int]] | None
+    """Each label word's tokens behind the prompt; None where each question brings its own choices."""
+    tail: str
+    """What an answer stands behind: the prompt's last words."""
+    example: Mapping[str, float] | None = None
+    """Mean log-probability of each answer, nats, of a prompt whose fields are all `EXAMPLE`."""
+    plain_text: bool = True
+    """Whether names of special tokens in a text are to be encoded as text."""
+    dtype: str = "float32"
+    """In which it was measured."""
+    trust_remote_code: bool = False
+    """Whether the base comes with code of its own."""
+
+
+EXAMPLE = "An example."
+"""Text of every field in the card's own question."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells. What was not measured is left out of it."""
+
+    base: str
+    """Hub id, packaged name or folder of the base model."""
+    task: str
+    """Name of the task."""
+    n_demonstrations: int
+    """Demonstrations that were folded."""
+    seed: int
+    """By which they were drawn."""
+    rows: Sequence[int]
+    """Their rows in the train split, in order."""
+    method: str
+    """Name of the way of folding."""
+    settings: Mapping[str, object]
+    """Its settings by name."""
+    changed: Sequence[str]
+    """Full names of the parameters that changed."""
+    form: Literal["checkpoint", "adapter"] = "checkpoint"
+    label_words: Sequence[str] = ()
+    """Answers that the task scores."""
+    measured: Sequence[Measured] = ()
+    """Accuracies, in the order of the table."""
+    agreement: float | None = None
+    """Share of held-out queries on which the folded model answers as the prompted one, in [0, 1]."""
+    chance: float | None = None
+    """The same if both gave each answer as often as they do, independently of each other."""
+    zero_shot_agreement: float | None = None
+    """The same of the base model, zero-shot."""
+    collapsed: tuple[str, float] | None = None
+    """The prompted model's most frequent answer and its share, where that is nearly all."""
+    prompt: PromptFacts | None = None
+    """How it was asked; None leaves the card without a question that can be run."""
+    chat_template: bool = False
+    """Whether the base's tokenizer has a chat template, which a folded checkpoint has not."""
+    perplexity: tuple[float, float] | None = None
+    """Perplexity on plain text before and after, per token."""
+    notes: Sequence[str] = ()
+    """Sentences for the limits; plain text, not Markdown."""
+    base_is_local: bool = False
+    """Whether `base` is a folder or file of this machine, which no hub knows, though its name may look so."""
+    licence: Licence | None = None
+    """The base's, under which this one comes, too; None where it is not known."""
+    dataset: str | None = None
+    """Hub id of the data set that the task was read from; None for data of one's own."""
+
+
+def model_card(facts: CardFacts) -> str:
+    """Text of `README.md` for a folded model.
+
+    Args:
+        facts: What to tell.
+
+    Returns:
+        Markdown with YAML front matter, ending in a newline.
+
+    Raises:
+        ConfigError: A share lies outside [0, 1], or a perplexity below 1.
+    """
+    _check(facts)
+    parts = [
+        _front_matter(facts),
+        f"# {_code(facts.base)} with {_code(facts.task)} folded in",
+        _summary(facts),
+        *(
+            ["## How to load it", _loading(facts)]
+            if facts.prompt is None
+            else ["## How to ask it", _asking(facts, facts.prompt)]
+        ),
+        "## What was folded",
+        _folded(facts),
+        "## What changed",
+        _changed(facts.changed),
+        *_effect(facts),
+        "## Limits",
+        _limits(facts),
+        f"Made with dualform {__version__}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _check(facts: CardFacts) -> None:
+    shares = [(f"accuracy of {row.setting}", row.accuracy) for row in facts.measured]
+    known = {
+        "agreement": facts.agreement,
+        "agreement by chance": facts.chance,
+        "agreement of zero-shot": facts.zero_shot_agreement,
+    }
+    shares += [(what, share) for what, share in known.items() if share is not None]
+    for what, share in shares:
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{what} is {share}; expected a share from 0 to 1.")
+    for perplexity in facts.perplexity or ():
+        if not perplexity >= 1:
+            raise ConfigError(f"a perplexity is {perplexity}; expected 1 or more.")
+
+
+def _front_matter(facts: CardFacts) -> str:
+    adapter = facts.form == "adapter"
+    header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers"}
+    if base := _hub_base(facts):
+        header["base_model"] = base
+        header["base_model_relation"] = "adapter" if adapter else "finetune"
+    if facts.licence is not None:
+        header["license"] = facts.licence.id
+        named = {"license_name": facts.licence.name, "license_link": facts.licence.link}
+        header |= {name: value for name, value in named.items() if value is not None}
+    if facts.dataset is not None and _HUB_ID.fullmatch(facts.dataset):
+        header["datasets"] = [facts.dataset]
+    header["pipeline_tag"] = "text-generation"
+    header["tags"] = ["dualform", "in-context-learning", "folded-prompt", *(["lora"] if adapter else [])]
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", flags=re.ASCII)
+
+
+def _hub_base(facts: CardFacts) -> str | None:
+    """The base by its hub's name: hubs refuse a card whose base model is no name of theirs."""
+    if facts.base_is_local:
+        return None
+    if facts.base in PACKAGED_MODELS:
+        return PACKAGED_MODELS[facts.base].hub_id
+    return facts.base if _HUB_ID.fullmatch(facts.base) else None
+
+
+def _summary(facts: CardFacts) -> str:
+    return (
+        f"The language model {_code(facts.base)}, changed so that without a prompt it answers the queries of the task "
+        f"{_code(facts.task)} as it would behind {_count(facts.n_demonstrations, 'demonstration')}. The change was "
+        "computed by forward passes alone; no gradient was taken."
+    )
+
+
+def _loading(facts: CardFacts) -> str:
+    if facts.form == "adapter":
+        code = (
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM\n"
+            'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "path/to/this/folder")'
+        )
+        return f"```python\n{code}\n```\n\n`BASE` is the base model, {_code(facts.base)}; its tokenizer is unchanged."
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
+    )
+    return f"```python\n{code}\n```"
+
+
+def _asking(facts: CardFacts, prompt: PromptFacts) -> str:
+    """The prompt in words, then a program that asks as was measured."""
+    pairs = zip(prompt.opening_names, prompt.opening, strict=True)
+    names = ", ".join(f"{_code(name)} ({index})" for name, index in pairs)
+    by = "as the tokenizer does by itself" if prompt.opening_is_own else "which the tokenizer does not add by itself"
+    lines = [
+        "It was made and measured with this prompt, and may answer otherwise when it is asked otherwise:",
+        "",
+        f"- Opening tokens: {f'{names}, {by}' if names else 'none'}",
+        f"- Prompt, as a Python string: {_code(ascii(prompt.template))}",
+        f"- Answers: {', '.join(_code(word) for word in prompt.answers) if prompt.answers else 'the choices'}, each "
+        "behind one space. The answer is the one with the highest mean log-probability of its tokens.",
+        f"- Separator behind each folded demonstration, as a Python string: {_code(ascii(prompt.separator))}",
+    ]
+    if facts.chat_template:
+        own = "was left out of this folder" if facts.form == "checkpoint" else "was not applied"
+        lines.append(f"- The base's chat template {own}: it would ask in another form.")
+    program = _program(facts, prompt)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", program)), default=0))
+    base = f"\n\n`BASE` is the base model, {_code(facts.base)}." if facts.form == "adapter" else ""
+    shown = "\n".join(lines)
+    return f"{shown}\n\n{fence}python\n{program}\n{fence}{base}"
+
+
+def _program(facts: CardFacts, prompt: PromptFacts) -> str:
+    """Plain transformers, nothing of dualform: prints the answer and the scores of one question."""
+    remote = ", trust_remote_code=True" if prompt.trust_remote_code else ""
+    adapter = facts.form == "adapter"
+    source = "BASE" if adapter else "FOLDER"
+    plain = ", split_special_tokens=True" if prompt.plain_text else ""
+    lines = ["import torch"]
+    if adapter:
+        lines.append("from peft import PeftModel")
+    lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'FOLDER = "path/to/this/folder"']
+    if adapter:
+        lines.append(f"BASE = {_hub_base(facts) or 'path/to/the/base/model'!a}")
+    lines += ["", f"OPENING = {list(prompt.opening)}  # token ids", f"PROMPT = {prompt.template!a}"]
+    if prompt.answers is None:
+        lines.append(f"TAIL = {prompt.tail or ':'!a}  # what an answer stands behind")
+    else:
+        shown = ", ".join(f"{word!a}: {list(ids)}" for word, ids in prompt.answers.items())
+        lines.append(f"ANSWERS = {{{shown}}}  # token ids of each label word behind the prompt")
+    lines += [
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({source}{remote})",
+        f"model = AutoModelForCausalLM.from_pretrained({source}, dtype=torch.{prompt.dtype}{remote})",
+        *(["model = PeftModel.from_pretrained(model, FOLDER)"] if adapter else []),
+        "model.eval()",
+        "",
+        "",
+        "def encode(text):",
+        f'    return tokenizer(text, add_special_tokens=False{plain})["input_ids"]',
+        "",
+        "",
+        f"def scores({'choices, ' if prompt.answers is None else ''}**fields):",
+        '    """Mean log-probability of each answer, in nats."""',
+        "    prompt = OPENING + encode(PROMPT.format(**fields))",
+    ]
+    if prompt.answers is None:
+        lines.append("    answers = {each: encode(f'{TAIL} {each.strip()}')[len(encode(TAIL)) :] for each in choices}")
+    lines += [
+        "    found = {}",
+        f"    for answer, ids in {'answers' if prompt.answers is None else 'ANSWERS'}.items():",
+        "        with torch.no_grad():",
+        "            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]",
+        "        found[answer] = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).mean().item()",
+        "    return found",
+        "",
+        "",
+        f"found = scores({_example_arguments(prompt)})",
+        "print(max(found, key=found.get), found)",
+    ]
+    if prompt.example:
+        best = max(prompt.example.items(), key=lambda item: item[1])[0]
+        shown = ", ".join(f"{word!a}: {value:.4f}" for word, value in prompt.example.items())
+        lines.append(f"# When it was made: {ascii(best)[1:-1]} {{{shown}}}")
+    return "\n".join(lines)
+
+
+def _example_arguments(prompt: PromptFacts) -> str:
+    """Of the program's own question."""
+    if all(name.isidentifier() and name.isascii() and not keyword.iskeyword(name) for name in prompt.fields):
+        fields = ", ".join(f"{name}={EXAMPLE!a}" for name in prompt.fields)
+    else:
+        fields = f"**{dict.fromkeys(prompt.fields, EXAMPLE)!a}"
+    return f"['one', 'other'], {fields}" if prompt.answers is None else fields
+
+
+def _folded(facts: CardFacts) -> str:
+    rows = ", ".join(str(row) for row in facts.rows) or "not recorded"
+    lines = [
+        f"- Task: {_code(facts.task)}",
+        f"- Demonstrations: {facts.n_demonstrations}, drawn with seed {facts.seed}",
+        f"- Their rows in the train split, in order: {rows}",
+    ]
+    if facts.label_words:
+        lines.append(f"- Label words: {', '.join(_code(word) for word in facts.label_words)}")
+    lines.append(f"- Base model: {_code(facts.base)}")
+    lines.append(f"- Method: {_code(facts.method)}")
+    lines += [f"    - {_code(name)}: {_code(str(value))}" for name, value in facts.settings.items()]
+    return "\n".join(lines)
+
+
+def _changed(names: Sequence[str]) -> str:
+    """One line for all parameters that differ in a layer's number alone."""
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        pattern = name if number is None else f"{name[: number.start()]}*{name[number.end() :]}"
+        layers.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
+    lines = [
+        f"- {_code(pattern)}" + (f", layers {_ranges(numbers)}" if numbers else "")
+        for pattern, numbers in layers.items()
+    ]
+    return "\n".join([*lines, "", "All other weights are those of the base model."]).lstrip()
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-3, 5` for 0, 1, 2, 3 and 5."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _effect(facts: CardFacts) -> list[str]:
+    parts: list[str] = []
+    if facts.measured:
+        rows = ["| setting | accuracy | 95 % interval | queries |", "| --- | --- | --- | --- |"]
+        for row in facts.measured:
+            interval = "" if row.ci95 is None else f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
+            rows.append(f"| {_code(row.setting, table=True)} | {row.accuracy:.3f} | {interval} | {row.n} |")
+        parts.append("\n".join(rows))
+    lines: list[str] = []
+    if facts.agreement is not None:
+        said = f"- The folded model answers as the prompted one on {facts.agreement:.1%} of the queries."
+        if facts.chance is not None:
+            said += f" From how often either gives each answer, chance alone would make it {facts.chance:.1%}."
+        if facts.zero_shot_agreement is not None:
+            said += f" The base, zero-shot, does so on {facts.zero_shot_agreement:.1%}."
+        lines.append(said)
+    if facts.collapsed is not None:
+        word, share = facts.collapsed
+        lines.append(
+            f"- The prompted model gives one answer, {_code(word)}, to {share:.1%} of the queries: agreeing with it is "
+            "then little more than giving that answer."
+        )
+    if facts.perplexity is not None:
+        before, after = facts.perplexity
+        lines.append(f"- Perplexity per token on plain text: {before:.2f} before, {after:.2f} after.")
+    if lines:
+        parts.append("\n".join(lines))
+    return ["## Measured effect", *parts] if parts else []
+
+
+def _limits(facts: CardFacts) -> str:
+    lines = [
+        f"- It was made for {_code(facts.task)} with the prompt format and label words of that task. Other tasks, "
+        "other formats and free text may have become worse.",
+        "- What the base model gets wrong, and the terms it comes under, hold for this one too.",
+    ]
+    if not facts.measured:
+        lines.append("- Its accuracy was not measured when it was made.")
+    if facts.perplexity is None:
+        lines.append("- What the change does to plain text was not measured.")
+    if facts.licence is not None and facts.licence.id == "gemma":
+        lines.append(f"- {_plain(GEMMA_NOTICE)}.")
+    lines += [f"- {_plain(note)}" for note in facts.notes]
+    return "\n".join(lines)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _plain(text: str) -> str:
+    """A sentence in which nothing is active: every sign that Markdown, HTML or a link could be made of is escaped."""
+    plain = _one_line(text).strip()
+    # A comma or a full stop at the end makes nothing, and reads better as it is.
+    return re.sub(r"(?!\.$)[^\w\s,;'%]", lambda sign: f"\\{sign[0]}" if sign[0].isascii() else sign[0], plain).replace(
+        "_", "\\_"
+    )
+
+
+def _code(text: str, table: bool = False) -> str:
+    """Text as a code span, in which nothing is active: no emphasis, link, HTML or formula."""
+    plain = _one_line(text)
+    fence = "`" * (max((len(run) for run in re.findall("`+", plain)), default=0) + 1)
+    if table:
+        plain = plain.replace("|", "\\|")
+    # One space on either side is taken off again, and keeps backticks and spaces at the ends as they are.
+    return f"{fence} {plain} {fence}" if plain != plain.strip(" `") or not plain else f"{fence}{plain}{fence}"
+
+
+def _one_line(text: str) -> str:
+    """Control and format characters become spaces: a line's end would end the span, others show what is not there."""
+    return "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text)

@@ -1,0 +1,1 @@
+"""A name, folder, file or hub id in, a checked model out."""

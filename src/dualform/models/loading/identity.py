@@ -1,0 +1,171 @@
+"""What distinguishes one model from another without loading it: a checkpoint may be edited while its name stays."""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+from torch import Tensor
+
+from dualform.errors import StorageError
+from dualform.files import atomic_write, cache_dir
+from dualform.models.loading.checkpoint_files import READ_BY_LOADING, require_file
+from dualform.models.loading.locate import explained, find_model, path_of
+from dualform.models.loading.packaged import PACKAGED_MODELS
+
+_CHUNK = 16 << 20
+"""Bytes that are hashed at a time, each by a thread of its own."""
+_SMALL = 1 << 20
+"""Files up to this size are hashed anew each time, which takes no longer than looking up their digest."""
+_SETTLED = 2.0
+"""Seconds after which a file's times tell whether it was changed again; file systems count in steps."""
+
+
+def model_identity(name: str) -> str:
+    """Digest of all bytes of a model's files.
+
+    A packaged model has the digest of its package, one of the hub its commit. Of a folder everything that loading
+    reads counts: weights, config, tokenizer, code; of an adapter its own files and its base's. Digests of large files
+    are kept in the cache by size, times and inode, so that an unchanged file is read once.
+
+    Args:
+        name: As `load_model` takes it.
+
+    Returns:
+        Sixteen hexadecimal digits. For a hub model while the hub cannot be reached, a digest of its name.
+
+    Raises:
+        ModelError: A file is no regular file or cannot be read, or an adapter's base is missing.
+    """
+    if name in PACKAGED_MODELS:
+        return PACKAGED_MODELS[name].sha256[:16]
+    found = hashlib.sha256()
+    with explained(name):
+        path = path_of(name)
+        if path.is_file():
+            found.update(file_digest(path).encode())
+        elif path.is_dir():
+            for file in _files_read(path):
+                found.update(f"{file.relative_to(path)} {file_digest(file)}".encode())
+            if (path / "adapter_config.json").exists():
+                found.update(model_identity(find_model(name).base).encode())
+        else:
+            found.update(name.encode())
+            found.update(_commit(name).encode())
+    return found.hexdigest()[:16]
+
+
+def _files_read(folder: Path) -> Iterator[Path]:
+    """All files that loading may read, sorted by name; code and templates may lie one folder down."""
+    deeper = [path for suffix in (".py", ".jinja") for path in folder.glob(f"*/*{suffix}")]
+    for path in sorted((*folder.iterdir(), *deeper)):
+        if path.suffix in (*READ_BY_LOADING, ".safetensors") and not path.is_dir():
+            yield path
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a tree of the file's chunks, in hexadecimal digits; from the cache where the file is as it was then.
+
+    Raises:
+        UnusableFileError: It is no regular file, or cannot be read.
+    """
+    require_file(path)
+    status = path.stat()
+    if status.st_size <= _SMALL:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    # An edit that puts a file's time of modification back changes ctime all the same.
+    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+    kept = _kept_at(path)
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            known = json.loads(kept.read_text(encoding="utf-8"))
+            if known["state"] == state:
+                return str(known["sha256"])
+    digest = _digest_of(path)
+    after = path.stat()
+    unchanged = state == [after.st_size, after.st_mtime_ns, after.st_ctime_ns, after.st_ino, after.st_dev]
+    settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED
+    if kept is not None and unchanged and settled:
+        with contextlib.suppress(StorageError, OSError), atomic_write(kept) as temporary:
+            temporary.write_text(json.dumps({"file": str(path), "state": state, "sha256": digest}), encoding="utf-8")
+    return digest
+
+
+def _kept_at(path: Path) -> Path | None:
+    """Where a file's digest is kept; None without a cache."""
+    with contextlib.suppress(StorageError, OSError):
+        folder = cache_dir() / "digests"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    return None
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+
+        def chunk(start: int) -> bytes:
+            with memoryview(mapped) as view, view[start : start + _CHUNK] as part:
+                return hashlib.sha256(part).digest()
+
+        return _tree(chunk, range(0, len(mapped), _CHUNK))
+
+
+def _tree(digest: Callable[[int], bytes], starts: Iterable[int]) -> str:
+    """Digest of the digests of chunks, which are computed side by side; hashlib lets other threads run."""
+    found = hashlib.sha256()
+    threads = min(8, os.cpu_count() or 1)
+    pending = iter(starts)
+    with ThreadPoolExecutor(threads) as pool:
+        # A few at a time, so that not all of a large model is asked for at once.
+        while batch := list(islice(pending, 4 * threads)):
+            for one in pool.map(digest, batch):
+                found.update(one)
+    return found.hexdigest()
+
+
+def digest_of_weights(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:
+    """Digest of all bytes of weights in memory, of whatever device.
+
+    Args:
+        weights: Names and weights.
+        dtype: In which they will be loaded; None for their own.
+
+    Returns:
+        Sixteen hexadecimal digits, equal for equal names, shapes, dtypes and bytes.
+    """
+    found = hashlib.sha256()
+    for name, weight in weights:
+        whole = weight.detach().to(device="cpu", dtype=dtype or weight.dtype).contiguous()
+        view = whole.flatten().view(torch.uint8).numpy().data
+
+        def chunk(start: int, view: memoryview = view) -> bytes:
+            return hashlib.sha256(view[start : start + _CHUNK]).digest()
+
+        content = _tree(chunk, range(0, len(view), _CHUNK)) if len(view) > _SMALL else hashlib.sha256(view).hexdigest()
+        found.update(f"{name} {tuple(weight.shape)} {whole.dtype} {content}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def _commit(name: str) -> str:
+    """Commit of a hub model, in the cache or else on the hub; empty where neither can tell."""
+    if name.count("/") != 1:
+        return ""
+    with contextlib.suppress(OSError, HFValidationError, TransportError):
+        for file in ("config.json", "adapter_config.json"):
+            cached = try_to_load_from_cache(name, file)
+            if isinstance(cached, str):
+                # .../snapshots/COMMIT/config.json
+                return Path(cached).parent.name
+        # Or the same sweep would find other cells once the model is in the cache.
+        return HfApi().model_info(name, timeout=10).sha or ""
+    return ""

@@ -1,0 +1,342 @@
+"""The inside of a model at one token a query, taken down while the forward runs.
+
+Only what a measure needs is kept: the probe's rows, never a full map of scores. Recording only looks on, so a
+model's outputs are the same with it and without it, bit for bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dualform.errors import ModelError
+from dualform.models.reading.attention import hidden
+from dualform.models.structure.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to take down, at the probe of every query, in every layer and head."""
+
+    output: bool = False
+    """Attention output after W_O, before the residual is added."""
+    scores: bool = False
+    """Pre-softmax scores from the probe to the query's own tokens."""
+    demo_scores: bool = False
+    """The same to the tokens of the shared prefix."""
+    q: bool = False
+    """Attention queries at the probe."""
+    head_output: bool = False
+    """Input of W_O at the probe, head by head: behind a gate or a norm, where one stands there."""
+    mixed: bool = False
+    """Values weighted by attention, head by head: in front of that gate or norm."""
+    update: bool = False
+    """sum_i v_i k_i^T over the query's own tokens: W_ZSL of the linear form."""
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The inside of a model for some queries; what was not asked for is None.
+
+    `seen_pos` counts the query's own tokens up to the probe, padded at the end. Where layers differ in width or number
+    of heads, the smaller ones are padded with zeros to the largest: `heads` and `widths` say how much is real.
+    """
+
+    mask: Tensor
+    """True for real tokens, `(example, seen_pos)`."""
+    output: Tensor | None = None
+    """`(example, layer, d_model)`."""
+    scores: Tensor | None = None
+    """`(example, layer, head, seen_pos)`, anything at padding."""
+    demo_scores: Tensor | None = None
+    """`(example, layer, head, prefix_pos)`; -inf where a sliding window hides the token."""
+    q: Tensor | None = None
+    """`(example, layer, head, d_head)`, as multiplied with the keys (after rotary embedding)."""
+    head_output: Tensor | None = None
+    """`(example, layer, head, d_head)`."""
+    mixed: Tensor | None = None
+    """`(example, layer, head, d_head)`."""
+    update: Tensor | None = None
+    """`(example, layer, kv_head, d_v, d_k)`."""
+    sinks: Tensor | None = None
+    """Logits in the softmax's denominator that belong to no token, `(layer, head)`, -inf where a layer has none; None
+    where no layer has any, or no scores were recorded."""
+    sizes: tuple["LayerSize", ...] | None = None
+    """What is real in each layer; None where all layers are alike."""
+
+    def by_example(self) -> dict[str, Tensor]:
+        """Every record that was made, and the mask, by name: tensors whose first axis is `example`."""
+        names = ("mask", *(field.name for field in fields(Recording)))
+        return {name: record for name in names if (record := getattr(self, name)) is not None}
+
+    def real_heads(self, n: int, of_keys: bool = False) -> Tensor | None:
+        """True for heads that are no padding, `(layer, head)`; None where all are real.
+
+        Args:
+            n: Heads of the tensor to be masked.
+            of_keys: Heads of keys and values are meant, not attention heads.
+        """
+        if self.sizes is None:
+            return None
+        counts = [size.n_kv_heads if of_keys else size.n_heads for size in self.sizes]
+        return torch.arange(n, device=self.mask.device) < torch.tensor(counts, device=self.mask.device)[:, None]
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """How large one layer's attention is."""
+
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_value: int
+
+
+@dataclass(frozen=True)
+class ProbeIndex:
+    """Where the probes are in one forward."""
+
+    batch: Tensor
+    """Batch row, `(example,)`."""
+    position: Tensor
+    """Position on the query axis, `(example,)`."""
+    columns: Tensor
+    """Positions of the query's own tokens on the key axis, `(example, seen_pos)`."""
+    n_prefix: int
+    """Keys before them that belong to the prefix."""
+
+    def to(self, device: torch.device) -> "ProbeIndex":
+        """The same on another device."""
+        return replace(
+            self, batch=self.batch.to(device), position=self.position.to(device), columns=self.columns.to(device)
+        )
+
+
+class Recorder:
+    """Collects one forward's records, layer by layer, into a `Trace`."""
+
+    def __init__(self, anatomy: Anatomy, want: Recording, mask: Tensor, index: ProbeIndex) -> None:
+        self._anatomy = anatomy
+        self._want = want
+        self._mask = mask
+        self._index = index
+        self._batch = 1
+        self._records: dict[str, dict[int, Tensor]] = {
+            field.name: {} for field in fields(want) if getattr(want, field.name)
+        }
+        self._sinks: dict[int, Tensor] = {}
+
+    @contextmanager
+    def attached(self, model: PreTrainedModel) -> Iterator[None]:
+        """Look at every W_O while the block runs; nothing stays on the model, whatever happens.
+
+        Raises:
+            ModelError: Attention outputs are wanted, and W_O of some layer is not known; or anything at all is, and
+                there is no layer.
+        """
+        if not self._anatomy.layers:
+            self._anatomy.require_layers("recording")
+        if self._want.output and (missing := self._anatomy.without("W_O")):
+            raise ModelError(f"attention outputs cannot be recorded: {'; '.join(missing)}")
+        # One linear may be W_O of several layers, one use after another.
+        at_linear: dict[str, dict[int, int]] = {}
+        if self._want.output or self._want.head_output:
+            for i, layer in enumerate(self._anatomy.layers):
+                if layer.W_O is not None:
+                    at_linear.setdefault(layer.W_O, {})[layer.output_use] = i
+        handles: list[Any] = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        try:
+            for name, layers in at_linear.items():
+                handles.append(model.get_submodule(name).register_forward_hook(self._output_hook(layers)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = kwargs.get("input_ids", args[0] if args else None)
+        assert isinstance(given, Tensor)
+        self._batch = given.shape[0]
+
+    def _output_hook(self, layers: dict[int, int]) -> Any:
+        uses = count()
+
+        def keep(module: nn.Module, args: Any, out: Tensor) -> None:
+            layer = layers.get(next(uses))
+            if layer is None:
+                return
+            if self._want.output:
+                self._keep("output", layer, self._at_probe(out))
+            if self._want.head_output:
+                read = self._at_probe(args[0])
+                self._keep("head_output", layer, read.view(len(read), self._anatomy.layers[layer].n_heads, -1))
+
+        return keep
+
+    def _at_probe(self, states: Tensor) -> Tensor:
+        # Some families (Falcon, OPT of old) flatten batch and position before W_O; both are recovered here.
+        rows = states if states.dim() == 3 else states.reshape(self._batch, -1, states.shape[-1])
+        index = self._index.to(states.device)
+        return rows[index.batch, index.position]
+
+    def see(
+        self,
+        layer: int,
+        q: Tensor,
+        own_keys: Tensor,
+        own_values: Tensor,
+        own_scores: Tensor,
+        prefix_scores: Tensor | None,
+        head_output: Tensor,
+        sink: Tensor | None = None,
+    ) -> None:
+        """Take down one layer.
+
+        Args:
+            layer: Index of the layer.
+            q: `(example, head, d_head)`.
+            own_keys: `(example, kv_head, seen_pos, d_head)`, anything at padding.
+            own_values: The same of the values.
+            own_scores: `(example, head, seen_pos)`.
+            prefix_scores: `(example, head, prefix_pos)`, or None without a prefix.
+            head_output: Values weighted by attention, `(example, head, d_head)`.
+            sink: As `AttentionCall.sink`.
+        """
+        records = self._records
+        if sink is not None:
+            self._sinks[layer] = sink.detach().to(self._mask.device)
+        if "q" in records:
+            self._keep("q", layer, q)
+        if "scores" in records:
+            self._keep("scores", layer, own_scores)
+        if "demo_scores" in records:
+            empty = q.new_zeros(*q.shape[:2], 0)
+            self._keep("demo_scores", layer, empty if prefix_scores is None else prefix_scores)
+        if "mixed" in records:
+            self._keep("mixed", layer, head_output)
+        if "head_output" in records and self._anatomy.layers[layer].W_O is None:
+            # What W_O would receive is not known, unless nothing stands in front of it.
+            self._keep("head_output", layer, head_output)
+        if "update" in records:
+            values = own_values.masked_fill(~self._mask.to(own_values.device)[:, None, :, None], 0.0)
+            update = einsum(values, own_keys, "example h pos v, example h pos k -> example h v k")
+            self._keep("update", layer, update)
+
+    def _keep(self, name: str, layer: int, record: Tensor) -> None:
+        # Layers of a divided model lie on several devices; a trace lies on one.
+        self._records[name][layer] = record.to(self._mask.device)
+
+    def see_dense(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        head_output: Tensor,
+        scores: Tensor | None,
+        scale: float = 1.0,
+        mask: Tensor | None = None,
+        sink: Tensor | None = None,
+    ) -> None:
+        """Take down one layer of an ordinary forward, whose keys hold prefix and query together.
+
+        Args:
+            layer: Index of the layer.
+            query: `(batch, head, q_pos, d_head)`.
+            key: `(batch, kv_head, k_pos, d_head)`.
+            value: The same of the values.
+            head_output: `(batch, head, q_pos, d_head)`.
+            scores: Pre-softmax scores `(batch, head, q_pos, k_pos)` if the family shows them; else they are
+                computed from the next two.
+            scale: Factor of the scores.
+            mask: `(batch or 1, head or 1, q_pos, k_pos)`, bool or additive, or None.
+            sink: As `AttentionCall.sink`.
+        """
+        index = self._index.to(query.device)
+        q = query[index.batch, :, index.position]
+        keys, values = (_columns(x, index) for x in (key, value))
+        if scores is None:
+            groups = query.shape[1] // key.shape[1]
+            rows = rearrange(q, "example (h g) d -> example h g d", g=groups)
+            row = einsum(rows, key[index.batch], "example h g d, example h pos d -> example h g pos") * scale
+            row = rearrange(row, "example h g pos -> example (h g) pos")
+            if mask is not None:
+                seen = mask.expand(key.shape[0], -1, -1, -1)[index.batch, :, index.position]
+                row = row.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else row + seen
+        else:
+            row = scores[index.batch, :, index.position]
+        # Families say that a token is hidden by adding a large negative number; a trace says -inf.
+        row = row.masked_fill(hidden(row), -torch.inf)
+        own = row.gather(2, index.columns[:, None, :].expand(-1, row.shape[1], -1))
+        mixed = head_output[index.batch, :, index.position]
+        self.see(layer, q, keys, values, own, row[..., : index.n_prefix], mixed, sink)
+
+    def trace(self) -> Trace:
+        """Everything taken down, layers stacked."""
+        layers = self._anatomy.layers
+        stacked = {
+            name: stack_layers([by_layer[i] for i in range(len(layers))], dim=1)
+            for name, by_layer in self._records.items()
+        }
+        return Trace(mask=self._mask, **stacked, sinks=self._stacked_sinks(), sizes=layer_sizes(self._anatomy))
+
+    def _stacked_sinks(self) -> Tensor | None:
+        if not self._sinks:
+            return None
+        layers = self._anatomy.layers
+        like = next(iter(self._sinks.values()))
+        table = like.new_full((len(layers), self._anatomy.n_heads), -torch.inf)
+        for layer, sink in self._sinks.items():
+            table[layer, : len(sink)] = sink
+        return table
+
+
+def layer_sizes(anatomy: Anatomy) -> tuple[LayerSize, ...] | None:
+    """How large the layers' attention is; None where all are alike."""
+    sizes = tuple(LayerSize(one.n_heads, one.n_kv_heads, one.d_head, one.head_width) for one in anatomy.layers)
+    return None if len(set(sizes)) < 2 else sizes
+
+
+def stack_layers(layers: Sequence[Tensor], dim: int) -> Tensor:
+    """Layers' tensors stacked on a new axis, smaller ones padded with zeros behind, so that all axes fit."""
+    if len({layer.shape for layer in layers}) > 1:
+        largest = [max(sizes) for sizes in zip(*(layer.shape for layer in layers), strict=True)]
+        layers = [
+            F.pad(
+                layer,
+                [n for size, most in zip(layer.shape[::-1], largest[::-1], strict=True) for n in (0, most - size)],
+            )
+            for layer in layers
+        ]
+    return torch.stack(list(layers), dim=dim)
+
+
+def _columns(x: Tensor, index: ProbeIndex) -> Tensor:
+    """`(batch, kv_head, k_pos, d_head)` -> `(example, kv_head, seen_pos, d_head)`."""
+    heads = torch.arange(x.shape[1], device=x.device)
+    return x[index.batch[:, None, None], heads[None, :, None], index.columns[:, None, :]]
+
+
+def join_traces(traces: list[Trace]) -> Trace:
+    """One trace of several, example axes end to end, `seen_pos` padded to the longest."""
+    width = max(trace.mask.shape[1] for trace in traces)
+
+    def joined(name: str) -> Any:
+        parts = [getattr(trace, name) for trace in traces]
+        if parts[0] is None or name in ("sinks", "sizes"):
+            return parts[0]
+        if name in ("mask", "scores"):
+            parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
+        return torch.cat(parts)
+
+    return Trace(**{field.name: joined(field.name) for field in fields(Trace)})

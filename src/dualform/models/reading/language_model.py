@@ -1,0 +1,649 @@
+"""A causal language model as the rest of dualform sees it: model, tokenizer, anatomy, and the route that reads it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dualform.errors import ContextError, ModelError, NumericalError
+from dualform.models.loading.offloading import input_device, is_streamed, named_weights, stream_
+from dualform.models.loading.quantized import precision_of, token_by_token
+from dualform.models.loading.untouched import (
+    compare_with_untouched,
+    difference_allowed,
+    n_ids,
+    ordinary_ids,
+    read_untouched,
+    special_ids,
+)
+from dualform.models.reading.cached import MaskedRoute, NaiveRoute, RepeatedRoute
+from dualform.models.reading.capture import Recording, Trace, join_traces
+from dualform.models.reading.layout import Layout, Probe, Query, group, lay_out
+from dualform.models.reading.ordinary import ordinary_torch, without_autocast
+from dualform.models.reading.packed import PackedRoute
+from dualform.models.reading.products import PackedProducts, packable
+from dualform.models.reading.switch_lengths import (
+    SwitchLength,
+    crossed,
+    forget_lengths_,
+    switch_lengths,
+    text_config,
+)
+from dualform.models.reading.tokens import opening_tokens
+from dualform.models.structure.anatomy import Anatomy, find_anatomy
+
+NO_RECORDING = Recording()
+
+
+class EncodedPrefix(Protocol):
+    """What every query of a group reads before its own tokens."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prefix."""
+        ...
+
+    @property
+    def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of each layer, `(kv_head, prefix_pos, d_head)`; empty for an empty prefix."""
+        ...
+
+
+class Route(Protocol):
+    """A way through transformers; all ways give the same numbers."""
+
+    name: str
+    anatomy: Anatomy
+
+    def encode(self, prefix: tuple[int, ...]) -> Any:
+        """Run the prefix once."""
+        ...
+
+    def read(
+        self, prefix: Any, queries: list[Query], layout: Layout, want: Recording
+    ) -> tuple[Tensor, Tensor, Trace | None]:
+        """Logits `(scored, vocab)`, hidden states `(scored, d_model)`, trace."""
+        ...
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a model said to some queries, and what could be seen inside."""
+
+    queries: tuple[int, ...]
+    """Which queries, as indices into those that were asked."""
+    log_probabilities: Tensor
+    """Mean log-probability of each answer's tokens, nats, `(example, answer)`; -inf where there is no such answer."""
+    next_token: Tensor
+    """Log-probabilities over the vocabulary at the token that predicts the label, `(example, vocab)`."""
+    hidden: Tensor
+    """Input of the output head at that token, `(example, d_model)`."""
+    trace: Trace | None
+
+    @property
+    def predictions(self) -> Tensor:
+        """The most probable answer, `(example,)`."""
+        return self.log_probabilities.argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model that can be read. Build it with `load_model` or `LanguageModel.wrap`."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    route: Route
+    refused: tuple[str, ...]
+    """Faster routes that the self-check refused, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the results must know about how the model was loaded, one sentence or two each."""
+    max_row: int = 1024
+    """Most tokens of a packed row; bounds the memory of a forward."""
+    max_examples: int = 32
+    """Most queries of a packed row; bounds the memory of a trace."""
+    verification: "Verification | None" = None
+    """What was compared with the model's own forward; None for a model that has no weights."""
+
+    @classmethod
+    def wrap(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, route: str | None = None
+    ) -> "LanguageModel":
+        """Probe a transformers model and choose the fastest route that passes the self-check.
+
+        First the model's own forward is run as it is. The naive route must agree with it, and each faster route with
+        the naive one.
+
+        Args:
+            model: Any causal language model with softmax attention; put into eval mode.
+            tokenizer: Its tokenizer.
+            name: What to call it in results.
+            route: Insist on `packed`, `packed-mask`, `repeated` or `naive`.
+
+        Raises:
+            ModelError: The model is not causal, no attention was seen, the naive route does not agree with the model's
+                own forward, or the route insisted upon failed.
+            NumericalError: Weights or logits are NaN or infinite.
+        """
+        require_known_route(route)
+        model.eval()
+        # Probing needs gradients, whatever the caller has switched off.
+        with ordinary_torch():
+            _require_ordinary_weights(model)
+            stream_(model)
+            forget_lengths_(model)
+            with token_by_token(model):
+                untouched = read_untouched(model, tokenizer, checked_lengths(model))
+            anatomy = find_anatomy(model)
+            with token_by_token(model):
+                deviation = compare_with_untouched(model, anatomy, untouched)
+                chosen, refused = choose_route(model, anatomy, route)
+                checked = tuple(check_switches(model, anatomy, chosen))
+        verification = Verification(
+            untouched.implementation, untouched.causality, deviation, untouched.skipped, checked
+        )
+        lm = cls(name, model, tokenizer, anatomy, chosen, refused, verification=verification)
+        if anatomy.layers:
+            # Measured now, while nothing is attached to the model or changed in it.
+            from dualform.models.structure.query_scale import query_scale
+
+            with token_by_token(model):
+                query_scale(lm)
+        return lm
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; the first device of a model that is divided over several."""
+        return input_device(self.model)
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights, tied ones once; those stored two a byte count as two."""
+        total = 0
+        for _, weight in named_weights(self.model):
+            # bitsandbytes stores 4-bit weights two a byte, and knows what they were.
+            shape = getattr(getattr(weight, "quant_state", None), "shape", weight.shape)
+            total += math.prod(shape)
+        return total
+
+    @property
+    def quantized(self) -> str | None:
+        """How many bits its weights are stored in (`8 bit`), None where they are plain numbers."""
+        return precision_of(self.model)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether some weights are brought in for the length of a forward only (`offload`)."""
+        return is_streamed(self.model)
+
+    @property
+    def bos(self) -> int | None:
+        """What opens a sequence where the tokenizer itself puts nothing in front: see `opening_tokens`."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return None
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """The tokens that open every sequence unless a setting says otherwise."""
+        return opening_tokens(self.tokenizer).ids
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the model was built for, None when its config names no limit."""
+        config = text_config(self.model.config)
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+            found = getattr(config, name, None)
+            # XLNet's config says -1 for no limit.
+            if found is not None and int(found) > 0:
+                return int(found)
+        return None
+
+    def packed_products(self) -> AbstractContextManager[object]:
+        """A block in which products with frozen weights run faster, where this machine and model allow it.
+
+        Weights must not be written to inside it. W_K and W_V are multiplied plainly in any case, so that finetuning
+        with learning rate 0 is zero-shot bit for bit. Results differ from those outside by rounding. Nothing is packed
+        where weights are quantized, or some of them are not in memory between forwards.
+        """
+        trained = {rows.module for layer in self.anatomy.layers for rows in (layer.W_K, layer.W_V) if rows is not None}
+        weights = [
+            module.weight
+            for name, module in self.model.named_modules()
+            if type(module) is nn.Linear and name not in trained
+        ]
+        plain = not self.streamed and self.quantized is None
+        return PackedProducts(weights) if plain and weights and packable(weights) else nullcontext()
+
+    def groups(self, queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:
+        """Queries that share a row, as indices; each query once. Memory does not depend on their number."""
+        return group(queries, self.max_row, self.max_examples, probe)
+
+    @without_autocast()
+    def encode(self, prefix: Sequence[int]) -> EncodedPrefix:
+        """Run what all queries share: once, whatever their number.
+
+        Raises:
+            ModelError: An id has no row in the embedding.
+        """
+        self._require_rows(prefix)
+        encoded: EncodedPrefix = self.route.encode(tuple(prefix))
+        return encoded
+
+    def read_group(
+        self,
+        prefix: EncodedPrefix,
+        queries: Sequence[Query],
+        indices: Sequence[int],
+        want: Recording = NO_RECORDING,
+        probe: Probe = "prompt",
+    ) -> Readings:
+        """Read some queries in one row.
+
+        Args:
+            prefix: From `encode`.
+            queries: All queries.
+            indices: Which of them to read now: one of the lists of `groups`.
+            want: What to take down inside.
+            probe: Where.
+
+        Returns:
+            Readings on the model's device, in the order of `indices`. Queries whose rows go beyond a length at which
+            the model begins to compute something else are read on the naive route, unless the route was checked there.
+
+        Raises:
+            NumericalError: A log-probability is NaN.
+            ContextError: Rows go beyond such a length behind a prefix whose keys and values were edited.
+            ModelError: An id has no row in the embedding.
+        """
+        for i in indices:
+            self._require_rows((*queries[i].prompt, *chain.from_iterable(queries[i].answers)))
+        naively = [i for i in indices if self.crossed_switch(prefix.length, queries[i], probe) is not None]
+        if not naively:
+            return self._read_row(self.route, prefix, queries, indices, want, probe)
+        if getattr(prefix, "edited", False):
+            self.require_one_row(prefix.length, [queries[i] for i in naively], probe)
+        naive = NaiveRoute(self.model, self.anatomy)
+        if len(naively) == len(indices):
+            return self._read_row(naive, prefix, queries, indices, want, probe)
+        rest = [i for i in indices if i not in naively]
+        parts = (
+            self._read_row(self.route, prefix, queries, rest, want, probe),
+            self._read_row(naive, prefix, queries, naively, want, probe),
+        )
+        return joined_readings(parts, indices)
+
+    @without_autocast()
+    def _read_row(
+        self,
+        route: Route,
+        prefix: EncodedPrefix,
+        queries: Sequence[Query],
+        indices: Sequence[int],
+        want: Recording,
+        probe: Probe,
+    ) -> Readings:
+        chosen = [queries[i] for i in indices]
+        layout = lay_out(chosen, probe, self.device)
+        logits, hidden, trace = route.read(prefix, chosen, layout, want)
+        log_probabilities = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
+        scores = layout.score(log_probabilities)
+        if torch.isnan(scores).any():
+            # NaN must never be argmaxed: it would pass for the first label.
+            raise NumericalError(
+                f"{self.name} in {self.model.dtype}: log-probabilities of answers are NaN. Use --dtype float32, a "
+                "lower learning rate, or check the checkpoint's weights."
+            )
+        return Readings(
+            queries=tuple(indices),
+            log_probabilities=scores,
+            next_token=log_probabilities[layout.first_scored],
+            hidden=hidden[layout.first_scored],
+            trace=trace,
+        )
+
+    def _require_rows(self, ids: Sequence[int]) -> None:
+        # On a GPU, such an id would end the process's use of the device.
+        rows = n_ids(self.model)
+        unknown = sorted({token for token in ids if not 0 <= token < rows})
+        if unknown:
+            raise ModelError(
+                f"{self.name}: id {unknown[0]} has no row in the embedding, which has {rows} rows (ids 0 to "
+                f"{rows - 1}). Encode texts with the tokenizer that belongs to this checkpoint."
+            )
+
+    def crossed_switch(self, n_prefix: int, query: Query, probe: Probe = "prompt") -> SwitchLength | None:
+        """The switch length beyond which the route is not known to read a query rightly behind a prefix.
+
+        Args:
+            n_prefix: Tokens of the prefix.
+            query: What stands behind it.
+            probe: As in `read_group`.
+
+        Returns:
+            None where the route reads it rightly.
+        """
+        if self.verification is None or isinstance(self.route, NaiveRoute) or not self.verification.switches:
+            return None
+        switches = [one.switch for one in self.verification.switches]
+        checked = [one.switch for one in self.verification.switches if one.agrees]
+        return crossed(switches, checked, n_prefix, n_prefix + query.longest(probe))
+
+    def require_one_row(self, n_prefix: int, queries: Sequence[Query], probe: Probe = "prompt") -> None:
+        """Check that the route's own rows are right for these queries: for whoever looks into them.
+
+        Args:
+            n_prefix: Tokens of the prefix.
+            queries: What stands behind it.
+            probe: As in `read_group`.
+
+        Raises:
+            ContextError: A query goes beyond a length at which the model begins to compute something else.
+        """
+        for query in queries:
+            switch = self.crossed_switch(n_prefix, query, probe)
+            if switch is not None:
+                raise ContextError(
+                    f"{self.name} computes something else beyond {switch.length} tokens ({switch.setting}), and a "
+                    f"query behind {n_prefix} tokens makes a row of {n_prefix + query.longest(probe)}. Such rows are "
+                    "read one at a time, where they cannot be taken apart or changed. Use fewer demonstrations, "
+                    "shorter texts or a smaller --context; zsl, icl and ft read such rows."
+                )
+
+    def read(
+        self,
+        prefix: EncodedPrefix,
+        queries: Sequence[Query],
+        want: Recording = NO_RECORDING,
+        probe: Probe = "prompt",
+    ) -> Iterator[Readings]:
+        """Read all queries, a group at a time; only one group's readings exist at once."""
+        for indices in self.groups(queries, probe):
+            yield self.read_group(prefix, queries, indices, want, probe)
+
+    def log_probabilities(self, prefix: EncodedPrefix, queries: Sequence[Query]) -> Tensor:
+        """Mean log-probability of every answer of every query, `(example, answer)`, on the CPU, in order."""
+        width = max((len(query.answers) for query in queries), default=0)
+        table = torch.full((len(queries), width), -torch.inf, dtype=torch.float64)
+        for readings in self.read(prefix, queries):
+            found = readings.log_probabilities
+            table[list(readings.queries), : found.shape[1]] = found.double().cpu()
+        return table
+
+
+def joined_readings(parts: Sequence[Readings], indices: Sequence[int]) -> Readings:
+    """Readings of several rows as those of one, in the order of `indices`."""
+    read = [index for part in parts for index in part.queries]
+    order = torch.tensor([read.index(index) for index in indices], device=parts[0].hidden.device)
+    width = max(part.log_probabilities.shape[1] for part in parts)
+    scores = [
+        nn.functional.pad(part.log_probabilities, (0, width - part.log_probabilities.shape[1]), value=-math.inf)
+        for part in parts
+    ]
+    traces = [part.trace for part in parts if part.trace is not None]
+    trace = None
+    if traces:
+        together = join_traces(traces)
+        ordered: dict[str, Any] = {name: x[order.to(x.device)] for name, x in together.by_example().items()}
+        trace = replace(together, **ordered)
+    return Readings(
+        queries=tuple(indices),
+        log_probabilities=torch.cat(scores)[order],
+        next_token=torch.cat([part.next_token for part in parts])[order],
+        hidden=torch.cat([part.hidden for part in parts])[order],
+        trace=trace,
+    )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the self-check found when the model was loaded."""
+
+    implementation: str
+    """Attention implementation of the model's own forward, which the naive route was compared with."""
+    causality: float
+    """Largest change of earlier logits when the last token changes, relative to the largest logit."""
+    deviation: float
+    """Largest difference between naive route and the model's own forward, relative to the largest entry."""
+    unverified: tuple[str, ...] = ()
+    """What could not be compared, in words."""
+    switches: tuple["CheckedSwitch", ...] = ()
+    """Lengths at which the model begins to compute something else, shortest first."""
+
+
+@dataclass(frozen=True)
+class CheckedSwitch:
+    """A switch length, and whether the route was compared with the naive one beyond it."""
+
+    switch: SwitchLength
+    agrees: bool
+    """The route was right on a row beyond this length; otherwise longer rows are read on the naive route."""
+    deviation: float | None
+    """Relative to the largest entry; None where no row of this length was read."""
+    why: str = ""
+    """Why it was not compared, or what it raised."""
+
+
+ROUTES = {route.name: route for route in (PackedRoute, MaskedRoute, RepeatedRoute, NaiveRoute)}
+
+
+def require_known_route(name: str | None) -> None:
+    """Check that a route of this name exists.
+
+    Raises:
+        ModelError: It does not.
+    """
+    if name is not None and name not in ROUTES:
+        raise ModelError(f"unknown route {name!r}: choose one of {', '.join(ROUTES)}")
+
+
+def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = None) -> tuple[Route, tuple[str, ...]]:
+    """The fastest route that gives the naive route's numbers on a small case.
+
+    Args:
+        model: In eval mode.
+        anatomy: Its anatomy.
+        insist: Accept only the route of this name.
+
+    Returns:
+        The route, and for each faster one why it was refused.
+
+    Raises:
+        ModelError: The route insisted upon is unknown or refused, or the naive route fails.
+    """
+    require_known_route(insist)
+    naive = NaiveRoute(model, anatomy)
+    names = [insist] if insist else [name for name in ROUTES if anatomy.registry or name != "packed"]
+    refused: list[str] = []
+    expected = None
+    for name in names:
+        if name == "naive":
+            return naive, tuple(refused)
+        if name == "packed" and not anatomy.registry:
+            refused.append("packed: the family computes attention in its own code")
+            continue
+        if name == "packed-mask" and window_of(model) > (LONGEST_CHECK if model.dtype.itemsize >= 4 else 0):
+            refused.append(f"packed-mask: a window of {window_of(model)} tokens cannot be checked in {model.dtype}")
+            continue
+        expected = expected or _naive_readings(model, naive)
+        try:
+            difference = largest_difference(expected, check_readings(model, ROUTES[name](model, anatomy)))
+        except Exception as error:
+            # Whatever a family's code makes of a route that does not suit it (KeyError, AttributeError, an empty
+            # AssertionError, ...): another route may suit it.
+            refused.append(f"{name}: {in_one_line(error)}")
+            continue
+        if difference < tolerance(model):
+            return ROUTES[name](model, anatomy), tuple(refused)
+        refused.append(f"{name}: log-probabilities or records differ from the naive forward's by {difference:.1e}")
+    raise ModelError(
+        f"route {insist!r} does not read this model rightly: {'; '.join(refused)}. Leave out the route, or take naive."
+    )
+
+
+def in_one_line(error: Exception) -> str:
+    """Type and first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else f"{type(error).__name__} without a message"
+
+
+def _naive_readings(model: PreTrainedModel, naive: NaiveRoute) -> list[Tensor]:
+    try:
+        return check_readings(model, naive)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be read, not even on the naive route: {in_one_line(error)}"
+        ) from error
+
+
+def _require_ordinary_weights(model: PreTrainedModel) -> None:
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise ModelError(
+            f"{type(model).__name__}: its weights were created inside torch.inference_mode(), so no gradients can pass "
+            "through it. Load it outside that block, or with dualform.load_model, which works inside it."
+        )
+
+
+def checked_lengths(model: PreTrainedModel) -> list[int]:
+    """Tokens of rows that reach a little beyond each switch length that is short enough to be checked."""
+    return sorted({one.length + 3 for one in switch_lengths(model.config) if can_be_checked(model, one)})
+
+
+def can_be_checked(model: PreTrainedModel, switch: SwitchLength) -> bool:
+    """Whether a row beyond a switch length is short enough to be read at load, and within the model's positions."""
+    if switch.reach == "token":
+        return switch.length <= longest_check(model)
+    return switch.length <= LONGEST_CHECK
+
+
+def longest_check(model: PreTrainedModel) -> int:
+    """The longest window, in tokens, that the self-check fills in this model."""
+    config = text_config(model.config)
+    positions = getattr(config, "max_position_embeddings", None)
+    # Learned positions end there, and the check reads some tokens beyond the window (`check_readings`).
+    return min(LONGEST_CHECK, positions - _BEYOND) if isinstance(positions, int) and positions > 0 else LONGEST_CHECK
+
+
+def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> Iterator[CheckedSwitch]:
+    """Compare a route with the naive one beyond every switch length that is short enough.
+
+    Args:
+        model: In eval mode.
+        anatomy: Its anatomy.
+        route: The one chosen.
+
+    Yields:
+        Every switch length of the model, shortest first.
+    """
+    naive = NaiveRoute(model, anatomy)
+    for switch in switch_lengths(model.config):
+        if isinstance(route, NaiveRoute):
+            yield CheckedSwitch(switch, True, 0.0)
+        elif switch.reach == "every length":
+            # Two lengths never share a prefix there, so there is nothing that a faster route could reuse.
+            yield CheckedSwitch(switch, False, None, "a forward of every length is another function")
+        elif switch.reach == "token" and switch.length == window_of(model) <= longest_check(model):
+            yield CheckedSwitch(switch, True, None, "the choice of the route was made behind a prefix longer than this")
+        elif not can_be_checked(model, switch):
+            yield CheckedSwitch(switch, False, None, f"longer than the {longest_check(model)} tokens of the check")
+        else:
+            length = switch.length + 3
+            try:
+                expected = check_readings(model, naive, length)
+                difference = largest_difference(expected, check_readings(model, route, length))
+            except Exception as error:
+                yield CheckedSwitch(switch, False, None, in_one_line(error))
+                continue
+            yield CheckedSwitch(switch, difference < tolerance(model), difference)
+
+
+def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = None) -> list[Tensor]:
+    """Log-probabilities and records of three queries with answers of one to three tokens, behind a prefix.
+
+    Args:
+        model: In eval mode.
+        route: Reads them.
+        n_prefix: Tokens of the prefix; default: a few, or more than a short sliding window holds. Behind a longer one
+            there are fewer answers, to save time.
+    """
+    # A prefix that a short sliding window cannot hold shows whether the route knows the window.
+    window = window_of(model)
+    length = (window + 3 if 0 < window <= longest_check(model) else 9) if n_prefix is None else n_prefix
+    tokens = ordinary_ids(model, length + 40)
+    # Families may treat special tokens unlike others: RoBERTa does not count padding among the positions.
+    for place, special in zip((2, length + 1, 5, length + 12, 8, length + 14), special_ids(model), strict=False):
+        tokens[place] = special
+    own = tokens[length:]
+    queries = [
+        Query(tuple(own[:4]), ((own[4],), (own[5], own[6], own[7]), (own[8], own[9]))),
+        Query(tuple(own[10:17]), ((own[17],), (own[18],), (own[19],))),
+        Query((own[20],), ((own[21], own[22]), (own[23],), (own[24], own[25]))),
+    ]
+    if n_prefix is not None:
+        queries = [Query(queries[0].prompt, queries[0].answers[1:2]), Query(queries[1].prompt, queries[1].answers[:1])]
+    layout = lay_out(queries, "prompt", input_device(model))
+    # Attention outputs can be recorded only where every W_O is known; answers and scores need none.
+    some = bool(route.anatomy.layers)
+    want = Recording(output=route.anatomy.knows_outputs, scores=some, head_output=some)
+    logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
+    found = [layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1))]
+    if n_prefix is None:
+        found.append(_short_reading(model, route))
+    if trace is not None and trace.scores is not None:
+        visible = trace.mask[:, None, None] & torch.isfinite(trace.scores)
+        found.append(trace.scores.masked_fill(~visible, 0.0))
+        found += [record for record in (trace.output, trace.head_output) if record is not None]
+    return found
+
+
+def _short_reading(model: PreTrainedModel, route: Route) -> Tensor:
+    """Log-probabilities of one answer, behind a prefix of ordinary tokens, to a query with special ones.
+
+    Two departures can cancel behind a single prefix: RoBERTa counts positions from one more than its padding id and
+    leaves padding out, so with id 0 and one padding token in the prefix the query stands where any other family has it.
+    """
+    tokens = ordinary_ids(model, 8, start=60)
+    tokens[4:6] = (*special_ids(model), *tokens[4:6])[:2]
+    query = Query(tuple(tokens[3:7]), ((tokens[7],),))
+    layout = lay_out([query], "prompt", input_device(model))
+    logits, _, _ = route.read(route.encode(tuple(tokens[:3])), [query], layout, Recording())
+    return layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1))
+
+
+LONGEST_CHECK = 1024
+"""The longest window, in tokens, that the self-check fills; longer ones would cost a real model many seconds."""
+_BEYOND = 12
+"""Positions beyond a window that the self-check may reach: three of the prefix and its longest query."""
+
+
+def window_of(model: PreTrainedModel) -> int:
+    """How far back layers with a sliding window look, tokens; 0 when there are none."""
+    config = text_config(model.config)
+    # GPT-Neo has a name of its own for it.
+    return int(getattr(config, "sliding_window", None) or getattr(config, "window_size", None) or 0)
+
+
+def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Largest deviation, relative to the largest entry of each tensor; NaN where one of them has a NaN."""
+    # Python's max would lose a NaN that is not the first.
+    return float(
+        torch.stack(
+            [
+                (a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-9)
+                for a, b in zip(expected, found, strict=True)
+            ]
+        ).max()
+    )
+
+
+def tolerance(model: PreTrainedModel) -> float:
+    """Largest difference that counts as rounding (`untouched.difference_allowed`)."""
+    return difference_allowed(model)

@@ -1,0 +1,1 @@
+"""Where a model keeps what: found by probing the model, and verified."""

@@ -1,0 +1,237 @@
+"""The residual blocks of a model, and what stands between the last one's output and the logits.
+
+No table of names is kept. Blocks are the members of the list of layers that the attention modules lie in. Final norm,
+projection, head and soft cap are whatever the model's own forward does once every block has handed on the hidden
+states that are to be read: the idea of the "logit lens", without knowing the family.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dualform.errors import ModelError
+from dualform.models.loading.offloading import input_device
+from dualform.models.reading.language_model import largest_difference, tolerance
+from dualform.models.structure.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The residual blocks, first one first. Build it with `find_blocks`."""
+
+    model: PreTrainedModel = field(repr=False)
+    names: tuple[str, ...]
+    """Name of each block's module."""
+    companions: tuple[tuple[Any, ...] | None, ...] = field(repr=False)
+    """What each block returns behind its hidden states; None where it returns them alone."""
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits, were the last block's output `hidden`.
+
+        The model's own forward runs with every block stepped over, so that final norm, projections, head and soft
+        caps are its own. Gradients flow from logits to `hidden` where they are enabled.
+
+        Args:
+            hidden: Hidden states as blocks hand them on, `(..., d_model)`.
+
+        Returns:
+            Logits, `(..., vocab)`.
+
+        Source:
+            Logit lens: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+        """
+        # A row for each, so that no position is beyond what the model was built for.
+        rows = hidden.reshape(-1, 1, hidden.shape[-1])
+        ids = _tokens(self.model, 1).expand(len(rows), 1)
+        with self._stepped_over(rows):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
+
+    @contextmanager
+    def apart(self) -> Iterator[list[Tensor]]:
+        """A block in which no gradient flows from a residual block to anything before it, the embeddings included.
+
+        Outputs are the same, bit for bit.
+
+        Yields:
+            The blocks' hidden states, `(batch, pos, d_model)` each, as they are computed, with their graphs.
+        """
+        outputs: list[Tensor] = []
+
+        def cut(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            return _detached(args), _detached(kwargs)
+
+        def keep(module: nn.Module, args: Any, out: Any) -> None:
+            outputs.append(out if isinstance(out, Tensor) else out[0])
+
+        handles: list[Any] = []
+        try:
+            for module in self._modules():
+                handles.append(module.register_forward_pre_hook(cut, with_kwargs=True))
+                handles.append(module.register_forward_hook(keep))
+            yield outputs
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.model.get_submodule(name) for name in self.names]
+
+    @contextmanager
+    def stepped_over_but(self, layer: int) -> Iterator[None]:
+        """All blocks but one hand on the hidden states that they are given."""
+        others = [number for number in range(len(self.names)) if number != layer]
+        with self._answering(dict.fromkeys(others)):
+            yield
+
+    @contextmanager
+    def _stepped_over(self, hidden: Tensor) -> Iterator[None]:
+        """Every block returns `hidden`, whatever it is given."""
+        with self._answering(dict.fromkeys(range(len(self.names)), hidden)):
+            yield
+
+    @contextmanager
+    def _answering(self, answers: dict[int, Tensor | None]) -> Iterator[None]:
+        """Some blocks return hidden states without computing any: those named, or (None) those that they are given."""
+        modules = {number: self.model.get_submodule(self.names[number]) for number in answers}
+        before = {number: vars(module).get("forward") for number, module in modules.items()}
+        try:
+            for number, module in modules.items():
+                vars(module)["forward"] = _handing_on(answers[number], self.companions[number])
+            yield
+        finally:
+            for number, module in modules.items():
+                forward = before[number]
+                if forward is None:
+                    vars(module).pop("forward", None)
+                else:
+                    vars(module)["forward"] = forward
+
+
+def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
+    """Find the residual blocks and check, on one small forward, that the last one's output unembeds to the logits.
+
+    Args:
+        model: In eval mode; not changed.
+        anatomy: Its anatomy.
+
+    Returns:
+        The blocks, one for each layer of the anatomy.
+
+    Raises:
+        ModelError: The layers are not a plain stack of residual blocks, or the logits depend on more than the last
+            block's output.
+    """
+    names = block_names(model, anatomy)
+    family = type(model).__name__
+    seen: list[tuple[str, Any]] = []
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: seen.append((name, out)))
+        for name in names
+    ]
+    ids = _tokens(model, 5)
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    if [name for name, _ in seen] != list(names):
+        raise ModelError(
+            f"{family}: its blocks ran as {[name for name, _ in seen]}, not once each in order, so there is no output "
+            "of a layer to read logits from."
+        )
+    hidden = None
+    companions: list[tuple[Any, ...] | None] = []
+    for name, out in seen:
+        hidden = out[0] if isinstance(out, tuple) and out else out
+        if not (isinstance(hidden, Tensor) and hidden.shape[:-1] == ids.shape):
+            raise ModelError(
+                f"{family}: {name} returns {type(out).__name__} without hidden states (batch, pos, d_model)."
+            )
+        companions.append(out[1:] if isinstance(out, tuple) else None)
+    assert hidden is not None
+    blocks = Blocks(model, names, tuple(companions))
+    try:
+        with torch.no_grad():
+            difference = largest_difference([logits], [blocks.unembed(hidden)])
+    except Exception as error:
+        # What follows the blocks may need more of them than hidden states, and fails in a way of its own.
+        raise ModelError(
+            f"{family}: the output of {names[-1]} cannot be read by itself through what follows it "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}), so layers cannot "
+            "be read one by one."
+        ) from error
+    if not difference < tolerance(model):
+        raise ModelError(
+            f"{family}: the output of {names[-1]}, read through what follows it, gives logits that differ from the "
+            f"model's by {difference:.1e} of the largest. They depend on more than that output, so layers cannot be "
+            "read one by one."
+        )
+    return blocks
+
+
+def block_names(model: PreTrainedModel, anatomy: Anatomy) -> tuple[str, ...]:
+    """Names of the residual blocks, one for each layer.
+
+    Raises:
+        ModelError: The layers' attention modules do not lie one by one in the members of a single list of layers.
+    """
+    family = type(model).__name__
+    anatomy.require_layers("reading a model block by block")
+    names = []
+    for layer in anatomy.layers:
+        name = block_of(model, layer.attention)
+        if name is None:
+            raise ModelError(
+                f"{family}: {layer.attention} lies in no list of layers, so its residual block is unknown."
+            )
+        names.append(name)
+    stack = names[0].rpartition(".")[0]
+    members = [f"{stack}.{child}" for child, _ in model.get_submodule(stack).named_children()]
+    if names != members:
+        odd = next((name for name in [*members, *names] if names.count(name) != 1 or name not in members), names[0])
+        raise ModelError(
+            f"{family}: its layers are not a plain stack of blocks with one attention each ({odd} is not), so it "
+            "cannot be taken apart block by block."
+        )
+    return tuple(names)
+
+
+def block_of(model: PreTrainedModel, name: str) -> str | None:
+    """The member of a list of modules that a module lies in; None where it lies in no list."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        if isinstance(model.get_submodule(".".join(parts[:depth])), nn.ModuleList | nn.Sequential):
+            return ".".join(parts[: depth + 1])
+    return None
+
+
+def _tokens(model: PreTrainedModel, n: int) -> Tensor:
+    """Some ids, `(1, n)`, none of those few that are often special."""
+    size = model.get_input_embeddings().weight.shape[0]
+    return (torch.arange(n) * 7919 % (size - 4) + 4)[None].to(input_device(model))
+
+
+def _handing_on(hidden: Tensor | None, companions: tuple[Any, ...] | None) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = hidden if hidden is not None else (args[0] if args else kwargs["hidden_states"])
+        return given if companions is None else (given, *companions)
+
+    return forward
+
+
+def _detached(given: Any) -> Any:
+    """Every tensor in plain containers cut off from its graph."""
+    if isinstance(given, Tensor):
+        return given.detach()
+    if type(given) in (tuple, list):
+        return type(given)(_detached(one) for one in given)
+    if type(given) is dict:
+        return {key: _detached(one) for key, one in given.items()}
+    return given

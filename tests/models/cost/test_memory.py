@@ -1,0 +1,89 @@
+from dataclasses import replace
+
+import pytest
+from transformers import LlamaConfig
+
+from dualform.models.cost.memory import Fit, fit_of, layer_bytes, quantized_bytes, weight_bytes
+from dualform.models.cost.sketch import Shape, sketch_of
+from tests.fixed_machine import GIB
+
+# The family's defaults are those of its model of seven billion weights.
+SEVEN_BILLION = sketch_of(LlamaConfig(), "7b").shape
+REST = {"activations": GIB}
+
+
+def fit(shape: Shape = SEVEN_BILLION, *, ram: int, gpu: int = 0, dtype: str = "float32", divided: bool = False) -> Fit:
+    memory = {"Python and libraries": GIB // 2, "weights": weight_bytes(shape, dtype), **REST}
+    device = "cuda" if gpu else "cpu"
+    return fit_of(shape, memory, dtype=dtype, device=device, ram=ram, gpu=gpu, trains=True, divided=divided)
+
+
+def ways(found: Fit) -> dict[str, bool]:
+    return {option.how: option.fits for option in found.options}
+
+
+def test_seven_billion_weights_are_counted():
+    assert SEVEN_BILLION.parameters == pytest.approx(6.74e9, rel=0.01)
+
+
+def test_where_there_is_room_nothing_is_proposed():
+    found = fit(ram=64 * GIB)
+    assert found.fits
+    assert found.options == ()
+
+
+def test_half_precision_is_proposed_where_it_fits():
+    found = fit(ram=20 * GIB)
+    assert not found.fits
+    assert ways(found)["--dtype bfloat16"]
+    half = next(option for option in found.options if option.how == "--dtype bfloat16")
+    assert half.bytes == weight_bytes(SEVEN_BILLION, "bfloat16") + GIB // 2 + GIB // 2
+    assert "rounded away" in half.note
+
+
+def test_where_half_precision_does_not_fit_either_fewer_bits_and_disk_do():
+    found = ways(fit(ram=10 * GIB))
+    assert not found["--dtype bfloat16"]
+    assert found["--quantize 4bit"]
+    assert found["--device-map auto --offload-folder FOLDER"]
+
+
+def test_a_machine_too_small_for_anything_is_told_so():
+    assert not any(ways(fit(ram=GIB)).values())
+
+
+def test_a_gpu_too_small_may_be_helped_by_main_memory():
+    found = fit(ram=64 * GIB, gpu=16 * GIB)
+    assert found.where == "GPU memory"
+    assert ways(found)["--device cpu"]
+    assert ways(found)["--device-map auto"]
+    assert not ways(fit(ram=8 * GIB, gpu=16 * GIB))["--device-map auto"]
+
+
+def test_what_python_takes_does_not_lie_on_the_gpu():
+    assert fit(ram=64 * GIB, gpu=80 * GIB).needed == weight_bytes(SEVEN_BILLION, "float32") + GIB
+
+
+def test_who_has_divided_the_model_already_is_not_told_to():
+    assert fit(ram=GIB, divided=True).options == ()
+
+
+def test_unknown_memory_is_no_reason_to_complain():
+    assert fit(ram=0).fits
+
+
+def test_fewer_bits_take_fewer_bytes_and_leave_embeddings_as_they_are():
+    whole = weight_bytes(SEVEN_BILLION, "float32")
+    eight, four = (quantized_bytes(SEVEN_BILLION, bits, "float32") for bits in ("8bit", "4bit"))
+    assert four < eight < whole / 3
+    assert four > weight_bytes(replace(SEVEN_BILLION, parameters=2 * 4096 * 32000), "float32")
+
+
+def test_a_layer_is_a_part_of_all_linears():
+    assert layer_bytes(SEVEN_BILLION, "float32") * 32 == SEVEN_BILLION.linears * 4
+
+
+def test_a_fit_is_plain_data():
+    told = fit(ram=10 * GIB).as_dict()
+    assert told["fits"] is False
+    assert {"how", "bytes", "fits", "note"} == set(told["options"][0])

@@ -1,0 +1,370 @@
+"""A model divided by a device map gives the numbers of the whole one, and says where it lies."""
+
+import gc
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualform.errors import ConfigError, ModelError, StorageError
+from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.models.editing.edit import WeightTraining, applied, key_value_rows
+from dualform.models.export.checkpoint import require_plain_weights, write_checkpoint
+from dualform.models.loading.doctor import examine
+from dualform.models.loading.load import load_model
+from dualform.models.loading.offloading import (
+    dropped_between,
+    hook_of,
+    input_device,
+    is_streamed,
+    lent,
+    named_weights,
+    runs_on,
+    stood_in,
+    stream_,
+    weight_of,
+)
+from dualform.models.loading.placement import Placement, placement
+from dualform.models.reading.forward import forward_rows
+from dualform.models.reading.language_model import LanguageModel
+from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.structure.untrained import untrained
+from dualform.studies.bench import weights_digest
+from tests.learners.setting import assert_same_readings, readings, setting_of
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+# Separate and fused projections, tied and free heads, in and outside the attention registry.
+FAMILIES = ("llama", "gpt2", "gpt_neox", "xglm")
+DISK = {"": "disk"}
+BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "xglm": "model.layers"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {family: save_tiny(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+def divided(folder, family):
+    """The last block on disk, the rest in memory."""
+    body, _, stack = BLOCKS[family].partition(".")
+    beside = [name for name, _ in tiny_model(family).get_submodule(body).named_children() if name != stack]
+    device_map = {f"{body}.{name}": "cpu" for name in beside} | {"lm_head": "cpu"}
+    return load_model(
+        str(folder), device_map=device_map | {f"{BLOCKS[family]}.0": "cpu", f"{BLOCKS[family]}.1": "disk"}
+    )
+
+
+def state(model):
+    return {name: weight_of(model, name).clone() for name, _ in named_weights(model)}
+
+
+def assert_same_state(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class TestReading:
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("part", ["whole", "last block"])
+    def test_from_disk_all_that_is_read_is_the_same_bit_for_bit(self, family, part, folders):
+        whole = load_model(str(folders[family]))
+        lm = load_model(str(folders[family]), device_map=DISK) if part == "whole" else divided(folders[family], family)
+        assert lm.streamed
+        assert not whole.streamed
+        meta = [name for name, weight in lm.model.named_parameters() if weight.is_meta]
+        assert meta
+        assert part == "whole" or all(name.startswith(f"{BLOCKS[family]}.1.") for name in meta)
+        assert lm.route.name == whole.route.name
+        assert lm.refused == whole.refused
+        expected, found = setting_of(whole), setting_of(lm)
+        opening = expected.encoder.opening
+        for prefix in (opening, expected.demonstrations.prefix):
+            both = [readings(behind(one.lm, prefix), one) for one in (found, expected)]
+            assert_same_readings(*both)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_probing_finds_the_same_anatomy_and_leaves_nothing_behind(self, family, folders):
+        whole, lm = load_model(str(folders[family])), load_model(str(folders[family]), device_map=DISK)
+        assert len(lm.anatomy.layers) == len(whole.anatomy.layers)
+        for one, other in zip(lm.anatomy.layers, whole.anatomy.layers, strict=True):
+            assert one.W_O == other.W_O
+            for letter in ("W_Q", "W_K", "W_V"):
+                assert torch.equal(getattr(one, letter).index, getattr(other, letter).index)
+                assert getattr(one, letter).module == getattr(other, letter).module
+        assert_same_state(state(lm.model), state(whole.model))
+        assert not any(module._forward_hooks for module in lm.model.modules())
+        assert all(weight.is_meta for weight in lm.model.parameters())
+
+    def test_a_budget_of_memory_sends_the_rest_to_disk(self, folders):
+        lm = load_model(str(folders["llama"]), max_memory="cpu=100KB")
+        assert set(lm.model.hf_device_map.values()) == {"cpu", "disk"}
+        size = sum(weight.numel() * 4 for weight in lm.model.parameters() if not weight.is_meta)
+        assert 0 < size <= 100_000
+        assert not load_model(str(folders["llama"]), max_memory="cpu=1GiB").streamed
+
+    @pytest.mark.parametrize("device_map", ["auto", "sequential", "balanced", {"": "cpu"}, '{"": "cpu"}'])
+    def test_a_model_that_fits_is_not_streamed(self, device_map, folders):
+        lm = load_model(str(folders["llama"]), device_map=device_map)
+        assert not lm.streamed
+        assert lm.device == torch.device("cpu")
+        assert_same_state(state(lm.model), state(tiny_model("llama")))
+
+    def test_inputs_go_where_the_embeddings_run_not_where_they_lie(self, folders):
+        lm = load_model(str(folders["gpt2"]), device_map=DISK)
+        assert lm.model.device == torch.device("meta")
+        assert lm.device == input_device(lm.model) == torch.device("cpu")
+        assert runs_on(lm.model.lm_head) == torch.device("cpu")
+
+    def test_another_precision_is_read_from_disk_as_it_is_loaded(self, folders):
+        whole, lm = (load_model(str(folders["llama"]), dtype="bfloat16", device_map=one) for one in (None, DISK))
+        assert lm.model.dtype == torch.bfloat16
+        assert_same_state(state(lm.model), state(whole.model))
+        expected, found = setting_of(whole), setting_of(lm)
+        both = [readings(behind(one.lm, (0,)), one) for one in (found, expected)]
+        assert_same_readings(*both)
+
+    def test_a_model_that_its_owner_has_dispatched_is_streamed_too(self, folders):
+        import transformers
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(folders["gpt2"], device_map=DISK)
+        assert not is_streamed(model)
+        lm = LanguageModel.wrap(model, tiny_tokenizer(), "own")
+        assert lm.streamed
+        hooks = [hook_of(module) for module in model.modules()]
+        stream_(model)
+        assert hooks == [hook_of(module) for module in model.modules()]
+
+    @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+    def test_no_weight_stays_mapped_behind_a_forward(self, tmp_path):
+        # A folder of its own: other tests' models may hold theirs.
+        folder = save_tiny("llama", tmp_path)
+
+        def mapped():
+            gc.collect()
+            return Path("/proc/self/maps").read_text(encoding="utf-8").count(str(folder))
+
+        lm = load_model(str(folder), device_map=DISK)
+        lm.encode((0, 5, 6))
+        assert mapped() == 0
+        assert load_model(str(folder)).n_parameters
+        with WeightTraining(lm.model, key_value_rows(lm.model, lm.anatomy)) as training:
+            logits, _ = forward_rows(
+                lm.model, torch.arange(3), gradients=True, input_ids=torch.tensor([[4, 5, 6]]), use_cache=False
+            )
+            assert mapped() == 0
+            torch.autograd.grad(logits.sum(), training.parameters)
+        assert mapped() == 0
+
+    def test_nothing_is_packed(self, folders):
+        assert isinstance(load_model(str(folders["llama"]), device_map=DISK).packed_products(), nullcontext)
+        assert not isinstance(load_model(str(folders["llama"])).packed_products(), nullcontext)
+
+
+def behind(lm, prefix):
+    return AdaptedModel("some", lm, lm.encode(prefix), AdaptationCost(0.0, 0, 0.0))
+
+
+class TestTellingModelsApart:
+    @pytest.mark.parametrize("family", ["llama", "gpt2"])
+    def test_a_digest_is_the_same_wherever_weights_lie_and_another_for_other_weights(self, family, folders, tmp_path):
+        whole = weights_digest(load_model(str(folders[family])))
+        assert weights_digest(load_model(str(folders[family]), device_map=DISK)) == whole
+        assert weights_digest(divided(folders[family], family)) == whole
+        other = save_tiny(family, tmp_path, seed=1)
+        assert weights_digest(load_model(str(other), device_map=DISK)) != whole
+
+    def test_tied_weights_are_counted_once(self, folders):
+        lm = load_model(str(folders["gpt2"]), device_map=DISK)
+        assert lm.n_parameters == load_model(str(folders["gpt2"])).n_parameters == 54144
+
+
+class TestLending:
+    NAME = "model.layers.1.self_attn.v_proj.weight"
+
+    def test_a_weight_that_is_not_there_can_be_another_for_a_block(self, folders):
+        whole, lm = load_model(str(folders["llama"])), load_model(str(folders["llama"]), device_map=DISK)
+        expected = _logits(whole)
+        assert torch.equal(_logits(lm), expected)
+        with lent(lm.model, self.NAME, lambda weight: 2 * weight), lent(lm.model, self.NAME, lambda weight: weight + 1):
+            changed = _logits(lm)
+        with lent(whole.model, self.NAME, lambda weight: 2 * weight + 1):
+            assert torch.equal(_logits(whole), changed)
+        assert not torch.equal(changed, expected)
+        assert torch.equal(_logits(lm), expected)
+
+    def test_a_forward_that_raises_leaves_nothing_behind(self, folders):
+        lm = load_model(str(folders["llama"]), device_map=DISK)
+        expected = _logits(lm)
+        owner = lm.model.get_submodule(self.NAME.rpartition(".")[0])
+
+        def fail(weight):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), lent(lm.model, self.NAME, fail):
+            _logits(lm)
+        handle = owner.register_forward_pre_hook(lambda *_: (torch.zeros(3, 3),))
+        with pytest.raises(RuntimeError), lent(lm.model, self.NAME, lambda weight: 2 * weight):
+            _logits(lm)
+        handle.remove()
+        assert isinstance(owner._parameters["weight"], torch.nn.Parameter)
+        assert torch.equal(_logits(lm), expected)
+
+    def test_a_stand_in_has_shape_and_device_and_goes(self, folders):
+        lm = load_model(str(folders["llama"]), device_map=DISK)
+        owner = lm.model.get_submodule(self.NAME.rpartition(".")[0])
+        absent = owner.weight
+        with stood_in(owner):
+            assert owner.weight.device == torch.device("cpu")
+            assert owner.weight.shape == absent.shape
+        assert owner.weight is absent
+
+
+def _logits(lm):
+    ids = torch.arange(4, 14)[None]
+    return forward_rows(lm.model, torch.arange(10), input_ids=ids, use_cache=False)[0]
+
+
+class TestTraining:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_gradients_are_those_of_the_whole_model_bit_for_bit(self, family, folders):
+        found = []
+        for device_map in (None, DISK):
+            lm = load_model(str(folders[family]), device_map=device_map)
+            before = state(lm.model)
+            with WeightTraining(lm.model, key_value_rows(lm.model, lm.anatomy)) as training:
+                for weight in training.parameters:
+                    torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(3))
+                ids = torch.arange(4, 14)[None]
+                logits, _ = forward_rows(lm.model, torch.arange(10), gradients=True, input_ids=ids, use_cache=False)
+                loss = torch.logsumexp(logits, dim=-1).sum()
+                found.append(torch.autograd.grad(loss, training.parameters))
+            assert_same_state(state(lm.model), before)
+            assert all(weight.requires_grad for weight in lm.model.parameters())
+        assert any(gradient.any() for gradient in found[0])
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+    def test_the_backward_brings_weights_in_again_instead_of_keeping_them(self, folders, monkeypatch):
+        lm = load_model(str(folders["llama"]), device_map=DISK)
+        asked = []
+
+        def noted(value):
+            def note(module, name):
+                asked.append(name)
+                return value(module, name)
+
+            return note
+
+        for module in lm.model.modules():
+            hook = hook_of(module)
+            if hook is not None:
+                monkeypatch.setattr(hook, "value", noted(hook.value))
+        ids = torch.arange(4, 14)[None]
+        inputs = {"input_ids": ids, "use_cache": False}
+        gradients = {}
+        for kept, block in (("kept", nullcontext()), ("dropped", dropped_between(lm.model))):
+            with WeightTraining(lm.model, key_value_rows(lm.model, lm.anatomy)) as training:
+                with block:
+                    loss = lm.model(**inputs).logits.square().sum()
+                asked.clear()
+                gradients[kept] = torch.autograd.grad(loss, training.parameters)
+            # Seven linears and two norms a block, the last norm and the head; the first block's input needs nothing.
+            assert (len(asked) > 12) == (kept == "dropped")
+            assert kept == "dropped" or not asked
+        assert all(torch.equal(one, other) for one, other in zip(*gradients.values(), strict=True))
+
+
+class TestWhatCannotBeDone:
+    def test_a_checkpoint_is_written_from_memory_only(self, folders, tmp_path):
+        lm = divided(folders["llama"], "llama")
+        with pytest.raises(ModelError, match=r"not in memory \(offloaded\), and a checkpoint is written from memory"):
+            require_plain_weights(lm)
+        with pytest.raises(ModelError, match="without --device-map"):
+            write_checkpoint(lm, (), tmp_path / "out", "card")
+        assert not (tmp_path / "out").exists()
+
+    def test_no_untrained_twin_is_built_beside_a_model_that_does_not_fit(self, folders):
+        with pytest.raises(
+            ModelError, match=r"divided by a device map.* Leave out the controls untrained and embeddings"
+        ):
+            untrained(divided(folders["llama"], "llama"), seed=0)
+
+
+class TestSaying:
+    def test_the_doctor_says_where_weights_lie_and_what_was_used(self, folders):
+        found = examine(divided(folders["llama"], "llama"))
+        assert found.facts["weights"] == "0 MiB on cpu, 0 MiB on disk, read as they are needed"
+        assert found.facts["stored in"] == "32 bits, nothing rounded"
+        assert int(found.facts["peak memory"].split(" ")[0].replace(",", "")) > 50
+        assert all(check.passed for check in found.checks)
+        assert examine(load_model(str(folders["llama"]))).facts["weights"] == "0 MiB on cpu"
+
+    def test_offloading_is_no_news_on_the_log(self, folders, caplog):
+        with caplog.at_level(logging.WARNING):
+            load_model(str(folders["llama"]), device_map=DISK)
+        assert not caplog.records
+
+
+class TestSettings:
+    def test_sizes_and_devices_are_read(self):
+        assert placement(max_memory="cpu=1.5GiB, 0=500MB") == Placement("auto", {"cpu": 3 << 29, 0: 500_000_000})
+        assert placement(max_memory={"cpu": 1000}, device_map="sequential") == Placement("sequential", {"cpu": 1000})
+        assert placement(device_map='{"a": "disk", "b": "cpu"}').device_map == {"a": "disk", "b": "cpu"}
+        assert placement() == Placement()
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"device_map": "fast"}, "unknown device map 'fast': choose one of auto, balanced, sequential"),
+            ({"device_map": "{no"}, r"device map '\{no' is no JSON"),
+            ({"device_map": {}}, "names no module"),
+            ({"device_map": {"": "tape"}}, "'the whole model' goes to 'tape', which cannot be used here"),
+            ({"device_map": {"": "cpu", "lm_head": "disk"}}, "'lm_head' lies within the whole model"),
+            (
+                {"device_map": {"a.b": "cpu", "a.bc": "cpu", "a.b.c": "disk"}},
+                r"'a\.b\.c' lies within 'a\.b': name each",
+            ),
+            ({"device_map": {"lm_head": 2.5}}, "'lm_head' goes to 2.5"),
+            ({"max_memory": "cpu"}, "max_memory 'cpu' should look like cpu=2GiB,0=10GiB"),
+            ({"max_memory": "cpu=much"}, "'much' is no size: write it like 500MB"),
+            ({"max_memory": "tape=2GiB"}, "'tape' should be cpu, mps or the number of a GPU"),
+            ({"max_memory": {}}, "max_memory names no device"),
+            ({"max_memory": "cpu=1GiB", "device_map": DISK}, "leave out one of them"),
+            ({"device": "cpu", "device_map": "auto"}, "device 'cpu' and device_map 'auto' were both given"),
+            ({"device": "cpu", "max_memory": "cpu=1GiB"}, "device 'cpu' and device_map 'auto' were both given"),
+        ],
+    )
+    def test_a_mistake_is_named_with_its_remedy(self, settings, words):
+        with pytest.raises(ConfigError, match=words):
+            placement(**settings)
+
+    def test_a_folder_that_cannot_be_written_is_named_before_weights_are_read(self, folders, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(
+            StorageError, match=r"cannot write .*file.*: .* Choose another folder with --offload-folder"
+        ):
+            load_model(str(folders["llama"]), device_map="auto", offload_folder=tmp_path / "file")
+        lm = load_model(str(folders["llama"]), max_memory="cpu=100KB", offload_folder=tmp_path / "made" / "here")
+        assert (tmp_path / "made" / "here").is_dir()
+        assert lm.streamed
+
+
+def test_a_change_may_give_a_streamed_linear_the_bias_it_lacks(folders):
+    from dualform.models.editing.edit import WeightDelta
+
+    whole, lm = load_model(str(folders["llama"])), load_model(str(folders["llama"]), device_map=DISK)
+    W_O = lm.anatomy.layers[0].W_O
+    delta = torch.linspace(-1, 1, 32)
+    changes = (
+        WeightDelta(f"{W_O}.weight", 0, torch.tensor([3, 5]), torch.ones(2, 32)),
+        WeightDelta(f"{W_O}.bias", 0, None, delta),
+    )
+    before = _logits(lm)
+    with applied(whole.model, changes), applied(lm.model, changes):
+        changed = _logits(lm)
+        assert torch.equal(changed, _logits(whole))
+    assert not torch.equal(changed, before)
+    assert torch.equal(_logits(lm), before)
+    assert lm.model.get_submodule(W_O).bias is None
+    assert find_anatomy(lm.model).layers[0].W_O == W_O
