@@ -1,12 +1,14 @@
 import ast
+import importlib
+import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 
 import dualform
+from dualform._moved_names import MOVED
 
 PACKAGE = Path(__file__).parent.parent / "src" / "dualform"
 
@@ -14,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "dualform"
 FLOORS = [
     {"attention_record", "configuration", "errors", "files", "package_index", "progress", "result", "sweep_result"}
     | {"option", "paired_t", "plain_text", "registry", "yaml_text", "seeds", "source_digest", "redaction"}
-    | {"_version"},
+    | {"_moved_names", "_version"},
     {"ops", "tasks", "report"},
     {"models"},
     {"learners", "lab"},
@@ -151,15 +153,47 @@ def test_a_step_down_passes(module, source):
     assert wrong_imports(module, source) == []
 
 
-def test_the_public_names_are_sorted_and_complete():
-    if not hasattr(dualform, "__all__"):
-        pytest.skip("dualform has no __all__ yet")
-    listed = list(dualform.__all__)
-    kinds = {name: 0 if name.isupper() else 1 if name[0].isupper() else 2 for name in listed}
-    assert listed == sorted(listed, key=lambda name: (kinds[name], name))
-    values = {name: getattr(dualform, name) for name in {*listed, *dir(dualform)}}
-    public = {name for name, value in values.items() if not (name[0] == "_" or isinstance(value, types.ModuleType))}
-    assert public == set(listed) - {"__version__"}
+def stub_lines() -> list[str]:
+    lines = (PACKAGE / "__init__.pyi").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.startswith("from ")]
+
+
+def test_each_public_name_is_listed_once_and_is_that_of_its_module():
+    listed = [re.fullmatch(r"from ([\w.]+) import (\w+) as \2", line) for line in stub_lines()]
+    homes = {found[2]: found[1] for found in listed if found}
+    assert len(homes) == len(listed)
+    assert list(dualform.__all__) == dir(dualform) == sorted(homes)
+    for name, home in homes.items():
+        assert getattr(dualform, name) is getattr(importlib.import_module(home), name)
+
+
+def test_the_public_surface_stays_small():
+    assert len(stub_lines()) <= 50
+
+
+def test_a_star_import_brings_the_public_names():
+    found: dict[str, object] = {}
+    exec("from dualform import *", found)
+    assert set(dualform.__all__) <= set(found)
+
+
+def test_a_name_that_moved_is_the_same_object_and_names_its_module():
+    assert MOVED.keys().isdisjoint(dualform.__all__)
+    for name, home in MOVED.items():
+        with pytest.warns(DeprecationWarning, match=f"from {home} import {name}\\."):
+            found = getattr(dualform, name)
+        assert found is getattr(importlib.import_module(home), name)
+
+
+def test_the_warning_points_to_the_line_that_imports():
+    with pytest.warns(DeprecationWarning, match="kl_divergence") as caught:
+        from dualform import kl_divergence  # type: ignore[attr-defined] # noqa: F401
+    assert {Path(one.filename) for one in caught} == {Path(__file__)}
+
+
+def test_a_name_that_never_was_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'dualform' has no attribute 'compaer'"):
+        _ = dualform.compaer  # type: ignore[attr-defined]
 
 
 def run_python(code: str) -> str:
