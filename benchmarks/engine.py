@@ -8,7 +8,6 @@ is overhead.
 from functools import partial
 
 from benchmarks.common import GemmRate, Job, Outcome, Patience, Size, beside_rate
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.capture import Recording
 
 COMPARISON_RECORDS = Recording(
@@ -22,7 +21,7 @@ def run(job: Job, size: Size) -> list[Outcome]:
     lm, queries = job.lm, job.queries
     n_prefix = len(job.encoded.prefix)
     groups = lm.groups(queries)
-    flops = [forward_flops(lm.model, lm.anatomy, n_prefix, scored=0), *(_flops(job, group) for group in groups)]
+    flops = [lm.shape.forward(n_prefix, scored=0), *(_flops(job, group) for group in groups)]
     patience = Patience(size.patience)
     rate = GemmRate(lm, lm.max_row, size.gemm_seconds)
     prefix = lm.encode(job.encoded.prefix)
@@ -78,5 +77,5 @@ def _flops(job: Job, group: list[int]) -> float:
     for query in (job.queries[i] for i in group):
         # The prompt's last token is scored, and so is every token of an answer but its last.
         scored = 1 + query.width() - len(query.prompt)
-        total += forward_flops(job.lm.model, job.lm.anatomy, query.width(), n_prefix, scored)
+        total += job.lm.shape.forward(query.width(), n_prefix, scored)
     return total

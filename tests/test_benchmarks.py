@@ -25,7 +25,6 @@ from benchmarks.common import (
     make_job,
 )
 
-from dualform.models.cost.flops import forward_flops
 from dualform.models.editing.momentum import momentum_of
 from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.fast_weights import fast_weights as descended
@@ -75,8 +74,8 @@ def test_times_come_in_the_order_of_the_calls_and_with_the_better_rate():
 def test_the_engine_is_charged_for_the_prefix_once_and_for_each_query_once(job):
     over_bound, over_plain = engine.run(job, TINY)
     lm, n_prefix = job.lm, len(job.encoded.prefix)
-    expected = forward_flops(lm.model, lm.anatomy, n_prefix, scored=0) + sum(
-        forward_flops(lm.model, lm.anatomy, len(query.prompt), n_prefix, scored=1) for query in job.queries
+    expected = lm.shape.forward(n_prefix, scored=0) + sum(
+        lm.shape.forward(len(query.prompt), n_prefix, scored=1) for query in job.queries
     )
     assert sum(over_bound.raw["flops"]) == pytest.approx(expected)
     assert len(over_bound.ratios) == len(over_plain.ratios) == TINY.rounds

@@ -8,7 +8,6 @@ import torch
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
 from dualform.learners.prompting import ZeroShot
-from dualform.models.cost.flops import forward_flops
 from dualform.models.cost.work import Part
 
 
@@ -26,7 +25,7 @@ class Centroid(Learner):
         labels = torch.tensor(context.demonstrations.labels, device=states.device)
         means = torch.stack([states[labels == label].mean(dim=0) for label in range(context.task.n_labels)])
         lengths = [len(query.prompt) for query in shown]
-        flops = sum(forward_flops(context.lm.model, context.lm.anatomy, n, scored=0) for n in lengths)
+        flops = sum(context.lm.shape.forward(n, scored=0) for n in lengths)
         return Nearest(self.name, zero_shot, means, AdaptationCost(time.perf_counter() - start, sum(lengths), flops))
 
     def plan(self, prices, context):

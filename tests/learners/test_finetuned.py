@@ -11,7 +11,6 @@ from dualform.errors import ConfigError, ModelError, TrainingError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.finetuned import Finetuned, train
 from dualform.learners.prompting import ZeroShot
-from dualform.models.cost.flops import training_flops
 from dualform.models.editing.edit import applied, mlp_rows, value_rows
 from dualform.models.structure.anatomy import Anatomy, row_axis
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
@@ -376,11 +375,8 @@ class TestOtherParts:
         owner = torch.tensor(setting.demonstrations.demonstration_of)
         assert adapted.training_q.shape == key_value.training_q.shape
         assert torch.equal(adapted.training_q[:, owner == 0], key_value.training_q[:, owner == 0])
-        first = 0 if part == "mlp" else 1
-        rows = part_rows(setting, part)
         assert adapted.cost.flops == sum(
-            training_flops(setting.lm.model, setting.lm.anatomy, len(ids), len(ids) - 1, rows, first)
-            for ids in setting.demonstrations.sequences
+            setting.lm.shape.training(len(ids), len(ids) - 1, part) for ids in setting.demonstrations.sequences
         )
         if part == "value_one_layer":
             assert adapted.cost.flops < key_value.cost.flops

@@ -10,7 +10,6 @@ from dualform.errors import ConfigError, ModelError, NumericalError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.kv_momentum import KeyValueMomentum
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.language_model import LanguageModel
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
 from tests.models.editing.test_edit import Snapshot
@@ -185,8 +184,7 @@ def test_the_cost_counts_every_reading():
     n_own = len(prefix) - 1
     assert cost.tokens == len(prefix) + (PASSES - 1) * n_own
     assert cost.flops == pytest.approx(
-        forward_flops(lm.model, lm.anatomy, len(prefix), scored=0)
-        + (PASSES - 1) * forward_flops(lm.model, lm.anatomy, n_own, len(prefix), scored=0)
+        lm.shape.forward(len(prefix), scored=0) + (PASSES - 1) * lm.shape.forward(n_own, len(prefix), scored=0)
     )
 
 

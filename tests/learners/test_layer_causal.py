@@ -14,7 +14,6 @@ from dualform.errors import ConfigError, ModelError, TrainingError
 from dualform.learners.finetuned import Finetuned, token_loss
 from dualform.learners.layer_causal import LayerCausal
 from dualform.learners.prompting import ZeroShot
-from dualform.models.cost.flops import layer_causal_training_flops
 from dualform.models.editing.edit import applied
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import find_anatomy, row_axis
@@ -207,8 +206,7 @@ def test_the_cost_counts_every_layers_head():
     adapted = LayerCausal(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
     assert adapted.cost.tokens == sum(map(len, setting.demonstrations.sequences))
     assert adapted.cost.flops == sum(
-        layer_causal_training_flops(setting.lm.model, setting.lm.anatomy, len(ids), len(ids) - 1)
-        for ids in setting.demonstrations.sequences
+        setting.lm.shape.layer_causal_training(len(ids), len(ids) - 1) for ids in setting.demonstrations.sequences
     )
 
 

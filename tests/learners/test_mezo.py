@@ -13,7 +13,6 @@ from dualform.errors import ConfigError, ModelError, TrainingError
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.mezo import Mezo, MezoAtRate, demonstration_loss, slope_and_mean
 from dualform.learners.prompting import ZeroShot
-from dualform.models.cost.flops import forward_flops
 from dualform.models.editing.edit import WeightDelta
 from dualform.models.editing.edit import key_value_rows as rows_of
 from dualform.models.structure.anatomy import Anatomy, row_axis
@@ -233,7 +232,7 @@ def test_the_cost_is_two_forwards_a_step():
         2
         * STEPS
         * sum(
-            forward_flops(lm.model, lm.anatomy, len(ids) - 1, scored=n)
+            lm.shape.forward(len(ids) - 1, scored=n)
             for ids, n in zip(setting.demonstrations.sequences, setting.demonstrations.n_answer_tokens, strict=True)
         )
     )

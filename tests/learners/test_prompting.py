@@ -5,7 +5,6 @@ import torch
 
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import Encoder
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
@@ -73,7 +72,7 @@ def test_the_cost_is_the_prefix_and_nothing_else():
     adapted = InContext().adapt(setting.lm, setting.demonstrations)
     n = len(setting.demonstrations.prefix)
     assert adapted.cost.tokens == n
-    assert adapted.cost.flops == forward_flops(setting.lm.model, setting.lm.anatomy, own=n, scored=0)
+    assert adapted.cost.flops == setting.lm.shape.forward(own=n, scored=0)
     assert adapted.cost.seconds > 0
 
 

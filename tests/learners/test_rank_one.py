@@ -6,7 +6,6 @@ import torch
 from dualform.learners import rank_one as under_test
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rank_one import RankOne
-from dualform.models.cost.flops import forward_flops
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import LanguageModel
@@ -209,7 +208,7 @@ def test_adapting_costs_the_two_prefixes_alone():
     cost = RankOne(OPENING, name="exact").adapt(lm, demonstrations()).cost
     assert cost.tokens == len(PREFIX) + len(OPENING)
     lengths = (len(PREFIX), len(OPENING))
-    assert cost.flops == sum(forward_flops(lm.model, lm.anatomy, own=n, scored=0) for n in lengths)
+    assert cost.flops == sum(lm.shape.forward(own=n, scored=0) for n in lengths)
     assert cost.seconds > 0
     assert_no_hooks(lm.model)
 

@@ -11,7 +11,6 @@ from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.task_vector import TaskVector
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.layout import Query
 from dualform.ops.agreement import kl_divergence
 from tests.learners.setting import EVERYTHING, FAMILIES, assert_same_readings, fresh, readings
@@ -194,15 +193,15 @@ def test_recording_sees_the_patched_model_and_a_failing_reading_leaves_no_hook()
 
 def test_the_cost_counts_demonstrations_once_and_every_text_behind_them():
     setting = fresh("llama")
-    model, anatomy, opening = setting.lm.model, setting.lm.anatomy, setting.encoder.opening
+    shape, opening = setting.lm.shape, setting.encoder.opening
     texts, prefix = calibration(setting), setting.demonstrations.prefix
     given = learner(setting, layer=1).adapt(setting.lm, setting.demonstrations).cost
     widths = [text.width() for text in texts]
     assert given.tokens == len(prefix) + len(opening) + sum(widths)
-    expected = forward_flops(model, anatomy, len(prefix), scored=0) + forward_flops(model, anatomy, 1, scored=0)
+    expected = shape.forward(len(prefix), scored=0) + shape.forward(1, scored=0)
     for text in texts:
         n_branch = sum(len(answer) - 1 for answer in text.answers)
-        expected += forward_flops(model, anatomy, text.width(), len(prefix), scored=1 + n_branch)
+        expected += shape.forward(text.width(), len(prefix), scored=1 + n_branch)
     assert given.flops == pytest.approx(expected)
     searched = learner(setting).adapt(setting.lm, setting.demonstrations).cost
     assert searched.tokens == given.tokens + N_LAYERS * sum(widths)

@@ -10,7 +10,6 @@ from dualform.errors import ConfigError, ModelError
 from dualform.learners import thought as under_test
 from dualform.learners.prompting import ZeroShot
 from dualform.learners.thought import Thought
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
@@ -204,10 +203,10 @@ def test_it_costs_each_prefix_once_and_each_text_behind_either():
     lengths = [len(query.prompt) for query in QUERIES]
     # The opening once more with the new weights.
     assert cost.tokens == len(PREFIX) + 2 * len(OPENING) + 2 * sum(lengths)
-    expected = forward_flops(lm.model, lm.anatomy, own=len(OPENING), scored=0)
+    expected = lm.shape.forward(own=len(OPENING), scored=0)
     for n_prefix in (len(PREFIX), len(OPENING)):
-        expected += forward_flops(lm.model, lm.anatomy, own=n_prefix, scored=0)
-        expected += sum(forward_flops(lm.model, lm.anatomy, own=n, prefix=n_prefix) for n in lengths)
+        expected += lm.shape.forward(own=n_prefix, scored=0)
+        expected += sum(lm.shape.forward(own=n, prefix=n_prefix) for n in lengths)
     assert cost.flops == pytest.approx(expected)
     assert cost.seconds > 0
 

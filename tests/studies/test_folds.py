@@ -12,7 +12,6 @@ import torch
 from dualform.errors import ConfigError, ContextError, ModelError, TaskError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.folded import FEWEST_TEXTS
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.layout import Query
 from dualform.studies import folds
 from dualform.studies.bench import Bench, Drawn
@@ -201,11 +200,9 @@ def test_what_the_model_writes_is_part_of_the_cost(monkeypatch: pytest.MonkeyPat
     assert isinstance(adapted, AdaptedModel)
     assert adapted.cost.tokens - unwritten.cost.tokens == sum(map(len, prompts_written)) + 2 * 8
     lm = bench.lm
-    by_hand = 2 * forward_flops(lm.model, lm.anatomy, 8, prefix=len(bench.encoder.opening), scored=8)
+    by_hand = 2 * lm.shape.forward(8, prefix=len(bench.encoder.opening), scored=8)
     for prompt in prompts_written:
-        by_hand += forward_flops(
-            lm.model, lm.anatomy, len(prompt), prefix=len(drawn.encoded.prefix), scored=len(prompt)
-        )
+        by_hand += lm.shape.forward(len(prompt), prefix=len(drawn.encoded.prefix), scored=len(prompt))
     assert adapted.cost.flops - unwritten.cost.flops == pytest.approx(by_hand)
 
 

@@ -18,7 +18,7 @@ from dualform.models.loading.load import load_model
 from dualform.models.reading.language_model import LanguageModel
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
-from dualform.studies.comparison.plan import fitted, sketched
+from dualform.studies.comparison.plan import fitted, planned_model
 from dualform.studies.comparison.run import compare
 from dualform.studies.fold.config import fold_config
 from dualform.studies.fold.run import fold
@@ -191,7 +191,7 @@ def test_operations_are_those_that_learners_account_for(here: Path, lm: Language
     config = small(here)
     bench = Bench.of(config, lm, config.load_task())
     drawn = bench.draw(1)
-    costs = Costs(sketched(config, config.model), MACHINE)
+    costs = Costs(planned_model(config, config.model).shape, MACHINE)
     trained = Finetuned(bench.encoder.opening, 1e-2).adapt(lm, drawn.encoded)
     assert (costs.train(drawn.encoded) + costs.encode(1) * -1.0).flops == pytest.approx(trained.cost.flops, rel=1e-12)
     on_label = Finetuned(bench.encoder.opening, 1e-2, "label").adapt(lm, drawn.encoded)
@@ -206,7 +206,7 @@ def test_each_way_of_folding_is_planned_as_it_accounts_for_itself(method: str, h
     bench: Bench[StudyConfig] = Bench.of(config, lm, config.load_task())
     drawn = bench.draw(1)
     made = make_fold(bench, drawn, config.fold)
-    costs = Costs(sketched(config, config.model), MACHINE)
+    costs = Costs(planned_model(config, config.model).shape, MACHINE)
     (part,) = fold_parts(costs, bench, drawn, config.fold)
     # What finds out how the model is built is not accounted for.
     found = costs.looked_at({"ridge": RIDGE_CHECKS, "rank-one": READERS, "task-vector": 1}.get(method, 0))
@@ -228,7 +228,7 @@ def test_descent_without_gradients_is_planned_for_all_its_steps_and_rates(here: 
         Mezo(opening, learning_rates=(1e-6, 1e-5), steps=steps).adapt(lm, drawn.encoded)
     # Two forwards a step, a last look at the loss and the opening, for either rate.
     once = (sum(seen) - 2) / 2 / (2 * steps + 1)
-    (part,) = fold_parts(Costs(sketched(config, config.model), MACHINE), bench, drawn, config.fold)
+    (part,) = fold_parts(Costs(planned_model(config, config.model).shape, MACHINE), bench, drawn, config.fold)
     whole = Mezo(opening)
     assert part.cost.forwards == len(whole.learning_rates) * (once * (2 * whole.steps + 1) + len(opening))
 
@@ -508,11 +508,8 @@ def test_a_mixture_of_experts_is_planned_with_the_experts_that_a_token_is_sent_t
     config = comparison_config(str(folder), str(here / "task.csv"), **SMALL, learners=("zsl",), controls=())
     plan = plan_of(config, MACHINE)
     assert not any("not counted" in note for note in plan.notes)
-    shape = sketched(small(here), str(folder)).shape
-    unknown = replace(
-        sketched(small(here), str(folder)),
-        shape=replace(shape, experts=0, experts_share=0.0, uncounted=shape.experts),
-    )
+    shape = planned_model(small(here), str(folder)).shape
+    unknown = replace(shape, experts=0, experts_share=0.0, uncounted=shape.experts)
     _, notes = fitted(small(here), Costs(unknown, MACHINE), {"weights": 1}, trains=False)
     assert notes == (f"operations of {shape.experts:,} parameters outside linear layers are not counted",)
-    assert Costs(unknown, MACHINE).encode(8).seconds < Costs(replace(unknown, shape=shape), MACHINE).encode(8).seconds
+    assert Costs(unknown, MACHINE).encode(8).seconds < Costs(shape, MACHINE).encode(8).seconds

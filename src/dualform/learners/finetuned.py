@@ -21,7 +21,6 @@ from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
 from dualform.learners.options import LARGEST_RATE as LARGEST_RATE
 from dualform.learners.options import LossOn as LossOn
-from dualform.models.cost.flops import key_value_training_flops, training_flops
 from dualform.models.editing.edit import WeightDelta, WeightTraining, applied, key_value_rows, mlp_rows, value_rows
 from dualform.models.reading.capture import stack_layers
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -79,13 +78,12 @@ class Finetuned:
             ModelError: The weights of this part are not known in this model, or cannot be trained apart.
         """
         start = time.perf_counter()
-        middle = len(lm.anatomy.layers) // 2
         if self.part == "key_value":
-            rows, first = key_value_rows(lm.model, lm.anatomy), 0
+            rows = key_value_rows(lm.model, lm.anatomy)
         elif self.part == "value_one_layer":
-            rows, first = value_rows(lm.model, lm.anatomy, middle), middle
+            rows = value_rows(lm.model, lm.anatomy, len(lm.anatomy.layers) // 2)
         else:
-            rows, first = mlp_rows(lm.model, lm.anatomy), 0
+            rows = mlp_rows(lm.model, lm.anatomy)
         with WeightTraining(lm.model, rows) as training:
             if self.moved is not None:
                 training.move_by_rounding_(torch.Generator().manual_seed(self.moved))
@@ -95,7 +93,7 @@ class Finetuned:
         seconds = time.perf_counter() - start
 
         def flops(tokens: int, scored: int) -> float:
-            return training_flops(lm.model, lm.anatomy, tokens, scored, rows, first)
+            return lm.shape.training(tokens, scored, self.part)
 
         return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q, flops=flops)
 
@@ -181,7 +179,7 @@ def trained_model(
         prefix = lm.encode(learner.opening)
 
     def key_value_flops(tokens: int, scored: int) -> float:
-        return key_value_training_flops(lm.model, lm.anatomy, tokens, scored, weight_gradients)
+        return lm.shape.training(tokens, scored, "key_value" if weight_gradients else "adapters")
 
     of_one = flops or key_value_flops
     total = sum(

@@ -18,7 +18,6 @@ from torch import Tensor
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.options import FEWEST_TEXTS as FEWEST_TEXTS
-from dualform.models.cost.flops import forward_flops
 from dualform.models.editing.blockwise import (
     SeenBlock,
     Walk,
@@ -152,9 +151,9 @@ class Folded:
         own = [sum(map(len, (text.prompt, *(answer[:-1] for answer in text.answers)))) for text in self.texts]
         plain = [len(text) for text in self.plain]
         opened = len(self.opening)
-        flops = forward_flops(lm.model, lm.anatomy, context, scored=0)
-        flops += sum(forward_flops(lm.model, lm.anatomy, n, prefix=context, scored=0) for n in own)
-        flops += sum(forward_flops(lm.model, lm.anatomy, n + opened, scored=0) for n in (*own, *plain))
+        flops = lm.shape.forward(context, scored=0)
+        flops += sum(lm.shape.forward(n, prefix=context, scored=0) for n in own)
+        flops += sum(lm.shape.forward(n + opened, scored=0) for n in (*own, *plain))
         flops += self._cost_of_fitting(lm, [n + opened for n in (*own, *plain)])
         tokens = context + 2 * sum(own) + sum(plain) + opened * (len(own) + len(plain))
         return AdaptationCost(seconds, tokens, flops)

@@ -14,7 +14,6 @@ from transformers import DynamicCache
 
 from dualform.errors import ConfigError, ModelError, NumericalError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.attention import AttentionCall, plain_attention, tapped
 from dualform.models.reading.cached import CachedPrefix
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -102,8 +101,8 @@ class KeyValueMomentum:
             encoded = self._thought_over(lm, encoded, prefix, n_fixed)
         seconds = time.perf_counter() - start
         tokens = len(prefix) + rereadings * len(own)
-        flops = forward_flops(lm.model, lm.anatomy, own=len(prefix), scored=0)
-        flops += rereadings * forward_flops(lm.model, lm.anatomy, own=len(own), prefix=len(prefix), scored=0)
+        flops = lm.shape.forward(own=len(prefix), scored=0)
+        flops += rereadings * lm.shape.forward(own=len(own), prefix=len(prefix), scored=0)
         return AdaptedModel(self.name, lm, encoded, AdaptationCost(seconds, tokens, flops))
 
     def _thought_over(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.finetuned import LossOn, require_learning_rate, token_loss, train, trained_model
-from dualform.models.cost.flops import layer_causal_training_flops
 from dualform.models.editing.edit import KeyValueTraining
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.forward import forward_rows
@@ -69,7 +68,7 @@ class LayerCausal:
             )
             deltas = training.deltas()
         seconds = time.perf_counter() - start
-        flops = partial(layer_causal_training_flops, lm.model, lm.anatomy)
+        flops = lm.shape.layer_causal_training
         return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q, flops=flops)
 
 

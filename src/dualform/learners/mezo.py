@@ -11,7 +11,6 @@ from torch import Tensor
 from dualform.errors import ConfigError, NumericalError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.finetuned import require_learning_rate
-from dualform.models.cost.flops import forward_flops
 from dualform.models.editing.edit import WeightDelta, applied, key_value_rows
 from dualform.models.loading.offloading import runs_on
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -293,4 +292,4 @@ def _moved(weights: Sequence[WeightDelta], by: float, generator: torch.Generator
 
 
 def _flops(lm: LanguageModel, text: Query) -> float:
-    return forward_flops(lm.model, lm.anatomy, own=text.width(), scored=len(text.answers[0]))
+    return lm.shape.forward(own=text.width(), scored=len(text.answers[0]))

@@ -12,7 +12,6 @@ from torch import Tensor
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner, Prices
 from dualform.learners.prompting import ZeroShot
-from dualform.models.cost.flops import forward_flops
 from dualform.models.cost.work import Part
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -57,7 +56,7 @@ class LinearProbe:
             classifier.fit(np.stack([features[i].numpy() for i in range(len(self.labels))]), np.array(self.labels))
         seconds = time.perf_counter() - start
         tokens = sum(len(query.prompt) for query in self.queries)
-        flops = sum(forward_flops(lm.model, lm.anatomy, len(query.prompt), scored=0) for query in self.queries)
+        flops = sum(lm.shape.forward(len(query.prompt), scored=0) for query in self.queries)
         cost = AdaptationCost(seconds, tokens, flops)
         only = self.labels[0] if self.labels else 0
         return ProbedModel(self.name, zero_shot, classifier, only, self.n_labels, cost)

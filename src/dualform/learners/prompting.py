@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import LanguageModel
 
@@ -38,7 +37,7 @@ def _behind(learner: str, lm: LanguageModel, prefix: tuple[int, ...]) -> Adapted
     start = time.perf_counter()
     encoded = lm.encode(prefix)
     seconds = time.perf_counter() - start
-    flops = forward_flops(lm.model, lm.anatomy, own=len(prefix), scored=0)
+    flops = lm.shape.forward(own=len(prefix), scored=0)
     return AdaptedModel(learner, lm, encoded, AdaptationCost(seconds, len(prefix), flops))
 
 

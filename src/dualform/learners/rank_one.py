@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost
-from dualform.models.cost.flops import forward_flops
 from dualform.models.loading.offloading import weight_of
 from dualform.models.reading.cached import NaiveRoute
 from dualform.models.reading.capture import Recording
@@ -55,7 +54,7 @@ class RankOne:
         prompted, opening = lm.encode(demonstrations.prefix), lm.encode(self.opening)
         seconds = time.perf_counter() - start
         lengths = (prompted.length, opening.length)
-        flops = sum(forward_flops(lm.model, lm.anatomy, own=length, scored=0) for length in lengths)
+        flops = sum(lm.shape.forward(own=length, scored=0) for length in lengths)
         return RankOneModel(self.name, lm, prompted, opening, readers, AdaptationCost(seconds, sum(lengths), flops))
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.cost.flops import forward_flops
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
@@ -131,11 +130,10 @@ class TaskVector:
         readings += [(text, len(self.opening)) for text in self.texts[: self.search_texts]] * n_searched_layers
         tokens = len(demonstrations.prefix) + len(self.opening) + sum(text.width() for text, _ in readings)
         flops = sum(
-            forward_flops(lm.model, lm.anatomy, own=text.width(), prefix=before, scored=_n_scored(text))
-            for text, before in readings
+            lm.shape.forward(own=text.width(), prefix=before, scored=_n_scored(text)) for text, before in readings
         )
         for prefix in (demonstrations.prefix, self.opening):
-            flops += forward_flops(lm.model, lm.anatomy, own=len(prefix), scored=0)
+            flops += lm.shape.forward(own=len(prefix), scored=0)
         return AdaptationCost(seconds, tokens, flops)
 
 

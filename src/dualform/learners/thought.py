@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.models.cost.flops import forward_flops
 from dualform.models.editing.blockwise import require_editable_outputs
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.loading.offloading import weight_of
@@ -107,10 +106,8 @@ class Thought:
         lengths = [len(text.prompt) for text in self.texts]
         # The opening is encoded once more with the new weights.
         encoded = (*prefixes, len(self.opening))
-        flops = sum(forward_flops(lm.model, lm.anatomy, own=own, scored=0) for own in encoded)
-        flops += sum(
-            forward_flops(lm.model, lm.anatomy, own=own, prefix=prefix) for prefix in prefixes for own in lengths
-        )
+        flops = sum(lm.shape.forward(own=own, scored=0) for own in encoded)
+        flops += sum(lm.shape.forward(own=own, prefix=prefix) for prefix in prefixes for own in lengths)
         return AdaptationCost(seconds, sum(encoded) + len(prefixes) * sum(lengths), flops)
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ContextError
-from dualform.models.cost.flops import forward_flops
 from dualform.models.loading.identity import digest_of_weights
 from dualform.models.loading.offloading import named_weights, weight_of
 from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
@@ -241,10 +240,10 @@ def weights_digest(lm: LanguageModel) -> str:
 def query_cost(bench: Bench[StudyConfig], n_prefix: int) -> dict[str, float]:
     """Tokens and operations of one query: when it shares nothing with others, and when its prefix is kept."""
     own = sum(len(query.prompt) for query in bench.queries) / len(bench.queries)
-    model, anatomy = bench.lm.model, bench.lm.anatomy
+    shape = bench.lm.shape
     return {
         "tokens": n_prefix + own,
-        "flops": forward_flops(model, anatomy, round(n_prefix + own)),
+        "flops": shape.forward(round(n_prefix + own)),
         "kept_tokens": own,
-        "kept_flops": forward_flops(model, anatomy, round(own), prefix=n_prefix),
+        "kept_flops": shape.forward(round(own), prefix=n_prefix),
     }

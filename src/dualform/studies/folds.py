@@ -20,7 +20,6 @@ from dualform.learners.mezo import Mezo
 from dualform.learners.rank_one import RankOne
 from dualform.learners.task_vector import PatchedModel, TaskVector
 from dualform.learners.thought import Thought
-from dualform.models.cost.flops import forward_flops
 from dualform.models.editing.blockwise import require_editable_outputs
 from dualform.models.reading.encoding import Encoder
 from dualform.models.reading.generation import generate_plain, generate_texts
@@ -110,7 +109,7 @@ def _cost_of_writing(bench: Setup, drawn: Drawn, texts: FoldTexts, seconds: floa
         lengths += [(len(drawn.encoded.prefix), len(text.prompt)) for text in texts.texts]
     if texts.plain_source == "generated":
         lengths += [(len(bench.encoder.opening), len(text)) for text in texts.plain]
-    flops = sum(forward_flops(lm.model, lm.anatomy, own, prefix=prefix, scored=own) for prefix, own in lengths)
+    flops = sum(lm.shape.forward(own, prefix=prefix, scored=own) for prefix, own in lengths)
     return AdaptationCost(seconds, sum(own for _, own in lengths), flops)
 
 

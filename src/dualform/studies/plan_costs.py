@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from dualform.learners.finetuned import LossOn
 from dualform.models.cost.machine import Machine
 from dualform.models.cost.memory import BYTES, Fit, fit_of
-from dualform.models.cost.sketch import Shape, Sketch
+from dualform.models.cost.shape import ModelShape
 from dualform.models.reading.encoding import EncodedDemonstrations
-from dualform.models.reading.language_model import LONGEST_CHECK, window_of
-from dualform.models.reading.layout import Probe, Query
+from dualform.models.reading.language_model import LONGEST_CHECK, LanguageModel
+from dualform.models.reading.layout import Probe, Query, group
 from dualform.studies.plan import Cost
 
 _NORM_PASSES = 14
@@ -45,16 +45,11 @@ class Reading:
 class Costs:
     """Prices of one model on one machine."""
 
-    sketch: Sketch
+    shape: ModelShape
     machine: Machine
     dtype: str = "float32"
     packed: bool = False
     """Inside a block of packed products."""
-
-    @property
-    def shape(self) -> Shape:
-        """The model's."""
-        return self.sketch.shape
 
     @property
     def can_pack(self) -> bool:
@@ -75,13 +70,13 @@ class Costs:
         if not tokens:
             return Cost()
         seconds = self._block(tokens, self._square(tokens)) + self._head(1) + self.machine.model
-        return Cost(tokens, 0.0, self.shape.forward_flops(tokens, scored=0), seconds)
+        return Cost(tokens, 0.0, self.shape.forward(tokens, scored=0), seconds)
 
     def read_row(self, row: Reading) -> Cost:
         """One row of queries, as the packed route reads it."""
         shape, machine = self.shape, self.machine
         tokens, longest = sum(row.own), max(row.own, default=0)
-        flops = sum(shape.forward_flops(own, row.prefix, scored=0) for own in row.own) + 2.0 * shape.head * row.scored
+        flops = sum(shape.forward(own, row.prefix, scored=0) for own in row.own) + 2.0 * shape.head * row.scored
         # Own tokens are padded to the longest of the row; every token sees the prefix, or its window's part of it.
         own_pairs = len(row.own) * longest**2
         seen = row.prefix if not shape.window else min(row.prefix, shape.window)
@@ -98,7 +93,7 @@ class Costs:
     def read(self, queries: Sequence[Query], prefix: int, probe: Probe = "prompt") -> Cost:
         """All queries, group by group."""
         cost = Cost()
-        for indices in self.sketch.lm.groups(queries, probe):
+        for indices in rows_of(queries, probe):
             cost += self.read_row(reading([queries[i] for i in indices], prefix, probe))
         return cost
 
@@ -144,7 +139,7 @@ class Costs:
         """One sequence forwards and backwards, and the step."""
         shape, machine, itemsize = self.shape, self.machine, BYTES[self.dtype]
         heads = shape.n_layers if layerwise else 1
-        flops = shape.training_flops(tokens, learned, weight_gradients)
+        flops = shape.training(tokens, learned, "key_value" if weight_gradients else "adapters")
         flops += (heads - 1) * 4.0 * shape.head * learned
         forward = self._products(tokens) + shape.n_layers * self._beside(tokens)
         backward = self._products(tokens) + _BACKWARD * shape.n_layers * self._beside(tokens)
@@ -166,7 +161,7 @@ class Costs:
         for first in range(0, sequences, micro_batch):
             n = min(micro_batch, sequences - first)
             rows = n * length
-            flops = n * shape.full_training_flops(length, length)
+            flops = n * shape.full_training(length, length)
             # Gradients of activations and of weights are as much work as the forward, each.
             products = 3 * self._products(rows) + 3 * self._head(rows)
             beside = (1 + _BACKWARD) * shape.n_layers * self._beside(rows)
@@ -191,7 +186,7 @@ class Costs:
             rows = n * length
             block = self._block(rows, 0) + n * self._attention(self._square(length))
             seconds = block + self._head(rows) + self._softmax(rows) + self.machine.model
-            cost += Cost(rows, 0.0, n * shape.forward_flops(length, scored=length), seconds)
+            cost += Cost(rows, 0.0, n * shape.forward(length, scored=length), seconds)
         return cost
 
     # Inside
@@ -237,8 +232,7 @@ class Costs:
         # Seen once with gradients, then three times as it is, W_K and W_V of the first layer nudged in between.
         probe = plain.step(5, 5)
         cost += Cost(seconds=probe.seconds) + Cost(seconds=3 * plain.encode(5).seconds)
-        window = window_of(self.sketch.lm.model)
-        prefix = window + 3 if 0 < window <= LONGEST_CHECK else 9
+        prefix = shape.window + 3 if 0 < shape.window <= LONGEST_CHECK else 9
         # Three queries of 19 own tokens in all; the naive route reads each of nine answers alone, prefix and all.
         naive = sum((plain.encode(prefix + own) for own in (5, 7, 6, 8, 8, 8, 3, 2, 3)), Cost())
         fast = plain.encode(prefix) + plain.read_row(Reading((9, 7, 4), 9, prefix))
@@ -295,6 +289,11 @@ class Costs:
         return self._products(tokens) + self._attention(pairs) + beside
 
 
+def rows_of(queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:
+    """Queries that share a row, as `LanguageModel.groups`."""
+    return group(queries, LanguageModel.max_row, LanguageModel.max_examples, probe)
+
+
 def reading(queries: Sequence[Query], prefix: int, probe: Probe = "prompt") -> Reading:
     """A group of queries as one row: every token at which an answer's next token is predicted is scored."""
     own = tuple(query.width(probe) for query in queries)
@@ -337,7 +336,7 @@ def memory_of(
     if costs.packed:
         n = (shape.linears - shape.unpacked + shape.head) * 4
         found["packed copies"] = n * (2 if trains else 1)
-    rows = [reading([queries[i] for i in group], prefix) for group in costs.sketch.lm.groups(queries)]
+    rows = [reading([queries[i] for i in group], prefix) for group in rows_of(queries)]
     widest = max((sum(row.own) for row in rows), default=0)
     scored = max((row.scored for row in rows), default=0)
     examples = max((len(row.own) for row in rows), default=0)

@@ -4,15 +4,17 @@ import pytest
 from transformers import LlamaConfig
 
 from dualform.models.cost.memory import Fit, fit_of, layer_bytes, quantized_bytes, weight_bytes
-from dualform.models.cost.sketch import Shape, sketch_of
+from dualform.models.cost.shape import ModelShape, shape_of_config
 from tests.fixed_machine import GIB
 
 # The family's defaults are those of its model of seven billion weights.
-SEVEN_BILLION = sketch_of(LlamaConfig(), "7b").shape
+SEVEN_BILLION = shape_of_config(LlamaConfig())
 REST = {"activations": GIB}
 
 
-def fit(shape: Shape = SEVEN_BILLION, *, ram: int, gpu: int = 0, dtype: str = "float32", divided: bool = False) -> Fit:
+def fit(
+    shape: ModelShape = SEVEN_BILLION, *, ram: int, gpu: int = 0, dtype: str = "float32", divided: bool = False
+) -> Fit:
     memory = {"Python and libraries": GIB // 2, "weights": weight_bytes(shape, dtype), **REST}
     device = "cuda" if gpu else "cpu"
     return fit_of(shape, memory, dtype=dtype, device=device, ram=ram, gpu=gpu, trains=True, divided=divided)

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dualform.errors import ConfigError, DualformError, ModelError
-from dualform.models.cost.sketch import sketch_model
 from dualform.models.export.licence import licence_of
 from dualform.models.loading.checkpoint_files import check_config, gguf_weights
 from dualform.models.loading.identity import model_identity
 from dualform.models.loading.load import load_model
+from dualform.models.loading.meta import meta_model
 from tests.tiny import save_tiny, tiny_model
 
 Damage = Callable[[Path], object]
@@ -226,7 +226,7 @@ def one_line(error: BaseException) -> str:
 def test_it_is_refused_in_one_line_wherever_a_model_is_named(case: str, folder: Path) -> None:
     damage, cause = {**CONFIGS, **FILES}[case]
     damage(folder)
-    for read in (load_model, sketch_model):
+    for read in (load_model, meta_model):
         with pytest.raises(ModelError, match=cause) as caught:
             read(str(folder))
         assert str(folder) in one_line(caught.value)
@@ -246,7 +246,7 @@ NAMES = ["", "  ", "x" * 5000, "a/" * 3000, "~nosuch/model", "a\0b", "a\nb/c", "
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-@pytest.mark.parametrize("read", [load_model, sketch_model])
+@pytest.mark.parametrize("read", [load_model, meta_model])
 def test_a_name_that_no_model_can_have_is_refused(name: str, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DualformError) as caught:
@@ -289,16 +289,16 @@ def test_what_is_too_large_for_float16_is_said_to_be(folder: Path) -> None:
         load_model(str(folder), dtype="float16")
 
 
-def test_code_of_a_checkpoint_is_not_run_unasked_and_never_by_a_sketch(folder: Path, tmp_path: Path) -> None:
+def test_code_of_a_checkpoint_is_not_run_unasked_and_never_on_the_meta_device(folder: Path, tmp_path: Path) -> None:
     (folder / "evil.py").write_text(
         f"open({str(tmp_path / 'harmed')!r}, 'w').write('x')\nclass M: pass\nclass C: pass\n"
     )
     config(auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})(folder)
     (note,) = load_model(str(folder)).notes
     assert "brings Python code of its own (evil.M), which was not run" in note
-    sketch_model(str(folder))
+    meta_model(str(folder))
     config(model_type="gpt99")(folder)
-    for read in (load_model, sketch_model):
+    for read in (load_model, meta_model):
         with pytest.raises(ModelError, match="needs Python code that comes with it"):
             read(str(folder))
     assert not (tmp_path / "harmed").exists()
@@ -383,7 +383,7 @@ def test_a_damaged_gguf_file_is_refused_in_one_line(case: str, tmp_path: Path) -
     content, cause = GGUFS[case]
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    for read in (load_model, sketch_model):
+    for read in (load_model, meta_model):
         with pytest.raises(ModelError, match=cause) as caught:
             read(str(path))
         assert str(path) in one_line(caught.value)

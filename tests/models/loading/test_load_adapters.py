@@ -11,10 +11,10 @@ import torch
 import transformers
 
 from dualform.errors import ModelError
-from dualform.models.cost.sketch import sketch_model
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.export.checkpoint import write_adapter
 from dualform.models.loading.load import load_model
+from dualform.models.loading.meta import meta_model
 from tests.tiny import save_tiny
 
 IDS = torch.arange(3, 40)[None]
@@ -92,7 +92,7 @@ def test_a_base_is_found_next_to_the_adapter_and_where_one_stands(
 
     name_base("base")
     assert "its base" in load_model(str(adapter)).notes[0]
-    assert sketch_model(str(adapter)).shape.n_layers == 2
+    assert meta_model(str(adapter)).shape.n_layers == 2
     name_base("../base")
     load_model(str(adapter))
     monkeypatch.chdir(tmp_path)
@@ -119,7 +119,7 @@ def test_a_base_that_is_missing_is_named_with_the_remedy(
     monkeypatch.chdir(adapter)
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": name}))
-    for read in (load_model, sketch_model):
+    for read in (load_model, meta_model):
         with pytest.raises(ModelError, match=message) as caught:
             read(str(adapter))
         assert str(caught.value).isprintable()

@@ -12,7 +12,6 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.folded import Folded
 from dualform.learners.lora import Lora
 from dualform.learners.mezo import MezoAtRate
-from dualform.models.cost.flops import forward_flops
 from dualform.models.export.checkpoint import require_plain_weights
 from dualform.models.loading.doctor import examine
 from dualform.models.loading.load import load_model
@@ -111,7 +110,7 @@ class TestReading:
         for family in WIDE:
             lm, plain = models[family][bits], models[family][None]
             assert lm.n_parameters == plain.n_parameters
-            costs = [forward_flops(one.model, one.anatomy, own=7, prefix=5, scored=2) for one in (lm, plain)]
+            costs = [one.shape.forward(own=7, prefix=5, scored=2) for one in (lm, plain)]
             assert costs[0] == costs[1]
 
     @pytest.mark.parametrize("bits", BITS)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dualform.models.cost.sketch import Shape
+from dualform.models.cost.shape import ModelShape
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Of a number."""
@@ -58,7 +58,7 @@ class Fit:
 
 
 def fit_of(
-    shape: Shape,
+    shape: ModelShape,
     memory: Mapping[str, int],
     *,
     dtype: str,
@@ -126,22 +126,22 @@ def fit_of(
     return Fit(where, needed, room, tuple(options))
 
 
-def weight_bytes(shape: Shape, dtype: str) -> int:
+def weight_bytes(shape: ModelShape, dtype: str) -> int:
     """Of all weights."""
     return shape.parameters * BYTES[dtype]
 
 
-def layer_bytes(shape: Shape, dtype: str) -> int:
+def layer_bytes(shape: ModelShape, dtype: str) -> int:
     """Of one block's linears and experts."""
     return (shape.linears + shape.experts) // max(1, shape.n_layers) * BYTES[dtype]
 
 
-def outside_bytes(shape: Shape, dtype: str) -> int:
+def outside_bytes(shape: ModelShape, dtype: str) -> int:
     """Of embeddings, head and norms, which are not divided."""
     return (shape.parameters - shape.linears - shape.experts) * BYTES[dtype]
 
 
-def quantized_bytes(shape: Shape, bits: str, dtype: str) -> int:
+def quantized_bytes(shape: ModelShape, bits: str, dtype: str) -> int:
     """Of all weights when the linears of the blocks are stored in so many bits; experts stay as they are."""
     return round(shape.linears * _QUANTIZED[bits]) + (shape.parameters - shape.linears) * BYTES[dtype]
 

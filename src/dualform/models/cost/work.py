@@ -1,6 +1,11 @@
 """Work and its price: what a plan adds up."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+TrainedWeights = Literal["key_value", "value_one_layer", "mlp", "adapters"]
+"""What a step trains: W_K and W_V of every layer, W_V of the middle layer alone, every MLP, or adapters beside the
+weights, whose own products are left out."""
 
 
 @dataclass(frozen=True)

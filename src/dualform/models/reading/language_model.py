@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,12 @@ from dualform.models.reading.switch_lengths import (
 from dualform.models.reading.tokens import opening_tokens
 from dualform.models.structure.anatomy import Anatomy, find_anatomy
 
+if TYPE_CHECKING:
+    from dualform.models.cost.shape import ModelShape
+
 NO_RECORDING = Recording()
+WITHOUT_WEIGHTS = "none"
+"""Name of the route of a model on the meta device, which cannot read."""
 
 
 class EncodedPrefix(Protocol):
@@ -172,6 +178,14 @@ class LanguageModel:
             shape = getattr(getattr(weight, "quant_state", None), "shape", weight.shape)
             total += math.prod(shape)
         return total
+
+    @cached_property
+    def shape(self) -> "ModelShape":
+        """The sizes from which operations are counted; of a model without weights, those that its config describes."""
+        # Counting needs the structure of a model, which is found by reading it.
+        from dualform.models.cost.shape import shape_of
+
+        return shape_of(self.model, None if self.route.name == WITHOUT_WEIGHTS else self.anatomy)
 
     @property
     def quantized(self) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dualform.errors import ModelError
 from dualform.learners.base import LEARNERS
-from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel
 from dualform.plain_text import first_few
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.controls import CONTROLS
@@ -37,7 +37,7 @@ def possible_arms(lm: LanguageModel, config: ComparisonConfig) -> Arms:
     Raises:
         ModelError: An arm that was asked for by name is impossible; the message names it and the reason.
     """
-    if lm.route.name == "none" or lm.quantized is not None:
+    if lm.route.name == WITHOUT_WEIGHTS or lm.quantized is not None:
         # Quantized weights are a reason of their own, which the comparison states.
         return Arms(config.learners, config.controls, ())
     by_name = config.model_fields_set

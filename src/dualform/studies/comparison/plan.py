@@ -8,8 +8,9 @@ from dualform.errors import ModelError
 from dualform.learners.base import LEARNERS, Context, Learner
 from dualform.models.cost.machine import Machine
 from dualform.models.cost.memory import Fit, layer_bytes, quantized_bytes
-from dualform.models.cost.sketch import Sketch, sketch_model
+from dualform.models.loading.meta import meta_model
 from dualform.models.reading.encoding import EncodedDemonstrations
+from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
@@ -30,14 +31,14 @@ PAGE = 0.25
 """Time of writing page and tables, as a share of that of importing all libraries: both are Python at work."""
 
 
-def sketched(config: StudyConfig, name: str) -> Sketch:
+def planned_model(config: StudyConfig, name: str) -> LanguageModel:
     """The model of a study, without weights.
 
     Raises:
-        ModelError: Only code of its own can lay it out, and a plan runs none, whatever the settings allow.
+        ModelError: Only code of its own can make it, and a plan runs none, whatever the settings allow.
     """
     try:
-        return sketch_model(name, dtype=config.dtype)
+        return meta_model(name, dtype=config.dtype)
     except ModelError as error:
         if "--trust-remote-code" not in str(error):
             raise
@@ -52,9 +53,9 @@ def divided(config: StudyConfig) -> bool:
     return any((config.device_map, config.max_memory, config.offload_folder, config.quantize))
 
 
-def priced(config: StudyConfig, sketch: Sketch, machine: Machine) -> Costs:
+def priced(config: StudyConfig, lm: LanguageModel, machine: Machine) -> Costs:
     """Prices of a study's work. Nothing is packed where weights are divided or stored in fewer bits."""
-    costs = Costs(sketch, machine, config.dtype)
+    costs = Costs(lm.shape, machine, config.dtype)
     return costs if divided(config) else costs.within()
 
 
@@ -343,14 +344,14 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     """What a comparison with these settings will cost."""
     import time
 
-    sketch = sketched(config, config.model)
+    lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    bench, notes = set_up(config, sketch.lm, task)
+    bench, notes = set_up(config, lm, task)
     config = bench.config
     drawn = bench.draw_all(config.seeds)
     tokenising = time.process_time() - start
-    costs = priced(config, sketch, machine)
+    costs = priced(config, lm, machine)
     trains = any(LEARNERS[name].grid for name in config.learners)
     parts = around(costs, tokenising, _summary_seconds(costs, bench))
     parts.append(Part("packing weights", costs.packing(trains)))

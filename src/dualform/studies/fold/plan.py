@@ -6,7 +6,7 @@ from dualform.models.cost.machine import Machine
 from dualform.models.cost.memory import BYTES
 from dualform.models.export.card import EXAMPLE
 from dualform.studies.bench import Bench
-from dualform.studies.comparison.plan import around, fitted, gathered, sketched
+from dualform.studies.comparison.plan import around, fitted, gathered, planned_model
 from dualform.studies.fold.config import FoldConfig
 from dualform.studies.fold.run import VERIFIED_QUERIES
 from dualform.studies.fold_settings import require_weights
@@ -20,14 +20,14 @@ from dualform.tasks.task import Example
 def plan(config: FoldConfig, machine: Machine) -> Plan:
     """What `dualform fold` with these settings will cost."""
     require_weights(config.fold.method)
-    sketch = sketched(config, config.model)
+    lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    bench = Bench.of(config, sketch.lm, task)
+    bench = Bench.of(config, lm, task)
     drawn = bench.draw(config.seeds[0])
     tokenising = time.process_time() - start
     # Nothing is packed: W_O changes layer by layer.
-    costs = Costs(sketch, machine, config.dtype)
+    costs = Costs(lm.shape, machine, config.dtype)
     opening, prefix = len(bench.encoder.opening), len(drawn.encoded.prefix)
     parts = around(costs, tokenising)
     parts += fold_parts(costs, bench, drawn, config.fold)
@@ -50,7 +50,7 @@ def plan(config: FoldConfig, machine: Machine) -> Plan:
         passages = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
         once = sum((costs.read_row(Reading((opening + len(ids),), len(ids), 0)) for ids in passages), Cost())
         parts.append(Part("perplexity", once * 2))
-    bytes_ = sketch.shape.parameters * BYTES[config.dtype]
+    bytes_ = lm.shape.parameters * BYTES[config.dtype]
     parts.append(Part("writing", Cost(seconds=4 * bytes_ / machine.copying if config.form == "checkpoint" else 0.0)))
     if config.verify:
         some = bench.queries[:VERIFIED_QUERIES]

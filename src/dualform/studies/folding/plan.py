@@ -6,7 +6,7 @@ from dataclasses import replace
 from dualform.errors import DualformError
 from dualform.models.cost.machine import Machine
 from dualform.studies.bench import Bench, Drawn
-from dualform.studies.comparison.plan import around, fitted, gathered, priced, search_part, sketched
+from dualform.studies.comparison.plan import around, fitted, gathered, planned_model, priced, search_part
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldSettings
 from dualform.studies.folding.config import FoldingConfig
 from dualform.studies.folds import perplexity_passages
@@ -17,16 +17,16 @@ from dualform.studies.plan_folds import fold_bytes, fold_parts, fold_prefix, rea
 
 def plan(config: FoldingConfig, machine: Machine) -> Plan:
     """What a study with these settings will cost. A way of folding that fails costs less than is reckoned here."""
-    sketch = sketched(config, config.model)
+    lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    bench = Bench.of(config, sketch.lm, task)
+    bench = Bench.of(config, lm, task)
     others = {}
     for name in dict.fromkeys((*config.transfer, *config.compose)):
         own = {"text": None, "label": None, "choices": None, "prompt": None, "label_words": None, "separator": None}
         asked = config.model_copy(update={"task": name, **own})
-        others[name] = Bench.of(asked, sketch.lm, asked.load_task())
-    points = config.points(sketch.shape.n_layers)
+        others[name] = Bench.of(asked, lm, asked.load_task())
+    points = config.points(lm.shape.n_layers)
     folds = tuple(dict.fromkeys([config.default, *(point.fold for point in points)]))
     drawn: dict[tuple[int, int], Drawn] = {}
     for k in dict.fromkeys([config.k, *(point.fold.k for point in points)]):
@@ -37,7 +37,7 @@ def plan(config: FoldingConfig, machine: Machine) -> Plan:
             if k == config.k:
                 raise
     tokenising = time.process_time() - start
-    costs = priced(config, sketch, machine)
+    costs = priced(config, lm, machine)
     opening = len(bench.encoder.opening)
     passages: tuple[tuple[int, ...], ...] = ()
     if config.perplexity is not None:

@@ -10,7 +10,7 @@ from dualform.lab.sources import Source, find_source
 from dualform.lab.tokenizer import train_tokenizer
 from dualform.models.cost.machine import Machine, cores
 from dualform.models.cost.memory import BYTES
-from dualform.models.cost.sketch import sketch_of
+from dualform.models.cost.shape import shape_of_config
 from dualform.studies.comparison.plan import PAGE, gathered
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.run import STEPS_TIMED
@@ -106,7 +106,7 @@ def plan(config: MomentumConfig, machine: Machine) -> Plan:
 
 def _costs(recipe: Recipe, machine: Machine) -> Costs:
     dtype = "float64" if recipe.precision == "float64" else "float32"
-    return Costs(sketch_of(recipe.config(), "recipe", dtype), machine, dtype)
+    return Costs(shape_of_config(recipe.config()), machine, dtype)
 
 
 def _training(costs: Costs, recipe: Recipe, arm: Arm, validated: bool) -> list[Part]:

@@ -3,7 +3,7 @@
 import time
 
 from dualform.models.cost.machine import Machine
-from dualform.studies.comparison.plan import around, fitted, gathered, priced, sketched
+from dualform.studies.comparison.plan import around, fitted, gathered, planned_model, priced
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, memory_of
 from dualform.studies.selection.config import SelectionConfig
@@ -13,13 +13,13 @@ from dualform.studies.selection.summary import SETS
 
 def plan(config: SelectionConfig, machine: Machine) -> Plan:
     """What a study with these settings will cost. Every rate is tried on every seed, so that nothing is left open."""
-    sketch = sketched(config, config.model)
+    lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    sets = three_sets(config, sketch.lm, task)
+    sets = three_sets(config, lm, task)
     drawn = sets.together().draw_all(config.seeds)
     tokenising = time.process_time() - start
-    costs = priced(config, sketch, machine)
+    costs = priced(config, lm, machine)
     budget = search_budget(config, drawn, {"validation": sets.width("validation"), "report": sets.width("report")})
     n_orders = max(budget.orders.values())
     opening = len(sets.bench.encoder.opening)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dualform.models.cost.machine import Machine
 from dualform.models.reading.layout import Query
 from dualform.studies.bench import Bench, Drawn
-from dualform.studies.comparison.plan import TRIED, around, fitted, gathered, priced, search_part, sketched
+from dualform.studies.comparison.plan import TRIED, around, fitted, gathered, planned_model, priced, search_part
 from dualform.studies.plan import Part, Plan
 from dualform.studies.plan_costs import Costs, memory_of
 from dualform.studies.stability.config import StabilityConfig
@@ -20,12 +20,12 @@ def plan(config: StabilityConfig, machine: Machine) -> Plan:
     found: list[tuple[dict[str, int], Costs]] = []
     trains = config.ft_seeds > 0
     for name in config.models:
-        sketch = sketched(config, name)
+        lm = planned_model(config, name)
         start = time.process_time()
-        bench = Bench.of(config, sketch.lm, task)
+        bench = Bench.of(config, lm, task)
         drawn = bench.draw_all(config.seeds)
         tokenising = time.process_time() - start
-        costs = priced(config, sketch, machine)
+        costs = priced(config, lm, machine)
         parts += [part for part in around(costs, tokenising) if not (found and part.name == "start")]
         parts.append(Part("packing weights", costs.packing(trains)))
         queries = (*bench.queries, *content_free_queries(bench))
