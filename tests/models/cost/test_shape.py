@@ -1,5 +1,5 @@
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -75,7 +75,11 @@ def test_a_training_steps_operations_are_those_that_torch_counts(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_weights_of_each_part_are_those_that_are_trained(family):
     lm = wrapped(BY_NAME[family])
-    rows = {"key_value": key_value_rows, "value_one_layer": partial(value_rows, layer=1), "mlp": mlp_rows}
+    rows: dict[Any, Any] = {
+        "key_value": key_value_rows,
+        "value_one_layer": partial(value_rows, layer=1),
+        "mlp": mlp_rows,
+    }
     for part, rows_of in rows.items():
         trained = 0
         for name, index in rows_of(lm.model, lm.anatomy).items():
