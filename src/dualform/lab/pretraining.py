@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState, is_initialized
+from accelerate.state import is_initialized
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -34,6 +34,7 @@ from dualform.lab.recipe import Recipe
 from dualform.lab.tokenizer import tokenizer_digest
 from dualform.lab.tracker import Tracker
 from dualform.lab.windows import Windows, gathered, spread_windows
+from dualform.models.compat import NAME_OR_PATH, accelerate_knows_processes, forget_accelerator
 from dualform.progress import Progress, Silent
 
 LOSSES = "losses.jsonl"
@@ -177,7 +178,7 @@ def _windows(recipe: Recipe, corpus: Corpus, validation: Corpus | None) -> Windo
 @contextmanager
 def _processes(device: Literal["auto", "cpu"]) -> Iterator[Accelerator]:
     """This process's place among those that train, and its device."""
-    own, own_processes = not is_initialized(), not PartialState._shared_state
+    own, own_processes = not is_initialized(), not accelerate_knows_processes()
     try:
         # Arithmetic in bfloat16 is the recipe's to decide, not the launcher's.
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
@@ -200,7 +201,7 @@ def _processes(device: Literal["auto", "cpu"]) -> Iterator[Accelerator]:
     finally:
         if own:
             # Else the next call would find this one's device, whatever it asks for. Processes stay connected.
-            AcceleratorState._reset_state(reset_partial_state=own_processes and accelerator.num_processes == 1)
+            forget_accelerator(processes=own_processes and accelerator.num_processes == 1)
 
 
 def _forked(device: torch.device) -> list[torch.device]:
@@ -302,7 +303,7 @@ def _identity(trainer: _Trainer, prepared: bool) -> dict[str, Any]:
     config = {
         name: value
         for name, value in trainer.model.config.to_dict().items()
-        if name not in ("transformers_version", "architectures", "_name_or_path")
+        if name not in ("transformers_version", "architectures", NAME_OR_PATH)
     }
     return {
         "recipe": trainer.recipe.model_dump(mode="json"),

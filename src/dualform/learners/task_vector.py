@@ -1,17 +1,18 @@
 """One hidden state that stands for a task: what a block hands on where the label is predicted, put into zero-shot."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
+from dualform.models.hooks import Hooks
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
@@ -103,7 +104,7 @@ class TaskVector:
         in_context = InContext().adapt(lm, demonstrations)
         total: dict[int, Tensor] = {}
 
-        def add(layer: int, rows: Tensor, out: Tensor) -> None:
+        def add(rows: Tensor, layer: int, x: Any, out: Tensor) -> None:
             # Sums over many texts in double precision, so that the mean does not depend on how they are grouped.
             total[layer] = total.get(layer, 0.0) + out[0, rows.to(out.device)].double().sum(0)
 
@@ -112,7 +113,8 @@ class TaskVector:
         lm.require_one_row(in_context.n_prefix, self.texts)
         for indices in lm.groups(self.texts):
             rows = _predicting_rows(lay_out([self.texts[i] for i in indices], device=lm.device))
-            with _seen(lm, blocks, lambda layer, out, rows=rows: add(layer, rows, out)):
+            with Hooks(lm.model) as hooks:
+                hooks.after_each(blocks, partial(add, rows))
                 readings = in_context.read_group(self.texts, indices)
             found = readings.log_probabilities
             scores[list(indices), : found.shape[1]] = found.double().cpu()
@@ -167,41 +169,19 @@ class PatchedModel:
         lm.require_one_row(self.n_prefix, [queries[i] for i in indices], probe)
         rows = _predicting_rows(lay_out([queries[i] for i in indices], probe, lm.device))
 
-        def replace(module: nn.Module, args: Any, out: Any) -> Any:
-            hidden = (out if isinstance(out, Tensor) else out[0]).clone()
+        def replace(x: Any, out: Tensor) -> Tensor:
+            hidden = out.clone()
             hidden[0, rows.to(hidden.device)] = self.vector.to(hidden)
-            return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
+            return hidden
 
-        handle = lm.model.get_submodule(self.block).register_forward_hook(replace)
-        try:
+        with Hooks(lm.model) as hooks:
+            hooks.after(self.block, replace)
             return self.zero_shot.read_group(queries, indices, want, probe)
-        finally:
-            handle.remove()
 
 
 def _predicting_rows(layout: Layout) -> Tensor:
     """Row position of the token that predicts each query's label, `(example,)`, wherever the probe is."""
     return layout.scored_rows[layout.first_scored]
-
-
-@contextmanager
-def _seen(lm: LanguageModel, blocks: Sequence[str], see: Any) -> Iterator[None]:
-    """Show `see` the layer and the hidden states `(1, row, d_model)` that each block hands on."""
-    handles: list[Any] = []
-
-    def watch(layer: int, name: str) -> None:
-        def show(module: nn.Module, args: Any, out: Any) -> None:
-            see(layer, out if isinstance(out, Tensor) else out[0])
-
-        handles.append(lm.model.get_submodule(name).register_forward_hook(show))
-
-    try:
-        for layer, name in enumerate(blocks):
-            watch(layer, name)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _n_scored(text: Query) -> int:

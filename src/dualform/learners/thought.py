@@ -3,17 +3,17 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.models.editing.blockwise import require_editable_outputs
 from dualform.models.editing.edit import WeightDelta, applied
+from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import weight_of
 from dualform.models.reading.cached import NaiveRoute, RepeatedRoute
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -188,28 +188,9 @@ class _Reader:
         def at_block(layer: int, u: Tensor, out: Tensor) -> None:
             pass
 
-        with ExitStack() as stack:
-            stack.enter_context(_watched(self.lm, self.outputs, lambda layer, out: see("output", layer, own(out))))
-            stack.enter_context(at_mlps(self.lm.model, self.readers, at_linear, at_block))
+        with Hooks(self.lm.model) as hooks, at_mlps(self.lm.model, self.readers, at_linear, at_block):
+            hooks.after_each(self.outputs, lambda layer, x, out: see("output", layer, own(out)))
             self.lm.route.read(prefix, self.texts, self.layout, NO_RECORDING)
-
-
-@contextmanager
-def _watched(lm: LanguageModel, outputs: tuple[str, ...], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    def hook(layer: int) -> Any:
-        def keep(module: nn.Module, args: Any, out: Tensor) -> None:
-            see(layer, out)
-
-        return keep
-
-    handles: list[Any] = []
-    try:
-        for layer, name in enumerate(outputs):
-            handles.append(lm.model.get_submodule(name).register_forward_hook(hook(layer)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _output_linears(lm: LanguageModel) -> tuple[str, ...]:

@@ -240,7 +240,7 @@ def test_a_block_without_hidden_states_is_named():
     with pytest.raises(
         ModelError, match=r"a\.block is given NoneType instead of hidden states \(batch, pos, d_model\)"
     ):
-        under_test._hidden_states("a.block", (), {})
+        under_test._hidden_states("a.block", None)
 
 
 def test_hooks_are_gone_also_when_the_body_raises():

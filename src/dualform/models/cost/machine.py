@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dualform.files import atomic_write, cache_dir
+from dualform.models.compat import pack_weight, packed_product
 from dualform.models.loading.load import device_named
 from dualform.models.reading.attention import NAME
 from dualform.models.reading.products import packable
@@ -237,11 +238,10 @@ def measured(device: str, dtype: str) -> Machine:
     plain = tuple(_product_rate(draw(rows, _WIDTH), weights, F.linear, where) for rows in ROWS)
     packed = plain
     if packable(weights):
-        packs = [torch.ops.mkldnn._reorder_linear_weight(weight) for weight in weights]
+        packs = [pack_weight(weight) for weight in weights]
 
         def multiply(x: torch.Tensor, pack: torch.Tensor) -> torch.Tensor:
-            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, pack, None, "none", [], "")
-            return product
+            return packed_product(x, pack, None)
 
         packed = tuple(_product_rate(draw(rows, _WIDTH), packs, multiply, where) for rows in ROWS)
     heads, length, d_head = 8, 512, 64

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
+from dualform.models.compat import forget_adapters
 from dualform.models.editing.edit import WeightDelta
 from dualform.models.loading.checkpoint_files import UnusableFileError, read_json, tensor_shapes
 from dualform.models.loading.offloading import require_, requiring, stood_in
@@ -77,9 +78,7 @@ class LoraTraining:
             module: Any = self._model.get_submodule(name)
             if hasattr(module, "base_layer"):
                 self._model.set_submodule(name, module.base_layer)
-        for name in ("peft_config", "active_adapters_"):
-            if name in vars(self._model):
-                delattr(self._model, name)
+        forget_adapters(self._model)
         require_(self._model, self._required)
 
     @property
@@ -174,9 +173,7 @@ def merge_adapter_(model: PreTrainedModel, folder: Path, base: str) -> str:
         n_modules = sum(name.endswith("lora_A") for name, _ in wrapped.named_modules())
         # NaN in an adapter is an error here, instead of in every answer.
         merged = wrapped.merge_and_unload(safe_merge=True)
-    for name in ("peft_config", "active_adapters_", "_hf_peft_config_loaded"):
-        if name in vars(merged):
-            delattr(merged, name)
+    forget_adapters(merged)
     assert merged is model
     model.requires_grad_(True)
     model.eval()

@@ -2,20 +2,21 @@
 
 Between two blocks weights may change, so that what comes later already lives with what came earlier, and still every
 text passes every block once. Nothing of the model is written anew: its own forward runs, along the route that reads
-it, with all blocks but one stepped over.
+it, with all blocks but one skipped.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
+from dualform.models.hooks import Hooks
 from dualform.models.loading.quantized import require_unquantized
-from dualform.models.loading.untouched import ordinary_ids
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.forward import forward_rows
 from dualform.models.reading.language_model import (
@@ -27,6 +28,7 @@ from dualform.models.reading.language_model import (
 )
 from dualform.models.reading.layout import Layout, Query, lay_out
 from dualform.models.structure.blocks import Blocks
+from dualform.models.structure.probing import ordinary_ids
 from dualform.models.structure.tying import tied_linears
 
 
@@ -47,7 +49,7 @@ class SeenBlock:
 def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
     """Check that a block needs no more of the blocks before it than their hidden states.
 
-    Each block runs by itself, with the others stepped over, and must hand on what it does in the model's own forward.
+    Each block runs by itself, with the others skipped, and must hand on what it does in the model's own forward.
     One that reads a router's state (Zaya), or keys and values of an earlier block, does not.
 
     Args:
@@ -64,7 +66,7 @@ def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
     for layer, (before, after) in enumerate(zip(given, handed_on, strict=True)):
         reason = ""
         try:
-            with blocks.stepped_over_but(layer):
+            with blocks.skipped_but(layer):
                 (found,) = _hidden_states(lm.model, blocks, ids, {layer: before})[1]
             difference = largest_difference([after], [found])
             if not difference < tolerance(lm.model):
@@ -92,39 +94,25 @@ def _hidden_states(
     given: list[Tensor] = []
     handed_on: list[Tensor] = []
 
-    def enter(layer: int) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            if not args and "hidden_states" not in kwargs:
-                raise ModelError(
-                    f"{type(model).__name__}: {blocks.names[layer]} is not given hidden states by that name."
-                )
-            states = args[0] if args else kwargs["hidden_states"]
+    def enter(layer: int, x: Tensor | None) -> Tensor:
+        if x is None:
+            raise ModelError(f"{type(model).__name__}: {blocks.names[layer]} is not given hidden states by that name.")
+        states = x if instead is None else instead[layer].to(x.device)
+        given.append(states.clone())
+        return states
+
+    with Hooks(model) as hooks, torch.no_grad():
+
+        def leave(x: Any, out: Tensor) -> None:
+            handed_on.append(out.clone())
             if instead is not None:
-                states = instead[layer].to(states.device)
-            given.append(states.clone())
-            return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+                hooks.stop()
 
-        return hook
-
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
-        handed_on.append((out if isinstance(out, Tensor) else out[0]).clone())
-        if instead is not None:
-            raise _LeftEarly
-
-    handles: list[Any] = []
-    try:
         for layer, name in enumerate(blocks.names):
             if instead is None or layer in instead:
-                module = model.get_submodule(name)
-                handles.append(module.register_forward_pre_hook(enter(layer), with_kwargs=True))
-                handles.append(module.register_forward_hook(leave))
-        with torch.no_grad():
-            forward_rows(model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
-    except _LeftEarly:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+                hooks.before(name, partial(enter, layer))
+                hooks.after(name, leave)
+        forward_rows(model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
     return given, handed_on
 
 
@@ -179,46 +167,30 @@ class Walk:
         assert W_O is not None
         kept: dict[str, Tensor] = {}
 
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            given = args[0] if args else kwargs["hidden_states"]
-            kept["before"] = given if hidden is None else hidden.view(given.shape).to(given.device)
-            if args:
-                return (kept["before"], *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": kept["before"]}
+        def enter(x: Tensor) -> Tensor:
+            kept["before"] = x if hidden is None else hidden.view(x.shape).to(x.device)
+            return kept["before"]
 
-        def leave_attention(module: nn.Module, args: Any, out: Tensor) -> None:
-            kept["head_output"], kept["output"] = args[0], out
+        def leave_attention(x: Tensor, out: Tensor) -> None:
+            kept["head_output"], kept["output"] = x, out
             if not to_the_end:
-                raise _LeftEarly
+                hooks.stop()
 
-        def leave(module: nn.Module, args: Any, out: Any) -> None:
-            kept["after"] = out if isinstance(out, Tensor) else out[0]
-            raise _LeftEarly
+        def leave(x: Any, out: Tensor) -> None:
+            kept["after"] = out
+            hooks.stop()
 
         block = self._blocks.names[layer]
-        model = self._lm.model
-        handles = [
-            model.get_submodule(block).register_forward_pre_hook(enter, with_kwargs=True),
-            model.get_submodule(W_O).register_forward_hook(leave_attention),
-            model.get_submodule(block).register_forward_hook(leave),
-        ]
-        try:
-            with torch.no_grad(), self._blocks.stepped_over_but(layer):
-                self._lm.route.read(self._prefix, list(group.queries), group.layout, Recording())
-        except _LeftEarly:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+        with Hooks(self._lm.model) as hooks, torch.no_grad(), self._blocks.skipped_but(layer):
+            hooks.before(block, enter)
+            hooks.after(W_O, leave_attention)
+            hooks.after(block, leave)
+            self._lm.route.read(self._prefix, list(group.queries), group.layout, Recording())
         own = {
             name: value.reshape(-1, value.shape[-1])[group.rows.to(value.device)].to(group.rows.device)
             for name, value in kept.items()
         }
         return SeenBlock(own["before"], own["head_output"], own["output"], own.get("after")), kept.get("after")
-
-
-class _LeftEarly(Exception):  # noqa: N818 # no error: the way out of a forward
-    """What was to be seen has been seen; the rest of the forward is not needed."""
 
 
 @dataclass(frozen=True)

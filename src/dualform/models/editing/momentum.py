@@ -18,6 +18,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedModel
 
 from dualform.errors import ConfigError, ModelError
+from dualform.models.compat import attention_implementation, can_set_attention
+from dualform.models.hooks import attach_permanently, detach
 from dualform.models.reading.attention import MOMENTUM, NAME, AttentionCall, hidden
 from dualform.models.reading.watch import AttentionWatch, being_watched
 from dualform.models.structure.anatomy import find_anatomy
@@ -25,6 +27,9 @@ from dualform.ops.momentum import momentum_chunked
 
 ENTRY = "dualform_momentum"
 """Name of the config's entry, by which a saved model keeps its momentum."""
+
+_WATCH = "dualform_watch"
+"""Attribute of a model that holds its watch while its forward runs."""
 
 
 @dataclass(frozen=True)
@@ -278,11 +283,10 @@ def restore_momentum(model: PreTrainedModel, registry: bool = True) -> None:
         )
     for name in settings.modules:
         modules[name].add_module(MOMENTUM, Momentum(settings))
-    if registry and type(model)._can_set_attn_implementation():
+    if registry and can_set_attention(model):
         model.set_attn_implementation(NAME)
     # Where another function is set later on, momentum must not be lost in silence.
-    model.register_forward_pre_hook(_begin_watching, with_kwargs=True)
-    model.register_forward_hook(_end_watching, always_call=True)
+    attach_permanently(model, _begin_watching, _end_watching)
 
 
 def class_with_momentum(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -302,12 +306,8 @@ def remove_momentum(model: PreTrainedModel) -> None:
     if settings is None:
         return
     for name in settings.modules:
-        module = model.get_submodule(name)
-        del module._modules[MOMENTUM]
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for number, hook in list(hooks.items()):
-            if hook in (_begin_watching, _end_watching):
-                del hooks[number]
+        delattr(model.get_submodule(name), MOMENTUM)
+    detach(model, _begin_watching, _end_watching)
     delattr(model.config, ENTRY)
 
 
@@ -348,7 +348,7 @@ def momentum(
         ConfigError: As `apply_momentum`.
         ModelError: Likewise.
     """
-    before = getattr(model.config, "_attn_implementation", None)
+    before = attention_implementation(model)
     settings = None
     try:
         settings = apply_momentum(model, eta, normalised=normalised, layers=layers)
@@ -357,13 +357,13 @@ def momentum(
         # Momentum that was there before, and was the reason to refuse, stays.
         if settings is not None:
             remove_momentum(model)
-        if before is not None and type(model)._can_set_attn_implementation():
+        if before is not None and can_set_attention(model):
             model.set_attn_implementation(before)
 
 
 def _begin_watching(model: Any, args: Any, kwargs: Any) -> None:
     """Attention that is not computed by dualform's function is watched, and changed, from underneath."""
-    if being_watched(model) or getattr(model.config, "_attn_implementation", None) == NAME:
+    if being_watched(model) or attention_implementation(model) == NAME:
         return
     settings = momentum_of(model)
     assert settings is not None
@@ -371,10 +371,10 @@ def _begin_watching(model: Any, args: Any, kwargs: Any) -> None:
     given = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
     watch = AttentionWatch(modules, len(given), lambda module, seen: None)
     watch.__enter__()
-    model._dualform_watch = watch
+    setattr(model, _WATCH, watch)
 
 
 def _end_watching(model: Any, args: Any, out: Any) -> None:
-    watch = model.__dict__.pop("_dualform_watch", None)
+    watch = vars(model).pop(_WATCH, None)
     if watch is not None:
         watch.__exit__(None, None, None)

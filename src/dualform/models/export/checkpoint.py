@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError, ModelError, StorageError
 from dualform.files import explain_storage_errors
 from dualform.models.editing.edit import WeightDelta, applied, lacks_bias
+from dualform.models.hooks import Hooks
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import Anatomy, is_linear, row_axis
 from dualform.models.structure.bias import output_bias, skeleton, switched
@@ -201,22 +202,15 @@ def adapter_lent(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: in
         rank: Likewise.
     """
 
-    def beside(part: _AdapterPart) -> Any:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-            A, B = (factor.float().to(out) for factor in (part.factors.A, part.factors.B))
-            bias = None if part.bias is None else part.bias.to(out)
-            return out + F.linear(F.linear(args[0].to(A), A), B, bias)
+    def add(part: _AdapterPart, x: Tensor, out: Tensor) -> Tensor:
+        A, B = (factor.float().to(out) for factor in (part.factors.A, part.factors.B))
+        bias = None if part.bias is None else part.bias.to(out)
+        return out + F.linear(F.linear(x.to(A), A), B, bias)
 
-        return hook
-
-    handles = []
-    try:
+    with Hooks(model) as hooks:
         for name, part in _adapter_parts(model, deltas, rank).items():
-            handles.append(model.get_submodule(name).register_forward_hook(beside(part)))
+            hooks.after(name, partial(add, part))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
@@ -236,7 +230,7 @@ def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
     if folder.resolve() in (here, *here.parents):
         # It would be put in another's place, and whoever stands in it be left nowhere.
         raise ConfigError(f"{folder} is, or holds, the current folder. Choose another folder.")
-    for own in (lm.name, str(getattr(lm.model.config, "_name_or_path", "") or "")):
+    for own in (lm.name, lm.model.config.name_or_path):
         if own and Path(own).is_dir() and Path(own).samefile(folder):
             raise ConfigError(f"{folder} is where the base model itself lies. Choose another folder.")
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):

@@ -6,16 +6,19 @@ forward shows whether the model is causal at all, and its numbers are the refere
 faster ones are compared.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dualform.errors import DualformError, ModelError, NumericalError
+from dualform.models.compat import attention_implementation
+from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import input_device, named_weights
 from dualform.models.loading.quantized import precision_of
 from dualform.models.reading.attention import ATTENTION, MOMENTUM, NAME
@@ -25,8 +28,9 @@ from dualform.models.reading.forward import KeysValues, forward_rows
 from dualform.models.reading.layout import Query, lay_out
 from dualform.models.reading.switch_lengths import text_config
 from dualform.models.structure.anatomy import Anatomy, is_linear
+from dualform.models.structure.probing import n_ids, ordinary_ids
 
-_OWN = "_dualform_own_attention"
+_OWN = "dualform_own_attention"
 """Attribute under which a model keeps the attention implementation that it had before dualform set its own."""
 
 _SPECIAL = ("pad_token_id", "eos_token_id", "bos_token_id", "unk_token_id", "sep_token_id", "cls_token_id")
@@ -100,16 +104,6 @@ def special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     return tuple(ids)
 
 
-def ordinary_ids(model: PreTrainedModel, n: int, start: int = 0) -> list[int]:
-    """`n` ids spread over the vocabulary, none of the first four, which are often special."""
-    return [(start + i) * 7919 % max(n_ids(model) - 4, 1) + min(4, n_ids(model) - 1) for i in range(n)]
-
-
-def n_ids(model: PreTrainedModel) -> int:
-    """Rows of the embedding: ids from 0 to one less can be read."""
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
 def read_untouched(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, lengths: Sequence[int] = ()
 ) -> Untouched:
@@ -178,7 +172,7 @@ def compare_with_untouched(model: PreTrainedModel, anatomy: Anatomy, untouched: 
     for forward in untouched.forwards:
         prefix, query = forward.split
         layout = lay_out([query], device=input_device(model))
-        with _inputs_of({model.get_submodule(name): name for name in names}) as inputs:
+        with _inputs_of(model, names) as inputs:
             try:
                 # The row is read whole, so the prefix need not be read by itself before.
                 logits, _, _ = naive.read(KeysValues((), prefix), [query], layout, Recording())
@@ -217,7 +211,7 @@ def own_attention(model: PreTrainedModel) -> Iterator[str]:
     Yields:
         Name of the implementation.
     """
-    current = str(getattr(model.config, "_attn_implementation", None) or "eager")
+    current = attention_implementation(model) or "eager"
     if any(hasattr(module, name) for module in model.modules() for name in (MOMENTUM, ATTENTION)):
         # Attention of this model is dualform's own, whatever computes the rest of it.
         if current == NAME and not _is_taken(model):
@@ -278,8 +272,8 @@ def difference_allowed(model: PreTrainedModel) -> float:
 
 def _forward(model: PreTrainedModel, tokens: Sequence[int], last_only: bool = False) -> UntouchedForward:
     ids = torch.tensor([list(tokens)], device=input_device(model))
-    linears = {module: name for name, module in model.named_modules() if last_only and is_linear(module)}
-    with _inputs_of(linears) as inputs:
+    linears = [name for name, module in model.named_modules() if last_only and is_linear(module)]
+    with _inputs_of(model, linears) as inputs:
         try:
             if last_only:
                 logits, _ = forward_rows(model, ids.new_tensor([len(tokens) - 1]), input_ids=ids, use_cache=False)
@@ -299,25 +293,23 @@ def _forward(model: PreTrainedModel, tokens: Sequence[int], last_only: bool = Fa
 
 
 @contextmanager
-def _inputs_of(linears: dict[nn.Module, str]) -> Iterator[dict[str, list[Tensor]]]:
+def _inputs_of(model: PreTrainedModel, linears: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
     """Keep what linears read at the last token of a single row, a vector for each call."""
     kept: dict[str, list[Tensor]] = {}
 
-    def keep(module: nn.Module, args: Any) -> None:
-        if not args:
+    def keep(name: str, x: Tensor | None) -> None:
+        if x is None:
             # The family hands the input over by its name.
             return
-        rows = args[0].detach().reshape(-1, args[0].shape[-1])
+        rows = x.detach().reshape(-1, x.shape[-1])
         # Experts may read no token at all.
         if len(rows):
-            kept.setdefault(linears[module], []).append(rows[-1].clone())
+            kept.setdefault(name, []).append(rows[-1].clone())
 
-    handles = [module.register_forward_pre_hook(keep) for module in linears]
-    try:
+    with Hooks(model) as hooks:
+        for name in linears:
+            hooks.before(name, partial(keep, name))
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _usable(log_probabilities: Tensor) -> bool:

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from dualform.errors import ModelError
+from dualform.models.compat import attention_with_lse_on_cpu
 
 NAME = "dualform"
 MOMENTUM = "dualform_momentum"
@@ -215,9 +216,7 @@ def attend_with_lse(
         sees nothing has output 0 and log-sum-exp -inf.
     """
     if query.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=mask, scale=scale
-        )
+        out, lse = attention_with_lse_on_cpu(query, key, value, mask, scale)
     else:
         out, lse = _products_with_lse(query, key, value, scale, mask)
     if mask is not None:

@@ -7,16 +7,18 @@ model's outputs are the same with it and without it, bit for bit.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
+from dualform.models.hooks import Hooks
 from dualform.models.reading.attention import hidden
 from dualform.models.structure.anatomy import Anatomy
 
@@ -154,34 +156,26 @@ class Recorder:
             for i, layer in enumerate(self._anatomy.layers):
                 if layer.W_O is not None:
                     at_linear.setdefault(layer.W_O, {})[layer.output_use] = i
-        handles: list[Any] = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
-        try:
+        with Hooks(model) as hooks:
+            hooks.before_call(model, self._begin)
             for name, layers in at_linear.items():
-                handles.append(model.get_submodule(name).register_forward_hook(self._output_hook(layers)))
+                hooks.after(name, partial(self._keep_outputs, layers, count()))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _begin(self, args: Any, kwargs: Any) -> None:
         given = kwargs.get("input_ids", args[0] if args else None)
         assert isinstance(given, Tensor)
         self._batch = given.shape[0]
 
-    def _output_hook(self, layers: dict[int, int]) -> Any:
-        uses = count()
-
-        def keep(module: nn.Module, args: Any, out: Tensor) -> None:
-            layer = layers.get(next(uses))
-            if layer is None:
-                return
-            if self._want.output:
-                self._keep("output", layer, self._at_probe(out))
-            if self._want.head_output:
-                read = self._at_probe(args[0])
-                self._keep("head_output", layer, read.view(len(read), self._anatomy.layers[layer].n_heads, -1))
-
-        return keep
+    def _keep_outputs(self, layers: dict[int, int], uses: Iterator[int], x: Tensor, out: Tensor) -> None:
+        layer = layers.get(next(uses))
+        if layer is None:
+            return
+        if self._want.output:
+            self._keep("output", layer, self._at_probe(out))
+        if self._want.head_output:
+            read = self._at_probe(x)
+            self._keep("head_output", layer, read.view(len(read), self._anatomy.layers[layer].n_heads, -1))
 
     def _at_probe(self, states: Tensor) -> Tensor:
         # Some families (Falcon, OPT of old) flatten batch and position before W_O; both are recovered here.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from dualform.errors import ModelError
+from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import dropped_between, input_device
 from dualform.models.reading.attention import AttentionCall, plain_attention, tapped
 from dualform.models.reading.capture import Recorder
@@ -39,24 +40,22 @@ def forward_rows(
     """
     kept: list[Tensor] = []
 
-    def cut(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if args[0].dim() > 3:
+    def cut(states: Tensor) -> Tensor:
+        if states.dim() > 3:
             # ProphetNet predicts the next few tokens at once, from hidden states of their own.
             raise ModelError(
-                f"{type(model).__name__}: its output head reads hidden states of shape {tuple(args[0].shape)}, where "
+                f"{type(model).__name__}: its output head reads hidden states of shape {tuple(states.shape)}, where "
                 "one row a token (batch, pos, d_model) was expected: it predicts more than the next token. Choose "
                 "another model."
             )
-        hidden = args[0].reshape(1, -1, args[0].shape[-1])[:, rows.to(args[0].device)]
+        hidden = states.reshape(1, -1, states.shape[-1])[:, rows.to(states.device)]
         kept.append(hidden[0])
-        return (hidden, *args[1:])
+        return hidden
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(cut)
-    try:
+    with Hooks(model) as hooks:
+        hooks.before(model.get_output_embeddings(), cut)
         with torch.set_grad_enabled(gradients), dropped_between(model) if gradients else nullcontext():
             logits = model(**inputs).logits
-    finally:
-        handle.remove()
     # A model divided over several devices hands its logits back to where its input was.
     return logits[0], kept[0].to(logits.device)
 

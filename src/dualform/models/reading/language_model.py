@@ -18,8 +18,6 @@ from dualform.models.loading.quantized import precision_of, token_by_token
 from dualform.models.loading.untouched import (
     compare_with_untouched,
     difference_allowed,
-    n_ids,
-    ordinary_ids,
     read_untouched,
     special_ids,
 )
@@ -38,6 +36,7 @@ from dualform.models.reading.switch_lengths import (
 )
 from dualform.models.reading.tokens import opening_tokens
 from dualform.models.structure.anatomy import Anatomy, find_anatomy
+from dualform.models.structure.probing import n_ids, ordinary_ids
 
 if TYPE_CHECKING:
     from dualform.models.cost.shape import ModelShape

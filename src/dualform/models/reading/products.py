@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from dualform.models.compat import has_packed_products, pack_weight, packed_product
+
 # Packed copies, forwards and backwards, triple the memory of weights; beyond this size that is not worth its speed.
 _MOST_BYTES = 2 << 30
 
@@ -51,7 +53,7 @@ class PackedProducts(TorchFunctionMode):
 
 def packable(weights: list[Tensor]) -> bool:
     """Whether these weights can be packed here: oneDNN at hand, a CPU, float32, and not too large."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not has_packed_products():
         return False
     plain = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
     return plain and sum(weight.numel() * 4 for weight in weights) <= _MOST_BYTES
@@ -84,11 +86,8 @@ class _Pack:
         if direction not in self._packed:
             weight = self._weight.detach()
             weight = weight if direction == "forward" else weight.t()
-            self._packed[direction] = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.contiguous(), self._packed[direction], bias, "none", [], ""
-        )
-        return product
+            self._packed[direction] = pack_weight(weight.contiguous())
+        return packed_product(x.contiguous(), self._packed[direction], bias)
 
 
 class _Product(torch.autograd.Function):

@@ -19,6 +19,9 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from dualform.models.compat import reset_rotary_frequencies
+from dualform.models.hooks import attach_permanently
+
 Reach = Literal["token", "row", "every length"]
 """What changes beyond a switch length: the tokens that stand beyond it; all tokens of the forward, once; or all of
 them again with every further token."""
@@ -133,25 +136,12 @@ def forget_lengths_(model: PreTrainedModel) -> None:
     """
     # A name, or one for each layer type.
     dynamic = any("dynamic" in str(getattr(module, "rope_type", "")) for module in model.modules())
-    if dynamic and _reset_frequencies not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_reset_frequencies)
+    if dynamic:
+        attach_permanently(model, _reset_frequencies)
 
 
-def _reset_frequencies(model: nn.Module, args: Any) -> None:
-    for module in model.modules():
-        original_length = getattr(module, "original_max_seq_len", None)
-        if original_length is None:
-            continue
-        for name in list(module._buffers):
-            if not name.endswith("inv_freq") or name.endswith("original_inv_freq"):
-                continue
-            prefix = name.removesuffix("inv_freq")
-            now, original = getattr(module, name), getattr(module, f"{prefix}original_inv_freq", None)
-            length = f"{prefix}max_seq_len_cached"
-            grown = getattr(module, length, getattr(module, "max_seq_len_cached", original_length)) != original_length
-            if original is not None and grown:
-                module.register_buffer(name, original.to(now.device), persistent=False)
-                setattr(module, length, original_length)
+def _reset_frequencies(model: nn.Module, args: Any, kwargs: Any) -> None:
+    reset_rotary_frequencies(model)
 
 
 def _settings(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ over more than the keys) is not shown, but named in `AttentionWatch.unrecognised
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dualform.models.hooks import Hooks
 from dualform.models.reading.attention import AttentionCall, momentum_in
 
 # Position of (left, right) operand among the arguments.
@@ -89,7 +91,7 @@ class AttentionWatch(TorchFunctionMode):
         """Modules that attend in a form that is not shown, and what is different there."""
         # A frame for each module entered: dropout, say, is a module called between softmax and values.
         self._frames: list[_Frame] = []
-        self._handles: list[Any] = []
+        self._hooks = Hooks()
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -98,8 +100,8 @@ class AttentionWatch(TorchFunctionMode):
 
     def __enter__(self) -> "AttentionWatch":
         for module in self._modules:
-            self._handles.append(module.register_forward_pre_hook(self._step_in))
-            self._handles.append(module.register_forward_hook(self._step_out, always_call=True))
+            self._hooks.before(module, partial(self._step_in, module))
+            self._hooks.after(module, partial(self._step_out, module), whole=True, always=True)
         super().__enter__()
         _watches.append(self)
         return self
@@ -107,9 +109,7 @@ class AttentionWatch(TorchFunctionMode):
     def __exit__(self, *details: Any) -> None:
         _watches.remove(self)
         super().__exit__(*details)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -193,10 +193,10 @@ class AttentionWatch(TorchFunctionMode):
     def _by_head(self, x: Tensor) -> Tensor:
         return x if x.dim() == 4 else x.view(self._batch, -1, *x.shape[-2:])
 
-    def _step_in(self, module: nn.Module, args: Any) -> None:
+    def _step_in(self, module: nn.Module, x: Any) -> None:
         self._frames.append(_Frame(module))
 
-    def _step_out(self, module: nn.Module, args: Any, out: Any) -> None:
+    def _step_out(self, module: nn.Module, x: Any, out: Any) -> None:
         if self._frames and self._frames[-1].module is module:
             self._frames.pop()
 

@@ -15,6 +15,7 @@ a module that several blocks share (Zamba), or that runs in a loop, is as many l
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dualform.errors import ModelError
-from dualform.models.loading.offloading import dropped_between, frozen, input_device, lent
+from dualform.models.compat import can_set_attention, own_parameters, set_config_attention
+from dualform.models.hooks import Hooks
+from dualform.models.loading.offloading import dropped_between, frozen, lent
 from dualform.models.loading.quantized import precision_of
 from dualform.models.reading.attention import NAME, AttentionCall, plain_attention, tapped
 from dualform.models.reading.watch import AttentionWatch, SeenAttention
+from dualform.models.structure.probing import probe_tokens
 from dualform.models.structure.tying import tied_linears
 
 
@@ -163,7 +167,7 @@ def is_linear(module: nn.Module) -> bool:
 
     Not where the weight is computed from others (weight norm and other parametrizations), and cannot be written to.
     """
-    return isinstance(module, nn.Linear | Conv1D) and "weight" in module._parameters
+    return isinstance(module, nn.Linear | Conv1D) and "weight" in own_parameters(module)
 
 
 def row_axis(module: nn.Module) -> int:
@@ -277,22 +281,19 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
 
 
 def _use_registry(model: PreTrainedModel) -> bool:
-    if type(model)._can_set_attn_implementation():
-        model.set_attn_implementation(NAME)
-        return True
-    return False
+    if not can_set_attention(model):
+        return False
+    model.set_attn_implementation(NAME)
+    return True
 
 
 def _use_eager(model: PreTrainedModel) -> None:
     """Have the family's plain code compute attention, with a softmax to be seen."""
-    if type(model)._can_set_attn_implementation():
+    if can_set_attention(model):
         model.set_attn_implementation("eager")
-        return
-    # The setter refuses such families, the config does not.
-    model.config._attn_implementation = "eager"
-    for module in model.modules():
-        if hasattr(module, "_use_sdpa"):
-            module._use_sdpa = False
+    else:
+        # The setter refuses such families, the config does not.
+        set_config_attention(model.config, "eager")
 
 
 def _observe(model: PreTrainedModel, registry: bool, nudge: Callable[[Tensor], Tensor] | None = None) -> _Observed:
@@ -306,33 +307,30 @@ def _observe(model: PreTrainedModel, registry: bool, nudge: Callable[[Tensor], T
     observed = _Observed()
     uses: dict[nn.Module, int] = {}
 
-    def keep(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    def keep(module: nn.Module, x: Any, out: Any) -> None:
         use = uses.get(module, 0)
         uses[module] = use + 1
-        if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
-            observed.linears.append(_AtLinear(module, args[0], out, observed.now, use))
+        if isinstance(x, Tensor) and isinstance(out, Tensor):
+            observed.linears.append(_AtLinear(module, x, out, observed.now, use))
 
-    def begin_graph(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+    def begin(module: nn.Module, x: Any) -> None:
+        observed.starts.setdefault(module, []).append(observed.now)
+
+    def begin_graph(x: Any, out: Tensor) -> Tensor:
         # Not the output itself: families that scale it in place may not do so to a leaf.
         return out + torch.zeros((), dtype=out.dtype, device=out.device, requires_grad=True)
 
-    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
-        observed.starts.setdefault(module, []).append(observed.now)
-
-    handles = []
-    for module in model.modules():
-        handles.append(
-            module.register_forward_hook(keep) if is_linear(module) else module.register_forward_pre_hook(begin)
-        )
-    handles.append(model.get_input_embeddings().register_forward_hook(begin_graph))
-    ids = _probe_tokens(model)
+    ids = probe_tokens(model)
     observed.n_tokens = ids.shape[1]
-    try:
+    with Hooks(model) as hooks:
+        for module in model.modules():
+            if is_linear(module):
+                hooks.after(module, partial(keep, module), whole=True)
+            else:
+                hooks.before(module, partial(begin, module))
+        hooks.after(model.get_input_embeddings(), begin_graph)
         with torch.enable_grad(), frozen(model), dropped_between(model), _looking(model, registry, observed, nudge):
             model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return observed
 
 
@@ -356,12 +354,6 @@ def _looking(
     with watch:
         yield
     observed.unrecognised = dict(watch.unrecognised)
-
-
-def _probe_tokens(model: PreTrainedModel) -> Tensor:
-    size = model.get_input_embeddings().weight.shape[0]
-    tokens = torch.arange(5) * 7919 % (size - 4) + 4
-    return tokens[None].to(input_device(model))
 
 
 def _described(model: PreTrainedModel, observed: _Observed, registry: bool) -> Anatomy:
@@ -656,14 +648,9 @@ def _nudge_rows(
         return weight.index_fill(axis, rows.index.to(weight.device), 0.01)
 
     read: list[bool] = []
-    handle = model.get_submodule(rows.module).register_forward_pre_hook(
-        lambda module, args: read.append(not args or bool(args[0].any()))
-    )
-    try:
-        with lent(model, f"{rows.module}.weight", nudged):
-            after = _first_layer(model, registry)
-    finally:
-        handle.remove()
+    with Hooks(model) as hooks, lent(model, f"{rows.module}.weight", nudged):
+        hooks.before(rows.module, lambda x: read.append(x is None or bool(x.any())))
+        after = _first_layer(model, registry)
     if not any(read):
         # A norm of zeros in front of it (a layer that was switched off): no weight moves anything.
         return

@@ -14,6 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from dualform.errors import ModelError
+from dualform.models.compat import build_from_config, set_config_attention
 from dualform.models.editing.momentum import restore_momentum
 from dualform.models.structure.anatomy import Anatomy, is_linear
 
@@ -83,8 +84,7 @@ def switched(config: PretrainedConfig, switch: str | None) -> PretrainedConfig:
     The copy forgets which attention the model runs with and that its weights once were quantized.
     """
     changed = copy.deepcopy(config)
-    # Set on the parts as well: their code asks them.
-    changed._attn_implementation = None
+    set_config_attention(changed, None)
     for part in (changed, changed.get_text_config()):
         part.__dict__.pop("quantization_config", None)
     if switch is not None:
@@ -96,7 +96,7 @@ def switched(config: PretrainedConfig, switch: str | None) -> PretrainedConfig:
 def skeleton(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     """A model of the same class without weights, on the meta device; `config` becomes its own."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        built: PreTrainedModel = type(model)._from_config(config, dtype=model.dtype)
+        built = build_from_config(type(model), config, model.dtype)
         restore_momentum(built)
     return built.eval()
 

@@ -8,6 +8,7 @@ states that are to be read: the idea of the "logit lens", without knowing the fa
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
-from dualform.models.loading.offloading import input_device
+from dualform.models.hooks import Hooks, first_input
 from dualform.models.reading.language_model import largest_difference, tolerance
 from dualform.models.structure.anatomy import Anatomy
+from dualform.models.structure.probing import probe_tokens
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Blocks:
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits, were the last block's output `hidden`.
 
-        The model's own forward runs with every block stepped over, so that final norm, projections, head and soft
+        The model's own forward runs with every block skipped, so that final norm, projections, head and soft
         caps are its own. Gradients flow from logits to `hidden` where they are enabled.
 
         Args:
@@ -47,8 +49,8 @@ class Blocks:
         """
         # A row for each, so that no position is beyond what the model was built for.
         rows = hidden.reshape(-1, 1, hidden.shape[-1])
-        ids = _tokens(self.model, 1).expand(len(rows), 1)
-        with self._stepped_over(rows):
+        ids = probe_tokens(self.model, 1).expand(len(rows), 1)
+        with self._all_skipped(rows):
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
 
@@ -62,55 +64,36 @@ class Blocks:
             The blocks' hidden states, `(batch, pos, d_model)` each, as they are computed, with their graphs.
         """
         outputs: list[Tensor] = []
-
-        def cut(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            return _detached(args), _detached(kwargs)
-
-        def keep(module: nn.Module, args: Any, out: Any) -> None:
-            outputs.append(out if isinstance(out, Tensor) else out[0])
-
-        handles: list[Any] = []
-        try:
-            for module in self._modules():
-                handles.append(module.register_forward_pre_hook(cut, with_kwargs=True))
-                handles.append(module.register_forward_hook(keep))
+        with Hooks(self.model) as hooks:
+            for name in self.names:
+                hooks.before_call(name, lambda args, kwargs: (_detached(args), _detached(kwargs)))
+                hooks.after(name, lambda x, out: outputs.append(out))
             yield outputs
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _modules(self) -> list[nn.Module]:
-        return [self.model.get_submodule(name) for name in self.names]
 
     @contextmanager
-    def stepped_over_but(self, layer: int) -> Iterator[None]:
-        """All blocks but one hand on the hidden states that they are given."""
-        others = [number for number in range(len(self.names)) if number != layer]
-        with self._answering(dict.fromkeys(others)):
+    def skipped_but(self, layer: int) -> Iterator[None]:
+        """A block in which all residual blocks but one return the hidden states that they are given."""
+        with Hooks(self.model) as hooks:
+            for other in set(range(len(self.names))) - {layer}:
+                self._skip(hooks, other, None)
             yield
 
     @contextmanager
-    def _stepped_over(self, hidden: Tensor) -> Iterator[None]:
-        """Every block returns `hidden`, whatever it is given."""
-        with self._answering(dict.fromkeys(range(len(self.names)), hidden)):
+    def _all_skipped(self, hidden: Tensor) -> Iterator[None]:
+        """Every residual block returns `hidden`, whatever it is given."""
+        with Hooks(self.model) as hooks:
+            for layer in range(len(self.names)):
+                self._skip(hooks, layer, hidden)
             yield
 
-    @contextmanager
-    def _answering(self, answers: dict[int, Tensor | None]) -> Iterator[None]:
-        """Some blocks return hidden states without computing any: those named, or (None) those that they are given."""
-        modules = {number: self.model.get_submodule(self.names[number]) for number in answers}
-        before = {number: vars(module).get("forward") for number, module in modules.items()}
-        try:
-            for number, module in modules.items():
-                vars(module)["forward"] = _handing_on(answers[number], self.companions[number])
-            yield
-        finally:
-            for number, module in modules.items():
-                forward = before[number]
-                if forward is None:
-                    vars(module).pop("forward", None)
-                else:
-                    vars(module)["forward"] = forward
+    def _skip(self, hooks: Hooks, layer: int, hidden: Tensor | None) -> None:
+        companions = self.companions[layer]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            states = first_input(args, kwargs) if hidden is None else hidden
+            return states if companions is None else (states, *companions)
+
+        hooks.instead(self.names[layer], forward)
 
 
 def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
@@ -130,17 +113,15 @@ def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
     names = block_names(model, anatomy)
     family = type(model).__name__
     seen: list[tuple[str, Any]] = []
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: seen.append((name, out)))
-        for name in names
-    ]
-    ids = _tokens(model, 5)
-    try:
-        with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def keep(name: str, x: Any, out: Any) -> None:
+        seen.append((name, out))
+
+    ids = probe_tokens(model)
+    with Hooks(model) as hooks, torch.no_grad():
+        for name in names:
+            hooks.after(name, partial(keep, name), whole=True)
+        logits = model(input_ids=ids, use_cache=False).logits
     if [name for name, _ in seen] != list(names):
         raise ModelError(
             f"{family}: its blocks ran as {[name for name, _ in seen]}, not once each in order, so there is no output "
@@ -210,20 +191,6 @@ def block_of(model: PreTrainedModel, name: str) -> str | None:
         if isinstance(model.get_submodule(".".join(parts[:depth])), nn.ModuleList | nn.Sequential):
             return ".".join(parts[: depth + 1])
     return None
-
-
-def _tokens(model: PreTrainedModel, n: int) -> Tensor:
-    """Some ids, `(1, n)`, none of those few that are often special."""
-    size = model.get_input_embeddings().weight.shape[0]
-    return (torch.arange(n) * 7919 % (size - 4) + 4)[None].to(input_device(model))
-
-
-def _handing_on(hidden: Tensor | None, companions: tuple[Any, ...] | None) -> Any:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = hidden if hidden is not None else (args[0] if args else kwargs["hidden_states"])
-        return given if companions is None else (given, *companions)
-
-    return forward
 
 
 def _detached(given: Any) -> Any:

@@ -8,17 +8,19 @@ residual stream at the MLP does. So all of the MLP hangs on these linears, and t
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
-from dualform.models.loading.offloading import input_device
+from dualform.models.hooks import Hooks
 from dualform.models.reading.language_model import tolerance
 from dualform.models.structure.anatomy import Anatomy, is_linear
 from dualform.models.structure.blocks import block_names
+from dualform.models.structure.probing import probe_tokens
 
 
 @dataclass(frozen=True)
@@ -86,67 +88,53 @@ def at_mlps(
         at_linear: Called when a linear has read the MLP's input.
         at_block: Called when a block is done.
     """
-    handles: list[Any] = []
-    try:
+    with Hooks(model) as hooks:
         for layer, one in enumerate(readers):
-            handles += _stand_by(model, layer, one, at_linear, at_block)
+            _stand_by(hooks, layer, one, at_linear, at_block)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _stand_by(
-    model: PreTrainedModel, layer: int, readers: MLPReaders, at_linear: AtLinear, at_block: AtBlock
-) -> list[Any]:
-    # `x` is the block's input. Both are dropped when the block is done.
+def _stand_by(hooks: Hooks, layer: int, readers: MLPReaders, at_linear: AtLinear, at_block: AtBlock) -> None:
+    # `x` is the block's input, `u` the residual stream that the MLP is added to.
     now: dict[str, Tensor] = {}
-
-    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-        now["x"] = _hidden_states(readers.block, args, kwargs)
 
     def shaped(states: Tensor) -> Tensor:
         # Some families (OPT, Falcon) flatten batch and position on the way.
         return states.reshape(*now["x"].shape[:-1], states.shape[-1])
 
-    def attended(module: nn.Module, args: Any, out: Tensor) -> None:
+    def begin(x: Any) -> None:
+        now["x"] = _hidden_states(readers.block, x)
+
+    def attended(x: Tensor, out: Tensor) -> None:
         now["u"] = now["x"] + shaped(out)
 
-    def normed(module: nn.Module, args: Any) -> None:
-        now["u"] = shaped(args[0])
+    def normed(x: Tensor) -> None:
+        now["u"] = shaped(x)
 
-    def read(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
-            answer = at_linear(layer, name, shaped(args[0]), shaped(out))
-            return None if answer is None else answer.reshape(out.shape)
+    def read(name: str, x: Tensor, out: Tensor) -> Tensor | None:
+        answer = at_linear(layer, name, shaped(x), shaped(out))
+        return None if answer is None else answer.reshape(out.shape)
 
-        return hook
-
-    def end(module: nn.Module, args: Any, out: Any) -> Any:
-        answer = at_block(layer, now["u"], out if isinstance(out, Tensor) else out[0])
+    def end(x: Any, out: Tensor) -> Tensor | None:
+        answer = at_block(layer, now["u"], out)
         now.clear()
-        if answer is None:
-            return None
-        return answer if isinstance(out, Tensor) else (answer, *out[1:])
+        return answer
 
-    handles = [model.get_submodule(readers.block).register_forward_pre_hook(begin, with_kwargs=True)]
+    hooks.before(readers.block, begin)
     if readers.parallel:
-        handles.append(model.get_submodule(readers.W_O).register_forward_hook(attended))
+        hooks.after(readers.W_O, attended)
     else:
-        where = readers.linears[0] if readers.norm is None else readers.norm
-        handles.append(model.get_submodule(where).register_forward_pre_hook(normed))
+        hooks.before(readers.linears[0] if readers.norm is None else readers.norm, normed)
     for name in readers.linears:
-        handles.append(model.get_submodule(name).register_forward_hook(read(name)))
-    handles.append(model.get_submodule(readers.block).register_forward_hook(end))
-    return handles
+        hooks.after(name, partial(read, name))
+    hooks.after(readers.block, end)
 
 
-def _hidden_states(block: str, args: Any, kwargs: Any) -> Tensor:
+def _hidden_states(block: str, x: Any) -> Tensor:
     """The hidden states that a block is given, `(batch, pos, d_model)`."""
-    given = args[0] if args else kwargs.get("hidden_states")
-    if not (isinstance(given, Tensor) and given.dim() == 3):
-        raise ModelError(f"{block} is given {type(given).__name__} instead of hidden states (batch, pos, d_model).")
-    return given
+    if not (isinstance(x, Tensor) and x.dim() == 3):
+        raise ModelError(f"{block} is given {type(x).__name__} instead of hidden states (batch, pos, d_model).")
+    return x
 
 
 @dataclass
@@ -165,30 +153,20 @@ def _noted(
 ) -> Iterator[tuple[_Note, ...]]:
     notes = tuple(_Note() for _ in names)
 
-    def begin(name: str, note: _Note) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            note.runs += 1
-            note.given = _hidden_states(name, args, kwargs)
+    def begin(name: str, note: _Note, x: Any) -> None:
+        note.runs += 1
+        note.given = _hidden_states(name, x)
 
-        return hook
+    def keep(name: str, note: _Note, x: Any, out: Any) -> None:
+        if isinstance(x, Tensor) and isinstance(out, Tensor):
+            note.calls.append((name, x, out))
 
-    def keep(name: str, note: _Note) -> Any:
-        def hook(module: nn.Module, args: Any, out: Any) -> None:
-            if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
-                note.calls.append((name, args[0], out))
-
-        return hook
-
-    handles: list[Any] = []
-    try:
+    with Hooks(model) as hooks:
         for name, inner, note in zip(names, outside, notes, strict=True):
-            block = model.get_submodule(name)
-            handles.append(block.register_forward_pre_hook(begin(name, note), with_kwargs=True))
-            handles += [model.get_submodule(one).register_forward_hook(keep(one, note)) for one in inner]
+            hooks.before(name, partial(begin, name, note))
+            for one in inner:
+                hooks.after(one, partial(keep, one, note), whole=True)
         yield notes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _describe(model: PreTrainedModel, block: str, note: _Note, W_O: str) -> MLPReaders:
@@ -277,21 +255,16 @@ def _nudged(model: PreTrainedModel, readers: Sequence[MLPReaders]) -> Iterator[N
     """Attention's output moved at random, as far as it is long."""
     generator = torch.Generator().manual_seed(0)
 
-    def nudge(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    def nudge(x: Tensor, out: Tensor) -> Tensor:
         noise = torch.randn(out.shape, generator=generator).to(out.device, out.dtype)
         return out + noise * out.float().square().mean().sqrt().to(out.dtype)
 
-    handles: list[Any] = []
-    try:
-        handles += [model.get_submodule(one.W_O).register_forward_hook(nudge) for one in readers]
+    with Hooks(model) as hooks:
+        for one in readers:
+            hooks.after(one.W_O, nudge)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
 def _forward(model: PreTrainedModel) -> None:
-    size = model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(5) * 7919 % (size - 4) + 4)[None].to(input_device(model))
-    model(input_ids=ids, use_cache=False)
+    model(input_ids=probe_tokens(model), use_cache=False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import runs_on
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import is_linear
@@ -65,28 +66,26 @@ def find_output_norms(lm: LanguageModel, blocks: Blocks) -> tuple[OutputNorm, ..
     model = lm.model
     last: dict[int, Tensor] = {}
     found: dict[int, nn.Module] = {}
-    handles: list[Any] = []
-    for number, (layer, block) in enumerate(zip(lm.anatomy.layers, blocks.names, strict=True)):
-        assert layer.W_O is not None
+    with Hooks(model) as hooks:
+        for number, (layer, block) in enumerate(zip(lm.anatomy.layers, blocks.names, strict=True)):
+            assert layer.W_O is not None
 
-        def keep(module: nn.Module, args: Any, out: Tensor, number: int = number) -> None:
-            last[number] = out
+            def keep(x: Tensor, out: Tensor, number: int = number) -> None:
+                last[number] = out
 
-        def meet(module: nn.Module, args: Any, number: int = number) -> None:
-            if args and args[0] is last.get(number):
-                found[number] = module
+            hooks.after(layer.W_O, keep)
+            for _, module in model.get_submodule(block).named_modules():
+                if is_linear(module) or list(module.children()) or not list(module.parameters(recurse=False)):
+                    continue
 
-        handles.append(model.get_submodule(layer.W_O).register_forward_hook(keep))
-        for _, module in model.get_submodule(block).named_modules():
-            if not is_linear(module) and len(list(module.parameters(recurse=False))) and not list(module.children()):
-                handles.append(module.register_forward_pre_hook(meet))
-    try:
+                def meet(x: Any, number: int = number, module: nn.Module = module) -> None:
+                    if x is not None and x is last.get(number):
+                        found[number] = module
+
+                hooks.before(module, meet)
         with torch.no_grad():
             size = model.get_input_embeddings().weight.shape[0]
             model(input_ids=torch.arange(5, 10, device=lm.device)[None] % size, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     norms = tuple(_describe(found.get(number), model.config) for number in range(len(blocks.names)))
     if opaque := [number for number, norm in enumerate(norms) if norm.opaque]:
         warnings.warn(

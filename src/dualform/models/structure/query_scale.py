@@ -7,11 +7,11 @@ beforehand (OPT, XGLM), so that the queries that are recorded hold it already. B
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import input_device
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.forward import forward_rows, watching
@@ -98,22 +98,16 @@ def _factors_before(lm: LanguageModel) -> Tensor:
     factors = torch.ones(len(layers), dtype=torch.float64)
     written: dict[str, Tensor] = {}
     queries: dict[int, Tensor] = {}
-    names = {layer.W_Q.module for layer in layers if layer.W_Q is not None}
+    names = list(dict.fromkeys(layer.W_Q.module for layer in layers if layer.W_Q is not None))
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            written[name] = out.detach().double().cpu().reshape(-1, out.shape[-1])
+    def keep(number: int, x: Tensor, out: Tensor) -> None:
+        written[names[number]] = out.detach().double().cpu().reshape(-1, out.shape[-1])
 
-        return hook
-
-    handles = [lm.model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
+    with Hooks(lm.model) as hooks:
+        hooks.after_each(names, keep)
         ids = torch.tensor([_tokens(lm, 17, 8)], device=input_device(lm.model))
         with watching(lm.model, lm.anatomy, lambda layer, q, k, v: queries.update({layer: q.double().cpu()})):
             forward_rows(lm.model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     uses = [layer.W_Q.module for layer in layers if layer.W_Q is not None]
     for i, layer in enumerate(layers):
         # A linear that several layers use shows its last use alone.

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from dualform.models.compat import own_parameters
+
 
 def tied_linears(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Modules that multiply by the same weight, such as the block that several of Zamba's layers share.
@@ -17,7 +19,7 @@ def tied_linears(model: nn.Module) -> dict[str, tuple[str, ...]]:
     source_of: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     groups: dict[object, list[str]] = {}
     for name, module in model.named_modules():
-        weight = vars(module).get("_parameters", {}).get("weight")
+        weight = own_parameters(module).get("weight")
         if weight is None or weight.dim() != 2 or isinstance(module, nn.Embedding):
             continue
         full = f"{name}.weight"

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
+from dualform.models.compat import build_from_config
 from dualform.models.reading.language_model import LanguageModel
 
 
@@ -57,7 +58,7 @@ def _drawn(trained: PreTrainedModel, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would seed other devices as well, which are not forked.
         torch.default_generator.manual_seed(seed)
-        model: PreTrainedModel = type(trained)._from_config(config, dtype=trained.dtype)
+        model = build_from_config(type(trained), config, trained.dtype)
     expected, found = (
         {name: tuple(weight.shape) for name, weight in one.named_parameters()} for one in (trained, model)
     )

@@ -343,7 +343,7 @@ def _base(lm: LanguageModel, config: FoldConfig) -> tuple[str, dict[str, str]]:
     path = Path(config.model).expanduser()
     if path.suffix == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
-    return str(getattr(lm.model.config, "_name_or_path", "") or config.model), {}
+    return str(lm.model.config.name_or_path or config.model), {}
 
 
 # Runs where nothing of dualform is imported: what was written must stand on its own.
