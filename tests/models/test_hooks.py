@@ -1,6 +1,7 @@
 """The hook layer, on a small stack of modules whose values are known without it."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ ZERO = torch.zeros(1, 2, 3)
 def test_observing_a_transformer_changes_nothing_bit_for_bit():
     model = tiny_model("llama")
     ids = torch.arange(4, 10)[None]
-    seen = []
+    seen: list[Any] = []
     with torch.no_grad():
         expected = model(input_ids=ids).logits
         with Hooks(model) as hooks:
@@ -174,19 +175,22 @@ def test_inner_hooks_go_and_outer_ones_stay(stack):
 
 
 def test_everything_is_removed_when_the_body_raises(stack):
-    with pytest.raises(KeyboardInterrupt), Hooks(stack) as hooks:
-        hooks.before("one", lambda x: x + 1)
-        hooks.after("one", lambda x, out: out + 1)
-        hooks.instead("ten", lambda hidden_states: (hidden_states, ""))
-        raise KeyboardInterrupt
+    def fail():
+        with Hooks(stack) as hooks:
+            hooks.before("one", lambda x: x + 1)
+            hooks.after("one", lambda x, out: out + 1)
+            hooks.instead("ten", lambda hidden_states: (hidden_states, ""))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert_no_hooks(stack)
     assert float(stack(ZERO).max()) == 12
 
 
 def test_an_unknown_name_leaves_nothing_behind(stack):
     with pytest.raises(AttributeError, match="eleven"), Hooks(stack) as hooks:
-        hooks.before("one", lambda x: None)
-        hooks.before("eleven", lambda x: None)
+        hooks.after_each(["one", "eleven"], lambda number, x, out: None)
     assert_no_hooks(stack)
 
 

@@ -21,7 +21,15 @@ from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
 from dualform.learners.options import LARGEST_RATE as LARGEST_RATE
 from dualform.learners.options import LossOn as LossOn
-from dualform.models.editing.edit import WeightDelta, WeightTraining, applied, key_value_rows, mlp_rows, value_rows
+from dualform.models.editing.edit import (
+    WeightDelta,
+    WeightTraining,
+    applied,
+    key_value_rows,
+    mlp_rows,
+    require_trainable,
+    value_rows,
+)
 from dualform.models.reading.capture import stack_layers
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.forward import forward_rows, watching
@@ -113,8 +121,9 @@ class FinetuningLearner(Learner):
         return learner.adapt(context.lm, context.encoded)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
-        """W_K and W_V must be known everywhere."""
+        """W_K and W_V must be known everywhere, and in memory."""
         key_value_rows(lm.model, lm.anatomy)
+        require_trainable(lm.model)
 
 
 FINETUNING = FinetuningLearner()

@@ -12,6 +12,7 @@ from dualform.learners.base import Context, Learner, Prices
 from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
 from dualform.models.cost.work import Cost
 from dualform.models.editing.adapters import LoraTraining
+from dualform.models.editing.edit import require_trainable
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
@@ -71,7 +72,8 @@ class LoraLearner(Learner):
         return learner.adapt(context.lm, context.encoded)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
-        """W_Q and W_V must be known everywhere."""
+        """W_Q and W_V must be known everywhere, and in memory."""
+        require_trainable(lm.model)
         lm.anatomy.require_layers("LoRA")
         if missing := lm.anatomy.without("W_Q", "W_V"):
             raise ModelError(f"W_Q and W_V were not found everywhere ({first_few(missing)})")

@@ -47,12 +47,6 @@ def build_from_config(kind: type[PreTrainedModel], config: PreTrainedConfig, dty
     return model
 
 
-def loaded_commit(config: Any) -> str | None:
-    """The commit of the hub repository that a config was loaded from; None for a folder."""
-    commit: str | None = getattr(config, "_commit_hash", None)
-    return commit
-
-
 def forget_adapters(model: nn.Module) -> None:
     """Remove the marks that peft and transformers leave on a model whose adapters are gone."""
     for name in ("peft_config", "active_adapters_", "_hf_peft_config_loaded"):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dualform._version import __version__
-from dualform.models.compat import loaded_commit
+from dualform.models.loading.identity import cached_commit
 from dualform.models.reading.language_model import LanguageModel
 from dualform.result import Baselines, Result
 from dualform.studies.bench import Bench
@@ -88,7 +88,7 @@ def model_facts(lm: LanguageModel) -> dict[str, Any]:
         "d_model": int(lm.model.get_input_embeddings().weight.shape[1]),
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "route": lm.route.name,
-        "revision": loaded_commit(lm.model.config),
+        "revision": cached_commit(lm.name),
         "vocabulary": int(lm.model.get_input_embeddings().weight.shape[0]),
         "notes": list(lm.notes),
     }

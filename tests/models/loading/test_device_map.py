@@ -10,26 +10,29 @@ import torch
 
 from dualform.errors import ConfigError, ModelError, StorageError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.models.editing.edit import WeightTraining, applied, key_value_rows
+from dualform.learners.finetuned import FINETUNING
+from dualform.learners.lora import LORA
+from dualform.models.editing.adapters import LoraTraining
+from dualform.models.editing.edit import KeyValueTraining, applied
 from dualform.models.export.checkpoint import require_plain_weights, write_checkpoint
 from dualform.models.loading.doctor import examine
 from dualform.models.loading.load import load_model
 from dualform.models.loading.offloading import (
-    dropped_between,
+    frozen,
     hook_of,
     input_device,
-    is_streamed,
-    lent,
+    is_offloaded,
     named_weights,
+    patched,
+    read_again_backward,
+    replace_hooks_,
     runs_on,
-    stood_in,
-    stream_,
     weight_of,
 )
 from dualform.models.loading.placement import Placement, placement
 from dualform.models.reading.forward import forward_rows
 from dualform.models.reading.language_model import LanguageModel
-from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.structure.anatomy import find_anatomy, is_linear
 from dualform.models.structure.untrained import untrained
 from dualform.studies.bench import weights_digest
 from tests.learners.setting import assert_same_readings, readings, setting_of
@@ -71,8 +74,8 @@ class TestReading:
     def test_from_disk_all_that_is_read_is_the_same_bit_for_bit(self, family, part, folders):
         whole = load_model(str(folders[family]))
         lm = load_model(str(folders[family]), device_map=DISK) if part == "whole" else divided(folders[family], family)
-        assert lm.streamed
-        assert not whole.streamed
+        assert lm.offloaded
+        assert not whole.offloaded
         meta = [name for name, weight in lm.model.named_parameters() if weight.is_meta]
         assert meta
         assert part == "whole" or all(name.startswith(f"{BLOCKS[family]}.1.") for name in meta)
@@ -102,12 +105,12 @@ class TestReading:
         assert set(lm.model.hf_device_map.values()) == {"cpu", "disk"}
         size = sum(weight.numel() * 4 for weight in lm.model.parameters() if not weight.is_meta)
         assert 0 < size <= 100_000
-        assert not load_model(str(folders["llama"]), max_memory="cpu=1GiB").streamed
+        assert not load_model(str(folders["llama"]), max_memory="cpu=1GiB").offloaded
 
     @pytest.mark.parametrize("device_map", ["auto", "sequential", "balanced", {"": "cpu"}, '{"": "cpu"}'])
-    def test_a_model_that_fits_is_not_streamed(self, device_map, folders):
+    def test_a_model_that_fits_is_not_offloaded(self, device_map, folders):
         lm = load_model(str(folders["llama"]), device_map=device_map)
-        assert not lm.streamed
+        assert not lm.offloaded
         assert lm.device == torch.device("cpu")
         assert_same_state(state(lm.model), state(tiny_model("llama")))
 
@@ -125,15 +128,15 @@ class TestReading:
         both = [readings(behind(one.lm, (0,)), one) for one in (found, expected)]
         assert_same_readings(*both)
 
-    def test_a_model_that_its_owner_has_dispatched_is_streamed_too(self, folders):
+    def test_a_model_that_its_owner_has_dispatched_is_offloaded_too(self, folders):
         import transformers
 
         model = transformers.AutoModelForCausalLM.from_pretrained(folders["gpt2"], device_map=DISK)
-        assert not is_streamed(model)
+        assert not is_offloaded(model)
         lm = LanguageModel.wrap(model, tiny_tokenizer(), "own")
-        assert lm.streamed
+        assert lm.offloaded
         hooks = [hook_of(module) for module in model.modules()]
-        stream_(model)
+        replace_hooks_(model)
         assert hooks == [hook_of(module) for module in model.modules()]
 
     @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
@@ -149,12 +152,11 @@ class TestReading:
         lm.encode((0, 5, 6))
         assert mapped() == 0
         assert load_model(str(folder)).n_parameters
-        with WeightTraining(lm.model, key_value_rows(lm.model, lm.anatomy)) as training:
-            logits, _ = forward_rows(
-                lm.model, torch.arange(3), gradients=True, input_ids=torch.tensor([[4, 5, 6]]), use_cache=False
-            )
-            assert mapped() == 0
-            torch.autograd.grad(logits.sum(), training.parameters)
+        with torch.enable_grad(), frozen(lm.model), read_again_backward(lm.model):
+            states = lm.model.get_input_embeddings()(torch.tensor([[4, 5, 6]])).requires_grad_()
+            logits = lm.model(inputs_embeds=states, use_cache=False).logits
+        assert mapped() == 0
+        torch.autograd.grad(logits.sum(), states)
         assert mapped() == 0
 
     def test_nothing_is_packed(self, folders):
@@ -180,16 +182,17 @@ class TestTellingModelsApart:
         assert lm.n_parameters == load_model(str(folders["gpt2"])).n_parameters == 54144
 
 
-class TestLending:
+class TestPatching:
     NAME = "model.layers.1.self_attn.v_proj.weight"
 
     def test_a_weight_that_is_not_there_can_be_another_for_a_block(self, folders):
         whole, lm = load_model(str(folders["llama"])), load_model(str(folders["llama"]), device_map=DISK)
         expected = _logits(whole)
         assert torch.equal(_logits(lm), expected)
-        with lent(lm.model, self.NAME, lambda weight: 2 * weight), lent(lm.model, self.NAME, lambda weight: weight + 1):
+        double, more = (lambda weight: 2 * weight), (lambda weight: weight + 1)
+        with patched(lm.model, self.NAME, double), patched(lm.model, self.NAME, more):
             changed = _logits(lm)
-        with lent(whole.model, self.NAME, lambda weight: 2 * weight + 1):
+        with patched(whole.model, self.NAME, lambda weight: 2 * weight + 1):
             assert torch.equal(_logits(whole), changed)
         assert not torch.equal(changed, expected)
         assert torch.equal(_logits(lm), expected)
@@ -202,23 +205,14 @@ class TestLending:
         def fail(weight):
             raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt), lent(lm.model, self.NAME, fail):
+        with pytest.raises(KeyboardInterrupt), patched(lm.model, self.NAME, fail):
             _logits(lm)
         handle = owner.register_forward_pre_hook(lambda *_: (torch.zeros(3, 3),))
-        with pytest.raises(RuntimeError), lent(lm.model, self.NAME, lambda weight: 2 * weight):
+        with pytest.raises(RuntimeError), patched(lm.model, self.NAME, lambda weight: 2 * weight):
             _logits(lm)
         handle.remove()
         assert isinstance(owner._parameters["weight"], torch.nn.Parameter)
         assert torch.equal(_logits(lm), expected)
-
-    def test_a_stand_in_has_shape_and_device_and_goes(self, folders):
-        lm = load_model(str(folders["llama"]), device_map=DISK)
-        owner = lm.model.get_submodule(self.NAME.rpartition(".")[0])
-        absent = owner.weight
-        with stood_in(owner):
-            assert owner.weight.device == torch.device("cpu")
-            assert owner.weight.shape == absent.shape
-        assert owner.weight is absent
 
 
 def _logits(lm):
@@ -226,56 +220,52 @@ def _logits(lm):
     return forward_rows(lm.model, torch.arange(10), input_ids=ids, use_cache=False)[0]
 
 
-class TestTraining:
+def _noted(value, read):
+    """`OffloadedWeights.value` that also writes down what is read."""
+
+    def note(module, name):
+        read.append(name)
+        return value(module, name)
+
+    return note
+
+
+class TestGradients:
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_gradients_are_those_of_the_whole_model_bit_for_bit(self, family, folders):
-        found = []
+    def test_a_backward_reads_weights_again_instead_of_keeping_them(self, family, folders, monkeypatch):
+        gradients = []
         for device_map in (None, DISK):
             lm = load_model(str(folders[family]), device_map=device_map)
-            before = state(lm.model)
-            with WeightTraining(lm.model, key_value_rows(lm.model, lm.anatomy)) as training:
-                for weight in training.parameters:
-                    torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(3))
-                ids = torch.arange(4, 14)[None]
-                logits, _ = forward_rows(lm.model, torch.arange(10), gradients=True, input_ids=ids, use_cache=False)
-                loss = torch.logsumexp(logits, dim=-1).sum()
-                found.append(torch.autograd.grad(loss, training.parameters))
-            assert_same_state(state(lm.model), before)
+            read: list[str] = []
+            for module in lm.model.modules():
+                if hook := hook_of(module):
+                    monkeypatch.setattr(hook, "value", _noted(hook.value, read))
+            with torch.enable_grad(), frozen(lm.model), read_again_backward(lm.model):
+                states = lm.model.get_input_embeddings()(torch.arange(4, 14)[None]).requires_grad_()
+                loss = lm.model(inputs_embeds=states, use_cache=False).logits.square().sum()
+            read.clear()
+            gradients.append(torch.autograd.grad(loss, states)[0])
+            n_linears = sum(is_linear(module) for module in lm.model.modules())
+            assert len(read) >= n_linears if device_map else not read
             assert all(weight.requires_grad for weight in lm.model.parameters())
-        assert any(gradient.any() for gradient in found[0])
-        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-
-    def test_the_backward_brings_weights_in_again_instead_of_keeping_them(self, folders, monkeypatch):
-        lm = load_model(str(folders["llama"]), device_map=DISK)
-        asked = []
-
-        def noted(value):
-            def note(module, name):
-                asked.append(name)
-                return value(module, name)
-
-            return note
-
-        for module in lm.model.modules():
-            hook = hook_of(module)
-            if hook is not None:
-                monkeypatch.setattr(hook, "value", noted(hook.value))
-        ids = torch.arange(4, 14)[None]
-        inputs = {"input_ids": ids, "use_cache": False}
-        gradients = {}
-        for kept, block in (("kept", nullcontext()), ("dropped", dropped_between(lm.model))):
-            with WeightTraining(lm.model, key_value_rows(lm.model, lm.anatomy)) as training:
-                with block:
-                    loss = lm.model(**inputs).logits.square().sum()
-                asked.clear()
-                gradients[kept] = torch.autograd.grad(loss, training.parameters)
-            # Seven linears and two norms a block, the last norm and the head; the first block's input needs nothing.
-            assert (len(asked) > 12) == (kept == "dropped")
-            assert kept == "dropped" or not asked
-        assert all(torch.equal(one, other) for one, other in zip(*gradients.values(), strict=True))
+        assert gradients[0].any()
+        assert torch.equal(*gradients)
 
 
 class TestWhatCannotBeDone:
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_weights_are_trained_in_memory_only_and_the_message_says_what_to_do(self, whole, folders):
+        folder = folders["llama"]
+        lm = load_model(str(folder), device_map=DISK) if whole else divided(folder, "llama")
+        message = r"offloaded to disk or CPU.* not trained\. Load it whole: .*--dtype.*--learners zsl,icl,fold"
+        with pytest.raises(ModelError, match=message):
+            KeyValueTraining(lm.model, lm.anatomy)
+        with pytest.raises(ModelError, match=message):
+            LoraTraining(lm.model, lm.anatomy, 2, 0)
+        for learner in (FINETUNING, LORA):
+            with pytest.raises(ModelError, match=message):
+                learner.check(lm, None)
+
     def test_a_checkpoint_is_written_from_memory_only(self, folders, tmp_path):
         lm = divided(folders["llama"], "llama")
         with pytest.raises(ModelError, match=r"not in memory \(offloaded\), and a checkpoint is written from memory"):
@@ -347,10 +337,10 @@ class TestSettings:
             load_model(str(folders["llama"]), device_map="auto", offload_folder=tmp_path / "file")
         lm = load_model(str(folders["llama"]), max_memory="cpu=100KB", offload_folder=tmp_path / "made" / "here")
         assert (tmp_path / "made" / "here").is_dir()
-        assert lm.streamed
+        assert lm.offloaded
 
 
-def test_a_change_may_give_a_streamed_linear_the_bias_it_lacks(folders):
+def test_a_change_may_give_an_offloaded_linear_the_bias_it_lacks(folders):
     from dualform.models.editing.edit import WeightDelta
 
     whole, lm = load_model(str(folders["llama"])), load_model(str(folders["llama"]), device_map=DISK)

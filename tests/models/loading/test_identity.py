@@ -142,3 +142,19 @@ def test_the_inputs_of_a_study_change_with_two_rows() -> None:
     finally:
         rows[[100, 101]] = rows[[101, 100]]
     assert weights_digest(lm) == before
+
+
+def test_the_commit_of_a_hub_model_is_read_off_the_cache(tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshots" / "0a1b2c"
+    cached = {("owner/model", "config.json"): str(snapshot / "config.json")}
+    monkeypatch.setattr(identity, "try_to_load_from_cache", lambda name, file: cached.get((name, file)))
+    assert identity.cached_commit("owner/model") == "0a1b2c"
+    assert identity.cached_commit("owner/other") is None
+    assert identity.cached_commit("smollm2-135m") is None
+
+
+def test_a_folder_has_no_commit_though_the_hub_may_have_a_model_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(identity, "try_to_load_from_cache", lambda name, file: "/snapshots/0a1b2c/config.json")
+    assert identity.cached_commit("owner/model") is None

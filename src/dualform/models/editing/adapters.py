@@ -1,7 +1,6 @@
 """peft's LoRA adapters: trained for the length of a block and read off as weight changes, or merged from a folder."""
 
 import warnings
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from dualform.errors import ModelError
 from dualform.models.compat import forget_adapters
 from dualform.models.editing.edit import WeightDelta
 from dualform.models.loading.checkpoint_files import UnusableFileError, read_json, tensor_shapes
-from dualform.models.loading.offloading import require_, requiring, stood_in
+from dualform.models.loading.offloading import require_, require_in_memory, requiring
 from dualform.models.loading.quantized import quietly, require_unquantized
 from dualform.models.structure.anatomy import Anatomy, row_axis
 from dualform.models.structure.tying import tied_linears
@@ -40,6 +39,7 @@ class LoraTraining:
         self._sharing = {name: tied.get(name, (name,)) for name in self._names}
         self._required: dict[str, bool] = {}
         require_unquantized(model, "so adapters trained on them would be compared with nothing")
+        require_in_memory(model)
         self._peft: Any = None
 
     def __enter__(self) -> "LoraTraining":
@@ -57,7 +57,7 @@ class LoraTraining:
             fan_in_fan_out=transposed,
         )
         try:
-            with torch.random.fork_rng(), warnings.catch_warnings(), self._weights_at_hand(), quietly():
+            with torch.random.fork_rng(), warnings.catch_warnings(), quietly():
                 torch.manual_seed(self._seed)
                 # Advice for people who save adapters; nothing is saved here.
                 warnings.simplefilter("ignore")
@@ -92,13 +92,6 @@ class LoraTraining:
             for other in sharing:
                 module: Any = self._model.get_submodule(other)
                 module.lora_A, module.lora_B = first.lora_A, first.lora_B
-
-    def _weights_at_hand(self) -> ExitStack:
-        # peft puts adapters where the weight lies, which for a streamed one would be nowhere.
-        stack = ExitStack()
-        for name in self._all_names:
-            stack.enter_context(stood_in(self._model.get_submodule(name)))
-        return stack
 
     @property
     def parameters(self) -> list[nn.Parameter]:

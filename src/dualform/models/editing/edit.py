@@ -1,4 +1,4 @@
-"""Changes to weights: learned as explicit deltas, lent to the model for the length of a block, never left behind.
+"""Changes to weights: learned as explicit deltas, applied to the model for the length of a block, never left behind.
 
 A delta beside the frozen weight moves only the rows it names, whatever the optimiser does, and is there to be read
 afterwards. (Masking gradients would not do: weight decay or momentum moves the other rows all the same.)
@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
-from dualform.models.loading.offloading import hook_of, lent, require_, requiring, runs_on, weight_of
+from dualform.models.loading.offloading import hook_of, patched, require_, require_in_memory, requiring
 from dualform.models.loading.quantized import require_unquantized
 from dualform.models.structure.anatomy import Anatomy, Rows, is_linear, row_axis
 from dualform.models.structure.blocks import block_names
@@ -48,7 +48,7 @@ class WeightDelta:
 
 @contextmanager
 def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[None]:
-    """Lend the changes to the model; afterwards its parameters are the same tensors as before, bit for bit.
+    """A block in which a model has the changes; afterwards its parameters are the tensors from before, bit for bit.
 
     Raises:
         ModelError: Its weights are quantized.
@@ -58,13 +58,13 @@ def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[N
     with ExitStack() as stack:
         for change in deltas:
             owner = model.get_submodule(change.parameter.rpartition(".")[0])
-            # A streamed linear without a bias takes one for the length of its forward, like any other change.
+            # An offloaded linear without a bias takes one for the length of its forward, like any other change.
             if lacks_bias(owner, change.parameter) and hook_of(owner) is None:
-                stack.enter_context(_bias_lent(owner, change))
+                stack.enter_context(_bias_patched(owner, change))
             else:
-                stack.enter_context(lent(model, change.parameter, change.added_to))
+                stack.enter_context(patched(model, change.parameter, change.added_to))
                 for name in _other_names(model, change.parameter):
-                    stack.enter_context(lent(model, name, change.added_to))
+                    stack.enter_context(patched(model, name, change.added_to))
         yield
 
 
@@ -77,7 +77,7 @@ def _other_names(model: PreTrainedModel, parameter: str) -> list[str]:
 
 
 @contextmanager
-def _bias_lent(owner: nn.Module, change: WeightDelta) -> Iterator[None]:
+def _bias_patched(owner: nn.Module, change: WeightDelta) -> Iterator[None]:
     like = owner.get_parameter("weight")
     zeros = torch.zeros(like.shape[row_axis(owner)], dtype=like.dtype, device=like.device)
     try:
@@ -93,10 +93,20 @@ def lacks_bias(module: nn.Module, parameter: str) -> bool:
     return parameter.endswith(".bias") and is_linear(module) and getattr(module, "bias", None) is None
 
 
+def require_trainable(model: PreTrainedModel) -> None:
+    """Check that a model's weights can be trained.
+
+    Raises:
+        ModelError: They are quantized or offloaded.
+    """
+    require_unquantized(model, "so they cannot be trained")
+    require_in_memory(model)
+
+
 class _Delta(nn.Module):
     """Parametrization: the frozen original plus a trained delta on some rows."""
 
-    def __init__(self, original: Tensor, axis: int, index: Tensor | None, device: torch.device) -> None:
+    def __init__(self, original: Tensor, axis: int, index: Tensor | None) -> None:
         super().__init__()
         shape = list(original.shape)
         if index is not None:
@@ -104,8 +114,8 @@ class _Delta(nn.Module):
         self.axis = axis
         # At least float32, so that small steps survive; in float64 a coarser change would undo what float64 is for.
         dtype = torch.float32 if original.dtype.itemsize < 4 else original.dtype
-        self.delta = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
-        self.register_buffer("index", None if index is None else index.to(device))
+        self.delta = nn.Parameter(torch.zeros(shape, dtype=dtype, device=original.device))
+        self.register_buffer("index", None if index is None else index.to(original.device))
 
     def forward(self, original: Tensor) -> Tensor:
         wide = original if original.dtype.itemsize >= 4 else original.float()
@@ -135,8 +145,7 @@ class WeightTraining:
         self._sharing = {name: tied.get(name, (name,)) for name in self._targets}
         self._trained: list[tuple[str, _Delta]] = []
         self._required: dict[str, bool] = {}
-        self._lent = ExitStack()
-        require_unquantized(model, "so they cannot be trained")
+        require_trainable(model)
 
     def __enter__(self) -> Self:
         self._required = requiring(self._model)
@@ -149,9 +158,12 @@ class WeightTraining:
                     if parameter is None:
                         continue
                     axis = row_axis(module) if name == "weight" else 0
-                    delta = _Delta(parameter, axis, index, runs_on(module))
+                    delta = _Delta(parameter, axis, index)
                     for sharer in self._sharing[module_name]:
-                        self._train(self._model.get_submodule(sharer), name, delta)
+                        # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
+                        parametrize.register_parametrization(
+                            self._model.get_submodule(sharer), name, delta, unsafe=True
+                        )
                     self._trained.append((f"{module_name}.{name}", delta))
         except BaseException:
             self._restore()
@@ -160,14 +172,6 @@ class WeightTraining:
 
     def __exit__(self, *details: object) -> None:
         self._restore()
-
-    def _train(self, module: nn.Module, name: str, delta: _Delta) -> None:
-        hook = hook_of(module)
-        if hook is None:
-            # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
-            parametrize.register_parametrization(module, name, delta, unsafe=True)
-        else:
-            self._lent.enter_context(hook.changed(module, name, delta))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -182,12 +186,8 @@ class WeightTraining:
             generator: On the CPU; decides the signs, parameter by parameter in the order of training.
         """
         for name, delta in self._trained:
-            module = self._model.get_submodule(name.rpartition(".")[0])
-            kept = name.rpartition(".")[2]
-            if parametrize.is_parametrized(module, kept):
-                original = getattr(module.parametrizations, kept).original
-            else:
-                original = weight_of(self._model, name)
+            path, _, kept = name.rpartition(".")
+            original = getattr(self._model.get_submodule(path).parametrizations, kept).original
             rows = (
                 original if delta.index is None else original.index_select(delta.axis, delta.index.to(original.device))
             )
@@ -202,7 +202,6 @@ class WeightTraining:
         )  # fmt: skip
 
     def _restore(self) -> None:
-        self._lent.close()
         for module_name in dict.fromkeys(name for sharing in self._sharing.values() for name in sharing):
             module = self._model.get_submodule(module_name)
             for name in ("weight", "bias"):

@@ -165,7 +165,7 @@ def _where(lm: LanguageModel) -> str:
         place = f"cuda:{place}" if place.isdigit() else place
         sizes[place] = sizes.get(place, 0) + weight.numel() * weight.element_size()
     shown = [f"{size / (1 << 20):,.0f} MiB on {place}" for place, size in sorted(sizes.items(), key=lambda it: -it[1])]
-    return ", ".join(shown) + (", read as they are needed" if lm.streamed else "")
+    return ", ".join(shown) + (", read as they are needed" if lm.offloaded else "")
 
 
 def peak_memory() -> str:

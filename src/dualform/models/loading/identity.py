@@ -156,16 +156,28 @@ def digest_of_weights(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype 
     return found.hexdigest()[:16]
 
 
-def _commit(name: str) -> str:
-    """Commit of a hub model, in the cache or else on the hub; empty where neither can tell."""
-    if name.count("/") != 1:
-        return ""
-    with contextlib.suppress(OSError, HFValidationError, TransportError):
+def cached_commit(name: str) -> str | None:
+    """Commit of the hub repository whose files in the cache are those of a model; None for any other model.
+
+    Args:
+        name: As `load_model` takes it.
+    """
+    if name in PACKAGED_MODELS or name.count("/") != 1 or Path(name).expanduser().exists():
+        return None
+    with contextlib.suppress(OSError, HFValidationError):
         for file in ("config.json", "adapter_config.json"):
             cached = try_to_load_from_cache(name, file)
             if isinstance(cached, str):
                 # .../snapshots/COMMIT/config.json
                 return Path(cached).parent.name
+    return None
+
+
+def _commit(name: str) -> str:
+    """Commit of a hub model, in the cache or else on the hub; empty where neither knows it."""
+    if name.count("/") != 1:
+        return ""
+    with contextlib.suppress(OSError, HFValidationError, TransportError):
         # Or the same sweep would find other cells once the model is in the cache.
-        return HfApi().model_info(name, timeout=10).sha or ""
+        return cached_commit(name) or HfApi().model_info(name, timeout=10).sha or ""
     return ""

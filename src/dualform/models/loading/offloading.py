@@ -1,8 +1,8 @@
-"""Weights that are brought in for the length of their module's forward and dropped again: disk and CPU offload.
+"""Offloaded weights: they lie on disk or on the CPU, and are in place only while their module runs.
 
-accelerate does the bringing: outside a forward such a parameter lies on the meta device, with a shape and no numbers.
-What the rest of dualform needs beside it stands here: a weight's numbers, changes lent to a weight that is not there,
-and a backward that brings weights in a second time instead of holding on to all of them.
+accelerate brings them in. Outside its module's forward such a parameter lies on the meta device, with a shape and no
+numbers. This file adds what dualform needs besides: a weight's numbers, a changed weight for the length of a block, and
+a probing backward that reads weights again instead of holding all of them. Offloaded weights are read, not trained.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,39 +15,39 @@ import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook
 from torch import Tensor, nn
 
+from dualform.errors import ModelError
+from dualform.models.compat import accelerate_hook, own_parameters, set_accelerate_hook
+
 Change = Callable[[Tensor], Tensor]
 """From a weight to the one to be used in its place."""
 
 
 @dataclass
-class _Present:
-    """What of a model's streamed weights is there at this moment."""
+class _Loaded:
+    """Which of a model's offloaded weights are in place at this moment."""
 
     weights: dict[tuple[int, str], tuple[Tensor, Callable[[], Tensor]]] = field(default_factory=dict)
-    """Hook and name -> the tensor that its module computes with, and how to get it again."""
+    """Hook and name -> the tensor that its module computes with, and how to read it again."""
 
 
-class StreamedWeights(AlignDevicesHook):
-    """accelerate's hook of one module, with changes lent to its weights.
-
-    A changed weight is no parameter: it keeps its graph, so that a change can be trained.
-    """
+class OffloadedWeights(AlignDevicesHook):
+    """accelerate's hook of one module, which can also patch its weights."""
 
     _changes: dict[str, list[Change]]
-    _there: dict[str, nn.Parameter | None]
-    _present: _Present
+    _unpatched: dict[str, nn.Parameter | None]
+    _loaded: _Loaded
 
     @classmethod
-    def of(cls, hook: AlignDevicesHook, present: _Present) -> Self:
-        """In place of accelerate's own."""
+    def of(cls, hook: AlignDevicesHook, loaded: _Loaded) -> Self:
+        """The same hook as accelerate's."""
         found = cls.__new__(cls)
-        found.__dict__.update(vars(hook), _changes={}, _there={}, _present=present)
+        found.__dict__.update(vars(hook), _changes={}, _unpatched={}, _loaded=loaded)
         return found
 
     def value(self, module: nn.Module, name: str) -> Tensor:
         """The numbers of one of the module's parameters, in its dtype, where the module computes."""
         value: Tensor = self.weights_map[name]
-        known = module._parameters[name]
+        known = own_parameters(module)[name]
         return value.to(device_in(self), value.dtype if known is None else known.dtype)
 
     @contextmanager
@@ -65,88 +65,82 @@ class StreamedWeights(AlignDevicesHook):
             self._put_back(module)
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Bring the weights in, and change them."""
+        """Bring the weights in, and patch them."""
         moved = super().pre_forward(module, *args, **kwargs)
-        for name, weight in module._parameters.items():
-            # One that is to have a gradient is held by its graph in any case.
-            if weight is not None and not weight.requires_grad:
-                self._present.weights[id(self), name] = weight.data, partial(self.value, module, name)
+        parameters = own_parameters(module)
+        for name, weight in parameters.items():
+            if weight is not None:
+                self._loaded.weights[id(self), name] = weight.data, partial(self.value, module, name)
         for name, changes in self._changes.items():
-            loaded = module._parameters.get(name)
-            self._there[name] = loaded
-            original = _missing_bias(module) if loaded is None else partial(self.value, module, name)
-            changed = _changed(original() if loaded is None else loaded, tuple(changes))
-            # As torch's own functional_call does it: a plain tensor where a parameter stood.
-            module._parameters[name] = changed  # type: ignore[assignment]
-            self._present.weights[id(self), f"{name}, changed"] = (
-                changed.detach(),
-                partial(_changed_again, original, tuple(changes)),
-            )
+            loaded = self._unpatched[name] = parameters.get(name)
+            weight_now = _zero_bias(module) if loaded is None else loaded.data
+            for change in changes:
+                weight_now = change(weight_now)
+            parameters[name] = nn.Parameter(weight_now, requires_grad=False)
         return moved
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         """Drop them."""
         self._put_back(module)
-        for key in [key for key in self._present.weights if key[0] == id(self)]:
-            del self._present.weights[key]
+        for key in [key for key in self._loaded.weights if key[0] == id(self)]:
+            del self._loaded.weights[key]
         return super().post_forward(module, output)
 
     def _put_back(self, module: nn.Module) -> None:
-        for name, loaded in self._there.items():
-            module._parameters[name] = loaded
-        self._there.clear()
+        own_parameters(module).update(self._unpatched)
+        self._unpatched.clear()
 
 
-def _changed(weight: Tensor, changes: tuple[Change, ...]) -> Tensor:
-    for change in changes:
-        weight = change(weight)
-    return weight
-
-
-def _changed_again(original: Callable[[], Tensor], changes: tuple[Change, ...]) -> Tensor:
-    return _changed(original(), changes)
-
-
-def _missing_bias(module: nn.Module) -> Callable[[], Tensor]:
-    """Zeros for a linear that has none."""
-    # The weight may be a changed one already, and so no parameter.
-    weight: Tensor = module.weight  # type: ignore[assignment] # of a linear
+def _zero_bias(module: nn.Module) -> Tensor:
+    """Zeros for a linear that has no bias."""
+    weight = module.get_parameter("weight")
     n_out = weight.shape[0 if isinstance(module, nn.Linear) else 1]
-    return partial(torch.zeros, n_out, dtype=weight.dtype, device=weight.device)
+    return torch.zeros(n_out, dtype=weight.dtype, device=weight.device)
 
 
-def stream_(model: nn.Module) -> None:
-    """Put hooks that know changes in the place of accelerate's, where there are any; done twice is done once."""
-    present = _Present()
+def replace_hooks_(model: nn.Module) -> None:
+    """Replace accelerate's hooks of offloaded weights by ours, where there are any; twice is as good as once."""
+    loaded = _Loaded()
+
+    def replaced(hook: Any) -> Any:
+        plain = isinstance(hook, AlignDevicesHook) and not isinstance(hook, OffloadedWeights)
+        return OffloadedWeights.of(hook, loaded) if plain and hook.offload else hook
+
     for module in model.modules():
-        hook = vars(module).get("_hf_hook")
+        hook = accelerate_hook(module)
         if isinstance(hook, SequentialHook):
-            hook.hooks = tuple(_streaming(one, present) for one in hook.hooks)
+            hook.hooks = tuple(map(replaced, hook.hooks))
         elif hook is not None:
-            module._hf_hook = _streaming(hook, present)
+            set_accelerate_hook(module, replaced(hook))
 
 
-def _streaming(hook: Any, present: _Present) -> Any:
-    plain = isinstance(hook, AlignDevicesHook) and not isinstance(hook, StreamedWeights)
-    return StreamedWeights.of(hook, present) if plain and hook.offload else hook
-
-
-def hook_of(module: nn.Module) -> StreamedWeights | None:
+def hook_of(module: nn.Module) -> OffloadedWeights | None:
     """The hook that brings in a module's own weights; None where these are simply there."""
-    for hook in _hooks(module):
-        if isinstance(hook, StreamedWeights):
-            return hook
-    return None
+    return next((hook for hook in _hooks(module) if isinstance(hook, OffloadedWeights)), None)
 
 
 def _hooks(module: nn.Module) -> tuple[Any, ...]:
-    hook = vars(module).get("_hf_hook")
+    hook = accelerate_hook(module)
     return tuple(hook.hooks) if isinstance(hook, SequentialHook) else () if hook is None else (hook,)
 
 
-def is_streamed(model: nn.Module) -> bool:
-    """Whether some weights of a model are not in memory between forwards."""
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether some weights of a model are not in place between forwards."""
     return any(hook_of(module) is not None for module in model.modules())
+
+
+def require_in_memory(model: nn.Module) -> None:
+    """Check that weights can be trained as far as their place goes.
+
+    Raises:
+        ModelError: Some are offloaded.
+    """
+    if is_offloaded(model):
+        raise ModelError(
+            f"{type(model).__name__}: some of its weights are offloaded to disk or CPU, where they can be read but not "
+            "trained. Load it whole: a smaller dtype (--dtype bfloat16), a larger --max-memory, a --device-map over "
+            "more GPUs or a smaller model; or compare what needs no gradients (--learners zsl,icl,fold)."
+        )
 
 
 def device_in(hook: Any) -> torch.device:
@@ -163,7 +157,7 @@ def runs_on(module: nn.Module) -> torch.device:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model wants its token ids: the embeddings' device."""
+    """Where a model expects its token ids: the embeddings' device."""
     return runs_on(model.get_input_embeddings())
 
 
@@ -192,7 +186,7 @@ def named_weights(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 @contextmanager
-def lent(model: nn.Module, name: str, change: Change) -> Iterator[None]:
+def patched(model: nn.Module, name: str, change: Change) -> Iterator[None]:
     """A block in which one parameter is another; afterwards it is the same tensor as before, bit for bit."""
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
@@ -222,7 +216,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def requiring(model: nn.Module) -> dict[str, bool]:
-    """Which weights require a gradient, by name: a streamed one is another tensor after every forward."""
+    """Which weights require a gradient, by name: an offloaded one is another tensor after every forward."""
     # Tied ones under each of their names, since a forward may part them.
     return {name: weight.requires_grad for name, weight in model.named_parameters(remove_duplicate=False)}
 
@@ -234,40 +228,26 @@ def require_(model: nn.Module, required: Mapping[str, bool]) -> None:
 
 
 @contextmanager
-def stood_in(module: nn.Module) -> Iterator[None]:
-    """A block in which a streamed weight has its shape, dtype and device, but no numbers, for code that only looks."""
-    hook = hook_of(module)
-    absent = {} if hook is None else {name: one for name, one in module._parameters.items() if one is not None}
-    try:
-        for name, weight in absent.items():
-            blank = torch.zeros((), dtype=weight.dtype, device=runs_on(module)).expand(weight.shape)
-            module._parameters[name] = nn.Parameter(blank, requires_grad=False)
-        yield
-    finally:
-        module._parameters.update(absent)
+def read_again_backward(model: nn.Module) -> Iterator[None]:
+    """A block whose forwards leave no offloaded weight in the graph: the backward reads each again.
 
-
-@contextmanager
-def dropped_between(model: nn.Module) -> Iterator[None]:
-    """A block whose forwards leave no streamed weight in the graph: the backward brings each in again.
-
-    Without it the graph would hold every weight that the forward has passed, and so the whole model at once. It still
-    holds those that require a gradient themselves (`frozen`).
+    Without it the graph would hold every weight that the forward has passed, and so the whole model at once. The
+    weights must be frozen (`frozen`) and not patched.
     """
-    known = {id(hook._present): hook._present for hook in map(hook_of, model.modules()) if hook is not None}
+    known = {id(hook._loaded): hook._loaded for hook in map(hook_of, model.modules()) if hook is not None}
     if not known:
         yield
         return
 
-    def pack(tensor: Tensor) -> "Tensor | _Absent":
-        # What is saved while a module runs, and lies in one of its weights, can be had again.
-        for present in known.values():
-            for weight, again in present.weights.values():
+    def pack(tensor: Tensor) -> "Tensor | _View":
+        # What is saved while a module runs, and lies in one of its weights, can be read again.
+        for loaded in known.values():
+            for weight, again in loaded.weights.values():
                 if weight.device != tensor.device or weight.dtype != tensor.dtype or not weight.is_contiguous():
                     continue
                 offset, odd = divmod(tensor.data_ptr() - weight.data_ptr(), weight.element_size())
                 if not odd and 0 <= offset < weight.numel():
-                    return _Absent(again, tensor.shape, tensor.stride(), offset)
+                    return _View(again, tensor.shape, tensor.stride(), offset)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
@@ -275,8 +255,8 @@ def dropped_between(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Absent:
-    """A view of a streamed weight that can be had again."""
+class _View:
+    """A view of an offloaded weight that can be read again."""
 
     again: Callable[[], Tensor]
     size: torch.Size
@@ -285,7 +265,7 @@ class _Absent:
     """From the weight's first number."""
 
 
-def _unpack(saved: "Tensor | _Absent") -> Tensor:
+def _unpack(saved: "Tensor | _View") -> Tensor:
     if isinstance(saved, Tensor):
         return saved
     with torch.no_grad():

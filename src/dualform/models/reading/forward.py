@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 
 from dualform.errors import ModelError
 from dualform.models.hooks import Hooks
-from dualform.models.loading.offloading import dropped_between, input_device
+from dualform.models.loading.offloading import input_device
 from dualform.models.reading.attention import AttentionCall, plain_attention, tapped
 from dualform.models.reading.capture import Recorder
 from dualform.models.reading.watch import AttentionWatch, SeenAttention
@@ -54,7 +54,7 @@ def forward_rows(
 
     with Hooks(model) as hooks:
         hooks.before(model.get_output_embeddings(), cut)
-        with torch.set_grad_enabled(gradients), dropped_between(model) if gradients else nullcontext():
+        with torch.set_grad_enabled(gradients):
             logits = model(**inputs).logits
     # A model divided over several devices hands its logits back to where its input was.
     return logits[0], kept[0].to(logits.device)

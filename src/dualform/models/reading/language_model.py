@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dualform.errors import ContextError, ModelError, NumericalError
-from dualform.models.loading.offloading import input_device, is_streamed, named_weights, stream_
+from dualform.models.loading.offloading import input_device, is_offloaded, named_weights, replace_hooks_
 from dualform.models.loading.quantized import precision_of, token_by_token
 from dualform.models.loading.untouched import (
     compare_with_untouched,
@@ -142,7 +142,7 @@ class LanguageModel:
         # Probing needs gradients, whatever the caller has switched off.
         with ordinary_torch():
             _require_ordinary_weights(model)
-            stream_(model)
+            replace_hooks_(model)
             forget_lengths_(model)
             with token_by_token(model):
                 untouched = read_untouched(model, tokenizer, checked_lengths(model))
@@ -192,9 +192,9 @@ class LanguageModel:
         return precision_of(self.model)
 
     @property
-    def streamed(self) -> bool:
+    def offloaded(self) -> bool:
         """Whether some weights are brought in for the length of a forward only (`offload`)."""
-        return is_streamed(self.model)
+        return is_offloaded(self.model)
 
     @property
     def bos(self) -> int | None:
@@ -233,7 +233,7 @@ class LanguageModel:
             for name, module in self.model.named_modules()
             if type(module) is nn.Linear and name not in trained
         ]
-        plain = not self.streamed and self.quantized is None
+        plain = not self.offloaded and self.quantized is None
         return PackedProducts(weights) if plain and weights and packable(weights) else nullcontext()
 
     def groups(self, queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:

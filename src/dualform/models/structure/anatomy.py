@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from dualform.errors import ModelError
 from dualform.models.compat import can_set_attention, own_parameters, set_config_attention
 from dualform.models.hooks import Hooks
-from dualform.models.loading.offloading import dropped_between, frozen, lent
+from dualform.models.loading.offloading import frozen, patched, read_again_backward
 from dualform.models.loading.quantized import precision_of
 from dualform.models.reading.attention import NAME, AttentionCall, plain_attention, tapped
 from dualform.models.reading.watch import AttentionWatch, SeenAttention
@@ -329,7 +329,7 @@ def _observe(model: PreTrainedModel, registry: bool, nudge: Callable[[Tensor], T
             else:
                 hooks.before(module, partial(begin, module))
         hooks.after(model.get_input_embeddings(), begin_graph)
-        with torch.enable_grad(), frozen(model), dropped_between(model), _looking(model, registry, observed, nudge):
+        with torch.enable_grad(), frozen(model), read_again_backward(model), _looking(model, registry, observed, nudge):
             model(input_ids=ids, use_cache=False)
     return observed
 
@@ -648,7 +648,7 @@ def _nudge_rows(
         return weight.index_fill(axis, rows.index.to(weight.device), 0.01)
 
     read: list[bool] = []
-    with Hooks(model) as hooks, lent(model, f"{rows.module}.weight", nudged):
+    with Hooks(model) as hooks, patched(model, f"{rows.module}.weight", nudged):
         hooks.before(rows.module, lambda x: read.append(x is None or bool(x.any())))
         after = _first_layer(model, registry)
     if not any(read):

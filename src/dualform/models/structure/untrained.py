@@ -32,7 +32,7 @@ def untrained(lm: LanguageModel, *, seed: int, keep_embeddings: bool = False) ->
         The untrained baselines of arXiv:2311.07772v4 (all weights drawn; embeddings trained only). Weights are drawn
         by the family's own initialisation in transformers, at the scale that the config names.
     """
-    if len(set(getattr(lm.model, "hf_device_map", None) or {"": ""}.values())) > 1 or lm.streamed:
+    if len(set(getattr(lm.model, "hf_device_map", None) or {"": ""}.values())) > 1 or lm.offloaded:
         raise ModelError(
             f"{lm.name} is divided by a device map, and an untrained model of its size would be built whole. Leave out "
             "the controls untrained and embeddings."
