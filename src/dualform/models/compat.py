@@ -105,7 +105,7 @@ def forget_accelerator(processes: bool) -> None:
 # torch: modules
 
 
-def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+def own_parameters(module: nn.Module) -> dict[str, Any]:
     """A module's parameters by name, to be read and written: also plain tensors can be put there for a forward."""
     return module._parameters
 

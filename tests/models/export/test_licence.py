@@ -66,15 +66,22 @@ def test_front_matter_may_name_one_several_or_none(header: dict[str, object], ex
     assert licence_in(header) == expected
 
 
-def test_front_matter_stands_at_the_top_alone() -> None:
-    assert front_matter("---\na: 1\n---\ntext") == {"a": 1}
-    assert front_matter("\ufeff---\r\na: 1\r\n---\r\n") == {"a": 1}
-    assert front_matter("text\n---\na: 1\n---\n") is None
-    assert front_matter("---\na: 1\n") is None
-    with pytest.raises(ValueError, match="not a map"):
-        front_matter("---\n[1]\n---\n")
+def metadata_of(card: str, folder: Path) -> dict[str, object] | None:
+    (folder / "README.md").write_bytes(card.encode())
+    return front_matter(folder / "README.md")
+
+
+def test_front_matter_stands_at_the_top_alone(tmp_path: Path) -> None:
+    assert metadata_of("---\na: 1\n---\ntext", tmp_path) == {"a": 1}
+    assert metadata_of("\ufeff---\r\na: 1\r\n---\r\n", tmp_path) == {"a": 1}
+    assert metadata_of("text\n---\na: 1\n---\n", tmp_path) is None
+    assert metadata_of("---\na: 1\n", tmp_path) is None
+    with pytest.raises(ValueError, match="dict"):
+        metadata_of("---\n[1]\n---\n", tmp_path)
     with pytest.raises(ValueError, match="found"):
-        front_matter("---\na: [\n---\n")
+        metadata_of("---\na: [\n---\n", tmp_path)
+    with pytest.raises(OSError, match="none"):
+        front_matter(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -87,11 +94,13 @@ def test_front_matter_stands_at_the_top_alone() -> None:
         "---\nlicense: other\nnote: ---x\n---\n",
     ],
 )
-def test_front_matter_ends_where_the_hubs_own_reader_ends_it(card: str) -> None:
-    header = front_matter(card)
+def test_front_matter_ends_where_the_hubs_own_reader_ends_it(card: str, tmp_path: Path) -> None:
+    header = metadata_of(card, tmp_path)
     assert header is not None
     assert header["license"] == ModelCard(card).data.to_dict()["license"] == "other"
 
 
-def test_front_matter_may_be_empty() -> None:
-    assert front_matter("---\n---\n# A model\n") == front_matter("---\n---") == front_matter("---\n\n---\n") == {}
+def test_front_matter_may_be_empty(tmp_path: Path) -> None:
+    assert not metadata_of("---\n---\n# A model\n", tmp_path)
+    assert not metadata_of("---\n---", tmp_path)
+    assert not metadata_of("---\n\n---\n", tmp_path)

@@ -191,7 +191,7 @@ def test_weights_cut_short_are_not_sent(folder: Path) -> None:
         ("# A model\n", "has no metadata at its top"),
         ("---\n---\n# A model\n", "has no metadata at its top"),
         ("---\ntags: [a\n---\n", "cannot be read"),
-        ("---\n- a\n---\n", "not a map of names"),
+        ("---\n- a\n---\n", "should be a dict"),
         ("---\nlicense: 3\n---\n", "license 3"),
         ("---\ntags: [1]\n---\n", "tags [1]"),
         ("---\nbase_model: /home/me/model\n---\n", "base_model '/home/me/model'"),

@@ -9,9 +9,9 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from dualform._version import __version__
 from dualform.errors import ConfigError
@@ -167,20 +167,19 @@ def _check(facts: CardFacts) -> None:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    adapter = facts.form == "adapter"
-    header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers"}
-    if base := _hub_base(facts):
-        header["base_model"] = base
-        header["base_model_relation"] = "adapter" if adapter else "finetune"
-    if facts.licence is not None:
-        header["license"] = facts.licence.id
-        named = {"license_name": facts.licence.name, "license_link": facts.licence.link}
-        header |= {name: value for name, value in named.items() if value is not None}
-    if facts.dataset is not None and _HUB_ID.fullmatch(facts.dataset):
-        header["datasets"] = [facts.dataset]
-    header["pipeline_tag"] = "text-generation"
-    header["tags"] = ["dualform", "in-context-learning", "folded-prompt", *(["lora"] if adapter else [])]
-    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
+    adapter, base, licence = facts.form == "adapter", _hub_base(facts), facts.licence
+    data = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        base_model=base,
+        license=None if licence is None else licence.id,
+        license_name=None if licence is None else licence.name,
+        license_link=None if licence is None else licence.link,
+        datasets=[facts.dataset] if facts.dataset is not None and _HUB_ID.fullmatch(facts.dataset) else None,
+        pipeline_tag="text-generation",
+        tags=["dualform", "in-context-learning", "folded-prompt", *(["lora"] if adapter else [])],
+        base_model_relation=("adapter" if adapter else "finetune") if base else None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", flags=re.ASCII)

@@ -27,13 +27,13 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError, ModelError, StorageError
 from dualform.files import explain_storage_errors
 from dualform.models.editing.edit import WeightDelta, applied, lacks_bias
+from dualform.models.export.files import CARD, OF_A_STUDY, PART_OF_A_MODEL
 from dualform.models.hooks import Hooks
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import Anatomy, is_linear, row_axis
 from dualform.models.structure.bias import output_bias, skeleton, switched
 from dualform.ops.low_rank import LowRank, low_rank
 
-CARD = "README.md"
 _REMEDY = "Free some space or choose another folder."
 
 
@@ -250,16 +250,10 @@ def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
         )
 
 
-_OWN_FILES = re.compile(
-    r"(README\.md)|(result\.json)|(report\.html)|((adapter_|added_|chat_|config|generation_|merges|model|preprocessor_|special_|spiece|tokenizer|vocab)"
-    r".*\.(json|jinja|safetensors|model|txt))"
-)
-"""Of a checkpoint or an adapter, and what a study leaves beside it."""
-
-
 def _belongs(path: Path) -> bool:
     """Whether something is a file of a checkpoint or adapter; folders, such as other checkpoints, are not."""
-    return path.is_file() and not path.is_symlink() and _OWN_FILES.fullmatch(path.name) is not None
+    ours = path.name in OF_A_STUDY or PART_OF_A_MODEL.fullmatch(path.name) is not None
+    return ours and path.is_file() and not path.is_symlink()
 
 
 def require_plain_weights(lm: LanguageModel) -> None:

@@ -1,24 +1,16 @@
 """Under which terms a base model comes: what is made from it comes under them, too."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
 
 from dualform.models.loading.checkpoint_files import require_file
 from dualform.models.loading.packaged import PACKAGED_MODELS
-
-_LINE_END = r"(?:\r\n|\r|\n)"
-# The hub's own pattern (`REGEX_YAML_BLOCK` of its client), and an empty block besides: what it reads between the lines
-# is what must be judged here. A byte order mark, and blanks behind the first line, are what editors leave.
-_FRONT_MATTER = re.compile(
-    rf"\ufeff?\s*---[ \t]*{_LINE_END}(?:(.*?){_LINE_END})?---[ \t]*(?:{_LINE_END}|$)", flags=re.DOTALL
-)
 
 FREE = frozenset(
     {
@@ -88,25 +80,23 @@ def licence_in(header: Mapping[str, Any]) -> Licence | None:
     return Licence(chosen, own if isinstance(own, str) else None, link if isinstance(link, str) else None)
 
 
-def front_matter(card: str) -> dict[str, Any] | None:
-    """Metadata at the top of a model card.
+def front_matter(card: Path) -> dict[str, Any] | None:
+    """Metadata at the top of a model card, as the hub's own client reads it.
+
+    Args:
+        card: The file.
+
+    Returns:
+        The map; None where the card has none, or an empty one.
 
     Raises:
         ValueError: It is no YAML, or no map of names.
-
-    Returns:
-        The map; None where the card has none.
+        OSError: The file cannot be read.
     """
-    block = _FRONT_MATTER.match(card)
-    if block is None:
-        return None
     try:
-        header = yaml.safe_load(block[1] or "") or {}
+        return metadata_load(card)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
-    if not isinstance(header, dict):
-        raise ValueError(f"it is {type(header).__name__}, not a map of names")
-    return header
 
 
 _MOST_BYTES = 4 << 20
@@ -117,7 +107,7 @@ def _read(folder: Path) -> Licence | None:
     try:
         # Anyone's file: it may be a pipe, which would never end, or huge.
         require_file(folder / "README.md", _MOST_BYTES)
-        header = front_matter((folder / "README.md").read_text(encoding="utf-8"))
+        header = front_matter(folder / "README.md")
     except (OSError, ValueError):
         return None
     return licence_in(header or {})

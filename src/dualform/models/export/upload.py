@@ -1,7 +1,6 @@
 """A folded model on the hub: what would be sent is checked and shown first, and nothing else is ever sent."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from dualform._version import __version__
 from dualform.errors import ConfigError, HubError
-from dualform.models.export.checkpoint import CARD
+from dualform.models.export.files import CARD, OF_A_STUDY, PART_OF_A_MODEL, PICKLED, WEIGHTS
 from dualform.models.export.licence import GEMMA_NOTICE, Licence, front_matter, licence_in
 from dualform.plain_text import plain
-
-_PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|npy|npz|h5|msgpack)", flags=re.IGNORECASE)
-_MAY_GO = re.compile(
-    r"README\.md|LICEN[CS]E(\.txt|\.md)?|NOTICE(\.txt|\.md)?|USE_POLICY\.md|\.gitattributes|"
-    r"(adapter_|added_|chat_|config|generation_|merges|model|preprocessor_|special_|spiece|tokenizer|vocab)"
-    r"[\w.-]*\.(json|jinja|safetensors|model|txt)|additional_chat_templates/[\w.-]+\.jinja",
-    flags=re.ASCII,
-)
-"""Names of what belongs to a checkpoint or an adapter, seen from its folder."""
-_OF_A_STUDY = ("result.json", "report.html")
-"""What `dualform fold` and `dualform report` leave beside a checkpoint."""
-_WEIGHTS = re.compile(r"(adapter_)?model[\w.-]*\.safetensors(\.index\.json)?", flags=re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -144,6 +131,7 @@ def upload(
     if token is None:
         raise HubError("no token for the hub: log in with `hf auth login`, or set HF_TOKEN to one that may write.")
     api = HfApi(endpoint=endpoint, token=token, library_name="dualform", library_version=__version__)
+    # Not `upload_folder`, which would leave out in silence a file that is gone since the plan was made.
     operations = [
         CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=plan.folder / file.name) for file in plan.files
     ]
@@ -192,15 +180,15 @@ def _files(folder: Path) -> list[UploadFile]:
             continue
         if not path.is_file():
             raise ConfigError(f"{folder} holds {name!r}, a device or a pipe, which cannot be sent. Remove it.")
-        if name in _OF_A_STUDY:
+        if name in OF_A_STUDY:
             # Numbers and settings of this machine, its paths among them; the card says what others need.
             continue
-        if _PICKLED.fullmatch(name):
+        if PICKLED.fullmatch(name):
             raise ConfigError(
                 f"{folder} holds {name!r}: pickled and packed arrays may run code when they are read, so they are not "
                 "sent. Remove it, or save it as safetensors."
             )
-        if not _MAY_GO.fullmatch(name):
+        if not PART_OF_A_MODEL.fullmatch(name):
             raise ConfigError(
                 f"{folder} holds {name!r}, which is no part of a checkpoint or an adapter. Remove it, or send a folder "
                 "without it: whatever is in the folder is sent."
@@ -245,7 +233,7 @@ def _card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     remedy = "Fold again, or mend it: the hub shows it as the model's page."
     try:
-        header = front_matter(path.read_text(encoding="utf-8"))
+        header = front_matter(path)
     except OSError as error:
         raise ConfigError(f"{folder} has no card ({CARD}). {remedy}") from error
     except ValueError as error:
@@ -324,7 +312,7 @@ def _check_repository(plan: UploadPlan, private: bool, names: Sequence[str]) -> 
             "or choose another name."
         )
     planned = {file.name for file in plan.files}
-    other = sorted(name for name in names if _WEIGHTS.fullmatch(name) and name not in planned)
+    other = sorted(name for name in names if WEIGHTS.fullmatch(name) and name not in planned)
     if other:
         raise ConfigError(
             f"{plan.repo_id} holds {other[0]}, weights of another model, among which these would lie: nothing was "
