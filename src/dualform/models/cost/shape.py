@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dualform.errors import ModelError
+from dualform.models.compat import can_set_attention
 from dualform.models.cost.work import TrainedWeights
 from dualform.models.loading.load import laid_out
 from dualform.models.reading.language_model import window_of
@@ -244,7 +245,7 @@ def shape_of(model: PreTrainedModel, anatomy: Anatomy | None = None) -> ModelSha
         n_linears=len(linears),
         window=window,
         n_windowed=sum("sliding" in str(kind) for kind in types) if types else (len(layers) if window else 0),
-        registry=bool(type(model)._can_set_attn_implementation()),
+        registry=can_set_attention(model),
         packable=type(head) is nn.Linear or len(plain) < len(linears),
         experts=sum(experts.values()),
         experts_share=share,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dualform.errors import ConfigError, ModelError
+from dualform.models.compat import can_set_attention
 from dualform.models.loading.load import DTYPES, examine_files, laid_out, read_config, read_tokenizer
 from dualform.models.loading.locate import explained, find_model
 from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel
@@ -53,7 +54,7 @@ def meta_model(name: str, *, dtype: str = "float32") -> LanguageModel:
     if model.get_output_embeddings() is None:
         raise ModelError(f"{name} ({type(model).__name__}) has no output head over a vocabulary to read answers from.")
     # Layers cannot be probed for without weights; `LanguageModel.shape` takes them from the config.
-    anatomy = Anatomy((), bool(type(model)._can_set_attn_implementation()))
+    anatomy = Anatomy((), can_set_attention(model))
     lm = LanguageModel(name, model, tokenizer, anatomy, _NoRoute(anatomy), ())
     _ = lm.shape
     return lm
