@@ -12,7 +12,6 @@ import yaml
 from dualform.errors import ConfigError
 from dualform.lab.losses import read_losses
 from dualform.lab.pretraining import pretrain
-from dualform.lab.regression import train_regressor
 from dualform.models.editing.momentum import momentum_of
 from dualform.models.loading.load import load_model
 from dualform.studies.momentum import pretrained as momentum_pretrained
@@ -205,14 +204,11 @@ def test_settings_are_read_as_yaml_and_as_numbers(text: str, value: object) -> N
 def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
     dualform: Command, quick: list[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(momentum_regression, "_ASKED", 64)
-    # A thousand steps, which no option shortens.
-    monkeypatch.setattr(
-        momentum_regression, "train_regressor", lambda *given, **more: train_regressor(*given, **(more | {"steps": 3}))
-    )
+    monkeypatch.setattr(momentum_regression, "_TESTED", 64)
     monkeypatch.setattr(momentum_pretrained, "LENGTH", 16)
     model = save_tiny("gpt2", tmp_path / "gpt2")
     options = ["--tasks", write_task(tmp_path), "-k", "1", "--limit", "4", "--regress", "--pretrained", str(model)]
+    options += ["--regression-steps", "3"]
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     done = dualform("momentum", "compare", *quick, *options, "--out", out)
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ShapeError, TrainingError
-from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor, train_decoders
+from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor
 from dualform.lab.predictors import LeastSquares, by_point
-from dualform.lab.regression_tasks import RegressionTasks, Sequences
+from dualform.lab.regression_tasks import RegressionTasks
+from dualform.lab.training import Training, train
 from dualform.ops.streams import stream
 
 SMALL = DecoderConfig(dimension=3, width=8, layers=2)
@@ -89,10 +90,15 @@ def slowly(model: Decoders, number: int, x: Tensor, y: Tensor) -> float:
     return float(linear("read_out", norm(states[-1])))
 
 
+def trained(seeds: tuple[int, ...], steps: int) -> Decoders:
+    model = Decoders(SMALL, seeds)
+    train(model, TASKS, Training(steps, batch=8))
+    return model.requires_grad_(False)
+
+
 def test_a_seed_learns_the_same_whichever_seeds_learn_beside_it() -> None:
     steps = 12
-    together = train_decoders(SMALL, TASKS, steps=steps, seeds=(1, 2, 3), batch=8)
-    alone = train_decoders(SMALL, TASKS, steps=steps, seeds=(2,), batch=8)
+    together, alone = trained((1, 2, 3), steps), trained((2,), steps)
     x, y = (one.float() for one in some(1, 16))
     expected = alone(x, y)
     torch.testing.assert_close(together.only(2)(x, y), expected, rtol=1e-3, atol=1e-4)
@@ -102,43 +108,14 @@ def test_a_seed_learns_the_same_whichever_seeds_learn_beside_it() -> None:
     assert (together.only(1)(x, y) - expected).abs().max() > 1e-2
 
 
-class _Watched:
-    """Tasks that keep the first numbers of the generator that they are drawn with."""
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    def draw(self, n: int, generator: torch.Generator) -> Sequences:
-        state = generator.get_state()
-        self.seen.append(torch.randn(256, generator=generator))
-        generator.set_state(state)
-        return TASKS.draw(n, generator)
-
-
-def test_a_seeds_sequences_have_nothing_to_do_with_its_weights() -> None:
-    watched = _Watched()
-    train_decoders(SMALL, watched, steps=1, seeds=(1, 2), batch=2)
-    drawn = [*watched.seen, *(torch.randn(256, generator=stream("weights", seed)) for seed in (1, 2))]
-    apart = torch.corrcoef(torch.stack(drawn)).fill_diagonal_(0)
-    # Of 256 pairs without relation the correlation is 0.06 in size on average; of one stream it is 1.
-    assert float(apart.abs().max()) < 0.3
-    first = Decoders(SMALL, (1,)).weights["read_in"][0] * math.sqrt(5)
-    torch.testing.assert_close(first, torch.randn(5, 8, generator=stream("weights", 1)))
-
-
 def test_training_learns_to_regress() -> None:
     losses: list[float] = []
-    model = train_decoders(
-        DecoderConfig(dimension=1, width=16, layers=2),
-        RegressionTasks(dimension=1, points=5),
-        steps=120,
-        seeds=(1,),
-        batch=32,
-        learning_rate=6e-3,
-        after_step=lambda step, loss: losses.append(float(loss)),
-    )
+    model = Decoders(DecoderConfig(dimension=1, width=16, layers=2), (1,))
+    tasks = RegressionTasks(dimension=1, points=5)
+    train(model, tasks, Training(120, 32, 6e-3), after_step=lambda step: losses.append(step.loss))
+    model.requires_grad_(False)
     assert len(losses) == 120
-    one = RegressionTasks(dimension=1, points=5).draw(256, torch.Generator().manual_seed(3), torch.float64)
+    one = tasks.draw(256, torch.Generator().manual_seed(3), torch.float64)
     predictor = InContextPredictor("trained", model.only(1))
     error = (by_point(predictor, one.x, one.y) - one.y).square()[:, 1:].mean()
     untrained = InContextPredictor("untrained", Decoders(model.config, (1,)))
@@ -173,12 +150,14 @@ def test_sequences_of_another_shape_are_named() -> None:
         fresh().predict(x, y, x[:, :2])
 
 
-class _Infinite:
-    def draw(self, n: int, generator: torch.Generator) -> Sequences:
-        one = TASKS.draw(n, generator)
-        return Sequences(one.x, one.y * math.inf, one.clean, one.w)
+def test_first_weights_are_of_a_stream_of_their_own() -> None:
+    first = Decoders(SMALL, (1,)).weights["read_in"][0] * math.sqrt(5)
+    torch.testing.assert_close(first, torch.randn(5, 8, generator=stream("weights", 1)))
 
 
 def test_a_loss_that_is_no_number_is_named() -> None:
-    with pytest.raises(TrainingError, match="step 1"):
-        train_decoders(SMALL, _Infinite(), steps=2, seeds=(1,), batch=2)
+    model = Decoders(SMALL, (1, 2))
+    with torch.no_grad():
+        model.weights["read_out"][1] = math.nan
+    with pytest.raises(TrainingError, match=r"step 1: the loss of small, seed 2 is nan"):
+        train(model, TASKS, Training(2, batch=2), name="small")

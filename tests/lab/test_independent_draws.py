@@ -1,5 +1,7 @@
-"""Streams of one seed: what they are for tells them apart, where an offset beyond 32 bits would not."""
+"""Streams of one seed are independent because their purpose is hashed in; an offset beyond 32 bits would not do."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -7,10 +9,13 @@ import pytest
 import torch
 
 from dualform.lab.constructed_model import Layer
-from dualform.lab.regression import LinearTasks, train_regressor
-from dualform.lab.regression_tasks import RegressionTasks
+from dualform.lab.decoder import DecoderConfig, Decoders
+from dualform.lab.in_context_training import mean_gram, train_together
+from dualform.lab.regression_tasks import RegressionTasks, Sequences
+from dualform.lab.self_attention import SelfAttentionConfig
 from dualform.lab.sequence_model import SequenceModelConfig, train_sequence_model
 from dualform.lab.token_world import TokenWorld
+from dualform.lab.training import Training, train
 from dualform.ops.streams import stream
 
 
@@ -18,12 +23,12 @@ def numbers(generator: torch.Generator) -> torch.Tensor:
     return torch.randn(4096, generator=generator, dtype=torch.float64)
 
 
-def test_a_stream_is_the_same_whenever_it_is_asked_for() -> None:
+def test_equal_arguments_give_equal_streams() -> None:
     assert torch.equal(numbers(stream("weights", 3)), numbers(stream("weights", 3)))
     assert torch.equal(numbers(stream("tuning", 3, 7)), numbers(stream("tuning", 3, 7)))
 
 
-def test_purposes_seeds_and_what_else_is_said_give_unrelated_numbers() -> None:
+def test_other_purposes_seeds_and_numbers_give_independent_streams() -> None:
     purposes = ("weights", "training", "test", "tuning")
     streams = [stream(purpose, seed) for purpose in purposes for seed in range(3)]
     streams += [stream("test", 0, 0), stream("test", 0, 1), stream("test", 0, 2**32)]
@@ -52,26 +57,42 @@ def test_a_constructed_layer_has_nothing_to_do_with_the_words_it_is_drawn_for() 
     assert correlated(again, raw)
 
 
-def test_the_first_batch_is_drawn_from_another_stream_than_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+LLAMA = SequenceModelConfig("softmax", dimension=3, width=8, layers=1, heads=2, mlp=8, llama=True)
+TRAININGS: dict[str, Callable[[RegressionTasks], Any]] = {
+    "mixers": lambda tasks: train_sequence_model(replace(LLAMA, llama=False), tasks, Training(1, 2), seed=4),
+    "llama": lambda tasks: train_sequence_model(LLAMA, tasks, Training(1, 2), seed=4),
+    "decoders": lambda tasks: train(Decoders(DecoderConfig(3, 8, 1), (4,)), tasks, Training(1, 2)),
+    "self-attention": lambda tasks: train_together(SelfAttentionConfig(3), tasks, Training(1, 2), (4,)),
+}
+
+
+@pytest.mark.parametrize("model", TRAININGS)
+def test_the_first_batch_is_drawn_from_another_stream_than_the_weights(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[torch.Tensor] = []
+    draw = RegressionTasks.draw
 
-    def kept(draw: Any) -> Any:
-        def drawn(self: Any, *args: Any) -> Any:
-            seen.append(args[-1].get_state())
-            return draw(self, *args)
+    def kept(self: RegressionTasks, n: int, generator: torch.Generator, *args: Any) -> Sequences:
+        seen.append(generator.get_state())
+        return draw(self, n, generator, *args)
 
-        return drawn
+    monkeypatch.setattr(RegressionTasks, "draw", kept)
+    TRAININGS[model](RegressionTasks(dimension=3, points=4))
+    (state,) = seen
+    assert torch.equal(state, stream("training", 4).get_state())
+    for other in (torch.Generator().manual_seed(4), stream("weights", 4)):
+        assert not torch.equal(state, other.get_state())
 
-    monkeypatch.setattr(RegressionTasks, "draw", kept(RegressionTasks.draw))
-    monkeypatch.setattr(LinearTasks, "draw", kept(LinearTasks.draw))
-    config = SequenceModelConfig("softmax", dimension=3, width=8, layers=1)
-    train_sequence_model(config, RegressionTasks(dimension=3, points=4), steps=1, seed=4, batch=2)
-    train_regressor(LinearTasks(3, 4), (1.0,), steps=1, seed=4, batch=2)
 
-    weights = [torch.Generator().manual_seed(4).get_state(), stream("weights", 4).get_state()]
-    assert len(seen) == 2
-    assert all(torch.equal(state, stream("training", 4).get_state()) for state in seen)
-    assert not any(torch.equal(state, other) for state in seen for other in weights)
+def test_first_weights_of_self_attention_are_of_a_stream_of_their_own() -> None:
+    tasks = RegressionTasks(dimension=3, points=4)
+    kept = train_together(SelfAttentionConfig(3), tasks, Training(1, 2), (4,), keep=(0,))
+    first = kept.model(4, 0).weights["W_K"][0]
+    assert torch.equal(first, SelfAttentionConfig(3).drawn(stream("weights", 4), mean_gram(tasks))["W_K"])
+    # With 16 numbers chance alone may correlate; with 256 of them it does not.
+    wide = SelfAttentionConfig(15).drawn(stream("weights", 4))["W_K"]
+    assert not correlated(wide, torch.randn(256, generator=torch.Generator().manual_seed(4)))
 
 
 def test_offsets_beyond_32_bits_would_give_the_same_numbers() -> None:

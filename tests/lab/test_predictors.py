@@ -20,9 +20,10 @@ from dualform.lab.predictors import (
     Ridge,
     Zero,
     best_descent,
+    best_of,
     by_point,
+    errors_by_point,
 )
-from dualform.lab.regression import errors_by_point
 from dualform.lab.regression_tasks import VON_OSWALD, RegressionTasks, Sequences
 
 TASKS = RegressionTasks(dimension=3, points=8, noise=0.2)
@@ -340,3 +341,34 @@ def test_errors_name_what_was_given() -> None:
         best_descent(x, y, x, y[:, :1], 1)
     with pytest.raises(NumericalError, match="zero or NaN"):
         best_descent(x, y, x, y, 1)
+
+
+def test_heavy_ball_is_ahead_of_descent_where_the_condition_is_bad() -> None:
+    x, y = (
+        t.double()
+        for t in (lambda one: (one.x, one.y))(
+            RegressionTasks(3, 8, condition=100.0).draw(400, torch.Generator().manual_seed(0))
+        )
+    )
+    rates = torch.logspace(-2, 0.5, 16).tolist()
+
+    def error(momenta: tuple[float, ...]) -> float:
+        best = best_of([Descent(6, rate, momentum) for momentum in momenta for rate in rates], x, y, y)
+        return float(errors_by_point(by_point(best, x, y), y)[1:].log().mean())
+
+    assert error((0.0, 0.3, 0.5, 0.7, 0.9)) < error((0.0,)) - 0.02
+
+
+def test_the_best_of_several_predictors_has_the_least_error_and_one_that_overflows_is_none() -> None:
+    one = RegressionTasks(3, 6).draw(50, torch.Generator().manual_seed(0), torch.float64)
+    tried = [Descent(400, 1e9), Ridge(1.0), LeastSquares(), Ridge(0.01), Descent(1, 0.1)]
+    assert best_of(tried, one.x, one.y, one.y) == LeastSquares()
+    assert best_of(tried[:1], one.x, one.y, one.y) == tried[0]
+    assert best_of(tried, one.x, one.y, by_point(Ridge(0.01), one.x, one.y)) == Ridge(0.01)
+
+
+def test_errors_by_point_are_over_that_of_predicting_zero() -> None:
+    target = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    predicted = torch.tensor([[[2.0, 0.0], [2.0, 2.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    # The mean square of what should be predicted is 2.
+    assert errors_by_point(predicted, target).tolist() == [[1.0, 0.0], [1.0, 1.0]]

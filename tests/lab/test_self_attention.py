@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ConfigError, ShapeError, TrainingError
-from dualform.lab.in_context_training import Trained, _drawn, mean_gram, train_together
+from dualform.lab.in_context_training import Trained, _drawn, mean_gram, self_attention_training, train_together
 from dualform.lab.predictors import Descent, DescentPlusPlus, best_descent
 from dualform.lab.regression_tasks import VON_OSWALD, RegressionTasks
 from dualform.lab.self_attention import (
@@ -210,15 +210,16 @@ def test_a_linear_predictors_sensitivity_is_its_w() -> None:
 
 @pytest.mark.parametrize("kind", ["recurrent", "all"])
 def test_seeds_trained_together_are_what_each_is_alone(kind: str) -> None:
-    together = train_together(shape(kind), TASKS, steps=4, seeds=(1, 2), batch=8, keep=(0, 2))
+    training = self_attention_training(4, batch=8)
+    together = train_together(shape(kind), TASKS, training, (1, 2), keep=(0, 2))
     assert together.at == (0, 2, 4)
     for seed in (1, 2):
-        alone = train_together(shape(kind), TASKS, steps=4, seeds=(seed,), batch=8).model(seed)
+        alone = train_together(shape(kind), TASKS, training, (seed,)).model(seed)
         for name, value in together.model(seed).weights.items():
             # Sums of several models are taken in another order.
             torch.testing.assert_close(value, alone.weights[name], rtol=1e-3, atol=1e-5)
     first = together.model(1, 0).weights
-    drawn = shape(kind).drawn(torch.Generator().manual_seed(1), mean_gram(TASKS))
+    drawn = shape(kind).drawn(stream("weights", 1), mean_gram(TASKS))
     assert all(torch.equal(first[name][0], drawn[name]) for name in drawn)
     assert not torch.allclose(together.model(1).weights["P"], together.model(2).weights["P"], atol=1e-3)
 
@@ -247,8 +248,7 @@ def _of_one(*tensors: Tensor) -> list[Tensor]:
     return [tensor[None] for tensor in tensors]
 
 
-def test_sequences_of_one_seed_are_not_those_of_another_that_its_low_bits_are_like() -> None:
-    """Weights are torch's own for the seed; what is trained on is a stream that nothing else is drawn from."""
+def test_sequences_of_a_seed_are_drawn_for_nothing_else() -> None:
     tasks = replace(TASKS, points=N + 16)
     (x, *_) = _drawn(tasks, 2, N, [stream("training", seed) for seed in (1, 2)])
     assert not torch.equal(x[0], x[1])
@@ -261,16 +261,15 @@ def test_sequences_of_one_seed_are_not_those_of_another_that_its_low_bits_are_li
 def test_other_kinds_learn_too(kind: str) -> None:
     tasks = RegressionTasks(D, N + 1)
     losses: list[float] = []
-    train_together(
-        shape(kind), tasks, steps=120, seeds=(1,), batch=32, after_step=lambda step, told: losses.append(told[0])
-    )
+    training = self_attention_training(120, batch=32)
+    train_together(shape(kind), tasks, training, (1,), after_step=lambda step: losses.append(step.loss))
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
     """In the paper's setting, for a tenth of a study's steps or so."""
-    return train_together(SelfAttentionConfig(10), VON_OSWALD, steps=600, seeds=(1, 2), batch=64)
+    return train_together(SelfAttentionConfig(10), VON_OSWALD, self_attention_training(600), (1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -305,11 +304,11 @@ def test_what_cannot_be_is_named() -> None:
     with pytest.raises(ConfigError, match="layers is 0, expected 1 or more; mlp is -1"):
         SelfAttentionConfig(D, layers=0, mlp=-1)
     with pytest.raises(ConfigError, match="inputs of 3 and an example or more; the tasks have 4 and 5"):
-        train_together(shape("linear"), replace(TASKS, dimension=4), steps=1, seeds=(1,))
+        train_together(shape("linear"), replace(TASKS, dimension=4), self_attention_training(1), (1,))
     with pytest.raises(ConfigError, match="not described by products"):
         model_of("softmax").products()
     x, y, asked = examples()
     with pytest.raises(ShapeError, match=r"asked \(sequence, query, 3\); given .*\(4, 2, 2\)"):
         model_of("linear").ask(x, y, asked[..., :2])
-    with pytest.raises(TrainingError, match=r"step \d+: the losses of seeds \[1\] are \[(nan|inf)\]"):
-        train_together(shape("deep"), TASKS, steps=30, seeds=(1,), learning_rate=1e9)
+    with pytest.raises(TrainingError, match=r"step \d+: the loss of seed 1 is (nan|inf) .* fewer examples"):
+        train_together(shape("deep"), TASKS, self_attention_training(30, learning_rate=1e9), (1,))

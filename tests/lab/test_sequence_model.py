@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ConfigError, ShapeError, TrainingError
-from dualform.lab.predictors import Descent, LeastSquares, OnePassSGD, Predictor, Ridge, by_point
+from dualform.lab.predictors import Descent, LeastSquares, OnePassSGD, Predictor, Ridge, by_point, errors_by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.sequence_model import (
     MIXERS,
@@ -17,6 +17,8 @@ from dualform.lab.sequence_model import (
     SequenceModelConfig,
     train_sequence_model,
 )
+from dualform.lab.training import Training
+from dualform.models.editing.momentum import apply_momentum
 from dualform.ops.fast_weights import RULES
 from dualform.ops.streams import stream
 
@@ -33,7 +35,7 @@ def drawn(n: int = 5) -> Sequences:
 
 def trained_a_little(mixer: Mixer, **settings: int) -> SequenceModel:
     """Away from the start, where gates do not depend on the token yet."""
-    model = train_sequence_model(shape(mixer, **settings), TASKS, steps=3, seed=0, batch=4)
+    model = train_sequence_model(shape(mixer, **settings), TASKS, Training(3, batch=4), seed=0)
     return model.double()
 
 
@@ -163,11 +165,9 @@ def test_training_learns() -> None:
     model = train_sequence_model(
         shape("delta", width=16),
         TASKS,
-        steps=80,
+        Training(80, batch=32, learning_rate=1e-2),
         seed=1,
-        batch=32,
-        learning_rate=1e-2,
-        after_step=lambda step, loss: losses.append(loss),
+        after_step=lambda step: losses.append(step.loss),
     )
     assert len(losses) == 80
     one = TASKS.draw(500, torch.Generator().manual_seed(9))
@@ -181,28 +181,31 @@ def test_equal_seeds_train_equal_models_on_sequences_that_the_mixer_has_no_part_
     losses: list[float] = []
     generator = stream("training", 1)
     once = train_sequence_model(
-        shape(mixer), TASKS, steps=2, seed=1, batch=8, after_step=lambda step, loss: losses.append(loss)
+        shape(mixer), TASKS, Training(2, batch=8), seed=1, after_step=lambda step: losses.append(step.loss)
     )
     one = TASKS.draw(8, generator)
     with torch.no_grad():
         first = (SequenceModel(shape(mixer), seed=1)(one.x, one.y) - one.y).square().mean()
     assert losses[0] == pytest.approx(float(first))
-    again = train_sequence_model(shape(mixer), TASKS, steps=2, seed=1, batch=8)
+    again = train_sequence_model(shape(mixer), TASKS, Training(2, batch=8), seed=1)
     for a, b in zip(once.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_a_loss_that_is_no_number_is_named() -> None:
     with pytest.raises(
-        TrainingError, match=r"softmax, step \d+: the (loss|gradient's length) is (nan|inf)\. Lower the learning rate\."
+        TrainingError,
+        match=r"step \d+: the (loss|gradient's norm) of softmax, seed 1 is (nan|inf) .*\. Lower the learning rate\.",
     ):
-        train_sequence_model(shape("softmax"), TASKS, steps=20, seed=1, batch=4, learning_rate=1e30)
+        train_sequence_model(shape("softmax"), TASKS, Training(20, batch=4, learning_rate=1e30), seed=1)
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"mixer": "hopfield"}, "mixer is 'hopfield'; expected one of 'softmax', "),
+        ({"llama": True}, "mixer is 'softmax' and mlp 0; expected 'softmax' and 1 or more"),
+        ({"llama": True, "mixer": "delta", "mlp": 8}, "mixer is 'delta' and mlp 8"),
         ({"heads": 3}, "width 8 cannot be shared out among 3 heads"),
         ({"layers": 0}, "layers is 0; expected 1 or more"),
         ({"chunk": 1}, "chunk is 1; expected 2 or more"),
@@ -219,4 +222,43 @@ def test_tensors_and_tasks_of_another_dimension_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"x must be \(sequence, point, 3\).*\(5, 7, 2\) and \(5, 7\)"):
         model(torch.zeros(5, 7, 2), torch.zeros(5, 7))
     with pytest.raises(ConfigError, match="dimension 3, the tasks have 2"):
-        train_sequence_model(shape("softmax"), RegressionTasks(2, 7), steps=1, seed=0)
+        train_sequence_model(shape("softmax"), RegressionTasks(2, 7), Training(1), seed=0)
+
+
+LLAMA = replace(shape("softmax", width=16, layers=2), mlp=32, llama=True)
+
+
+def test_a_llama_sees_what_is_before_and_nothing_else() -> None:
+    model, one = SequenceModel(LLAMA).double(), drawn()
+    y = one.y.clone()
+    y[:, 3:] += 1
+    with torch.no_grad():
+        before, after = model(one.x, one.y), model(one.x, y)
+    torch.testing.assert_close(after[:, :4], before[:, :4])
+    assert bool(((after - before)[:, 4:].abs() > 1e-9).all())
+
+
+def test_a_llama_learns_from_mixed_tasks_and_an_edited_twin_begins_with_the_same_weights_and_sequences() -> None:
+    mixture = [replace(TASKS, condition=condition) for condition in (1.0, 10.0)]
+    first: dict[str, list[float]] = {"plain": [], "edited": [], "one task": []}
+
+    def begin(name: str, tasks: Any = mixture, **more: Any) -> SequenceModel:
+        kept = first[name]
+        return train_sequence_model(
+            LLAMA, tasks, Training(3, batch=16), seed=1, after_step=lambda step: kept.append(step.loss), **more
+        )
+
+    plain = begin("plain")
+    edited = begin("edited", prepare=lambda transformer: apply_momentum(transformer, 1e-9))
+    begin("one task", mixture[0])
+    assert first["edited"] == pytest.approx(first["plain"], abs=1e-5)
+    for one, other in zip(plain.parameters(), edited.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    # The second batch of the mixture is of another condition number.
+    assert first["plain"][0] == pytest.approx(first["one task"][0])
+    assert first["plain"][1] != pytest.approx(first["one task"][1], abs=1e-3)
+
+    model = train_sequence_model(replace(LLAMA, width=32, mlp=128), TASKS, Training(150, 32, 1e-2), seed=1)
+    one = TASKS.draw(400, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert float(errors_by_point(model(one.x, one.y), one.y)[-1]) < 0.6

@@ -1,37 +1,20 @@
-"""Causal transformers of one shape, one for each seed, trained side by side on in-context regression.
+"""Causal transformers of one shape, one for each seed, trained together on in-context regression.
 
 Models this small spend their time between operations rather than in them, so the seeds of a study share every
 operation: their weights are stacked along a leading axis, and what one of them learns never touches another.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dualform.errors import ShapeError, TrainingError
-from dualform.lab.schedule import set_rate_
+from dualform.errors import ShapeError
+from dualform.lab.regression_tasks import Sequences
 from dualform.ops.streams import stream
-
-
-class _Drawn(Protocol):
-    @property
-    def x(self) -> Tensor: ...
-
-    @property
-    def y(self) -> Tensor: ...
-
-
-class Draws(Protocol):
-    """What sequences are drawn from, such as `RegressionTasks`."""
-
-    def draw(self, n: int, generator: torch.Generator) -> _Drawn:
-        """`n` sequences: x `(sequence, point, d)`, y `(sequence, point)`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -114,6 +97,11 @@ class Decoders(nn.Module):
         """
         everything = torch.ones(asked.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device)
         return self._ask(x, y, asked, everything)
+
+    def losses(self, drawn: Sequence[Sequences]) -> Tensor:
+        """Mean squared error to y, with its noise, over all points, `(seed,)`; see `training.InContextModel`."""
+        x, y = torch.stack([one.x for one in drawn]), torch.stack([one.y for one in drawn])
+        return (self(x, y) - y).square().mean((1, 2))
 
     def only(self, seed: int) -> "Decoders":
         """The model of one seed by itself."""
@@ -203,57 +191,3 @@ def _mask(sees: Tensor) -> Tensor:
 
 def _norm(states: Tensor) -> Tensor:
     return F.rms_norm(states, states.shape[-1:])
-
-
-def train_decoders(
-    config: DecoderConfig,
-    tasks: Draws,
-    *,
-    steps: int,
-    seeds: Sequence[int],
-    batch: int = 64,
-    learning_rate: float = 3e-3,
-    after_step: Callable[[int, Tensor], None] = lambda step, losses: None,
-) -> Decoders:
-    """Models trained on sequences that they never see twice, to predict each y (with its noise) from the points before.
-
-    Args:
-        config: Shape of each.
-        tasks: What the sequences are drawn from.
-        steps: Of training.
-        seeds: Each of a model's weights and sequences.
-        batch: Sequences of a step and seed.
-        learning_rate: Adam's highest, reached after a tenth of the steps and gone down from along a cosine.
-        after_step: Told the steps done and the losses, `(seed,)`.
-
-    Raises:
-        TrainingError: A loss is NaN or infinite.
-    """
-    model = Decoders(config, seeds)
-    parameters = list(model.parameters())
-    optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), fused=True)
-    generators = [stream("training", seed) for seed in seeds]
-    warmup = max(1, steps // 10)
-    for step in range(steps):
-        set_rate_(optimiser, learning_rate, step, steps, warmup)
-        drawn = [tasks.draw(batch, generator) for generator in generators]
-        x, y = torch.stack([one.x for one in drawn]), torch.stack([one.y for one in drawn])
-        losses = (model(x, y) - y).square().mean((1, 2))
-        if not losses.isfinite().all():
-            raise TrainingError(f"step {step + 1}: the losses are {losses.tolist()}. Lower the learning rate.")
-        losses.sum().backward()
-        _clip_each_(parameters)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        after_step(step + 1, losses.detach())
-    return model.eval().requires_grad_(False)
-
-
-def _clip_each_(parameters: Sequence[nn.Parameter], most: float = 1.0) -> None:
-    """Shorten each seed's gradient, over all its weights, to a norm of `most`."""
-    squares = [p.grad.square().flatten(1).sum(1) for p in parameters if p.grad is not None]
-    norm = torch.stack(squares).sum(0).sqrt()
-    share = (most / norm.clamp_min(1e-12)).clamp_max(1.0)
-    for p in parameters:
-        if p.grad is not None:
-            p.grad.mul_(share.view(-1, *[1] * (p.grad.ndim - 1)))

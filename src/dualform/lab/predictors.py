@@ -1,13 +1,13 @@
-"""Exact predictors of in-context regression: what a model in context may be found to do.
+"""Exact predictors of in-context regression: what a model in context may turn out to do.
 
-Each takes the examples of a context and says what y is at some inputs. Those that end in weights w, so that they
+Each takes the examples of a context and predicts y at some inputs. Those that end in weights w, so that they
 predict w x, know of the context only its size N, its Gram matrix G = sum x x^T and its moment m = sum y x; so all
 prefixes of a sequence are fitted at once, from running sums.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -303,6 +303,36 @@ def by_point(predictor: Predictor, x: Tensor, y: Tensor) -> Tensor:
     if own is not None:
         return own(x, y)
     return torch.cat([predictor(x[:, :n], y[:, :n], x[:, n : n + 1]) for n in range(x.shape[1])], dim=1)
+
+
+def errors_by_point(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error at each point over that of predicting zero, `(..., point)`.
+
+    Args:
+        predicted: `(..., sequence, point)`, such as of several seeds.
+        target: `(sequence, point)`.
+    """
+    return (predicted - target).square().mean(-2) / target.square().mean()
+
+
+def best_of(predictors: Iterable[Predictor], x: Tensor, y: Tensor, target: Tensor) -> Predictor:
+    """The predictor with the least mean squared error over all points, each predicted from the points before.
+
+    Errors should then be reported on other sequences than these.
+
+    Args:
+        predictors: Such as descent at several rates.
+        x: `(sequence, point, d)`.
+        y: Targets in context, `(sequence, point)`.
+        target: What should be predicted, `(sequence, point)`.
+    """
+
+    def error(predictor: Predictor) -> float:
+        found = (by_point(predictor, x, y) - target).square().mean()
+        # A rate too large overflows; no number is worse.
+        return float(found) if found.isfinite() else math.inf
+
+    return min(predictors, key=error)
 
 
 def shortest_fit(x: Tensor, y: Tensor) -> Tensor:

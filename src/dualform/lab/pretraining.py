@@ -25,7 +25,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from dualform.errors import ConfigError, StorageError, TrainingError
+from dualform.errors import ConfigError, StorageError
 from dualform.files import writable_dir
 from dualform.lab.checkpoints import newest_checkpoint, read_checkpoint, remove_unfinished, restore_, write_checkpoint
 from dualform.lab.corpus import Corpus
@@ -33,8 +33,10 @@ from dualform.lab.losses import LossLog, LossRecord, cut_losses, read_losses
 from dualform.lab.recipe import Recipe
 from dualform.lab.tokenizer import tokenizer_digest
 from dualform.lab.tracker import Tracker
+from dualform.lab.training import Step, fit
 from dualform.lab.windows import Windows, gathered, spread_windows
 from dualform.models.compat import NAME_OR_PATH, accelerate_knows_processes, forget_accelerator
+from dualform.ops.streams import stream_seed
 from dualform.progress import Progress, Silent
 
 LOSSES = "losses.jsonl"
@@ -134,8 +136,8 @@ def pretrain(
         model = recipe.build(corpus.tokenizer.eos_token_id)
         if prepare is not None:
             with torch.random.fork_rng(devices=[]):
-                # What it draws, it draws from the recipe's seed, too.
-                torch.default_generator.manual_seed(recipe.seed)
+                # What it draws depends on the recipe's seed, and on nothing that the weights were drawn from.
+                torch.default_generator.manual_seed(stream_seed("prepare", recipe.seed))
                 prepare(model.eval())
         model.to(accelerator.device)
         trainer = _Trainer(recipe, corpus, windows, model, accelerator, validation)
@@ -236,15 +238,11 @@ class _Trainer:
         """Average gradients over the processes from here on; to be called once the weights are those to begin with."""
         self._shared = self.accelerator.prepare_model(self.model)
 
-    def step(self, number: int) -> tuple[float, float]:
-        """One step, counted from 0: loss of the whole batch before it, and the gradient's norm.
-
-        Raises:
-            TrainingError: One of the two is NaN or infinite; the weights are as before.
-        """
+    def backward(self, number: int) -> Tensor:
+        """Loss of the whole batch of a step, counted from 0; its gradients are left at the parameters."""
         recipe, n_processes = self.recipe, self.accelerator.num_processes
         self.model.train()
-        _seed_(self.device, recipe.seed, number, self.accelerator.process_index)
+        _seed_dropout_(self.device, recipe.seed, number, self.accelerator.process_index)
         rows = self.windows.batch(
             self.corpus.ids, number, recipe.sequences, self.accelerator.process_index, n_processes
         )
@@ -259,19 +257,8 @@ class _Trainer:
                 # Gradients are averaged over the processes, and should be summed.
                 (loss * n_processes).backward()
             total = total + loss.detach()
-        mean = float(self.accelerator.reduce(total, "sum"))
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, math.inf if recipe.clip is None else recipe.clip))
-        for what, value in (("loss", mean), ("gradient's norm", norm)):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"step {number + 1}: the {what} is {value} at a learning rate of {recipe.rate(number):g}. Lower "
-                    "the learning rate, lengthen the warmup or use float32, and begin in another folder."
-                )
-        for group in self.optimiser.param_groups:
-            group["lr"] = recipe.rate(number)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        return mean, norm
+        mean: Tensor = self.accelerator.reduce(total, "sum")
+        return mean
 
     @torch.no_grad()
     def evaluate(self, validation: Corpus) -> float:
@@ -333,12 +320,12 @@ def _optimiser(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.
     )
 
 
-def _seed_(device: torch.device, *numbers: int) -> None:
+def _seed_dropout_(device: torch.device, seed: int, step: int, process: int) -> None:
     """Let dropout depend on these numbers alone."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    torch.default_generator.manual_seed(seed)
+    own = stream_seed("dropout", seed, step, process)
+    torch.default_generator.manual_seed(own)
     if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
+        torch.get_device_module(device).manual_seed(own)
 
 
 def _resume_(trainer: _Trainer, folder: Path, identity: Mapping[str, Any]) -> int:
@@ -380,25 +367,36 @@ def _run_(
         if done:
             progress.advance(done * recipe.batch_tokens, f"step {done}/{recipe.steps}, from the checkpoint")
     with LossLog(folder / LOSSES) if first else nullcontext() as log:
-        for number in range(done, recipe.steps):
-            begin = time.perf_counter()
-            loss, norm = trainer.step(number)
-            recent.append(time.perf_counter() - begin)
-            step, last = number + 1, number + 1 == recipe.steps
+
+        def after_step(step: Step) -> None:
+            recent.append(step.seconds)
+            last = step.number == recipe.steps
             validation = None
-            if trainer.validation is not None and (last or step % recipe.evaluate_every == 0):
+            if trainer.validation is not None and (last or step.number % recipe.evaluate_every == 0):
                 validation = trainer.evaluate(trainer.validation)
-            if log is not None:
-                record = LossRecord(
-                    step, step * recipe.batch_tokens, loss, recipe.rate(number), norm, recent[-1], validation
+            if log is None:
+                return
+            tokens = step.number * recipe.batch_tokens
+            record = LossRecord(step.number, tokens, step.loss, step.rate, step.norms[0], step.seconds, validation)
+            log.append(record)
+            if tracker is not None:
+                tracker.log(step.number, _numbers(record, recipe))
+            if last or step.number % recipe.checkpoint_every == 0:
+                log.sync()
+                write_checkpoint(
+                    folder, step.number, trainer.model, trainer.corpus.tokenizer, trainer.optimiser, identity
                 )
-                log.append(record)
-                if tracker is not None:
-                    tracker.log(step, _numbers(record, recipe))
-                if last or step % recipe.checkpoint_every == 0:
-                    log.sync()
-                    write_checkpoint(folder, step, trainer.model, trainer.corpus.tokenizer, trainer.optimiser, identity)
-                progress.advance(recipe.batch_tokens, _told(record, recipe, statistics.median(recent)))
+            progress.advance(recipe.batch_tokens, _described(record, recipe, statistics.median(recent)))
+
+        fit(
+            trainer.parameters,
+            trainer.backward,
+            recipe,
+            optimiser=trainer.optimiser,
+            first=done,
+            remedy="Lower the learning rate, lengthen the warmup or use float32, and begin in another folder.",
+            after_step=after_step,
+        )
     trainer.accelerator.wait_for_everyone()
 
 
@@ -414,7 +412,7 @@ def _numbers(record: LossRecord, recipe: Recipe) -> dict[str, float]:
     return numbers | ({} if record.validation is None else {"validation_loss": record.validation})
 
 
-def _told(record: LossRecord, recipe: Recipe, seconds: float) -> str:
+def _described(record: LossRecord, recipe: Recipe, seconds: float) -> str:
     """`step 12/512, loss 4.321, 25,000 tokens/s, 3 min left`."""
     loss = f"loss {record.loss:.3f}" + ("" if record.validation is None else f", validation {record.validation:.3f}")
     left = seconds * (recipe.steps - record.step)

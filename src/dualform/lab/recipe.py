@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from dualform.configuration import checked, read_settings
 from dualform.errors import ConfigError
 from dualform.lab.tokenizer import SMALLEST_VOCABULARY
+from dualform.lab.training import rate_share
 
 RECIPES: tuple[str, ...] = ("tiny", "small", "124m", "350m")
 """Shipped with dualform, by size."""
@@ -109,11 +110,7 @@ class Recipe(BaseModel):
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0: up linearly, down along a cosine."""
-        warmup = round(self.warmup * self.steps)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        way = (step - warmup) / max(1, self.steps - 1 - warmup)
-        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * way)) / 2)
+        return self.learning_rate * rate_share(step, round(self.warmup * self.steps), self.steps - 1, self.final_rate)
 
     def config(self, end_of_text: int = 0) -> PretrainedConfig:
         """The model's config in transformers.

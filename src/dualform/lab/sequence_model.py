@@ -1,12 +1,12 @@
-"""Causal models of in-context regression whose mixer is any attention or fast-weight layer, alike in all else.
+"""Causal models of in-context regression that differ only in their mixer: attention, or a fast-weight layer.
 
-Tokens are (x_1, 0) (x_1, y_1) (x_2, 0) (x_2, y_2) ..., each with a mark that tells whether y is in it. Models of one
+Tokens are (x_1, 0) (x_1, y_1) (x_2, 0) (x_2, y_2) ..., each with a mark that says whether y is in it. Models of one
 seed begin with the same weights: what a mixer has beyond q, k, v and output projections begins constant, so that it
 draws nothing.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from dualform.errors import ConfigError, ShapeError, TrainingError
-from dualform.lab.regression_tasks import RegressionTasks
-from dualform.lab.schedule import set_rate_
+from dualform.errors import ConfigError, ShapeError
+from dualform.lab.regression_tasks import RegressionTasks, Sequences
+from dualform.lab.training import AfterStep, Training, train
 from dualform.ops.fast_weights import RULES, FastWeightRule, FastWeightState, fast_weights
 from dualform.ops.momentum import momentum_chunked
 from dualform.ops.momentum_dual import momentum_linear_attention
-from dualform.ops.streams import stream, stream_seed
+from dualform.ops.streams import stream_seed
 
 Attention = Literal["softmax", "linear-attention", "momentum", "heavy-ball"]
 """Mixers that are no rule of `fast_weights`."""
@@ -74,6 +75,9 @@ class SequenceModelConfig:
     """Tokens a chunk, in mixers that have them."""
     mini_batch: int = 2
     """Tokens that share the weights at which ttt-linear and titans take gradients: the two of an example."""
+    llama: bool = False
+    """The blocks are those of a Llama of transformers, with softmax, so that edits of language models can be made to
+    them."""
 
     def __post_init__(self) -> None:
         if self.mixer not in MIXERS:
@@ -84,10 +88,14 @@ class SequenceModelConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {bound} or more.")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} cannot be shared out among {self.heads} heads; give a multiple.")
+        if self.llama and (self.mixer != "softmax" or not self.mlp):
+            raise ConfigError(
+                f"mixer is {self.mixer!r} and mlp {self.mlp}; expected 'softmax' and 1 or more, as a Llama has them."
+            )
 
 
 class SequenceModel(nn.Module):
-    """Pre-norm blocks of a mixer and, where asked for, an MLP; at each (x, 0) it says what y is.
+    """Pre-norm blocks of a mixer and, where asked for, an MLP; at each (x, 0) it predicts y.
 
     x and y of an example share a token, as in arXiv:2212.07677, section 3: nothing has to be copied from one token to
     the next before the examples can be used. Tokens have no positions but their order.
@@ -100,10 +108,13 @@ class SequenceModel(nn.Module):
     def __init__(self, config: SequenceModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.seeds = (seed,)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stream_seed("weights", seed))
             self.read_in = nn.Linear(config.dimension + 2, config.width)
-            self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+            self.blocks = nn.ModuleList(
+                [_LlamaBlocks(config)] if config.llama else [_Block(config) for _ in range(config.layers)]
+            )
             self.norm = nn.LayerNorm(config.width)
             self.read_out = nn.Linear(config.width, 1)
 
@@ -127,6 +138,11 @@ class SequenceModel(nn.Module):
             states = block(states)
         predicted: Tensor = self.read_out(self.norm(states[:, ::2]))[..., 0]
         return predicted
+
+    def losses(self, drawn: Sequence[Sequences]) -> Tensor:
+        """Mean squared error over all points of one batch, `()`; see `training.InContextModel`."""
+        (one,) = drawn
+        return F.mse_loss(self(one.x, one.y), one.y)
 
 
 def _tokens(x: Tensor, y: Tensor) -> Tensor:
@@ -156,6 +172,28 @@ class _Block(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         states = states + self.mixer(self.norm(states))
         return states if self.mlp is None else states + self.mlp(states)
+
+
+class _LlamaBlocks(nn.Module):
+    """All blocks of a Llama; positions are rotary, so that there can be any number of tokens."""
+
+    def __init__(self, config: SequenceModelConfig) -> None:
+        super().__init__()
+        self.transformer: PreTrainedModel = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=8,
+                hidden_size=config.width,
+                intermediate_size=config.mlp,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                tie_word_embeddings=True,
+            )
+        )
+
+    def forward(self, states: Tensor) -> Tensor:
+        read: Tensor = self.transformer.model(inputs_embeds=states, use_cache=False)[0]
+        return read
 
 
 class MixerLayer(nn.Module):
@@ -258,48 +296,32 @@ def _inverse_softplus(value: float) -> float:
 
 def train_sequence_model(
     config: SequenceModelConfig,
-    tasks: RegressionTasks,
-    *,
-    steps: int,
+    tasks: RegressionTasks | Sequence[RegressionTasks],
+    training: Training,
     seed: int,
-    batch: int = 64,
-    learning_rate: float = 3e-3,
-    after_step: Callable[[int, float], None] = lambda step, loss: None,
+    *,
+    prepare: Callable[[PreTrainedModel], None] | None = None,
+    after_step: AfterStep = lambda step: None,
 ) -> SequenceModel:
-    """A model trained on sequences that it never sees twice, to predict every point from those before.
+    """A model trained to predict every point of a sequence from those before.
 
     Args:
         config: The model's shape.
-        tasks: What the sequences are like; its dimension is the model's.
-        steps: Of training.
+        tasks: What the sequences are drawn from, see `training.train`; their dimension is the model's.
+        training: How.
         seed: Of weights and sequences: equal seeds begin alike and see the same sequences, whatever the mixer.
-        batch: Sequences of a step.
-        learning_rate: AdamW's highest, reached after a tenth of the steps and gone down from along a cosine.
-        after_step: Told the steps done and the loss, the mean squared error over all points.
+        prepare: Edits the Llama that the blocks belong to, before it is trained.
+        after_step: Called after each step.
 
     Raises:
         ConfigError: The dimensions of model and tasks differ.
         TrainingError: The loss or its gradient is NaN or infinite.
     """
-    if config.dimension != tasks.dimension:
-        raise ConfigError(f"the model takes x of dimension {config.dimension}, the tasks have {tasks.dimension}.")
+    for one in [tasks] if isinstance(tasks, RegressionTasks) else tasks:
+        if config.dimension != one.dimension:
+            raise ConfigError(f"the model takes x of dimension {config.dimension}, the tasks have {one.dimension}.")
     model = SequenceModel(config, seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    warmup = max(1, steps // 10)
-    generator = stream("training", seed)
-    for step in range(steps):
-        set_rate_(optimiser, learning_rate, step, steps, warmup)
-        drawn = tasks.draw(batch, generator)
-        loss = F.mse_loss(model(drawn.x, drawn.y), drawn.y)
-        value = float(loss.detach())
-        loss.backward()
-        length = float(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-        for name, number in (("loss", value), ("gradient's length", length)):
-            if not math.isfinite(number):
-                raise TrainingError(
-                    f"{config.mixer}, step {step + 1}: the {name} is {number}. Lower the learning rate."
-                )
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        after_step(step + 1, value)
+    if prepare is not None:
+        prepare(model.blocks[0].transformer)
+    train(model.train(), tasks, training, name=config.mixer, after_step=after_step)
     return model.eval()

@@ -4,22 +4,18 @@ Between the constructed layer, whose every weight is known, and a language model
 attention, norms and MLPs, trained on one kind of text alone, and read by the same code as both.
 """
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from dualform.errors import TrainingError
 from dualform.lab.token_world import BOS, EOS, IS, TokenWorld
+from dualform.lab.training import AfterStep, Training, fit
 from dualform.models.export.checkpoint import whole_folder
 from dualform.ops.streams import stream, stream_seed
 
-_WARMUP = 50
-"""Steps at most."""
 _SPREAD = 0.2
 """Of initial weights: from the usual 0.02, made for wide models, one this narrow takes thousands of steps to begin."""
 
@@ -59,7 +55,7 @@ def train_toy(
     width: int = 48,
     layers: int = 2,
     heads: int = 4,
-    after_step: Callable[[int, float], None] = lambda step, loss: None,
+    after_step: AfterStep = lambda step: None,
 ) -> PreTrainedModel:
     """A model trained to name each word's label from the examples before it.
 
@@ -67,18 +63,18 @@ def train_toy(
 
     Args:
         world: Its words.
-        steps: Of training.
+        steps: Steps of training.
         seed: Of weights and sequences.
-        examples: Of a sequence.
+        examples: Examples of a sequence.
         batch: Sequences of a step.
-        learning_rate: AdamW's highest.
-        width: Of the model.
-        layers: Of the model.
-        heads: Of the model.
-        after_step: Told the steps done and the loss.
+        learning_rate: Highest learning rate, see `Training`.
+        width: Width of the model.
+        layers: Blocks of the model.
+        heads: Heads of each block.
+        after_step: Called after each step.
 
     Raises:
-        TrainingError: The loss is NaN or infinite.
+        TrainingError: The loss or its gradient is NaN or infinite.
     """
     config = LlamaConfig(
         vocab_size=len(world.vocabulary),
@@ -103,24 +99,14 @@ def train_toy(
         words[world.first_word :] *= 0.1
         words[world.first_word :, : world.dimension] = world.x.to(words.dtype)
     generator = stream("training", seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    warmup = min(_WARMUP, max(1, steps // 4))
-    model.train()
-    for step in range(steps):
-        share = min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * share
+    training = Training(steps, batch, learning_rate)
+
+    def loss(step: int) -> Tensor:
         ids = token_sequences(world, batch, examples, generator)
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, 2::4]
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 3::4].flatten())
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(f"step {step + 1}: the loss is {value}. Lower the learning rate.")
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        after_step(step + 1, value)
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 3::4].flatten())
+
+    fit(model.train().parameters(), loss, training, after_step=after_step)
     return model.eval()
 
 

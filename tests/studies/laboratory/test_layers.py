@@ -10,6 +10,7 @@ from torch import Tensor
 from dualform.errors import TrainingError
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, by_point
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModelConfig, train_sequence_model
+from dualform.lab.training import Training
 from dualform.ops.fast_weights import fast_weights
 from dualform.ops.streams import stream
 from dualform.result import Claim, LabCurve, LabRow, LabStudy, LabTable
@@ -83,7 +84,7 @@ def test_every_mixer_has_a_curve_and_a_row_in_each_setting(found: LabStudy) -> N
 def test_errors_are_those_of_the_trained_model(found: LabStudy, cells: Kept, config: RegressionConfig) -> None:
     tasks = study._tasks(config, 0.5)
     shape = SequenceModelConfig("delta", dimension=3, width=8, layers=1, heads=2, mlp=8, chunk=10)
-    model = train_sequence_model(shape, tasks, steps=2, seed=2, batch=4, learning_rate=5e-3)
+    model = train_sequence_model(shape, tasks, Training(2, 4, 5e-3), 2)
     asked = tasks.draw(64, stream("test", 0, 500))
     with torch.no_grad():
         predicted = model(asked.x, asked.y)
@@ -223,10 +224,10 @@ def test_a_training_that_diverges_is_left_out_and_told(
     kept = Kept()
     kept.pieces = {name: piece for name, piece in cells.pieces.items() if "delta" not in name}
 
-    def diverging(shape: SequenceModelConfig, *args: Any, **settings: Any) -> Any:
-        if shape.mixer == "delta" or settings["seed"] == 2:
+    def diverging(shape: SequenceModelConfig, tasks: Any, training: Training, seed: int) -> Any:
+        if shape.mixer == "delta" or seed == 2:
             raise TrainingError(f"{shape.mixer}, step 1: the loss is nan. Lower the learning rate.")
-        return train(shape, *args, **settings)
+        return train(shape, tasks, training, seed)
 
     monkeypatch.setattr(study, "train_sequence_model", diverging)
     found = layers(config, kept)

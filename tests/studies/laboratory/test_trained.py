@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dualform.errors import TrainingError
-from dualform.lab.in_context_training import QUERIES, train_together
+from dualform.lab.in_context_training import QUERIES, self_attention_training, train_together
 from dualform.lab.predictors import Descent, DescentPlusPlus, best_descent
 from dualform.lab.self_attention import InContextTransformer, SelfAttentionConfig
+from dualform.lab.training import Training
 from dualform.ops.streams import stream
 from dualform.result import Claim, LabStudy
 from dualform.studies.laboratory import trained as study
@@ -219,10 +220,10 @@ def test_an_architecture_that_explodes_is_left_out_and_the_others_go_on(
     kept = Kept()
     kept.pieces = {name: piece for name, piece in cells.pieces.items() if name not in (TWO.name, ONE.name)}
 
-    def exploding(shape: SelfAttentionConfig, *args: Any, **settings: Any) -> Any:
+    def exploding(shape: SelfAttentionConfig, tasks: Any, training: Training, *args: Any, **settings: Any) -> Any:
         if shape.layers == 1:
             raise TrainingError("step 21: no numbers.")
-        return train(shape, *args, **{**settings, "steps": 25, "learning_rate": 1e9})
+        return train(shape, tasks, replace(training, steps=25, learning_rate=1e9), *args, **settings)
 
     monkeypatch.setattr(study, "train_together", exploding)
     left = trained(config, kept)
@@ -250,11 +251,9 @@ def test_as_many_examples_as_there_may_be_can_be_trained_on() -> None:
     train_together(
         TWO.config(10),
         tasks_of(config),
-        steps=40,
-        seeds=(1,),
-        batch=16,
-        learning_rate=TWO.learning_rate,
-        after_step=lambda step, told: losses.append(told[0]),
+        self_attention_training(40, 16, TWO.learning_rate),
+        (1,),
+        after_step=lambda step: losses.append(step.loss),
     )
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[0]
@@ -298,7 +297,7 @@ def paper() -> study._Found:
     tasks = tasks_of(config)
     steps = {ONE: 1000, SOFTMAX: 200, TWO: 2, FIVE: 2}
     models = {
-        one: train_together(one.config(10), tasks, steps=n, seeds=(1,), learning_rate=one.learning_rate)
+        one: train_together(one.config(10), tasks, self_attention_training(n, learning_rate=one.learning_rate), (1,))
         for one, n in steps.items()
     }
     with pytest.MonkeyPatch.context() as patch:

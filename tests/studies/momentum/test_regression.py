@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualform.lab.predictors import Ridge, by_point
-from dualform.lab.regression import errors_by_point, train_regressor
+from dualform.lab.predictors import Ridge, by_point, errors_by_point
+from dualform.lab.regression_tasks import RegressionTasks
+from dualform.lab.sequence_model import train_sequence_model
+from dualform.lab.training import Training
 from dualform.ops.streams import stream
 from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies.momentum import regression as study
 from dualform.studies.momentum.arms import prepare_for
 from dualform.studies.momentum.config import Arm, MomentumConfig
-from dualform.studies.momentum.regression import CONDITIONS, LAYERS, TASKS, regress
+from dualform.studies.momentum.regression import CONDITIONS, LAYERS, SHAPE, TASKS, regress
 from dualform.studies.pieces import Piece
 from dualform.studies.seed_statistics import over_seeds, paired
 from tests.studies.momentum_setting import small_momentum, write_texts
@@ -31,7 +33,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(autouse=True, scope="module")
 def _few_sequences() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_ASKED", 64)
+        patch.setattr(study, "_TESTED", 64)
         yield
 
 
@@ -63,17 +65,18 @@ def errors_of(cells: Kept, arm: str) -> Tensor:
 def test_every_arm_has_a_curve_for_each_condition_number(found: MomentumRegression) -> None:
     names = ["vanilla", "momentum 1e-09", "momentum 0.3", "linear", "heavy-ball 0.3"]
     assert [(one.arm, one.condition) for one in found.curves] == [(name, c) for name in names for c in CONDITIONS]
-    assert (found.dimension, found.points, found.steps) == (TASKS.dimension, TASKS.points, STEPS)
-    assert all(len(one.loss) == TASKS.points for one in found.curves)
+    assert (found.dimension, found.points, found.steps) == (5, 16, STEPS)
+    assert all(len(one.loss) == 16 for one in found.curves)
 
 
 def test_errors_are_those_of_the_trained_models(found: MomentumRegression, cells: Kept) -> None:
     arm = Arm("momentum", 0.3)
-    model = train_regressor(TASKS, CONDITIONS, steps=STEPS, seed=2, prepare=prepare_for(arm))
+    mixture = [RegressionTasks(5, 16, condition=condition) for condition in CONDITIONS]
+    model = train_sequence_model(SHAPE, mixture, Training(STEPS), 2, prepare=prepare_for(arm))
     for number, condition in enumerate(CONDITIONS):
-        x, y = TASKS.draw(64, condition, stream("test", 0, round(condition)))
+        test = mixture[number].draw(64, stream("test", 0, round(condition)))
         with torch.no_grad():
-            errors = errors_by_point(model(x, y), y)
+            errors = errors_by_point(model(test.x, test.y), test.y)
         torch.testing.assert_close(errors_of(cells, arm.name)[1, number], errors.double())
         for point, told in enumerate(curve(found, arm.name, condition).loss):
             assert told == over_seeds(errors_of(cells, arm.name)[:, number, point].tolist())
@@ -106,7 +109,8 @@ def test_exact_predictors_stand_beside(found: MomentumRegression) -> None:
             # Before an example has been seen zero is as good as anything.
             assert one.loss[0].mean == pytest.approx(1.0, abs=0.6)
             assert {point.n for point in one.loss} == {1}
-    x, y = (t.double() for t in TASKS.draw(64, 10.0, stream("test", 0, 10)))
+    test = TASKS[10.0].draw(64, stream("test", 0, 10))
+    x, y = test.x.double(), test.y.double()
     expected = errors_by_point(by_point(Ridge(1e-6), x, y), y).tolist()
     assert [point.mean for point in found.references["least squares"][1].loss] == pytest.approx(expected)
     assert expected[-1] < 1e-6

@@ -13,6 +13,7 @@ from dualform.errors import NumericalError
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Predictor, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModel, SequenceModelConfig, train_sequence_model
+from dualform.lab.training import Training
 from dualform.ops.streams import stream
 from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory.config import RegressionConfig
@@ -198,9 +199,7 @@ def _train(
     failed = ""
     errors = torch.full((setting.tasks.points,), math.nan, dtype=torch.float64)
     try:
-        model = train_sequence_model(
-            shape, setting.tasks, steps=config.scaled(STEPS), seed=seed, batch=_BATCH, learning_rate=_RATE
-        )
+        model = train_sequence_model(shape, setting.tasks, Training(config.scaled(STEPS), _BATCH, _RATE), seed)
         with torch.no_grad():
             errors = setting.errors(model(setting.asked.x, setting.asked.y))
         if not bool(errors.isfinite().all()):

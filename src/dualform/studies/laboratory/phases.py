@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor, train_decoders
+from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor
 from dualform.lab.predictor_distance import implied_weights
 from dualform.lab.predictors import (
     Bayes,
@@ -31,6 +31,7 @@ from dualform.lab.predictors import (
     by_point,
 )
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
+from dualform.lab.training import Training, train
 from dualform.ops.streams import stream
 from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory.config import RegressionConfig
@@ -194,17 +195,15 @@ def trained(config: RegressionConfig, cells: Cells, shape: Shape, tasks: Regress
         steps: Of a whole training.
     """
     decoder = DecoderConfig(tasks.dimension, shape.width, shape.layers, HEADS)
-    steps = config.scaled(steps)
-    inputs = f"{decoder} {tasks} {steps} {config.seeds} {BATCH} {LEARNING_RATE} weights and training of hashed streams"
+    training = Training(config.scaled(steps), BATCH, LEARNING_RATE, betas=(0.9, 0.98))
+    model = Decoders(decoder, config.seeds)
+    inputs = f"{decoder} {tasks} {training} {config.seeds}"
     piece = cells.get(shape.name, inputs)
     if piece is None:
-        model = train_decoders(
-            decoder, tasks, steps=steps, seeds=config.seeds, batch=BATCH, learning_rate=LEARNING_RATE
-        )
+        train(model, tasks, training)
         cells.put(Piece(shape.name, inputs, dict(model.state_dict()), {}))
-        return model
-    model = Decoders(decoder, config.seeds)
-    model.load_state_dict(piece.tensors)
+    else:
+        model.load_state_dict(piece.tensors)
     return model.eval().requires_grad_(False)
 
 

@@ -20,7 +20,7 @@ from scipy import optimize
 from torch import Tensor
 
 from dualform.errors import TrainingError
-from dualform.lab.in_context_training import BATCH, QUERIES, Trained, train_together
+from dualform.lab.in_context_training import BATCH, QUERIES, Trained, self_attention_training, train_together
 from dualform.lab.predictors import Descent, DescentPlusPlus, Zero, best_descent
 from dualform.lab.regression_tasks import VON_OSWALD, RegressionTasks
 from dualform.lab.self_attention import (
@@ -219,15 +219,8 @@ def _models(
     piece = cells.get(architecture.name, inputs)
     if piece is None:
         try:
-            done = train_together(
-                shape,
-                tasks,
-                steps=steps,
-                seeds=config.seeds,
-                batch=architecture.batch,
-                learning_rate=architecture.learning_rate,
-                keep=keep,
-            )
+            training = self_attention_training(steps, architecture.batch, architecture.learning_rate)
+            done = train_together(shape, tasks, training, config.seeds, keep=keep)
             piece = Piece(architecture.name, inputs, done.weights, {"failed": ""})
         except TrainingError as error:
             piece = Piece(architecture.name, inputs, {}, {"failed": str(error)})

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from dualform.errors import ConfigError, TaskError
 from dualform.lab.sources import Source, find_source
+from dualform.lab.training import Training, fit
 from dualform.models.editing.momentum import apply_momentum, momentum, momentum_of
 from dualform.models.loading.load import load_model
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.tokens import TextTokenizer
+from dualform.ops.streams import stream, stream_seed
 from dualform.result import PretrainedMomentum
 from dualform.studies.bench import weights_digest
 from dualform.studies.momentum.config import MomentumConfig
@@ -189,18 +191,22 @@ def _finetuned(
     if eta:
         apply_momentum(lm.model, eta)
     windows = corpus()
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    optimiser = torch.optim.AdamW(lm.model.parameters(), lr=_RATE, weight_decay=0.0)
-    lm.model.train()
+    order = torch.randperm(len(windows), generator=stream("order", seed))
+
+    def loss(step: int) -> Tensor:
+        places = [int(order[i % len(order)]) for i in range(step * _WINDOWS_A_STEP, (step + 1) * _WINDOWS_A_STEP)]
+        batch = windows[places]
+        return _nats(lm, batch) / batch[:, 1:].numel()
+
     # Where the model has dropout, it is the seed's too, the same with momentum and without.
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for step in range(config.pretrained_steps):
-            places = [int(order[i % len(order)]) for i in range(step * _WINDOWS_A_STEP, (step + 1) * _WINDOWS_A_STEP)]
-            batch = windows[places]
-            (_nats(lm, batch) / batch[:, 1:].numel()).backward()
-            torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        torch.manual_seed(stream_seed("dropout", seed))
+        fit(
+            lm.model.train().parameters(),
+            loss,
+            Training(config.pretrained_steps, learning_rate=_RATE, warmup=0.0, final=1.0),
+            models=[f"{name} with eta {eta}, seed {seed}"],
+            remedy="Leave the model out of --pretrained, or take fewer --pretrained-steps.",
+        )
     lm.model.eval()
     return _loss(lm, test)

@@ -1,13 +1,14 @@
 """Does momentum speed up in-context regression as it speeds up gradient descent?"""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from dualform.lab.predictors import Ridge, by_point
-from dualform.lab.regression import LinearTasks, best_descent, errors_by_point, train_regressor
+from dualform.lab.predictors import Descent, Predictor, Ridge, best_of, by_point, errors_by_point
+from dualform.lab.regression_tasks import RegressionTasks, Sequences
+from dualform.lab.sequence_model import SequenceModel, SequenceModelConfig, train_sequence_model
+from dualform.lab.training import Training
 from dualform.ops.streams import stream
 from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies.momentum.arms import prepare_for
@@ -16,65 +17,68 @@ from dualform.studies.pieces import Cells, Piece
 from dualform.studies.seed_statistics import over_seeds, paired
 
 CONDITIONS = (1.0, 10.0, 100.0)
-TASKS = LinearTasks(dimension=5, points=16)
+"""Condition numbers of the inputs' covariance; a batch of each in turn."""
+TASKS = {condition: RegressionTasks(dimension=5, points=16, condition=condition) for condition in CONDITIONS}
 LAYERS = 3
-"""Of the transformer, and steps of the descent that it is read beside: a layer can do a step at most."""
+"""Of the transformer, and steps of the descent that it is compared with: a layer can do a step at most."""
+SHAPE = SequenceModelConfig("softmax", dimension=5, width=64, layers=LAYERS, heads=4, mlp=256, llama=True)
+"""A Llama, whose attention arms edit as they edit a language model's."""
 
-_ASKED = 2048
+_TESTED = 2048
 """Sequences on which errors are measured."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    x: Tensor
-    y: Tensor
+_RATES = torch.logspace(-2, 0.5, 16).tolist()
+_MOMENTA = (0.0, 0.3, 0.5, 0.7, 0.9)
 
 
 def regress(
     config: MomentumConfig, cells: Cells, advance: Callable[[float, str], None] = lambda amount, doing: None
 ) -> MomentumRegression:
-    """Train every arm on in-context regression, seed by seed, and lay its errors beside exact predictors'.
+    """Train every arm on in-context regression, seed by seed, and compare its errors with exact predictors'.
 
     Args:
         config: Arms, seeds, steps.
         cells: Keeps each finished run.
-        advance: Told the steps done and what is being trained.
+        advance: Called with the steps done and what is being trained.
     """
-    asked = {condition: _sequences(condition) for condition in CONDITIONS}
+    test = {condition: _sequences(condition) for condition in CONDITIONS}
     errors: dict[tuple[Arm, int], Tensor] = {}
     for seed in config.seeds:
         for arm in config.arms:
             name = f"regression, {arm.name}, seed {seed}"
-            inputs = f"{TASKS} {CONDITIONS} {config.regression_steps}"
+            inputs = f"{SHAPE} {TASKS} {config.regression_steps}"
             piece = cells.get(name, inputs)
             if piece is None:
-                piece = Piece(name, inputs, {"errors": _errors(config, arm, seed, asked)}, {})
+                piece = Piece(name, inputs, {"errors": _errors(train_arm(config, arm, seed), test)}, {})
                 cells.put(piece)
             errors[arm, seed] = piece.tensors["errors"]
             advance(float(config.regression_steps), name)
     return MomentumRegression(
-        dimension=TASKS.dimension,
-        points=TASKS.points,
+        dimension=SHAPE.dimension,
+        points=TASKS[1.0].points,
         steps=config.regression_steps,
         curves=[
             _curve(config, arm, number, condition, errors)
             for arm in config.arms
             for number, condition in enumerate(CONDITIONS)
         ],
-        references=_references(asked),
+        references=_references(test),
     )
 
 
-def _sequences(condition: float) -> _Asked:
-    generator = stream("test", 0, round(condition))
-    return _Asked(*TASKS.draw(_ASKED, condition, generator))
+def _sequences(condition: float) -> Sequences:
+    return TASKS[condition].draw(_TESTED, stream("test", 0, round(condition)))
 
 
-def _errors(config: MomentumConfig, arm: Arm, seed: int, asked: dict[float, _Asked]) -> Tensor:
+def train_arm(config: MomentumConfig, arm: Arm, seed: int) -> SequenceModel:
+    """The model of one arm and seed."""
+    training = Training(config.regression_steps)
+    return train_sequence_model(SHAPE, list(TASKS.values()), training, seed, prepare=prepare_for(arm))
+
+
+def _errors(model: SequenceModel, test: dict[float, Sequences]) -> Tensor:
     """Errors of one trained model, `(condition, point)`."""
-    model = train_regressor(TASKS, CONDITIONS, steps=config.regression_steps, seed=seed, prepare=prepare_for(arm))
     with torch.no_grad():
-        return torch.stack([errors_by_point(model(one.x, one.y), one.y) for one in asked.values()]).double()
+        return torch.stack([errors_by_point(model(one.x, one.y), one.y) for one in test.values()]).double()
 
 
 def _curve(
@@ -83,9 +87,9 @@ def _curve(
     own = torch.stack([errors[arm, seed][number] for seed in config.seeds])
     difference = None
     if arm.baseline is not None:
-        beside = torch.stack([errors[arm.baseline, seed][number] for seed in config.seeds])
-        # The first point has seen nothing, and no model can know better than another.
-        logs = (own[:, 1:].log().mean(1).tolist(), beside[:, 1:].log().mean(1).tolist())
+        baseline = torch.stack([errors[arm.baseline, seed][number] for seed in config.seeds])
+        # Before the first point no example was seen, and no model can know better than another.
+        logs = (own[:, 1:].log().mean(1).tolist(), baseline[:, 1:].log().mean(1).tolist())
         difference = paired(config.seeds, *logs)
     return RegressionCurve(
         arm=arm.name,
@@ -95,24 +99,22 @@ def _curve(
     )
 
 
-def _references(asked: dict[float, _Asked]) -> dict[str, list[RegressionCurve]]:
-    """Exact predictors, told everything but the function itself."""
-    predictors: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+def _references(test: dict[float, Sequences]) -> dict[str, list[RegressionCurve]]:
+    """Exact predictors, which know everything but the function itself; rates are those that are best on these tasks."""
+    candidates: dict[str, Iterable[Predictor]] = {
         # Hardly any ridge, so that too few points give the shortest solution.
-        "least squares": lambda x, y: by_point(Ridge(1e-6), x, y),
-        f"gradient descent, {LAYERS} steps": lambda x, y: best_descent(x, y, LAYERS, heavy_ball=False),
-        f"heavy ball, {LAYERS} steps": lambda x, y: best_descent(x, y, LAYERS, heavy_ball=True),
+        "least squares": [Ridge(1e-6)],
+        f"gradient descent, {LAYERS} steps": [Descent(LAYERS, rate) for rate in _RATES],
+        f"heavy ball, {LAYERS} steps": [Descent(LAYERS, rate, momentum) for momentum in _MOMENTA for rate in _RATES],
     }
-    found: dict[str, list[RegressionCurve]] = {}
-    for name, predict in predictors.items():
-        for condition, one in asked.items():
-            errors = errors_by_point(predict(one.x.double(), one.y.double()), one.y.double())
-            found.setdefault(name, []).append(
-                RegressionCurve(
-                    arm=name,
-                    condition=condition,
-                    loss=[over_seeds([error]) for error in errors.tolist()],
-                    difference=None,
-                )
-            )
-    return found
+
+    def curve(name: str, predictors: Iterable[Predictor], condition: float) -> RegressionCurve:
+        x, y = test[condition].x.double(), test[condition].y.double()
+        errors = errors_by_point(by_point(best_of(predictors, x, y, y), x, y), y)
+        loss = [over_seeds([error]) for error in errors.tolist()]
+        return RegressionCurve(arm=name, condition=condition, loss=loss, difference=None)
+
+    return {
+        name: [curve(name, predictors, condition) for condition in CONDITIONS]
+        for name, predictors in candidates.items()
+    }
