@@ -238,7 +238,7 @@ def test_a_llama_sees_what_is_before_and_nothing_else() -> None:
     assert bool(((after - before)[:, 4:].abs() > 1e-9).all())
 
 
-def test_a_llama_learns_from_mixed_tasks_and_an_edited_twin_begins_with_the_same_weights_and_sequences() -> None:
+def test_an_edited_llama_begins_with_the_weights_and_sequences_of_its_twin() -> None:
     mixture = [replace(TASKS, condition=condition) for condition in (1.0, 10.0)]
     first: dict[str, list[float]] = {"plain": [], "edited": [], "one task": []}
 
@@ -258,7 +258,10 @@ def test_a_llama_learns_from_mixed_tasks_and_an_edited_twin_begins_with_the_same
     assert first["plain"][0] == pytest.approx(first["one task"][0])
     assert first["plain"][1] != pytest.approx(first["one task"][1], abs=1e-3)
 
-    model = train_sequence_model(replace(LLAMA, width=32, mlp=128), TASKS, Training(150, 32, 1e-2), seed=1)
-    one = TASKS.draw(400, torch.Generator().manual_seed(5))
+
+def test_a_llama_learns_to_regress() -> None:
+    tasks = RegressionTasks(dimension=1, points=6)
+    model = train_sequence_model(replace(LLAMA, dimension=1), tasks, Training(120, 32, 1e-2), seed=1)
+    one = tasks.draw(400, torch.Generator().manual_seed(5))
     with torch.no_grad():
         assert float(errors_by_point(model(one.x, one.y), one.y)[-1]) < 0.6
