@@ -361,7 +361,7 @@ def test_heavy_ball_is_ahead_of_descent_where_the_condition_is_bad() -> None:
 
 def test_the_best_of_several_predictors_has_the_least_error_and_one_that_overflows_is_none() -> None:
     one = RegressionTasks(3, 6).draw(50, torch.Generator().manual_seed(0), torch.float64)
-    tried = [Descent(400, 1e9), Ridge(1.0), LeastSquares(), Ridge(0.01), Descent(1, 0.1)]
+    tried: list[Predictor] = [Descent(400, 1e9), Ridge(1.0), LeastSquares(), Ridge(0.01), Descent(1, 0.1)]
     assert best_of(tried, one.x, one.y, one.y) == LeastSquares()
     assert best_of(tried[:1], one.x, one.y, one.y) == tried[0]
     assert best_of(tried, one.x, one.y, by_point(Ridge(0.01), one.x, one.y)) == Ridge(0.01)

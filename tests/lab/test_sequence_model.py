@@ -25,8 +25,8 @@ from dualform.ops.streams import stream
 TASKS = RegressionTasks(dimension=3, points=7)
 
 
-def shape(mixer: Mixer, **settings: int) -> SequenceModelConfig:
-    return SequenceModelConfig(mixer, dimension=3, **{"width": 8, "layers": 1, "heads": 2, "chunk": 4, **settings})
+def shape(mixer: Mixer, **settings: Any) -> SequenceModelConfig:
+    return SequenceModelConfig(mixer, dimension=3, **({"width": 8, "layers": 1, "heads": 2, "chunk": 4} | settings))
 
 
 def drawn(n: int = 5) -> Sequences:

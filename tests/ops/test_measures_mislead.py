@@ -6,8 +6,8 @@ from scipy.stats import ttest_1samp
 from sklearn.metrics import accuracy_score, f1_score
 
 from dualform.lab.predictor_distance import spd
-from dualform.lab.predictors import Bayes, LeastSquares, Ridge, by_point
-from dualform.lab.regression import LinearTasks, best_descent, errors_by_point
+from dualform.lab.predictors import Bayes, Descent, LeastSquares, Ridge, best_of, by_point, errors_by_point
+from dualform.lab.regression_tasks import RegressionTasks
 from dualform.models.reading.perplexity import perplexity
 from dualform.ops.agreement import label_agreement, overlap_cosine, rec2ftp, top_k_overlap, total_variation
 from dualform.ops.calibration import contextual_calibration
@@ -360,9 +360,16 @@ def test_the_logarithm_of_an_error_near_0_depends_on_nothing_anyone_would_notice
 def test_three_steps_of_heavy_ball_gain_more_with_a_small_condition_number():
     gains = {}
     for condition in (1.0, 100.0):
-        x, y = (each.double() for each in LinearTasks(5, 16).draw(256, condition, torch.Generator().manual_seed(0)))
-        without, heavy = (errors_by_point(best_descent(x, y, 3, heavy_ball=on), y)[-1] for on in (False, True))
-        gains[condition] = 1 - heavy / without
+        tasks = RegressionTasks(5, 16, condition=condition)
+        one = tasks.draw(256, torch.Generator().manual_seed(0), torch.float64)
+        last = []
+        for momenta in ((0.0,), (0.0, 0.3, 0.5, 0.7, 0.9)):
+            tried = [
+                Descent(3, rate, momentum) for momentum in momenta for rate in torch.logspace(-2, 0.5, 16).tolist()
+            ]
+            best = best_of(tried, one.x, one.y, one.y)
+            last.append(float(errors_by_point(by_point(best, one.x, one.y), one.y)[-1]))
+        gains[condition] = 1 - last[1] / last[0]
     assert gains[1.0] > gains[100.0] > 0
 
 
