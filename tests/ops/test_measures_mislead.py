@@ -361,7 +361,8 @@ def test_three_steps_of_heavy_ball_gain_more_with_a_small_condition_number():
     gains = {}
     for condition in (1.0, 100.0):
         tasks = RegressionTasks(5, 16, condition=condition)
-        one = tasks.draw(256, torch.Generator().manual_seed(0), torch.float64)
+        # Of a few hundred sequences the gain depends on which they are.
+        one = tasks.draw(4096, torch.Generator().manual_seed(0), torch.float64)
         last = []
         for momenta in ((0.0,), (0.0, 0.3, 0.5, 0.7, 0.9)):
             tried = [
