@@ -1,27 +1,20 @@
 """A study: are long texts answered rightly less often than short ones, without demonstrations?"""
 
 import time
-from typing import Annotated
 
 import pyarrow as pa
 from scipy.stats import spearmanr
 
 from dualform import ZeroShot
-from dualform.configuration import checked
 from dualform.learners.adapted import answer_log_probabilities
-from dualform.option import MACHINE, Option
 from dualform.studies.bench import Bench
 from dualform.studies.facts import own_result
-from dualform.studies.reads import models_of, reads_of_task_study
-from dualform.studies.settings import StudyConfig
+from dualform.studies.settings import OneModelConfig
 from dualform.studies.study import Study, StudyOutput, View
 
 
-class LengthsConfig(StudyConfig):
+class LengthsConfig(OneModelConfig):
     """Whether long texts are harder: rank correlation of a text's length with being answered rightly."""
-
-    model: Annotated[str, Option(MACHINE, argument=1)]
-    """smollm2-135m, a folder, a .gguf file, a hub id."""
 
 
 def run(config, context):
@@ -43,9 +36,7 @@ STUDY = Study(
     name="lengths",
     noun="study of lengths",
     config=lambda: LengthsConfig,
-    configure=lambda **settings: checked(LengthsConfig, settings),
+    configure=LengthsConfig.from_settings,
     run=run,
     view=View(headlines),
-    reads=reads_of_task_study,
-    models=models_of,
 )

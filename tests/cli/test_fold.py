@@ -20,7 +20,7 @@ from dualform.models.export import checkpoint
 from dualform.result import Result
 from dualform.runs.store import read_result
 from dualform.studies.fold import run as study
-from dualform.studies.fold.words import fold_verdict
+from dualform.studies.fold.words import headlines
 from tests.cli.conftest import Done
 from tests.studies.small import sentences
 
@@ -88,7 +88,7 @@ def test_a_fold_prints_what_it_is_worth_and_leaves_a_checkpoint(
     # The page says what the terminal said, first of all.
     assert dualform("report", to).code == 0
     page = " ".join(html.unescape((to / "report.html").read_text(encoding="utf-8")).split())
-    for sentence in fold_verdict(read_result(to)):
+    for sentence in headlines(read_result(to)):
         assert sentence in words
         assert sentence in page
     assert not torch.allclose(loaded(to), loaded(workplace / "llama"), atol=1e-3)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualform.studies.folding import run as study
-from dualform.studies.folding.config import read_folding_config
+from dualform.studies.folding.config import FoldingConfig
 from dualform.studies.folds import make_fold
 from tests.cli.conftest import Done, numbers, result_of
 
@@ -102,7 +102,7 @@ def test_options_reach_the_settings(dualform: Command, quick: list[str], prose: 
 
     assert done.code == 0, done.err
     assert done.out == (out / "result.json").read_text(encoding="utf-8")
-    config = read_folding_config(out / "config.yaml")
+    config = FoldingConfig.read(out / "config.yaml")
     assert (config.axes, config.text_counts, config.strengths) == (("texts", "strength", "layers"), (8,), (0.1, "gcv"))
     assert (config.layer_sets, config.seeds, config.ft, config.balanced) == (("all", "last half"), (4,), False, False)
     assert (config.fold.answer_weight, config.fold.texts, config.fold.plain) == (5, 12, prose)

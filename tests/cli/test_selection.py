@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualform.studies.selection import run as selection
-from dualform.studies.selection.config import read_selection_config
+from dualform.studies.selection.config import SelectionConfig
 from tests.cli.conftest import SMALL, Done, numbers, result_of
 
 Command = Callable[..., Done]
@@ -52,7 +52,7 @@ def test_options_reach_the_settings(dualform: Command, out: Path) -> None:
     done = dualform("selection", "gpt2", "tickets.csv", *options, "--out", out)
 
     assert done.code == 0, done.err
-    config = read_selection_config(out / "config.yaml")
+    config = SelectionConfig.read(out / "config.yaml")
     assert (config.model, config.task, config.text, config.label) == ("gpt2", "tickets.csv", "body", "topic")
     assert (config.seeds, config.rates, config.orders, config.k, config.balanced) == ((4,), (1e-3,), 2, 4, False)
     limits = (config.limit, config.selection_limit, config.untouched_limit, config.similarity_limit)

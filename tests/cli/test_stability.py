@@ -13,7 +13,7 @@ import pytest
 from dualform.runs.store import RunFolder
 from dualform.studies.pieces import Piece
 from dualform.studies.stability import run as stability
-from dualform.studies.stability.config import read_stability_config
+from dualform.studies.stability.config import StabilityConfig
 from tests.cli.conftest import Done, result_of
 from tests.cli.test_compare import PROMISED, Shell, shell
 from tests.studies.small import write_choices
@@ -50,7 +50,7 @@ def test_the_folder_holds_exactly_what_was_promised(main_job: Any) -> None:
     _, folder = main_job
 
     assert {path.name for path in folder.iterdir()} == PROMISED
-    config = read_stability_config(folder / "config.yaml")
+    config = StabilityConfig.read(folder / "config.yaml")
     assert (config.models, config.task, config.seeds, config.orders) == (("gpt2", "llama"), "tickets.csv", (1, 2, 3), 2)
     log = (folder / "log.txt").read_text()
     assert re.search(r"dualform \S+: gpt2, llama on tickets\.csv$", log, re.MULTILINE)

@@ -10,7 +10,7 @@ from dualform.result import Accuracy, Against, Baselines, Estimate, PairedTest, 
 from dualform.studies.against_words import recovered_share
 from dualform.studies.baseline_words import above_guessing, baseline_levels
 from dualform.studies.comparison.table import accuracy_table
-from dualform.studies.comparison.words import pair_sentences, verdict
+from dualform.studies.comparison.words import headlines, pair_sentences
 from dualform.studies.pages import render_page
 from tests.report.example_result import empty_result
 
@@ -37,13 +37,13 @@ def test_a_learner_above_chance_but_not_above_the_commonest_label_has_not_been_s
     found = result(zsl=accuracy(0.55), icl=accuracy(0.69), ft=accuracy(0.9))
     assert above_guessing(found, "icl") is False
     assert above_guessing(found, "ft") is True
-    text = "\n".join(verdict(found))
+    text = "\n".join(headlines(found))
     assert "always answering “yes”, the commonest label among the reported queries (70.0 %): zero-shot and" in text
     assert "Nothing here says that they have learned the task." in text
 
 
 def test_where_even_the_best_is_no_better_than_one_label_that_is_said_first() -> None:
-    first = verdict(result(icl=accuracy(0.72), ft=accuracy(0.6)))[0]
+    first = headlines(result(icl=accuracy(0.72), ft=accuracy(0.6)))[0]
     assert first.startswith(
         "No learner is shown to answer better than both guessing (50.0 %) and always answering “yes”"
     )
@@ -69,15 +69,15 @@ def test_the_paired_difference_decides_and_not_two_intervals() -> None:
 def test_likeness_beside_a_learner_that_learned_nothing_comes_with_a_caution() -> None:
     alike = {"rec2ftp": Similarity(mean=0.8, ci95=(0.7, 0.9), n=50, details={"chance": 0.6, "lift_ci95": [0.1, 0.3]})}
     found = result(icl=accuracy(0.7), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
-    assert any("need not be anything that was learned" in sentence for sentence in verdict(found))
+    assert any("need not be anything that was learned" in sentence for sentence in headlines(found))
     learned = result(icl=accuracy(0.9), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
-    assert not any("need not be anything" in sentence for sentence in verdict(learned))
+    assert not any("need not be anything" in sentence for sentence in headlines(learned))
 
 
 def test_queries_of_one_label_make_accuracy_meaningless_and_that_comes_first() -> None:
     one = BASELINES.model_copy(update={"majority": 1.0, "label_counts": {" yes": 100}})
     found = result(icl=accuracy(0.9, over=-0.1)).model_copy(update={"baselines": one})
-    assert verdict(found)[0].startswith("Every reported query has the same right answer")
+    assert headlines(found)[0].startswith("Every reported query has the same right answer")
 
 
 def test_levels_that_are_equal_are_one_line() -> None:
@@ -105,7 +105,7 @@ def test_a_share_of_few_answers_is_a_count_whatever_interval_the_file_holds(n: i
 
 def test_rec2ftp_of_few_answers_is_no_verdict() -> None:
     few = Similarity(mean=1.0, ci95=(1.0, 1.0), n=1, details={"chance": 0.4, "lift_ci95": [0.5, 0.7]})
-    [sentence] = [each for each in verdict(empty_result(similarity={"rec2ftp": few})) if "put right" in each]
+    [sentence] = [each for each in headlines(empty_result(similarity={"rec2ftp": few})) if "put right" in each]
     assert "Of 1 answer that finetuning put right, context put right 1" in sentence
     assert "too few to say" in sentence
     assert "%" not in sentence

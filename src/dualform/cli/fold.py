@@ -60,8 +60,6 @@ def fold(
 def _print(result: Any) -> None:
     from dualform.cli.printing import print_study
     from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
-    from dualform.studies.fold.words import fold_verdict
+    from dualform.studies.fold.words import headlines
 
-    print_study(
-        fold_verdict(result), (accuracy_table(result), against_table(result), cost_table(result)), result.warnings
-    )
+    print_study(headlines(result), (accuracy_table(result), against_table(result), cost_table(result)), result.warnings)

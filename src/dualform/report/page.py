@@ -4,6 +4,7 @@ One template serves every page. The file holds all it needs and asks the network
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,10 +82,74 @@ def render(page: Page) -> str:
     )
 
 
+def study_page(
+    result: Result,
+    *,
+    title: str,
+    sentences: Sequence[str],
+    nothing: str,
+    answer: str = "",
+    charts: Sequence[Figure] = (),
+    facts: Sequence[Fact] = (),
+    first: Sequence[Section] = (),
+    sections: Sequence[Section] = (),
+    described: Sequence[Section] | None = None,
+    command: Sequence[str] = (),
+    glossary: Sequence[tuple[str, str]] = (),
+    styles: Sequence[str] = (),
+    scripts: Sequence[str] = (),
+) -> str:
+    """The page of a study's result as one HTML document, with what the pages of all studies have.
+
+    Args:
+        result: The result; sections without data are left out.
+        title: Of the page, behind the program's name.
+        sentences: All that was found.
+        nothing: The answer of a result without any of the study's numbers.
+        answer: The answer; the first sentence where not given.
+        charts: As in `Page`.
+        facts: As in `Page`.
+        first: Sections before the one with all sentences.
+        sections: Sections behind it.
+        described: Sections that describe what was run; the model where not given.
+        command: Words of a command that runs the study again, shown where the result does not record the one typed.
+        glossary: As in `Page`.
+        styles: As in `Page`.
+        scripts: As in `Page`.
+    """
+    again = ("Run it again (other settings as under “config” below)", shlex.join(command)) if command else None
+    if described is None:
+        described = [facts_section("model", "Model", result.model)]
+    page = Page(
+        title=f"dualform: {title}",
+        answer=answer or next(iter(sentences), nothing),
+        about=about_line(result),
+        version=result.dualform,
+        warnings=result.warnings,
+        charts=charts,
+        facts=facts,
+        sections=[
+            *first,
+            findings(sentences),
+            *sections,
+            run_section(result, commands_again(result, again), described),
+        ],
+        glossary=glossary,
+        styles=styles,
+        scripts=scripts,
+    )
+    return render(page)
+
+
+def titled(study: str, model: object, task: object) -> str:
+    """`selection for smollm2-135m on reviews`, as far as model and task are known."""
+    return f"{study}{f' for {model}' if model else ''}{f' on {task}' if task else ''}"
+
+
 def about_line(result: Result) -> str:
     """`Comparison, 500 queries of the test split`."""
-    asked = result.task.get("n_report")
-    queries = f", {asked} queries of the {result.task.get('report_split') or 'report'} split" if asked else ""
+    n = result.task.get("n_report")
+    queries = f", {n} queries of the {result.task.get('report_split') or 'report'} split" if n else ""
     return f"{result.study.capitalize()}{queries}"
 
 

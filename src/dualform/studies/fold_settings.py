@@ -73,6 +73,11 @@ class FoldSettings(BaseModel):
         given = self.model_dump(mode="json", exclude={"method"})
         return {name: value for name, value in given.items() if self.method in READ[name]}
 
+    def files(self) -> tuple[str, ...]:
+        """The files that the settings name."""
+        words = ("train", "generated", "none")
+        return tuple(name for name in (self.calibration, self.plain) if name not in words)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.strength != "gcv" and not 0 <= self.strength < math.inf:

@@ -1,7 +1,7 @@
 """The page of any study's result."""
 
 from dualform.attention_record import AttentionRecord
-from dualform.report.page import Page, about_line, commands_again, facts_section, findings, render, run_section
+from dualform.report.page import study_page
 from dualform.report.section import Section
 from dualform.report.table import Table
 from dualform.result import Result
@@ -27,20 +27,11 @@ def render_page(result: Result, attention: AttentionRecord | None = None) -> str
 
 def _plain_page(study: Study, result: Result) -> str:
     """A page of a study's sentences and tables."""
-    said = list(study.view.headlines(result))
     tables = [table for table in study.view.tables(result) if isinstance(table, Table)]
-    model = facts_section("model", "Model", result.model)
-    return render(
-        Page(
-            title=f"dualform: {study.noun}",
-            about=about_line(result),
-            version=result.dualform,
-            answer=said[0] if said else "This result holds nothing that can be said in a sentence.",
-            warnings=result.warnings,
-            sections=[
-                Section("tables", "In numbers", tables=tables, detail=False),
-                findings(said),
-                run_section(result, commands_again(result), [model]),
-            ],
-        )
+    return study_page(
+        result,
+        title=study.noun,
+        sentences=list(study.view.headlines(result)),
+        nothing="This result holds no finding that can be put in a sentence.",
+        first=[Section("tables", "In numbers", tables=tables, detail=False)],
     )

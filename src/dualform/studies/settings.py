@@ -1,4 +1,4 @@
-"""Settings that every study of a model and a task has, and how wrong ones are told."""
+"""Settings that every study of a model and a task has, and what is wrong with them."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dualform.configuration import MOST_RESAMPLES, read_settings
+from dualform.configuration import MOST_RESAMPLES, checked, read_settings
 from dualform.errors import ConfigError
 from dualform.learners.options import LARGEST_RATE, LossOn
 from dualform.models.loading.placement import placement
 from dualform.models.reading.options import Probe
 from dualform.option import DATA, MACHINE, Option
 from dualform.seeds import Seeds
+from dualform.studies.study import Reads
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import TaskOptions, unescape
 from dualform.tasks.sources import load_local_task, load_task
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class StudyConfig(BaseModel):
-    """What is asked, of which rows, read how. Each setting has its home here or in the study that alone has it.
+    """The task, its rows, and how a model reads them. A setting is declared here or in the one study that has it.
 
     A field's description is its help on the command line: the first sentence in `--help`, all of it in the reference.
     """
@@ -134,20 +135,64 @@ class StudyConfig(BaseModel):
         try:
             placement(**self._placed)
         except ConfigError as error:
-            # Told together with whatever else is wrong.
+            # A ValueError is reported together with whatever else is wrong.
             raise ValueError(str(error)) from error
         if self.quantize is not None and (why := self._changes_weights()) is not None:
             raise ValueError(f"quantize {self.quantize} is for accuracy zero-shot and in context, and {why}")
         return self
 
+    @model_validator(mode="after")
+    def _check_all(self) -> Self:
+        if problems := self._problems():
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> list[str]:
+        """What is wrong with these settings, a sentence each; a study adds its own."""
+        return problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
+
     def _changes_weights(self) -> str | None:
-        """What asks for weights that can be changed, in words; None where answers are all that is wanted."""
+        """Which setting requires weights that can be changed; None where answers are all that is wanted."""
         return "this study changes weights: leave it out"
 
     @property
     def _placed(self) -> dict[str, Any]:
         names = ("device", "dtype", "device_map", "max_memory", "offload_folder", "quantize")
         return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> Self:
+        """A checked configuration.
+
+        Args:
+            settings: Fields of the class; None means not given, and 0 for a limit means none.
+
+        Raises:
+            ConfigError: All that is wrong, in one message.
+        """
+        return checked(cls, given_settings(settings))
+
+    @classmethod
+    def read(cls, path: Path, *, trust_remote_code: bool = False) -> Self:
+        """A configuration from YAML, such as a run's `config.yaml`.
+
+        Args:
+            path: The file.
+            trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
+
+        Raises:
+            ConfigError: The file is missing, no YAML, or says something that cannot be used.
+        """
+        return checked(cls, read_study_settings(path, trust_remote_code))
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models of these settings."""
+        return ()
+
+    def reads(self) -> Reads:
+        """The models, tasks and files that these settings name."""
+        return Reads(self.model_names, task=True)
 
     @property
     def reads_paper_rows(self) -> bool:
@@ -207,6 +252,18 @@ class StudyConfig(BaseModel):
         return load_model(name, route=self.route, trust_remote_code=self.trust_remote_code, **self._placed)
 
 
+class OneModelConfig(StudyConfig):
+    """Settings of a study of one model."""
+
+    model: Annotated[str, Option(MACHINE, argument=1)]
+    """smollm2-135m, gemma3-270m, a folder, a .gguf file, a hub id."""
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The one model."""
+        return (self.model,)
+
+
 def read_study_settings(path: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """Settings from YAML, such as a run's `config.yaml`.
 
@@ -227,20 +284,20 @@ def read_study_settings(path: Path, trust_remote_code: bool = False) -> dict[str
 
 
 def problems_with_seeds(name: str, seeds: tuple[int, ...]) -> list[str]:
-    """A sentence when they cannot be used."""
+    """A sentence where the seeds cannot be used."""
     if seeds and len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds):
         return []
     return [f"{name} {list(seeds)} must be different numbers from 0 to 4294967295, at least one"]
 
 
 def problems_with_rates(name: str, rates: tuple[float, ...]) -> list[str]:
-    """A sentence when they cannot be used."""
+    """A sentence where the learning rates cannot be used."""
     if rates and all(0 <= rate <= LARGEST_RATE for rate in rates):
         return []
     return [f"{name} {list(rates)} must lie between 0 and {LARGEST_RATE:g}, at least one"]
 
 
 def given_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What was given: None means not given, and 0 for a limit means none."""
+    """The settings that were given: None means not given, and 0 for a limit means none."""
     given = {name: value for name, value in settings.items() if value is not None}
     return given | {name: None for name, value in given.items() if name.endswith("limit") and value == 0}

@@ -131,11 +131,6 @@ class Reads:
     files: tuple[str, ...] = ()
 
 
-def no_reads(config: Any) -> Reads:
-    """Of a study that reads nothing but its settings."""
-    return Reads()
-
-
 @dataclass(frozen=True)
 class SeedBySeed:
     """How a study runs its seeds one at a time, each a cell of a sweep that other sweeps share."""
@@ -170,9 +165,8 @@ class Study:
     """`study` in `result.json`, where that is not the name."""
     plan_samples: Callable[[Any, "Machine"], str] | None = None
     """A sentence to say before a plan is made, where samples of the work are run for it; empty where they are kept."""
-    reads: Callable[[Any], Reads] = no_reads
-    models: Callable[[Any], tuple[str, ...]] = lambda config: ()
-    """Names of the models of a configuration."""
+    reads: Callable[[Any], Reads] = lambda config: config.reads() if hasattr(config, "reads") else Reads()
+    """What its numbers depend on besides the settings; by default what the configuration says (`StudyConfig.reads`)."""
     several_seeds: bool = True
     """False: a run takes one seed alone, so that a sweep makes each seed a group of its own."""
     seed_by_seed: SeedBySeed | None = None
@@ -181,6 +175,11 @@ class Study:
     def fields(self) -> frozenset[str]:
         """Names of its settings."""
         return frozenset(self.config().model_fields)
+
+    def models(self, config: BaseModel) -> tuple[str, ...]:
+        """Names of the models that a configuration names; none for a study that loads none."""
+        names: tuple[str, ...] = getattr(config, "model_names", ())
+        return names
 
     @property
     def result_name(self) -> str:
@@ -194,23 +193,40 @@ def lazy(target: str) -> Callable[..., Any]:
     Args:
         target: `module:name`.
     """
-    module, _, name = target.partition(":")
 
     def call(*given: Any, **named: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(*given, **named)
+        return _load(target)(*given, **named)
 
     return call
 
 
-def lazy_class(target: str) -> Callable[[], type[BaseModel]]:
-    """The class that `module:name` names, imported when it is asked for."""
+def _load(target: str) -> Any:
     module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
-    def find() -> type[BaseModel]:
-        found: type[BaseModel] = getattr(importlib.import_module(module), name)
-        return found
 
-    return find
+def study_in(package: str, config: str, *, name: str, noun: str = "", **facts: Any) -> Study:
+    """The record of a study whose parts are in the files of one package, each imported when it is first needed.
+
+    Args:
+        package: Holds `config.py` with the class of the settings, `run.py` with `run`, `plan.py` with `plan`,
+            `words.py` with `headlines`, `table.py` with `tables` and `page.py` with `render`.
+        config: Name of the class of the settings, which has `from_settings`.
+        name: As in `Study`.
+        noun: As in `Study`; the name where not given.
+        facts: Other fields of `Study`, in place of those.
+    """
+    settings = f"{package}.config:{config}"
+    parts = {
+        "config": lambda: _load(settings),
+        "configure": lambda **given: _load(settings).from_settings(**given),
+        "run": lazy(f"{package}.run:run"),
+        "plan": lazy(f"{package}.plan:plan"),
+        "view": View(
+            lazy(f"{package}.words:headlines"), lazy(f"{package}.table:tables"), lazy(f"{package}.page:render")
+        ),
+    }
+    return Study(name=name, noun=noun or name, **{**parts, **facts})
 
 
 STUDIES = Registry("dualform.studies", "study", Study)

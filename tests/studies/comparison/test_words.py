@@ -9,6 +9,7 @@ from dualform.studies.comparison.words import (
     collapsed,
     cost_sentence,
     generality,
+    headlines,
     judged_by,
     layers_above_floor,
     least_p,
@@ -16,7 +17,6 @@ from dualform.studies.comparison.words import (
     pair_sentences,
     paired_test,
     seeds_note,
-    verdict,
 )
 from tests.report.example_result import empty_result, example_result, old_result
 
@@ -26,7 +26,7 @@ def accuracy(mean: float | None, low: float | None, high: float | None, n: int =
 
 
 def said(**changes) -> str:
-    return "\n".join(verdict(empty_result(**changes)))
+    return "\n".join(headlines(empty_result(**changes)))
 
 
 def alike(value: Similarity, random: Similarity, **controls: Similarity) -> str:
@@ -39,11 +39,11 @@ def similarity(mean: float | None, low: float | None, high: float | None, **deta
 
 
 def test_an_empty_result_has_nothing_to_say():
-    assert verdict(empty_result()) == []
+    assert headlines(empty_result()) == []
 
 
 def test_the_example_names_the_best_learner_and_those_level_with_it():
-    first = verdict(old_result())[0]
+    first = headlines(old_result())[0]
     assert first.startswith("In-context learning has the highest mean accuracy, 72 %")
     assert "overlaps that of finetuning, LoRA and folding: the run does not separate them" in first
 
@@ -128,7 +128,7 @@ def test_a_learner_collapses_above_nine_tenths(share, fallen):
     result = empty_result(predictions=predictions)
     assert collapsed(result) == fallen
     if fallen:
-        [sentence] = [each for each in verdict(result) if "collapsed" in each]
+        [sentence] = [each for each in headlines(result) if "collapsed" in each]
         assert sentence.startswith("Finetuning has collapsed into one class: it answers “good” to 90.1 %")
 
 
@@ -177,7 +177,7 @@ def placed(
 ) -> list[str]:
     named = {control: {key: each} for control, each in controls.items()}
     found = found or similarity(0.2, 0.18, 0.22)
-    return verdict(empty_result(similarity={key: found}, calibrated={key: where}, controls=named))
+    return headlines(empty_result(similarity={key: found}, calibrated={key: where}, controls=named))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def with_test(test: PairedTest, seeds: int = 7) -> Result:
 def test_a_difference_is_claimed_only_for_what_its_tests_show(p_queries, p_seeds, kind, claim):
     result = with_test(weighed(p_queries, p_seeds))
     assert generality(result.tests[0]) == kind
-    [sentence] = [each for each in verdict(result) if each.startswith("ICL is 5 points above finetuning")]
+    [sentence] = [each for each in headlines(result) if each.startswith("ICL is 5 points above finetuning")]
     assert "(95 % interval +3 to +7)" in sentence
     # p-values and power are in the table.
     assert not re.search(r"\bp [=<]|power", sentence)
@@ -282,14 +282,14 @@ def test_a_test_written_the_other_way_round_says_the_same():
     assert turned is not None
     assert (turned.first, turned.difference) == ("icl", 0.05)
     assert turned.ci95 == pytest.approx((0.03, 0.07))
-    assert verdict(with_test(weighed(0.01, 0.2, gap=-0.05, first="ft"))) == verdict(with_test(weighed(0.01, 0.2)))
+    assert headlines(with_test(weighed(0.01, 0.2, gap=-0.05, first="ft"))) == headlines(with_test(weighed(0.01, 0.2)))
 
 
 def test_the_best_learner_is_weighed_by_tests_and_not_by_overlap_where_there_are_tests():
-    first = verdict(with_test(weighed(0.001, 0.0156)))[0]
+    first = headlines(with_test(weighed(0.001, 0.0156)))[0]
     assert first.endswith("By paired tests it is ahead of finetuning for other queries and other demonstrations.")
     assert "overlaps" not in first
-    assert verdict(with_test(weighed(0.3, 0.3)))[0].endswith("it does not differ significantly from finetuning.")
+    assert headlines(with_test(weighed(0.3, 0.3)))[0].endswith("it does not differ significantly from finetuning.")
 
 
 @pytest.mark.parametrize(("seeds", "least"), [(0, None), (1, None), (2, 0.5), (5, 0.0625), (6, 0.03125)])

@@ -8,7 +8,7 @@ from dualform.report.numerals import MISSING
 from dualform.result import Accuracy, Against, Cost, Estimate, FoldReport, Predictions, Result, WrittenFold
 from dualform.studies.against_words import recovered_share
 from dualform.studies.comparison.table import against_table
-from dualform.studies.fold.words import fold_verdict
+from dualform.studies.fold.words import headlines
 from tests.studies.comparison.test_table import printed
 
 
@@ -57,7 +57,7 @@ def folded(
 
 
 def test_a_good_fold_is_said_to_be_one_beside_chance_and_zero_shot() -> None:
-    first, *rest = fold_verdict(folded())
+    first, *rest = headlines(folded())
     assert first.startswith("Folded ")
     for part in ("93.0 %", "by chance 90.4 %", "without the fold 70.0 %"):
         assert part in first
@@ -76,7 +76,7 @@ def test_a_good_fold_is_said_to_be_one_beside_chance_and_zero_shot() -> None:
     ],
 )
 def test_what_takes_its_worth_comes_first(changes: dict[str, Any], words: str) -> None:
-    assert words in fold_verdict(folded(**changes))[0]
+    assert words in headlines(folded(**changes))[0]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_takes_its_worth_comes_first(changes: dict[str, Any], words: str) -
 def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, shown: str) -> None:
     result = folded(share=share)
     assert recovered_share(result.against_icl["fold"]) == shown
-    said = " ".join(fold_verdict(result))
+    said = " ".join(headlines(result))
     if share is None or shown == "undefined":
         assert "gain over zero-shot is undefined" in said
     else:
@@ -102,7 +102,7 @@ def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, 
 )
 def test_text_and_table_show_the_same_break_even(queries: float | None, words: str) -> None:
     result = folded(break_even=queries)
-    assert f"read anew {words}" in " ".join(fold_verdict(result))
+    assert f"read anew {words}" in " ".join(headlines(result))
     shown = words.removeprefix("after ").removesuffix(" queries").replace("from the first query", "0")
     assert shown in printed(against_table(result))
 
@@ -111,4 +111,4 @@ def test_a_comparison_has_no_such_verdict() -> None:
     result = folded()
     assert result.fold is not None
     plain = result.model_copy(update={"fold": result.fold.model_copy(update={"written": None})})
-    assert fold_verdict(plain) == []
+    assert headlines(plain) == []

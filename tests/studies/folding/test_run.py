@@ -29,7 +29,6 @@ from dualform.studies.folding.config import (
     LayerSet,
     folding_config,
     layers_of_set,
-    read_folding_config,
 )
 from dualform.studies.folding.run import FoldingStudy, folding
 from dualform.studies.folding.summary import folding_table
@@ -205,10 +204,10 @@ def test_a_configuration_comes_back_from_its_file(prose: str, tmp_path: Path) ->
     path.write_text(yaml.safe_dump(asked.model_dump(mode="json")), encoding="utf-8")
 
     assert asked.limit is None
-    assert read_folding_config(path) == asked
+    assert FoldingConfig.read(path) == asked
     path.write_text("model: a\ntask: b\nfolds: 3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="folds: Extra inputs"):
-        read_folding_config(path)
+        FoldingConfig.read(path)
 
 
 # What is done.

@@ -1,6 +1,6 @@
 import pytest
 
-from dualform.studies.folding.table import axis_table, compositions_table, folding_tables, levels_table, transfer_table
+from dualform.studies.folding.table import axis_table, compositions_table, levels_table, tables, transfer_table
 from dualform.studies.folding.words import AXES
 from tests.report.example_folding import around, composition, example_folding, point, study, transfer
 from tests.report.example_result import empty_result
@@ -8,9 +8,9 @@ from tests.studies.comparison.test_table import printed
 
 
 def test_tables_fit_in_eighty_columns_without_losing_a_number():
-    tables = folding_tables(example_folding())
-    assert len(tables) == 1 + len(AXES) + 2
-    for table in tables:
+    found = tables(example_folding())
+    assert len(found) == 1 + len(AXES) + 2
+    for table in found:
         text = printed(table)
         assert max(len(line) for line in text.splitlines()) <= 80
         assert "…" not in text
@@ -25,7 +25,7 @@ def test_the_widest_numbers_still_fit():
 
 
 def test_another_study_has_no_tables():
-    assert folding_tables(empty_result()) == []
+    assert tables(empty_result()) == []
     for table in (levels_table, transfer_table, compositions_table):
         assert table(empty_result()).row_count == 0
 
@@ -59,7 +59,7 @@ def test_square_brackets_in_a_name_are_no_markup():
         transfer=[transfer(name, 0.5, around(0.0))],
         compositions=[composition([name], {name: (0.5, 0.5)})],
     )
-    tables = folding_tables(example_folding(folding=hostile))
-    assert len(tables) == 4
-    for table in tables[1:]:
+    found = tables(example_folding(folding=hostile))
+    assert len(found) == 4
+    for table in found[1:]:
         assert name in printed(table, width=200)

@@ -6,7 +6,7 @@ from dualform.result import Folding
 from dualform.studies.folding.words import (
     axes_in_order,
     composition_sentences,
-    folding_verdict,
+    headlines,
     numbers,
     perplexity_sentence,
     transfer_sentences,
@@ -27,17 +27,17 @@ from tests.report.example_result import empty_result
 
 def said(*points, **changes) -> list[str]:
     nothing: dict[str, Any] = {"perplexity": None, "transfer": [], "compositions": []}
-    return folding_verdict(example_folding(folding=study(points=list(points), **(nothing | changes))))
+    return headlines(example_folding(folding=study(points=list(points), **(nothing | changes))))
 
 
 def test_another_study_and_one_without_points_have_nothing_to_say():
-    assert folding_verdict(empty_result()) == []
+    assert headlines(empty_result()) == []
     assert said() == []
     assert said(point("method", "ridge", NOTHING))[:-1] == []
 
 
 def test_the_best_method_comes_first_beside_what_it_is_read_beside():
-    first, second, third, *_ = folding_verdict(example_folding())
+    first, second, third, *_ = headlines(example_folding())
     assert first == (
         "Of 6 ways of folding, “KV momentum” is most accurate: 72.4 % (69.4 to 75.4 %), where zero-shot has 57.0 %, "
         "in-context learning has 72.2 % and finetuning has 68.4 %. It lies above zero-shot, and is not told apart from "
@@ -125,9 +125,9 @@ def test_the_default_method_is_told_where_another_is_the_most_accurate():
     assert (
         "The study's default, “ridge”, which was not picked by them, has 70.0 % (67.0 to 73.0 %): it lies above "
         "zero-shot, and is not told apart from in-context learning."
-    ) in folding_verdict(named)
+    ) in headlines(named)
     best = example_folding(folding=folding, config={"fold": {"method": "other"}})
-    assert "default" not in "".join(folding_verdict(best))
+    assert "default" not in "".join(headlines(best))
 
 
 def test_names_are_compared_with_the_best_of_them():

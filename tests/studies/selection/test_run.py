@@ -13,7 +13,7 @@ from dualform.errors import ConfigError, TrainingError
 from dualform.result import FEWEST_FOR_INTERVAL, Choice, Result
 from dualform.studies.comparison.run import compare
 from dualform.studies.selection import run as selection_module
-from dualform.studies.selection.config import SelectionConfig, read_selection_config, selection_config
+from dualform.studies.selection.config import SelectionConfig, selection_config
 from dualform.studies.selection.run import SelectionStudy, search_budget, selection
 from dualform.studies.selection.summary import CHOICES, COUNTED, SETS, Answered, QuerySet, Select, Tables, trials_table
 from dualform.tasks.task import Task
@@ -757,7 +757,7 @@ def test_settings_survive_their_file_and_have_the_promised_defaults(tmp_path: Pa
     assert limits == (200, 400, 100, 64, None)
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(config(similarity_limit=0).model_dump(mode="json")))
-    again = read_selection_config(path)
+    again = SelectionConfig.read(path)
     assert again == config(similarity_limit=0)
     assert again.similarity_limit is None
     assert config(rates=(1e-2, 1e-3, 1e-2)).grid == (1e-3, 1e-2)

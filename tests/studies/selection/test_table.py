@@ -3,8 +3,8 @@ import pytest
 from dualform.studies.selection.table import (
     choices_table,
     optimism_table,
-    selection_tables,
     similarity_table,
+    tables,
 )
 from tests.report.example_result import empty_result
 from tests.report.example_selection import choice, estimate, example_selection, study
@@ -21,7 +21,7 @@ def test_tables_fit_in_eighty_columns_without_losing_a_number(table):
 
 
 def test_another_study_has_no_tables():
-    assert selection_tables(empty_result()) == []
+    assert tables(empty_result()) == []
     assert all(table(empty_result()).row_count == 0 for table in TABLES)
 
 
@@ -53,5 +53,5 @@ def test_the_range_closes_each_measure():
 def test_square_brackets_in_a_name_are_no_markup():
     name = "[bold]loud[/bold]"
     hostile = choice(name, name, icl=(0.1, 0, 0.2), ft=(0.1, 0, 0.2), similarity={name: estimate((0.1, 0, 0.2))})
-    for table in selection_tables(example_selection(selection=study(hostile))):
+    for table in tables(example_selection(selection=study(hostile))):
         assert name in printed(table, width=200)

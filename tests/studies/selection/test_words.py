@@ -1,7 +1,7 @@
 import pytest
 
 from dualform.result import Estimate
-from dualform.studies.selection.words import choice_name, selection_verdict
+from dualform.studies.selection.words import choice_name, headlines
 from tests.report.example_result import empty_result
 from tests.report.example_selection import choice, example_selection, study
 
@@ -9,16 +9,16 @@ NOTHING = (0.0, -0.02, 0.02)
 
 
 def said(*choices, **changes) -> str:
-    return "\n".join(selection_verdict(example_selection(selection=study(*choices, **changes))))
+    return "\n".join(headlines(example_selection(selection=study(*choices, **changes))))
 
 
 def test_another_study_has_nothing_to_say():
-    assert selection_verdict(empty_result()) == []
-    assert selection_verdict(example_selection(selection=study())) == []
+    assert headlines(empty_result()) == []
+    assert headlines(example_selection(selection=study())) == []
 
 
 def test_the_largest_optimism_that_is_shown_comes_first():
-    first = selection_verdict(example_selection())[0]
+    first = headlines(example_selection())[0]
     assert first == (
         "Choosing by finetuning's accuracy on the report queries flatters finetuning most, by +6.1 points "
         "(+3.2 to +9.0); 4 of 8 accuracies chosen are shown to be too high."
@@ -130,7 +130,7 @@ def test_a_likeness_that_one_choice_lacks_is_compared_over_the_others():
 
 
 def test_the_verdict_closes_with_what_it_stands_on():
-    assert selection_verdict(example_selection())[-1] == (
+    assert headlines(example_selection())[-1] == (
         "Chosen on 100 validation queries or 200 report queries; held against 300 queries that nothing was chosen on."
     )
 

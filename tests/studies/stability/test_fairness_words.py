@@ -1,5 +1,5 @@
 from dualform.result import Stability
-from dualform.studies.stability.page import render_stability
+from dualform.studies.stability.page import render
 from dualform.studies.stability.table import fairness_table
 from dualform.studies.stability.words import stability_answers
 from tests.report.example_stability import SMALL, example_model, example_stability, one_model
@@ -28,13 +28,13 @@ def test_nothing_is_said_or_drawn_where_nothing_was_chosen():
     result = without_fairness()
     assert stability_answers(result)["fair"] == []
     assert fairness_table(result).row_count == 0
-    assert 'id="fair"' not in render_stability(result)
+    assert 'id="fair"' not in render(result)
 
 
 def test_the_page_and_the_table_hold_every_way_of_choosing():
     table = fairness_table(one_model())
     assert table.row_count == 4
-    page = render_stability(one_model())
+    page = render(one_model())
     assert 'id="fair"' in page
     for words in ("nobody: all sets", "both, mean", "-9.0 to +1.0"):
         assert words in page

@@ -25,7 +25,7 @@ from dualform.result import LearnerStability, Result, StabilityRun
 from dualform.studies.bench import Bench
 from dualform.studies.pieces import Piece
 from dualform.studies.stability import run as study
-from dualform.studies.stability.config import StabilityConfig, read_stability_config, stability_config
+from dualform.studies.stability.config import StabilityConfig, stability_config
 from dualform.studies.stability.run import CONTENT_FREE, StabilityStudy, stability
 from dualform.studies.stability.summary import Run, runs_table
 from dualform.tasks.build import build_task
@@ -843,4 +843,4 @@ def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
 
-    assert read_stability_config(path) == config
+    assert StabilityConfig.read(path) == config

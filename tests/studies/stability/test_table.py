@@ -7,7 +7,7 @@ from dualform.studies.stability.table import (
     contrasts_table,
     labels_in_order,
     labels_table,
-    stability_tables,
+    tables,
     variance_table,
 )
 from tests.report.example_result import empty_result
@@ -17,13 +17,13 @@ from tests.studies.comparison.test_table import printed
 
 @pytest.mark.parametrize("number", range(5))
 def test_tables_fit_in_eighty_columns_without_losing_a_number(number):
-    text = printed(stability_tables(example_stability())[number])
+    text = printed(tables(example_stability())[number])
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text
 
 
 def test_another_study_has_no_tables():
-    assert stability_tables(empty_result()) == []
+    assert tables(empty_result()) == []
     for table in (variance_table, labels_table, contrasts_table):
         assert table(empty_result()).row_count == 0
 
@@ -70,6 +70,6 @@ def test_square_brackets_in_a_model_are_no_markup():
     name = "[bold]loud[/bold]"
     contrasts = [contrast("ft", 0.02, 0.05, None, (None, None), name)]
     stability = Stability(models={name: example_model(name, 10)}, contrasts=contrasts)
-    for table in stability_tables(example_stability(stability=stability)):
+    for table in tables(example_stability(stability=stability)):
         text = "".join("".join(line.split("│")) for line in printed(table, width=200).splitlines())
         assert name in text

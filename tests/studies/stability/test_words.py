@@ -1,14 +1,17 @@
 import pytest
 
 from dualform.result import Stability, VarianceSplit
-from dualform.studies.stability.words import gain_over_zero_shot, stability_answers, stability_verdict, variance_shares
+from dualform.studies.stability.words import gain_over_zero_shot, stability_answers, variance_shares
 from tests.report.example_result import empty_result
 from tests.report.example_stability import LARGE, SMALL, contrast, example_model, example_stability, learner, one_model
 
 
 def said(result, question: str | None = None) -> str:
-    answers = stability_answers(result)
-    return "\n".join(answers[question] if question else stability_verdict(result))
+    return "\n".join(stability_answers(result)[question] if question else all_said(result))
+
+
+def all_said(result) -> list[str]:
+    return [sentence for sentences in stability_answers(result).values() for sentence in sentences]
 
 
 def compared(ratio: float | None, low: float | None, high: float | None, level: float = 0.7, **changes) -> str:
@@ -22,8 +25,8 @@ def compared(ratio: float | None, low: float | None, high: float | None, level: 
 
 
 def test_another_study_has_nothing_to_say():
-    assert stability_verdict(empty_result()) == []
-    assert stability_verdict(example_stability(stability=Stability(models={}, contrasts=[]))) == []
+    assert stability_answers(empty_result()) == {}
+    assert stability_answers(example_stability(stability=Stability(models={}, contrasts=[]))) == {}
 
 
 def test_a_ratio_clear_of_one_says_who_is_more_stable():
@@ -91,7 +94,7 @@ def test_too_few_runs_leave_the_comparison_open():
 
 
 def test_several_models_are_answered_in_one_sentence_first():
-    first = stability_verdict(example_stability())[0]
+    first = all_said(example_stability())[0]
     assert first == (
         f"Finetuning is more stable than in-context learning in {SMALL}; "
         f"it is less stable than in-context learning in {LARGE}."
@@ -207,7 +210,7 @@ def test_labels_that_were_not_varied_are_passed_over():
 
 
 def test_how_much_it_stands_on_closes_the_verdict():
-    last = stability_verdict(example_stability())[-1]
+    last = all_said(example_stability())[-1]
     assert last == (
         "This stands on 8 sets in 5 orders for in-context learning; "
         "4 sets in 2 orders for finetuning and finetuning at rate 0.01, on 100 queries each."

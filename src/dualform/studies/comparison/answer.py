@@ -7,8 +7,8 @@ from dualform.report.phrases import gap_in_prose, is_few, listed, score_in_prose
 from dualform.result import Result
 from dualform.studies.against_words import HOLDS_FOR, not_beaten, stands
 from dualform.studies.baseline_words import above_guessing, guessing_phrase, majority_level
-from dualform.studies.comparison.words import generality, judged_by, judgement, paired_test, verdict
-from dualform.studies.fold.words import fold_verdict
+from dualform.studies.comparison.words import generality, headlines, judged_by, judgement, paired_test
+from dualform.studies.fold import words as fold_words
 
 MOST_MEASURES = 5
 """Measures of the first chart of similarity."""
@@ -35,12 +35,12 @@ def which_to_use(result: Result) -> str:
     Args:
         result: Any result; what is written by `dualform fold` is judged as that fold.
     """
-    folded = fold_verdict(result)
+    folded = fold_words.headlines(result)
     if folded:
         return folded[0]
     keys = [key for key in learners_in_order(result.accuracy) if finite(result.accuracy[key].mean) is not None]
     if not keys:
-        return next(iter(verdict(result)), "")
+        return next(iter(headlines(result)), "")
     if any(is_few(result.accuracy[key]) for key in keys):
         return f"Too few answers to choose by: {_shares(result, keys)} are correct."
     if majority_level(result) == 1.0:

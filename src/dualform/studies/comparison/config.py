@@ -3,22 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from dualform.configuration import checked
 from dualform.errors import ConfigError
 from dualform.learners.base import LEARNERS, Learner
-from dualform.option import CONTROLS, MACHINE, OUTPUT, Option
+from dualform.option import CONTROLS, OUTPUT, Option
 from dualform.registry import Registry
 from dualform.studies.controls import CONTROLS as KNOWN_CONTROLS
 from dualform.studies.fold_settings import FoldSettings
-from dualform.studies.settings import (
-    StudyConfig,
-    given_settings,
-    problems_with_rates,
-    problems_with_seeds,
-    read_study_settings,
-)
+from dualform.studies.settings import OneModelConfig, given_settings, problems_with_rates
+from dualform.studies.study import Reads
 
 Tune = Literal["first", "each"]
 Preset = Literal["default", "dai2023"]
@@ -42,11 +37,9 @@ CHEAP_CONTROLS: tuple[str, ...] = (
 _DAI2023_RATES = tuple(float(f"{10 ** (-4 + i / 10):.3g}") for i in range(36))
 
 
-class ComparisonConfig(StudyConfig):
+class ComparisonConfig(OneModelConfig):
     """What to compare, on what, and how."""
 
-    model: Annotated[str, Option(MACHINE, argument=1)]
-    """smollm2-135m, gemma3-270m, a folder, a .gguf file, a hub id."""
     preset: Preset = "default"
     """default, or dai2023: the paper's protocol. It reproduces arXiv:2212.10559 with its choices of split and probe."""
 
@@ -152,9 +145,8 @@ class ComparisonConfig(StudyConfig):
             KNOWN_CONTROLS.names() if list(given or ()) == ["all"] else [] if list(given or ()) == ["none"] else given
         )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        problems = problems_with_seeds("seeds", self.seeds)
+    def _problems(self) -> list[str]:
+        problems = super()._problems() + problems_with_rates("lora_rates", self.lora_rates)
         if not self.learners or len(set(self.learners)) != len(self.learners):
             problems.append(f"learners {list(self.learners)} must be different, at least one")
         if len(set(self.controls)) != len(self.controls):
@@ -163,7 +155,6 @@ class ComparisonConfig(StudyConfig):
             problems.append(
                 f"other_task {self.other_task} is for the control other_task, which is not among the controls: add it"
             )
-        problems += problems_with_rates("rates", self.rates) + problems_with_rates("lora_rates", self.lora_rates)
         if self.k == 0 and (idle := [name for name in self.learners if LEARNERS[name].needs_demonstrations]):
             problems.append(
                 f"k 0 leaves {' and '.join(idle)} nothing to learn from: leave them out with --learners zsl,icl,ft"
@@ -172,9 +163,27 @@ class ComparisonConfig(StudyConfig):
             problems.append(
                 f"select {self.select} chooses by accuracy, so learners must include {' and '.join(missing)}"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
+
+    @classmethod
+    def from_settings(cls, *, preset: Preset = "default", **settings: Any) -> Self:
+        """A checked configuration: the preset's settings, then what was given.
+
+        Args:
+            preset: Which defaults to start from.
+            settings: Other fields of the class; None means not given, and 0 for a limit means none.
+
+        Raises:
+            ConfigError: All that is wrong, in one message.
+        """
+        if preset not in PRESETS:
+            raise ConfigError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        return checked(cls, {**PRESETS[preset], **given_settings(settings), "preset": preset})
+
+    def reads(self) -> Reads:
+        """The model, the task, another task for a control, and the fold's texts."""
+        others = () if self.other_task is None else (self.other_task,)
+        return Reads(self.model_names, True, others, self.fold.files())
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
@@ -200,21 +209,18 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 def comparison_config(model: str, task: str, *, preset: Preset = "default", **settings: Any) -> ComparisonConfig:
-    """A checked configuration: the preset's settings, then what was given.
+    """A checked configuration of a comparison, see `ComparisonConfig.from_settings`.
 
     Args:
-        model: See `ComparisonConfig.model`.
-        task: See `StudyConfig.task`.
-        preset: Which defaults to start from.
-        settings: Fields of `ComparisonConfig`; None means not given, and 0 for a limit means none.
+        model: As in `ComparisonConfig`.
+        task: As in `ComparisonConfig`.
+        preset: Which defaults to start from: `default`, or `dai2023`, the paper's protocol.
+        settings: Other fields of `ComparisonConfig`; None means not given, and 0 for a limit means none.
 
     Raises:
         ConfigError: All that is wrong, in one message.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    settings = {**PRESETS[preset], **given_settings(settings), "model": model, "task": task, "preset": preset}
-    return checked(ComparisonConfig, settings)
+    return ComparisonConfig.from_settings(model=model, task=task, preset=preset, **settings)
 
 
 def read_config(path: Path, *, trust_remote_code: bool = False) -> ComparisonConfig:
@@ -227,4 +233,4 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> ComparisonCon
     Raises:
         ConfigError: The file is missing, no YAML, or says something that cannot be used.
     """
-    return checked(ComparisonConfig, read_study_settings(path, trust_remote_code))
+    return ComparisonConfig.read(path, trust_remote_code=trust_remote_code)

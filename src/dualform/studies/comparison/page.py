@@ -1,15 +1,13 @@
 """A comparison as one HTML file that needs no network: numbers, charts and what they do not say."""
 
-import shlex
-
 from markupsafe import Markup
 
 from dualform.attention_record import AttentionRecord
 from dualform.report.html import fill
 from dualform.report.measures import control_of, controls_in_order
 from dualform.report.numerals import count, finite, percent
-from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
-from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.page import Fact, facts_section, study_page
+from dualform.report.palette import learners_in_order
 from dualform.report.section import Figure, Section
 from dualform.result import FEWEST_FOR_INTERVAL, Result
 from dualform.studies.against_words import choice_heading, choice_sentences, fold_sentences
@@ -19,8 +17,9 @@ from dualform.studies.comparison.against_charts import QUERIES, cost_accuracy_ch
 from dualform.studies.comparison.answer import MOST_MEASURES, acts_alike, first_measures, which_to_use
 from dualform.studies.comparison.explorer import explorer_section
 from dualform.studies.comparison.rounding_words import rounding_section
-from dualform.studies.comparison.words import cost_sentence, layers_above_floor, pair_sentences, seeds_note, verdict
-from dualform.studies.fold.words import fold_verdict
+from dualform.studies.comparison.words import cost_sentence, headlines, layers_above_floor, pair_sentences, seeds_note
+from dualform.studies.fold import words as fold_words
+from dualform.studies.glossary import DEMONSTRATION, SEEDS_AND_QUERIES, learner_terms
 
 EXPLORER = "dualform.studies.comparison:explorer"
 
@@ -44,30 +43,24 @@ AGAINST_GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-def render_comparison(result: Result, attention: AttentionRecord | None = None) -> str:
+def render(result: Result, attention: AttentionRecord | None = None) -> str:
     """The page of a comparison, ready to be written as UTF-8.
 
     Args:
         result: What it found; sections without data are left out.
         attention: Where its learners looked, for the explorer.
     """
-    return render(comparison_page(result, attention))
-
-
-def comparison_page(result: Result, attention: AttentionRecord | None = None) -> Page:
-    """The same before it is written."""
     first = _first_chart(result)
-    return Page(
+    return study_page(
+        result,
         title=_title(result),
-        about=about_line(result),
-        version=result.dualform,
-        answer=which_to_use(result) or "This result holds no accuracies and no measures of similarity.",
-        warnings=result.warnings,
+        sentences=[*fold_words.headlines(result), *headlines(result)],
+        nothing="This result holds no accuracies and no measures of similarity.",
+        answer=which_to_use(result),
         charts=[first],
         facts=_facts(result),
+        first=[_alike(result)],
         sections=[
-            _alike(result),
-            findings([*fold_verdict(result), *verdict(result)]),
             _against(result),
             _accuracy(result, again=first.name != "accuracy-first"),
             _predictions(result),
@@ -89,10 +82,9 @@ def comparison_page(result: Result, attention: AttentionRecord | None = None) ->
                 sentences=[sentence] if (sentence := cost_sentence(result)) else [],
                 tables=[table.cost_table(result)],
             ),
-            run_section(
-                result, _commands(result), [facts_section("model", "Model", result.model), _demonstrations(result)]
-            ),
         ],
+        described=[facts_section("model", "Model", result.model), _demonstrations(result)],
+        command=_command(result),
         glossary=_glossary(result),
         styles=[f"{EXPLORER}.css"] if attention else [],
         scripts=[f"{EXPLORER}.js"] if attention else [],
@@ -102,8 +94,8 @@ def comparison_page(result: Result, attention: AttentionRecord | None = None) ->
 def _title(result: Result) -> str:
     model, task = result.model.get("name"), result.task.get("name")
     if model and task:
-        return f"dualform: {model} on {task}"
-    return f"dualform: {model or task or result.study}"
+        return f"{model} on {task}"
+    return str(model or task or result.study)
 
 
 def _first_chart(result: Result) -> Figure:
@@ -394,37 +386,31 @@ def _demonstrations(result: Result) -> Section:
     return Section("demonstrations", "Demonstrations", note=note, tables=tables, detail=False)
 
 
-def _commands(result: Result) -> list[tuple[str, str]]:
+def _command(result: Result) -> list[str]:
     model, task = result.model.get("name"), result.task.get("name")
     if result.study != "comparison" or not model or not task:
-        return commands_again(result)
+        return []
     words = ["dualform", "compare", str(model), str(task)]
     if result.demonstrations is not None and result.demonstrations.rows:
         words += ["--seeds", ",".join(result.demonstrations.rows)]
-    return commands_again(result, ("Run it again (other settings as under “config” below)", shlex.join(words)))
+    return words
 
 
 def _glossary(result: Result) -> list[tuple[str, str]]:
     """The words that this page uses and a newcomer may not know."""
     learners = learners_in_order(dict.fromkeys([*result.accuracy, *result.cost, *result.predictions]))
-    terms = [(learner_style(key).title, learner_style(key).meaning) for key in learners]
+    terms = learner_terms(learners)
     controls = table.controls_used(result)
     # The floor of a measure may be a level that no control of the run holds.
     named = dict.fromkeys([*controls, *(each.control for each in result.calibrated.values())])
     terms += [(control_of(key).title, control_of(key).meaning) for key in controls_in_order(named)]
     if result.demonstrations is not None or learners:
-        terms += [
-            ("demonstration", "A labelled example that every learner may use: in the prompt or as training data.")
-        ]
+        terms.append(DEMONSTRATION)
     if result.accuracy or result.similarity:
         terms += [
             ("query", "An example whose label is to be predicted."),
             ("seed", "Decides which demonstrations are drawn and in what order."),
-            (
-                "95 % interval",
-                "Bootstrap over seeds and, independently, over the queries that all seeds share. Two that overlap are "
-                "not told apart here.",
-            ),
+            SEEDS_AND_QUERIES,
             (
                 "n",
                 "Numbers that a mean is taken over: (seed, query) pairs, or the denominator of a ratio. A share of "

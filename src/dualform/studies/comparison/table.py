@@ -35,26 +35,6 @@ from dualform.studies.comparison.words import collapsed
 from dualform.studies.published import MODELS, beside_the_paper
 
 
-def comparison_tables(result: Result) -> list[Table]:
-    """All tables that have rows, in the order of reading."""
-    tables = [
-        accuracy_table(result),
-        by_label_table(result),
-        label_table(result),
-        pairs_table(result),
-        predictions_table(result),
-        against_table(result),
-        fold_table(result),
-        similarity_table(result),
-        controls_table(result),
-        rec2ftp_table(result),
-        published_table(result),
-        trials_table(result),
-        cost_table(result),
-    ]
-    return [table for table in tables if table]
-
-
 def accuracy_table(result: Result) -> Table:
     """Accuracy of each learner and of the baselines, over the majority baseline, macro-F1 and range over seeds."""
     columns = (

@@ -49,7 +49,7 @@ Generality = Literal["both", "queries", "demonstrations", "neither"]
 """What a difference holds for: other queries, other demonstrations, both or neither."""
 
 
-def verdict(result: Result) -> list[str]:
+def headlines(result: Result) -> list[str]:
     """What the run found, most important first.
 
     Args:
@@ -520,8 +520,3 @@ def _noun(learner: str) -> str:
 
 def _nouns(learners: Sequence[str]) -> str:
     return listed([_noun(key) for key in learners])
-
-
-def headlines(result: Result) -> list[str]:
-    """What `dualform compare` says first: the verdict."""
-    return verdict(result)

@@ -1,15 +1,15 @@
 """Settings of a fold that is written to disk, checked before a model loads."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from dualform.configuration import MOST_TEXTS, checked
+from dualform.configuration import MOST_TEXTS
 from dualform.errors import ConfigError
 from dualform.option import OUTPUT, Option
 from dualform.seeds import Seeds
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.settings import given_settings
+from dualform.studies.study import Reads
 
 Form = Literal["checkpoint", "lora"]
 
@@ -37,20 +37,20 @@ class FoldConfig(ComparisonConfig):
     seeds: Annotated[Seeds, Option(single="--seed", several=False)] = (1,)
     """Demonstration seed of the prompt that is folded. Of several the first is used."""
 
+    @classmethod
+    def from_settings(cls, **settings: Any) -> Self:
+        """A checked configuration; learners and controls are given, see `StudyConfig.from_settings`."""
+        if settings.get("k") == 0:
+            raise ConfigError("k 0 leaves nothing to fold: ask for at least one demonstration")
+        fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "explore": 0}
+        return super().from_settings(**{**settings, **fixed})
 
-def fold_config(model: str, task: str, **settings: object) -> FoldConfig:
-    """A checked configuration.
+    def reads(self) -> Reads:
+        """The model, the task, the fold's texts and those for perplexity."""
+        perplexity = () if self.perplexity is None else (self.perplexity,)
+        return Reads(self.model_names, True, files=(*self.fold.files(), *perplexity))
 
-    Args:
-        model: See `ComparisonConfig.model`.
-        task: See `StudyConfig.task`.
-        settings: Fields of `FoldConfig`; None means not given, 0 for a limit none.
 
-    Raises:
-        ConfigError: All that is wrong, in one message.
-    """
-    given = given_settings(settings)
-    if given.get("k") == 0:
-        raise ConfigError("k 0 leaves nothing to fold: ask for at least one demonstration")
-    fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "explore": 0, "model": model, "task": task}
-    return checked(FoldConfig, {**given, **fixed})
+def fold_config(model: str, task: str, **settings: Any) -> FoldConfig:
+    """A checked configuration of a fold, see `FoldConfig.from_settings`."""
+    return FoldConfig.from_settings(model=model, task=task, **settings)

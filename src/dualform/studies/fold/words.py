@@ -9,7 +9,7 @@ from dualform.studies.comparison.table import accuracy_table, against_table, cos
 from dualform.studies.comparison.words import collapsed
 
 
-def fold_verdict(result: Result) -> list[str]:
+def headlines(result: Result) -> list[str]:
     """What was folded and how good it is; what takes the worth out of that comes first.
 
     Args:

@@ -2,22 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from dualform.configuration import MOST_TEXTS, checked
+from dualform.configuration import MOST_TEXTS
 from dualform.learners.options import FEWEST_TEXTS
-from dualform.option import FOLDING, MACHINE, Option
+from dualform.option import FOLDING, Option
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
-from dualform.studies.settings import (
-    StudyConfig,
-    given_settings,
-    problems_with_rates,
-    problems_with_seeds,
-    read_study_settings,
-)
+from dualform.studies.settings import OneModelConfig
+from dualform.studies.study import Reads
 
 Axis = Literal["method", "k", "texts", "strength", "layers", "source"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -43,15 +37,13 @@ class PlannedPoint:
     fold: Fold
 
 
-class FoldingConfig(StudyConfig):
+class FoldingConfig(OneModelConfig):
     """Which ways of folding are tried. Each axis varies one thing of the default fold, the others held."""
 
     without_options: ClassVar[frozenset[str]] = frozenset(
         {"fold.method", "fold.layers", "label_rule", "loss_on", "probe", "quantize"}
     )
 
-    model: Annotated[str, Option(MACHINE, argument=1)]
-    """smollm2-135m, gemma3-270m, a folder, a .gguf file, a hub id."""
     axes: Annotated[tuple[Axis, ...], Option(FOLDING)] = AXES
     """Of method,k,texts,strength,layers,source: what is varied."""
     methods: Annotated[tuple[FoldMethod, ...], Option(FOLDING)] = get_args(FoldMethod)
@@ -82,26 +74,16 @@ class FoldingConfig(StudyConfig):
     fold: FoldSettings = FoldSettings()
     """The default fold."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        problems = problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
         if self.k == 0 or 0 in self.ks:
             problems.append("k 0 leaves nothing to fold: ask for at least one demonstration")
         if few := [count for count in self.text_counts if count < FEWEST_TEXTS]:
             problems.append(f"text_counts {few} are too few to fold from: at least {FEWEST_TEXTS}")
         if wrong := [strength for strength in self.strengths if strength != "gcv" and not 0 <= strength < math.inf]:
             problems.append(f"strengths {wrong} must be 0 or more and finite, or gcv")
-        for name in (
-            "axes",
-            "methods",
-            "ks",
-            "text_counts",
-            "strengths",
-            "layer_sets",
-            "sources",
-            "transfer",
-            "compose",
-        ):
+        lists = ("axes", "methods", "ks", "text_counts", "strengths", "layer_sets", "sources", "transfer", "compose")
+        for name in lists:
             given = getattr(self, name)
             if len(set(given)) != len(given):
                 problems.append(f"{name} {list(given)} must be different")
@@ -116,9 +98,12 @@ class FoldingConfig(StudyConfig):
             problems.append(
                 f"transfer and compose need a fold that changes weights, and {self.fold.method} changes none"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
+
+    def reads(self) -> Reads:
+        """The model, the task, other tasks, the fold's texts and those for perplexity."""
+        perplexity = () if self.perplexity is None else (self.perplexity,)
+        return Reads(self.model_names, True, (*self.transfer, *self.compose), (*self.fold.files(), *perplexity))
 
     @property
     def default(self) -> Fold:
@@ -167,27 +152,5 @@ def layers_of_set(name: LayerSet, n_layers: int) -> tuple[int, ...] | None:
 
 
 def folding_config(model: str, task: str, **settings: Any) -> FoldingConfig:
-    """A checked configuration.
-
-    Args:
-        model: See `FoldingConfig.model`.
-        task: See `StudyConfig.task`.
-        settings: Fields of `FoldingConfig`; None means not given, and 0 for a limit means none.
-
-    Raises:
-        ConfigError: All that is wrong, in one message.
-    """
-    return checked(FoldingConfig, {**given_settings(settings), "model": model, "task": task})
-
-
-def read_folding_config(path: Path, *, trust_remote_code: bool = False) -> FoldingConfig:
-    """A configuration from YAML, such as a run's `config.yaml`.
-
-    Args:
-        path: The file.
-        trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
-
-    Raises:
-        ConfigError: The file is missing, no YAML, or says something that cannot be used.
-    """
-    return checked(FoldingConfig, read_study_settings(path, trust_remote_code))
+    """A checked configuration of a study of folding, see `StudyConfig.from_settings`."""
+    return FoldingConfig.from_settings(model=model, task=task, **settings)

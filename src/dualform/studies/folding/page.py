@@ -1,8 +1,7 @@
 """A folding study as one HTML file that needs no network."""
 
 from dualform.report.numerals import decimal, decimal_interval, percent, percent_interval
-from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
-from dualform.report.palette import learner_style
+from dualform.report.page import Fact, study_page, titled
 from dualform.report.section import Figure, Section
 from dualform.result import Folding, Result
 from dualform.studies.folding.charts import axis_chart
@@ -20,15 +19,16 @@ from dualform.studies.folding.words import (
     axis_name,
     best_point,
     composition_sentences,
-    folding_verdict,
+    headlines,
     is_scale,
     perplexity_sentence,
     points_on,
     transfer_sentences,
 )
+from dualform.studies.glossary import DEMONSTRATION, SEEDS_AND_QUERIES, learner_terms
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("demonstration", "A labelled example that every learner may use: in the prompt or as training data."),
+    DEMONSTRATION,
     (
         "unlabelled text",
         "An example without its label, on which the fold sees what the prompt changes inside the model.",
@@ -44,16 +44,12 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "exp of the mean negative log-probability of a token of plain text: low where the model expects what comes. "
         "Folded over base: 1 where folding changed nothing.",
     ),
-    (
-        "95 % interval",
-        "Bootstrap over seeds and, independently, over the queries that all seeds share. Two that overlap are not told "
-        "apart here.",
-    ),
+    SEEDS_AND_QUERIES,
     ("n", "Numbers that a mean is taken over: (seed, query) pairs."),
 )
 
 
-def render_folding(result: Result) -> str:
+def render(result: Result) -> str:
     """The report of a folding study as one HTML document, ready to be written as UTF-8.
 
     Args:
@@ -63,27 +59,19 @@ def render_folding(result: Result) -> str:
         The whole page, readable offline and printable.
     """
     folding = result.folding
-    said = folding_verdict(result)
     axes = axes_in_order(folding) if folding is not None else []
     # Names of our own: an axis that this version does not know may be called anything.
     names = {axis: axis if axis in AXES else f"axis-{number}" for number, axis in enumerate(axes)}
     figures = {axis: _figure(result, axis, names[axis]) for axis in axes}
-    return render(
-        Page(
-            title=_title(result),
-            about=about_line(result),
-            version=result.dualform,
-            answer=said[0] if said else "This result holds no folding study.",
-            warnings=result.warnings,
-            charts=list(figures.values())[:1],
-            facts=_facts(result),
-            sections=[
-                findings(said),
-                *_sections(result, folding, names, figures),
-                run_section(result, commands_again(result), [facts_section("model", "Model", result.model)]),
-            ],
-            glossary=[*_learners(result), *GLOSSARY] if folding is not None else [],
-        )
+    return study_page(
+        result,
+        title=titled("folding", result.model.get("name"), result.task.get("name")),
+        sentences=headlines(result),
+        nothing="This result holds no folding study.",
+        charts=list(figures.values())[:1],
+        facts=_facts(result),
+        sections=_sections(result, folding, names, figures),
+        glossary=[*learner_terms([*reference_levels(result), "fold"]), *GLOSSARY] if folding is not None else [],
     )
 
 
@@ -142,15 +130,6 @@ def _figure(result: Result, axis: str, name: str) -> Figure:
         f"Accuracy and agreement with in-context learning by {axis_name(axis)}, with 95 % intervals.",
         f"Dots are means, bars 95 % intervals{lines}. Scales differ.",
     )
-
-
-def _title(result: Result) -> str:
-    model, task = result.model.get("name"), result.task.get("name")
-    return f"dualform: folding{f' for {model}' if model else ''}{f' on {task}' if task else ''}"
-
-
-def _learners(result: Result) -> list[tuple[str, str]]:
-    return [(learner_style(key).title, learner_style(key).meaning) for key in [*reference_levels(result), "fold"]]
 
 
 def _facts(result: Result) -> list[Fact]:

@@ -9,7 +9,7 @@ from dualform.studies.baseline_words import baseline_rows
 from dualform.studies.folding.words import axes_in_order, axis_heading, axis_name, parts_name, points_on
 
 
-def folding_tables(result: Result) -> list[Table]:
+def tables(result: Result) -> list[Table]:
     """All tables that have rows, in the order of reading; none without a folding study."""
     if result.folding is None:
         return []

@@ -38,7 +38,7 @@ LOGARITHMIC = ("k", "texts", "strength")
 """Axes that are drawn on a log scale."""
 
 
-def folding_verdict(result: Result) -> list[str]:
+def headlines(result: Result) -> list[str]:
     """What the study found, most important first.
 
     Args:
@@ -357,8 +357,3 @@ def _along(axis: str, points: Sequence[FoldPoint]) -> list[str]:
     if None not in ends:
         said += f". Agreement with ICL goes from {percent(ends[0])} to {percent(ends[1])}"
     return [f"{said}."]
-
-
-def headlines(result: Result) -> list[str]:
-    """What `dualform folding` says first."""
-    return folding_verdict(result)

@@ -1,21 +1,17 @@
 """Momentum: models with momentum attention next to vanilla ones."""
 
-from dualform.studies.study import Study, View, lazy, lazy_class
+from dualform.studies.study import View, lazy, study_in
 
-_HERE = "dualform.studies.momentum"
-
-STUDY = Study(
+STUDY = study_in(
+    __name__,
+    "MomentumConfig",
     name="momentum",
-    noun="momentum",
-    config=lazy_class(f"{_HERE}.config:MomentumConfig"),
-    configure=lazy(f"{_HERE}.config:momentum_config"),
-    run=lazy(f"{_HERE}.run:run"),
-    plan=lazy(f"{_HERE}.plan:plan"),
-    plan_samples=lazy(f"{_HERE}.plan:samples"),
+    configure=lazy(f"{__name__}.config:momentum_config"),
+    plan_samples=lazy(f"{__name__}.plan:samples"),
     view=View(
-        lazy(f"{_HERE}.words:momentum_verdict"),
-        lazy(f"{_HERE}.table:momentum_tables"),
-        lazy(f"{_HERE}.page:render_momentum"),
+        lazy(f"{__name__}.words:momentum_verdict"),
+        lazy(f"{__name__}.table:momentum_tables"),
+        lazy(f"{__name__}.page:render_momentum"),
     ),
-    reads=lazy(f"{_HERE}.config:reads"),
+    reads=lazy(f"{__name__}.config:reads"),
 )

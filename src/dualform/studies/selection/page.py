@@ -2,18 +2,18 @@
 
 from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import count, decimal, decimal_interval, finite, percent
-from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
-from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.page import Fact, study_page, titled
 from dualform.report.phrases import difference, difference_interval
 from dualform.report.section import Figure, Section
-from dualform.result import Choice, Result
+from dualform.result import Result
 from dualform.studies.baseline_words import majority_answer
+from dualform.studies.glossary import DEMONSTRATION, learner_terms
 from dualform.studies.selection.charts import optimism_chart, similarity_by_choice_chart
 from dualform.studies.selection.table import choices_table, optimism_table, similarity_table
-from dualform.studies.selection.words import choice_name, selection_verdict
+from dualform.studies.selection.words import choice_name, headlines
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("demonstration", "A labelled example that every learner may use: in the prompt or as training data."),
+    DEMONSTRATION,
     (
         "choice",
         "A demonstration seed, an order of ICL's demonstrations and FT's learning rate, taken because they scored "
@@ -36,7 +36,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-def render_selection(result: Result) -> str:
+def render(result: Result) -> str:
     """The report of a selection study as one HTML document, ready to be written as UTF-8.
 
     Args:
@@ -46,56 +46,50 @@ def render_selection(result: Result) -> str:
         The whole page, readable offline and printable.
     """
     choices = result.selection.choices if result.selection is not None else []
-    said = selection_verdict(result)
-    return render(
-        Page(
-            title=_title(result),
-            about=about_line(result),
-            version=result.dualform,
-            answer=said[0] if said else "This result holds no selection study.",
-            warnings=result.warnings,
-            charts=[
-                Figure(
-                    "optimism",
-                    optimism_chart(result),
-                    "Optimism of each way of choosing for each learner, with its 95 % interval.",
-                    "Optimism: accuracy where it was chosen less accuracy on untouched queries. Dots are means, bars "
-                    "95 % "
-                    "intervals. A bar clear of zero, on the right, is a score that choosing made too high.",
-                )
-            ],
-            facts=_facts(result),
-            sections=[
-                findings(said),
-                Section(
-                    "choices",
-                    "What choosing does to accuracy",
-                    note="Each way of choosing is scored on the queries that it was chosen on and on others that "
-                    "nothing "
-                    f"was chosen on. The difference is its optimism. {_baselines(result)}".rstrip(),
-                    tables=[optimism_table(result)],
-                ),
-                Section("search", "What was searched", tables=[choices_table(result)]),
-                Section(
-                    "similarity",
-                    "What choosing does to similarity",
-                    note="Similarity of context and finetuning for what was chosen. The highest less the lowest is "
-                    "never "
-                    "below zero: compare it with the scores' own intervals.",
-                    charts=[
-                        Figure(
-                            "similarity",
-                            similarity_by_choice_chart(result),
-                            "Each measure of similarity under each way of choosing, with its 95 % interval.",
-                            "Dots are means, bars 95 % intervals. Scales differ.",
-                        )
-                    ],
-                    tables=[similarity_table(result)],
-                ),
-                run_section(result, commands_again(result), [facts_section("model", "Model", result.model)]),
-            ],
-            glossary=[*_learners(choices), *GLOSSARY] if choices else [],
-        )
+    return study_page(
+        result,
+        title=titled("selection", result.model.get("name"), result.task.get("name")),
+        sentences=headlines(result),
+        nothing="This result holds no selection study.",
+        charts=[
+            Figure(
+                "optimism",
+                optimism_chart(result),
+                "Optimism of each way of choosing for each learner, with its 95 % interval.",
+                "Optimism: accuracy where it was chosen less accuracy on untouched queries. Dots are means, bars "
+                "95 % "
+                "intervals. A bar clear of zero, on the right, is a score that choosing made too high.",
+            )
+        ],
+        facts=_facts(result),
+        sections=[
+            Section(
+                "choices",
+                "What choosing does to accuracy",
+                note="Each way of choosing is scored on the queries that it was chosen on and on others that "
+                "nothing "
+                f"was chosen on. The difference is its optimism. {_baselines(result)}".rstrip(),
+                tables=[optimism_table(result)],
+            ),
+            Section("search", "What was searched", tables=[choices_table(result)]),
+            Section(
+                "similarity",
+                "What choosing does to similarity",
+                note="Similarity of context and finetuning for what was chosen. The highest less the lowest is "
+                "never "
+                "below zero: compare it with the scores' own intervals.",
+                charts=[
+                    Figure(
+                        "similarity",
+                        similarity_by_choice_chart(result),
+                        "Each measure of similarity under each way of choosing, with its 95 % interval.",
+                        "Dots are means, bars 95 % intervals. Scales differ.",
+                    )
+                ],
+                tables=[similarity_table(result)],
+            ),
+        ],
+        glossary=[*learner_terms(key for choice in choices for key in choice.scores), *GLOSSARY] if choices else [],
     )
 
 
@@ -108,16 +102,6 @@ def _baselines(result: Result) -> str:
         for name, each in levels.items()
     ]
     return f"Without reading a query: {'; '.join(parts)}." if parts else ""
-
-
-def _title(result: Result) -> str:
-    model, task = result.model.get("name"), result.task.get("name")
-    return f"dualform: selection{f' for {model}' if model else ''}{f' on {task}' if task else ''}"
-
-
-def _learners(choices: list[Choice]) -> list[tuple[str, str]]:
-    keys = learners_in_order(dict.fromkeys(key for choice in choices for key in choice.scores))
-    return [(learner_style(key).title, learner_style(key).meaning) for key in keys]
 
 
 def _facts(result: Result) -> list[Fact]:

@@ -7,7 +7,7 @@ from dualform.result import Choice, Result
 from dualform.studies.selection.words import choice_name, chosen
 
 
-def selection_tables(result: Result) -> list[Table]:
+def tables(result: Result) -> list[Table]:
     """All tables that have rows, in the order of reading; none without a selection study."""
     return [each for each in (optimism_table(result), choices_table(result), similarity_table(result)) if each]
 

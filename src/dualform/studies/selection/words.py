@@ -15,7 +15,7 @@ EQUAL_WITHIN = 0.1
 """Two budgets count as equal when the larger is no more than this above the smaller, as a share of it."""
 
 
-def selection_verdict(result: Result) -> list[str]:
+def headlines(result: Result) -> list[str]:
     """What the study found, most important first.
 
     Args:
@@ -221,8 +221,3 @@ def _score(each: tuple[Choice, Estimate]) -> str:
     choice, value = each
     interval = f"{decimal_interval(value.ci95)}; " if known(value.ci95) else ""
     return f"{decimal(value.mean)} ({interval}{choice_name(choice)})"
-
-
-def headlines(result: Result) -> list[str]:
-    """What `dualform selection` says first."""
-    return selection_verdict(result)

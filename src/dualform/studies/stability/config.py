@@ -1,21 +1,14 @@
 """Settings of a stability study, checked before a model loads."""
 
 import math
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from dualform.configuration import MOST_ORDERS, checked
+from dualform.configuration import MOST_ORDERS
 from dualform.option import DATA, MACHINE, Option
 from dualform.seeds import Seeds
-from dualform.studies.settings import (
-    StudyConfig,
-    given_settings,
-    problems_with_rates,
-    problems_with_seeds,
-    read_study_settings,
-)
+from dualform.studies.settings import StudyConfig, problems_with_rates
 
 
 class StabilityConfig(StudyConfig):
@@ -47,12 +40,16 @@ class StabilityConfig(StudyConfig):
         """All models' names, as one."""
         return ", ".join(self.models)
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All models."""
+        return self.models
+
     def _changes_weights(self) -> str | None:
         return "ft changes weights: leave it out with --ft-seeds 0" if self.ft_seeds else None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        problems = problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
         if not self.models or len(set(self.models)) != len(self.models):
             problems.append(f"models {list(self.models)} must be different, at least one")
         if self.further_rates:
@@ -68,33 +65,9 @@ class StabilityConfig(StudyConfig):
             )
         if self.k == 0:
             problems.append("k 0 leaves nothing to draw or order: ask for at least one demonstration")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
 
 def stability_config(models: tuple[str, ...], task: str, **settings: Any) -> StabilityConfig:
-    """A checked configuration.
-
-    Args:
-        models: See `StabilityConfig.models`.
-        task: See `StudyConfig.task`.
-        settings: Fields of `StabilityConfig`; None means not given, and 0 for a limit means none.
-
-    Raises:
-        ConfigError: All that is wrong, in one message.
-    """
-    return checked(StabilityConfig, {**given_settings(settings), "models": models, "task": task})
-
-
-def read_stability_config(path: Path, *, trust_remote_code: bool = False) -> StabilityConfig:
-    """A configuration from YAML, such as a run's `config.yaml`.
-
-    Args:
-        path: The file.
-        trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
-
-    Raises:
-        ConfigError: The file is missing, no YAML, or says something that cannot be used.
-    """
-    return checked(StabilityConfig, read_study_settings(path, trust_remote_code))
+    """A checked configuration of a stability study, see `StudyConfig.from_settings`."""
+    return StabilityConfig.from_settings(models=models, task=task, **settings)

@@ -1,14 +1,12 @@
 """A stability study as one HTML file that needs no network."""
 
-import shlex
-
 from dualform.report.numerals import percent
-from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
-from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.page import Fact, facts_section, study_page, titled
 from dualform.report.phrases import difference, plural, points, points_interval
 from dualform.report.section import Figure, Section
 from dualform.result import ModelStability, Result
 from dualform.studies.baseline_words import baselines_text
+from dualform.studies.glossary import DEMONSTRATION, learner_terms
 from dualform.studies.stability import charts
 from dualform.studies.stability.table import (
     behaviour_table,
@@ -20,7 +18,7 @@ from dualform.studies.stability.table import (
 from dualform.studies.stability.words import COLLAPSED_ABOVE, gain_over_zero_shot, stability_answers
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("demonstration", "A labelled example that every learner may use: in the prompt or as training data."),
+    DEMONSTRATION,
     ("set", "The demonstrations that one seed draws."),
     ("order", "One arrangement of a set; order 0 is that in which it was drawn."),
     ("run", "A learner adapted to one set in one order, answering all queries."),
@@ -52,7 +50,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-def render_stability(result: Result) -> str:
+def render(result: Result) -> str:
     """The report of a stability study as one HTML document, ready to be written as UTF-8.
 
     Args:
@@ -66,38 +64,31 @@ def render_stability(result: Result) -> str:
     # What the sections say of their own question is said there.
     said = [sentence for key in ("stable", "size", "standing") for sentence in answers.get(key, ())]
     several = len(models) > 1
-    return render(
-        Page(
-            title=_title(result),
-            about=about_line(result),
-            version=result.dualform,
-            answer=said[0] if said else "This result holds no stability study.",
-            warnings=result.warnings,
-            charts=[
-                Figure(
-                    "accuracy",
-                    charts.accuracy_runs_chart(result),
-                    "Accuracy of every run of each learner and model, before and after contextual calibration.",
-                    "Each dot is a run. Filled: as answered; open, below: after contextual calibration. Box: middle "
-                    "half; "
-                    "thick line: median.",
-                )
-            ],
-            facts=_facts(models),
-            sections=[
-                findings(said),
-                *_sections(result, models, answers),
-                run_section(
-                    result,
-                    _commands(result),
-                    [
-                        facts_section(f"model-{number}", f"Model {name}" if several else "Model", model.model)
-                        for number, (name, model) in enumerate(models.items(), 1)
-                    ],
-                ),
-            ],
-            glossary=[*_learners(models), *GLOSSARY] if models else [],
-        )
+    return study_page(
+        result,
+        title=titled("stability", ", ".join(models) or result.model.get("name"), result.task.get("name")),
+        sentences=said,
+        nothing="This result holds no stability study.",
+        charts=[
+            Figure(
+                "accuracy",
+                charts.accuracy_runs_chart(result),
+                "Accuracy of every run of each learner and model, before and after contextual calibration.",
+                "Each dot is a run. Filled: as answered; open, below: after contextual calibration. Box: middle "
+                "half; "
+                "thick line: median.",
+            )
+        ],
+        facts=_facts(models),
+        sections=_sections(result, models, answers),
+        described=[
+            facts_section(f"model-{number}", f"Model {name}" if several else "Model", model.model)
+            for number, (name, model) in enumerate(models.items(), 1)
+        ],
+        command=_command(result),
+        glossary=[*learner_terms(key for model in models.values() for key in model.learners), *GLOSSARY]
+        if models
+        else [],
     )
 
 
@@ -197,18 +188,6 @@ def _sections(result: Result, models: dict[str, ModelStability], answers: dict[s
     ]
 
 
-def _title(result: Result) -> str:
-    models = result.stability.models if result.stability is not None else {}
-    named = ", ".join(models) or str(result.model.get("name") or "")
-    task = result.task.get("name")
-    return f"dualform: stability{f' of {named}' if named else ''}{f' on {task}' if task else ''}"
-
-
-def _learners(models: dict[str, ModelStability]) -> list[tuple[str, str]]:
-    keys = learners_in_order(dict.fromkeys(key for model in models.values() for key in model.learners))
-    return [(learner_style(key).title, learner_style(key).meaning) for key in keys]
-
-
 def _facts(models: dict[str, ModelStability]) -> list[Fact]:
     """For each model: how far ICL and FT spread, and how often ICL collapses."""
     cards = []
@@ -229,9 +208,8 @@ def _facts(models: dict[str, ModelStability]) -> list[Fact]:
     return cards
 
 
-def _commands(result: Result) -> list[tuple[str, str]]:
+def _command(result: Result) -> list[str]:
     models, task = result.config.get("models"), result.task.get("name")
     if not isinstance(models, list | tuple) or not models or not task:
-        return commands_again(result)
-    words = ["dualform", "stability", *map(str, models), "--task", str(task)]
-    return commands_again(result, ("Run it again (other settings as under “config” below)", shlex.join(words)))
+        return []
+    return ["dualform", "stability", *map(str, models), "--task", str(task)]

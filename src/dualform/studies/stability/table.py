@@ -13,7 +13,7 @@ LABEL_ORDER = ("true", "random", "flipped")
 """Rules for the labels shown, in the order of reading."""
 
 
-def stability_tables(result: Result) -> list[Table]:
+def tables(result: Result) -> list[Table]:
     """All tables that have rows, in the order of reading; none without a stability study."""
     if result.stability is None:
         return []

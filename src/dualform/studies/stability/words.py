@@ -44,8 +44,8 @@ HARDLY_MOVED_BELOW = 0.02
 """Change of mean accuracy over zero-shot below which a learner is said to have hardly moved."""
 
 
-def stability_verdict(result: Result) -> list[str]:
-    """What the study found, most important first.
+def headlines(result: Result) -> list[str]:
+    """What `dualform stability` prints; the other answers are on the page, next to their charts.
 
     Args:
         result: Any result; parts that are missing are passed over.
@@ -54,11 +54,16 @@ def stability_verdict(result: Result) -> list[str]:
         Plain sentences without markup. They may contain names of models and label words, so escape them before they
         go into a page. Empty where the result holds no stability study.
     """
-    return [sentence for sentences in stability_answers(result).values() for sentence in sentences]
+    answers = stability_answers(result)
+    return [sentence for question in ("stable", "fair", "size", "standing") for sentence in answers.get(question, [])]
 
 
 def stability_answers(result: Result) -> dict[str, list[str]]:
-    """The verdict by question: `stable`, `fair`, `size`, `collapse`, `variance`, `labels`; last, what it stands on."""
+    """What the study found by question, the most important first; empty where the result holds no stability study.
+
+    Questions are `stable`, `fair`, `size`, `collapse`, `variance`, `labels`, and last `standing`: how many runs there
+    are.
+    """
     if result.stability is None or not result.stability.models:
         return {}
     models, contrasts = result.stability.models, result.stability.contrasts
@@ -503,9 +508,3 @@ def _how_much_it_stands_on(result: Result) -> list[str]:
         return []
     told = "; ".join(f"{text} for {listed(nouns)}" for text, nouns in runs.items())
     return [f"This stands on {told}{queries}."]
-
-
-def headlines(result: Result) -> list[str]:
-    """What `dualform stability` says first; the rest stands on the page, next to its charts."""
-    answers = stability_answers(result)
-    return [sentence for question in ("stable", "fair", "size", "standing") for sentence in answers.get(question, [])]
