@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
     from dualform.models.reading.language_model import LanguageModel, Readings
     from dualform.models.reading.layout import Probe, Query
+    from dualform.result import Similarity
     from dualform.tasks.demonstrations import Demonstrations
     from dualform.tasks.task import Task
 
@@ -237,6 +238,25 @@ class Learner(ABC):
     def plan_memory(self, prices: Prices, setup: Setup) -> int:
         """Bytes beside those of a forward."""
         return 0
+
+    def report(
+        self, config: Any, facts: Sequence[Mapping[str, Any]], similarity: Mapping[str, Mapping[str, Similarity]]
+    ) -> dict[str, Any]:
+        """Fields of a comparison's result that describe how the model was adapted and what that changed inside.
+
+        Args:
+            config: The study's settings.
+            facts: What `Context.record` was given, for each seed.
+            similarity: `icl` or `ft` -> measure -> similarity to its update, for learners that are `compared_inside`.
+
+        Returns:
+            Field -> value; by default both, in `own` under the learner's name.
+        """
+        inside = {
+            other: {name: one.model_dump(mode="json") for name, one in measures.items()}
+            for other, measures in similarity.items()
+        }
+        return {"own": {self.name: {"facts": list(facts), "similarity": inside}}}
 
     def plan_checks(self, config: Any) -> int:
         """Short forwards of `check`."""

@@ -29,7 +29,7 @@ from dualform.runs.sweep_words import (
     over_tasks,
     slices,
 )
-from dualform.studies.comparison.words import COLLAPSED_ABOVE
+from dualform.studies.baseline_words import COLLAPSED_ABOVE
 from dualform.sweep_result import SweepGroup, SweepResult
 
 MOST_GROUPS = 120

@@ -1,11 +1,10 @@
-"""Learners beside prompting: same answers, same gain, and from how many queries on at a lower cost."""
+"""Learners compared with prompting: same answers, same gain, and after how many queries at a lower cost."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from dualform.ops.bootstrap import clustered_bootstrap_of
 from dualform.result import FEWEST_FOR_INTERVAL, Against, Cost, Estimate
 from dualform.studies.statistics import Statistics
 
@@ -22,7 +21,7 @@ def against_icl(
         stats: Means and intervals.
 
     Returns:
-        Learner -> how it stands; empty unless zero-shot and ICL are among the learners.
+        Learner -> its comparison with ICL; empty unless zero-shot and ICL are among the learners.
     """
     if not {"zsl", "icl"} <= tables.keys():
         return {}
@@ -82,19 +81,9 @@ def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Est
         return Estimate(mean=None, ci95=(None, None), n=n)
     if int((columns[..., 1] != 0).sum()) < FEWEST_FOR_INTERVAL:
         return Estimate(mean=float(totals[0] / totals[1]), ci95=(None, None), n=n)
-    gain, _ = _interval(columns, stats, lambda each: each[..., 1])
-    ends = _interval(columns, stats, lambda each: each[..., 0] / each[..., 1]) if gain > 0 else (None, None)
+    gain, _ = stats.interval_of(lambda each: each[..., 1], columns)
+    ends = stats.interval_of(lambda each: each[..., 0] / each[..., 1], columns) if gain > 0 else (None, None)
     return Estimate(mean=float(totals[0] / totals[1]), ci95=ends, n=n)
-
-
-def _interval(columns: Tensor, stats: Statistics, statistic: object) -> tuple[float, float]:
-    low, high = clustered_bootstrap_of(
-        statistic,  # type: ignore[arg-type]
-        columns,
-        n_resamples=stats.resamples,
-        generator=torch.Generator().manual_seed(0),
-    )
-    return float(low), float(high)
 
 
 def break_even(learner: Cost, icl: Cost, *, kept: bool) -> float | None:

@@ -7,6 +7,9 @@ from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import is_few, listed
 from dualform.result import Baselines, Estimate, Result
 
+COLLAPSED_ABOVE = 0.9
+"""Share of the most frequent answer above which a learner counts as collapsed into one class."""
+
 SAME_WITHIN = 0.0005
 """Two levels that print the same are drawn as one line."""
 

@@ -5,7 +5,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,7 +18,7 @@ import torch
 from dualform._version import __version__
 from dualform.models.loading.identity import cached_commit
 from dualform.models.reading.language_model import LanguageModel
-from dualform.result import Baselines, Result
+from dualform.result import Baselines, DemonstrationReport, Result
 from dualform.studies.bench import Bench
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.task import Example, Task
@@ -149,6 +149,56 @@ def _words_by_label(task: Task) -> dict[str, str] | None:
     return dict(zip(task.label_names or task.label_words, task.label_words, strict=True))
 
 
+def demonstration_report(k: int, seeds: Mapping[int, tuple[Sequence[int], int]]) -> DemonstrationReport:
+    """See `Result.demonstrations`.
+
+    Args:
+        k: Demonstrations requested.
+        seeds: Seed -> row numbers of its demonstrations, and their tokens.
+    """
+    return DemonstrationReport(
+        k_requested=k,
+        k_effective=min(len(rows) for rows, _ in seeds.values()),
+        k_effective_per_seed={str(seed): len(rows) for seed, (rows, _) in seeds.items()},
+        rows={str(seed): list(rows) for seed, (rows, _) in seeds.items()},
+        tokens={str(seed): tokens for seed, (_, tokens) in seeds.items()},
+    )
+
+
+def task_result(
+    study: str,
+    config: StudyConfig,
+    asked: Asked,
+    *,
+    model: dict[str, Any],
+    environment: dict[str, Any],
+    warnings: Sequence[str] = (),
+    **parts: Any,
+) -> Result:
+    """A result with what the results of all studies of a task hold.
+
+    Args:
+        study: As in `Result`.
+        config: The settings.
+        asked: The task and its queries.
+        model: See `Result.model`; its `notes` are repeated among the warnings.
+        environment: See `Result.environment`.
+        warnings: Those of the study, behind those on model, task and queries.
+        parts: The study's own fields of the result.
+    """
+    notes = (*model.get("notes", ()), *asked.notes, *asked.task.notes, *baseline_notes(asked.task, asked.baselines))
+    return Result(
+        dualform=__version__,
+        study=study,
+        config=config.model_dump(mode="json"),
+        environment=environment,
+        model=model,
+        baselines=asked.baselines,
+        warnings=[*notes, *warnings],
+        **{"task": task_facts(asked), **parts},
+    )
+
+
 def own_result(study: str, bench: Bench[Any], found: dict[str, Any], start: float) -> Result:
     """The result of a study of another package.
 
@@ -158,17 +208,9 @@ def own_result(study: str, bench: Bench[Any], found: dict[str, Any], start: floa
         found: Its numbers, under names of its own choice: `own` of the result.
         start: `time.perf_counter()` when it began.
     """
-    asked = Asked.of(bench, ())
-    return Result(
-        dualform=__version__,
-        study=study,
-        config=bench.config.model_dump(mode="json"),
-        environment=environment(bench.lm.device, time.perf_counter() - start),
-        model=model_facts(bench.lm),
-        task=task_facts(asked),
-        baselines=asked.baselines,
-        own=found,
-        warnings=list(asked.notes),
+    where = environment(bench.lm.device, time.perf_counter() - start)
+    return task_result(
+        study, bench.config, Asked.of(bench, ()), model=model_facts(bench.lm), environment=where, own=found
     )
 
 

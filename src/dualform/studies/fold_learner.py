@@ -1,6 +1,6 @@
 """Folding as a learner among others: the prompt's effect written into the weights, by the method of the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualform.learners.adapted import Adapted
@@ -12,6 +12,7 @@ from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Probe, Query
 from dualform.models.structure.blocks import find_blocks
 from dualform.models.structure.mlp_inputs import find_readers
+from dualform.result import FoldReport, Similarity
 from dualform.studies.fold_settings import FoldMethod
 from dualform.studies.folds import check_fold, make_fold
 from dualform.studies.plan_folds import READERS, RIDGE_CHECKS, fold_bytes, fold_parts, fold_prefix, reads_twice
@@ -38,6 +39,21 @@ class FoldingLearner(Learner):
     def prepare(self, setup: Setup) -> tuple[str, ...]:
         """See `check_fold`."""
         return check_fold(setup, setup.config.fold)
+
+    def report(
+        self, config: Any, facts: Sequence[Mapping[str, Any]], similarity: Mapping[str, Mapping[str, Similarity]]
+    ) -> dict[str, Any]:
+        """How the prompt was folded: `Result.fold`."""
+        layers = zip(*(one["explained"] for one in facts), strict=True)
+        report = FoldReport(
+            method=config.fold.method,
+            # Where the model had to write what the train split lacks, it had to for every seed.
+            **{name: facts[0][name] for name in ("texts", "source", "plain_tokens", "plain_source")},
+            strength=_mean([one["strength"] for one in facts]),
+            explained=[_mean(values) for values in layers],
+            similarity={other: dict(measures) for other, measures in similarity.items()},
+        )
+        return {"fold": report}
 
     def prefix_length(self, context: Context) -> int:
         """Edited keys and values are those of the whole prompt; other methods leave the opening alone."""
@@ -72,6 +88,12 @@ class FoldingLearner(Learner):
 
 
 FOLDING = FoldingLearner()
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one is missing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def check_fold_method(lm: LanguageModel, method: FoldMethod) -> None:

@@ -1,14 +1,16 @@
 """From numbers by seed and query to means with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from dualform.learners.base import LEARNERS
 from dualform.ops.bootstrap import (
     clustered_bootstrap,
+    clustered_bootstrap_of,
     clustered_bootstrap_of_seeds,
     clustered_bootstrap_ratio,
     clustered_mean,
@@ -91,6 +93,16 @@ class Statistics:
         )
         return float(low), float(high)
 
+    def interval_of(self, statistic: Callable[[Tensor], Tensor], columns: Tensor) -> tuple[float, float]:
+        """95 % interval of a statistic of totals.
+
+        Args:
+            statistic: Totals `(..., column)` -> `(...)`.
+            columns: What each pair adds to the totals, `(seed, example, column)`.
+        """
+        low, high = clustered_bootstrap_of(statistic, columns, n_resamples=self.resamples, generator=self._generator())
+        return float(low), float(high)
+
     def per_seed(self, values: Tensor) -> dict[str, float | None]:
         """Means of each seed."""
         return {seed: float(row.nanmean()) for seed, row in zip(self.seeds, values, strict=True)}
@@ -105,8 +117,8 @@ class Statistics:
             names: What each label is called; None for free-text choices, whose numbers are no classes.
         """
         right = (predicted == labels).double()
-        # Zero-shot does not depend on the seed; counting it once for each would feign more queries.
-        seeds = 1 if learner == "zsl" else len(predicted)
+        # Counting the same answers once for each seed would feign more queries.
+        seeds = len(predicted) if depends_on_seed(learner) else 1
         return Accuracy(
             **self.share(right[:seeds]).model_dump(),
             per_seed=self.per_seed(right),
@@ -176,6 +188,12 @@ class Statistics:
             per_layer_ci95=intervals,
             per_head=per_head,
         )
+
+
+def depends_on_seed(learner: str) -> bool:
+    """Whether another demonstration seed gives another model."""
+    known = LEARNERS.get(learner)
+    return known is None or known.uses_demonstrations
 
 
 def commonest(labels: Tensor) -> int:

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from dualform.result import Accuracy, Calibrated, Estimate, PairedTest, Predictions, Result, Similarity
+from dualform.studies.baseline_words import chance_level
 from dualform.studies.comparison.words import (
-    chance_level,
     collapsed,
     cost_sentence,
     generality,

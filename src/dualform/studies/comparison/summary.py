@@ -9,34 +9,32 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dualform._version import __version__
 from dualform.learners.base import LEARNERS
 from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.agreement import Rec2FTP, prediction_entropy, rec2ftp
-from dualform.ops.bootstrap import clustered_bootstrap_of
 from dualform.ops.permutation import sign_flip_p
 from dualform.ops.power import minimum_detectable
 from dualform.result import (
     Calibrated,
     Cost,
-    DemonstrationReport,
-    FoldReport,
     PairedTest,
     Predictions,
     Result,
     Similarity,
     SweepPoint,
 )
-from dualform.studies.against import against_icl
+from dualform.studies.against import against_icl, expected_agreement
+from dualform.studies.answers import AnswerRows, answers_table
+from dualform.studies.common_warnings import few_demonstrations, few_seeds, low_precision, slow_route
 from dualform.studies.comparison.calibrate import FEWEST_FIXED, Shares, calibrate, floors_of, layers_above
-from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.config import COMPARED, ComparisonConfig
 from dualform.studies.comparison.controls import RATE, drawn_for
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.repeated import Repeats, with_rounding
 from dualform.studies.controls import facts_of
-from dualform.studies.facts import Asked, baseline_notes, environment, model_facts, task_facts
+from dualform.studies.facts import Asked, demonstration_report, environment, model_facts, task_result
 from dualform.studies.measures import MEASURES
-from dualform.studies.statistics import NO_INTERVAL, Interval, Statistics
+from dualform.studies.statistics import NO_INTERVAL, Interval, Statistics, depends_on_seed
 
 
 def summarise(
@@ -61,10 +59,10 @@ def summarise(
     right = {name: (table.argmax(dim=2) == labels).double() for name, table in tables.items()}
     found = _Measured.of(outcomes, labels)
     similarity = _similarities(found.measures, stats)
-    if {"zsl", "icl", "ft"} <= right.keys():
+    if set(COMPARED) <= right.keys():
         similarity["rec2ftp"] = _recovered(right["zsl"].bool(), right["icl"].bool(), right["ft"].bool(), stats)
         agreement = similarity["agreement"]
-        chance = _chance_agreement(tables["icl"].argmax(dim=2), tables["ft"].argmax(dim=2))
+        chance = expected_agreement(tables["icl"].argmax(dim=2), tables["ft"].argmax(dim=2))
         similarity["agreement"] = agreement.model_copy(update={"details": {"chance": chance, **agreement.details}})
     calibrated = _calibrated(found, right, stats)
     for name, one in calibrated.items():
@@ -78,18 +76,17 @@ def summarise(
         moved = _moved(repeats, found, right, labels)
         similarity = {name: one.model_copy(update={"rounding": moved.get(name)}) for name, one in similarity.items()}
         calibrated = {name: with_rounding(one, moved.get(name)) for name, one in calibrated.items()}
-    return Result(
-        dualform=__version__,
-        study="comparison",
-        config=config.model_dump(mode="json"),
+    return task_result(
+        "comparison",
+        config,
+        asked,
+        model={**model_facts(lm), "inputs": outcomes[0].inputs},
         environment={
             **environment(lm.device, seconds),
             "control_seconds": round(sum(outcome.control_seconds for outcome in outcomes), 1),
         },
-        model={**model_facts(lm), "inputs": outcomes[0].inputs},
-        task=task_facts(asked),
-        demonstrations=_demonstrations(config, outcomes),
-        baselines=asked.baselines,
+        warnings=_warnings(config, lm, asked, outcomes),
+        demonstrations=demonstration_report(config.k, {one.seed: (one.rows, one.n_tokens) for one in outcomes}),
         accuracy={
             name: stats.accuracy(name, table.argmax(dim=2), labels, asked.task.label_words)
             for name, table in tables.items()
@@ -103,15 +100,8 @@ def summarise(
         rate_sweep=_sweep(found, stats),
         cost=costs,
         against_icl=against_icl(tables, labels, costs, stats),
-        fold=_fold(config, outcomes, found, stats) if "fold" in outcomes[0].facts else None,
         trials=[trial for outcome in outcomes for trial in outcome.trials],
-        warnings=[
-            *lm.notes,
-            *asked.notes,
-            *asked.task.notes,
-            *baseline_notes(asked.task, asked.baselines),
-            *_warnings(config, lm, asked, outcomes),
-        ],
+        **_reports(config, outcomes, found, stats),
     )
 
 
@@ -119,29 +109,16 @@ def examples_table(asked: Asked, outcomes: Sequence[SeedOutcome]) -> pa.Table:
     """One row for each seed, learner and query.
 
     Returns:
-        Columns `seed`, `learner`, `query` (row number in the report split's file), `label`, `prediction` (label
-        numbers), and one `log_probability:WORD` for each label (nats a token; null where a query has fewer choices).
+        Columns `seed`, `learner`, and those of `answers_table`.
     """
-    n_answers = max(table.shape[1] for outcome in outcomes for table in outcome.log_probabilities.values())
-    columns: dict[str, list[Any]] = {name: [] for name in ("seed", "learner", "query", "label", "prediction")}
-    answers: list[list[float | None]] = [[] for _ in range(n_answers)]
-    for outcome in outcomes:
-        for learner, table in outcome.log_probabilities.items():
-            for example, row, prediction in zip(
-                asked.examples, table.tolist(), table.argmax(dim=1).tolist(), strict=True
-            ):
-                columns["seed"].append(outcome.seed)
-                columns["learner"].append(learner)
-                columns["query"].append(example.row)
-                columns["label"].append(example.label)
-                columns["prediction"].append(prediction)
-                n_choices = len(asked.task.answers(example))
-                for i, column in enumerate(answers):
-                    column.append(row[i] if i < n_choices else None)
-    named = {
-        f"log_probability:{asked.answer_name(i)}": pa.array(column, pa.float64()) for i, column in enumerate(answers)
-    }
-    return pa.table({**columns, **named})
+    return answers_table(
+        asked,
+        (
+            AnswerRows({"seed": outcome.seed, "learner": learner}, asked.examples, table)
+            for outcome in outcomes
+            for learner, table in outcome.log_probabilities.items()
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -259,7 +236,7 @@ def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics
         one = calibrate(Shares.of_mean(values), controls, stats.resamples, floors_of(name))
         if one is not None:
             calibrated[name] = one
-    if found.right and {"zsl", "icl", "ft"} <= right.keys():
+    if found.right and set(COMPARED) <= right.keys():
         recovered = {}
         for control in found.controls:
             answers = None if control.startswith(RATE) else found.answers(control, right)
@@ -376,31 +353,15 @@ def _lift_interval(columns: Tensor, share: Interval, whole: Rec2FTP, stats: Stat
     """
     if share == NO_INTERVAL:
         return NO_INTERVAL
-    low, high = clustered_bootstrap_of(
-        lambda totals: totals[..., 0] / totals[..., 1] - totals[..., 2] / totals[..., 3],
-        columns,
-        n_resamples=stats.resamples,
-        generator=torch.Generator().manual_seed(0),
-    )
-    ends = float(low), float(high)
+    ends = stats.interval_of(lambda totals: totals[..., 0] / totals[..., 1] - totals[..., 2] / totals[..., 3], columns)
     if whole.value in (0.0, 1.0):
         exact = [float(end) - whole.chance for end in share if end is not None]
         ends = min(ends[0], exact[0]), max(ends[1], exact[1])
     return ends
 
 
-def _chance_agreement(icl: Tensor, ft: Tensor) -> float:
-    """Agreement of two independent answerers with these label frequencies, mean over seeds."""
-    shares = []
-    for a, b in zip(icl, ft, strict=True):
-        n_labels = int(max(a.max(), b.max())) + 1
-        p, q = (torch.bincount(x, minlength=n_labels).double() / len(x) for x in (a, b))
-        shares.append(float((p * q).sum()))
-    return sum(shares) / len(shares)
-
-
 def _predictions(asked: Asked, learner: str, table: Tensor) -> Predictions:
-    answers = table[:1] if learner == "zsl" else table
+    answers = table if depends_on_seed(learner) else table[:1]
     predicted = answers.argmax(dim=2).flatten()
     counts = torch.bincount(predicted, minlength=asked.task.n_labels).tolist()
     majority = max(range(len(counts)), key=counts.__getitem__)
@@ -420,38 +381,24 @@ def _cost(learner: str, outcomes: Sequence[SeedOutcome]) -> Cost:
     return Cost(**mean)
 
 
-def _fold(config: ComparisonConfig, outcomes: Sequence[SeedOutcome], found: _Measured, stats: Statistics) -> FoldReport:
-    about = [outcome.facts["fold"] for outcome in outcomes]
-    layers = zip(*(one["explained"] for one in about), strict=True)
-    return FoldReport(
-        method=config.fold.method,
-        # Sources differ only where the model had to write what the train split lacks, which it lacks for every seed.
-        **{name: about[0][name] for name in ("texts", "source", "plain_tokens", "plain_source")},
-        strength=_mean([one["strength"] for one in about]),
-        explained=[_mean(values) for values in layers],
-        similarity={
+def _reports(
+    config: ComparisonConfig, outcomes: Sequence[SeedOutcome], found: _Measured, stats: Statistics
+) -> dict[str, Any]:
+    """Fields of the result in which learners report how they adapted the model and what that did inside."""
+    fields: dict[str, Any] = {}
+    for learner in outcomes[0].log_probabilities:
+        facts = [outcome.facts[learner] for outcome in outcomes if learner in outcome.facts]
+        similarity = {
             other: {
                 name: one.model_copy(update={"per_head": None}) for name, one in _similarities(measures, stats).items()
             }
-            for other, measures in found.learners.get("fold", {}).items()
-        },
-    )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """None where one is missing."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _demonstrations(config: ComparisonConfig, outcomes: Sequence[SeedOutcome]) -> DemonstrationReport:
-    return DemonstrationReport(
-        k_requested=config.k,
-        k_effective=min(len(outcome.rows) for outcome in outcomes),
-        k_effective_per_seed={str(outcome.seed): len(outcome.rows) for outcome in outcomes},
-        rows={str(outcome.seed): list(outcome.rows) for outcome in outcomes},
-        tokens={str(outcome.seed): outcome.n_tokens for outcome in outcomes},
-    )
+            for other, measures in found.learners.get(learner, {}).items()
+        }
+        if facts or similarity:
+            for name, value in LEARNERS[learner].report(config, facts, similarity).items():
+                # Learners without a field of their own share one.
+                fields[name] = {**fields[name], **value} if name in fields else value
+    return fields
 
 
 def _grid(config: ComparisonConfig, name: str) -> tuple[float, ...]:
@@ -461,18 +408,11 @@ def _grid(config: ComparisonConfig, name: str) -> tuple[float, ...]:
 
 
 def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcomes: Sequence[SeedOutcome]) -> list[str]:
-    found = []
-    fitted = {outcome.seed: len(outcome.rows) for outcome in outcomes}
-    if min(fitted.values()) < config.k:
-        shown = ", ".join(f"seed {seed}: {k}" for seed, k in fitted.items())
-        found.append(
-            f"{config.k} demonstrations were asked for, but fewer fit the context of {asked.context} tokens beside "
-            f"the longest query ({shown}). All learners got these."
-        )
+    found = few_demonstrations(config.k, {outcome.seed: len(outcome.rows) for outcome in outcomes}, asked.context)
     if len(outcomes) == 1:
         found.append("One demonstration seed: the intervals say nothing about other demonstrations.")
-    elif len(outcomes) < 8:
-        found.append(f"{len(outcomes)} demonstration seeds: bootstrap intervals over so few are somewhat too narrow.")
+    else:
+        found += few_seeds(len(outcomes))
     diverged = sorted(
         {f"{t.learner} at {t.learning_rate:g}" for o in outcomes for t in o.trials if t.status == "diverged"}
     )
@@ -487,10 +427,4 @@ def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcome
     }
     if at_edge:
         found.append(f"The learning rate chosen is at the edge of its grid: {', '.join(at_edge)}. Widen the grid.")
-    if config.dtype in ("bfloat16", "float16"):
-        found.append(
-            f"The model ran in {config.dtype}: small updates are rounded away, so similarities are not to be used."
-        )
-    if lm.refused:
-        found.append(f"Read by the route '{lm.route.name}', slower than others that failed: {'; '.join(lm.refused)}.")
-    return found
+    return [*found, *low_precision(config.dtype), *slow_route(lm.route.name, lm.refused)]

@@ -25,16 +25,8 @@ from dualform.report.phrases import (
     share_in_prose,
 )
 from dualform.result import FEWEST_FOR_INTERVAL, Accuracy, Calibrated, Estimate, PairedTest, Result
-from dualform.studies.baseline_words import (
-    above_guessing,
-    guessing_sentences,
-    not_above_guessing,
-)
-from dualform.studies.baseline_words import chance_level as chance_level
+from dualform.studies.baseline_words import COLLAPSED_ABOVE, above_guessing, guessing_sentences, not_above_guessing
 from dualform.studies.comparison.rounding_words import rounding_sentences
-
-COLLAPSED_ABOVE = 0.9
-"""Share of the most frequent predicted label above which a learner counts as collapsed into one class."""
 
 NEGLIGIBLE_BELOW = 0.05
 """A calibrated value whose whole interval lies below this is described as next to nothing, however sure it is."""

@@ -34,6 +34,7 @@ from dualform.models.reading.tokens import chat_template_notes
 from dualform.ops.low_rank import low_rank
 from dualform.progress import Progress, Silent
 from dualform.result import Result, WrittenFold
+from dualform.studies.baseline_words import COLLAPSED_ABOVE
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.summary import examples_table, summarise
@@ -294,14 +295,10 @@ def _facts(
     )
 
 
-COLLAPSED = 0.9
-"""A learner that gives one answer to more of the queries says hardly anything else."""
-
-
 def _collapsed(result: Result) -> tuple[str, float] | None:
     """The prompted model's most frequent answer and its share, where that is nearly all."""
     prompted = result.predictions["icl"]
-    if prompted.majority_label is None or not (prompted.majority_share or 0.0) > COLLAPSED:
+    if prompted.majority_label is None or not (prompted.majority_share or 0.0) > COLLAPSED_ABOVE:
         return None
     return prompted.majority_label, prompted.majority_share or 0.0
 

@@ -8,12 +8,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dualform._version import __version__
 from dualform.models.reading.perplexity import perplexity
-from dualform.ops.bootstrap import clustered_bootstrap_of
 from dualform.result import (
     Composition,
-    DemonstrationReport,
     Estimate,
     Folding,
     FoldPoint,
@@ -23,8 +20,10 @@ from dualform.result import (
     Trial,
 )
 from dualform.studies.against import recovered
+from dualform.studies.answers import AnswerRows, answers_table
 from dualform.studies.bench import Drawn
-from dualform.studies.facts import Asked, baseline_notes, task_facts
+from dualform.studies.common_warnings import few_seeds
+from dualform.studies.facts import Asked, demonstration_report, task_result
 from dualform.studies.folding.config import Fold, FoldingConfig, PlannedPoint
 from dualform.studies.statistics import Statistics, commonest
 
@@ -127,17 +126,17 @@ def summarise_folding(
         for task in config.compose
     ]
     trained = [one.ft for one in seeds if one.ft is not None]
-    if len(seeds) < 8:
-        notes.append(f"{len(seeds)} demonstration seeds: bootstrap intervals over so few are somewhat too narrow.")
-    return Result(
-        dualform=__version__,
-        study="folding",
-        config=config.model_dump(mode="json"),
-        environment=environment,
+    drawn = {one.seed: one.demonstrations[config.k] for one in seeds}
+    return task_result(
+        "folding",
+        config,
+        asked,
         model=model,
-        task=task_facts(asked),
-        demonstrations=_demonstrations(config, seeds),
-        baselines=asked.baselines,
+        environment=environment,
+        warnings=[*notes, *few_seeds(len(seeds))],
+        demonstrations=demonstration_report(
+            config.k, {seed: (one.demonstrations.rows, len(one.encoded.prefix)) for seed, one in drawn.items()}
+        ),
         folding=Folding(
             zero_shot=stats.share(zero_shot()[:1]),
             icl=stats.share(right([one.prompted[config.k] for one in seeds])),
@@ -148,13 +147,6 @@ def summarise_folding(
             compositions=compositions,
         ),
         trials=[trial for one in seeds for trial in one.trials],
-        warnings=[
-            *model.get("notes", ()),
-            *asked.notes,
-            *asked.task.notes,
-            *baseline_notes(asked.task, asked.baselines),
-            *notes,
-        ],
     )
 
 
@@ -219,9 +211,6 @@ def _perplexity(
     def ratio(totals: Tensor) -> Tensor:
         return ((totals[..., 0] - totals[..., 1]) / totals[..., 2]).exp()
 
-    low, high = clustered_bootstrap_of(
-        ratio, columns, n_resamples=stats.resamples, generator=torch.Generator().manual_seed(0)
-    )
     assert config.perplexity is not None
     return Perplexity(
         source=config.perplexity.replace("\\", "/").rpartition("/")[2],
@@ -229,19 +218,10 @@ def _perplexity(
         before=perplexity(before),
         after=stats.estimate(each[:, None]),
         ratio=Estimate(
-            mean=float(ratio(columns.flatten(0, 1).sum(0))), ci95=(float(low), float(high)), n=before.shape[0]
+            mean=float(ratio(columns.flatten(0, 1).sum(0))),
+            ci95=stats.interval_of(ratio, columns),
+            n=before.shape[0],
         ),
-    )
-
-
-def _demonstrations(config: FoldingConfig, seeds: Sequence[SeedFolds]) -> DemonstrationReport:
-    drawn = {str(one.seed): one.demonstrations[config.k] for one in seeds}
-    return DemonstrationReport(
-        k_requested=config.k,
-        k_effective=min(len(one.demonstrations.rows) for one in drawn.values()),
-        k_effective_per_seed={seed: len(one.demonstrations.rows) for seed, one in drawn.items()},
-        rows={seed: list(one.demonstrations.rows) for seed, one in drawn.items()},
-        tokens={seed: len(one.encoded.prefix) for seed, one in drawn.items()},
     )
 
 
@@ -249,8 +229,7 @@ def folding_table(asked: Asked, base: Mapping[str, Tensor], seeds: Sequence[Seed
     """One row for each seed, learner and query of the study's own task.
 
     Returns:
-        Columns `seed`, `learner` (`zsl`, `icl k=32`, `ft`, `fold METHOD k=32 ...`), `query`, `label`, `prediction`, and
-        one `log_probability:WORD` for each label (nats a token; null where a query has fewer choices).
+        Columns `seed`, `learner` (`zsl`, `icl k=32`, `ft`, `fold METHOD k=32 ...`), and those of `answers_table`.
     """
     rows: list[tuple[int, str, Tensor]] = []
     for one in seeds:
@@ -263,17 +242,5 @@ def folding_table(asked: Asked, base: Mapping[str, Tensor], seeds: Sequence[Seed
                 changed = fold.settings.model_dump(exclude_defaults=True)
                 more = "".join(f" {name}={value}" for name, value in changed.items() if name != "method")
                 rows.append((one.seed, f"fold {fold.settings.method} k={fold.k}{more}", outcome.tensors["answers"]))
-    n_answers = max(table.shape[1] for _, _, table in rows)
-    columns: dict[str, list[Any]] = {name: [] for name in ("seed", "learner", "query", "label", "prediction")}
-    answers: list[list[float | None]] = [[] for _ in range(n_answers)]
-    for seed, learner, table in rows:
-        for example, values, prediction in zip(asked.examples, table.tolist(), table.argmax(1).tolist(), strict=True):
-            for name, value in zip(columns, (seed, learner, example.row, example.label, prediction), strict=True):
-                columns[name].append(value)
-            n_choices = len(asked.task.answers(example))
-            for i, column in enumerate(answers):
-                column.append(values[i] if i < n_choices else None)
-    named = {
-        f"log_probability:{asked.answer_name(i)}": pa.array(column, pa.float64()) for i, column in enumerate(answers)
-    }
-    return pa.table({**columns, **named})
+    blocks = (AnswerRows({"seed": seed, "learner": learner}, asked.examples, table) for seed, learner, table in rows)
+    return answers_table(asked, blocks)

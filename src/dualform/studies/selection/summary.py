@@ -18,20 +18,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dualform._version import __version__
-from dualform.ops.bootstrap import clustered_bootstrap_of
 from dualform.result import (
     FEWEST_FOR_INTERVAL,
     Accuracy,
     Choice,
     ChoiceScore,
-    DemonstrationReport,
     Estimate,
     Result,
     Selection,
     Trial,
 )
-from dualform.studies.facts import Asked, baseline_notes, baselines_of, task_facts
+from dualform.studies.answers import AnswerRows, answers_table
+from dualform.studies.common_warnings import few_demonstrations, low_precision, slow_route
+from dualform.studies.facts import Asked, baselines_of, demonstration_report, task_facts, task_result
 from dualform.studies.selection.config import SelectionConfig
 from dualform.studies.statistics import Statistics
 from dualform.tasks.task import Example
@@ -335,21 +334,15 @@ def summarise_selection(config: SelectionConfig, asked: Asked, found: Found, env
     made = [summary.choice(select, select_on) for select, select_on in CHOICES]
     choices = [one.choice for one in made]
     sizes = {name: len(examples) for name, examples in found.examples.items()}
-    return Result(
-        dualform=__version__,
-        study="selection",
-        config=config.model_dump(mode="json"),
-        environment=environment,
+    return task_result(
+        "selection",
+        config,
+        asked,
         model=found.facts,
+        environment=environment,
+        warnings=_warnings(config, asked, found, choices),
         task={**task_facts(asked), "n_untouched": sizes["untouched"]},
-        demonstrations=DemonstrationReport(
-            k_requested=config.k,
-            k_effective=min(len(one.rows) for one in found.seeds),
-            k_effective_per_seed={str(one.seed): len(one.rows) for one in found.seeds},
-            rows={str(one.seed): list(one.rows) for one in found.seeds},
-            tokens={str(one.seed): one.prefix_tokens for one in found.seeds},
-        ),
-        baselines=asked.baselines,
+        demonstrations=demonstration_report(config.k, {one.seed: (one.rows, one.prefix_tokens) for one in found.seeds}),
         accuracy=summary.unchosen(asked.task.label_words),
         trials=summary.trials(),
         selection=Selection(
@@ -360,13 +353,6 @@ def summarise_selection(config: SelectionConfig, asked: Asked, found: Found, env
             n_untouched=sizes["untouched"],
             baselines={name: baselines_of(asked.task, examples) for name, examples in found.examples.items()},
         ),
-        warnings=[
-            *found.facts.get("notes", ()),
-            *asked.task.notes,
-            *asked.notes,
-            *baseline_notes(asked.task, asked.baselines),
-            *_warnings(config, asked, found, choices),
-        ],
     )
 
 
@@ -375,9 +361,7 @@ def trials_table(asked: Asked, found: Found) -> pa.Table:
 
     Returns:
         Columns `learner`, `seed`, `order` (null for FT), `learning_rate` (null for ICL), `set` (validation, report,
-        untouched), `query` (row number in its split's file), `label`, `prediction`, and one `log_probability:WORD`
-        for each label (nats a token; null where a query has fewer choices). Zero-shot, under the first seed, has read
-        the report queries alone.
+        untouched), and those of `answers_table`. Zero-shot, under the first seed, has read the report queries alone.
     """
     runs: list[tuple[str, int, int | None, float | None, QuerySet, Tensor]] = []
     runs.append(("zsl", found.seeds[0].seed, None, None, "report", found.zsl))
@@ -387,27 +371,9 @@ def trials_table(asked: Asked, found: Found) -> pa.Table:
             runs += [
                 ("ft", one.seed, None, rate, name, table) for rate, table in zip(one.rates, one.ft[name], strict=True)
             ]
-    n_answers = max(table.shape[1] for *_, table in runs)
-    tables = []
-    for learner, seed, order, rate, name, table in runs:
-        examples = found.examples[name]
-        n = len(examples)
-        columns = {
-            "learner": pa.array([learner] * n),
-            "seed": pa.array([seed] * n),
-            "order": pa.array([order] * n, pa.int64()),
-            "learning_rate": pa.array([rate] * n, pa.float64()),
-            "set": pa.array([name] * n),
-            "query": pa.array([example.row for example in examples]),
-            "label": pa.array([example.label for example in examples]),
-            "prediction": pa.array(table.argmax(dim=1).tolist()),
-        }
-        for i in range(n_answers):
-            there = table[:, i].tolist() if i < table.shape[1] else [-torch.inf] * n
-            shown = [value if value > -torch.inf else None for value in there]
-            columns[f"log_probability:{asked.answer_name(i)}"] = pa.array(shown, pa.float64())
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
+    columns = ("learner", "seed", "order", "learning_rate", "set")
+    blocks = [AnswerRows(dict(zip(columns, run, strict=False)), found.examples[run[4]], run[5]) for run in runs]
+    return answers_table(asked, blocks, {"order": pa.int64(), "learning_rate": pa.float64()})
 
 
 @dataclass(frozen=True)
@@ -507,16 +473,11 @@ class _Summary:
                 found[name] = Estimate(mean=None, ci95=(None, None), n=0)
                 continue
             together = torch.cat(columns, dim=-1)
-            low, high = clustered_bootstrap_of(
-                _range,
-                together[None],
-                n_resamples=self.config.resamples,
-                generator=torch.Generator().manual_seed(0),
-            )
+            ends = Statistics(self.config.resamples, ()).interval_of(_range, together[None])
             mean = float(_range(together.sum(dim=0, keepdim=True)))
             n = int(min(each[:, 1].sum() for each in columns))
             few = name in COUNTED and n < FEWEST_FOR_INTERVAL
-            found[name] = Estimate(mean=mean, ci95=(None, None) if few else (float(low), float(high)), n=n)
+            found[name] = Estimate(mean=mean, ci95=(None, None) if few else ends, n=n)
         return found
 
     def unchosen(self, label_words: Sequence[str] | None) -> dict[str, Accuracy]:
@@ -562,14 +523,7 @@ def _range(totals: Tensor) -> Tensor:
 
 
 def _warnings(config: SelectionConfig, asked: Asked, found: Found, choices: Sequence[Choice]) -> list[str]:
-    said = []
-    fitted = {one.seed: len(one.rows) for one in found.seeds}
-    if min(fitted.values()) < config.k:
-        shown = ", ".join(f"seed {seed}: {k}" for seed, k in fitted.items())
-        said.append(
-            f"{config.k} demonstrations were asked for, but fewer fit the context of {asked.context} tokens beside "
-            f"the longest query ({shown}). ICL and FT got these."
-        )
+    said = few_demonstrations(config.k, {one.seed: len(one.rows) for one in found.seeds}, asked.context)
     if len(found.seeds) == 1:
         said.append("One demonstration seed: ICL's order and FT's rate were chosen, but no demonstrations.")
     diverged = [trial for one in found.seeds for trial in one.trials if trial.status == "diverged"]
@@ -581,10 +535,4 @@ def _warnings(config: SelectionConfig, asked: Asked, found: Found, choices: Sequ
     if len(config.grid) > 1 and at_edge:
         shown = ", ".join(f"{rate:g}" for rate in at_edge)
         said.append(f"Some choices took a learning rate at the edge of its grid ({shown}). Widen the grid.")
-    if config.dtype in ("bfloat16", "float16"):
-        said.append(
-            f"The model ran in {config.dtype}: small updates are rounded away, so similarities are not to be used."
-        )
-    if found.facts["refused_routes"]:
-        said.append(f"Read by the route '{found.facts['route']}', slower than others that failed.")
-    return said
+    return [*said, *low_precision(config.dtype), *slow_route(found.facts["route"], found.facts["refused_routes"])]

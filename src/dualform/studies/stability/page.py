@@ -5,7 +5,7 @@ from dualform.report.page import Fact, facts_section, study_page, titled
 from dualform.report.phrases import difference, plural, points, points_interval
 from dualform.report.section import Figure, Section
 from dualform.result import ModelStability, Result
-from dualform.studies.baseline_words import baselines_text
+from dualform.studies.baseline_words import COLLAPSED_ABOVE, baselines_text
 from dualform.studies.glossary import DEMONSTRATION, learner_terms
 from dualform.studies.stability import charts
 from dualform.studies.stability.table import (
@@ -15,7 +15,7 @@ from dualform.studies.stability.table import (
     labels_table,
     variance_table,
 )
-from dualform.studies.stability.words import COLLAPSED_ABOVE, gain_over_zero_shot, stability_answers
+from dualform.studies.stability.words import gain_over_zero_shot, stability_answers
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     DEMONSTRATION,

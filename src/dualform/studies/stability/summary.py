@@ -10,7 +10,6 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from dualform._version import __version__
 from dualform.ops.agreement import prediction_entropy
 from dualform.ops.calibration import contextual_calibration
 from dualform.ops.choosing import Chooser, chosen_gap
@@ -31,14 +30,14 @@ from dualform.result import (
     Trial,
     VarianceSplit,
 )
-from dualform.studies.facts import Asked, baseline_notes, task_facts
+from dualform.studies.answers import AnswerRows, answers_table
+from dualform.studies.baseline_words import COLLAPSED_ABOVE
+from dualform.studies.common_warnings import slow_route
+from dualform.studies.facts import Asked, task_result
 from dualform.studies.stability.config import StabilityConfig
 from dualform.studies.statistics import Statistics
 
 _CHOOSERS: dict[str, Chooser] = {"none": "none", "icl": "first", "ft": "second", "both": "both"}
-
-COLLAPSED_ABOVE = 0.9
-"""Share of the most frequent prediction above which a run counts as collapsed into one class."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +87,17 @@ def summarise_stability(
     """
     summary = _Summary(config, asked)
     by_size = sorted(models, key=lambda one: (one.facts["parameters"], one.name))
-    return Result(
-        dualform=__version__,
-        study="stability",
-        config=config.model_dump(mode="json"),
-        environment=environment,
+    return task_result(
+        "stability",
+        config,
+        asked,
         model={"name": ", ".join(one.name for one in by_size)},
-        task=task_facts(asked),
-        baselines=asked.baselines,
+        environment=environment,
+        warnings=_warnings(config, asked, by_size),
         stability=Stability(
             models={one.name: summary.model(one) for one in by_size},
             contrasts=[*summary.learners_compared(by_size), *summary.sizes_compared(by_size)],
         ),
-        warnings=[
-            *asked.notes,
-            *asked.task.notes,
-            *baseline_notes(asked.task, asked.baselines),
-            *_warnings(config, asked, by_size),
-        ],
     )
 
 
@@ -113,37 +105,18 @@ def runs_table(asked: Asked, models: Sequence[ModelRuns]) -> pa.Table:
     """One row for each model, run and query.
 
     Returns:
-        Columns `model`, `learner`, `seed`, `order`, `labels`, `query` (row number in the report split's file),
-        `label`, `prediction`, `calibrated_prediction` (null without calibration), and one `log_probability:WORD` for
-        each label (nats a token; null where a query has fewer choices).
+        Columns `model`, `learner`, `seed`, `order`, `labels`, those of `answers_table`, and `calibrated_prediction`
+        (null without calibration).
     """
-    tables = []
-    n_answers = max(run.answers.shape[1] for one in models for run in one.runs)
-    rows = [example.row for example in asked.examples]
-    labels = [example.label for example in asked.examples]
+    blocks = []
     for one in models:
         for run in one.runs:
-            n = len(rows)
+            about = {name: getattr(run, name) for name in ("learner", "seed", "order", "labels")}
             calibrated = run.calibrated
-            columns = {
-                "model": pa.array([one.name] * n),
-                "learner": pa.array([run.learner] * n),
-                "seed": pa.array([run.seed] * n),
-                "order": pa.array([run.order] * n),
-                "labels": pa.array([run.labels] * n),
-                "query": pa.array(rows),
-                "label": pa.array(labels),
-                "prediction": pa.array(run.answers.argmax(dim=1).tolist()),
-                "calibrated_prediction": pa.array(
-                    [None] * n if calibrated is None else calibrated.argmax(dim=1).tolist(), pa.int64()
-                ),
-            }
-            for i in range(n_answers):
-                there = run.answers[:, i].tolist() if i < run.answers.shape[1] else [-torch.inf] * n
-                shown = [value if value > -torch.inf else None for value in there]
-                columns[f"log_probability:{asked.answer_name(i)}"] = pa.array(shown, pa.float64())
-            tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
+            answers = [None] * len(asked.examples) if calibrated is None else calibrated.argmax(dim=1).tolist()
+            more = {"calibrated_prediction": answers}
+            blocks.append(AnswerRows({"model": one.name, **about}, asked.examples, run.answers, more))
+    return answers_table(asked, blocks, {"calibrated_prediction": pa.int64()})
 
 
 @dataclass(frozen=True)
@@ -447,8 +420,7 @@ def _warnings(config: StabilityConfig, asked: Asked, models: Sequence[ModelRuns]
         if len(rates) > 1 and any(rate in (rates[0], rates[-1]) for rate in chosen):
             found.append(f"{one.name}: FT's learning rate ({chosen[0]:g}) is at the edge of its grid. Widen the grid.")
         found += [f"{one.name}: {note}" for note in one.facts.get("notes", ())]
-        if one.facts["refused_routes"]:
-            found.append(f"{one.name}: read by the route '{one.facts['route']}', slower than others that failed.")
+        found += slow_route(one.facts["route"], one.facts["refused_routes"], one.name)
     if len(config.seeds) < 8:
         found.append(f"{len(config.seeds)} demonstration sets: intervals of spreads over so few are too narrow.")
     return found

@@ -32,10 +32,7 @@ from dualform.result import (
     StabilityRun,
     VarianceSplit,
 )
-from dualform.studies.baseline_words import majority_answer, majority_level
-
-COLLAPSED_ABOVE = 0.9
-"""Share of the most frequent prediction above which a run counts as collapsed into one class."""
+from dualform.studies.baseline_words import COLLAPSED_ABOVE, majority_answer, majority_level
 
 MOSTLY_COLLAPSED_FROM = 0.5
 """Share of a learner's runs that collapse from which its stability is said to be worth little."""

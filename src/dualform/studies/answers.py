@@ -1,0 +1,61 @@
+"""Every answer to every query as one table: what a study writes to `examples.parquet`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+from dualform.studies.facts import Asked
+from dualform.tasks.task import Example
+
+
+@dataclass(frozen=True)
+class AnswerRows:
+    """One adapted model's answers to some queries."""
+
+    about: Mapping[str, Any]
+    """Column -> value, the same in all of these rows."""
+    examples: Sequence[Example]
+    log_probabilities: Tensor
+    """`(example, answer)`, nats a token."""
+    more: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Column -> a value for each row."""
+
+
+def answers_table(
+    asked: Asked, blocks: Iterable[AnswerRows], types: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
+    """One row for each query of each block.
+
+    Args:
+        asked: Names the answers.
+        blocks: With the same columns in the same order.
+        types: Of columns that may hold nulls alone.
+
+    Returns:
+        Columns of `about`; `query` (row number in its split's file), `label`, `prediction` (label numbers); columns of
+        `more`; and one `log_probability:WORD` for each label (nats a token; null where a query has fewer choices).
+    """
+    blocks = list(blocks)
+    names = [
+        f"log_probability:{asked.answer_name(i)}" for i in range(max(b.log_probabilities.shape[1] for b in blocks))
+    ]
+    types = {**dict.fromkeys(names, pa.float64()), **(types or {})}
+    columns: dict[str, list[Any]] = {}
+    for block in blocks:
+        n_choices = [len(asked.task.answers(example)) for example in block.examples]
+        values = block.log_probabilities.tolist()
+        rows: dict[str, Sequence[Any]] = {
+            **{name: [value] * len(block.examples) for name, value in block.about.items()},
+            "query": [example.row for example in block.examples],
+            "label": [example.label for example in block.examples],
+            "prediction": block.log_probabilities.argmax(dim=1).tolist(),
+            **block.more,
+        }
+        for i, name in enumerate(names):
+            rows[name] = [row[i] if i < n else None for row, n in zip(values, n_choices, strict=True)]
+        for name, column in rows.items():
+            columns.setdefault(name, []).extend(column)
+    return pa.table({name: pa.array(column, types.get(name)) for name, column in columns.items()})
