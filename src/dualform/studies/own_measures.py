@@ -41,8 +41,8 @@ REC2FTP = Measure(
 SIM_AOU = OwnMeasure(
     name="sim_aou",
     title="SimAOU",
-    meaning="Do context and finetuning move the attention output in the same direction? Cosine; 1: the same, "
-    "0: unrelated.",
+    meaning="Do context and finetuning move the attention output in the same direction? Cosine; 1: the same, 0: "
+    "unrelated.",
     caution="The outputs are normalised before they are subtracted, which raises the score; compare with the controls.",
     source="arXiv:2212.10559v3, section 4.4",
     range=(-1, 1),

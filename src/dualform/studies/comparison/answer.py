@@ -52,7 +52,7 @@ def which_to_use(result: Result) -> str:
     if len(keys) == 1:
         return (
             f"Only {_noun(keys[0])} was run: it answers {share_in_prose(result.accuracy[keys[0]])} of the queries "
-            f"correctly."
+            "correctly."
         )
     left = not_beaten(result, keys)
     # Not shown to be beaten is little where it is not shown to beat guessing either.
@@ -86,8 +86,7 @@ def acts_alike(result: Result) -> str:
     scale = "on a scale from 0, nothing learned, to 1, the same thing twice"
     return (
         f"{_short_answer(place.ci95)}: {scale}, the changes that context and finetuning make to the attention output "
-        f"are "
-        f"similar to a degree of {score_in_prose(place, most=2)} by {name}; {judgement(place)}."
+        f"are similar to a degree of {score_in_prose(place, most=2)} by {name}; {judgement(place)}."
     )
 
 

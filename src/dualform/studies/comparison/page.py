@@ -108,8 +108,7 @@ def _first_chart(result: Result) -> Figure:
         against,
         "Accuracy of each learner with its 95 % interval against the floating-point operations of a thousand queries.",
         f"Accuracy with 95 % intervals against the cost of {QUERIES:,} queries; adapting, done once, comes on top. "
-        f"Hollow: "
-        "the same prompt with its keys and values kept.",
+        "Hollow: the same prompt with its keys and values kept.",
     )
 
 
@@ -119,8 +118,7 @@ def _accuracy_figure(result: Result, name: str = "accuracy") -> Figure:
         charts.accuracy_chart(result),
         "Mean accuracy of each learner with its 95 % interval and one point a seed, chance and the majority baseline.",
         "Large dots are means, bars 95 % intervals; small dots are demonstration seeds. Dashed: chance, and always "
-        "giving "
-        "the commonest label.",
+        "giving the commonest label.",
     )
 
 
@@ -209,10 +207,8 @@ def _accuracy(result: Result, again: bool) -> Section:
                 pair_sentences(result),
                 tables=[table.pairs_table(result)],
                 note="Two learners on the same queries under the same seeds, by sign-flip tests. Over queries: would "
-                "other "
-                "queries, under these very demonstrations, show the difference? Over seeds: would other "
-                "demonstrations? "
-                f"{seeds_note(result)}{several}",
+                "other queries, under these very demonstrations, show the difference? Over seeds: would other "
+                f"demonstrations? {seeds_note(result)}{several}",
                 as_list=True,
                 detail=False,
             ),
@@ -262,8 +258,7 @@ def _similarity(result: Result) -> Section:
                 "Each measure of similarity with its interval, in the band from its floor to its ceiling, next to all "
                 "controls.",
                 f"Large dots: this run, with 95 % interval.{band if scaled else ''}{marks} A measure outside -1 to 1 "
-                f"is in "
-                "the table alone.",
+                "is in the table alone.",
             ),
             Figure(
                 "calibrated",
@@ -271,8 +266,7 @@ def _similarity(result: Result) -> Section:
                 control_charts.calibrated_chart(result) if len(placed) > MOST_MEASURES else None,
                 "Each measure of similarity with its interval on one scale: 0 is its floor, 1 its ceiling.",
                 "The same scores on one scale, with 95 % intervals: 0 is each measure's own floor, 1 its ceiling. The "
-                "axis "
-                "ends at -1 and 2; a triangle at its edge marks what lies beyond.",
+                "axis ends at -1 and 2; a triangle at its edge marks what lies beyond.",
             ),
         ],
         tables=[table.similarity_table(result)],
@@ -286,16 +280,13 @@ def _similarity(result: Result) -> Section:
                         "layers",
                         layers,
                         "Each measure of similarity over the layers, with its interval.",
-                        "Mean over queries with its 95 % interval; dashed, the mean over layers; dotted, the "
-                        "measure's floor "
-                        "(without one, the random direction) where it has layers. Scales differ. Point at a line to "
-                        "read "
-                        "its numbers; a gap is a layer without a number.",
+                        "Mean over queries with its 95 % interval; dashed, the mean over layers; dotted, the measure's "
+                        "floor (without one, the random direction) where it has layers. Scales differ. Point at a line "
+                        "to read its numbers; a gap is a layer without a number.",
                     )
                 ],
                 note="Filled points are layers above the measure's floor at a false discovery rate of 5 % over its "
-                "layers; "
-                "hollow ones are not told apart from it."
+                "layers; hollow ones are not told apart from it."
                 if tested
                 else "",
                 sections=[Section("layers-counted", "Layers above their floor, counted", counted, as_list=True)],
@@ -326,10 +317,9 @@ def _sweep(result: Result) -> Section:
     return Section(
         "sweep",
         "Similarity and the size of the step",
-        note="Finetuning on the same demonstrations at each learning rate. Similarity moves with the size of the "
-        "step, so a "
-        "single number is that of the rate chosen for accuracy, and two runs at different rates differ for that reason "
-        "alone.",
+        note="Finetuning on the same demonstrations at each learning rate. Similarity moves with the size of the step, "
+        "so a single number is that of the rate chosen for accuracy, and two runs at different rates differ for that "
+        "reason alone.",
         charts=[
             Figure(
                 "sweep",
@@ -337,8 +327,7 @@ def _sweep(result: Result) -> Section:
                 "Accuracy of finetuning, length of its change and each measure of similarity against the learning "
                 "rate.",
                 "Means with 95 % intervals over the queries on which controls were read; dashed, the rates chosen. "
-                "Learning "
-                "rates on a log scale; the other scales differ.",
+                "Learning rates on a log scale; the other scales differ.",
             )
         ],
     )
@@ -349,10 +338,8 @@ def _published(result: Result) -> Section:
         "published",
         "Compared with the paper",
         note="What arXiv:2212.10559v3 reports for its protocol. Its model and size differ from the paper's two, so "
-        "equal "
-        "numbers are not to be expected; and the paper's random update is drawn from 0 to 1, of any length, where "
-        "ours has "
-        "mean zero and finetuning's length.",
+        "equal numbers are not to be expected; and the paper's random update is drawn from 0 to 1, of any length, "
+        "where ours has mean zero and finetuning's length.",
         tables=[table.published_table(result)],
     )
 
@@ -379,8 +366,7 @@ def _demonstrations(result: Result) -> Section:
     if found is not None:
         note = (
             f"{count(found.k_requested)} requested, {count(found.k_effective)} used. Row numbers count from 0 in the "
-            f"train "
-            "split, in the order of the prompt."
+            "train split, in the order of the prompt."
         )
     tables = [table.demonstrations_table(result)]
     return Section("demonstrations", "Demonstrations", note=note, tables=tables, detail=False)

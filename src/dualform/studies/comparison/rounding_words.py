@@ -119,8 +119,7 @@ def rounding_section(result: Result) -> Section:
         "rounding",
         title,
         note=f"Finetuning repeated {_at(found)} from weights moved by one unit in their last place, the least change "
-        f"that "
-        f"their precision can express. {outcome} One repeat a seed shows the order of magnitude.{others}",
+        f"that their precision can express. {outcome} One repeat a seed shows the order of magnitude.{others}",
         tables=tables[:2],
         sections=[Section("rounding-seeds", "Seed by seed", tables=tables[2:])],
     )

@@ -234,8 +234,7 @@ def against_table(result: Result) -> Table:
         )
     note = (
         "“Cheaper after”: queries after which adapting once and answering has taken fewer operations than a prompt "
-        "read "
-        "anew for every query, or than one whose keys and values are kept. A search for a learning rate is not "
+        "read anew for every query, or than one whose keys and values are kept. A search for a learning rate is not "
         "included."
     )
     return Table("Compared with prompting (cheaper: after how many queries)", columns, tuple(rows), note=note)
@@ -266,8 +265,7 @@ def fold_table(result: Result) -> Table:
     )
     note = (
         "Similarity of the fold's update to those by context and by finetuning, by the measures that compare these "
-        "two. "
-        "It was made to be like ICL's, so a high similarity to that one shows that the fold worked, and no more."
+        "two. It was made to be like ICL's, so a high similarity to that one shows that the fold worked, and no more."
     )
     return Table("The fold's update", columns, rows, note=note)
 

@@ -324,8 +324,7 @@ def _not_specific(result: Result, key: str, name: str) -> list[str]:
         return []
     return [
         f"Finetuned on other demonstrations of the same task, the model scores {name} {score_in_prose(other)}, not "
-        f"clearly "
-        "less: what similarity there is has not been shown to be specific to these demonstrations."
+        "clearly less: what similarity there is has not been shown to be specific to these demonstrations."
     ]
 
 
@@ -336,8 +335,8 @@ def _not_learned(result: Result, key: str, name: str) -> list[str]:
         return []
     return [
         f"The untrained model scores {name} {score_in_prose(other)}, not clearly less: as the paper's critics found "
-        f"(Deutch et "
-        "al., arXiv:2311.07772), such a similarity comes with the architecture and is no sign of something learned."
+        "(Deutch et al., arXiv:2311.07772), such a similarity comes with the architecture and is no sign of something "
+        "learned."
     ]
 
 

@@ -36,8 +36,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("agreement with ICL", "Share of the queries that the folded model answers as ICL does, rightly or wrongly."),
     (
         "recovered",
-        "(accuracy - zero-shot's) / (ICL's - zero-shot's): 100 % is all that the prompt gained. It can lie beyond "
-        "0 to 100 %, and swings widely where the prompt gained little.",
+        "(accuracy - zero-shot's) / (ICL's - zero-shot's): 100 % is all that the prompt gained. It can lie beyond 0 to "
+        "100 %, and swings widely where the prompt gained little.",
     ),
     (
         "perplexity",
@@ -105,8 +105,7 @@ def _sections(
             transfer_sentences(folding.transfer),
             tables=[transfer_table(result)],
             note="The model folded for this task answers the queries of others: what did the fold change that it was "
-            "not "
-            "made to change?",
+            "not made to change?",
         ),
         Section(
             "compositions",
@@ -114,8 +113,7 @@ def _sections(
             composition_sentences(folding.compositions),
             tables=[compositions_table(result)],
             note="The changes of several folds added to one model, which then answers the queries of each of their "
-            "tasks. "
-            "Alone: the task's own fold and no other.",
+            "tasks. Alone: the task's own fold and no other.",
         ),
     ]
 

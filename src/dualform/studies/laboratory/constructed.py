@@ -433,8 +433,8 @@ def _table(exact: Sequence[dict[str, Any]], toys: Sequence[dict[str, Any]]) -> L
         rows=rows,
         note="Means over heads, layers and queries, then seeds. SimAM of changes has no value on the constructed "
         "layer: its scores among a query's own tokens do not change at all, and what does not move has no direction; "
-        "for the same reason SimAM is 1 there whatever the step. A query of the toy is two words, so that "
-        "centred SimAM says only which of them is looked at more. A random direction has no answers.",
+        "for the same reason SimAM is 1 there whatever the step. A query of the toy is two words, so that centred "
+        "SimAM says only which of them is looked at more. A random direction has no answers.",
     )
 
 
@@ -486,7 +486,7 @@ def _toy_notes(toys: Sequence[dict[str, Any]]) -> list[str]:
     rates = sorted({toy["rate"] for toy in toys})
     notes = [
         "The trained toy is a Llama of two layers, trained on this world alone and loaded from its checkpoint; "
-        f"finetuned by SGD on W_K and W_V at rates chosen on words that are not reported "
+        "finetuned by SGD on W_K and W_V at rates chosen on words that are not reported "
         f"({', '.join(f'{rate:g}' for rate in rates)})."
     ]
     slow = [value for value in gain if value < 0.2]

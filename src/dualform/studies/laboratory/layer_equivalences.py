@@ -343,13 +343,13 @@ _CASES = (
         "arXiv:2309.05858",
     ),
     _Case(
-        f"TTT-linear's update, LayerNorm included, is the gradient of 1/2 ||LN(W k) - (v - k)||^2 at the start of each "
+        "TTT-linear's update, LayerNorm included, is the gradient of 1/2 ||LN(W k) - (v - k)||^2 at the start of each "
         f"mini-batch of {_MINI_BATCH}, by autograd.",
         _ttt,
         "arXiv:2407.04620, section 2",
     ),
     _Case(
-        f"Titans' update is descent with momentum and weight decay on ||M k - v||^2, its gradient at the start of each "
+        "Titans' update is descent with momentum and weight decay on ||M k - v||^2, its gradient at the start of each "
         f"mini-batch of {_MINI_BATCH}, by autograd.",
         _titans,
         "arXiv:2501.00663, section 3.1",

@@ -21,8 +21,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "could not be measured",
-        "The number does not exist, in one seed at least: that speaks neither for the claim nor against it, and a "
-        "case that must fail has not failed by it.",
+        "The number does not exist, in one seed at least: that speaks neither for the claim nor against it, and a case "
+        "that must fail has not failed by it.",
     ),
     (
         "exact predictor",

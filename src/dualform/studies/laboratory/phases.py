@@ -70,8 +70,8 @@ MEASURED_WITHIN = 1.1
 
 _NOISE_LEFT_OUT = (
     "Noise 0.25 was looked at, at the default sizes, and is no part of the claims: the ridge nearest to a transformer "
-    "was there about twice as strong as sigma^2 / tau^2, because what so small a transformer has not learned weighs "
-    "as much as the noise."
+    "was there about twice as strong as sigma^2 / tau^2, because what so small a transformer has not learned weighs as "
+    "much as the noise."
 )
 
 
@@ -179,8 +179,8 @@ def notes_on_size(config: RegressionConfig) -> list[str]:
     if given == taken:
         return []
     return [
-        f"Trained on {taken[0]} dimensions and {taken[1]} examples rather than {given[0]} and {given[1]}: "
-        "small transformers learn to regress on few dimensions in minutes, on more in hours."
+        f"Trained on {taken[0]} dimensions and {taken[1]} examples rather than {given[0]} and {given[1]}: small "
+        "transformers learn to regress on few dimensions in minutes, on more in hours."
     ]
 
 
@@ -450,8 +450,8 @@ def _exact_claims(config: RegressionConfig, noisy: Sequence[_Compared]) -> list[
             claims.append(
                 Claim(
                     says=f"Ridge errs least at lambda = sigma^2 / tau^2, noise {one.shape.noise:g}{wrong}.",
-                    expected=f"the best lambda over sigma^2 / tau^2, measured on {n:,} sequences of "
-                    f"each seed, within a factor of {MEASURED_WITHIN:g} of 1 in every seed",
+                    expected=f"the best lambda over sigma^2 / tau^2, measured on {n:,} sequences of each seed, within "
+                    f"a factor of {MEASURED_WITHIN:g} of 1 in every seed",
                     found=geometric(ratios),
                     holds=holds_within(ratios, MEASURED_WITHIN, must_fail=times != 1),
                     must_fail=times != 1,
@@ -537,8 +537,8 @@ def _strength_claim(one: _Compared, told: _Compared, profile: RidgeProfile) -> C
     whose = f", as with noise {told.shape.noise:g}" if must_fail else ""
     bound = "; the grid's end was met, and so what was found is a bound" if profile.bound else ""
     return Claim(
-        says=f"With noise {one.shape.noise:g} the ridge nearest to a transformer is that of "
-        f"sigma^2 / tau^2 = {_theory(told):.3g}{whose}.",
+        says=f"With noise {one.shape.noise:g} the ridge nearest to a transformer is that of sigma^2 / tau^2 = "
+        f"{_theory(told):.3g}{whose}.",
         expected=f"nearest lambda over this within a factor of {WITHIN:.3g} in every seed{bound}",
         found=geometric(ratios),
         holds=holds_within(ratios, WITHIN, must_fail),
@@ -683,8 +683,8 @@ def _distances(rows: Sequence[_Compared], profiles: dict[Shape, RidgeProfile], t
             )
             for one in rows
         ],
-        note="Means over points with an example before them; the loss is the squared error to the clean y. Lambdas "
-        f"are averaged as logarithms, intervals too.{''.join(_bounds(rows, profiles))}",
+        note="Means over points with an example before them; the loss is the squared error to the clean y. Lambdas are "
+        f"averaged as logarithms, intervals too.{''.join(_bounds(rows, profiles))}",
     )
 
 
@@ -722,8 +722,8 @@ def _implied(models: dict[Shape, Decoders], rows: Sequence[_Compared], title: st
 def _answer(silent: Sequence[_Compared], noisy: Sequence[_Compared], profiles: dict[Shape, RidgeProfile]) -> str:
     """The numbers in two sentences."""
     nearest = [
-        f"{one.nearest()} at {layers_in_words(one.shape.layers)} "
-        f"(SPD {_mean(one.spd(one.nearest())):.2g}; to least squares {_mean(one.spd('least squares')):.2g})"
+        f"{one.nearest()} at {layers_in_words(one.shape.layers)} (SPD {_mean(one.spd(one.nearest())):.2g}; to least "
+        f"squares {_mean(one.spd('least squares')):.2g})"
         for one in _widest(silent)
     ]
     strengths = []
@@ -732,12 +732,12 @@ def _answer(silent: Sequence[_Compared], noisy: Sequence[_Compared], profiles: d
         low, high = found.ci95
         interval = "" if low is None or high is None else f" [{low:.2g}, {high:.2g}]"
         strengths.append(
-            f"{profiles[one.shape].bound}{found.mean:.2g}{interval} at noise {one.shape.noise:g}, where "
-            f"sigma^2 / tau^2 is {_theory(one):.2g}"
+            f"{profiles[one.shape].bound}{found.mean:.2g}{interval} at noise {one.shape.noise:g}, where sigma^2 / "
+            f"tau^2 is {_theory(one):.2g}"
         )
     return (
-        f"Without noise a transformer of width {max(WIDTHS)} is nearest to {_listed(nearest)}. "
-        f"With noise the ridge nearest to it has lambda {_listed(strengths)}."
+        f"Without noise a transformer of width {max(WIDTHS)} is nearest to {_listed(nearest)}. With noise the ridge "
+        f"nearest to it has lambda {_listed(strengths)}."
     )
 
 

@@ -314,8 +314,8 @@ def _axis_chart(axis: Axis, readings: dict[float, Reading]) -> LabChart:
                 for name, seen in shown.items()
             ),
         ],
-        note=f"Mean over points with an example before them. Trained at {AT_HOME[axis]:g}. Losses above "
-        f"{SHOWN:g}, of descent that diverges or of least squares that meets noise, are left out.",
+        note=f"Mean over points with an example before them. Trained at {AT_HOME[axis]:g}. Losses above {SHOWN:g}, of "
+        "descent that diverges or of least squares that meets noise, are left out.",
     )
 
 

@@ -671,8 +671,8 @@ def _answer(found: _Found) -> str:
 def _notes(found: _Found) -> list[str]:
     steps = ", ".join(f"{one.name} {found.config.scaled(one.steps):,} of {one.batch}" for one in ARCHITECTURES)
     notes = [
-        f"Steps of training, and sequences of each: {steps}, with {QUERIES} queries a sequence. The paper's "
-        "released code takes 10,000 steps of 512 with one query, unless told otherwise.",
+        f"Steps of training, and sequences of each: {steps}, with {QUERIES} queries a sequence. The paper's released "
+        "code takes 10,000 steps of 512 with one query, unless told otherwise.",
         "W_Q begins as a copy of W_K. Where each was drawn by itself, about a quarter of seeds stayed for thousands of "
         "steps where some directions of W_K^T W_Q had the wrong sign.",
     ]

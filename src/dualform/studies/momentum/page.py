@@ -99,8 +99,7 @@ def render_momentum(result: Result) -> str:
                     "Loss of each arm less its baseline's with 95 % intervals and one point a seed, over eta and by "
                     "name.",
                     f"Loss{at} less the baseline's, nats a token: large dots are means, bars 95 % intervals over "
-                    f"seeds, small "
-                    "dots seeds, the line at 0 the baseline. Panels with the same baseline share a scale.",
+                    "seeds, small dots seeds, the line at 0 the baseline. Panels with the same baseline share a scale.",
                 )
             ],
             facts=_facts(report) if report is not None else [],
@@ -122,10 +121,8 @@ def _sections(result: Result, report: MomentumReport) -> list[Section]:
             caution_sentences(report) if table.difference_table(result) or table.perplexity_table(result) else [],
             tables=[table.difference_table(result)],
             note="On the test text. The arms of a seed began with the same weights and read the same text in the same "
-            "order, "
-            "so each is compared with its baseline seed by seed. Negative is better: -0.01 nats a token is 1 % of "
-            "perplexity "
-            "less.",
+            "order, so each is compared with its baseline seed by seed. Negative is better: -0.01 nats a token is 1 % "
+            "of perplexity less.",
             sections=[
                 Section(
                     "lengths",
@@ -153,8 +150,7 @@ def _sections(result: Result, report: MomentumReport) -> list[Section]:
                     training_chart(result),
                     "Validation loss of each arm by tokens read, and its difference from the baseline's.",
                     "Mean over seeds. The loss itself, then less the baseline's, without the first tenth of training; "
-                    "the "
-                    "line at 0 is the baseline. Scales differ.",
+                    "the line at 0 is the baseline. Scales differ.",
                 )
             ],
             note=f"One run for each arm and seed, of {count(report.tokens)} tokens in sequences of "
@@ -170,10 +166,8 @@ def _sections(result: Result, report: MomentumReport) -> list[Section]:
             ],
             tables=[table.learned_table(result)],
             note="The paper adds a decaying sum of values and calls it momentum. Two questions: does a short "
-            "convolution of "
-            "values, which nobody would call so, do as much? And what does the momentum of gradient descent itself "
-            "do, where "
-            "attention is linear and its dual form exact?",
+            "convolution of values, which nobody would call so, do as much? And what does the momentum of gradient "
+            "descent itself do, where attention is linear and its dual form exact?",
         ),
         _tasks(result, report),
         _regression(result, report),
@@ -208,9 +202,8 @@ def _tasks(result: Result, report: MomentumReport) -> Section:
             )
         ],
         tables=[table.tasks_table(result)],
-        note=f"{_shown(shots)} The answer with the highest mean log-probability a token is taken. Chance level: "
-        f"always giving "
-        "the most frequent answer."
+        note=f"{_shown(shots)} The answer with the highest mean log-probability a token is taken. Chance level: always "
+        "giving the most frequent answer."
         if shots
         else "",
     )
@@ -231,18 +224,15 @@ def _regression(result: Result, report: MomentumReport) -> Section:
                 "Error in in-context regression by examples seen, one panel a condition number, next to exact "
                 "predictors.",
                 "Squared error over that of predicting zero, log scale, by examples seen; bands are 95 % intervals "
-                "over "
-                "seeds. Dashed: exact predictors; a line ends where it falls far below all arms. Scales differ.",
+                "over seeds. Dashed: exact predictors; a line ends where it falls far below all arms. Scales differ.",
             )
         ],
         tables=[table.regression_table(result)],
         note=f"Small models trained for {plural(regression.steps, 'step')} to predict linear functions of "
         f"{plural(regression.dimension, 'dimension')} from the examples before, {plural(regression.points, 'point')} a "
         "sequence. Gradient descent slows down as the condition number grows, and momentum speeds it up at each: if "
-        "attention "
-        "gains by momentum as gradient descent does, its error must fall as that of heavy ball does compared with "
-        "plain "
-        "descent.",
+        "attention gains by momentum as gradient descent does, its error must fall as that of heavy ball does compared "
+        "with plain descent.",
     )
 
 
@@ -252,8 +242,7 @@ def _published(result: Result, report: MomentumReport) -> Section:
         return Section("published", "")
     own = (
         f"Of this run's momentum the table shows “{best.name}”, the lowest in perplexity. Text, model and "
-        f"demonstrations are "
-        "others: compare changes, never levels."
+        "demonstrations are others: compare changes, never levels."
         if table.shares_with_the_paper(result)
         else "This run shares neither length nor task with it."
     )
@@ -262,11 +251,9 @@ def _published(result: Result, report: MomentumReport) -> Section:
         "Compared with the paper",
         paper_sentences(report),
         tables=[table.published_table(result)],
-        note="Why Can GPT Learn In-Context? (arXiv:2212.10559) trained two models of 350M parameters, on 512K tokens "
-        "a step "
-        "for 500K steps, one with momentum and one without. That is one run each: no interval, no seed, and it gives "
-        "neither "
-        f"eta nor code. {own}",
+        note="Why Can GPT Learn In-Context? (arXiv:2212.10559) trained two models of 350M parameters, on 512K tokens a "
+        "step for 500K steps, one with momentum and one without. That is one run each: no interval, no seed, and it "
+        f"gives neither eta nor code. {own}",
     )
 
 

@@ -98,8 +98,7 @@ def perplexity_table(result: Result) -> Table:
     )
     note = (
         "Test text in pieces of each length. The intervals of perplexities include what a seed draws for all arms "
-        "alike; "
-        "the differences tell arms apart."
+        "alike; the differences tell arms apart."
     )
     return Table("Perplexity by tokens of test text", columns, rows, note=note)
 
@@ -203,9 +202,8 @@ def regression_table(result: Result) -> Table:
                 )
             )
     note = (
-        "The error less the baseline's is the geometric mean over all points but the first, which has seen no "
-        "example, seed "
-        "by seed."
+        "The error less the baseline's is the geometric mean over all points but the first, which has seen no example, "
+        "seed by seed."
     )
     return Table("In-context regression", columns, tuple(rows), note=note)
 
@@ -318,8 +316,7 @@ def cost_table(result: Result) -> Table:
         )
     note = (
         "Seconds of a training step over the baseline's, steps taken in turn in one process; the median of a few. Of "
-        "this "
-        "machine, under whatever else it did."
+        "this machine, under whatever else it did."
     )
     return Table("What it costs", columns, tuple(rows), note=note)
 

@@ -284,7 +284,7 @@ def paper_sentences(report: MomentumReport) -> list[str]:
     vanilla, momentum = MOMENTUM_PERPLEXITY["1024"]
     published = math.log(momentum / vanilla)
     said = (
-        f"The paper's own models of 350M parameters, one run each and so without an interval, differ by "
+        "The paper's own models of 350M parameters, one run each and so without an interval, differ by "
         f"{nats(published)} nats a token at 1,024 tokens (perplexity {vanilla:.2f} and {momentum:.2f})"
     )
     found = difference_at(arm, length)
@@ -312,8 +312,8 @@ def caution_sentences(report: MomentumReport) -> list[str]:
     if seeds:
         least = f"{2 / 2 ** seeds[0]:.3g}"
         sentences.append(
-            "Intervals and p are Student's, over seeds alone, and take their differences for normal; a sign-flip "
-            f"test, which does not, cannot give less than {least} with {plural(seeds[0], 'seed')}."
+            "Intervals and p are Student's, over seeds alone, and take their differences for normal; a sign-flip test, "
+            f"which does not, cannot give less than {least} with {plural(seeds[0], 'seed')}."
         )
     return sentences
 

@@ -56,8 +56,7 @@ def render(result: Result) -> str:
                 "optimism",
                 optimism_chart(result),
                 "Optimism of each way of choosing for each learner, with its 95 % interval.",
-                "Optimism: accuracy where it was chosen less accuracy on untouched queries. Dots are means, bars "
-                "95 % "
+                "Optimism: accuracy where it was chosen less accuracy on untouched queries. Dots are means, bars 95 % "
                 "intervals. A bar clear of zero, on the right, is a score that choosing made too high.",
             )
         ],
@@ -75,8 +74,7 @@ def render(result: Result) -> str:
             Section(
                 "similarity",
                 "What choosing does to similarity",
-                note="Similarity of context and finetuning for what was chosen. The highest less the lowest is "
-                "never "
+                note="Similarity of context and finetuning for what was chosen. The highest less the lowest is never "
                 "below zero: compare it with the scores' own intervals.",
                 charts=[
                     Figure(

@@ -82,8 +82,8 @@ def _overall(choices: list[Choice]) -> list[str]:
         ]
     choice, key, score = max(shown, key=lambda each: finite(each[2].optimism.mean) or 0.0)
     return [
-        f"{_act(choice)} flatters {learner_style(key).noun} most, by {_points(score.optimism)}; "
-        f"{len(shown)} of {len(searched)} accuracies chosen are shown to be too high."
+        f"{_act(choice)} flatters {learner_style(key).noun} most, by {_points(score.optimism)}; {len(shown)} of "
+        f"{len(searched)} accuracies chosen are shown to be too high."
     ]
 
 

@@ -74,8 +74,7 @@ def render(result: Result) -> str:
                 "accuracy",
                 charts.accuracy_runs_chart(result),
                 "Accuracy of every run of each learner and model, before and after contextual calibration.",
-                "Each dot is a run. Filled: as answered; open, below: after contextual calibration. Box: middle "
-                "half; "
+                "Each dot is a run. Filled: as answered; open, below: after contextual calibration. Box: middle half; "
                 "thick line: median.",
             )
         ],
@@ -98,16 +97,15 @@ def _sections(result: Result, models: dict[str, ModelStability], answers: dict[s
         Section(
             "runs",
             "Accuracy over sets and orders",
-            note="Every run is one demonstration set in one order, all queries answered"
-            f"{f'; {baselines}' if baselines else ''}.",
+            note="Every run is one demonstration set in one order, all queries "
+            f"answered{f'; {baselines}' if baselines else ''}.",
             tables=[behaviour_table(name, model) for name, model in models.items()],
         ),
         Section(
             "contrasts",
             "Who is less stable",
             note="Standard deviations of accuracy over the runs that both have. A ratio whose interval lies below 1 "
-            "means "
-            "that the one above the line is more stable.",
+            "means that the one above the line is more stable.",
             tables=[contrasts_table(result)],
             sections=[
                 Section(
@@ -118,9 +116,8 @@ def _sections(result: Result, models: dict[str, ModelStability], answers: dict[s
                             "size",
                             charts.size_chart(result),
                             "Standard deviation of accuracy against the model's number of parameters.",
-                            "Standard deviation over all of a learner's runs, with its 95 % interval. Models differ "
-                            "in more "
-                            "than size.",
+                            "Standard deviation over all of a learner's runs, with its 95 % interval. Models differ in "
+                            "more than size.",
                         )
                     ],
                     detail=False,
@@ -132,11 +129,9 @@ def _sections(result: Result, models: dict[str, ModelStability], answers: dict[s
             "Is the comparison fair when a set is chosen?",
             answers.get("fair", ()),
             tables=[fairness_table(result)],
-            note="One set is chosen by its accuracy on a random half of the queries, and both learners take it. On "
-            "the half "
-            "that chose it the chosen learner looks better than it is; the other half shows by how much. Means over "
-            "many "
-            "halves; a set in the order drawn.",
+            note="One set is chosen by its accuracy on a random half of the queries, and both learners take it. On the "
+            "half that chose it the chosen learner looks better than it is; the other half shows by how much. Means "
+            "over many halves; a set in the order drawn.",
             as_list=True,
         ),
         Section(
@@ -163,8 +158,7 @@ def _sections(result: Result, models: dict[str, ModelStability], answers: dict[s
                     charts.variance_chart(result),
                     "Variance of accuracy of each learner and model, split by set, order and residual.",
                     "Length of a bar: variance of a run's accuracy. Upper bar: as answered; lower, pale: after "
-                    "contextual "
-                    "calibration.",
+                    "contextual calibration.",
                 )
             ],
             tables=[variance_table(result)],

@@ -174,7 +174,7 @@ def _ft_beside_icl(name: str, model: ModelStability, contrasts: Sequence[Contras
 def _stability_sentence(learner: str, contrast: Contrast) -> str:
     noun = capital(learner_style(learner).noun)
     spreads = (
-        f"over the same demonstration sets and orders its accuracy has a standard deviation of "
+        "over the same demonstration sets and orders its accuracy has a standard deviation of "
         f"{points(contrast.sd_first)} points, in-context learning's {points(contrast.sd_second)}"
     )
     claim = _claim(contrast)
