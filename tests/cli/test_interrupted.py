@@ -29,7 +29,7 @@ PATIENCE = 120
 
 def counted(monkeypatch: pytest.MonkeyPatch, stop_before: int | None = None) -> list[int]:
     """The seeds that are run from now on; a ctrl-C comes when the seed `stop_before` is about to start."""
-    run_seed = comparison._run_seed
+    run_seed = comparison.compute_seed
     seeds: list[int] = []
 
     def run(whole: Any, seed: int, *args: Any, **kwargs: Any) -> Any:
@@ -38,7 +38,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_before: int | None = None) -> 
         seeds.append(seed)
         return run_seed(whole, seed, *args, **kwargs)
 
-    monkeypatch.setattr(comparison, "_run_seed", run)
+    monkeypatch.setattr(comparison, "compute_seed", run)
     return seeds
 
 
@@ -223,7 +223,7 @@ def test_what_a_library_makes_of_ctrl_c_is_still_ctrl_c(
     def spoil(*given: Any, **more: Any) -> Any:
         raise ImportError("numpy.core.multiarray failed to import")
 
-    monkeypatch.setattr(comparison, "_run_seed", spoil)
+    monkeypatch.setattr(comparison, "compute_seed", spoil)
     monkeypatch.setattr(interrupts, "was_asked", lambda: True)
     done = dualform("compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1", "--out", out)
 

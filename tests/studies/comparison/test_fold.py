@@ -19,6 +19,7 @@ from dualform.studies import fold_learner
 from dualform.studies.against import against_icl
 from dualform.studies.bench import Bench
 from dualform.studies.comparison import run as study
+from dualform.studies.comparison import seed as one_seed
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
@@ -107,14 +108,14 @@ def test_the_folds_update_is_laid_beside_both_others(prose: str) -> None:
 
 def test_the_fold_beside_itself_is_like_itself(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Finetuning replaced by the fold: every likeness of the two must be whole.
-    run = study._train
+    run = one_seed.train_learner
 
     def folded(bench: Any, learner: Any, context: Any, *rest: Any) -> Any:
         made = make_fold(bench, context.drawn, bench.config.fold)
         assert isinstance(made.adapted, AdaptedModel)
         return dataclasses.replace(run(bench, learner, context, *rest), best=made.adapted)
 
-    monkeypatch.setattr(study, "_train", folded)
+    monkeypatch.setattr(one_seed, "train_learner", folded)
     result = compare(config(prose, seeds=(1,)), lm=small_lm("llama"), task=small_task()).result
     assert result.fold is not None
 
@@ -247,7 +248,7 @@ def test_files_that_a_fold_reads_are_looked_at_before_any_work(
     def unwanted(*arguments: object, **more: object) -> None:
         raise AssertionError("this is work")
 
-    monkeypatch.setattr(study, "_run_seed", unwanted)
+    monkeypatch.setattr(study, "compute_seed", unwanted)
     asked = config(prose, fold={"calibration": str(tmp_path / "none.txt")})
     with pytest.raises(TaskError, match=r"none\.txt is not there"):
         compare(asked, lm=small_lm("llama"), task=small_task())

@@ -15,7 +15,7 @@ from dualform.models.reading.layout import Query
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.comparison.controls import Workshop
-from dualform.studies.comparison.run import set_up
+from dualform.studies.comparison.setup import set_up
 from dualform.studies.controls import CONTROLS, ControlPlan
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, fit_for, memory_of

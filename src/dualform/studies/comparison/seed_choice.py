@@ -1,0 +1,102 @@
+"""Which seeds are reported: all of them, or the one whose learners are best on the selection queries."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from dualform.learners.adapted import answer_log_probabilities
+from dualform.learners.base import LEARNERS, Context
+from dualform.result import Trial
+from dualform.studies.bench import Bench, Drawn
+from dualform.studies.comparison.adapting import train_learner
+from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.comparison.setup import ComparisonRun
+from dualform.studies.pieces import Piece
+from dualform.studies.work import TRAINING, work_of_adapting
+
+
+@dataclass(frozen=True)
+class ChosenSeeds:
+    """The seeds to report, and what was found while choosing them."""
+
+    seeds: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learner -> learning rate that the search found."""
+    trials: dict[str, tuple[Trial, ...]] = field(default_factory=dict)
+    """Learner -> the search that found it."""
+    search_seconds: dict[str, float] = field(default_factory=dict)
+    """Learner -> what searching took, over all seeds."""
+
+
+def choose_seeds(run: ComparisonRun) -> ChosenSeeds:
+    """All seeds, or, where the settings ask for it, the one with the best accuracy on the selection queries."""
+    bench, drawn, cells, progress = run.bench, run.drawn, run.cells, run.progress
+    config = bench.config
+    if config.select == "none" or len(config.seeds) == 1:
+        return ChosenSeeds(config.seeds)
+    inputs = run.inputs(config.seeds)
+    progress.start(sum(_work_of_choice(bench, one) for one in drawn.values()))
+    pieces = {}
+    for seed, one in drawn.items():
+        name = f"choosing, seed {seed}"
+        piece = cells.get(name, inputs)
+        if piece is None:
+            piece = Piece(name, inputs, {}, _candidate(bench, one))
+            cells.put(piece)
+        pieces[seed] = piece.about
+        progress.advance(_work_of_choice(bench, one), f"choosing a seed: {seed}")
+    best = max(config.seeds, key=lambda seed: (pieces[seed]["score"], -seed))
+    tried = ", ".join(f"{seed}: {about['score']:.3f}" for seed, about in pieces.items())
+    learner = " and ".join(name.upper() for name in config.selecting)
+    learner += " (mean)" if len(config.selecting) > 1 else ""
+    where = "the reported queries" if config.select_on == "report" else "the selection queries"
+    flatters = (
+        f"this flatters {learner}, and no interval below shows it."
+        if config.select_on == "report"
+        else "the reported queries took no part."
+    )
+    tokens = sum(about["tokens"] for about in pieces.values())
+    note = (
+        f"Seed {best} was chosen among {len(config.seeds)} for the accuracy of {learner} on {where} ({tried}; "
+        f"{tokens:,.0f} tokens read, a backward pass counted as two forward ones): {flatters}"
+    )
+    trials = {name: tuple(Trial(**trial) for trial in made) for name, made in pieces[best]["trials"].items()}
+    rates = {name: next(trial.learning_rate for trial in made if trial.chosen) for name, made in trials.items()}
+    seconds = {name: sum(about["search_seconds"][name] for about in pieces.values()) for name in rates}
+    return ChosenSeeds((best,), (note,), rates, trials, seconds)
+
+
+def _candidate(bench: Bench[ComparisonConfig], drawn: Drawn) -> dict[str, object]:
+    """One seed's accuracy on the selection queries, and the work that finding it took."""
+    right = torch.tensor(bench.selection_labels)
+    scores: list[float] = []
+    trials: dict[str, list[dict[str, object]]] = {}
+    seconds: dict[str, float] = {}
+    tokens = 0.0
+    queries = sum(query.width() for query in bench.selection_queries)
+    for name in bench.config.selecting:
+        learner, context = LEARNERS[name], Context(bench, drawn)
+        if learner.grid is None:
+            table = answer_log_probabilities(learner.adapt(context), bench.lm, bench.selection_queries)
+            scores.append(float((table.argmax(dim=1) == right).double().mean()))
+            tokens += learner.work(context) + queries
+            continue
+        start = time.perf_counter()
+        search = train_learner(bench, learner, context, None)
+        seconds[name] = time.perf_counter() - start
+        best = next(trial for trial in search.trials if trial.chosen)
+        assert best.validation_accuracy is not None
+        scores.append(best.validation_accuracy)
+        trials[name] = [trial.model_dump() for trial in search.trials]
+        run = sum(trial.status != "skipped" for trial in search.trials)
+        tokens += run * (TRAINING * len(drawn.encoded.prefix) + queries)
+    return {"score": sum(scores) / len(scores), "tokens": tokens, "trials": trials, "search_seconds": seconds}
+
+
+def _work_of_choice(bench: Bench[ComparisonConfig], drawn: Drawn) -> float:
+    queries = sum(query.width() for query in bench.selection_queries)
+    learners = [LEARNERS[name] for name in bench.config.selecting]
+    # A search reads the selection queries at every rate, which its work includes.
+    return sum(work_of_adapting(bench, one, drawn, True) + (0 if one.grid else queries) for one in learners)
