@@ -16,6 +16,7 @@ import pytest
 from dualform.cli import interrupts
 from dualform.runs import store
 from dualform.studies.comparison import run as comparison
+from dualform.studies.comparison.seed import compute_seed
 from tests.cli.conftest import SMALL, Done, numbers, result_of
 
 pytestmark = pytest.mark.usefixtures("quick_page")
@@ -29,7 +30,7 @@ PATIENCE = 120
 
 def counted(monkeypatch: pytest.MonkeyPatch, stop_before: int | None = None) -> list[int]:
     """The seeds that are run from now on; a ctrl-C comes when the seed `stop_before` is about to start."""
-    run_seed = comparison.compute_seed
+    run_seed = compute_seed
     seeds: list[int] = []
 
     def run(whole: Any, seed: int, *args: Any, **kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ from dualform.studies.against import against_icl
 from dualform.studies.bench import Bench
 from dualform.studies.comparison import run as study
 from dualform.studies.comparison import seed as one_seed
+from dualform.studies.comparison.adapting import train_learner
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
@@ -108,7 +109,7 @@ def test_the_folds_update_is_laid_beside_both_others(prose: str) -> None:
 
 def test_the_fold_beside_itself_is_like_itself(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Finetuning replaced by the fold: every likeness of the two must be whole.
-    run = one_seed.train_learner
+    run = train_learner
 
     def folded(bench: Any, learner: Any, context: Any, *rest: Any) -> Any:
         made = make_fold(bench, context.drawn, bench.config.fold)
