@@ -403,7 +403,7 @@ def measure_entry(key: str) -> str:
     return found[0]
 
 
-@pytest.mark.parametrize("key", [measure.key for measure in known_measures()])
+@pytest.mark.parametrize("key", [measure.name for measure in known_measures()])
 def test_every_measure_has_an_entry_with_its_definition_range_chance_limits_and_source(key):
     entry = measure_entry(key)
     assert "$$" in entry
@@ -417,7 +417,7 @@ def test_the_measures_page_lists_every_control_under_its_kind():
     )
     assert set(floors) == set(FLOORS) - {"chance"}
     assert set(ceilings) == set(CEILINGS)
-    assert {*floors, *ceilings, *comparisons} == {control.key for control in known_controls()} - {"chance"}
+    assert {*floors, *ceilings, *comparisons} == {control.name for control in known_controls()} - {"chance"}
     assert {*floors, *ceilings, *comparisons} - {"batch_sequential", "random_released"} == (
         set(CONTROLS.own) - {"rates"}
     )
@@ -429,6 +429,6 @@ def test_the_measures_page_says_which_controls_run_by_default():
     assert set(re.findall(r"`(\w+)`", listed[1])) == set(CHEAP_CONTROLS)
 
 
-@pytest.mark.parametrize("control", [*(control.key for control in known_controls()), "rates"])
+@pytest.mark.parametrize("control", [*(control.name for control in known_controls()), "rates"])
 def test_the_result_page_or_the_measures_page_names_every_control(control):
     assert f"`{control}`" in page("result") + page("measures")

@@ -18,13 +18,13 @@ from tests.studies.known_controls import CEILINGS, FLOORS, PAIRS
 
 
 def test_every_control_of_a_comparison_is_named_and_explained():
-    known = {control.key for control in known_controls() if control.meaning}
+    known = {control.name for control in known_controls() if control.meaning}
     # The rate sweep is no control of its own in a result.
     assert {*CONTROLS.own, *PAIRS} - {"rates"} <= known
 
 
 def test_the_floors_and_ceilings_are_those_of_the_scale():
-    kinds = {control.key: control.kind for control in known_controls()}
+    kinds = {control.name: control.kind for control in known_controls()}
     assert {key for key, kind in kinds.items() if kind == "floor"} == set(FLOORS)
     assert {key for key, kind in kinds.items() if kind == "ceiling"} == set(CEILINGS)
     assert (names_of_kind("floor"), names_of_kind("ceiling")) == (FLOORS, CEILINGS)

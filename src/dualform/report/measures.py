@@ -1,13 +1,13 @@
-"""The measures of likeness and their controls: order, names, what each says and how each misleads.
+"""Measures of similarity and their controls, as tables, charts and sentences name them.
 
-One place for charts, page and terminal. A key that is not known is still shown, under the key itself. Measures and
-controls are described where they are made, and found through the registries.
+Measures and controls are described where they are defined, and found through the registries. A name that is not known
+is shown as it is.
 """
 
 import contextlib
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -18,54 +18,51 @@ from dualform.report.phrases import is_few, share
 from dualform.result import Estimate
 
 ControlKind = Literal["floor", "comparison", "ceiling"]
-"""`floor`: nothing is learned from these demonstrations, so a real likeness must lie above it. `ceiling`: the same
-thing twice, so no likeness can be expected above it. `comparison`: something else is learned, or in another way."""
+"""`floor`: nothing is learned from these demonstrations, so a real similarity must lie above it. `ceiling`: the same
+thing twice, so no similarity can be expected above it. `comparison`: something else is learned, or in another way."""
 
 
-@dataclass(frozen=True)
-class Measure:
+@dataclass(frozen=True, kw_only=True)
+class MeasureTitle:
     """How one measure is named and explained."""
 
-    key: str
-    """Its key in `Result.similarity`."""
+    name: str
+    """As in `Result.similarity`: letters, digits and underscores."""
     title: str
-    meaning: str
+    """In a table or a chart."""
+    meaning: str = ""
     """What the number says, for a reader who has not read the paper."""
-    caution: str
+    caution: str = ""
     """What the number does not say, in one line."""
     counts_answers: bool = False
-    """A share of answers: of few of them a count stands in its place."""
+    """A share of queries, with an interval for shares; of few of them a count is shown in its place."""
+    details: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Companion in `Similarity.details` -> its title."""
 
 
-DETAIL_TITLES: dict[str, str] = {
-    "chance": "chance level (independent)",
-    "total_variation": "total variation (0 = same)",
-    "kl_icl_ft": "KL(ICL, FT), nats (0 = same)",
-    "top_k_overlap": "top tokens shared",
-    "overlap_cosine": "cosine over shared tokens",
-    "relative_error": "relative error (0 = linear)",
-    "norm_icl": "length of ICL's change",
-    "norm_ft": "length of FT's change",
-    "norm_ratio": "FT's length / ICL's",
-}
-"""Names of the companions in `Similarity.details`."""
-
-
-@dataclass(frozen=True)
-class Control:
+@dataclass(frozen=True, kw_only=True)
+class ControlTitle:
     """How one control is named and explained."""
 
-    key: str
-    """Its key in `Result.controls`."""
+    name: str
+    """As in `--controls` and in `Result.controls`: letters, digits and underscores."""
     title: str
-    meaning: str
-    kind: ControlKind
+    """In a table or a chart."""
+    meaning: str = ""
+    """One sentence for a reader who does not know it."""
+    kind: ControlKind | None = "comparison"
+    """None where it is reported in a place of its own."""
 
 
-CHANCE = Control("chance", "chance level", "What the shares of right answers alone would give.", "floor")
+CHANCE = ControlTitle(
+    name="chance",
+    title="chance level",
+    meaning="What the shares of right answers alone would give.",
+    kind="floor",
+)
 """A floor of Rec2FTP that needs no stand-in."""
 
-KINDS: tuple[tuple[ControlKind, str], ...] = (
+KINDS: tuple[tuple[ControlKind | None, str], ...] = (
     ("floor", "floors"),
     ("comparison", "comparisons"),
     ("ceiling", "ceilings"),
@@ -73,15 +70,15 @@ KINDS: tuple[tuple[ControlKind, str], ...] = (
 """The kinds of control in the order in which they are shown, and what they are called."""
 
 
-def known_controls() -> tuple[Control, ...]:
+def known_controls() -> tuple[ControlTitle, ...]:
     """All controls that a result may hold, in the order in which they are shown; those of other packages included."""
     return _known_controls(tuple(sys.path))
 
 
 @lru_cache(maxsize=8)
-def _known_controls(path: tuple[str, ...]) -> tuple[Control, ...]:
+def _known_controls(path: tuple[str, ...]) -> tuple[ControlTitle, ...]:
     registry = Registry("dualform.controls", "control", object)
-    found: dict[ControlKind, list[Control]] = {kind: [] for kind, _ in KINDS}
+    found: dict[ControlKind | None, list[ControlTitle]] = {kind: [] for kind, _ in KINDS}
     for name in registry.names():
         # A page about a finished run does not need a package that cannot be loaded here.
         with contextlib.suppress(ConfigError):
@@ -92,20 +89,20 @@ def _known_controls(path: tuple[str, ...]) -> tuple[Control, ...]:
     return tuple(control for controls in found.values() for control in controls)
 
 
-def known_measures() -> tuple[Measure, ...]:
+def known_measures() -> tuple[MeasureTitle, ...]:
     """All measures that a result may hold, in the order in which they are shown; those of other packages included."""
     return _known_measures(tuple(sys.path))
 
 
 @lru_cache(maxsize=8)
-def _known_measures(path: tuple[str, ...]) -> tuple[Measure, ...]:
+def _known_measures(path: tuple[str, ...]) -> tuple[MeasureTitle, ...]:
     registry = Registry("dualform.measures", "measure", object)
     found = []
     for name in registry.names():
         with contextlib.suppress(ConfigError):
-            words = getattr(registry[name], "words", None)
-            if isinstance(words, Measure):
-                found.append(words)
+            measure = registry[name]
+            if isinstance(measure, MeasureTitle):
+                found.append(measure)
     return tuple(found)
 
 
@@ -124,23 +121,23 @@ def score_interval(key: str, estimate: Estimate) -> str:
     return MISSING if is_count(key, estimate) else decimal_interval(estimate.ci95)
 
 
-def measure_of(key: str) -> Measure:
-    """The table's entry for `key`; one that is named by the key and says nothing where there is none."""
-    return next((known for known in known_measures() if known.key == key), Measure(key, key, "", ""))
+def measure_of(name: str) -> MeasureTitle:
+    """The measure of this name; one without an explanation where none is known."""
+    return next((known for known in known_measures() if known.name == name), MeasureTitle(name=name, title=name))
 
 
-def control_of(key: str) -> Control:
-    """The table's entry for `key`; one that is named by the key, and claims neither end, where there is none."""
-    return next((known for known in known_controls() if known.key == key), Control(key, key, "", "comparison"))
+def control_of(name: str) -> ControlTitle:
+    """The control of this name; where none is known, one without an explanation that is neither floor nor ceiling."""
+    return next((known for known in known_controls() if known.name == name), ControlTitle(name=name, title=name))
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """`keys` in the table's order; unknown ones last, as they came."""
-    order = {known.key: position for position, known in enumerate(known_measures())}
+    """Names of measures in the order in which they are shown; unknown ones last, as they came."""
+    order = {known.name: position for position, known in enumerate(known_measures())}
     return sorted(keys, key=lambda key: order.get(key, len(order)))
 
 
 def controls_in_order(keys: Iterable[str]) -> list[str]:
     """The same for controls."""
-    order = {known.key: position for position, known in enumerate(known_controls())}
+    order = {known.name: position for position, known in enumerate(known_controls())}
     return sorted(keys, key=lambda key: order.get(key, len(order)))

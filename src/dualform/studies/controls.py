@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dualform.models.cost.work import Cost
 from dualform.registry import Registry
-from dualform.report.measures import CHANCE, ControlKind
-from dualform.report.measures import Control as ControlTitle
+from dualform.report.measures import CHANCE, ControlKind, ControlTitle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,17 +46,9 @@ class Ready(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlFacts:
+class ControlFacts(ControlTitle):
     """What a control is, apart from how it is made."""
 
-    name: str
-    """As in `--controls` and in `Result.controls`: letters, digits and underscores."""
-    title: str
-    """In a table or a chart."""
-    meaning: str
-    """One sentence for a reader who does not know it."""
-    kind: ControlKind | None
-    """`floor`, `ceiling` or `comparison`; None where it is reported in a place of its own."""
     beside: Literal["icl", "ft"] = "icl"
     """The side that it is compared with."""
     place: Literal["first", "second"] = "second"
@@ -66,8 +57,8 @@ class ControlFacts:
     """Whose answers are before, first and second, for measures of answers such as Rec2FTP; None: zero-shot's, this
     control's and those of the side beside it."""
     moves_states: bool = True
-    """False for models in which next to nothing moves: a floor of measures of change alone, since their states are
-    alike because neither side has left its start."""
+    """False for models that hardly move: a floor of measures of change alone, since the states of two models that have
+    not left their start are similar in any case."""
     same_quantity: bool = True
     """False where its number is another quantity than the measure, so that it is no point on the measure's scale."""
     against_itself: bool = False
@@ -82,8 +73,8 @@ class ControlFacts:
 
     @property
     def titles(self) -> tuple[ControlTitle, ...]:
-        """How pages and tables name it."""
-        return () if self.kind is None else (ControlTitle(self.name, self.title, self.meaning, self.kind),)
+        """What pages and tables name; nothing for a control that is reported in a place of its own."""
+        return () if self.kind is None else (self,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,5 +160,5 @@ def names_of_kind(kind: ControlKind) -> tuple[str, ...]:
     """Controls and companions of a kind, in order."""
     records = [CONTROLS[name] for name in CONTROLS.names()]
     facts = [one for record in records for one in (record, *record.companions)]
-    chance = (CHANCE.key,) if kind == CHANCE.kind else ()
+    chance = (CHANCE.name,) if kind == CHANCE.kind else ()
     return (*(one.name for one in facts if one.kind == kind), *chance)

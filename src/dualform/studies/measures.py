@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dualform.registry import Registry
-from dualform.report.measures import Measure as Words
+from dualform.report.measures import MeasureTitle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,17 +25,9 @@ query's own tokens before softmax; weights of the demonstrations' tokens; the ch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measure(MeasureTitle):
     """A measure of two sides."""
 
-    name: str
-    """As in `Result.similarity`: letters, digits and underscores."""
-    title: str
-    """In a table or a chart."""
-    meaning: str
-    """What the number says, for a reader who has not read the paper."""
-    caution: str = ""
-    """What the number does not say, in one line."""
     source: str = ""
     """Paper, section and equation, with departures."""
     range: tuple[float, float]
@@ -45,13 +37,11 @@ class Measure:
     needs: tuple[Need, ...] = ()
     """What both sides must have; the measure is left out where one of them does not."""
     compares: Literal["changes", "states"] = "changes"
-    """`states`: a model in which nothing moves is like itself, so that untrained models are no floor of it."""
+    """`states`: two models that have hardly moved score high, so that untrained models are no floor of it."""
     in_controls: bool = True
     """False where it says nothing of a control."""
     heads: Literal["query", "key_value"] = "query"
     """Whose heads the third axis counts, where there is one."""
-    counts_answers: bool = False
-    """A share of queries, with an interval for shares; of few of them a count stands in its place."""
 
     def compute(self, pair: Pair) -> Mapping[str, Tensor]:
         """The measure for one group of queries.
@@ -65,11 +55,6 @@ class Measure:
             Empty where there is nothing to compare, and for measures that are not of two sides.
         """
         return {}
-
-    @property
-    def words(self) -> Words:
-        """How pages and tables name it."""
-        return Words(self.name, self.title, self.meaning, self.caution, self.counts_answers)
 
 
 MEASURES = Registry("dualform.measures", "measure", Measure)

@@ -55,6 +55,11 @@ SIM_AOU_RAW = OwnMeasure(
     meaning="The same question, without normalising the outputs first.",
     caution="Part of an update may come from the query's later position alone.",
     source="arXiv:2212.10559v3, section 4.4, without its normalisation: a departure",
+    details={
+        "norm_icl": "length of ICL's change",
+        "norm_ft": "length of FT's change",
+        "norm_ratio": "FT's length / ICL's",
+    },
     range=(-1, 1),
     chance="0 for unrelated directions",
     needs=("output",),
@@ -73,8 +78,8 @@ SIM_AM = OwnMeasure(
 SIM_AM_BEFORE = OwnMeasure(
     name="sim_am_before",
     title="SimAM before finetuning",
-    meaning="The same likeness between the prompted and the unchanged model: where SimAM starts from.",
-    caution="A starting point, not a likeness to finetuning.",
+    meaning="The same similarity between the prompted and the unchanged model: where SimAM starts from.",
+    caution="A starting point, not a similarity to finetuning.",
     source="arXiv:2212.10559v3, section 4.5 (before finetuning)",
     range=(-1, 1),
     chance="as SimAM",
@@ -152,6 +157,14 @@ AGREEMENT = OwnMeasure(
     caution="Even above the chance level below it, two models may agree because both answer as the unchanged model "
     "does.",
     source="dualform's own; next to arXiv:2310.08540",
+    details={
+        "chance": "chance level (independent)",
+        "total_variation": "total variation (0 = same)",
+        "kl_icl_ft": "KL(ICL, FT), nats (0 = same)",
+        # Files of earlier versions have these here.
+        "top_k_overlap": "top tokens shared",
+        "overlap_cosine": "cosine over shared tokens",
+    },
     range=(0, 1),
     chance="what the frequencies of both sides' answers alone would give (`chance`)",
     needs=("answers",),
@@ -197,6 +210,7 @@ RELAXATION = Measure(
     meaning="Does linear attention describe this model's heads? Cosine with the true output; 1: the same up to scale.",
     caution="Says whether the theory's premise holds, not whether its conclusion does.",
     source="arXiv:2212.10559v3, section 3.1: how far its linear attention describes the heads; dualform's own",
+    details={"relative_error": "relative error (0 = linear)"},
     range=(-1, 1),
     chance="0 for unrelated directions",
 )

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 from dualform.report.measures import (
-    DETAIL_TITLES,
     KINDS,
     control_of,
     controls_in_order,
@@ -560,8 +559,9 @@ def companions(key: str, similarity: Similarity) -> list[tuple[str, float | None
     if key == "rec2ftp":
         return []
     rows: list[tuple[str, float | None, Interval | None, int | None]] = []
+    titles = measure_of(key).details
     for name, value in similarity.details.items():
-        title = DETAIL_TITLES.get(name, name)
+        title = titles.get(name, name)
         if isinstance(value, dict) and "mean" in value:
             n = finite(value.get("n"))
             ends = _ends(value.get("ci95"))
