@@ -68,7 +68,7 @@ def test_every_chart_has_a_box_and_a_specification(page):
 
 def test_the_page_shows_the_numbers_that_the_result_holds(page):
     text = " ".join(page.text)
-    for shown in (f"dualform: stability of {SMALL}, {LARGE} on reviews", "0.15 to 0.40", "30.0 %", "20.0 to 40.0 %"):
+    for shown in (f"dualform: stability for {SMALL}, {LARGE} on reviews", "0.15 to 0.40", "30.0 %", "20.0 to 40.0 %"):
         assert shown in text
     for shown in ("134,515,008", "4 sets, 2 orders, rate 0.001", "FT, rate 0.01", "contextual calibration", "residual"):
         assert shown in text
