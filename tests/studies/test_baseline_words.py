@@ -10,8 +10,9 @@ from dualform.result import Accuracy, Against, Baselines, Estimate, PairedTest, 
 from dualform.studies.against_words import recovered_share
 from dualform.studies.baseline_words import above_guessing, baseline_levels
 from dualform.studies.comparison.table import accuracy_table
-from dualform.studies.comparison.words import headlines, pair_sentences
+from dualform.studies.comparison.words import headlines
 from dualform.studies.pages import render_page
+from dualform.studies.paired_words import pair_sentences
 from tests.report.example_result import empty_result
 
 BASELINES = Baselines(chance=0.5, majority=0.7, majority_label=" yes", label_counts={" no": 30, " yes": 70}, n=100)

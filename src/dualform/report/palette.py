@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dualform.errors import ConfigError
 from dualform.registry import Registry
 from dualform.report.categories import category
+from dualform.report.phrases import listed
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,16 @@ def learner_style(key: str) -> LearnerStyle:
                 _by_key(key, RATE_COLOURS),
             )
     return LearnerStyle(key, category(key), key, "", _by_key(key, SPARE_COLOURS))
+
+
+def learner_noun(key: str) -> str:
+    """What a sentence calls a learner, such as `finetuning`."""
+    return learner_style(key).noun
+
+
+def learner_nouns(keys: Iterable[str]) -> str:
+    """`finetuning, LoRA and folding`."""
+    return listed([learner_noun(key) for key in keys])
 
 
 def style_of(key: str, title: str = "", noun: str = "", meaning: str = "", colour: str | None = None) -> LearnerStyle:

@@ -109,6 +109,14 @@ def share_in_prose(estimate: Estimate, *, interval: bool = True) -> str:
     return f"{text} ({rounded_interval(ends, 0, 1)} %)" if interval and ends is not None else text
 
 
+def share_with_named_interval(estimate: Estimate) -> str:
+    """The same as `72 % (95 % interval 68 to 76 %)`; `3 of 4` for few answers."""
+    ends = in_points(estimate.ci95)
+    if is_few(estimate) or ends is None:
+        return share_in_prose(estimate)
+    return f"{share_in_prose(estimate, interval=False)} (95 % interval {rounded_interval(ends, 0, 1)} %)"
+
+
 def score_in_prose(estimate: Estimate, *, fewest: int = 1, most: int = 3) -> str:
     """A score for a sentence, as `0.19 (0.17 to 0.20)`: rounded to what its interval supports."""
     text = rounded(estimate.mean, estimate.ci95, fewest, most)

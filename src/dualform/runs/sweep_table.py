@@ -27,8 +27,7 @@ from dualform.runs.sweep_words import (
     study_name,
 )
 from dualform.studies.against_words import break_even, stands
-from dualform.studies.baseline_words import majority_level
-from dualform.studies.comparison.words import collapsed
+from dualform.studies.baseline_words import collapsed, majority_level
 from dualform.sweep_result import SweepGroup, SweepResult
 
 Found = list[tuple[SweepGroup, Result]]

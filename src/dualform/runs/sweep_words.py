@@ -17,8 +17,8 @@ from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import capital, difference, difference_interval, hundredths, listed, plural
 from dualform.result import Result
 from dualform.studies.against_words import CANDIDATES, not_beaten, stands
-from dualform.studies.baseline_words import above_guessing, majority_level
-from dualform.studies.comparison.words import collapsed, judged_by
+from dualform.studies.baseline_words import above_guessing, collapsed, majority_level
+from dualform.studies.comparison.similarity_words import judged_by
 from dualform.studies.study import STUDIES
 from dualform.sweep_result import SweepCell, SweepGroup, SweepResult
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dualform.report.numerals import MISSING, count, finite, known, percent, significant
-from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.palette import learner_noun, learner_nouns, learners_in_order
 from dualform.report.phrases import (
     OUTSIDE,
     apart,
@@ -20,16 +20,10 @@ from dualform.report.phrases import (
 )
 from dualform.result import FEWEST_FOR_INTERVAL, Against, FoldPoint, FoldReport, Result
 from dualform.studies.baseline_words import guessing_phrase, not_above_guessing
-from dualform.studies.comparison.words import generality, paired_test
+from dualform.studies.paired_words import HOLDS_FOR, generality, paired_test
 
 CANDIDATES: tuple[str, ...] = ("icl", "ft", "fold")
 """Between these the section decides."""
-
-HOLDS_FOR = {
-    "both": "for other queries and other demonstrations",
-    "queries": "for other queries under these demonstrations only",
-    "demonstrations": "for other demonstrations on these queries only",
-}
 
 
 def choice_sentences(result: Result) -> list[str]:
@@ -144,8 +138,8 @@ def _accuracy(result: Result) -> list[str]:
     keys = [key for key, mean in means.items() if mean is not None]
     if len(keys) < 2:
         return []
-    shares = [f"{_noun(key)} {share_in_prose(result.accuracy[key])}" for key in keys[1:]]
-    first = f"{_noun(keys[0])} answers {share_in_prose(result.accuracy[keys[0]])} of the queries correctly"
+    shares = [f"{learner_noun(key)} {share_in_prose(result.accuracy[key])}" for key in keys[1:]]
+    first = f"{learner_noun(keys[0])} answers {share_in_prose(result.accuracy[keys[0]])} of the queries correctly"
     figures = listed([first, *shares])
     standings = {(one, two): _standing(result, one, two) for one in keys for two in keys if one != two}
     if all(each.place is None for each in standings.values()):
@@ -157,10 +151,13 @@ def _accuracy(result: Result) -> list[str]:
         if above:
             beaten[key] = above[0]
     left = [key for key in keys if key not in beaten]
-    told = [f"{_noun(low)} lies below {_noun(high)} ({standings[high, low].why})" for low, high in beaten.items()]
+    told = [
+        f"{learner_noun(low)} lies below {learner_noun(high)} ({standings[high, low].why})"
+        for low, high in beaten.items()
+    ]
     if len(left) == 1:
-        return [f"For accuracy, {_noun(left[0])}: {figures}, and {listed(told)}."]
-    between = listed([_noun(key) for key in left])
+        return [f"For accuracy, {learner_noun(left[0])}: {figures}, and {listed(told)}."]
+    between = learner_nouns(left)
     reasons = {standings[one, two].why for one in left for two in left if one != two}
     by = f" (by {listed(sorted(reasons))})" if all(standings[p].place == 0 for p in _pairs(left)) else ""
     rest = f", while {listed(told)}" if told else ""
@@ -174,8 +171,8 @@ def _learned(result: Result) -> list[str]:
     if not level:
         return []
     return [
-        f"{capital(listed([_noun(key) for key in level]))} {'is' if len(level) == 1 else 'are'} not shown to answer "
-        f"better than {guessing_phrase(result)}."
+        f"{capital(learner_nouns(level))} {'is' if len(level) == 1 else 'are'} not shown to answer better than "
+        f"{guessing_phrase(result)}."
     ]
 
 
@@ -189,12 +186,12 @@ def _agreement(result: Result) -> list[str]:
     if key is None or finite(result.against_icl[key].agreement.mean) is None:
         return []
     against = result.against_icl[key]
-    said = f"{capital(_noun(key))} gives in-context learning's answer to {share_in_prose(against.agreement)} of "
+    said = f"{capital(learner_noun(key))} gives in-context learning's answer to {share_in_prose(against.agreement)} of "
     said += "the queries"
     chance = finite(against.expected)
     beside = [] if chance is None else [f"by chance, from how often each gives each answer, to {percent(chance)}"]
     beside += [
-        f"{_noun(other)} to {share_in_prose(result.against_icl[other].agreement, interval=False)}"
+        f"{learner_noun(other)} to {share_in_prose(result.against_icl[other].agreement, interval=False)}"
         for other in ("zsl", "ft")
         if other != key and other in result.against_icl
         if finite(result.against_icl[other].agreement.mean) is not None
@@ -248,7 +245,7 @@ def _overtaking(result: Result, keys: list[str], *, kept: bool) -> str:
             when = "from the first query" if queries == 0 else f"after {plural(queries, 'query', 'queries')}"
         else:
             when = "never" if _costs_known(result, key, kept=kept) else "at a cost that is not known"
-        found.setdefault(when, []).append(_noun(key))
+        found.setdefault(when, []).append(learner_noun(key))
     return ", ".join(f"{listed(nouns)} {when}" for when, nouns in found.items())
 
 
@@ -265,7 +262,3 @@ def _costs_known(result: Result, key: str, *, kept: bool) -> bool:
     learner, prompt = result.cost[key], result.cost["icl"]
     needed = [learner.kept_flops, prompt.kept_flops, prompt.adapt_flops] if kept else [learner.flops, prompt.flops]
     return all(finite(each) is not None for each in [*needed, learner.adapt_flops])
-
-
-def _noun(key: str) -> str:
-    return learner_style(key).noun

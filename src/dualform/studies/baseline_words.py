@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from dualform.report.numerals import finite, known, percent
-from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import is_few, listed
+from dualform.report.palette import learner_nouns, learners_in_order
+from dualform.report.phrases import is_few
 from dualform.result import Baselines, Estimate, Result
 
 COLLAPSED_ABOVE = 0.9
@@ -107,6 +107,12 @@ def not_above_guessing(result: Result, learners: Iterable[str] | None = None) ->
     return [key for key in keys if above_guessing(result, key) is False]
 
 
+def collapsed(result: Result) -> list[str]:
+    """Learners whose most frequent prediction takes more than `COLLAPSED_ABOVE` of all, in the usual order."""
+    shares = {key: finite(each.majority_share) for key, each in result.predictions.items()}
+    return learners_in_order(key for key, share in shares.items() if share is not None and share > COLLAPSED_ABOVE)
+
+
 def guessing_phrase(result: Result) -> str:
     """`both guessing (50.0 %) and always answering “yes”, the commonest label among the reported queries (64.0 %)`."""
     chance, majority = chance_level(result), majority_level(result)
@@ -128,7 +134,7 @@ def guessing_sentences(result: Result) -> list[str]:
         )
     elif level:
         judged = [key for key in result.accuracy if above_guessing(result, key) is not None]
-        who = "no learner" if len(level) == len(judged) > 1 else _nouns(level)
+        who = "no learner" if len(level) == len(judged) > 1 else learner_nouns(level)
         if who == "no learner":
             sentences.append(f"No learner is shown to answer better than {guessing_phrase(result)}.")
         else:
@@ -137,7 +143,3 @@ def guessing_sentences(result: Result) -> list[str]:
                 f"{'it has' if len(level) == 1 else 'they have'} learned the task."
             )
     return sentences
-
-
-def _nouns(learners: Iterable[str]) -> str:
-    return listed([learner_style(key).noun for key in learners])

@@ -3,21 +3,12 @@ from typing import Any
 
 import pytest
 
-from dualform.result import Accuracy, Calibrated, Estimate, PairedTest, Predictions, Result, Similarity
-from dualform.studies.baseline_words import chance_level
-from dualform.studies.comparison.words import (
-    collapsed,
-    cost_sentence,
-    generality,
-    headlines,
-    judged_by,
-    layers_above_floor,
-    least_p,
-    overlap,
-    pair_sentences,
-    paired_test,
-    seeds_note,
-)
+from dualform.report.phrases import apart
+from dualform.result import Accuracy, Calibrated, PairedTest, Predictions, Result, Similarity
+from dualform.studies.baseline_words import chance_level, collapsed
+from dualform.studies.comparison.similarity_words import judged_by, layers_above_floor
+from dualform.studies.comparison.words import cost_sentence, headlines
+from dualform.studies.paired_words import generality, least_p, pair_sentences, paired_test, seeds_note
 from tests.report.example_result import empty_result, example_result, old_result
 
 
@@ -60,6 +51,13 @@ def test_intervals_that_overlap_are_not_called_apart():
     assert "do not overlap" not in text
 
 
+def test_touching_intervals_are_not_apart_and_unknown_ones_do_not_say():
+    one = (0.0, 0.2)
+    assert apart(one, (0.2, 0.4)) == 0
+    assert (apart(one, (0.21, 0.4)), apart((0.21, 0.4), one)) == (-1, 1)
+    assert apart(one, (None, 0.4)) is None
+
+
 def test_without_intervals_no_order_is_claimed():
     text = said(accuracy={"icl": accuracy(0.8, None, None), "ft": accuracy(0.6, 0.5, 0.7)})
     assert "cannot say how sure that order is" in text
@@ -70,13 +68,6 @@ def test_a_tie_is_called_a_tie():
     text = said(accuracy={"icl": accuracy(0.8, 0.7, 0.9), "ft": accuracy(0.8, 0.7, 0.9)})
     assert "In-context learning and finetuning share the highest mean accuracy" in text
     assert "ICL and finetuning have the same mean accuracy" in text
-
-
-def test_touching_intervals_overlap_and_unknown_ones_do_not_say():
-    one = Estimate(mean=0.1, ci95=(0.0, 0.2), n=5)
-    assert overlap(one, Estimate(mean=0.3, ci95=(0.2, 0.4), n=5)) is True
-    assert overlap(one, Estimate(mean=0.3, ci95=(0.21, 0.4), n=5)) is False
-    assert overlap(one, Estimate(mean=0.3, ci95=(None, 0.4), n=5)) is None
 
 
 def test_likeness_is_claimed_only_clear_of_the_random_control():

@@ -2,13 +2,15 @@
 
 from dualform.report.measures import in_order
 from dualform.report.numerals import finite, known
-from dualform.report.palette import learner_style, learners_in_order
+from dualform.report.palette import learner_noun, learner_nouns, learners_in_order
 from dualform.report.phrases import gap_in_prose, is_few, listed, score_in_prose, share_in_prose
 from dualform.result import Result
-from dualform.studies.against_words import HOLDS_FOR, not_beaten, stands
+from dualform.studies.against_words import not_beaten, stands
 from dualform.studies.baseline_words import above_guessing, guessing_phrase, majority_level
-from dualform.studies.comparison.words import generality, headlines, judged_by, judgement, paired_test
+from dualform.studies.comparison.similarity_words import judged_by, judgement
+from dualform.studies.comparison.words import headlines
 from dualform.studies.fold import words as fold_words
+from dualform.studies.paired_words import HOLDS_FOR, generality, paired_test
 
 MOST_MEASURES = 5
 """Measures of the first chart of similarity."""
@@ -47,12 +49,12 @@ def which_to_use(result: Result) -> str:
         return "Nothing can be chosen here: every reported query has the same right answer."
     judged = [above_guessing(result, key) for key in keys]
     if all(each is False for each in judged):
-        none = "no learner is" if len(keys) > 1 else f"{_noun(keys[0])} is not"
+        none = "no learner is" if len(keys) > 1 else f"{learner_noun(keys[0])} is not"
         return f"None can be recommended: {none} shown to answer better than {guessing_phrase(result)}."
     if len(keys) == 1:
         return (
-            f"Only {_noun(keys[0])} was run: it answers {share_in_prose(result.accuracy[keys[0]])} of the queries "
-            "correctly."
+            f"Only {learner_noun(keys[0])} was run: it answers {share_in_prose(result.accuracy[keys[0]])} of the "
+            "queries correctly."
         )
     left = not_beaten(result, keys)
     # Not shown to be beaten is little where it is not shown to beat guessing either.
@@ -134,9 +136,9 @@ def _lead(result: Result, best: str, keys: list[str]) -> str:
     gap = (finite(result.accuracy[best].mean) or 0.0) - (finite(result.accuracy[closest].mean) or 0.0)
     size = gap_in_prose(gap, None if next_best is None else next_best.ci95)
     if next_best is None or any(test is None for test in tests):
-        return f"{size} more than the next, {_noun(closest)}; their 95 % intervals do not overlap"
+        return f"{size} more than the next, {learner_noun(closest)}; their 95 % intervals do not overlap"
     holds = HOLDS_FOR.get(generality(next_best), "")
-    return f"{size} more than the next, {_noun(closest)}; by paired tests that holds {holds}"
+    return f"{size} more than the next, {learner_noun(closest)}; by paired tests that holds {holds}"
 
 
 def _behind(result: Result, best: str, keys: list[str]) -> str:
@@ -146,16 +148,12 @@ def _behind(result: Result, best: str, keys: list[str]) -> str:
     # Of several, the weakest claim; some may be beaten by another learner than the chosen one alone.
     weakest = next((kind for kind in ("queries", "demonstrations", "both") if kind in kinds), None)
     holds = f", which holds {HOLDS_FOR[weakest]}" if weakest and "neither" not in kinds and None not in tests else ""
-    return f"{listed([_noun(key) for key in keys])} {'is' if len(keys) == 1 else 'are'} less accurate{holds}"
+    return f"{learner_nouns(keys)} {'is' if len(keys) == 1 else 'are'} less accurate{holds}"
 
 
 def _use(key: str) -> str:
-    return "the model as it is, zero-shot" if key == "zsl" else _noun(key)
-
-
-def _noun(key: str) -> str:
-    return learner_style(key).noun
+    return "the model as it is, zero-shot" if key == "zsl" else learner_noun(key)
 
 
 def _shares(result: Result, keys: list[str]) -> str:
-    return listed([f"{_noun(key)} ({share_in_prose(result.accuracy[key], interval=False)})" for key in keys])
+    return listed([f"{learner_noun(key)} ({share_in_prose(result.accuracy[key], interval=False)})" for key in keys])

@@ -19,7 +19,7 @@ from dualform.report.numerals import MISSING, decimal, finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
 from dualform.result import Result, Similarity, Trial
 from dualform.studies.baseline_words import baseline_levels
-from dualform.studies.comparison.words import LEVEL
+from dualform.studies.paired_words import LEVEL
 
 PANEL_WIDTH = 220
 PANEL_HEIGHT = 150

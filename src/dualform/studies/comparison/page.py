@@ -17,9 +17,11 @@ from dualform.studies.comparison.against_charts import QUERIES, cost_accuracy_ch
 from dualform.studies.comparison.answer import MOST_MEASURES, acts_alike, first_measures, which_to_use
 from dualform.studies.comparison.explorer import explorer_section
 from dualform.studies.comparison.rounding_words import rounding_section
-from dualform.studies.comparison.words import cost_sentence, headlines, layers_above_floor, pair_sentences, seeds_note
+from dualform.studies.comparison.similarity_words import layers_above_floor
+from dualform.studies.comparison.words import cost_sentence, headlines
 from dualform.studies.fold import words as fold_words
 from dualform.studies.glossary import DEMONSTRATION, SEEDS_AND_QUERIES, learner_terms
+from dualform.studies.paired_words import pair_sentences, seeds_note
 
 EXPLORER = "dualform.studies.comparison:explorer"
 

@@ -27,10 +27,9 @@ from dualform.report.table import (
 )
 from dualform.result import FEWEST_FOR_INTERVAL, Calibrated, Result, Similarity
 from dualform.studies.against_words import break_even, recovered_share
-from dualform.studies.baseline_words import baseline_rows
+from dualform.studies.baseline_words import baseline_rows, collapsed
 from dualform.studies.comparison.against_charts import QUERIES
 from dualform.studies.comparison.charts import trained_name
-from dualform.studies.comparison.words import collapsed
 from dualform.studies.published import MODELS, beside_the_paper
 
 

@@ -5,8 +5,8 @@ from dualform.report.phrases import OUTSIDE, is_few, is_undefined, plural, share
 from dualform.report.table import Table
 from dualform.result import FEWEST_FOR_INTERVAL, Against, Result
 from dualform.studies.against_words import break_even, recovered_share, stands
+from dualform.studies.baseline_words import collapsed
 from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
-from dualform.studies.comparison.words import collapsed
 
 
 def headlines(result: Result) -> list[str]:
