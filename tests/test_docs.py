@@ -30,7 +30,8 @@ from dualform.studies.facts import Asked
 from dualform.studies.laboratory.run import laboratory_table
 from dualform.studies.momentum.config import Arm, momentum_config
 from dualform.studies.momentum.summary import ArmRun, momentum_table
-from dualform.studies.selection.summary import SETS, Budget, Found, SeedTrials, trials_table
+from dualform.studies.selection.choosing import SETS
+from dualform.studies.selection.trials import AllTrials, Budget, SeedTrials, trials_table
 from dualform.studies.stability.summary import ModelRuns, Run, runs_table
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
@@ -364,7 +365,7 @@ def test_the_result_page_lists_the_columns_of_a_selection_study():
     answers = torch.zeros(1, len(asked.examples), 2)
     tables = dict.fromkeys(SETS, answers)
     seed = SeedTrials(1, (), 5, 5, tables, tables, (1e-3,), (), {})
-    found = Found(dict.fromkeys(SETS, asked.examples), (seed,), answers[0], Budget({}, {}, {}), {}, ())
+    found = AllTrials(dict.fromkeys(SETS, asked.examples), (seed,), answers[0], Budget({}, {}, {}), {}, ())
     listed = first_column(section(page("result"), "Of a selection study"))
     assert kinds_of_column(listed) == kinds_of_column(trials_table(asked, found).column_names)
 

@@ -84,7 +84,7 @@ MOVED = {
     "total_variation": "dualform.ops.agreement",
     "train_alone": "dualform.studies.momentum.training",
     "training_cost": "dualform.lab.cost",
-    "trials_table": "dualform.studies.selection.summary",
+    "trials_table": "dualform.studies.selection.trials",
     "untrained": "dualform.models.structure.untrained",
     "variance_split": "dualform.ops.variance",
     "write_adapter": "dualform.models.export.checkpoint",

@@ -7,7 +7,8 @@ from rich.table import Table as RichTable
 from dualform.report.numerals import MISSING, decimal, percent, significant
 from dualform.report.table import Table
 from dualform.result import Similarity
-from dualform.studies.comparison.table import accuracy_table, against_table, cost_table, similarity_table
+from dualform.studies.comparison.similarity_tables import similarity_table
+from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
 from tests.report.example_result import empty_result, example_result, old_result
 
 

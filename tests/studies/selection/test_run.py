@@ -13,9 +13,11 @@ from dualform.errors import ConfigError, TrainingError
 from dualform.result import FEWEST_FOR_INTERVAL, Choice, Result
 from dualform.studies.comparison.run import compare
 from dualform.studies.selection import run as selection_module
+from dualform.studies.selection.choosing import CHOICES, SETS, Answered, QuerySet, Select, Tables
 from dualform.studies.selection.config import SelectionConfig, selection_config
 from dualform.studies.selection.run import SelectionStudy, search_budget, selection
-from dualform.studies.selection.summary import CHOICES, COUNTED, SETS, Answered, QuerySet, Select, Tables, trials_table
+from dualform.studies.selection.summary import COUNTED
+from dualform.studies.selection.trials import trials_table
 from dualform.tasks.task import Task
 from tests.studies.small import (
     Kept,

@@ -1,7 +1,8 @@
 import pytest
 
 from dualform.result import Stability, VarianceSplit
-from dualform.studies.stability.words import gain_over_zero_shot, stability_answers, variance_shares
+from dualform.studies.stability.contrast_words import gain_over_zero_shot
+from dualform.studies.stability.words import stability_answers, variance_shares
 from tests.report.example_result import empty_result
 from tests.report.example_stability import LARGE, SMALL, contrast, example_model, example_stability, learner, one_model
 

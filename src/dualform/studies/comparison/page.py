@@ -12,7 +12,7 @@ from dualform.report.section import Figure, Section
 from dualform.result import FEWEST_FOR_INTERVAL, Result
 from dualform.studies.against_words import choice_heading, choice_sentences, fold_sentences
 from dualform.studies.baseline_words import baseline_rows, baselines_text, majority_level
-from dualform.studies.comparison import charts, control_charts, table
+from dualform.studies.comparison import charts, control_charts, similarity_tables, table
 from dualform.studies.comparison.against_charts import QUERIES, cost_accuracy_chart
 from dualform.studies.comparison.answer import MOST_MEASURES, acts_alike, first_measures, which_to_use
 from dualform.studies.comparison.explorer import explorer_section
@@ -74,7 +74,7 @@ def render(result: Result, attention: AttentionRecord | None = None) -> str:
                 "rec2ftp",
                 "Rec2FTP and its counts",
                 note="Answers that zero-shot had wrong and finetuning put right: does context put the same ones right?",
-                tables=[table.rec2ftp_table(result)],
+                tables=[similarity_tables.rec2ftp_table(result)],
             ),
             _published(result),
             _trials(result),
@@ -163,7 +163,7 @@ def _against(result: Result) -> Section:
         "fold",
         "How the prompt was folded",
         [" ".join(fold_sentences(fold))] if fold is not None else [],
-        tables=[table.fold_table(result)],
+        tables=[similarity_tables.fold_table(result)],
         detail=False,
     )
     return Section(
@@ -271,9 +271,9 @@ def _similarity(result: Result) -> Section:
                 "axis ends at -1 and 2; a triangle at its edge marks what lies beyond.",
             ),
         ],
-        tables=[table.similarity_table(result)],
+        tables=[similarity_tables.similarity_table(result)],
         sections=[
-            Section("controls", "All controls, measure by measure", tables=[table.controls_table(result)]),
+            Section("controls", "All controls, measure by measure", tables=[similarity_tables.controls_table(result)]),
             Section(
                 "layers",
                 "Layer by layer",
@@ -342,7 +342,7 @@ def _published(result: Result) -> Section:
         note="What arXiv:2212.10559v3 reports for its protocol. Its model and size differ from the paper's two, so "
         "equal numbers are not to be expected; and the paper's random update is drawn from 0 to 1, of any length, "
         "where ours has mean zero and finetuning's length.",
-        tables=[table.published_table(result)],
+        tables=[similarity_tables.published_table(result)],
     )
 
 
@@ -388,7 +388,7 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
     """The words that this page uses and a newcomer may not know."""
     learners = learners_in_order(dict.fromkeys([*result.accuracy, *result.cost, *result.predictions]))
     terms = learner_terms(learners)
-    controls = table.controls_used(result)
+    controls = similarity_tables.controls_used(result)
     # The floor of a measure may be a level that no control of the run holds.
     named = dict.fromkeys([*controls, *(each.control for each in result.calibrated.values())])
     terms += [(control_of(key).title, control_of(key).meaning) for key in controls_in_order(named)]

@@ -6,9 +6,9 @@ from dualform.models.cost.machine import Machine
 from dualform.studies.comparison.plan import around, fitted, gathered, planned_model, priced
 from dualform.studies.plan import Cost, Part, Plan
 from dualform.studies.plan_costs import Costs, memory_of
+from dualform.studies.selection.choosing import SETS
 from dualform.studies.selection.config import SelectionConfig
 from dualform.studies.selection.run import QuerySets, search_budget, three_sets
-from dualform.studies.selection.summary import SETS
 
 
 def plan(config: SelectionConfig, machine: Machine) -> Plan:

@@ -2,7 +2,7 @@
 
 Every trial, ICL under each seed and order and FT under each seed and rate, answers three disjoint sets of queries:
 validation, report, and untouched ones. All ways of choosing are then played on the same answers
-(`selection_summary`): what was chosen on one set is held against the untouched queries.
+(`selection.choosing`): what was chosen on one set is held against the untouched queries.
 """
 
 import random
@@ -26,17 +26,10 @@ from dualform.studies.bench import Bench, Drawn, digest, sample
 from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
 from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.selection.choosing import SETS, QuerySet, SelectOn
 from dualform.studies.selection.config import SelectionConfig
-from dualform.studies.selection.summary import (
-    SETS,
-    Budget,
-    Found,
-    QuerySet,
-    SeedTrials,
-    SelectOn,
-    summarise_selection,
-    trials_table,
-)
+from dualform.studies.selection.summary import summarise_selection
+from dualform.studies.selection.trials import AllTrials, Budget, SeedTrials, trials_table
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.work import TRAINING
 from dualform.tasks.task import Example, Task
@@ -54,7 +47,7 @@ class SelectionStudy:
 
     result: Result
     asked: Asked
-    found: Found
+    found: AllTrials
     """Answer by answer."""
 
 
@@ -121,7 +114,7 @@ def selection(
             seeds.append(_from_piece(piece))
     facts = {**model_facts(lm), "inputs": inputs, "refused_routes": list(lm.refused)}
     asked = Asked.of(bench, notes)
-    found = Found(sets.examples, tuple(seeds), zsl, budget, facts, notes)
+    found = AllTrials(sets.examples, tuple(seeds), zsl, budget, facts, notes)
     result = summarise_selection(config, asked, found, environment(lm.device, time.perf_counter() - start))
     return SelectionStudy(result, asked, found)
 

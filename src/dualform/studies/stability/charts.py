@@ -21,8 +21,9 @@ from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
 from dualform.result import Behaviour, LearnerStability, ModelStability, Result, RunBehaviour, Spread
 from dualform.studies.baseline_words import COLLAPSED_ABOVE, baseline_levels, chance_level
+from dualform.studies.stability.contrast_words import runs_with_true_labels
 from dualform.studies.stability.table import labels_in_order
-from dualform.studies.stability.words import runs_with_true_labels, variance_shares
+from dualform.studies.stability.words import variance_shares
 
 LANE_HEIGHT = 30
 """Pixels of a row of runs; a learner has one, or two where its answers were calibrated too."""

@@ -8,6 +8,7 @@ from dualform.result import ModelStability, Result
 from dualform.studies.baseline_words import COLLAPSED_ABOVE, baselines_text
 from dualform.studies.glossary import DEMONSTRATION, learner_terms
 from dualform.studies.stability import charts
+from dualform.studies.stability.contrast_words import gain_over_zero_shot
 from dualform.studies.stability.table import (
     behaviour_table,
     contrasts_table,
@@ -15,7 +16,7 @@ from dualform.studies.stability.table import (
     labels_table,
     variance_table,
 )
-from dualform.studies.stability.words import gain_over_zero_shot, stability_answers
+from dualform.studies.stability.words import stability_answers
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     DEMONSTRATION,

@@ -7,7 +7,8 @@ from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import plural, points_interval
 from dualform.report.table import Cell, Column, Row, Table, estimate_cell, learner_cell
 from dualform.result import Behaviour, Contrast, LearnerStability, ModelStability, Result
-from dualform.studies.stability.words import runs_with_true_labels, variance_shares
+from dualform.studies.stability.contrast_words import runs_with_true_labels
+from dualform.studies.stability.words import variance_shares
 
 LABEL_ORDER = ("true", "random", "flipped")
 """Rules for the labels shown, in the order of reading."""
