@@ -24,6 +24,8 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 
 myst_enable_extensions = ["amsmath", "dollarmath"]
+# A link such as #predictions leads to the heading of that name on the same page.
+myst_heading_anchors = 3
 # Pages with cells are run when they are built, each in a folder of its own; one that fails stops the build.
 nb_execution_mode = "force"
 nb_execution_in_temp = True
