@@ -15,7 +15,17 @@ PACKAGE = Path(__file__).parent.parent / "src" / "dualform"
 # Stairs only go down; parts of one floor do not know each other.
 FLOORS = [
     {"attention_record", "configuration", "errors", "files", "package_index", "progress", "result", "sweep_result"}
-    | {"option", "paired_t", "plain_text", "registry", "yaml_text", "seeds", "source_digest", "redaction"}
+    | {
+        "option",
+        "paired_t",
+        "plain_text",
+        "registry",
+        "schema_versions",
+        "yaml_text",
+        "seeds",
+        "source_digest",
+        "redaction",
+    }
     | {"_moved_names", "_version"},
     {"ops", "tasks", "report"},
     {"models"},

@@ -10,6 +10,7 @@ import ast
 import inspect
 import itertools
 import re
+import sys
 import textwrap
 import types
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from dualform import attention_record, result, sweep_result
+from dualform.studies.study import STUDIES
 
 PAGE = Path(__file__).parent.parent / "docs" / "result.md"
 HEAD = "| field | type | what it is |\n|---|---|---|\n"
@@ -43,9 +45,15 @@ MORE: dict[str, tuple[str, ...]] = {
 """Places of the documentation that say more about a field."""
 
 
+def schemas() -> list[types.ModuleType]:
+    """Modules that define a file's models, those of our studies between `result` and the others."""
+    studies = [sys.modules[STUDIES[name].result().__module__] for name in STUDIES.own]
+    return list(dict.fromkeys([result, *studies, sweep_result, attention_record]))
+
+
 def models() -> Iterator[type[BaseModel]]:
-    """The models of the files, those of other modules left out."""
-    for module in (result, sweep_result, attention_record):
+    """The models of the files."""
+    for module in schemas():
         for found in vars(module).values():
             if isinstance(found, type) and issubclass(found, BaseModel) and found.__module__ == module.__name__:
                 yield found

@@ -5,11 +5,13 @@ their count `n` says why. A share of fewer than `FEWEST_FOR_INTERVAL` answers ha
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from pydantic_core import from_json
 
-SCHEMA_VERSION: Literal[1] = 1
+from dualform.registry import Registry
+from dualform.schema_versions import RESULT_SCHEMA, migrate_result
 
 FEWEST_FOR_INTERVAL = 10
 """A share of fewer answers than this is reported as a count, without an interval and without a verdict.
@@ -303,244 +305,6 @@ class SweepPoint(Record):
     """Value of each measure at this rate."""
 
 
-class Spread(Record):
-    """How a number is spread over runs; a run is one demonstration set in one order."""
-
-    mean: Number
-    """Mean over runs."""
-    sd: Number
-    """Standard deviation over runs; None for one run."""
-    sd_ci95: tuple[Number, Number]
-    """95 % interval of it, resampling demonstration sets."""
-    low: Number
-    """Lowest run."""
-    q25: Number
-    """A quarter of the runs lie below."""
-    median: Number
-    """Half of the runs lie below."""
-    q75: Number
-    """Three quarters of the runs lie below."""
-    high: Number
-    """Highest run."""
-    n: int
-    """Runs."""
-
-
-class VarianceSplit(Record):
-    """Where the variance of a run's accuracy comes from; the three add up to `total`."""
-
-    set: Number
-    """Variance from which demonstrations were drawn."""
-    order: Number
-    """Variance from the order in which they stand, the set given; None when each set was run in one order only, and
-    then `set` holds both."""
-    residual: Number
-    """Variance from these queries under this very prompt: what more queries would average away."""
-    total: Number
-    """The sum of the three."""
-    set_ci95: tuple[Number, Number]
-    """Interval of `set`, resampling sets."""
-    order_ci95: tuple[Number, Number]
-    """Interval of `order`, resampling sets."""
-
-
-class Behaviour(Record):
-    """How one learner answers over many demonstration sets and orders."""
-
-    accuracy: Spread
-    """Accuracy of a run."""
-    majority_share: Spread
-    """Share of the most frequent prediction, in [0, 1]."""
-    entropy: Spread
-    """Mean entropy of the label distribution, nats."""
-    collapse_rate: Estimate
-    """Share of runs that give one answer to more than 90 % of the queries; its interval resamples sets."""
-    order_range: Estimate
-    """Accuracy in the best less that in the worst order of a set, mean over sets; `n` counts sets, 0 with one order
-    each."""
-    variance: VarianceSplit | None = None
-    """None with fewer than two sets."""
-    over_majority: Estimate | None = None
-    """As in `Accuracy`, each set's answers averaged over its orders; `n` counts pairs of set and query."""
-    macro_f1: Estimate | None = None
-    """As in `Accuracy`, mean over orders and sets."""
-    per_label: dict[LabelWord, Estimate] = {}
-    """As in `Accuracy`."""
-
-
-class RunBehaviour(Record):
-    """How one run answers."""
-
-    accuracy: Number
-    """Accuracy of the run."""
-    majority_share: Number
-    """Share of the most frequent answer."""
-    majority_label: str | None
-    """Its label word; None for multiple choice."""
-    entropy: Number
-    """Mean entropy of the label distribution."""
-
-
-class StabilityRun(Record):
-    """One demonstration set in one order, with one rule for its labels."""
-
-    seed: int
-    """The demonstration set."""
-    order: int
-    """0 is the order drawn."""
-    labels: str
-    """Labels shown: `true`, `random` or `flipped`."""
-    plain: RunBehaviour
-    """Answers as they are."""
-    calibrated: RunBehaviour | None
-    """After contextual calibration (arXiv:2102.09690); None for multiple choice."""
-
-
-class LearnerStability(Record):
-    """One learner over all its runs."""
-
-    plain: Behaviour
-    """Answers as they are."""
-    calibrated: Behaviour | None
-    """Answers after contextual calibration; None for multiple choice."""
-    labels: dict[LabelRule, Estimate] = {}
-    """Accuracy by the labels shown (`true`, `random`, `flipped`), on the same sets in the order drawn; empty when only
-    true ones were shown."""
-    label_effects: dict[LabelRule, Estimate] = {}
-    """Accuracy with `random` or `flipped` labels less that with true ones, query by query on the same sets."""
-    learning_rate: Number = None
-    """FT's learning rate; None for other learners."""
-    runs: list[StabilityRun]
-    """Every run, those with other labels included."""
-
-
-class Contrast(Record):
-    """Two spreads compared: is one learner, or one model, less stable than the other?"""
-
-    named_by = ("question", "learner", "first", "second", "calibrated")
-
-    question: str
-    """`ft_beside_icl`, within one model, or `size`, one learner in two models."""
-    learner: str
-    """`ft`, `icl` or `ft@RATE`; for `ft_beside_icl` the learner above the line."""
-    first: str
-    """Model above the line; for `size` the larger one."""
-    second: str
-    """Model below the line; the same as `first` for `ft_beside_icl`."""
-    sd_first: Number
-    """Standard deviation above the line, over the runs that both have."""
-    sd_second: Number
-    """The same below the line."""
-    ratio: Number
-    """sd_first / sd_second, over the runs that both have; above 1 the first is less stable."""
-    ci95: tuple[Number, Number]
-    """95 % interval of the ratio, resampling demonstration sets."""
-    n: int
-    """Demonstration sets."""
-    calibrated: bool
-    """Whether answers went through contextual calibration first."""
-
-
-class FairGap(Record):
-    """ICL's accuracy less FT's when one demonstration set is chosen by its accuracy on half of the queries."""
-
-    named_by = ("select",)
-
-    select: str
-    """By whose accuracy: `none` (all sets), `icl`, `ft` or `both` (the mean)."""
-    icl_chosen_on: Number
-    """ICL's accuracy on the half that chose."""
-    icl_untouched: Number
-    """The same on the other half."""
-    ft_chosen_on: Number
-    """FT's accuracy on the half that chose."""
-    ft_untouched: Number
-    """The same on the other half."""
-    gap_chosen_on: Estimate
-    """ICL less FT on the half that chose: what a report on the selecting queries would say."""
-    gap_untouched: Estimate
-    """The same on the other half; `n` counts sets."""
-
-
-class ModelStability(Record):
-    """One model's learners."""
-
-    model: dict[str, Any]
-    """As `model` of a `Result`, with `k_effective` (demonstrations that fitted, the fewest over sets) and
-    `refused_routes`."""
-    learners: dict[Learner, LearnerStability]
-    """`zsl` (one run), `icl`, `ft`, and `ft@RATE` for each further learning rate."""
-    trials: list[Trial] = []
-    """The search for FT's rate, on the first set, and rates that diverged later."""
-    fairness: list[FairGap] = []
-    """What choosing a set does to the comparison, over the sets that both ICL and FT were run on, in the order
-    drawn."""
-
-
-class Stability(Record):
-    """What `dualform stability` found."""
-
-    models: dict[ModelName, ModelStability]
-    """Each model's numbers, smallest model first."""
-    contrasts: list[Contrast]
-    """Spreads compared."""
-
-
-class ChoiceScore(Record):
-    """What one way of choosing does for one learner."""
-
-    selected: Estimate
-    """Accuracy of what was chosen, on the queries that it was chosen on."""
-    untouched: Estimate
-    """Its accuracy on queries on which nothing was chosen."""
-    optimism: Estimate
-    """The first less the second; its interval repeats the choice in every resample."""
-    tokens: Number
-    """Tokens read in search of it; a backward pass counts as two forward ones, and no search as 0."""
-    trials: int
-    """How many were compared; 1 is no search."""
-
-
-class Choice(Record):
-    """One way of choosing: by whose accuracy, on which queries."""
-
-    named_by = ("select", "select_on")
-
-    select: str
-    """By whose accuracy: `icl`, `ft`, `both` or `none` (the first seed, the order drawn and the middle rate)."""
-    select_on: str
-    """On which queries: `validation` or `report`; for `none`, `report` stands in."""
-    seed: int
-    """Demonstration seed chosen."""
-    order: int
-    """Order of ICL's demonstrations chosen."""
-    learning_rate: float
-    """FT's learning rate chosen."""
-    scores: dict[Learner, ChoiceScore]
-    """Scores of `icl` and `ft`."""
-    similarity: dict[Measure, Estimate]
-    """Value of each measure for the seed and rate chosen, ICL in the order drawn, which is FT's; `rec2ftp` is that of
-    the very trials chosen."""
-
-
-class Selection(Record):
-    """What `dualform selection` found."""
-
-    choices: list[Choice]
-    """`none`, then `icl`, `ft` and `both`, each on `validation` and on `report`."""
-    similarity_range: dict[Measure, Estimate]
-    """Highest less lowest value of each measure over the choices, never below 0; its interval resamples queries, the
-    choices stay."""
-    n_validation: int
-    """Queries to choose on, not reported."""
-    n_report: int
-    """Reported queries, to choose on as the paper does."""
-    n_untouched: int
-    """Queries on which nothing was chosen."""
-    baselines: dict[QuerySet, Baselines] = {}
-    """Chance and majority baseline of `validation`, `report` and `untouched`."""
-
-
 class Against(Record):
     """One learner beside prompting: does it answer as ICL does, and when is it cheaper?"""
 
@@ -606,106 +370,6 @@ class FoldReport(Record):
     """What `dualform fold` put on disk; None in a comparison, which writes no fold."""
 
 
-class Perplexity(Record):
-    """What folding does to plain text."""
-
-    source: str
-    """The file's name."""
-    tokens: int
-    """Tokens predicted."""
-    before: Number
-    """Perplexity of the base model: exp of the mean negative log-probability of a token."""
-    after: Estimate
-    """The same of the folded models; `n` counts seeds."""
-    ratio: Estimate
-    """Perplexity of the folded models over the base model's, all seeds' losses together; its interval resamples seeds
-    and texts, `n` counts texts."""
-
-
-class FoldPoint(Record):
-    """One way of folding, over all seeds."""
-
-    named_by = ("axis", "value")
-
-    axis: str
-    """What is varied: `method`, `k` (demonstrations), `texts` (how many), `strength`, `layers` or `source` (of the
-    texts)."""
-    value: str
-    """Where on it, in words or digits, such as `ridge`, `16` or `first half`."""
-    accuracy: Estimate
-    """Accuracy of the fold."""
-    icl: Estimate
-    """Accuracy of ICL with the same demonstrations."""
-    agreement: Estimate
-    """As in `Against`: share of queries answered as ICL does."""
-    recovered: Estimate
-    """As in `Against`, of the gain with these demonstrations."""
-    gained: int | None = None
-    """Right answers that ICL has more than zero-shot, over all pairs: the denominator of `recovered`."""
-    strength: Number = None
-    """Ridge strength, mean over layers and seeds; None for other methods."""
-    adapt_flops: Number = None
-    """Operations of folding once."""
-    query_tokens: Number = None
-    """Tokens read for one query, what stands before it included."""
-    perplexity_ratio: Number = None
-    """Perplexity on plain text, mean of the seeds' folded models over the base model's; None without `--perplexity` and
-    for methods that change no weights."""
-    note: str = ""
-    """What to know about this point, such as how many demonstrations fitted; often empty."""
-
-
-class Transfer(Record):
-    """A fold made for one task, asked another's queries."""
-
-    named_by = ("task",)
-
-    task: str
-    """The other task."""
-    zero_shot: Estimate
-    """Accuracy of the base model there."""
-    folded: Estimate
-    """Accuracy there of the model folded for the study's own task."""
-    difference: Estimate
-    """The second less the first, query by query."""
-    majority: Number = None
-    """Accuracy there of always giving the commonest label."""
-
-
-class Composition(Record):
-    """Several folds added up in one model."""
-
-    named_by = ("parts",)
-
-    parts: list[str]
-    """Names of the tasks whose folds were added."""
-    accuracy: dict[TaskName, Estimate]
-    """Accuracy of the sum on its queries."""
-    alone: dict[TaskName, Estimate]
-    """Accuracy of the task's own fold on them."""
-    majority: dict[TaskName, Number] = {}
-    """Accuracy there of always giving the commonest label."""
-
-
-class Folding(Record):
-    """What `dualform folding` found."""
-
-    zero_shot: Estimate
-    """Accuracy of the base model."""
-    icl: Estimate
-    """Accuracy of ICL with the study's `k` demonstrations."""
-    ft: Estimate | None
-    """Accuracy of FT on them, at the rate that the selection split chooses for each seed; None with `--no-ft`."""
-    points: list[FoldPoint]
-    """Each way of folding, axis by axis; one that could not be had is left out, and `warnings` says why."""
-    perplexity: Perplexity | None
-    """What the default fold does to plain text; None without `--perplexity`."""
-    transfer: list[Transfer]
-    """The default fold asked other tasks' queries."""
-    compositions: list[Composition]
-    """The default fold added to other tasks' folds."""
-
-
 class Paired(Record):
     """A difference between two arms that began with the same weights and read the same text, seed by seed."""
 
@@ -723,261 +387,12 @@ class Paired(Record):
     """Seeds."""
 
 
-class CurvePoint(Record):
-    """Where training stood."""
-
-    tokens: int
-    """Tokens read so far."""
-    loss: Number
-    """Validation loss, nats a token, mean over seeds."""
-
-
-class TaskScore(Record):
-    """Accuracy of a trained model on one task, by mean log-probability of each answer behind demonstrations."""
-
-    named_by = ("task",)
-
-    task: str
-    """Name of the task."""
-    k: int
-    """Demonstrations in the prompt, the fewest over seeds."""
-    chance: Number
-    """Accuracy of always giving the most frequent answer, in [0, 1]."""
-    accuracy: Estimate
-    """Accuracy of the answer with the highest mean log-probability; interval over seeds and queries."""
-    difference: Paired | None
-    """Accuracy less the baseline's; positive is better, None for a baseline."""
-
-
-class MomentumArm(Record):
-    """One way of attending, trained once a seed."""
-
-    named_by = ("name",)
-
-    name: str
-    """Its kind and eta, such as `momentum 0.3`."""
-    kind: str
-    """`vanilla`; with softmax attention `momentum` (the decaying sum of values of arXiv:2212.10559), `normalised` (that
-    sum, its weights adding up to 1), `learned` (that sum with an eta for each head, trained) or `convolution` (of the
-    last few values, weights trained); without softmax `linear`, `linear-momentum` (that sum added), `heavy-ball` or
-    `nesterov` (the momentum of gradient descent, in its dual form)."""
-    eta: Number
-    """Decay a token; for `learned`, where it began; None for kinds without one."""
-    baseline: str | None
-    """Name of the arm that it is compared with; None for `vanilla` and `linear`."""
-    parameters: int
-    """Parameters, tied ones counted once."""
-    step_ratio: Number
-    """Seconds of a training step over the baseline's, steps taken in turn, median of a few; None for a baseline."""
-    perplexity: dict[Length, Estimate]
-    """By length of the text in tokens, exp of the mean loss on test text: mean over seeds with Student's interval, `n`
-    counts seeds; those whose training diverged are left out and named in `warnings`."""
-    difference: dict[Length, Paired]
-    """Mean loss less the baseline's, nats a token; negative is better. Empty for a baseline."""
-    curve: list[CurvePoint]
-    """Validation loss while training."""
-    learned_eta: list[Number] = []
-    """Eta of each layer after training, mean over heads and seeds; empty but for `learned`."""
-    tasks: list[TaskScore] = []
-    """Scores on tasks; empty without tasks."""
-
-
-class RegressionCurve(Record):
-    """Error of one arm in in-context regression."""
-
-    named_by = ("arm", "condition")
-
-    arm: str
-    """Name of the arm, or of the exact predictor."""
-    condition: float
-    """Condition number of the inputs' covariance."""
-    loss: list[Estimate]
-    """Squared error at each point over that of predicting zero, in order: the first has seen no example; `n` counts
-    seeds."""
-    difference: Paired | None
-    """Mean over points, but for the first, of the log error, less the baseline's; negative is better, None for a
-    baseline."""
-
-
-class MomentumRegression(Record):
-    """Does momentum speed up in-context regression as it speeds up gradient descent?"""
-
-    dimension: int
-    """Dimension of the inputs."""
-    points: int
-    """Points of a sequence."""
-    steps: int
-    """Steps of training."""
-    curves: list[RegressionCurve]
-    """Each arm at each condition number."""
-    references: dict[Predictor, list[RegressionCurve]] = {}
-    """What is computed exactly, at each condition number: least squares, and gradient descent and heavy ball of so many
-    steps."""
-
-
-class PretrainedMomentum(Record):
-    """Momentum put into a model that was trained without."""
-
-    named_by = ("model", "eta")
-
-    model: str
-    """Its name."""
-    eta: Number
-    """Decay a token."""
-    perplexity: Number
-    """Perplexity of test text with momentum, no weight changed."""
-    base: Number
-    """The same without momentum."""
-    tuned: Estimate | None
-    """Perplexity after a short finetune with momentum; `n` counts seeds."""
-    base_tuned: Estimate | None
-    """Perplexity after the same finetune without."""
-    difference: Paired | None
-    """Loss after the finetune, with momentum less without, nats a token."""
-
-
-class MomentumReport(Record):
-    """What `dualform momentum compare` found."""
-
-    recipe: str
-    """Recipe by which the models were trained: a name, or the file's."""
-    tokens: int
-    """Tokens of training, each run."""
-    length: int
-    """Tokens of a training sequence."""
-    arms: list[MomentumArm]
-    """All arms, baselines first of their kind."""
-    regression: MomentumRegression | None = None
-    """None where `config.regress` is off."""
-    pretrained: list[PretrainedMomentum] = []
-    """One for each model of `config.pretrained` and each eta."""
-
-
-class Claim(Record):
-    """Something that theory says, beside what was found."""
-
-    named_by = ()
-
-    says: str
-    """The claim, one sentence."""
-    expected: str
-    """What should be found, with its tolerance, such as `below 1e-12` or `0.207 within 2 %`."""
-    found: Estimate
-    """What was found; `n` counts seeds, or is 1 for a number without chance."""
-    holds: bool
-    """Whether what was found is what was expected."""
-    must_fail: bool = False
-    """A case made so that the claim is false: then it must not hold, or the measure could not tell."""
-    source: str = ""
-    """arXiv id and section, or empty."""
-
-
-class LabCurve(Record):
-    """One line of a chart of the laboratory."""
-
-    name: str
-    """Name of the curve."""
-    x: list[float]
-    """Where it was evaluated."""
-    y: list[Estimate]
-    """Value at each `x`, over seeds."""
-    reference: bool = False
-    """Whether it is an exact predictor, with which trained models are compared."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(self.x) != len(self.y):
-            raise ValueError(
-                f"the curve {self.name!r} has {len(self.x)} x and {len(self.y)} y; give an Estimate for each x, with "
-                "mean None where there is no number"
-            )
-        return self
-
-
-class LabChart(Record):
-    """Curves over a common axis."""
-
-    title: str
-    """Title of the chart."""
-    x: str
-    """Name of the axis, with its unit."""
-    y: str
-    """Name of the axis, with its unit."""
-    log_x: bool = False
-    """Whether the axis is logarithmic."""
-    log_y: bool = False
-    """Whether the axis is logarithmic."""
-    curves: list[LabCurve]
-    """Its curves."""
-    note: str = ""
-    """A note below it, or empty."""
-
-
-class LabRow(Record):
-    """One row of a table."""
-
-    name: str
-    """Name of the row."""
-    cells: list[Estimate | None]
-    """One a column; None where there is no such number."""
-
-
-class LabTable(Record):
-    """Numbers with a name for each row and column."""
-
-    title: str
-    """Title of the table."""
-    columns: list[str]
-    """Names of the columns."""
-    rows: list[LabRow]
-    """Its rows."""
-    note: str = ""
-    """A note below it, or empty."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for row in self.rows:
-            if len(row.cells) != len(self.columns):
-                raise ValueError(
-                    f"row {row.name!r} of the table {self.title!r} has {len(row.cells)} cells for {len(self.columns)} "
-                    "columns; give one for each column, None where there is no number"
-                )
-        return self
-
-
-class LabStudy(Record):
-    """One study of the laboratory."""
-
-    named_by = ("name",)
-
-    name: str
-    """`constructed`, `trained`, `phases`, `layers` or `shift`."""
-    question: str
-    """What was asked."""
-    answer: str
-    """What the numbers say, in a sentence or two."""
-    claims: list[Claim] = []
-    """What theory says, and what was found."""
-    charts: list[LabChart] = []
-    """Its charts."""
-    tables: list[LabTable] = []
-    """Its tables."""
-    notes: list[str] = []
-    """What was left out, cut short or looked odd."""
-
-
-class Laboratory(Record):
-    """What `dualform regress` found."""
-
-    studies: list[LabStudy]
-    """Its studies, in the order in which they were run."""
-
-
 class Result(Record):
-    """A study's outcome."""
+    """A study's outcome: what all studies report. A study's own class adds what only that study finds."""
 
-    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, alias="schema")
-    """Version of this schema, 1; it changes when a field's meaning does."""
+    schema_version: Literal[2] = Field(default=RESULT_SCHEMA, alias="schema")
+    """Version of this schema, 2. It changes when fields come, go or change their meaning; older files are migrated when
+    they are read."""
     dualform: str
     """Version that wrote the file."""
     study: str
@@ -1028,16 +443,6 @@ class Result(Record):
     """How the prompt was folded; None without the learner `fold`."""
     trials: list[Trial] = []
     """Every learning rate tried, those of controls with rates of their own included."""
-    stability: Stability | None = None
-    """What a stability study found."""
-    selection: Selection | None = None
-    """What a selection study found."""
-    folding: Folding | None = None
-    """What a folding study found."""
-    momentum: MomentumReport | None = None
-    """What a comparison of momentum attention with vanilla found."""
-    laboratory: Laboratory | None = None
-    """What `dualform regress` found."""
     own: dict[str, Any] = {}
     """What a study of another package found, under names of its own choice."""
     warnings: list[str] = []
@@ -1049,9 +454,45 @@ class Result(Record):
 
     @classmethod
     def from_json(cls, text: str) -> "Result":
-        """Read `result.json`.
+        """Read `result.json`, written by this version of dualform or an older one.
+
+        Returns:
+            A result of the study's own class; of a study that is not installed here, one that keeps all of its fields.
 
         Raises:
-            pydantic.ValidationError: The text does not follow the schema.
+            ConfigError: A newer version of dualform wrote it.
+            ValueError: The text is damaged, or does not follow the schema (`pydantic.ValidationError`).
         """
-        return cls.model_validate_json(text)
+        return read_result(from_json(text))
+
+
+class ResultOfAbsentStudy(Result):
+    """The result of a study that no installed package has; fields that only that study knows are kept unread."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def read_result(fields: Any) -> Result:
+    """A result from the content of `result.json`; see `Result.from_json`."""
+    if not isinstance(fields, dict):
+        return Result.model_validate(fields)
+    fields = migrate_result(fields)
+    return result_class(fields.get("study")).model_validate(fields)
+
+
+def result_class(study: Any) -> type[Result]:
+    """The class of a study's results.
+
+    Args:
+        study: As in `result.json`.
+    """
+    # Found by name, because studies stand above this module.
+    studies = Registry[Any]("dualform.studies", "study", object)
+    found: type[Result] = next((one.result() for one in studies if one.result_name == study), ResultOfAbsentStudy)
+    return found
+
+
+AnyResult = Annotated[
+    SerializeAsAny[Result], BeforeValidator(lambda found: read_result(found) if isinstance(found, dict) else found)
+]
+"""A result inside another record, of any study and any known version."""

@@ -3,8 +3,10 @@
 from typing import Any, Literal
 
 from pydantic import Field
+from pydantic_core import from_json
 
-from dualform.result import Number, Record, Result
+from dualform.result import AnyResult, Number, Record
+from dualform.schema_versions import require_known
 
 SWEEP_SCHEMA_VERSION: Literal[1] = 1
 
@@ -52,7 +54,7 @@ class SweepGroup(Record):
     """Last part of its name; None for the laboratory."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The grid's other axes -> this group's values; empty without such axes."""
-    result: Result | None
+    result: AnyResult | None
     """None while a seed's cell is missing altogether; else over the seeds that finished."""
     missing_seeds: tuple[int, ...] = ()
     """Seeds that were asked for and failed."""
@@ -89,9 +91,13 @@ class SweepResult(Record):
         """Read `sweep.json`.
 
         Raises:
-            ValueError: It is none, or of another schema.
+            ConfigError: A newer version of dualform wrote it.
+            ValueError: The text is damaged, or does not follow the schema (`pydantic.ValidationError`).
         """
-        return cls.model_validate_json(text)
+        fields = from_json(text)
+        if isinstance(fields, dict):
+            require_known(fields.get("schema"), SWEEP_SCHEMA_VERSION)
+        return cls.model_validate(fields)
 
     def to_json(self) -> str:
         """Text of `sweep.json`."""

@@ -74,7 +74,7 @@ def test_the_result_begins_as_promised(main_job: Any) -> None:
     found = result_of(folder)
 
     assert list(found)[:5] == ["schema", "dualform", "study", "config", "environment"]
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert found["study"] == "comparison"
     assert found["config"] == yaml.safe_load((folder / "config.yaml").read_text())
     assert {"python", "torch", "transformers", "device", "threads", "seconds"} <= found["environment"].keys()
@@ -370,4 +370,4 @@ def test_a_json_run_prints_the_file_and_nothing_else(dualform: Command, out: Pat
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--json", "--out", out)
 
     assert done.out == (out / "result.json").read_text()
-    assert json.loads(done.out)["schema"] == 1
+    assert json.loads(done.out)["schema"] == 2

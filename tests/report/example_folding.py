@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from dualform.result import Composition, Estimate, Folding, FoldPoint, Perplexity, Result, Transfer
+from dualform.result import Estimate
+from dualform.studies.folding.result import Composition, Folding, FoldingResult, FoldPoint, Perplexity, Transfer
 
 Numbers = tuple[float | None, float | None, float | None]
 """Mean and both ends of the interval."""
@@ -10,7 +11,7 @@ Numbers = tuple[float | None, float | None, float | None]
 NOTHING: Numbers = (None, None, None)
 
 
-def example_folding(**changes: Any) -> Result:
+def example_folding(**changes: Any) -> FoldingResult:
     """Every axis, other tasks and sums of folds; `changes` replace whole fields."""
     fields: dict[str, Any] = {
         "dualform": "0.1.0",
@@ -27,7 +28,7 @@ def example_folding(**changes: Any) -> Result:
         },
         "folding": study(),
     }
-    return Result(**(fields | changes))
+    return FoldingResult(**(fields | changes))
 
 
 def study(**changes: Any) -> Folding:

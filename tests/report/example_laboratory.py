@@ -3,12 +3,22 @@
 import math
 from typing import Any
 
-from dualform.result import Claim, Estimate, LabChart, LabCurve, Laboratory, LabRow, LabStudy, LabTable, Result
+from dualform.result import Estimate
+from dualform.studies.laboratory.result import (
+    Claim,
+    LabChart,
+    LabCurve,
+    Laboratory,
+    LaboratoryResult,
+    LabRow,
+    LabStudy,
+    LabTable,
+)
 
 SEEDS = [1, 2, 3, 4, 5]
 
 
-def example_laboratory(**changes: Any) -> Result:
+def example_laboratory(**changes: Any) -> LaboratoryResult:
     """Four studies, one claim of which does not hold; `changes` replace whole fields."""
     fields: dict[str, Any] = {
         "dualform": "0.1.0",
@@ -19,10 +29,10 @@ def example_laboratory(**changes: Any) -> Result:
         "laboratory": Laboratory(studies=[constructed(), trained(), phases(), layers()]),
         "warnings": ["One thing to know."],
     }
-    return Result(**(fields | changes))
+    return LaboratoryResult(**(fields | changes))
 
 
-def laboratory(*studies: LabStudy, **changes: Any) -> Result:
+def laboratory(*studies: LabStudy, **changes: Any) -> LaboratoryResult:
     """A result of these studies."""
     return example_laboratory(laboratory=Laboratory(studies=list(studies)), **changes)
 

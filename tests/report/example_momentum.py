@@ -5,16 +5,15 @@ from typing import Any
 
 from scipy.stats import ttest_1samp
 
-from dualform.result import (
+from dualform.result import Estimate, Paired
+from dualform.studies.momentum.result import (
     CurvePoint,
-    Estimate,
     MomentumArm,
     MomentumRegression,
     MomentumReport,
-    Paired,
+    MomentumResult,
     PretrainedMomentum,
     RegressionCurve,
-    Result,
     TaskScore,
 )
 
@@ -26,7 +25,7 @@ SHAPE = (-1.2, -0.5, 0.1, 0.5, 1.1)
 """How the seeds lie around their mean: of mean 0, not symmetric."""
 
 
-def example_momentum(**changes: Any) -> Result:
+def example_momentum(**changes: Any) -> MomentumResult:
     """Four etas, every control, six tasks, regression, two pretrained models; `changes` replace whole fields."""
     fields: dict[str, Any] = {
         "dualform": "0.1.0",
@@ -36,7 +35,7 @@ def example_momentum(**changes: Any) -> Result:
         "model": {"architecture": "LlamaForCausalLM", "n_layers": 4, "n_heads": 4, "d_model": 256},
         "momentum": study(),
     }
-    return Result(**(fields | changes))
+    return MomentumResult(**(fields | changes))
 
 
 def study(**changes: Any) -> MomentumReport:

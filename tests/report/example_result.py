@@ -18,6 +18,7 @@ from dualform.result import (
     Similarity,
     SweepPoint,
     Trial,
+    result_class,
 )
 
 SEEDS = [1, 2, 3, 4, 5]
@@ -171,10 +172,10 @@ def old_result(**changes: Any) -> Result:
     return Result(**(fields | changes))
 
 
-def empty_result(**changes: Any) -> Result:
-    """A result in which nothing was measured."""
-    fields: dict[str, Any] = {"dualform": "0.1.0", "study": "comparison", "config": {}, "environment": {}}
-    return Result(**(fields | changes))
+def empty_result(**changes: Any) -> Any:
+    """A result in which nothing was measured, of the study's own class."""
+    fields: dict[str, Any] = {"dualform": "0.1.0", "study": "comparison", "config": {}, "environment": {}} | changes
+    return result_class(fields["study"])(**fields)
 
 
 def _accuracy(mean: float, spread: float, rng: random.Random) -> Accuracy:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dualform.result import Choice, ChoiceScore, Estimate, Result, Selection
+from dualform.result import Estimate
+from dualform.studies.selection.result import Choice, ChoiceScore, Selection, SelectionResult
 
 
-def example_selection(**changes: Any) -> Result:
+def example_selection(**changes: Any) -> SelectionResult:
     """Five ways of choosing, one of which chooses nothing; `changes` replace whole fields."""
     fields: dict[str, Any] = {
         "dualform": "0.1.0",
@@ -35,7 +36,7 @@ def example_selection(**changes: Any) -> Result:
             ),
         ),
     }
-    return Result(**(fields | changes))
+    return SelectionResult(**(fields | changes))
 
 
 def study(*choices: Choice, reach: float = 0.08) -> Selection:

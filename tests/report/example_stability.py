@@ -5,17 +5,17 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dualform.result import (
+from dualform.result import Estimate
+from dualform.studies.stability.result import (
     Behaviour,
     Contrast,
-    Estimate,
     FairGap,
     LearnerStability,
     ModelStability,
-    Result,
     RunBehaviour,
     Spread,
     Stability,
+    StabilityResult,
     StabilityRun,
     VarianceSplit,
 )
@@ -24,7 +24,7 @@ SMALL, LARGE = "smollm2-135m", "gemma3-270m"
 WORDS = [" Negative", " Positive"]
 
 
-def example_stability(**changes: Any) -> Result:
+def example_stability(**changes: Any) -> StabilityResult:
     """Two models, eight sets in five orders, finetuning at two rates; `changes` replace whole fields."""
     fields: dict[str, Any] = {
         "dualform": "0.1.0",
@@ -54,12 +54,12 @@ def example_stability(**changes: Any) -> Result:
         ),
         "warnings": ["8 demonstration sets: few."],
     }
-    return Result(**(fields | changes))
+    return StabilityResult(**(fields | changes))
 
 
 def one_model(
     learners: dict[str, LearnerStability] | None = None, contrasts: Sequence[Contrast] = (), **changes: Any
-) -> Result:
+) -> StabilityResult:
     """A study of one model."""
     model = example_model(SMALL, 134_515_008)
     if learners is not None:

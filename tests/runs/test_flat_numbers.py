@@ -103,7 +103,7 @@ def lists_in(annotation: Any, inside: bool = False) -> set[type[BaseModel]]:
 
 def test_numbers_that_do_not_exist_are_left_out() -> None:
     nothing = Estimate(mean=float("nan"), ci95=(None, 0.5), n=0)
-    result = empty_result(stability=None, folding=None)
+    result = empty_result()
     assert not any(name.startswith("accuracy/") for name in numbers_of(result))
     lost = example_folding()
     assert lost.folding is not None

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from dualform.lab.windows import spread_windows
-from dualform.result import MomentumArm, MomentumReport, Result
+from dualform.result import Result
 from dualform.studies.momentum.config import MomentumConfig, momentum_config
+from dualform.studies.momentum.result import MomentumArm, MomentumReport
 from dualform.studies.momentum.run import MomentumStudy
 from tests.lab.setting import write_text
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from dualform.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells, Piece
 from dualform.studies.seed_statistics import over_seeds
 

@@ -15,8 +15,10 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +35,8 @@ from dualform.result import Result
 from dualform.source_digest import source_digest
 from dualform.studies.pages import render_page
 from dualform.studies.pieces import Piece
+
+Found = TypeVar("Found")
 
 _FILES = ("config.yaml", "result.json", "examples.parquet", "report.html", "attention.json")
 _REMEDY = "Free some space or choose another folder with --out."
@@ -162,23 +166,12 @@ def read_result(folder: Path) -> Result:
     """The result of a finished run.
 
     Raises:
-        ConfigError: The folder holds no result, or not one of this schema.
+        ConfigError: The folder holds no result, or one that is damaged or that a newer version of dualform wrote.
     """
     path = folder / "result.json"
     if not _is_there(path):
         raise ConfigError(f"{show_path(folder)} holds no result.json: give the folder of a finished run (see --out).")
-    try:
-        return Result.from_json(read_bytes(path, LARGEST_RESULT, ConfigError).decode("utf-8"))
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        if isinstance(error, ValidationError):
-            # Its first line only counts the problems.
-            first = error.errors(include_input=False)[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
-        raise ConfigError(
-            f"{show_path(path)} is no result that this version can read ({plain(reason)[:300]}). Restore the file, or "
-            "run the study again."
-        ) from error
+    return read_record(path, Result.from_json, "result", "Restore the file, or run the study again.")
 
 
 def read_attention(folder: Path) -> AttentionRecord | None:
@@ -191,11 +184,35 @@ def read_attention(folder: Path) -> AttentionRecord | None:
     remedy = "Run the comparison again, or delete the file and the page will do without the explorer."
     if not _is_there(path):
         return None
+    return read_record(path, AttentionRecord.from_json, "record", remedy)
+
+
+def read_record(path: Path, read: Callable[[str], Found], noun: str, remedy: str) -> Found:
+    """What a JSON file of results holds.
+
+    Args:
+        path: The file.
+        read: Makes it of the text; raises ValueError where the text is damaged, ConfigError where it is too new.
+        noun: What the file should hold, in a word.
+        remedy: What to do about a damaged file.
+
+    Raises:
+        ConfigError: It cannot be read, is damaged or was written by a newer version of dualform.
+    """
+    content = read_bytes(path, LARGEST_RESULT, ConfigError, remedy)
     try:
-        return AttentionRecord.from_json(read_bytes(path, LARGEST_RESULT, ConfigError, remedy).decode("utf-8"))
+        return read(content.decode("utf-8"))
+    except ConfigError as error:
+        raise ConfigError(f"{show_path(path)}: {error}.") from error
     except ValueError as error:
-        reason = plain(str(error).splitlines()[0])
-        raise ConfigError(f"{show_path(path)} is no record that this version can read ({reason}). {remedy}") from error
+        reason = str(error).splitlines()[0]
+        if isinstance(error, ValidationError):
+            # Its first line only counts the problems.
+            first = error.errors(include_input=False)[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        raise ConfigError(
+            f"{show_path(path)} is no {noun} that this version can read ({plain(reason)[:300]}). {remedy}"
+        ) from error
 
 
 def _is_there(path: Path) -> bool:

@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualform.errors import ConfigError
-from dualform.files import atomic_write, read_bytes, show_path, writable_dir
-from dualform.plain_text import plain
+from dualform.files import atomic_write, show_path, writable_dir
 from dualform.report.numerals import finite, known
 from dualform.report.palette import learners_in_order
 from dualform.result import Result
-from dualform.runs.store import LARGEST_RESULT
+from dualform.runs.store import read_record
 from dualform.runs.sweep_page import render_sweep
 from dualform.runs.sweep_words import seed_spread
 from dualform.sweep_result import SweepGroup, SweepResult
@@ -84,16 +83,12 @@ def read_sweep(folder: Path) -> SweepResult:
     """What a sweep found.
 
     Raises:
-        ConfigError: The folder holds no sweep, or not one of this schema.
+        ConfigError: The folder holds no sweep, or one that is damaged or that a newer version of dualform wrote.
     """
     path = folder / SWEEP_FILE
     if not path.exists():
         raise ConfigError(f"{show_path(folder)} holds no {SWEEP_FILE}: give the folder of a sweep (see --out).")
-    try:
-        return SweepResult.from_json(read_bytes(path, LARGEST_RESULT, ConfigError).decode("utf-8"))
-    except ValueError as error:
-        reason = plain(str(error).splitlines()[0])
-        raise ConfigError(f"{show_path(path)} is no sweep that this version can read ({reason}).") from error
+    return read_record(path, SweepResult.from_json, "sweep", "Restore the file, or run the sweep again.")
 
 
 def holds_sweep(folder: Path) -> bool:

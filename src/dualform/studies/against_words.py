@@ -18,8 +18,9 @@ from dualform.report.phrases import (
     plural,
     share_in_prose,
 )
-from dualform.result import FEWEST_FOR_INTERVAL, Against, FoldPoint, FoldReport, Result
+from dualform.result import FEWEST_FOR_INTERVAL, Against, FoldReport, Result
 from dualform.studies.baseline_words import guessing_phrase, not_above_guessing
+from dualform.studies.folding.result import FoldPoint
 from dualform.studies.paired_words import HOLDS_FOR, generality, paired_test
 
 CANDIDATES: tuple[str, ...] = ("icl", "ft", "fold")

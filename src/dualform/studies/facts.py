@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,8 @@ from dualform.result import Baselines, DemonstrationReport, Result
 from dualform.studies.bench import Bench
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.task import Example, Task
+
+Kind = TypeVar("Kind", bound=Result)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def demonstration_report(k: int, seeds: Mapping[int, tuple[Sequence[int], int]])
 
 
 def task_result(
+    kind: type[Kind],
     study: str,
     config: StudyConfig,
     asked: Asked,
@@ -174,10 +177,11 @@ def task_result(
     environment: dict[str, Any],
     warnings: Sequence[str] = (),
     **parts: Any,
-) -> Result:
+) -> Kind:
     """A result with what the results of all studies of a task hold.
 
     Args:
+        kind: The class of the study's results.
         study: As in `Result`.
         config: The settings.
         asked: The task and its queries.
@@ -187,7 +191,7 @@ def task_result(
         parts: The study's own fields of the result.
     """
     notes = (*model.get("notes", ()), *asked.notes, *asked.task.notes, *baseline_notes(asked.task, asked.baselines))
-    return Result(
+    return kind(
         dualform=__version__,
         study=study,
         config=config.model_dump(mode="json"),
@@ -210,7 +214,7 @@ def own_result(study: str, bench: Bench[Any], found: dict[str, Any], start: floa
     """
     where = environment(bench.lm.device, time.perf_counter() - start)
     return task_result(
-        study, bench.config, Asked.of(bench, ()), model=model_facts(bench.lm), environment=where, own=found
+        Result, study, bench.config, Asked.of(bench, ()), model=model_facts(bench.lm), environment=where, own=found
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from dualform.report.measures import measure_of
 from dualform.report.palette import learner_style
-from dualform.result import Estimate, MomentumArm, Result
+from dualform.result import Estimate, Result
+from dualform.studies.momentum.result import MomentumArm
 
 PRESET = "dai2023"
 """The preset that follows the paper's protocol."""

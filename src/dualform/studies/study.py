@@ -131,6 +131,13 @@ class Reads:
     files: tuple[str, ...] = ()
 
 
+def common_result() -> "type[Result]":
+    """The class of results that hold what all studies report, and perhaps numbers of their own in `Result.own`."""
+    from dualform.result import Result
+
+    return Result
+
+
 @dataclass(frozen=True)
 class SeedBySeed:
     """How a study runs its seeds one at a time, each a cell of a sweep that other sweeps share."""
@@ -163,6 +170,8 @@ class Study:
     """What a run will cost; None for a study that cannot say."""
     written_as: str = ""
     """`study` in `result.json`, where that is not the name."""
+    result: Callable[[], "type[Result]"] = common_result
+    """The class of its results, which adds the study's own fields to those that all have."""
     plan_samples: Callable[[Any, "Machine"], str] | None = None
     """A sentence to say before a plan is made, where samples of the work are run for it; empty where they are kept."""
     reads: Callable[[Any], Reads] = lambda config: config.reads() if hasattr(config, "reads") else Reads()
@@ -205,7 +214,7 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def study_in(package: str, config: str, *, name: str, noun: str = "", **facts: Any) -> Study:
+def study_in(package: str, config: str, *, name: str, noun: str = "", result: str = "", **facts: Any) -> Study:
     """The record of a study whose parts are in the files of one package, each imported when it is first needed.
 
     Args:
@@ -214,6 +223,7 @@ def study_in(package: str, config: str, *, name: str, noun: str = "", **facts: A
         config: Name of the class of the settings, which has `from_settings`.
         name: As in `Study`.
         noun: As in `Study`; the name where not given.
+        result: Name of the class of its results in `result.py`, for a study that has fields of its own.
         facts: Other fields of `Study`, in place of those.
     """
     settings = f"{package}.config:{config}"
@@ -226,6 +236,8 @@ def study_in(package: str, config: str, *, name: str, noun: str = "", **facts: A
             lazy(f"{package}.words:headlines"), lazy(f"{package}.table:tables"), lazy(f"{package}.page:render")
         ),
     }
+    if result:
+        parts["result"] = lambda: _load(f"{package}.result:{result}")
     return Study(name=name, noun=noun or name, **{**parts, **facts})
 
 

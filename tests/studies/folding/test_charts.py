@@ -35,7 +35,7 @@ def test_every_axis_gives_a_valid_specification_that_can_be_drawn(axis, tmp_path
 
 @pytest.mark.parametrize("axis", AXES)
 def test_without_points_that_have_numbers_there_is_no_chart(axis):
-    assert axis_chart(empty_result(), axis) is None
+    assert axis_chart(empty_result(study="folding"), axis) is None
     assert axis_chart(example_folding(folding=study(points=[])), axis) is None
     assert axis_chart(example_folding(folding=study(points=[point(axis, "8", NOTHING)])), axis) is None
 

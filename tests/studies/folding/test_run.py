@@ -16,7 +16,7 @@ from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.editing.edit import applied
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.perplexity import text_losses
-from dualform.result import FoldPoint, Result
+from dualform.result import Result
 from dualform.runs.store import RunFolder
 from dualform.studies.against import recovered
 from dualform.studies.bench import Bench
@@ -30,6 +30,7 @@ from dualform.studies.folding.config import (
     folding_config,
     layers_of_set,
 )
+from dualform.studies.folding.result import FoldingResult, FoldPoint
 from dualform.studies.folding.run import FoldingStudy, folding
 from dualform.studies.folding.summary import folding_table
 from dualform.studies.folds import make_fold
@@ -90,17 +91,17 @@ def whole(prose: str) -> FoldingStudy:
     return run(config(prose, perplexity=prose, ft=True))
 
 
-def points_of(result: Result) -> list[FoldPoint]:
+def points_of(result: FoldingResult) -> list[FoldPoint]:
     assert result.folding is not None
     return result.folding.points
 
 
-def at(result: Result, axis: str, value: str) -> FoldPoint:
+def at(result: FoldingResult, axis: str, value: str) -> FoldPoint:
     (found,) = [point for point in points_of(result) if (point.axis, point.value) == (axis, value)]
     return found
 
 
-def numbers(result: Result) -> dict[str, Any]:
+def numbers(result: FoldingResult) -> dict[str, Any]:
     return result.model_dump(mode="json", by_alias=True, exclude={"environment"})
 
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from dualform.result import Folding
+from dualform.studies.folding.result import Folding
 from dualform.studies.folding.words import (
     axes_in_order,
     composition_sentences,
@@ -31,7 +31,7 @@ def said(*points, **changes) -> list[str]:
 
 
 def test_another_study_and_one_without_points_have_nothing_to_say():
-    assert headlines(empty_result()) == []
+    assert headlines(empty_result(study="folding")) == []
     assert said() == []
     assert said(point("method", "ridge", NOTHING))[:-1] == []
 

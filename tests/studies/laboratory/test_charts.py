@@ -6,7 +6,7 @@ import pytest
 
 from dualform.report.charts.saving import save_chart
 from dualform.report.palette import MEASURE_COLOUR
-from dualform.result import Estimate, LabChart
+from dualform.result import Estimate
 from dualform.studies.laboratory.charts import (
     COLOURS,
     DASHES,
@@ -18,6 +18,7 @@ from dualform.studies.laboratory.charts import (
     looks,
     remarks,
 )
+from dualform.studies.laboratory.result import LabChart
 from tests.report.chart_rows import held
 from tests.report.example_laboratory import chart, curve, estimate, example_laboratory
 from tests.report.parsed_page import ATTACKS

@@ -13,7 +13,6 @@ from dualform.lab.token_world import TokenWorld
 from dualform.lab.toy_model import train_toy
 from dualform.learners.finetuned import Finetuned
 from dualform.models.reading.language_model import LanguageModel
-from dualform.result import LabStudy
 from dualform.studies.comparison.config import comparison_config
 from dualform.studies.comparison.run import compare
 from dualform.studies.laboratory import constructed as study
@@ -31,6 +30,7 @@ from dualform.studies.laboratory.constructed import (
     output_gap,
     pieces,
 )
+from dualform.studies.laboratory.result import LabStudy
 from dualform.studies.laboratory.words import as_it_should, counted
 from dualform.tasks.task import Task
 from tests.studies.small import Kept

@@ -13,12 +13,12 @@ from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModelConfig, trai
 from dualform.lab.training import Training
 from dualform.ops.fast_weights import fast_weights
 from dualform.ops.streams import stream
-from dualform.result import Claim, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory import layer_equivalences
 from dualform.studies.laboratory import layers as study
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
 from dualform.studies.laboratory.layer_equivalences import equivalence_claims, equivalence_errors
 from dualform.studies.laboratory.layers import NOISES, layers, pieces
+from dualform.studies.laboratory.result import Claim, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory.words import as_it_should
 from dualform.studies.pieces import Piece
 from dualform.studies.seed_statistics import over_seeds, paired

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from dualform.report.numerals import MISSING
-from dualform.result import LabRow, LabTable, Result
+from dualform.result import Result
+from dualform.studies.laboratory.result import LabRow, LabTable
 from dualform.studies.pages import render_page
 from tests.report.example_laboratory import chart, claim, curve, estimate, example_laboratory, laboratory, study
 from tests.report.example_result import empty_result

@@ -12,7 +12,7 @@ from dualform.lab.predictor_distance import ilwd
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.ops.streams import stream
-from dualform.result import Estimate, LabStudy
+from dualform.result import Estimate
 from dualform.studies.laboratory import phases as study
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
 from dualform.studies.laboratory.phases import (
@@ -36,6 +36,7 @@ from dualform.studies.laboratory.phases import (
     wholly_above,
     wholly_below,
 )
+from dualform.studies.laboratory.result import LabStudy
 from dualform.studies.seed_statistics import over_seeds
 from tests.studies.small import Kept
 

@@ -6,9 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from dualform.errors import ConfigError
-from dualform.result import Estimate, LabCurve, LabRow, LabTable, Result
+from dualform.result import Estimate, Result
 from dualform.studies.laboratory import run as regression
 from dualform.studies.laboratory.config import LAB_NAMES, RegressionConfig, regression_config
+from dualform.studies.laboratory.result import LabCurve, LabRow, LabTable
 from dualform.studies.laboratory.run import run_laboratory
 from dualform.studies.pieces import Piece
 from tests.studies import small_laboratory

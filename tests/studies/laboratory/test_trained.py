@@ -13,9 +13,9 @@ from dualform.lab.predictors import Descent, DescentPlusPlus, best_descent
 from dualform.lab.self_attention import InContextTransformer, SelfAttentionConfig
 from dualform.lab.training import Training
 from dualform.ops.streams import stream
-from dualform.result import Claim, LabStudy
 from dualform.studies.laboratory import trained as study
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
+from dualform.studies.laboratory.result import Claim, LabStudy
 from dualform.studies.laboratory.trained import (
     ANCHORS,
     ARCHITECTURES,

@@ -39,7 +39,7 @@ def test_the_verdict_counts_then_says_what_is_amiss_then_what_each_study_answers
 
 
 def test_a_result_without_a_laboratory_has_no_verdict():
-    assert laboratory_verdict(empty_result()) == []
+    assert laboratory_verdict(empty_result(study="regression")) == []
     assert laboratory_verdict(laboratory()) == []
 
 

@@ -66,7 +66,7 @@ def test_every_chart_is_a_valid_specification_that_can_be_drawn(name, tmp_path):
 def test_without_numbers_there_is_no_chart(name):
     failed = arm("momentum", None, eta=0.1, difference={"256": broken()}, perplexity={"256": estimate(None)})
     for result in (
-        empty_result(),
+        empty_result(study="momentum"),
         with_arms(regression=None),
         with_arms(arm("vanilla", None), failed, regression=regression(curves=[])),
     ):

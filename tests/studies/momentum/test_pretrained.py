@@ -13,10 +13,10 @@ from torch import Tensor
 from dualform.errors import ConfigError, DualformError, TaskError
 from dualform.models.editing.momentum import apply_momentum
 from dualform.models.loading.load import load_model
-from dualform.result import PretrainedMomentum
 from dualform.studies.momentum import pretrained as study
 from dualform.studies.momentum.config import MomentumConfig
 from dualform.studies.momentum.pretrained import LENGTH, put_into, require_usable
+from dualform.studies.momentum.result import PretrainedMomentum
 from dualform.studies.pieces import NoCells, Piece
 from dualform.studies.seed_statistics import paired
 from tests.studies.momentum_setting import small_momentum, write_texts

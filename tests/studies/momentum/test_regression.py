@@ -12,11 +12,11 @@ from dualform.lab.regression_tasks import RegressionTasks
 from dualform.lab.sequence_model import train_sequence_model
 from dualform.lab.training import Training
 from dualform.ops.streams import stream
-from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies.momentum import regression as study
 from dualform.studies.momentum.arms import prepare_for
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.regression import CONDITIONS, LAYERS, SHAPE, TASKS, regress
+from dualform.studies.momentum.result import MomentumRegression, RegressionCurve
 from dualform.studies.pieces import Piece
 from dualform.studies.seed_statistics import over_seeds, paired
 from tests.studies.momentum_setting import small_momentum, write_texts

@@ -2,12 +2,12 @@ from typing import Any
 
 import pytest
 
-from dualform.result import MomentumArm
 from dualform.studies.momentum.figures import (
     nats,
     over_tasks,
     relative_interval,
 )
+from dualform.studies.momentum.result import MomentumArm
 from dualform.studies.momentum.words import (
     averaging_sentences,
     caution_sentences,
@@ -51,7 +51,7 @@ def lead(*losses: float | None, seeds: int = 5) -> str:
 
 
 def test_another_study_and_one_without_arms_have_nothing_to_say():
-    assert momentum_verdict(empty_result()) == []
+    assert momentum_verdict(empty_result(study="momentum")) == []
     assert said() == []
 
 

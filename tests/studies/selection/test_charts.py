@@ -23,7 +23,7 @@ def test_a_complete_study_gives_a_valid_specification_without_nan(chart, tmp_pat
 
 @pytest.mark.parametrize("chart", CHARTS, ids=NAMES)
 def test_a_result_without_the_study_gives_no_chart(chart):
-    assert chart(empty_result()) is None
+    assert chart(empty_result(study="selection")) is None
     nothing = (None, None, None)
     empty = choice("icl", "report", icl=nothing, ft=nothing, similarity={"sim_aou": estimate(nothing)})
     assert chart(example_selection(selection=study(empty))) is None

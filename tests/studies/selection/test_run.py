@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ConfigError, TrainingError
-from dualform.result import FEWEST_FOR_INTERVAL, Choice, Result
+from dualform.result import FEWEST_FOR_INTERVAL, Result
 from dualform.studies.comparison.run import compare
 from dualform.studies.selection import run as selection_module
 from dualform.studies.selection.choosing import CHOICES, SETS, Answered, QuerySet, Select, Tables
 from dualform.studies.selection.config import SelectionConfig, selection_config
+from dualform.studies.selection.result import Choice, SelectionResult
 from dualform.studies.selection.run import SelectionStudy, search_budget, selection
 from dualform.studies.selection.summary import COUNTED
 from dualform.studies.selection.trials import trials_table
@@ -57,7 +58,7 @@ def study() -> SelectionStudy:
     return run()
 
 
-def choices(result: Result) -> dict[tuple[str, str], Choice]:
+def choices(result: SelectionResult) -> dict[tuple[str, str], Choice]:
     assert result.selection is not None
     return {(each.select, each.select_on): each for each in result.selection.choices}
 
@@ -556,7 +557,9 @@ def test_equal_settings_give_equal_numbers(study: SelectionStudy) -> None:
 
 def test_the_result_says_what_it_is_of_and_survives_its_file(study: SelectionStudy) -> None:
     result = study.result
-    assert Result.from_json(result.to_json()).selection == result.selection
+    again = Result.from_json(result.to_json())
+    assert isinstance(again, SelectionResult)
+    assert again.selection == result.selection
     assert result.study == "selection"
     assert result.config == config().model_dump(mode="json")
     assert result.task["n_untouched"] == 10

@@ -13,7 +13,7 @@ def said(*choices, **changes) -> str:
 
 
 def test_another_study_has_nothing_to_say():
-    assert headlines(empty_result()) == []
+    assert headlines(empty_result(study="selection")) == []
     assert headlines(example_selection(selection=study())) == []
 
 

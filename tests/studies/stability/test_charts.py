@@ -4,7 +4,6 @@ import pytest
 
 from dualform.report.charts.saving import save_chart
 from dualform.report.palette import learner_style
-from dualform.result import Stability
 from dualform.studies.stability.charts import (
     accuracy_runs_chart,
     labels_chart,
@@ -12,6 +11,7 @@ from dualform.studies.stability.charts import (
     size_chart,
     variance_chart,
 )
+from dualform.studies.stability.result import Stability
 from tests.report.chart_rows import drawn, held, values
 from tests.report.example_result import empty_result
 from tests.report.example_stability import SMALL, example_model, example_stability, learner, one_model
@@ -29,7 +29,7 @@ def test_a_complete_study_gives_a_valid_specification_without_nan(chart):
 
 @pytest.mark.parametrize("chart", CHARTS, ids=NAMES)
 def test_a_result_without_the_study_gives_no_chart(chart):
-    assert chart(empty_result()) is None
+    assert chart(empty_result(study="stability")) is None
     assert chart(example_stability(stability=Stability(models={}, contrasts=[]))) is None
 
 

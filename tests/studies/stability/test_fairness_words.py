@@ -1,5 +1,5 @@
-from dualform.result import Stability
 from dualform.studies.stability.page import render
+from dualform.studies.stability.result import Stability
 from dualform.studies.stability.table import fairness_table
 from dualform.studies.stability.words import stability_answers
 from tests.report.example_stability import SMALL, example_model, example_stability, one_model

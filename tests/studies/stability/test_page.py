@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from dualform.result import ModelStability, Result, Stability
+from dualform.result import Result
 from dualform.studies.pages import render_page
+from dualform.studies.stability.result import ModelStability, Stability
 from tests.report.example_result import empty_result
 from tests.report.example_stability import (
     LARGE,

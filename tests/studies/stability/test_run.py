@@ -21,11 +21,12 @@ from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.calibration import contextual_calibration
-from dualform.result import LearnerStability, Result, StabilityRun
+from dualform.result import Result
 from dualform.studies.bench import Bench
 from dualform.studies.pieces import Piece
 from dualform.studies.stability import run as study
 from dualform.studies.stability.config import StabilityConfig, stability_config
+from dualform.studies.stability.result import LearnerStability, StabilityResult, StabilityRun
 from dualform.studies.stability.run import CONTENT_FREE, StabilityStudy, stability
 from dualform.studies.stability.summary import Run, runs_table
 from dualform.tasks.build import build_task
@@ -85,7 +86,7 @@ def learner_of(found: StabilityStudy, name: str, model: str = "small") -> Learne
     return found.result.stability.models[model].learners[name]
 
 
-def numbers(result: Result) -> dict[str, Any]:
+def numbers(result: StabilityResult) -> dict[str, Any]:
     """All but what may differ between two equal runs."""
     return result.model_dump(mode="json", exclude={"environment"})
 
@@ -426,7 +427,7 @@ def made_up(answers: Sequence[Sequence[int]], learner: str = "icl", n_orders: in
     return runs
 
 
-def summarised(runs: list[Run], config: StabilityConfig | None = None) -> Result:
+def summarised(runs: list[Run], config: StabilityConfig | None = None) -> StabilityResult:
     from dualform.studies.stability.summary import ModelRuns, summarise_stability
 
     facts = {"parameters": 1, "k_effective": 4, "orders": 3, "refused_routes": [], "route": "packed"}

@@ -1,6 +1,6 @@
 import pytest
 
-from dualform.result import Stability
+from dualform.studies.stability.result import Stability
 from dualform.studies.stability.table import (
     behaviour_table,
     contrast_name,
@@ -23,9 +23,9 @@ def test_tables_fit_in_eighty_columns_without_losing_a_number(number):
 
 
 def test_another_study_has_no_tables():
-    assert tables(empty_result()) == []
+    assert tables(empty_result(study="stability")) == []
     for table in (variance_table, labels_table, contrasts_table):
-        assert table(empty_result()).row_count == 0
+        assert table(empty_result(study="stability")).row_count == 0
 
 
 def test_calibrated_numbers_stand_below_those_as_answered():

@@ -1,7 +1,7 @@
 import pytest
 
-from dualform.result import Stability, VarianceSplit
 from dualform.studies.stability.contrast_words import gain_over_zero_shot
+from dualform.studies.stability.result import Stability, VarianceSplit
 from dualform.studies.stability.words import stability_answers, variance_shares
 from tests.report.example_result import empty_result
 from tests.report.example_stability import LARGE, SMALL, contrast, example_model, example_stability, learner, one_model
@@ -26,7 +26,7 @@ def compared(ratio: float | None, low: float | None, high: float | None, level: 
 
 
 def test_another_study_has_nothing_to_say():
-    assert stability_answers(empty_result()) == {}
+    assert stability_answers(empty_result(study="stability")) == {}
     assert stability_answers(example_stability(stability=Stability(models={}, contrasts=[]))) == {}
 
 

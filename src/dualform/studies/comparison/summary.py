@@ -77,6 +77,7 @@ def summarise(
         similarity = {name: one.model_copy(update={"rounding": moved.get(name)}) for name, one in similarity.items()}
         calibrated = {name: with_rounding(one, moved.get(name)) for name, one in calibrated.items()}
     return task_result(
+        Result,
         "comparison",
         config,
         asked,

@@ -2,4 +2,4 @@
 
 from dualform.studies.study import study_in
 
-STUDY = study_in(__name__, "FoldingConfig", name="folding")
+STUDY = study_in(__name__, "FoldingConfig", name="folding", result="FoldingResult")

@@ -14,7 +14,8 @@ from dualform.report.categories import category
 from dualform.report.charts.panels import learner_colours, panel_title, panels
 from dualform.report.numerals import finite, known
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.result import Estimate, FoldPoint, Result
+from dualform.result import Estimate
+from dualform.studies.folding.result import FoldingResult, FoldPoint
 from dualform.studies.folding.words import LOGARITHMIC, axis_name, is_scale, number_of, places, points_on
 
 NAME_GAP = 130
@@ -40,7 +41,7 @@ class _Panel:
     """Where nothing has changed, drawn as a thin line."""
 
 
-def axis_chart(result: Result, axis: str) -> alt.TopLevelMixin | None:
+def axis_chart(result: FoldingResult, axis: str) -> alt.TopLevelMixin | None:
     """Accuracy, agreement with ICL and, where it is known, the ratio of perplexities over one axis.
 
     Args:
@@ -64,7 +65,7 @@ def axis_chart(result: Result, axis: str) -> alt.TopLevelMixin | None:
     return panels(drawn, columns=2, gap=NAME_GAP, row_gap=74)
 
 
-def _panels(result: Result) -> list[_Panel]:
+def _panels(result: FoldingResult) -> list[_Panel]:
     folding = result.folding
     assert folding is not None
     levels = {"zsl": folding.zero_shot, "icl": folding.icl} | ({"ft": folding.ft} if folding.ft is not None else {})

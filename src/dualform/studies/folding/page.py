@@ -3,8 +3,8 @@
 from dualform.report.numerals import decimal, decimal_interval, percent, percent_interval
 from dualform.report.page import Fact, study_page, titled
 from dualform.report.section import Figure, Section
-from dualform.result import Folding, Result
 from dualform.studies.folding.charts import axis_chart
+from dualform.studies.folding.result import Folding, FoldingResult
 from dualform.studies.folding.table import (
     axis_table,
     compositions_table,
@@ -49,7 +49,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-def render(result: Result) -> str:
+def render(result: FoldingResult) -> str:
     """The report of a folding study as one HTML document, ready to be written as UTF-8.
 
     Args:
@@ -76,7 +76,7 @@ def render(result: Result) -> str:
 
 
 def _sections(
-    result: Result, folding: Folding | None, names: dict[str, str], figures: dict[str, Figure]
+    result: FoldingResult, folding: Folding | None, names: dict[str, str], figures: dict[str, Figure]
 ) -> list[Section]:
     """One section an axis, the first one's chart on the first screen; then what folding does elsewhere."""
     if folding is None:
@@ -118,7 +118,7 @@ def _sections(
     ]
 
 
-def _figure(result: Result, axis: str, name: str) -> Figure:
+def _figure(result: FoldingResult, axis: str, name: str) -> Figure:
     joined = result.folding is not None and is_scale(axis, points_on(result.folding, axis))
     dotted = "; dotted, ICL with the same demonstrations; dashed, the levels without a fold"
     lines = dotted if joined else "; dashed, the levels without a fold"
@@ -130,7 +130,7 @@ def _figure(result: Result, axis: str, name: str) -> Figure:
     )
 
 
-def _facts(result: Result) -> list[Fact]:
+def _facts(result: FoldingResult) -> list[Fact]:
     """The levels, the most accurate method, and what it does to plain text."""
     folding = result.folding
     if folding is None:

@@ -24,11 +24,12 @@ from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.models.reading.perplexity import text_losses
 from dualform.progress import Progress, Silent
-from dualform.result import Result, Trial
+from dualform.result import Trial
 from dualform.studies.bench import Bench, Drawn, digest, query_cost
 from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.fold_settings import IN_WEIGHTS
 from dualform.studies.folding.config import Fold, FoldingConfig
+from dualform.studies.folding.result import FoldingResult
 from dualform.studies.folding.summary import FoldOutcome, SeedFolds, folding_table, summarise_folding
 from dualform.studies.folds import check_fold, make_fold, perplexity_passages
 from dualform.studies.pieces import Cells, NoCells, Piece
@@ -47,7 +48,7 @@ _NO_CELLS = NoCells()
 class FoldingStudy:
     """A finished study."""
 
-    result: Result
+    result: FoldingResult
     asked: Asked
     base: dict[str, Tensor]
     """What the base model said: `answers/` for the study's task, `answers/OTHER`, `plain`."""

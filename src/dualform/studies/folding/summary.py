@@ -9,22 +9,14 @@ import torch
 from torch import Tensor
 
 from dualform.models.reading.perplexity import perplexity
-from dualform.result import (
-    Composition,
-    Estimate,
-    Folding,
-    FoldPoint,
-    Perplexity,
-    Result,
-    Transfer,
-    Trial,
-)
+from dualform.result import Estimate, Trial
 from dualform.studies.against import recovered
 from dualform.studies.answers import AnswerRows, answers_table
 from dualform.studies.bench import Drawn
 from dualform.studies.common_warnings import few_seeds
 from dualform.studies.facts import Asked, demonstration_report, task_result
 from dualform.studies.folding.config import Fold, FoldingConfig, PlannedPoint
+from dualform.studies.folding.result import Composition, Folding, FoldingResult, FoldPoint, Perplexity, Transfer
 from dualform.studies.statistics import Statistics, commonest
 
 
@@ -62,7 +54,7 @@ def summarise_folding(
     labels: Mapping[str, Tensor],
     model: dict[str, Any],
     environment: dict[str, Any],
-) -> Result:
+) -> FoldingResult:
     """The whole study as a result.
 
     Args:
@@ -128,6 +120,7 @@ def summarise_folding(
     trained = [one.ft for one in seeds if one.ft is not None]
     drawn = {one.seed: one.demonstrations[config.k] for one in seeds}
     return task_result(
+        FoldingResult,
         "folding",
         config,
         asked,

@@ -3,13 +3,14 @@
 from dualform.report.numerals import count, finite, known, scaled
 from dualform.report.phrases import is_undefined
 from dualform.report.table import BLANK, Cell, Column, Row, Table, estimate_cell, learner_row, without_columns
-from dualform.result import Estimate, FoldPoint, Result
+from dualform.result import Estimate
 from dualform.studies.against_words import recovered_share
 from dualform.studies.baseline_words import baseline_rows
+from dualform.studies.folding.result import FoldingResult, FoldPoint
 from dualform.studies.folding.words import axes_in_order, axis_heading, axis_name, parts_name, points_on
 
 
-def tables(result: Result) -> list[Table]:
+def tables(result: FoldingResult) -> list[Table]:
     """All tables that have rows, in the order of reading; none without a folding study."""
     if result.folding is None:
         return []
@@ -18,7 +19,7 @@ def tables(result: Result) -> list[Table]:
     return [table for table in [*tables, transfer_table(result), compositions_table(result)] if table]
 
 
-def levels_table(result: Result) -> Table:
+def levels_table(result: FoldingResult) -> Table:
     """Accuracy of zero-shot, ICL and FT, with which the folds are compared."""
     columns = (Column("learner"), Column("accuracy", "share", interval=True), Column("n", "count", where="page"))
     rows = [
@@ -31,7 +32,7 @@ def levels_table(result: Result) -> Table:
     return Table("Accuracy without a fold", columns, tuple(rows + levels) if rows else ())
 
 
-def reference_levels(result: Result) -> dict[str, Estimate]:
+def reference_levels(result: FoldingResult) -> dict[str, Estimate]:
     """Zero-shot, ICL and, where it was run, FT."""
     if result.folding is None:
         return {}
@@ -39,7 +40,7 @@ def reference_levels(result: Result) -> dict[str, Estimate]:
     return {"zsl": folding.zero_shot, "icl": folding.icl} | ({"ft": folding.ft} if folding.ft is not None else {})
 
 
-def axis_table(result: Result, axis: str) -> Table:
+def axis_table(result: FoldingResult, axis: str) -> Table:
     """The points of one axis: accuracy, that of ICL with the same demonstrations, agreement, share recovered, cost."""
     points = points_on(result.folding, axis) if result.folding is not None else []
     columns = (
@@ -80,7 +81,7 @@ def axis_table(result: Result, axis: str) -> Table:
     return without_columns(table, [name for name, values in filled.items() if not any(map(_known, values))])
 
 
-def _icl_varies(result: Result, points: list[FoldPoint]) -> bool:
+def _icl_varies(result: FoldingResult, points: list[FoldPoint]) -> bool:
     return result.folding is not None and any(point.icl != result.folding.icl for point in points)
 
 
@@ -103,7 +104,7 @@ def _n(points: list[FoldPoint]) -> str:
     return "" if not n else count(n[0]) if min(n) == max(n) else f"{count(min(n))} to {count(max(n))}"
 
 
-def transfer_table(result: Result) -> Table:
+def transfer_table(result: FoldingResult) -> Table:
     """Accuracy of the folded model on other tasks, and the difference from the base model in points."""
     columns = (
         Column("task"),
@@ -125,7 +126,7 @@ def transfer_table(result: Result) -> Table:
     return Table("Another task", columns, rows)
 
 
-def compositions_table(result: Result) -> Table:
+def compositions_table(result: FoldingResult) -> Table:
     """Each sum of folds: accuracy on every task next to that of the task's own fold alone."""
     columns = (
         Column("sum of"),

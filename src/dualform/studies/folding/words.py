@@ -18,8 +18,9 @@ from dualform.report.phrases import (
     listed,
     share_with_interval,
 )
-from dualform.result import Composition, Estimate, Folding, FoldPoint, Perplexity, Result, Transfer
+from dualform.result import Estimate
 from dualform.studies.baseline_words import above_baselines, chance_level, guessing_phrase, majority_level
+from dualform.studies.folding.result import Composition, Folding, FoldingResult, FoldPoint, Perplexity, Transfer
 
 AXES: dict[str, tuple[str, str]] = {
     "method": ("method", "Ways of folding"),
@@ -38,7 +39,7 @@ LOGARITHMIC = ("k", "texts", "strength")
 """Axes that are drawn on a log scale."""
 
 
-def headlines(result: Result) -> list[str]:
+def headlines(result: FoldingResult) -> list[str]:
     """What the study found, most important first.
 
     Args:
@@ -243,7 +244,7 @@ def _best(folding: Folding) -> list[str]:
     return sentences
 
 
-def _guessing(result: Result, folding: Folding) -> list[str]:
+def _guessing(result: FoldingResult, folding: Folding) -> list[str]:
     """Who is not shown to answer better than guessing and the commonest label; first, as all else depends on it."""
     chance, majority = chance_level(result), majority_level(result)
     if majority is None:
@@ -262,7 +263,7 @@ def _guessing(result: Result, folding: Folding) -> list[str]:
     ]
 
 
-def _default(result: Result, folding: Folding) -> list[str]:
+def _default(result: FoldingResult, folding: Folding) -> list[str]:
     """The study's own method, which nobody picked by these queries, where another is the most accurate."""
     settings = result.config.get("fold")
     method = settings.get("method") if isinstance(settings, dict) else None

@@ -6,6 +6,7 @@ STUDY = study_in(
     __name__,
     "RegressionConfig",
     name="regress",
+    result="LaboratoryResult",
     noun="laboratory",
     written_as="regression",
     configure=lazy(f"{__name__}.config:regression_config"),

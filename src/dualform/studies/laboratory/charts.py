@@ -16,7 +16,7 @@ from dualform.report.charts.panels import WIDE
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR
 from dualform.report.phrases import capital, listed, plural
-from dualform.result import LabChart
+from dualform.studies.laboratory.result import LabChart
 
 HEIGHT = 230
 """Pixels."""

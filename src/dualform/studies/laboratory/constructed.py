@@ -29,10 +29,11 @@ from dualform.models.loading.load import load_model
 from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.agreement import rec2ftp
-from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.result import Estimate
 from dualform.studies.inside import Prompted, Shown, likeness, random_side, recordings_for, trained_side
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.construction_depth import depth_claims, depth_errors
+from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells, Piece
 from dualform.studies.seed_statistics import over_seeds
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations

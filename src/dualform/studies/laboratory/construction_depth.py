@@ -19,7 +19,7 @@ from dualform.ops.constructions import (
     ridge_layer,
 )
 from dualform.ops.streams import stream
-from dualform.result import Claim
+from dualform.studies.laboratory.result import Claim
 from dualform.studies.seed_statistics import over_seeds
 
 DEPTH = 5

@@ -17,7 +17,7 @@ from dualform.lab.predictors import Descent, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.ops.fast_weights import NORM_EPS, FastWeightRule, FastWeightState, fast_weights
 from dualform.ops.streams import stream
-from dualform.result import Claim
+from dualform.studies.laboratory.result import Claim
 from dualform.studies.seed_statistics import over_seeds
 
 TOLERANCE = 1e-10

@@ -7,8 +7,8 @@ from dualform.report.numerals import count
 from dualform.report.page import Fact, Page, about_line, commands_again, findings, render, run_section
 from dualform.report.phrases import capital
 from dualform.report.section import Figure, Section
-from dualform.result import LabChart, LabStudy, Result
 from dualform.studies.laboratory.charts import described, lab_chart, looks, remarks
+from dualform.studies.laboratory.result import LabChart, LaboratoryResult, LabStudy
 from dualform.studies.laboratory.table import claim_table, lab_table, overview_table
 from dualform.studies.laboratory.words import Count, count_sentence, counted, laboratory_verdict
 
@@ -50,7 +50,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-def render_regression(result: Result) -> str:
+def render_regression(result: LaboratoryResult) -> str:
     """The report of the laboratory as one HTML document, ready to be written as UTF-8.
 
     Args:
@@ -100,7 +100,7 @@ def _chart_name(study: str, place: int) -> str:
     return f"{study}-{place}"
 
 
-def _facts(result: Result, claims: Count) -> list[Fact]:
+def _facts(result: LaboratoryResult, claims: Count) -> list[Fact]:
     """What a reader looks for first: how many claims hold, whether they could have failed, how many seeds."""
     cards = []
     if claims.claims:

@@ -33,8 +33,9 @@ from dualform.lab.predictors import (
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.training import Training, train
 from dualform.ops.streams import stream
-from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.result import Estimate
 from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells, Piece
 from dualform.studies.seed_statistics import over_seeds
 

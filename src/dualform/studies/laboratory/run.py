@@ -16,9 +16,10 @@ import pyarrow as pa
 from dualform._version import __version__
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
-from dualform.result import Estimate, Laboratory, LabStudy, Result
+from dualform.result import Estimate
 from dualform.studies.facts import environment
 from dualform.studies.laboratory.config import LAB_NAMES, LabName, RegressionConfig
+from dualform.studies.laboratory.result import Laboratory, LaboratoryResult, LabStudy
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.study import StudyContext, StudyOutput
 
@@ -36,7 +37,7 @@ STUDIES: dict[LabName, str] = {name: f"dualform.studies.laboratory.{name}" for n
 @ordinary_torch()
 def run_laboratory(
     config: RegressionConfig, *, cells: Cells = _NO_CELLS, progress: Progress = _SILENT
-) -> tuple[Result, pa.Table]:
+) -> tuple[LaboratoryResult, pa.Table]:
     """Run the studies that the settings name.
 
     Args:
@@ -57,7 +58,7 @@ def run_laboratory(
     progress.start(float(sum(module.pieces(config) for module in modules.values())))
     studies = [_run(name, module, config, cells, progress) for name, module in modules.items()]
     laboratory = Laboratory(studies=studies)
-    result = Result(
+    result = LaboratoryResult(
         dualform=__version__,
         study="regression",
         config=config.model_dump(mode="json"),

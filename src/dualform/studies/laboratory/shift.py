@@ -18,7 +18,6 @@ from torch import Tensor
 from dualform.lab.decoder import Decoders
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, NearestNeighbours, Predictor, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
-from dualform.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.phases import (
     Shape,
@@ -32,6 +31,7 @@ from dualform.studies.laboratory.phases import (
     tasks_of,
     trained,
 )
+from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells
 from dualform.studies.seed_statistics import over_seeds
 

@@ -2,7 +2,8 @@
 
 from dualform.report.numerals import MISSING, known
 from dualform.report.table import Cell, Column, Row, Table
-from dualform.result import Estimate, LabStudy, LabTable, Result
+from dualform.result import Estimate
+from dualform.studies.laboratory.result import LaboratoryResult, LabStudy, LabTable
 from dualform.studies.laboratory.words import (
     as_it_should,
     count_sentence,
@@ -13,7 +14,7 @@ from dualform.studies.laboratory.words import (
 )
 
 
-def claim_tables(result: Result) -> list[Table]:
+def claim_tables(result: LaboratoryResult) -> list[Table]:
     """A table for each study that makes claims; none without a laboratory."""
     studies = result.laboratory.studies if result.laboratory is not None else []
     return [claim_table(study) for study in studies if study.claims]
@@ -44,7 +45,7 @@ def claim_table(study: LabStudy) -> Table:
     return Table(f"{study.name}: {study.question}", columns, rows, blocks=True)
 
 
-def overview_table(result: Result, ids: list[str]) -> Table:
+def overview_table(result: LaboratoryResult, ids: list[str]) -> Table:
     """Each study with its question, its answer and how many of its claims hold.
 
     Args:

@@ -31,8 +31,9 @@ from dualform.lab.self_attention import (
     sensitivities,
 )
 from dualform.ops.streams import stream
-from dualform.result import Claim, Estimate, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.result import Estimate
 from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells, Piece
 from dualform.studies.seed_statistics import over_seeds
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from dualform.report.numerals import MISSING, Interval, finite, known
 from dualform.report.phrases import capital, plural
-from dualform.result import Claim, Estimate, LabStudy, Result
+from dualform.result import Estimate
+from dualform.studies.laboratory.result import Claim, LaboratoryResult, LabStudy
 
 HOLDS = "holds"
 FAILS = "does not hold"
@@ -68,7 +69,7 @@ def mark(claim: Claim) -> str:
     return HOLDS if claim.holds else FAILS
 
 
-def laboratory_verdict(result: Result) -> list[str]:
+def laboratory_verdict(result: LaboratoryResult) -> list[str]:
     """How many claims hold, which do not or could not be measured, and what each study answers.
 
     Args:

@@ -6,6 +6,7 @@ STUDY = study_in(
     __name__,
     "MomentumConfig",
     name="momentum",
+    result="MomentumResult",
     configure=lazy(f"{__name__}.config:momentum_config"),
     plan_samples=lazy(f"{__name__}.plan:samples"),
     view=View(

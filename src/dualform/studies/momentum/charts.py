@@ -14,7 +14,7 @@ import altair as alt
 from dualform.report.charts.panels import line_at, panel_title, panels
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, SPARE_COLOURS
-from dualform.result import Estimate, MomentumArm, MomentumReport, Paired, RegressionCurve, Result, TaskScore
+from dualform.result import Estimate, Paired
 from dualform.studies.momentum.figures import (
     MOMENTUM,
     baselines,
@@ -28,6 +28,7 @@ from dualform.studies.momentum.figures import (
     perplexity_at,
     references_at,
 )
+from dualform.studies.momentum.result import MomentumArm, MomentumReport, MomentumResult, RegressionCurve, TaskScore
 
 WIDTH, HEIGHT = 250, 190
 """Pixels of a panel."""
@@ -91,7 +92,7 @@ def arm_colours(report: MomentumReport) -> dict[str, str]:
     return colours
 
 
-def difference_chart(result: Result) -> alt.TopLevelMixin | None:
+def difference_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     """Loss less the baseline's at full length: over eta for momentum, by name for other arms; seeds as small dots."""
     report = result.momentum
     if report is None:
@@ -116,7 +117,7 @@ def difference_chart(result: Result) -> alt.TopLevelMixin | None:
     return panels(drawn, columns=3, gap=NUMBER_GAP, row_gap=130)
 
 
-def training_chart(result: Result) -> alt.TopLevelMixin | None:
+def training_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     """Validation loss by tokens read, and its difference from the baseline's, without the first tenth of training."""
     report = result.momentum
     if report is None:
@@ -140,7 +141,7 @@ def training_chart(result: Result) -> alt.TopLevelMixin | None:
     return panels(drawn, columns=2, gap=NUMBER_GAP, row_gap=84)
 
 
-def length_chart(result: Result) -> alt.TopLevelMixin | None:
+def length_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     """Perplexity by length of the text, and the difference of losses from the baseline's; None with a single length."""
     report = result.momentum
     if report is None:
@@ -170,7 +171,7 @@ def length_chart(result: Result) -> alt.TopLevelMixin | None:
     return None if chart is None else chart.resolve_scale(xOffset="independent")
 
 
-def regression_chart(result: Result) -> alt.TopLevelMixin | None:
+def regression_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     """Error in in-context regression by examples seen, a panel a condition number; exact predictors dashed."""
     report = result.momentum
     if report is None or report.regression is None:
@@ -197,7 +198,7 @@ def regression_chart(result: Result) -> alt.TopLevelMixin | None:
     return panels(drawn, columns=2, gap=NUMBER_GAP, row_gap=84)
 
 
-def tasks_chart(result: Result) -> alt.TopLevelMixin | None:
+def tasks_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     """Accuracy of every arm on each task, with intervals; what always giving the most frequent answer reaches."""
     report = result.momentum
     if report is None:

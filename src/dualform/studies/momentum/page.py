@@ -6,7 +6,6 @@ from dualform.report.numerals import count, finite, known, significant
 from dualform.report.page import Fact, Page, about_line, commands_again, facts_section, findings, render, run_section
 from dualform.report.phrases import difference, difference_interval, plural
 from dualform.report.section import Figure, Section
-from dualform.result import MomentumReport, Result
 from dualform.studies.momentum import table
 from dualform.studies.momentum.charts import (
     difference_chart,
@@ -28,6 +27,7 @@ from dualform.studies.momentum.figures import (
     perplexity_interval,
     perplexity_text,
 )
+from dualform.studies.momentum.result import MomentumReport, MomentumResult
 from dualform.studies.momentum.words import (
     KINDS,
     averaging_sentences,
@@ -72,7 +72,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-def render_momentum(result: Result) -> str:
+def render_momentum(result: MomentumResult) -> str:
     """The report of a momentum study as one HTML document, ready to be written as UTF-8.
 
     Args:
@@ -113,7 +113,7 @@ def render_momentum(result: Result) -> str:
     )
 
 
-def _sections(result: Result, report: MomentumReport) -> list[Section]:
+def _sections(result: MomentumResult, report: MomentumReport) -> list[Section]:
     return [
         Section(
             "perplexity",
@@ -187,7 +187,7 @@ def _sections(result: Result, report: MomentumReport) -> list[Section]:
     ]
 
 
-def _tasks(result: Result, report: MomentumReport) -> Section:
+def _tasks(result: MomentumResult, report: MomentumReport) -> Section:
     shots = [score.k for arm in report.arms for score in arm.tasks]
     return Section(
         "tasks",
@@ -209,7 +209,7 @@ def _tasks(result: Result, report: MomentumReport) -> Section:
     )
 
 
-def _regression(result: Result, report: MomentumReport) -> Section:
+def _regression(result: MomentumResult, report: MomentumReport) -> Section:
     regression = report.regression
     if regression is None or not regression.curves:
         return Section("regression", "")
@@ -236,7 +236,7 @@ def _regression(result: Result, report: MomentumReport) -> Section:
     )
 
 
-def _published(result: Result, report: MomentumReport) -> Section:
+def _published(result: MomentumResult, report: MomentumReport) -> Section:
     best = best_momentum(report, full_length(report))
     if best is None:
         return Section("published", "")

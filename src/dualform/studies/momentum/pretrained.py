@@ -20,9 +20,9 @@ from dualform.models.loading.load import load_model
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.tokens import TextTokenizer
 from dualform.ops.streams import stream, stream_seed
-from dualform.result import PretrainedMomentum
 from dualform.studies.bench import weights_digest
 from dualform.studies.momentum.config import MomentumConfig
+from dualform.studies.momentum.result import PretrainedMomentum
 from dualform.studies.pieces import Cells, Piece
 from dualform.studies.seed_statistics import over_seeds, paired
 

@@ -10,9 +10,9 @@ from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.sequence_model import SequenceModel, SequenceModelConfig, train_sequence_model
 from dualform.lab.training import Training
 from dualform.ops.streams import stream
-from dualform.result import MomentumRegression, RegressionCurve
 from dualform.studies.momentum.arms import prepare_for
 from dualform.studies.momentum.config import Arm, MomentumConfig
+from dualform.studies.momentum.result import MomentumRegression, RegressionCurve
 from dualform.studies.pieces import Cells, Piece
 from dualform.studies.seed_statistics import over_seeds, paired
 

@@ -31,13 +31,13 @@ from dualform.models.reading.encoding import Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
-from dualform.result import Result
 from dualform.source_digest import source_digest
 from dualform.studies.facts import environment
 from dualform.studies.momentum.arms import prepare_for
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.pretrained import put_into, require_usable
 from dualform.studies.momentum.regression import regress
+from dualform.studies.momentum.result import MomentumResult
 from dualform.studies.momentum.summary import ArmRun, asked, momentum_table, summarise_momentum
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.study import StudyContext, StudyOutput
@@ -53,7 +53,7 @@ _NO_CELLS = NoCells()
 class MomentumStudy:
     """A finished study."""
 
-    result: Result
+    result: MomentumResult
     runs: Mapping[tuple[Arm, int], ArmRun]
     """By arm and seed."""
     tasks: Mapping[str, Task]

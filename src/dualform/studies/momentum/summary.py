@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from dualform._version import __version__
-from dualform.result import (
+from dualform.studies.bench import sample
+from dualform.studies.momentum.config import Arm, MomentumConfig
+from dualform.studies.momentum.result import (
     CurvePoint,
     MomentumArm,
     MomentumRegression,
     MomentumReport,
+    MomentumResult,
     PretrainedMomentum,
-    Result,
     TaskScore,
 )
-from dualform.studies.bench import sample
-from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.seed_statistics import over_seeds, paired
 from dualform.studies.statistics import Statistics
 from dualform.tasks.task import Example, Task
@@ -52,7 +52,7 @@ def summarise_momentum(
     regression: MomentumRegression | None,
     pretrained: list[PretrainedMomentum],
     notes_of_models: Sequence[str] = (),
-) -> Result:
+) -> MomentumResult:
     """The whole study as a result.
 
     Args:
@@ -77,7 +77,7 @@ def summarise_momentum(
         notes.append("One seed has no interval: train several, with --seeds 1..5.")
     elif len(config.seeds) < 5:
         notes.append(f"{len(config.seeds)} seeds: Student's intervals over so few are wide, and rest on normality.")
-    return Result(
+    return MomentumResult(
         dualform=__version__,
         study="momentum",
         config=config.model_dump(mode="json"),

@@ -4,7 +4,7 @@ from dualform.report.numerals import MISSING, finite, significant
 from dualform.report.palette import MEASURE_COLOUR
 from dualform.report.phrases import difference
 from dualform.report.table import BLANK, Cell, Column, Row, Table, estimate_cell, p_value
-from dualform.result import Estimate, MomentumArm, MomentumReport, Paired, Result
+from dualform.result import Estimate, Paired
 from dualform.studies.momentum.charts import arm_colours
 from dualform.studies.momentum.figures import (
     added_parameters,
@@ -27,13 +27,14 @@ from dualform.studies.momentum.figures import (
     relative,
     relative_interval,
 )
+from dualform.studies.momentum.result import MomentumArm, MomentumReport, MomentumResult
 from dualform.studies.published import BesideMomentum, momentum_beside_the_paper
 
 LENGTHS_SHOWN = 3
 """Lengths of text, the longest ones, that the terminal shows perplexity at; the page has all of them."""
 
 
-def momentum_tables(result: Result) -> list[Table]:
+def momentum_tables(result: MomentumResult) -> list[Table]:
     """All tables for the terminal that have rows, in the order of reading; none without a momentum study."""
     if result.momentum is None:
         return []
@@ -41,7 +42,7 @@ def momentum_tables(result: Result) -> list[Table]:
     return [table for table in [*tables, pretrained_table(result), cost_table(result)] if table]
 
 
-def difference_table(result: Result) -> Table:
+def difference_table(result: MomentumResult) -> Table:
     """Each arm's loss at full length less its baseline's, as nats and as a change of perplexity."""
     report = result.momentum
     length = full_length(report) if report is not None else None
@@ -73,7 +74,7 @@ def difference_table(result: Result) -> Table:
     return Table(f"Loss{where}, less the baseline's", columns, tuple(rows))
 
 
-def perplexity_table(result: Result) -> Table:
+def perplexity_table(result: MomentumResult) -> Table:
     """Perplexity on test text by its length, intervals below."""
     report = result.momentum
     all_lengths = lengths(report) if report is not None else []
@@ -103,7 +104,7 @@ def perplexity_table(result: Result) -> Table:
     return Table("Perplexity by tokens of test text", columns, rows, note=note)
 
 
-def learned_table(result: Result) -> Table:
+def learned_table(result: MomentumResult) -> Table:
     """The eta that each arm learned, layer by layer."""
     report = result.momentum
     arms = [arm for arm in _arms(report) if arm.learned_eta]
@@ -124,7 +125,7 @@ def learned_table(result: Result) -> Table:
     return Table("Eta learned", columns, rows)
 
 
-def tasks_table(result: Result) -> Table:
+def tasks_table(result: MomentumResult) -> Table:
     """Accuracy in context, task by task and in the mean, and its difference from the baseline's."""
     report = result.momentum
     names = list(dict.fromkeys(score.task for arm in _arms(report) for score in arm.tasks))
@@ -166,7 +167,7 @@ def tasks_table(result: Result) -> Table:
     return Table("Accuracy in context, mean over tasks", columns, tuple(rows))
 
 
-def regression_table(result: Result) -> Table:
+def regression_table(result: MomentumResult) -> Table:
     """Error behind all examples by condition number, and the mean change of the error from the baseline's."""
     report = result.momentum
     regression = report.regression if report is not None else None
@@ -208,7 +209,7 @@ def regression_table(result: Result) -> Table:
     return Table("In-context regression", columns, tuple(rows), note=note)
 
 
-def pretrained_table(result: Result) -> Table:
+def pretrained_table(result: MomentumResult) -> Table:
     """Momentum in models that were trained without: perplexity as they are, and the difference after a finetune."""
     columns = (
         Column("model"),
@@ -238,7 +239,7 @@ def pretrained_table(result: Result) -> Table:
     return Table("Put into models that were trained without", columns, rows)
 
 
-def published_table(result: Result) -> Table:
+def published_table(result: MomentumResult) -> Table:
     """The paper's numbers, one run each, next to this run's where it has them."""
     report = result.momentum
     best = best_momentum(report, full_length(report)) if report is not None else None
@@ -262,7 +263,7 @@ def published_table(result: Result) -> Table:
     return Table("The paper's numbers", columns, rows, groups=groups)
 
 
-def shares_with_the_paper(result: Result) -> bool:
+def shares_with_the_paper(result: MomentumResult) -> bool:
     """Whether this run has a number that the paper reports too."""
     report = result.momentum
     best = best_momentum(report, full_length(report)) if report is not None else None
@@ -288,7 +289,7 @@ def _own(row: BesideMomentum, estimate: Estimate | None) -> Cell:
     return Cell(estimate.mean, "share", estimate.ci95, estimate.n) if row.share else _perplexity(estimate)
 
 
-def cost_table(result: Result) -> Table:
+def cost_table(result: MomentumResult) -> Table:
     """What each arm is made of, and how long a step takes compared with its baseline's."""
     report = result.momentum
     columns = (

@@ -8,14 +8,7 @@ from collections.abc import Sequence
 
 from dualform.report.numerals import decimal, finite, known, percent, significant
 from dualform.report.phrases import apart, difference, difference_interval, listed, plural
-from dualform.result import (
-    MomentumArm,
-    MomentumRegression,
-    MomentumReport,
-    Paired,
-    PretrainedMomentum,
-    Result,
-)
+from dualform.result import Paired
 from dualform.studies.momentum.figures import (
     MOMENTUM,
     added_parameters,
@@ -44,6 +37,13 @@ from dualform.studies.momentum.figures import (
     relative,
     relative_interval,
     side,
+)
+from dualform.studies.momentum.result import (
+    MomentumArm,
+    MomentumRegression,
+    MomentumReport,
+    MomentumResult,
+    PretrainedMomentum,
 )
 from dualform.studies.published import MOMENTUM_PERPLEXITY
 
@@ -79,7 +79,7 @@ CHANCE_IN = 20
 """Of so many comparisons without a difference, one is expected to look shown at the 5 % level."""
 
 
-def momentum_verdict(result: Result) -> list[str]:
+def momentum_verdict(result: MomentumResult) -> list[str]:
     """What the study found, most important first.
 
     Args:

@@ -2,4 +2,4 @@
 
 from dualform.studies.study import study_in
 
-STUDY = study_in(__name__, "SelectionConfig", name="selection")
+STUDY = study_in(__name__, "SelectionConfig", name="selection", result="SelectionResult")

@@ -8,14 +8,14 @@ from dualform.report.charts.panels import WIDE, learner_colours, panel_title, pa
 from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.result import Choice, Result
+from dualform.studies.selection.result import Choice, SelectionResult
 from dualform.studies.selection.words import choice_name, chosen
 
 NAME_GAP = 130
 """Pixels that the choices' names take left of a panel."""
 
 
-def optimism_chart(result: Result) -> alt.TopLevelMixin | None:
+def optimism_chart(result: SelectionResult) -> alt.TopLevelMixin | None:
     """Optimism of every choice for each learner, in points with 95 % interval; zero as a line."""
     rows = [row for choice in _choices(result) for row in _optimism_rows(choice)]
     if not rows:
@@ -51,7 +51,7 @@ def optimism_chart(result: Result) -> alt.TopLevelMixin | None:
     return panels([chart], columns=1, gap=NAME_GAP, row_gap=0)
 
 
-def similarity_by_choice_chart(result: Result) -> alt.TopLevelMixin | None:
+def similarity_by_choice_chart(result: SelectionResult) -> alt.TopLevelMixin | None:
     """Each measure of likeness under each choice, with 95 % interval; scales differ."""
     choices = _choices(result)
     drawn = []
@@ -62,7 +62,7 @@ def similarity_by_choice_chart(result: Result) -> alt.TopLevelMixin | None:
     return panels(drawn, columns=2, gap=NAME_GAP, row_gap=74)
 
 
-def _choices(result: Result) -> list[Choice]:
+def _choices(result: SelectionResult) -> list[Choice]:
     return result.selection.choices if result.selection is not None else []
 
 

@@ -5,10 +5,10 @@ from dualform.report.numerals import count, decimal, decimal_interval, finite, p
 from dualform.report.page import Fact, study_page, titled
 from dualform.report.phrases import difference, difference_interval
 from dualform.report.section import Figure, Section
-from dualform.result import Result
 from dualform.studies.baseline_words import majority_answer
 from dualform.studies.glossary import DEMONSTRATION, learner_terms
 from dualform.studies.selection.charts import optimism_chart, similarity_by_choice_chart
+from dualform.studies.selection.result import SelectionResult
 from dualform.studies.selection.table import choices_table, optimism_table, similarity_table
 from dualform.studies.selection.words import choice_name, headlines
 
@@ -36,7 +36,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-def render(result: Result) -> str:
+def render(result: SelectionResult) -> str:
     """The report of a selection study as one HTML document, ready to be written as UTF-8.
 
     Args:
@@ -91,7 +91,7 @@ def render(result: Result) -> str:
     )
 
 
-def _baselines(result: Result) -> str:
+def _baselines(result: SelectionResult) -> str:
     """What guessing and the commonest label would give on each set of queries; empty where it is not known."""
     levels = result.selection.baselines if result.selection is not None else {}
     parts = [
@@ -102,7 +102,7 @@ def _baselines(result: Result) -> str:
     return f"Without reading a query: {'; '.join(parts)}." if parts else ""
 
 
-def _facts(result: Result) -> list[Fact]:
+def _facts(result: SelectionResult) -> list[Fact]:
     """For each learner the largest optimism, and how far the first measure moves."""
     if result.selection is None:
         return []

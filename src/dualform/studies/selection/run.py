@@ -21,13 +21,14 @@ from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
-from dualform.result import Result, Trial
+from dualform.result import Trial
 from dualform.studies.bench import Bench, Drawn, digest, sample
 from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.selection.choosing import SETS, QuerySet, SelectOn
 from dualform.studies.selection.config import SelectionConfig
+from dualform.studies.selection.result import SelectionResult
 from dualform.studies.selection.summary import summarise_selection
 from dualform.studies.selection.trials import AllTrials, Budget, SeedTrials, trials_table
 from dualform.studies.study import StudyContext, StudyOutput
@@ -45,7 +46,7 @@ MEASURES = ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_delta", "kendall", "dire
 class SelectionStudy:
     """A finished study."""
 
-    result: Result
+    result: SelectionResult
     asked: Asked
     found: AllTrials
     """Answer by answer."""

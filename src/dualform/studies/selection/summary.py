@@ -8,20 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualform.result import (
-    FEWEST_FOR_INTERVAL,
-    Accuracy,
-    Choice,
-    ChoiceScore,
-    Estimate,
-    Result,
-    Selection,
-    Trial,
-)
+from dualform.result import FEWEST_FOR_INTERVAL, Accuracy, Estimate, Trial
 from dualform.studies.common_warnings import few_demonstrations, low_precision, slow_route
 from dualform.studies.facts import Asked, baselines_of, demonstration_report, task_facts, task_result
 from dualform.studies.selection.choosing import CHOICES, QuerySet, Select, SelectOn, Tables
 from dualform.studies.selection.config import SelectionConfig
+from dualform.studies.selection.result import Choice, ChoiceScore, Selection, SelectionResult
 from dualform.studies.selection.trials import AllTrials, middle_place
 from dualform.studies.statistics import Statistics
 
@@ -29,7 +21,9 @@ COUNTED = ("rec2ftp", "agreement")
 """Measures that are shares of answers."""
 
 
-def summarise_selection(config: SelectionConfig, asked: Asked, found: AllTrials, environment: dict[str, Any]) -> Result:
+def summarise_selection(
+    config: SelectionConfig, asked: Asked, found: AllTrials, environment: dict[str, Any]
+) -> SelectionResult:
     """All trials as one result.
 
     Args:
@@ -47,6 +41,7 @@ def summarise_selection(config: SelectionConfig, asked: Asked, found: AllTrials,
     choices = [one.choice for one in made]
     sizes = {name: len(examples) for name, examples in found.examples.items()}
     return task_result(
+        SelectionResult,
         "selection",
         config,
         asked,

@@ -3,16 +3,16 @@
 from dualform.report.measures import in_order, measure_of
 from dualform.report.palette import learners_in_order
 from dualform.report.table import Cell, Column, Row, Table, estimate_cell, learner_cell, score_cell
-from dualform.result import Choice, Result
+from dualform.studies.selection.result import Choice, SelectionResult
 from dualform.studies.selection.words import choice_name, chosen
 
 
-def tables(result: Result) -> list[Table]:
+def tables(result: SelectionResult) -> list[Table]:
     """All tables that have rows, in the order of reading; none without a selection study."""
     return [each for each in (optimism_table(result), choices_table(result), similarity_table(result)) if each]
 
 
-def optimism_table(result: Result) -> Table:
+def optimism_table(result: SelectionResult) -> Table:
     """Accuracy where it was chosen, on untouched queries, and the difference in points with its interval."""
     columns = (
         Column("chosen by"),
@@ -38,7 +38,7 @@ def optimism_table(result: Result) -> Table:
     return Table("Accuracy of what was chosen", columns, rows)
 
 
-def choices_table(result: Result) -> Table:
+def choices_table(result: SelectionResult) -> Table:
     """What each way of choosing chose, and what its search read."""
     columns = (
         Column("chosen by"),
@@ -63,7 +63,7 @@ def choices_table(result: Result) -> Table:
     return Table("What was chosen, and the search for it", columns, rows)
 
 
-def similarity_table(result: Result) -> Table:
+def similarity_table(result: SelectionResult) -> Table:
     """Each measure under each choice, and its range over them."""
     columns = (
         Column("measure"),
@@ -84,5 +84,5 @@ def similarity_table(result: Result) -> Table:
     return Table("Similarity by choice", columns, tuple(rows))
 
 
-def _choices(result: Result) -> list[Choice]:
+def _choices(result: SelectionResult) -> list[Choice]:
     return result.selection.choices if result.selection is not None else []

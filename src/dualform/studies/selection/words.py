@@ -8,14 +8,15 @@ from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import count, decimal, decimal_interval, finite, known, significant
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import apart, difference, difference_interval, is_few, listed, plural
-from dualform.result import Choice, ChoiceScore, Estimate, Result
+from dualform.result import Estimate
 from dualform.studies.baseline_words import guessing_sentences
+from dualform.studies.selection.result import Choice, ChoiceScore, SelectionResult
 
 EQUAL_WITHIN = 0.1
 """Two budgets count as equal when the larger is no more than this above the smaller, as a share of it."""
 
 
-def headlines(result: Result) -> list[str]:
+def headlines(result: SelectionResult) -> list[str]:
     """What the study found, most important first.
 
     Args:
@@ -178,7 +179,7 @@ def _beside(icl: float, ft: float) -> str:
     return f"the budgets were not equal, {more} had {significant(ratio)} times the other's"
 
 
-def _similarity(result: Result) -> list[str]:
+def _similarity(result: SelectionResult) -> list[str]:
     """Whether the score of likeness hangs on how the pair was chosen.
 
     The highest less the lowest score is never below zero, so its interval alone proves nothing; the two scores'

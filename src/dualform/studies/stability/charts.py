@@ -19,9 +19,16 @@ from dualform.report.charts.panels import (
 )
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
-from dualform.result import Behaviour, LearnerStability, ModelStability, Result, RunBehaviour, Spread
 from dualform.studies.baseline_words import COLLAPSED_ABOVE, baseline_levels, chance_level
 from dualform.studies.stability.contrast_words import runs_with_true_labels
+from dualform.studies.stability.result import (
+    Behaviour,
+    LearnerStability,
+    ModelStability,
+    RunBehaviour,
+    Spread,
+    StabilityResult,
+)
 from dualform.studies.stability.table import labels_in_order
 from dualform.studies.stability.words import variance_shares
 
@@ -41,13 +48,13 @@ PART_TITLES = {"set": "set", "order": "order", "residual": "residual (queries)"}
 BEFORE, AFTER = "as answered", "calibrated"
 
 
-def accuracy_runs_chart(result: Result) -> alt.TopLevelMixin | None:
+def accuracy_runs_chart(result: StabilityResult) -> alt.TopLevelMixin | None:
     """Accuracy of every run, with quartiles and median, before and after calibration; chance as a line."""
     title = "accuracy of a run"
     return _runs_chart(result, title, baseline_levels(result), lambda each: each.accuracy, lambda each: each.accuracy)
 
 
-def majority_runs_chart(result: Result) -> alt.TopLevelMixin | None:
+def majority_runs_chart(result: StabilityResult) -> alt.TopLevelMixin | None:
     """Share of the most frequent answer in every run, drawn alike; a run beyond the line has collapsed."""
     title = "share of the most frequent answer in a run"
     return _runs_chart(
@@ -67,7 +74,7 @@ def _top_of_all(behaviour: Behaviour) -> Spread:
     return behaviour.majority_share
 
 
-def variance_chart(result: Result) -> alt.TopLevelMixin | None:
+def variance_chart(result: StabilityResult) -> alt.TopLevelMixin | None:
     """Variance of a run's accuracy in points squared, split by set, order and queries; calibrated below, pale."""
     rows = {}
     for name, model in _models(result).items():
@@ -81,7 +88,7 @@ def variance_chart(result: Result) -> alt.TopLevelMixin | None:
     return panels(drawn, columns=1, gap=LABEL_GAP, row_gap=ROW_GAP)
 
 
-def size_chart(result: Result) -> alt.TopLevelMixin | None:
+def size_chart(result: StabilityResult) -> alt.TopLevelMixin | None:
     """Standard deviation of accuracy against the number of parameters, before and after calibration."""
     models = {
         name: (size, model)
@@ -102,7 +109,7 @@ def size_chart(result: Result) -> alt.TopLevelMixin | None:
     return panels(drawn, columns=2, gap=60, row_gap=ROW_GAP)
 
 
-def labels_chart(result: Result) -> alt.TopLevelMixin | None:
+def labels_chart(result: StabilityResult) -> alt.TopLevelMixin | None:
     """Accuracy with true, random and flipped labels in the demonstrations, with intervals."""
     found = _models(result)
     chance = chance_level(result)
@@ -120,18 +127,18 @@ def labels_chart(result: Result) -> alt.TopLevelMixin | None:
     return panels(drawn, columns=1, gap=LABEL_GAP, row_gap=ROW_GAP)
 
 
-def _models(result: Result) -> dict[str, ModelStability]:
+def _models(result: StabilityResult) -> dict[str, ModelStability]:
     return result.stability.models if result.stability is not None else {}
 
 
-def _colours(result: Result) -> alt.Scale:
+def _colours(result: StabilityResult) -> alt.Scale:
     """One colour scale for all models: panels share it, and each with learners of its own would mix it up."""
     return learner_scale(
         learners_in_order(dict.fromkeys(key for model in _models(result).values() for key in model.learners))
     )
 
 
-def _heading(result: Result, name: str) -> str | None:
+def _heading(result: StabilityResult, name: str) -> str | None:
     """A panel is headed by its model where there are several."""
     return name if len(_models(result)) > 1 else None
 
@@ -149,7 +156,7 @@ def _titled(title: str | None) -> dict[str, Any]:
 
 
 def _runs_chart(
-    result: Result,
+    result: StabilityResult,
     title: str,
     lines: Sequence[tuple[float, str]],
     of_run: Callable[[RunBehaviour], float | None],

@@ -12,15 +12,9 @@ from dualform.report.phrases import (
     points_interval,
     share_with_interval,
 )
-from dualform.result import (
-    Behaviour,
-    LearnerStability,
-    ModelStability,
-    Spread,
-    StabilityRun,
-)
 from dualform.studies.baseline_words import COLLAPSED_ABOVE
 from dualform.studies.stability.contrast_words import runs_with_true_labels
+from dualform.studies.stability.result import Behaviour, LearnerStability, ModelStability, Spread, StabilityRun
 
 
 def collapse_sentences(model: ModelStability) -> list[str]:

@@ -13,12 +13,12 @@ from dualform.report.phrases import (
     plural,
     points,
 )
-from dualform.result import (
+from dualform.studies.stability.result import (
     Behaviour,
     Contrast,
     LearnerStability,
     ModelStability,
-    Result,
+    StabilityResult,
     StabilityRun,
 )
 
@@ -165,7 +165,7 @@ def _moved(model: ModelStability, learner: str) -> list[str]:
     return [capital(sentence)]
 
 
-def size_sentences(result: Result) -> list[str]:
+def size_sentences(result: StabilityResult) -> list[str]:
     """Whether larger models are more stable."""
     assert result.stability is not None
     models = result.stability.models

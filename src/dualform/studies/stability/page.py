@@ -4,11 +4,11 @@ from dualform.report.numerals import percent
 from dualform.report.page import Fact, facts_section, study_page, titled
 from dualform.report.phrases import difference, plural, points, points_interval
 from dualform.report.section import Figure, Section
-from dualform.result import ModelStability, Result
 from dualform.studies.baseline_words import COLLAPSED_ABOVE, baselines_text
 from dualform.studies.glossary import DEMONSTRATION, learner_terms
 from dualform.studies.stability import charts
 from dualform.studies.stability.contrast_words import gain_over_zero_shot
+from dualform.studies.stability.result import ModelStability, StabilityResult
 from dualform.studies.stability.table import (
     behaviour_table,
     contrasts_table,
@@ -51,7 +51,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
-def render(result: Result) -> str:
+def render(result: StabilityResult) -> str:
     """The report of a stability study as one HTML document, ready to be written as UTF-8.
 
     Args:
@@ -92,7 +92,9 @@ def render(result: Result) -> str:
     )
 
 
-def _sections(result: Result, models: dict[str, ModelStability], answers: dict[str, list[str]]) -> list[Section]:
+def _sections(
+    result: StabilityResult, models: dict[str, ModelStability], answers: dict[str, list[str]]
+) -> list[Section]:
     baselines = baselines_text(result)
     return [
         Section(
@@ -203,7 +205,7 @@ def _facts(models: dict[str, ModelStability]) -> list[Fact]:
     return cards
 
 
-def _command(result: Result) -> list[str]:
+def _command(result: StabilityResult) -> list[str]:
     models, task = result.config.get("models"), result.task.get("name")
     if not isinstance(models, list | tuple) or not models or not task:
         return []

@@ -19,11 +19,12 @@ from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, Silent
-from dualform.result import Result, Trial
+from dualform.result import Trial
 from dualform.studies.bench import Bench, Drawn, digest
 from dualform.studies.facts import Asked, environment, model_facts
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.stability.config import StabilityConfig
+from dualform.studies.stability.result import StabilityResult
 from dualform.studies.stability.summary import ModelRuns, Run, runs_table, summarise_stability
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.tuning import trained
@@ -45,7 +46,7 @@ LABEL_RULES: tuple[LabelRule, ...] = ("random", "flipped")
 class StabilityStudy:
     """A finished study."""
 
-    result: Result
+    result: StabilityResult
     asked: Asked
     models: tuple[ModelRuns, ...]
     """Answer by answer."""

@@ -14,27 +14,25 @@ from dualform.ops.agreement import prediction_entropy
 from dualform.ops.calibration import contextual_calibration
 from dualform.ops.choosing import Chooser, chosen_gap
 from dualform.ops.variance import spread_interval, spread_ratio, variance_split
-from dualform.result import (
-    FEWEST_FOR_INTERVAL,
-    Behaviour,
-    Contrast,
-    Estimate,
-    FairGap,
-    LearnerStability,
-    ModelStability,
-    Result,
-    RunBehaviour,
-    Spread,
-    Stability,
-    StabilityRun,
-    Trial,
-    VarianceSplit,
-)
+from dualform.result import FEWEST_FOR_INTERVAL, Estimate, Trial
 from dualform.studies.answers import AnswerRows, answers_table
 from dualform.studies.baseline_words import COLLAPSED_ABOVE
 from dualform.studies.common_warnings import slow_route
 from dualform.studies.facts import Asked, task_result
 from dualform.studies.stability.config import StabilityConfig
+from dualform.studies.stability.result import (
+    Behaviour,
+    Contrast,
+    FairGap,
+    LearnerStability,
+    ModelStability,
+    RunBehaviour,
+    Spread,
+    Stability,
+    StabilityResult,
+    StabilityRun,
+    VarianceSplit,
+)
 from dualform.studies.statistics import Statistics
 
 _CHOOSERS: dict[str, Chooser] = {"none": "none", "icl": "first", "ft": "second", "both": "both"}
@@ -73,7 +71,7 @@ class ModelRuns:
 
 def summarise_stability(
     config: StabilityConfig, asked: Asked, models: Sequence[ModelRuns], environment: dict[str, Any]
-) -> Result:
+) -> StabilityResult:
     """All models' runs as one result.
 
     Args:
@@ -88,6 +86,7 @@ def summarise_stability(
     summary = _Summary(config, asked)
     by_size = sorted(models, key=lambda one: (one.facts["parameters"], one.name))
     return task_result(
+        StabilityResult,
         "stability",
         config,
         asked,

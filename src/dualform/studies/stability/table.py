@@ -6,15 +6,15 @@ from dualform.report.numerals import MISSING, Interval, finite, percent
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import plural, points_interval
 from dualform.report.table import Cell, Column, Row, Table, estimate_cell, learner_cell
-from dualform.result import Behaviour, Contrast, LearnerStability, ModelStability, Result
 from dualform.studies.stability.contrast_words import runs_with_true_labels
+from dualform.studies.stability.result import Behaviour, Contrast, LearnerStability, ModelStability, StabilityResult
 from dualform.studies.stability.words import variance_shares
 
 LABEL_ORDER = ("true", "random", "flipped")
 """Rules for the labels shown, in the order of reading."""
 
 
-def tables(result: Result) -> list[Table]:
+def tables(result: StabilityResult) -> list[Table]:
     """All tables that have rows, in the order of reading; none without a stability study."""
     if result.stability is None:
         return []
@@ -75,7 +75,7 @@ def _behaviour(behaviour: Behaviour) -> tuple[Cell, ...]:
     )
 
 
-def variance_table(result: Result) -> Table:
+def variance_table(result: StabilityResult) -> Table:
     """Where the variance of accuracy comes from: SD of runs in all, and shares by set, order and queries."""
     columns = (
         Column("model"),
@@ -106,7 +106,7 @@ def variance_table(result: Result) -> Table:
     return Table("Variance of accuracy", columns, tuple(rows))
 
 
-def labels_table(result: Result) -> Table:
+def labels_table(result: StabilityResult) -> Table:
     """Accuracy by the labels shown, with intervals."""
     columns = (
         Column("model"),
@@ -138,7 +138,7 @@ SELECTED_BY = {"none": "nobody: all sets", "icl": "ICL", "ft": "FT", "both": "bo
 """Ways of choosing a set, in words."""
 
 
-def fairness_table(result: Result) -> Table:
+def fairness_table(result: StabilityResult) -> Table:
     """ICL's lead over FT in points when a set is chosen, on the half that chose it and on the other."""
     columns = (
         Column("model"),
@@ -171,7 +171,7 @@ def fairness_table(result: Result) -> Table:
     return Table("ICL less FT, points, when one set is chosen", columns, rows)
 
 
-def contrasts_table(result: Result) -> Table:
+def contrasts_table(result: StabilityResult) -> Table:
     """Spreads compared: standard deviations in points, their ratio with its interval, sets."""
     columns = (
         Column("above the line / below it"),
@@ -210,5 +210,5 @@ def labels_in_order(rules: Iterable[str]) -> list[str]:
     return sorted(rules, key=lambda rule: order.get(rule, len(order)))
 
 
-def _models(result: Result) -> dict[str, ModelStability]:
+def _models(result: StabilityResult) -> dict[str, ModelStability]:
     return result.stability.models if result.stability is not None else {}

@@ -17,13 +17,7 @@ from dualform.report.phrases import (
     plural,
     share_with_interval,
 )
-from dualform.result import (
-    Estimate,
-    LearnerStability,
-    ModelStability,
-    Result,
-    VarianceSplit,
-)
+from dualform.result import Estimate
 from dualform.studies.baseline_words import majority_answer, majority_level
 from dualform.studies.stability.collapse_words import collapse_sentences
 from dualform.studies.stability.contrast_words import (
@@ -32,9 +26,10 @@ from dualform.studies.stability.contrast_words import (
     runs_with_true_labels,
     size_sentences,
 )
+from dualform.studies.stability.result import LearnerStability, ModelStability, StabilityResult, VarianceSplit
 
 
-def headlines(result: Result) -> list[str]:
+def headlines(result: StabilityResult) -> list[str]:
     """What `dualform stability` prints; the other answers are on the page, next to their charts.
 
     Args:
@@ -48,7 +43,7 @@ def headlines(result: Result) -> list[str]:
     return [sentence for question in ("stable", "fair", "size", "standing") for sentence in answers.get(question, [])]
 
 
-def stability_answers(result: Result) -> dict[str, list[str]]:
+def stability_answers(result: StabilityResult) -> dict[str, list[str]]:
     """What the study found by question, the most important first; empty where the result holds no stability study.
 
     Questions are `stable`, `fair`, `size`, `collapse`, `variance`, `labels`, and last `standing`: how many runs there
@@ -89,7 +84,7 @@ def _of_each_model(models: Mapping[str, ModelStability], tell: Callable[[str, Mo
     return [f"{name}: {sentence}" if len(models) > 1 else sentence for name, sentence in said]
 
 
-def _guessing(result: Result, model: ModelStability) -> list[str]:
+def _guessing(result: StabilityResult, model: ModelStability) -> list[str]:
     """Learners whose mean accuracy is not shown to lie above that of always giving the commonest label."""
     level = []
     for key in learners_in_order(model.learners):
@@ -202,7 +197,7 @@ def _fair(model: ModelStability) -> list[str]:
     return [sentence]
 
 
-def _based_on(result: Result) -> list[str]:
+def _based_on(result: StabilityResult) -> list[str]:
     assert result.stability is not None
     n = finite(result.task.get("n_report"))
     queries = f", on {plural(int(n), 'query', 'queries')} each" if n is not None else ""
