@@ -26,6 +26,7 @@ from benchmarks import (
     lm_eval_harness,
     memory,
     momentum,
+    pages,
     plan,
     sweep,
 )
@@ -54,6 +55,7 @@ BENCHMARKS: dict[str, Callable[[Size], list[Outcome]]] = {
     "momentum": lambda size: momentum.run(_job(size), size),
     "fast_weights": fast_weights.run,
     "plan": plan.run,
+    "pages": pages.run,
     "sweep": sweep.run,
 }
 

@@ -352,6 +352,7 @@ def test_the_full_size_is_the_stated_job():
         "fast_weights",
         "plan",
         "sweep",
+        "pages",
     }
 
 

@@ -27,7 +27,7 @@ PATIENCE = 30_000
 """Milliseconds after which a page that is not drawn counts as stuck; a loaded machine takes some."""
 
 OpenPage = Callable[..., "Page"]
-"""`open_page(html or path, width=1200, height=900, dark=False)`: the page, all its charts drawn."""
+"""`open_page(html or path, width=1200, height=900, dark=False)`: the page, all charts in sight drawn."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ def open_page(browser: "Browser", tmp_path: Path) -> Iterator[OpenPage]:
         watched.append(watch)
         opened.goto(Path(path).resolve().as_uri())
         try:
-            opened.wait_for_function(_ALL_DRAWN)
+            opened.wait_for_function(_IN_SIGHT_DRAWN)
         except sync_api.TimeoutError:
             pytest.fail(f"after {PATIENCE} ms these charts are not drawn: {undrawn(opened)}; {watch.faults}")
         assert watch.faults == []
@@ -108,7 +108,19 @@ def open_page(browser: "Browser", tmp_path: Path) -> Iterator[OpenPage]:
     assert [fault for watch in watched for fault in watch.faults] == []
 
 
-_ALL_DRAWN = "() => [...document.querySelectorAll('[data-chart]')].every((box) => box.querySelector('svg'))"
+# A page of ours draws a chart when the reader comes near it, over the picture that the first screen begins with.
+_LIVE = """(box) => box.querySelector("svg")
+  && (box.classList.contains("vega-embed") || !document.getElementById("chart-engine"))"""
+_IN_SIGHT_DRAWN = f"""() => [...document.querySelectorAll("[data-chart]")]
+  .filter((box) => box.checkVisibility() && box.getBoundingClientRect().top < innerHeight).every({_LIVE})"""
+_ALL_DRAWN = f"() => [...document.querySelectorAll('[data-chart]')].every({_LIVE})"
+
+
+def draw_all(page: "Page") -> None:
+    """Have every chart drawn, in closed sections too, as for paper; what is closed is closed again."""
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function(_ALL_DRAWN)
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
 
 
 def overflows(page: "Page") -> bool:
@@ -140,7 +152,7 @@ def widest(page: "Page") -> list[str]:
 
 
 def undrawn(page: "Page") -> list[str]:
-    """Charts whose box holds no picture with marks in it and a size; those in a closed fold have no size to ask for."""
+    """Charts whose box holds no picture with marks in it and a size; those in a closed section have no size."""
     found = page.evaluate(
         """() => [...document.querySelectorAll("[data-chart]")]
           .filter((box) => {

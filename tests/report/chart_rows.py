@@ -7,8 +7,10 @@ def values(spec: Any) -> list[dict]:
     """All data rows of a Vega-Lite specification, wherever they lie."""
     if isinstance(spec, dict):
         own = spec["values"] if isinstance(spec.get("values"), list) and spec["values"] else []
-        rows = [row for row in own if isinstance(row, dict)]
-        return rows + [row for key, part in spec.items() if key != "values" for row in values(part)]
+        # On a page layers refer to their rows by name.
+        shared = [row for each in spec.get("datasets", {}).values() for row in each]
+        rows = shared + [row for row in own if isinstance(row, dict)]
+        return rows + [row for key, part in spec.items() if key not in ("values", "datasets") for row in values(part)]
     return [row for part in spec for row in values(part)] if isinstance(spec, list) else []
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dualform.runs.sweep_page import render_sweep
 from dualform.studies.pages import render_page
-from tests.report.browser import PHONE, overflows, undrawn, widest
+from tests.report.browser import PHONE, draw_all, overflows, undrawn, widest
 from tests.report.chart_rows import values
 from tests.report.example_folding import example_folding
 from tests.report.example_laboratory import example_laboratory
@@ -77,6 +77,7 @@ def tooltip_over_a_mark(page, chart: str, wanted: set[str]) -> str:
 @every_page
 def test_a_page_is_drawn_without_a_fault_and_every_chart_tells_what_it_shows(open_page, kind):
     page = open_page(html(kind))
+    draw_all(page)
     assert undrawn(page) == []
     specs = Page(html(kind)).specs()
     assert specs
@@ -86,6 +87,7 @@ def test_a_page_is_drawn_without_a_fault_and_every_chart_tells_what_it_shows(ope
 
 def test_a_tooltip_names_the_learner_and_its_numbers(open_page):
     page = open_page(html("comparison"))
+    draw_all(page)
     # Of the mean's own mark: seeds' small dots have a tooltip without an interval.
     shown = tooltip_over_a_mark(page, "spec-accuracy", {"mean accuracy72.1%"})
     assert "in-context (ICL)" in shown
@@ -102,6 +104,7 @@ def test_a_phone_shows_the_page_without_scrolling_sideways_and_in_the_dark(open_
     page = open_page(html(kind), width=PHONE, height=844, dark=True)
     assert widest(page) == []
     assert not overflows(page)
+    draw_all(page)
     assert undrawn(page) == []
     page.evaluate("document.querySelectorAll('main details').forEach((each) => { each.open = true; })")
     assert widest(page) == []
@@ -153,6 +156,7 @@ def test_the_keyboard_reaches_all_that_can_be_used_and_shows_where_it_is(open_pa
 
 def test_a_chart_is_saved_as_svg_by_mouse_and_by_keyboard(open_page):
     page = open_page(html("sweep"))
+    page.locator("[data-chart='spec-gain']").scroll_into_view_if_needed()
     menu = page.locator("[data-chart='spec-gain'] summary")
     menu.click()
     link = page.locator("[data-chart='spec-gain'] a[download$='.svg']")
@@ -223,6 +227,38 @@ def test_paper_gets_every_section_and_the_screen_its_own_state_back(open_page):
     assert closed(page) == before
     page.locator("#open-all").click()
     assert closed(page) == []
+
+
+def test_the_first_chart_is_seen_before_any_script_has_run_and_no_library_runs_for_it(browser, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(html("comparison"), encoding="utf-8")
+    page = browser.new_context(java_script_enabled=False, offline=True, color_scheme="dark").new_page()
+    page.goto(path.as_uri())
+    picture = page.locator(".first-charts svg")
+    assert picture.bounding_box()["width"] > 300
+    assert picture.locator("[class*='mark-symbol'] path").count() >= 6
+    page.context.close()
+
+
+def test_a_chart_in_a_closed_section_is_drawn_when_the_section_is_opened(open_page):
+    page = open_page(html("comparison"))
+    assert {"spec-accuracy", "spec-heads"} <= set(undrawn(page))
+    page.locator("nav a[href='#accuracy']").click()
+    page.locator("[data-chart='spec-accuracy'] svg.marks").wait_for()
+    assert "spec-heads" in undrawn(page)
+
+
+def test_a_printed_page_has_charts_that_nobody_has_opened(open_page):
+    page = open_page(html("selection"))
+    assert undrawn(page)
+    page.evaluate(
+        """() => window.addEventListener("afterprint", () => {
+          const boxes = [...document.querySelectorAll("[data-chart]")];
+          window.missing = boxes.filter((box) => !box.querySelector("svg")).length;
+        })"""
+    )
+    page.pdf()
+    assert page.evaluate("window.missing") == 0
 
 
 def test_the_table_of_contents_stays_in_sight(open_page):

@@ -104,7 +104,7 @@ def test_a_gain_is_in_points_and_a_place_is_cut_at_the_axis_end():
     far = result.calibrated["sim_aou"].model_copy(update={"mean": 9.0, "ci95": (-7.0, 11.0)})
     sweep = example_sweep()
     group = sweep.groups[0].model_copy(update={"result": result.model_copy(update={"calibrated": {"sim_aou": far}})})
-    places = held(sweep_charts.likeness_by_task_chart(example_sweep(groups=[group])), "place")
+    places = held(sweep_charts.similarity_by_task_chart(example_sweep(groups=[group])), "place")
     assert [(each["mean"], each["low"], each["high"], each["place"]) for each in places] == [(2.0, -1.0, 2.0, "9.00")]
 
 
@@ -119,7 +119,7 @@ def test_a_sweep_too_large_to_draw_row_by_row_keeps_its_heat_map_and_its_table()
     ]
     large = example_sweep(groups=many)
     assert sweep_charts.accuracy_by_task_chart(large) is None
-    assert sweep_charts.likeness_by_task_chart(large) is None
+    assert sweep_charts.similarity_by_task_chart(large) is None
     assert sweep_charts.cost_by_model_chart(large) is None
     assert len(held(sweep_charts.gain_chart(large), "gain")) == 5 * 130
     assert grid_table(large).row_count == 130

@@ -34,7 +34,7 @@ def test_the_verdict_says_who_wins_where_by_how_much_and_what_is_missing():
     assert "No learner is shown to beat zero-shot in 1 of 11 groups: smollm2-135m on cb." in text
     assert "In-context learning has collapsed into one class in 1 of 11 groups: smollm2-135m on cb." in text
     assert "is clearly above 0 in 10 of 11 groups and reaches 1 in 2" in text
-    assert said[-1] == "Of 36 cells 2 failed and 2 were not begun: what is said here leaves them out."
+    assert said[-1].startswith("Of 36 cells 2 failed and 2 were not begun: ")
 
 
 def test_each_group_is_counted_once_and_for_the_learner_that_its_own_tests_put_first():

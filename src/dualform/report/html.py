@@ -19,6 +19,10 @@ import vl_convert
 from markupsafe import Markup
 
 from dualform.plain_text import plain
+from dualform.report.charts.theme import OF_PAGE, config
+
+STILL_WIDTH = 620
+"""Pixels of a picture of the first screen, until it is drawn as wide as there is room."""
 
 
 def json_for_script(value: Any) -> Markup:
@@ -32,9 +36,31 @@ def json_for_script(value: Any) -> Markup:
 
 
 def chart_for_script(chart: alt.TopLevelMixin) -> Markup:
-    """A chart as JSON for a script tag."""
+    """A chart as JSON for a script tag, its colours left to the page."""
     # Checking a chart against the schema takes as long as all the rest, and the tests do it.
-    return json_for_script(_compact(chart.to_dict(validate=False)))
+    spec = _compact(chart.to_dict(validate=False))
+    spec.pop("config", None)
+    datasets: dict[str, Any] = {}
+    spec = _shared(spec, datasets, {})
+    return json_for_script(spec | ({"datasets": datasets} if datasets else {}))
+
+
+def still_picture(chart: alt.TopLevelMixin, width: int = STILL_WIDTH) -> Markup:
+    """A chart as SVG, in colours of the page's style sheet: what a reader sees before any script has run.
+
+    Args:
+        chart: The chart; one without panels is drawn as wide as said.
+        width: Pixels, labels of the axes included.
+    """
+    spec = _compact(chart.to_dict(validate=False)) | {"config": config(OF_PAGE)}
+    if "width" in spec:
+        spec |= {"width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
+    return Markup(_drawn(json.dumps(spec, allow_nan=False)))
+
+
+@lru_cache(maxsize=64)
+def _drawn(spec: str) -> str:
+    return vl_convert.vegalite_to_svg(spec)
 
 
 def asset(name: str) -> str:
@@ -47,7 +73,7 @@ def asset(name: str) -> str:
 def chart_engine() -> str:
     """The charts' libraries (Vega, Vega-Lite, Vega-Embed) as one script."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    engine = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    engine: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     # Inside a script's text "</script" would end it and "<!--" begin a comment; neither means anything else there.
     return engine.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
@@ -106,3 +132,21 @@ def _compact(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _compact(each) for key, each in value.items()}
     return [_compact(each) for each in value] if isinstance(value, list) else value
+
+
+def _shared(value: Any, datasets: dict[str, Any], names: dict[str, str]) -> Any:
+    """A specification whose layers refer to their rows by name: several layers show the same ones."""
+    if isinstance(value, list):
+        return [_shared(each, datasets, names) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if (
+        isinstance(value.get("values"), list)
+        and value.keys() == {"values"}
+        and all(isinstance(row, dict) for row in value["values"])
+    ):
+        text = json.dumps(value["values"])
+        name = names.setdefault(text, f"rows-{len(names)}")
+        datasets[name] = value["values"]
+        return {"name": name}
+    return {key: _shared(each, datasets, names) for key, each in value.items()}

@@ -7,22 +7,23 @@
   const views = new Map();
   const drawnAt = new Map();
 
-  function colours() {
+  // The charts' library is text until a chart needs it: to run it takes longer than to show the rest of the page.
+  const engine = document.getElementById("chart-engine");
+
+  function embed() {
+    if (!window.vegaEmbed) {
+      const script = document.createElement("script");
+      script.textContent = engine.textContent;
+      document.head.append(script);
+    }
+    return window.vegaEmbed;
+  }
+
+  // The theme's colours are variables of the style sheet; in a saved picture they must be the colours themselves.
+  function theme() {
     const style = getComputedStyle(document.documentElement);
-    const read = (name) => style.getPropertyValue(name).trim();
-    const [text, soft, line] = [read("--text"), read("--soft"), read("--line")];
-    const font = read("--font");
-    return {
-      background: "transparent",
-      font,
-      title: { color: text, font },
-      axis: {
-        labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line,
-        titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11.5,
-      },
-      legend: { labelColor: soft, titleColor: soft, labelFontSize: 11 },
-      view: { stroke: null },
-    };
+    const read = (name) => JSON.stringify(style.getPropertyValue(name).trim()).slice(1, -1);
+    return JSON.parse(engine.dataset.theme.replace(/var\((--[a-z]+)\)/g, (_, name) => read(name)));
   }
 
   // A chart on its own takes the whole width; small multiples take as many columns as fit.
@@ -58,7 +59,7 @@
     drawnAt.set(box, width);
     views.get(box)?.finalize();
     const spec = fitted(JSON.parse(document.getElementById(box.dataset.chart).textContent), Math.floor(width) - 8);
-    const embedded = await window.vegaEmbed(box, spec, { ...options, tooltip, downloadFileName, config: colours() });
+    const embedded = await embed()(box, spec, { ...options, tooltip, downloadFileName, config: theme() });
     views.set(box, embedded);
     box.querySelector("details")?.addEventListener("toggle", () => fillMenu(box, embedded.view));
   }
@@ -70,7 +71,7 @@
     }
   }
 
-  const observer = new ResizeObserver((entries) => {
+  const resized = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const change = Math.abs(target.clientWidth - drawnAt.get(target));
       // Not at once: drawing inside the notification would resize what is being observed.
@@ -81,21 +82,23 @@
   async function drawAndWatch(box) {
     if (drawnAt.has(box)) return;
     await draw(box);
-    observer.observe(box);
+    resized.observe(box);
   }
 
-  // What can be seen comes first; the rest is drawn one by one while the reader reads, so that paper has it too.
-  async function drawAll() {
-    await Promise.all(boxes.filter((box) => box.checkVisibility()).map(drawAndWatch));
-    for (const box of boxes) {
-      await new Promise((next) => setTimeout(next, 0));
-      await drawAndWatch(box);
-    }
-  }
-  drawAll();
-  document.addEventListener("toggle", ({ target }) => {
-    if (target.open) [...target.querySelectorAll("[data-chart]")].filter((box) => box.checkVisibility()).forEach(drawAndWatch);
-  }, true);
+  // A chart is drawn when the reader comes near it, which those in closed sections wait for; one after the other, so
+  // that the page answers in between. Those of the first screen are there as pictures already.
+  let queue = Promise.resolve();
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) {
+        if (!isIntersecting || drawnAt.has(target)) continue;
+        queue = queue.then(() => new Promise((next) => setTimeout(next, 0))).then(() => drawAndWatch(target));
+      }
+    },
+    { rootMargin: "500px" },
+  );
+  const idle = window.requestIdleCallback ?? ((task) => setTimeout(task, 300));
+  idle(() => boxes.forEach((box) => near.observe(box)), { timeout: 2000 });
   dark.addEventListener("change", () => [...drawnAt.keys()].forEach(draw));
 
   // Closed sections.
@@ -136,6 +139,8 @@
   window.addEventListener("beforeprint", () => {
     closed = sections.filter((each) => !each.open);
     for (const each of closed) each.open = true;
+    // Paper has them all. The browser waits for no timer here, and drawing needs none.
+    boxes.forEach(drawAndWatch);
   });
   window.addEventListener("afterprint", () => {
     for (const each of closed) each.open = false;

@@ -12,7 +12,16 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from dualform.report.html import asset, chart_engine, chart_for_script, content_policy, fill, preformatted
+from dualform.report.charts.theme import OF_PAGE, config
+from dualform.report.html import (
+    asset,
+    chart_engine,
+    chart_for_script,
+    content_policy,
+    fill,
+    preformatted,
+    still_picture,
+)
 from dualform.report.numerals import MISSING, count, significant
 from dualform.report.section import Figure, Section
 from dualform.report.table import facts_table
@@ -63,7 +72,8 @@ def render(page: Page) -> str:
     sections = [shown for each in page.sections if (shown := each.shown()) is not None]
     figures = [*charts, *(figure for section in sections for figure in section.figures())]
     # Without charts their libraries would be a megabyte for nothing.
-    scripts = [*([chart_engine()] if figures else []), asset("page.js"), *(asset(name) for name in page.scripts)]
+    engine = Markup(chart_engine()) if figures else Markup("")
+    scripts = [asset("page.js"), *(asset(name) for name in page.scripts)]
     glossary = [(term, meaning) for term, meaning in page.glossary if meaning]
     contents = [(each.id, each.title) for each in sections]
     return str(
@@ -71,9 +81,12 @@ def render(page: Page) -> str:
             "page.html.j2",
             page=page,
             css=Markup("".join(asset(name) for name in ("page.css", *page.styles))),
+            engine=engine,
+            theme=json.dumps(config(OF_PAGE)),
             scripts=[Markup(text) for text in scripts],
-            policy=content_policy(scripts),
+            policy=content_policy([*([engine] if engine else []), *scripts]),
             charts=charts,
+            stills={figure.name: still_picture(figure.chart) for figure in charts if figure.chart is not None},
             specs={figure.name: chart_for_script(figure.chart) for figure in figures if figure.chart is not None},
             sections=sections,
             glossary=glossary,

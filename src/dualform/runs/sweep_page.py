@@ -150,8 +150,8 @@ def _accuracy(sweep: SweepResult, found: Found) -> Section:
         tables=[grid_table(sweep)],
         note=f"Per cent of queries answered correctly, with the group's own 95 % interval. "
         f"{common if has_majority else ''}"
-        "Shaded and bold: the highest mean of a row. ≈: not told apart from it by the group's paired tests, or by its "
-        "intervals where there are none. Each task's name leads to its own page.",
+        "Shaded and bold: the highest mean of a row. ≈: not significantly different from it by the group's paired "
+        "tests, or by its intervals where there are none. Each task's name leads to its own page.",
     )
 
 
@@ -201,7 +201,7 @@ def _similarity(sweep: SweepResult, found: Found) -> Section:
         charts=[
             Figure(
                 "likeness",
-                sweep_charts.likeness_by_task_chart(sweep),
+                sweep_charts.similarity_by_task_chart(sweep),
                 "Each measure of similarity by task and model with its interval on one scale: 0 is its floor, 1 its "
                 "ceiling.",
                 "Dots with 95 % intervals. Below the left line nothing is learned; the right line is what the same "

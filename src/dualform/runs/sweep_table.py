@@ -50,8 +50,8 @@ def href(group: SweepGroup) -> str:
 def grid_table(sweep: SweepResult) -> Table:
     """Accuracy of each learner, one row a group; the highest of a row is marked, and so is a collapse.
 
-    On the page also what cannot be told apart from the highest, the commonest label's share, agreement with ICL, and
-    each model's mean over tasks.
+    On the page also what is not significantly different from the highest, the commonest label's share, agreement with
+    ICL, and each model's mean over tasks.
     """
     found = compared(sweep)
     learners, agreeing = learners_of(found), agreeing_learners(found)
@@ -115,7 +115,7 @@ def _grid_row(name: str, group: SweepGroup, learners: Sequence[str], agreeing: S
 
 
 def _accuracy(accuracy: Accuracy, *, best: bool, level: bool, fallen: bool) -> Cell:
-    """An accuracy in per cent; `≈` before one that is not told apart from the highest of its row."""
+    """An accuracy in per cent; `≈` before one that is not significantly different from the highest of its row."""
     shown = share(accuracy) if is_few(accuracy) else points(accuracy.mean)
     return Cell(
         accuracy.mean,

@@ -12,9 +12,9 @@ from typing import Any
 
 from dualform.paired_t import student_interval
 from dualform.report.measures import in_order
-from dualform.report.numerals import MISSING, finite, known, percent
+from dualform.report.numerals import MISSING, finite, known, rounded, rounded_interval
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import capital, difference, difference_interval, hundredths, listed, plural
+from dualform.report.phrases import capital, difference, in_points, listed, plural
 from dualform.result import Result
 from dualform.studies.against_words import CANDIDATES, not_beaten, stands
 from dualform.studies.baseline_words import above_guessing, collapsed, majority_level
@@ -53,9 +53,9 @@ def sweep_verdict(sweep: SweepResult) -> list[str]:
     if not sweep.groups:
         return []
     found = compared(sweep)
-    sentences = _winner(sweep, found) + _by_how_much(found) + _beside_guessing(found) + _beside_zero_shot(found)
+    sentences = _winner(sweep, found) + _by_how_much(found) + _against_guessing(found) + _against_zero_shot(found)
     sentences += _collapse(found)
-    sentences += _likeness(found) + _other_studies(sweep)
+    sentences += _similarity(found) + _other_studies(sweep)
     if not sentences:
         return [f"No group of this sweep has a result yet. {cell_sentence(sweep)}"]
     return sentences + _standing(sweep, found)
@@ -312,7 +312,11 @@ def _by_how_much(found: list[tuple[SweepGroup, Result]]) -> list[str]:
         if len(keys) < 2:
             continue
         means = {key: over_tasks(shared, accuracy_of(key), SHARE) for key in keys}
-        shares = [f"{_noun(key)} {percent(mean.mean)}" for key, mean in means.items() if mean is not None]
+        shares = [
+            f"{_noun(key)} {rounded(100 * mean.mean, in_points(mean.ci95), 0, 1)} %"
+            for key, mean in means.items()
+            if mean is not None
+        ]
         gaps = [(one, over_tasks(shared, difference_of(keys[0], one), GAP)) for one in keys[1:]]
         less = [f"less {_noun(one)} {_gap(gap)}" for one, gap in gaps if gap is not None]
         n = len(_tasks(shared))
@@ -325,13 +329,15 @@ def _tasks(groups: Iterable[tuple[SweepGroup, Result]]) -> set[str | None]:
 
 
 def _gap(gap: TaskMean) -> str:
-    """`+3.2 points (95 % over tasks -0.4 to +6.8)`."""
-    if known(gap.ci95) is None:
+    """`+3 points (95 % interval over tasks -1 to +7)`, rounded to what the interval supports."""
+    ends = in_points(gap.ci95)
+    if ends is None:
         return f"{difference(gap.mean)} points ({difference(gap.low[0])} to {difference(gap.high[0])})"
-    return f"{difference(gap.mean)} points (95 % interval over tasks {difference_interval(gap.ci95)})"
+    mean, interval = rounded(100 * gap.mean, ends, 0, 1, sign=True), rounded_interval(ends, 0, 1, sign=True)
+    return f"{mean} points (95 % interval over tasks {interval})"
 
 
-def _beside_zero_shot(found: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _against_zero_shot(found: list[tuple[SweepGroup, Result]]) -> list[str]:
     beaters = [(group, beaters_of_zero_shot(result)) for group, result in found]
     judged = [(group, keys) for group, keys in beaters if keys is not None]
     if not judged:
@@ -343,7 +349,7 @@ def _beside_zero_shot(found: list[tuple[SweepGroup, Result]]) -> list[str]:
     return [f"{told}: {named(nothing)}."]
 
 
-def _beside_guessing(found: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _against_guessing(found: list[tuple[SweepGroup, Result]]) -> list[str]:
     """In which groups nothing is shown to be learned: no learner beats guessing and the commonest label."""
     judged = []
     for group, result in found:
@@ -375,7 +381,7 @@ def _collapse(found: list[tuple[SweepGroup, Result]]) -> list[str]:
     return told
 
 
-def _likeness(found: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _similarity(found: list[tuple[SweepGroup, Result]]) -> list[str]:
     """In how many groups the updates by context and by finetuning are alike, by the measure that each is judged by."""
     by_measure: dict[tuple[str, str], list[tuple[SweepGroup, Result]]] = {}
     for group, result in found:
@@ -396,13 +402,13 @@ def _likeness(found: list[tuple[SweepGroup, Result]]) -> list[str]:
         reaching = [group for _, ends, group in placed if ends[0] > 0 and ends[1] >= 1]
         low, high = min(placed, key=lambda each: each[0]), max(placed, key=lambda each: each[0])
         sentence = (
-            f"Likeness of the updates by context and by finetuning ({name}, 0: highest control, 1: ceiling) is clearly "
-            f"above 0 in {len(clear)} of {plural(len(placed), 'group')}"
+            f"Similarity of the updates by context and by finetuning ({name}, 0: highest control, 1: ceiling) is "
+            f"clearly above 0 in {len(clear)} of {plural(len(placed), 'group')}"
         )
         sentence += f" and reaches 1 in {len(reaching) or 'none'}" if clear else ""
         if len(placed) > 1:
             sentence += (
-                f"; it goes from {hundredths(low[0])} ({group_name(low[2])}) to {hundredths(high[0])} "
+                f"; it ranges from {rounded(*low[:2], 1, 2)} ({group_name(low[2])}) to {rounded(*high[:2], 1, 2)} "
                 f"({group_name(high[2])})"
             )
         told.append(f"{sentence}.")
@@ -417,7 +423,7 @@ def _other_studies(sweep: SweepResult) -> list[str]:
     for group in other:
         counts[study_name(group)] = counts.get(study_name(group), 0) + 1
     told = listed([f"{name} ({n})" if n > 1 else name for name, n in counts.items()])
-    return [f"What the groups of other studies say stands in a table of their own: {told}."]
+    return [f"Results of other studies are in a table of their own: {told}."]
 
 
 def _standing(sweep: SweepResult, found: list[tuple[SweepGroup, Result]]) -> list[str]:
@@ -428,8 +434,8 @@ def _standing(sweep: SweepResult, found: list[tuple[SweepGroup, Result]]) -> lis
     if failed or pending:
         missing = [f"{failed} failed"] if failed else []
         missing += [f"{pending} {'was' if pending == 1 else 'were'} not begun"] if pending else []
-        told.append(f"Of {plural(len(sweep.cells), 'cell')} {listed(missing)}: what is said here leaves them out.")
+        told.append(f"Of {plural(len(sweep.cells), 'cell')} {listed(missing)}: the sentences here leave them out.")
     seeds = {len(each.per_seed) for _, result in found for each in result.accuracy.values() if each.per_seed}
     if seeds == {1}:
-        told.append("There is one demonstration seed a group, so nothing here tells how much the draw matters.")
+        told.append("There is one demonstration seed a group, so this sweep cannot show how much the draw matters.")
     return told

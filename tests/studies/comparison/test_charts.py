@@ -246,7 +246,7 @@ def test_a_measure_on_another_scale_is_left_to_the_table():
     ],
 )
 def test_what_lies_beyond_the_calibrated_axis_is_marked_at_its_edge(mean, low, high, edges):
-    [row] = [row for row in drawn(calibrated_chart(one_measure(place(mean, low, high)))) if "shown" in row]
+    row, *_ = [row for row in drawn(calibrated_chart(one_measure(place(mean, low, high)))) if "shown" in row]
     assert (row["inside"], row["beyond_left"], row["beyond_right"]) == edges
     assert LEFTMOST <= row["low"] <= row["shown"] <= row["high"] <= RIGHTMOST
     assert row["place"] == f"{mean:.2f}"
@@ -263,7 +263,7 @@ def test_the_sweep_begins_with_accuracy_and_length_and_marks_the_chosen_rate():
     rows = drawn(sweep_chart(example_result()))
     named = list(dict.fromkeys(row["what"] for row in rows if "what" in row))
     assert named[:3] == ["accuracy of finetuning", "length of FT's change / ICL's", "SimAOU"]
-    assert {row["chosen"] for row in rows if "chosen" in row} == {0.001}
+    assert {row["at"] for row in rows if "at" in row} == {0.001}
     assert {row["rate"] for row in rows if "rate" in row} == {1e-4, 1e-3, 1e-2, 5e-2}
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from dualform.report.charts.lines import log_ticks
 from dualform.report.charts.saving import save_chart
 from dualform.report.palette import MEASURE_COLOUR
 from dualform.result import Estimate
@@ -14,7 +15,6 @@ from dualform.studies.laboratory.charts import (
     GREYS,
     described,
     lab_chart,
-    log_ticks,
     looks,
     remarks,
 )
@@ -233,7 +233,7 @@ def test_few_places_get_a_tick_each():
 
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.9), (1e-16, 1.0), (1e-300, 1e300), (2.0, 2.5), (1.0, 10.0)])
 def test_ticks_of_a_log_axis_are_few_and_within_it(low, high):
-    ticks = log_ticks(low, high)
+    ticks = log_ticks((low, high), within=True)
     assert len(ticks) <= 10
     assert all(low <= tick <= high for tick in ticks)
     assert all(one < two for one, two in itertools.pairwise(ticks))

@@ -8,8 +8,11 @@ from typing import Any
 
 import altair as alt
 
-from dualform.report.charts.panels import WIDE, learner_colours
-from dualform.report.numerals import finite, known
+from dualform.report.charts.axes import Numbers, around, interval_hints
+from dualform.report.charts.colours import learner_colours, legend
+from dualform.report.charts.dots import interval_row
+from dualform.report.charts.plot import Plot
+from dualform.report.numerals import finite
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.result import Result
 
@@ -35,85 +38,53 @@ def cost_accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
     if len(rows) < 2:
         return None
     shifts = _shifts([row["cost"] for row in rows])
-    keys = list(dict.fromkeys(row["key"] for row in rows))
-    ends = [row[end] for row in rows for end in ("low", "high")]
-    margin = max(0.02, 0.1 * (max(ends) - min(ends)))
-    x_scale = alt.Scale(type="log", nice=False, padding=34)
-    x_axis = alt.Axis(
-        title=f"floating-point operations of {QUERIES:,} queries",
-        format="~s",
-        tickCount=6,
-        labelOverlap="greedy",
-        grid=False,
+    low, high = around((row[end] for row in rows for end in ("low", "high")), part=0.1)
+    plot = Plot(
+        Numbers(
+            "cost",
+            f"floating-point operations of {QUERIES:,} queries",
+            "~s",
+            log=True,
+            nice=False,
+            padding=34,
+            ticks=6,
+            grid=False,
+        ),
+        Numbers("accuracy", "accuracy", ".0%", (max(0, low), min(1, high)), nice=False),
+        colour=learner_colours(list(dict.fromkeys(row["key"] for row in rows)), legend(symbol="circle")),
+        hover=(
+            "learner",
+            ("reading", "", "prompt"),
+            ("accuracy", ".1%"),
+            *interval_hints(".1%"),
+            ("cost", ".3s", f"operations, {QUERIES:,} queries"),
+            ("adapt", ".3s", "operations to adapt once"),
+        ),
     )
-    y_scale = alt.Scale(domain=[max(0, min(ends) - margin), min(1, max(ends) + margin / 2)], zero=False, nice=False)
-    y_axis = alt.Axis(title="accuracy", format=".0%", tickCount=5)
-    x = alt.X("cost:Q", scale=x_scale, axis=x_axis)
-    colour = learner_colours(
-        keys, legend=alt.Legend(title=None, orient="top", columns=3, symbolType="circle", symbolOpacity=1)
-    )
-    tooltip = [
-        alt.Tooltip("learner:N"),
-        alt.Tooltip("reading:N", title="prompt"),
-        alt.Tooltip("accuracy:Q", format=".1%"),
-        alt.Tooltip("low:Q", format=".1%", title="95 % from"),
-        alt.Tooltip("high:Q", format=".1%", title="to"),
-        alt.Tooltip("cost:Q", format=".3s", title=f"operations, {QUERIES:,} queries"),
-        alt.Tooltip("adapt:Q", format=".3s", title="operations to adapt once"),
-        alt.Tooltip("n:Q", format=","),
-    ]
-    layers: list[alt.Chart] = []
     pair = [(row, shift) for row, shift in zip(rows, shifts, strict=True) if row["reading"]]
     if len(pair) > 1:
         (anew, start), (kept, end) = pair
-        joined = alt.Chart(alt.Data(values=[anew | {"cost_kept": kept["cost"]}]))
-        layers.append(
-            joined.mark_rule(strokeWidth=1.2, opacity=0.7, xOffset=start, x2Offset=end).encode(
-                x=x, x2="cost_kept:Q", y=alt.Y("accuracy:Q", scale=y_scale, axis=y_axis), color=colour
-            )
-        )
+        joined = [anew | {"cost_kept": kept["cost"]}]
+        plot.links(joined, "cost_kept", width=1.2, opacity=0.7, xOffset=start, x2Offset=end)
     for row, shift in zip(rows, shifts, strict=True):
-        base = alt.Chart(alt.Data(values=[row])).encode(x=x, color=colour, tooltip=tooltip)
-        y = alt.Y("accuracy:Q", scale=y_scale, axis=y_axis)
-        layers.append(
-            base.mark_rule(strokeWidth=2.5, strokeCap="round", xOffset=shift).encode(
-                y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2="high:Q"
-            )
-        )
-        solid = row["reading"] != KEPT
-        layers.append(
-            base.mark_point(shape="circle", filled=solid, size=80, strokeWidth=2, opacity=1, xOffset=shift).encode(y=y)
-        )
+        plot.intervals([row], width=2.5, xOffset=shift)
+        plot.dots([row], size=80, shape="circle", filled=row["reading"] != KEPT, strokeWidth=2, aside=shift)
         if row["reading"]:
-            layers.append(
-                base.mark_text(fontSize=11, baseline="top", dy=5, xOffset=shift).encode(
-                    y=alt.Y("low:Q", scale=y_scale, axis=y_axis), text=alt.value("kept" if not solid else "read anew")
-                )
-            )
-    return alt.layer(*layers).properties(width=WIDE, height=HEIGHT)
+            words = row | {"words": "kept" if row["reading"] == KEPT else "read anew"}
+            plot.texts([words], "words", field="low", baseline="top", dy=5, xOffset=shift)
+    return plot.chart(height=HEIGHT)
 
 
 def _rows(key: str, result: Result) -> list[dict[str, Any]]:
     """The points of one learner: one, or two for a prompt; none without accuracy or cost."""
-    mean = finite(result.accuracy[key].mean)
-    if mean is None or key not in result.cost:
+    row = interval_row(result.accuracy[key])
+    if row is None or key not in result.cost:
         return []
     cost = result.cost[key]
     readings = [("", cost.flops)] if key != "icl" else [(ANEW, cost.flops), (KEPT, cost.kept_flops)]
-    # Without an interval the rule shrinks to the dot.
-    low, high = known(result.accuracy[key].ci95) or (mean, mean)
+    about = {"key": key, "learner": learner_style(key).title, "adapt": finite(cost.adapt_flops)}
     return [
-        {
-            "key": key,
-            "learner": learner_style(key).title,
-            "reading": reading,
-            "cost": QUERIES * flops,
-            "adapt": finite(cost.adapt_flops),
-            "accuracy": mean,
-            "low": low,
-            "high": high,
-            "n": result.accuracy[key].n,
-        }
+        about | {"reading": reading, "cost": QUERIES * flops, "accuracy": row["mean"]} | row
         for reading, value in readings
         # A log axis has no place for a cost of nothing.
         if (flops := finite(value)) is not None and flops > 0
@@ -121,7 +92,7 @@ def _rows(key: str, result: Result) -> list[dict[str, Any]]:
 
 
 def _shifts(costs: list[float]) -> list[float]:
-    """Pixels by which each point stands aside, so that nearly equal costs can be told apart."""
+    """Pixels by which each point stands aside, so that those of nearly equal cost do not hide one another."""
     places = [math.log10(cost) for cost in costs]
     near = NEAR * (max(places) - min(places))
     groups: list[list[int]] = []

@@ -1,39 +1,37 @@
-"""Likeness between its controls as charts: raw scores in their bands, the same on one scale, and over step sizes.
+"""Similarity between its controls as charts: raw scores in their bands, the same on one scale, and over step sizes.
 
 As in `charts`: each is None where the result has nothing to draw, and text enters as data only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
 
-from dualform.report.charts.panels import WIDE, panel_title, panels
+from dualform.report.charts.axes import Hint, Names, Numbers
+from dualform.report.charts.colours import colours, legend, shapes
+from dualform.report.charts.dots import interval_row
+from dualform.report.charts.panels import panels
+from dualform.report.charts.plot import Plot
 from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of
-from dualform.report.numerals import MISSING, decimal, decimal_interval, finite, known, percent, percent_interval
+from dualform.report.numerals import MISSING, decimal, decimal_interval, finite, percent, percent_interval
 from dualform.report.palette import MEASURE_COLOUR, learner_style
 from dualform.report.phrases import hundredths, hundredths_interval
-from dualform.result import Estimate, Result
+from dualform.result import Calibrated, Estimate, Result
+from dualform.studies.comparison.charts import learning_rates
 
 SCORE_COLOUR = "#3D7A8A"
 """Of what this run scores."""
 
-KIND_MARKS: dict[str, tuple[str, str]] = {
-    "floors": ("triangle-up", "#B0762F"),
-    "comparisons": ("diamond", "#8C6BB1"),
-    "ceilings": ("square", "#4A90C2"),
-}
-"""Shape and colour of the controls, by kind: no colour of a learner, and told apart without colour."""
+KIND_SHAPES = {"floors": "triangle-up", "comparisons": "diamond", "ceilings": "square"}
+KIND_COLOURS = {"floors": "#B0762F", "comparisons": "#8C6BB1", "ceilings": "#4A90C2"}
+"""Of the controls, by kind: no colour of a learner, and distinguished without colour."""
 
 BAND_ROW = 46
 """Pixels of a row: the name of the floor above, the score, its controls below."""
 SCALE_ROW = 34
 LEFTMOST, RIGHTMOST = -1.0, 2.0
 """Ends of the calibrated axis; what lies beyond is marked at its edge."""
-
-PANEL_WIDTH = 220
-PANEL_HEIGHT = 140
-COLUMNS = 3
 
 
 def band_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -48,40 +46,57 @@ def band_chart(result: Result) -> alt.TopLevelMixin | None:
     ]
     if not keys:
         return None
-    scores = [_score_row(key, result.similarity[key]) for key in keys]
+    scores = [row for key in keys if (row := _score_row(key, result.similarity[key])) is not None]
     bands = [row for key in keys if (row := _band_row(key, result)) is not None]
     controls = [row for key in keys for row in _control_rows(key, result)]
     ends = [row[end] for row in scores for end in ("low", "high")]
     ends += [row["mean"] for row in controls] + [row[end] for row in bands for end in ("floor", "ceiling")]
-    scale = alt.Scale(domain=[max(-1.0, min(0.0, *ends) - 0.02), min(1.0, max(ends) + 0.02)], nice=False, clamp=True)
-    axis = alt.Axis(title="score", tickCount=6, format=".1f")
-    y = alt.Y(
-        "measure:N",
-        sort=[row["measure"] for row in scores],
-        title=None,
-        axis=alt.Axis(labelLimit=170, grid=True, tickBand="extent", ticks=False),
+    domain = (max(-1.0, min(0.0, *ends) - 0.02), min(1.0, max(ends) + 0.02))
+    plot = Plot(
+        Numbers("mean", "score", ".1f", domain, nice=False, ticks=6, clamp=True),
+        Names("measure", [row["measure"] for row in scores], room=170, ruled=True),
+        colour=SCORE_COLOUR,
+        hover=("measure", ("score", "", "this run"), ("interval", "", "95 % interval"), ("n", ",")),
     )
-
-    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeWidth=1, color="#9AA3AD")
-    layers = [zero.encode(x=alt.X("zero:Q", scale=scale, axis=axis))]
+    plot.thin()
     if bands:
-        layers += _bands(bands, y, scale, axis)
+        hover: list[Hint] = [
+            "measure",
+            ("control", "", "floor"),
+            ("floor_text", "", "it scores"),
+            ("ceiling_text", "", "ceiling"),
+            ("place", "", "place between them"),
+        ]
+        plot.bars(bands, start="floor", end="ceiling", hover=hover, height=18, opacity=0.24, color=MEASURE_COLOUR)
+        for end in ("floor", "ceiling"):
+            plot.ticks(bands, field=end, thickness=2, size=18, color=MEASURE_COLOUR, hover=hover)
+        name = {"align": "left", "baseline": "bottom", "dy": -10, "fontSize": 10, "color": MEASURE_COLOUR}
+        plot.texts(bands, "control", field="floor", hover=hover, **name)
     if controls:
-        layers.append(_control_marks(controls, y, scale, axis))
-    base = alt.Chart(alt.Data(values=scores)).encode(
-        y=y,
-        tooltip=[
-            alt.Tooltip("measure:N"),
-            alt.Tooltip("score:N", title="this run"),
-            alt.Tooltip("interval:N", title="95 % interval"),
-            alt.Tooltip("n:Q", format=","),
-        ],
-    )
-    rule = base.mark_rule(strokeWidth=4, strokeCap="round", color=SCORE_COLOUR)
-    dot = base.mark_point(filled=True, size=120, opacity=1, color=SCORE_COLOUR)
-    layers.append(rule.encode(x=alt.X("low:Q", scale=scale, axis=axis), x2="high:Q"))
-    layers.append(dot.encode(x=alt.X("mean:Q", scale=scale, axis=axis)))
-    return alt.layer(*layers).properties(width=WIDE, height=BAND_ROW * len(keys))
+        kinds = [name for _, name in KINDS if any(row["kind"] == name for row in controls)]
+        # One field, one title, one domain: both encodings share a legend.
+        key = legend(3, below=True, direction="horizontal", columnPadding=6)
+        plot.dots(
+            controls,
+            size=42,
+            opacity=0.85,
+            # Below the score, so that neither hides the other.
+            aside=15,
+            shape=shapes("kind", {kind: KIND_SHAPES[kind] for kind in kinds}, key),
+            color=colours("kind", {kind: KIND_COLOURS[kind] for kind in kinds}, key),
+            hover=(
+                "measure",
+                "control",
+                "kind",
+                "score",
+                ("interval", "", "95 % interval"),
+                ("n", ","),
+                ("place", "", "this run, were it the floor"),
+            ),
+        )
+    plot.intervals(scores, width=4)
+    plot.dots(scores, size=120)
+    return plot.chart(height=BAND_ROW * len(keys))
 
 
 def calibrated_chart(result: Result, only: Sequence[str] | None = None) -> alt.TopLevelMixin | None:
@@ -91,46 +106,43 @@ def calibrated_chart(result: Result, only: Sequence[str] | None = None) -> alt.T
         result: Of a comparison.
         only: The measures that are drawn; all without it.
     """
-    keys = [
-        key
+    places = {
+        key: row
         for key in in_order(result.calibrated if only is None else only)
-        if key in result.similarity and finite(result.calibrated[key].mean) is not None
-    ]
-    if not keys:
+        if key in result.similarity and (row := interval_row(result.calibrated[key])) is not None
+    }
+    if not places:
         return None
-    raw = {key: known(result.calibrated[key].ci95) or (result.calibrated[key].mean,) * 2 for key in keys}
-    found = [float(end) for pair in raw.values() for end in pair if end is not None]
-    found += [float(result.calibrated[key].mean or 0.0) for key in keys]
-    left, right = max(LEFTMOST, min(-0.15, *found) - 0.05), min(RIGHTMOST, max(1.15, *found) + 0.05)
-    rows = [_scale_row(key, result, left, right) for key in keys]
-    scale = alt.Scale(domain=[left, right], nice=False, clamp=True)
-    axis = alt.Axis(title="place between floor and ceiling", tickCount=7, format=".1f")
-    y = alt.Y("measure:N", sort=[row["measure"] for row in rows], title=None, axis=alt.Axis(labelLimit=170))
-    x = alt.X("shown:Q", scale=scale, axis=axis)
+    domain = place_axis(row[end] for row in places.values() for end in ("mean", "low", "high"))
+    rows = [_scale_row(key, row, result.calibrated[key], domain) for key, row in places.items()]
+    plot = Plot(
+        Numbers("shown", "place between floor and ceiling", ".1f", domain, nice=False, ticks=7, clamp=True),
+        Names("measure", [row["measure"] for row in rows], room=170),
+        colour=SCORE_COLOUR,
+        hover=(
+            "measure",
+            ("place", "", "place between floor and ceiling"),
+            ("interval", "", "95 % interval"),
+            "floor",
+            "ceiling",
+            ("n", ","),
+        ),
+    )
+    plot.level(0, "floor", ".1f")
+    plot.level(1, "ceiling", ".1f")
+    plot.intervals(rows)
+    if inside := [row for row in rows if row["inside"]]:
+        plot.dots(inside, size=110)
+    for side, at in zip(("left", "right"), domain, strict=True):
+        if beyond := [row | {"shown": at} for row in rows if row[f"beyond_{side}"]]:
+            plot.dots(beyond, size=90, shape=f"triangle-{side}")
+    return plot.chart(height=SCALE_ROW * len(rows))
 
-    lines = [part for at, name in ((0, "floor"), (1, "ceiling")) for part in _named_line(at, name, scale, axis)]
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=y,
-        tooltip=[
-            alt.Tooltip("measure:N"),
-            alt.Tooltip("place:N", title="place between floor and ceiling"),
-            alt.Tooltip("interval:N", title="95 % interval"),
-            alt.Tooltip("floor:N"),
-            alt.Tooltip("ceiling:N"),
-            alt.Tooltip("n:Q", format=","),
-        ],
-    )
-    rule = base.mark_rule(strokeWidth=3, strokeCap="round", color=SCORE_COLOUR).encode(
-        x=alt.X("low:Q", scale=scale, axis=axis), x2="high:Q"
-    )
-    dot = base.transform_filter("datum.inside").mark_point(filled=True, size=110, opacity=1, color=SCORE_COLOUR)
-    layers = [*lines, rule, dot.encode(x=x)]
-    for side, shape, at in (("beyond_left", "triangle-left", left), ("beyond_right", "triangle-right", right)):
-        if any(row[side] for row in rows):
-            edge = base.transform_filter(f"datum.{side}").transform_calculate(edge=str(at))
-            mark = edge.mark_point(filled=True, shape=shape, size=90, opacity=1, color=SCORE_COLOUR)
-            layers.append(mark.encode(x=alt.X("edge:Q", scale=scale, axis=axis)))
-    return alt.layer(*layers).properties(width=WIDE, height=SCALE_ROW * len(rows))
+
+def place_axis(values: Iterable[float]) -> tuple[float, float]:
+    """Ends of an axis of places: floor and ceiling are always on it, and nothing beyond -1 and 2 is."""
+    found = [*values]
+    return max(LEFTMOST, min(-0.15, *found) - 0.05), min(RIGHTMOST, max(1.15, *found) + 0.05)
 
 
 def sweep_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -152,26 +164,17 @@ def sweep_chart(result: Result) -> alt.TopLevelMixin | None:
         for key in measures
     ]
     drawn = [
-        _sweep_panel(title, rates, estimates, chosen, colour=colour, share=share)
+        panel
         for title, estimates, colour, share in named
-        if any(each is not None and finite(each.mean) is not None for each in estimates)
+        if (panel := _sweep_panel(title, rates, estimates, chosen, colour=colour, share=share)) is not None
     ]
-    return panels(drawn, columns=COLUMNS, gap=56, row_gap=84)
+    return panels(drawn, columns=3, gap=56, row_gap=84)
 
 
-def _score_row(key: str, estimate: Estimate) -> dict[str, Any]:
-    mean = finite(estimate.mean)
-    # Without an interval the rule shrinks to the dot.
-    low, high = known(estimate.ci95) or (mean, mean)
-    return {
-        "measure": measure_of(key).title,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "score": decimal(mean),
-        "interval": decimal_interval(estimate.ci95),
-        "n": estimate.n,
-    }
+def _score_row(key: str, estimate: Estimate) -> dict[str, Any] | None:
+    row = interval_row(estimate)
+    text = {"score": decimal(estimate.mean), "interval": decimal_interval(estimate.ci95)}
+    return None if row is None else {"measure": measure_of(key).title} | row | text
 
 
 def _band_row(key: str, result: Result) -> dict[str, Any] | None:
@@ -192,7 +195,7 @@ def _band_row(key: str, result: Result) -> dict[str, Any] | None:
 
 
 def _control_rows(key: str, result: Result) -> list[dict[str, Any]]:
-    """Every control of one measure; the chance level stands among them where the measure has one."""
+    """Every control of one measure; the chance level is one of them where the measure has one."""
     found: dict[str, Estimate] = {
         control: result.controls[control][key] for control in result.controls if key in result.controls[control]
     }
@@ -225,80 +228,22 @@ def _control_rows(key: str, result: Result) -> list[dict[str, Any]]:
     return rows
 
 
-def _bands(rows: list[dict[str, Any]], y: alt.Y, scale: alt.Scale, axis: alt.Axis) -> list[alt.Chart]:
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=y,
-        tooltip=[
-            alt.Tooltip("measure:N"),
-            alt.Tooltip("control:N", title="floor"),
-            alt.Tooltip("floor_text:N", title="it scores"),
-            alt.Tooltip("ceiling_text:N", title="ceiling"),
-            alt.Tooltip("place:N", title="place between them"),
-        ],
-    )
-    at_floor = alt.X("floor:Q", scale=scale, axis=axis)
-    band = base.mark_bar(height=18, opacity=0.24, color=MEASURE_COLOUR).encode(x=at_floor, x2="ceiling:Q")
-    end = base.mark_tick(thickness=2, size=18, color=MEASURE_COLOUR)
-    name = base.mark_text(align="left", baseline="bottom", dy=-10, fontSize=10, color=MEASURE_COLOUR).encode(
-        x=at_floor, text="control:N"
-    )
-    return [band, end.encode(x=at_floor), end.encode(x=alt.X("ceiling:Q", scale=scale, axis=axis)), name]
-
-
-def _control_marks(rows: list[dict[str, Any]], y: alt.Y, scale: alt.Scale, axis: alt.Axis) -> alt.Chart:
-    kinds = [name for _, name in KINDS if any(row["kind"] == name for row in rows)]
-    # Below: on a narrow screen the menu of the chart would cover it above.
-    legend = alt.Legend(title=None, orient="bottom", direction="horizontal", columnPadding=6, symbolOpacity=1)
-    # One field, one title, one domain: both encodings share a legend.
-    shape = alt.Scale(domain=kinds, range=[KIND_MARKS[kind][0] for kind in kinds])
-    colour = alt.Scale(domain=kinds, range=[KIND_MARKS[kind][1] for kind in kinds])
-    return (
-        alt.Chart(alt.Data(values=rows))
-        # Below the score, so that neither hides the other.
-        .mark_point(filled=True, size=42, opacity=0.85, yOffset=15)
-        .encode(
-            x=alt.X("mean:Q", scale=scale, axis=axis),
-            y=y,
-            shape=alt.Shape("kind:N", scale=shape, legend=legend),
-            color=alt.Color("kind:N", scale=colour, legend=legend),
-            tooltip=[
-                alt.Tooltip("measure:N"),
-                alt.Tooltip("control:N"),
-                alt.Tooltip("kind:N"),
-                alt.Tooltip("score:N"),
-                alt.Tooltip("interval:N", title="95 % interval"),
-                alt.Tooltip("n:Q", format=","),
-                alt.Tooltip("place:N", title="this run, were it the floor"),
-            ],
-        )
-    )
-
-
-def _scale_row(key: str, result: Result, left: float, right: float) -> dict[str, Any]:
-    place = result.calibrated[key]
-    mean = float(place.mean or 0.0)
-    low, high = known(place.ci95) or (mean, mean)
+def _scale_row(key: str, place: dict[str, Any], calibrated: Calibrated, domain: tuple[float, float]) -> dict[str, Any]:
+    left, right = domain
+    cut = {name: min(max(place[name], left), right) for name in ("mean", "low", "high")}
     return {
         "measure": measure_of(key).title,
-        "shown": min(max(mean, left), right),
-        "low": min(max(low, left), right),
-        "high": min(max(high, left), right),
-        "inside": left <= mean <= right,
-        "beyond_left": low < left,
-        "beyond_right": high > right,
-        "place": hundredths(mean),
-        "interval": hundredths_interval(place.ci95),
-        "floor": f"{control_of(place.control).title}, {decimal(place.floor)}",
-        "ceiling": decimal(place.ceiling),
-        "n": place.n,
+        "shown": cut.pop("mean"),
+        **cut,
+        "inside": left <= place["mean"] <= right,
+        "beyond_left": place["low"] < left,
+        "beyond_right": place["high"] > right,
+        "place": hundredths(place["mean"]),
+        "interval": hundredths_interval(calibrated.ci95),
+        "floor": f"{control_of(calibrated.control).title}, {decimal(calibrated.floor)}",
+        "ceiling": decimal(calibrated.ceiling),
+        "n": calibrated.n,
     }
-
-
-def _named_line(at: float, name: str, scale: alt.Scale, axis: alt.Axis) -> list[alt.Chart]:
-    base = alt.Chart(alt.Data(values=[{"at": at}])).encode(x=alt.X("at:Q", scale=scale, axis=axis))
-    line = base.mark_rule(strokeDash=[4, 4], color=MEASURE_COLOUR, strokeWidth=1.5)
-    text = base.mark_text(align="center", baseline="bottom", color=MEASURE_COLOUR, fontSize=11)
-    return [line, text.encode(y=alt.value(-4), text=alt.value(name))]
 
 
 def _sweep_panel(
@@ -309,49 +254,31 @@ def _sweep_panel(
     *,
     colour: str,
     share: bool,
-) -> alt.TopLevelMixin:
-    rows = []
-    for rate, estimate in zip(rates, estimates, strict=True):
-        mean = None if estimate is None else finite(estimate.mean)
-        if estimate is None or mean is None:
-            continue
-        low, high = known(estimate.ci95) or (mean, mean)
-        rows.append(
-            {
-                "what": title,
-                "rate": rate,
-                "mean": mean,
-                "low": low,
-                "high": high,
-                "value": percent(mean) if share else decimal(mean),
-                "interval": percent_interval(estimate.ci95) if share else decimal_interval(estimate.ci95),
-                "n": estimate.n,
-            }
-        )
-    x_scale = alt.Scale(type="log", nice=False, padding=10)
-    x_axis = alt.Axis(format="~e", tickCount=4, grid=False, labelOverlap=True)
-    x = alt.X("rate:Q", scale=x_scale, axis=x_axis, title="learning rate")
-    scale, axis = alt.Scale(zero=not share, nice=True), alt.Axis(tickCount=4, format=".0%" if share else "~g")
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=x,
-        tooltip=[
-            alt.Tooltip("what:N"),
-            alt.Tooltip("rate:Q", format=".3~e", title="learning rate"),
-            alt.Tooltip("value:N", title="mean"),
-            alt.Tooltip("interval:N", title="95 % interval"),
-            alt.Tooltip("n:Q", format=","),
-        ],
-    )
-    ends = alt.Y("low:Q", title=None, scale=scale, axis=axis)
-    y = alt.Y("mean:Q", title=None, scale=scale, axis=axis)
-    layers = [
-        base.mark_area(opacity=0.18, color=colour).encode(y=ends, y2="high:Q"),
-        base.mark_rule(strokeWidth=1.5, color=colour).encode(y=ends, y2="high:Q"),
-        base.mark_line(strokeWidth=1.8, color=colour).encode(y=y),
-        base.mark_point(filled=True, size=46, opacity=1, color=colour).encode(y=y),
+) -> alt.TopLevelMixin | None:
+    number, interval = (percent, percent_interval) if share else (decimal, decimal_interval)
+    rows = [
+        {"what": title, "rate": rate, "value": number(row["mean"]), "interval": interval(estimate.ci95)} | row
+        for rate, estimate in zip(rates, estimates, strict=True)
+        if estimate is not None and (row := interval_row(estimate)) is not None
     ]
-    within = [{"chosen": rate} for rate in chosen if rates[0] <= rate <= rates[-1]]
-    if within:
-        line = alt.Chart(alt.Data(values=within)).mark_rule(strokeDash=[4, 4], color=MEASURE_COLOUR)
-        layers.insert(0, line.encode(x=alt.X("chosen:Q", scale=x_scale, axis=x_axis, title="learning rate")))
-    return alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT, title=panel_title(title))
+    if not rows:
+        return None
+    plot = Plot(
+        learning_rates("rate"),
+        Numbers("mean", format=".0%" if share else "~g", zero=not share, ticks=4),
+        colour=colour,
+        hover=(
+            "what",
+            ("rate", ".3~e", "learning rate"),
+            ("value", "", "mean"),
+            ("interval", "", "95 % interval"),
+            ("n", ","),
+        ),
+    )
+    if within := [rate for rate in chosen if rates[0] <= rate <= rates[-1]]:
+        plot.across(within)
+    plot.bands(rows)
+    plot.intervals(rows, width=1.5)
+    plot.line(rows)
+    plot.dots(rows, size=46)
+    return plot.chart(width=220, height=140, title=title)

@@ -5,13 +5,17 @@ are lines to compare with. Text enters as data only.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import altair as alt
 
 from dualform.report.categories import category
-from dualform.report.charts.panels import learner_colours, panel_title, panels
+from dualform.report.charts.axes import Hint, Names, Numbers, interval_hints
+from dualform.report.charts.colours import learner_colours, legend
+from dualform.report.charts.dots import interval_row
+from dualform.report.charts.panels import panels
+from dualform.report.charts.plot import Plot
 from dualform.report.numerals import finite, known
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.result import Estimate
@@ -23,14 +27,13 @@ NAME_GAP = 130
 NUMBER_GAP = 56
 """Pixels that an axis of numbers takes."""
 ROW = 30
-CURVE_WIDTH, CURVE_HEIGHT = 220, 160
 
 FOLD = "fold"
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """One number of the points, and what it is drawn beside."""
+    """One number of the points, and what it is compared with."""
 
     title: str
     format: str
@@ -91,22 +94,15 @@ def _has_number(estimate: Estimate | None) -> bool:
 
 
 def _row(point: FoldPoint, estimate: Estimate | None, learner: str) -> dict[str, Any] | None:
-    mean = finite(estimate.mean) if estimate is not None else None
-    if estimate is None or mean is None:
-        return None
-    # Without an interval the rule shrinks to the dot.
-    low, high = known(estimate.ci95) or (mean, mean)
-    return {
+    row = interval_row(estimate)
+    about = {
         "value": category(point.value),
         "learner": learner_style(learner).title,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "n": estimate.n,
         "strength": finite(point.strength),
         "adapt": finite(point.adapt_flops),
         "note": point.note,
     }
+    return None if row is None else about | row
 
 
 def _rows(points: Sequence[FoldPoint], panel: _Panel) -> list[dict[str, Any]]:
@@ -114,146 +110,94 @@ def _rows(points: Sequence[FoldPoint], panel: _Panel) -> list[dict[str, Any]]:
     return [row for row in found if row is not None]
 
 
-def _tooltip(panel: _Panel, rows: Sequence[dict[str, Any]], name: str) -> list[alt.Tooltip]:
-    shown = [
-        alt.Tooltip("learner:N"),
-        alt.Tooltip("value:N", title=name),
-        alt.Tooltip("mean:Q", format=_finer(panel.format), title=panel.title),
-        alt.Tooltip("low:Q", format=_finer(panel.format), title="95 % from"),
-        alt.Tooltip("high:Q", format=_finer(panel.format), title="to"),
+def _hover(panel: _Panel, rows: Sequence[dict[str, Any]], name: str) -> list[Hint]:
+    spec = {".0%": ".1%", ".2f": ".3f"}[panel.format]
+    *ends, n = interval_hints(spec)
+    sometimes: list[tuple[str, Hint]] = [
+        ("n", n),
+        ("strength", ("strength", ".3~g", "ridge strength")),
+        ("adapt", ("adapt", ".3s", "operations to fold")),
+        ("note", "note"),
     ]
-    if any(row["n"] for row in rows):
-        shown.append(alt.Tooltip("n:Q", format=","))
-    if any(row["strength"] is not None for row in rows):
-        shown.append(alt.Tooltip("strength:Q", format=".3~g", title="ridge strength"))
-    if any(row["adapt"] is not None for row in rows):
-        shown.append(alt.Tooltip("adapt:Q", format=".3s", title="operations to fold"))
-    if any(row["note"] for row in rows):
-        shown.append(alt.Tooltip("note:N"))
-    return shown
+    known_of_some = [hint for field, hint in sometimes if any(row[field] for row in rows)]
+    return ["learner", ("value", "", name), ("mean", spec, panel.title), *ends, *known_of_some]
 
 
-def _finer(spec: str) -> str:
-    return {".0%": ".1%", ".2f": ".3f"}[spec]
+def _colour(keys: Sequence[str]) -> alt.Color:
+    return learner_colours(keys, legend(2, symbol="circle") if len(keys) > 1 else None)
 
 
-def _legend(keys: Sequence[str]) -> alt.Legend | None:
-    return (
-        alt.Legend(title=None, orient="top", columns=2, symbolType="circle", symbolOpacity=1) if len(keys) > 1 else None
-    )
-
-
-def _references(panel: _Panel, colour: alt.Color, scale: alt.Scale, axis: alt.Axis, upright: bool) -> list[alt.Chart]:
+def _add_levels(plot: Plot, panel: _Panel) -> None:
     """Levels to compare with: dashed in the learner's colour; where nothing has changed, thin and grey."""
-    lines = []
     if panel.level is not None:
-        base = alt.Chart(alt.Data(values=[{"level": panel.level}])).mark_rule(color="#9AA3AD", strokeWidth=1)
-        lines.append(
-            base.encode(x=alt.X("level:Q", scale=scale, axis=axis))
-            if upright
-            else base.encode(y=alt.Y("level:Q", scale=scale, axis=axis))
-        )
+        plot.thin(panel.level)
     for key in learners_in_order(panel.references):
         each = panel.references[key]
         low, high = known(each.ci95) or (None, None)
         row = {"learner": learner_style(key).title, "at": finite(each.mean), "from": low, "to": high, "n": each.n}
-        base = alt.Chart(alt.Data(values=[row])).mark_rule(strokeDash=[5, 4], strokeWidth=1.6)
-        tooltip = [
-            alt.Tooltip("learner:N"),
-            alt.Tooltip("at:Q", format=".1%", title=panel.title),
-            alt.Tooltip("from:Q", format=".1%", title="95 % from"),
-            alt.Tooltip("to:Q", format=".1%"),
-            alt.Tooltip("n:Q", format=","),
-        ]
-        place = (
-            {"x": alt.X("at:Q", scale=scale, axis=axis)} if upright else {"y": alt.Y("at:Q", scale=scale, axis=axis)}
-        )
-        lines.append(base.encode(color=colour, tooltip=tooltip, **place))
-    return lines
+        hover: list[Hint] = ["learner", ("at", ".1%", panel.title), ("from", ".1%", "95 % from"), ("to", ".1%")]
+        plot.levels([row], [*hover, ("n", ",")])
 
 
 def _dots(points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.TopLevelMixin:
     rows = _rows(points, panel)
+    # All names in every panel, so that rows stay level with those of the next panel.
     names = list(dict.fromkeys(category(point.value) for point in points))
-    axis = alt.Axis(title=None, tickCount=4, format=panel.format, labelOverlap="greedy")
-    scale = alt.Scale(zero=False, nice=True, padding=6)
-    colour = learner_colours(keys, legend=_legend(keys))
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        # All names in every panel, so that rows stay level with those beside them.
-        y=alt.Y(
-            "value:N",
-            sort=names,
-            scale=alt.Scale(domain=names),
-            title=None,
-            axis=alt.Axis(labelLimit=NAME_GAP - 6, grid=False),
-        ),
-        color=colour,
-        tooltip=_tooltip(panel, rows, "fold"),
+    plot = Plot(
+        Numbers("mean", format=panel.format, ticks=4, padding=6),
+        Names("value", names, room=NAME_GAP - 6),
+        colour=_colour(keys),
+        hover=_hover(panel, rows, "fold"),
     )
-    rule = base.mark_rule(strokeWidth=3, strokeCap="round").encode(
-        x=alt.X("low:Q", scale=scale, axis=axis, title=None), x2="high:Q"
-    )
-    dot = base.mark_point(filled=True, size=100, opacity=1).encode(
-        x=alt.X("mean:Q", scale=scale, axis=axis, title=None)
-    )
-    layers = [*_references(panel, colour, scale, axis, upright=True), rule, dot]
-    return alt.layer(*layers).properties(width=240, height=ROW * len(names), title=panel_title(panel.title))
+    _add_levels(plot, panel)
+    plot.intervals(rows)
+    plot.dots(rows)
+    return plot.chart(width=240, height=ROW * len(names), title=panel.title)
 
 
 def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.TopLevelMixin:
     where = places(axis, points)
     rows = _rows(points, panel)
-    beside = [row for point in points if (row := _row(point, point.icl, "icl")) is not None]
-    of_icl = panel.title == "accuracy"
-    x: alt.X
-    if where is None:
-        names = list(dict.fromkeys(category(point.value) for point in points))
-        x = alt.X(
-            "value:O", sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(title=axis_name(axis), labelAngle=0)
-        )
+    prompted = [row for point in points if (row := _row(point, point.icl, "icl")) is not None]
+    if panel.title != "accuracy":
+        prompted = []
     else:
-        ticks = sorted({place for point, place in zip(points, where, strict=True) if number_of(point) is not None})
+        panel = replace(panel, references={key: each for key, each in panel.references.items() if key != "icl"})
+    x: Names | Numbers
+    if where is None:
+        x = Names("value", list(dict.fromkeys(category(point.value) for point in points)), axis_name(axis))
+    else:
         at = dict(zip((category(point.value) for point in points), where, strict=True))
-        for row in [*rows, *beside]:
+        for row in [*rows, *prompted]:
             row["place"] = at[row["value"]]
-        log = axis in LOGARITHMIC and min(where) > 0
-        x = alt.X(
-            "place:Q",
-            scale=alt.Scale(nice=False, padding=12, **({"type": "log"} if log else {"type": "linear", "zero": False})),
-            axis=alt.Axis(title=axis_name(axis), values=ticks, format="~g", labelOverlap="greedy", grid=False),
+        x = Numbers(
+            "place",
+            axis_name(axis),
+            "~g",
+            log=axis in LOGARITHMIC and min(where) > 0,
+            nice=False,
+            padding=12,
+            ticks=sorted({place for point, place in zip(points, where, strict=True) if number_of(point) is not None}),
+            grid=False,
         )
-    y_axis = alt.Axis(title=None, tickCount=4, format=panel.format)
-    scale = alt.Scale(zero=False, nice=True)
-    y = alt.Y("mean:Q", scale=scale, axis=y_axis, title=None)
-    colour = learner_colours(keys, legend=_legend(keys))
-    tooltip = _tooltip(panel, rows, axis_name(axis))
-    references = {key: each for key, each in panel.references.items() if not (of_icl and key == "icl")}
-    layers = _references(
-        _Panel(panel.title, panel.format, panel.read, references, panel.level), colour, scale, y_axis, upright=False
+    plot = Plot(
+        x,
+        Numbers("mean", format=panel.format, ticks=4),
+        colour=_colour(keys),
+        hover=_hover(panel, rows, axis_name(axis)),
     )
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x, color=colour, tooltip=tooltip)
+    _add_levels(plot, panel)
+    if prompted:
+        plot.line(prompted, width=1.6, strokeDash=[2, 2])
+        plot.dots(prompted, size=26)
     in_digits = {point.value for point in points if number_of(point) is not None}
-    numbered = [row for row in rows if row["value"] in in_digits]
-    named = [row for row in rows if row["value"] not in in_digits]
-    if of_icl and beside:
-        other = alt.Chart(alt.Data(values=beside)).encode(x=x, y=y, color=colour, tooltip=tooltip)
-        layers += [
-            other.mark_line(strokeWidth=1.6, strokeDash=[2, 2]),
-            other.mark_point(filled=True, size=26, opacity=1),
-        ]
-    if numbered:
-        joined = alt.Chart(alt.Data(values=numbered)).encode(x=x, y=y, color=colour, tooltip=tooltip)
-        layers += [joined.mark_line(strokeWidth=2), joined.mark_point(filled=True, size=70, opacity=1)]
-    if named:
-        # What is chosen by a rule stands beside the line and not in it.
-        apart = alt.Chart(alt.Data(values=named)).encode(x=x, color=colour, tooltip=tooltip)
-        layers.append(apart.mark_point(shape="diamond", filled=True, size=110, opacity=1).encode(y=y))
+    if numbered := [row for row in rows if row["value"] in in_digits]:
+        plot.line(numbered)
+        plot.dots(numbered, size=70)
+    if named := [row for row in rows if row["value"] not in in_digits]:
+        # What is chosen by a rule is not joined by the line.
+        plot.dots(named, size=110, shape="diamond")
         if where is not None:
-            text = apart.mark_text(fontSize=11, baseline="bottom", dy=-4, limit=120)
-            layers.append(text.encode(y=alt.Y("high:Q", scale=scale, axis=y_axis, title=None), text="value:N"))
-    layers.append(
-        base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(
-            y=alt.Y("low:Q", scale=scale, axis=y_axis, title=None), y2="high:Q"
-        )
-    )
-    return alt.layer(*layers).properties(width=CURVE_WIDTH, height=CURVE_HEIGHT, title=panel_title(panel.title))
+            plot.texts(named, "value", field="high", baseline="bottom", dy=-4, limit=120)
+    plot.intervals(rows, width=2.5)
+    return plot.chart(width=220, height=160, title=panel.title)

@@ -1,10 +1,9 @@
-"""Charts of the laboratory: curves of models over a common axis, exact predictors dashed beside them.
+"""Charts of the laboratory: curves of models over a common axis, exact predictors dashed.
 
 What these charts hold is up to the studies, so nothing is taken for granted here: curves may be any number, have
 holes, reach zero on a log axis or lie magnitudes beyond the others.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,10 @@ from typing import Any
 
 import altair as alt
 
-from dualform.report.charts.panels import WIDE
+from dualform.report.charts.axes import Numbers, interval_hints
+from dualform.report.charts.colours import colours, dashes, legend
+from dualform.report.charts.lines import log_ticks
+from dualform.report.charts.plot import Plot
 from dualform.report.numerals import finite, known
 from dualform.report.palette import MEASURE_COLOUR
 from dualform.report.phrases import capital, listed, plural
@@ -41,7 +43,7 @@ LARGEST = 1e300
 DOTTED = 16
 """Curves of so many points or fewer have dots."""
 TICKS = 8
-"""Most decades with a tick, and most places at which points lie that get one each."""
+"""Most places at which points lie that get a tick each."""
 
 
 @dataclass(frozen=True)
@@ -88,40 +90,22 @@ def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], Look]) -> alt.TopL
     up = _up(chart, rows)
     names = list(dict.fromkeys(row["curve"] for row in shown))
     look = {row["curve"]: styles[chart.curves[row["line"]].name, row["reference"]] for row in shown}
-    # Room for half a dot at either end.
-    x = alt.X("x:Q", scale=_scale(across, padding=6), axis=_axis(across, chart.x, grid=False, places=places))
-    y = alt.Y("mean:Q", scale=_scale(up), axis=_axis(up, None, grid=True))
-    legend = _legend(names)
-    colour = alt.Color(
-        "curve:N", scale=alt.Scale(domain=names, range=[look[name].colour for name in names]), legend=legend
+    # Side by side where they fit on a phone.
+    columns = 2 if max(map(len, names)) <= 22 else 1
+    key = legend(columns, symbol="stroke", labelLimit=300 // columns)
+    plot = Plot(
+        # Room for half a dot at either end.
+        _numbers("x", chart.x, across, places=places, padding=6, grid=False),
+        _numbers("mean", None, up),
+        colour=colours("curve", {name: look[name].colour for name in names}, key),
+        hover=("curve", ("x", ".4~g", chart.x), ("mean", ".4~g", chart.y), *interval_hints(".4~g")),
+        detail="line",
     )
-    dash = alt.StrokeDash(
-        "curve:N", scale=alt.Scale(domain=names, range=[list(look[name].dash) for name in names]), legend=legend
-    )
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x, color=colour, detail="line:N")
-    layers = []
     if any(row["low"] < row["high"] for row in shown):
-        layers.append(
-            alt.Chart(alt.Data(values=[_banded(row, up) for row in rows]))
-            .mark_area(opacity=0.15, clip=True)
-            .encode(
-                x=x,
-                color=colour,
-                detail="line:N",
-                y=alt.Y("low:Q", scale=_scale(up), axis=_axis(up, None, grid=True)),
-                y2="high:Q",
-            )
-        )
-    layers.append(base.mark_line(strokeWidth=1.8, clip=True).encode(y=y, strokeDash=dash))
-    layers.append(
-        alt.Chart(alt.Data(values=_dots(shown)))
-        .mark_point(filled=True, size=34, clip=True)
-        .encode(x=x, y=y, color=colour, opacity=alt.Opacity("dot:Q", scale=None), tooltip=_hover(chart))
-    )
-    title = alt.TitleParams(
-        chart.y, anchor="start", frame="group", fontSize=11.5, fontWeight="normal", offset=8, limit=WIDE
-    )
-    return alt.layer(*layers).properties(width=WIDE, height=HEIGHT, title=title)
+        plot.bands([_banded(row, up) for row in rows], opacity=0.15, clip=True)
+    plot.line(rows, width=1.8, clip=True, strokeDash=dashes("curve", {name: look[name].dash for name in names}, key))
+    plot.dots(_dots(shown), size=34, clip=True, opacity=alt.Opacity("dot:Q", scale=None))
+    return plot.chart(height=HEIGHT, title=chart.y, offset=8)
 
 
 def described(chart: LabChart) -> str:
@@ -181,7 +165,7 @@ def _rows(chart: LabChart) -> list[dict[str, Any]]:
 
 
 def _labels(chart: LabChart) -> list[str]:
-    """What each curve is called in the chart: a model and an exact predictor of one name are told apart."""
+    """What each curve is called in the chart: a model and an exact predictor of one name have two."""
     models = {curve.name for curve in chart.curves if not curve.reference}
     labels = []
     for curve in chart.curves:
@@ -247,58 +231,17 @@ def _dots(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"dot": float(sizes[row["line"]] <= most[row["reference"]])} for row in rows]
 
 
-def _scale(axis: _Axis, padding: int = 0) -> alt.Scale:
-    kind: dict[str, Any] = {"type": "log"} if axis.log else {"zero": False}
-    return alt.Scale(domain=[axis.low, axis.high], nice=False, padding=padding, **kind)
-
-
-def _axis(axis: _Axis, title: str | None, *, grid: bool, places: Sequence[float] = ()) -> alt.Axis:
-    ticks: dict[str, Any] = {"tickCount": 5}
+def _numbers(field: str, title: str | None, axis: _Axis, *, places: Sequence[float] = (), **others: Any) -> Numbers:
+    ticks: int | Sequence[float] = 5
     if 0 < len(places) <= TICKS:
-        ticks = {"values": list(places)}
+        ticks = places
     elif axis.log:
-        # Ticks of our own: Vega draws a line at each of 1 to 9 in every decade.
-        ticks = {"values": log_ticks(axis.low, axis.high)}
-    return alt.Axis(title=title, grid=grid, labelExpr=_NUMBER, labelOverlap=True, titleLimit=WIDE, **ticks)
+        ticks = log_ticks((axis.low, axis.high), within=True)
+    domain = (axis.low, axis.high)
+    return Numbers(field, title, domain=domain, log=axis.log, nice=False, ticks=ticks, labels=_NUMBER, **others)
 
 
 _NUMBER = (
     "datum.value !== 0 && (abs(datum.value) >= 1e5 || abs(datum.value) < 1e-3)"
     " ? format(datum.value, '.2~e') : format(datum.value, ',~f')"
 )
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten in reach, some left out where they are many; with 2 and 5 of each where they are few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if last - first <= 2 else (1,)
-    every = max(1, math.ceil((last - first) / TICKS))
-    ticks = [step * 10.0**decade for decade in range(first, last + 1, every) for step in steps]
-    return [tick for tick in ticks if low <= tick <= high]
-
-
-def _legend(names: Sequence[str]) -> alt.Legend:
-    # Side by side where they fit on a phone.
-    columns = 2 if max(map(len, names)) <= 22 else 1
-    return alt.Legend(
-        title=None,
-        orient="top",
-        columns=columns,
-        symbolType="stroke",
-        symbolOpacity=1,
-        symbolStrokeWidth=2,
-        # Long enough for dashes to be told apart.
-        symbolSize=400,
-        labelLimit=300 // columns,
-    )
-
-
-def _hover(chart: LabChart) -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("curve:N"),
-        alt.Tooltip("x:Q", format=".4~g", title=chart.x),
-        alt.Tooltip("mean:Q", format=".4~g", title=chart.y),
-        alt.Tooltip("low:Q", format=".4~g", title="95 % from"),
-        alt.Tooltip("high:Q", format=".4~g", title="to"),
-        alt.Tooltip("n:Q", format=","),
-    ]

@@ -4,15 +4,20 @@ Arms keep their colours from chart to chart. Differences stand in panels by what
 apart from other arms, because a difference from linear attention says nothing of one from softmax attention.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
-from dualform.report.charts.panels import line_at, panel_title, panels
-from dualform.report.numerals import finite, known
+from dualform.report.charts.axes import Hint, Names, Numbers, around, interval_hints
+from dualform.report.charts.colours import colours, dashes, legend
+from dualform.report.charts.dots import dot_chart, interval_row
+from dualform.report.charts.lines import line_chart, log_ticks
+from dualform.report.charts.panels import panels
+from dualform.report.charts.plot import Plot
+from dualform.report.charts.theme import RULE_COLOUR
+from dualform.report.numerals import finite
 from dualform.report.palette import MEASURE_COLOUR, SPARE_COLOURS
 from dualform.result import Estimate, Paired
 from dualform.studies.momentum.figures import (
@@ -28,16 +33,16 @@ from dualform.studies.momentum.figures import (
     perplexity_at,
     references_at,
 )
-from dualform.studies.momentum.result import MomentumArm, MomentumReport, MomentumResult, RegressionCurve, TaskScore
+from dualform.studies.momentum.result import MomentumArm, MomentumReport, MomentumResult, RegressionCurve
 
-WIDTH, HEIGHT = 250, 190
-"""Pixels of a panel."""
 NUMBER_GAP = 64
 """Pixels that an axis of numbers takes."""
 NAME_GAP = 130
 """Pixels that names take left of a panel."""
 ROW = 24
 """Pixels of an arm in a panel of tasks."""
+CURVES: dict[str, Any] = {"width": 340, "height": 190}
+"""Pixels of a panel of curves."""
 
 ETA_COLOURS = ("#56B4E9", "#0072B2", "#7F6BB3", "#CC79A7")
 """Of momentum with fixed etas, from the smallest to the largest; those between are mixed."""
@@ -64,7 +69,12 @@ FAR_BELOW = 0.1
 
 EARLY = 0.1
 """Share of training whose differences are left out: they are large, whatever comes of them."""
-LINE_COLOUR = "#9AA3AD"
+
+NATS = "nats a token"
+"""Unit of a loss."""
+
+SIGNED = "datum.value === 0 ? '0' : format(datum.value, '+~f')"
+"""Differences with their sign, but for zero."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +118,12 @@ def difference_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
         ]
         seeds = [_seed_rows(group.arms, length) for group, _ in groups]
         ends = [row[end] for _, rows in groups for row in rows for end in ("low", "high")]
+        ends += [row["mean"] for rows in seeds for row in rows]
         # One scale for what has one baseline, so that panels can be compared.
-        scale = _scale_of([*ends, *(row["mean"] for rows in seeds for row in rows)])
+        domain = around([0.0, *ends], least=0.001, part=0.06)
+        y = Numbers("mean", NATS, domain=domain, nice=False, labels=SIGNED)
         drawn += [
-            _difference_panel(report, group, rows, dots, scale)
-            for (group, rows), dots in zip(groups, seeds, strict=True)
+            _difference_panel(report, group, rows, dots, y) for (group, rows), dots in zip(groups, seeds, strict=True)
         ]
     return panels(drawn, columns=3, gap=NUMBER_GAP, row_gap=130)
 
@@ -126,7 +137,11 @@ def training_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     if not losses:
         return None
     every = [row for rows in losses.values() for row in rows]
-    drawn = [_training_panel(report, "validation loss, nats a token", every, "loss", zero=False)]
+    x = Numbers("tokens", "tokens read", "~s", nice=False, ticks=4, grid=False)
+    colour = _colour(report, _legend("stroke"))
+    hover: list[Hint] = ["arm", ("tokens", ","), ("loss", ".4f", NATS)]
+    title = "validation loss, nats a token"
+    drawn = [line_chart(every, x, Numbers("loss"), colour=colour, hover=hover, title=title, **CURVES)]
     begun = EARLY * max(row["tokens"] for row in every)
     for group in _groups(report):
         base = {row["tokens"]: row["loss"] for row in losses.get(group.baseline, [])}
@@ -137,7 +152,9 @@ def training_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
             if row["tokens"] in base and row["tokens"] >= begun
         ]
         if rows:
-            drawn.append(_training_panel(report, group.title, rows, "difference", zero=True))
+            y, more = Numbers("difference", NATS, labels=SIGNED), ("difference", "+.4f")
+            look: dict[str, Any] = {"colour": colour, "hover": [*hover, more], "zero": True, "title": group.title}
+            drawn.append(line_chart(rows, x, y, **look, **CURVES))
     return panels(drawn, columns=2, gap=NUMBER_GAP, row_gap=84)
 
 
@@ -149,23 +166,43 @@ def length_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     found = [length for length in lengths(report) if any(perplexity_at(arm, length) for arm in report.arms)]
     if len(found) < 2:
         return None
-    names = [length_name(length) for length in found]
-    rows = [
-        row | {"length": length_name(length)}
-        for arm in report.arms
-        for length in found
-        if (row := _row(arm, arm.perplexity.get(length))) is not None
-    ]
-    drawn = [_perplexity_panel(report, names, rows)]
-    for group in _groups(report):
-        rows = [
+    x = Names("length", [length_name(length) for length in found], "tokens of text")
+    colour, text = _colour(report, _legend()), ("length", "", "tokens of text")
+
+    def rows_of(arms: Sequence[MomentumArm], read: Any) -> list[dict[str, Any]]:
+        return [
             row | {"length": length_name(length)}
-            for arm in group.arms
+            for arm in arms
             for length in found
-            if (row := _row(arm, difference_at(arm, length))) is not None
+            if (row := _row(arm, read(arm, length))) is not None
         ]
-        if rows:
-            drawn.append(_length_panel(report, group, names, rows))
+
+    rows = rows_of(report.arms, lambda arm, length: arm.perplexity.get(length))
+    drawn = [
+        line_chart(
+            rows,
+            x,
+            Numbers("mean"),
+            colour=colour,
+            hover=["arm", text, ("mean", ".2f", "perplexity"), *interval_hints(".2f")],
+            dots=36,
+            title="perplexity",
+            **CURVES,
+        )
+    ]
+    for group in _groups(report):
+        if rows := rows_of(group.arms, difference_at):
+            plot = Plot(
+                x,
+                Numbers("mean", NATS, labels=SIGNED, zero=True),
+                lanes=Names("arm", list(dict.fromkeys(row["arm"] for row in rows))),
+                colour=colour,
+                hover=["arm", text, ("mean", "+.4f", NATS), *interval_hints("+.4f")],
+            )
+            plot.thin()
+            plot.intervals(rows, width=2.5)
+            plot.dots(rows, size=60)
+            drawn.append(plot.chart(**CURVES, title=group.title))
     chart = panels(drawn, columns=2, gap=NUMBER_GAP, row_gap=84)
     # Each panel keeps the width of a length for its own arms.
     return None if chart is None else chart.resolve_scale(xOffset="independent")
@@ -185,13 +222,26 @@ def regression_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
             rows += [row for row in _error_rows(curve, name, exact=True) if row["mean"] >= floor]
         by_condition[condition] = rows
     shown = {row["arm"] for rows in by_condition.values() for row in rows}
-    colours = arm_colours(report)
+    inks = arm_colours(report)
     arms = list(dict.fromkeys(curve.arm for curve in regression.curves if curve.arm in shown))
     exact = [name for name in regression.references if name in shown]
-    look = {name: (colours.get(name, MEASURE_COLOUR), [1, 0]) for name in arms}
+    look = {name: (inks.get(name, MEASURE_COLOUR), [1, 0]) for name in arms}
     look |= {name: (MEASURE_COLOUR, REFERENCES.get(exact_kind(name), [4, 4])) for name in exact}
+    colour = colours("arm", {name: ink for name, (ink, _) in look.items()}, _legend("stroke"))
+    dash = dashes("arm", {name: each for name, (_, each) in look.items()}, _legend("stroke"))
+    x = Numbers("seen", "examples seen", "d", nice=False, ticks=6, grid=False)
     drawn = [
-        _regression_panel(f"condition number {condition:g}", rows, look)
+        line_chart(
+            rows,
+            x,
+            Numbers("mean", "error", "~g", log=True, ticks=log_ticks([row["mean"] for row in rows])),
+            colour=colour,
+            dash=dash,
+            bands=True,
+            hover=["arm", ("seen", "d", "examples seen"), ("mean", ".3~g", "error"), *interval_hints(".3~g")],
+            title=f"condition number {condition:g}",
+            **CURVES,
+        )
         for condition, rows in by_condition.items()
         if rows
     ]
@@ -203,17 +253,30 @@ def tasks_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     report = result.momentum
     if report is None:
         return None
-    names = list(dict.fromkeys(score.task for arm in report.arms for score in arm.tasks))
+    # All arms in every panel, so that rows stay level with those of the next panel.
+    names = [arm.name for arm in report.arms if arm.tasks]
     drawn = []
-    for name in names:
+    for name in dict.fromkeys(score.task for arm in report.arms for score in arm.tasks):
         scores = [(arm, score) for arm in report.arms for score in arm.tasks if score.task == name]
         rows = [
             row | {"k": score.k}
             for arm, score in scores
             if (row := _row(arm, score.accuracy, score.difference)) is not None
         ]
+        chances = {chance for _, score in scores if (chance := finite(score.chance)) is not None}
         if rows:
-            drawn.append(_task_panel(report, name, [score for _, score in scores], rows))
+            chart = dot_chart(
+                rows,
+                names=Names("arm", names, room=NAME_GAP - 6),
+                values=Numbers("mean", "accuracy", ".0%", ticks=4, padding=6),
+                colour=_colour(report, None),
+                hover=["arm", ("k", "d", "demonstrations"), ("mean", ".1%", "accuracy"), *interval_hints(".1%")],
+                levels=[(chance, "chance") for chance in sorted(chances)],
+                width=250,
+                height=ROW * len(names),
+                title=name,
+            )
+            drawn.append(chart)
     return panels(drawn, columns=2, gap=NAME_GAP, row_gap=84)
 
 
@@ -232,21 +295,11 @@ def _groups(report: MomentumReport) -> list[_Group]:
 
 def _row(arm: MomentumArm, found: Estimate | Paired | None, beside: Paired | None = None) -> dict[str, Any] | None:
     """A mean with its interval as data; None without a mean. `beside` is the difference that belongs to it."""
-    mean = finite(found.mean) if found is not None else None
-    if found is None or mean is None:
+    row = interval_row(found)
+    if row is None:
         return None
-    # Without an interval the rule shrinks to the dot.
-    low, high = known(found.ci95) or (mean, mean)
     paired = found if isinstance(found, Paired) else beside
-    return {
-        "arm": arm.name,
-        "eta": finite(arm.eta),
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "n": found.n,
-        "p": finite(paired.p) if paired is not None else None,
-    }
+    return {"arm": arm.name, "eta": finite(arm.eta), "p": finite(paired.p) if paired is not None else None} | row
 
 
 def _seed_rows(arms: Sequence[MomentumArm], length: str | None) -> list[dict[str, Any]]:
@@ -259,113 +312,6 @@ def _seed_rows(arms: Sequence[MomentumArm], length: str | None) -> list[dict[str
     ]
 
 
-def _scale_of(values: Sequence[float]) -> alt.Scale:
-    low, high = min([0.0, *values]), max([0.0, *values])
-    margin = 0.06 * (high - low) or 0.01
-    return alt.Scale(domain=[low - margin, high + margin], nice=False, zero=False)
-
-
-def _colour(report: MomentumReport, legend: alt.Legend | None) -> alt.Color:
-    colours = arm_colours(report)
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("arm:N", scale=scale, legend=legend)
-
-
-def _legend(symbol: str = "circle") -> alt.Legend:
-    return alt.Legend(
-        title=None,
-        orient="top",
-        columns=2,
-        symbolType=symbol,
-        symbolOpacity=1,
-        symbolStrokeWidth=2,
-        # Long enough for dashes to be told apart.
-        symbolSize=400 if symbol == "stroke" else 100,
-        labelLimit=150,
-    )
-
-
-def _signed_axis() -> alt.Axis:
-    """Differences with their sign, but for zero."""
-    return alt.Axis(title=None, tickCount=5, labelExpr="datum.value === 0 ? '0' : format(datum.value, '+~f')")
-
-
-def _zero(scale: alt.Scale | None, axis: alt.Axis, title: str | None = None) -> alt.Chart:
-    """A thin level line at zero."""
-    y = (
-        alt.Y("zero:Q", axis=axis, title=title)
-        if scale is None
-        else alt.Y("zero:Q", scale=scale, axis=axis, title=title)
-    )
-    return alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeWidth=1, color=LINE_COLOUR).encode(y=y)
-
-
-def _hover(title: str, spec: str, *more: alt.Tooltip) -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("arm:N"),
-        *more,
-        alt.Tooltip("mean:Q", format=spec, title=title),
-        alt.Tooltip("low:Q", format=spec, title="95 % from"),
-        alt.Tooltip("high:Q", format=spec, title="to"),
-        alt.Tooltip("n:Q", format=","),
-    ]
-
-
-def _difference_panel(
-    report: MomentumReport, group: _Group, rows: list[dict[str, Any]], seeds: list[dict[str, Any]], scale: alt.Scale
-) -> alt.TopLevelMixin:
-    axis = _signed_axis()
-    if group.by_eta:
-        x: alt.X = alt.X(
-            "eta:Q",
-            scale=alt.Scale(zero=True, nice=True, padding=10),
-            axis=alt.Axis(title="eta", values=[row["eta"] for row in rows], format="~g", grid=False, labelOverlap=True),
-        )
-    else:
-        names = [row["arm"] for row in rows]
-        x = alt.X(
-            "arm:N",
-            sort=names,
-            scale=alt.Scale(domain=names),
-            axis=alt.Axis(title=None, labelAngle=-50, labelLimit=130, grid=False),
-        )
-    colour = _colour(report, legend=None)
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=x,
-        color=colour,
-        tooltip=_hover("nats a token", "+.4f", alt.Tooltip("p:Q", format=".2~g")),
-    )
-    layers = [_zero(scale, axis)]
-    if group.by_eta and len(rows) > 1:
-        line = alt.Chart(alt.Data(values=sorted(rows, key=lambda row: row["eta"]))).encode(x=x)
-        layers.append(
-            line.mark_line(strokeWidth=1.5, color=LINE_COLOUR).encode(y=alt.Y("mean:Q", scale=scale, axis=axis))
-        )
-    layers += [
-        base.mark_rule(strokeWidth=3, strokeCap="round").encode(
-            y=alt.Y("low:Q", scale=scale, axis=axis, title=None), y2="high:Q"
-        ),
-        base.mark_point(filled=True, size=90, opacity=1).encode(y=alt.Y("mean:Q", scale=scale, axis=axis, title=None)),
-    ]
-    if seeds:
-        layers.append(
-            # Beside the interval, so that neither hides the other.
-            alt.Chart(alt.Data(values=seeds))
-            .mark_point(filled=True, size=22, opacity=0.55, xOffset=9)
-            .encode(
-                x=x,
-                y=alt.Y("mean:Q", scale=scale, axis=axis, title=None),
-                color=colour,
-                tooltip=[
-                    alt.Tooltip("arm:N"),
-                    alt.Tooltip("seed:N"),
-                    alt.Tooltip("mean:Q", format="+.4f", title="nats a token"),
-                ],
-            )
-        )
-    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=panel_title(group.title))
-
-
 def _curve_rows(arm: MomentumArm) -> list[dict[str, Any]]:
     return [
         {"arm": arm.name, "tokens": point.tokens, "loss": loss}
@@ -374,166 +320,45 @@ def _curve_rows(arm: MomentumArm) -> list[dict[str, Any]]:
     ]
 
 
-def _training_panel(
-    report: MomentumReport, title: str, rows: list[dict[str, Any]], field: str, *, zero: bool
+def _colour(report: MomentumReport, legend: alt.Legend | None) -> alt.Color:
+    return colours("arm", arm_colours(report), legend)
+
+
+def _legend(symbol: str = "circle") -> alt.Legend:
+    return legend(2, symbol=symbol, labelLimit=150)
+
+
+def _difference_panel(
+    report: MomentumReport, group: _Group, rows: list[dict[str, Any]], seeds: list[dict[str, Any]], y: Numbers
 ) -> alt.TopLevelMixin:
-    axis = _signed_axis() if zero else alt.Axis(title=None, tickCount=5)
-    x = alt.X(
-        "tokens:Q",
-        scale=alt.Scale(zero=False, nice=False),
-        axis=alt.Axis(title="tokens read", tickCount=4, format="~s", grid=False, labelOverlap=True),
-    )
-    y = alt.Y(f"{field}:Q", scale=alt.Scale(zero=False, nice=True), axis=axis, title=None)
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y, color=_colour(report, _legend("stroke")))
-    tooltip = [
-        alt.Tooltip("arm:N"),
-        alt.Tooltip("tokens:Q", format=","),
-        alt.Tooltip("loss:Q", format=".4f", title="nats a token"),
-        *([alt.Tooltip("difference:Q", format="+.4f")] if zero else []),
-    ]
-    layers = [base.mark_line(strokeWidth=1.8), base.mark_point(filled=True, size=40, opacity=0).encode(tooltip=tooltip)]
-    if zero:
-        layers.insert(0, _zero(None, axis))
-    return alt.layer(*layers).properties(width=WIDTH + 90, height=HEIGHT, title=panel_title(title))
-
-
-def _lengths_axis(names: Sequence[str]) -> alt.X:
-    return alt.X(
-        "length:O",
-        sort=list(names),
-        scale=alt.Scale(domain=list(names)),
-        axis=alt.Axis(title="tokens of text", labelAngle=0, grid=False),
-    )
-
-
-def _perplexity_panel(report: MomentumReport, names: Sequence[str], rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
-    axis = alt.Axis(title=None, tickCount=5)
-    y = alt.Y("mean:Q", scale=alt.Scale(zero=False, nice=True), axis=axis, title=None)
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=_lengths_axis(names),
-        y=y,
-        color=_colour(report, _legend()),
-        tooltip=_hover("perplexity", ".2f", alt.Tooltip("length:N", title="tokens of text")),
-    )
-    layers = [base.mark_line(strokeWidth=1.5, opacity=0.8), base.mark_point(filled=True, size=36, opacity=1)]
-    return alt.layer(*layers).properties(width=WIDTH + 90, height=HEIGHT, title=panel_title("perplexity"))
-
-
-def _length_panel(
-    report: MomentumReport, group: _Group, names: Sequence[str], rows: list[dict[str, Any]]
-) -> alt.TopLevelMixin:
-    axis = _signed_axis()
-    scale = alt.Scale(zero=True, nice=True)
-    shown = list(dict.fromkeys(row["arm"] for row in rows))
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=_lengths_axis(names),
-        xOffset=alt.XOffset("arm:N", sort=shown, scale=alt.Scale(domain=shown)),
-        color=_colour(report, _legend()),
-        tooltip=_hover("nats a token", "+.4f", alt.Tooltip("length:N", title="tokens of text")),
-    )
-    rule = base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(
-        y=alt.Y("low:Q", scale=scale, axis=axis, title=None), y2="high:Q"
-    )
-    dot = base.mark_point(filled=True, size=60, opacity=1).encode(y=alt.Y("mean:Q", scale=scale, axis=axis, title=None))
-    return alt.layer(_zero(scale, axis), rule, dot).properties(
-        width=WIDTH + 90, height=HEIGHT, title=panel_title(group.title)
-    )
+    x: Names | Numbers
+    if group.by_eta:
+        x = Numbers("eta", "eta", "~g", zero=True, padding=10, ticks=[row["eta"] for row in rows], grid=False)
+    else:
+        x = Names("arm", [row["arm"] for row in rows], angle=-50, room=130)
+    hover: list[Hint] = ["arm", ("p", ".2~g"), ("mean", "+.4f", NATS), *interval_hints("+.4f")]
+    plot = Plot(x, y, colour=_colour(report, None), hover=hover)
+    plot.thin()
+    if group.by_eta and len(rows) > 1:
+        plot.line(sorted(rows, key=lambda row: row["eta"]), width=1.5, color=RULE_COLOUR)
+    plot.intervals(rows)
+    plot.dots(rows, size=90)
+    if seeds:
+        # Next to the interval, so that neither hides the other.
+        plot.dots(seeds, size=22, opacity=0.55, aside=9, hover=["arm", "seed", ("mean", "+.4f", NATS)])
+    return plot.chart(width=250, height=190, title=group.title)
 
 
 def _error_rows(curve: RegressionCurve, name: str, *, exact: bool = False) -> list[dict[str, Any]]:
     """Points with a place on a log scale."""
     rows = []
     for seen, estimate in enumerate(curve.loss):
-        mean = finite(estimate.mean)
-        if mean is None or mean <= 0:
-            continue
-        low, high = known(estimate.ci95) or (mean, mean)
-        banded = low > 0 and not exact
-        rows.append(
-            {
-                "arm": name,
-                "seen": seen,
-                "mean": mean,
-                "low": low if banded else mean,
-                "high": high if banded else mean,
-                "n": estimate.n,
-            }
-        )
+        row = interval_row(estimate)
+        if row is not None and row["mean"] > 0:
+            banded = row["low"] > 0 and not exact
+            ends = {} if banded else {"low": row["mean"], "high": row["mean"]}
+            rows.append({"arm": name, "seen": seen} | row | ends)
     return rows
-
-
-def _log_ticks(values: Sequence[float]) -> list[float]:
-    """Powers of ten from below the smallest to above the largest value; with 2 and 5 of each where they are few."""
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    steps = (1, 2, 5) if high - low <= 2 else (1,)
-    return [step * 10.0**decade for decade in range(low, high + 1) for step in steps]
-
-
-def _regression_panel(
-    title: str, rows: list[dict[str, Any]], look: dict[str, tuple[str, list[int]]]
-) -> alt.TopLevelMixin:
-    x = alt.X(
-        "seen:Q",
-        scale=alt.Scale(zero=False, nice=False),
-        axis=alt.Axis(title="examples seen", tickMinStep=1, tickCount=6, format="d", grid=False),
-    )
-    scale = alt.Scale(type="log", nice=True)
-    # Ticks of our own: Vega draws a line at each of 1 to 9 in every decade.
-    axis = alt.Axis(title=None, values=_log_ticks([row["mean"] for row in rows]), format="~g")
-    colour = alt.Color(
-        "arm:N",
-        scale=alt.Scale(domain=list(look), range=[ink for ink, _ in look.values()]),
-        legend=_legend("stroke"),
-    )
-    dash = alt.StrokeDash(
-        "arm:N",
-        scale=alt.Scale(domain=list(look), range=[dashes for _, dashes in look.values()]),
-        legend=_legend("stroke"),
-    )
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x, color=colour)
-    banded = [row for row in rows if row["low"] < row["high"]]
-    y = alt.Y("mean:Q", scale=scale, axis=axis, title=None)
-    layers = []
-    if banded:
-        layers.append(
-            alt.Chart(alt.Data(values=banded))
-            .mark_area(opacity=0.15)
-            .encode(x=x, color=colour, y=alt.Y("low:Q", scale=scale, axis=axis, title=None), y2="high:Q")
-        )
-    layers += [
-        base.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash),
-        base.mark_point(filled=True, size=40, opacity=0).encode(
-            y=y, tooltip=_hover("error", ".3~g", alt.Tooltip("seen:Q", title="examples seen"))
-        ),
-    ]
-    return alt.layer(*layers).properties(width=WIDTH + 90, height=HEIGHT, title=panel_title(title))
-
-
-def _task_panel(
-    report: MomentumReport, task: str, scores: Sequence[TaskScore], rows: list[dict[str, Any]]
-) -> alt.TopLevelMixin:
-    names = [arm.name for arm in report.arms if arm.tasks]
-    chances = {chance for score in scores if (chance := finite(score.chance)) is not None}
-    axis = alt.Axis(title=None, tickCount=4, format=".0%", labelOverlap="greedy")
-    scale = alt.Scale(zero=False, nice=True, padding=6)
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        # All arms in every panel, so that rows stay level with those beside them.
-        y=alt.Y(
-            "arm:N",
-            sort=names,
-            scale=alt.Scale(domain=names),
-            title=None,
-            axis=alt.Axis(labelLimit=NAME_GAP - 6, grid=False),
-        ),
-        color=_colour(report, legend=None),
-        tooltip=_hover("accuracy", ".1%", alt.Tooltip("k:Q", title="demonstrations")),
-    )
-    rule = base.mark_rule(strokeWidth=3, strokeCap="round").encode(
-        x=alt.X("low:Q", scale=scale, axis=axis, title=None), x2="high:Q"
-    )
-    dot = base.mark_point(filled=True, size=80, opacity=1).encode(x=alt.X("mean:Q", scale=scale, axis=axis, title=None))
-    marks = [mark for chance in sorted(chances) for mark in line_at(chance, "chance", scale, axis)]
-    return alt.layer(*marks, rule, dot).properties(width=250, height=ROW * len(names), title=panel_title(task))
 
 
 def _mixed(place: float) -> str:

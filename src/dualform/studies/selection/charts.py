@@ -4,9 +4,12 @@ from typing import Any
 
 import altair as alt
 
-from dualform.report.charts.panels import WIDE, learner_colours, panel_title, panels, zero_line
+from dualform.report.charts.axes import Names, Numbers, interval_hints
+from dualform.report.charts.colours import learner_colours, legend
+from dualform.report.charts.dots import dot_chart, interval_row
+from dualform.report.charts.panels import panels
 from dualform.report.measures import in_order, measure_of
-from dualform.report.numerals import finite, known
+from dualform.report.numerals import finite
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
 from dualform.studies.selection.result import Choice, SelectionResult
 from dualform.studies.selection.words import choice_name, chosen
@@ -23,42 +26,45 @@ def optimism_chart(result: SelectionResult) -> alt.TopLevelMixin | None:
     shown = {row["learner"] for row in rows}
     keys = learners_in_order(dict.fromkeys(key for choice in _choices(result) for key in choice.scores))
     keys = [key for key in keys if learner_style(key).title in shown]
-    titles = [learner_style(key).title for key in keys]
-    names = list(dict.fromkeys(row["choice"] for row in rows))
-    axis = alt.Axis(title="optimism, points", tickCount=6)
-    scale = alt.Scale(zero=True, nice=True)
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("choice:N", sort=names, title=None, axis=alt.Axis(labelLimit=NAME_GAP - 6, grid=False)),
-        yOffset=alt.YOffset("learner:N", sort=titles, scale=alt.Scale(domain=titles)),
-        color=learner_colours(keys, legend=alt.Legend(title=None, orient="top")),
-        tooltip=[
-            alt.Tooltip("choice:N", title="chosen by"),
-            alt.Tooltip("chosen:N"),
-            alt.Tooltip("learner:N"),
-            alt.Tooltip("selected:Q", format=".1%", title="where it was chosen"),
-            alt.Tooltip("untouched:Q", format=".1%"),
-            alt.Tooltip("optimism:Q", format="+.1f", title="optimism, points"),
-            alt.Tooltip("low:Q", format="+.1f", title="95 % from"),
-            alt.Tooltip("high:Q", format="+.1f", title="to"),
-        ],
+    chart = dot_chart(
+        rows,
+        names=_names(rows),
+        values=Numbers("optimism", "optimism, points", zero=True, ticks=6),
+        lanes=Names("learner", [learner_style(key).title for key in keys]),
+        colour=learner_colours(keys, legend()),
+        hover=(
+            ("choice", "", "chosen by"),
+            "chosen",
+            "learner",
+            ("selected", ".1%", "where it was chosen"),
+            ("untouched", ".1%"),
+            ("optimism", "+.1f", "optimism, points"),
+            *interval_hints("+.1f")[:2],
+        ),
+        zero=True,
     )
-    rule = base.mark_rule(strokeWidth=3, strokeCap="round").encode(
-        x=alt.X("low:Q", scale=scale, axis=axis), x2="high:Q"
-    )
-    dot = base.mark_point(filled=True, size=100, opacity=1).encode(x=alt.X("optimism:Q", scale=scale, axis=axis))
-    height = (20 * len(keys) + 8) * len(names)
-    chart = alt.layer(zero_line(), rule, dot).properties(width=WIDE, height=height)
     return panels([chart], columns=1, gap=NAME_GAP, row_gap=0)
 
 
 def similarity_by_choice_chart(result: SelectionResult) -> alt.TopLevelMixin | None:
-    """Each measure of likeness under each choice, with 95 % interval; scales differ."""
+    """Each measure of similarity under each choice, with 95 % interval; scales differ."""
     choices = _choices(result)
     drawn = []
     for key in in_order(dict.fromkeys(key for choice in choices for key in choice.similarity)):
-        rows = [row for choice in choices if key in choice.similarity for row in _similarity_rows(choice, key)]
+        rows = [_named(choice) | row for choice in choices if (row := interval_row(choice.similarity.get(key)))]
         if rows:
-            drawn.append(_similarity_panel(measure_of(key).title, rows))
+            chart = dot_chart(
+                rows,
+                names=_names(rows),
+                values=Numbers("mean", zero=True, ticks=4),
+                colour=MEASURE_COLOUR,
+                hover=(("choice", "", "chosen by"), "chosen", ("mean", ".3f"), *interval_hints(".3f")),
+                zero=True,
+                width=240,
+                height=24 * len({row["choice"] for row in rows}),
+                title=measure_of(key).title,
+            )
+            drawn.append(chart)
     return panels(drawn, columns=2, gap=NAME_GAP, row_gap=74)
 
 
@@ -66,58 +72,20 @@ def _choices(result: SelectionResult) -> list[Choice]:
     return result.selection.choices if result.selection is not None else []
 
 
+def _names(rows: list[dict[str, Any]]) -> Names:
+    return Names("choice", list(dict.fromkeys(row["choice"] for row in rows)), room=NAME_GAP - 6)
+
+
+def _named(choice: Choice) -> dict[str, Any]:
+    return {"choice": choice_name(choice), "chosen": chosen(choice)}
+
+
 def _optimism_rows(choice: Choice) -> list[dict[str, Any]]:
     rows = []
     for key in learners_in_order(choice.scores):
         score = choice.scores[key]
-        optimism = finite(score.optimism.mean)
-        if optimism is None:
-            continue
-        low, high = known(score.optimism.ci95) or (optimism, optimism)
-        rows.append(
-            {
-                "learner": learner_style(key).title,
-                "choice": choice_name(choice),
-                "chosen": chosen(choice),
-                "selected": finite(score.selected.mean),
-                "untouched": finite(score.untouched.mean),
-                "optimism": 100 * optimism,
-                "low": 100 * low,
-                "high": 100 * high,
-            }
-        )
+        if row := interval_row(score.optimism, 100):
+            shares = {"selected": finite(score.selected.mean), "untouched": finite(score.untouched.mean)}
+            optimism = {"learner": learner_style(key).title, "optimism": row["mean"]}
+            rows.append(_named(choice) | optimism | shares | row)
     return rows
-
-
-def _similarity_rows(choice: Choice, key: str) -> list[dict[str, Any]]:
-    estimate = choice.similarity[key]
-    mean = finite(estimate.mean)
-    if mean is None:
-        return []
-    low, high = known(estimate.ci95) or (mean, mean)
-    name = choice_name(choice)
-    return [{"choice": name, "chosen": chosen(choice), "mean": mean, "low": low, "high": high, "n": estimate.n}]
-
-
-def _similarity_panel(title: str, rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
-    names = [row["choice"] for row in rows]
-    axis, scale = alt.Axis(tickCount=4), alt.Scale(zero=True, nice=True)
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("choice:N", sort=names, title=None, axis=alt.Axis(labelLimit=NAME_GAP - 6, grid=False)),
-        tooltip=[
-            alt.Tooltip("choice:N", title="chosen by"),
-            alt.Tooltip("chosen:N"),
-            alt.Tooltip("mean:Q", format=".3f"),
-            alt.Tooltip("low:Q", format=".3f", title="95 % from"),
-            alt.Tooltip("high:Q", format=".3f", title="to"),
-            alt.Tooltip("n:Q", format=","),
-        ],
-    )
-    rule = base.mark_rule(strokeWidth=3, strokeCap="round", color=MEASURE_COLOUR).encode(
-        x=alt.X("low:Q", title=None, axis=axis, scale=scale), x2="high:Q"
-    )
-    dot = base.mark_point(filled=True, size=90, opacity=1, color=MEASURE_COLOUR).encode(
-        x=alt.X("mean:Q", title=None, axis=axis, scale=scale)
-    )
-    height = 24 * len(set(names))
-    return alt.layer(zero_line(), rule, dot).properties(width=240, height=height, title=panel_title(title))

@@ -1,0 +1,116 @@
+"""Axes of numbers and of names, and what is shown for a mark under the pointer."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+Hint = str | tuple[str, str] | tuple[str, str, str]
+"""A field; or a field and its format, which is empty for text; or both and its title."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """An axis of numbers."""
+
+    field: str
+    title: str | None = None
+    format: str | None = None
+    domain: Sequence[float] | None = None
+    """Both ends; from the data without it."""
+    log: bool = False
+    zero: bool = False
+    """Whether zero is always shown."""
+    nice: bool = True
+    """Whether the axis ends at a tick."""
+    padding: int = 0
+    """Pixels left free at both ends."""
+    ticks: int | Sequence[float] = 5
+    """How many, about; or where."""
+    grid: bool = True
+    clamp: bool = False
+    """Whether what lies beyond the domain is drawn at its edge."""
+    labels: str | None = None
+    """A Vega expression for the text of a tick, in place of a format."""
+
+    def channel(self, kind: type[alt.X] | type[alt.Y], field: str | None = None) -> alt.X | alt.Y:
+        """The axis for a layer that reads another field; by default its own."""
+        scale: dict[str, Any] = {"type": "log"} if self.log else {"type": "linear", "zero": self.zero}
+        if self.domain is not None:
+            scale |= {"domain": list(self.domain)} | ({"clamp": True} if self.clamp else {})
+        ticks: dict[str, Any] = {"tickCount": self.ticks} if isinstance(self.ticks, int) else {"values": [*self.ticks]}
+        text = {"labelExpr": self.labels} if self.labels else {"format": self.format} if self.format else {}
+        return kind(
+            f"{field or self.field}:Q",
+            title=self.title,
+            scale=alt.Scale(nice=self.nice, padding=self.padding, **scale),
+            axis=alt.Axis(title=self.title, grid=self.grid, labelOverlap="greedy", labelFlush=False, **ticks, **text),
+        )
+
+
+@dataclass(frozen=True)
+class Names:
+    """An axis of names, each with a row or column of its own, in their order."""
+
+    field: str
+    names: Sequence[str] | Sequence[int]
+    title: str | None = None
+    room: int = 200
+    """Pixels for the longest name."""
+    angle: int = 0
+    """By which the names are turned."""
+    ruled: bool = False
+    """Whether rows are ruled off from one another."""
+    shown: Sequence[str] | Sequence[int] | None = None
+    """The names that are written; all without it."""
+
+    def channel(self, kind: type[alt.X] | type[alt.Y], field: str | None = None) -> alt.X | alt.Y:
+        """The axis for a layer that reads another field; by default its own."""
+        ruling: dict[str, Any] = {"grid": True, "tickBand": "extent"} if self.ruled else {"grid": False}
+        some: dict[str, Any] = {} if self.shown is None else {"values": [*self.shown]}
+        text = {"labelLimit": self.room, "labelPadding": 6, "ticks": False}
+        turned = {"labelAngle": self.angle} if kind is alt.X else {}
+        scale = {"paddingInner": 0, "paddingOuter": 0} if self.ruled else {}
+        return kind(
+            f"{field or self.field}:N",
+            sort=[*self.names],
+            title=self.title,
+            scale=alt.Scale(domain=[*self.names], **scale),
+            axis=alt.Axis(title=self.title, **text, **ruling, **turned, **some),
+        )
+
+
+def shares(field: str, title: str | None, values: Iterable[float], **others: Any) -> Numbers:
+    """An axis of shares in [0, 1] around some values: the same for all panels that are compared."""
+    low, high = _ends(values)
+    margin = max(0.02, 0.05 * (high - low))
+    domain = (max(0.0, low - margin), min(1.0, high + margin))
+    return Numbers(field, title, ".0%", domain, ticks=6, **others)
+
+
+def around(values: Iterable[float], *, least: float = 0.02, part: float = 0.05) -> tuple[float, float]:
+    """Both ends of an axis around some values, with a margin that is a part of their span and at least so wide."""
+    low, high = _ends(values)
+    margin = max(least, part * (high - low))
+    return low - margin, high + margin
+
+
+def hints(*fields: Hint) -> list[alt.Tooltip]:
+    """What is shown for a mark under the pointer, line by line."""
+    lines = []
+    for each in fields:
+        field, spec, title = (*((each,) if isinstance(each, str) else each), "", "")[:3]
+        options = ({"format": spec} if spec else {}) | ({"title": title} if title else {})
+        lines.append(alt.Tooltip(f"{field}:{'Q' if spec else 'N'}", **options))
+    return lines
+
+
+def interval_hints(spec: str, n: str = "n") -> tuple[Hint, ...]:
+    """The lines for a 95 % interval and for what it is of."""
+    return ("low", spec, "95 % from"), ("high", spec, "to"), ("n", ",", n)
+
+
+def _ends(values: Iterable[float]) -> tuple[float, float]:
+    found = [*values]
+    return min(found, default=0.0), max(found, default=1.0)

@@ -1,0 +1,69 @@
+"""The one look of all charts: fonts, sizes, and colours on a light and on a dark background.
+
+The theme is registered with altair as `dualform` and applied where a chart is saved or put on a page; importing it
+changes no setting. In a notebook, `altair.theme.enable("dualform")` gives charts of one's own the same look.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+
+RULE_COLOUR = "#8F98A2"
+"""Of thin lines at zero and of companions in the background; visible on white and on black."""
+
+
+@dataclass(frozen=True)
+class Inks:
+    """Colours of all that is not data."""
+
+    text: str
+    soft: str
+    line: str
+    font: str = FONT
+
+
+LIGHT = Inks("#1c2024", "#5b646e", "#dfe3e7")
+DARK = Inks("#e7eaed", "#a3acb5", "#343a41")
+OF_PAGE = Inks("var(--text)", "var(--soft)", "var(--line)", "var(--font)")
+"""The variables of the page's style sheet, so that a picture follows the reader's screen."""
+
+
+def config(inks: Inks = LIGHT, background: str = "transparent") -> dict[str, Any]:
+    """The `config` of a Vega-Lite specification.
+
+    Args:
+        inks: Colours of text and lines.
+        background: CSS colour behind the chart.
+    """
+    small = {"labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": "normal"}
+    return {
+        "background": background,
+        "font": inks.font,
+        "title": {"color": inks.text, "fontSize": 12, "fontWeight": "bold"},
+        "axis": {
+            "labelColor": inks.soft,
+            "titleColor": inks.soft,
+            "gridColor": inks.line,
+            "domainColor": inks.line,
+            "tickColor": inks.line,
+            **small,
+        },
+        "legend": {"labelColor": inks.soft, "titleColor": inks.soft, **small},
+        "text": {"fontSize": 11},
+        "view": {"stroke": None},
+    }
+
+
+@alt.theme.register("dualform", enable=False)
+def theme() -> alt.theme.ThemeConfig:
+    """The theme on white, as altair wants it."""
+    return {"config": config(LIGHT, "white")}
+
+
+def themed(chart: alt.TopLevelMixin, inks: Inks = LIGHT, background: str = "white") -> dict[str, Any]:
+    """A chart's specification with the theme in it, whatever theme is enabled."""
+    # Checking a chart against the schema takes as long as all the rest, and the tests do it.
+    return chart.to_dict(validate=False) | {"config": config(inks, background)}
