@@ -131,7 +131,7 @@ def test_mistakes_are_named(dualform: Command, out: Path, arguments: list[str], 
 def test_a_real_study_that_is_stopped_goes_on_and_gives_the_numbers_of_one_that_was_not(
     dualform: Command, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(regression_layers, "_ASKED", 16)
+    monkeypatch.setattr(regression_layers, "_TESTED", 16)
     monkeypatch.setattr(regression_layers, "_RATES", [0.1, 1.0])
     monkeypatch.setattr(regression_layers, "NOISES", (0.5,))
     train = regression_layers._train

@@ -28,7 +28,7 @@ where first weights were found that learn at every depth."""
 Weights = dict[str, Tensor]
 """By name, each with a leading axis of models."""
 
-Asked = Callable[[Tensor, Tensor, Tensor], Tensor]
+PredictFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What predicts as `lab.predictors.Predictor` does: examples x `(sequence, point, d)` and y `(sequence, point)`, inputs
 asked for `(sequence, query, d)` -> `(sequence, query)`."""
 
@@ -319,7 +319,7 @@ class InContextTransformer(nn.Module):
         return Products.of(self.config, self.weights)
 
 
-def sensitivities(predictor: Asked, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
+def sensitivities(predictor: PredictFunction, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
     """How a prediction changes with the input that is asked for, dy/dx, `(sequence, query, d)`.
 
     For a linear predictor that is its w; it shows what was inferred from the examples, and not only what it says at

@@ -1,6 +1,7 @@
 """The smallest parts of a run that are kept when they are finished, and never done twice."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,3 +87,23 @@ class NoCells:
 
     def put(self, piece: Piece) -> None:
         """Let it go."""
+
+
+Made = tuple["dict[str, Tensor]", dict[str, Any]]
+"""Tensors of a piece, and whatever JSON can say about them."""
+
+
+def kept(cells: Cells, name: str, inputs: str, make: Callable[[], Made]) -> Piece:
+    """The piece that was finished earlier, or made now and kept.
+
+    Args:
+        cells: Where pieces are kept.
+        name: Name of the piece.
+        inputs: What it depends on.
+        make: Makes its tensors and what is said about them.
+    """
+    piece = cells.get(name, inputs)
+    if piece is None:
+        piece = Piece(name, inputs, *make())
+        cells.put(piece)
+    return piece

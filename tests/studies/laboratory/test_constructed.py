@@ -24,7 +24,7 @@ from dualform.studies.laboratory.constructed import (
     PERFECT,
     RATIOS,
     TELLS,
-    Laid,
+    PromptedModel,
     constructed,
     gradient_step,
     output_gap,
@@ -88,7 +88,7 @@ def test_a_seed_without_a_number_leaves_nothing_found(
     assert [claim.must_fail for claim in unlike] == [True, False, True]
     assert not any(map(as_it_should, unlike))
     assert counted(holed.claims).unmeasured == 3
-    assert holed.answer.startswith("It cannot be said: ")
+    assert holed.answer.startswith("Undecided: ")
 
 
 def test_the_constructed_layer_scores_one_to_machine_precision(found: LabStudy) -> None:
@@ -213,8 +213,8 @@ def small_comparison(lm: LanguageModel, task: Task, **changes: Any) -> Any:
 def test_a_comparison_of_the_toy_gives_the_very_numbers(toy: tuple[LanguageModel, Task]) -> None:
     lm, task = toy
     result = small_comparison(lm, task)
-    laid = Laid.out(lm, task, 4, seed=3)
-    measures = laid.measures(Finetuned(laid.encoder.opening, 0.1, "label").adapt(lm, laid.encoded))
+    setup = PromptedModel.of(lm, task, 4, seed=3)
+    measures = setup.measures(Finetuned(setup.encoder.opening, 0.1, "label").adapt(lm, setup.encoded))
     compared = 0
     for name, value in measures.items():
         if name in result.similarity and math.isfinite(value):
@@ -242,23 +242,23 @@ def test_the_gap_is_taken_from_vectors_and_not_from_the_model() -> None:
     layer = Layer.draw(world, 4, seed=1)
     model = construct(world, layer, rate=0.5, n_demonstrations=4, positions=64)
     lm = LanguageModel.wrap(model, world.tokenizer(), "constructed")
-    laid = Laid.out(lm, world.task(seed=1, remembering=True), 4, seed=2)
-    assert output_gap(world, layer, laid, laid.encoded, 0.5) < 1e-12
-    assert output_gap(world, layer, laid, laid.encoded, 0.6) > 1e-2
+    setup = PromptedModel.of(lm, world.task(seed=1, remembering=True), 4, seed=2)
+    assert output_gap(world, layer, setup, setup.encoded, 0.5) < 1e-12
+    assert output_gap(world, layer, setup, setup.encoded, 0.6) > 1e-2
     with torch.no_grad():
         model.get_parameter("layers.1.v_proj.weight")[0, model.parts.memory.start] += 0.1
-    assert output_gap(world, layer, laid, laid.encoded, 0.5) > 1e-3
+    assert output_gap(world, layer, setup, setup.encoded, 0.5) > 1e-3
 
 
 def test_the_learner_is_told_vectors_and_where_the_layer_is_kept() -> None:
     world = TokenWorld.draw(3, 36, seed=1)
     layer = Layer.draw(world, 4, seed=1)
     model = construct(world, layer, rate=0.5, n_demonstrations=4, positions=64)
-    laid = Laid.out(
+    setup = PromptedModel.of(
         LanguageModel.wrap(model, world.tokenizer(), "constructed"), world.task(seed=1, remembering=True), 4, seed=2
     )
-    values = laid.measures(gradient_step(world, layer, laid, 0.5).adapt(laid.lm, laid.encoded))
+    values = setup.measures(gradient_step(world, layer, setup, 0.5).adapt(setup.lm, setup.encoded))
     assert list(values) == list(MEASURES)
     assert values["distance"] < 1e-12
-    half = laid.measures(gradient_step(world, layer, laid, 0.25).adapt(laid.lm, laid.encoded))
+    half = setup.measures(gradient_step(world, layer, setup, 0.25).adapt(setup.lm, setup.encoded))
     assert half["distance"] == pytest.approx(0.5, abs=1e-12)

@@ -32,7 +32,7 @@ EXACT = [["least squares = Bayes"], ["Bayes", "least squares"]]
 @pytest.fixture(autouse=True, scope="module")
 def _few_sequences() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_ASKED", 64)
+        patch.setattr(study, "_TESTED", 64)
         patch.setattr(study, "_BATCH", 4)
         patch.setattr(study, "_WIDTH", 8)
         patch.setattr(study, "_MLP", 8)
@@ -111,7 +111,7 @@ def test_differences_are_to_softmax_seed_by_seed(found: LabStudy, cells: Kept) -
             assert (cell.mean, cell.ci95, cell.n) == (expected.mean, expected.ci95, 2)
 
 
-def test_exact_predictors_stand_beside(found: LabStudy, config: RegressionConfig) -> None:
+def test_exact_predictors_are_in_the_table(found: LabStudy, config: RegressionConfig) -> None:
     for chart, noise, exact in zip(found.charts, NOISES, EXACT, strict=True):
         tasks = study._tasks(config, noise)
         asked = tasks.draw(64, stream("test", 0, round(1000 * noise)))
@@ -132,10 +132,10 @@ def test_exact_predictors_stand_beside(found: LabStudy, config: RegressionConfig
 
 def test_references_have_the_rate_that_is_best_on_other_sequences(found: LabStudy, config: RegressionConfig) -> None:
     setting = study._Setting(study._tasks(config, 0.5))
-    assert not torch.equal(setting.asked.x, setting.tuning.x)
+    assert not torch.equal(setting.test.x, setting.tuning.x)
     for name, predictor in (("one pass of SGD", OnePassSGD), ("one step of descent", lambda rate: Descent(1, rate))):
         means = []
-        for sequences in (setting.tuning, setting.asked):
+        for sequences in (setting.tuning, setting.test):
             x, y, clean = sequences.x.double(), sequences.y.double(), sequences.clean.double()
             errors = [(by_point(predictor(rate), x, y) - clean).square().mean(0) for rate in study._RATES]
             means.append([float(one[1:].mean() / clean.square().mean()) for one in errors])

@@ -12,31 +12,22 @@ from dualform.lab.predictor_distance import ilwd
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.ops.streams import stream
-from dualform.result import Estimate
+from dualform.result import Estimate, LabStudy
+from dualform.studies.laboratory import causal_transformers, phases_view
 from dualform.studies.laboratory import phases as study
-from dualform.studies.laboratory.config import RegressionConfig, regression_config
-from dualform.studies.laboratory.phases import (
-    NOISES,
-    NOISY,
-    SHAPES,
-    RidgeProfile,
-    best_rate,
-    best_strength,
-    distance,
-    drawn,
+from dualform.studies.laboratory.causal_transformers import HEADS, best_rate, distance, drawn, predictions, tasks_of
+from dualform.studies.laboratory.claims import (
     geometric,
     holds_above,
     holds_below,
     holds_within,
-    phases,
-    pieces,
-    predictions,
-    ridge_profile,
-    tasks_of,
     wholly_above,
     wholly_below,
 )
-from dualform.studies.laboratory.result import LabStudy
+from dualform.studies.laboratory.config import RegressionConfig, regression_config
+from dualform.studies.laboratory.phases import phases, pieces
+from dualform.studies.laboratory.phases_compared import NOISES, NOISY, SHAPES
+from dualform.studies.laboratory.ridge_strength import RidgeProfile, best_strength, ridge_profile
 from dualform.studies.seed_statistics import over_seeds
 from tests.studies.small import Kept
 
@@ -46,8 +37,8 @@ SEEDS = (1, 2)
 @pytest.fixture(autouse=True, scope="module")
 def _few_sequences() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "SEQUENCES", 48)
-        patch.setattr(study, "CONTEXTS", 16)
+        patch.setattr(causal_transformers, "SEQUENCES", 48)
+        patch.setattr(phases_view, "CONTEXTS", 16)
         patch.setattr(study, "STRENGTH_SEQUENCES", 1024)
         yield
 
@@ -84,7 +75,7 @@ def numbers(study: LabStudy) -> list[float]:
 
 def model_of(cells: Kept, number: int) -> Decoders:
     shape = (*SHAPES, *NOISY)[number]
-    model = Decoders(DecoderConfig(3, shape.width, shape.layers, study.HEADS), SEEDS)
+    model = Decoders(DecoderConfig(3, shape.width, shape.layers, HEADS), SEEDS)
     model.load_state_dict(cells.pieces[shape.name].tensors)
     return model.requires_grad_(False)
 
@@ -174,7 +165,7 @@ def test_charts_have_a_number_at_each_place(found: LabStudy, config: RegressionC
 def test_larger_tasks_are_cut_and_it_is_said() -> None:
     config = regression_config(dimension=20, points=40)
     assert (tasks_of(config).dimension, tasks_of(config).points) == (5, 11)
-    (note,) = study.notes_on_size(config)
+    (note,) = causal_transformers.notes_on_size(config)
     assert "5 dimensions and 10 examples rather than 20 and 40" in note
 
 

@@ -9,11 +9,10 @@ import torch
 from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor
 from dualform.lab.predictors import Bayes, LeastSquares, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks
-from dualform.result import Estimate
-from dualform.studies.laboratory import phases as regression_phases
+from dualform.result import Estimate, LabStudy
+from dualform.studies.laboratory import causal_transformers
+from dualform.studies.laboratory.causal_transformers import drawn
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
-from dualform.studies.laboratory.phases import drawn
-from dualform.studies.laboratory.result import LabStudy
 from dualform.studies.laboratory.shift import (
     AT_HOME,
     AXES,
@@ -37,7 +36,7 @@ HOME = RegressionTasks(3, 6)
 @pytest.fixture(autouse=True, scope="module")
 def _few_sequences() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regression_phases, "SEQUENCES", 48)
+        patch.setattr(causal_transformers, "SEQUENCES", 48)
         yield
 
 
@@ -70,7 +69,7 @@ def numbers(study: LabStudy) -> list[float]:
 
 
 def test_losses_in_the_table_are_those_of_the_trained_models(found: LabStudy, cells: Kept) -> None:
-    model = Decoders(DecoderConfig(3, SHAPE.width, SHAPE.layers, regression_phases.HEADS), SEEDS)
+    model = Decoders(DecoderConfig(3, SHAPE.width, SHAPE.layers, causal_transformers.HEADS), SEEDS)
     model.load_state_dict(cells.pieces[SHAPE.name].tensors)
     sequences = drawn(replace(HOME, input_scale=2.0), 48)
     expected = []
@@ -153,7 +152,7 @@ def test_the_best_exact_predictor_is_least_squares_without_noise_and_bayes_with(
     predictors: dict[str, Any] = {LEAST_SQUARES: LeastSquares(), "ridge 0.1": Ridge(0.1)}
     assert read(model, HOME, predictors).best == LEAST_SQUARES
     noisy = read(model, replace(HOME, noise=0.5), predictors)
-    assert noisy.best == "Bayes, told the noise"
+    assert noisy.best == "Bayes, which knows the noise"
     sequences = drawn(replace(HOME, noise=0.5), 48)
     lost = (by_point(Bayes(0.5, HOME.weight_deviation), sequences.x, sequences.y) - sequences.clean).square()
     assert noisy.mean(noisy.best) == pytest.approx(float(lost[:, 1:].mean() / sequences.clean.square().mean()))

@@ -1,4 +1,4 @@
-"""Trained self-attention beside descent: what is told is what was measured, and what is not descent is told from it."""
+"""Trained self-attention and descent: reports are of what was measured, and what is not descent is found not to be."""
 
 import math
 from dataclasses import replace
@@ -14,29 +14,29 @@ from dualform.lab.self_attention import InContextTransformer, SelfAttentionConfi
 from dualform.lab.training import Training
 from dualform.ops.streams import stream
 from dualform.studies.laboratory import trained as study
+from dualform.studies.laboratory import trained_measured as measured
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
-from dualform.studies.laboratory.result import Claim, LabStudy
-from dualform.studies.laboratory.trained import (
+from dualform.studies.laboratory.trained import pieces, trained
+from dualform.studies.laboratory.trained_measured import (
     ANCHORS,
     ARCHITECTURES,
     FIVE,
     INTERPOLATED,
     LINEAR,
     ONE,
-    SCALES,
-    SHARES,
     SOFTMAX,
     TWO,
+    Measured,
+    NewTasks,
     beside,
     best_rates,
     between,
     construction,
     counterparts,
     median_rates,
-    pieces,
     tasks_of,
-    trained,
 )
+from dualform.studies.laboratory.trained_view import SCALES, SHARES
 from dualform.studies.pieces import Piece
 from dualform.studies.seed_statistics import over_seeds
 from tests.studies.small import Kept
@@ -47,9 +47,9 @@ SEEDS = (1, 2)
 @pytest.fixture(autouse=True, scope="module")
 def _few_sequences() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "SEQUENCES", 64)
-        patch.setattr(study, "CHARTED", 32)
-        patch.setattr(study, "TUNED", 128)
+        patch.setattr(measured, "SEQUENCES", 64)
+        patch.setattr(measured, "CHARTED", 32)
+        patch.setattr(measured, "TUNED", 128)
         yield
 
 
@@ -99,7 +99,7 @@ def test_rates_are_the_best_on_tasks_that_nothing_is_measured_on(config: Regress
 
 
 def test_rates_for_the_median_task_are_better_on_it_and_worse_on_average(config: RegressionConfig) -> None:
-    new = study._New(*new_tasks(config, 0, 128, "tuning"))
+    new = NewTasks(*new_tasks(config, 0, 128, "tuning"))
     mean = best_rates(tasks_of(config))[5, True]
     median = median_rates(tasks_of(config), mean)
     assert isinstance(median, DescentPlusPlus)
@@ -140,19 +140,19 @@ def test_losses_are_those_of_the_trained_models_and_of_descent(
     assert row[1] == over_seeds(medians)
     assert cells_of(found, 0, "GD, 1 step")[0] == over_seeds(steps)
     assert cells_of(found, 0, "zero")[0] == over_seeds(zeros)
-    row = cells_of(found, 1, "1 layer, beside GD, 1 step")
+    row = cells_of(found, 1, "1 layer, and GD, 1 step")
     assert row[0] == over_seeds(apart)
     assert row[3] == over_seeds([own / step for own, step in zip(losses, steps, strict=True)])
 
 
-def test_every_model_stands_beside_as_many_steps_as_it_has_layers(found: LabStudy) -> None:
+def test_every_model_is_compared_with_as_many_steps_as_it_has_layers(found: LabStudy) -> None:
     assert [row.name for row in found.tables[1].rows] == [
-        "1 layer, beside GD, 1 step",
-        "2 layers, recurrent, beside GD, 2 steps",
-        "2 layers, recurrent, beside GD++, 2 steps",
-        "5 layers, beside GD, 5 steps",
-        "5 layers, beside GD++, 5 steps",
-        "1 softmax layer, beside GD, 1 step",
+        "1 layer, and GD, 1 step",
+        "2 layers, recurrent, and GD, 2 steps",
+        "2 layers, recurrent, and GD++, 2 steps",
+        "5 layers, and GD, 5 steps",
+        "5 layers, and GD++, 5 steps",
+        "1 softmax layer, and GD, 1 step",
     ]
     assert all(len(row.cells) == len(found.tables[1].columns) for row in found.tables[1].rows)
     assert [construction(one) for one in ARCHITECTURES] == [(1, False), (2, True), (5, True), (1, False)]
@@ -189,8 +189,8 @@ def test_claims_are_told_with_cases_that_must_fail(found: LabStudy) -> None:
     assert sum(claim.must_fail for claim in found.claims) == 3
     own, step, zero = (cells_of(found, 0, name)[0].mean for name in (ONE.name, "GD, 1 step", "zero"))
     assert found.claims[0].found.mean == pytest.approx((own - step) / (zero - step), rel=0.05)
-    assert found.claims[2].found == cells_of(found, 1, "2 layers, recurrent, beside GD++, 2 steps")[3]
-    assert found.claims[1].found == cells_of(found, 1, "1 layer, beside GD, 1 step")[1]
+    assert found.claims[2].found == cells_of(found, 1, "2 layers, recurrent, and GD++, 2 steps")[3]
+    assert found.claims[1].found == cells_of(found, 1, "1 layer, and GD, 1 step")[1]
     assert any("0.002 of the usual steps" in note for note in found.notes)
     assert any("10 dimensions and 10 examples" in note for note in found.notes)
 
@@ -230,7 +230,7 @@ def test_an_architecture_that_explodes_is_left_out_and_the_others_go_on(
     assert f"{ONE.name}: step 21: no numbers. It is left out." in left.notes
     (note,) = [note for note in left.notes if note.startswith(f"{TWO.name}: step")]
     assert all(option in note for option in ("--points", "--dimension", "--steps"))
-    assert cells_of(left, 0, ONE.name) == cells_of(left, 1, "1 layer, beside GD, 1 step") == [None] * 4
+    assert cells_of(left, 0, ONE.name) == cells_of(left, 1, "1 layer, and GD, 1 step") == [None] * 4
     assert cells_of(left, 0, FIVE.name) == cells_of(found, 0, FIVE.name)
     assert len(left.claims) == len(found.claims)
     for before, after in zip(found.claims, left.claims, strict=True):
@@ -277,7 +277,7 @@ def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStu
 
 
 def test_a_predictor_beside_itself_is_itself_and_beside_another_is_not(config: RegressionConfig) -> None:
-    new = study._New(*new_tasks(config, 1))
+    new = NewTasks(*new_tasks(config, 1))
     one, other = Descent(1, 0.5), Descent(3, 0.5)
     same, different = beside(one, one, new), beside(one, other, new)
     assert (same.prediction, same.sensitivity) == (0, 0)
@@ -291,7 +291,7 @@ def test_a_predictor_beside_itself_is_itself_and_beside_another_is_not(config: R
 
 
 @pytest.fixture(scope="module")
-def paper() -> study._Found:
+def paper() -> Measured:
     """A seed in the paper's setting: one layer trained nearly as long as in the study, the others hardly at all."""
     config = regression_config(seeds=(1,))
     tasks = tasks_of(config)
@@ -302,13 +302,14 @@ def paper() -> study._Found:
     }
     with pytest.MonkeyPatch.context() as patch:
         # With fewer sequences chance alone moves losses by more than 2 %.
-        patch.setattr(study, "TUNED", 6000)
+        patch.setattr(measured, "TUNED", 6000)
+        patch.setattr(measured, "SEQUENCES", 6000)
         best = best_rates(tasks)
-        return study._Found(config, models, best, best[5, True], {1: study._new("test", 1, tasks, 6000)})
+        return Measured(config, models, best, best[5, True], {1: measured.new_tasks("test", 1, tasks)})
 
 
-def test_descent_has_the_losses_of_the_paper(paper: study._Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "TUNED", 16384)
+def test_descent_has_the_losses_of_the_paper(paper: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "TUNED", 16384)
     claims = study._anchors(paper)
     assert len(claims) == len(ANCHORS)
     for claim, anchor in zip(claims, ANCHORS.values(), strict=True):
@@ -316,7 +317,7 @@ def test_descent_has_the_losses_of_the_paper(paper: study._Found, monkeypatch: p
         assert claim.holds
 
 
-def test_a_trained_layer_is_a_step_of_descent_and_what_is_none_is_told_from_it(paper: study._Found) -> None:
+def test_a_trained_layer_is_a_step_of_descent_and_what_is_none_is_not(paper: Measured) -> None:
     trained_claims = study._claims(paper)
     claims: list[Claim] = [*trained_claims[:2], trained_claims[-1], *study._failing(paper)]
     assert [claim.must_fail for claim in claims] == [False] * 3 + [True] * 3
@@ -324,7 +325,7 @@ def test_a_trained_layer_is_a_step_of_descent_and_what_is_none_is_told_from_it(p
         assert claim.holds != claim.must_fail, (claim.says, claim.found)
 
 
-def test_halfway_to_other_weights_is_no_descent(paper: study._Found) -> None:
+def test_halfway_to_other_weights_is_no_descent(paper: Measured) -> None:
     new, best, model = paper.new[1], paper.best[1, False], paper.model(ONE, 1)
     wrong = replace(best, rate=4 * best.rate)
     assert new.loss(between(model, best, 10, 0.5)) < 1.02 * new.loss(best)

@@ -1,8 +1,8 @@
-"""Do the measures call the same the same? The positive control, and a trained toy between it and a language model.
+"""Do the measures find equal what is equal? The positive control, and a trained toy between it and a language model.
 
 A constructed layer does one step of gradient descent when it attends to demonstrations, so every measure between "in
-context" and "gradient step" must be 1. Each is then shown what is not the same: a step of another length, softmax in
-the place of linear attention, other labels, noise. Models, learners and measures go through the code that compares
+context" and "gradient step" must be 1. Each is then applied to what is not the same: a step of another length, softmax
+in place of linear attention, other labels, noise. Models, learners and measures go through the code that compares
 language models.
 """
 
@@ -31,10 +31,10 @@ from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.agreement import rec2ftp
 from dualform.result import Estimate
 from dualform.studies.inside import Prompted, Shown, likeness, random_side, recordings_for, trained_side
+from dualform.studies.laboratory.claims import claim_in_seeds
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.construction_depth import depth_claims, depth_errors
-from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
-from dualform.studies.pieces import Cells, Piece
+from dualform.studies.pieces import Cells, kept
 from dualform.studies.seed_statistics import over_seeds
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Task
@@ -46,7 +46,7 @@ TARGETS = 4
 OTHER_RATE = 3.0
 """How many times too long the wrong step is."""
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Steps of these lengths, as parts of the right one, are laid beside attention for the chart."""
+"""Steps of these lengths, as parts of the right one, are compared with attention for the chart."""
 EXACT = 1e-12
 """What differs by less is equal in float64, after the sums over a context."""
 
@@ -144,14 +144,14 @@ def constructed(config: RegressionConfig, cells: Cells, advance: _Advance = lamb
     Args:
         config: Seeds, inputs' dimension, demonstrations, and how long the toy is trained.
         cells: Keeps each finished seed.
-        advance: Told of each piece that is done.
+        advance: Called with 1 as each piece is done.
     """
     inputs = f"{config.dimension} {config.points} {RATE} {TARGETS} {OTHER_RATE} {RATIOS}"
     toy_inputs = f"{config.points} {TOY_DIMENSION} {TOY_WORDS} {config.scaled(TOY_STEPS)} {TOY_RATES}"
     exact, toys = [], []
     for seed in config.seeds:
-        exact.append(_kept(f"constructed, seed {seed}", inputs, cells, advance, partial(_exact, config, seed)))
-        toys.append(_kept(f"trained toy, seed {seed}", toy_inputs, cells, advance, partial(_toy, config, seed)))
+        exact.append(_numbers(f"constructed, seed {seed}", inputs, cells, advance, partial(_exact, config, seed)))
+        toys.append(_numbers(f"trained toy, seed {seed}", toy_inputs, cells, advance, partial(_toy, config, seed)))
     return LabStudy(
         name="constructed",
         question="Do the measures score 1 where attention to demonstrations is a gradient step?",
@@ -163,20 +163,17 @@ def constructed(config: RegressionConfig, cells: Cells, advance: _Advance = lamb
     )
 
 
-def _kept(
+def _numbers(
     name: str, inputs: str, cells: Cells, advance: _Advance, make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """One seed's numbers, made once."""
-    piece = cells.get(name, inputs)
-    if piece is None:
-        piece = Piece(name, inputs, {}, make())
-        cells.put(piece)
+    piece = kept(cells, name, inputs, lambda: ({}, make()))
     advance(1.0, name)
     return piece.about
 
 
 @dataclass(frozen=True)
-class Laid:
+class PromptedModel:
     """A model with a task and demonstrations, ready to be read in every way."""
 
     lm: LanguageModel
@@ -187,7 +184,7 @@ class Laid:
     seed: int
 
     @classmethod
-    def out(cls, lm: LanguageModel, task: Task, k: int, seed: int) -> "Laid":
+    def of(cls, lm: LanguageModel, task: Task, k: int, seed: int) -> "PromptedModel":
         """With `k` demonstrations of this seed."""
         encoder = Encoder(lm, task)
         chosen = draw_demonstrations(task, k, seed)
@@ -265,17 +262,17 @@ def _exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
     layer = Layer.draw(world, TARGETS, seed)
     task = world.task(seed, remembering=True)
 
-    def laid(softmax: bool) -> Laid:
+    def setup(softmax: bool) -> PromptedModel:
         room = 3 * k + config.dimension + 64
         model = construct(world, layer, rate=RATE, n_demonstrations=k, softmax=softmax, positions=room)
-        return Laid.out(LanguageModel.wrap(model, world.tokenizer(), "constructed"), task, k, seed)
+        return PromptedModel.of(LanguageModel.wrap(model, world.tokenizer(), "constructed"), task, k, seed)
 
-    linear, softmax = laid(False), laid(True)
+    linear, softmax = setup(False), setup(True)
     # All demonstrations may happen to show one label; then there is only the other to show.
     permuted = linear.chosen.labelled_otherwise(task, "shuffled") or linear.chosen.relabelled(task, "flipped")
     wrong = linear.encoder.demonstrations(permuted)
 
-    def step(of: Laid, rate: float = RATE, encoded: EncodedDemonstrations | None = None) -> AdaptedModel:
+    def step(of: PromptedModel, rate: float = RATE, encoded: EncodedDemonstrations | None = None) -> AdaptedModel:
         return gradient_step(world, layer, of, rate).adapt(of.lm, encoded or of.encoded)
 
     right = step(linear)
@@ -298,22 +295,24 @@ def _exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
     return {"depth": depth, "cases": cases, "gaps": gaps, "ratios": ratios, "route": linear.lm.route.name}
 
 
-def gradient_step(world: TokenWorld, layer: Layer, laid: Laid, rate: float) -> GradientStep:
+def gradient_step(world: TokenWorld, layer: Layer, setup: PromptedModel, rate: float) -> GradientStep:
     """The learner that takes the step on the demonstrations' own vectors and targets."""
-    model = laid.lm.model
+    model = setup.lm.model
     assert isinstance(model, ConstructedModel)
     kept = model.kept
     inputs = world.vectors(torch.arange(len(world.vocabulary)))
-    return GradientStep(laid.encoder.opening, rate, kept.parameter, kept.rows, kept.columns, inputs, layer.readout)
+    return GradientStep(setup.encoder.opening, rate, kept.parameter, kept.rows, kept.columns, inputs, layer.readout)
 
 
-def output_gap(world: TokenWorld, layer: Layer, laid: Laid, encoded: EncodedDemonstrations, rate: float) -> float:
-    """How far the layer's output in context is from (W_0 + dW) x, dW one step by autograd, the model not asked.
+def output_gap(
+    world: TokenWorld, layer: Layer, setup: PromptedModel, encoded: EncodedDemonstrations, rate: float
+) -> float:
+    """How far the layer's output in context is from (W_0 + dW) x, dW one step by autograd, without the model.
 
     Args:
         world: Its words.
         layer: W_0 and targets.
-        laid: Whose output.
+        setup: Whose output.
         encoded: Demonstrations of the step.
         rate: Of the step.
 
@@ -326,12 +325,12 @@ def output_gap(world: TokenWorld, layer: Layer, laid: Laid, encoded: EncodedDemo
     (x @ W.mT - y).square().sum().div(2 * len(pairs)).backward()
     assert W.grad is not None
     W_1 = layer.W_0 - rate * W.grad
-    queries = [laid.encoder.query(example) for example in laid.task.split(laid.task.report_split)]
-    model, icl = laid.lm.model, laid.icl
+    queries = [setup.encoder.query(example) for example in setup.task.split(setup.task.report_split)]
+    model, icl = setup.lm.model, setup.icl
     assert isinstance(model, ConstructedModel)
-    want = recordings_for(laid.lm.anatomy, len(encoded.sequences)).context
+    want = recordings_for(setup.lm.anatomy, len(encoded.sequences)).context
     largest, gap = 0.0, 0.0
-    for indices in laid.lm.groups(queries):
+    for indices in setup.lm.groups(queries):
         trace = icl.read_group(queries, indices, want).trace
         assert trace is not None
         assert trace.output is not None
@@ -347,22 +346,22 @@ def _toy(config: RegressionConfig, seed: int) -> dict[str, Any]:
     model = train_toy(world, steps=config.scaled(TOY_STEPS), seed=seed, examples=config.points + 2)
     with tempfile.TemporaryDirectory() as folder:
         lm = load_model(str(save_toy(model, world, Path(folder) / "toy")), device="cpu")
-    laid = Laid.out(lm, world.task(seed, asking=True), config.points, seed)
-    selection = laid.task.split(laid.task.selection_split)
+    setup = PromptedModel.of(lm, world.task(seed, asking=True), config.points, seed)
+    selection = setup.task.split(setup.task.selection_split)
 
     def adapt(rate: float) -> AdaptedModel:
-        return Finetuned(laid.encoder.opening, rate, "label").adapt(lm, laid.encoded)
+        return Finetuned(setup.encoder.opening, rate, "label").adapt(lm, setup.encoded)
 
     search = search_rate(
         adapt,
         TOY_RATES,
         lm,
-        [laid.encoder.query(example) for example in selection],
+        [setup.encoder.query(example) for example in selection],
         [example.label for example in selection],
         seed=seed,
         patience=len(TOY_RATES),
     )
-    return {"measures": laid.measures(search.best), "rate": search.learning_rate, "route": lm.route.name}
+    return {"measures": setup.measures(search.best), "rate": search.learning_rate, "route": lm.route.name}
 
 
 def _estimate(values: Sequence[float]) -> Estimate | None:
@@ -393,13 +392,12 @@ def _gap_claim(exact: Sequence[dict[str, Any]], case: str) -> Claim:
         "softmax": "With softmax, the layer's output in context is that of W_0 after one gradient step.",
         "labels": "In context, the layer's output is that of W_0 after a step on permuted labels.",
     }
-    must_fail = case != "constructed"
-    return Claim(
-        says=says[case],
-        expected=f"largest relative deviation below {EXACT:g}",
-        found=over_seeds(values),
-        holds=_so([value < EXACT for value in values], must_fail),
-        must_fail=must_fail,
+    return claim_in_seeds(
+        says[case],
+        f"largest relative deviation below {EXACT:g}",
+        values,
+        [value < EXACT for value in values],
+        must_fail=case != "constructed",
         source="arXiv:2212.07677v2, proposition 1",
     )
 
@@ -408,19 +406,14 @@ def _one_claim(exact: Sequence[dict[str, Any]], case: str, measure: str, must_fa
     values = _of_case(exact, case, measure)
     blind = case != "constructed" and not must_fail
     more = " too: it does not look at what is wrong" if blind else ""
-    return Claim(
-        says=f"{MEASURES[measure]}: {_BESIDE[case]} score 1{more}.",
-        expected=f"1 within {EXACT:g}",
+    return claim_in_seeds(
+        f"{MEASURES[measure]}: {_BESIDE[case]} score 1{more}.",
+        f"1 within {EXACT:g}",
         # A seed without this number leaves none over all, which neither holds nor fails rightly.
-        found=over_seeds(values),
-        holds=_so([abs(value - 1) < EXACT for value in values], must_fail),
+        values,
+        [abs(value - 1) < EXACT for value in values],
         must_fail=must_fail,
     )
-
-
-def _so(seeds: Sequence[bool], must_fail: bool) -> bool:
-    """A claim holds if it does in every seed; one that must fail has not failed if it holds in any."""
-    return any(seeds) if must_fail else bool(seeds) and all(seeds)
 
 
 def _table(exact: Sequence[dict[str, Any]], toys: Sequence[dict[str, Any]]) -> LabTable:
@@ -429,7 +422,7 @@ def _table(exact: Sequence[dict[str, Any]], toys: Sequence[dict[str, Any]]) -> L
         cells = [_estimate(_of_case(exact, case, measure)) for case in CASES]
         rows.append(LabRow(name=name, cells=[*cells, _estimate([toy["measures"][measure] for toy in toys])]))
     return LabTable(
-        title="What the measures say: attention to demonstrations beside ...",
+        title="What the measures say: attention to demonstrations compared with ...",
         columns=[*CASES.values(), "a trained toy: finetuning"],
         rows=rows,
         note="Means over heads, layers and queries, then seeds. SimAM of changes has no value on the constructed "
@@ -444,7 +437,7 @@ def _chart(exact: Sequence[dict[str, Any]]) -> LabChart:
     return LabChart(
         title="Which measures see the length of a step",
         x="rate of the step / eta of the layer",
-        y="likeness to attention",
+        y="similarity to attention",
         log_x=True,
         curves=[
             LabCurve(
@@ -462,7 +455,7 @@ def _answer(exact: Sequence[dict[str, Any]]) -> str:
     values = [value for measure in PERFECT for value in _of_case(exact, "constructed", measure)]
     gaps = [seed["gaps"]["constructed"] for seed in exact]
     if not all(map(math.isfinite, values + gaps)):
-        return "It cannot be said: some measure, or the gap between outputs, has no value in some seed."
+        return "Undecided: some measure, or the gap between outputs, has no value in some seed."
     worst, gap = max(abs(value - 1) for value in values), max(gaps)
     if worst < EXACT and gap < EXACT:
         return (
@@ -478,7 +471,7 @@ def _notes(exact: Sequence[dict[str, Any]]) -> list[str]:
         return []
     return [
         f"A random direction as long as the step scores {published.mean:.2f} in SimAOU as published, {raw.mean:.2f} in "
-        "raw: that both sides leave where they started, outputs brought to length 1, already counts as likeness."
+        "raw: that both sides leave where they started, outputs brought to length 1, already counts as similarity."
     ]
 
 

@@ -1,7 +1,7 @@
-"""Layers that were written down to descend: K of them beside K steps by autograd, GD++ and ridge with them.
+"""Layers whose weights are constructed to descend: K of them against K steps by autograd, GD++ and ridge with them.
 
-All in float64, from random W_0, examples and queries; each beside descent that knows nothing of layers, and each with
-cases in which the two must come apart.
+All in float64, from random W_0, examples and queries; each is compared with descent that knows nothing of layers, and
+each has cases in which the two must differ.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ from dualform.ops.constructions import (
     ridge_layer,
 )
 from dualform.ops.streams import stream
-from dualform.studies.laboratory.result import Claim
-from dualform.studies.seed_statistics import over_seeds
+from dualform.result import Claim
+from dualform.studies.laboratory.claims import claim_in_seeds
 
 DEPTH = 5
 """Layers, and steps."""
@@ -90,12 +90,11 @@ def depth_claims(errors: Sequence[Mapping[str, float]]) -> list[Claim]:
         errors: From `depth_errors`, one a seed.
     """
     return [
-        Claim(
-            says=f"{says}.",
-            expected=f"relative deviation below {TOLERANCE:g}",
-            found=over_seeds([one[name] for one in errors]),
-            # One that must fail has not failed if it holds in any seed.
-            holds=(any if must_fail else all)(one[name] < TOLERANCE for one in errors),
+        claim_in_seeds(
+            f"{says}.",
+            f"relative deviation below {TOLERANCE:g}",
+            [one[name] for one in errors],
+            [one[name] < TOLERANCE for one in errors],
             must_fail=must_fail,
             source=source,
         )

@@ -1,4 +1,4 @@
-"""That layers which learn at inference do what their formulas say, in numbers: each beside a slow, obvious twin.
+"""Numerical checks that layers which learn at inference compute their formulas: each against a slow, obvious twin.
 
 Twins are written without the layers' own algebra: the gradient of an inner loss by autograd, a linear system solved at
 every token, an exact predictor of in-context regression. All in float64, at random tokens, and each measured as
@@ -17,8 +17,8 @@ from dualform.lab.predictors import Descent, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.ops.fast_weights import NORM_EPS, FastWeightRule, FastWeightState, fast_weights
 from dualform.ops.streams import stream
-from dualform.studies.laboratory.result import Claim
-from dualform.studies.seed_statistics import over_seeds
+from dualform.result import Claim
+from dualform.studies.laboratory.claims import claim_in_seeds
 
 TOLERANCE = 1e-10
 """Largest relative error that rounding is blamed for: float64 over some tens of tokens stays below 1e-13."""
@@ -73,20 +73,17 @@ def equivalence_claims(errors: Tensor) -> list[Claim]:
         must fail holds, and has failed to fail, if it is so in any. Where a seed's error is NaN nothing was found: no
         mean, and then it neither holds nor fails rightly.
     """
-    claims = []
-    for case, own in zip(_CASES, errors.tolist(), strict=True):
-        within = [error < TOLERANCE for error in own]
-        claims.append(
-            Claim(
-                says=case.says,
-                expected=f"relative error below {TOLERANCE:.0e} in every seed",
-                found=over_seeds(own),
-                holds=any(within) if case.must_fail else bool(within) and all(within),
-                must_fail=case.must_fail,
-                source=case.source,
-            )
+    return [
+        claim_in_seeds(
+            case.says,
+            f"relative error below {TOLERANCE:.0e} in every seed",
+            own,
+            [error < TOLERANCE for error in own],
+            must_fail=case.must_fail,
+            source=case.source,
         )
-    return claims
+        for case, own in zip(_CASES, errors.tolist(), strict=True)
+    ]
 
 
 def _drawn(seed: int, tasks: RegressionTasks) -> tuple[_Tokens, Sequences]:

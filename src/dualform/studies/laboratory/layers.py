@@ -3,23 +3,31 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from dualform.errors import NumericalError
-from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Predictor, by_point
+from dualform.lab.predictors import (
+    Bayes,
+    Descent,
+    LeastSquares,
+    OnePassSGD,
+    Predictor,
+    best_of,
+    by_point,
+    errors_by_point,
+)
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModel, SequenceModelConfig, train_sequence_model
 from dualform.lab.training import Training
 from dualform.ops.streams import stream
-from dualform.result import Estimate
+from dualform.result import Claim, Estimate, LabChart, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.curves import exact_curve, seed_curve
 from dualform.studies.laboratory.layer_equivalences import equivalence_claims, equivalence_errors
-from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
-from dualform.studies.pieces import Cells, Piece
+from dualform.studies.pieces import Cells, Made, kept
 from dualform.studies.seed_statistics import over_seeds, paired
 
 STEPS = 400
@@ -32,7 +40,7 @@ _BASELINE: Mixer = "softmax"
 
 _WIDTH, _LAYERS, _HEADS, _MLP, _BATCH, _RATE = 32, 2, 2, 64, 32, 5e-3
 
-_ASKED = 2048
+_TESTED = 2048
 """Sequences on which errors are measured, the same for all models."""
 
 _RATES = torch.logspace(-2, 0.5, 26).tolist()
@@ -43,7 +51,7 @@ _LARGEST_DIMENSION, _POINTS_A_DIMENSION = 5, 3
 
 @dataclass(frozen=True)
 class _Setting:
-    """One distribution of tasks, and the sequences on which models of it are asked."""
+    """One distribution of tasks, and the sequences on which its models are tested."""
 
     tasks: RegressionTasks
 
@@ -52,7 +60,7 @@ class _Setting:
         return f"noise {self.tasks.noise:g}" if self.tasks.noise else "without noise"
 
     @cached_property
-    def asked(self) -> Sequences:
+    def test(self) -> Sequences:
         return self._drawn("test")
 
     @cached_property
@@ -61,26 +69,25 @@ class _Setting:
         return self._drawn("tuning")
 
     def _drawn(self, purpose: str) -> Sequences:
-        return self.tasks.draw(_ASKED, stream(purpose, 0, round(1000 * self.tasks.noise)))
+        return self.tasks.draw(_TESTED, stream(purpose, 0, round(1000 * self.tasks.noise)))
 
     def errors(self, predicted: Tensor) -> Tensor:
-        """Of predictions for `asked`: `(point,)`."""
-        return _errors(predicted, self.asked)
+        """Errors of predictions for `test` over the mean square of the function itself, `(point,)`."""
+        return errors_by_point(predicted.double(), self.test.clean.double())
 
-    def errors_of(self, predictor: Predictor, tuning: bool = False) -> Tensor:
-        sequences = self.tuning if tuning else self.asked
-        return _errors(by_point(predictor, sequences.x.double(), sequences.y.double()), sequences)
+    def errors_of(self, predictor: Predictor) -> Tensor:
+        """Errors of an exact predictor, `(point,)`."""
+        return self.errors(by_point(predictor, self.test.x.double(), self.test.y.double()))
 
-
-def _errors(predicted: Tensor, sequences: Sequences) -> Tensor:
-    """Mean squared error at each point, over the mean square of the function itself: `(point,)`."""
-    clean = sequences.clean.double()
-    return (predicted.double() - clean).square().mean(0) / clean.square().mean()
+    def best(self, make: Callable[[float], Predictor]) -> Tensor:
+        """Errors at the rate that is best on other sequences, as a model's weights are learned on others."""
+        x, y, clean = (one.double() for one in (self.tuning.x, self.tuning.y, self.tuning.clean))
+        return self.errors_of(best_of([make(rate) for rate in _RATES], x, y, clean))
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """What the models of one setting were found to do."""
+    """Errors of the models of one setting."""
 
     setting: _Setting
     errors: dict[tuple[Mixer, int], Tensor]
@@ -104,7 +111,7 @@ def layers(
     Args:
         config: Seeds, dimension (5 at most here), examples (3 a dimension at most here), steps.
         cells: Keeps each finished training.
-        advance: Told that a piece is done, and what it was.
+        advance: Called as a piece is done, with its name.
     """
     notes: list[str] = []
     settings = [_Setting(_tasks(config, noise)) for noise in NOISES]
@@ -146,10 +153,7 @@ def _notes_on_size(config: RegressionConfig) -> list[str]:
 def _claims(config: RegressionConfig, setting: _Setting, cells: Cells) -> list[Claim]:
     """Kept as well: what is left is rounding, which no two runs need have in common."""
     name, inputs = "layers, equivalences", f"{config.seeds} {setting.tasks}"
-    piece = cells.get(name, inputs)
-    if piece is None:
-        piece = Piece(name, inputs, {"errors": equivalence_errors(config.seeds, setting.tasks)}, {})
-        cells.put(piece)
+    piece = kept(cells, name, inputs, lambda: ({"errors": equivalence_errors(config.seeds, setting.tasks)}, {}))
     return equivalence_claims(piece.tensors["errors"])
 
 
@@ -178,11 +182,8 @@ def _trained(
         for mixer in MIXERS:
             shape = _shape(mixer, setting.tasks)
             name = f"layers, {setting.name}, {mixer}, seed {seed}"
-            inputs = f"{shape} {setting.tasks} {config.scaled(STEPS)} {_BATCH} {_RATE} {_ASKED}"
-            piece = cells.get(name, inputs)
-            if piece is None:
-                piece = Piece(name, inputs, *_train(config, shape, seed, setting))
-                cells.put(piece)
+            inputs = f"{shape} {setting.tasks} {config.scaled(STEPS)} {_BATCH} {_RATE} {_TESTED}"
+            piece = kept(cells, name, inputs, partial(_train, config, shape, seed, setting))
             if piece.about["failed"]:
                 notes.append(f"{setting.name}, seed {seed}: {piece.about['failed']} It is left out.")
             else:
@@ -192,17 +193,15 @@ def _trained(
     return _Runs(setting, errors, parameters)
 
 
-def _train(
-    config: RegressionConfig, shape: SequenceModelConfig, seed: int, setting: _Setting
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a piece, and what is to be said of it."""
+def _train(config: RegressionConfig, shape: SequenceModelConfig, seed: int, setting: _Setting) -> Made:
+    """Errors of a trained model, or why there are none."""
     parameters = sum(parameter.numel() for parameter in SequenceModel(shape).parameters())
     failed = ""
     errors = torch.full((setting.tasks.points,), math.nan, dtype=torch.float64)
     try:
         model = train_sequence_model(shape, setting.tasks, Training(config.scaled(STEPS), _BATCH, _RATE), seed)
         with torch.no_grad():
-            errors = setting.errors(model(setting.asked.x, setting.asked.y))
+            errors = setting.errors(model(setting.test.x, setting.test.y))
         if not bool(errors.isfinite().all()):
             failed = f"{shape.mixer}: its predictions are not finite."
     except NumericalError as error:
@@ -220,15 +219,9 @@ def _references(setting: _Setting) -> dict[str, Tensor]:
     else:
         # Without noise they are one predictor.
         found = {"least squares = Bayes": found["Bayes"]}
-    found["one pass of SGD"] = _best(setting, OnePassSGD)
-    found["one step of descent"] = _best(setting, lambda rate: Descent(1, rate))
+    found["one pass of SGD"] = setting.best(OnePassSGD)
+    found["one step of descent"] = setting.best(lambda rate: Descent(1, rate))
     return found
-
-
-def _best(setting: _Setting, predictor: Callable[[float], Predictor]) -> Tensor:
-    """Errors at the rate that makes their mean least on other sequences, as a model's weights are learned on others."""
-    best = min(_RATES, key=lambda rate: _mean(setting.errors_of(predictor(rate), tuning=True)))
-    return setting.errors_of(predictor(best))
 
 
 def _mean(errors: Tensor) -> float:
@@ -239,14 +232,11 @@ def _mean(errors: Tensor) -> float:
 def _chart(runs: _Runs, references: dict[str, Tensor]) -> LabChart:
     tasks = runs.setting.tasks
     points = [float(n) for n in range(tasks.points)]
-    curves = [
-        LabCurve(name=name, x=points, y=[over_seeds([error]) for error in errors.tolist()], reference=True)
-        for name, errors in references.items()
-    ]
+    curves = [exact_curve(name, points, errors.tolist()) for name, errors in references.items()]
     for mixer in MIXERS:
         own = list(runs.of(mixer).values())
         if own:
-            curves.append(LabCurve(name=mixer, x=points, y=[over_seeds(at) for at in torch.stack(own).T.tolist()]))
+            curves.append(seed_curve(mixer, points, torch.stack(own)))
     return LabChart(
         title=f"Error by examples seen, {runs.setting.name}, d = {tasks.dimension}, N = {tasks.points - 1}",
         x="examples in context",
@@ -294,11 +284,11 @@ def _table(config: RegressionConfig, runs: _Runs, references: dict[str, Tensor])
 
 def _difference(config: RegressionConfig, runs: _Runs, mixer: Mixer) -> Estimate | None:
     """Of mean errors, over the seeds in which both were trained; None for the baseline itself or without such seeds."""
-    own, beside = runs.of(mixer), runs.of(_BASELINE)
-    seeds = [seed for seed in config.seeds if seed in own and seed in beside]
+    own, baseline = runs.of(mixer), runs.of(_BASELINE)
+    seeds = [seed for seed in config.seeds if seed in own and seed in baseline]
     if mixer == _BASELINE or not seeds:
         return None
-    found = paired(seeds, [_mean(own[seed]) for seed in seeds], [_mean(beside[seed]) for seed in seeds])
+    found = paired(seeds, [_mean(own[seed]) for seed in seeds], [_mean(baseline[seed]) for seed in seeds])
     return Estimate(mean=found.mean, ci95=found.ci95, n=found.n)
 
 
@@ -346,5 +336,5 @@ def _cautions(config: RegressionConfig) -> list[str]:
         f"Intervals of differences to {_BASELINE} are each for itself, not adjusted for {len(MIXERS) - 1} comparisons.",
     ]
     if len(config.seeds) == 1:
-        notes.append("One seed has no interval, so that no layer can be said to be ahead.")
+        notes.append("One seed has no interval, so that no layer can be called better.")
     return notes

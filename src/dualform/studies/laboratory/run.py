@@ -1,7 +1,7 @@
 """The laboratory: small models on regression in context, where theory says in numbers what must be found.
 
-Each of its studies answers one question in a module of its own. This runs those that were asked for, in the order in
-which they are read, and puts their claims, charts and tables into one result.
+Each of its studies answers one question in a module of its own. This runs those that are chosen, in the order in which
+they are read, and puts their claims, charts and tables into one result.
 """
 
 import importlib
@@ -43,7 +43,7 @@ def run_laboratory(
     Args:
         config: Which studies, over which seeds.
         cells: Keeps each finished training, from which a killed run goes on.
-        progress: Is told how far the work is, in pieces.
+        progress: Reports how far the work is, in pieces.
 
     Returns:
         The result, and every number in it as a table: see `laboratory_table`.
@@ -81,10 +81,10 @@ def in_order(names: Sequence[LabName]) -> tuple[LabName, ...]:
 
 def _run(name: LabName, module: ModuleType, config: RegressionConfig, cells: Cells, progress: Progress) -> LabStudy:
     study: Callable[[RegressionConfig, Cells, Callable[[float, str], None]], LabStudy] = getattr(module, name)
-    return study(config, _Shelf(cells, name), lambda amount, doing: progress.advance(amount, _named(name, doing)))
+    return study(config, _StudyCells(cells, name), lambda amount, doing: progress.advance(amount, _named(name, doing)))
 
 
-class _Shelf:
+class _StudyCells:
     """A study's own part of the cells: two studies may train what they both call `linear, seed 1`."""
 
     def __init__(self, cells: Cells, study: str) -> None:

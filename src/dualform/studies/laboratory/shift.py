@@ -1,37 +1,44 @@
 """What does a transformer that learned linear regression in context do outside of what it was trained on?
 
 An exact predictor knows nothing of training: least squares on larger inputs is least squares. A trained transformer is
-read beside such predictors on inputs, targets and lengths that it never saw; how many times it loses what the best of
+compared with such predictors on inputs, targets and lengths that it never saw; how many times it loses what the best of
 them loses, more than as trained, is due to the shift.
 
 Source:
     arXiv:2208.01066, sections 4 and 5, and arXiv:2212.07677, section 3, for the shifts.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from dualform.lab.decoder import Decoders
-from dualform.lab.predictors import Bayes, Descent, LeastSquares, NearestNeighbours, Predictor, Ridge, by_point
-from dualform.lab.regression_tasks import RegressionTasks, Sequences
-from dualform.studies.laboratory.config import RegressionConfig
-from dualform.studies.laboratory.phases import (
+from dualform.lab.predictors import (
+    Bayes,
+    Descent,
+    LeastSquares,
+    NearestNeighbours,
+    Predictor,
+    Ridge,
+    by_point,
+    errors_by_point,
+)
+from dualform.lab.regression_tasks import RegressionTasks
+from dualform.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.studies.laboratory.causal_transformers import (
     Shape,
     best_rate,
-    distance,
     drawn,
-    holds_above,
-    holds_below,
     notes_on_size,
     predictions,
     tasks_of,
     trained,
 )
-from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
+from dualform.studies.laboratory.claims import holds_above, holds_below, mean, ratios
+from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.curves import LEAST_SHOWN, exact_curve, seed_curve
 from dualform.studies.pieces import Cells
 from dualform.studies.seed_statistics import over_seeds
 
@@ -83,7 +90,7 @@ class Reading:
 
     @property
     def best(self) -> str:
-        """The exact predictor of the least mean loss: least squares, or with noise Bayes, which is told how much."""
+        """The exact predictor of the least mean loss: least squares, or with noise Bayes, which knows how much."""
         return min(self.exact, key=self.mean)
 
     @property
@@ -93,7 +100,7 @@ class Reading:
 
     def costs(self, at_home: "Reading") -> list[float]:
         """By seed, `ratios` over what they were as trained; above 1 the shift costs something."""
-        return _over(self.ratios, at_home.ratios)
+        return ratios(self.ratios, at_home.ratios)
 
 
 def pieces(config: RegressionConfig) -> int:
@@ -107,12 +114,12 @@ def shift(config: RegressionConfig, cells: Cells, advance: Callable[[float, str]
     Args:
         config: Seeds and sizes; dimension and points are cut to what is learned in a minute.
         cells: Keeps the finished training.
-        advance: Told 1 as the training is done.
+        advance: Called with 1 as the training is done.
     """
     home = tasks_of(config)
     model = trained(config, cells, SHAPE, home, STEPS)
     advance(1.0, SHAPE.name)
-    # Rates are found at home, on sequences of their own, and kept: an exact predictor is not told of the shift either.
+    # Rates are chosen at home, on other sequences, and kept: an exact predictor does not know of the shift either.
     descent = best_rate(lambda rate: Descent(SHAPE.layers, rate), drawn(home, purpose="tuning"))
     predictors: dict[str, Predictor] = {
         LEAST_SQUARES: LeastSquares(),
@@ -179,18 +186,14 @@ def sparse(home: RegressionTasks) -> RegressionTasks:
 def read(model: Decoders, tasks: RegressionTasks, predictors: dict[str, Predictor]) -> Reading:
     """Losses of the transformers and of exact predictors on sequences that none was made for."""
     sequences = drawn(tasks)
-    unit = sequences.clean.square().mean()
-    own = distance(predictions(model, sequences), sequences.clean) / unit
-    asked: dict[str, Predictor] = dict(predictors)
+    own = errors_by_point(predictions(model, sequences), sequences.clean)
+    tried: dict[str, Predictor] = dict(predictors)
     if tasks.noise:
-        asked["Bayes, told the noise"] = Bayes(tasks.noise, tasks.weight_deviation)
-    exact = {name: _loss(one, sequences) / unit for name, one in asked.items()}
+        tried["Bayes, which knows the noise"] = Bayes(tasks.noise, tasks.weight_deviation)
+    exact = {
+        name: errors_by_point(by_point(one, sequences.x, sequences.y), sequences.clean) for name, one in tried.items()
+    }
     return Reading(own, exact)
-
-
-def _loss(predictor: Predictor, sequences: Sequences) -> Tensor:
-    """`(point,)`."""
-    return (by_point(predictor, sequences.x, sequences.y) - sequences.clean).square().mean(0)
 
 
 Along = dict[Axis, dict[float, Reading]]
@@ -239,7 +242,7 @@ def _trained_claims(
     scale = f"weight scale {max(SCALES):g}"
     claims.append(_loses_more("An untrained transformer", scale, *untrained, f"{GARG}, section 4", must_fail=True))
     learned, beyond = (longer.own[:, n].tolist() for n in (home.points - 1, -1))
-    gained = over_seeds(_over(beyond, learned))
+    gained = over_seeds(ratios(beyond, learned))
     claims.append(
         Claim(
             says=f"A trained transformer goes on to learn from {LONGER} times as many examples as in training.",
@@ -253,7 +256,7 @@ def _trained_claims(
 
 
 def _loses_more(who: str, where: str, at_home: Reading, away: Reading, source: str, must_fail: bool = False) -> Claim:
-    found = over_seeds(_over(away.own_mean, at_home.own_mean))
+    found = over_seeds(ratios(away.own_mean, at_home.own_mean))
     return Claim(
         says=f"{who} loses more at {where} than as trained.",
         expected="loss over the mean square of y, there over as trained: above 1 with its interval",
@@ -262,10 +265,6 @@ def _loses_more(who: str, where: str, at_home: Reading, away: Reading, source: s
         must_fail=must_fail,
         source=source,
     )
-
-
-def _over(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def _ratio_chart(along: Along) -> LabChart:
@@ -285,7 +284,7 @@ def _ratio_chart(along: Along) -> LabChart:
             )
             for axis, readings in along.items()
         ],
-        note="The best is least squares, with noise Bayes, which is told how much. Trained at scales and condition "
+        note="The best is least squares, with noise Bayes, which knows how much. Trained at scales and condition "
         "number 1, without noise.",
     )
 
@@ -293,7 +292,7 @@ def _ratio_chart(along: Along) -> LabChart:
 def _axis_chart(axis: Axis, readings: dict[float, Reading]) -> LabChart:
     """Losses themselves; Bayes has none where there is no noise."""
     names = list(dict.fromkeys(name for one in readings.values() for name in one.exact))
-    shown = {
+    drawn_losses = {
         name: {
             strength: one.mean(name)
             for strength, one in readings.items()
@@ -309,10 +308,7 @@ def _axis_chart(axis: Axis, readings: dict[float, Reading]) -> LabChart:
         log_y=True,
         curves=[
             LabCurve(name="transformer", x=list(readings), y=[over_seeds(one.own_mean) for one in readings.values()]),
-            *(
-                LabCurve(name=name, x=list(seen), y=[over_seeds([loss]) for loss in seen.values()], reference=True)
-                for name, seen in shown.items()
-            ),
+            *(exact_curve(name, list(losses), list(losses.values())) for name, losses in drawn_losses.items()),
         ],
         note=f"Mean over points with an example before them. Trained at {AT_HOME[axis]:g}. Losses above {SHOWN:g}, of "
         "descent that diverges or of least squares that meets noise, are left out.",
@@ -335,14 +331,10 @@ def _points_chart(title: str, reading: Reading, in_training: int) -> LabChart:
         y="squared error to the clean y, in units of its mean square",
         log_y=True,
         curves=[
-            LabCurve(name="transformer", x=points, y=[over_seeds(at) for at in reading.own.T.tolist()]),
-            *(
-                # Noiseless least squares leaves rounding alone, which no logarithmic axis should show.
-                LabCurve(name=name, x=points, y=[over_seeds([max(at, 1e-4)]) for at in loss.tolist()], reference=True)
-                for name, loss in reading.exact.items()
-            ),
+            seed_curve("transformer", points, reading.own),
+            *(exact_curve(name, points, loss.tolist(), LEAST_SHOWN) for name, loss in reading.exact.items()),
         ],
-        note=f"Trained on up to {in_training} examples. Errors below 1e-4 are drawn there.",
+        note=f"Trained on up to {in_training} examples. Errors below {LEAST_SHOWN:g} are drawn there.",
     )
 
 
@@ -380,7 +372,7 @@ def _table(along: Along, targets: dict[str, Reading], longer: Reading, home: Reg
             for name, reading in readings.items()
         ],
         note="Means over points with an example before them, but for the last column. The best is the exact predictor "
-        "of the least loss, with noise Bayes, which is told how much. What is over as trained is a ratio of ratios, "
+        "of the least loss, with noise Bayes, which knows how much. What is over as trained is a ratio of ratios, "
         "seed by seed: above 1 is what the shift costs.",
     )
 
@@ -388,17 +380,17 @@ def _table(along: Along, targets: dict[str, Reading], longer: Reading, home: Reg
 def _answer(along: Along, targets: dict[str, Reading], longer: Reading, home: RegressionTasks) -> str:
     at_home, *others = targets.values()
     times = {
-        f"{axis} {strength:g}": _mean(reading.costs(at_home))
+        f"{axis} {strength:g}": mean(reading.costs(at_home))
         for axis, readings in along.items()
         if axis != "noise"
         for strength, reading in readings.items()
         if strength != AT_HOME[axis]
     }
     _, *names = targets
-    elsewhere = ", ".join(f"{name} {_mean(one.costs(at_home)):.2f}" for name, one in zip(names, others, strict=True))
-    inside, beyond = (_mean(longer.own[:, n].tolist()) for n in (home.points - 1, -1))
+    elsewhere = ", ".join(f"{name} {mean(one.costs(at_home)):.2f}" for name, one in zip(names, others, strict=True))
+    inside, beyond = (mean(longer.own[:, n].tolist()) for n in (home.points - 1, -1))
     return (
-        f"As trained, a transformer's loss is {_mean(at_home.ratios):.2f} times that of the best exact predictor. "
+        f"As trained, a transformer's loss is {mean(at_home.ratios):.2f} times that of the best exact predictor. "
         f"{_dearest(times)} On other targets it is, over as trained: {elsewhere}. After {home.points - 1} examples, as "
         f"many as in training, its loss is {inside:.3g}, after {longer.own.shape[1] - 1} {beyond:.3g}."
     )
@@ -417,7 +409,3 @@ def _dearest(times: dict[str, float]) -> str:
         return f"{most} and {least} least ({times[least]:.3g} times)."
     free = sum(value <= 1 for value in times.values())
     return f"{most}; {free} of {len(times)} cost nothing, {least} the least of them ({times[least]:.3g} times)."
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
