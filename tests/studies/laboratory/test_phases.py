@@ -12,7 +12,7 @@ from dualform.lab.predictor_distance import ilwd
 from dualform.lab.predictors import Bayes, Descent, LeastSquares, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.ops.streams import stream
-from dualform.result import Estimate, LabStudy
+from dualform.result import Estimate
 from dualform.studies.laboratory import causal_transformers, phases_view
 from dualform.studies.laboratory import phases as study
 from dualform.studies.laboratory.causal_transformers import HEADS, best_rate, distance, drawn, predictions, tasks_of
@@ -27,6 +27,7 @@ from dualform.studies.laboratory.claims import (
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
 from dualform.studies.laboratory.phases import phases, pieces
 from dualform.studies.laboratory.phases_compared import NOISES, NOISY, SHAPES
+from dualform.studies.laboratory.result import LabStudy
 from dualform.studies.laboratory.ridge_strength import RidgeProfile, best_strength, ridge_profile
 from dualform.studies.seed_statistics import over_seeds
 from tests.studies.small import Kept

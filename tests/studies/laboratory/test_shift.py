@@ -9,10 +9,11 @@ import torch
 from dualform.lab.decoder import DecoderConfig, Decoders, InContextPredictor
 from dualform.lab.predictors import Bayes, LeastSquares, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks
-from dualform.result import Estimate, LabStudy
+from dualform.result import Estimate
 from dualform.studies.laboratory import causal_transformers
 from dualform.studies.laboratory.causal_transformers import drawn
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
+from dualform.studies.laboratory.result import LabStudy
 from dualform.studies.laboratory.shift import (
     AT_HOME,
     AXES,

@@ -16,6 +16,7 @@ from dualform.ops.streams import stream
 from dualform.studies.laboratory import trained as study
 from dualform.studies.laboratory import trained_measured as measured
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
+from dualform.studies.laboratory.result import Claim, LabStudy
 from dualform.studies.laboratory.trained import pieces, trained
 from dualform.studies.laboratory.trained_measured import (
     ANCHORS,

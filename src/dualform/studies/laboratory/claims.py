@@ -7,7 +7,8 @@ side: wide intervals must not be enough for it.
 import math
 from collections.abc import Sequence
 
-from dualform.result import Claim, Estimate
+from dualform.result import Estimate
+from dualform.studies.laboratory.result import Claim
 from dualform.studies.seed_statistics import over_seeds
 
 

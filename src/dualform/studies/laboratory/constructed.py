@@ -34,6 +34,7 @@ from dualform.studies.inside import Prompted, Shown, likeness, random_side, reco
 from dualform.studies.laboratory.claims import claim_in_seeds
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.construction_depth import depth_claims, depth_errors
+from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells, kept
 from dualform.studies.seed_statistics import over_seeds
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations

@@ -19,8 +19,8 @@ from dualform.ops.constructions import (
     ridge_layer,
 )
 from dualform.ops.streams import stream
-from dualform.result import Claim
 from dualform.studies.laboratory.claims import claim_in_seeds
+from dualform.studies.laboratory.result import Claim
 
 DEPTH = 5
 """Layers, and steps."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dualform.result import LabCurve
+from dualform.studies.laboratory.result import LabCurve
 from dualform.studies.seed_statistics import over_seeds
 
 LEAST_SHOWN = 1e-4

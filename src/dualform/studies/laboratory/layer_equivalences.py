@@ -17,8 +17,8 @@ from dualform.lab.predictors import Descent, OnePassSGD, Ridge, by_point
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.ops.fast_weights import NORM_EPS, FastWeightRule, FastWeightState, fast_weights
 from dualform.ops.streams import stream
-from dualform.result import Claim
 from dualform.studies.laboratory.claims import claim_in_seeds
+from dualform.studies.laboratory.result import Claim
 
 TOLERANCE = 1e-10
 """Largest relative error that rounding is blamed for: float64 over some tens of tokens stays below 1e-13."""

@@ -23,10 +23,11 @@ from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.sequence_model import MIXERS, Mixer, SequenceModel, SequenceModelConfig, train_sequence_model
 from dualform.lab.training import Training
 from dualform.ops.streams import stream
-from dualform.result import Claim, Estimate, LabChart, LabRow, LabStudy, LabTable
+from dualform.result import Estimate
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.curves import exact_curve, seed_curve
 from dualform.studies.laboratory.layer_equivalences import equivalence_claims, equivalence_errors
+from dualform.studies.laboratory.result import Claim, LabChart, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells, Made, kept
 from dualform.studies.seed_statistics import over_seeds, paired
 

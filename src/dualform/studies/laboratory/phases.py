@@ -19,7 +19,6 @@ from torch import Tensor
 from dualform.lab.decoder import Decoders
 from dualform.lab.regression_tasks import Sequences
 from dualform.ops.streams import stream
-from dualform.result import Claim, LabStudy
 from dualform.studies.laboratory.causal_transformers import (
     LARGEST_DIMENSION,
     LARGEST_POINTS,
@@ -35,6 +34,7 @@ from dualform.studies.laboratory.claims import geometric, holds_below, holds_wit
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.phases_compared import NOISY, SHAPES, WIDTHS, Compared, compare, widest
 from dualform.studies.laboratory.phases_view import phases_charts, phases_tables
+from dualform.studies.laboratory.result import Claim, LabStudy
 from dualform.studies.laboratory.ridge_strength import RidgeProfile, best_strength, ridge_profile
 from dualform.studies.pieces import Cells
 from dualform.studies.seed_statistics import over_seeds

@@ -7,11 +7,11 @@ import torch
 from dualform.lab.decoder import Decoders, InContextPredictor
 from dualform.lab.predictor_distance import implied_weights
 from dualform.ops.streams import stream
-from dualform.result import LabChart, LabCurve, LabRow, LabTable
 from dualform.studies.laboratory.causal_transformers import Shape, distance
 from dualform.studies.laboratory.claims import geometric
 from dualform.studies.laboratory.curves import LEAST_SHOWN, exact_curve, seed_curve
 from dualform.studies.laboratory.phases_compared import DEPTHS, WIDTHS, Compared, widest
+from dualform.studies.laboratory.result import LabChart, LabCurve, LabRow, LabTable
 from dualform.studies.laboratory.ridge_strength import RidgeProfile
 from dualform.studies.seed_statistics import over_seeds
 

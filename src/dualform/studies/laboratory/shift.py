@@ -26,7 +26,6 @@ from dualform.lab.predictors import (
     errors_by_point,
 )
 from dualform.lab.regression_tasks import RegressionTasks
-from dualform.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory.causal_transformers import (
     Shape,
     best_rate,
@@ -39,6 +38,7 @@ from dualform.studies.laboratory.causal_transformers import (
 from dualform.studies.laboratory.claims import holds_above, holds_below, mean, ratios
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.curves import LEAST_SHOWN, exact_curve, seed_curve
+from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import Cells
 from dualform.studies.seed_statistics import over_seeds
 

@@ -17,9 +17,10 @@ from dataclasses import replace
 from dualform.errors import TrainingError
 from dualform.lab.in_context_training import QUERIES, Trained, self_attention_training, train_together
 from dualform.lab.regression_tasks import RegressionTasks
-from dualform.result import Claim, Estimate, LabStudy
+from dualform.result import Estimate
 from dualform.studies.laboratory.claims import claim_in_seeds, ratios
 from dualform.studies.laboratory.config import RegressionConfig
+from dualform.studies.laboratory.result import Claim, LabStudy
 from dualform.studies.laboratory.trained_measured import (
     ANCHORS,
     ARCHITECTURES,

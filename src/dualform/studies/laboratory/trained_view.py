@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from dualform.lab.predictors import DescentPlusPlus, Zero
 from dualform.lab.self_attention import PredictFunction
-from dualform.result import Estimate, LabChart, LabCurve, LabRow, LabTable
+from dualform.result import Estimate
 from dualform.studies.laboratory.claims import ratios
+from dualform.studies.laboratory.result import LabChart, LabCurve, LabRow, LabTable
 from dualform.studies.laboratory.trained_measured import (
     ARCHITECTURES,
     FIVE,
