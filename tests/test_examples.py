@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 from dualform.cli.main import app
 from dualform.learners.finetuned import Finetuned
 from dualform.models.editing.edit import applied
+from dualform.registry import added_modules
 from dualform.report.measures import control_of, measure_of
 from dualform.report.palette import learner_style
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, read_config
+from dualform.tasks.sources import load_task
 from tests.fixed_machine import fixed_machine
 from tests.packages import install
 from tests.studies.small import write_csv
@@ -230,3 +232,47 @@ def test_a_measure_that_returns_something_else_is_named(
     assert code == 2
     assert re.search(words, err)
     sys.modules.pop(module)
+
+
+def test_a_task_of_another_packages_source_is_listed_loaded_and_split():
+    code, out, _ = dualform("tasks --json")
+    assert code == 0
+    assert {
+        "name": "larger",
+        "where": "package dualform-larger",
+        "label_words": ["first", "second"],
+        "local": True,
+    } in (json.loads(out))
+    task = load_task("larger:5")
+    rows = {
+        example.fields["text"]: task.label_names[example.label] for part in task.splits.values() for example in part
+    }
+    assert rows == {f"{a} or {b}": ("second", "first")[a > b] for a in range(5) for b in range(5) if a != b}
+    assert len(load_task("larger").splits["train"]) > len(task.splits["train"])
+
+
+def test_a_task_of_another_packages_source_is_compared_and_swept(workplace: Path):
+    small = "-k 2 --limit 4 --seeds 1 --learners zsl,icl --controls none --resamples 50"
+    code, out, err = dualform(f"compare llama larger:6 {small} --json --out numbers")
+    assert code == 0, err
+    assert json.loads(out)["task"]["name"] == "larger-6"
+    grid = "models: [llama]\ntasks: [larger:5, larger:6]\nseeds: [1]\nsettings: {k: 2, limit: 4}\n"
+    (workplace / "grid.yaml").write_text(grid, encoding="utf-8")
+    code, out, err = dualform("plan sweep grid.yaml --json")
+    assert code == 0, err
+
+
+def test_a_task_that_the_source_does_not_have_gets_its_message():
+    code, out, err = dualform("compare llama larger:many -k 2")
+    assert (code, out) == (2, "")
+    assert "larger:many should be larger:NUMBER" in err
+
+
+def test_a_misspelt_source_is_reported_with_what_there_is():
+    code, _, err = dualform("compare llama lager -k 2")
+    assert code == 2
+    assert "Did you mean 'larger'?" in err
+
+
+def test_finished_cells_are_known_by_the_source_of_the_tasks_package():
+    assert "dualform_larger" in {module for module, _ in added_modules()}

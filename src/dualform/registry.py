@@ -1,4 +1,4 @@
-"""Learners, measures, controls and studies by name, from this package and from others.
+"""Learners, measures, controls, studies and sources of tasks by name, from this package and from others.
 
 A package adds one by an entry point, without a fork of this one:
 
@@ -80,6 +80,10 @@ OWN: dict[str, dict[str, str]] = {
             "vocabulary_shared",
             "relaxation",
         )
+    },
+    "dualform.tasks": {
+        "packaged": "dualform.tasks.packaged:PACKAGED",
+        "hub": "dualform.tasks.hub:HUB",
     },
 }
 """Group -> name -> `module:attribute`, in the order in which they are run and shown."""

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from dualform.errors import HubError, TaskError
-from dualform.tasks import sources
+from dualform.tasks import packaged
 from dualform.tasks.demonstrations import draw_demonstrations
-from dualform.tasks.sources import TaskSummary, available_tasks, load_task
+from dualform.tasks.sources import available_tasks, load_task
+from dualform.tasks.task_source import TaskSummary
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +98,7 @@ def test_a_folder_is_found_by_its_path(sst2, monkeypatch):
 
 def test_the_data_folder_comes_before_the_packaged_sets(write_directory, rows, monkeypatch):
     folder = write_directory("reviews", {"train": rows("t", 20)})
-    monkeypatch.setattr(sources, "read_packaged", lambda name: pytest.fail("asked for the package"))
+    monkeypatch.setattr(packaged, "read_packaged", lambda name: pytest.fail("asked for the package"))
     assert load_task("reviews", data_dir=folder.parent).source == str(folder)
 
 

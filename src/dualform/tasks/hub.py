@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dualform.errors import HubError, TaskError
@@ -10,6 +10,7 @@ from dualform.tasks.directory import SPLIT_NAMES
 from dualform.tasks.options import NO_OPTIONS, TaskOptions
 from dualform.tasks.prompts import WORDINGS
 from dualform.tasks.raw import RawTask, Row
+from dualform.tasks.task_source import TaskSource, TaskSummary
 
 SECONDS_TO_ANSWER = 10.0
 
@@ -175,3 +176,36 @@ def _quick_when_offline(path: str) -> Iterator[bool]:
         yield answers
     finally:
         datasets.config.HF_HUB_OFFLINE = configured
+
+
+class HubTasks(TaskSource):
+    """Data sets on the hub: the papers' tasks by their usual names, and any by `owner/name[:config]`."""
+
+    name = "hub"
+
+    def find(self, given: str) -> str | None:
+        """The name itself."""
+        return given if given in HUB_PLACES or "/" in given else None
+
+    def read(self, which: str, options: TaskOptions) -> RawTask:
+        """Rows of a data set."""
+        raw = read_hub(which, options.label)
+        if not options.paper_rows or raw.wording is None or not raw.wording.paper_files:
+            return raw
+        # The hub's copies are those that the released code loads.
+        note = f"The rows are those of {raw.source}, which the code released with arXiv:2212.10559 reads too."
+        return replace(raw, notes=(*raw.notes, note))
+
+    def is_local(self, which: str) -> bool:
+        """Never."""
+        return False
+
+    def tasks(self) -> list[TaskSummary]:
+        """Those with a name of their own."""
+        return [
+            TaskSummary(name, f"hub: {place.shown}", WORDINGS[name].label_words, local=False)
+            for name, place in HUB_PLACES.items()
+        ]
+
+
+HUB = HubTasks()

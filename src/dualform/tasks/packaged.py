@@ -23,7 +23,9 @@ from dualform.errors import HubError
 from dualform.files import atomic_write, cache_dir, writable_dir
 from dualform.package_index import Distribution, fetch
 from dualform.tasks.directory import SPLITS, read_directory
+from dualform.tasks.options import TaskOptions
 from dualform.tasks.raw import RawTask
+from dualform.tasks.task_source import TaskSource, TaskSummary
 
 DISTRIBUTION = Distribution(
     name="vaderSentiment",
@@ -190,3 +192,32 @@ def _write(name: str, packaged: PackagedSet, splits: Mapping[str, Sequence[Mappi
     # Last, so that its presence says the rows are complete.
     with atomic_write(folder / "dataset.json") as temporary:
         temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class PackagedTasks(TaskSource):
+    """Sets that come with packages of the package index, and need no account."""
+
+    name = "packaged"
+
+    def find(self, given: str) -> str | None:
+        """The name itself."""
+        return given if given in PACKAGED_SETS else None
+
+    def read(self, which: str, options: TaskOptions) -> RawTask:
+        """Rows of a set."""
+        return read_packaged(which)
+
+    def is_local(self, which: str) -> bool:
+        """Whether it is in the cache."""
+        return is_local(which)
+
+    def tasks(self) -> list[TaskSummary]:
+        """All of them."""
+        away = f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}"
+        return [
+            TaskSummary(name, str(folder_of(name)) if (here := is_local(name)) else away, LABEL_NAMES, here)
+            for name in PACKAGED_SETS
+        ]
+
+
+PACKAGED = PackagedTasks()

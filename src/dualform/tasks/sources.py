@@ -12,29 +12,15 @@ from dualform.files import expand_home, show_path
 from dualform.tasks.build import build_task
 from dualform.tasks.custom import read_custom
 from dualform.tasks.directory import read_description, read_directory
-from dualform.tasks.hub import HUB_PLACES, read_hub
 from dualform.tasks.options import LabelWords, TaskOptions
-from dualform.tasks.packaged import DISTRIBUTION, LABEL_NAMES, PACKAGED_SETS, folder_of, is_local, read_packaged
 from dualform.tasks.prompts import WORDINGS
 from dualform.tasks.raw import RawTask
 from dualform.tasks.table import read_table, table_suffix
 from dualform.tasks.task import Task
+from dualform.tasks.task_source import TASK_SOURCES, TaskSource, TaskSummary
 
 DATA_VARIABLE = "DUALFORM_DATA"
 YAML_SUFFIXES = (".yaml", ".yml")
-
-
-@dataclass(frozen=True)
-class TaskSummary:
-    """One line of `dualform tasks`."""
-
-    name: str
-    where: str
-    """Folder, package or hub address; for a folder that cannot be used, why."""
-    label_words: tuple[str, ...] | None
-    """None for multiple choice (and for a folder that cannot be used)."""
-    local: bool
-    """Whether it can be loaded without a network."""
 
 
 def load_task(
@@ -54,10 +40,11 @@ def load_task(
     """Load a task; the settings given come before those of the source.
 
     Looked for in this order: a YAML file (`custom.py`), a table (`table.py`), a folder with `dataset.json`
-    (`directory.py`), a folder of that name in `data_dir` or `$DUALFORM_DATA`, a packaged set, the hub.
+    (`directory.py`), a folder of that name in `data_dir` or `$DUALFORM_DATA`, a packaged set, the hub, a source of
+    another package. `SOURCE:WHICH` with the name of such a source is looked for there at once.
 
     Args:
-        name_or_path: A file, a folder, a known name, or `owner/name[:config]` on the hub.
+        name_or_path: A file, a folder, a known name, `owner/name[:config]` on the hub, or `SOURCE[:WHICH]`.
         data_dir: Folder of task folders; None is `$DUALFORM_DATA`.
         text: Column with the text; a prompt may call it `{text}`.
         label: Column with the label, `label` by default.
@@ -135,9 +122,10 @@ def _find(given: str, data_dir: str | os.PathLike[str] | None, options: TaskOpti
 
 
 def available_tasks(data_dir: str | os.PathLike[str] | None = None) -> list[TaskSummary]:
-    """What can be loaded by name: folders in `data_dir` (or `$DUALFORM_DATA`), packaged sets, the hub's known tasks.
+    """What can be loaded by name.
 
-    A name found in several places is listed once, at the place that `load_task` takes.
+    Folders in `data_dir` (or `$DUALFORM_DATA`), packaged sets, the hub's known tasks, what other packages list. A name
+    found in several places is listed once, at the place that `load_task` takes.
 
     Raises:
         StorageError: The cache cannot be written.
@@ -150,12 +138,9 @@ def available_tasks(data_dir: str | os.PathLike[str] | None = None) -> list[Task
             summary = _summary_of(description.parent)
             if summary is not None:
                 found[summary.name] = summary
-    for name in PACKAGED_SETS:
-        local = is_local(name)
-        where = str(folder_of(name)) if local else f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}"
-        found.setdefault(name, TaskSummary(name, where, LABEL_NAMES, local))
-    for name, place in HUB_PLACES.items():
-        found.setdefault(name, TaskSummary(name, f"hub: {place.shown}", WORDINGS[name].label_words, local=False))
+    for source in TASK_SOURCES:
+        for summary in source.tasks():
+            found.setdefault(summary.name, summary)
     return list(found.values())
 
 
@@ -190,6 +175,10 @@ def _data_dir(given: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _find_rows(given: str, data_dir: str | os.PathLike[str] | None, options: TaskOptions) -> _Source:
+    if ":" in given and (name := given.partition(":")[0]) in TASK_SOURCES:
+        found = _in_source(TASK_SOURCES[name], given, options)
+        if found is not None:
+            return found
     # A path would lose one of an address's slashes.
     if re.match(r"[a-z][a-z0-9+.-]+://", given, re.IGNORECASE):
         raise TaskError(
@@ -215,23 +204,21 @@ def _find_rows(given: str, data_dir: str | os.PathLike[str] | None, options: Tas
         # It may also be the task's own folder.
         if os.path.isfile(folder / "dataset.json") and _is_named(folder, given):
             return _Source(lambda: read_directory(folder, options.paper_rows is True), options)
-    if given in PACKAGED_SETS:
-        return _Source(lambda: read_packaged(given), options, local=is_local(given))
-    if given in HUB_PLACES or "/" in given:
-        return _Source(lambda: _read_hub(given, options), options, local=False)
+    for source in TASK_SOURCES:
+        found = _in_source(source, given, options)
+        if found is not None:
+            return found
     if is_folder:
         # Not a known name, so the folder of that name is meant; what it lacks is said there.
         return _Source(lambda: read_directory(path, options.paper_rows is True), options)
     raise _unknown(given, folder)
 
 
-def _read_hub(given: str, options: TaskOptions) -> RawTask:
-    raw = read_hub(given, options.label)
-    if not options.paper_rows or raw.wording is None or not raw.wording.paper_files:
-        return raw
-    # The hub's copies are those that the released code loads.
-    note = f"The rows are those of {raw.source}, which the code released with arXiv:2212.10559 reads too."
-    return replace(raw, notes=(*raw.notes, note))
+def _in_source(source: TaskSource, given: str, options: TaskOptions) -> _Source | None:
+    which = source.find(given)
+    if which is None:
+        return None
+    return _Source(lambda: source.read(which, options), options, local=source.is_local(which))
 
 
 def _is_named(folder: Path, name: str) -> bool:
@@ -246,5 +233,6 @@ def _unknown(given: str, data_dir: Path | None) -> TaskError:
     return TaskError(
         f"no task {show_path(given)!r} {searched}among the packaged sets or the hub's known names. {hint}There are: "
         f"{', '.join(names)}. Or give a .yaml file, a table, a folder with dataset.json, or owner/name on the hub; "
-        f"--data-dir (or ${DATA_VARIABLE}) adds a folder of tasks."
+        f"--data-dir (or ${DATA_VARIABLE}) adds a folder of tasks, and a package adds a source by an entry point in "
+        f"{TASK_SOURCES.group}."
     )
