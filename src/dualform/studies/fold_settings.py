@@ -16,6 +16,11 @@ FoldMethod = Literal["ridge", "thought-vector", "thought-matrix", "rank-one", "t
 IN_WEIGHTS: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix", "mezo")
 """Methods whose outcome is a change of weights, so that it can be written as a checkpoint."""
 
+READS_PROMPT: dict[FoldMethod, str] = {
+    "rank-one": "a check of the theory: reads the prompt with every query",
+    "kv-momentum": "a query still reads the prompt's keys and values",
+}
+"""Methods whose folded model still needs the prompt, and what to know about each."""
 
 CALIBRATED: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix", "task-vector")
 """Methods that read calibration texts."""

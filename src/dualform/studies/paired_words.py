@@ -129,7 +129,7 @@ def ahead_of(tests: dict[str, PairedTest | None]) -> str:
     return f"By paired tests it {'; it '.join(told)}."
 
 
-def weighed(test: PairedTest) -> str:
+def describe_test(test: PairedTest) -> str:
     """What a paired test says of a difference, as the end of a sentence; its p-values and power are in the table."""
     ends = in_points(test.ci95)
     interval = f" (95 % interval {rounded_interval(ends, 0, 1, sign=True)})" if ends is not None else ""

@@ -150,7 +150,7 @@ def test_names_are_compared_with_the_best_of_them():
         ((1.04, 1.02, 1.06), "the model has become worse at it."),
         ((0.97, 0.95, 0.99), "the model has become better at it."),
         ((1.01, 0.99, 1.03), "no change is shown."),
-        ((1.01, None, None), "without an interval that cannot be weighed."),
+        ((1.01, None, None), "no interval, so no conclusion."),
     ],
 )
 def test_perplexity_has_changed_only_where_its_ratio_does_not_hold_one(ratio, verdict):
@@ -174,7 +174,7 @@ def test_other_tasks_are_better_or_worse_only_clear_of_zero():
     assert sentence == (
         "Asked other tasks, the folded model is worse than the base model on “b” (-5.0 points, -9.0 to -1.0); better "
         "than it on “a” (+5.0 points, +1.0 to +9.0); not told apart from it on “c” (+5.0 points, -1.0 to +11.0); not "
-        "to be weighed, without an interval, on “d” (+5.0 points)."
+        "to be judged, without an interval, on “d” (+5.0 points)."
     )
     assert transfer_sentences([]) == []
 

@@ -20,7 +20,7 @@ from dualform.result import FEWEST_FOR_INTERVAL, Result
 from dualform.studies.baseline_words import above_guessing, collapsed, guessing_sentences
 from dualform.studies.comparison.rounding_words import rounding_sentences
 from dualform.studies.comparison.similarity_words import judged_by, similarity_sentences
-from dualform.studies.paired_words import ahead_of, paired_test, weighed
+from dualform.studies.paired_words import ahead_of, describe_test, paired_test
 
 SMALL_BELOW = 100
 """An estimate that stands on fewer numbers than this is called small."""
@@ -105,7 +105,7 @@ def _icl_beside_ft(result: Result) -> list[str]:
         size = gap_in_prose(gap, None if test is None else test.ci95)
         place = f"ICL is {size} {'above' if gap > 0 else 'below'} finetuning"
     if test is not None:
-        return [f"{place}{weighed(test)}"]
+        return [f"{place}{describe_test(test)}"]
     standing = apart(icl.ci95, ft.ci95)
     if standing is None:
         return [f"{place}; there are no intervals to weigh that by."]

@@ -15,6 +15,7 @@ from dualform.studies.answers import AnswerRows, answers_table
 from dualform.studies.bench import Drawn
 from dualform.studies.common_warnings import few_seeds
 from dualform.studies.facts import Asked, demonstration_report, task_result
+from dualform.studies.fold_settings import READS_PROMPT
 from dualform.studies.folding.config import Fold, FoldingConfig, PlannedPoint
 from dualform.studies.folding.result import Composition, Folding, FoldingResult, FoldPoint, Perplexity, Transfer
 from dualform.studies.statistics import Statistics, commonest
@@ -168,10 +169,8 @@ def _point(
         said.append(f"{fitted} demonstrations fit")
     if planned.axis == "source" and {outcome.about["source"] for outcome in outcomes} != {planned.value}:
         said.append("the train split has too few other rows, so the model wrote the texts")
-    if fold.settings.method == "rank-one":
-        said.append("a check of the theory: reads the prompt with every query")
-    elif fold.settings.method == "kv-momentum":
-        said.append("a query still reads the prompt's keys and values")
+    if fold.settings.method in READS_PROMPT:
+        said.append(READS_PROMPT[fold.settings.method])
     if planned.axis == "texts" and max(read) < fold.settings.texts:
         said.append(f"{max(read)} texts were to be had")
     return FoldPoint(

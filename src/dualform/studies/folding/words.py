@@ -20,6 +20,7 @@ from dualform.report.phrases import (
 )
 from dualform.result import Estimate
 from dualform.studies.baseline_words import above_baselines, chance_level, guessing_phrase, majority_level
+from dualform.studies.fold_settings import READS_PROMPT
 from dualform.studies.folding.result import Composition, Folding, FoldingResult, FoldPoint, Perplexity, Transfer
 
 AXES: dict[str, tuple[str, str]] = {
@@ -31,9 +32,6 @@ AXES: dict[str, tuple[str, str]] = {
     "layers": ("layers folded", "Which layers are folded"),
 }
 """Axis -> its name beside a scale, and as a heading; in the order of the page."""
-
-NO_FOLD = ("rank-one", "kv-momentum")
-"""Methods that read the prompt with every query: a check of the theory, and a prompt that is more than one."""
 
 LOGARITHMIC = ("k", "texts", "strength")
 """Axes that are drawn on a log scale."""
@@ -139,7 +137,7 @@ def perplexity_sentence(perplexity: Perplexity) -> str:
     if before is not None and after is not None:
         said += f", from {before:.2f} to {after:.2f}"
     if interval is None:
-        return f"{said}; without an interval that cannot be weighed."
+        return f"{said}; no interval, so no conclusion."
     if interval[0] > 1:
         return f"{said}: the model has become worse at it."
     if interval[1] < 1:
@@ -153,17 +151,28 @@ def transfer_sentences(transfer: Sequence[Transfer]) -> list[str]:
     for each in transfer:
         if finite(each.difference.mean) is not None:
             interval = f", {difference_interval(each.difference.ci95)}" if known(each.difference.ci95) else ""
-            told = f"“{each.task}” ({difference(each.difference.mean)} points{interval})"
-            groups.setdefault(apart(each.difference.ci95, (0.0, 0.0)), []).append(told)
-    words = {-1: "worse than the base model on {}", 1: "better than it on {}", 0: "not told apart from it on {}"}
-    if -1 not in groups:
-        words = {1: "better than the base model on {}", 0: words[0]}
-    if not {1, -1} & set(groups):
-        words = {0: "not told apart from the base model on {}"}
-    clauses = [words[side].format(listed(groups[side])) for side in words if side in groups]
-    if None in groups:
-        clauses.append(f"not to be weighed, without an interval, on {listed(groups[None])}")
+            figures = f"“{each.task}” ({difference(each.difference.mean)} points{interval})"
+            groups.setdefault(apart(each.difference.ci95, (0.0, 0.0)), []).append(figures)
+    clauses = _sides(groups, ("worse than", "better than"), "the base model", "an interval")
     return [f"Asked other tasks, the folded model is {'; '.join(clauses)}."] if clauses else []
+
+
+def _sides(groups: dict[int | None, list[str]], words: tuple[str, str], reference: str, missing: str) -> list[str]:
+    """Clauses such as `worse than the base model on A; not told apart from it on B`.
+
+    Args:
+        groups: What lies below the reference (-1), above it (1), is not told apart from it (0) or cannot be judged.
+        words: How the first two are called.
+        reference: Named by the first clause; the others say `it`.
+        missing: What those that cannot be judged lack.
+    """
+    clauses: list[str] = []
+    for side, relation in ((-1, words[0]), (1, words[1]), (0, "not told apart from")):
+        if side in groups:
+            clauses.append(f"{relation} {'it' if clauses else reference} on {listed(groups[side])}")
+    if None in groups:
+        clauses.append(f"not to be judged, without {missing}, on {listed(groups[None])}")
+    return clauses
 
 
 def composition_sentences(compositions: Sequence[Composition]) -> list[str]:
@@ -175,16 +184,9 @@ def composition_sentences(compositions: Sequence[Composition]) -> list[str]:
             alone = each.alone.get(task)
             if alone is None or finite(alone.mean) is None or finite(each.accuracy[task].mean) is None:
                 continue
-            told = f"“{task}” ({percent(each.accuracy[task].mean)}, alone {percent(alone.mean)})"
-            groups.setdefault(apart(each.accuracy[task].ci95, alone.ci95), []).append(told)
-        words = {-1: "below the task's own fold on {}", 1: "above it on {}", 0: "not told apart from it on {}"}
-        if -1 not in groups:
-            words = {1: "above the task's own fold on {}", 0: words[0]}
-        if not {1, -1} & set(groups):
-            words = {0: "not told apart from the task's own fold on {}"}
-        clauses = [words[side].format(listed(groups[side])) for side in words if side in groups]
-        if None in groups:
-            clauses.append(f"not to be weighed, without intervals, on {listed(groups[None])}")
+            figures = f"“{task}” ({percent(each.accuracy[task].mean)}, alone {percent(alone.mean)})"
+            groups.setdefault(apart(each.accuracy[task].ci95, alone.ci95), []).append(figures)
+        clauses = _sides(groups, ("below", "above"), "the task's own fold", "intervals")
         if clauses:
             sentences.append(f"The sum “{parts_name(each)}” is {'; '.join(clauses)}.")
     return sentences
@@ -200,7 +202,7 @@ def best_point(points: Sequence[FoldPoint]) -> FoldPoint | None:
     found = [
         point
         for point in points
-        if finite(point.accuracy.mean) is not None and not (point.axis == "method" and point.value in NO_FOLD)
+        if finite(point.accuracy.mean) is not None and not (point.axis == "method" and point.value in READS_PROMPT)
     ]
     return max(found, key=lambda point: finite(point.accuracy.mean) or 0.0) if found else None
 
@@ -288,7 +290,7 @@ def _placed(found: Estimate, beside: Sequence[tuple[str, Estimate]]) -> str:
         1: "lies above {}",
         -1: "lies below {}",
         0: "is not told apart from {}",
-        None: "cannot be weighed, without intervals, against {}",
+        None: "cannot be compared, without intervals, with {}",
     }
     return ", and ".join(words[side].format(listed(groups[side])) for side in words if side in groups)
 
@@ -345,7 +347,7 @@ def _along(axis: str, points: Sequence[FoldPoint]) -> list[str]:
         1: ", a rise that the intervals show",
         -1: ", a fall that the intervals show",
         0: "; the two intervals overlap",
-        None: "; without intervals that cannot be weighed",
+        None: "; no intervals, so no conclusion",
     }[apart(last.accuracy.ci95, first.accuracy.ci95)]
     if best is not first and best is not last:
         said += f"; the highest is {percent(best.accuracy.mean)} at {best.value}"

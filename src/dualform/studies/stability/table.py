@@ -49,8 +49,9 @@ def _runs(key: str, learner: LearnerStability) -> str:
     """`4 sets, 2 orders, rate 0.001`."""
     runs = runs_with_true_labels(learner)
     sets, orders = len({run.seed for run in runs}), len({run.order for run in runs})
-    told = f"{plural(sets, 'set')}, {plural(orders, 'order')}" if key != "zsl" else "1 run"
-    return f"{told}, rate {learner.learning_rate:.3g}" if learner.learning_rate is not None and "@" not in key else told
+    runs_of = f"{plural(sets, 'set')}, {plural(orders, 'order')}" if len(runs) > 1 else "1 run"
+    rate = learner.learning_rate
+    return f"{runs_of}, rate {rate:.3g}" if rate is not None and "@" not in key else runs_of
 
 
 def _behaviour(behaviour: Behaviour) -> tuple[Cell, ...]:
