@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from dualform.errors import ShapeError
+from dualform.ops import rank
 from dualform.ops.rank import (
     attention_mass,
     demonstration_log_mass,
@@ -113,6 +114,26 @@ def test_tau_b_answers_to_scipy_on_long_rows():
     assert got.shape == (2, 3)
     assert got[0, 1].item() == pytest.approx(kendalltau(a[0, 1].numpy(), b[0, 1].numpy()).statistic, abs=1e-12)
     assert got.min() > 0.2
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 2**20])
+def test_tau_b_of_many_short_rows_is_scipys_of_each(at_once, monkeypatch):
+    monkeypatch.setattr(rank, "_PAIRS_AT_ONCE", at_once)
+    a, b = normal(4, 3, 6), normal(4, 3, 6, seed=1)
+    a[1, 2, :2], b[2, 1, 3:], b[3, 0] = -torch.inf, 0.5, 1.0
+    expected = [kendalltau(x, y).statistic for x, y in zip(a.reshape(-1, 6), b.reshape(-1, 6), strict=True)]
+    torch.testing.assert_close(
+        kendall_tau_b(a, b), torch.tensor(expected, dtype=torch.float64).reshape(4, 3), equal_nan=True
+    )
+    assert kendall_tau_b(a, b).isnan().sum() == 1
+
+
+@pytest.mark.parametrize("n", [128, 129])
+def test_tau_b_is_the_same_where_scipy_takes_over(n):
+    a, b = normal(2, n), normal(2, n, seed=1)
+    b[1, :9] = -torch.inf
+    expected = [kendalltau(x, y).statistic for x, y in zip(a, b, strict=True)]
+    torch.testing.assert_close(kendall_tau_b(a, b), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_tau_sees_order_alone():

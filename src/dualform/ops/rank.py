@@ -15,6 +15,11 @@ from torch import Tensor
 from dualform.errors import ShapeError
 from dualform.ops.cosine import require_same_shape, widened
 
+# Rows up to here are ranked by comparing all pairs, all rows at once; longer ones by scipy's sorting, row by row.
+_LONGEST_BY_PAIRS = 128
+# Bounds the memory of one comparison to some ten megabytes.
+_PAIRS_AT_ONCE = 2**20
+
 
 def attention_mass(scores: Tensor, dim: int = -1) -> Tensor:
     """Attention weights: softmax of scores.
@@ -195,12 +200,42 @@ def kendall_tau_b(a: Tensor, b: Tensor) -> Tensor:
     dtype = a.dtype if a.is_floating_point() else torch.get_default_dtype()
     if n_ranked < 2:
         return a.new_full(a.shape[:-1], torch.nan, dtype=dtype)
-    rows_a, rows_b = (widened(side.detach()).cpu().reshape(-1, n_ranked).numpy() for side in (a, b))
-    # The p-value is not used. "asymptotic" is the cheapest one for scipy to find, but for two numbers, tied in
-    # neither side, its variance is 0 / 0 and it raises.
-    method = "asymptotic" if n_ranked > 2 else "auto"
-    taus = [kendalltau(x, y, method=method).statistic for x, y in zip(rows_a, rows_b, strict=True)]
-    return torch.tensor(taus, dtype=dtype, device=a.device).reshape(a.shape[:-1])
+    rows_a, rows_b = (widened(side.detach()).cpu().reshape(-1, n_ranked) for side in (a, b))
+    taus = _short_rows_tau_b(rows_a, rows_b) if n_ranked <= _LONGEST_BY_PAIRS else _long_rows_tau_b(rows_a, rows_b)
+    return taus.to(a.device, dtype).reshape(a.shape[:-1])
+
+
+def _short_rows_tau_b(rows_a: Tensor, rows_b: Tensor) -> Tensor:
+    """tau-b of all rows at once, from every pair of ranked numbers, `(row)`; a call of scipy each takes longer."""
+    rows_at_once = max(1, _PAIRS_AT_ONCE // rows_a.shape[-1] ** 2)
+    return torch.cat(
+        [_tau_b_by_pairs(a, b) for a, b in zip(rows_a.split(rows_at_once), rows_b.split(rows_at_once), strict=True)]
+    )
+
+
+def _tau_b_by_pairs(rows_a: Tensor, rows_b: Tensor) -> Tensor:
+    """Kendall's definition: concordant pairs less discordant ones, over the geometric mean of the untied pairs."""
+    order_a, order_b = (_order_of_pairs(rows) for rows in (rows_a, rows_b))
+    concordance = (order_a * order_b).sum(-1, dtype=torch.int64)
+    untied_a, untied_b = (order.abs().sum(-1, dtype=torch.int64) for order in (order_a, order_b))
+    # Two square roots, as the product of the counts is rounded for long rows. 0 / 0 is the NaN of a constant side.
+    taus = concordance / untied_a.double().sqrt() / untied_b.double().sqrt()
+    return taus.clamp(-1, 1).masked_fill((rows_a.isnan() | rows_b.isnan()).any(-1), torch.nan)
+
+
+def _order_of_pairs(rows: Tensor) -> Tensor:
+    """1 where the first of a pair is larger, -1 where it is smaller, 0 in a tie, `(row, pair)`."""
+    first, second = torch.triu_indices(rows.shape[-1], rows.shape[-1], offset=1)
+    one, other = rows[:, first], rows[:, second]
+    # Not the sign of the difference: that of two infinities is NaN.
+    return (one > other).to(torch.int8) - (one < other).to(torch.int8)
+
+
+def _long_rows_tau_b(rows_a: Tensor, rows_b: Tensor) -> Tensor:
+    """tau-b row by row, by scipy's sorting, `(row)`."""
+    # The p-value is not used; "asymptotic" is the cheapest one for scipy to find.
+    rows = zip(rows_a.numpy(), rows_b.numpy(), strict=True)
+    return torch.tensor([kendalltau(a, b, method="asymptotic").statistic for a, b in rows], dtype=torch.float64)
 
 
 def _owners(values: Tensor, demonstration_of_token: Tensor, n_demonstrations: int) -> Tensor:
