@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test fix lock bench docs
+.PHONY: install demo test types tests fix lock bench docs
 
 install: $(STAMP)
 
@@ -30,9 +30,17 @@ demo: install
 test: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	@# Types are checked in one process, in the meantime.
+	$(MAKE) --no-print-directory --jobs 2 types tests
+
+types: install
 	$(BIN)/mypy
-	@# A file stays with one worker, so that what its tests share is made once.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --benchmark-disable --doctest-modules src tests
+
+tests: install
+	@# A file stays with one worker, so that what its tests share is made once; the files are given out in the order of
+	@# tests/conftest.py, the longest first.
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 --benchmark-disable \
+		--doctest-modules src tests
 
 fix: install
 	$(BIN)/ruff check --fix

@@ -1,3 +1,4 @@
+import gc
 import os
 
 # Read when transformers and huggingface_hub are imported, hence before anything else. No test asks the hub.
@@ -18,9 +19,37 @@ from tests.tiny import tiny_model, tiny_tokenizer
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IS_WORKER:
     # The workers share the cores; a pool of threads in each would have them wait for one another.
     torch.set_num_threads(1)
+
+LONGEST = (
+    "tests/test_docs.py",
+    "tests/runs/test_sweep.py",
+    "tests/cli/test_compare.py",
+    "tests/golden/test_golden.py",
+    "tests/test_readme.py",
+    "tests/test_notebooks.py",
+    "tests/studies/comparison/test_controls.py",
+    "tests/runs/engines/test_ray_engine.py",
+    "tests/test_benchmarks.py",
+)
+"""Files that take longest. A file stays with one worker, and a long one begun last leaves the other worker idle."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the longest files out first."""
+    if IS_WORKER:
+        places = {file: place for place, file in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports and collection made out of every later search for garbage: it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

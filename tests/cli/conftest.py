@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import typer.main
 from typer.testing import CliRunner
 
 from dualform.cli.main import app
@@ -37,6 +38,16 @@ class Done:
     def message(self) -> str:
         """Standard error as one line, for messages that a terminal's width breaks."""
         return " ".join(self.err.split())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _options_read_once() -> Iterator[None]:
+    """A runner builds the whole command line anew for each command, which takes longer than most commands here."""
+    build = typer.main.get_command
+    ours = build(app)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", lambda given: ours if given is app else build(given))
+        yield
 
 
 @pytest.fixture(autouse=True)
