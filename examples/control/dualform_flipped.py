@@ -11,9 +11,9 @@ class FlippedLabels(Control):
         flipped = shop.demonstrations.relabelled(shop.bench.task, "flipped")
         yield shop.prompted(self, shop.bench.shown(flipped).encoded)
 
-    def plan(self, costs):
-        flipped = costs.drawn.demonstrations.relabelled(costs.bench.task, "flipped")
-        return costs.prompted(len(costs.bench.shown(flipped).encoded.prefix))
+    def work(self, about):
+        flipped = about.drawn.demonstrations.relabelled(about.bench.task, "flipped")
+        return about.prompted(len(about.bench.shown(flipped).encoded.prefix))
 
 
 FLIPPED_LABELS = FlippedLabels(

@@ -8,7 +8,7 @@ import torch
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
 from dualform.learners.prompting import ZeroShot
-from dualform.models.cost.work import Part
+from dualform.models.cost.work import Work, read
 
 
 class Centroid(Learner):
@@ -24,12 +24,11 @@ class Centroid(Learner):
         states = torch.cat([zero_shot.read_group(shown, [i]).hidden.double() for i in range(len(shown))])
         labels = torch.tensor(context.demonstrations.labels, device=states.device)
         means = torch.stack([states[labels == label].mean(dim=0) for label in range(context.task.n_labels)])
-        lengths = [len(query.prompt) for query in shown]
-        flops = sum(context.lm.shape.forward(n, scored=0) for n in lengths)
-        return Nearest(self.name, zero_shot, means, AdaptationCost(time.perf_counter() - start, sum(lengths), flops))
+        cost = AdaptationCost.of(self.work(context), context.lm.shape, time.perf_counter() - start)
+        return Nearest(self.name, zero_shot, means, cost)
 
-    def plan(self, prices, context):
-        return [Part(self.name, prices.read(context.demonstration_queries(), len(context.opening)))]
+    def work(self, context: Context) -> Work:
+        return read(context.demonstration_queries(), len(context.opening))
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_training_with_momentum_can_be_planned(dualform: Command, asked: list[di
     assert "A tokenizer is being learned" in dualform("plan", "momentum", "train", text, *settings).err
     done = dualform("plan", "momentum", "compare", text, *arms, *settings)
     assert "A tokenizer is being learned" in done.err
-    assert done.message.endswith("Nothing was run but samples to reckon from.")
+    assert done.message.endswith("Nothing was run but samples to estimate from.")
     both = told(dualform("plan", "momentum", "compare", text, *arms, *settings, "--json"))
     assert {part["name"] for part in both["parts"]} >= {"training: vanilla", "training: momentum", "validation"}
     trained = sum(part["tokens_backwards"] for part in both["parts"] if part["name"].startswith("training"))
@@ -175,6 +175,6 @@ def test_a_sweep_is_the_sum_of_its_groups(dualform: Command, asked: list[dict[st
     assert plan["seconds"] < sum(one["seconds"] for one in alone)
     names = [part["name"] for part in plan["parts"]][1:]
     assert names == ["gpt2-tickets-k-2 (2 of 2 cells)", "gpt2-tickets-k-4 (2 of 2 cells)"]
-    assert "reckoned for the local engine on this machine" in plan["notes"]
+    assert "estimated for the local engine on this machine" in plan["notes"]
     # To look for finished cells is no reason to make a store.
     assert not (tmp_path / "store").exists()

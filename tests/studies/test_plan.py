@@ -11,23 +11,22 @@ import pytest
 import torch
 
 from dualform.errors import ConfigError, ContextError, DualformError, ModelError
-from dualform.learners.finetuned import Finetuned
 from dualform.learners.mezo import Mezo
-from dualform.models.cost.memory import Fit, Option
+from dualform.models.cost.memory import MemoryEstimate, Option
+from dualform.models.cost.work import encode
 from dualform.models.loading.load import load_model
 from dualform.models.reading.language_model import LanguageModel
 from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
-from dualform.studies.comparison.plan import fitted, planned_model
 from dualform.studies.comparison.run import compare
 from dualform.studies.fold.config import fold_config
 from dualform.studies.fold.run import fold
+from dualform.studies.fold_work import fold_parts
 from dualform.studies.folding.config import folding_config
 from dualform.studies.folding.run import folding
-from dualform.studies.folds import make_fold
 from dualform.studies.plan import Cost, GroupPlan, Part, Plan, plan_of, plan_sweep
 from dualform.studies.plan_costs import Costs
-from dualform.studies.plan_folds import READERS, RIDGE_CHECKS, fold_parts
+from dualform.studies.planning import estimated_memory, planned_model
 from dualform.studies.selection.config import selection_config
 from dualform.studies.selection.run import selection
 from dualform.studies.settings import StudyConfig
@@ -187,50 +186,20 @@ def test_a_backward_goes_through_the_demonstrations_alone(here: Path, lm: Langua
     assert plan_of(config, MACHINE).cost.backwards == 2 * tokens[1] + tokens[2]
 
 
-def test_operations_are_those_that_learners_account_for(here: Path, lm: LanguageModel):
-    config = small(here)
-    bench = Bench.of(config, lm, config.load_task())
-    drawn = bench.draw(1)
-    costs = Costs(planned_model(config, config.model).shape, MACHINE)
-    trained = Finetuned(bench.encoder.opening, 1e-2).adapt(lm, drawn.encoded)
-    assert (costs.train(drawn.encoded) + costs.encode(1) * -1.0).flops == pytest.approx(trained.cost.flops, rel=1e-12)
-    on_label = Finetuned(bench.encoder.opening, 1e-2, "label").adapt(lm, drawn.encoded)
-    planned = costs.train(drawn.encoded, "label") + costs.encode(1) * -1.0
-    assert planned.flops == pytest.approx(on_label.cost.flops, rel=1e-12)
-
-
-@pytest.mark.parametrize("method", ["ridge", "thought-vector", "rank-one", "task-vector", "kv-momentum"])
-def test_each_way_of_folding_is_planned_as_it_accounts_for_itself(method: str, here: Path, lm: LanguageModel):
-    fold_settings = {"method": method, "texts": 12, **({"plain": "none"} if method == "ridge" else {})}
-    config = small(here, learners=("zsl", "fold"), fold=fold_settings)
-    bench: Bench[StudyConfig] = Bench.of(config, lm, config.load_task())
-    drawn = bench.draw(1)
-    made = make_fold(bench, drawn, config.fold)
-    costs = Costs(planned_model(config, config.model).shape, MACHINE)
-    (part,) = fold_parts(costs, bench, drawn, config.fold)
-    # What finds out how the model is built is not accounted for.
-    found = costs.looked_at({"ridge": RIDGE_CHECKS, "rank-one": READERS, "task-vector": 1}.get(method, 0))
-    tokens, flops = part.cost.forwards - found.forwards, part.cost.flops - found.flops
-    if method == "ridge":
-        # Neither is the opening, read once more with the folded weights.
-        tokens, flops = tokens - 1, flops - costs.encode(1).flops
-    assert tokens == made.adapted.cost.tokens
-    # Which tokens the head is applied at is accounted for in full by some methods only.
-    assert flops == pytest.approx(made.adapted.cost.flops, rel=0.2)
-
-
 def test_descent_without_gradients_is_planned_for_all_its_steps_and_rates(here: Path, lm: LanguageModel):
     config = small(here, learners=("zsl", "fold"), fold={"method": "mezo"})
     bench: Bench[StudyConfig] = Bench.of(config, lm, config.load_task())
     drawn = bench.draw(1)
-    steps, opening = 5, bench.encoder.opening
+    short = Mezo(bench.encoder.opening, learning_rates=(1e-6, 1e-5), steps=5)
     with counted(lm) as seen:
-        Mezo(opening, learning_rates=(1e-6, 1e-5), steps=steps).adapt(lm, drawn.encoded)
-    # Two forwards a step, a last look at the loss and the opening, for either rate.
-    once = (sum(seen) - 2) / 2 / (2 * steps + 1)
-    (part,) = fold_parts(Costs(planned_model(config, config.model).shape, MACHINE), bench, drawn, config.fold)
-    whole = Mezo(opening)
-    assert part.cost.forwards == len(whole.learning_rates) * (once * (2 * whole.steps + 1) + len(opening))
+        adapted = short.adapt(lm, drawn.encoded)
+    work = short.work(lm.shape, drawn.encoded)
+    assert work.tokens == sum(seen)
+    # The search for the rate is no part of what a learner costs.
+    assert work.charged.tokens == adapted.cost.tokens
+    whole = Mezo(bench.encoder.opening)
+    (part,) = fold_parts(bench, drawn, config.fold)
+    assert part.work.tokens == whole.work(lm.shape, drawn.encoded).tokens
 
 
 def test_texts_that_the_model_would_write_are_a_part_of_their_own(here: Path):
@@ -439,7 +408,9 @@ def test_workers_share_the_machine_and_do_not_multiply_it():
 
 def ten_gib(**fit: Any) -> Plan:
     """A run that takes ten GiB of sixteen."""
-    return replace(a_plan(60.0), memory={"weights": 10 * GIB}, fit=Fit("memory", 10 * GIB, 16 * GIB, (), **fit))
+    return replace(
+        a_plan(60.0), memory={"weights": 10 * GIB}, fit=MemoryEstimate("memory", 10 * GIB, 16 * GIB, (), **fit)
+    )
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["a model", "none"])
@@ -466,7 +437,7 @@ def test_workers_that_fit_together_are_told_so():
 
 def test_where_one_worker_does_not_fit_either_it_is_told_what_would():
     options = (Option("--dtype bfloat16", 10 * GIB, True),)
-    large = replace(ten_gib(), memory={"weights": 20 * GIB}, fit=Fit("memory", 20 * GIB, 16 * GIB, options))
+    large = replace(ten_gib(), memory={"weights": 20 * GIB}, fit=MemoryEstimate("memory", 20 * GIB, 16 * GIB, options))
     plan = plan_sweep("s", groups((large, 4, 0)), workers=2, machine=MACHINE)
     assert plan.fit is not None
     assert [(option.how, option.fits) for option in plan.fit.options] == [
@@ -510,6 +481,6 @@ def test_a_mixture_of_experts_is_planned_with_the_experts_that_a_token_is_sent_t
     assert not any("not counted" in note for note in plan.notes)
     shape = planned_model(small(here), str(folder)).shape
     unknown = replace(shape, experts=0, experts_share=0.0, uncounted=shape.experts)
-    _, notes = fitted(small(here), Costs(unknown, MACHINE), {"weights": 1}, trains=False)
+    _, notes = estimated_memory(small(here), Costs(unknown, MACHINE), {"weights": 1}, trains=False)
     assert notes == (f"operations of {shape.experts:,} parameters outside linear layers are not counted",)
-    assert Costs(unknown, MACHINE).encode(8).seconds < Costs(shape, MACHINE).encode(8).seconds
+    assert Costs(unknown, MACHINE).cost(encode(8)).seconds < Costs(shape, MACHINE).cost(encode(8)).seconds

@@ -187,7 +187,7 @@ def show(plan: Any, as_json: bool) -> None:
         console.print(Text(sentence))
     for note in plan.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
-    say("\nNothing was run but samples to reckon from." if plan.sampled else "\nNothing was run.")
+    say("\nNothing was run but samples to estimate from." if plan.sampled else "\nNothing was run.")
 
 
 def sentences(plan: Any) -> list[str]:

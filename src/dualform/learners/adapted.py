@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import Work
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -23,6 +25,12 @@ class AdaptationCost:
     """Tokens read."""
     flops: float
     """Floating-point operations."""
+
+    @classmethod
+    def of(cls, work: Work, shape: ModelShape, seconds: float) -> "AdaptationCost":
+        """What some work took, its overhead left out."""
+        charged = work.charged
+        return cls(seconds, int(charged.tokens), charged.flops(shape))
 
 
 class Adapted(Protocol):
@@ -84,6 +92,10 @@ class Method(Protocol):
     @property
     def name(self) -> str:
         """Short name, as in results."""
+        ...
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """What adapting a model of that shape reads and trains."""
         ...
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> Adapted:

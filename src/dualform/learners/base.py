@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from dualform.models.cost.work import Cost, Part
+from dualform.models.cost.work import WeightChange, Work, WorkPart, encode, read, rows
 from dualform.registry import Registry
 from dualform.report.palette import LearnerStyle, style_of
 
@@ -136,24 +136,6 @@ class Context:
         return tuple(self.setup.encoder.query(example) for example in self.drawn.demonstrations.examples)
 
 
-class Prices(Protocol):
-    """What work costs on one machine: `studies.plan_costs.Costs`, as far as learners need it."""
-
-    def encode(self, tokens: int) -> Cost:
-        """Reading a prefix of so many tokens once."""
-        ...
-
-    def read(self, queries: Sequence[Query], prefix: int, probe: Probe = "prompt") -> Cost:
-        """Reading queries behind a prefix of so many tokens."""
-        ...
-
-    def train(
-        self, encoded: EncodedDemonstrations, loss_on: Any = "all", *, opening: int = 1, weight_gradients: bool = True
-    ) -> Cost:
-        """One pass over the demonstrations that trains W_K and W_V, or passes gradients through them."""
-        ...
-
-
 class Learner(ABC):
     """A way to adapt a model to demonstrations, as a study runs it.
 
@@ -219,24 +201,31 @@ class Learner(ABC):
         """Tokens that stand before every query of the adapted model."""
         return len(context.opening)
 
-    def work(self, context: Context) -> float:
-        """Work of adapting once, in tokens read, for the progress bar; training is counted by the study."""
-        return float(len(context.encoded.prefix)) if self.uses_demonstrations else 0.0
+    def work(self, context: Context) -> Work:
+        """What adapting once reads and trains; its cost, the progress bar and the plan are counted from this.
 
-    def plan(self, prices: Prices, context: Context) -> list[Part]:
-        """What adapting costs, for learners without a learning rate."""
-        return [Part(self.name, prices.encode(self.prefix_length(context)))]
+        By default: what stands before every query is read; with a `grid`, W_K and W_V are trained as FT trains them.
+        """
+        if self.grid is None:
+            return encode(self.prefix_length(context))
+        from dualform.learners.finetuned import training_work
 
-    def plan_training(self, prices: Prices, context: Context) -> Cost:
-        """What training costs at one learning rate, for learners that name a grid."""
-        return prices.train(context.encoded, context.config.loss_on, opening=len(context.opening))
+        return training_work(context.encoded, context.config.loss_on, opening=len(context.opening))
 
-    def plan_reading(self, prices: Prices, context: Context, queries: Sequence[Query], probe: Probe) -> Cost:
-        """What the adapted model's reading of queries costs."""
-        return prices.read(queries, self.prefix_length(context), probe)
+    def parts(self, context: Context) -> list[WorkPart]:
+        """The same part by part, for learners whose data decide how much is done."""
+        return [WorkPart(self.name, self.work(context))]
 
-    def plan_memory(self, prices: Prices, setup: Setup) -> int:
-        """Bytes beside those of a forward."""
+    def reading(self, context: Context, queries: Sequence[Query], probe: Probe) -> Work:
+        """What the adapted model's reading of queries takes."""
+        work = read(queries, self.prefix_length(context), probe)
+        if self.changes_weights:
+            # Changes are applied anew for every group.
+            work += (Work.of(WeightChange()) * len(rows(queries, probe))).uncharged
+        return work
+
+    def extra_bytes(self, setup: Setup) -> int:
+        """Memory that adapting takes on top of that of a forward."""
         return 0
 
     def report(
@@ -258,7 +247,7 @@ class Learner(ABC):
         }
         return {"own": {self.name: {"facts": list(facts), "similarity": inside}}}
 
-    def plan_checks(self, config: Any) -> int:
+    def check_forwards(self, config: Any) -> int:
         """Short forwards of `check`."""
         return 0
 

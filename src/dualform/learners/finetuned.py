@@ -21,6 +21,16 @@ from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
 from dualform.learners.options import LARGEST_RATE as LARGEST_RATE
 from dualform.learners.options import LossOn as LossOn
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import (
+    FINDING_BLOCKS,
+    TrainedWeights,
+    Training,
+    WeightChange,
+    Work,
+    encode,
+    short_forwards,
+)
 from dualform.models.editing.edit import (
     WeightDelta,
     WeightTraining,
@@ -99,11 +109,11 @@ class Finetuned:
             losses, training_q = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate, self.steps)
             deltas = training.deltas()
         seconds = time.perf_counter() - start
+        return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q)
 
-        def flops(tokens: int, scored: int) -> float:
-            return lm.shape.training(tokens, scored, self.part)
-
-        return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q, flops=flops)
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """A step on every demonstration."""
+        return training_work(demonstrations, self.loss_on, self.part, opening=len(self.opening))
 
 
 class FinetuningLearner(Learner):
@@ -147,9 +157,8 @@ class Trained(Protocol):
         """Of the optimiser."""
         ...
 
-    @property
-    def loss_on(self) -> LossOn:
-        """Which tokens were learned."""
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """What training takes."""
         ...
 
 
@@ -161,8 +170,6 @@ def trained_model(
     losses: list[float],
     seconds: float,
     training_q: Tensor | None = None,
-    weight_gradients: bool = True,
-    flops: Callable[[int, int], float] | None = None,
 ) -> AdaptedModel:
     """What a training run leaves behind, with its cost.
 
@@ -174,9 +181,6 @@ def trained_model(
         losses: Before each step.
         seconds: The run took.
         training_q: See `AdaptedModel.training_q`.
-        weight_gradients: Whether those of W_K and W_V were computed.
-        flops: Operations of training on one sequence, from its tokens and how many of them are learned; None counts
-            a step that trains W_K and W_V, or with `weight_gradients` off one that passes through them.
 
     Raises:
         TrainingError: A weight became NaN or infinite.
@@ -186,17 +190,33 @@ def trained_model(
     # Even the opening token's keys and values change with the weights.
     with applied(lm.model, deltas):
         prefix = lm.encode(learner.opening)
-
-    def key_value_flops(tokens: int, scored: int) -> float:
-        return lm.shape.training(tokens, scored, "key_value" if weight_gradients else "adapters")
-
-    of_one = flops or key_value_flops
-    total = sum(
-        of_one(len(ids), len(_learned(ids, n, learner.loss_on)))
-        for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
-    )
-    cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), total)
+    cost = AdaptationCost.of(learner.work(lm.shape, demonstrations), lm.shape, seconds)
     return AdaptedModel(learner.name, lm, prefix, cost, deltas, tuple(losses), training_q)
+
+
+def training_work(
+    demonstrations: EncodedDemonstrations,
+    loss_on: LossOn = "all",
+    weights: TrainedWeights = "key_value",
+    *,
+    opening: int,
+    layer_causal: bool = False,
+) -> Work:
+    """One pass of training over the demonstrations, and the opening read anew with the changed weights.
+
+    Args:
+        demonstrations: In the order of training.
+        loss_on: Which tokens are learned.
+        weights: What is trained.
+        opening: Tokens before every query.
+        layer_causal: Every layer has a loss of its own, for which the blocks are found first.
+    """
+    steps = [
+        Training(len(ids), len(_learned(ids, n, loss_on)), weights, layer_causal)
+        for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
+    ]
+    blocks = short_forwards(FINDING_BLOCKS if layer_causal else 0)
+    return Work.of(*steps) + blocks + (encode(opening) + Work.of(WeightChange())).uncharged
 
 
 def require_learning_rate(rate: float) -> None:

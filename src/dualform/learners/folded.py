@@ -18,6 +18,16 @@ from torch import Tensor
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.options import FEWEST_TEXTS as FEWEST_TEXTS
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import (
+    SEPARATING_BLOCKS,
+    RidgeRegression,
+    WeightChange,
+    Work,
+    encode,
+    read,
+    short_forwards,
+)
 from dualform.models.editing.blockwise import (
     SeenBlock,
     Walk,
@@ -135,7 +145,7 @@ class Folded:
                 after_layer()
             with applied(lm.model, deltas):
                 prefix = lm.encode(self.opening)
-        cost = self._cost(lm, demonstrations, time.perf_counter() - start)
+        cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
         return Fold(AdaptedModel(self.name, lm, prefix, cost, tuple(deltas)), tuple(fits))
 
     def _equations(self, lm: LanguageModel, layer: int) -> NormalEquations:
@@ -146,36 +156,19 @@ class Folded:
         axis = row_axis(module)
         return NormalEquations(weight.shape[1 - axis], weight.shape[axis], intercept=self.bias, device=lm.device)
 
-    def _cost(self, lm: LanguageModel, demonstrations: EncodedDemonstrations, seconds: float) -> AdaptationCost:
-        context = len(demonstrations.prefix)
-        own = [sum(map(len, (text.prompt, *(answer[:-1] for answer in text.answers)))) for text in self.texts]
-        plain = [len(text) for text in self.plain]
-        opened = len(self.opening)
-        flops = lm.shape.forward(context, scored=0)
-        flops += sum(lm.shape.forward(n, prefix=context, scored=0) for n in own)
-        flops += sum(lm.shape.forward(n + opened, scored=0) for n in (*own, *plain))
-        flops += self._cost_of_fitting(lm, [n + opened for n in (*own, *plain)])
-        tokens = context + 2 * sum(own) + sum(plain) + opened * (len(own) + len(plain))
-        return AdaptationCost(seconds, tokens, flops)
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """Every text behind the demonstrations and alone, plain texts alone, and a regression for each folded layer.
 
-    def _cost_of_fitting(self, lm: LanguageModel, lengths: Sequence[int]) -> float:
-        """Operations beside the forwards: a second look at attention, Gram matrices, and solving for the weights."""
-        flops = 0.0
-        tokens = sum(lengths)
-        pairs = sum(n * (n + 1) / 2 for n in lengths)
-        n_layers = len(lm.anatomy.layers)
-        for number in range(n_layers) if self.layers is None else self.layers:
-            layer = lm.anatomy.layers[number]
-            assert layer.W_O is not None
-            weight = lm.model.get_submodule(layer.W_O).get_parameter("weight")
-            width = layer.n_heads * layer.head_width
-            d_out = weight.numel() // width
-            projections = d_out * (2 * layer.n_heads + 2 * layer.n_kv_heads) * layer.d_head
-            flops += 2.0 * projections * tokens + 4.0 * width * pairs
-            flops += 2.0 * tokens * width * (width + d_out)
-            # An eigendecomposition of a symmetric matrix, by the usual count; the solve itself is small beside it.
-            flops += 9.0 * width**3 + 4.0 * width**2 * d_out
-        return flops
+        The opening is read once more with the folded weights.
+        """
+        prefix, opening = len(demonstrations.prefix), len(self.opening)
+        alone = [Query((*self.opening, *text.prompt), text.answers) for text in self.texts]
+        alone += [Query((*self.opening, *tokens), ()) for tokens in self.plain]
+        work = encode(prefix) + read(self.texts, prefix, head=False) + read(alone, 0, head=False)
+        lengths = tuple(query.width() for query in alone)
+        layers = range(shape.n_layers) if self.layers is None else self.layers
+        work += Work.of(*(RidgeRegression(lengths, layer) for layer in layers))
+        return work + (encode(opening) + Work.of(WeightChange())).uncharged + short_forwards(SEPARATING_BLOCKS)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from torch import Tensor
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.finetuned import require_learning_rate
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import Work
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.loading.offloading import weight_of
 from dualform.models.reading.capture import stack_layers
@@ -20,6 +22,20 @@ from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.forward import forward_rows, watching
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
+
+
+@dataclass(frozen=True)
+class _LinearStep:
+    """A step of least squares on a linear layer."""
+
+    tokens: float
+    examples: int
+    weights: int
+    backward_tokens = 0.0
+
+    def flops(self, shape: ModelShape) -> float:
+        """Prediction, and the gradient's outer products."""
+        return 4.0 * self.examples * self.weights
 
 
 @dataclass(frozen=True)
@@ -79,10 +95,13 @@ class GradientStep:
         with applied(lm.model, deltas):
             prefix = lm.encode(self.opening)
         seconds = time.perf_counter() - start
-        # Prediction, and the gradient's outer products.
-        flops = 4.0 * len(pairs) * W.numel()
-        cost = AdaptationCost(seconds, sum(map(len, demonstrations.sequences)), flops)
+        cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, seconds)
         return AdaptedModel(self.name, lm, prefix, cost, deltas, (float(loss.detach()),), training_q)
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """The step alone: the demonstrations are read by the model to record attention queries, not to learn."""
+        tokens = sum(map(len, demonstrations.sequences))
+        return Work.of(_LinearStep(tokens, len(demonstrations.sequences), self.inputs.shape[1] * self.targets.shape[1]))
 
     def _queries(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> Tensor:
         """At every token of `content`, each sequence read alone, `(layer, demo_pos, head, d_head)`."""

@@ -14,6 +14,8 @@ from transformers import DynamicCache
 
 from dualform.errors import ConfigError, ModelError, NumericalError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import Forward, Work, encode
 from dualform.models.reading.attention import AttentionCall, plain_attention, tapped
 from dualform.models.reading.cached import CachedPrefix
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -94,16 +96,17 @@ class KeyValueMomentum:
                 f"{lm.name} keeps something else than keys and values in its cache (latent attention), so they cannot "
                 "be moved by reading again. Choose another method of folding, or another model."
             )
-        own = prefix[n_fixed:]
-        rereadings = self.passes - 1 if own else 0
-        if rereadings:
+        if self.passes > 1 and prefix[n_fixed:]:
             lm.require_one_row(0, [Query(prefix, ())])
             encoded = self._thought_over(lm, encoded, prefix, n_fixed)
-        seconds = time.perf_counter() - start
-        tokens = len(prefix) + rereadings * len(own)
-        flops = lm.shape.forward(own=len(prefix), scored=0)
-        flops += rereadings * lm.shape.forward(own=len(own), prefix=len(prefix), scored=0)
-        return AdaptedModel(self.name, lm, encoded, AdaptationCost(seconds, tokens, flops))
+        cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
+        return AdaptedModel(self.name, lm, encoded, cost)
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """The prefix once, and its demonstrations behind it in every further pass."""
+        n = len(demonstrations.prefix)
+        own = n - len(self.opening)
+        return encode(n) + (Work.of(Forward((own,), n)) * (self.passes - 1) if own else Work())
 
     def _thought_over(
         self, lm: LanguageModel, first: EncodedPrefix, tokens: tuple[int, ...], n_fixed: int

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptedModel
-from dualform.learners.finetuned import LossOn, require_learning_rate, token_loss, train, trained_model
+from dualform.learners.finetuned import LossOn, require_learning_rate, token_loss, train, trained_model, training_work
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import Work
 from dualform.models.editing.edit import KeyValueTraining
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.forward import forward_rows
@@ -68,8 +70,11 @@ class LayerCausal:
             )
             deltas = training.deltas()
         seconds = time.perf_counter() - start
-        flops = lm.shape.layer_causal_training
-        return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q, flops=flops)
+        return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q)
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """A step on every demonstration, with a loss of every layer."""
+        return training_work(demonstrations, self.loss_on, opening=len(self.opening), layer_causal=True)
 
 
 def layer_losses(

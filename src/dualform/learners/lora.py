@@ -8,9 +8,10 @@ import torch
 
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptedModel
-from dualform.learners.base import Context, Learner, Prices
-from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
-from dualform.models.cost.work import Cost
+from dualform.learners.base import Context, Learner
+from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model, training_work
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import Work
 from dualform.models.editing.adapters import LoraTraining
 from dualform.models.editing.edit import require_trainable
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -55,7 +56,11 @@ class Lora:
             losses, _ = train(lm, demonstrations, optimiser, self.loss_on, self.learning_rate)
             deltas = training.deltas()
         seconds = time.perf_counter() - start
-        return trained_model(self, lm, demonstrations, deltas, losses, seconds, weight_gradients=False)
+        return trained_model(self, lm, demonstrations, deltas, losses, seconds)
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """A step on every demonstration; gradients pass through W_K and W_V, and train adapters next to W_Q and W_V."""
+        return training_work(demonstrations, self.loss_on, "adapters", opening=len(self.opening))
 
 
 class LoraLearner(Learner):
@@ -68,8 +73,7 @@ class LoraLearner(Learner):
     def adapt(self, context: Context) -> AdaptedModel:
         """Train adapters at the context's learning rate."""
         assert context.rate is not None
-        learner = Lora(context.opening, context.rate, loss_on=context.config.loss_on, seed=context.seed)
-        return learner.adapt(context.lm, context.encoded)
+        return self._method(context).adapt(context.lm, context.encoded)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
         """W_Q and W_V must be known everywhere, and in memory."""
@@ -78,10 +82,12 @@ class LoraLearner(Learner):
         if missing := lm.anatomy.without("W_Q", "W_V"):
             raise ModelError(f"W_Q and W_V were not found everywhere ({first_few(missing)})")
 
-    def plan_training(self, prices: Prices, context: Context) -> Cost:
-        """Gradients pass through W_K and W_V, and train adapters beside them."""
-        loss_on, opening = context.config.loss_on, len(context.opening)
-        return prices.train(context.encoded, loss_on, opening=opening, weight_gradients=False)
+    def work(self, context: Context) -> Work:
+        """See `Lora`."""
+        return self._method(context).work(context.lm.shape, context.encoded)
+
+    def _method(self, context: Context) -> Lora:
+        return Lora(context.opening, context.rate or 0.0, loss_on=context.config.loss_on, seed=context.seed)
 
 
 LORA = LoraLearner()

@@ -11,6 +11,8 @@ from torch import Tensor
 from dualform.errors import ConfigError, NumericalError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.finetuned import require_learning_rate
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import RandomDirection, WeightChange, Work, encode, read
 from dualform.models.editing.edit import WeightDelta, applied, key_value_rows
 from dualform.models.loading.offloading import runs_on
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -76,7 +78,7 @@ class MezoAtRate:
         generator = torch.Generator().manual_seed(self.seed)
         shown = _as_queries(demonstrations)
         losses: list[float] = []
-        tokens, flops = 0, 0.0
+        work = Work()
         for step in range(1, self.steps + 1 if shown else 1):
             batch = shown
             if self.batch is not None and self.batch < len(shown):
@@ -85,15 +87,25 @@ class MezoAtRate:
                 ]
             weights, loss = self._stepped(lm, batch, weights, generator, step)
             losses.append(loss)
-            tokens += 2 * sum(text.width() for text in batch)
-            flops += 2 * sum(_flops(lm, text) for text in batch)
+            work += read(batch, 0) * 2
         if not all(torch.isfinite(change.delta).all() for change in weights):
             raise TrainingError(f"learning rate {self.learning_rate:g}: the weights became infinite. Use a lower one.")
         # Even the opening token's keys and values change with the weights.
         with applied(lm.model, weights):
             prefix = lm.encode(self.opening)
-        cost = AdaptationCost(time.perf_counter() - start, tokens, flops)
+        cost = AdaptationCost.of(work, lm.shape, time.perf_counter() - start)
         return AdaptedModel(self.name, lm, prefix, cost, weights, tuple(losses))
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """Two readings of a batch a step; of batches that are drawn, the mean over all draws."""
+        shown = _as_queries(demonstrations)
+        opened = (encode(len(self.opening)) + Work.of(WeightChange())).uncharged
+        if not shown:
+            return opened
+        share = min(self.batch or len(shown), len(shown)) / len(shown)
+        # A direction is drawn again for either side of it and for the step.
+        moving = (Work.of(RandomDirection()) * 3 + Work.of(WeightChange()) * 2).uncharged
+        return (read(shown, 0) * (2 * share) + moving) * self.steps + opened
 
     def _stepped(
         self,
@@ -207,6 +219,15 @@ class Mezo:
         _, rate, adapted = best
         return MezoTrials(adapted, rate, final_losses)
 
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """Training at each rate and a last look at the loss; the search for the rate is overhead."""
+        rates = len(set(self.learning_rates))
+        once = self._at(self.learning_rates[0]).work(shape, demonstrations)
+        if rates == 1:
+            return once
+        losses = read(_as_queries(demonstrations), 0) * rates
+        return once + (once * (rates - 1) + losses).uncharged
+
     def _at(self, rate: float) -> MezoAtRate:
         return MezoAtRate(self.opening, rate, self.epsilon, self.steps, self.seed, self.batch, self.name)
 
@@ -289,7 +310,3 @@ def _moved(weights: Sequence[WeightDelta], by: float, generator: torch.Generator
         return change.delta + by * z.to(change.delta.device)
 
     return tuple(replace(change, delta=step(change)) for change in weights)
-
-
-def _flops(lm: LanguageModel, text: Query) -> float:
-    return lm.shape.forward(own=text.width(), scored=len(text.answers[0]))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.learners.base import Context, Learner, Prices
+from dualform.learners.base import Context, Learner
 from dualform.learners.prompting import ZeroShot
-from dualform.models.cost.work import Part
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import Work, encode, read
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
@@ -55,11 +56,13 @@ class LinearProbe:
             classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
             classifier.fit(np.stack([features[i].numpy() for i in range(len(self.labels))]), np.array(self.labels))
         seconds = time.perf_counter() - start
-        tokens = sum(len(query.prompt) for query in self.queries)
-        flops = sum(lm.shape.forward(len(query.prompt), scored=0) for query in self.queries)
-        cost = AdaptationCost(seconds, tokens, flops)
+        cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, seconds)
         only = self.labels[0] if self.labels else 0
         return ProbedModel(self.name, zero_shot, classifier, only, self.n_labels, cost)
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """Every demonstration behind the opening, which zero-shot reads as well."""
+        return encode(len(self.opening)).uncharged + read(self.queries, len(self.opening))
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,15 @@ class ProbeLearner(Learner):
 
     def adapt(self, context: Context) -> ProbedModel:
         """Fit a classifier to the demonstrations' hidden states."""
-        shown = context.demonstrations
-        learner = LinearProbe(context.opening, context.demonstration_queries(), shown.labels, context.task.n_labels)
-        return learner.adapt(context.lm, context.encoded)
+        return self._method(context).adapt(context.lm, context.encoded)
 
-    def plan(self, prices: Prices, context: Context) -> list[Part]:
-        """The demonstrations, read one by one."""
-        opening = len(context.opening)
-        return [Part(self.name, prices.encode(opening) + prices.read(context.demonstration_queries(), opening))]
+    def work(self, context: Context) -> Work:
+        """See `LinearProbe`."""
+        return self._method(context).work(context.lm.shape, context.encoded)
+
+    def _method(self, context: Context) -> LinearProbe:
+        labels = context.demonstrations.labels
+        return LinearProbe(context.opening, context.demonstration_queries(), labels, context.task.n_labels)
 
 
 PROBE = ProbeLearner()

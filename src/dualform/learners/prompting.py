@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import Work, encode
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import LanguageModel
 
@@ -19,7 +21,11 @@ class ZeroShot:
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """The model as it is; `demonstrations` are not looked at."""
-        return _behind(self.name, lm, self.opening)
+        return _behind(self.name, lm, self.opening, self.work(lm.shape, demonstrations))
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """The opening, read once."""
+        return encode(len(self.opening))
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,18 @@ class InContext:
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
         """The model behind the demonstrations."""
-        return _behind(self.name, lm, demonstrations.prefix)
+        return _behind(self.name, lm, demonstrations.prefix, self.work(lm.shape, demonstrations))
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """The demonstrations, read once."""
+        return encode(len(demonstrations.prefix))
 
 
-def _behind(learner: str, lm: LanguageModel, prefix: tuple[int, ...]) -> AdaptedModel:
+def _behind(learner: str, lm: LanguageModel, prefix: tuple[int, ...], work: Work) -> AdaptedModel:
     start = time.perf_counter()
     encoded = lm.encode(prefix)
     seconds = time.perf_counter() - start
-    flops = lm.shape.forward(own=len(prefix), scored=0)
-    return AdaptedModel(learner, lm, encoded, AdaptationCost(seconds, len(prefix), flops))
+    return AdaptedModel(learner, lm, encoded, AdaptationCost.of(work, lm.shape, seconds))
 
 
 class ZeroShotLearner(Learner):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import FINDING_MLP_INPUTS, Work, encode, short_forwards
 from dualform.models.loading.offloading import weight_of
 from dualform.models.reading.cached import NaiveRoute
 from dualform.models.reading.capture import Recording
@@ -52,10 +54,12 @@ class RankOne:
         start = time.perf_counter()
         readers = find_readers(lm.model, lm.anatomy)
         prompted, opening = lm.encode(demonstrations.prefix), lm.encode(self.opening)
-        seconds = time.perf_counter() - start
-        lengths = (prompted.length, opening.length)
-        flops = sum(lm.shape.forward(own=length, scored=0) for length in lengths)
-        return RankOneModel(self.name, lm, prompted, opening, readers, AdaptationCost(seconds, sum(lengths), flops))
+        cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
+        return RankOneModel(self.name, lm, prompted, opening, readers, cost)
+
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """Demonstrations and opening, each read once."""
+        return encode(len(demonstrations.prefix)) + encode(len(self.opening)) + short_forwards(FINDING_MLP_INPUTS)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from torch import Tensor
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import FINDING_BLOCKS, Work, encode, read, short_forwards
 from dualform.models.hooks import Hooks
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -94,7 +96,7 @@ class TaskVector:
         chosen = self.layer
         if chosen is None:
             chosen = min(range(len(blocks)), key=lambda layer: (-agreement[layer], divergence[layer], layer))
-        cost = self._cost(lm, demonstrations, len(agreement), time.perf_counter() - start)
+        cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
         return patched(chosen, cost=cost, agreement=tuple(agreement), divergence=tuple(divergence))
 
     def _means(
@@ -124,19 +126,13 @@ class TaskVector:
         width = max(len(text.answers) for text in self.texts[: self.search_texts])
         return mean.to(lm.model.dtype), searched[:, :width]
 
-    def _cost(
-        self, lm: LanguageModel, demonstrations: EncodedDemonstrations, n_searched_layers: int, seconds: float
-    ) -> AdaptationCost:
-        """Prefix once, every text behind it once, and the texts of the search behind the opening once a layer."""
-        readings = [(text, len(demonstrations.prefix)) for text in self.texts]
-        readings += [(text, len(self.opening)) for text in self.texts[: self.search_texts]] * n_searched_layers
-        tokens = len(demonstrations.prefix) + len(self.opening) + sum(text.width() for text, _ in readings)
-        flops = sum(
-            lm.shape.forward(own=text.width(), prefix=before, scored=_n_scored(text)) for text, before in readings
-        )
-        for prefix in (demonstrations.prefix, self.opening):
-            flops += lm.shape.forward(own=len(prefix), scored=0)
-        return AdaptationCost(seconds, tokens, flops)
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """Prefix and opening, every text behind the prefix, and the texts of the search behind the opening."""
+        prefix, opening = len(demonstrations.prefix), len(self.opening)
+        work = encode(prefix) + encode(opening) + read(self.texts, prefix) + short_forwards(FINDING_BLOCKS)
+        if self.layer is None:
+            work += read(self.texts[: self.search_texts], opening) * shape.n_layers
+        return work
 
 
 @dataclass(frozen=True)
@@ -182,8 +178,3 @@ class PatchedModel:
 def _predicting_rows(layout: Layout) -> Tensor:
     """Row position of the token that predicts each query's label, `(example,)`, wherever the probe is."""
     return layout.scored_rows[layout.first_scored]
-
-
-def _n_scored(text: Query) -> int:
-    """Tokens at which the head is applied: the prompt's last, and all read tokens of the answers."""
-    return 1 + text.width() - len(text.prompt)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import FINDING_MLP_INPUTS, ThoughtMatrices, Work, encode, read, short_forwards
 from dualform.models.editing.blockwise import require_editable_outputs
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.hooks import Hooks
@@ -83,8 +85,8 @@ class Thought:
         # Even the opening token's keys and values change with the weights.
         with applied(lm.model, deltas):
             prefix = lm.encode(self.opening)
-        seconds = time.perf_counter() - start
-        return AdaptedModel(self.name, lm, prefix, self._cost(lm, demonstrations, seconds), deltas)
+        cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
+        return AdaptedModel(self.name, lm, prefix, cost, deltas)
 
     def _deltas(
         self, lm: LanguageModel, outputs: tuple[str, ...], readers: tuple[MLPReaders, ...], means: "_Means"
@@ -101,14 +103,15 @@ class Thought:
                 delta = matrix.mT @ weight if transposed else weight @ matrix
                 yield WeightDelta(f"{name}.weight", row_axis(module), None, delta)
 
-    def _cost(self, lm: LanguageModel, demonstrations: EncodedDemonstrations, seconds: float) -> AdaptationCost:
-        prefixes = (len(demonstrations.prefix), len(self.opening))
-        lengths = [len(text.prompt) for text in self.texts]
-        # The opening is encoded once more with the new weights.
-        encoded = (*prefixes, len(self.opening))
-        flops = sum(lm.shape.forward(own=own, scored=0) for own in encoded)
-        flops += sum(lm.shape.forward(own=own, prefix=prefix) for prefix in prefixes for own in lengths)
-        return AdaptationCost(seconds, sum(encoded) + len(prefixes) * sum(lengths), flops)
+    def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
+        """Both prefixes, every text behind either of them, and the opening once more with the new weights."""
+        texts = [Query(text.prompt, ()) for text in self.texts]
+        prompted, opening = len(demonstrations.prefix), len(self.opening)
+        work = encode(prompted) + encode(opening) * 2 + read(texts, prompted) + read(texts, opening)
+        if self.form == "matrix":
+            tokens = sum(len(text.prompt) for text in self.texts)
+            work += Work.of(ThoughtMatrices(tokens)) + short_forwards(FINDING_MLP_INPUTS)
+        return work
 
 
 class _Means:

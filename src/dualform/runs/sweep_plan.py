@@ -9,10 +9,10 @@ from dualform.models.cost.machine import Machine, cores, this_machine
 from dualform.runs.cell_store import CellStore
 from dualform.runs.sweep_cells import Identities, cells_of
 from dualform.runs.sweep_config import Group
-from dualform.studies.plan import GroupPlan, Plan, machine_for, plan_of, plan_sweep, told_to_nobody
+from dualform.studies.plan import GroupPlan, Plan, ignored, machine_for, plan_of, plan_sweep
 from dualform.studies.study import STUDIES
 
-LOCAL = "reckoned for the local engine on this machine"
+LOCAL = "estimated for the local engine on this machine"
 """What is noted in every sweep's plan: what machines of a cluster can do is not known here."""
 
 
@@ -21,9 +21,9 @@ def plan_groups(
     groups: Sequence[Group],
     store: str,
     workers: int | None = None,
-    told: Callable[[str], None] = told_to_nobody,
+    told: Callable[[str], None] = ignored,
 ) -> Plan:
-    """A sweep's plan, reckoned for the local engine on this machine.
+    """A sweep's plan, estimated for the local engine on this machine.
 
     Args:
         name: What it is called.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dualform.models.cost.work import Cost
+from dualform.models.cost.work import NO_WORK, Work, WorkPart
 from dualform.registry import Registry
 from dualform.report.measures import CHANCE, ControlKind, ControlTitle
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dualform.studies.bench import Bench
     from dualform.studies.comparison.config import ComparisonConfig
     from dualform.studies.comparison.controls import Workshop
-    from dualform.studies.comparison.plan import ControlCosts
+    from dualform.studies.comparison.work import ControlWork
     from dualform.studies.inside import Side
 
 
@@ -106,23 +106,19 @@ class Control(ControlFacts, ABC):
             DualformError: Something is missing.
         """
 
-    def readings(self, config: ComparisonConfig) -> int:
-        """How often it reads its queries, for the progress bar."""
-        return 1
+    def work(self, about: ControlWork) -> ControlPlan | None:
+        """What making and reading it takes; None where it cannot be made. Plan and progress bar count from this."""
+        return ControlPlan(reading=about.reading(about.opening))
 
-    def plan(self, costs: ControlCosts) -> ControlPlan | None:
-        """What making and reading it costs; None where it cannot be made."""
-        return ControlPlan(costs.read(costs.opening))
-
-    def plan_changes(self, config: ComparisonConfig) -> int:
+    def kept_changes(self, config: ComparisonConfig) -> int:
         """Changes of weight that it keeps until it has read."""
         return 0
 
-    def plan_models(self) -> int:
+    def kept_models(self) -> int:
         """Whole models that it keeps until it has read."""
         return 0
 
-    def plan_checks(self) -> int:
+    def check_forwards(self) -> int:
         """Short forwards of `check`."""
         return 0
 
@@ -134,13 +130,19 @@ class Control(ControlFacts, ABC):
 
 @dataclass(frozen=True)
 class ControlPlan:
-    """What a control costs."""
+    """The work of a control."""
 
-    cost: Cost
-    least: Cost | None = None
-    """Where the data decide how much is done: what is done in any case."""
+    making: Work = NO_WORK
+    reading: Work = NO_WORK
+    least: Work | None = None
+    """Where the data decide how much is done: what making it takes in any case."""
     why: tuple[str, ...] = ()
     """What decides it."""
+
+    def part(self, name: str) -> WorkPart:
+        """All of it, as a part of a run."""
+        least = None if self.least is None else self.least + self.reading
+        return WorkPart(name, self.making + self.reading, least, why=self.why)
 
 
 CONTROLS: Registry[Any] = Registry("dualform.controls", "control", Control)

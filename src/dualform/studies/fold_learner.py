@@ -5,7 +5,7 @@ from typing import Any
 
 from dualform.learners.adapted import Adapted
 from dualform.learners.base import Context, Learner, Setup
-from dualform.models.cost.work import Cost, Part
+from dualform.models.cost.work import Work, WorkPart, read
 from dualform.models.editing.blockwise import require_editable_outputs, require_separable
 from dualform.models.editing.edit import key_value_rows
 from dualform.models.reading.language_model import LanguageModel
@@ -14,8 +14,8 @@ from dualform.models.structure.blocks import find_blocks
 from dualform.models.structure.mlp_inputs import find_readers
 from dualform.result import FoldReport, Similarity
 from dualform.studies.fold_settings import FoldMethod
+from dualform.studies.fold_work import check_forwards, fold_bytes, fold_parts, fold_prefix, reads_twice
 from dualform.studies.folds import check_fold, make_fold
-from dualform.studies.plan_folds import READERS, RIDGE_CHECKS, fold_bytes, fold_parts, fold_prefix, reads_twice
 
 
 class FoldingLearner(Learner):
@@ -59,32 +59,28 @@ class FoldingLearner(Learner):
         """Edited keys and values are those of the whole prompt; other methods leave the opening alone."""
         return fold_prefix(context.config.fold, context.setup, context.drawn)
 
-    def work(self, context: Context) -> float:
-        """Texts behind the demonstrations and alone, as long as queries are, and plain text."""
-        settings, queries = context.config.fold, context.setup.queries
-        query = sum(query.width() for query in queries) / len(queries)
-        plain = 0 if settings.plain == "none" else settings.plain_texts * settings.plain_length
-        return len(context.encoded.prefix) + 2 * settings.texts * query + plain
+    def work(self, context: Context) -> Work:
+        """Every part of `parts`."""
+        return sum((part.work for part in self.parts(context)), Work())
 
-    def plan(self, prices: Any, context: Context) -> list[Part]:
-        """See `plan_folds`."""
-        return fold_parts(prices, context.setup, context.drawn, context.config.fold)
+    def parts(self, context: Context) -> list[WorkPart]:
+        """See `fold_work`."""
+        return fold_parts(context.setup, context.drawn, context.config.fold)
 
-    def plan_reading(self, prices: Any, context: Context, queries: Sequence[Query], probe: Probe) -> Cost:
+    def reading(self, context: Context, queries: Sequence[Query], probe: Probe) -> Work:
         """A change that depends on the query is made from it behind the demonstrations, so it is read twice."""
-        cost = prices.read(queries, self.prefix_length(context), probe)
+        work = super().reading(context, queries, probe)
         if reads_twice(context.config.fold):
-            cost += prices.read(queries, len(context.encoded.prefix), probe)
-        return cost
+            work += read(queries, len(context.encoded.prefix), probe)
+        return work
 
-    def plan_memory(self, prices: Any, setup: Setup) -> int:
+    def extra_bytes(self, setup: Setup) -> int:
         """Hidden states and equations."""
-        return fold_bytes(prices, setup, setup.config.fold)
+        return fold_bytes(setup, setup.config.fold)
 
-    def plan_checks(self, config: Any) -> int:
+    def check_forwards(self, config: Any) -> int:
         """Forwards that find blocks and MLP input projections."""
-        checks = {"ridge": RIDGE_CHECKS - 1, "thought-matrix": READERS, "rank-one": READERS, "task-vector": 1}
-        return checks.get(config.fold.method, 0)
+        return check_forwards(config.fold.method)
 
 
 FOLDING = FoldingLearner()

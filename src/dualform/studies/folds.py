@@ -20,10 +20,11 @@ from dualform.learners.mezo import Mezo
 from dualform.learners.rank_one import RankOne
 from dualform.learners.task_vector import PatchedModel, TaskVector
 from dualform.learners.thought import Thought
+from dualform.models.cost.work import Decoding, Work, encode
 from dualform.models.editing.blockwise import require_editable_outputs
 from dualform.models.reading.encoding import Encoder
 from dualform.models.reading.generation import generate_plain, generate_texts
-from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.structure.bias import output_bias
 from dualform.studies.bench import weights_digest
@@ -103,14 +104,17 @@ def _cost_of_writing(bench: Setup, drawn: Drawn, texts: FoldTexts, seconds: floa
 
     Plain text counts in full although it is written once a model and kept: who folds once pays for it.
     """
-    lm = bench.lm
-    lengths = []
+    work = Work()
     if texts.source == "generated":
-        lengths += [(len(drawn.encoded.prefix), len(text.prompt)) for text in texts.texts]
+        work += writing(len(drawn.encoded.prefix), [len(text.prompt) for text in texts.texts])
     if texts.plain_source == "generated":
-        lengths += [(len(bench.encoder.opening), len(text)) for text in texts.plain]
-    flops = sum(lm.shape.forward(own, prefix=prefix, scored=own) for prefix, own in lengths)
-    return AdaptationCost(seconds, sum(own for _, own in lengths), flops)
+        work += writing(len(bench.encoder.opening), [len(text) for text in texts.plain])
+    return AdaptationCost.of(work, bench.lm.shape, seconds)
+
+
+def writing(prefix: int, lengths: Sequence[int]) -> Work:
+    """Texts written by the model behind a prefix, which is read once."""
+    return encode(prefix).uncharged + Work.of(Decoding(tuple(lengths), prefix))
 
 
 def _charged(adapted: Adapted, more: AdaptationCost) -> Adapted:
@@ -170,7 +174,7 @@ def fold_learner(
                 strength=settings.strength,
                 layers=settings.layers,
                 # Only what an ordinary checkpoint can hold.
-                bias=output_bias(lm.model, lm.anatomy).kind != "none",
+                bias=lm.route.name == WITHOUT_WEIGHTS or output_bias(lm.model, lm.anatomy).kind != "none",
             )
         case "thought-vector":
             return Thought(opening, texts.texts, "vector")
@@ -204,7 +208,14 @@ def fold_texts(bench: Setup, drawn: Drawn, settings: FoldSettings) -> FoldTexts:
     return FoldTexts(texts, source, plain, plain_source)
 
 
-def _calibration(bench: Setup, drawn: Drawn, settings: FoldSettings) -> tuple[tuple[Query, ...], str]:
+def chosen_texts(bench: Setup, drawn: Drawn, settings: FoldSettings) -> tuple[tuple[Query, ...], str] | None:
+    """Calibration texts and where they are from; None where the model has to write them.
+
+    Raises:
+        ConfigError: A file holds too few texts.
+        ContextError: A text of a file does not fit behind the demonstrations.
+        TaskError: A file cannot be read.
+    """
     room = bench.context - len(drawn.encoded.prefix)
     seed = drawn.demonstrations.seed
     if settings.calibration == "train":
@@ -227,6 +238,15 @@ def _calibration(bench: Setup, drawn: Drawn, settings: FoldSettings) -> tuple[tu
                 )
         _require_enough(path, len(queries))
         return tuple(query for query in queries if query is not None), path.name
+    return None
+
+
+def _calibration(bench: Setup, drawn: Drawn, settings: FoldSettings) -> tuple[tuple[Query, ...], str]:
+    chosen = chosen_texts(bench, drawn, settings)
+    if chosen is not None:
+        return chosen
+    room = bench.context - len(drawn.encoded.prefix)
+    seed = drawn.demonstrations.seed
     prompts = generate_texts(bench.lm, bench.task, bench.encoder, drawn.encoded, settings.texts, seed=seed)
     written = tuple(bench.encoder.unlabelled(prompt) for prompt in prompts)
     # Written in the model's own room, which may be wider than the context asked for, and answers need some too.

@@ -1,8 +1,9 @@
-"""What a run will cost, before it runs: tokens, operations, memory and time, reckoned from its settings.
+"""What a run will cost, before it runs: tokens, operations, memory and time, estimated from its settings.
 
 `plan_of` tokenises the real task with the real tokenizer, draws the real demonstrations, and walks through what the
-study will do; the model is laid out without weights. Times come from this machine's measured rates (`models.machine`);
-those of the laboratory and of text that becomes tokens come from small samples, which are run for the plan.
+study will do; the model is on the meta device, without weights. Times come from this machine's measured rates
+(`models.cost.machine`); those of the laboratory and of text that becomes tokens come from small samples, which are run
+for the plan.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from dualform.errors import ConfigError
 from dualform.models.cost.machine import Machine
-from dualform.models.cost.memory import Fit, Option
+from dualform.models.cost.memory import MemoryEstimate, Option
 from dualform.models.cost.work import Cost as Cost
 from dualform.models.cost.work import Part as Part
 from dualform.studies.study import study_of
@@ -29,12 +30,12 @@ class Plan:
     memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes at the moment that needs most, by what they are for."""
     machine: Machine | None = None
-    fit: Fit | None = None
+    fit: MemoryEstimate | None = None
     """How the model lies in this machine's memory, and what would fit; None for studies of tiny models."""
     notes: tuple[str, ...] = ()
     """What is not counted, or only guessed at."""
     sampled: bool = False
-    """It is reckoned from samples of the work, which were run for it, now or earlier."""
+    """It is estimated from samples of the work, which were run for it, now or earlier."""
 
     @property
     def cost(self) -> Cost:
@@ -102,8 +103,8 @@ ONCE = ("start", "loading and self-checks")
 """Parts that a worker of a sweep pays for once, however many cells it runs."""
 
 
-def told_to_nobody(sentence: str) -> None:
-    """Tell nobody."""
+def ignored(sentence: str) -> None:
+    """Do nothing with it."""
 
 
 def plan_of(
@@ -111,13 +112,13 @@ def plan_of(
     machine: Machine | None = None,
     *,
     measure: bool = False,
-    told: Callable[[str], None] = told_to_nobody,
+    told: Callable[[str], None] = ignored,
 ) -> Plan:
     """What a study with these settings will cost.
 
     Args:
         config: The settings of any study.
-        machine: Rates to reckon with; None for this machine's, measured the first time (a few seconds).
+        machine: Rates to estimate with; None for this machine's, measured the first time (a few seconds).
         measure: Measure this machine anew.
         told: Is given a sentence before a sample of the work is run: a few training steps of `RegressionConfig`'s
             studies, unless earlier ones are kept, and a tokenizer of `MomentumConfig`'s texts.
@@ -176,7 +177,7 @@ def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine:
         do no more than all cores do.
     """
     workers = max(1, workers)
-    # A plan is reckoned for a run that has all threads. Workers together do as much, no more; with one thread each a
+    # A plan is made for a run that has all threads. Workers together do as much, no more; with one thread each a
     # part of what a run of many threads would do.
     rate = min(1.0, workers * threads / max(1, machine.threads))
     n_cells = sum(group.cells - group.finished for group in groups)
@@ -212,9 +213,9 @@ def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine:
     return Plan(f"sweep {name}", tuple(parts), memory, machine, fit, tuple(notes), sampled)
 
 
-def _fit_together(largest: Plan, workers: int, machine: Machine) -> Fit:
+def _fit_together(largest: Plan, workers: int, machine: Machine) -> MemoryEstimate:
     """How so many workers lie in memory, each with a plan's; fewer of them are an option, and what one could do."""
-    alone = largest.fit or Fit("memory", largest.peak, machine.ram, ())
+    alone = largest.fit or MemoryEstimate("memory", largest.peak, machine.ram, ())
     together = replace(alone, needed=workers * alone.needed, options=())
     if together.fits:
         return together

@@ -8,6 +8,7 @@ from dualform.learners.rate import RateSearch, search_rate
 from dualform.result import Trial
 from dualform.studies.bench import Bench
 from dualform.studies.settings import StudyConfig
+from dualform.studies.work import TRIED
 
 
 def trained(
@@ -57,7 +58,7 @@ def trained(
         try:
             adapted = adapt(rate)
             # A rate known from another seed is not searched, but it must give numbers.
-            answer_log_probabilities(adapted, bench.lm, bench.selection_queries[:4])
+            answer_log_probabilities(adapted, bench.lm, bench.selection_queries[:TRIED])
         except NumericalError:
             diverged.append(_untested(name, seed, rate, None, "diverged"))
             continue

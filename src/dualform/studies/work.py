@@ -1,56 +1,43 @@
-"""How much work lies ahead in a comparison, in tokens read: what the progress bar counts."""
+"""The work of pieces that studies share: reading with changed weights, and the search for a learning rate."""
 
-import random
-from collections.abc import Collection
+from collections.abc import Sequence
+from typing import Any
 
-from dualform.learners.base import LEARNERS, Context, Learner
-from dualform.models.reading.encoding import EncodedDemonstrations
-from dualform.studies.bench import Bench, Drawn
-from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.controls import CONTROLS
+from dualform.models.cost.work import WeightChange, Work, WorkPart, read, rows
+from dualform.models.reading.layout import Probe, Query
+from dualform.studies.bench import Bench
 
-TRAINING = 3.0
-"""A training step reads its tokens forwards, and works twice as much backwards."""
+SEARCH = "a search stops early where higher rates are worse"
+"""Why the time of training is a range."""
+TRIED = 4
+"""Selection queries with which a rate that is known is tried out."""
 
 
-def work_of_seed(bench: Bench[ComparisonConfig], drawn: Drawn, first: bool, known: Collection[str]) -> float:
-    """Work of one seed.
+def read_changed(queries: Sequence[Query], prefix: int, probe: Probe = "prompt") -> Work:
+    """Queries read behind a prefix by a model whose changes of weight are applied anew for every group."""
+    changes = Work.of(WeightChange()) * len(rows(queries, probe))
+    return read(queries, prefix, probe) + changes.uncharged
+
+
+def search_part(name: str, one: Work, rates: Sequence[float], bench: Bench[Any], *, known: bool) -> WorkPart:
+    """Training at a rate that is known, or a search over a grid, as `tuning.trained` does it.
+
+    A search that stops early has tried two rates at least, and more where patience asks for more; how many is decided
+    by the data, so that all are expected.
 
     Args:
-        bench: What is run.
-        drawn: The seed's demonstrations.
-        first: Its learning rates are still to be searched for.
-        known: Learners whose learning rates the choice of the seed has found, so that they need no search.
+        name: The learner's.
+        one: Training once.
+        rates: The grid.
+        bench: Whose selection queries choose.
+        known: No search: the rate is tried on a few queries alone.
     """
-    config = bench.config
-    searching = first or config.tune == "each"
-    work = sum(
-        work_of_adapting(bench, LEARNERS[name], drawn, searching and name not in known) for name in config.learners
-    )
-    widths = [query.width() for query in bench.queries]
-    controls = sum(CONTROLS[name].readings(config) for name in config.controls)
-    controls += config.repeats_finetuning and bool(drawn.encoded.sequences)
-    # Stand-ins are adapted under a word on the bar and counted when they read.
-    return work + sum(widths) * len(config.learners) + controls * sum(widths[i] for i in controlled_queries(bench))
-
-
-def controlled_queries(bench: Bench[ComparisonConfig]) -> list[int]:
-    """The queries on which controls, and finetuning repeated, are read, in order."""
-    config, n = bench.config, len(bench.queries)
-    limit = n if config.control_limit is None else min(n, config.control_limit)
-    wanted = bool(config.controls) or config.repeats_finetuning
-    return sorted(random.Random(1).sample(range(n), limit)) if wanted else []
-
-
-def work_of_adapting(bench: Bench[ComparisonConfig], learner: Learner, drawn: Drawn, searching: bool) -> float:
-    """Work of adapting one learner once; a search counts every rate."""
-    if learner.grid is None:
-        return learner.work(Context(bench, drawn))
-    if searching:
-        return work_of_search(bench, bench.config.grid_of(learner), drawn.encoded)
-    return len(drawn.encoded.prefix) * TRAINING
-
-
-def work_of_search(bench: Bench[ComparisonConfig], rates: tuple[float, ...], encoded: EncodedDemonstrations) -> float:
-    """Work of a search over all of a grid."""
-    return len(rates) * (len(encoded.prefix) * TRAINING + sum(query.width() for query in bench.selection_queries))
+    opening = len(bench.encoder.opening)
+    if known:
+        return WorkPart(name, one + read_changed(bench.selection_queries[:TRIED], opening))
+    every = one + read_changed(bench.selection_queries, opening)
+    # A rate that is the best has to come first, and then as many worse ones as patience bears.
+    fewest = min(len(rates), 1 + bench.config.patience)
+    if fewest == len(rates):
+        return WorkPart(name, every * len(rates))
+    return WorkPart(name, every * len(rates), every * fewest, every * len(rates), (SEARCH,))

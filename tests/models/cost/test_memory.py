@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaConfig
 
-from dualform.models.cost.memory import Fit, fit_of, layer_bytes, quantized_bytes, weight_bytes
+from dualform.models.cost.memory import MemoryEstimate, layer_bytes, memory_estimate, quantized_bytes, weight_bytes
 from dualform.models.cost.shape import ModelShape, shape_of_config
 from tests.fixed_machine import GIB
 
@@ -14,13 +14,13 @@ REST = {"activations": GIB}
 
 def fit(
     shape: ModelShape = SEVEN_BILLION, *, ram: int, gpu: int = 0, dtype: str = "float32", divided: bool = False
-) -> Fit:
+) -> MemoryEstimate:
     memory = {"Python and libraries": GIB // 2, "weights": weight_bytes(shape, dtype), **REST}
     device = "cuda" if gpu else "cpu"
-    return fit_of(shape, memory, dtype=dtype, device=device, ram=ram, gpu=gpu, trains=True, divided=divided)
+    return memory_estimate(shape, memory, dtype=dtype, device=device, ram=ram, gpu=gpu, trains=True, divided=divided)
 
 
-def ways(found: Fit) -> dict[str, bool]:
+def ways(found: MemoryEstimate) -> dict[str, bool]:
     return {option.how: option.fits for option in found.options}
 
 

@@ -86,7 +86,7 @@ class Workshop:
     def make(self, *names: str, known: dict[str, float] | None = None) -> Prepared:
         config = self.bench.config.model_copy(update={"controls": names})
         bench = dataclasses.replace(self.bench, config=config)
-        return prepare(bench, self.drawn, self.icl, self.ft, self.rate, known or {}, lambda name: None)
+        return prepare(bench, self.drawn, self.icl, self.ft, self.rate, known or {}, lambda name, made: None)
 
     def stand_in(self, name: str) -> StandIn:
         (control,) = self.make(name).controls

@@ -18,7 +18,7 @@ from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import comparison_config
 from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
-from dualform.studies.work import controlled_queries
+from dualform.studies.comparison.work import controlled_queries
 from tests.studies.small import Kept, numbers, small_config, small_task
 from tests.tiny import tiny_model, tiny_tokenizer
 

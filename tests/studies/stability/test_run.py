@@ -27,8 +27,9 @@ from dualform.studies.pieces import Piece
 from dualform.studies.stability import run as study
 from dualform.studies.stability.config import StabilityConfig, stability_config
 from dualform.studies.stability.result import LearnerStability, StabilityResult, StabilityRun
-from dualform.studies.stability.run import CONTENT_FREE, StabilityStudy, stability
+from dualform.studies.stability.run import StabilityStudy, stability
 from dualform.studies.stability.summary import Run, runs_table
+from dualform.studies.stability.work import CONTENT_FREE
 from dualform.tasks.build import build_task
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import TaskOptions

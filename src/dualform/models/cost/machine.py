@@ -1,7 +1,7 @@
-"""What this machine can do, measured once: the rates from which the time of a run is reckoned.
+"""What this machine can do, measured once: the rates from which the time of a run is estimated.
 
-A run is matrix products, attention, and passes over memory, and each has a rate of its own that hangs on how many rows
-it is done for at once. Products are taken over many different matrices in turn, as a model's layers are, because a
+A run is matrix products, attention, and passes over memory, and each has a rate of its own that depends on how many
+rows it is done for at once. Products are taken over many different matrices in turn, as a model's layers are, because a
 single one would stay in the cache and promise a rate that no model reaches.
 """
 

@@ -1,4 +1,4 @@
-"""Whether a model fits into memory, and by what means it would."""
+"""How much memory a run needs, whether this machine has it, and by what options it would fit."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,17 +29,17 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How a run lies in memory."""
+class MemoryEstimate:
+    """The memory that a run needs, compared with what this machine has."""
 
     where: str
     """`memory` or `GPU memory`."""
     needed: int
     """Bytes."""
     room: int
-    """Bytes that there are; 0 where the system does not tell."""
+    """Bytes that there are; 0 where the system does not report them."""
     options: tuple[Option, ...]
-    """What would fit, and what would not, where the run as asked for does not."""
+    """Ways to run it, where the run as requested does not fit."""
 
     @property
     def fits(self) -> bool:
@@ -57,7 +57,7 @@ class Fit:
         }
 
 
-def fit_of(
+def memory_estimate(
     shape: ModelShape,
     memory: Mapping[str, int],
     *,
@@ -67,19 +67,19 @@ def fit_of(
     gpu: int,
     trains: bool,
     divided: bool = False,
-) -> Fit:
-    """Hold a run's memory against the machine's.
+) -> MemoryEstimate:
+    """Compare the memory that a run needs with the machine's.
 
     Args:
         shape: The model's.
-        memory: Bytes by what they are for, as a plan has them: `weights` and `packed copies` hang on dtype and
+        memory: Bytes by what they are for, as a plan has them: `weights` and `packed copies` depend on dtype and
             division, the rest on what is run.
-        dtype: Asked for.
+        dtype: The requested one.
         device: Where it would run.
         ram: Bytes of main memory.
         gpu: Bytes of the GPU's; 0 without one.
-        trains: Whether finetuning is asked for, which quantized weights refuse.
-        divided: A device map or quantized weights are asked for, so that weights lie elsewhere already.
+        trains: Whether finetuning is requested, which quantized weights refuse.
+        divided: A device map or quantized weights are requested, so that weights lie elsewhere already.
     """
     on_gpu = not device.startswith("cpu") and gpu > 0
     room = gpu if on_gpu else ram
@@ -89,9 +89,9 @@ def fit_of(
     )
     needed = sum(memory.values()) - (memory.get("Python and libraries", 0) if on_gpu else 0)
     where = "GPU memory" if on_gpu else "memory"
-    fit = Fit(where, needed, room, ())
-    if fit.fits or divided:
-        return fit
+    estimate = MemoryEstimate(where, needed, room, ())
+    if estimate.fits or divided:
+        return estimate
     options: list[Option] = []
 
     def option(how: str, n: float, room: int, note: str = "") -> None:
@@ -123,7 +123,7 @@ def fit_of(
         n = quantized_bytes(shape, bits, dtype) + base + rest
         note = "zsl and icl only: no finetuning, no similarity" if trains else "zsl and icl only"
         option(f"--quantize {bits}", n, room, note)
-    return Fit(where, needed, room, tuple(options))
+    return MemoryEstimate(where, needed, room, tuple(options))
 
 
 def weight_bytes(shape: ModelShape, dtype: str) -> int:

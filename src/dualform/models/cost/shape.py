@@ -50,6 +50,8 @@ class LayerShape:
     """Width of what W_O puts out."""
     mlp: int
     """Weights of the block's linears outside attention."""
+    mlp_input: int
+    """Of these, weights of linears that read the MLP's input."""
     block: float
     """Weights of the whole block that one token is multiplied with."""
 
@@ -170,7 +172,7 @@ class ModelShape:
         """Operations of one step of layer-causal descent: forward, each layer's head, backward within each layer.
 
         Nothing flows into a layer's input, so the backward leaves out the products with W_Q, W_K and W_V and, of the
-        four in attention, the one that leads to the queries. An MLP beside attention instead of behind it (gptj) is
+        four in attention, the one that leads to the queries. An MLP parallel to attention (gptj) is
         counted all the same, though no gradient passes through it.
         """
         pairs = tokens * (tokens + 1) / 2
@@ -185,7 +187,7 @@ class ModelShape:
         return 3.0 * self.forward(tokens, scored=scored)
 
     def ridge_equations(self, lengths: Sequence[int], layer: int) -> float:
-        """Operations of one layer's ridge fold beside the forwards: a second look at attention, and Gram matrices.
+        """Operations of one layer's ridge fold on top of the forwards: a second look at attention, and Gram matrices.
 
         Args:
             lengths: Tokens of each text.
@@ -202,6 +204,11 @@ class ModelShape:
         one = self.layers[layer]
         width = one.n_heads * one.head_width
         return _EIGENDECOMPOSITION * width**3 + 4.0 * width**2 * one.d_out
+
+    def thought_matrices(self, tokens: float) -> float:
+        """Operations of thought matrices: each token's rank-one change summed, and weights multiplied with the sums."""
+        d = self.d_model
+        return sum(2.0 * tokens * d * d + 2.0 * layer.mlp_input * d for layer in self.layers)
 
     def _attention(self, pairs: float, first: int = 0) -> float:
         return sum(layer.attention(pairs) for layer in self.layers[first:])
@@ -262,6 +269,7 @@ def _layers(
     model: PreTrainedModel, anatomy: Anatomy, sizes: Mapping[str, int], experts: Mapping[str, int], share: float
 ) -> tuple[LayerShape, ...]:
     """Every layer as its anatomy has it."""
+    d_model = model.get_input_embeddings().weight.shape[1]
 
     def of_rows(rows: Rows | None) -> int:
         if rows is None:
@@ -272,6 +280,7 @@ def _layers(
     def one(layer: LayerAnatomy) -> LayerShape:
         block = f"{block_of(model, layer.attention) or layer.attention}."
         inside = {name: n for name, n in sizes.items() if name.startswith(block)}
+        mlp = {name: n for name, n in inside.items() if not f"{name}.".startswith(f"{layer.attention}.")}
         sent = share * sum(n for name, n in experts.items() if name.startswith(block))
         return LayerShape(
             n_heads=layer.n_heads,
@@ -283,7 +292,8 @@ def _layers(
             value=of_rows(layer.W_V),
             shares_key_value=layer.key_value_of is not None,
             d_out=0 if layer.W_O is None else sizes[layer.W_O] // (layer.n_heads * layer.head_width),
-            mlp=sum(n for name, n in inside.items() if not f"{name}.".startswith(f"{layer.attention}.")),
+            mlp=sum(mlp.values()),
+            mlp_input=sum(n for name, n in mlp.items() if _width(model, name) == d_model),
             block=sum(inside.values()) + sent,
         )
 
@@ -309,7 +319,11 @@ def _layers_of_config(
     query, key = n_heads * d_head * d_model, n_kv_heads * d_head * d_model
     # W_Q and W_O, W_K and W_V; the rest of the linears in numbered blocks is the MLP's.
     attention = 2 * query + 2 * key
-    blocks = sum(n for name, n in sizes.items() if any(part.isdigit() for part in name.split(".")))
+    in_blocks = {name: n for name, n in sizes.items() if any(part.isdigit() for part in name.split("."))}
+    blocks = sum(in_blocks.values())
+    reading = sum(n for name, n in in_blocks.items() if _width(model, name) == d_model)
+    # W_O reads the joined heads, which often are as wide as the residual stream.
+    reading -= n_layers * (attention if n_heads * d_head == d_model else attention - query)
     layer = LayerShape(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -321,6 +335,7 @@ def _layers_of_config(
         shares_key_value=False,
         d_out=d_model,
         mlp=max(0, blocks // n_layers - attention),
+        mlp_input=max(0, reading // n_layers),
         block=(blocks + share * sum(experts.values())) / n_layers,
     )
     return (layer,) * n_layers
@@ -352,6 +367,12 @@ def _experts(model: PreTrainedModel) -> tuple[dict[str, int], float, int]:
 def _number(config: object, names: tuple[str, ...]) -> int:
     """The first of some settings that is a number; 0 without."""
     return next((value for name in names if type(value := getattr(config, name, None)) is int), 0)
+
+
+def _width(model: PreTrainedModel, name: str) -> int:
+    """Input features of a linear."""
+    module = model.get_submodule(name)
+    return int(module.get_parameter("weight").shape[1 - row_axis(module)])
 
 
 def _size(module: nn.Module) -> int:

@@ -39,6 +39,7 @@ from dualform.studies.inside import (
 )
 from dualform.studies.measures import MEASURES
 from dualform.studies.tuning import trained
+from dualform.studies.work import TRIED
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task, Template
@@ -195,7 +196,7 @@ def prepare(
     ft: AdaptedModel,
     rate: float,
     known: dict[str, float],
-    report: Callable[[str], None],
+    report: Callable[[str, bool], None],
 ) -> Prepared:
     """Adapt every stand-in that the settings ask for.
 
@@ -206,17 +207,18 @@ def prepare(
         ft: The finetuned model.
         rate: FT's learning rate, which its stand-ins share.
         known: Rates that an earlier seed chose for stand-ins that have their own; others are searched for.
-        report: Told which control comes next.
+        report: Is given the name of a control and whether it has been made, before and after making it.
     """
     made = Workshop(bench, drawn, icl, ft, rate, known)
     controls: list[Ready] = []
     for name in bench.config.controls:
-        report(name)
+        report(name, False)
         try:
             controls += CONTROLS[name].make(made)
         except DualformError as error:
             # What the run is about stands without it.
             made.notes.append(f"Control {name} was left out for seed {drawn.demonstrations.seed}: {error}")
+        report(name, True)
     return Prepared(tuple(controls), made.rates, tuple(made.trials), tuple(made.notes))
 
 
@@ -378,7 +380,7 @@ class Workshop:
             try:
                 adapted = self.ft if rate == self.rate else self._finetune(rate, self.bench.lm, self.encoded)
                 # Weights may be finite and what they answer not.
-                answer_log_probabilities(adapted, self.bench.lm, self.bench.queries[:4])
+                answer_log_probabilities(adapted, self.bench.lm, self.bench.queries[:TRIED])
             except NumericalError:
                 self.notes.append(
                     f"Seed {self.demonstrations.seed}: FT diverged at rate {rate:g}; the sweep stops there."

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from dualform.errors import TaskError
+from dualform.models.cost.work import FINDING_BLOCKS, Work, encode
 from dualform.studies.controls import Control, ControlFacts, ControlPlan, Ready
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from dualform.studies.bench import Bench
     from dualform.studies.comparison.config import ComparisonConfig
     from dualform.studies.comparison.controls import Workshop
-    from dualform.studies.comparison.plan import ControlCosts
+    from dualform.studies.comparison.work import ControlWork
 
 RANDOM_UPDATES = 5
 """Draws of noise that the control `random_update` averages over."""
@@ -32,9 +33,9 @@ class RandomDirectionControl(Control):
         """No model at all."""
         yield shop.random_direction()
 
-    def plan(self, costs: ControlCosts) -> ControlPlan:
+    def work(self, about: ControlWork) -> ControlPlan:
         """No forward."""
-        return ControlPlan(costs.measures())
+        return ControlPlan(reading=about.measuring())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,11 @@ class RandomUpdateControl(Control):
         """As many models as there are draws."""
         yield shop.random_updates(self.name, RANDOM_UPDATES)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan:
+    def work(self, about: ControlWork) -> ControlPlan:
         """Each draw is read."""
-        return ControlPlan((costs.encode(costs.opening) + costs.read(costs.opening)) * RANDOM_UPDATES)
+        return ControlPlan(encode(about.opening) * RANDOM_UPDATES, about.reading(about.opening) * RANDOM_UPDATES)
 
-    def plan_changes(self, config: ComparisonConfig) -> int:
+    def kept_changes(self, config: ComparisonConfig) -> int:
         """One a draw."""
         return RANDOM_UPDATES
 
@@ -62,9 +63,9 @@ class FillerControl(Control):
         """Zero-shot behind a prefix that says nothing."""
         yield shop.filler(self)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan:
+    def work(self, about: ControlWork) -> ControlPlan:
         """As ICL."""
-        return costs.prompted(len(costs.drawn.encoded.prefix))
+        return about.prompted(len(about.drawn.encoded.prefix))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,10 @@ class RelabelledControl(Control):
             raise TaskError("the demonstrations all show the same label, so there are no other ones to deal")
         yield shop.prompted(self, shop.bench.shown(otherwise).encoded)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan | None:
+    def work(self, about: ControlWork) -> ControlPlan | None:
         """As ICL."""
-        otherwise = costs.drawn.demonstrations.labelled_otherwise(costs.bench.task, self.rule)
-        return None if otherwise is None else costs.prompted(len(costs.bench.shown(otherwise).encoded.prefix))
+        otherwise = about.drawn.demonstrations.labelled_otherwise(about.bench.task, self.rule)
+        return None if otherwise is None else about.prompted(len(about.bench.shown(otherwise).encoded.prefix))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +102,9 @@ class OtherTaskControl(Control):
         if config.other_task is not None:
             load_task(config.other_task, data_dir=config.data_dir)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan:
+    def work(self, about: ControlWork) -> ControlPlan:
         """As ICL."""
-        return costs.prompted(len(costs.shop.other_task().prefix))
+        return about.prompted(len(about.shop.other_task().prefix))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +115,14 @@ class OtherDemonstrationsControl(Control):
         """At FT's rate."""
         yield shop.trained(self, shop.finetuned(self.name, shop.others().encoded), ranked=False)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan | None:
+    def work(self, about: ControlWork) -> ControlPlan | None:
         """As FT at a known rate."""
         try:
-            return costs.trained(costs.shop.others().encoded)
+            return about.trained(about.shop.others().encoded)
         except TaskError:
             return None
 
-    def plan_changes(self, config: ComparisonConfig) -> int:
+    def kept_changes(self, config: ComparisonConfig) -> int:
         """FT's."""
         return 1
 
@@ -142,15 +143,15 @@ class OtherOrderControl(Control):
         else:
             yield shop.trained(self, shop.finetuned(self.name, encoded), encoded, places=places)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan | None:
+    def work(self, about: ControlWork) -> ControlPlan | None:
         """As the side."""
-        *_, again = costs.drawn.demonstrations.in_orders(2)
-        if again.rows == costs.drawn.demonstrations.rows:
+        *_, again = about.drawn.demonstrations.in_orders(2)
+        if again.rows == about.drawn.demonstrations.rows:
             return None
-        encoded = costs.bench.shown(again).encoded
-        return costs.prompted(len(encoded.prefix)) if self.beside == "icl" else costs.trained(encoded)
+        encoded = about.bench.shown(again).encoded
+        return about.prompted(len(encoded.prefix)) if self.beside == "icl" else about.trained(encoded)
 
-    def plan_changes(self, config: ComparisonConfig) -> int:
+    def kept_changes(self, config: ComparisonConfig) -> int:
         """FT's."""
         return int(self.beside == "ft")
 
@@ -166,12 +167,11 @@ class UntrainedControl(Control):
         """A whole model."""
         yield shop.other_model(self.name, keep_embeddings=self.keep_embeddings)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan:
+    def work(self, about: ControlWork) -> ControlPlan:
         """All three learners, adapted and read."""
-        encoded = costs.drawn.encoded
-        return costs.three_learners(encoded)
+        return about.three_learners()
 
-    def plan_models(self) -> int:
+    def kept_models(self) -> int:
         """Kept until it has read."""
         return 1
 
@@ -207,11 +207,12 @@ class VariantControl(Control):
         elif self.part == "mlp":
             mlp_rows(lm.model, lm.anatomy)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan:
+    def work(self, about: ControlWork) -> ControlPlan:
         """A search, or a known rate."""
-        return costs.searched(self.name, costs.train(costs.drawn.encoded), pairs=1 + len(self.companions))
+        training = self.method(about.bench, 0.0).work(about.bench.lm.shape, about.drawn.encoded)
+        return about.searched(training, pairs=1 + len(self.companions))
 
-    def plan_changes(self, config: ComparisonConfig) -> int:
+    def kept_changes(self, config: ComparisonConfig) -> int:
         """FT's."""
         return int(self.kept)
 
@@ -232,13 +233,9 @@ class LayerCausalControl(VariantControl):
 
         find_blocks(lm.model, lm.anatomy)
 
-    def plan(self, costs: ControlCosts) -> ControlPlan:
-        """Every layer has a loss of its own."""
-        return costs.searched(self.name, costs.train(costs.drawn.encoded, layerwise=True))
-
-    def plan_checks(self) -> int:
-        """One."""
-        return 1
+    def check_forwards(self) -> int:
+        """The blocks are found."""
+        return FINDING_BLOCKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,18 +246,14 @@ class RatesControl(Control):
         """As many models as there are rates, up to the one where training diverges."""
         yield from shop.sweep()
 
-    def readings(self, config: ComparisonConfig) -> int:
-        """One a rate."""
-        return len(config.rates)
-
-    def plan(self, costs: ControlCosts) -> ControlPlan:
+    def work(self, about: ControlWork) -> ControlPlan:
         """All rates but FT's own are trained."""
-        rates = len(costs.bench.config.rates)
-        one = costs.few() + costs.read(costs.opening)
-        cost = costs.train(costs.drawn.encoded) * (rates - 1) + one * rates
-        return ControlPlan(cost, one, (_DIVERGES,))
+        rates = len(about.bench.config.rates)
+        one = about.few() + about.reading(about.opening)
+        making = about.training(about.drawn.encoded) * (rates - 1) + one * rates
+        return ControlPlan(making, Work(), one, (_DIVERGES,))
 
-    def plan_changes(self, config: ComparisonConfig) -> int:
+    def kept_changes(self, config: ComparisonConfig) -> int:
         """One a rate."""
         return len(config.rates)
 

@@ -12,7 +12,6 @@ from dualform.learners.adapted import Adapted, AdaptedModel
 from dualform.learners.base import LEARNERS, Answering
 from dualform.learners.remembered import Remembered
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import NO_RECORDING, Readings
 from dualform.progress import Progress
 from dualform.studies.bench import Bench
@@ -20,8 +19,8 @@ from dualform.studies.comparison.attention_view import AttentionView, with_prefi
 from dualform.studies.comparison.config import FINETUNED, IN_CONTEXT, ZERO_SHOT, ComparisonConfig
 from dualform.studies.comparison.controls import Prepared
 from dualform.studies.comparison.repeated import Repeated, repeat_measures
+from dualform.studies.comparison.work import SeedWork, controlled_queries, query_groups
 from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
-from dualform.studies.work import controlled_queries
 
 
 @dataclass
@@ -41,13 +40,14 @@ class SeedReadings:
 def read_queries(
     bench: Bench[ComparisonConfig],
     seed: int,
-    encoded: EncodedDemonstrations,
+    work: SeedWork,
     adapted: dict[str, Adapted],
     prepared: Prepared,
     repeated: Repeated | None,
     progress: Progress,
 ) -> SeedReadings:
     """Read the queries with all learners, and some of them with the controls and the repeated training too."""
+    encoded = work.drawn.encoded
     want: dict[str, Recording] = {}
     icl, ft = adapted.get(IN_CONTEXT), adapted.get(FINETUNED)
     prompted, shown = None, None
@@ -67,7 +67,9 @@ def read_queries(
     )
     if prompted is not None and bench.config.explore:
         read.view = AttentionView(bench.config.explore, bench.labels, None if shown is None else shown.content)
-    for indices, controlled in _groups(bench):
+    of_controls = sum(plan.reading.passes for plan in work.controls.values())
+    n_controlled = len(controlled_queries(bench))
+    for indices, controlled in query_groups(bench):
         readings: dict[str, Readings] = {}
         spent: dict[str, float] = {}
         for name, one in adapted.items():
@@ -86,14 +88,14 @@ def read_queries(
             read.seconds[name] += spent[name]
             found = readings[name].log_probabilities.double().cpu()
             read.answers[name][list(indices), : found.shape[1]] = found
-            progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading queries")
+            progress.advance(work.reading(name, indices).passes, f"seed {seed}: reading queries")
         again: Readings | None = None
         if controlled and repeated is not None:
             if repeated.model is not None:
                 again = repeated.read(bench, indices, want.get(FINETUNED, NO_RECORDING))
                 answers = {FINETUNED: again.log_probabilities.double().cpu()}
                 _scatter(read.repeat_answers, _widened(answers, width), indices, n)
-            progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading ft repeated")
+            progress.advance(work.reading_repeat(indices).passes, f"seed {seed}: reading ft repeated")
         if prompted is None or not isinstance(ft, AdaptedModel):
             continue
         zsl = readings[ZERO_SHOT]
@@ -119,7 +121,7 @@ def read_queries(
                 measured, answered = control.read(bench, indices, zsl, sides)
                 _scatter(read.measures, measured, indices, n)
                 _scatter(read.control_answers, _widened(answered, width), indices, n)
-                progress.advance(sum(bench.queries[i].width() for i in indices), f"seed {seed}: reading controls")
+            progress.advance(of_controls * len(indices) / n_controlled, f"seed {seed}: reading controls")
             read.control_seconds += time.perf_counter() - start
     return read
 
@@ -144,18 +146,6 @@ def _compared(learner: str, side: Side, zsl: Readings, sides: dict[str, Side]) -
 def _in_weights(adapted: Adapted) -> bool:
     """Whether an adapted model is a change of weights behind the zero-shot prompt."""
     return isinstance(adapted, AdaptedModel) and bool(adapted.deltas)
-
-
-def _groups(bench: Bench[ComparisonConfig]) -> list[tuple[list[int], bool]]:
-    """Groups of queries, and whether controls and repeated trainings read them too: those do not mix with others."""
-    config = bench.config
-    chosen = controlled_queries(bench)
-    rest = sorted(set(range(len(bench.queries))) - set(chosen))
-    found = []
-    for some, controlled in ((chosen, True), (rest, False)):
-        queries = [bench.queries[i] for i in some]
-        found += [([some[i] for i in group], controlled) for group in bench.lm.groups(queries, config.probe)]
-    return found
 
 
 def _widened(answers: dict[str, Tensor], width: int) -> dict[str, Tensor]:

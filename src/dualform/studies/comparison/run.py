@@ -23,10 +23,10 @@ from dualform.studies.comparison.seed import compute_seed
 from dualform.studies.comparison.seed_choice import ChosenSeeds, choose_seeds
 from dualform.studies.comparison.setup import ComparisonRun
 from dualform.studies.comparison.summary import examples_table, summarise
+from dualform.studies.comparison.work import SeedWork, passes
 from dualform.studies.facts import Asked
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.study import StudyContext, StudyOutput
-from dualform.studies.work import work_of_seed
 from dualform.tasks.task import Task
 
 _SILENT = Silent()
@@ -164,21 +164,23 @@ def seeds_behind(config: ComparisonConfig, seed: int) -> tuple[int, ...]:
 def _outcomes(run: ComparisonRun, chosen: "ChosenSeeds") -> list[SeedOutcome]:
     """The chosen seeds' outcomes, in order; finished ones are read back."""
     bench, config = run.bench, run.bench.config
-    work = {
-        seed: work_of_seed(bench, run.drawn[seed], seed == chosen.seeds[0], chosen.rates.keys())
-        for seed in chosen.seeds
-    }
-    run.progress.start(sum(work.values()))
+    work = {}
+    for seed in chosen.seeds:
+        first = seed == chosen.seeds[0]
+        # A rate that the choice of a seed has found is for that seed alone.
+        found = tuple(chosen.rates) if first else ()
+        work[seed] = SeedWork(bench, run.drawn[seed], first or config.tune == "each", found)
+    run.progress.start(sum(passes(one.parts()) for one in work.values()))
     outcomes: list[SeedOutcome] = []
     for seed in chosen.seeds:
         inputs = run.inputs(list(dict.fromkeys((*seeds_behind(config, seed)[:-1], seed))))
         piece = run.cells.get(piece_name(seed), inputs)
         if piece is None:
             known = chosen.rates if not outcomes else ({} if config.tune == "each" else outcomes[0].rates)
-            outcome = compute_seed(run, seed, inputs, known, chosen)
+            outcome = compute_seed(run, seed, inputs, known, chosen, work[seed])
             run.cells.put(outcome.to_piece())
         else:
             outcome = SeedOutcome.from_piece(piece)
-            run.progress.advance(work[seed], f"seed {seed} was finished earlier")
+            run.progress.advance(passes(work[seed].parts()), f"seed {seed} was finished earlier")
         outcomes.append(outcome)
     return outcomes

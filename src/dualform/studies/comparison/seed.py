@@ -16,11 +16,11 @@ from dualform.studies.comparison.reading import read_queries
 from dualform.studies.comparison.repeated import Repeated
 from dualform.studies.comparison.seed_choice import ChosenSeeds
 from dualform.studies.comparison.setup import ComparisonRun
-from dualform.studies.work import work_of_adapting
+from dualform.studies.comparison.work import SeedWork, passes
 
 
 def compute_seed(
-    run: ComparisonRun, seed: int, inputs: str, known: dict[str, float], chosen: ChosenSeeds
+    run: ComparisonRun, seed: int, inputs: str, known: dict[str, float], chosen: ChosenSeeds, work: SeedWork
 ) -> SeedOutcome:
     """Adapt every learner to one seed's demonstrations and read all queries.
 
@@ -30,6 +30,7 @@ def compute_seed(
         inputs: Digest of all that the seed's numbers are computed from.
         known: Learner -> learning rate that needs no search.
         chosen: Searches made while the reported seed was chosen; they are not made again.
+        work: What the seed reads and trains, for the progress bar.
     """
     bench, drawn, progress = run.bench, run.drawn[seed], run.progress
     demonstrations, encoded = drawn.demonstrations, drawn.encoded
@@ -42,8 +43,7 @@ def compute_seed(
     # Searches last: what another learner cannot use is reported before minutes of training.
     for name in sorted(bench.config.learners, key=lambda name: LEARNERS[name].grid is not None):
         learner = LEARNERS[name]
-        work = work_of_adapting(bench, learner, drawn, searching=name not in known)
-        advance = LearnerProgress(progress, work, f"seed {seed}: adapting {name}")
+        advance = LearnerProgress(progress, passes(work.adapting(name)), f"seed {seed}: adapting {name}")
         context = Context(bench, drawn, report=advance, record=facts.setdefault(name, {}).update)
         start = time.perf_counter()
         if learner.grid is None:
@@ -60,6 +60,8 @@ def compute_seed(
         if name == FINETUNED and bench.config.repeats_finetuning:
             progress.advance(0, f"seed {seed}: repeating {name} from weights moved by rounding")
             repeated = repeat_training(learner, context, found)
+            if repeated is not None:
+                progress.advance(work.repeating().work.passes, f"seed {seed}: repeating {name}")
     adapted = {name: adapted[name] for name in bench.config.learners}
     if run.memory is not None and ZERO_SHOT in adapted:
         # Zero-shot is the same for every seed.
@@ -69,12 +71,13 @@ def compute_seed(
     icl, ft = adapted.get(IN_CONTEXT), adapted.get(FINETUNED)
     if bench.config.controls and isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel):
 
-        def report_control(control: str) -> None:
-            progress.advance(0, f"seed {seed}: control {control}")
+        def report_control(control: str, made: bool) -> None:
+            making = work.controls[control].making.passes if made and control in work.controls else 0.0
+            progress.advance(making, f"seed {seed}: control {control}")
 
         prepared = prepare(bench, drawn, icl, ft, rates[FINETUNED], known, report_control)
     control_seconds = time.perf_counter() - start
-    read = read_queries(bench, seed, encoded, adapted, prepared, repeated, progress)
+    read = read_queries(bench, seed, work, adapted, prepared, repeated, progress)
     costs = {
         name: {
             "adapt_seconds": one.cost.seconds,

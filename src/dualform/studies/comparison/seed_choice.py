@@ -7,13 +7,14 @@ import torch
 
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.base import LEARNERS, Context
+from dualform.models.cost.work import read
 from dualform.result import Trial
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.adapting import train_learner
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.setup import ComparisonRun
+from dualform.studies.comparison.work import SeedWork, passes
 from dualform.studies.pieces import Piece
-from dualform.studies.work import TRAINING, work_of_adapting
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def choose_seeds(run: ComparisonRun) -> ChosenSeeds:
     if config.select == "none" or len(config.seeds) == 1:
         return ChosenSeeds(config.seeds)
     inputs = run.inputs(config.seeds)
-    progress.start(sum(_work_of_choice(bench, one) for one in drawn.values()))
+    work = {seed: passes(SeedWork(bench, one, searching=True).choosing()) for seed, one in drawn.items()}
+    progress.start(sum(work.values()))
     pieces = {}
     for seed, one in drawn.items():
         name = f"choosing, seed {seed}"
@@ -46,7 +48,7 @@ def choose_seeds(run: ComparisonRun) -> ChosenSeeds:
             piece = Piece(name, inputs, {}, _candidate(bench, one))
             cells.put(piece)
         pieces[seed] = piece.about
-        progress.advance(_work_of_choice(bench, one), f"choosing a seed: {seed}")
+        progress.advance(work[seed], f"choosing a seed: {seed}")
     best = max(config.seeds, key=lambda seed: (pieces[seed]["score"], -seed))
     tried = ", ".join(f"{seed}: {about['score']:.3f}" for seed, about in pieces.items())
     learner = " and ".join(name.upper() for name in config.selecting)
@@ -75,13 +77,14 @@ def _candidate(bench: Bench[ComparisonConfig], drawn: Drawn) -> dict[str, object
     trials: dict[str, list[dict[str, object]]] = {}
     seconds: dict[str, float] = {}
     tokens = 0.0
-    queries = sum(query.width() for query in bench.selection_queries)
+    opening = len(bench.encoder.opening)
     for name in bench.config.selecting:
         learner, context = LEARNERS[name], Context(bench, drawn)
+        once = learner.work(context).charged.passes
         if learner.grid is None:
             table = answer_log_probabilities(learner.adapt(context), bench.lm, bench.selection_queries)
             scores.append(float((table.argmax(dim=1) == right).double().mean()))
-            tokens += learner.work(context) + queries
+            tokens += once + learner.reading(context, bench.selection_queries, "prompt").passes
             continue
         start = time.perf_counter()
         search = train_learner(bench, learner, context, None)
@@ -91,12 +94,5 @@ def _candidate(bench: Bench[ComparisonConfig], drawn: Drawn) -> dict[str, object
         scores.append(best.validation_accuracy)
         trials[name] = [trial.model_dump() for trial in search.trials]
         run = sum(trial.status != "skipped" for trial in search.trials)
-        tokens += run * (TRAINING * len(drawn.encoded.prefix) + queries)
+        tokens += run * (once + read(bench.selection_queries, opening).passes)
     return {"score": sum(scores) / len(scores), "tokens": tokens, "trials": trials, "search_seconds": seconds}
-
-
-def _work_of_choice(bench: Bench[ComparisonConfig], drawn: Drawn) -> float:
-    queries = sum(query.width() for query in bench.selection_queries)
-    learners = [LEARNERS[name] for name in bench.config.selecting]
-    # A search reads the selection queries at every rate, which its work includes.
-    return sum(work_of_adapting(bench, one, drawn, True) + (0 if one.grid else queries) for one in learners)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dualform.errors import ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
+from dualform.models.cost.work import read
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.export.card import EXAMPLE, CardFacts, Measured, PromptFacts, model_card
 from dualform.models.export.checkpoint import (
@@ -40,6 +41,7 @@ from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.summary import examples_table, summarise
 from dualform.studies.facts import Asked
 from dualform.studies.fold.config import FoldConfig
+from dualform.studies.fold.work import VERIFIED_QUERIES, folding_parts
 from dualform.studies.fold_settings import require_weights
 from dualform.studies.folds import (
     MadeFold,
@@ -107,17 +109,17 @@ def fold(
     require_plain_weights(lm)
     require_writable(lm, config.fold.method, config.form == "checkpoint")
     bench = Bench.of(config, lm, task)
-    read = check_fold(bench, config.fold)
+    from_files = check_fold(bench, config.fold)
     drawn = bench.draw(config.seeds[0])
-    inputs = digest(bench, [drawn], read)
+    inputs = digest(bench, [drawn], from_files)
     plain = None
     if config.perplexity is not None:
         plain = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
-    reading = sum(query.width() for query in bench.queries)
-    progress.start(len(drawn.encoded.prefix) * 5.0 + 3 * reading)
+    ahead = sum(part.work.passes for part in folding_parts(bench, drawn))
+    progress.start(ahead + 3 * read(bench.queries, 0).passes)
 
     def folding(share: float) -> None:
-        progress.advance(share * 5.0 * len(drawn.encoded.prefix), "folding")
+        progress.advance(share * ahead, "folding")
 
     made = make_fold(bench, drawn, config.fold, folding)
     adapted = made.adapted
@@ -364,7 +366,6 @@ with torch.no_grad():
         differences.append((logits.log_softmax(-1) - given[f"expected{i}"]).abs().max())
 print(float(torch.stack(differences).max()))  # NaN if any is, which Python's own max would drop
 """
-VERIFIED_QUERIES = 16
 
 
 def verified(

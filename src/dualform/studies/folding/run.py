@@ -8,7 +8,7 @@ other tasks' folds, and read plain text.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from dualform.errors import DualformError, StorageError
 from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext
+from dualform.models.cost.work import WorkPart
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
@@ -31,6 +32,7 @@ from dualform.studies.fold_settings import IN_WEIGHTS
 from dualform.studies.folding.config import Fold, FoldingConfig
 from dualform.studies.folding.result import FoldingResult
 from dualform.studies.folding.summary import FoldOutcome, SeedFolds, folding_table, summarise_folding
+from dualform.studies.folding.work import FoldingWork
 from dualform.studies.folds import check_fold, make_fold, perplexity_passages
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.study import StudyContext, StudyOutput
@@ -84,7 +86,7 @@ def folding(
     task = task or config.load_task()
     lm = lm or config.load_model(config.model)
     study = _Study.of(config, lm, task, cells, progress)
-    progress.start(float(study.n_jobs))
+    progress.start(float(study.passes))
     with lm.packed_products():
         base, _ = study.run_zero_shot()
         seeds = tuple(study.run_seed(seed) for seed in config.seeds)
@@ -174,19 +176,28 @@ class _Study:
     @property
     def folds(self) -> tuple[Fold, ...]:
         """Every way of folding once, the default first."""
-        points = self.config.points(len(self.lm.anatomy.layers))
-        return tuple(dict.fromkeys([self.config.default, *(point.fold for point in points)]))
+        return self.work.folds
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """Every number of demonstrations that is asked for."""
-        return tuple(dict.fromkeys(k for _, k in self.drawn))
+        """Every number of demonstrations that is asked for and can be had."""
+        return self.work.ks
 
     @property
-    def n_jobs(self) -> int:
-        """Steps of the progress bar."""
-        a_seed = len(self.ks) + len(self.folds) + self.config.ft + len(self.others)
-        return 1 + a_seed * len(self.config.seeds)
+    def work(self) -> FoldingWork:
+        """What all steps take."""
+        return FoldingWork(self.bench, self.others, self.plain, self.drawn, self.drawn_there)
+
+    @property
+    def passes(self) -> float:
+        """All that lies ahead, as the progress bar counts it."""
+        seeds, work = self.config.seeds, self.work
+        steps = [work.zero_shot()]
+        steps += [work.prompt(seed, k) for seed in seeds for k in self.ks]
+        steps += [work.finetuning(seed) for seed in seeds if self.config.ft]
+        steps += [work.fold(seed, fold) for seed in seeds for fold in self.folds]
+        steps += [work.elsewhere(seed, name) for seed in seeds for name in self.others]
+        return sum(map(_passes, steps))
 
     def run_zero_shot(self) -> Made:
         """The base model, which no seed changes."""
@@ -197,17 +208,30 @@ class _Study:
             plain = {"plain": self._read_plain(())} if self.plain else {}
             return {f"answers/{name}": table for name, table in answers.items()} | plain, {}
 
-        return self._kept("zero-shot", make)
+        return self._kept("zero-shot", self.work.zero_shot(), make)
 
     def run_seed(self, seed: int) -> SeedFolds:
         """All ways of folding one seed's demonstrations."""
-        prompted = {k: self._kept(f"seed {seed}, prompt of {k}", partial(self._prompt, seed, k)) for k in self.ks}
-        ft = self._kept(f"seed {seed}, ft", partial(self._finetune, seed)) if self.config.ft else None
+        prompted = {
+            k: self._kept(f"seed {seed}, prompt of {k}", self.work.prompt(seed, k), partial(self._prompt, seed, k))
+            for k in self.ks
+        }
+        ft = (
+            self._kept(f"seed {seed}, ft", self.work.finetuning(seed), partial(self._finetune, seed))
+            if self.config.ft
+            else None
+        )
         folds = {
-            fold: self._kept(f"seed {seed}, fold {_told(fold)}", partial(self._fold, seed, fold)) for fold in self.folds
+            fold: self._kept(
+                f"seed {seed}, fold {_told(fold)}", self.work.fold(seed, fold), partial(self._fold, seed, fold)
+            )
+            for fold in self.folds
         }
         elsewhere = {
-            name: self._kept(f"seed {seed}, task {name}", partial(self._elsewhere, seed, name)) for name in self.others
+            name: self._kept(
+                f"seed {seed}, task {name}", self.work.elsewhere(seed, name), partial(self._elsewhere, seed, name)
+            )
+            for name in self.others
         }
         return SeedFolds(
             seed=seed,
@@ -219,7 +243,7 @@ class _Study:
             elsewhere={name: tensors for name, (tensors, _) in elsewhere.items()},
         )
 
-    def _kept(self, name: str, make: Callable[[], Made]) -> Made:
+    def _kept(self, name: str, parts: Iterable[WorkPart], make: Callable[[], Made]) -> Made:
         """A finished piece, or one made now and kept."""
         piece = self.cells.get(name, self.inputs)
         self.progress.advance(0, name)
@@ -227,7 +251,7 @@ class _Study:
             tensors, about = make()
             piece = Piece(name, self.inputs, tensors, about)
             self.cells.put(piece)
-        self.progress.advance(1, name)
+        self.progress.advance(_passes(parts), name)
         return piece.tensors, piece.about
 
     def _prompt(self, seed: int, k: int) -> Made:
@@ -312,6 +336,11 @@ class _Study:
     def _read_plain(self, deltas: Sequence[WeightDelta]) -> Tensor:
         with applied(self.lm.model, deltas):
             return text_losses(self.lm, self.bench.encoder.opening, self.plain)
+
+
+def _passes(parts: Iterable[WorkPart]) -> float:
+    """Work as the progress bar counts it."""
+    return sum(part.work.passes for part in parts)
 
 
 def _told(fold: Fold) -> str:

@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from dualform.files import atomic_write, cache_dir
 from dualform.models.cost.machine import Machine, peak_memory
 from dualform.source_digest import source_digest
-from dualform.studies.comparison.plan import PAGE
 from dualform.studies.laboratory.config import LabName, RegressionConfig
 from dualform.studies.laboratory.run import STUDIES, in_order
 from dualform.studies.pieces import NoCells
 from dualform.studies.plan import Cost, Part, Plan
+from dualform.studies.planning import PAGE
 
 _FEW, _MORE, _MANY = 0.002, 0.01, 0.05
 """Shares of a study's steps that are run: the first two in any case, the last where it fits."""
@@ -75,7 +75,7 @@ def plan(config: RegressionConfig, machine: Machine) -> Plan:
         peak = max(peak, line.memory)
     parts.append(Part("numbers, page", Cost(seconds=PAGE * machine.start)))
     memory = {"Python and libraries": machine.base_laboratory, "models and tasks": peak - machine.base_laboratory}
-    notes = ["reckoned from a few steps of each training"]
+    notes = ["estimated from a few steps of each training"]
     if uncounted:
         notes.append(f"operations of {', '.join(uncounted)} are not counted: that would have taken too long")
     return Plan("regress", tuple(parts), memory, machine, None, tuple(notes), sampled=True)
@@ -86,7 +86,7 @@ def samples(config: RegressionConfig, machine: Machine) -> str:
     new = [name for name in in_order(config.studies) if _found(name, _asked(name, config), machine) is None]
     if not new:
         return ""
-    return f"A few training steps are being run to reckon from, about {_BUDGET:.0f} s at most each: {', '.join(new)}."
+    return f"A few training steps are being run for the estimate, about {_BUDGET:.0f} s at most each: {', '.join(new)}."
 
 
 def _asked(name: LabName, config: RegressionConfig) -> RegressionConfig:

@@ -1,4 +1,4 @@
-"""What training with momentum beside vanilla costs: text, steps, validation, questions."""
+"""What training with momentum compared with vanilla costs: text, steps, validation, questions."""
 
 import os
 import time
@@ -11,14 +11,15 @@ from dualform.lab.tokenizer import train_tokenizer
 from dualform.models.cost.machine import Machine, cores
 from dualform.models.cost.memory import BYTES
 from dualform.models.cost.shape import shape_of_config
-from dualform.studies.comparison.plan import PAGE, gathered
+from dualform.models.cost.work import Evaluation, FullTraining, Work, encode
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.run import STEPS_TIMED
 from dualform.studies.plan import Cost, Part, Plan
-from dualform.studies.plan_costs import Costs, fit_for
+from dualform.studies.plan_costs import Costs, compared_with_machine
+from dualform.studies.planning import PAGE, merged
 from dualform.tasks.sources import load_task
 
-SAMPLES = "A tokenizer is being learned from the beginning of each text, to reckon from it."
+SAMPLES = "A tokenizer is being learned from the beginning of each text, for the estimate."
 """What is told before it is done."""
 _SAMPLE = 1 << 19
 """Characters of a text that are tokenised to see how long it takes."""
@@ -31,7 +32,7 @@ class _Text:
     """A text as far as it was looked at."""
 
     tokens: float
-    """Of all of it, reckoned from the sample."""
+    """Of all of it, estimated from the sample."""
     seconds: float
     """That it takes to write it down as tokens."""
     learning: float
@@ -66,7 +67,7 @@ def plan_training(
 
 
 def plan(config: MomentumConfig, machine: Machine) -> Plan:
-    """What a comparison of arms will cost. Arms other than vanilla are reckoned as if they attended twice."""
+    """What a comparison of arms will cost. Arms other than vanilla are estimated as if they attended twice."""
     recipe = config.recipe_of(config.seeds[0])
     costs = _costs(recipe, machine)
     named = {"train": config.corpus, "validation": config.validation, "test": config.test}
@@ -75,22 +76,22 @@ def plan(config: MomentumConfig, machine: Machine) -> Plan:
     seeds = len(config.seeds)
     for arm in config.arms:
         parts += [_times(part, seeds) for part in _training(costs, recipe, arm, True)]
-        asked = Cost()
+        asked = Work()
         for length in config.lengths():
             most = min(config.test_tokens, int(texts["test"].tokens) if texts["test"].known else config.test_tokens)
             n = max(1, most // length)
-            asked += costs.whole_rows(n, length, recipe.micro_batch)
+            asked += Work.of(Evaluation(n, length, recipe.micro_batch))
         for name in config.tasks:
             task = load_task(name, data_dir=config.data_dir)
             n = len(task.split(task.report_split))
             queries = n if config.limit is None else min(n, config.limit)
             # Prompts of about an eighth of the trained length, in its own tokenizer, which is not there yet.
-            asked += costs.whole_rows(queries, max(2, recipe.length // 8), 16) + costs.encode(recipe.length // 2)
-        parts.append(Part("questions", (asked + costs.loading()) * seeds))
+            asked += Work.of(Evaluation(queries, max(2, recipe.length // 8), 16)) + encode(recipe.length // 2)
+        parts.append(Part("questions", (costs.cost(asked) + costs.loading()) * seeds))
         if arm.baseline is not None:
             once = min(recipe.micro_batch, recipe.sequences)
-            pair = costs.full_step(once, recipe.length, once) * (2 * (STEPS_TIMED + 1))
-            parts.append(Part("steps timed", pair))
+            pair = Work.of(FullTraining(once, recipe.length, once)) * (2 * (STEPS_TIMED + 1))
+            parts.append(Part("steps timed", costs.cost(pair)))
     parts.append(Part("numbers, page", Cost(seconds=PAGE * machine.start)))
     notes = [
         f"the size of the {name} text is not known, so its tokenising is left out"
@@ -111,17 +112,13 @@ def _costs(recipe: Recipe, machine: Machine) -> Costs:
 
 def _training(costs: Costs, recipe: Recipe, arm: Arm, validated: bool) -> list[Part]:
     shape, machine = costs.shape, costs.machine
-    step = costs.full_step(recipe.sequences, recipe.length, recipe.micro_batch)
-    if arm.kind != "vanilla":
-        again = 3 * 4.0 * shape.n_heads * shape.d_head * recipe.length**2 * shape.n_layers * recipe.sequences
-        pieces = -(-recipe.sequences // recipe.micro_batch)
-        seconds = again / machine.attention + pieces * shape.n_layers * machine.block_training
-        step += Cost(0.0, 0.0, again / 2, seconds)
-    parts = [Part(f"training: {arm.kind}", step * recipe.steps)]
+    step = FullTraining(recipe.sequences, recipe.length, recipe.micro_batch, attends_twice=arm.kind != "vanilla")
+    parts = [Part(f"training: {arm.kind}", costs.cost(Work.of(step) * recipe.steps))]
     if validated:
         times = -(-recipe.steps // recipe.evaluate_every)
         windows = max(1, recipe.evaluate_tokens // recipe.length)
-        parts.append(Part("validation", costs.whole_rows(windows, recipe.length, recipe.micro_batch) * times))
+        once = Work.of(Evaluation(windows, recipe.length, recipe.micro_batch))
+        parts.append(Part("validation", costs.cost(once * times)))
     checkpoints = -(-recipe.steps // recipe.checkpoint_every)
     written = 3 * shape.parameters * BYTES[costs.dtype] / machine.copying
     # Small files are mostly waiting for the disk to say that it has them.
@@ -134,7 +131,7 @@ def _times(part: Part, times: float) -> Part:
 
 
 def _looked_at(source: Source, vocab_size: int) -> _Text:
-    """Learn a tokenizer from the beginning of a text, write that beginning, and reckon the rest from it."""
+    """Learn a tokenizer from the beginning of a text, write that beginning, and estimate the rest from it."""
     some: list[str] = []
     n = 0
     for document in source.documents():
@@ -188,5 +185,5 @@ def _as_plan(command: str, parts: list[Part], costs: Costs, recipe: Recipe, note
         "gradients and optimiser": (_STATES - 1) * shape.parameters * itemsize,
         "activations": rows * (a_token + 4 * shape.vocabulary) * itemsize,
     }
-    fit = fit_for(costs, memory, trains=True, divided=True)
-    return Plan(command, gathered(parts), memory, costs.machine, fit, notes, sampled=True)
+    fit = compared_with_machine(costs, memory, trains=True, divided=True)
+    return Plan(command, merged(parts), memory, costs.machine, fit, notes, sampled=True)

@@ -3,12 +3,13 @@
 import time
 
 from dualform.models.cost.machine import Machine
-from dualform.studies.comparison.plan import around, fitted, gathered, planned_model, priced
-from dualform.studies.plan import Cost, Part, Plan
-from dualform.studies.plan_costs import Costs, memory_of
+from dualform.models.cost.work import encode, read
+from dualform.studies.plan import Part, Plan
+from dualform.studies.plan_costs import memory_of
+from dualform.studies.planning import estimated_memory, merged, planned_model, prices, surrounding_parts
 from dualform.studies.selection.choosing import SETS
 from dualform.studies.selection.config import SelectionConfig
-from dualform.studies.selection.run import QuerySets, search_budget, three_sets
+from dualform.studies.selection.run import search_budget, seed_parts, three_sets
 
 
 def plan(config: SelectionConfig, machine: Machine) -> Plan:
@@ -19,28 +20,14 @@ def plan(config: SelectionConfig, machine: Machine) -> Plan:
     sets = three_sets(config, lm, task)
     drawn = sets.together().draw_all(config.seeds)
     tokenising = time.process_time() - start
-    costs = priced(config, lm, machine)
+    costs = prices(config, lm, machine)
     budget = search_budget(config, drawn, {"validation": sets.width("validation"), "report": sets.width("report")})
     n_orders = max(budget.orders.values())
     opening = len(sets.bench.encoder.opening)
-    parts = around(costs, tokenising)
+    parts = surrounding_parts(costs, tokenising)
     parts.append(Part("packing weights", costs.packing(backwards=True)))
-    parts.append(Part("zsl", costs.encode(opening) + costs.read(sets.bench.queries, opening)))
-    similar = [sets.bench.queries[place] for place in sets.similar]
-    for one in drawn.values():
-        for demonstrations in one.demonstrations.in_orders(n_orders):
-            n = len(sets.bench.shown(demonstrations).encoded.prefix)
-            parts.append(Part("icl", costs.encode(n) + _answers(costs, sets, n)))
-        trained = costs.train(one.encoded, config.loss_on, opening=opening) + _answers(costs, sets, opening)
-        lent = costs.applied(sum(len(sets.bench.lm.groups(sets.queries[name])) for name in SETS))
-        parts.append(Part("ft", (trained + lent) * len(config.grid)))
-        reads = costs.read(similar, opening, config.probe) * (1 + len(config.grid))
-        reads += costs.read(similar, len(one.encoded.prefix), config.probe)
-        for group in sets.bench.lm.groups(similar, config.probe):
-            widest = max(similar[i].width(config.probe) for i in group)
-            shown = len(one.encoded.content)
-            reads += costs.measured(len(group), widest, shown, relaxed=False) * len(config.grid)
-        parts.append(Part("likeness", reads))
+    parts.append(Part("zsl", costs.cost(encode(opening) + read(sets.bench.queries, opening))))
+    parts += [costs.part(part) for one in drawn.values() for part in seed_parts(sets, one, n_orders)]
     sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
     memory = memory_of(
         costs,
@@ -54,9 +41,5 @@ def plan(config: SelectionConfig, machine: Machine) -> Plan:
         trains=True,
         deltas=len(config.grid),
     )
-    fit, notes = fitted(config, costs, memory, trains=True)
-    return Plan(f"selection {config.model} {task.name}", gathered(parts), memory, machine, fit, (*sets.notes, *notes))
-
-
-def _answers(costs: Costs, sets: QuerySets, prefix: int) -> Cost:
-    return sum((costs.read(sets.queries[name], prefix) for name in SETS), Cost())
+    fit, notes = estimated_memory(config, costs, memory, trains=True)
+    return Plan(f"selection {config.model} {task.name}", merged(parts), memory, machine, fit, (*sets.notes, *notes))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dualform.errors import ConfigError, NumericalError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
-from dualform.learners.finetuned import Finetuned
+from dualform.learners.finetuned import Finetuned, training_work
 from dualform.learners.prompting import InContext, ZeroShot
+from dualform.models.cost.work import Measuring, Work, WorkPart, encode, read, rows
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.ordinary import ordinary_torch
@@ -32,7 +33,7 @@ from dualform.studies.selection.result import SelectionResult
 from dualform.studies.selection.summary import summarise_selection
 from dualform.studies.selection.trials import AllTrials, Budget, SeedTrials, trials_table
 from dualform.studies.study import StudyContext, StudyOutput
-from dualform.studies.work import TRAINING
+from dualform.studies.work import read_changed
 from dualform.tasks.task import Example, Task
 
 _SILENT = Silent()
@@ -94,7 +95,7 @@ def selection(
             f"{config.orders} orders of each selection were requested, but some selections have only {n_orders}, "
             f"because few of their demonstrations fit or some of them are equal. Every seed was run in {n_orders}.",
         )
-    work = {seed: _work(sets, one, n_orders) for seed, one in drawn.items()}
+    work = {seed: sum(part.work.passes for part in seed_parts(sets, one, n_orders)) for seed, one in drawn.items()}
     progress.start(sum(work.values()))
     seeds: list[SeedTrials] = []
     with lm.packed_products():
@@ -227,7 +228,8 @@ def search_budget(config: SelectionConfig, drawn: Mapping[int, Drawn], widths: M
     for name, width in widths.items():
         one = {seed: len(each.encoded.prefix) + width for seed, each in drawn.items()}
         ft[name] = {
-            seed: len(config.grid) * (TRAINING * _training_tokens(each) + width) for seed, each in drawn.items()
+            seed: len(config.grid) * (training_work(each.encoded, opening=0).charged.passes + width)
+            for seed, each in drawn.items()
         }
         affordable = min(int(ft[name][seed] // one[seed]) for seed in drawn)
         available = min(each.demonstrations.n_orders for each in drawn.values())
@@ -240,13 +242,40 @@ def _training_tokens(drawn: Drawn) -> int:
     return sum(map(len, drawn.encoded.sequences))
 
 
-def _work(sets: QuerySets, drawn: Drawn, n_orders: int) -> float:
-    """Tokens that one seed reads, a backward pass counted as two forward ones."""
-    queries = sum(sets.width(name) for name in SETS)
-    n_rates = len(sets.bench.config.grid)
-    trials = n_orders * (len(drawn.encoded.prefix) + queries)
-    trials += n_rates * (int(TRAINING) * _training_tokens(drawn) + queries)
-    return trials + (2 + n_rates) * sum(sets.queries["report"][place].width() for place in sets.similar)
+def order_work(sets: QuerySets, prefix: int) -> Work:
+    """ICL in one order: its demonstrations, and three sets of queries behind them."""
+    return encode(prefix) + sum((read(sets.queries[name], prefix) for name in SETS), Work())
+
+
+def rate_work(sets: QuerySets, drawn: Drawn) -> Work:
+    """FT at one rate: training, and three sets of queries."""
+    bench = sets.bench
+    opening = len(bench.encoder.opening)
+    training = training_work(drawn.encoded, bench.config.loss_on, opening=opening)
+    return training + sum((read_changed(sets.queries[name], opening) for name in SETS), Work())
+
+
+def inside_work(sets: QuerySets, drawn: Drawn) -> Work:
+    """Zero-shot, ICL in the order drawn and FT at each rate, read again with their inside, and measured."""
+    bench = sets.bench
+    opening, probe, rates = len(bench.encoder.opening), bench.config.probe, len(bench.config.grid)
+    similar = [bench.queries[place] for place in sets.similar]
+    work = read(similar, opening, probe) + read(similar, len(drawn.encoded.prefix), probe)
+    work += read_changed(similar, opening, probe) * rates
+    for group in rows(similar, probe):
+        widest = max(similar[i].width(probe) for i in group)
+        work += Work.of(Measuring(len(group), widest, len(drawn.encoded.content), relaxed=False)) * rates
+    return work
+
+
+def seed_parts(sets: QuerySets, drawn: Drawn, n_orders: int) -> list[WorkPart]:
+    """All that one seed takes."""
+    shown = [sets.bench.shown(order).encoded for order in drawn.demonstrations.in_orders(n_orders)]
+    return [
+        WorkPart("icl", sum((order_work(sets, len(encoded.prefix)) for encoded in shown), Work())),
+        WorkPart("ft", rate_work(sets, drawn) * len(sets.bench.config.grid)),
+        WorkPart("likeness", inside_work(sets, drawn)),
+    ]
 
 
 def _run_seed(
@@ -255,15 +284,15 @@ def _run_seed(
     """All trials of one seed, and how alike ICL and FT are inside in each."""
     bench, config, lm = sets.bench, sets.bench.config, sets.bench.lm
     seed = drawn.demonstrations.seed
-    queries = sum(sets.width(name) for name in SETS)
     in_context: list[AdaptedModel] = []
     icl: list[dict[QuerySet, Tensor]] = []
     for demonstrations in drawn.demonstrations.in_orders(n_orders):
-        adapted = InContext().adapt(lm, bench.shown(demonstrations).encoded)
+        encoded = bench.shown(demonstrations).encoded
+        adapted = InContext().adapt(lm, encoded)
         icl.append(_answers(sets, adapted))
         # Only the order drawn is looked into.
         in_context = in_context or [adapted]
-        report(len(drawn.encoded.prefix) + queries)
+        report(order_work(sets, len(encoded.prefix)).passes)
     finetuned: dict[float, AdaptedModel] = {}
     ft: list[dict[QuerySet, Tensor]] = []
     trials: list[Trial] = []
@@ -275,7 +304,7 @@ def _run_seed(
             trials.append(_trial(bench, seed, rate, adapted, ft[-1]["validation"]))
         except NumericalError:
             trials.append(_trial(bench, seed, rate, None, None))
-        report(TRAINING * _training_tokens(drawn) + queries)
+        report(rate_work(sets, drawn).passes)
     if not finetuned:
         tried = ", ".join(f"{rate:g}" for rate in config.grid)
         raise TrainingError(f"ft, seed {seed}: every learning rate diverged ({tried}). Give lower ones with --rates.")
@@ -335,6 +364,7 @@ def _measures(
     prompted = Prompted.of(in_context, shown.content, shown)
     probe = bench.config.probe
     found: dict[str, Tensor] = {}
+    inside = inside_work(sets, drawn).passes
     for indices in bench.lm.groups(queries, probe):
         zsl = zero_shot.read_group(queries, indices, recordings.zsl, probe)
         icl = prompted.side(in_context.read_group(queries, indices, recordings.context, probe))
@@ -347,7 +377,7 @@ def _measures(
                         name, torch.full((len(finetuned), len(queries)), torch.nan, dtype=torch.float64)
                     )
                     table[place, list(indices)] = _overall(measured[name])
-        report((2 + len(bench.config.grid)) * sum(queries[i].width() for i in indices))
+        report(inside * len(indices) / len(queries))
     return found
 
 

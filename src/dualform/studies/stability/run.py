@@ -6,7 +6,7 @@ computed afterwards.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rate import RateSearch
+from dualform.models.cost.work import WorkPart
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.ordinary import ordinary_torch
@@ -26,20 +27,21 @@ from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.stability.config import StabilityConfig
 from dualform.studies.stability.result import StabilityResult
 from dualform.studies.stability.summary import ModelRuns, Run, runs_table, summarise_stability
+from dualform.studies.stability.work import (
+    PlannedRun,
+    common_orders,
+    content_free_queries,
+    planned_runs,
+    set_parts,
+    zero_shot_work,
+)
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.tuning import trained
-from dualform.studies.work import TRAINING
-from dualform.tasks.demonstrations import Demonstrations, LabelRule
-from dualform.tasks.task import Example, Task
+from dualform.tasks.demonstrations import Demonstrations
+from dualform.tasks.task import Task
 
 _SILENT = Silent()
 _NO_CELLS = NoCells()
-
-CONTENT_FREE = ("N/A", "", "[MASK]")
-"""Texts that say nothing, as in arXiv:2102.09690, section 5."""
-
-LABEL_RULES: tuple[LabelRule, ...] = ("random", "flipped")
-"""Labels shown beside the true ones, as in arXiv:2202.12837."""
 
 
 @dataclass(frozen=True)
@@ -110,53 +112,6 @@ def run(config: StabilityConfig, context: StudyContext) -> StudyOutput:
     return StudyOutput(found.result, runs_table(found.asked, found.models))
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run that lies ahead."""
-
-    learner: str
-    labels: LabelRule
-    order: int
-    rate: float | None
-    """FT's; None for the rate that is chosen."""
-
-
-def common_orders(config: StabilityConfig, drawn: Iterable[Drawn]) -> int:
-    """Orders that every set is run in: as many as are wanted, or as the smallest set has.
-
-    Long texts may leave one set with a single demonstration that fits. Sets in different numbers of orders would weigh
-    differently in every spread, so all are run in the number that each of them has.
-    """
-    available = min(one.demonstrations.n_orders for one in drawn)
-    return min(available, max(config.orders, config.ft_orders))
-
-
-def planned_runs(config: StabilityConfig, place: int, n_orders: int) -> list[PlannedRun]:
-    """The runs of one set.
-
-    Args:
-        config: The settings.
-        place: Index of the set among the seeds.
-        n_orders: From `common_orders`.
-    """
-    finetuned = place < config.ft_seeds
-    further = [(f"ft@{rate:g}", rate) for rate in config.further_rates]
-    plan = [PlannedRun("icl", "true", order, None) for order in range(min(config.orders, n_orders))]
-    if finetuned:
-        plan += [
-            PlannedRun(name, "true", order, rate)
-            for name, rate in [("ft", None), *further]
-            for order in range(min(config.ft_orders, n_orders))
-        ]
-    if place < config.label_seeds:
-        plan += [
-            PlannedRun(learner, labels, 0, None)
-            for learner in (["icl", "ft"] if finetuned else ["icl"])
-            for labels in LABEL_RULES
-        ]
-    return plan
-
-
 def _run_model(
     name: str, bench: Bench[StabilityConfig], models_left: int, cells: Cells, progress: Progress
 ) -> ModelRuns:
@@ -166,18 +121,22 @@ def _run_model(
     queries = (*bench.queries, *content_free_queries(bench))
     inputs = digest(bench, drawn.values())
     n_orders = common_orders(config, drawn.values())
-    work = {
-        seed: sum(_work(bench, queries, drawn[seed], run) for run in planned_runs(config, place, n_orders))
+    zero_shot_passes = zero_shot_work(bench, queries).passes
+    parts = {
+        seed: set_parts(
+            bench, queries, drawn[seed], planned_runs(config, place, n_orders), known=place > 0 and config.ft_seeds > 0
+        )
         for place, seed in enumerate(config.seeds)
     }
-    search = _work_of_search(bench, drawn[config.seeds[0]]) if config.ft_seeds else 0.0
-    progress.start(models_left * (sum(work.values()) + search))
+    work = {seed: sum(part.work.passes for part in each) for seed, each in parts.items()}
+    progress.start(models_left * (sum(work.values()) + zero_shot_passes))
     runs: list[Run] = []
     trials: list[Trial] = []
     rate: float | None = None
     with bench.lm.packed_products():
         zero_shot = ZeroShot(bench.encoder.opening).adapt(bench.lm, drawn[config.seeds[0]].encoded)
         runs.append(_answered(bench, queries, zero_shot, PlannedRun("zsl", "true", 0, None), config.seeds[0]))
+        progress.advance(zero_shot_passes, f"{name}: zero-shot")
         for place, seed in enumerate(config.seeds):
             piece_name = f"{name}, seed {seed}"
             piece = cells.get(piece_name, inputs)
@@ -187,11 +146,11 @@ def _run_model(
                 def report(amount: float, doing: str = f"{bench.lm.name}, seed {seed}") -> None:
                     progress.advance(amount, doing)
 
-                done, tried = _run_set(bench, queries, drawn[seed].demonstrations, planned, rate, report)
+                done, tried = _run_set(bench, queries, drawn[seed].demonstrations, planned, parts[seed], rate, report)
                 piece = _to_piece(piece_name, inputs, done, tried)
                 cells.put(piece)
             else:
-                progress.advance(work[seed] + (search if place == 0 else 0), f"{name}, seed {seed}: finished earlier")
+                progress.advance(work[seed], f"{name}, seed {seed}: finished earlier")
             done, tried = _from_piece(piece)
             runs += done
             trials += tried
@@ -216,6 +175,7 @@ def _run_set(
     queries: tuple[Query, ...],
     demonstrations: Demonstrations,
     planned: Sequence[PlannedRun],
+    parts: Sequence[WorkPart],
     rate: float | None,
     report: Callable[[float], None],
 ) -> tuple[list[Run], list[Trial]]:
@@ -223,20 +183,21 @@ def _run_set(
     runs: list[Run] = []
     trials: list[Trial] = []
     orders = demonstrations.in_orders(1 + max(run.order for run in planned))
-    for run in planned:
+    for run, part in zip(planned, parts, strict=True):
         shown = bench.shown(orders[run.order].relabelled(bench.task, run.labels))
         adapted = InContext().adapt(bench.lm, shown.encoded) if run.learner == "icl" else None
         used = None
         if adapted is None:
             known = run.rate if run.rate is not None else rate
-            ahead = _work_of_search(bench, shown) if known is None else 0.0
+            ahead = part.work.passes
             search = _finetuned(bench, shown, known, lambda share, ahead=ahead: report(share * ahead))  # type: ignore[misc]
             adapted, used = search.best, search.learning_rate
             rate = used if known is None else rate
             # Runs at a known rate are no trials, unless they failed.
             trials += [trial for trial in search.trials if known is None or trial.status == "diverged"]
         runs.append(_answered(bench, queries, adapted, run, demonstrations.seed, used))
-        report(_work(bench, queries, shown, run))
+        if run.learner == "icl":
+            report(part.work.passes)
     return runs, trials
 
 
@@ -263,27 +224,6 @@ def _answered(
     answers = answer_log_probabilities(adapted, bench.lm, queries)
     n = len(bench.queries)
     return Run(run.learner, seed, run.order, run.labels, answers[:n], answers[n:], rate)
-
-
-def content_free_queries(bench: Bench[StabilityConfig]) -> tuple[Query, ...]:
-    """Queries that say nothing; none for free-text choices, which have no label words to be biased to."""
-    if bench.task.is_multiple_choice:
-        return ()
-    fields = bench.task.template.fields
-    examples = [Example(fields=dict.fromkeys(fields, text), label=0, row=-1) for text in CONTENT_FREE]
-    # A prompt that shows the text alone is nothing for an empty one.
-    return tuple(bench.encoder.query(each) for each in examples if bench.task.template.render(each).strip())
-
-
-def _work(bench: Bench[StabilityConfig], queries: tuple[Query, ...], shown: Drawn, run: PlannedRun) -> float:
-    """Tokens read by a run, a backward pass counted as two forward ones."""
-    adapting = len(shown.encoded.prefix) * (1.0 if run.learner == "icl" else TRAINING)
-    return adapting + sum(query.width() for query in queries)
-
-
-def _work_of_search(bench: Bench[StabilityConfig], shown: Drawn) -> float:
-    one = len(shown.encoded.prefix) * TRAINING + sum(query.width() for query in bench.selection_queries)
-    return len(bench.config.rates) * one
 
 
 def _to_piece(name: str, inputs: str, runs: list[Run], trials: list[Trial]) -> Piece:

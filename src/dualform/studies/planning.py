@@ -1,0 +1,94 @@
+"""What the plans of all studies of a language model share: the model without weights, prices, memory, common parts."""
+
+from collections.abc import Iterable
+
+from dualform.errors import ModelError
+from dualform.models.cost.machine import Machine
+from dualform.models.cost.memory import MemoryEstimate, layer_bytes, quantized_bytes
+from dualform.models.cost.work import Cost, Part
+from dualform.models.loading.meta import meta_model
+from dualform.models.reading.language_model import LanguageModel
+from dualform.studies.plan_costs import Costs, compared_with_machine
+from dualform.studies.settings import StudyConfig
+
+PAGE = 0.25
+"""Time of writing page and tables, as a share of that of importing all libraries: both are Python at work."""
+
+
+def planned_model(config: StudyConfig, name: str) -> LanguageModel:
+    """The model of a study, without weights.
+
+    Raises:
+        ModelError: Only code of its own can make it, and a plan runs none, whatever the settings allow.
+    """
+    try:
+        return meta_model(name, dtype=config.dtype)
+    except ModelError as error:
+        if "--trust-remote-code" not in str(error):
+            raise
+        raise ModelError(
+            f"{name} comes with code of its own, and a plan runs none, so its cost cannot be estimated. Run the "
+            "command itself on a few queries, with --limit 8, and see how long it takes."
+        ) from error
+
+
+def divided(config: StudyConfig) -> bool:
+    """Whether the settings divide the model or store it in fewer bits."""
+    return any((config.device_map, config.max_memory, config.offload_folder, config.quantize))
+
+
+def prices(config: StudyConfig, lm: LanguageModel, machine: Machine) -> Costs:
+    """Prices of a study's work. Nothing is packed where weights are divided or stored in fewer bits."""
+    costs = Costs(lm.shape, machine, config.dtype)
+    return costs if divided(config) else costs.within()
+
+
+def estimated_memory(
+    config: StudyConfig, costs: Costs, memory: dict[str, int], *, trains: bool
+) -> tuple[MemoryEstimate, tuple[str, ...]]:
+    """A study's memory compared with the machine's, and what a reader must know about it.
+
+    `memory` is changed where the settings store weights in fewer bits, or put a part of them elsewhere.
+    """
+    notes: tuple[str, ...] = ()
+    if costs.shape.uncounted:
+        notes = (f"operations of {costs.shape.uncounted:,} parameters outside linear layers are not counted",)
+    machine, quantize = costs.machine, config.quantize
+    if quantize is not None:
+        memory["weights"] = quantized_bytes(costs.shape, quantize, costs.dtype)
+        notes += (f"Products with weights in {quantize} go at another rate than those that were measured.",)
+    elif divided(config):
+        room = machine.gpu or machine.ram
+        rest = sum(memory.values()) - memory["weights"]
+        held = max(2 * layer_bytes(costs.shape, costs.dtype), min(memory["weights"], int(0.9 * room) - rest))
+        memory["weights"] = held if room else memory["weights"]
+        notes += ("Weights that do not stay on the device are brought over in every forward: that time is left out.",)
+    return compared_with_machine(costs, memory, trains=trains, divided=divided(config)), notes
+
+
+def surrounding_parts(costs: Costs, tokenising: float, summary: float = 0.0) -> list[Part]:
+    """Importing, loading with its self-checks, tokenising."""
+    return [
+        Part("start", Cost(seconds=costs.machine.start)),
+        Part("loading and self-checks", costs.loading()),
+        Part("tokenising, numbers, page", Cost(seconds=tokenising + summary + PAGE * costs.machine.start)),
+    ]
+
+
+def merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Parts of one name, such as those of several seeds, as one."""
+    by_name: dict[str, Part] = {}
+    for part in parts:
+        if part.name in by_name:
+            before = by_name[part.name]
+            least, most = (
+                (getattr(before, end) or before.cost) + (getattr(part, end) or part.cost)
+                if getattr(before, end) is not None or getattr(part, end) is not None
+                else None
+                for end in ("least", "most")
+            )
+            why = tuple(dict.fromkeys((*before.why, *part.why)))
+            by_name[part.name] = Part(part.name, before.cost + part.cost, least, most, why)
+        else:
+            by_name[part.name] = part
+    return tuple(by_name.values())

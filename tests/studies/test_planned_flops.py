@@ -1,0 +1,158 @@
+"""A plan's operations are those that torch counts while the study runs.
+
+Products with weights are compared. Attention's own products, of which torch counts the whole square of tokens, are
+compared model by model in `tests/models/cost/test_shape.py`; here they are left out on both sides.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dualform.learners.base import LEARNERS, Context
+from dualform.models.cost.shape import ModelShape
+from dualform.models.cost.work import Work
+from dualform.models.loading.load import load_model
+from dualform.models.reading.language_model import LanguageModel
+from dualform.studies.bench import Bench
+from dualform.studies.comparison.config import ComparisonConfig, comparison_config
+from dualform.studies.comparison.run import compare
+from dualform.studies.fold.config import fold_config
+from dualform.studies.fold.run import fold
+from dualform.studies.folding.config import folding_config
+from dualform.studies.folding.run import folding
+from dualform.studies.plan import Plan, plan_of
+from dualform.studies.selection.config import selection_config
+from dualform.studies.selection.run import selection
+from dualform.studies.stability.config import stability_config
+from dualform.studies.stability.run import stability
+from tests.fixed_machine import fixed_machine
+from tests.studies.small import write_csv
+from tests.tiny import save_tiny
+
+MACHINE = fixed_machine()
+WITHIN = 0.05
+SMALL: dict[str, Any] = {
+    "text": "body",
+    "label": "topic",
+    "k": 3,
+    "seeds": (1,),
+    "limit": 5,
+    "selection_limit": 4,
+    "resamples": 10,
+    # Packed products are float32's, and are counted by no mode of torch.
+    "dtype": "float64",
+}
+RATES = (1e-7, 1e-6)
+"""So low that every rate is as accurate as the others, and none is left out."""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a task and a model deep and wide enough for products with weights to be nearly all."""
+    folder = tmp_path_factory.mktemp("flops")
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6}
+    save_tiny("llama", folder / "model", **sizes)
+    write_csv(folder / "task.csv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lm(here: Path) -> LanguageModel:
+    """The model, loaded before anything is counted."""
+    return load_model(str(here / "model"), dtype="float64")
+
+
+def products(run: Callable[[], object]) -> float:
+    """Operations of products of two matrices in a run."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(n for operation, n in counts.items() if operation in (torch.ops.aten.mm, torch.ops.aten.addmm))
+
+
+def without_attention(shape: ModelShape) -> ModelShape:
+    """The shape of the model, were attention's own products free."""
+    return replace(shape, layers=tuple(replace(layer, n_heads=0) for layer in shape.layers))
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Plan]:
+    """Plans in which attention's own products are free."""
+    of_work = Work.flops
+    monkeypatch.setattr(Work, "flops", lambda self, shape: of_work(self, without_attention(shape)))
+    return lambda config: plan_of(config, MACHINE)
+
+
+def small(here: Path, **changes: Any) -> ComparisonConfig:
+    settings = {**SMALL, "learners": ("zsl", "icl", "ft"), "rates": RATES, "controls": (), **changes}
+    return comparison_config(str(here / "model"), str(here / "task.csv"), **settings)
+
+
+@pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "probe"])
+def test_a_learner_computes_what_its_work_says(name: str, here: Path, lm: LanguageModel):
+    config = small(here, learners=(name,))
+    bench = Bench.of(config, lm, config.load_task())
+    context = Context(bench, bench.draw(1), rate=1e-6)
+    learner = LEARNERS[name]
+    counted = products(lambda: learner.adapt(context))
+    work = learner.work(context)
+    assert work.flops(without_attention(lm.shape)) == pytest.approx(counted, rel=WITHIN)
+
+
+@pytest.mark.parametrize("method", ["thought-vector", "thought-matrix", "rank-one", "task-vector", "kv-momentum"])
+def test_a_way_of_folding_computes_what_its_work_says(method: str, here: Path, lm: LanguageModel):
+    config = small(here, learners=("zsl", "fold"), fold={"method": method, "texts": 12})
+    bench = Bench.of(config, lm, config.load_task())
+    context = Context(bench, bench.draw(1))
+    learner = LEARNERS["fold"]
+    counted = products(lambda: learner.adapt(context))
+    assert learner.work(context).flops(without_attention(lm.shape)) == pytest.approx(counted, rel=WITHIN)
+
+
+def test_a_comparison_computes_what_was_planned(here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]):
+    controls = ("random", "position_shift", "icl_order", "ft_order", "lcgd", "value_one_layer", "mlp", "rates")
+    config = small(here, controls=controls, control_limit=3, learners=("zsl", "icl", "ft", "probe"))
+    counted = products(lambda: compare(config, lm=lm))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+def test_a_stability_study_computes_what_was_planned(here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]):
+    settings = {**SMALL, "orders": 2, "ft_seeds": 1, "ft_orders": 2, "label_seeds": 1, "rates": RATES}
+    config = stability_config((str(here / "model"),), str(here / "task.csv"), **settings)
+    counted = products(lambda: stability(config, lms=[lm]))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+def test_a_selection_study_computes_what_was_planned(here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]):
+    settings = {**SMALL, "orders": 2, "untouched_limit": 4, "similarity_limit": 3, "rates": RATES}
+    config = selection_config(str(here / "model"), str(here / "task.csv"), **settings)
+    counted = products(lambda: selection(config, lm=lm))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+def test_a_study_of_folding_computes_what_was_planned(here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]):
+    settings = {
+        **SMALL,
+        "fold": {"texts": 12, "method": "thought-vector"},
+        "axes": ("method", "k"),
+        "methods": ("thought-vector", "task-vector", "kv-momentum"),
+        "ks": (2,),
+        "rates": RATES,
+    }
+    config = folding_config(str(here / "model"), str(here / "task.csv"), **settings)
+    counted = products(lambda: folding(config, lm=lm))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+def test_folding_one_prompt_for_good_computes_what_was_planned(
+    here: Path, lm: LanguageModel, planned: Callable[[Any], Plan], tmp_path: Path
+):
+    settings = {**SMALL, "fold": {"texts": 12, "method": "thought-vector"}, "form": "lora", "verify": False}
+    config = fold_config(str(here / "model"), str(here / "task.csv"), **settings)
+    counted = products(lambda: fold(config, tmp_path / "folded", lm=lm))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
