@@ -209,6 +209,25 @@ def test_every_link_within_the_documentation_leads_somewhere():
     assert broken_links({path.stem: page(path.stem) for path in DOCS.glob("*.md")}) == []
 
 
+def test_every_image_of_the_documentation_exists_and_is_described():
+    shown = {
+        (path.stem, image): described
+        for path in DOCS.glob("*.md")
+        for image, described in re.findall(r"^```{image} (\S+)\n:alt: ([^\n]*)\n```$", page(path.stem), re.MULTILINE)
+    }
+    assert len(shown) > 3
+    assert [image for _, image in shown if not (DOCS / image).is_file()] == []
+    assert all(shown.values())
+
+
+def test_the_front_pages_give_each_reader_a_path_of_three_pages():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for text in (page("index"), readme):
+        for reader in ("engineer", "researcher", "teacher"):
+            (row,) = [line for line in text.splitlines() if line.startswith("|") and f"**{reader}**" in line]
+            assert 1 <= len(re.findall(r"\]\(", row)) <= 3
+
+
 def test_a_link_that_leads_nowhere_is_found():
     pages = {
         "a": "(here)=\n# A\n[b](b.md) [b](b.md#there) [up](#there) [web](https://example.org/x#y)\n",
