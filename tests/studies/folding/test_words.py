@@ -39,8 +39,8 @@ def test_another_study_and_one_without_points_have_nothing_to_say():
 def test_the_best_method_comes_first_beside_what_it_is_read_beside():
     first, second, third, *_ = headlines(example_folding())
     assert first == (
-        "Of 6 ways of folding, “KV momentum” is most accurate: 72.4 % (69.4 to 75.4 %), where zero-shot has 57.0 %, "
-        "in-context learning has 72.2 % and finetuning has 68.4 %. It lies above zero-shot, and is not told apart from "
+        "Of 6 ways of folding, “KV momentum” is most accurate: 72 % (69 to 75 %), where zero-shot has 57 %, "
+        "in-context learning has 72 % and finetuning has 68 %. It lies above zero-shot, and is not distinguished from "
         "in-context learning and finetuning."
     )
     assert second == (
@@ -52,11 +52,9 @@ def test_the_best_method_comes_first_beside_what_it_is_read_beside():
 
 def test_one_method_alone_is_not_called_the_best():
     sentences = said(point("method", "ridge", around(0.6)))
-    assert sentences[0].startswith(
-        "Folding by “ridge” is accurate: 60.0 % (57.0 to 63.0 %), where zero-shot has 57.0 %"
-    )
+    assert sentences[0].startswith("Folding by “ridge” is accurate: 60 % (57 to 63 %), where zero-shot has 57 %")
     assert sentences[0].endswith(
-        "It lies below in-context learning and finetuning, and is not told apart from zero-shot."
+        "It lies below in-context learning and finetuning, and is not distinguished from zero-shot."
     )
     assert not any("best" in sentence for sentence in sentences)
 
@@ -69,7 +67,7 @@ def test_methods_are_told_apart_only_where_intervals_do_not_touch():
             point("method", "c", around(0.663, 0.028)),
         )
     )
-    assert "Shown to lie below it: “b” (66.1 %); not told apart from it: “c” (66.3 %)." in text
+    assert "Shown to lie below it: “b” (66.1 %); not distinguished from it: “c” (66.3 %)." in text
     assert "Not shown to be above zero-shot" not in text
 
 
@@ -88,7 +86,7 @@ def test_a_gain_that_is_not_shown_makes_its_share_mean_little():
 
 def test_without_a_method_axis_the_first_one_tells_the_best():
     first = said(point("k", "4", around(0.6)), point("k", "8", around(0.7)))[0]
-    assert first.startswith("Folding is at its most accurate at demonstrations “8”: 70.0 %")
+    assert first.startswith("Folding is at its most accurate at demonstrations “8”: 70 %")
 
 
 @pytest.mark.parametrize(
@@ -123,8 +121,8 @@ def test_the_default_method_is_told_where_another_is_the_most_accurate():
     folding = study(points=[point("method", "ridge", around(0.7)), point("method", "other", around(0.75))])
     named = example_folding(folding=folding, config={"fold": {"method": "ridge"}})
     assert (
-        "The study's default, “ridge”, which was not picked by them, has 70.0 % (67.0 to 73.0 %): it lies above "
-        "zero-shot, and is not told apart from in-context learning."
+        "The study's default, “ridge”, which was not picked by them, has 70 % (67 to 73 %): it lies above "
+        "zero-shot, and is not distinguished from in-context learning."
     ) in headlines(named)
     best = example_folding(folding=folding, config={"fold": {"method": "other"}})
     assert "default" not in "".join(headlines(best))
@@ -173,8 +171,8 @@ def test_other_tasks_are_better_or_worse_only_clear_of_zero():
     )
     assert sentence == (
         "Asked other tasks, the folded model is worse than the base model on “b” (-5.0 points, -9.0 to -1.0); better "
-        "than it on “a” (+5.0 points, +1.0 to +9.0); not told apart from it on “c” (+5.0 points, -1.0 to +11.0); not "
-        "to be judged, without an interval, on “d” (+5.0 points)."
+        "than it on “a” (+5.0 points, +1.0 to +9.0); not distinguished from it on “c” (+5.0 points, -1.0 to +11.0); "
+        "not to be judged, without an interval, on “d” (+5.0 points)."
     )
     assert transfer_sentences([]) == []
 
@@ -183,7 +181,7 @@ def test_alone_a_group_of_tasks_names_what_it_is_beside():
     [better] = transfer_sentences([transfer("a", 0.6, (0.05, 0.01, 0.09))])
     assert "is better than the base model on “a”" in better
     [level] = transfer_sentences([transfer("a", 0.6, (0.05, -0.01, 0.09))])
-    assert "is not told apart from the base model on “a”" in level
+    assert "is not distinguished from the base model on “a”" in level
 
 
 def test_a_sum_is_told_apart_from_its_parts_by_intervals():
@@ -192,10 +190,10 @@ def test_a_sum_is_told_apart_from_its_parts_by_intervals():
     )
     assert sentence == (
         "The sum “x + y + z” is below the task's own fold on “x” (60.0 %, alone 70.0 %); above it on “z” (80.0 %, "
-        "alone 70.0 %); not told apart from it on “y” (70.0 %, alone 69.0 %)."
+        "alone 70.0 %); not distinguished from it on “y” (70.0 %, alone 69.0 %)."
     )
     [level] = composition_sentences([composition(["x"], {"x": (0.7, 0.7)})])
-    assert "not told apart from the task's own fold on “x”" in level
+    assert "not distinguished from the task's own fold on “x”" in level
     lonely = composition(["x"], {"x": (0.7, 0.7)}).model_copy(update={"alone": {}})
     assert composition_sentences([lonely]) == []
 

@@ -40,7 +40,7 @@ def test_a_ratio_clear_of_one_says_who_is_more_stable():
 
 def test_a_ratio_whose_interval_holds_one_tells_nobody_apart():
     text = compared(0.6, 0.3, 1.1)
-    assert "are not told apart by their stability" in text
+    assert "do not differ significantly in stability" in text
     assert "more stable" not in text
 
 
@@ -57,7 +57,9 @@ def test_after_calibration_the_two_are_compared_anew():
         contrast("ft", 0.02, 0.02, 1.0, (0.7, 1.4), SMALL, calibrated=True),
     ]
     text = said(one_model(contrasts=contrasts), "stable")
-    assert "After contextual calibration of both, they are not told apart: 2.0 points beside 2.0" in text
+    assert (
+        "After contextual calibration of both, they do not differ significantly: 2.0 points compared with 2.0" in text
+    )
 
 
 def test_a_learner_that_hardly_moves_is_stable_for_free():
@@ -104,7 +106,7 @@ def test_several_models_are_answered_in_one_sentence_first():
 
 def test_a_further_rate_is_told_on_its_own():
     text = said(example_stability(), "stable")
-    assert "Finetuning at rate 0.01 and in-context learning are not told apart" in text
+    assert "Finetuning at rate 0.01 and in-context learning do not differ significantly" in text
 
 
 def test_one_model_says_nothing_of_size():
@@ -113,10 +115,8 @@ def test_one_model_says_nothing_of_size():
 
 def test_two_sizes_are_no_trend():
     text = said(example_stability(), "size")
-    assert (
-        f"{LARGE} (268 million parameters) beside {SMALL} (135 million parameters): the larger is more stable" in text
-    )
-    assert "the larger is less stable, a standard deviation of 6.0 points beside 2.0" in text
+    assert f"{LARGE} (268 million parameters) compared with {SMALL} (135 million parameters): the larger" in text
+    assert "the larger is less stable, a standard deviation of 6.0 points compared with 2.0" in text
     assert "Two sizes are not a trend" in text
 
 
@@ -198,7 +198,7 @@ def test_labels_matter_only_where_intervals_lie_apart():
     lower = {"true": (0.7, 0.66, 0.74), "random": (0.69, 0.64, 0.73), "flipped": (0.4, 0.35, 0.45)}
     text = said(one_model({"icl": learner(0.7, 0.05, 0.02, labels=lower)}), "labels")
     assert "it is lower with flipped ones (-39.0 to -21.0 points, 95 %), so it depends on the labels shown" in text
-    assert "with random ones it is not told apart from that with true ones" in text
+    assert "with random ones it is not distinguished from that with true ones" in text
     level = {"true": (0.7, 0.6, 0.8), "random": (0.6, 0.5, 0.7)}
     assert "depends" not in said(one_model({"icl": learner(0.7, 0.05, 0.02, labels=level)}), "labels")
     unknown = {"true": (0.7, None, None), "flipped": (0.4, None, None)}

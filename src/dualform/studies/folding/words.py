@@ -16,6 +16,7 @@ from dualform.report.phrases import (
     difference_interval,
     is_undefined,
     listed,
+    share_in_prose,
     share_with_interval,
 )
 from dualform.result import Estimate
@@ -146,7 +147,7 @@ def perplexity_sentence(perplexity: Perplexity) -> str:
 
 
 def transfer_sentences(transfer: Sequence[Transfer]) -> list[str]:
-    """On which other tasks the folded model is better, worse or not told apart."""
+    """On which other tasks the folded model is better, worse or not distinguished."""
     groups: dict[int | None, list[str]] = {}
     for each in transfer:
         if finite(each.difference.mean) is not None:
@@ -158,16 +159,16 @@ def transfer_sentences(transfer: Sequence[Transfer]) -> list[str]:
 
 
 def _sides(groups: dict[int | None, list[str]], words: tuple[str, str], reference: str, missing: str) -> list[str]:
-    """Clauses such as `worse than the base model on A; not told apart from it on B`.
+    """Clauses such as `worse than the base model on A; not distinguished from it on B`.
 
     Args:
-        groups: What lies below the reference (-1), above it (1), is not told apart from it (0) or cannot be judged.
+        groups: What lies below the reference (-1), above it (1), is not distinguished from it (0) or cannot be judged.
         words: How the first two are called.
         reference: Named by the first clause; the others say `it`.
         missing: What those that cannot be judged lack.
     """
     clauses: list[str] = []
-    for side, relation in ((-1, words[0]), (1, words[1]), (0, "not told apart from")):
+    for side, relation in ((-1, words[0]), (1, words[1]), (0, "not distinguished from")):
         if side in groups:
             clauses.append(f"{relation} {'it' if clauses else reference} on {listed(groups[side])}")
     if None in groups:
@@ -208,7 +209,7 @@ def best_point(points: Sequence[FoldPoint]) -> FoldPoint | None:
 
 
 def _best(folding: Folding) -> list[str]:
-    """The most accurate way of folding beside zero-shot, ICL and FT; how far it answers as ICL does."""
+    """The most accurate way of folding compared with zero-shot, ICL and FT; how far it answers as ICL does."""
     axis = next(iter(axes_in_order(folding)), None)
     points = points_on(folding, axis) if axis is not None else []
     best = best_point(points)
@@ -223,13 +224,13 @@ def _best(folding: Folding) -> list[str]:
         named = f"{what}{' most' if len(points) > 1 else ''} accurate"
     else:
         named = f"Folding is at its most accurate at {axis_name(axis)} “{best.value}”"
-    beside = [("zero-shot", folding.zero_shot), ("in-context learning", best.icl)]
-    beside += [("finetuning", folding.ft)] if folding.ft is not None else []
-    beside = [(name, each) for name, each in beside if finite(each.mean) is not None]
-    said = f"{named}: {share_with_interval(best.accuracy)}"
-    if beside:
-        said += f", where {listed([f'{name} has {percent(each.mean)}' for name, each in beside])}"
-        said += f". It {_placed(best.accuracy, beside)}"
+    others = [("zero-shot", folding.zero_shot), ("in-context learning", best.icl)]
+    others += [("finetuning", folding.ft)] if folding.ft is not None else []
+    others = [(name, each) for name, each in others if finite(each.mean) is not None]
+    said = f"{named}: {share_in_prose(best.accuracy)}"
+    if others:
+        said += f", where {listed([f'{name} has {share_in_prose(each, interval=False)}' for name, each in others])}"
+        said += f". It {_placed(best.accuracy, others)}"
     sentences = [f"{said}."]
     if finite(best.agreement.mean) is not None:
         like = f"It answers {share_with_interval(best.agreement)} of the queries as in-context learning does"
@@ -273,23 +274,23 @@ def _default(result: FoldingResult, folding: Folding) -> list[str]:
     best = best_point(points)
     for point in points:
         if point.value == method and point is not best and finite(point.accuracy.mean) is not None:
-            beside = [("zero-shot", folding.zero_shot), ("in-context learning", point.icl)]
+            others = [("zero-shot", folding.zero_shot), ("in-context learning", point.icl)]
             return [
                 f"The study's default, “{point.value}”, which was not picked by them, has "
-                f"{share_with_interval(point.accuracy)}: it {_placed(point.accuracy, beside)}."
+                f"{share_in_prose(point.accuracy)}: it {_placed(point.accuracy, others)}."
             ]
     return []
 
 
-def _placed(found: Estimate, beside: Sequence[tuple[str, Estimate]]) -> str:
-    """`lies above zero-shot, and is not told apart from in-context learning`, by intervals."""
+def _placed(found: Estimate, others: Sequence[tuple[str, Estimate]]) -> str:
+    """`lies above zero-shot, and is not distinguished from in-context learning`, by intervals."""
     groups: dict[int | None, list[str]] = {}
-    for name, each in beside:
+    for name, each in others:
         groups.setdefault(apart(found.ci95, each.ci95), []).append(name)
     words = {
         1: "lies above {}",
         -1: "lies below {}",
-        0: "is not told apart from {}",
+        0: "is not distinguished from {}",
         None: "cannot be compared, without intervals, with {}",
     }
     return ", and ".join(words[side].format(listed(groups[side])) for side in words if side in groups)
@@ -308,7 +309,7 @@ def _other_methods(folding: Folding) -> list[str]:
     if below:
         clauses.append(f"shown to lie below it: {listed([_told(point) for point in below])}")
     if level:
-        clauses.append(f"not told apart from it: {listed([_told(point) for point in level])}")
+        clauses.append(f"not distinguished from it: {listed([_told(point) for point in level])}")
     sentences = [f"{capital('; '.join(clauses))}."] if clauses else []
     useless = [point for point in points if apart(point.accuracy.ci95, folding.zero_shot.ci95) in (0, -1)]
     if useless:

@@ -31,7 +31,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "95 % interval",
         "Bootstrap over queries; that of an optimism repeats the choice in every resample. Two that overlap are not "
-        "told apart here.",
+        "distinguished here.",
     ),
 )
 

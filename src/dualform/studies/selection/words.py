@@ -190,7 +190,7 @@ def _similarity(result: SelectionResult) -> list[str]:
     if len(choices) < 2:
         return []
     if len({(choice.seed, choice.order, choice.learning_rate) for choice in choices}) == 1:
-        return [f"Every choice is the same ({chosen(choices[0])}), so likeness cannot depend on how it was chosen."]
+        return [f"Every choice is the same ({chosen(choices[0])}), so similarity cannot depend on how it was chosen."]
     sentences = []
     for key in in_order(dict.fromkeys(key for choice in choices for key in choice.similarity)):
         found = [(choice, choice.similarity[key]) for choice in choices if key in choice.similarity]

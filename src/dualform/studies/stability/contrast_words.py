@@ -68,7 +68,7 @@ def overall_sentences(contrasts: Sequence[Contrast]) -> list[str]:
     words = {
         "more": "is more stable than in-context learning in",
         "less": "is less stable than in-context learning in",
-        "level": "is not told apart from in-context learning by its stability in",
+        "level": "does not differ significantly from in-context learning in stability in",
         "unknown": "cannot be compared with in-context learning by its stability in",
     }
     said = [f"{words[claim]} {listed(groups[claim])}" for claim in words if claim in groups]
@@ -114,11 +114,14 @@ def _stability_sentence(learner: str, contrast: Contrast) -> str:
     )
     claim = _claim(contrast)
     if claim == "unknown":
-        return f"{noun} beside in-context learning: {spreads}; without an interval of their ratio no order is claimed."
+        return (
+            f"{noun} compared with in-context learning: {spreads}; without an interval of their ratio no order is "
+            "claimed."
+        )
     place = {
         "more": "is more stable than in-context learning",
         "less": "is less stable than in-context learning",
-        "level": "and in-context learning are not told apart by their stability",
+        "level": "and in-context learning do not differ significantly in stability",
     }[claim]
     return f"{noun} {place}: {spreads}; {_ratio(contrast)}."
 
@@ -127,10 +130,10 @@ def _calibrated_clause(noun: str, contrast: Contrast) -> str:
     words = {
         "more": f"{noun} is the more stable",
         "less": f"{noun} is the less stable",
-        "level": "they are not told apart",
+        "level": "they do not differ significantly",
         "unknown": "they cannot be compared",
     }
-    spreads = f"{points(contrast.sd_first)} points beside {points(contrast.sd_second)}"
+    spreads = f"{points(contrast.sd_first)} points compared with {points(contrast.sd_second)}"
     ratio = f"; {_ratio(contrast)}" if _claim(contrast) != "unknown" else ""
     return f"{words[_claim(contrast)]}: {spreads}{ratio}"
 
@@ -177,7 +180,7 @@ def size_sentences(result: StabilityResult) -> list[str]:
         own = [each for each in steps if each.learner == learner]
         noun = capital(learner_style(learner).noun)
         told = "; ".join(
-            f"{_named(models, each.first)} beside {_named(models, each.second)}: {_step(each)}" for each in own
+            f"{_named(models, each.first)} compared with {_named(models, each.second)}: {_step(each)}" for each in own
         )
         sentences.append(f"{noun} by size: {told}.")
         if len(own) > 1:
@@ -196,11 +199,11 @@ def size_sentences(result: StabilityResult) -> list[str]:
 
 
 def _step(contrast: Contrast) -> str:
-    spreads = f"a standard deviation of {points(contrast.sd_first)} points beside {points(contrast.sd_second)}"
+    spreads = f"a standard deviation of {points(contrast.sd_first)} points compared with {points(contrast.sd_second)}"
     words = {
         "more": "the larger is more stable",
         "less": "the larger is less stable",
-        "level": "the two are not told apart",
+        "level": "the two do not differ significantly",
         "unknown": "the two cannot be compared",
     }
     ratio = f", {_ratio(contrast)}" if _claim(contrast) != "unknown" else ""

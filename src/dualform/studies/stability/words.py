@@ -152,7 +152,7 @@ def _labels(model: ModelStability) -> list[str]:
         if above:
             said.append(f"it is higher with {_effects(model.learners[key], above)}")
         if level:
-            said.append(f"with {listed(level)} ones it is not told apart from that with true ones")
+            said.append(f"with {listed(level)} ones it is not distinguished from that with true ones")
         if not said:
             said.append("without intervals no dependence on the labels is claimed")
         sentences.append(f"{capital(noun)}'s accuracy is {listed(numbers)}: {'; '.join(said)}.")
@@ -160,7 +160,7 @@ def _labels(model: ModelStability) -> list[str]:
 
 
 def _effect(difference: Estimate | None) -> int | None:
-    """1 above zero, -1 below, 0 not told apart from it; None without an interval."""
+    """1 above zero, -1 below, 0 not distinguished from it; None without an interval."""
     ends = None if difference is None else known(difference.ci95)
     return None if ends is None else (ends[0] > 0) - (ends[1] < 0)
 
