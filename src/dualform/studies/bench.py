@@ -111,7 +111,7 @@ class Bench(Generic[Config]):
         return [example.label for example in self.selection]
 
     def draw_all(self, seeds: Sequence[int]) -> "dict[int, Drawn]":
-        """Every seed's selection; that some do not fit is said once."""
+        """Every seed's selection; that some do not fit is warned of once."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             drawn = {seed: self.draw(seed) for seed in seeds}

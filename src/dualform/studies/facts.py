@@ -28,7 +28,7 @@ Kind = TypeVar("Kind", bound=Result)
 
 @dataclass(frozen=True)
 class Asked:
-    """What the model was asked."""
+    """A task and its queries, as a result describes them."""
 
     task: Task
     examples: tuple[Example, ...]
@@ -49,7 +49,7 @@ class Asked:
 
     @classmethod
     def of(cls, bench: Bench[StudyConfig], notes: tuple[str, ...]) -> "Asked":
-        """What a study asked of this bench."""
+        """Those of a study's setup."""
         return cls(
             task=bench.task,
             examples=bench.examples,

@@ -307,8 +307,8 @@ def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True, moved_by: Tr
         a: ICL, or what stands in for it.
         b: FT, or what stands in for it.
         answers: Whether both sides' answers are their own; off for made-up sides.
-        moved_by: Whose change of scores must be more than rounding for `sim_am_delta` to be taken: ICL's, so that a
-            control stands on the rows and layers that the score itself stands on. None for `a`'s.
+        moved_by: Whose change of scores must be more than rounding for `sim_am_delta` to be computed: ICL's, so that a
+            control is computed from the same rows and layers as the score itself. None for `a`'s.
 
     Returns:
         Measure name -> tensor on the CPU whose first axis is `example` (1 for a number that all queries share), then

@@ -32,7 +32,7 @@ def trained(
         name: The learner's, for messages.
         seed: Demonstration seed.
         known: Rate chosen on another seed; None searches.
-        report: Told the share of the work that is done.
+        report: Called with the share of the work that is done.
         repeat: Trains at a rate from weights moved by rounding, so that a search prefers a stable rate among equals;
             see `search_rate`.
         option: Of the command line, which sets the grid.

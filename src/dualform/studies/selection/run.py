@@ -1,8 +1,8 @@
-"""How much each way of choosing seed, order and rate flatters each learner, and whether likeness hangs on it.
+"""How much each way of choosing seed, order and rate flatters each learner, and whether similarity depends on it.
 
 Every trial, ICL under each seed and order and FT under each seed and rate, answers three disjoint sets of queries:
 validation, report, and untouched ones. All ways of choosing are then played on the same answers
-(`selection.choosing`): what was chosen on one set is held against the untouched queries.
+(`selection.choosing`): what was chosen on one set is then tested on the untouched queries.
 """
 
 import random
@@ -40,7 +40,7 @@ _SILENT = Silent()
 _NO_CELLS = NoCells()
 
 MEASURES = ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_delta", "kendall", "direct_update", "agreement")
-"""Of likeness, in every trial of FT; Rec2FTP is made from answers."""
+"""Measures of similarity computed in every trial of FT; Rec2FTP is computed from answers."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class QuerySets:
     examples: dict[QuerySet, tuple[Example, ...]]
     queries: dict[QuerySet, tuple[Query, ...]]
     similar: tuple[int, ...]
-    """Places of the report queries on which likeness is measured."""
+    """Places of the report queries on which similarity is measured."""
     notes: tuple[str, ...]
 
     def width(self, name: QuerySet) -> int:
@@ -281,7 +281,7 @@ def seed_parts(sets: QuerySets, drawn: Drawn, n_orders: int) -> list[WorkPart]:
 def _run_seed(
     sets: QuerySets, drawn: Drawn, n_orders: int, zero_shot: AdaptedModel, report: Callable[[float], None]
 ) -> SeedTrials:
-    """All trials of one seed, and how alike ICL and FT are inside in each."""
+    """All trials of one seed, and how similar ICL and FT are inside in each."""
     bench, config, lm = sets.bench, sets.bench.config, sets.bench.lm
     seed = drawn.demonstrations.seed
     in_context: list[AdaptedModel] = []
@@ -356,7 +356,7 @@ def _measures(
     finetuned: Sequence[AdaptedModel],
     report: Callable[[float], None],
 ) -> dict[str, Tensor]:
-    """Likeness of ICL in the order drawn and FT at each rate, `(rate, example)`, layers and heads averaged."""
+    """Similarity of ICL in the order drawn and FT at each rate, `(rate, example)`, layers and heads averaged."""
     bench = sets.bench
     queries = [bench.queries[place] for place in sets.similar]
     recordings = recordings_for(bench.lm.anatomy, len(drawn.encoded.sequences))

@@ -129,7 +129,7 @@ class _Summary:
         """Every measure as a ratio of totals over queries.
 
         ICL in the order drawn stands beside FT, whichever order was chosen: FT was trained in that order, and the
-        likeness of two updates by different orders is that of their orders too. Rec2FTP alone, made of answers, is
+        similarity of two updates by different orders is that of their orders too. Rec2FTP alone, made of answers, is
         that of the very trials chosen.
         """
         one = self.found.ascending[seed]

@@ -38,7 +38,7 @@ class SeedTrials:
     """FT's, diverged ones included."""
     measures: dict[str, Tensor]
     """Measure -> its value for ICL in the order drawn and FT at each rate, `(rate, example)`, over the queries on
-    which likeness is measured."""
+    which similarity is measured."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _inside(estimate: Estimate) -> str:
 
 
 def _budgets(choices: list[Choice]) -> list[str]:
-    """What was read in search of ICL's and of FT's choice; choices that were searched alike are told together."""
+    """What was read in search of ICL's and of FT's choice; choices with the same search are reported together."""
     found: dict[str, list[str]] = {}
     for choice in choices:
         if not {"icl", "ft"} <= set(choice.scores) or choice.select == "none":
@@ -180,7 +180,7 @@ def _beside(icl: float, ft: float) -> str:
 
 
 def _similarity(result: SelectionResult) -> list[str]:
-    """Whether the score of likeness hangs on how the pair was chosen.
+    """Whether similarity depends on how the pair was chosen.
 
     The highest less the lowest score is never below zero, so its interval alone proves nothing; the two scores'
     own intervals must lie apart.

@@ -1,4 +1,4 @@
-"""How much accuracy hangs on which demonstrations were drawn, in which order, with which labels: ICL beside FT.
+"""How much accuracy depends on which demonstrations were drawn, in which order, with which labels: ICL and FT.
 
 For each model and demonstration set, ICL and FT are run in several orders and, in the order drawn, with random and
 flipped labels. Every run answers the same queries and a few content-free ones, from which contextual calibration is

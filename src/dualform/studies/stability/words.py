@@ -79,7 +79,7 @@ def variance_shares(split: VarianceSplit | None) -> dict[str, float]:
 
 
 def _of_each_model(models: Mapping[str, ModelStability], tell: Callable[[str, ModelStability], list[str]]) -> list[str]:
-    """What is told of each model, under its name where there are several."""
+    """Sentences on each model, under its name where there are several."""
     said = [(name, sentence) for name, model in models.items() for sentence in tell(name, model)]
     return [f"{name}: {sentence}" if len(models) > 1 else sentence for name, sentence in said]
 
@@ -133,7 +133,7 @@ def _variance(model: ModelStability) -> list[str]:
 
 
 def _labels(model: ModelStability) -> list[str]:
-    """Whether a learner's accuracy hangs on the labels shown being true."""
+    """Whether a learner's accuracy depends on the labels shown being true."""
     sentences = []
     for key in learners_in_order(model.learners):
         labels = model.learners[key].labels
