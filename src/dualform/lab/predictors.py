@@ -294,7 +294,7 @@ def by_point(predictor: Predictor, x: Tensor, y: Tensor) -> Tensor:
     """Predictions at each point from the points before it, `(sequence, point)`; the first from none.
 
     Args:
-        predictor: PredictFunction at every point; one with a `by_point` of its own is asked once.
+        predictor: Called at every point; one with a `by_point` of its own is called once.
         x: `(sequence, point, d)`.
         y: `(sequence, point)`.
     """

@@ -142,7 +142,7 @@ class HubText:
 
         try:
             if not Path(self.name).is_dir():
-                # PredictFunction first, because streaming would try for half a minute where there is no network.
+                # The hub is queried first, because streaming would try for half a minute where there is no network.
                 huggingface_hub.HfApi().dataset_info(self.name, timeout=SECONDS_TO_ANSWER)
             yield from datasets.load_dataset(
                 self.name, self.config, split=self.split, revision=self.revision, streaming=True

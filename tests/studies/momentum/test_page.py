@@ -158,7 +158,7 @@ def test_one_seed_and_failed_runs_still_make_a_page():
     lonely = arm("momentum", -0.01, eta=0.1, seeds=1, step_ratio=None)
     page = Page(render_page(with_arms(arm("vanilla", 0.0), lonely, failed)))
     text = text_of(page)
-    assert "momentum attention cannot be weighed against vanilla" in text
+    assert "momentum attention cannot be compared with vanilla" in text
     assert "“momentum 0.5” could not be compared with “vanilla”" in text
     assert {"spec-difference", "spec-training"} <= set(page.specs())
 

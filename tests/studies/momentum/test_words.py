@@ -60,14 +60,14 @@ def test_another_study_and_one_without_arms_have_nothing_to_say():
     [
         ((-0.01,), "predicts better than vanilla with eta 0.1."),
         ((-0.01, -0.02), "predicts better than vanilla with eta 0.1 and 0.2."),
-        ((0.0005,), "is not told apart from vanilla with eta 0.1."),
+        ((0.0005,), "is not distinguished from vanilla with eta 0.1."),
         ((0.01, 0.02, 0.03), "is worse than vanilla with eta 0.1, 0.2 and 0.3."),
-        ((0.0005, 0.02), "is not told apart from vanilla with eta 0.1, and is worse than it with eta 0.2."),
+        ((0.0005, 0.02), "is not distinguished from vanilla with eta 0.1, and is worse than it with eta 0.2."),
         ((0.02, -0.02), "predicts better than vanilla with eta 0.2, and is worse than it with eta 0.1."),
         (
             (0.02, -0.02, 0.0),
-            "predicts better than vanilla with eta 0.2, is not told apart from it with eta 0.3, and is worse than it "
-            "with eta 0.1.",
+            "predicts better than vanilla with eta 0.2, is not distinguished from it with eta 0.3, and is worse than "
+            "it with eta 0.1.",
         ),
     ],
 )
@@ -77,17 +77,17 @@ def test_the_first_sentence_says_with_which_etas_momentum_won_or_lost(losses, se
 
 def test_one_seed_decides_nothing():
     sentence = (
-        "On text of 256 tokens, momentum attention cannot be weighed against vanilla, without an interval, with eta"
+        "On text of 256 tokens, momentum attention cannot be compared with vanilla, without an interval, with eta"
     )
     assert lead(-0.5, seeds=1) == f"{sentence} 0.1."
     single = said(arm("vanilla", 0.0), arm("momentum", -0.01, eta=0.3, seeds=1))
     assert single[2] == (
-        "“momentum 0.3” less “vanilla”: -0.0100 nats a token, -1.00 % of perplexity, 1 seed: without an interval that "
-        "cannot be weighed."
+        "“momentum 0.3” less “vanilla”: -0.0100 nats a token, -1.00 % of perplexity, 1 seed: no interval, so "
+        "no conclusion."
     )
     text = "\n".join(single)
-    assert "cannot be weighed against “vanilla”" in text
-    for claim in ("better", "told apart", "p =", "p <", "sign-flip"):
+    assert "cannot be compared with “vanilla”" in text
+    for claim in ("better", "distinguished", "p =", "p <", "sign-flip"):
         assert claim not in text
 
 
@@ -109,11 +109,11 @@ def test_each_arm_is_told_with_nats_perplexity_intervals_test_and_seeds():
     assert f"-0.81 % of perplexity ({relative_interval(found)}), 5 seeds: better." in text
     assert "“momentum 0.9” less “vanilla”: +0.0382 nats a token" in text
     assert "“nesterov 0.3” less “linear”: +0.0007 nats a token" in text
-    assert text.count("5 seeds: not told apart.") == 2
+    assert text.count("5 seeds: not distinguished.") == 2
     assert text.count("5 seeds: worse.") == 1
 
 
-def test_the_lowest_is_named_with_those_it_is_not_told_apart_from():
+def test_the_lowest_is_named_with_those_it_is_not_distinguished_from():
     vanilla = arm("vanilla", 0.0)
     clear = said(vanilla, arm("momentum", -0.02, eta=0.1), arm("momentum", -0.01, eta=0.3))[1]
     assert clear.startswith("Lowest of 3 is the perplexity of “momentum 0.1”: 25.5")
@@ -121,10 +121,10 @@ def test_the_lowest_is_named_with_those_it_is_not_told_apart_from():
         "; it lies below all others. It was picked as the lowest on this very text, which flatters it."
     )
     level = said(vanilla, arm("momentum", -0.0204, eta=0.1), arm("momentum", -0.0200, eta=0.4))[1]
-    assert "; it is not told apart from “momentum 0.4”." in level
+    assert "; it is not distinguished from “momentum 0.4”." in level
     beaten = said(vanilla, arm("momentum", -0.0005, eta=0.1), arm("momentum", 0.02, eta=0.3))[1]
     assert "“momentum 0.1”" in beaten
-    assert "not told apart from “vanilla”." in beaten
+    assert "not distinguished from “vanilla”." in beaten
 
 
 def test_vanilla_can_be_the_lowest():
@@ -132,8 +132,8 @@ def test_vanilla_can_be_the_lowest():
     assert sentence.startswith("Lowest of 2 is the perplexity of “vanilla”: 26.05 (25.70 to 26.40); it lies below all")
 
 
-def test_arms_of_two_baselines_are_told_apart_by_their_own_intervals():
-    assert "not told apart from “linear”" in said(arm("vanilla", 0.0), arm("linear", 0.001))[0]
+def test_arms_of_two_baselines_are_distinguished_by_their_own_intervals():
+    assert "not distinguished from “linear”" in said(arm("vanilla", 0.0), arm("linear", 0.001))[0]
     assert "lies below all others" in said(arm("vanilla", 0.0), arm("linear", 0.3))[0]
 
 
@@ -142,7 +142,7 @@ def test_arms_of_two_baselines_are_told_apart_by_their_own_intervals():
     [
         (-0.001, "momentum does better than averaging over a few tokens."),
         (-0.03, "averaging over a few tokens does better than momentum."),
-        (-0.0101, "the two are not told apart, so that local averaging may be all that momentum is."),
+        (-0.0101, "the two are not distinguished, so that local averaging may be all that momentum is."),
     ],
 )
 def test_the_sceptic_is_answered_by_the_difference_of_two_differences(convolution, answer):
@@ -156,7 +156,7 @@ def test_the_sceptic_is_answered_by_the_difference_of_two_differences(convolutio
 def test_without_a_gain_local_averaging_explains_nothing():
     arms = [arm("vanilla", 0.0), arm("momentum", 0.0, eta=0.3), arm("convolution", 0.0001)]
     [sentence] = averaging_sentences(study(arms=arms))
-    assert sentence.endswith("the two are not told apart.")
+    assert sentence.endswith("the two are not distinguished.")
 
 
 def test_the_best_of_several_etas_is_said_to_be_that():
@@ -199,10 +199,12 @@ def test_learned_decays_are_told_by_layer():
 
 def test_tasks_are_averaged_within_a_seed_and_those_at_chance_are_named():
     means, chance = task_sentences(study())
-    assert means.startswith("Mean accuracy over 3 tasks, beside 49.3 % of “vanilla” and 49.3 % of “linear”: above its ")
+    assert means.startswith(
+        "Mean accuracy over 3 tasks, against 49.3 % of “vanilla” and 49.3 % of “linear”: above its "
+    )
     assert "above its baseline's for “learned 0.3” (+1.9 points, +" in means
     assert "; below it for “momentum 0.9” (-4.8 points, -" in means
-    assert "; not told apart from it for “momentum 0.1”, “momentum 0.3”" in means
+    assert "; not distinguished from it for “momentum 0.1”, “momentum 0.3”" in means
     assert chance == (
         "On “cb” no arm is, with momentum or without, shown to lie above chance level, which is always to give the "
         "most frequent answer: differences there say nothing of learning in context."
@@ -226,7 +228,7 @@ def test_a_task_is_at_chance_only_where_every_arm_is():
 def test_tasks_without_a_difference_or_with_one_seed_are_not_weighed():
     one = arm("momentum", 0.0, eta=0.1, tasks=tasks("vanilla", 0.1, seeds=1))
     [means, _] = task_sentences(study(arms=[arm("vanilla", 0.0), one]))
-    assert means.endswith(": not to be weighed, without an interval, for “momentum 0.1”.")
+    assert means.endswith(": not comparable, without an interval, for “momentum 0.1”.")
     missing = [*tasks("vanilla", 0.1)[:2], score("cb", 0.5, 0.5, None)]
     assert over_tasks(arm("momentum", 0.0, eta=0.1, tasks=missing)) is None
     assert task_sentences(study(arms=[arm("vanilla", 0.0, tasks=[])])) == []
@@ -237,7 +239,7 @@ def test_regression_is_told_by_condition_number_and_beside_what_momentum_gives_d
     assert first.startswith(
         "In-context regression, condition number 1: the error is above its baseline's for “heavy-ball 0.3” (+11.6 %, +"
     )
-    assert first.endswith("; not told apart from it for “momentum 0.3”.")
+    assert first.endswith("; not distinguished from it for “momentum 0.3”.")
     assert second.startswith("In-context regression, condition number 100: the error is below its baseline's for “mom")
     assert last == (
         "For comparison, after 20 examples momentum takes the error of exact gradient descent, in as many steps, from "
@@ -247,7 +249,7 @@ def test_regression_is_told_by_condition_number_and_beside_what_momentum_gives_d
     assert regression_sentences(alone) == []
 
 
-@pytest.mark.parametrize(("change", "told"), [(-0.01, "better"), (0.01, "worse"), (0.0, "not told apart")])
+@pytest.mark.parametrize(("change", "told"), [(-0.01, "better"), (0.01, "worse"), (0.0, "not distinguished")])
 def test_a_pretrained_model_is_told_before_and_after_a_finetune(change, told):
     before, after = pretrained_sentences("gpt2", [pretrained("gpt2", change)])
     assert before == (
@@ -263,7 +265,7 @@ def test_several_etas_of_a_pretrained_model_share_their_sentences():
     tried = [pretrained("gpt2", 0.0), pretrained("gpt2", 0.01, eta=0.3)]
     before, after = pretrained_sentences("gpt2", tried)
     assert before.endswith("from 18.42 to 31.27 with eta 0.1 and 31.27 with eta 0.3.")
-    assert ": not told apart; with eta 0.3 +0.0100 nats a token (" in after
+    assert ": not distinguished; with eta 0.3 +0.0100 nats a token (" in after
     told = said(arm("vanilla", None, tasks=[]), pretrained=[*tried, pretrained("other", 0.0)])
     assert told == [f"{before} {after}", " ".join(pretrained_sentences("other", [pretrained("other", 0.0)]))]
 

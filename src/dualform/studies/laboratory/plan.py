@@ -82,7 +82,7 @@ def plan(config: RegressionConfig, machine: Machine) -> Plan:
 
 
 def samples(config: RegressionConfig, machine: Machine) -> str:
-    """What is told before samples are run; empty where earlier ones are kept."""
+    """Message before samples are run; empty where earlier ones are kept."""
     new = [name for name in in_order(config.studies) if _found(name, _asked(name, config), machine) is None]
     if not new:
         return ""

@@ -46,7 +46,7 @@ class Arm:
     @property
     def name(self) -> str:
         """As results call it."""
-        # All digits, because runs and their folders are told apart by it.
+        # All digits, because it distinguishes runs and their folders.
         return self.kind if self.eta is None else f"{self.kind} {self.eta}"
 
     @property
@@ -109,7 +109,7 @@ class TrainingConfig(TrainingSettings):
 
 
 class MomentumConfig(TrainingSettings):
-    """What is trained, on what, how often, and what it is then asked."""
+    """What is trained, on what, how often, and how it is then tested."""
 
     validation: Annotated[tuple[str, ...], Option(DATA, repeated=True)] = Field(min_length=1)
     """Text on which losses are taken while training. Of a data set on the hub, the split `validation`."""

@@ -20,7 +20,7 @@ from dualform.studies.planning import PAGE, merged
 from dualform.tasks.sources import load_task
 
 SAMPLES = "A tokenizer is being learned from the beginning of each text, for the estimate."
-"""What is told before it is done."""
+"""Message before it is done."""
 _SAMPLE = 1 << 19
 """Characters of a text that are tokenised to see how long it takes."""
 _STATES = 4
@@ -42,7 +42,7 @@ class _Text:
 
 
 def samples(config: MomentumConfig, machine: Machine) -> str:
-    """What is told before a plan is made."""
+    """Message before a plan is made."""
     return SAMPLES
 
 

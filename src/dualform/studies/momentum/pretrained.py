@@ -91,10 +91,10 @@ def put_into(
             return []
         found = []
         for seed in config.seeds:
-            told = f"{name}, eta {eta}, finetuned, seed {seed}"
+            piece_name = f"{name}, eta {eta}, finetuned, seed {seed}"
             make = functools.partial(_finetuned, config, name, eta, seed, corpus, test)
-            found.append(loss_of(told, make))
-            advance(float(config.pretrained_steps), told)
+            found.append(loss_of(piece_name, make))
+            advance(float(config.pretrained_steps), piece_name)
         return found
 
     base = loss_of(f"{name}, base", lambda: _loss(lm, test))

@@ -1,4 +1,4 @@
-"""Momentum attention beside vanilla: trained from the same beginnings on the same text, and asked the same questions.
+"""Momentum attention and vanilla: trained from the same beginnings on the same text, and tested on the same questions.
 
 For each seed every arm begins with the same weights and reads the same windows in the same order; what differs is how
 it attends. So differences are taken seed by seed, and their spread is that of beginnings and orders, not of arms.
@@ -38,7 +38,7 @@ from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.pretrained import put_into, require_usable
 from dualform.studies.momentum.regression import regress
 from dualform.studies.momentum.result import MomentumResult
-from dualform.studies.momentum.summary import ArmRun, asked, momentum_table, summarise_momentum
+from dualform.studies.momentum.summary import ArmRun, momentum_table, queries_of, summarise_momentum
 from dualform.studies.pieces import Cells, NoCells, Piece
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.demonstrations import draw_demonstrations
@@ -90,7 +90,7 @@ def compare_momentum(
         config: What to train.
         folder: Gets the corpus as tokens, and each run's checkpoints, from which a killed run goes on.
         cells: Keeps each finished run's numbers.
-        progress: Is told how far the work is.
+        progress: Reports how far the work is.
 
     Returns:
         The result and all that it was made of.
@@ -118,9 +118,9 @@ def compare_momentum(
             name = f"{arm.name}, seed {seed}"
             piece = cells.get(name, inputs)
             if piece is None:
-                told = _Renamed(progress, name, 1 / recipe.batch_tokens)
+                renamed = _Renamed(progress, name, 1 / recipe.batch_tokens)
                 try:
-                    trained = train_arm(config, arm, seed, texts, training, told)
+                    trained = train_arm(config, arm, seed, texts, training, renamed)
                 except TrainingError as error:
                     # One arm at one seed: what the others say stands, and that this one diverged is a result too.
                     piece = Piece(name, inputs, {}, _diverged(config, arm, seed, str(error)))
@@ -205,7 +205,7 @@ def train_arm(
 def ask(
     config: MomentumConfig, trained: Pretrained, arm: Arm, seed: int, test: Corpus, tasks: Mapping[str, Task]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What a trained model is asked: test text at each length, and tasks in context.
+    """Test of a trained model: text at each length, and tasks in context.
 
     Returns:
         Answers of each task, `(example, answer)`, and numbers that JSON can hold.
@@ -235,8 +235,8 @@ def ask(
 def _diverged(config: MomentumConfig, arm: Arm, seed: int, reason: str) -> dict[str, Any]:
     """What there is to say of a run that left no model, in the form of `ask`."""
     n = sum(parameter.numel() for parameter in _built(config.recipe_of(seed), arm).parameters())
-    told = f"{arm.name}, seed {seed} diverged and is left out: {reason}"
-    return {"losses": {}, "curve": [], "parameters": n, "learned_eta": [], "k": {}, "notes": [told]}
+    note = f"{arm.name}, seed {seed} diverged and is left out: {reason}"
+    return {"losses": {}, "curve": [], "parameters": n, "learned_eta": [], "k": {}, "notes": [note]}
 
 
 def _built(recipe: Recipe, arm: Arm) -> PreTrainedModel:
@@ -259,7 +259,7 @@ def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, se
         # Every run would say anew which words begin alike and how many demonstrations fit; the result says the latter.
         warnings.simplefilter("ignore", UserWarning)
         encoder = Encoder(lm, task)
-        queries = [encoder.query(example) for example in asked(config, task)]
+        queries = [encoder.query(example) for example in queries_of(config, task)]
         kept = encoder.fit(drawn, queries, config.recipe_of(seed).length, any_label=True)
     prefix = lm.encode(encoder.demonstrations(kept).prefix)
     return lm.log_probabilities(prefix, queries), kept.k_effective

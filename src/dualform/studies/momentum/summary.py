@@ -59,10 +59,10 @@ def summarise_momentum(
         config: The settings.
         runs: By arm and seed, all of them.
         step_ratios: Arm -> time of its training step over its baseline's.
-        tasks: Those that were asked, by name.
+        tasks: Those that were tested, by name.
         environment: See `Result.environment`.
         inputs: Digest of all text.
-        regression: In-context regression, where it was asked for.
+        regression: In-context regression, where it was chosen.
         pretrained: Models that were trained without.
         notes_of_models: What is known of how those were loaded.
     """
@@ -148,7 +148,7 @@ def _finished(config: MomentumConfig, runs: Mapping[tuple[Arm, int], ArmRun], ar
 def _task(
     config: MomentumConfig, name: str, task: Task, own: Mapping[int, ArmRun], beside: Mapping[int, ArmRun] | None
 ) -> TaskScore:
-    truth = torch.tensor([example.label for example in asked(config, task)])
+    truth = torch.tensor([example.label for example in queries_of(config, task)])
 
     def right(runs: Mapping[int, ArmRun]) -> dict[int, Tensor]:
         return {seed: (run.answers[name].argmax(1) == truth).double() for seed, run in runs.items()}
@@ -166,7 +166,7 @@ def _task(
     )
 
 
-def asked(config: MomentumConfig, task: Task) -> tuple[Example, ...]:
+def queries_of(config: MomentumConfig, task: Task) -> tuple[Example, ...]:
     """The queries of a task."""
     return sample(task.split(task.report_split), config.limit)
 
@@ -185,7 +185,7 @@ def momentum_table(
         own = {"arm": arm.name, "seed": seed}
         rows += [{**own, "length": int(length), "loss": loss} for length, loss in run.about["losses"].items()]
         for name, table in run.answers.items():
-            for example, prediction in zip(asked(config, tasks[name]), table.argmax(1).tolist(), strict=True):
+            for example, prediction in zip(queries_of(config, tasks[name]), table.argmax(1).tolist(), strict=True):
                 more = {"task": name, "query": example.row, "label": example.label, "prediction": prediction}
                 rows.append({**own, **more})
     columns = ("arm", "seed", "length", "loss", "task", "query", "label", "prediction")

@@ -99,7 +99,7 @@ def perplexity_table(result: MomentumResult) -> Table:
     )
     note = (
         "Test text in pieces of each length. The intervals of perplexities include what a seed draws for all arms "
-        "alike; the differences tell arms apart."
+        "alike; the differences distinguish arms."
     )
     return Table("Perplexity by tokens of test text", columns, rows, note=note)
 

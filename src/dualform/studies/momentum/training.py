@@ -44,13 +44,13 @@ def train_alone(
         learned: See `apply_momentum`.
         normalised: See `apply_momentum`.
         device: `auto`, a GPU where there is one; or `cpu`.
-        progress: Is told how far the work is.
-        tracker: Is told each step's numbers.
+        progress: Reports how far the work is.
+        tracker: Receives each step's numbers.
 
     Raises:
         DualformError: A mistake in settings or text, named.
     """
-    # Mistakes are told before any text is read.
+    # Mistakes are reported before any text is read.
     MomentumSettings(eta, learned, normalised)
     if normalised and eta == 0:
         raise ConfigError("normalised momentum needs an eta above 0: give one such as 0.3")

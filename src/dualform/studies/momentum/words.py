@@ -1,6 +1,6 @@
 """What a comparison of momentum attention with vanilla says in plain sentences, and no more than its intervals allow.
 
-Two arms are told apart only where Student's interval of their difference, seed by seed, does not hold 0.
+Two arms are distinguished only where Student's interval of their difference, seed by seed, does not hold 0.
 """
 
 import math
@@ -50,7 +50,7 @@ from dualform.studies.published import MOMENTUM_PERPLEXITY
 KINDS: dict[str, str] = {
     "vanilla": "Softmax attention as it is.",
     "momentum": (
-        "Softmax attention, and beside it a sum of each head's earlier values that decays by the factor eta a token, "
+        "Softmax attention, plus a sum of each head's earlier values that decays by the factor eta a token, "
         "whatever the query: what the paper adds."
     ),
     "normalised": "That sum with weights that add up to 1 over a long past.",
@@ -60,7 +60,7 @@ KINDS: dict[str, str] = {
         "averaging, which nobody would call momentum."
     ),
     "linear": "Attention without softmax, whose dual form is plain gradient descent.",
-    "linear-momentum": "Linear attention, and beside it the paper's sum of values.",
+    "linear-momentum": "Linear attention, plus the paper's sum of values.",
     "heavy-ball": "Linear attention whose dual form is gradient descent with heavy-ball momentum.",
     "nesterov": "Linear attention whose dual form is gradient descent with Nesterov's momentum.",
 }
@@ -73,7 +73,7 @@ DESCENTS = ("gradient descent", "heavy ball")
 """Kinds of exact predictors without momentum and with it."""
 
 BASELINES = "its baseline's"
-"""What an accuracy or an error is read beside."""
+"""What an accuracy or an error is compared with."""
 
 CHANCE_IN = 20
 """Of so many comparisons without a difference, one is expected to look shown at the 5 % level."""
@@ -110,7 +110,7 @@ def quoted(arms: Sequence[str]) -> str:
 
 
 def averaging_sentences(report: MomentumReport) -> list[str]:
-    """Is momentum more than local averaging? Momentum beside a convolution of the values, seed by seed."""
+    """Is momentum more than local averaging? Momentum compared with a convolution of the values, seed by seed."""
     length = full_length(report)
     momentum = best_momentum(report, length)
     sentences = []
@@ -123,20 +123,20 @@ def averaging_sentences(report: MomentumReport) -> list[str]:
         tried = sum(arm.kind == MOMENTUM for arm in report.arms)
         picked = f", the best of {tried} etas," if tried > 1 else ""
         question = f"Is it just local averaging? “{momentum.name}”{picked} less “{other.name}”, a short convolution"
-        told = {
+        verdict = {
             -1: "momentum does better than averaging over a few tokens",
             1: "averaging over a few tokens does better than momentum",
-            0: "the two are not told apart",
-            None: "without an interval that cannot be weighed",
+            0: "the two are not distinguished",
+            None: "no interval, so no conclusion",
         }[side(found)]
         if side(found) == 0 and side(difference_at(momentum, length)) == -1:
-            told += ", so that local averaging may be all that momentum is"
-        sentences.append(f"{question} of values: {_measured(found)}: {told}.")
+            verdict += ", so that local averaging may be all that momentum is"
+        sentences.append(f"{question} of values: {_measured(found)}: {verdict}.")
     return sentences
 
 
 def dual_sentences(report: MomentumReport) -> list[str]:
-    """What the momentum of gradient descent itself does in linear attention, beside the paper's sum of values."""
+    """What gradient descent's own momentum does in linear attention, compared with the paper's sum of values."""
     length = full_length(report)
     duals = [arm for arm in report.arms if arm.kind in TRUE_DUAL and difference_at(arm, length) is not None]
     if not duals:
@@ -147,20 +147,20 @@ def dual_sentences(report: MomentumReport) -> list[str]:
     words = {-1: "helps as {}", 1: "does harm as {}", 0: "is not shown to change anything as {}"}
     clauses = [words[key].format(quoted(groups[key])) for key in words if key in groups]
     if None in groups:
-        clauses.append(f"cannot be weighed, without an interval, as {quoted(groups[None])}")
+        clauses.append(f"cannot be judged, without an interval, as {quoted(groups[None])}")
     said = f"In linear attention the momentum that gradient descent really has {_joined(clauses)}"
     summed = next((arm for arm in report.arms if arm.kind == "linear-momentum"), None)
     best = lowest_arm(duals, length)
     found = between(best, summed, length) if best is not None and summed is not None else None
     if best is None or summed is None or found is None:
         return [f"{said}."]
-    told = {
+    verdict = {
         -1: "it does better than the paper's sum there",
         1: "the paper's sum does better there",
-        0: "the two are not told apart",
-        None: "without an interval that cannot be weighed",
+        0: "the two are not distinguished",
+        None: "no interval, so no conclusion",
     }[side(found)]
-    return [f"{said}. “{best.name}” less “{summed.name}”: {_measured(found)}: {told}."]
+    return [f"{said}. “{best.name}” less “{summed.name}”: {_measured(found)}: {verdict}."]
 
 
 def learned_sentences(report: MomentumReport) -> list[str]:
@@ -200,13 +200,13 @@ def task_sentences(report: MomentumReport) -> list[str]:
         found = over_tasks(arm)
         if found is None or finite(found.mean) is None:
             continue
-        told = f" ({difference(found.mean)} points, {difference_interval(found.ci95)})" if side(found) else ""
-        groups.setdefault(side(found), []).append(f"“{arm.name}”{told}")
+        verdict = f" ({difference(found.mean)} points, {difference_interval(found.ci95)})" if side(found) else ""
+        groups.setdefault(side(found), []).append(f"“{arm.name}”{verdict}")
     clauses = _clauses(groups, better=1)
     sentences = []
     if levels or clauses:
-        beside = f", beside {listed(levels)}" if levels else ""
-        sentences.append(f"{what}{beside}: {'; '.join(clauses)}." if clauses else f"{what}: {listed(levels)}.")
+        baseline = f", against {listed(levels)}" if levels else ""
+        sentences.append(f"{what}{baseline}: {'; '.join(clauses)}." if clauses else f"{what}: {listed(levels)}.")
     return [*sentences, *_at_chance(scored, names)]
 
 
@@ -219,8 +219,8 @@ def regression_sentences(regression: MomentumRegression) -> list[str]:
             found = curve.difference
             if found is None or finite(found.mean) is None:
                 continue
-            told = f" ({relative(found.mean)}, {relative_interval(found.ci95)})" if side(found) else ""
-            groups.setdefault(side(found), []).append(f"“{curve.arm}”{told}")
+            verdict = f" ({relative(found.mean)}, {relative_interval(found.ci95)})" if side(found) else ""
+            groups.setdefault(side(found), []).append(f"“{curve.arm}”{verdict}")
         clauses = _clauses(groups, better=-1)
         if clauses:
             where = f"In-context regression, condition number {condition:g}"
@@ -247,9 +247,9 @@ def pretrained_sentences(model: str, tried: Sequence[PretrainedMomentum]) -> lis
         sentences.append(
             f"Put into {what}, momentum takes its perplexity from {perplexity_text(base)} to {listed(found)}."
         )
-    told = {-1: "better", 1: "worse", 0: "not told apart", None: "without an interval that cannot be weighed"}
+    verdict = {-1: "better", 1: "worse", 0: "not distinguished", None: "no interval, so no conclusion"}
     tuned = [
-        f"{_with_eta(each, 'with ', ' ')}{_measured(each.difference)}: {told[side(each.difference)]}"
+        f"{_with_eta(each, 'with ', ' ')}{_measured(each.difference)}: {verdict[side(each.difference)]}"
         for each in tried
         if each.difference is not None and finite(each.difference.mean) is not None
     ]
@@ -331,9 +331,9 @@ def _lead(report: MomentumReport, length: str | None) -> list[str]:
     base = arms[0].baseline or "its baseline"
     words = {
         -1: ("predicts better than", "with eta"),
-        0: ("is not told apart from", "with eta"),
+        0: ("is not distinguished from", "with eta"),
         1: ("is worse than", "with eta"),
-        None: ("cannot be weighed against", "without an interval, with eta"),
+        None: ("cannot be compared with", "without an interval, with eta"),
     }
     clauses: list[str] = []
     for key, (does, how) in words.items():
@@ -346,7 +346,7 @@ def _lead(report: MomentumReport, length: str | None) -> list[str]:
 
 
 def _arms(report: MomentumReport, length: str | None) -> list[str]:
-    """Each arm beside its baseline."""
+    """Each arm compared with its baseline."""
     sentences = []
     for arm in report.arms:
         if arm.baseline is None:
@@ -355,13 +355,13 @@ def _arms(report: MomentumReport, length: str | None) -> list[str]:
         if found is None:
             sentences.append(f"“{arm.name}” could not be compared with “{arm.baseline}”: a loss is missing.")
             continue
-        told = {-1: "better", 1: "worse", 0: "not told apart", None: "without an interval that cannot be weighed"}
-        sentences.append(f"“{arm.name}” less “{arm.baseline}”: {_measured(found)}: {told[side(found)]}.")
+        verdict = {-1: "better", 1: "worse", 0: "not distinguished", None: "no interval, so no conclusion"}
+        sentences.append(f"“{arm.name}” less “{arm.baseline}”: {_measured(found)}: {verdict[side(found)]}.")
     return sentences
 
 
 def _lowest(report: MomentumReport, length: str | None) -> list[str]:
-    """The arm with the lowest perplexity, whom it is told apart from, and that it was picked."""
+    """The arm with the lowest perplexity, whom it is distinguished from, and that it was picked."""
     found = [arm for arm in report.arms if perplexity_at(arm, length) is not None]
     best = lowest_arm(found, length)
     if best is None or len(found) < 2 or length is None:
@@ -381,9 +381,9 @@ def _lowest(report: MomentumReport, length: str | None) -> list[str]:
         elif place != -1:
             level.append(arm.name)
     if level:
-        said += f"; it is not told apart from {quoted(level)}"
+        said += f"; it is not distinguished from {quoted(level)}"
     if unsure:
-        said += f"; without an interval it cannot be weighed against {quoted(unsure)}"
+        said += f"; without an interval it cannot be compared with {quoted(unsure)}"
     if not level and not unsure:
         said += "; it lies below all others"
     return [f"{said}. It was picked as the lowest on this very text, which flatters it."]
@@ -447,13 +447,13 @@ def _measured(found: Paired) -> str:
 
 def _clauses(groups: dict[int | None, list[str]], better: int) -> list[str]:
     """`below its baseline's for “a” (...)`, `above it for “b” (...)`: group by group, the `better` side first."""
-    words = {1: "above", -1: "below", 0: "not told apart from"}
+    words = {1: "above", -1: "below", 0: "not distinguished from"}
     clauses: list[str] = []
     for key in (better, -better, 0):
         if key in groups:
             clauses.append(f"{words[key]} {'it' if clauses else BASELINES} for {listed(groups[key])}")
     if None in groups:
-        clauses.append(f"not to be weighed, without an interval, for {listed(groups[None])}")
+        clauses.append(f"not comparable, without an interval, for {listed(groups[None])}")
     return clauses
 
 
