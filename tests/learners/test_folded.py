@@ -245,18 +245,18 @@ def test_the_strength_can_be_chosen_by_cross_validation_layer_by_layer():
 
 def test_a_text_passes_each_side_once_and_its_attention_twice(monkeypatch):
     setting = fresh("llama")
-    steps = {"pass_on": 0, "look_into": 0}
+    steps = {"advance": 0, "peek": 0}
     for name in steps:
-        original = getattr(stepping.Walk, name)
+        original = getattr(stepping.BlockwiseForward, name)
 
         def counted(self, group, layer, name=name, original=original):
             steps[name] += 1
             return original(self, group, layer)
 
-        monkeypatch.setattr(stepping.Walk, name, counted)
+        monkeypatch.setattr(stepping.BlockwiseForward, name, counted)
     folded(setting).adapt(setting.lm, setting.demonstrations)
     # Two layers; one group of texts on both sides and one of plain text.
-    assert steps == {"pass_on": 2 * 3, "look_into": 2 * 2}
+    assert steps == {"advance": 2 * 3, "peek": 2 * 2}
 
 
 def test_the_cost_counts_every_token_read():

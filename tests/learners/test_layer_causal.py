@@ -16,7 +16,8 @@ from dualform.learners.layer_causal import LayerCausal
 from dualform.learners.prompting import ZeroShot
 from dualform.models.editing.edit import applied
 from dualform.models.reading.language_model import LanguageModel
-from dualform.models.structure.anatomy import find_anatomy, row_axis
+from dualform.models.structure.anatomy import row_axis
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.learners.setting import FAMILIES, assert_same_readings, fresh, readings
 from tests.models.editing.test_edit import Snapshot, key_value_rows
 from tests.tiny import FAMILIES as ALL_FAMILIES

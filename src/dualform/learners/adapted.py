@@ -12,8 +12,9 @@ from dualform.models.cost.work import Work
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import EncodedDemonstrations
-from dualform.models.reading.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
+from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
 from dualform.models.reading.layout import Probe, Query
+from dualform.models.reading.route import EncodedPrefix
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from dualform.models.cost.work import (
     short_forwards,
 )
 from dualform.models.editing.blockwise import (
+    BlockwiseForward,
     SeenBlock,
-    Walk,
     require_editable_outputs,
     require_separable,
     row_groups,
@@ -112,19 +112,21 @@ class Folded:
         with torch.no_grad():
             nothing = lm.encode(())
             groups = _groups(lm, self.opening, self.texts)
-            prompted = Walk(lm, blocks, lm.encode(demonstrations.prefix), [group.behind_context for group in groups])
-            folded = Walk(lm, blocks, nothing, [group.alone for group in groups])
-            plain = Walk(lm, blocks, nothing, _plain_groups(lm, self.opening, self.plain))
+            prompted = BlockwiseForward(
+                lm, blocks, lm.encode(demonstrations.prefix), [group.behind_context for group in groups]
+            )
+            folded = BlockwiseForward(lm, blocks, nothing, [group.alone for group in groups])
+            plain = BlockwiseForward(lm, blocks, nothing, _plain_groups(lm, self.opening, self.plain))
             deltas: list[WeightDelta] = []
             fits: list[RidgeFit | None] = []
             for layer in range(n_layers):
                 fit = None
                 equations = self._equations(lm, layer)
                 for number, group in enumerate(groups):
-                    aim = prompted.pass_on(number, layer)
+                    aim = prompted.advance(number, layer)
                     if layer not in chosen:
                         continue
-                    seen = folded.look_into(number, layer)
+                    seen = folded.peek(number, layer)
                     missed = None
                     if self.carry:
                         missed = norms[layer].before(aim.before - seen.before[group.text_rows], aim.output)
@@ -132,14 +134,14 @@ class Folded:
                 here: tuple[WeightDelta, ...] = ()
                 if layer in chosen:
                     for number in range(len(plain)):
-                        equations.add(plain.look_into(number, layer).head_output, None, self.plain_weight)
+                        equations.add(plain.peek(number, layer).head_output, None, self.plain_weight)
                     gcv = self.strength == "gcv"
                     fit = equations.cross_validated() if gcv else equations.solve(float(self.strength))
                     here = _as_deltas(lm, layer, fit, self.bias)
                 with applied(lm.model, here):
                     for walk in (folded, plain):
                         for number in range(len(walk)):
-                            walk.pass_on(number, layer)
+                            walk.advance(number, layer)
                 deltas += here
                 fits.append(fit)
                 after_layer()

@@ -20,8 +20,9 @@ from dualform.models.reading.attention import AttentionCall, plain_attention, ta
 from dualform.models.reading.cached import CachedPrefix
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.forward import KeysValues, LayerOrder, cache_argument, forward_rows
-from dualform.models.reading.language_model import EncodedPrefix, LanguageModel
+from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
+from dualform.models.reading.route import EncodedPrefix
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of each layer, `(kv_head, pos, d_head)`."""
@@ -185,7 +186,7 @@ def _read_through_attention(lm: LanguageModel, before: Layers, own: tuple[int, .
 
 def _read_through_cache(lm: LanguageModel, before: Layers, own: tuple[int, ...], first_position: int) -> Layers:
     n_before = before[0][0].shape[1]
-    cache = _cached(before, ()).lent(1)
+    cache = _cached(before, ()).repeated(1)
     ids = torch.tensor([own], device=lm.device)
     positions = torch.arange(first_position, first_position + len(own), device=lm.device)[None]
     dtype = lm.model.dtype

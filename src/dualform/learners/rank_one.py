@@ -21,10 +21,11 @@ from dualform.models.loading.offloading import weight_of
 from dualform.models.reading.cached import NaiveRoute
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.encoding import EncodedDemonstrations
-from dualform.models.reading.language_model import NO_RECORDING, EncodedPrefix, LanguageModel, Readings
+from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
 from dualform.models.reading.layout import Layout, Probe, Query, lay_out
+from dualform.models.reading.route import EncodedPrefix
 from dualform.models.structure.anatomy import row_axis
-from dualform.models.structure.mlp_inputs import MLPReaders, at_mlps, find_readers
+from dualform.models.structure.mlp_inputs import MLPInputs, at_mlps, find_mlp_inputs
 from dualform.ops.folding import rank_one_factors
 
 
@@ -49,13 +50,13 @@ class RankOne:
         """Encode demonstrations and opening; the changes are made when a query is read.
 
         Raises:
-            ModelError: What reads the MLPs' inputs cannot be told (`find_readers`).
+            ModelError: What reads the MLPs' inputs is unknown (`find_mlp_inputs`).
         """
         start = time.perf_counter()
-        readers = find_readers(lm.model, lm.anatomy)
+        inputs = find_mlp_inputs(lm.model, lm.anatomy)
         prompted, opening = lm.encode(demonstrations.prefix), lm.encode(self.opening)
         cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
-        return RankOneModel(self.name, lm, prompted, opening, readers, cost)
+        return RankOneModel(self.name, lm, prompted, opening, inputs, cost)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
         """Demonstrations and opening, each read once."""
@@ -75,7 +76,7 @@ class RankOneModel:
     """The demonstrations, with what stands before them."""
     opening: EncodedPrefix
     """What stands before a query in zero-shot."""
-    readers: tuple[MLPReaders, ...]
+    inputs: tuple[MLPInputs, ...]
     cost: AdaptationCost
 
     @property
@@ -100,17 +101,17 @@ class RankOneModel:
 
     def _in_context(self, queries: list[Query], layout: Layout) -> "_Context":
         """Every block's `a` and `u` at the queries' own tokens, behind the demonstrations."""
-        context = _Context(tuple([] for _ in self.readers), tuple([] for _ in self.readers))
+        context = _Context(tuple([] for _ in self.inputs), tuple([] for _ in self.inputs))
         first = self._n_before(self.prompted)
 
         def keep_input(layer: int, name: str, a: Tensor, out: Tensor) -> None:
-            if name == self.readers[layer].linears[0]:
+            if name == self.inputs[layer].linears[0]:
                 context.a[layer].append(a[:, first:])
 
         def keep_residual(layer: int, u: Tensor, out: Tensor) -> None:
             context.u[layer].append(u[:, first:])
 
-        with at_mlps(self.lm.model, self.readers, keep_input, keep_residual):
+        with at_mlps(self.lm.model, self.inputs, keep_input, keep_residual):
             self.lm.route.read(self.prompted, queries, layout, NO_RECORDING)
         return context
 
@@ -131,7 +132,7 @@ class RankOneModel:
             context.a[layer].pop(0)
             return _added(out, first, context.u[layer].pop(0) - u[:, first:])
 
-        with at_mlps(self.lm.model, self.readers, changed, handed_on):
+        with at_mlps(self.lm.model, self.inputs, changed, handed_on):
             yield
 
     def _n_before(self, prefix: EncodedPrefix) -> int:

@@ -19,10 +19,11 @@ from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import weight_of
 from dualform.models.reading.cached import NaiveRoute, RepeatedRoute
 from dualform.models.reading.encoding import EncodedDemonstrations
-from dualform.models.reading.language_model import NO_RECORDING, EncodedPrefix, LanguageModel
+from dualform.models.reading.language_model import NO_RECORDING, LanguageModel
 from dualform.models.reading.layout import Layout, Query, lay_out
+from dualform.models.reading.route import EncodedPrefix
 from dualform.models.structure.anatomy import row_axis
-from dualform.models.structure.mlp_inputs import MLPReaders, at_mlps, find_readers
+from dualform.models.structure.mlp_inputs import MLPInputs, at_mlps, find_mlp_inputs
 from dualform.ops.folding import rank_one_sum
 
 ThoughtForm = Literal["vector", "matrix"]
@@ -68,20 +69,20 @@ class Thought:
         """Read every text with and without the demonstrations, and take means.
 
         Raises:
-            ModelError: W_O of a layer is not known; for the form `matrix` also where it cannot be told what reads the
-                MLPs' inputs (`find_readers`).
+            ModelError: W_O of a layer is not known; for the form `matrix` also where it is unknown what reads the MLPs'
+                inputs (`find_mlp_inputs`).
             ContextError: Texts behind the demonstrations go beyond a switch length (`LanguageModel.require_one_row`).
         """
         start = time.perf_counter()
         outputs = _output_linears(lm)
-        readers = find_readers(lm.model, lm.anatomy) if self.form == "matrix" else ()
+        inputs = find_mlp_inputs(lm.model, lm.anatomy) if self.form == "matrix" else ()
         prompted, opening = lm.encode(demonstrations.prefix), lm.encode(self.opening)
         means = _Means()
         texts = [Query(text.prompt, ()) for text in self.texts]
         for indices in lm.groups(texts):
             chosen = [texts[i] for i in indices]
-            means.take_in(_Reader(lm, readers, outputs, chosen, lay_out(chosen, device=lm.device)), prompted, opening)
-        deltas = tuple(self._deltas(lm, outputs, readers, means))
+            means.take_in(_Reader(lm, inputs, outputs, chosen, lay_out(chosen, device=lm.device)), prompted, opening)
+        deltas = tuple(self._deltas(lm, outputs, inputs, means))
         # Even the opening token's keys and values change with the weights.
         with applied(lm.model, deltas):
             prefix = lm.encode(self.opening)
@@ -89,12 +90,12 @@ class Thought:
         return AdaptedModel(self.name, lm, prefix, cost, deltas)
 
     def _deltas(
-        self, lm: LanguageModel, outputs: tuple[str, ...], readers: tuple[MLPReaders, ...], means: "_Means"
+        self, lm: LanguageModel, outputs: tuple[str, ...], inputs: tuple[MLPInputs, ...], means: "_Means"
     ) -> Iterator[WeightDelta]:
         factor = self.strength if self.form == "vector" else 1.0
         for layer, W_O in enumerate(outputs):
             yield WeightDelta(f"{W_O}.bias", 0, None, factor * means.vector(layer))
-        for layer, found in enumerate(readers):
+        for layer, found in enumerate(inputs):
             matrix = self.strength * means.matrix(layer)
             for name in found.linears:
                 module = lm.model.get_submodule(name)
@@ -164,7 +165,7 @@ class _Reader:
     """Reads one group of texts and shows what they look like inside, real tokens only."""
 
     lm: LanguageModel
-    readers: tuple[MLPReaders, ...]
+    inputs: tuple[MLPInputs, ...]
     outputs: tuple[str, ...]
     texts: list[Query]
     layout: Layout
@@ -185,13 +186,13 @@ class _Reader:
             return rows if rows.dtype.itemsize >= 4 else rows.float()
 
         def at_linear(layer: int, name: str, a: Tensor, out: Tensor) -> None:
-            if name == self.readers[layer].linears[0]:
+            if name == self.inputs[layer].linears[0]:
                 see("input", layer, own(a))
 
         def at_block(layer: int, u: Tensor, out: Tensor) -> None:
             pass
 
-        with Hooks(self.lm.model) as hooks, at_mlps(self.lm.model, self.readers, at_linear, at_block):
+        with Hooks(self.lm.model) as hooks, at_mlps(self.lm.model, self.inputs, at_linear, at_block):
             hooks.after_each(self.outputs, lambda layer, x, out: see("output", layer, own(out)))
             self.lm.route.read(prefix, self.texts, self.layout, NO_RECORDING)
 

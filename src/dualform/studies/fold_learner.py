@@ -11,7 +11,7 @@ from dualform.models.editing.edit import key_value_rows
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Probe, Query
 from dualform.models.structure.blocks import find_blocks
-from dualform.models.structure.mlp_inputs import find_readers
+from dualform.models.structure.mlp_inputs import find_mlp_inputs
 from dualform.result import FoldReport, Similarity
 from dualform.studies.fold_settings import FoldMethod
 from dualform.studies.fold_work import check_forwards, fold_bytes, fold_parts, fold_prefix, reads_twice
@@ -105,7 +105,7 @@ def check_fold_method(lm: LanguageModel, method: FoldMethod) -> None:
         require_editable_outputs(lm)
     elif method in ("thought-matrix", "rank-one"):
         require_editable_outputs(lm)
-        find_readers(lm.model, lm.anatomy)
+        find_mlp_inputs(lm.model, lm.anatomy)
     elif method == "task-vector":
         find_blocks(lm.model, lm.anatomy)
     elif method == "mezo":

@@ -31,8 +31,8 @@ from dualform.models.cost.work import (
     row_of,
     rows,
 )
-from dualform.models.reading.language_model import LONGEST_CHECK
 from dualform.models.reading.layout import Query
+from dualform.models.reading.self_check import LONGEST_CHECK
 
 _NORM_PASSES = 14
 """Over the residual stream: two norms of six each (square, mean, shift, root, two products), two sums."""

@@ -13,8 +13,9 @@ from dualform.models.cost.work import TrainedWeights
 from dualform.models.editing.edit import KeyValueTraining, WeightTraining, key_value_rows, mlp_rows, value_rows
 from dualform.models.loading.load import laid_out
 from dualform.models.reading.forward import forward_rows
-from dualform.models.structure.anatomy import find_anatomy, row_axis
+from dualform.models.structure.anatomy import row_axis
 from dualform.models.structure.blocks import block_names, find_blocks
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.models.mixture import EXPERTS, INNER, LAYERS, SENT, WIDTH, tiny_mixture
 from tests.models.reference import BY_NAME, wrapped
 from tests.tiny import FAMILIES, PARAMETERS, tiny_model

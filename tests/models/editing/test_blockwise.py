@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dualform.errors import ModelError
-from dualform.models.editing.blockwise import Walk, require_editable_outputs, require_separable, row_groups
+from dualform.models.editing.blockwise import BlockwiseForward, require_editable_outputs, require_separable, row_groups
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.structure.blocks import find_blocks
@@ -57,10 +57,10 @@ def test_every_block_sees_and_hands_on_what_it_does_in_a_whole_forward(family, p
     groups = [[TEXTS[i] for i in indices] for indices in row_groups(lm, TEXTS)]
     order = [text for group in groups for text in group]
     expected = [twin(lm, blocks, prefix, text.prompt) for text in order]
-    walk: Any = Walk(lm, blocks, lm.encode(prefix), groups)
+    forward: Any = BlockwiseForward(lm, blocks, lm.encode(prefix), groups)
     for layer in range(len(lm.anatomy.layers)):
-        looked = [walk.look_into(number, layer) for number in range(len(walk))]
-        passed = [walk.pass_on(number, layer) for number in range(len(walk))]
+        looked = [forward.peek(number, layer) for number in range(len(forward))]
+        passed = [forward.advance(number, layer) for number in range(len(forward))]
         for name in ("before", "head_output", "output", "after"):
             found = torch.cat([getattr(seen, name) for seen in passed])
             wanted = torch.cat([one[name, layer] for one in expected])
@@ -81,20 +81,23 @@ def test_all_routes_take_the_same_steps(route):
     flat = [[text for group in groups for text in group]]
     slow: Any
     fast: Any
-    slow, fast = Walk(lm, blocks, lm.encode(PREFIX), groups), Walk(packed, own, packed.encode(PREFIX), flat)
+    slow, fast = (
+        BlockwiseForward(lm, blocks, lm.encode(PREFIX), groups),
+        BlockwiseForward(packed, own, packed.encode(PREFIX), flat),
+    )
     for layer in range(len(lm.anatomy.layers)):
-        found = torch.cat([slow.pass_on(number, layer).after for number in range(len(slow))])
-        assert torch.allclose(found, fast.pass_on(0, layer).after, atol=1e-4)
+        found = torch.cat([slow.advance(number, layer).after for number in range(len(slow))])
+        assert torch.allclose(found, fast.advance(0, layer).after, atol=1e-4)
 
 
 def test_answers_of_several_tokens_are_passed_on_as_branches():
     lm = loaded("llama")
     blocks = find_blocks(lm.model, lm.anatomy)
-    walk: Any = Walk(lm, blocks, lm.encode(PREFIX), [BRANCHED])
+    forward: Any = BlockwiseForward(lm, blocks, lm.encode(PREFIX), [BRANCHED])
     # Prompt and the tokens of each answer but its last: 3 + 2 + 1 + 0, and 2 + 1.
     branches = [(5, 6, 7, 8, 9), (5, 6, 7, 11), (14, 15, 16)]
     for layer in range(len(lm.anatomy.layers)):
-        after = walk.pass_on(0, layer).after
+        after = forward.advance(0, layer).after
         assert len(after) == 9
         first, second, third = (twin(lm, blocks, PREFIX, tokens)["after", layer] for tokens in branches)
         wanted = torch.cat([first, second[3:], third])
@@ -104,11 +107,11 @@ def test_answers_of_several_tokens_are_passed_on_as_branches():
 def test_weights_may_change_between_two_steps():
     lm = loaded("llama")
     blocks = find_blocks(lm.model, lm.anatomy)
-    walk: Any = Walk(lm, blocks, lm.encode(()), [TEXTS])
-    first = walk.pass_on(0, 0).after
+    forward: Any = BlockwiseForward(lm, blocks, lm.encode(()), [TEXTS])
+    first = forward.advance(0, 0).after
     with torch.no_grad():
         lm.model.get_submodule(lm.anatomy.layers[1].W_O).weight.zero_()
-    second = walk.pass_on(0, 1)
+    second = forward.advance(0, 1)
     assert torch.equal(second.before, first)
     assert not second.output.any()
 
@@ -116,14 +119,14 @@ def test_weights_may_change_between_two_steps():
 def test_a_body_that_raises_leaves_no_hook_behind(monkeypatch):
     lm = loaded("llama")
     blocks = find_blocks(lm.model, lm.anatomy)
-    walk: Any = Walk(lm, blocks, lm.encode(()), [TEXTS])
+    forward: Any = BlockwiseForward(lm, blocks, lm.encode(()), [TEXTS])
 
     def fail(*args, **kwargs):
         raise MemoryError("no room")
 
     monkeypatch.setattr(lm.route, "read", fail)
     with pytest.raises(MemoryError, match="no room"):
-        walk.pass_on(0, 0)
+        forward.advance(0, 0)
     assert_no_hooks(lm.model)
     assert all("forward" not in vars(module) for module in lm.model.modules())
 
@@ -141,7 +144,7 @@ def test_a_change_told_in_front_of_the_norm_is_the_change_behind_it(family):
     lm = loaded(family)
     blocks = find_blocks(lm.model, lm.anatomy)
     norms = find_output_norms(lm, blocks)
-    seen = Walk(lm, blocks, lm.encode(PREFIX), [TEXTS]).pass_on(0, 0)
+    seen = BlockwiseForward(lm, blocks, lm.encode(PREFIX), [TEXTS]).advance(0, 0)
     wanted = 1e-3 * torch.randn(seen.output.shape, generator=torch.Generator().manual_seed(0))
     told = norms[0].before(wanted, seen.output)
     if family not in ("gemma3", "olmo2"):

@@ -13,9 +13,10 @@ from dualform.models.editing.convolution import TAPS, ValueConvolution, apply_co
 from dualform.models.editing.momentum import apply_momentum, momentum_of
 from dualform.models.reading.attention import MOMENTUM
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.language_model import LanguageModel, choose_route, largest_difference
+from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import lay_out
-from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.reading.self_check import choose_route, largest_difference
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.models.reference import BY_NAME, PREFIX, QUERIES, Case, naive_scores
 from tests.tiny import VOCABULARY, WINDOW, tiny_model, tiny_tokenizer
 

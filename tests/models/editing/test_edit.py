@@ -11,7 +11,8 @@ from dualform.models.editing.edit import KeyValueTraining, WeightDelta, WeightTr
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.products import PackedProducts, packable
-from dualform.models.structure.anatomy import Anatomy, find_anatomy, is_linear, row_axis
+from dualform.models.structure.anatomy import Anatomy, is_linear, row_axis
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.models.reference import BY_NAME, assert_no_hooks, wrapped
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 

@@ -15,7 +15,7 @@ from dualform.models.reading.attention import AttentionCall, tapped
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.forward import LayerOrder, LayerTap
 from dualform.models.reading.language_model import LanguageModel
-from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.ops.momentum import momentum_naive
 from dualform.ops.momentum_dual import MomentumKind
 from tests.models.reference import BY_NAME, PREFIX, QUERIES, naive_scores

@@ -23,9 +23,10 @@ from dualform.models.editing.momentum import (
 )
 from dualform.models.loading.load import load_model
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.language_model import LanguageModel, choose_route, largest_difference
+from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query, lay_out
-from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.reading.self_check import choose_route, largest_difference
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.models.reference import BY_NAME, CASES, Case
 from tests.tiny import VOCABULARY, WINDOW, randomise_, tiny_model, tiny_tokenizer
 

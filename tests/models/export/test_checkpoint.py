@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from dualform.errors import ConfigError, ModelError, StorageError
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.export import checkpoint
-from dualform.models.export.checkpoint import adapter_lent, write_adapter, write_checkpoint
+from dualform.models.export.checkpoint import adapter_applied, write_adapter, write_checkpoint
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import row_axis
 from dualform.models.structure.bias import output_bias
@@ -526,11 +526,11 @@ def test_an_adapter_in_memory_is_the_change_it_stands_for_and_touches_no_weight(
     plain = logits()
     with applied(lm.model, deltas):
         expected = logits()
-    with adapter_lent(lm.model, deltas, rank):
+    with adapter_applied(lm.model, deltas, rank):
         found = logits()
         assert all(torch.equal(weight, before[name]) for name, weight in lm.model.state_dict().items())
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    with adapter_lent(lm.model, deltas, 1):
+    with adapter_applied(lm.model, deltas, 1):
         assert not torch.allclose(logits(), expected, atol=1e-3)
     assert torch.equal(logits(), plain)
 

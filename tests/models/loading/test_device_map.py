@@ -32,7 +32,8 @@ from dualform.models.loading.offloading import (
 from dualform.models.loading.placement import Placement, placement
 from dualform.models.reading.forward import forward_rows
 from dualform.models.reading.language_model import LanguageModel
-from dualform.models.structure.anatomy import find_anatomy, is_linear
+from dualform.models.structure.anatomy import is_linear
+from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.models.structure.untrained import untrained
 from dualform.studies.bench import weights_digest
 from tests.learners.setting import assert_same_readings, readings, setting_of

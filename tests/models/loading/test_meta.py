@@ -8,7 +8,7 @@ from dualform.models.cost.shape import shape_of, shape_of_config
 from dualform.models.loading.meta import meta_model
 from dualform.models.reading.language_model import NO_RECORDING
 from dualform.models.reading.layout import Query, lay_out
-from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.tiny import save_tiny, tiny_model
 
 

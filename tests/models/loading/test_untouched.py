@@ -10,7 +10,7 @@ import dualform
 from dualform.errors import ModelError, NumericalError
 from dualform.models.editing.momentum import apply_momentum
 from dualform.models.loading.untouched import special_ids
-from dualform.models.reading import language_model
+from dualform.models.reading import self_check
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.packed import PackedRoute
@@ -222,6 +222,6 @@ class TestRoutesThatAFamilyCannotTake:
         def fails(model, route):
             raise AssertionError
 
-        monkeypatch.setattr(language_model, "check_readings", fails)
+        monkeypatch.setattr(self_check, "check_readings", fails)
         with pytest.raises(ModelError, match=r"not even on the naive route: AssertionError without a message$"):
-            language_model.choose_route(lm.model, lm.anatomy)
+            self_check.choose_route(lm.model, lm.anatomy)

@@ -6,9 +6,10 @@ import transformers
 
 from dualform.errors import ModelError, NumericalError
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.language_model import LanguageModel, choose_route, window_of
+from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.packed import PackedRoute
+from dualform.models.reading.self_check import choose_route, window_of
 from tests.models.reference import (
     BY_NAME,
     CASES,

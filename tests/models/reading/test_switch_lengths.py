@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from dualform.errors import ContextError
-from dualform.models.editing.blockwise import Walk
+from dualform.models.editing.blockwise import BlockwiseForward
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
@@ -194,7 +194,7 @@ class TestTheInside:
         with pytest.raises(ContextError, match=message):
             lm.require_one_row(prefix.length, QUERIES)
         with pytest.raises(ContextError, match=message):
-            Walk(lm, None, prefix, [[LONG]])  # type: ignore[arg-type] # refused before blocks are looked at
+            BlockwiseForward(lm, None, prefix, [[LONG]])  # type: ignore[arg-type] # refused before blocks are looked at
 
     def test_edited_keys_and_values_are_not_passed_over(self, tokenizer):
         lm = wrapped(made("phi3"), tokenizer)

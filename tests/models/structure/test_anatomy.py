@@ -7,8 +7,9 @@ import transformers
 from dualform.errors import ModelError
 from dualform.models.editing.blockwise import require_editable_outputs
 from dualform.models.reading.language_model import LanguageModel
-from dualform.models.structure import anatomy as under_test
-from dualform.models.structure.anatomy import Anatomy, Rows, find_anatomy, is_linear, row_axis
+from dualform.models.structure import projections as under_test
+from dualform.models.structure.anatomy import Anatomy, Rows, is_linear, row_axis
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.models.reference import BY_NAME, CASES, assert_no_hooks, plain, route_id, wrapped
 from tests.tiny import D_MODEL, FAMILIES, HEADS, randomise_, tiny_model
 

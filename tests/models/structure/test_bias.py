@@ -7,8 +7,9 @@ import transformers
 
 from dualform.errors import ModelError
 from dualform.models.structure import bias
-from dualform.models.structure.anatomy import Anatomy, find_anatomy
+from dualform.models.structure.anatomy import Anatomy
 from dualform.models.structure.bias import BiasForm, output_bias, output_linears, skeleton, switched
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.models.reference import BY_NAME, wrapped
 from tests.tiny import FAMILIES, tiny_model
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dualform.errors import ModelError
-from dualform.models.structure.anatomy import find_anatomy
 from dualform.models.structure.blocks import block_names, block_of, find_blocks
+from dualform.models.structure.find_anatomy import find_anatomy
 from tests.models.reference import BY_NAME, CASES, assert_no_hooks, plain, wrapped
 from tests.tiny import LAYERS, tiny_model
 

@@ -8,8 +8,8 @@ import transformers
 
 from dualform.errors import ModelError
 from dualform.models.structure import mlp_inputs as under_test
-from dualform.models.structure.anatomy import find_anatomy
-from dualform.models.structure.mlp_inputs import at_mlps, find_readers
+from dualform.models.structure.find_anatomy import find_anatomy
+from dualform.models.structure.mlp_inputs import at_mlps, find_mlp_inputs
 from tests.models.editing.test_edit import Snapshot
 from tests.models.reference import BY_NAME, CASES, assert_no_hooks, wrapped
 from tests.tiny import randomise_, tiny_model
@@ -50,7 +50,7 @@ def short(reader):
 class TestEveryFamily:
     def test_what_reads_is_what_the_source_says(self, case):
         lm = wrapped(case)
-        found = find_readers(lm.model, lm.anatomy)
+        found = find_mlp_inputs(lm.model, lm.anatomy)
         assert len(found) == len(lm.anatomy.layers)
         for reader, layer in zip(found, lm.anatomy.layers, strict=True):
             assert short(reader) == IN_SOURCE[case.family]
@@ -59,7 +59,7 @@ class TestEveryFamily:
 
     def test_the_norm_of_u_is_a(self, case):
         lm = wrapped(case)
-        found = find_readers(lm.model, lm.anatomy)
+        found = find_mlp_inputs(lm.model, lm.anatomy)
         a, u = {}, {}
         with (
             torch.no_grad(),
@@ -82,14 +82,14 @@ class TestEveryFamily:
         before = Snapshot(model)
         with torch.no_grad():
             expected = model(input_ids=IDS, use_cache=False).logits
-        found = find_readers(model, anatomy)
+        found = find_mlp_inputs(model, anatomy)
         with torch.no_grad(), at_mlps(model, found, lambda *seen: None, lambda *seen: None):
             assert torch.equal(model(input_ids=IDS, use_cache=False).logits, expected)
         before.assert_restored(model)
 
     def test_an_answer_replaces_what_is_read_and_what_is_handed_on(self, case):
         lm = wrapped(case)
-        found = find_readers(lm.model, lm.anatomy)
+        found = find_mlp_inputs(lm.model, lm.anatomy)
         last = len(found) - 1
 
         def logits(by_linear, by_block):
@@ -123,14 +123,14 @@ class TestEveryFamily:
 )
 def test_settings_within_a_family_are_told_apart(family, overrides, expected):
     model = tiny_model(family, **overrides)
-    assert {short(reader) for reader in find_readers(model, find_anatomy(model))} == {expected}
+    assert {short(reader) for reader in find_mlp_inputs(model, find_anatomy(model))} == {expected}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gpt_neox"])
 def test_other_dtypes_are_checked_as_well(family, dtype):
     lm = wrapped(BY_NAME[family], None, dtype)
-    assert short(find_readers(lm.model, lm.anatomy)[0]) == IN_SOURCE[family]
+    assert short(find_mlp_inputs(lm.model, lm.anatomy)[0]) == IN_SOURCE[family]
 
 
 def test_no_gradient_is_ever_enabled():
@@ -138,7 +138,7 @@ def test_no_gradient_is_ever_enabled():
     anatomy = find_anatomy(model)
     enabled = []
     handle = model.register_forward_pre_hook(lambda *seen: enabled.append(torch.is_grad_enabled()))
-    find_readers(model, anatomy)
+    find_mlp_inputs(model, anatomy)
     handle.remove()
     assert enabled
     assert not any(enabled)
@@ -156,7 +156,7 @@ def test_a_block_that_is_no_residual_stream_plus_mlp_is_refused(family, override
     model = tiny_model(family, **overrides)
     anatomy = find_anatomy(model)
     with pytest.raises(ModelError) as raised:
-        find_readers(model, anatomy)
+        find_mlp_inputs(model, anatomy)
     linear = {"bloom": "h.0.mlp.dense_h_to_4h", "opt": "layers.0.fc1"}[family]
     assert f"{linear} held, its output does not move as the residual stream at its MLP does" in str(raised.value)
     assert str(raised.value).endswith("Choose another model.")
@@ -170,7 +170,7 @@ def test_a_way_around_the_readers_is_seen():
     plain = mlp.forward
     mlp.forward = lambda x: plain(x) + x
     with pytest.raises(ModelError, match=r"model\.layers\.1: with the answers of .*up_proj held, its output does not"):
-        find_readers(model, anatomy)
+        find_mlp_inputs(model, anatomy)
     assert_no_hooks(model)
 
 
@@ -191,7 +191,7 @@ def test_experts_are_refused():
     with pytest.raises(
         ModelError, match=r"is no linear's weight, so it cannot be told .* Choose a model without experts"
     ):
-        find_readers(model, anatomy)
+        find_mlp_inputs(model, anatomy)
 
 
 def test_a_block_without_an_mlp_is_refused():
@@ -199,14 +199,14 @@ def test_a_block_without_an_mlp_is_refused():
     anatomy = find_anatomy(model)
     model.model.layers[1].mlp.forward = lambda x: x * 0
     with pytest.raises(ModelError, match=r"model\.layers\.1 has no linear outside its attention that is run"):
-        find_readers(model, anatomy)
+        find_mlp_inputs(model, anatomy)
 
 
 def test_attention_whose_output_is_not_known_is_refused():
     lm = wrapped(BY_NAME["llama"])
     layers = (lm.anatomy.layers[0], replace(lm.anatomy.layers[1], W_O=None, unclear=("not seen",)))
     with pytest.raises(ModelError, match=r"layers\.1\.self_attn: its W_O was not found \(not seen\), so what"):
-        find_readers(lm.model, replace(lm.anatomy, layers=layers))
+        find_mlp_inputs(lm.model, replace(lm.anatomy, layers=layers))
 
 
 def test_a_block_that_runs_twice_is_refused():
@@ -223,7 +223,7 @@ def test_a_block_that_runs_twice_is_refused():
 
     model.model.forward = again
     with pytest.raises(ModelError, match=r"model\.layers\.0 ran 2 times in one forward"):
-        find_readers(model, anatomy)
+        find_mlp_inputs(model, anatomy)
 
 
 def test_an_mlp_of_another_width_than_the_block_is_refused():
@@ -233,7 +233,7 @@ def test_an_mlp_of_another_width_than_the_block_is_refused():
     plain = mlp.forward
     mlp.forward = lambda x: plain(torch.cat([x, x], dim=1))[:, : x.shape[1]]
     with pytest.raises(ModelError, match=r"reads a tensor of shape \(1, 10, 32\), the block one of \(1, 5, 32\)"):
-        find_readers(model, anatomy)
+        find_mlp_inputs(model, anatomy)
 
 
 def test_a_block_without_hidden_states_is_named():
@@ -245,7 +245,7 @@ def test_a_block_without_hidden_states_is_named():
 
 def test_hooks_are_gone_also_when_the_body_raises():
     lm = wrapped(BY_NAME["gpt2"])
-    found = find_readers(lm.model, lm.anatomy)
+    found = find_mlp_inputs(lm.model, lm.anatomy)
     with (
         pytest.raises(RuntimeError, match="half-way"),
         at_mlps(lm.model, found, lambda *seen: None, lambda *seen: None),

@@ -18,7 +18,7 @@ from dualform.errors import ModelError
 from dualform.models.compat import can_set_attention
 from dualform.models.cost.work import TrainedWeights
 from dualform.models.loading.load import laid_out
-from dualform.models.reading.language_model import window_of
+from dualform.models.reading.self_check import window_of
 from dualform.models.structure.anatomy import Anatomy, LayerAnatomy, Rows, is_linear, row_axis
 from dualform.models.structure.blocks import block_of
 

@@ -19,14 +19,10 @@ from dualform.models.hooks import Hooks
 from dualform.models.loading.quantized import require_unquantized
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.forward import forward_rows
-from dualform.models.reading.language_model import (
-    EncodedPrefix,
-    LanguageModel,
-    in_one_line,
-    largest_difference,
-    tolerance,
-)
+from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Layout, Query, lay_out
+from dualform.models.reading.route import EncodedPrefix
+from dualform.models.reading.self_check import in_one_line, largest_difference, tolerance
 from dualform.models.structure.blocks import Blocks
 from dualform.models.structure.probing import ordinary_ids
 from dualform.models.structure.tying import tied_linears
@@ -116,8 +112,8 @@ def _hidden_states(
     return given, handed_on
 
 
-class Walk:
-    """Some texts on their way through the blocks, behind one prefix. Gradients are off throughout.
+class BlockwiseForward:
+    """Some texts behind one prefix, taken through the blocks one at a time. Gradients are off throughout.
 
     Args:
         lm: The model; its weights may change between steps, its prefix does not follow them.
@@ -145,19 +141,19 @@ class Walk:
         """Number of groups."""
         return len(self._groups)
 
-    def pass_on(self, group: int, layer: int) -> SeenBlock:
-        """Take a group through the next block; its hidden states are then those that the block hands on.
+    def advance(self, group: int, layer: int) -> SeenBlock:
+        """Take a group through the next block; its hidden states are then the block's output.
 
         Args:
-            group: Which.
+            group: Index of the group.
             layer: The block: 0 first, then one more at every call for this group.
         """
         seen, handed_on = self._run(group, layer, to_the_end=True)
         self._hidden[group] = handed_on
         return seen
 
-    def look_into(self, group: int, layer: int) -> SeenBlock:
-        """The next block's attention alone; the group stays where it is."""
+    def peek(self, group: int, layer: int) -> SeenBlock:
+        """The next block's attention alone; the group does not advance."""
         seen, _ = self._run(group, layer, to_the_end=False)
         return seen
 
@@ -217,7 +213,7 @@ class _Group:
 
 
 def row_groups(lm: LanguageModel, texts: Sequence[Query]) -> list[list[int]]:
-    """Texts that can share a row of a `Walk`, as indices, each once."""
+    """Texts that can share a row of a `BlockwiseForward`, as indices, each once."""
     if lm.route.name == "naive":
         return [[i] for i in range(len(texts))]
     return lm.groups(texts)

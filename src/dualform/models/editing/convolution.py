@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError
 from dualform.models.editing.momentum import lags, seen_by, spread
 from dualform.models.reading.attention import MOMENTUM, NAME, AttentionCall
-from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.structure.find_anatomy import find_anatomy
 
 TAPS = 3
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError
 from dualform.models.editing.convolution import require_registry
 from dualform.models.reading.attention import ATTENTION, NAME, AttentionCall
-from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.ops.momentum_dual import MomentumKind, momentum_linear_attention
 
 

@@ -22,7 +22,7 @@ from dualform.models.compat import attention_implementation, can_set_attention
 from dualform.models.hooks import attach_permanently, detach
 from dualform.models.reading.attention import MOMENTUM, NAME, AttentionCall, hidden
 from dualform.models.reading.watch import AttentionWatch, being_watched
-from dualform.models.structure.anatomy import find_anatomy
+from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.ops.momentum import momentum_chunked
 
 ENTRY = "dualform_momentum"

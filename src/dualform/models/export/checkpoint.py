@@ -190,7 +190,7 @@ def _adapter_parts(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: 
 
 
 @contextmanager
-def adapter_lent(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: int) -> Iterator[None]:
+def adapter_applied(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: int) -> Iterator[None]:
     """A block in which a model has the adapter of some changes beside its weights, as peft computes it.
 
     Adding the product to the weights is the same but for rounding, which a deep model adds up to more than one would

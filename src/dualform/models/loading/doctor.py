@@ -10,15 +10,9 @@ from dualform.models.loading.offloading import named_weights
 from dualform.models.loading.quantized import WHY, token_by_token
 from dualform.models.reading.cached import NaiveRoute
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.language_model import (
-    ROUTES,
-    LanguageModel,
-    check_readings,
-    largest_difference,
-    tolerance,
-    window_of,
-)
+from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
+from dualform.models.reading.self_check import ROUTES, check_readings, largest_difference, tolerance, window_of
 from dualform.models.reading.tokens import TextTokenizer, chat_template_notes, opening_tokens
 from dualform.models.structure.anatomy import Anatomy
 

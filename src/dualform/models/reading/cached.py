@@ -2,7 +2,7 @@
 
 `packed-mask`: one shared row over an ordinary cache, with a mask that says who sees whom. For families that take
 positions and a four-dimensional mask but compute attention themselves (XGLM, GPT-Neo).
-`repeated`: one row an answer, the prefix's cache lent to each. For position biases computed from the mask (ALiBi).
+`repeated`: one row an answer, the prefix's cache repeated for each. For position biases computed from the mask (ALiBi).
 `naive`: every answer alone, prefix and all, nothing shared. Slow and plain: what all others answer to.
 """
 
@@ -56,12 +56,12 @@ class CachedPrefix:
             return ()
         return tuple((layer.keys[0], layer.values[0]) for layer in self.cache.layers)
 
-    def lent(self, batch: int) -> DynamicCache:
+    def repeated(self, batch: int) -> DynamicCache:
         """A cache of `batch` rows which all read this prefix; what is added to it does not come back here."""
-        lent = DynamicCache()
+        cache = DynamicCache()
         for i, (key, value) in enumerate(self.cached):
-            lent.update(key.expand(batch, *key.shape), value.expand(batch, *value.shape), i)
-        return lent
+            cache.update(key.expand(batch, *key.shape), value.expand(batch, *value.shape), i)
+        return cache
 
 
 class _CachedRoute:
@@ -137,7 +137,7 @@ class MaskedRoute(_CachedRoute):
             position_ids=(layout.offsets + prefix.length)[None],
             attention_mask=mask,
             use_cache=True,
-            **cache_argument(self._model, prefix.lent(1)),
+            **cache_argument(self._model, prefix.repeated(1)),
         )
         return logits, hidden, None if recorder is None else recorder.trace()
 
@@ -173,7 +173,7 @@ class RepeatedRoute(_CachedRoute):
             input_ids=tokens,
             attention_mask=torch.cat([seen_before, real.long()], dim=1),
             use_cache=True,
-            **cache_argument(self._model, prefix.lent(len(tokens))),
+            **cache_argument(self._model, prefix.repeated(len(tokens))),
         )
         return logits, hidden, None if recorder is None else recorder.trace()
 

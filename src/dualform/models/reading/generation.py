@@ -323,7 +323,7 @@ class _Sampler:
         numbers = list(range(n))
         start = self._shared.tokens
         cached = self._cached_until is None or len(start) + max_tokens <= self._cached_until
-        cache = self._shared.lent(n) if cached else None
+        cache = self._shared.repeated(n) if cached else None
         rows = torch.tensor([start] * n, device=self._lm.device)
         logits = self._first.expand(n, -1)
         for left in reversed(range(max_tokens)):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
 from dualform.models.hooks import Hooks, first_input
-from dualform.models.reading.language_model import largest_difference, tolerance
+from dualform.models.reading.self_check import largest_difference, tolerance
 from dualform.models.structure.anatomy import Anatomy
 from dualform.models.structure.probing import probe_tokens
 

@@ -2,7 +2,7 @@
 
 One short forward shows which linears outside attention are fed first, and which norm their input came from. A second
 one holds what these linears answer and nudges attention's output: the block's output must then move exactly as the
-residual stream at the MLP does. So all of the MLP hangs on these linears, and the rest of the block is the residual.
+residual stream at the MLP does. So all of the MLP depends on these linears, and the rest of the block is the residual.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +17,14 @@ from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
 from dualform.models.hooks import Hooks
-from dualform.models.reading.language_model import tolerance
+from dualform.models.reading.self_check import tolerance
 from dualform.models.structure.anatomy import Anatomy, is_linear
 from dualform.models.structure.blocks import block_names
 from dualform.models.structure.probing import probe_tokens
 
 
 @dataclass(frozen=True)
-class MLPReaders:
+class MLPInputs:
     """How one block's MLP reads. Its input is `a`; the residual stream that the MLP's output is added to is `u`."""
 
     block: str
@@ -47,7 +47,7 @@ AtBlock = Callable[[int, Tensor, Tensor], Tensor | None]
 """From layer, `u` and the block's output, `(batch, pos, d_model)` each, to another output."""
 
 
-def find_readers(model: PreTrainedModel, anatomy: Anatomy) -> tuple[MLPReaders, ...]:
+def find_mlp_inputs(model: PreTrainedModel, anatomy: Anatomy) -> tuple[MLPInputs, ...]:
     """Probe a model.
 
     Args:
@@ -58,8 +58,8 @@ def find_readers(model: PreTrainedModel, anatomy: Anatomy) -> tuple[MLPReaders, 
         What reads in each block, first block first; checked.
 
     Raises:
-        ModelError: It cannot be told: the blocks or their attention are not known, a block has no MLP, or a mixture
-            of experts, or its output is not the residual stream plus what the MLP makes of its input.
+        ModelError: The inputs cannot be found: the blocks or their attention are not known, a block has no MLP or a
+            mixture of experts, or its output is not the residual stream plus what the MLP makes of its input.
     """
     names = block_names(model, anatomy)
     outside = [_outside_attention(model, anatomy, layer, name) for layer, name in enumerate(names)]
@@ -78,23 +78,23 @@ def find_readers(model: PreTrainedModel, anatomy: Anatomy) -> tuple[MLPReaders, 
 
 @contextmanager
 def at_mlps(
-    model: PreTrainedModel, readers: Sequence[MLPReaders], at_linear: AtLinear, at_block: AtBlock
+    model: PreTrainedModel, inputs: Sequence[MLPInputs], at_linear: AtLinear, at_block: AtBlock
 ) -> Iterator[None]:
     """Stand by at every MLP of every forward in the block, to look on (return None) or to answer instead.
 
     Args:
         model: The model.
-        readers: From `find_readers`.
+        inputs: From `find_mlp_inputs`.
         at_linear: Called when a linear has read the MLP's input.
         at_block: Called when a block is done.
     """
     with Hooks(model) as hooks:
-        for layer, one in enumerate(readers):
+        for layer, one in enumerate(inputs):
             _stand_by(hooks, layer, one, at_linear, at_block)
         yield
 
 
-def _stand_by(hooks: Hooks, layer: int, readers: MLPReaders, at_linear: AtLinear, at_block: AtBlock) -> None:
+def _stand_by(hooks: Hooks, layer: int, inputs: MLPInputs, at_linear: AtLinear, at_block: AtBlock) -> None:
     # `x` is the block's input, `u` the residual stream that the MLP is added to.
     now: dict[str, Tensor] = {}
 
@@ -103,7 +103,7 @@ def _stand_by(hooks: Hooks, layer: int, readers: MLPReaders, at_linear: AtLinear
         return states.reshape(*now["x"].shape[:-1], states.shape[-1])
 
     def begin(x: Any) -> None:
-        now["x"] = _hidden_states(readers.block, x)
+        now["x"] = _hidden_states(inputs.block, x)
 
     def attended(x: Tensor, out: Tensor) -> None:
         now["u"] = now["x"] + shaped(out)
@@ -120,14 +120,14 @@ def _stand_by(hooks: Hooks, layer: int, readers: MLPReaders, at_linear: AtLinear
         now.clear()
         return answer
 
-    hooks.before(readers.block, begin)
-    if readers.parallel:
-        hooks.after(readers.W_O, attended)
+    hooks.before(inputs.block, begin)
+    if inputs.parallel:
+        hooks.after(inputs.W_O, attended)
     else:
-        hooks.before(readers.linears[0] if readers.norm is None else readers.norm, normed)
-    for name in readers.linears:
+        hooks.before(inputs.linears[0] if inputs.norm is None else inputs.norm, normed)
+    for name in inputs.linears:
         hooks.after(name, partial(read, name))
-    hooks.after(readers.block, end)
+    hooks.after(inputs.block, end)
 
 
 def _hidden_states(block: str, x: Any) -> Tensor:
@@ -169,7 +169,7 @@ def _noted(
         yield notes
 
 
-def _describe(model: PreTrainedModel, block: str, note: _Note, W_O: str) -> MLPReaders:
+def _describe(model: PreTrainedModel, block: str, note: _Note, W_O: str) -> MLPInputs:
     linears = [(name, given) for name, given, _ in note.calls if is_linear(model.get_submodule(name))]
     if not linears:
         raise ModelError(f"{block} has no linear outside its attention that is run, so there is no MLP to read.")
@@ -183,8 +183,8 @@ def _describe(model: PreTrainedModel, block: str, note: _Note, W_O: str) -> MLPR
             f"{block}: its MLP reads a tensor of shape {tuple(u.shape)}, the block one of {tuple(note.given.shape)}, "
             "so that is not the residual stream."
         )
-    readers = tuple(name for name, given in linears if given is a)
-    return MLPReaders(block, readers, norm, parallel=u.data_ptr() == note.given.data_ptr(), W_O=W_O)
+    inputs = tuple(name for name, given in linears if given is a)
+    return MLPInputs(block, inputs, norm, parallel=u.data_ptr() == note.given.data_ptr(), W_O=W_O)
 
 
 def _outside_attention(model: PreTrainedModel, anatomy: Anatomy, layer: int, block: str) -> list[str]:
@@ -208,15 +208,15 @@ def _outside_attention(model: PreTrainedModel, anatomy: Anatomy, layer: int, blo
         for matrix, weight in module.named_parameters(recurse=False):
             if weight.dim() > 1 and not is_linear(module):
                 raise ModelError(
-                    f"{name}.{matrix} of shape {tuple(weight.shape)} is no linear's weight, so it cannot be told what "
+                    f"{name}.{matrix} of shape {tuple(weight.shape)} is no linear's weight, so it is unknown what "
                     f"reads the input of the MLP of layer {layer}. Choose a model without experts."
                 )
         names.append(name)
     return names
 
 
-def _check(model: PreTrainedModel, readers: Sequence[MLPReaders]) -> None:
-    """Hold what the readers answer and nudge attention: a block's output must move as its residual stream does."""
+def _check(model: PreTrainedModel, inputs: Sequence[MLPInputs]) -> None:
+    """Hold what the inputs answer and nudge attention: a block's output must move as its residual stream does."""
     answers: dict[str, Tensor] = {}
     before: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -236,7 +236,7 @@ def _check(model: PreTrainedModel, readers: Sequence[MLPReaders]) -> None:
         # Rounding is that of the states, which can be far larger than what moves.
         rounding = 8 * torch.finfo(model.dtype).eps * (old_u.abs() + old_out.abs())
         if not (error <= tolerance(model) * moved_u.abs().max() + rounding).all():
-            one = readers[layer]
+            one = inputs[layer]
             raise ModelError(
                 f"{one.block}: with the answers of {', '.join(one.linears)} held, its output does not move as the "
                 f"residual stream at its MLP does (off by {float(error.max()):.1e} where that moves by "
@@ -244,14 +244,14 @@ def _check(model: PreTrainedModel, readers: Sequence[MLPReaders]) -> None:
                 "linears, so context cannot be written into them. Choose another model."
             )
 
-    with at_mlps(model, readers, keep_answer, keep_block):
+    with at_mlps(model, inputs, keep_answer, keep_block):
         _forward(model)
-    with _nudged(model, readers), at_mlps(model, readers, held, compare):
+    with _nudged(model, inputs), at_mlps(model, inputs, held, compare):
         _forward(model)
 
 
 @contextmanager
-def _nudged(model: PreTrainedModel, readers: Sequence[MLPReaders]) -> Iterator[None]:
+def _nudged(model: PreTrainedModel, inputs: Sequence[MLPInputs]) -> Iterator[None]:
     """Attention's output moved at random, as far as it is long."""
     generator = torch.Generator().manual_seed(0)
 
@@ -260,7 +260,7 @@ def _nudged(model: PreTrainedModel, readers: Sequence[MLPReaders]) -> Iterator[N
         return out + noise * out.float().square().mean().sqrt().to(out.dtype)
 
     with Hooks(model) as hooks:
-        for one in readers:
+        for one in inputs:
             hooks.after(one.W_O, nudge)
         yield
 

@@ -1,4 +1,4 @@
-"""Norms between W_O and the residual stream: a change of the stream, told in front of them.
+"""Norms between W_O and the residual stream: which change before the norm makes a wanted change behind it.
 
 Most families add W_O's output to the residual stream as it is. Some (Gemma 2 and 3, OLMo 2) normalise it first; a
 change that is wanted in the stream must then be made through that norm.
@@ -28,7 +28,7 @@ class OutputNorm:
     gain: Tensor | None = field(default=None, repr=False)
     """Of a root-mean-square norm, `(d_model,)`; None where nothing stands there."""
     opaque: bool = False
-    """A norm stands there, but not one of root mean squares: no change is told through it."""
+    """A norm stands there, but not one of root mean squares: no change can be made through it."""
 
     def before(self, change: Tensor, output: Tensor) -> Tensor:
         """What W_O's output must change by so that the residual stream changes by `change`, to first order.

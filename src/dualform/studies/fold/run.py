@@ -21,7 +21,7 @@ from dualform.models.cost.work import read
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.export.card import EXAMPLE, CardFacts, Measured, PromptFacts, model_card
 from dualform.models.export.checkpoint import (
-    adapter_lent,
+    adapter_applied,
     check_target,
     require_plain_weights,
     write_adapter,
@@ -382,7 +382,7 @@ def verified(
     queries = bench.queries[:VERIFIED_QUERIES]
     tensors: dict[str, Tensor] = {}
     lora = config.form == "lora"
-    changed = adapter_lent(lm.model, adapted.deltas, config.rank) if lora else applied(lm.model, adapted.deltas)
+    changed = adapter_applied(lm.model, adapted.deltas, config.rank) if lora else applied(lm.model, adapted.deltas)
     with torch.no_grad(), changed:
         for i, query in enumerate(queries):
             ids = torch.tensor([*bench.encoder.opening, *query.prompt], device=lm.device)
