@@ -311,7 +311,7 @@ def _solved_by_tokens(
     def solve(q: Tensor, k: Tensor, scaled: Tensor, within: Tensor, since: Tensor, before: Tensor) -> Tensor:
         outer = rearrange(scaled[..., :, None] * k[..., None, :], "b h pos d e -> b h pos (d e)")
         own = rearrange(within @ outer, "b h pos (d e) -> b h pos d e", d=d)
-        solved: Tensor = _SymmetricSolve.apply(own + since[..., None] * before[:, :, None] + L, q)
+        solved: Tensor = _SymmetricSolve.apply(own + since[..., None] * before[:, :, None] + L, q)  # type: ignore[no-untyped-call]
         return solved
 
     parts = zip(*(x.unbind(2) for x in (q, k, scaled, decays.within, decays.since, before)), strict=True)
@@ -362,7 +362,7 @@ def _decays(decay: Tensor | None, size: int, like: Tensor) -> _Decays:
         one = like.new_ones(1, 1, 1, 1, 1)
         return _Decays(one, like.new_ones(size, size).tril(), one, None)
     a = _in_chunks(decay[..., None], size, filler=1.0)
-    within: Tensor = _ProductsSince.apply(a)
+    within: Tensor = _ProductsSince.apply(a)  # type: ignore[no-untyped-call]
     since = within[..., :1] * a[..., :1, :]
     return _Decays(since, within, within[..., -1, :, None], since[..., -1:, :])
 

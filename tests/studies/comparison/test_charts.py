@@ -78,6 +78,7 @@ def test_a_chart_can_be_drawn_as_svg(chart, tmp_path):
 
 def test_every_format_is_written_and_nothing_else_is_left(tmp_path):
     chart = accuracy_chart(example_result())
+    assert chart is not None
     begins = {"png": b"\x89PNG", "pdf": b"%PDF", "json": b"{", "html": b"<!DOCTYPE html>"}
     for kind in begins:
         save_chart(chart, tmp_path / f"chart.{kind}")
@@ -87,13 +88,17 @@ def test_every_format_is_written_and_nothing_else_is_left(tmp_path):
 
 
 def test_a_saved_html_chart_loads_no_script_from_the_network(tmp_path):
-    save_chart(accuracy_chart(example_result()), tmp_path / "chart.html")
+    chart = accuracy_chart(example_result())
+    assert chart is not None
+    save_chart(chart, tmp_path / "chart.html")
     assert "<script src=" not in (tmp_path / "chart.html").read_text()
 
 
 def test_an_unknown_ending_is_refused_by_name(tmp_path):
+    chart = accuracy_chart(example_result())
+    assert chart is not None
     with pytest.raises(ConfigError, match=r"'chart\.bmp': its ending must be one of \.svg, \.png"):
-        save_chart(accuracy_chart(example_result()), tmp_path / "chart.bmp")
+        save_chart(chart, tmp_path / "chart.bmp")
     assert not list(tmp_path.iterdir())
 
 

@@ -122,4 +122,4 @@ def _from_hub(name: str) -> Licence | None:
     except (OSError, ValueError, TransportError):
         # The model itself may have come from the cache, without a network.
         return None
-    return licence_in(data.to_dict()) if data is not None else None
+    return licence_in(data.to_dict()) if data is not None else None  # type: ignore[no-untyped-call]

@@ -40,13 +40,13 @@ class PackedProducts(TorchFunctionMode):
             if pack is not None and pack.fits(x):
                 bias = args[2] if len(args) > 2 else None
                 if torch.is_grad_enabled() and x.requires_grad:
-                    out = _Product.apply(x, pack)
+                    out = _Product.apply(x, pack)  # type: ignore[no-untyped-call]
                     return out if bias is None else out + bias
                 return pack.forward(x, bias)
         return func(*args, **(kwargs or {}))
 
     def __exit__(self, *details: Any) -> None:
-        super().__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
         for pack in self._packs.values():
             pack.free()
 

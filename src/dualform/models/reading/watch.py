@@ -102,13 +102,13 @@ class AttentionWatch(TorchFunctionMode):
         for module in self._modules:
             self._hooks.before(module, partial(self._step_in, module))
             self._hooks.after(module, partial(self._step_out, module), whole=True, always=True)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         _watches.append(self)
         return self
 
     def __exit__(self, *details: Any) -> None:
         _watches.remove(self)
-        super().__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
         self._hooks.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

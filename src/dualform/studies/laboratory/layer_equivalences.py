@@ -242,7 +242,7 @@ def _titans(tokens: _Tokens, _: Sequences, normed: bool = False) -> Tensor:
             before = M
         k, v = tokens.k[:, :, t], tokens.v[:, :, t]
         mapped = (lambda M: _layer_norm(_read(M, k), tokens.norm)) if normed else (lambda M: _read(M, k))
-        gradient = _gradient(lambda M: (mapped(M) - v).square().sum(-1), before)
+        gradient = _gradient(lambda M: (mapped(M) - v).square().sum(-1), before)  # type: ignore[no-untyped-call]
         velocity = _at(tokens.momentum, t) * velocity - _at(rate, t) * gradient
         return _at(tokens.decay, t) * M + velocity
 
