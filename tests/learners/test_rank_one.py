@@ -67,7 +67,7 @@ def test_every_block_hands_on_what_it_hands_on_behind_the_demonstrations(case):
     lm = wrapped(case)
     adapted = RankOne(OPENING).adapt(lm, demonstrations())
     zero_shot = ZeroShot(OPENING).adapt(lm, demonstrations())
-    names = [reader.block for reader in adapted.readers]
+    names = [reader.block for reader in adapted.inputs]
     for query in QUERIES:
         ids = torch.tensor([[*PREFIX, *query.prompt]])
         model = plain(case)
@@ -123,7 +123,7 @@ class TestFourFamilies:
     def test_one_explicit_change_of_weights_does_it_for_one_token_and_fails_another(self, family):
         lm = LanguageModel.wrap(BY_NAME[family].model(), wrapped(BY_NAME[family]).tokenizer, family)
         adapted = RankOne(OPENING).adapt(lm, demonstrations())
-        reader = adapted.readers[0]
+        reader = adapted.inputs[0]
         queries = [Query(QUERIES[2].prompt, ()), Query(QUERIES[4].prompt, ())]
 
         def first_block(prefix, query):
@@ -161,7 +161,7 @@ class TestFourFamilies:
         handed_on = changed[0][2] + prompted[0][1] - bare[0][1]
         assert relative(handed_on, prompted[0][2]) < 1e-5
         # What the learner does in factors is the same.
-        names = [one.block for one in adapted.readers]
+        names = [one.block for one in adapted.inputs]
         learners = block_outputs(lm.model, names, lambda: adapted.read_group(queries[:1], [0]))
         assert relative(handed_on, learners[0][-1]) < 1e-5
         # The change was made for one query; the other's block output it does not give.

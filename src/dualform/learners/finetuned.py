@@ -45,6 +45,7 @@ from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.forward import forward_rows, watching
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
+from dualform.ops.rounding import at_least_float32
 
 TrainedPart = Literal["key_value", "value_one_layer", "mlp"]
 """What is trained: W_K and W_V of every layer (the paper's choice); W_V of the middle layer alone, the setting of the
@@ -240,7 +241,7 @@ def own_loss(
 
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy, nats a token, of logits `(learned, vocab)` against ids `(learned,)`; at least in float32."""
-    return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, targets)
+    return F.cross_entropy(at_least_float32(logits), targets)
 
 
 def train(

@@ -23,6 +23,7 @@ from dualform.models.reading.forward import KeysValues, LayerOrder, cache_argume
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.route import EncodedPrefix
+from dualform.ops.rounding import at_least_float32
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of each layer, `(kv_head, pos, d_head)`."""
@@ -116,7 +117,7 @@ class KeyValueMomentum:
         read, prefix_of = _READERS[lm.route.name]
         fixed = [(key[:, :n_fixed], value[:, :n_fixed]) for key, value in first.layers]
         # Small steps would be rounded away in half precision, so the running sums are at least float32.
-        state = [[_wide(part[:, n_fixed:]) for part in layer] for layer in first.layers]
+        state = [[at_least_float32(part[:, n_fixed:]) for part in layer] for layer in first.layers]
         velocity = [[torch.zeros_like(part) for part in layer] for layer in state]
         dtypes = [[part.dtype for part in layer] for layer in first.layers]
 
@@ -134,7 +135,7 @@ class KeyValueMomentum:
             fresh = read(lm, before(), tokens[n_fixed:], n_fixed)
             for moved, speed, target in zip(state, velocity, fresh, strict=True):
                 for part in range(2):
-                    speed[part] = _wide(target[part]) - moved[part] + self.momentum * speed[part]
+                    speed[part] = at_least_float32(target[part]) - moved[part] + self.momentum * speed[part]
                     moved[part] = moved[part] + self.step * speed[part]
             if not all(torch.isfinite(part).all() for layer in state for part in layer):
                 raise NumericalError(
@@ -223,7 +224,3 @@ _READERS: dict[
 }
 """For each route that can do it: how demonstrations are read behind given keys and values, and the prefix made of
 such."""
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype.itemsize >= 4 else x.float()

@@ -25,6 +25,7 @@ from dualform.models.reading.route import EncodedPrefix
 from dualform.models.structure.anatomy import row_axis
 from dualform.models.structure.mlp_inputs import MLPInputs, at_mlps, find_mlp_inputs
 from dualform.ops.folding import rank_one_sum
+from dualform.ops.rounding import at_least_float32
 
 ThoughtForm = Literal["vector", "matrix"]
 """A bias for attention's output alone, or also a change of the MLP's first matrices."""
@@ -183,7 +184,7 @@ class _Reader:
             # Some families flatten batch and position; a batch of several rows is padded behind each text.
             rows = states.reshape(batch, -1, states.shape[-1])[:, first:]
             rows = rows[self.layout.own] if batch > 1 else rows[0]
-            return rows if rows.dtype.itemsize >= 4 else rows.float()
+            return at_least_float32(rows)
 
         def at_linear(layer: int, name: str, a: Tensor, out: Tensor) -> None:
             if name == self.inputs[layer].linears[0]:

@@ -13,11 +13,16 @@ def unit_in_last_place(x: Tensor) -> Tensor:
     Returns:
         eps * 2^floor(log2|x|), in float32, or in float64 where `x` is.
     """
-    wide = x if x.dtype.itemsize >= 4 else x.float()
+    wide = at_least_float32(x)
     _, exponent = torch.frexp(wide)
     # frexp's mantissa lies in [1/2, 1), so the leading bit of x is worth 2^(exponent - 1).
     spacing = torch.ldexp(torch.full_like(wide, torch.finfo(x.dtype).eps), exponent - 1)
     return spacing.masked_fill(wide == 0, 0.0)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32 where its dtype is narrower; others as they are."""
+    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def last_place_move(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ from dualform.models.loading.quantized import require_unquantized
 from dualform.models.structure.anatomy import Anatomy, Rows, is_linear, row_axis
 from dualform.models.structure.blocks import block_names
 from dualform.models.structure.tying import tied_linears
-from dualform.ops.rounding import last_place_move
+from dualform.ops.rounding import at_least_float32, last_place_move
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class WeightDelta:
     def added_to(self, weight: Tensor) -> Tensor:
         """`weight` with the change, in its own dtype; the sum is taken in float32 so that small changes survive it."""
         delta = self.delta.to(weight.device)
-        wide = weight if weight.dtype.itemsize >= 4 else weight.float()
+        wide = at_least_float32(weight)
         if self.index is None:
             return (wide + delta).to(weight.dtype)
         return wide.index_add(self.axis, self.index.to(weight.device), delta.to(wide.dtype)).to(weight.dtype)
@@ -118,7 +118,7 @@ class _Delta(nn.Module):
         self.register_buffer("index", None if index is None else index.to(original.device))
 
     def forward(self, original: Tensor) -> Tensor:
-        wide = original if original.dtype.itemsize >= 4 else original.float()
+        wide = at_least_float32(original)
         index = self.get_buffer("index") if self.index is not None else None
         delta = self.delta.to(wide.dtype)
         changed = wide + delta if index is None else wide.index_add(self.axis, index, delta)

@@ -29,6 +29,7 @@ from dualform.models.reading.layout import Query, lay_out
 from dualform.models.reading.switch_lengths import text_config
 from dualform.models.structure.anatomy import Anatomy, is_linear
 from dualform.models.structure.probing import n_ids, ordinary_ids
+from dualform.ops.rounding import at_least_float32
 
 _OWN = "dualform_own_attention"
 """Attribute under which a model keeps the attention implementation that it had before dualform set its own."""
@@ -180,7 +181,7 @@ def compare_with_untouched(model: PreTrainedModel, anatomy: Anatomy, untouched: 
                 raise ModelError(
                     f"{family} cannot be read on the naive route: {type(error).__name__}: {_first_line(error)}"
                 ) from error
-        found = torch.log_softmax(_wide(logits), dim=-1)
+        found = torch.log_softmax(at_least_float32(logits), dim=-1)
         expected = forward.scored.to(found.device)
         difference = _relative(expected, found)
         if not difference <= allowed:
@@ -286,7 +287,7 @@ def _forward(model: PreTrainedModel, tokens: Sequence[int], last_only: bool = Fa
                 f"{type(model).__name__}: the model's own forward of {len(tokens)} tokens fails "
                 f"({type(error).__name__}: {_first_line(error)}). Check the checkpoint's config.json."
             ) from error
-    log_probabilities = torch.log_softmax(_wide(logits), dim=-1)
+    log_probabilities = torch.log_softmax(at_least_float32(logits), dim=-1)
     if not _usable(log_probabilities):
         raise NumericalError(_why_not_finite(model))
     return UntouchedForward(tuple(tokens), log_probabilities, inputs)
@@ -349,10 +350,6 @@ def _relative(expected: Tensor, found: Tensor) -> float:
 
 def _nats(expected: Tensor, found: Tensor) -> float:
     return float(torch.where(expected == found, 0.0, (expected - found).abs()).max())
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def _first_line(error: Exception) -> str:

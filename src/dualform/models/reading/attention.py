@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from dualform.errors import ModelError
 from dualform.models.compat import attention_with_lse_on_cpu
+from dualform.ops.rounding import at_least_float32
 
 NAME = "dualform"
 MOMENTUM = "dualform_momentum"
@@ -232,7 +233,7 @@ def _products_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """The same in plain products, for devices without a kernel that gives the log-sum-exp."""
     scores = torch.matmul(query, key.transpose(-1, -2))
-    scores = (scores.float() if scores.dtype.itemsize < 4 else scores) * scale
+    scores = at_least_float32(scores) * scale
     if mask is not None:
         scores = scores + mask
     lse = torch.logsumexp(scores, dim=-1)

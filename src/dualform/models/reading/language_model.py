@@ -42,6 +42,7 @@ from dualform.models.reading.tokens import opening_tokens
 from dualform.models.structure.anatomy import Anatomy
 from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.models.structure.probing import n_ids
+from dualform.ops.rounding import at_least_float32
 
 if TYPE_CHECKING:
     from dualform.models.cost.shape import ModelShape
@@ -281,7 +282,7 @@ class LanguageModel:
         chosen = [queries[i] for i in indices]
         layout = lay_out(chosen, probe, self.device)
         logits, hidden, trace = route.read(prefix, chosen, layout, want)
-        log_probabilities = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
+        log_probabilities = torch.log_softmax(at_least_float32(logits), dim=-1)
         scores = layout.score(log_probabilities)
         if torch.isnan(scores).any():
             # NaN must never be argmaxed: it would pass for the first label.

@@ -18,6 +18,7 @@ from dualform.models.reading.route import Route
 from dualform.models.reading.switch_lengths import SwitchLength, switch_lengths, text_config
 from dualform.models.structure.anatomy import Anatomy
 from dualform.models.structure.probing import ordinary_ids
+from dualform.ops.rounding import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = 
     some = bool(route.anatomy.layers)
     want = Recording(output=route.anatomy.knows_outputs, scores=some, head_output=some)
     logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
-    found = [layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1))]
+    found = [layout.score(torch.log_softmax(at_least_float32(logits), dim=-1))]
     if n_prefix is None:
         found.append(_short_reading(model, route))
     if trace is not None and trace.scores is not None:
@@ -224,7 +225,7 @@ def _short_reading(model: PreTrainedModel, route: Route) -> Tensor:
     query = Query(tuple(tokens[3:7]), ((tokens[7],),))
     layout = lay_out([query], "prompt", input_device(model))
     logits, _, _ = route.read(route.encode(tuple(tokens[:3])), [query], layout, Recording())
-    return layout.score(torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1))
+    return layout.score(torch.log_softmax(at_least_float32(logits), dim=-1))
 
 
 LONGEST_CHECK = 1024
