@@ -33,19 +33,19 @@ class SeenBlock:
     """One block at all tokens of some texts, the prefix's left out, `token` in the order of the texts."""
 
     before: Tensor
-    """Hidden states that the block got, `(token, d_model)`."""
+    """Hidden states that the block received, `(token, d_model)`."""
     head_output: Tensor
     """Input of W_O, heads joined, `(token, head * d_head)`."""
     output: Tensor
     """Output of W_O, `(token, d_model)`."""
     after: Tensor | None
-    """Hidden states that the block handed on, `(token, d_model)`; None where it was left after W_O."""
+    """Hidden states that the block returned, `(token, d_model)`; None where the forward stopped behind W_O."""
 
 
 def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
     """Check that a block needs no more of the blocks before it than their hidden states.
 
-    Each block runs by itself, with the others skipped, and must hand on what it does in the model's own forward.
+    Each block runs by itself, with the others skipped, and must return what it does in the model's own forward.
     One that reads a router's state (Zaya), or keys and values of an earlier block, does not.
 
     Args:
@@ -53,7 +53,7 @@ def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
         blocks: Its residual blocks.
 
     Raises:
-        ModelError: A block hands on something else, or fails.
+        ModelError: A block returns something else, or fails.
     """
     # Other tokens than `find_blocks` read, so that what it kept of the blocks' other outputs is not right for them.
     ids = torch.tensor([ordinary_ids(lm.model, 5, start=20)], device=lm.device)
@@ -79,7 +79,7 @@ def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
 def _hidden_states(
     model: PreTrainedModel, blocks: Blocks, ids: Tensor, instead: dict[int, Tensor] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What each block is given and hands on in one forward.
+    """What each block receives and returns in one forward.
 
     Args:
         model: The model.
@@ -198,7 +198,7 @@ class _Group:
 
     @classmethod
     def of(cls, lm: LanguageModel, queries: Sequence[Query], n_prefix: int) -> "_Group":
-        # The head is not wanted: one scored row is the fewest that a forward can be asked for.
+        # The head is not needed: one scored row is the fewest that a forward can have.
         layout = lay_out(queries, device=lm.device)
         layout = replace(layout, scored_rows=layout.scored_rows[:1])
         lengths = [len(query.prompt) for query in queries]

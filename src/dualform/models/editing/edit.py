@@ -1,6 +1,6 @@
 """Changes to weights: learned as explicit deltas, applied to the model for the length of a block, never left behind.
 
-A delta beside the frozen weight moves only the rows it names, whatever the optimiser does, and is there to be read
+A delta next to the frozen weight moves only the rows it names, whatever the optimiser does, and is there to be read
 afterwards. (Masking gradients would not do: weight decay or momentum moves the other rows all the same.)
 """
 

@@ -1,4 +1,4 @@
-"""Momentum attention inside any transformers model: beside softmax attention, a decaying sum of each head's values.
+"""Momentum attention inside any transformers model: next to softmax attention, a decaying sum of each head's values.
 
 The term is added to the heads' output before they are joined, wherever attention is computed: in the registered
 function, in the shared-prefix route, and in families that compute attention themselves. Values of earlier tokens are
@@ -169,7 +169,7 @@ def lags(visible: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Placement:
-    """A causal mask of padded or packed sequences, told by two rows."""
+    """A causal mask of padded or packed sequences, described by two rows."""
 
     valid: Tensor | None
     """`(batch or 1, pos)`; None for no padding."""
@@ -187,12 +187,12 @@ _placements: Any = WeakTensorKeyDictionary()
 def _placement(mask: Tensor) -> _Placement | None:
     """Padding and packing, where they are all that the mask says besides causality; None where it says more."""
     if mask not in _placements:
-        _placements[mask] = _told_by_rows(seen_by(mask))
+        _placements[mask] = _described_by_rows(seen_by(mask))
     found: _Placement | None = _placements[mask]
     return found
 
 
-def _told_by_rows(visible: Tensor) -> _Placement | None:
+def _described_by_rows(visible: Tensor) -> _Placement | None:
     valid = visible.diagonal(dim1=-2, dim2=-1)
     # Each sequence begins where its tokens' sight does.
     segments = torch.where(valid, visible.int().argmax(-1), -1)
@@ -263,7 +263,7 @@ def apply_momentum(
 
 
 def restore_momentum(model: PreTrainedModel, registry: bool = True) -> None:
-    """Give a model the momentum that its config tells of; parameters start where learning started.
+    """Give a model the momentum that its config describes; parameters start where learning started.
 
     Args:
         model: The model.

@@ -69,7 +69,7 @@ EXAMPLE = "An example."
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells. What was not measured is left out of it."""
+    """What a card reports. What was not measured is left out of it."""
 
     base: str
     """Hub id, packaged name or folder of the base model."""
@@ -120,7 +120,7 @@ def model_card(facts: CardFacts) -> str:
     """Text of `README.md` for a folded model.
 
     Args:
-        facts: What to tell.
+        facts: What to report.
 
     Returns:
         Markdown with YAML front matter, ending in a newline.

@@ -191,7 +191,7 @@ def _adapter_parts(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: 
 
 @contextmanager
 def adapter_applied(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: int) -> Iterator[None]:
-    """A block in which a model has the adapter of some changes beside its weights, as peft computes it.
+    """A block in which a model has the adapter of some changes next to its weights, as peft computes it.
 
     Adding the product to the weights is the same but for rounding, which a deep model adds up to more than one would
     allow two copies of one model. The weights are not touched.
@@ -228,7 +228,7 @@ def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
         return
     here = Path.cwd()
     if folder.resolve() in (here, *here.parents):
-        # It would be put in another's place, and whoever stands in it be left nowhere.
+        # Replacing it would leave this process, and the shell it was started from, in a folder that is gone.
         raise ConfigError(f"{folder} is, or holds, the current folder. Choose another folder.")
     for own in (lm.name, lm.model.config.name_or_path):
         if own and Path(own).is_dir() and Path(own).samefile(folder):
@@ -449,6 +449,6 @@ def _sync(path: Path) -> None:
 
 
 def _system_error(error: SafetensorError) -> Exception:
-    """The operating system's refusal that safetensors tells of in words only."""
+    """The operating system's refusal, which safetensors reports in words only."""
     code = re.search(r"(?:os error|code:) (\d+)", str(error))
     return OSError(int(code[1]), str(error)) if code else error

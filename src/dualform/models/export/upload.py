@@ -110,7 +110,7 @@ def plan_upload(folder: Path, repo_id: str, *, private: bool = True, accept_term
 def upload(
     plan: UploadPlan, *, message: str | None = None, endpoint: str | None = None, token: str | None = None
 ) -> Uploaded:
-    """Send a plan's files in one commit: whoever looks sees all of them or none.
+    """Send a plan's files in one commit: a reader of the hub sees all of them or none.
 
     A repository is made only where there is none of this name.
 
@@ -275,10 +275,10 @@ def _is_hub_name(name: str) -> bool:
 
 def _is_gemma(card: Mapping[str, Any], configs: Any) -> bool:
     """Whether the model is of a family whose terms hold whatever its card leaves out."""
-    told = [str(name) for name in _listed(card.get("base_model"))]
+    names = [str(name) for name in _listed(card.get("base_model"))]
     for config in configs:
-        told += [str(config.get("model_type", "")), str(config.get("base_model_name_or_path", ""))]
-    return any("gemma" in name.lower() for name in told)
+        names += [str(config.get("model_type", "")), str(config.get("base_model_name_or_path", ""))]
+    return any("gemma" in name.lower() for name in names)
 
 
 def _notes(

@@ -1,4 +1,4 @@
-"""Weights stored in fewer bits than they had: what can still be asked of such a model, and what cannot."""
+"""Weights stored in fewer bits than they had: what such a model can still be used for, and what not."""
 
 import logging
 from collections.abc import Iterator

@@ -102,7 +102,7 @@ class _CachedRoute:
 
 
 class MaskedRoute(_CachedRoute):
-    """One shared row, told apart by an additive mask (a boolean one is silently wrong under eager attention)."""
+    """One shared row in parts, separated by an additive mask (a boolean one is silently wrong in eager attention)."""
 
     name = "packed-mask"
 

@@ -1,4 +1,4 @@
-"""The inside of a model at one token a query, taken down while the forward runs.
+"""The inside of a model at one token a query, recorded while the forward runs.
 
 Only what a measure needs is kept: the probe's rows, never a full map of scores. Recording only looks on, so a
 model's outputs are the same with it and without it, bit for bit.
@@ -25,7 +25,7 @@ from dualform.models.structure.anatomy import Anatomy
 
 @dataclass(frozen=True)
 class Recording:
-    """What to take down, at the probe of every query, in every layer and head."""
+    """What to record, at the probe of every query, in every layer and head."""
 
     output: bool = False
     """Attention output after W_O, before the residual is added."""
@@ -48,7 +48,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Trace:
-    """The inside of a model for some queries; what was not asked for is None.
+    """The inside of a model for some queries; what was not recorded is None.
 
     `seen_pos` counts the query's own tokens up to the probe, padded at the end. Where layers differ in width or number
     of heads, the smaller ones are padded with zeros to the largest: `heads` and `widths` say how much is real.
@@ -194,7 +194,7 @@ class Recorder:
         head_output: Tensor,
         sink: Tensor | None = None,
     ) -> None:
-        """Take down one layer.
+        """Record one layer.
 
         Args:
             layer: Index of the layer.
@@ -242,7 +242,7 @@ class Recorder:
         mask: Tensor | None = None,
         sink: Tensor | None = None,
     ) -> None:
-        """Take down one layer of an ordinary forward, whose keys hold prefix and query together.
+        """Record one layer of an ordinary forward, whose keys hold prefix and query together.
 
         Args:
             layer: Index of the layer.
@@ -276,7 +276,7 @@ class Recorder:
         self.see(layer, q, keys, values, own, row[..., : index.n_prefix], mixed, sink)
 
     def trace(self) -> Trace:
-        """Everything taken down, layers stacked."""
+        """Everything recorded, layers stacked."""
         layers = self._anatomy.layers
         stacked = {
             name: stack_layers([by_layer[i] for i in range(len(layers))], dim=1)

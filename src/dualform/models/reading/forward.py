@@ -95,7 +95,7 @@ class LayerOrder:
 
 
 class LayerTap:
-    """Ordinary attention, with each layer's call and output shown to a function."""
+    """Ordinary attention that passes each layer's call and output to a function."""
 
     builds_mask = True
 

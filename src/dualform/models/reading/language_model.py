@@ -168,7 +168,7 @@ class LanguageModel:
 
     @property
     def offloaded(self) -> bool:
-        """Whether some weights are brought in for the length of a forward only (`offload`)."""
+        """Whether some weights are in place for the length of their module's forward only (`offloading`)."""
         return is_offloaded(self.model)
 
     @property
@@ -240,7 +240,7 @@ class LanguageModel:
             prefix: From `encode`.
             queries: All queries.
             indices: Which of them to read now: one of the lists of `groups`.
-            want: What to take down inside.
+            want: What to record inside.
             probe: Where.
 
         Returns:
@@ -326,7 +326,7 @@ class LanguageModel:
         return crossed(switches, checked, n_prefix, n_prefix + query.longest(probe))
 
     def require_one_row(self, n_prefix: int, queries: Sequence[Query], probe: Probe = "prompt") -> None:
-        """Check that the route's own rows are right for these queries: for whoever looks into them.
+        """Check that the route's own rows are right for these queries, as code that changes or records parts of them needs.
 
         Args:
             n_prefix: Tokens of the prefix.

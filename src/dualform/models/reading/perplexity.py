@@ -16,7 +16,7 @@ def text_losses(lm: LanguageModel, opening: Sequence[int], texts: Sequence[Seque
     """Loss of each text, its first token included where there is an opening to predict it from.
 
     Args:
-        lm: The model, with whatever changes are lent to it.
+        lm: The model, with whatever changes are applied to it.
         opening: Tokens before each text; not predicted themselves.
         texts: Token ids, together with the opening no longer than the context.
 

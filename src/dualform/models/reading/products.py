@@ -22,8 +22,8 @@ _MOST_BYTES = 2 << 30
 class PackedProducts(TorchFunctionMode):
     """While active, products with the given weights are packed ones.
 
-    The weights must not be written to inside the block. Lending other data to a parameter (`edit.applied`) is seen,
-    and such a weight is multiplied plainly for as long as it is lent.
+    The weights must not be written to inside the block. A parameter that is patched with other data
+    (`edit.applied`) is noticed, and multiplied plainly for as long as that lasts.
 
     Args:
         weights: Two-dimensional, `(d_out, d_in)`, of `nn.Linear` modules.

@@ -2,9 +2,9 @@
 
 XGLM (the models of arXiv:2212.10559), Bloom, Falcon, MPT and GPT-Neo compute attention in their own forward. They
 multiply queries with keys, apply softmax, and multiply with values, or (Falcon) have PyTorch's own function do all
-three; a `TorchFunctionMode` sees those calls and hands their tensors on. It changes nothing, but for a module that has
+three; a `TorchFunctionMode` sees those calls and passes their tensors on. It changes nothing, but for a module that has
 momentum (`models.momentum`), whose heads' output gets the term added. Attention in another form (an einsum, a softmax
-over more than the keys) is not shown, but named in `AttentionWatch.unrecognised`.
+over more than the keys) is not reported, but named in `AttentionWatch.unrecognised`.
 """
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ class AttentionWatch(TorchFunctionMode):
         self._see = see
         self._nudge = nudge
         self.unrecognised: dict[nn.Module, str] = {}
-        """Modules that attend in a form that is not shown, and what is different there."""
+        """Modules that attend in a form that is not reported, and what is different there."""
         # A frame for each module entered: dropout, say, is a module called between softmax and values.
         self._frames: list[_Frame] = []
         self._hooks = Hooks()

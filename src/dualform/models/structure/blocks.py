@@ -1,7 +1,7 @@
 """The residual blocks of a model, and what stands between the last one's output and the logits.
 
 No table of names is kept. Blocks are the members of the list of layers that the attention modules lie in. Final norm,
-projection, head and soft cap are whatever the model's own forward does once every block has handed on the hidden
+projection, head and soft cap are whatever the model's own forward does once every block has returned the hidden
 states that are to be read: the idea of the "logit lens", without knowing the family.
 """
 

@@ -4,7 +4,7 @@ One short forward shows each layer's attention: its query, key, value and output
 back to the output features of the linears around them tell which rows are W_Q, W_K and W_V, whether they are separate
 modules, contiguous thirds (gpt2), interleaved by head (gpt_neox) or grouped (llama, phi3). No weight has a gradient, so
 that quantized ones and those that lie elsewhere are found as well. W_O is the first linear whose input depends on the
-heads' output, wherever in the model it lies: inside the attention module, beside it (BERT), or behind a gate or a norm
+heads' output, wherever in the model it lies: inside the attention module, next to it (BERT), or behind a gate or a norm
 (Qwen3-Next, BitNet). Nudging W_K and W_V then shows that keys and values move, and nothing else does; with the heads
 silenced, nothing about the tokens may reach W_O.
 """
@@ -224,7 +224,7 @@ def _verify(model: PreTrainedModel, anatomy: Anatomy) -> None:
     with torch.no_grad():
         before = _first_layer(model, anatomy.registry)
         if not all(tensor.isfinite().all() for tensor in before):
-            # Numbers that are none cannot be seen to move; whoever reads the model will say so.
+            # NaN cannot be seen to move; the checks of the routes report such weights.
             return
         if first.W_K is not None and first.W_V is not None:
             for letter, rows, moving in (("W_K", first.W_K, 1), ("W_V", first.W_V, 2)):
@@ -259,7 +259,8 @@ def _nudge_rows(
 def _outputs_checked(model: PreTrainedModel, anatomy: Anatomy) -> Anatomy:
     """With every head's output set to zero, what W_O receives must be the same at every token: zero, or a norm's bias.
 
-    A linear that reads the residual stream too (an MLP's first one, where W_O is no linear) still tells tokens apart.
+    A linear that reads the residual stream too (an MLP's first one, where W_O is no linear) still receives different
+    rows.
     """
     if not any(layer.W_O for layer in anatomy.layers):
         return anatomy
@@ -278,7 +279,7 @@ def _outputs_checked(model: PreTrainedModel, anatomy: Anatomy) -> Anatomy:
 
 def _tells_tokens_apart(states: Tensor) -> bool:
     rows = states.detach().reshape(-1, states.shape[-1]).float()
-    # Weights that are NaN tell nothing; whoever reads the model will say so.
+    # Weights that are NaN decide nothing here; the checks of the routes report them.
     return bool((rows - rows[:1]).abs().max() > 1e-6 * rows.abs().max())
 
 

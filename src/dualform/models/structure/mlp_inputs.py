@@ -174,7 +174,7 @@ def _describe(model: PreTrainedModel, block: str, note: _Note, W_O: str) -> MLPI
     if not linears:
         raise ModelError(f"{block} has no linear outside its attention that is run, so there is no MLP to read.")
     a = linears[0][1]
-    # What contains a norm finishes after it; a dropout at rest hands on the very tensor that it is given.
+    # What contains a norm finishes after it; a dropout in eval mode returns the very tensor that it is given.
     norms = [(name, given) for name, given, out in note.calls if out is a and given is not a]
     norm, u = norms[0] if norms else (None, a)
     assert note.given is not None

@@ -40,7 +40,7 @@ def query_scale(lm: LanguageModel) -> QueryScale:
     """Measure a model's factors, with three short forwards the first time.
 
     Args:
-        lm: The model. Where a layer's own factor cannot be measured, because its keys are not shown for example,
+        lm: The model. Where a layer's own factor cannot be measured, because its keys are not seen for example,
             d_head^-1/2 is taken.
     """
     found = _known.get(lm.model)

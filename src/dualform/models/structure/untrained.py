@@ -19,7 +19,7 @@ def untrained(lm: LanguageModel, *, seed: int, keep_embeddings: bool = False) ->
         lm: The trained model. Left as it is.
         seed: Of the weights; equal seeds give equal weights, on every device.
         keep_embeddings: Copy the trained embeddings (tokens, learned positions, output head) and draw the rest.
-            Norms and projections beside the embeddings belong to the rest.
+            Norms and projections next to the embeddings belong to the rest.
 
     Returns:
         The model, probed and checked like any other, with the tokenizer, dtype and device of `lm`. It is read along
