@@ -189,7 +189,7 @@ def test_experts_are_refused():
     model.eval()
     anatomy = find_anatomy(model)
     with pytest.raises(
-        ModelError, match=r"is no linear's weight, so it cannot be told .* Choose a model without experts"
+        ModelError, match=r"is no linear's weight, so it is unknown .* Choose a model without experts"
     ):
         find_mlp_inputs(model, anatomy)
 

@@ -326,7 +326,7 @@ class LanguageModel:
         return crossed(switches, checked, n_prefix, n_prefix + query.longest(probe))
 
     def require_one_row(self, n_prefix: int, queries: Sequence[Query], probe: Probe = "prompt") -> None:
-        """Check that the route's own rows are right for these queries, as code that changes or records parts of them needs.
+        """Check that the route's own rows are right for these queries, which code that looks inside relies on.
 
         Args:
             n_prefix: Tokens of the prefix.
