@@ -188,9 +188,7 @@ def test_experts_are_refused():
     randomise_(model, 0)
     model.eval()
     anatomy = find_anatomy(model)
-    with pytest.raises(
-        ModelError, match=r"is no linear's weight, so it is unknown .* Choose a model without experts"
-    ):
+    with pytest.raises(ModelError, match=r"is no linear's weight, so it is unknown .* Choose a model without experts"):
         find_mlp_inputs(model, anatomy)
 
 
