@@ -1,7 +1,6 @@
 """Small multiples: panels next to and below one another, each with its heading."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import altair as alt
 
@@ -22,9 +21,7 @@ def panels(charts: Sequence[alt.TopLevelMixin], *, columns: int, gap: int, row_g
         return None
     # "flush" lines the plots up whatever the width of their axis labels; the spacing then has to hold those.
     spacing = {"column": gap, "row": row_gap}
-    return alt.concat(
-        *cast("Sequence[Any]", charts), columns=min(columns, len(charts)), spacing=spacing, bounds="flush"
-    )
+    return alt.concat(*charts, columns=min(columns, len(charts)), spacing=spacing, bounds="flush")
 
 
 def panel_title(text: str, offset: int = 20) -> alt.TitleParams:

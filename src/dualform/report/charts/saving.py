@@ -1,7 +1,6 @@
 """A chart as a file: for a paper, for a browser, or as data."""
 
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
@@ -25,12 +24,10 @@ def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
         endings = ", ".join(f".{each}" for each in FORMATS)
         raise ConfigError(f"cannot save a chart as {path.name!r}: its ending must be one of {endings}.")
     with atomic_write(path) as temporary:
-        options: dict[str, Any] = {"format": kind}
         if kind == "html":
-            options["inline"] = True
-        elif kind != "json":
-            options["engine"] = "vl-convert"
-        if kind == "png":
+            chart.save(str(temporary), format=kind, inline=True)
+        elif kind == "json":
+            chart.save(str(temporary), format=kind)
+        else:
             # Twice the resolution of a screen, for print.
-            options["ppi"] = 200
-        chart.save(str(temporary), **options)
+            chart.save(str(temporary), format=kind, engine="vl-convert", **({"ppi": 200} if kind == "png" else {}))
