@@ -97,6 +97,110 @@ def test_imports_run_downwards_only():
     assert [sentence for module, source in found for sentence in wrong_imports(module, source)] == []
 
 
+def loaded_with(source: str, known: set[str]) -> set[str]:
+    """Modules of ours that are imported when `source` is: not in functions, and not for type checkers alone."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & known) or {node.module}
+        waiting += ast.iter_child_nodes(node)
+    return found & known
+
+
+def circle_in(imports: dict[str, set[str]]) -> list[str]:
+    """Modules each of which imports the next, the first one again at the end; empty without a circle."""
+    done: set[str] = set()
+
+    def follow(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module not in done:
+            for target in sorted(imports.get(module, ())):
+                if circle := follow(target, [*path, module]):
+                    return circle
+            done.add(module)
+        return []
+
+    return next(filter(None, (follow(module, []) for module in imports)), [])
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    sources = dict(modules())
+    imports = {name: loaded_with(source, set(sources)) - {name} for name, source in sources.items()}
+    assert sum(map(len, imports.values())) > len(sources)
+    assert circle_in(imports) == []
+
+
+def test_a_planted_circle_is_found():
+    sources = {
+        "dualform.a": "from dualform import b",
+        "dualform.b": "class C:\n    import dualform.c",
+        "dualform.c": "try:\n    from dualform.a import name\nexcept ImportError:\n    pass",
+        "dualform.d": "if TYPE_CHECKING:\n    from dualform import e\ndef f():\n    import dualform.e",
+        "dualform.e": "from dualform.d import f",
+    }
+    imports = {name: loaded_with(source, set(sources)) for name, source in sources.items()}
+    assert circle_in(imports) == ["dualform.a", "dualform.b", "dualform.c", "dualform.a"]
+    assert circle_in({**imports, "dualform.c": set()}) == []
+
+
+def between_studies(sources: dict[str, str]) -> set[tuple[str, str]]:
+    """(importer, imported): modules of a study and of another; an importer next to the studies stands for itself."""
+    studies = {name.split(".")[2] for name in sources if re.fullmatch(r"dualform\.studies\.\w+\.\w+", name)}
+    found = set()
+    for name, source in sources.items():
+        if not name.startswith("dualform.studies."):
+            continue
+        for _, target in imported_modules(source):
+            study = [*target.split("."), "", ""][2] if target.startswith("dualform.studies.") else ""
+            if study in studies and study != name.split(".")[2]:
+                found.add((name.removeprefix("dualform.studies."), target.removeprefix("dualform.studies.")))
+    return found
+
+
+# What is still shared from inside a study's folder. It belongs next to the folders: add nothing here.
+BORROWED = {
+    # The parts of a plan that all studies have.
+    *((f"{study}.plan", "comparison.plan") for study in ("fold", "folding", "laboratory", "momentum", "selection")),
+    ("stability.plan", "comparison.plan"),
+    # `dualform fold` reports with a comparison's result, table and page, which show a fold in turn.
+    ("fold.config", "comparison.config"),
+    ("fold.run", "comparison.outcome"),
+    ("fold.run", "comparison.summary"),
+    ("fold.words", "comparison.table"),
+    ("comparison.answer", "fold"),
+    ("comparison.page", "fold"),
+    # Types and records of one study in sentences that several share.
+    ("against_words", "folding.result"),
+    ("published", "momentum.result"),
+    ("work", "comparison.config"),
+    *(("controls", f"comparison.{module}") for module in ("config", "controls", "plan")),
+}
+
+
+def test_a_study_imports_nothing_of_another():
+    assert between_studies(dict(modules())) - BORROWED == set()
+
+
+def test_an_import_of_another_study_would_be_found():
+    sources = {
+        "dualform.studies.a.run": "from dualform.studies.b.words import c\nfrom dualform.studies.a import d",
+        "dualform.studies.b.words": "def f():\n    from dualform.studies.shared import e",
+        "dualform.studies.shared": "from dualform.studies.b import words",
+    }
+    assert between_studies(sources) == {("a.run", "b.words"), ("shared", "b")}
+
+
 @pytest.mark.parametrize(
     ("module", "source", "sentence"),
     [
