@@ -5,7 +5,6 @@ from pathlib import Path
 from dualform.configuration import read_settings
 from dualform.errors import ConfigError
 from dualform.tasks.options import TaskOptions, unescape
-from dualform.tasks.sources import load_local_task
 
 _TEXTS = ("text", "label", "choices", "prompt", "separator")
 
@@ -42,4 +41,6 @@ def check_sweep_tasks(file: Path) -> None:
             for name in ("prompt", "separator"):
                 about[name] = unescape(about.get(name))
             data_dir = about.pop("data_dir", None)
+            from dualform.tasks.sources import load_local_task
+
             load_local_task(one["task"], TaskOptions(**about), data_dir)

@@ -1,7 +1,7 @@
 """Pieces of sentences that several reports share: lists, differences in points, who lies above whom."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dualform.report.numerals import (
     MISSING,
@@ -12,7 +12,9 @@ from dualform.report.numerals import (
     rounded,
     rounded_interval,
 )
-from dualform.result import FEWEST_FOR_INTERVAL, Estimate
+
+if TYPE_CHECKING:
+    from dualform.result import Estimate
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -62,8 +64,11 @@ def hundredths_interval(interval: Any) -> str:
     return MISSING if ends is None else f"{hundredths(ends[0])} to {hundredths(ends[1])}"
 
 
-def is_few(estimate: Estimate) -> bool:
+def is_few(estimate: "Estimate") -> bool:
     """Whether a share is of so few answers that it is reported as a count, without interval and verdict."""
+    # The schema takes a while to load, and `--help` needs only the phrases without numbers.
+    from dualform.result import FEWEST_FOR_INTERVAL
+
     return 0 < estimate.n < FEWEST_FOR_INTERVAL
 
 
@@ -72,7 +77,7 @@ def counted(k: float | None, n: int) -> str:
     return MISSING if k is None else f"{round(k):,} of {n:,}"
 
 
-def share(estimate: Estimate) -> str:
+def share(estimate: "Estimate") -> str:
     """A share of answers as `72.1 %`, one of few answers as `3 of 4`."""
     mean = finite(estimate.mean)
     if mean is not None and is_few(estimate):
@@ -83,18 +88,18 @@ def share(estimate: Estimate) -> str:
     return percent(mean)
 
 
-def share_interval(estimate: Estimate) -> str:
+def share_interval(estimate: "Estimate") -> str:
     """Its interval, as `70.2 to 73.9 %`; a dash for one of few answers, whatever the file holds."""
     return MISSING if is_few(estimate) else percent_interval(estimate.ci95)
 
 
-def share_with_interval(estimate: Estimate) -> str:
+def share_with_interval(estimate: "Estimate") -> str:
     """`72.1 % (70.2 to 73.9 %)`; the share alone without an interval, `3 of 4` for few answers."""
     interval = share_interval(estimate)
     return share(estimate) + ("" if interval == MISSING else f" ({interval})")
 
 
-def share_in_prose(estimate: Estimate, *, interval: bool = True) -> str:
+def share_in_prose(estimate: "Estimate", *, interval: bool = True) -> str:
     """A share for a sentence, as `72 % (68 to 76 %)`: rounded to what its interval supports; `3 of 4` for few answers.
 
     Args:
@@ -109,7 +114,7 @@ def share_in_prose(estimate: Estimate, *, interval: bool = True) -> str:
     return f"{text} ({rounded_interval(ends, 0, 1)} %)" if interval and ends is not None else text
 
 
-def share_with_named_interval(estimate: Estimate) -> str:
+def share_with_named_interval(estimate: "Estimate") -> str:
     """The same as `72 % (95 % interval 68 to 76 %)`; `3 of 4` for few answers."""
     ends = in_points(estimate.ci95)
     if is_few(estimate) or ends is None:
@@ -117,7 +122,7 @@ def share_with_named_interval(estimate: Estimate) -> str:
     return f"{share_in_prose(estimate, interval=False)} (95 % interval {rounded_interval(ends, 0, 1)} %)"
 
 
-def score_in_prose(estimate: Estimate, *, fewest: int = 1, most: int = 3) -> str:
+def score_in_prose(estimate: "Estimate", *, fewest: int = 1, most: int = 3) -> str:
     """A score for a sentence, as `0.19 (0.17 to 0.20)`: rounded to what its interval supports."""
     text = rounded(estimate.mean, estimate.ci95, fewest, most)
     if known(estimate.ci95) is None:
@@ -145,7 +150,7 @@ OUTSIDE = "the share would not lie in 0 to 150 %"
 """Why a share of the prompt's gain is undefined."""
 
 
-def is_undefined(estimate: Estimate) -> bool:
+def is_undefined(estimate: "Estimate") -> bool:
     """Whether a share of the prompt's gain is none, although there is a number."""
     share = finite(estimate.mean)
     return share is not None and not 0 <= share <= HIGHEST_RECOVERED

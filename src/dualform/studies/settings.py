@@ -16,7 +16,6 @@ from dualform.seeds import Seeds
 from dualform.studies.study import Reads
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import TaskOptions, unescape
-from dualform.tasks.sources import load_local_task, load_task
 from dualform.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -208,6 +207,9 @@ class StudyConfig(BaseModel):
         Raises:
             TaskError: It cannot be found or used.
         """
+        # What reads tasks is not needed for `--help`, nor to check settings.
+        from dualform.tasks.sources import load_local_task
+
         options = TaskOptions(
             text=self.text,
             label=self.label,
@@ -227,6 +229,8 @@ class StudyConfig(BaseModel):
         Raises:
             DualformError: It cannot be found or used.
         """
+        from dualform.tasks.sources import load_task
+
         return load_task(
             self.task,
             data_dir=self.data_dir,
