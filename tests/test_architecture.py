@@ -351,3 +351,9 @@ def test_settings_are_checked_without_torch_or_transformers():
         "print(*sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert run_python(code) == "\n"
+
+
+def test_the_help_of_a_command_loads_neither_the_readers_of_tasks_nor_the_schema_of_results():
+    spared = {"dualform.result", "dualform.tasks.sources"}
+    code = f"import sys, dualform.cli.compare; print(*sorted({spared!r} & set(sys.modules)))"
+    assert run_python(code) == "\n"

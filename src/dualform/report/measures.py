@@ -9,13 +9,15 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dualform.errors import ConfigError
 from dualform.registry import Registry
 from dualform.report.numerals import MISSING, decimal, decimal_interval
 from dualform.report.phrases import is_few, share
-from dualform.result import Estimate
+
+if TYPE_CHECKING:
+    from dualform.result import Estimate
 
 ControlKind = Literal["floor", "comparison", "ceiling"]
 """`floor`: nothing is learned from these demonstrations, so a real similarity must lie above it. `ceiling`: the same
@@ -106,17 +108,17 @@ def _known_measures(path: tuple[str, ...]) -> tuple[MeasureTitle, ...]:
     return tuple(found)
 
 
-def is_count(key: str, estimate: Estimate) -> bool:
+def is_count(key: str, estimate: "Estimate") -> bool:
     """Whether a measure is a share of so few answers that it is reported as a count."""
     return measure_of(key).counts_answers and is_few(estimate)
 
 
-def score(key: str, estimate: Estimate) -> str:
+def score(key: str, estimate: "Estimate") -> str:
     """A measure's value as `0.186`; a share of few answers as `3 of 4`."""
     return share(estimate) if is_count(key, estimate) else decimal(estimate.mean)
 
 
-def score_interval(key: str, estimate: Estimate) -> str:
+def score_interval(key: str, estimate: "Estimate") -> str:
     """Its interval as `0.170 to 0.201`; a dash without one, and for a share of few answers."""
     return MISSING if is_count(key, estimate) else decimal_interval(estimate.ci95)
 
