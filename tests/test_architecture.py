@@ -155,7 +155,7 @@ def test_a_planted_circle_is_found():
 
 
 def between_studies(sources: dict[str, str]) -> set[tuple[str, str]]:
-    """(importer, imported): modules of a study and of another; an importer next to the studies stands for itself."""
+    """(importer, study): a module in a study's folder or next to the folders, and another study that it imports."""
     studies = {name.split(".")[2] for name in sources if re.fullmatch(r"dualform\.studies\.\w+\.\w+", name)}
     found = set()
     for name, source in sources.items():
@@ -164,27 +164,24 @@ def between_studies(sources: dict[str, str]) -> set[tuple[str, str]]:
         for _, target in imported_modules(source):
             study = [*target.split("."), "", ""][2] if target.startswith("dualform.studies.") else ""
             if study in studies and study != name.split(".")[2]:
-                found.add((name.removeprefix("dualform.studies."), target.removeprefix("dualform.studies.")))
+                found.add((name.removeprefix("dualform.studies."), study))
     return found
 
 
 # What is still shared from inside a study's folder. It belongs next to the folders: add nothing here.
 BORROWED = {
     # The parts of a plan that all studies have.
-    *((f"{study}.plan", "comparison.plan") for study in ("fold", "folding", "laboratory", "momentum", "selection")),
-    ("stability.plan", "comparison.plan"),
+    *((f"{study}.plan", "comparison") for study in ("fold", "folding", "laboratory", "momentum", "selection")),
+    ("stability.plan", "comparison"),
     # `dualform fold` reports with a comparison's result, table and page, which show a fold in turn.
-    ("fold.config", "comparison.config"),
-    ("fold.run", "comparison.outcome"),
-    ("fold.run", "comparison.summary"),
-    ("fold.words", "comparison.table"),
+    *((f"fold.{module}", "comparison") for module in ("config", "run", "words")),
     ("comparison.answer", "fold"),
     ("comparison.page", "fold"),
-    # Types and records of one study in sentences that several share.
-    ("against_words", "folding.result"),
-    ("published", "momentum.result"),
-    ("work", "comparison.config"),
-    *(("controls", f"comparison.{module}") for module in ("config", "controls", "plan")),
+    # Types and records of one study in what several share.
+    ("against_words", "folding"),
+    ("controls", "comparison"),
+    ("published", "momentum"),
+    ("work", "comparison"),
 }
 
 
@@ -198,7 +195,7 @@ def test_an_import_of_another_study_would_be_found():
         "dualform.studies.b.words": "def f():\n    from dualform.studies.shared import e",
         "dualform.studies.shared": "from dualform.studies.b import words",
     }
-    assert between_studies(sources) == {("a.run", "b.words"), ("shared", "b")}
+    assert between_studies(sources) == {("a.run", "b"), ("shared", "b")}
 
 
 @pytest.mark.parametrize(
