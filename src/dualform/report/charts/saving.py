@@ -6,6 +6,7 @@ import altair as alt
 
 from dualform.errors import ConfigError
 from dualform.files import atomic_write
+from dualform.report.charts.theme import THEME
 
 FORMATS = ("svg", "png", "pdf", "html", "json")
 
@@ -13,7 +14,7 @@ FORMATS = ("svg", "png", "pdf", "html", "json")
 def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
     """Write a chart to `path`, whose ending says how: .svg, .pdf or .png for a paper, .html, or .json (Vega-Lite).
 
-    The HTML file holds all it needs and works offline.
+    It looks as on a page with a light background. The HTML file holds all it needs and works offline.
 
     Raises:
         ConfigError: The ending is none of these.
@@ -23,7 +24,7 @@ def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
     if kind not in FORMATS:
         endings = ", ".join(f".{each}" for each in FORMATS)
         raise ConfigError(f"cannot save a chart as {path.name!r}: its ending must be one of {endings}.")
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, alt.theme.enable(THEME):
         if kind == "html":
             chart.save(str(temporary), format=kind, inline=True)
         elif kind == "json":

@@ -57,10 +57,16 @@ def config(inks: Inks = LIGHT, background: str = "transparent") -> dict[str, Any
     }
 
 
-@alt.theme.register("dualform", enable=False)
+THEME = "dualform"
+"""The name under which altair knows it."""
+
+
 def theme() -> alt.theme.ThemeConfig:
     """The theme on white, as altair wants it."""
     return {"config": config(LIGHT, "white")}
+
+
+alt.theme.register(THEME, enable=False)(theme)
 
 
 def themed(chart: alt.TopLevelMixin, inks: Inks = LIGHT, background: str = "white") -> dict[str, Any]:
