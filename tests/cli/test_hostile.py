@@ -19,7 +19,7 @@ from dualform.report.charts.saving import save_chart
 from dualform.result import Result
 from dualform.studies.comparison.charts import prediction_chart
 from tests.cli.conftest import QUICK, Done
-from tests.report.browser import PHONE, OpenPage, browser, open_page, overflows, undrawn, widest
+from tests.report.browser import PHONE, OpenPage, browser, draw_all, open_page, overflows, undrawn, widest
 
 __all__ = ["browser", "open_page"]
 
@@ -119,6 +119,7 @@ def test_a_hostile_data_set_yields_a_harmless_terminal_page_and_folder(
     assert r"\u202edoog\x07</script>{{ 1 }}" in shown
     # The browser's own tabs stand between the cells of a table.
     assert steers(shown.replace("\t", " ")) == set()
+    draw_all(page)
     assert undrawn(page) == []
     phone = open_page(out / "report.html", width=PHONE)
     assert widest(phone) == []
