@@ -126,12 +126,12 @@ def complaint(arguments: list[str]) -> str:
     """What the command line says against these arguments, which are read but not acted upon; empty if nothing."""
     command: Any = typer.main.get_command(app)
     rest = arguments
-    while hasattr(command, "commands"):
+    while hasattr(command, "get_command"):
         # A group by itself would leave all behind its name unread.
         name, *rest = rest or [""]
-        if name not in command.commands:
+        command = command.get_command(None, name)
+        if command is None:
             return f"no command {name}"
-        command = command.commands[name]
     try:
         command.make_context(name, rest)
     except Exception as error:

@@ -26,8 +26,9 @@ notes, errors and the progress bar go to standard error, so a pipe stays clean.
 def paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The words that name `command` and each command below it, in the order of `--help`."""
     yield path
-    for name, below in getattr(command, "commands", {}).items():
-        yield from paths(below, (*path, name))
+    if hasattr(command, "list_commands"):
+        for name in command.list_commands(None):
+            yield from paths(command.get_command(None, name), (*path, name))
 
 
 def reference() -> str:

@@ -3,6 +3,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,16 +18,15 @@ from tests.tiny import save_tiny
 Command = Callable[..., Done]
 
 
-def commands(of: typer.Typer, before: str = "") -> list[str]:
+def commands(command: Any, path: tuple[str, ...] = ()) -> list[str]:
     """All of them, those of groups behind their group's name."""
-    found = [before + (one.name or one.callback.__name__) for one in of.registered_commands if one.callback]
-    for group in of.registered_groups:
-        assert group.typer_instance is not None
-        found += commands(group.typer_instance, f"{before}{group.name or group.typer_instance.info.name} ")
-    return found
+    if not hasattr(command, "list_commands"):
+        return [" ".join(path)]
+    names = command.list_commands(None)
+    return [each for name in names for each in commands(command.get_command(None, name), (*path, name))]
 
 
-COMMANDS = commands(app)
+COMMANDS = commands(typer.main.get_command(app))
 
 
 @pytest.fixture(scope="module")

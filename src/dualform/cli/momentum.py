@@ -86,8 +86,9 @@ def train(
 
 
 def _plan_of_training(recipe: Any, config: TrainingConfig, machine: Any) -> Any:
-    from dualform.studies.momentum.plan import plan_training
+    from dualform.studies.momentum.plan import SAMPLES, plan_training
 
+    say(SAMPLES)
     return plan_training(recipe, config.corpus, config.validation, machine, eta=config.eta)
 
 

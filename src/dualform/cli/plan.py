@@ -4,32 +4,33 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
-from dualform.cli import momentum as momentum_commands
-from dualform.cli.compare import compare
-from dualform.cli.fold import fold
-from dualform.cli.folding import folding
+from dualform.cli.commands import Command, CommandGroup
 from dualform.cli.guard import guarded, quiet_transformers, say
 from dualform.cli.options import MACHINE, OUTPUT, AsJson, MaxCells, cell_limit, option, store_url
 from dualform.cli.planning import planning
-from dualform.cli.registered import GroupWithStudies
-from dualform.cli.regress import regress
-from dualform.cli.selection import selection
-from dualform.cli.stability import stability
 from dualform.cli.task_data import check_sweep_tasks
 
 
-class _Planned(GroupWithStudies):
-    """Plans of commands, those of added studies among them."""
+class _Planned(CommandGroup):
+    """Plans of the commands of all studies, and of sweeps."""
 
-    def made_from(self, command: Callable[..., None], name: str) -> Callable[..., None]:
-        """The command that says what the study's would cost."""
-        return _planned(command, name)
+    further: ClassVar[Mapping[str, str]] = {"sweep": "dualform.cli.plan:sweep"}
+
+    def of_study(self, command: Command, name: str) -> Command:
+        """What says what the study's command, or each of its commands, would cost."""
+        if not isinstance(command, typer.Typer):
+            return _planned(command, name)
+        group = typer.Typer(help=f"The same of {name}.", no_args_is_help=True)
+        for each in command.registered_commands:
+            assert each.callback is not None
+            group.command(each.name)(_planned(each.callback, f"{name} {each.name or each.callback.__name__}"))
+        return group
 
 
 app = typer.Typer(
@@ -38,7 +39,12 @@ app = typer.Typer(
     help="Tokens, operations, memory and time of a command, before it runs; and what would fit where it does not.",
     no_args_is_help=True,
 )
-_momentum = typer.Typer(name="momentum", help="The same of training with momentum.", no_args_is_help=True)
+
+
+@app.callback()
+def _no_options() -> None:
+    pass
+
 
 Measure = Annotated[bool, option("Measure this machine anew", MACHINE, "--measure")]
 
@@ -68,11 +74,8 @@ def _planned(command: Callable[..., Any], called: str) -> Callable[..., None]:
             from dualform.studies.plan import machine_for, plan_of
 
             quiet_transformers()
+            # A training that is no study has a function in place of a configuration.
             if callable(what):
-                # Of the trainings that have no configuration, which are those of momentum.
-                from dualform.studies.momentum.plan import SAMPLES
-
-                say(SAMPLES)
                 made = what(machine_for(None, measure=measure))
             else:
                 made = plan_of(what, measure=measure, told=say)
@@ -105,16 +108,6 @@ def _help(command: Callable[..., Any], called: str) -> str:
     return told + ("\n\nExamples:\n" + "\n\n".join(shown) if shown else "")
 
 
-_COMMANDS: tuple[Callable[..., Any], ...] = (compare, stability, selection, fold, folding, regress)
-for _command in _COMMANDS:
-    app.command()(_planned(_command, _command.__name__))
-_TRAININGS: tuple[Callable[..., Any], ...] = (momentum_commands.train, momentum_commands.compare)
-for _command in _TRAININGS:
-    _momentum.command()(_planned(_command, f"momentum {_command.__name__}"))
-app.add_typer(_momentum)
-
-
-@app.command()
 @guarded
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML grid, a Python file, or the folder of a sweep")],

@@ -10,7 +10,7 @@ from dualform.studies.selection.config import SelectionConfig, selection_config
 
 @study_command(SelectionConfig, folder="MODEL-TASK-selection")
 def selection(settings: dict[str, Any], run: RunOptions) -> None:
-    """Measure how much choosing seed, order and rate flatters ICL and FT, and whether likeness hangs on it.
+    """Measure how much choosing seed, order and rate flatters ICL and FT, and whether similarity depends on it.
 
     Examples:
       dualform selection smollm2-135m reviews
