@@ -19,7 +19,7 @@ from dualform.ops.similarity import sim_am as sim_am
 from dualform.ops.similarity import sim_aou as sim_aou
 from dualform.result import Result as Result
 from dualform.runs.cell_store import CellStore as CellStore
-from dualform.runs.engines.base import open_engine as open_engine
+from dualform.runs.engines.opening import open_engine as open_engine
 from dualform.runs.store import RunFolder as RunFolder
 from dualform.runs.sweep_config import read_sweep_file as read_sweep_file
 from dualform.runs.sweep_run import run_sweep as run_sweep

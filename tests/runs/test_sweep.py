@@ -19,7 +19,8 @@ from dualform.errors import ConfigError, StorageError
 from dualform.result import Result
 from dualform.runs import sweep_cells, worker
 from dualform.runs.cell_store import Cell, CellStore
-from dualform.runs.engines.base import Ended, Engine, Work, best_match, open_engine
+from dualform.runs.engines.base import Ended, Engine, Work, best_match
+from dualform.runs.engines.opening import open_engine
 from dualform.runs.engines.performing import ended_from, perform_text, work_text
 from dualform.runs.sweep import CellState, GroupState, Sweep, cells_record
 from dualform.runs.sweep_config import Group, SweepConfig, expand, read_sweep_file
@@ -573,7 +574,7 @@ def script() -> str:
 import sys
 from pathlib import Path
 from dualform.runs.cell_store import CellStore
-from dualform.runs.engines.base import open_engine
+from dualform.runs.engines.opening import open_engine
 from dualform.runs.sweep_config import read_sweep_file
 from dualform.runs.sweep_run import run_sweep
 config, groups = read_sweep_file(Path("grid.yaml"))

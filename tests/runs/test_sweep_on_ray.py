@@ -8,7 +8,8 @@ import pytest
 from dualform.result import Result
 from dualform.runs import worker
 from dualform.runs.cell_store import CellStore
-from dualform.runs.engines.base import EngineOptions, open_engine
+from dualform.runs.engines.base import EngineOptions
+from dualform.runs.engines.opening import open_engine
 from dualform.runs.sweep import Sweep
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.run import compare

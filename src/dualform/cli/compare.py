@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dualform.cli.generated import study_command
-from dualform.cli.options import default_folder, refuse_unread
+from dualform.cli.generated import refuse_unread, study_command
+from dualform.cli.options import default_folder
 from dualform.cli.running import RunOptions, run_study
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from dualform.cli.generated import study_command
+from dualform.cli.generated import refuse_unread, study_command
 from dualform.cli.guard import quiet_transformers, say
-from dualform.cli.options import AsJson, option, refuse_unread
+from dualform.cli.options import AsJson, option
 from dualform.cli.planning import only_planned
 from dualform.option import OUTPUT
 from dualform.studies.fold.config import FoldConfig, fold_config

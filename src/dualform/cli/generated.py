@@ -15,6 +15,7 @@ from dualform.cli.running import RunOptions, run_options
 from dualform.errors import ConfigError
 from dualform.option import PANELS, PROTOCOL, Option, parse_names, parse_number_or_word, parse_numbers
 from dualform.seeds import parse_whole_numbers
+from dualform.studies.fold_settings import require_read
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,20 @@ def _rank(panel: str) -> float:
 def flags_of(config: type[BaseModel]) -> dict[str, str]:
     """The option of each field, by the field's path: `{"fold.texts": "--fold-texts", ...}`."""
     return {".".join(one.path): one.names[-1] for one in settings_of(config) if one.names}
+
+
+def refuse_unread(config: type[BaseModel], settings: dict[str, Any]) -> None:
+    """Refuse settings of a fold that its method does not look at.
+
+    Args:
+        config: The study's configuration, whose options are named.
+        settings: What was given of it.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    names = {path.removeprefix("fold."): flag for path, flag in flags_of(config).items()}
+    require_read(settings.get("fold", {}), names)
 
 
 def study_command(

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from dualform.errors import ConfigError
 from dualform.option import MACHINE as MACHINE
 from dualform.option import OUTPUT as OUTPUT
 from dualform.option import PROTOCOL
-from dualform.studies.fold_settings import require_read
 
 
 def option(text: str, panel: str, *names: str) -> Any:
@@ -48,19 +46,3 @@ def default_folder(models: tuple[str, ...], task: str, *more: str) -> Path:
     """`runs/MODEL-TASK`, paths cut to their last name."""
     parts = [*(Path(model).resolve().name for model in models), Path(task).resolve().stem, *more]
     return Path("runs") / "-".join(part.replace(":", "-") for part in parts)
-
-
-def refuse_unread(config: type[BaseModel], settings: dict[str, Any]) -> None:
-    """Refuse settings of a fold that its method does not look at.
-
-    Args:
-        config: The study's configuration, whose options are named.
-        settings: What was given of it.
-
-    Raises:
-        ConfigError: There are some.
-    """
-    from dualform.cli.generated import flags_of
-
-    names = {path.removeprefix("fold."): flag for path, flag in flags_of(config).items()}
-    require_read(settings.get("fold", {}), names)

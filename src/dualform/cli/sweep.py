@@ -70,7 +70,8 @@ def sweep(
     from dualform.cli.sweep_table import watching
     from dualform.models.loading.placement import size_in_bytes
     from dualform.runs.cell_store import CellStore
-    from dualform.runs.engines.base import EngineName, EngineOptions, open_engine
+    from dualform.runs.engines.base import EngineName, EngineOptions
+    from dualform.runs.engines.opening import open_engine
     from dualform.runs.engines.when_needed import WhenNeeded
     from dualform.runs.flat_numbers import numbers_of_sweep
     from dualform.runs.sweep_config import folder_name, read_sweep_file

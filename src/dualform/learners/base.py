@@ -208,7 +208,7 @@ class Learner(ABC):
         """
         if self.grid is None:
             return encode(self.prefix_length(context))
-        from dualform.learners.finetuned import training_work
+        from dualform.learners.training_work import training_work
 
         return training_work(context.encoded, context.config.loss_on, opening=len(context.opening))
 

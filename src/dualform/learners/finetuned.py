@@ -1,7 +1,7 @@
 """Finetuning by gradient descent, one pass over the demonstrations, as arXiv:2212.10559 does it.
 
 W_K and W_V are trained, in turn by each demonstration; or another part of the model, or in a single step, to see what
-the likeness to context hangs on.
+the similarity to in-context learning depends on.
 """
 
 import math
@@ -21,16 +21,9 @@ from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import Context, Learner
 from dualform.learners.options import LARGEST_RATE as LARGEST_RATE
 from dualform.learners.options import LossOn as LossOn
+from dualform.learners.training_work import learned_positions, training_work
 from dualform.models.cost.shape import ModelShape
-from dualform.models.cost.work import (
-    FINDING_BLOCKS,
-    TrainedWeights,
-    Training,
-    WeightChange,
-    Work,
-    encode,
-    short_forwards,
-)
+from dualform.models.cost.work import Work
 from dualform.models.editing.edit import (
     WeightDelta,
     WeightTraining,
@@ -195,31 +188,6 @@ def trained_model(
     return AdaptedModel(learner.name, lm, prefix, cost, deltas, tuple(losses), training_q)
 
 
-def training_work(
-    demonstrations: EncodedDemonstrations,
-    loss_on: LossOn = "all",
-    weights: TrainedWeights = "key_value",
-    *,
-    opening: int,
-    layer_causal: bool = False,
-) -> Work:
-    """One pass of training over the demonstrations, and the opening read anew with the changed weights.
-
-    Args:
-        demonstrations: In the order of training.
-        loss_on: Which tokens are learned.
-        weights: What is trained.
-        opening: Tokens before every query.
-        layer_causal: Every layer has a loss of its own, for which the blocks are found first.
-    """
-    steps = [
-        Training(len(ids), len(_learned(ids, n, loss_on)), weights, layer_causal)
-        for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
-    ]
-    blocks = short_forwards(FINDING_BLOCKS if layer_causal else 0)
-    return Work.of(*steps) + blocks + (encode(opening) + Work.of(WeightChange())).uncharged
-
-
 def require_learning_rate(rate: float) -> None:
     """Check that an optimiser can use it.
 
@@ -285,7 +253,7 @@ def train(
             into[layer] = query.detach()
 
         tokens = torch.tensor([ids], device=lm.device)
-        learned = torch.tensor(list(_learned(ids, n_answer, loss_on)), device=lm.device)
+        learned = torch.tensor(list(learned_positions(ids, n_answer, loss_on)), device=lm.device)
         parts = losses_of(lm, tokens, learned, watching(lm.model, lm.anatomy, keep))
         own = next(parts)
         losses.append(float(own.detach()))
@@ -316,8 +284,3 @@ def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
 
 def _n_content(demonstrations: EncodedDemonstrations, number: int) -> int:
     return demonstrations.demonstration_of.count(number)
-
-
-def _learned(ids: tuple[int, ...], n_answer: int, loss_on: LossOn) -> range:
-    """Positions of the tokens to be predicted; the first token has nothing before it."""
-    return range(1 if loss_on == "all" else max(1, len(ids) - n_answer), len(ids))

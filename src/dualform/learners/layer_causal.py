@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptedModel
-from dualform.learners.finetuned import LossOn, require_learning_rate, token_loss, train, trained_model, training_work
+from dualform.learners.finetuned import LossOn, require_learning_rate, token_loss, train, trained_model
+from dualform.learners.training_work import training_work
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work
 from dualform.models.editing.edit import KeyValueTraining

@@ -9,7 +9,8 @@ import torch
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.base import Context, Learner
-from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model, training_work
+from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
+from dualform.learners.training_work import training_work
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work
 from dualform.models.editing.adapters import LoraTraining

@@ -11,7 +11,7 @@ from dualform.models.cost.memory import layer_bytes, outside_bytes
 from dualform.models.cost.shape import shape_of, shape_of_config
 from dualform.models.cost.work import TrainedWeights
 from dualform.models.editing.edit import KeyValueTraining, WeightTraining, key_value_rows, mlp_rows, value_rows
-from dualform.models.loading.load import laid_out
+from dualform.models.loading.meta_device import meta_device_model
 from dualform.models.reading.forward import forward_rows
 from dualform.models.structure.anatomy import row_axis
 from dualform.models.structure.blocks import block_names, find_blocks
@@ -148,7 +148,7 @@ def test_the_operations_of_a_layer_causal_step_are_those_that_torch_counts(famil
 def test_a_config_alone_gives_the_operations_of_the_real_model(family: str):
     model = tiny_model(family)
     anatomy = find_anatomy(model)
-    shape = shape_of(laid_out(model.config, torch.float32))
+    shape = shape_of(meta_device_model(model.config, torch.float32))
     assert shape.parameters == PARAMETERS[family]
     assert shape.registry == anatomy.registry
     probed = shape_of(model, anatomy)
@@ -188,7 +188,7 @@ def test_a_model_that_no_machine_here_could_hold_is_counted():
 
 def test_of_a_mixture_the_bytes_of_all_experts_count_and_the_operations_of_those_that_a_token_is_sent_to():
     model = tiny_mixture()
-    shape = shape_of(laid_out(model.config, torch.float32))
+    shape = shape_of(meta_device_model(model.config, torch.float32))
     experts = LAYERS * EXPERTS * 3 * WIDTH * INNER
     assert shape.parameters == sum(weight.numel() for weight in model.parameters())
     assert shape.experts == experts

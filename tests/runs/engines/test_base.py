@@ -3,7 +3,8 @@ import importlib.util
 import pytest
 
 from dualform.errors import ConfigError
-from dualform.runs.engines.base import Work, best_match, open_engine, share_cores, warn_if_crowded
+from dualform.runs.engines.base import Work, best_match, share_cores, warn_if_crowded
+from dualform.runs.engines.opening import open_engine
 
 
 def test_an_unknown_engine_is_named_with_those_that_there_are():

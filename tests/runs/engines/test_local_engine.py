@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dualform.errors import ConfigError
-from dualform.runs.engines.base import Engine, EngineOptions, Work, open_engine
+from dualform.runs.engines.base import Engine, EngineOptions, Work
+from dualform.runs.engines.opening import open_engine
 from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
 
 WORKS = "tests.runs.engines.works:perform"
@@ -166,7 +167,8 @@ def test_closing_waits_for_what_is_being_done_or_kills_it(tmp_path):
 
 DRIVER = """
 import json, sys, time
-from dualform.runs.engines.base import Work, open_engine
+from dualform.runs.engines.base import Work
+from dualform.runs.engines.opening import open_engine
 engine = open_engine("local", workers=2, threads=1, perform="tests.runs.engines.works:perform")
 for number in range(2):
     engine.submit(Work(str(number), {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/{number}"}))

@@ -13,7 +13,8 @@ import pytest
 
 from dualform.errors import ConfigError
 from dualform.runs.engines import ray_watch
-from dualform.runs.engines.base import Engine, EngineOptions, Work, open_engine
+from dualform.runs.engines.base import Engine, EngineOptions, Work
+from dualform.runs.engines.opening import open_engine
 from dualform.runs.engines.ray_engine import _fit
 from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
 from tests.runs.engines.works import Broken
@@ -198,7 +199,8 @@ def test_a_process_without_the_token_is_refused(engine, tmp_path, monkeypatch):
 
 OWN_CLUSTER = """
 import sys
-from dualform.runs.engines.base import EngineOptions, Work, open_engine
+from dualform.runs.engines.base import EngineOptions, Work
+from dualform.runs.engines.opening import open_engine
 engine = open_engine("ray", workers=1, threads=1, perform="tests.runs.engines.works:perform")
 engine.submit(Work("long", {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/worker"}))
 engine.ended(60)
@@ -223,7 +225,8 @@ def test_a_ray_without_tokens_is_refused(monkeypatch):
 
 UNREACHABLE = """
 from dualform.errors import ConfigError
-from dualform.runs.engines.base import EngineOptions, open_engine
+from dualform.runs.engines.base import EngineOptions
+from dualform.runs.engines.opening import open_engine
 for address in ("127.0.0.1:9", "nonsense"):
     try:
         open_engine("ray", options=EngineOptions(address=address))
@@ -240,7 +243,8 @@ def test_no_cluster_at_an_address_is_one_sentence(tmp_path):
 
 DRIVER = """
 import sys
-from dualform.runs.engines.base import EngineOptions, Work, open_engine
+from dualform.runs.engines.base import EngineOptions, Work
+from dualform.runs.engines.opening import open_engine
 options = EngineOptions(address=sys.argv[2])
 engine = open_engine("ray", workers=1, threads=1, options=options, perform="tests.runs.engines.works:perform")
 engine.submit(Work("long", {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/worker"}))
@@ -265,7 +269,8 @@ from functools import partial
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from dualform.runs.engines.base import EngineOptions, Work, open_engine
+from dualform.runs.engines.base import EngineOptions, Work
+from dualform.runs.engines.opening import open_engine
 from tests.runs.engines.waiting import all_ended, has_text, wait_for
 
 def main(folder):

@@ -11,7 +11,8 @@ import pytest
 
 from dualform.configuration import checked
 from dualform.errors import ConfigError
-from dualform.runs.engines.base import Engine, EngineOptions, Work, open_engine
+from dualform.runs.engines.base import Engine, EngineOptions, Work
+from dualform.runs.engines.opening import open_engine
 from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
 
 submitit = pytest.importorskip("submitit")

@@ -15,7 +15,7 @@ def all_ended(engine: Engine, count: int, seconds: float = 60) -> dict[str, Ende
     return found
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not come true"

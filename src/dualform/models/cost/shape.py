@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from dualform.errors import ModelError
 from dualform.models.compat import can_set_attention
 from dualform.models.cost.work import TrainedWeights
-from dualform.models.loading.load import laid_out
+from dualform.models.loading.meta_device import meta_device_model
 from dualform.models.reading.self_check import window_of
 from dualform.models.structure.anatomy import Anatomy, LayerAnatomy, Rows, is_linear, row_axis
 from dualform.models.structure.blocks import block_of
@@ -262,7 +262,7 @@ def shape_of(model: PreTrainedModel, anatomy: Anatomy | None = None) -> ModelSha
 
 def shape_of_config(config: PreTrainedConfig) -> ModelShape:
     """The shape of a model that is yet to be made from a config."""
-    return shape_of(laid_out(config, torch.float32))
+    return shape_of(meta_device_model(config, torch.float32))
 
 
 def _layers(

@@ -36,6 +36,7 @@ from dualform.models.loading.checkpoint_files import (
 )
 from dualform.models.loading.leftovers import judge_gguf, judge_leftovers, names_converted, note_on_head
 from dualform.models.loading.locate import FoundModel, explained, find_model
+from dualform.models.loading.meta_device import meta_device_model
 from dualform.models.loading.offloading import named_weights
 from dualform.models.loading.placement import DeviceMap, placement
 from dualform.models.loading.quantized import compute_as_asked_, precision_of, quietly
@@ -242,7 +243,7 @@ class ExaminedFiles:
                 f"its config asks for {n_layers:,} layers, and its weights hold {self.stored.layers}"
             )
         with _blamed_on("its config"):
-            needed = sum(weight.numel() for weight in laid_out(config, dtype, trust_remote_code).parameters())
+            needed = sum(weight.numel() for weight in meta_device_model(config, dtype, trust_remote_code).parameters())
         # Of quantized weights several may lie in one number.
         held = self.stored.numbers * (8 if self.quantized else 1)
         if needed > 2 * held + 10_000_000:
@@ -334,15 +335,6 @@ def _blamed_on(part: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise
         raise UnusableFileError(f"{part} cannot be used: {in_one_line(error)}") from error
-
-
-def laid_out(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a config on the meta device, in evaluation mode."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    return model.eval()
 
 
 def device_named(device: str) -> torch.device:

@@ -4,8 +4,9 @@ from typing import Any
 
 from dualform.errors import ConfigError, ModelError
 from dualform.models.compat import can_set_attention
-from dualform.models.loading.load import DTYPES, examine_files, laid_out, read_config, read_tokenizer
+from dualform.models.loading.load import DTYPES, examine_files, read_config, read_tokenizer
 from dualform.models.loading.locate import explained, find_model
+from dualform.models.loading.meta_device import meta_device_model
 from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel
 from dualform.models.reading.layout import Layout, Query
 from dualform.models.structure.anatomy import Anatomy
@@ -50,7 +51,7 @@ def meta_model(name: str, *, dtype: str = "float32") -> LanguageModel:
         config = read_config(found, trust_remote_code=False)
         files.require_agreement(config, DTYPES[dtype], trust_remote_code=False)
         tokenizer = read_tokenizer(found, trust_remote_code=False)
-        model = laid_out(config, DTYPES[dtype])
+        model = meta_device_model(config, DTYPES[dtype])
     if model.get_output_embeddings() is None:
         raise ModelError(f"{name} ({type(model).__name__}) has no output head over a vocabulary to read answers from.")
     # Layers cannot be probed for without weights; `LanguageModel.shape` takes them from the config.

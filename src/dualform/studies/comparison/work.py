@@ -10,7 +10,7 @@ from functools import cached_property
 
 from dualform.errors import DualformError
 from dualform.learners.base import LEARNERS, Context, Learner
-from dualform.learners.finetuned import training_work
+from dualform.learners.training_work import training_work
 from dualform.models.cost.work import Measuring, Work, WorkPart, encode, read, rows
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.layout import Query

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dualform.errors import DualformError
-from dualform.learners.finetuned import training_work
+from dualform.learners.training_work import training_work
 from dualform.models.cost.work import Forward, Work, WorkPart, encode, read
 from dualform.studies.bench import Bench, Drawn
 from dualform.studies.fold_settings import IN_WEIGHTS

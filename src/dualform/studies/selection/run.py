@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dualform.errors import ConfigError, NumericalError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
-from dualform.learners.finetuned import Finetuned, training_work
+from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
+from dualform.learners.training_work import training_work
 from dualform.models.cost.work import Measuring, Work, WorkPart, encode, read, rows
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dualform.learners.finetuned import training_work
+from dualform.learners.training_work import training_work
 from dualform.models.cost.work import Work, WorkPart, encode, read
 from dualform.models.reading.layout import Query
 from dualform.studies.bench import Bench, Drawn
