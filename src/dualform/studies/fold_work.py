@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from dualform.errors import DualformError
 from dualform.files import cache_dir
 from dualform.learners.base import Drawn, Setup
 from dualform.models.cost.memory import BYTES
@@ -14,6 +15,7 @@ from dualform.models.cost.work import FINDING_BLOCKS, FINDING_MLP_INPUTS, SEPARA
 from dualform.models.loading.identity import digest_of_weights
 from dualform.models.loading.locate import find_model
 from dualform.models.reading.layout import Query
+from dualform.studies.bench import weights_digest
 from dualform.studies.fold_settings import CALIBRATED, FoldMethod, FoldSettings
 from dualform.studies.folds import FoldTexts, chosen_texts, fold_learner, plain_passages, writing
 
@@ -109,9 +111,14 @@ def plain_is_kept(bench: Setup, settings: FoldSettings, length: int) -> bool:
 
 
 def _weights_digest(bench: Setup) -> str | None:
-    """As `bench.weights_digest`, from the file alone; None where the file names weights otherwise, or is in parts."""
+    """As `bench.weights_digest`; of a model without weights, from its file alone.
+
+    None where no file is found, where it names weights otherwise, or where it is in parts.
+    """
     model = bench.lm.model
-    with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
+    if not any(weight.is_meta for weight in model.parameters()):
+        return weights_digest(bench.lm)
+    with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError, DualformError):
         found = find_model(bench.lm.name)
         if found.adapter is not None:
             return None

@@ -26,7 +26,7 @@ def shifts(**costs: float) -> dict[str, float]:
         )
     )
     dots = [layer for layer in layers_of(chart) if layer["mark"]["type"] == "point"]
-    return {layer["data"]["values"][0]["key"]: layer["mark"]["xOffset"] for layer in dots}
+    return {layer["data"]["values"][0]["key"]: layer["mark"].get("xOffset", 0) for layer in dots}
 
 
 def test_the_chart_is_a_valid_specification_that_can_be_drawn(tmp_path):

@@ -235,4 +235,4 @@ def test_it_stands_beside_the_charts_of_a_whole_result(open_page):
     few = {key: example_result().similarity[key] for key in ("rec2ftp", "agreement")}
     page = opened(open_page(render_page(example_result(similarity=few), example_attention())))
     assert page.locator("#look").is_visible()
-    assert page.locator("#accuracy svg").count() > 0
+    assert page.locator(".first-charts svg").count() > 0
