@@ -1,5 +1,6 @@
 """Every kind of page, as a reader meets it: drawn, pointed at, on a phone, in the dark, by keyboard, offline."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -238,6 +239,11 @@ def test_the_first_chart_is_seen_before_any_script_has_run_and_no_library_runs_f
     assert picture.bounding_box()["width"] > 300
     assert picture.locator("[class*='mark-symbol'] path").count() >= 6
     page.context.close()
+
+
+def test_charts_of_open_sections_are_pictures_in_the_page_before_any_script_runs():
+    found = re.findall(r'data-chart="spec-([\w-]+)"[^>]*>\s*<svg', html("comparison"))
+    assert len(found) >= 2
 
 
 def test_a_chart_in_a_closed_section_is_drawn_when_the_section_is_opened(open_page):

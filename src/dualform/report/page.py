@@ -70,6 +70,8 @@ def render(page: Page) -> str:
     """
     charts = [figure for figure in page.charts if figure.chart is not None]
     sections = [shown for each in page.sections if (shown := each.shown()) is not None]
+    # These are seen before anything is opened.
+    open_charts = [*charts, *(figure for section in sections if not section.detail for figure in section.charts)]
     figures = [*charts, *(figure for section in sections for figure in section.figures())]
     # Without charts their libraries would be a megabyte for nothing.
     engine = Markup(chart_engine()) if figures else Markup("")
@@ -86,7 +88,7 @@ def render(page: Page) -> str:
             scripts=[Markup(text) for text in scripts],
             policy=content_policy([*([engine] if engine else []), *scripts]),
             charts=charts,
-            stills={figure.name: still_picture(figure.chart) for figure in charts if figure.chart is not None},
+            stills={figure.name: still_picture(figure.chart) for figure in open_charts if figure.chart is not None},
             specs={figure.name: chart_for_script(figure.chart) for figure in figures if figure.chart is not None},
             sections=sections,
             glossary=glossary,
