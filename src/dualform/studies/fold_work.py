@@ -1,14 +1,12 @@
 """What a fold reads and computes, by whichever method, described before it runs."""
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from dualform.errors import DualformError
-from dualform.files import cache_dir
 from dualform.learners.base import Drawn, Setup
 from dualform.models.cost.memory import BYTES
 from dualform.models.cost.work import FINDING_BLOCKS, FINDING_MLP_INPUTS, SEPARATING_BLOCKS, WorkPart
@@ -17,7 +15,7 @@ from dualform.models.loading.locate import find_model
 from dualform.models.reading.layout import Query
 from dualform.studies.bench import weights_digest
 from dualform.studies.fold_settings import CALIBRATED, FoldMethod, FoldSettings
-from dualform.studies.folds import FoldTexts, chosen_texts, fold_learner, plain_passages, writing
+from dualform.studies.folds import FoldTexts, chosen_texts, fold_learner, plain_passages, plain_texts_file, writing
 
 _THROWN_AWAY = "texts that the model writes are written anew where they are of no use"
 """Why their time is a range."""
@@ -106,8 +104,7 @@ def plain_is_kept(bench: Setup, settings: FoldSettings, length: int) -> bool:
     digest = _weights_digest(bench)
     if digest is None:
         return False
-    about = f"{digest} {bench.encoder.opening} {settings.plain_texts} {length}"
-    return (cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json").exists()
+    return plain_texts_file(digest, bench.encoder.opening, settings.plain_texts, length).exists()
 
 
 def _weights_digest(bench: Setup) -> str | None:

@@ -280,6 +280,12 @@ def _queries(bench: Setup, examples: Sequence[Example], most: int, room: int) ->
     return found
 
 
+def plain_texts_file(digest: str, opening: tuple[int, ...], texts: int, length: int) -> Path:
+    """Where the plain text that a model wrote is kept: for these weights, so many texts, so many tokens each."""
+    about = f"{digest} {opening} {texts} {length}"
+    return cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+
+
 def plain_texts(bench: Setup, settings: FoldSettings) -> tuple[tuple[tuple[int, ...], ...], str]:
     """Plain text as token ids, and where it came from. What the model writes is kept in the cache."""
     lm, opening = bench.lm, bench.encoder.opening
@@ -287,8 +293,7 @@ def plain_texts(bench: Setup, settings: FoldSettings) -> tuple[tuple[tuple[int, 
     if settings.plain != "generated":
         path = Path(settings.plain).expanduser()
         return plain_passages(bench.encoder, path, length, settings.plain_texts), path.name
-    about = f"{weights_digest(lm)} {opening} {settings.plain_texts} {length}"
-    kept = cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+    kept = plain_texts_file(weights_digest(lm), opening, settings.plain_texts, length)
     # One that is damaged is written anew.
     with contextlib.suppress(OSError, ValueError, TypeError):
         return tuple(tuple(map(int, some)) for some in json.loads(kept.read_text(encoding="utf-8"))), "generated"
