@@ -6,9 +6,9 @@ from rich.table import Table as RichTable
 
 from dualform.report.numerals import MISSING, decimal, percent, significant
 from dualform.report.table import Table
-from dualform.result import Similarity
+from dualform.result import Accuracy, Estimate, Similarity
 from dualform.studies.comparison.similarity_tables import similarity_table
-from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
+from dualform.studies.comparison.table import accuracy_table, against_table, by_label_table, cost_table
 from tests.report.example_result import empty_result, example_result, old_result
 
 
@@ -129,3 +129,13 @@ def test_what_is_no_number_is_a_dash(nothing):
 def test_a_small_number_is_not_rounded_to_zero():
     assert decimal(0.0001) == "1.0e-04"
     assert decimal(0.0) == "0.000"
+
+
+def test_names_in_the_table_by_label_are_broken_between_words_alone():
+    each = Accuracy(mean=0.7, ci95=(0.4, 1.0), n=24, per_seed={}, macro_f1=Estimate(mean=0.5, ci95=(0.25, 0.75), n=24))
+    worst = {"negative": Estimate(mean=0.5, ci95=(0.0, 1.0), n=12)}
+    keys = ("zsl", "icl", "ft", "lora", "probe", "fold")
+    result = empty_result(accuracy={key: each.model_copy(update={"per_label": worst}) for key in keys})
+    text = printed(by_label_table(result))
+    for word in ("zero-shot", "in-context", "(ICL)", "finetuned", "LoRA", "probe", "folded"):
+        assert word in text

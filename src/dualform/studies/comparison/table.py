@@ -82,7 +82,7 @@ def by_label_table(result: Result) -> Table:
         Column("learner"),
         Column("macro-F1", "score", interval=True),
         Column("least right on"),
-        Column("accuracy", "share", interval=True),
+        Column("accuracy", "share", interval="below"),
     )
     rows = []
     for key in learners_in_order(result.accuracy):
