@@ -1,5 +1,6 @@
 import gc
 import os
+import shutil
 
 # Read when transformers and huggingface_hub are imported, hence before anything else. No test asks the hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,8 +55,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(request: pytest.FixtureRequest, _empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests keep out of the user's cache, but for those marked real, which reuse the converted model there."""
+    """Tests keep out of the user's cache, but for those marked real, which reuse the converted model there.
+
+    What a model wrote is forgotten between tests: two of them may make the same model.
+    """
     if request.node.get_closest_marker("real") is None:
+        shutil.rmtree(_empty_cache / "plain", ignore_errors=True)
         monkeypatch.setenv("DUALFORM_CACHE", str(_empty_cache))
 
 
