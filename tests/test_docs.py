@@ -17,7 +17,7 @@ from tools.result_reference import described, kind, models, reference
 import dualform
 from dualform import errors, result
 from dualform.cli.main import app
-from dualform.learners.base import Context
+from dualform.learners.base import AdaptationContext
 from dualform.models.loading import locate
 from dualform.models.loading.packaged import packaged_model
 from dualform.models.reading.encoding import Encoder
@@ -26,10 +26,10 @@ from dualform.report.measures import known_controls, known_measures
 from dualform.result import Result
 from dualform.runs.sweep_config import SweepConfig, expand, read_sweep_file
 from dualform.studies.comparison.config import CHEAP_CONTROLS
-from dualform.studies.comparison.outcome import SeedOutcome
+from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.summary import examples_table
 from dualform.studies.controls import CONTROLS
-from dualform.studies.facts import Asked
+from dualform.studies.facts import TaskDescription
 from dualform.studies.laboratory.result import Laboratory
 from dualform.studies.laboratory.run import laboratory_table
 from dualform.studies.momentum.config import Arm, momentum_config
@@ -37,7 +37,7 @@ from dualform.studies.momentum.result import MomentumResult
 from dualform.studies.momentum.summary import ArmRun, momentum_table
 from dualform.studies.selection.choosing import SETS
 from dualform.studies.selection.trials import AllTrials, Budget, SeedTrials, trials_table
-from dualform.studies.stability.summary import ModelRuns, Run, runs_table
+from dualform.studies.stability.summary import ModelRuns, RunAnswers, runs_table
 from dualform.studies.study import STUDIES
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
@@ -171,7 +171,7 @@ def test_the_second_learner_of_its_page_reads_behind_two_copies(tiny, tokenizer)
     shown = draw_demonstrations(task, 2, seed=1)
     encoded = encoder.demonstrations(shown)
     before = {name: weight.clone() for name, weight in tiny.state_dict().items()}
-    context = Context(SimpleNamespace(lm=lm, task=task, encoder=encoder), SimpleNamespace(encoded=encoded))
+    context = AdaptationContext(SimpleNamespace(lm=lm, task=task, encoder=encoder), SimpleNamespace(encoded=encoded))
     learner = namespace["InContextTwice"]()
 
     adapted = learner.adapt(context)
@@ -370,7 +370,7 @@ def test_a_section_ends_at_the_next_heading():
 
 def test_the_result_page_lists_the_columns_of_the_examples():
     asked = two_questions()
-    outcome = SeedOutcome(
+    outcome = SeedRecord(
         seed=1,
         inputs="",
         rows=(),
@@ -386,7 +386,7 @@ def test_the_result_page_lists_the_columns_of_the_examples():
 def test_the_result_page_lists_the_columns_of_a_stability_study():
     asked = two_questions()
     answers = torch.zeros(len(asked.examples), 2)
-    run = Run("icl", seed=1, order=0, labels="true", answers=answers, content_free=answers[:1], rate=None)
+    run = RunAnswers("icl", seed=1, order=0, labels="true", answers=answers, content_free=answers[:1], rate=None)
     table = runs_table(asked, [ModelRuns("tiny", {}, (run,), ())])
     listed = first_column(section(page("result"), "Of a stability study"))
     assert kinds_of_column(listed) == kinds_of_column(table.column_names)
@@ -417,9 +417,9 @@ def test_the_result_page_lists_the_columns_of_the_laboratory():
     assert first_column(section(page("result"), "Of the laboratory")) == table.column_names
 
 
-def two_questions() -> Asked:
+def two_questions() -> TaskDescription:
     task = build([0, 1], words=("negative", "positive"))
-    return Asked(task, task.split("test"), 1, "test", "validation", 5.0, 2048, ())
+    return TaskDescription(task, task.split("test"), 1, "test", "validation", 5.0, 2048, ())
 
 
 def kinds_of_column(names: list[str]) -> list[str]:

@@ -22,8 +22,8 @@ from dualform.models.editing.edit import applied
 from dualform.registry import added_modules
 from dualform.report.measures import control_of, measure_of
 from dualform.report.palette import learner_style
-from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, read_config
+from dualform.studies.experiment import Experiment
 from dualform.tasks.sources import load_task
 from tests.fixed_machine import fixed_machine
 from tests.packages import install
@@ -72,19 +72,19 @@ class Run:
     rows: list[dict[str, Any]]
     parts: dict[str, dict[str, Any]]
     """Of the plan, by name."""
-    bench: Bench[ComparisonConfig]
+    experiment: Experiment[ComparisonConfig]
 
     @property
     def opening(self) -> tuple[int, ...]:
-        return self.bench.encoder.opening
+        return self.experiment.encoder.opening
 
     def states(self, prefix: Any, examples: Any) -> Any:
         """Last hidden states of plain forwards, `(example, d_model)`."""
         found = []
         for example in examples:
-            ids = torch.tensor([[*prefix, *self.bench.encoder.query(example).prompt]])
+            ids = torch.tensor([[*prefix, *self.experiment.encoder.query(example).prompt]])
             with torch.no_grad():
-                found.append(self.bench.lm.model.model(input_ids=ids).last_hidden_state[0, -1].numpy())
+                found.append(self.experiment.lm.model.model(input_ids=ids).last_hidden_state[0, -1].numpy())
         return np.stack(found)
 
 
@@ -100,7 +100,7 @@ def run(workplace: Path) -> Run:
         (folder / "report.html").read_text(encoding="utf-8"),
         pq.read_table(folder / "examples.parquet").to_pylist(),
         {part["name"]: part for part in json.loads(out)["parts"]},
-        Bench.of(config, config.load_model("llama"), config.load_task()),
+        Experiment.of(config, config.load_model("llama"), config.load_task()),
     )
 
 
@@ -118,12 +118,12 @@ def test_the_page_that_tells_how_shows_the_example_itself(kind: str):
 
 
 def test_a_learner_of_another_package_answers_as_scikit_learns_does(run: Run):
-    drawn = run.bench.draw(1).demonstrations
+    drawn = run.experiment.draw(1).demonstrations
     classifier = NearestCentroid().fit(run.states(run.opening, drawn.examples), drawn.labels)
-    expected = classifier.predict(run.states(run.opening, run.bench.examples))
+    expected = classifier.predict(run.states(run.opening, run.experiment.examples))
 
     assert [row["prediction"] for row in run.rows if row["learner"] == "centroid"] == expected.tolist()
-    right = float(np.mean(expected == run.bench.labels.numpy()))
+    right = float(np.mean(expected == run.experiment.labels.numpy()))
     assert run.result["accuracy"]["centroid"]["mean"] == pytest.approx(right)
 
 
@@ -132,8 +132,8 @@ def test_a_learner_of_another_package_is_charted_planned_and_has_its_cost(run: R
     assert "centroid" in run.result["against_icl"]
     assert learner_style("centroid").title == "nearest centroid"
     assert run.page.count("nearest centroid") > 3
-    demonstrations = run.bench.draw(1).demonstrations.examples
-    tokens = sum(len(run.bench.encoder.query(example).prompt) for example in demonstrations)
+    demonstrations = run.experiment.draw(1).demonstrations.examples
+    tokens = sum(len(run.experiment.encoder.query(example).prompt) for example in demonstrations)
     assert run.result["cost"]["centroid"]["adapt_tokens"] == tokens
     assert run.parts["centroid"]["tokens_forwards"] == tokens
 
@@ -151,24 +151,24 @@ def test_a_learner_that_needs_demonstrations_is_refused_without():
 
 
 def test_a_control_of_another_package_reads_as_a_prompt_put_together_by_hand(run: Run):
-    bench, prefix = run.bench, list(run.opening)
-    for example in bench.draw(1).demonstrations.examples:
-        query = bench.encoder.query(example)
-        prefix += [*query.prompt, *query.answers[1 - example.label], *bench.encoder.separator]
+    experiment, prefix = run.experiment, list(run.opening)
+    for example in experiment.draw(1).demonstrations.examples:
+        query = experiment.encoder.query(example)
+        prefix += [*query.prompt, *query.answers[1 - example.label], *experiment.encoder.separator]
 
     def score(prompt: Any, answer: Any) -> float:
         ids = torch.tensor([[*prefix, *prompt, *answer]])
         with torch.no_grad():
-            table = bench.lm.model(input_ids=ids).logits[0].log_softmax(-1)
+            table = experiment.lm.model(input_ids=ids).logits[0].log_softmax(-1)
         first = len(prefix) + len(prompt) - 1
         return float(table[torch.arange(first, ids.shape[1] - 1), torch.tensor(answer)].mean())
 
-    chosen = [int(np.argmax([score(query.prompt, answer) for answer in query.answers])) for query in bench.queries]
-    right = float(np.mean(np.array(chosen) == bench.labels.numpy()))
+    chosen = [int(np.argmax([score(query.prompt, answer) for answer in query.answers])) for query in experiment.queries]
+    right = float(np.mean(np.array(chosen) == experiment.labels.numpy()))
     control = run.result["controls"]["flipped_labels"]
     assert control["accuracy"]["mean"] == pytest.approx(right)
     assert {"sim_aou", "sim_am", "direct_update", "kendall"} <= set(control)
-    queries = sum(query.width() for query in bench.queries)
+    queries = sum(query.width() for query in experiment.queries)
     assert run.parts["control flipped_labels"]["tokens_forwards"] == len(prefix) + queries
 
 
@@ -187,12 +187,12 @@ def test_a_misspelt_control_gets_one_message_with_all_names():
 
 
 def test_a_measure_of_another_package_is_that_of_plain_forwards(run: Run):
-    bench = run.bench
-    drawn = bench.draw(1)
-    zsl, icl = (run.states(prefix, bench.examples) for prefix in (run.opening, drawn.encoded.prefix))
-    tuned = Finetuned(run.opening, 1e-2).adapt(bench.lm, drawn.encoded)
-    with applied(bench.lm.model, tuned.deltas):
-        ft = run.states(run.opening, bench.examples)
+    experiment = run.experiment
+    drawn = experiment.draw(1)
+    zsl, icl = (run.states(prefix, experiment.examples) for prefix in (run.opening, drawn.encoded.prefix))
+    tuned = Finetuned(run.opening, 1e-2).adapt(experiment.lm, drawn.encoded)
+    with applied(experiment.lm.model, tuned.deltas):
+        ft = run.states(run.opening, experiment.examples)
     expected = [1 - cosine(a, b) for a, b in zip(icl - zsl, ft - zsl, strict=True)]
     assert run.result["similarity"]["sim_hidden"]["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
 

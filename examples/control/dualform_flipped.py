@@ -7,13 +7,13 @@ from dualform.studies.controls import Control
 
 @dataclass(frozen=True, kw_only=True)
 class FlippedLabels(Control):
-    def make(self, shop):
-        flipped = shop.demonstrations.relabelled(shop.bench.task, "flipped")
-        yield shop.prompted(self, shop.bench.shown(flipped).encoded)
+    def make(self, builder):
+        flipped = builder.demonstrations.relabelled(builder.experiment.task, "flipped")
+        yield builder.prompted(self, builder.experiment.encode(flipped).encoded)
 
     def work(self, about):
-        flipped = about.drawn.demonstrations.relabelled(about.bench.task, "flipped")
-        return about.prompted(len(about.bench.shown(flipped).encoded.prefix))
+        flipped = about.drawn.demonstrations.relabelled(about.experiment.task, "flipped")
+        return about.prompted(len(about.experiment.encode(flipped).encoded.prefix))
 
 
 FLIPPED_LABELS = FlippedLabels(

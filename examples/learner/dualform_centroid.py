@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.learners.base import Context, Learner
+from dualform.learners.base import AdaptationContext, Learner
 from dualform.learners.prompting import ZeroShot
 from dualform.models.cost.work import Work, read
 
@@ -18,7 +18,7 @@ class Centroid(Learner):
     needs_demonstrations = needs_label_words = True
     answers_from = "zsl"
 
-    def adapt(self, context: Context) -> "Nearest":
+    def adapt(self, context: AdaptationContext) -> "Nearest":
         start, shown = time.perf_counter(), context.demonstration_queries()
         zero_shot = ZeroShot(context.opening).adapt(context.lm, context.encoded)
         states = torch.cat([zero_shot.read_group(shown, [i]).hidden.double() for i in range(len(shown))])
@@ -27,7 +27,7 @@ class Centroid(Learner):
         cost = AdaptationCost.of(self.work(context), context.lm.shape, time.perf_counter() - start)
         return Nearest(self.name, zero_shot, means, cost)
 
-    def work(self, context: Context) -> Work:
+    def work(self, context: AdaptationContext) -> Work:
         return read(context.demonstration_queries(), len(context.opening))
 
 

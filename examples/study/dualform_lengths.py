@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from dualform import ZeroShot
 from dualform.learners.adapted import answer_log_probabilities
-from dualform.studies.bench import Bench
+from dualform.studies.experiment import Experiment
 from dualform.studies.facts import own_result
 from dualform.studies.settings import OneModelConfig
 from dualform.studies.study import Study, StudyOutput, View
@@ -19,13 +19,13 @@ class LengthsConfig(OneModelConfig):
 
 def run(config, context):
     start, task = time.perf_counter(), context.models.load_task(config)
-    bench = Bench.of(config, context.models.load_model(config, config.model), task)
-    adapted = ZeroShot(bench.encoder.opening).adapt(bench.lm, bench.draw(config.seeds[0]).encoded)
-    answers = answer_log_probabilities(adapted, bench.lm, bench.queries).argmax(dim=1)
-    right = [answer == example.label for answer, example in zip(answers.tolist(), bench.examples, strict=True)]
-    lengths = [len(query.prompt) for query in bench.queries]
+    experiment = Experiment.of(config, context.models.load_model(config, config.model), task)
+    adapted = ZeroShot(experiment.encoder.opening).adapt(experiment.lm, experiment.draw(config.seeds[0]).encoded)
+    answers = answer_log_probabilities(adapted, experiment.lm, experiment.queries).argmax(dim=1)
+    right = [answer == example.label for answer, example in zip(answers.tolist(), experiment.examples, strict=True)]
+    lengths = [len(query.prompt) for query in experiment.queries]
     own = {"correlation": float(spearmanr(lengths, right).statistic), "n": len(right)}
-    return StudyOutput(own_result("lengths", bench, own, start), pa.table({"tokens": lengths, "right": right}))
+    return StudyOutput(own_result("lengths", experiment, own, start), pa.table({"tokens": lengths, "right": right}))
 
 
 def headlines(result):

@@ -73,7 +73,7 @@ class Ranks(_Record):
         return [list(row) for row in _split(numbers, n_layers)]
 
 
-class ShownDemonstration(_Record):
+class PromptDemonstration(_Record):
     """One demonstration as the prompt shows it."""
 
     pieces: tuple[str, ...]
@@ -82,7 +82,7 @@ class ShownDemonstration(_Record):
     """Tokens at the end that are its answer."""
 
 
-class LookedAt(_Record):
+class QueryAttention(_Record):
     """One query, what each learner answered, and where they looked to answer it: from the probe, the last token."""
 
     query: int
@@ -130,9 +130,9 @@ class AttentionRecord(_Record):
     label word)."""
     n_layers: int = Field(ge=1)
     """Layers of the model."""
-    demonstrations: tuple[ShownDemonstration, ...]
+    demonstrations: tuple[PromptDemonstration, ...]
     """In the order of the prompt."""
-    examples: tuple[LookedAt, ...]
+    examples: tuple[QueryAttention, ...]
     """Chosen queries, the most telling first."""
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ class Progress(Protocol):
         ...
 
 
-class Silent:
+class SilentProgress:
     """Says nothing."""
 
     def start(self, total: float) -> None:

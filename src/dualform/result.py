@@ -305,7 +305,7 @@ class SweepPoint(Record):
     """Value of each measure at this rate."""
 
 
-class Against(Record):
+class PromptingComparison(Record):
     """One learner beside prompting: does it answer as ICL does, and when is it cheaper?"""
 
     agreement: Estimate
@@ -437,7 +437,7 @@ class Result(Record):
     was such a measurement."""
     cost: dict[Learner, Cost] = {}
     """What each learner costs."""
-    against_icl: dict[Learner, Against] = {}
+    against_icl: dict[Learner, PromptingComparison] = {}
     """Each learner but `icl` compared with it, where `zsl` and `icl` were run."""
     fold: FoldReport | None = None
     """How the prompt was folded; None without the learner `fold`."""

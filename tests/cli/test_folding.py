@@ -66,11 +66,11 @@ def test_the_same_command_again_reads_what_is_there(
 ) -> None:
     made: list[tuple[int, str]] = []
 
-    def counted(bench: object, drawn: object, settings: object, *rest: object) -> object:
+    def counted(experiment: object, drawn: object, settings: object, *rest: object) -> object:
         if len(made) == stop_before:
             raise KeyboardInterrupt
         made.append((drawn.demonstrations.seed, settings.method))  # type: ignore[attr-defined]
-        return make_fold(bench, drawn, settings, *rest)  # type: ignore[arg-type]
+        return make_fold(experiment, drawn, settings, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(study, "make_fold", counted)
     arguments = ["folding", "llama", "tickets.csv", *quick, "--no-ft"]

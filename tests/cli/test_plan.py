@@ -9,7 +9,7 @@ import pytest
 
 from dualform.cli.plan import sentences, spoken
 from dualform.models.cost import machine
-from dualform.studies.plan import Cost, GroupPlan, Part, Plan, plan_sweep
+from dualform.studies.plan import Cost, GroupPlan, Plan, PricedPart, plan_sweep
 from tests.cli.conftest import QUICK, SMALL, Done
 from tests.fixed_machine import GIB, fixed_machine
 
@@ -125,7 +125,7 @@ def test_training_with_momentum_can_be_planned(dualform: Command, asked: list[di
 
 
 def test_workers_of_a_sweep_that_do_not_fit_together_are_told_so() -> None:
-    alone = Plan("compare m t", (Part("ft", Cost(seconds=9.0)),), {"weights": 10 * GIB})
+    alone = Plan("compare m t", (PricedPart("ft", Cost(seconds=9.0)),), {"weights": 10 * GIB})
     plan = plan_sweep("s", [GroupPlan("m-t", "m", alone, 4)], workers=2, machine=fixed_machine())
     assert sentences(plan) == [
         "It will take about 9.0 s, with 1 thread on cpu, and 20.0 of 16.0 GiB of memory.",
@@ -135,7 +135,7 @@ def test_workers_of_a_sweep_that_do_not_fit_together_are_told_so() -> None:
 
 
 def test_the_reason_for_a_range_is_told_where_there_is_one() -> None:
-    parts = (Part("ft", Cost(seconds=40.0), Cost(seconds=20.0), None, ("a search stops early",)),)
+    parts = (PricedPart("ft", Cost(seconds=40.0), Cost(seconds=20.0), None, ("a search stops early",)),)
     assert sentences(Plan("s", parts)) == ["It will take about 40 s (20 s to 40 s: a search stops early)."]
     assert sentences(Plan("s", (replace(parts[0], why=()),))) == ["It will take about 40 s (20 s to 40 s)."]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ConfigError, ShapeError
-from dualform.lab.constructed_model import ConstructedModel, Layer, SumAttention, construct
+from dualform.lab.constructed_model import ConstructedModel, ConstructedWeights, SumAttention, construct
 from dualform.lab.token_world import TokenWorld
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.loading.load import load_model
@@ -21,7 +21,7 @@ from dualform.tasks.task import Task
 
 K, RATE, D, M = 6, 0.7, 3, 4
 WORLD = TokenWorld.draw(D, 36, seed=1)
-LAYER = Layer.draw(WORLD, M, seed=1)
+LAYER = ConstructedWeights.draw(WORLD, M, seed=1)
 TASK = WORLD.task(seed=1, remembering=True)
 CHOSEN = draw_demonstrations(TASK, K, seed=1)
 WANT = Recording(output=True, scores=True, demo_scores=True, q=True)
@@ -199,6 +199,6 @@ def test_linear_attention_is_the_sum_over_what_is_seen(masked):
 
 def test_what_does_not_belong_together_is_refused():
     with pytest.raises(ShapeError, match=r"vectors of 3 needs W_0 \(d_y, 3\).*given \(4, 2\)"):
-        construct(WORLD, Layer(LAYER.W_0[:, :2], LAYER.readout), rate=1.0, n_demonstrations=2)
+        construct(WORLD, ConstructedWeights(LAYER.W_0[:, :2], LAYER.readout), rate=1.0, n_demonstrations=2)
     with pytest.raises(ConfigError, match="targets 1: 2 labels"):
-        Layer.draw(WORLD, 1, seed=0)
+        ConstructedWeights.draw(WORLD, 1, seed=0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualform.lab.constructed_model import Layer
+from dualform.lab.constructed_model import ConstructedWeights
 from dualform.lab.decoder import DecoderConfig, Decoders
 from dualform.lab.in_context_training import mean_gram, train_together
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
@@ -48,7 +48,7 @@ def correlated(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_a_constructed_layer_has_nothing_to_do_with_the_words_it_is_drawn_for() -> None:
     for seed in range(3):
         world = TokenWorld.draw(16, 120, seed)
-        layer = Layer.draw(world, 16, seed)
+        layer = ConstructedWeights.draw(world, 16, seed)
         assert not correlated(layer.W_0, world.x)
         assert not correlated(layer.readout, world.x)
     # The case in which it would be seen: both drawn from one raw generator of the same seed.

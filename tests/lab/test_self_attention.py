@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ConfigError, ShapeError, TrainingError
-from dualform.lab.in_context_training import Trained, _drawn, mean_gram, self_attention_training, train_together
+from dualform.lab.in_context_training import TrainedModels, _drawn, mean_gram, self_attention_training, train_together
 from dualform.lab.predictors import Descent, DescentPlusPlus, best_descent
 from dualform.lab.regression_tasks import VON_OSWALD, RegressionTasks
 from dualform.lab.self_attention import (
@@ -267,7 +267,7 @@ def test_other_kinds_learn_too(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained() -> Trained:
+def trained() -> TrainedModels:
     """In the paper's setting, for a tenth of a study's steps or so."""
     return train_together(SelfAttentionConfig(10), VON_OSWALD, self_attention_training(600), (1, 2))
 
@@ -284,7 +284,7 @@ def _loss(predicted: Tensor, target: Tensor) -> float:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_trained_layer_is_a_step_of_descent(
-    seed: int, trained: Trained, new: tuple[Tensor, Tensor, Tensor, Tensor]
+    seed: int, trained: TrainedModels, new: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> None:
     x, y, asked, target = new
     model = trained.model(seed).double().requires_grad_(False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dualform.errors import TrainingError
 from dualform.lab.recipe import load_recipe
-from dualform.lab.training import Step, Training, clip_, fit, rate_share
+from dualform.lab.training import Training, TrainingStep, clip_, fit, rate_share
 
 
 def parameters(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
@@ -17,9 +17,9 @@ def parameters(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
 
 
-def descended(weights: list[Tensor], training: Training, **more: Any) -> list[Step]:
+def descended(weights: list[Tensor], training: Training, **more: Any) -> list[TrainingStep]:
     """Half the squared weights as loss, of models along the first axis."""
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     fit(
         weights,
         lambda step: torch.stack([each.square().flatten(1).sum(1) for each in weights]).sum(0) / 2,
@@ -112,7 +112,7 @@ def test_a_patient_training_goes_on_without_the_gradient_of_a_broken_loss() -> N
     def losses(step: int) -> Tensor:
         return weights[0].square().sum(1) * torch.tensor([1.0, math.nan])
 
-    seen: list[Step] = []
+    seen: list[TrainingStep] = []
     with pytest.raises(TrainingError, match=r"^step 4: the loss of the second is nan"):
         fit(weights, losses, Training(9), patience=3, models=["the first", "the second"], after_step=seen.append)
     assert len(seen) == 3
@@ -126,7 +126,7 @@ def test_a_training_that_goes_on_takes_the_steps_that_are_left() -> None:
     descended(whole, training)
     optimiser = torch.optim.Adam(halves, fused=True)
 
-    def stop(step: Step) -> None:
+    def stop(step: TrainingStep) -> None:
         if step.number == 3:
             raise KeyboardInterrupt
 
@@ -142,7 +142,7 @@ def test_a_training_that_goes_on_takes_the_steps_that_are_left() -> None:
 def test_a_recipe_is_a_schedule_too() -> None:
     recipe = load_recipe("tiny", tokens=load_recipe("tiny").batch_tokens * 4, learning_rate=0.5)
     (weight,) = parameters((3,))
-    seen: list[Step] = []
+    seen: list[TrainingStep] = []
 
     def loss(step: int) -> Tensor:
         # As a training over several processes does, whose batches come in pieces.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dualform.errors import ConfigError
-from dualform.lab.constructed_model import ConstructedModel, Layer, construct
+from dualform.lab.constructed_model import ConstructedModel, ConstructedWeights, construct
 from dualform.lab.token_world import TokenWorld
 from dualform.learners.gradient_step import GradientStep
 from dualform.learners.prompting import ZeroShot
@@ -18,7 +18,7 @@ from tests.models.editing.test_edit import Snapshot
 
 K, RATE = 5, 0.4
 WORLD = TokenWorld.draw(3, 30, seed=2)
-LAYER = Layer.draw(WORLD, 4, seed=2)
+LAYER = ConstructedWeights.draw(WORLD, 4, seed=2)
 TASK = WORLD.task(seed=2, remembering=True)
 CHOSEN = draw_demonstrations(TASK, K, seed=2)
 

@@ -4,7 +4,7 @@ import random
 from array import array
 from collections.abc import Sequence
 
-from dualform.attention_record import AttentionRecord, LookedAt, Ranks, ShownDemonstration, Weights
+from dualform.attention_record import AttentionRecord, PromptDemonstration, QueryAttention, Ranks, Weights
 
 LAYERS = 4
 DEMONSTRATIONS = (
@@ -41,7 +41,7 @@ def example_attention(
         ]
         rest = (1 - 0.5,) * layers
         examples.append(
-            LookedAt(
+            QueryAttention(
                 query=10 * number,
                 pieces=tuple(pieces),
                 answers=tuple(answers),
@@ -66,7 +66,7 @@ def example_attention(
         seed=1,
         probe="prompt",
         n_layers=layers,
-        demonstrations=tuple(ShownDemonstration(pieces=tuple(each), answer_tokens=1) for each in demonstrations),
+        demonstrations=tuple(PromptDemonstration(pieces=tuple(each), answer_tokens=1) for each in demonstrations),
         examples=tuple(examples),
     )
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from dualform.result import (
     Accuracy,
-    Against,
     Calibrated,
     Cost,
     DemonstrationReport,
@@ -14,6 +13,7 @@ from dualform.result import (
     FoldReport,
     PairedTest,
     Predictions,
+    PromptingComparison,
     Result,
     Similarity,
     SweepPoint,
@@ -418,9 +418,9 @@ def _cost(older: dict[str, Cost]) -> dict[str, Cost]:
     return older | {"icl": kept, "lora": trained, "fold": fold}
 
 
-def _against() -> dict[str, Against]:
-    def beside(agreement: float, recovered: float, anew: float | None, kept: float | None) -> Against:
-        return Against(
+def _against() -> dict[str, PromptingComparison]:
+    def beside(agreement: float, recovered: float, anew: float | None, kept: float | None) -> PromptingComparison:
+        return PromptingComparison(
             agreement=Estimate(mean=agreement, ci95=(agreement - 0.02, agreement + 0.02), n=2000),
             recovered=Estimate(mean=recovered, ci95=(recovered - 0.14, recovered + 0.14), n=2000),
             break_even=anew,

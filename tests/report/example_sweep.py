@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 from dualform.result import (
     Accuracy,
-    Against,
     Calibrated,
     Cost,
     DemonstrationReport,
     Estimate,
     PairedTest,
     Predictions,
+    PromptingComparison,
     Result,
     Similarity,
 )
@@ -268,9 +268,9 @@ def _cost(learner: str, size: int, rng: random.Random) -> Cost:
     )
 
 
-def _against(learner: str, rng: random.Random, n: int) -> Against:
+def _against(learner: str, rng: random.Random, n: int) -> PromptingComparison:
     agreement = {"zsl": 0.55, "ft": 0.78, "lora": 0.74, "probe": 0.7, "fold": 0.88}[learner] + rng.gauss(0, 0.02)
-    return Against(
+    return PromptingComparison(
         agreement=Estimate(mean=agreement, ci95=(agreement - 0.03, agreement + 0.03), n=n),
         recovered=Estimate(mean=0.8, ci95=(0.6, 1.0), n=n),
         break_even={"zsl": 0, "ft": 3, "lora": 4, "probe": None, "fold": 12}[learner],

@@ -49,7 +49,7 @@ def folder_of(store: CellStore, number: int = 1) -> Path:
     return Path(store.url) / "cells" / key(number).digest[:2] / key(number).digest
 
 
-def put(store: CellStore, number: int = 1, size: int = 100) -> cell_store.Cell:
+def put(store: CellStore, number: int = 1, size: int = 100) -> cell_store.FinishedCell:
     return store.write(key(number), files(number, size), facts(number))
 
 

@@ -18,8 +18,8 @@ from dualform.result import Result
 from dualform.runs import store
 from dualform.runs.store import RunFolder, free_folder, read_attention, read_result, write_report
 from dualform.studies.comparison.config import read_config
-from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
+from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.summary import examples_table
 from dualform.studies.pages import render_page
 from dualform.studies.pieces import Piece
@@ -118,7 +118,7 @@ def test_a_kept_seed_comes_back_to_whoever_asks_under_the_same_settings(folder: 
 
     assert theirs is not None
     assert list(theirs.tensors) == list(mine.tensors)
-    outcome = SeedOutcome.from_piece(theirs)
+    outcome = SeedRecord.from_piece(theirs)
     assert outcome.rows == comparison().outcomes[0].rows
     for name, tensor in mine.tensors.items():
         torch.testing.assert_close(theirs.tensors[name], tensor, rtol=0, atol=0, equal_nan=True)

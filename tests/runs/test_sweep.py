@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from dualform.errors import ConfigError, StorageError
 from dualform.result import Result
 from dualform.runs import sweep_cells, worker
-from dualform.runs.cell_store import Cell, CellStore
-from dualform.runs.engines.base import Ended, Engine, Work, best_match
+from dualform.runs.cell_store import CellStore, FinishedCell
+from dualform.runs.engines.base import CellJob, Engine, JobOutcome, best_match
 from dualform.runs.engines.opening import open_engine
 from dualform.runs.engines.performing import ended_from, perform_text, work_text
 from dualform.runs.sweep import CellState, GroupState, Sweep, cells_record
@@ -70,14 +70,14 @@ class Serial:
 
     def __init__(self, perform: str = "dualform.runs.worker:perform") -> None:
         self._perform = perform
-        self._waiting: list[Work] = []
-        self.done: list[Work] = []
+        self._waiting: list[CellJob] = []
+        self.done: list[CellJob] = []
         self._warm = ""
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: CellJob) -> None:
         self._waiting.append(work)
 
-    def ended(self, timeout: float) -> list[Ended]:
+    def ended(self, timeout: float) -> list[JobOutcome]:
         if not self._waiting:
             return []
         _, place = best_match([self._warm], self._waiting)
@@ -100,11 +100,11 @@ class Deadly(Serial):
         self._times = times
         self._deaths: Counter[str] = Counter()
 
-    def ended(self, timeout: float) -> list[Ended]:
+    def ended(self, timeout: float) -> list[JobOutcome]:
         if self._waiting and self._deaths[self._waiting[0].digest] < self._times:
             work = self._waiting.pop(0)
             self._deaths[work.digest] += 1
-            return [Ended(work.digest, "lost", 0.0, "the worker was killed")]
+            return [JobOutcome(work.digest, "lost", 0.0, "the worker was killed")]
         return super().ended(timeout)
 
 
@@ -253,14 +253,14 @@ def test_a_damaged_cell_is_found_and_computed_again(place: Path, which: str) -> 
         CellStore("store").drop(state.whole.cell.key)
 
     sweep = Sweep(grid()[1], CellStore("store"), Serial())
-    handed: list[Cell | None] = []
+    handed: list[FinishedCell | None] = []
     (again,) = sweep.run(lambda group, cell: handed.append(read(cell)))
 
     assert numbers(result_of(again)) == expected
     assert CellStore("store").find(damaged.cell.key, verify=True) is not None
 
 
-def read(cell: Cell | None) -> Cell | None:
+def read(cell: FinishedCell | None) -> FinishedCell | None:
     if cell is not None:
         cell.read("result.json")
     return cell

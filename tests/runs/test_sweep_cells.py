@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dualform.models.loading.identity import model_identity
-from dualform.runs.sweep_cells import Identities, assembled, cells_of
+from dualform.runs.sweep_cells import DigestCache, assembled, cells_of
 from dualform.runs.sweep_config import Group, SweepConfig, expand
 from dualform.tasks.digest import task_digest
 from dualform.tasks.sources import load_task
@@ -30,11 +30,11 @@ def group(**changes: Any) -> Group:
 
 
 def digests(**changes: Any) -> dict[int | None, str]:
-    return {cell.seed: cell.key.digest for cell in cells_of(group(**changes), Identities())}
+    return {cell.seed: cell.key.digest for cell in cells_of(group(**changes), DigestCache())}
 
 
 def test_a_comparison_has_a_cell_a_seed_and_the_later_ones_wait_for_the_first(place: Path) -> None:
-    first, second, third = cells_of(group(), Identities())
+    first, second, third = cells_of(group(), DigestCache())
 
     assert [cell.seed for cell in (first, second, third)] == [1, 2, 3]
     assert first.after == ()
@@ -43,7 +43,7 @@ def test_a_comparison_has_a_cell_a_seed_and_the_later_ones_wait_for_the_first(pl
 
 
 def test_where_each_seed_searches_for_itself_none_waits(place: Path) -> None:
-    assert [cell.after for cell in cells_of(group(settings={"tune": "each"}), Identities())] == [(), (), ()]
+    assert [cell.after for cell in cells_of(group(settings={"tune": "each"}), DigestCache())] == [(), (), ()]
 
 
 def test_the_same_settings_data_and_model_are_the_same_cells_wherever_they_lie(place: Path) -> None:
@@ -87,8 +87,8 @@ def test_another_file_that_a_fold_reads_is_another_cell(place: Path) -> None:
 
 
 def test_a_choice_among_seeds_and_other_studies_are_one_cell(place: Path) -> None:
-    (chosen,) = cells_of(group(settings={"k": 4, "select": "icl"}), Identities())
-    (stability,) = cells_of(group(study="stability"), Identities())
+    (chosen,) = cells_of(group(settings={"k": 4, "select": "icl"}), DigestCache())
+    (stability,) = cells_of(group(study="stability"), DigestCache())
 
     assert chosen.seed is None
     assert stability.seed is None
@@ -96,13 +96,13 @@ def test_a_choice_among_seeds_and_other_studies_are_one_cell(place: Path) -> Non
 
 
 def test_what_seeds_are_put_together_to_hangs_on_which_finished(place: Path) -> None:
-    every = assembled(group(), [1, 2, 3], Identities())
-    some = assembled(group(), [3, 1], Identities())
+    every = assembled(group(), [1, 2, 3], DigestCache())
+    some = assembled(group(), [3, 1], DigestCache())
 
     assert every.key != some.key
     assert some.settings.model_dump()["seeds"] == (1, 3)
     assert set(some.pieces) == {"seed 1", "seed 3"}
-    assert assembled(group(settings={"k": 4, "resamples": 20}), [1, 2, 3], Identities()).key != every.key
+    assert assembled(group(settings={"k": 4, "resamples": 20}), [1, 2, 3], DigestCache()).key != every.key
 
 
 def test_a_model_is_told_by_its_weights_and_not_by_its_name(place: Path) -> None:

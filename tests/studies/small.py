@@ -12,8 +12,8 @@ import torch
 
 from dualform.models.reading.language_model import LanguageModel
 from dualform.result import Result
-from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
+from dualform.studies.experiment import Experiment
 from dualform.studies.pieces import Piece
 from dualform.tasks.build import build_task
 from dualform.tasks.options import TaskOptions
@@ -96,9 +96,9 @@ def small_config(**changes: Any) -> ComparisonConfig:
     return comparison_config("tiny", "toy", **(settings | changes))
 
 
-def small_bench(family: str = "gpt2", **changes: Any) -> Bench[ComparisonConfig]:
-    """The bench of such a comparison."""
-    return Bench.of(small_config(**changes), small_lm(family), small_task())
+def small_experiment(family: str = "gpt2", **changes: Any) -> Experiment[ComparisonConfig]:
+    """The setup of such a comparison."""
+    return Experiment.of(small_config(**changes), small_lm(family), small_task())
 
 
 def with_other_labels(task: Task, split: str) -> Task:

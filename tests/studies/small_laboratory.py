@@ -6,7 +6,7 @@ import torch
 
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
-from dualform.studies.pieces import Cells, Piece
+from dualform.studies.pieces import Piece, PieceStore
 from dualform.studies.seed_statistics import over_seeds
 
 made: list[str] = []
@@ -18,18 +18,18 @@ def pieces(config: RegressionConfig) -> int:
     return len(config.seeds)
 
 
-def constructed(config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None]) -> LabStudy:
+def constructed(config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
     """What it keeps is called as in the other study."""
     return _study("constructed", 1.0, config, cells, advance)
 
 
-def shift(config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None]) -> LabStudy:
+def shift(config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
     """Its numbers are ten times as large."""
     return _study("shift", 10.0, config, cells, advance)
 
 
 def _study(
-    name: str, size: float, config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None]
+    name: str, size: float, config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]
 ) -> LabStudy:
     values = []
     for seed in config.seeds:

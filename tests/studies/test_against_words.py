@@ -1,7 +1,7 @@
 import pytest
 
 from dualform.report.numerals import MISSING
-from dualform.result import Accuracy, Against, Cost, Estimate, PairedTest, Result
+from dualform.result import Accuracy, Cost, Estimate, PairedTest, PromptingComparison, Result
 from dualform.studies.against_words import break_even, choice_heading, choice_sentences, fold_sentences
 from tests.report.example_result import empty_result, example_result, old_result
 
@@ -16,7 +16,7 @@ def result_of(intervals: dict[str, Span], *tests: PairedTest) -> Result:
 
 def beside(anew: float | None, kept: float | None, recovered: tuple[float | None, Span | None] = (0.9, (0.7, 1.1))):
     mean, ends = recovered
-    return Against(
+    return PromptingComparison(
         agreement=Estimate(mean=0.9, ci95=(0.88, 0.92), n=400),
         recovered=Estimate(mean=mean, ci95=ends or (None, None), n=400),
         break_even=anew,

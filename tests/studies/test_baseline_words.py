@@ -6,7 +6,7 @@ import pytest
 
 from dualform.report.numerals import MISSING
 from dualform.report.phrases import share, share_interval
-from dualform.result import Accuracy, Against, Baselines, Estimate, PairedTest, Result, Similarity
+from dualform.result import Accuracy, Baselines, Estimate, PairedTest, PromptingComparison, Result, Similarity
 from dualform.studies.against_words import recovered_share
 from dualform.studies.baseline_words import above_guessing, baseline_levels
 from dualform.studies.comparison.table import accuracy_table
@@ -121,7 +121,7 @@ def test_a_test_of_few_answers_shows_nothing() -> None:
 
 
 def test_a_share_of_a_gain_of_few_answers_is_a_count() -> None:
-    against = Against(
+    against = PromptingComparison(
         agreement=Estimate(mean=0.9, ci95=(0.8, 1.0), n=100),
         recovered=Estimate(mean=0.75, ci95=(None, None), n=100),
         gained=4,

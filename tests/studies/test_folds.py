@@ -14,21 +14,21 @@ from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_p
 from dualform.learners.folded import FEWEST_TEXTS
 from dualform.models.reading.layout import Query
 from dualform.studies import folds
-from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import ComparisonConfig
+from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings, require_weights
 from dualform.studies.folds import check_fold, fold_texts, make_fold, plain_passages, require_writable
-from tests.studies.small import LABELS, N_TRAIN, sentences, small_bench
+from tests.studies.small import LABELS, N_TRAIN, sentences, small_experiment
 
 K = 4
 TEXTS = [text for text, _ in sentences()][:12]
 PASSAGES = ["one of the year", "a cold and plain morning, and with wit and grace it went", "warm", "a story told twice"]
 
 
-def small(family: str = "llama", **changes: Any) -> tuple[Bench[ComparisonConfig], Drawn]:
-    """A bench, and the first seed's demonstrations."""
-    bench = small_bench(family, k=K, **changes)
-    return bench, bench.draw(1)
+def small(family: str = "llama", **changes: Any) -> tuple[Experiment[ComparisonConfig], DemonstrationSet]:
+    """An experiment, and the first seed's demonstrations."""
+    experiment = small_experiment(family, k=K, **changes)
+    return experiment, experiment.draw(1)
 
 
 def settings(**changes: Any) -> FoldSettings:
@@ -36,14 +36,16 @@ def settings(**changes: Any) -> FoldSettings:
     return FoldSettings(**{"texts": 64, "plain": "none", **changes})
 
 
-def with_rows(bench: Bench[ComparisonConfig], n: int, drawn: Drawn) -> Bench[ComparisonConfig]:
-    """The bench with the demonstrations and `n` other rows in its train split."""
+def with_rows(
+    experiment: Experiment[ComparisonConfig], n: int, drawn: DemonstrationSet
+) -> Experiment[ComparisonConfig]:
+    """The experiment with the demonstrations and `n` other rows in its train split."""
     shown = set(drawn.demonstrations.rows)
-    train = bench.task.split("train")
+    train = experiment.task.split("train")
     others = [example for example in train if example.row not in shown][:n]
     kept = (*(example for example in train if example.row in shown), *others)
-    task = dataclasses.replace(bench.task, splits={**bench.task.splits, "train": kept})
-    return dataclasses.replace(bench, task=task)
+    task = dataclasses.replace(experiment.task, splits={**experiment.task.splits, "train": kept})
+    return dataclasses.replace(experiment, task=task)
 
 
 def write_lines(path: Path, lines: list[str]) -> str:
@@ -59,53 +61,53 @@ def prompts(texts: tuple[Query, ...]) -> list[tuple[int, ...]]:
 
 
 def test_texts_of_train_are_all_rows_but_the_demonstrations() -> None:
-    bench, drawn = small()
-    found = fold_texts(bench, drawn, settings())
+    experiment, drawn = small()
+    found = fold_texts(experiment, drawn, settings())
 
-    shown = {bench.encoder.query(example).prompt for example in drawn.demonstrations.examples}
-    rows = {bench.encoder.query(example).prompt for example in bench.task.split("train")}
+    shown = {experiment.encoder.query(example).prompt for example in drawn.demonstrations.examples}
+    rows = {experiment.encoder.query(example).prompt for example in experiment.task.split("train")}
     assert found.source == "train"
     assert len(found.texts) == len(set(prompts(found.texts))) == N_TRAIN - K
     assert set(prompts(found.texts)) == rows - shown
     # The case in which this fails: other demonstrations leave other texts.
-    other = fold_texts(bench, bench.draw(2), settings())
+    other = fold_texts(experiment, experiment.draw(2), settings())
     assert set(prompts(other.texts)) != set(prompts(found.texts))
 
 
 def test_so_many_texts_are_drawn_as_were_asked_for_by_the_demonstrations_seed() -> None:
-    bench, drawn = small()
-    few, again = (fold_texts(bench, drawn, settings(texts=9)).texts for _ in range(2))
+    experiment, drawn = small()
+    few, again = (fold_texts(experiment, drawn, settings(texts=9)).texts for _ in range(2))
 
     assert len(few) == 9
     assert few == again
     # A smaller number is the beginning of a larger one, so that the axis of numbers compares like with like.
-    assert few == fold_texts(bench, drawn, settings()).texts[:9]
-    train = [bench.encoder.query(example).prompt for example in bench.task.split("train")]
+    assert few == fold_texts(experiment, drawn, settings()).texts[:9]
+    train = [experiment.encoder.query(example).prompt for example in experiment.task.split("train")]
     places = [train.index(prompt) for prompt in prompts(few)]
     assert places != sorted(places)
 
 
 def test_labels_of_the_texts_change_nothing() -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     shown = set(drawn.demonstrations.rows)
     turned = tuple(
         example if example.row in shown else dataclasses.replace(example, label=1 - example.label)
-        for example in bench.task.split("train")
+        for example in experiment.task.split("train")
     )
-    assert turned != bench.task.split("train")
-    task = dataclasses.replace(bench.task, splits={**bench.task.splits, "train": turned})
+    assert turned != experiment.task.split("train")
+    task = dataclasses.replace(experiment.task, splits={**experiment.task.splits, "train": turned})
 
-    straight = make_fold(bench, drawn, settings())
-    other = make_fold(dataclasses.replace(bench, task=task), drawn, settings())
+    straight = make_fold(experiment, drawn, settings())
+    other = make_fold(dataclasses.replace(experiment, task=task), drawn, settings())
 
     assert straight.texts == other.texts
     assert_same_deltas(straight.adapted, other.adapted)
 
 
 def test_labels_of_the_demonstrations_change_the_fold() -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     turned = dataclasses.replace(drawn.demonstrations, labels=tuple(1 - label for label in drawn.demonstrations.labels))
-    straight, other = (make_fold(bench, one, settings()).adapted for one in (drawn, bench.shown(turned)))
+    straight, other = (make_fold(experiment, one, settings()).adapted for one in (drawn, experiment.encode(turned)))
 
     assert isinstance(straight, AdaptedModel)
     assert isinstance(other, AdaptedModel)
@@ -120,9 +122,9 @@ def assert_same_deltas(one: Any, other: Any) -> None:
 
 
 def test_rows_of_train_that_do_not_fit_behind_the_demonstrations_are_passed_over() -> None:
-    bench, drawn = small()
-    widths = sorted(query.width() for query in fold_texts(bench, drawn, settings()).texts)
-    narrow = dataclasses.replace(bench, context=len(drawn.encoded.prefix) + widths[len(widths) // 2])
+    experiment, drawn = small()
+    widths = sorted(query.width() for query in fold_texts(experiment, drawn, settings()).texts)
+    narrow = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + widths[len(widths) // 2])
 
     found = fold_texts(narrow, drawn, settings())
 
@@ -136,8 +138,8 @@ def test_rows_of_train_that_do_not_fit_behind_the_demonstrations_are_passed_over
 def test_the_model_writes_the_texts_where_train_has_too_few(
     monkeypatch: pytest.MonkeyPatch, n: int, source: str
 ) -> None:
-    bench, drawn = small()
-    written = tuple(bench.encoder.query(example).prompt for example in bench.examples)
+    experiment, drawn = small()
+    written = tuple(experiment.encoder.query(example).prompt for example in experiment.examples)
     asked: list[Any] = []
 
     def write(lm: Any, task: Any, encoder: Any, demonstrations: Any, n: int, *, seed: int) -> Any:
@@ -145,62 +147,62 @@ def test_the_model_writes_the_texts_where_train_has_too_few(
         return written
 
     monkeypatch.setattr(folds, "generate_texts", write)
-    found = fold_texts(with_rows(bench, n, drawn), drawn, settings(texts=8))
+    found = fold_texts(with_rows(experiment, n, drawn), drawn, settings(texts=8))
 
     assert found.source == source
     assert asked == ([(drawn.encoded, 8, 1)] if source == "generated" else [])
     if source == "generated":
         assert prompts(found.texts) == list(written)
         # They are put to the model as queries are, with the task's answers.
-        assert found.texts[0].answers == bench.queries[0].answers
+        assert found.texts[0].answers == experiment.queries[0].answers
 
 
 def test_a_model_that_writes_nothing_usable_is_told_with_a_remedy() -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     with pytest.raises(ModelError, match=r"wrote \d+ of 8 usable texts.*--calibration"):
-        fold_texts(bench, drawn, settings(calibration="generated", texts=8))
+        fold_texts(experiment, drawn, settings(calibration="generated", texts=8))
 
 
 def test_texts_of_the_model_that_do_not_fit_the_context_asked_for_are_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bench, drawn = small()
-    written = tuple(bench.encoder.query(example).prompt for example in bench.task.split("train"))
+    experiment, drawn = small()
+    written = tuple(experiment.encoder.query(example).prompt for example in experiment.task.split("train"))
     monkeypatch.setattr(folds, "generate_texts", lambda *arguments, **more: written)
-    widths = sorted(bench.encoder.unlabelled(prompt).width() for prompt in written)
-    narrow = dataclasses.replace(bench, context=len(drawn.encoded.prefix) + widths[len(widths) // 2])
+    widths = sorted(experiment.encoder.unlabelled(prompt).width() for prompt in written)
+    narrow = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + widths[len(widths) // 2])
 
     found = fold_texts(narrow, drawn, settings(calibration="generated"))
     assert FEWEST_TEXTS <= len(found.texts) < len(written)
     assert max(query.width() for query in found.texts) == widths[len(widths) // 2]
-    none = dataclasses.replace(bench, context=len(drawn.encoded.prefix) + widths[0] - 1)
+    none = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + widths[0] - 1)
     with pytest.raises(ContextError, match=r"0 of 34 texts that the model wrote fit behind .* Fold fewer \(-k\)"):
         fold_texts(none, drawn, settings(calibration="generated"))
 
 
 def test_the_time_to_get_texts_is_part_of_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     clock = iter((100.0, 107.0))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock, 107.0))
     # The learner's own time stands still.
-    assert make_fold(bench, drawn, settings(texts=8)).adapted.cost.seconds == pytest.approx(7.0)
+    assert make_fold(experiment, drawn, settings(texts=8)).adapted.cost.seconds == pytest.approx(7.0)
 
 
 def test_what_the_model_writes_is_part_of_the_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
-    prompts_written = tuple(bench.encoder.query(example).prompt for example in bench.task.split("train"))[:10]
+    prompts_written = tuple(experiment.encoder.query(example).prompt for example in experiment.task.split("train"))[:10]
     monkeypatch.setattr(folds, "generate_texts", lambda *arguments, **more: prompts_written)
     given = FoldSettings(texts=10, calibration="generated", plain_texts=2, plain_length=8)
 
-    adapted = make_fold(bench, drawn, given).adapted
+    adapted = make_fold(experiment, drawn, given).adapted
     monkeypatch.setattr(folds, "_cost_of_writing", lambda *arguments: AdaptationCost(0.0, 0, 0.0))
-    unwritten = make_fold(bench, drawn, given).adapted
+    unwritten = make_fold(experiment, drawn, given).adapted
 
     assert isinstance(adapted, AdaptedModel)
     assert adapted.cost.tokens - unwritten.cost.tokens == sum(map(len, prompts_written)) + 2 * 8
-    lm = bench.lm
-    by_hand = 2 * lm.shape.forward(8, prefix=len(bench.encoder.opening), scored=8)
+    lm = experiment.lm
+    by_hand = 2 * lm.shape.forward(8, prefix=len(experiment.encoder.opening), scored=8)
     for prompt in prompts_written:
         by_hand += lm.shape.forward(len(prompt), prefix=len(drawn.encoded.prefix), scored=len(prompt))
     assert adapted.cost.flops - unwritten.cost.flops == pytest.approx(by_hand)
@@ -210,41 +212,41 @@ def test_what_the_model_writes_is_part_of_the_cost(monkeypatch: pytest.MonkeyPat
 
 
 def test_mistakes_in_files_and_layers_are_told_before_any_work(tmp_path: Path) -> None:
-    bench, _ = small()
+    experiment, _ = small()
     few = write_lines(tmp_path / "few.txt", TEXTS[: FEWEST_TEXTS - 1])
     with pytest.raises(ConfigError, match=r"few.txt holds 7 texts, which are too few"):
-        check_fold(bench, settings(calibration=few))
+        check_fold(experiment, settings(calibration=few))
     for name in ("calibration", "plain"):
         with pytest.raises(TaskError, match=r"none.txt is not there"):
-            check_fold(bench, settings(**{name: str(tmp_path / "none.txt")}))
+            check_fold(experiment, settings(**{name: str(tmp_path / "none.txt")}))
     with pytest.raises(ConfigError, match=r"layers \[9\] do not exist: .* has layers 0 to 1"):
-        check_fold(bench, settings(layers=(0, 9)))
+        check_fold(experiment, settings(layers=(0, 9)))
     # What a method does not read is in nobody's way.
-    assert check_fold(bench, settings(method="mezo", calibration=few)) == ()
+    assert check_fold(experiment, settings(method="mezo", calibration=few)) == ()
 
 
 def test_what_files_hold_is_told_apart_and_what_no_file_holds_is_nothing(tmp_path: Path) -> None:
-    bench, _ = small()
-    assert check_fold(bench, settings()) == ()
+    experiment, _ = small()
+    assert check_fold(experiment, settings()) == ()
     given = settings(
         calibration=write_lines(tmp_path / "own.txt", TEXTS), plain=write_lines(tmp_path / "prose.txt", PASSAGES)
     )
-    before = check_fold(bench, given)
-    assert check_fold(bench, given) == before
+    before = check_fold(experiment, given)
+    assert check_fold(experiment, given) == before
     write_lines(tmp_path / "own.txt", [*TEXTS[:-1], "something else"])
-    after = check_fold(bench, given)
+    after = check_fold(experiment, given)
     assert after[0] != before[0]
     assert after[1] == before[1]
     write_lines(tmp_path / "prose.txt", PASSAGES[1:])
-    assert check_fold(bench, given)[1] != before[1]
+    assert check_fold(experiment, given)[1] != before[1]
 
 
 def test_a_bias_that_checkpoints_cannot_hold_is_told_before_any_work() -> None:
-    bench, _ = small("phi3")
+    experiment, _ = small("phi3")
     with pytest.raises(ModelError, match=r"thought-vector needs a bias .* Phi3ForCausalLM cannot hold .*--as lora"):
-        require_writable(bench.lm, "thought-vector", as_checkpoint=True)
-    require_writable(bench.lm, "thought-vector", as_checkpoint=False)
-    require_writable(bench.lm, "ridge", as_checkpoint=True)
+        require_writable(experiment.lm, "thought-vector", as_checkpoint=True)
+    require_writable(experiment.lm, "thought-vector", as_checkpoint=False)
+    require_writable(experiment.lm, "ridge", as_checkpoint=True)
     require_writable(small("llama")[0].lm, "thought-vector", as_checkpoint=True)
 
 
@@ -252,42 +254,42 @@ def test_a_bias_that_checkpoints_cannot_hold_is_told_before_any_work() -> None:
 
 
 def test_texts_come_from_a_file_with_one_a_line_or_from_a_table_whose_labels_mean_nothing(tmp_path: Path) -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     lines = write_lines(tmp_path / "more.txt", [TEXTS[0], "", *TEXTS[1:]])
     with (tmp_path / "more.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("label", "text"), *(("no label of this task", text) for text in TEXTS)])
 
-    from_lines = fold_texts(bench, drawn, settings(calibration=lines))
-    from_table = fold_texts(bench, drawn, settings(calibration=str(tmp_path / "more.csv")))
+    from_lines = fold_texts(experiment, drawn, settings(calibration=lines))
+    from_table = fold_texts(experiment, drawn, settings(calibration=str(tmp_path / "more.csv")))
 
     assert (from_lines.source, from_table.source) == ("more.txt", "more.csv")
     assert from_lines.texts == from_table.texts
     assert len(from_lines.texts) == len(TEXTS)
-    expected = bench.encoder.text(dataclasses.replace(bench.examples[0], fields={"text": TEXTS[1]}))
+    expected = experiment.encoder.text(dataclasses.replace(experiment.examples[0], fields={"text": TEXTS[1]}))
     assert from_lines.texts[1] == expected
-    assert len(fold_texts(bench, drawn, settings(calibration=lines, texts=9)).texts) == 9
+    assert len(fold_texts(experiment, drawn, settings(calibration=lines, texts=9)).texts) == 9
 
 
 def test_a_text_of_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     lines = write_lines(tmp_path / "more.txt", [*TEXTS[:4], "long " * 400, *TEXTS[4:]])
 
     with pytest.raises(ContextError) as told:
-        fold_texts(bench, drawn, settings(calibration=lines))
+        fold_texts(experiment, drawn, settings(calibration=lines))
     n = len(drawn.encoded.prefix)
-    for words in (f"text 5 of {lines} does not fit", f"take {n} of {bench.context} tokens", "Shorten", "(-k)"):
+    for words in (f"text 5 of {lines} does not fit", f"take {n} of {experiment.context} tokens", "Shorten", "(-k)"):
         assert words in str(told.value)
     # Beyond the number asked for it is in nobody's way.
     lines = write_lines(tmp_path / "later.txt", [*TEXTS, "long " * 400])
-    assert len(fold_texts(bench, drawn, settings(calibration=lines, texts=len(TEXTS))).texts) == len(TEXTS)
+    assert len(fold_texts(experiment, drawn, settings(calibration=lines, texts=len(TEXTS))).texts) == len(TEXTS)
 
 
 def test_a_file_of_too_few_texts_is_named(tmp_path: Path) -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     lines = write_lines(tmp_path / "few.txt", TEXTS[: FEWEST_TEXTS - 1])
 
     with pytest.raises(ConfigError, match=rf"few.txt holds {FEWEST_TEXTS - 1} texts, .* at least {FEWEST_TEXTS}"):
-        fold_texts(bench, drawn, settings(calibration=lines))
+        fold_texts(experiment, drawn, settings(calibration=lines))
 
 
 @pytest.mark.parametrize(
@@ -299,12 +301,12 @@ def test_a_file_of_too_few_texts_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_without_texts_is_named(tmp_path: Path, name: str, content: str | None, words: str) -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
 
     with pytest.raises(TaskError) as told:
-        fold_texts(bench, drawn, settings(calibration=str(tmp_path / name)))
+        fold_texts(experiment, drawn, settings(calibration=str(tmp_path / name)))
     assert words in str(told.value)
 
 
@@ -312,25 +314,25 @@ def test_a_file_without_texts_is_named(tmp_path: Path, name: str, content: str |
 
 
 def test_plain_text_of_a_file_is_its_longest_lines_in_their_order_cut_to_length(tmp_path: Path) -> None:
-    bench, drawn = small()
+    experiment, drawn = small()
     file = write_lines(tmp_path / "prose.txt", PASSAGES)
-    tokens = [tuple(bench.lm.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in PASSAGES]
+    tokens = [tuple(experiment.lm.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in PASSAGES]
     assert len(tokens[1]) > 8
 
-    found = fold_texts(bench, drawn, settings(plain=file, plain_texts=2, plain_length=8))
+    found = fold_texts(experiment, drawn, settings(plain=file, plain_texts=2, plain_length=8))
     assert found.plain_source == "prose.txt"
     longest = sorted(sorted(range(4), key=lambda i: -len(tokens[i][:8]))[:2])
     assert found.plain == tuple(tokens[i][:8] for i in longest)
     # A line of one token says nothing about what follows what.
-    everything = plain_passages(bench.encoder, Path(file), 1000)
+    everything = plain_passages(experiment.encoder, Path(file), 1000)
     assert everything == tuple(some for some in tokens if len(some) > 1)
 
 
 @pytest.mark.parametrize("changes", [{"plain": "none"}, {"plain": "generated", "plain_weight": 0.0}])
 def test_plain_text_is_read_only_where_it_counts(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     monkeypatch.setattr(folds, "generate_plain", unwanted)
-    bench, drawn = small()
-    found = fold_texts(bench, drawn, settings(**changes))
+    experiment, drawn = small()
+    found = fold_texts(experiment, drawn, settings(**changes))
 
     assert (found.plain, found.plain_source) == ((), "none")
 
@@ -338,8 +340,8 @@ def test_plain_text_is_read_only_where_it_counts(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("method", [name for name in get_args(FoldMethod) if name != "ridge"])
 def test_only_ridge_reads_plain_text(monkeypatch: pytest.MonkeyPatch, method: FoldMethod) -> None:
     monkeypatch.setattr(folds, "generate_plain", unwanted)
-    bench, drawn = small()
-    found = fold_texts(bench, drawn, FoldSettings(method=method, texts=8))
+    experiment, drawn = small()
+    found = fold_texts(experiment, drawn, FoldSettings(method=method, texts=8))
 
     assert found.plain_source == "none"
     assert (len(found.texts), found.source) == ((8, "train") if method in CALIBRATED else (0, "none"))
@@ -351,35 +353,35 @@ def unwanted(*arguments: object, **more: object) -> Any:
 
 def test_what_the_model_writes_from_nothing_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
-    bench, drawn = small()
+    experiment, drawn = small()
     asked = settings(plain="generated", plain_texts=3, plain_length=8)
 
-    first = fold_texts(bench, drawn, asked)
+    first = fold_texts(experiment, drawn, asked)
     assert first.plain_source == "generated"
     assert [len(text) for text in first.plain] == [8] * 3
     (kept,) = (tmp_path / "plain").iterdir()
     assert [tuple(text) for text in json.loads(kept.read_text())] == list(first.plain)
     monkeypatch.setattr(folds, "generate_plain", unwanted)
     # Another seed's fold reads the same.
-    assert fold_texts(bench, bench.draw(2), asked).plain == first.plain
+    assert fold_texts(experiment, experiment.draw(2), asked).plain == first.plain
     # Other lengths, numbers and weights are other texts.
     other, drawn_there = small("gpt2")
-    for bench_, drawn_, changes in (
-        (bench, drawn, {"plain_length": 9}),
-        (bench, drawn, {"plain_texts": 4}),
+    for experiment_, drawn_, changes in (
+        (experiment, drawn, {"plain_length": 9}),
+        (experiment, drawn, {"plain_texts": 4}),
         (other, drawn_there, {}),
     ):
         with pytest.raises(AssertionError, match="nothing was to be written"):
-            fold_texts(bench_, drawn_, asked.model_copy(update=changes))
+            fold_texts(experiment_, drawn_, asked.model_copy(update=changes))
 
 
 def test_plain_text_leaves_room_for_the_opening(tmp_path: Path) -> None:
-    bench, drawn = small()
-    narrow = dataclasses.replace(bench, context=len(drawn.encoded.prefix) + 60)
+    experiment, drawn = small()
+    narrow = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + 60)
     file = write_lines(tmp_path / "prose.txt", ["a story told twice " * 100])
     found = fold_texts(narrow, drawn, settings(plain=file, plain_length=4000))
 
-    assert [len(text) for text in found.plain] == [narrow.context - len(bench.encoder.opening)]
+    assert [len(text) for text in found.plain] == [narrow.context - len(experiment.encoder.opening)]
 
 
 # The learner.
@@ -387,46 +389,46 @@ def test_plain_text_leaves_room_for_the_opening(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", get_args(FoldMethod))
 def test_every_method_answers_queries_and_leaves_the_model_as_it_was(method: FoldMethod) -> None:
-    bench, drawn = small()
-    before = {name: weight.clone() for name, weight in bench.lm.model.state_dict().items()}
+    experiment, drawn = small()
+    before = {name: weight.clone() for name, weight in experiment.lm.model.state_dict().items()}
     shares: list[float] = []
 
-    made = make_fold(bench, drawn, settings(method=method, texts=10), shares.append)
-    answers = answer_log_probabilities(made.adapted, bench.lm, bench.queries)
+    made = make_fold(experiment, drawn, settings(method=method, texts=10), shares.append)
+    answers = answer_log_probabilities(made.adapted, experiment.lm, experiment.queries)
 
-    assert answers.shape == (len(bench.queries), len(LABELS))
+    assert answers.shape == (len(experiment.queries), len(LABELS))
     assert answers.isfinite().all()
     assert sum(shares) == pytest.approx(1)
     assert (isinstance(made.adapted, AdaptedModel) and bool(made.adapted.deltas)) is (method in IN_WEIGHTS)
     assert json.loads(json.dumps(made.about()))["plain_source"] == "none"
     assert (made.strength is not None) is (method == "ridge")
     assert len(made.explained) == (2 if method == "ridge" else 0)
-    after = bench.lm.model.state_dict()
+    after = experiment.lm.model.state_dict()
     assert before.keys() == after.keys()
     for name, weight in after.items():
         assert torch.equal(weight, before[name]), name
 
 
 def test_settings_reach_the_learner() -> None:
-    bench, drawn = small()
-    made = make_fold(bench, drawn, settings(strength=0.25, layers=(1,)))
+    experiment, drawn = small()
+    made = make_fold(experiment, drawn, settings(strength=0.25, layers=(1,)))
 
     assert made.strength == 0.25
     assert made.explained[0] is None
     assert isinstance(made.adapted, AdaptedModel)
     assert all(".layers.1." in change.parameter for change in made.adapted.deltas)
-    free, held = (make_fold(bench, drawn, settings(answer_weight=weight)).adapted for weight in (1.0, 100.0))
+    free, held = (make_fold(experiment, drawn, settings(answer_weight=weight)).adapted for weight in (1.0, 100.0))
     assert isinstance(free, AdaptedModel)
     assert isinstance(held, AdaptedModel)
     assert not torch.equal(free.deltas[0].delta, held.deltas[0].delta)
     with pytest.raises(ConfigError, match=r"layers \[2\] do not exist: .* has layers 0 to 1"):
-        make_fold(bench, drawn, settings(layers=(0, 2)))
+        make_fold(experiment, drawn, settings(layers=(0, 2)))
 
 
 @pytest.mark.parametrize(("family", "biases"), [("llama", True), ("gpt2", True), ("gptj", False)])
 def test_ridge_has_a_bias_only_where_a_checkpoint_can_hold_it(family: str, biases: bool) -> None:
-    bench, drawn = small(family)
-    adapted = make_fold(bench, drawn, settings(texts=10)).adapted
+    experiment, drawn = small(family)
+    adapted = make_fold(experiment, drawn, settings(texts=10)).adapted
 
     assert isinstance(adapted, AdaptedModel)
     assert any(change.parameter.endswith(".bias") for change in adapted.deltas) is biases

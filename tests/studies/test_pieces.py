@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from dualform.studies.pieces import NoCells, Piece
+from dualform.studies.pieces import NoPieceStore, Piece
 
 
 def piece() -> Piece:
@@ -69,7 +69,7 @@ def test_a_file_that_is_no_piece_is_refused(tmp_path: Path, metadata: dict[str, 
 
 
 def test_no_cells_keep_nothing() -> None:
-    cells = NoCells()
+    cells = NoPieceStore()
     cells.put(piece())
 
     assert cells.get(piece().name, "abc") is None

@@ -12,19 +12,19 @@ import torch
 
 from dualform.errors import ConfigError, ContextError, DualformError, ModelError
 from dualform.learners.mezo import Mezo
-from dualform.models.cost.memory import MemoryEstimate, Option
+from dualform.models.cost.memory import MemoryEstimate, MemoryOption
 from dualform.models.cost.work import encode
 from dualform.models.loading.load import load_model
 from dualform.models.reading.language_model import LanguageModel
-from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
 from dualform.studies.comparison.run import compare
+from dualform.studies.experiment import Experiment
 from dualform.studies.fold.config import fold_config
 from dualform.studies.fold.run import fold
 from dualform.studies.fold_work import fold_parts
 from dualform.studies.folding.config import folding_config
 from dualform.studies.folding.run import folding
-from dualform.studies.plan import Cost, GroupPlan, Part, Plan, plan_of, plan_sweep
+from dualform.studies.plan import Cost, GroupPlan, Plan, PricedPart, plan_of, plan_sweep
 from dualform.studies.plan_costs import Costs
 from dualform.studies.planning import estimated_memory, planned_model
 from dualform.studies.selection.config import selection_config
@@ -181,24 +181,24 @@ def test_multiple_choice_is_counted_with_its_answers(here: Path, lm: LanguageMod
 
 def test_a_backward_goes_through_the_demonstrations_alone(here: Path, lm: LanguageModel):
     config = small(here, rates=(1e-3, 1e-2), patience=2, rounding="none")
-    bench = Bench.of(config, lm, config.load_task())
-    tokens = {seed: sum(map(len, bench.draw(seed).encoded.sequences)) for seed in (1, 2)}
+    experiment = Experiment.of(config, lm, config.load_task())
+    tokens = {seed: sum(map(len, experiment.draw(seed).encoded.sequences)) for seed in (1, 2)}
     assert plan_of(config, MACHINE).cost.backwards == 2 * tokens[1] + tokens[2]
 
 
 def test_descent_without_gradients_is_planned_for_all_its_steps_and_rates(here: Path, lm: LanguageModel):
     config = small(here, learners=("zsl", "fold"), fold={"method": "mezo"})
-    bench: Bench[StudyConfig] = Bench.of(config, lm, config.load_task())
-    drawn = bench.draw(1)
-    short = Mezo(bench.encoder.opening, learning_rates=(1e-6, 1e-5), steps=5)
+    experiment: Experiment[StudyConfig] = Experiment.of(config, lm, config.load_task())
+    drawn = experiment.draw(1)
+    short = Mezo(experiment.encoder.opening, learning_rates=(1e-6, 1e-5), steps=5)
     with counted(lm) as seen:
         adapted = short.adapt(lm, drawn.encoded)
     work = short.work(lm.shape, drawn.encoded)
     assert work.tokens == sum(seen)
     # The search for the rate is no part of what a learner costs.
     assert work.charged.tokens == adapted.cost.tokens
-    whole = Mezo(bench.encoder.opening)
-    (part,) = fold_parts(bench, drawn, config.fold)
+    whole = Mezo(experiment.encoder.opening)
+    (part,) = fold_parts(experiment, drawn, config.fold)
     assert part.work.tokens == whole.work(lm.shape, drawn.encoded).tokens
 
 
@@ -369,8 +369,8 @@ def test_a_plan_is_plain_data(here: Path):
 
 
 def a_plan(seconds: float, name: str = "m t") -> Plan:
-    parts = (Part("start", Cost(seconds=5.0)), Part("loading and self-checks", Cost(seconds=3.0)))
-    return Plan(f"compare {name}", (*parts, Part("ft", Cost(1000, 500, 1e9, seconds))), {"weights": GIB})
+    parts = (PricedPart("start", Cost(seconds=5.0)), PricedPart("loading and self-checks", Cost(seconds=3.0)))
+    return Plan(f"compare {name}", (*parts, PricedPart("ft", Cost(1000, 500, 1e9, seconds))), {"weights": GIB})
 
 
 def groups(*plans: tuple[Plan, int, int]) -> list[GroupPlan]:
@@ -436,7 +436,7 @@ def test_workers_that_fit_together_are_told_so():
 
 
 def test_where_one_worker_does_not_fit_either_it_is_told_what_would():
-    options = (Option("--dtype bfloat16", 10 * GIB, True),)
+    options = (MemoryOption("--dtype bfloat16", 10 * GIB, True),)
     large = replace(ten_gib(), memory={"weights": 20 * GIB}, fit=MemoryEstimate("memory", 20 * GIB, 16 * GIB, options))
     plan = plan_sweep("s", groups((large, 4, 0)), workers=2, machine=MACHINE)
     assert plan.fit is not None

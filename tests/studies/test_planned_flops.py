@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dualform.learners.base import LEARNERS, Context
+from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work
 from dualform.models.loading.load import load_model
 from dualform.models.reading.language_model import LanguageModel
-from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
 from dualform.studies.comparison.run import compare
+from dualform.studies.experiment import Experiment
 from dualform.studies.fold.config import fold_config
 from dualform.studies.fold.run import fold
 from dualform.studies.folding.config import folding_config
@@ -96,8 +96,8 @@ def small(here: Path, **changes: Any) -> ComparisonConfig:
 @pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "probe"])
 def test_a_learner_computes_what_its_work_says(name: str, here: Path, lm: LanguageModel):
     config = small(here, learners=(name,))
-    bench = Bench.of(config, lm, config.load_task())
-    context = Context(bench, bench.draw(1), rate=1e-6)
+    experiment = Experiment.of(config, lm, config.load_task())
+    context = AdaptationContext(experiment, experiment.draw(1), rate=1e-6)
     learner = LEARNERS[name]
     counted = products(lambda: learner.adapt(context))
     work = learner.work(context)
@@ -107,8 +107,8 @@ def test_a_learner_computes_what_its_work_says(name: str, here: Path, lm: Langua
 @pytest.mark.parametrize("method", ["thought-vector", "thought-matrix", "rank-one", "task-vector", "kv-momentum"])
 def test_a_way_of_folding_computes_what_its_work_says(method: str, here: Path, lm: LanguageModel):
     config = small(here, learners=("zsl", "fold"), fold={"method": method, "texts": 12})
-    bench = Bench.of(config, lm, config.load_task())
-    context = Context(bench, bench.draw(1))
+    experiment = Experiment.of(config, lm, config.load_task())
+    context = AdaptationContext(experiment, experiment.draw(1))
     learner = LEARNERS["fold"]
     counted = products(lambda: learner.adapt(context))
     assert learner.work(context).flops(without_attention(lm.shape)) == pytest.approx(counted, rel=WITHIN)

@@ -9,7 +9,7 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.rate import RateSearch
 from dualform.studies import tuning
 from dualform.studies.tuning import trained
-from tests.studies.small import small_bench
+from tests.studies.small import small_experiment
 
 RATES = (1e-2, 1e-4, 1e-3)  # grids need not be sorted
 
@@ -18,8 +18,8 @@ class Training:
     """Finetuning that diverges above a rate, and remembers what it was asked for."""
 
     def __init__(self, limit: float = 1.0) -> None:
-        self.bench = small_bench()
-        self.encoded = self.bench.draw(1).encoded
+        self.experiment = small_experiment()
+        self.encoded = self.experiment.draw(1).encoded
         self.limit = limit
         self.tried: list[float] = []
         self.shares: list[float] = []
@@ -28,24 +28,24 @@ class Training:
         self.tried.append(rate)
         if rate > self.limit:
             raise TrainingError("diverged")
-        return Finetuned(self.bench.encoder.opening, rate).adapt(self.bench.lm, self.encoded)
+        return Finetuned(self.experiment.encoder.opening, rate).adapt(self.experiment.lm, self.encoded)
 
     def train(self, known: float | None, rates: tuple[float, ...] = RATES, **more: Any) -> RateSearch:
         given = {"name": "ft", "report": self.shares.append, **more}
-        return trained(self.adapt, rates, self.bench, seed=7, known=known, **given)
+        return trained(self.adapt, rates, self.experiment, seed=7, known=known, **given)
 
 
 def test_without_a_known_rate_all_are_tried_on_the_selection_queries() -> None:
     training = Training()
     found = training.train(None)
-    right = torch.tensor(training.bench.selection_labels)
+    right = torch.tensor(training.experiment.selection_labels)
 
     assert training.tried == sorted(RATES)
     assert [trial.learning_rate for trial in found.trials] == sorted(RATES)
     scores = {}
     for trial in found.trials:
         table = answer_log_probabilities(
-            training.adapt(trial.learning_rate), training.bench.lm, training.bench.selection_queries
+            training.adapt(trial.learning_rate), training.experiment.lm, training.experiment.selection_queries
         )
         accuracy = float((table.argmax(dim=1) == right).double().mean())
         assert trial.validation_accuracy == pytest.approx(accuracy)
@@ -134,4 +134,4 @@ def test_other_faults_are_not_taken_for_divergence() -> None:
 
     for known in (None, 1e-3):
         with pytest.raises(ZeroDivisionError):
-            trained(broken, RATES, small_bench(), name="ft", seed=1, known=known)
+            trained(broken, RATES, small_experiment(), name="ft", seed=1, known=known)

@@ -75,7 +75,7 @@ def run_study(
     from dualform.runs.flat_numbers import numbers_of
     from dualform.runs.store import RunFolder, free_folder
     from dualform.runs.trackers import check_tracker, open_tracker
-    from dualform.studies.study import STUDIES, LoadedWhenNeeded, StudyContext
+    from dualform.studies.study import STUDIES, LoadOnDemand, StudyContext
 
     # A slip is told before a folder is made.
     check_tracker(options.track)
@@ -90,7 +90,7 @@ def run_study(
     ) as tracker:
         try:
             with progress_bar() as bar:
-                found = study.run(config, StudyContext(folder, bar, folder.path, LoadedWhenNeeded(task)))
+                found = study.run(config, StudyContext(folder, bar, folder.path, LoadOnDemand(task)))
         except KeyboardInterrupt:
             say(f"Finished {kept} are kept: the same command goes on where it stopped.")
             raise

@@ -71,8 +71,8 @@ def sweep(
     from dualform.models.loading.placement import size_in_bytes
     from dualform.runs.cell_store import CellStore
     from dualform.runs.engines.base import EngineName, EngineOptions
+    from dualform.runs.engines.lazy_engine import LazyEngine
     from dualform.runs.engines.opening import open_engine
-    from dualform.runs.engines.when_needed import WhenNeeded
     from dualform.runs.flat_numbers import numbers_of_sweep
     from dualform.runs.sweep_config import folder_name, read_sweep_file
     from dualform.runs.sweep_run import run_sweep
@@ -104,7 +104,7 @@ def sweep(
     if engine not in get_args(EngineName):
         raise ConfigError(f"engine {engine!r} is none of {', '.join(get_args(EngineName))}")
     cells = CellStore(store_url(store))
-    opened = WhenNeeded(engine, lambda: open_engine(engine, workers=workers, threads=threads, options=options))
+    opened = LazyEngine(engine, lambda: open_engine(engine, workers=workers, threads=threads, options=options))
     kill = True
     about = {"sweep": config.name, "groups": len(groups)}
     try:

@@ -12,7 +12,7 @@ from rich.text import Text
 from dualform.cli.guard import say
 from dualform.cli.printing import PlainConsole
 from dualform.plain_text import plain
-from dualform.runs.sweep import CellState, GroupState, Watcher
+from dualform.runs.sweep import CellState, GroupState, SweepObserver
 
 _MOST_ROWS = 24
 _EVERY_SECONDS = 0.5
@@ -66,7 +66,7 @@ class Lines:
 
 
 @contextmanager
-def watching() -> Iterator[Watcher]:
+def watching() -> Iterator[SweepObserver]:
     """A live table for the length of the block on a terminal; plain lines elsewhere."""
     console = PlainConsole(stderr=True)
     if not console.is_terminal:

@@ -54,13 +54,13 @@ class ConstructedConfig(PretrainedConfig):
         """The second layer attends by softmax instead: the case in which the construction fails."""
         self.num_hidden_layers = 2
         self.num_attention_heads = 1
-        self.hidden_size = Parts.of(self).width
+        self.hidden_size = ResidualLayout.of(self).width
         # Positions are matched one by one in the first layer, and records want layers of one width.
         self.head_dim = max(max_position_embeddings, dimension, targets)
 
 
 @dataclass(frozen=True)
-class Parts:
+class ResidualLayout:
     """Which features of the residual stream hold what."""
 
     x: slice
@@ -77,7 +77,7 @@ class Parts:
     width: int
 
     @classmethod
-    def of(cls, config: ConstructedConfig) -> "Parts":
+    def of(cls, config: ConstructedConfig) -> "ResidualLayout":
         """The parts of a model of these widths."""
         d, m = config.dimension, config.targets
         sizes = {"x": d, "before": d, "y": m, "memory": d, "out": m, "position": config.max_position_embeddings}
@@ -148,14 +148,14 @@ class ConstructedModel(PreTrainedModel):
         return self.lm_head
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> ResidualLayout:
         """Which features hold what."""
-        return Parts.of(self.config)
+        return ResidualLayout.of(self.config)
 
     @property
-    def kept(self) -> "KeptLayer":
+    def kept(self) -> "EmbeddedLinear":
         """Where W_0 is: the columns of the second layer's W_V that read the axis which a word stands for."""
-        return KeptLayer("layers.1.v_proj.weight", slice(0, self.config.targets), self.parts.memory)
+        return EmbeddedLinear("layers.1.v_proj.weight", slice(0, self.config.targets), self.parts.memory)
 
     def forward(
         self,
@@ -191,7 +191,7 @@ class ConstructedModel(PreTrainedModel):
 
 
 @dataclass(frozen=True)
-class KeptLayer:
+class EmbeddedLinear:
     """A linear layer kept in some entries of a weight."""
 
     parameter: str
@@ -201,7 +201,7 @@ class KeptLayer:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ConstructedWeights:
     """What a constructed model is to know."""
 
     W_0: Tensor
@@ -210,7 +210,7 @@ class Layer:
     """Logit of each token for each feature of its answer, `(vocab, d_y)`; a label word's row is its target y."""
 
     @classmethod
-    def draw(cls, world: TokenWorld, targets: int, seed: int) -> "Layer":
+    def draw(cls, world: TokenWorld, targets: int, seed: int) -> "ConstructedWeights":
         """Random ones: orthonormal targets, everything else normal."""
         generator = stream("layer", seed)
 
@@ -229,7 +229,7 @@ class Layer:
 
 def construct(
     world: TokenWorld,
-    layer: Layer,
+    layer: ConstructedWeights,
     *,
     rate: float,
     n_demonstrations: int,
@@ -271,7 +271,7 @@ def construct(
     return model
 
 
-def _write(model: ConstructedModel, world: TokenWorld, layer: Layer, share: float) -> None:
+def _write(model: ConstructedModel, world: TokenWorld, layer: ConstructedWeights, share: float) -> None:
     parts, (d, m) = model.parts, (world.dimension, layer.W_0.shape[0])
     n = model.config.max_position_embeddings
     axes, targets, places = (torch.eye(size, dtype=torch.float64) for size in (d, m, n))

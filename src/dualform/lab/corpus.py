@@ -20,10 +20,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualform.errors import ConfigError, TaskError
 from dualform.files import atomic_write, explain_storage_errors, writable_dir
-from dualform.lab.sources import Source
+from dualform.lab.sources import TextSource
 from dualform.lab.tokenizer import tokenizer_digest, train_tokenizer
 from dualform.models.export.checkpoint import whole_folder
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 
 SCHEMA = 1
 
@@ -58,7 +58,7 @@ class Corpus:
 
 
 def build_corpus(
-    source: Source,
+    source: TextSource,
     folder: Path,
     tokenizer: PreTrainedTokenizerFast | int,
     *,
@@ -94,7 +94,7 @@ def build_corpus(
         raise ConfigError("the tokenizer has no end-of-text token (eos) to put between documents. Give it one.")
     asked = {"schema": SCHEMA, "tokenizer": tokenizer_digest(tokenizer), "source": identity}
     found = _finished(folder / f"{name}.bin", tokenizer, asked)
-    return found or _write(source, folder / f"{name}.bin", tokenizer, asked, progress or Silent())
+    return found or _write(source, folder / f"{name}.bin", tokenizer, asked, progress or SilentProgress())
 
 
 def _finished(path: Path, tokenizer: PreTrainedTokenizerFast, asked: Mapping[str, Any]) -> Corpus | None:
@@ -111,7 +111,7 @@ def _finished(path: Path, tokenizer: PreTrainedTokenizerFast, asked: Mapping[str
 
 
 def _write(
-    source: Source, path: Path, tokenizer: PreTrainedTokenizerFast, asked: Mapping[str, Any], progress: Progress
+    source: TextSource, path: Path, tokenizer: PreTrainedTokenizerFast, asked: Mapping[str, Any], progress: Progress
 ) -> Corpus:
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
     description = path.with_suffix(".json")
@@ -185,7 +185,7 @@ class _Writer:
 
 
 def _own_tokenizer(
-    source: Source, identity: Mapping[str, Any], vocab_size: int, folder: Path
+    source: TextSource, identity: Mapping[str, Any], vocab_size: int, folder: Path
 ) -> PreTrainedTokenizerFast:
     """The tokenizer in `folder`, if learned from this text at this size; else learned now and put there."""
     asked = {"schema": SCHEMA, "vocab_size": vocab_size, "source": identity}

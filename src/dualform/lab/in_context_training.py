@@ -12,7 +12,7 @@ from torch import Tensor
 from dualform.errors import ConfigError
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.lab.self_attention import GRAM, InContextTransformer, SelfAttentionConfig, Weights, predict
-from dualform.lab.training import AfterStep, Step, Training, fit
+from dualform.lab.training import AfterStep, Training, TrainingStep, fit
 from dualform.ops.streams import stream
 
 BATCH = 64
@@ -33,7 +33,7 @@ def self_attention_training(steps: int, batch: int = BATCH, learning_rate: float
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModels:
     """Models of several seeds, at several times of their training."""
 
     config: SelfAttentionConfig
@@ -58,7 +58,7 @@ def train_together(
     queries: int = QUERIES,
     keep: Sequence[int] = (),
     after_step: AfterStep = lambda step: None,
-) -> Trained:
+) -> TrainedModels:
     """Models of several seeds, trained on sequences that they never see twice.
 
     Args:
@@ -93,7 +93,7 @@ def train_together(
         x, y, asked, target = _drawn(asking, training.batch, tasks.points - 1, generators)
         return _losses(predict(config, weights, x, y, asked), target)
 
-    def done(step: Step) -> None:
+    def done(step: TrainingStep) -> None:
         keep_weights(step.number)
         after_step(step)
 
@@ -108,7 +108,7 @@ def train_together(
         "smaller.",
         after_step=done,
     )
-    return Trained(config, tuple(seeds), tuple(kept), _stacked(list(kept.values())))
+    return TrainedModels(config, tuple(seeds), tuple(kept), _stacked(list(kept.values())))
 
 
 def mean_gram(tasks: RegressionTasks) -> float:

@@ -33,11 +33,11 @@ from dualform.lab.losses import LossLog, LossRecord, cut_losses, read_losses
 from dualform.lab.recipe import Recipe
 from dualform.lab.tokenizer import tokenizer_digest
 from dualform.lab.tracker import Tracker
-from dualform.lab.training import Step, fit
+from dualform.lab.training import TrainingStep, fit
 from dualform.lab.windows import Windows, gathered, spread_windows
 from dualform.models.compat import NAME_OR_PATH, accelerate_knows_processes, forget_accelerator
 from dualform.ops.streams import stream_seed
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 
 LOSSES = "losses.jsonl"
 
@@ -144,7 +144,7 @@ def pretrain(
         identity = _identity(trainer, prepare is not None)
         done = _resume_(trainer, folder, identity)
         with torch.random.fork_rng(devices=_forked(accelerator.device)):
-            _run_(trainer, folder, identity, done, progress or Silent(), tracker)
+            _run_(trainer, folder, identity, done, progress or SilentProgress(), tracker)
         losses = read_losses(folder / LOSSES)
     model.eval()
     return Pretrained(
@@ -368,7 +368,7 @@ def _run_(
             progress.advance(done * recipe.batch_tokens, f"step {done}/{recipe.steps}, from the checkpoint")
     with LossLog(folder / LOSSES) if first else nullcontext() as log:
 
-        def after_step(step: Step) -> None:
+        def after_step(step: TrainingStep) -> None:
             recent.append(step.seconds)
             last = step.number == recipe.steps
             validation = None

@@ -20,7 +20,7 @@ line is empty."""
 SECONDS_TO_ANSWER = 10.0
 
 
-class Source(Protocol):
+class TextSource(Protocol):
     """Where text comes from."""
 
     @property
@@ -156,7 +156,7 @@ class HubText:
             ) from error
 
 
-def find_source(where: Sequence[str], *, split: str = "train", column: str = "text") -> Source:
+def find_source(where: Sequence[str], *, split: str = "train", column: str = "text") -> TextSource:
     """The text that is meant by one or more names.
 
     Args:

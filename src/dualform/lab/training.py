@@ -80,7 +80,7 @@ def rate_share(step: int, warmup: int, last: int, final: float = 0.0) -> float:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """What is known of a step once it was taken."""
 
     number: int
@@ -100,7 +100,7 @@ class Step:
         return self.losses[0]
 
 
-AfterStep = Callable[[Step], None]
+AfterStep = Callable[[TrainingStep], None]
 
 
 def fit(
@@ -162,7 +162,7 @@ def fit(
             group["lr"] = rate
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        after_step(Step(number + 1, by_model, lengths, rate, time.perf_counter() - begin))
+        after_step(TrainingStep(number + 1, by_model, lengths, rate, time.perf_counter() - begin))
 
 
 def clip_(parameters: Sequence[Tensor], most: float | None, together: bool = False) -> Tensor:

@@ -66,7 +66,7 @@ class Setup(Protocol):
         ...
 
 
-class Drawn(Protocol):
+class DemonstrationSet(Protocol):
     """One seed's demonstrations."""
 
     @property
@@ -81,11 +81,11 @@ class Drawn(Protocol):
 
 
 @dataclass(frozen=True)
-class Context:
+class AdaptationContext:
     """What a learner is given to adapt a model."""
 
     setup: Setup
-    drawn: Drawn
+    drawn: DemonstrationSet
     rate: float | None = None
     """Learning rate to train at, for learners that name a grid of them."""
     rounding_seed: int | None = None
@@ -165,14 +165,14 @@ class Learner(ABC):
     grid: ClassVar[str | None] = None
     """Setting that holds the learning rates to search, such as `rates`; None for learners without a learning rate."""
     can_repeat: ClassVar[bool] = False
-    """`adapt` follows `Context.rounding_seed`, so that a study can measure how far training depends on rounding."""
+    """`adapt` follows `AdaptationContext.rounding_seed`, so that a study can measure the effect of rounding."""
     answers_from: ClassVar[str | None] = None
-    """A learner whose readings this one answers from (see `Answering`), so that queries are not read twice."""
+    """A learner whose readings this one answers from (`AnswersFromReadings`), so that queries are not read twice."""
     compared_inside: ClassVar[bool] = False
     """Its change of the model's inside is compared with ICL's and FT's, where it is a change of weights."""
 
     @abstractmethod
-    def adapt(self, context: Context) -> Adapted:
+    def adapt(self, context: AdaptationContext) -> Adapted:
         """Adapt the model; its weights are the same afterwards, bit for bit, also when this raises."""
 
     def check(self, lm: LanguageModel, config: Any) -> None:  # noqa: B027
@@ -197,11 +197,11 @@ class Learner(ABC):
         """
         return ()
 
-    def prefix_length(self, context: Context) -> int:
+    def prefix_length(self, context: AdaptationContext) -> int:
         """Tokens that stand before every query of the adapted model."""
         return len(context.opening)
 
-    def work(self, context: Context) -> Work:
+    def work(self, context: AdaptationContext) -> Work:
         """What adapting once reads and trains; its cost, the progress bar and the plan are counted from this.
 
         By default: what stands before every query is read; with a `grid`, W_K and W_V are trained as FT trains them.
@@ -212,11 +212,11 @@ class Learner(ABC):
 
         return training_work(context.encoded, context.config.loss_on, opening=len(context.opening))
 
-    def parts(self, context: Context) -> list[WorkPart]:
+    def parts(self, context: AdaptationContext) -> list[WorkPart]:
         """The same part by part, for learners whose data decide how much is done."""
         return [WorkPart(self.name, self.work(context))]
 
-    def reading(self, context: Context, queries: Sequence[Query], probe: Probe) -> Work:
+    def reading(self, context: AdaptationContext, queries: Sequence[Query], probe: Probe) -> Work:
         """What the adapted model's reading of queries takes."""
         work = read(queries, self.prefix_length(context), probe)
         if self.changes_weights:
@@ -235,7 +235,7 @@ class Learner(ABC):
 
         Args:
             config: The study's settings.
-            facts: What `Context.record` was given, for each seed.
+            facts: What `AdaptationContext.record` was given, for each seed.
             similarity: `icl` or `ft` -> measure -> similarity to its update, for learners that are `compared_inside`.
 
         Returns:
@@ -257,7 +257,7 @@ class Learner(ABC):
         return style_of(self.name, self.title, self.noun, self.meaning, self.colour)
 
 
-class Answering(Protocol):
+class AnswersFromReadings(Protocol):
     """An adapted model that can answer from another one's readings of the same queries."""
 
     def answer(self, readings: Readings) -> Readings:

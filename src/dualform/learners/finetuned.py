@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.learners.base import Context, Learner
+from dualform.learners.base import AdaptationContext, Learner
 from dualform.learners.options import LARGEST_RATE as LARGEST_RATE
 from dualform.learners.options import LossOn as LossOn
 from dualform.learners.training_work import learned_positions, training_work
@@ -118,7 +118,7 @@ class FinetuningLearner(Learner):
     grid = "rates"
     can_repeat = True
 
-    def adapt(self, context: Context) -> AdaptedModel:
+    def adapt(self, context: AdaptationContext) -> AdaptedModel:
         """Train W_K and W_V at the context's learning rate."""
         assert context.rate is not None
         learner = Finetuned(context.opening, context.rate, context.config.loss_on, moved=context.rounding_seed)
@@ -133,7 +133,7 @@ class FinetuningLearner(Learner):
 FINETUNING = FinetuningLearner()
 
 
-class Trained(Protocol):
+class GradientTraining(Protocol):
     """Settings that every learner by gradients has."""
 
     @property
@@ -157,7 +157,7 @@ class Trained(Protocol):
 
 
 def trained_model(
-    learner: Trained,
+    learner: GradientTraining,
     lm: LanguageModel,
     demonstrations: EncodedDemonstrations,
     deltas: tuple[WeightDelta, ...],

@@ -29,8 +29,8 @@ from dualform.models.cost.work import (
     short_forwards,
 )
 from dualform.models.editing.blockwise import (
+    BlockActivations,
     BlockwiseForward,
-    SeenBlock,
     require_editable_outputs,
     require_separable,
     row_groups,
@@ -259,8 +259,8 @@ def _plain_groups(lm: LanguageModel, opening: tuple[int, ...], plain: Sequence[t
 
 def _add(
     equations: NormalEquations,
-    aim: SeenBlock,
-    seen: SeenBlock,
+    aim: BlockActivations,
+    seen: BlockActivations,
     group: _TextGroup,
     missed: Tensor | None,
     answer_weight: float,

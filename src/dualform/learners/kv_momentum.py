@@ -16,7 +16,7 @@ from dualform.errors import ConfigError, ModelError, NumericalError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Forward, Work, encode
-from dualform.models.reading.attention import AttentionCall, plain_attention, tapped
+from dualform.models.reading.attention import AttentionCall, attention_backend, plain_attention
 from dualform.models.reading.cached import CachedPrefix
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.forward import KeysValues, LayerOrder, cache_argument, forward_rows
@@ -180,7 +180,7 @@ def _read_through_attention(lm: LanguageModel, before: Layers, own: tuple[int, .
     tap = _BehindKeysValues(LayerOrder(lm.model, lm.anatomy), before)
     ids = torch.tensor([own], device=lm.device)
     positions = torch.arange(first_position, first_position + len(own), device=lm.device)[None]
-    with tapped(tap):
+    with attention_backend(tap):
         forward_rows(lm.model, ids.new_tensor([len(own) - 1]), input_ids=ids, position_ids=positions, use_cache=False)
     return tuple(tap.seen[layer] for layer in range(len(lm.anatomy.layers)))
 

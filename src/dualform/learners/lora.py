@@ -8,7 +8,7 @@ import torch
 
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptedModel
-from dualform.learners.base import Context, Learner
+from dualform.learners.base import AdaptationContext, Learner
 from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
 from dualform.learners.training_work import training_work
 from dualform.models.cost.shape import ModelShape
@@ -71,7 +71,7 @@ class LoraLearner(Learner):
     changes_weights = True
     grid = "lora_rates"
 
-    def adapt(self, context: Context) -> AdaptedModel:
+    def adapt(self, context: AdaptationContext) -> AdaptedModel:
         """Train adapters at the context's learning rate."""
         assert context.rate is not None
         return self._method(context).adapt(context.lm, context.encoded)
@@ -83,11 +83,11 @@ class LoraLearner(Learner):
         if missing := lm.anatomy.without("W_Q", "W_V"):
             raise ModelError(f"W_Q and W_V were not found everywhere ({first_few(missing)})")
 
-    def work(self, context: Context) -> Work:
+    def work(self, context: AdaptationContext) -> Work:
         """See `Lora`."""
         return self._method(context).work(context.lm.shape, context.encoded)
 
-    def _method(self, context: Context) -> Lora:
+    def _method(self, context: AdaptationContext) -> Lora:
         return Lora(context.opening, context.rate or 0.0, loss_on=context.config.loss_on, seed=context.seed)
 
 

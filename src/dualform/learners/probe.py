@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.learners.base import Context, Learner
+from dualform.learners.base import AdaptationContext, Learner
 from dualform.learners.prompting import ZeroShot
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work, encode, read
@@ -109,15 +109,15 @@ class ProbeLearner(Learner):
     needs_label_words = True
     answers_from = "zsl"
 
-    def adapt(self, context: Context) -> ProbedModel:
+    def adapt(self, context: AdaptationContext) -> ProbedModel:
         """Fit a classifier to the demonstrations' hidden states."""
         return self._method(context).adapt(context.lm, context.encoded)
 
-    def work(self, context: Context) -> Work:
+    def work(self, context: AdaptationContext) -> Work:
         """See `LinearProbe`."""
         return self._method(context).work(context.lm.shape, context.encoded)
 
-    def _method(self, context: Context) -> LinearProbe:
+    def _method(self, context: AdaptationContext) -> LinearProbe:
         labels = context.demonstrations.labels
         return LinearProbe(context.opening, context.demonstration_queries(), labels, context.task.n_labels)
 

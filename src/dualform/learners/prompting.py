@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
-from dualform.learners.base import Context, Learner
+from dualform.learners.base import AdaptationContext, Learner
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work, encode
 from dualform.models.reading.encoding import EncodedDemonstrations
@@ -56,7 +56,7 @@ class ZeroShotLearner(Learner):
     name = "zsl"
     uses_demonstrations = False
 
-    def adapt(self, context: Context) -> AdaptedModel:
+    def adapt(self, context: AdaptationContext) -> AdaptedModel:
         """The model as it is."""
         return ZeroShot(context.opening).adapt(context.lm, context.encoded)
 
@@ -66,11 +66,11 @@ class InContextLearner(Learner):
 
     name = "icl"
 
-    def adapt(self, context: Context) -> AdaptedModel:
+    def adapt(self, context: AdaptationContext) -> AdaptedModel:
         """The model behind the demonstrations."""
         return InContext().adapt(context.lm, context.encoded)
 
-    def prefix_length(self, context: Context) -> int:
+    def prefix_length(self, context: AdaptationContext) -> int:
         """The demonstrations."""
         return len(context.encoded.prefix)
 

@@ -278,7 +278,7 @@ def decayed_sums(values: Tensor, eta: float | Tensor, *, spacing: int = 1, chunk
     require_chunk(chunk)
     rate = rate_of_heads(eta, values)
     with full_precision(values):
-        return _sums(values.to(rate.dtype), rate, _Even(spacing), chunk)
+        return _sums(values.to(rate.dtype), rate, _EvenTimes(spacing), chunk)
 
 
 def rate_of_heads(eta: float | Tensor, values: Tensor) -> Tensor:
@@ -343,7 +343,7 @@ def require_chunk(chunk: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Even:
+class _EvenTimes:
     """When tokens came: the same number of positions apart, so that one chunk's weights are every chunk's."""
 
     spacing: int
@@ -359,38 +359,38 @@ class _Even:
         lag = self.spacing * torch.arange(1, size + 1, device=rate.device)[None, None]
         return _power(rate, lag, lag > 0)
 
-    def of_ends(self, size: int) -> "_Even":
+    def of_ends(self, size: int) -> "_EvenTimes":
         """When the chunks' last tokens came."""
-        return _Even(self.spacing * size)
+        return _EvenTimes(self.spacing * size)
 
 
 @dataclass(frozen=True)
-class _Uneven:
+class _UnevenTimes:
     """When tokens came, and in which run of tokens that see each other, each of shape `(batch, pos)`."""
 
     position: Tensor
     run: Tensor
 
     def within(self, rate: Tensor, size: int) -> Tensor:
-        """As `_Even.within`."""
+        """As `_EvenTimes.within`."""
         at, run = _in_chunks(self.position, size), _in_chunks(self.run, size)
         lag = at[..., :, None] - at[..., None, :]
         causal = torch.ones(size, size, dtype=torch.bool, device=rate.device).tril()
         return _power(rate, lag, causal & (run[..., :, None] == run[..., None, :]))
 
     def since(self, rate: Tensor, size: int) -> Tensor:
-        """As `_Even.since`."""
+        """As `_EvenTimes.since`."""
         at, run = _in_chunks(self.position, size), _in_chunks(self.run, size)
         # Nothing comes before the first chunk: whatever decay it has is applied to zeros.
         end, end_run = (F.pad(x[:, :-1, -1], (1, 0))[..., None] for x in (at, run))
         return _power(rate, at - end, run == end_run)
 
-    def of_ends(self, size: int) -> "_Uneven":
-        """As `_Even.of_ends`."""
-        return _Uneven(_in_chunks(self.position, size)[..., -1], _in_chunks(self.run, size)[..., -1])
+    def of_ends(self, size: int) -> "_UnevenTimes":
+        """As `_EvenTimes.of_ends`."""
+        return _UnevenTimes(_in_chunks(self.position, size)[..., -1], _in_chunks(self.run, size)[..., -1])
 
 
-def _sums(x: Tensor, rate: Tensor, clock: _Even | _Uneven, chunk: int) -> Tensor:
+def _sums(x: Tensor, rate: Tensor, clock: _EvenTimes | _UnevenTimes, chunk: int) -> Tensor:
     """Sums after each token, of the shape of `x`, `(batch, head, pos, d_head)`."""
     n = x.shape[2]
     size = min(chunk, n)
@@ -465,9 +465,9 @@ class _Timeline:
         return self.run[:, 1:] == self.run[:, :-1]
 
     @property
-    def clock(self) -> _Even | _Uneven:
+    def clock(self) -> _EvenTimes | _UnevenTimes:
         """The same for `_sums`."""
-        return _Even(1) if self.even else _Uneven(self.position, self.run)
+        return _EvenTimes(1) if self.even else _UnevenTimes(self.position, self.run)
 
     def share(self, rate: Tensor, normalised: bool) -> Tensor:
         """What the sums after the token before are multiplied by to give a term, `(batch, head, pos, 1)`."""

@@ -33,8 +33,8 @@ from dualform.errors import StorageError
 from dualform.plain_text import plain
 from dualform.redaction import redacted
 from dualform.runs import claims
-from dualform.runs.claims import Claim
-from dualform.runs.storage import OddFile, Storage, open_storage
+from dualform.runs.claims import CellClaim
+from dualform.runs.storage import Storage, UnexpectedFileError, open_storage
 
 _log = logging.getLogger(__name__)
 _CELL, _FAILURE = "cell.json", "failure.json"
@@ -93,7 +93,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Cell:
+class FinishedCell:
     """A finished cell."""
 
     digest: str
@@ -120,7 +120,7 @@ class Cell:
             data = self._storage.read(path, stored.size)
         except FileNotFoundError:
             raise _damaged(self.digest, f"{name} is missing") from None
-        except OddFile:
+        except UnexpectedFileError:
             raise _damaged(self.digest, f"{name} is larger than what was written") from None
         if hashlib.sha256(data).hexdigest() != stored.sha256:
             raise _damaged(self.digest, f"{name} is not what was written")
@@ -173,7 +173,7 @@ class CellStore:
         """Whether other processes see what lies in it."""
         return self._storage.shared
 
-    def find(self, key: CellKey | str, verify: bool = False) -> Cell | None:
+    def find(self, key: CellKey | str, verify: bool = False) -> FinishedCell | None:
         """A finished cell; None if it is missing, half-written or damaged, which the log then tells.
 
         Args:
@@ -193,7 +193,7 @@ class CellStore:
             self.log(f"cell {digest[:12]} is half-written: its writer has not finished, or died")
         return cell
 
-    def load(self, key: CellKey | str, verify: bool = False) -> Cell | None:
+    def load(self, key: CellKey | str, verify: bool = False) -> FinishedCell | None:
         """As `find`, but None means that there is no cell.json.
 
         Raises:
@@ -205,7 +205,7 @@ class CellStore:
             data = self._storage.read(f"{folder}/{_CELL}", _MOST_OF_RECORD)
         except FileNotFoundError:
             return None
-        except OddFile:
+        except UnexpectedFileError:
             raise _damaged(digest, f"{_CELL} is larger than any that dualform writes") from None
         record = _unsealed(data, _CellRecord, digest, _CELL)
         # Not before: a writer may have put them in place while cell.json was read.
@@ -221,13 +221,15 @@ class CellStore:
                 raise _damaged(digest, f"{name} is missing")
             if size != stored.size:
                 raise _damaged(digest, f"{name} has {size} bytes of {stored.size}")
-        cell = Cell(digest, record.identity, record.facts, files, record.finished, record.dualform, self._storage)
+        cell = FinishedCell(
+            digest, record.identity, record.facts, files, record.finished, record.dualform, self._storage
+        )
         if verify:
             for name in files:
                 cell.read(name)
         return cell
 
-    def write(self, key: CellKey, files: dict[str, bytes], facts: dict[str, Any]) -> Cell:
+    def write(self, key: CellKey, files: dict[str, bytes], facts: dict[str, Any]) -> FinishedCell:
         """Keep a finished cell.
 
         Args:
@@ -268,7 +270,7 @@ class CellStore:
                 for name, data in files.items():
                     self._storage.write(f"{folder}/{_file_name(name, stored[name].sha256)}", data)
                 self._storage.write(f"{folder}/{_CELL}", sealed)
-                there = Cell(
+                there = FinishedCell(
                     key.digest, key.identity, record.facts, stored, record.finished, __version__, self._storage
                 )
             if alone:
@@ -315,7 +317,7 @@ class CellStore:
             data = self._storage.read(_piece_path(_digest(key), name), _MOST_OF_FILE)
         except FileNotFoundError:
             return None
-        except OddFile as error:
+        except UnexpectedFileError as error:
             self.log(str(error))
             return None
         if data[:64] != hashlib.sha256(data[64:]).hexdigest().encode():
@@ -342,7 +344,7 @@ class CellStore:
         """What `claim` takes as `dead`, where this process has seen no sign of life of a cell's owner for too long."""
         return claims.dead_claim(self._storage, _digest(key))
 
-    def claim(self, key: CellKey | str, dead: str = "") -> Claim | None:
+    def claim(self, key: CellKey | str, dead: str = "") -> CellClaim | None:
         """Take a cell for this process; None while a live owner holds it.
 
         Another may have finished it just before: look with `find` once more after this.
@@ -360,7 +362,7 @@ class CellStore:
         """Whether a live owner is computing a cell."""
         return claims.is_claimed(self._storage, _digest(key))
 
-    def cells(self, verify: bool = False) -> Iterator[Cell]:
+    def cells(self, verify: bool = False) -> Iterator[FinishedCell]:
         """All finished cells, by digest; damaged ones are logged and left out."""
         for digest in self.digests():
             cell = self.find(digest, verify)
@@ -422,7 +424,7 @@ class CellStore:
             record = _unsealed(data, _FailureRecord, digest, _FAILURE)
         except FileNotFoundError:
             return None
-        except OddFile as error:
+        except UnexpectedFileError as error:
             self.log(str(error))
             return None
         except DamagedCell as error:

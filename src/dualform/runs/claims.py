@@ -23,14 +23,14 @@ from types import TracebackType
 from typing import Self
 
 from dualform.errors import StorageError
-from dualform.runs.storage import OddFile, Storage
+from dualform.runs.storage import Storage, UnexpectedFileError
 
 BEAT_SECONDS = 15.0
 _MOST_BYTES = 1 << 16
 STALE_SECONDS = 90.0
 
 
-class Claim:
+class CellClaim:
     """A cell taken for this process until `release`, or the end of a `with` block.
 
     A thread gives a sign of life every `BEAT_SECONDS`.
@@ -84,7 +84,7 @@ class Claim:
         return owner is not None and owner.token == self._owner.token
 
 
-def take(storage: Storage, digest: str, dead: str = "") -> Claim | None:
+def take(storage: Storage, digest: str, dead: str = "") -> CellClaim | None:
     """A claim on a cell; None while a live owner, this process included, holds one.
 
     Args:
@@ -107,7 +107,7 @@ def take(storage: Storage, digest: str, dead: str = "") -> Claim | None:
             taken = _create(storage, digest, mine)
     if not taken:
         return None
-    claim = Claim(storage, digest, mine)
+    claim = CellClaim(storage, digest, mine)
     if not storage.local and not claim._is_mine():
         # Without locks, another may have done the same between our looks; the later one stands.
         claim.release()
@@ -201,7 +201,7 @@ def _create(storage: Storage, digest: str, owner: _Owner) -> bool:
 def _read(storage: Storage, digest: str) -> _Owner | None:
     try:
         return _Owner.from_bytes(storage.read(_path(digest), _MOST_BYTES))
-    except OddFile:
+    except UnexpectedFileError:
         return None
     except FileNotFoundError:
         with _seen_lock:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dualform.errors import ConfigError
 from dualform.plain_text import plain
-from dualform.runs.cell_store import Cell, FailedCell
+from dualform.runs.cell_store import FailedCell, FinishedCell
 from dualform.source_digest import source_digest
 
 _OWN = ("key", "finished", "dualform", "source")
@@ -19,7 +19,7 @@ _CONDITION = re.compile(r"\s*(?P<name>[^=!<>]+?)\s*(?P<sign>!=|<=|>=|==|=|<|>)(?
 _RANGE = re.compile(r"\s*(\S+?)\.\.(\S+?)\s*")
 
 
-def results_table(cells: Iterable[Cell]) -> pa.Table:
+def results_table(cells: Iterable[FinishedCell]) -> pa.Table:
     """A row for each cell, in the cells' order.
 
     Facts are columns under their own names, the identity's entries behind `identity.`; both in dotted names where they
@@ -174,13 +174,13 @@ def find_column(table: pa.Table, name: str) -> str:
     raise ConfigError(f"no column is called {name!r}. There are {listed}; --columns '*' shows all.")
 
 
-def _source(cell: Cell | FailedCell) -> str:
+def _source(cell: FinishedCell | FailedCell) -> str:
     """Digest of the code that computed a cell; empty for one that was written before it was kept."""
     source = cell.identity.get("source")
     return source if isinstance(source, str) else ""
 
 
-def _named(cell: Cell | FailedCell) -> dict[str, Any]:
+def _named(cell: FinishedCell | FailedCell) -> dict[str, Any]:
     # A fact must not pass for what the store itself says of a cell.
     reserved = {*_OWN, "failed"}
     facts = {

@@ -25,7 +25,7 @@ _REMEDY = "Free some space or choose another store with --store."
 _LOCK_SECONDS = 60.0
 
 
-class OddFile(StorageError):  # noqa: N818 (the file is; the message says how)
+class UnexpectedFileError(StorageError):
     """A file such as no writer of a store leaves: larger than what is read, or a device or pipe."""
 
 
@@ -48,7 +48,7 @@ class Storage(Protocol):
 
         Raises:
             FileNotFoundError: There is none.
-            OddFile: It is larger than `limit`, or no regular file.
+            UnexpectedFileError: It is larger than `limit`, or no regular file.
             StorageError: It is there and cannot be read.
         """
 
@@ -131,7 +131,7 @@ class _Local:
             try:
                 # Looked at before it is opened: opening a pipe waits for its other end.
                 if not stat.S_ISREG(place.stat().st_mode):
-                    raise OddFile(f"cannot read {plain(str(place))}: it is no regular file.")
+                    raise UnexpectedFileError(f"cannot read {plain(str(place))}: it is no regular file.")
                 with place.open("rb") as file:
                     return _within(limit, file.read(limit + 1), str(place))
             except NotADirectoryError as error:
@@ -314,7 +314,7 @@ def _explained(path: Path | str, doing: str = "write") -> Iterator[None]:
 
 def _within(limit: int, data: bytes, path: str) -> bytes:
     if len(data) > limit:
-        raise OddFile(f"cannot read {_shown(path)}: it has more than {limit} bytes.")
+        raise UnexpectedFileError(f"cannot read {_shown(path)}: it has more than {limit} bytes.")
     return data
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dualform.errors import StorageError
-from dualform.runs.cell_store import Cell, CellStore, DamagedCell
-from dualform.runs.engines.base import Ended, Engine, Work
-from dualform.runs.sweep_cells import GroupCell, Identities, assembled, by_digest, cells_of
+from dualform.runs.cell_store import CellStore, DamagedCell, FinishedCell
+from dualform.runs.engines.base import CellJob, Engine, JobOutcome
+from dualform.runs.sweep_cells import DigestCache, GroupCell, assembled, by_digest, cells_of
 from dualform.runs.sweep_config import Group
-from dualform.runs.worker import ELSEWHERE, ENVIRONMENT, CellWork
+from dualform.runs.worker import ELSEWHERE, ENVIRONMENT, CellRequest
 from dualform.sweep_result import CellFailure, SweepCell
 
 Status = Literal["waiting", "running", "elsewhere", "finished", "reused", "failed"]
@@ -70,7 +70,7 @@ class GroupState:
         return self.seeds if self.whole is None or self.whole in self.seeds else [*self.seeds, self.whole]
 
 
-class Watcher(Protocol):
+class SweepObserver(Protocol):
     """Is told how a sweep goes on."""
 
     def changed(self, groups: Sequence[GroupState], state: CellState | None) -> None:
@@ -78,7 +78,7 @@ class Watcher(Protocol):
         ...
 
 
-class Unwatched:
+class SilentObserver:
     """Looks away."""
 
     def changed(self, groups: Sequence[GroupState], state: CellState | None) -> None:
@@ -106,8 +106,8 @@ class Sweep:
     retries: int = 2
     about: dict[str, Any] = field(default_factory=dict)
     memory: int = 1 << 30
-    watcher: Watcher = field(default_factory=Unwatched)
-    identities: Identities = field(default_factory=Identities)
+    watcher: SweepObserver = field(default_factory=SilentObserver)
+    identities: DigestCache = field(default_factory=DigestCache)
 
     def __post_init__(self) -> None:
         found = []
@@ -127,7 +127,9 @@ class Sweep:
                 group.whole = group.seeds[0]
         return groups
 
-    def run(self, finished: Callable[[GroupState, Cell | None], None] = lambda group, cell: None) -> list[GroupState]:
+    def run(
+        self, finished: Callable[[GroupState, FinishedCell | None], None] = lambda group, cell: None
+    ) -> list[GroupState]:
         """Compute what is not in the store yet.
 
         Args:
@@ -154,7 +156,7 @@ class Sweep:
             self.watcher.changed(self.states, None)
         return self.states
 
-    def _close_groups(self, finished: Callable[[GroupState, Cell | None], None]) -> bool:
+    def _close_groups(self, finished: Callable[[GroupState, FinishedCell | None], None]) -> bool:
         """Hand over the groups that are done and begin to put together those whose seeds are; whether some are left."""
         for group in self.states:
             if group.closed or not all(state.done for state in group.seeds):
@@ -228,7 +230,7 @@ class Sweep:
                 return False
         return True
 
-    def _work(self, state: CellState) -> Work:
+    def _work(self, state: CellState) -> CellJob:
         cell = state.cell
         group = cell.group
         about = {
@@ -240,7 +242,7 @@ class Sweep:
             "seed": cell.seed,
             **{f"options.{name}": value for name, value in group.options.items()},
         }
-        work = CellWork(
+        work = CellRequest(
             store=self._store_for_workers(),
             identity=cell.key.identity,
             study=group.study,
@@ -252,7 +254,7 @@ class Sweep:
             memory=self.memory,
             dead=state.dead,
         )
-        return Work(cell.key.digest, work.model_dump(mode="json"), cell.warm, _weight(cell))
+        return CellJob(cell.key.digest, work.model_dump(mode="json"), cell.warm, _weight(cell))
 
     def _store_for_workers(self) -> str:
         """The store's URL; or, as submitit writes what a job is given into files, where a job finds it."""
@@ -261,7 +263,7 @@ class Sweep:
         os.environ[STORE_VARIABLE] = self.store.url
         return ENVIRONMENT + STORE_VARIABLE
 
-    def _take(self, ended: Ended) -> None:
+    def _take(self, ended: JobOutcome) -> None:
         state = self._by_digest.get(ended.digest)
         if state is None or state.status != "running":
             # Of an earlier sweep on the same engine.

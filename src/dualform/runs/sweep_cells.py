@@ -49,7 +49,7 @@ class GroupCell:
         return f"{' '.join(models)} {getattr(self.group.config, 'task', '')}"
 
 
-class Identities:
+class DigestCache:
     """Digests of models and data, each found once."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def _digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def cells_of(group: Group, identities: Identities) -> list[GroupCell]:
+def cells_of(group: Group, identities: DigestCache) -> list[GroupCell]:
     """The cells of a group: its seeds, each one, where the study runs them one at a time; else the study as a whole.
 
     What seeds are put together to is a cell too, see `assembled`.
@@ -113,7 +113,7 @@ def cells_of(group: Group, identities: Identities) -> list[GroupCell]:
     return found
 
 
-def assembled(group: Group, seeds: Sequence[int], identities: Identities) -> GroupCell:
+def assembled(group: Group, seeds: Sequence[int], identities: DigestCache) -> GroupCell:
     """The cell in which finished seeds are put together.
 
     Args:
@@ -136,7 +136,7 @@ def assembled(group: Group, seeds: Sequence[int], identities: Identities) -> Gro
     return GroupCell(key, group, None, tuple(pieces.values()), pieces, kept)
 
 
-def digests(study: str, config: Any, identities: Identities) -> dict[str, Any]:
+def digests(study: str, config: Any, identities: DigestCache) -> dict[str, Any]:
     """Digests of everything outside its settings on which a study's numbers depend."""
     reads = STUDIES[study].reads(config)
     found: dict[str, Any] = {}
@@ -151,7 +151,7 @@ def digests(study: str, config: Any, identities: Identities) -> dict[str, Any]:
     return found
 
 
-def _seed_keys(group: Group, seeds: SeedBySeed, identities: Identities) -> dict[int, CellKey]:
+def _seed_keys(group: Group, seeds: SeedBySeed, identities: DigestCache) -> dict[int, CellKey]:
     config: Any = group.config
     settings = config.model_dump(mode="json", exclude=PLACES | seeds.only_summary)
     read = digests(group.study, config, identities)

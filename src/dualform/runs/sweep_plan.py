@@ -7,7 +7,7 @@ import torch
 
 from dualform.models.cost.machine import Machine, cores, this_machine
 from dualform.runs.cell_store import CellStore
-from dualform.runs.sweep_cells import Identities, cells_of
+from dualform.runs.sweep_cells import DigestCache, cells_of
 from dualform.runs.sweep_config import Group
 from dualform.studies.plan import GroupPlan, Plan, ignored, machine_for, plan_of, plan_sweep
 from dualform.studies.study import STUDIES
@@ -35,7 +35,7 @@ def plan_groups(
     Raises:
         DualformError: As `plan_of`, of any of its groups.
     """
-    cells, identities = CellStore(store, writable=False), Identities()
+    cells, identities = CellStore(store, writable=False), DigestCache()
     machine: Machine | None = None
     plans = []
     for group in groups:

@@ -17,11 +17,11 @@ from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError, StorageError
 from dualform.files import atomic_write, writable_dir
 from dualform.result import Result
-from dualform.runs.cell_store import Cell, CellStore, DamagedCell
+from dualform.runs.cell_store import CellStore, DamagedCell, FinishedCell
 from dualform.runs.engines.base import Engine, EngineName
 from dualform.runs.engines.performing import one_line
 from dualform.runs.store import RunFolder
-from dualform.runs.sweep import GroupState, Sweep, Unwatched, Watcher, cells_record
+from dualform.runs.sweep import GroupState, SilentObserver, Sweep, SweepObserver, cells_record
 from dualform.runs.sweep_cells import PLACES
 from dualform.runs.sweep_config import Group, SweepConfig, listed
 from dualform.runs.sweep_folder import write_sweep
@@ -48,7 +48,7 @@ def run_sweep(
     out: Path,
     store: CellStore,
     retries: int = 2,
-    watcher: Watcher | None = None,
+    watcher: SweepObserver | None = None,
     overwrite: bool = False,
 ) -> SweepResult:
     """Run a sweep into a folder: a run's folder for each group, and a page over all.
@@ -85,11 +85,11 @@ def run_sweep(
         engine,
         retries=retries,
         about={"sweep": config.name},
-        watcher=watcher or Unwatched(),
+        watcher=watcher or SilentObserver(),
     )
     records: dict[str, SweepGroup] = {}
 
-    def finished(state: GroupState, cell: Cell | None) -> None:
+    def finished(state: GroupState, cell: FinishedCell | None) -> None:
         records[state.group.name] = _write_group(out, state, cell)
 
     def so_far() -> SweepResult:
@@ -154,7 +154,7 @@ def _same(file: Path, text: str) -> bool:
         return False
 
 
-def _write_group(out: Path, state: GroupState, cell: Cell | None) -> SweepGroup:
+def _write_group(out: Path, state: GroupState, cell: FinishedCell | None) -> SweepGroup:
     group = state.group
     result: Result | None = None
     if cell is not None:
@@ -168,7 +168,7 @@ def _write_group(out: Path, state: GroupState, cell: Cell | None) -> SweepGroup:
     return _group_record(state, result)
 
 
-def _read_group(cell: Cell) -> tuple[Result, pa.Table, AttentionRecord | None]:
+def _read_group(cell: FinishedCell) -> tuple[Result, pa.Table, AttentionRecord | None]:
     """What a group's cell holds.
 
     Raises:

@@ -19,17 +19,17 @@ from dualform._version import __version__
 from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
 from dualform.files import cache_dir
-from dualform.learners.remembered import ReadingMemory
+from dualform.learners.reading_cache import ReadingCache
 from dualform.models.loading.identity import model_identity
 from dualform.models.reading.language_model import LanguageModel
 from dualform.result import Result
 from dualform.runs.cell_store import CellKey, CellStore, DamagedCell
 from dualform.runs.flat_numbers import numbers_of
-from dualform.runs.sweep_cells import Identities, digests, made_by
+from dualform.runs.sweep_cells import DigestCache, digests, made_by
 from dualform.source_digest import source_digest
 from dualform.studies.pieces import Piece
 from dualform.studies.settings import StudyConfig
-from dualform.studies.study import STUDIES, Models, Study, StudyContext, StudyOutput
+from dualform.studies.study import STUDIES, ModelSource, Study, StudyContext, StudyOutput
 from dualform.tasks.digest import task_digest
 from dualform.tasks.task import Task
 
@@ -39,7 +39,7 @@ ELSEWHERE = "elsewhere"
 """Fact of a cell that another process is computing at the moment."""
 
 
-class CellWork(BaseModel):
+class CellRequest(BaseModel):
     """What a worker is told, as plain JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +68,7 @@ def perform(payload: dict[str, Any]) -> dict[str, Any]:
     """Compute one cell and keep it in the store.
 
     Args:
-        payload: A `CellWork`.
+        payload: A `CellRequest`.
 
     Returns:
         Facts: `seconds` and `reused`; or only `elsewhere`, when another process is at it.
@@ -76,12 +76,12 @@ def perform(payload: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DualformError: A user's mistake.
     """
-    work = CellWork(**payload)
+    work = CellRequest(**payload)
     with contextlib.chdir(work.folder) if Path(work.folder).is_dir() else contextlib.nullcontext():
         return _perform(work)
 
 
-def _perform(work: CellWork) -> dict[str, Any]:
+def _perform(work: CellRequest) -> dict[str, Any]:
     store = CellStore(_store_url(work.store))
     key = CellKey(work.identity)
     if store.find(key, verify=True) is not None:
@@ -123,7 +123,7 @@ def _let_go() -> None:
     _warm = None
 
 
-def _require_unchanged(work: CellWork, config: BaseModel) -> None:
+def _require_unchanged(work: CellRequest, config: BaseModel) -> None:
     """Check that what the cell's key was made from is what lies here now.
 
     Raises:
@@ -137,7 +137,7 @@ def _require_unchanged(work: CellWork, config: BaseModel) -> None:
             "where the code was changed while the sweep ran, start it again"
         )
     named = work.identity.get("read")
-    if named is not None and named != CellKey(digests(work.study, config, Identities())).identity:
+    if named is not None and named != CellKey(digests(work.study, config, DigestCache())).identity:
         raise ConfigError(
             "model or data are not what they were when the sweep began, or are others on this machine: start it again"
         )
@@ -172,7 +172,7 @@ class CellPieces:
         self._store.keep_piece(self._key, piece.name, piece.to_bytes())
 
 
-class StoreCells:
+class StorePieces:
     """A comparison's pieces: its seeds each in a cell of the store, others with the cell that is being computed.
 
     Args:
@@ -233,17 +233,17 @@ class StoreCells:
 
 
 @dataclass
-class _Warm:
+class _LoadedModel:
     """The model that this process has at hand, and what it has read."""
 
     settings: dict[str, Any]
     lm: LanguageModel
-    memory: ReadingMemory
+    memory: ReadingCache
     task: str | None = None
     """Digest of the task whose readings are in the memory."""
 
 
-_warm: _Warm | None = None
+_warm: _LoadedModel | None = None
 
 
 _HOW_LOADED = (
@@ -258,7 +258,7 @@ _HOW_LOADED = (
 )
 
 
-class _WarmModels:
+class _ReusedModels:
     """Models and tasks for a cell: the model that this process has at hand where it is the one, file by file.
 
     Args:
@@ -270,7 +270,7 @@ class _WarmModels:
         self._task: str | None = None
 
     @property
-    def memory(self) -> ReadingMemory | None:
+    def memory(self) -> ReadingCache | None:
         """What the model at hand has read."""
         return None if _warm is None else _warm.memory
 
@@ -282,7 +282,7 @@ class _WarmModels:
         if _warm is None or _warm.settings != settings:
             # Let the one at hand go first: two may not fit.
             self.release()
-            _warm = _Warm(settings, config.load_model(name), ReadingMemory(self._most_bytes))
+            _warm = _LoadedModel(settings, config.load_model(name), ReadingCache(self._most_bytes))
         if _warm.task != self._task:
             # Readings of another task's rows.
             _warm.memory.clear()
@@ -300,28 +300,28 @@ class _WarmModels:
         _let_go()
 
 
-def _compute(work: CellWork, store: CellStore) -> tuple[dict[str, bytes], Result]:
+def _compute(work: CellRequest, store: CellStore) -> tuple[dict[str, bytes], Result]:
     """A cell's files, and the result that its facts are taken from."""
     study = STUDIES[work.study]
     config = study.config()(**work.settings)
     _require_unchanged(work, config)
-    models = _WarmModels(work.memory)
+    models = _ReusedModels(work.memory)
     own = CellKey(work.identity)
     if study.seed_by_seed is None:
         return _finished(_run_whole(study, config, store, own, models))
     keys = {name: CellKey(identity) for name, identity in work.pieces.items()}
     if work.seed is None:
-        cells = StoreCells(store, own, keys, work.about)
+        cells = StorePieces(store, own, keys, work.about)
         whole = study.run(config, StudyContext(cells, models=models))
         if keys:
             whole = replace(whole, result=_with_time_of(whole.result, store, keys.values()))
         return _finished(whole)
-    cells = StoreCells(store, own, keys, work.about, own=f"seed {work.seed}")
+    cells = StorePieces(store, own, keys, work.about, own=f"seed {work.seed}")
     piece, result = study.seed_by_seed.run(config, work.seed, StudyContext(cells, models=models))
     return {OUTCOME: (cells.held or piece).to_bytes()}, result
 
 
-def _run_whole(study: Study, config: BaseModel, store: CellStore, own: CellKey, models: Models) -> StudyOutput:
+def _run_whole(study: Study, config: BaseModel, store: CellStore, own: CellKey, models: ModelSource) -> StudyOutput:
     """A study that is one cell; its finished pieces and large files are kept until it is finished."""
     folder = cache_dir() / "cells" / own.digest
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dualform.result import FEWEST_FOR_INTERVAL, Against, Cost, Estimate
+from dualform.result import FEWEST_FOR_INTERVAL, Cost, Estimate, PromptingComparison
 from dualform.studies.statistics import Statistics
 
 
 def against_icl(
     tables: Mapping[str, Tensor], labels: Tensor, costs: Mapping[str, Cost], stats: Statistics
-) -> dict[str, Against]:
+) -> dict[str, PromptingComparison]:
     """Every learner but ICL itself.
 
     Args:
@@ -28,7 +28,7 @@ def against_icl(
     answers = {name: table.argmax(dim=2) for name, table in tables.items()}
     right = {name: (answer == labels).double() for name, answer in answers.items()}
     return {
-        name: Against(
+        name: PromptingComparison(
             agreement=stats.share((answers[name] == answers["icl"]).double()),
             expected=expected_agreement(answers[name], answers["icl"]),
             kappa=kappa(answers[name], answers["icl"]),

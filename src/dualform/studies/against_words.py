@@ -18,7 +18,7 @@ from dualform.report.phrases import (
     plural,
     share_in_prose,
 )
-from dualform.result import FEWEST_FOR_INTERVAL, Against, FoldReport, Result
+from dualform.result import FEWEST_FOR_INTERVAL, FoldReport, PromptingComparison, Result
 from dualform.studies.baseline_words import guessing_phrase, not_above_guessing
 from dualform.studies.folding.result import FoldPoint
 from dualform.studies.paired_words import HOLDS_FOR, generality, paired_test
@@ -75,7 +75,7 @@ def break_even(result: Result, key: str, *, kept: bool) -> str:
     return count(queries)
 
 
-def recovered_share(each: Against | FoldPoint) -> str:
+def recovered_share(each: PromptingComparison | FoldPoint) -> str:
     """The share of the prompt's gain that is recovered; of few answers gained as `3 of 4`.
 
     `undefined` outside 0 to 150 %.
@@ -202,7 +202,7 @@ def _agreement(result: Result) -> list[str]:
     return [f"{said}{_recovered(result, against)}"]
 
 
-def _recovered(result: Result, against: Against) -> str:
+def _recovered(result: Result, against: PromptingComparison) -> str:
     """The end of a sentence, and a caution where the prompt's own gain is not shown."""
     recovered = against.recovered
     if is_undefined(recovered):

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from dualform.studies.facts import Asked
+from dualform.studies.facts import TaskDescription
 from dualform.tasks.task import Example
 
 
@@ -25,7 +25,7 @@ class AnswerRows:
 
 
 def answers_table(
-    asked: Asked, blocks: Iterable[AnswerRows], types: Mapping[str, pa.DataType] | None = None
+    asked: TaskDescription, blocks: Iterable[AnswerRows], types: Mapping[str, pa.DataType] | None = None
 ) -> pa.Table:
     """One row for each query of each block.
 

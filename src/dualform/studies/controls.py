@@ -1,7 +1,7 @@
 """What a control is, and all controls by name.
 
-A control stands in for ICL or for FT, so that one sees what a measure says when nothing, or the same, was learned. Its
-record states what it stands in for and how it is shown; it is made from learners with the tools of a `Workshop` when a
+A control replaces ICL or FT, to show what a measure says when nothing, or the same thing, was learned. Its record
+states what it replaces and how it is displayed; it is made from learners, with the tools of a `ControlBuilder`, when a
 seed is run. To add one, subclass `Control`, write `make`, and name an instance in an entry point of the group
 `dualform.controls`. Nothing here loads torch, since settings name controls.
 """
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dualform.models.reading.language_model import LanguageModel, Readings
-    from dualform.studies.bench import Bench
     from dualform.studies.comparison.config import ComparisonConfig
-    from dualform.studies.comparison.controls import Workshop
+    from dualform.studies.comparison.controls import ControlBuilder
     from dualform.studies.comparison.work import ControlWork
-    from dualform.studies.inside import Side
+    from dualform.studies.experiment import Experiment
+    from dualform.studies.sides import Side
 
 
-class Ready(Protocol):
+class ReadyControl(Protocol):
     """A control that is ready to read queries."""
 
     def read(
-        self, bench: Bench[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
+        self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Measures (`control/NAME/MEASURE`) and answers of one group of queries.
 
         Args:
-            bench: Model, task, settings.
+            experiment: Model, task, settings.
             indices: The group.
             zsl: Zero-shot readings of it.
             sides: `icl` and `ft` as they are.
@@ -85,7 +85,7 @@ class Control(ControlFacts, ABC):
     """Further controls that are read along with this one, under names of their own."""
 
     @abstractmethod
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """The control for one seed, one stand-in for most.
 
         Raises:

@@ -19,7 +19,7 @@ from dualform._version import __version__
 from dualform.models.loading.identity import cached_commit
 from dualform.models.reading.language_model import LanguageModel
 from dualform.result import Baselines, DemonstrationReport, Result
-from dualform.studies.bench import Bench
+from dualform.studies.experiment import Experiment
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.task import Example, Task
 
@@ -27,7 +27,7 @@ Kind = TypeVar("Kind", bound=Result)
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskDescription:
     """A task and its queries, as a result describes them."""
 
     task: Task
@@ -48,19 +48,19 @@ class Asked:
     """Names of the tokens behind every demonstration, the last one included."""
 
     @classmethod
-    def of(cls, bench: Bench[StudyConfig], notes: tuple[str, ...]) -> "Asked":
+    def of(cls, experiment: Experiment[StudyConfig], notes: tuple[str, ...]) -> "TaskDescription":
         """Those of a study's setup."""
         return cls(
-            task=bench.task,
-            examples=bench.examples,
-            n_selection=len(bench.selection),
-            report_split=bench.report_split,
-            selection_split=bench.selection_split,
-            prompt_tokens=sum(len(query.prompt) for query in bench.queries) / len(bench.queries),
-            context=bench.context,
-            notes=(*notes, *bench.notes()),
-            opening=bench.encoder.opened.tokens,
-            separator=bench.encoder.tokens.names(bench.encoder.separator),
+            task=experiment.task,
+            examples=experiment.examples,
+            n_selection=len(experiment.selection),
+            report_split=experiment.report_split,
+            selection_split=experiment.selection_split,
+            prompt_tokens=sum(len(query.prompt) for query in experiment.queries) / len(experiment.queries),
+            context=experiment.context,
+            notes=(*notes, *experiment.notes()),
+            opening=experiment.encoder.opened.tokens,
+            separator=experiment.encoder.tokens.names(experiment.encoder.separator),
         )
 
     @cached_property
@@ -96,7 +96,7 @@ def model_facts(lm: LanguageModel) -> dict[str, Any]:
     }
 
 
-def task_facts(asked: Asked) -> dict[str, Any]:
+def task_facts(asked: TaskDescription) -> dict[str, Any]:
     """See `Result.task`."""
     task = asked.task
     return {
@@ -171,7 +171,7 @@ def task_result(
     kind: type[Kind],
     study: str,
     config: StudyConfig,
-    asked: Asked,
+    asked: TaskDescription,
     *,
     model: dict[str, Any],
     environment: dict[str, Any],
@@ -203,18 +203,24 @@ def task_result(
     )
 
 
-def own_result(study: str, bench: Bench[Any], found: dict[str, Any], start: float) -> Result:
+def own_result(study: str, experiment: Experiment[Any], found: dict[str, Any], start: float) -> Result:
     """The result of a study of another package.
 
     Args:
         study: Its name.
-        bench: Its model and task.
+        experiment: Its model and task.
         found: Its numbers, under names of its own choice: `own` of the result.
         start: `time.perf_counter()` when it began.
     """
-    where = environment(bench.lm.device, time.perf_counter() - start)
+    where = environment(experiment.lm.device, time.perf_counter() - start)
     return task_result(
-        Result, study, bench.config, Asked.of(bench, ()), model=model_facts(bench.lm), environment=where, own=found
+        Result,
+        study,
+        experiment.config,
+        TaskDescription.of(experiment, ()),
+        model=model_facts(experiment.lm),
+        environment=where,
+        own=found,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualform.learners.adapted import Adapted
-from dualform.learners.base import Context, Learner, Setup
+from dualform.learners.base import AdaptationContext, Learner, Setup
 from dualform.models.cost.work import Work, WorkPart, read
 from dualform.models.editing.blockwise import require_editable_outputs, require_separable
 from dualform.models.editing.edit import key_value_rows
@@ -26,7 +26,7 @@ class FoldingLearner(Learner):
     changes_weights = True
     compared_inside = True
 
-    def adapt(self, context: Context) -> Adapted:
+    def adapt(self, context: AdaptationContext) -> Adapted:
         """Fold the demonstrations, and record which texts that took."""
         made = make_fold(context.setup, context.drawn, context.config.fold, context.report)
         context.record(made.about())
@@ -55,19 +55,19 @@ class FoldingLearner(Learner):
         )
         return {"fold": report}
 
-    def prefix_length(self, context: Context) -> int:
+    def prefix_length(self, context: AdaptationContext) -> int:
         """Edited keys and values are those of the whole prompt; other methods leave the opening alone."""
         return fold_prefix(context.config.fold, context.setup, context.drawn)
 
-    def work(self, context: Context) -> Work:
+    def work(self, context: AdaptationContext) -> Work:
         """Every part of `parts`."""
         return sum((part.work for part in self.parts(context)), Work())
 
-    def parts(self, context: Context) -> list[WorkPart]:
+    def parts(self, context: AdaptationContext) -> list[WorkPart]:
         """See `fold_work`."""
         return fold_parts(context.setup, context.drawn, context.config.fold)
 
-    def reading(self, context: Context, queries: Sequence[Query], probe: Probe) -> Work:
+    def reading(self, context: AdaptationContext, queries: Sequence[Query], probe: Probe) -> Work:
         """A change that depends on the query is made from it behind the demonstrations, so it is read twice."""
         work = super().reading(context, queries, probe)
         if reads_twice(context.config.fold):

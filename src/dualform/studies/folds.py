@@ -13,7 +13,7 @@ from typing import Any
 from dualform.errors import ConfigError, ContextError, ModelError, TaskError
 from dualform.files import atomic_write, cache_dir
 from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, Method
-from dualform.learners.base import Drawn, Setup
+from dualform.learners.base import DemonstrationSet, Setup
 from dualform.learners.folded import FEWEST_TEXTS, Folded, require_layers
 from dualform.learners.kv_momentum import KeyValueMomentum
 from dualform.learners.mezo import Mezo
@@ -27,7 +27,7 @@ from dualform.models.reading.generation import generate_plain, generate_texts
 from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.structure.bias import output_bias
-from dualform.studies.bench import weights_digest
+from dualform.studies.experiment import weights_digest
 from dualform.studies.fold_settings import CALIBRATED, FoldMethod, FoldSettings
 from dualform.tasks.task import Example
 from dualform.tasks.texts import read_lines, unlabelled_texts
@@ -45,7 +45,7 @@ class FoldTexts:
 
 
 @dataclass(frozen=True)
-class MadeFold:
+class FoldRecord:
     """A finished fold and what must be told about it."""
 
     adapted: Adapted
@@ -68,15 +68,15 @@ class MadeFold:
 
 
 def make_fold(
-    bench: Setup,
-    drawn: Drawn,
+    experiment: Setup,
+    drawn: DemonstrationSet,
     settings: FoldSettings,
     report: Callable[[float], None] = lambda share: None,
-) -> MadeFold:
+) -> FoldRecord:
     """Fold one seed's demonstrations.
 
     Args:
-        bench: Model, task and queries.
+        experiment: Model, task and queries.
         drawn: The demonstrations.
         settings: Of the fold.
         report: Told which further share of the work is done.
@@ -85,21 +85,21 @@ def make_fold(
         DualformError: Texts or model cannot be used, named.
     """
     begin = time.perf_counter()
-    texts = fold_texts(bench, drawn, settings)
+    texts = fold_texts(experiment, drawn, settings)
     seconds = time.perf_counter() - begin
-    learner = fold_learner(bench.lm, bench.encoder.opening, texts, settings, drawn.demonstrations.seed)
-    written = _cost_of_writing(bench, drawn, texts, seconds)
+    learner = fold_learner(experiment.lm, experiment.encoder.opening, texts, settings, drawn.demonstrations.seed)
+    written = _cost_of_writing(experiment, drawn, texts, seconds)
     if not isinstance(learner, Folded):
-        made = MadeFold(_charged(learner.adapt(bench.lm, drawn.encoded), written), texts, None, ())
+        made = FoldRecord(_charged(learner.adapt(experiment.lm, drawn.encoded), written), texts, None, ())
         report(1.0)
         return made
-    layers = len(bench.lm.anatomy.layers)
-    fold = learner.fold(bench.lm, drawn.encoded, lambda: report(1 / layers))
+    layers = len(experiment.lm.anatomy.layers)
+    fold = learner.fold(experiment.lm, drawn.encoded, lambda: report(1 / layers))
     strengths = [strength for strength in fold.strengths if strength is not None]
-    return MadeFold(_charged(fold.adapted, written), texts, sum(strengths) / len(strengths), fold.explained)
+    return FoldRecord(_charged(fold.adapted, written), texts, sum(strengths) / len(strengths), fold.explained)
 
 
-def _cost_of_writing(bench: Setup, drawn: Drawn, texts: FoldTexts, seconds: float) -> AdaptationCost:
+def _cost_of_writing(experiment: Setup, drawn: DemonstrationSet, texts: FoldTexts, seconds: float) -> AdaptationCost:
     """What the model's own texts took, token by token; those that it wrote in vain count in seconds alone.
 
     Plain text counts in full although it is written once a model and kept: who folds once pays for it.
@@ -108,8 +108,8 @@ def _cost_of_writing(bench: Setup, drawn: Drawn, texts: FoldTexts, seconds: floa
     if texts.source == "generated":
         work += writing(len(drawn.encoded.prefix), [len(text.prompt) for text in texts.texts])
     if texts.plain_source == "generated":
-        work += writing(len(bench.encoder.opening), [len(text) for text in texts.plain])
-    return AdaptationCost.of(work, bench.lm.shape, seconds)
+        work += writing(len(experiment.encoder.opening), [len(text) for text in texts.plain])
+    return AdaptationCost.of(work, experiment.lm.shape, seconds)
 
 
 def writing(prefix: int, lengths: Sequence[int]) -> Work:
@@ -126,7 +126,7 @@ def _charged(adapted: Adapted, more: AdaptationCost) -> Adapted:
     return replace(adapted, cost=cost)
 
 
-def check_fold(bench: Setup, settings: FoldSettings) -> tuple[str, ...]:
+def check_fold(experiment: Setup, settings: FoldSettings) -> tuple[str, ...]:
     """Check before any work that a fold can be made: the model, the layers, the files.
 
     Returns:
@@ -138,16 +138,16 @@ def check_fold(bench: Setup, settings: FoldSettings) -> tuple[str, ...]:
         TaskError: A file cannot be read.
     """
     if settings.method == "ridge":
-        require_layers(bench.lm, settings.layers)
-        require_editable_outputs(bench.lm)
+        require_layers(experiment.lm, settings.layers)
+        require_editable_outputs(experiment.lm)
     held = []
     if settings.method in CALIBRATED and settings.calibration not in ("train", "generated"):
         path = Path(settings.calibration).expanduser()
-        examples = unlabelled_texts(path, bench.task)
+        examples = unlabelled_texts(path, experiment.task)
         _require_enough(path, len(examples))
         held.append(repr([sorted(example.fields.items()) for example in examples]))
     if settings.method == "ridge" and settings.plain not in ("generated", "none"):
-        held.append(repr(plain_texts(bench, settings)))
+        held.append(repr(plain_texts(experiment, settings)))
     return tuple(held)
 
 
@@ -190,7 +190,7 @@ def fold_learner(
             return Mezo(opening, seed=seed)
 
 
-def fold_texts(bench: Setup, drawn: Drawn, settings: FoldSettings) -> FoldTexts:
+def fold_texts(experiment: Setup, drawn: DemonstrationSet, settings: FoldSettings) -> FoldTexts:
     """Calibration texts and plain text for one seed, as the settings say; empty where the method reads none.
 
     Raises:
@@ -201,14 +201,16 @@ def fold_texts(bench: Setup, drawn: Drawn, settings: FoldSettings) -> FoldTexts:
     texts: tuple[Query, ...] = ()
     source, plain_source = "none", "none"
     if settings.method in CALIBRATED:
-        texts, source = _calibration(bench, drawn, settings)
+        texts, source = _calibration(experiment, drawn, settings)
     plain: tuple[tuple[int, ...], ...] = ()
     if settings.method == "ridge" and settings.plain != "none" and settings.plain_weight > 0:
-        plain, plain_source = plain_texts(bench, settings)
+        plain, plain_source = plain_texts(experiment, settings)
     return FoldTexts(texts, source, plain, plain_source)
 
 
-def chosen_texts(bench: Setup, drawn: Drawn, settings: FoldSettings) -> tuple[tuple[Query, ...], str] | None:
+def chosen_texts(
+    experiment: Setup, drawn: DemonstrationSet, settings: FoldSettings
+) -> tuple[tuple[Query, ...], str] | None:
     """Calibration texts and where they are from; None where the model has to write them.
 
     Raises:
@@ -216,45 +218,47 @@ def chosen_texts(bench: Setup, drawn: Drawn, settings: FoldSettings) -> tuple[tu
         ContextError: A text of a file does not fit behind the demonstrations.
         TaskError: A file cannot be read.
     """
-    room = bench.context - len(drawn.encoded.prefix)
+    room = experiment.context - len(drawn.encoded.prefix)
     seed = drawn.demonstrations.seed
     if settings.calibration == "train":
         shown = set(drawn.demonstrations.rows)
-        rows = [example for example in bench.task.split("train") if example.row not in shown]
+        rows = [example for example in experiment.task.split("train") if example.row not in shown]
         chosen = random.Random(seed).sample(rows, len(rows))
-        fitting = [query for query in _queries(bench, chosen, settings.texts, room) if query is not None]
+        fitting = [query for query in _queries(experiment, chosen, settings.texts, room) if query is not None]
         if len(fitting) >= FEWEST_TEXTS:
             return tuple(fitting), "train"
         # A task with hardly more rows than demonstrations: the model writes what is missing.
     elif settings.calibration != "generated":
         path = Path(settings.calibration).expanduser()
-        examples = unlabelled_texts(path, bench.task)
-        queries = _queries(bench, examples, settings.texts, room)
+        examples = unlabelled_texts(path, experiment.task)
+        queries = _queries(experiment, examples, settings.texts, room)
         for example, query in zip(examples, queries, strict=False):
             if query is None:
                 raise ContextError(
                     f"text {example.row + 1} of {path} does not fit behind the demonstrations: they take "
-                    f"{len(drawn.encoded.prefix)} of {bench.context} tokens. Shorten it, or fold fewer (-k)."
+                    f"{len(drawn.encoded.prefix)} of {experiment.context} tokens. Shorten it, or fold fewer (-k)."
                 )
         _require_enough(path, len(queries))
         return tuple(query for query in queries if query is not None), path.name
     return None
 
 
-def _calibration(bench: Setup, drawn: Drawn, settings: FoldSettings) -> tuple[tuple[Query, ...], str]:
-    chosen = chosen_texts(bench, drawn, settings)
+def _calibration(experiment: Setup, drawn: DemonstrationSet, settings: FoldSettings) -> tuple[tuple[Query, ...], str]:
+    chosen = chosen_texts(experiment, drawn, settings)
     if chosen is not None:
         return chosen
-    room = bench.context - len(drawn.encoded.prefix)
+    room = experiment.context - len(drawn.encoded.prefix)
     seed = drawn.demonstrations.seed
-    prompts = generate_texts(bench.lm, bench.task, bench.encoder, drawn.encoded, settings.texts, seed=seed)
-    written = tuple(bench.encoder.unlabelled(prompt) for prompt in prompts)
+    prompts = generate_texts(
+        experiment.lm, experiment.task, experiment.encoder, drawn.encoded, settings.texts, seed=seed
+    )
+    written = tuple(experiment.encoder.unlabelled(prompt) for prompt in prompts)
     # Written in the model's own room, which may be wider than the context asked for, and answers need some too.
     usable = tuple(query for query in written if query.width() <= room)
     if len(usable) < FEWEST_TEXTS:
         raise ContextError(
             f"{len(usable)} of {len(written)} texts that the model wrote fit behind the demonstrations, which take "
-            f"{len(drawn.encoded.prefix)} of {bench.context} tokens. Fold fewer (-k)."
+            f"{len(drawn.encoded.prefix)} of {experiment.context} tokens. Fold fewer (-k)."
         )
     return usable, "generated"
 
@@ -266,14 +270,14 @@ def _require_enough(path: Path, n: int) -> None:
         )
 
 
-def _queries(bench: Setup, examples: Sequence[Example], most: int, room: int) -> list[Query | None]:
+def _queries(experiment: Setup, examples: Sequence[Example], most: int, room: int) -> list[Query | None]:
     """As queries, until there are so many; None where one does not fit."""
     found: list[Query | None] = []
     left = most
     for example in examples:
         if not left:
             break
-        query = bench.encoder.text(example)
+        query = experiment.encoder.text(example)
         fits = query.width() <= room
         found.append(query if fits else None)
         left -= fits
@@ -286,13 +290,13 @@ def plain_texts_file(digest: str, opening: tuple[int, ...], texts: int, length: 
     return cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
 
 
-def plain_texts(bench: Setup, settings: FoldSettings) -> tuple[tuple[tuple[int, ...], ...], str]:
+def plain_texts(experiment: Setup, settings: FoldSettings) -> tuple[tuple[tuple[int, ...], ...], str]:
     """Plain text as token ids, and where it came from. What the model writes is kept in the cache."""
-    lm, opening = bench.lm, bench.encoder.opening
-    length = min(settings.plain_length, bench.context - len(opening))
+    lm, opening = experiment.lm, experiment.encoder.opening
+    length = min(settings.plain_length, experiment.context - len(opening))
     if settings.plain != "generated":
         path = Path(settings.plain).expanduser()
-        return plain_passages(bench.encoder, path, length, settings.plain_texts), path.name
+        return plain_passages(experiment.encoder, path, length, settings.plain_texts), path.name
     kept = plain_texts_file(weights_digest(lm), opening, settings.plain_texts, length)
     # One that is damaged is written anew.
     with contextlib.suppress(OSError, ValueError, TypeError):
@@ -320,14 +324,14 @@ def plain_passages(encoder: Encoder, path: Path, length: int, most: int | None =
     return tuple(cut[i] for i in sorted(chosen))
 
 
-def perplexity_passages(bench: Setup, file: str, most: int) -> tuple[tuple[int, ...], ...]:
+def perplexity_passages(experiment: Setup, file: str, most: int) -> tuple[tuple[int, ...], ...]:
     """Passages of at most 256 tokens on which perplexity is measured.
 
     Raises:
         TaskError: The file cannot be read or is empty.
     """
-    length = min(256, bench.context - len(bench.encoder.opening))
-    return plain_passages(bench.encoder, Path(file).expanduser(), length, most)
+    length = min(256, experiment.context - len(experiment.encoder.opening))
+    return plain_passages(experiment.encoder, Path(file).expanduser(), length, most)
 
 
 def require_writable(lm: LanguageModel, method: FoldMethod, as_checkpoint: bool) -> None:

@@ -17,7 +17,7 @@ from dualform.report.measures import MeasureTitle
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dualform.studies.inside import Pair
+    from dualform.studies.sides import SidePair
 
 Need = Literal["answers", "output", "scores", "ranks", "update"]
 """What both sides must have: answers of their own (made-up sides have none); attention outputs; attention scores to the
@@ -43,7 +43,7 @@ class Measure(MeasureTitle):
     heads: Literal["query", "key_value"] = "query"
     """Whose heads the third axis counts, where there is one."""
 
-    def compute(self, pair: Pair) -> Mapping[str, Tensor]:
+    def compute(self, pair: SidePair) -> Mapping[str, Tensor]:
         """The measure for one group of queries.
 
         Args:

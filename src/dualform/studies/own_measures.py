@@ -11,14 +11,14 @@ from dualform.studies.measures import Measure
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dualform.studies.inside import Pair
+    from dualform.studies.sides import SidePair
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnMeasure(Measure):
     """A measure whose function in `pair_measures` has its name."""
 
-    def compute(self, pair: Pair) -> Mapping[str, Tensor]:
+    def compute(self, pair: SidePair) -> Mapping[str, Tensor]:
         """Its number, and its companions."""
         # Pages name measures, and are drawn without torch.
         from dualform.studies import pair_measures
@@ -214,4 +214,4 @@ RELAXATION = Measure(
     range=(-1, 1),
     chance="0 for unrelated directions",
 )
-"""Of ICL alone, so that the study computes it (`Prompted.relaxation`)."""
+"""Of ICL alone, so that the study computes it (`PromptedSide.relaxation`)."""

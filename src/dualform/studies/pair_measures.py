@@ -8,7 +8,7 @@ from torch import Tensor
 from dualform.ops import agreement as answers
 from dualform.ops import similarity
 from dualform.ops.rank import demonstration_log_mass, kendall_tau_b
-from dualform.studies.inside import Pair
+from dualform.studies.sides import SidePair
 
 # Relative change of a row of scores that float32 angles of some thousand positions can feign.
 _ROUNDING = 1e-3
@@ -16,7 +16,7 @@ _ROUNDING = 1e-3
 Found = Mapping[str, Tensor]
 
 
-def agreement(pair: Pair) -> Found:
+def agreement(pair: SidePair) -> Found:
     """Whether both give the same answer, and how far apart their probabilities are."""
     a, b = pair.a.readings.log_probabilities, pair.b.readings.log_probabilities
     return {
@@ -26,47 +26,47 @@ def agreement(pair: Pair) -> Found:
     }
 
 
-def top_k_overlap(pair: Pair) -> Found:
+def top_k_overlap(pair: SidePair) -> Found:
     """Of the likeliest next tokens."""
     return {"top_k_overlap": answers.top_k_overlap(pair.a.readings.next_token, pair.b.readings.next_token)}
 
 
-def overlap_cosine(pair: Pair) -> Found:
+def overlap_cosine(pair: SidePair) -> Found:
     """Of the shared ones' probabilities."""
     return {"overlap_cosine": answers.overlap_cosine(pair.a.readings.next_token, pair.b.readings.next_token)}
 
 
-def vocabulary_shared(pair: Pair) -> Found:
+def vocabulary_shared(pair: SidePair) -> Found:
     """Of the whole vocabulary's probability."""
     return {"vocabulary_shared": 1 - answers.total_variation(pair.a.readings.next_token, pair.b.readings.next_token)}
 
 
-def sim_am(pair: Pair) -> Found:
+def sim_am(pair: SidePair) -> Found:
     """Of both sides' scores."""
     a, b = _scores(pair)
     return {"sim_am": similarity.sim_am(a, b, pair.before.mask)}
 
 
-def sim_am_before(pair: Pair) -> Found:
+def sim_am_before(pair: SidePair) -> Found:
     """Of the first side's scores and zero-shot's."""
     a, _ = _scores(pair)
     assert pair.before.scores is not None
     return {"sim_am_before": similarity.sim_am(a, pair.before.scores, pair.before.mask)}
 
 
-def sim_am_centred(pair: Pair) -> Found:
+def sim_am_centred(pair: SidePair) -> Found:
     """Of both sides' scores, each row's mean removed."""
     a, b = _scores(pair)
     return {"sim_am_centred": similarity.sim_am_centred(a, b, pair.before.mask)}
 
 
-def sim_am_softmax(pair: Pair) -> Found:
+def sim_am_softmax(pair: SidePair) -> Found:
     """Of both sides' attention weights."""
     a, b = _scores(pair)
     return {"sim_am_softmax": similarity.sim_am_softmax(a, b, pair.before.mask)}
 
 
-def sim_am_delta(pair: Pair) -> Found:
+def sim_am_delta(pair: SidePair) -> Found:
     """Of both sides' changes of scores, where the context has changed any."""
     (a, b), before = _scores(pair), pair.before
     assert before.scores is not None
@@ -76,12 +76,12 @@ def sim_am_delta(pair: Pair) -> Found:
     return {"sim_am_delta": delta.masked_fill(unmoved, torch.nan)}
 
 
-def sim_aou(pair: Pair) -> Found:
+def sim_aou(pair: SidePair) -> Found:
     """Of both sides' changes of attention outputs, normalised."""
     return {"sim_aou": similarity.sim_aou(*_outputs(pair))}
 
 
-def sim_aou_raw(pair: Pair) -> Found:
+def sim_aou_raw(pair: SidePair) -> Found:
     """The same without normalising, and how long both changes are."""
     zsl, a, b = _outputs(pair)
     moved_a, moved_b = ((side - zsl).norm(dim=-1) for side in (a, b))
@@ -93,13 +93,13 @@ def sim_aou_raw(pair: Pair) -> Found:
     }
 
 
-def kendall(pair: Pair) -> Found:
+def kendall(pair: SidePair) -> Found:
     """Of both orders of the demonstrations' tokens; nothing where the sides' tokens are not the same."""
     a, b, owners_a, owners_b = _ranks(pair)
     return {"kendall": kendall_tau_b(a, b)} if torch.equal(owners_a, owners_b) else {}
 
 
-def kendall_demo(pair: Pair) -> Found:
+def kendall_demo(pair: SidePair) -> Found:
     """Of both orders of whole demonstrations."""
     a, b, owners_a, owners_b = _ranks(pair)
     n = int(max(owners_a.max(), owners_b.max())) + 1
@@ -110,20 +110,20 @@ def kendall_demo(pair: Pair) -> Found:
     return {"kendall_demo": kendall_tau_b(*masses)}
 
 
-def direct_update(pair: Pair) -> Found:
+def direct_update(pair: SidePair) -> Found:
     """Of both changes of weight in the linear form."""
     assert pair.a.update is not None
     assert pair.b.update is not None
     return {"direct_update": similarity.direct_update(pair.a.update, pair.b.update)}
 
 
-def _scores(pair: Pair) -> tuple[Tensor, Tensor]:
+def _scores(pair: SidePair) -> tuple[Tensor, Tensor]:
     assert pair.a.trace.scores is not None
     assert pair.b.trace.scores is not None
     return pair.a.trace.scores, pair.b.trace.scores
 
 
-def _outputs(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(pair: SidePair) -> tuple[Tensor, Tensor, Tensor]:
     zsl, a, b = pair.before.output, pair.a.trace.output, pair.b.trace.output
     assert zsl is not None
     assert a is not None
@@ -131,7 +131,7 @@ def _outputs(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
     return zsl, a, b
 
 
-def _ranks(pair: Pair) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _ranks(pair: SidePair) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     a, b = pair.a, pair.b
     assert a.ranks is not None
     assert b.ranks is not None

@@ -16,7 +16,7 @@ class Piece:
     name: str
     """Which part, such as `seed 3`."""
     inputs: str
-    """Digest of the weights, texts and labels that it was made from, see `bench.digest`."""
+    """Digest of the weights, texts and labels that it was made from, see `experiment.digest`."""
     tensors: "dict[str, Tensor]"
     about: dict[str, Any]
 
@@ -66,7 +66,7 @@ class Piece:
         return cls(header["name"], header["inputs"], {name: found[name] for name in header["order"]}, header["about"])
 
 
-class Cells(Protocol):
+class PieceStore(Protocol):
     """Where finished pieces are kept, so that a killed run goes on where it stopped."""
 
     def get(self, name: str, inputs: str) -> Piece | None:
@@ -78,7 +78,7 @@ class Cells(Protocol):
         ...
 
 
-class NoCells:
+class NoPieceStore:
     """Keeps nothing."""
 
     def get(self, name: str, inputs: str) -> Piece | None:
@@ -93,7 +93,7 @@ Made = tuple["dict[str, Tensor]", dict[str, Any]]
 """Tensors of a piece, and whatever JSON can say about them."""
 
 
-def kept(cells: Cells, name: str, inputs: str, make: Callable[[], Made]) -> Piece:
+def kept(cells: PieceStore, name: str, inputs: str, make: Callable[[], Made]) -> Piece:
     """The piece that was finished earlier, or made now and kept.
 
     Args:

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 
 from dualform.errors import ConfigError
 from dualform.models.cost.machine import Machine
-from dualform.models.cost.memory import MemoryEstimate, Option
+from dualform.models.cost.memory import MemoryEstimate, MemoryOption
 from dualform.models.cost.work import Cost as Cost
-from dualform.models.cost.work import Part as Part
+from dualform.models.cost.work import PricedPart as PricedPart
 from dualform.studies.study import study_of
 
 
@@ -26,7 +26,7 @@ class Plan:
 
     command: str
     """What is run."""
-    parts: tuple[Part, ...]
+    parts: tuple[PricedPart, ...]
     memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes at the moment that needs most, by what they are for."""
     machine: Machine | None = None
@@ -182,7 +182,7 @@ def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine:
     rate = min(1.0, workers * threads / max(1, machine.threads))
     n_cells = sum(group.cells - group.finished for group in groups)
     rate *= min(1.0, n_cells / workers) if n_cells else 1.0
-    parts: list[Part] = []
+    parts: list[PricedPart] = []
     once: dict[tuple[str, str], Cost] = {}
     for group in groups:
         left = 1 - group.finished / group.cells if group.cells else 0.0
@@ -194,7 +194,7 @@ def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine:
         )
         expected, least, most = (_at_rate(end * left, rate) for end in ends)
         told = f"{group.name} ({group.cells - group.finished} of {group.cells} cells)"
-        parts.append(Part(told, expected, least, most, group.plan.why if left else ()))
+        parts.append(PricedPart(told, expected, least, most, group.plan.why if left else ()))
         if left:
             for part in group.plan.parts:
                 if part.name in ONCE:
@@ -202,7 +202,9 @@ def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine:
                     once[part.name, "" if part.name == "start" else group.models] = part.cost
     if once:
         alone = sum(once.values(), Cost())
-        parts.insert(0, Part("starting and loading, once a worker", _at_rate(alone * min(workers, n_cells), rate)))
+        parts.insert(
+            0, PricedPart("starting and loading, once a worker", _at_rate(alone * min(workers, n_cells), rate))
+        )
     unfinished = [group.plan for group in groups if group.finished < group.cells]
     largest = max(unfinished, key=lambda plan: plan.peak, default=None)
     busy = min(workers, n_cells)
@@ -221,9 +223,9 @@ def _fit_together(largest: Plan, workers: int, machine: Machine) -> MemoryEstima
         return together
     fewer = next((n for n in range(workers - 1, 0, -1) if replace(together, needed=n * alone.needed).fits), 0)
     if fewer:
-        options = (Option(f"fewer workers: --workers {fewer}", fewer * alone.needed, True),)
+        options = (MemoryOption(f"fewer workers: --workers {fewer}", fewer * alone.needed, True),)
         return replace(together, options=options)
-    one = () if workers == 1 else (Option("fewer workers: --workers 1", alone.needed, False),)
+    one = () if workers == 1 else (MemoryOption("fewer workers: --workers 1", alone.needed, False),)
     return replace(together, options=(*one, *(replace(each, how=f"--workers 1, {each.how}") for each in alone.options)))
 
 

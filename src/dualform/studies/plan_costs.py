@@ -19,15 +19,15 @@ from dualform.models.cost.work import (
     Evaluation,
     Forward,
     FullTraining,
-    Measuring,
-    Part,
+    MeasureComputation,
+    PricedPart,
     RandomDirection,
     RidgeRegression,
-    Step,
     Training,
     WeightChange,
     Work,
     WorkPart,
+    WorkStep,
     row_of,
     rows,
 )
@@ -75,12 +75,12 @@ class Costs:
         seconds = sum(times * self._seconds(step) for times, step in work.steps + work.overhead)
         return Cost(work.tokens, work.backward_tokens, work.flops(self.shape), seconds)
 
-    def part(self, part: WorkPart) -> Part:
+    def part(self, part: WorkPart) -> PricedPart:
         """A part of a run with its price."""
         least, most = (None if end is None else self.cost(end) for end in (part.least, part.most))
-        return Part(part.name, self.cost(part.work), least, most, part.why)
+        return PricedPart(part.name, self.cost(part.work), least, most, part.why)
 
-    def _seconds(self, step: Step) -> float:
+    def _seconds(self, step: WorkStep) -> float:
         match step:
             case Forward(own, prefix=0, scored=0) if len(own) == 1:
                 return self._prefix(own[0])
@@ -96,7 +96,7 @@ class Costs:
                 return self._full_training(step)
             case RidgeRegression():
                 return self._ridge(step)
-            case Measuring():
+            case MeasureComputation():
                 return self._measuring(step)
             case WeightChange():
                 return self.machine.passes(self.shape.key_value, 1, BYTES[self.dtype])
@@ -199,7 +199,7 @@ class Costs:
 
     # Inside
 
-    def _measuring(self, step: Measuring) -> float:
+    def _measuring(self, step: MeasureComputation) -> float:
         shape, machine = self.shape, self.machine
         n = step.examples * shape.n_layers
         seconds = 0.0

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dualform.errors import ModelError
 from dualform.models.cost.machine import Machine
 from dualform.models.cost.memory import MemoryEstimate, layer_bytes, quantized_bytes
-from dualform.models.cost.work import Cost, Part
+from dualform.models.cost.work import Cost, PricedPart
 from dualform.models.loading.meta import meta_model
 from dualform.models.reading.language_model import LanguageModel
 from dualform.studies.plan_costs import Costs, compared_with_machine
@@ -66,18 +66,18 @@ def estimated_memory(
     return compared_with_machine(costs, memory, trains=trains, divided=divided(config)), notes
 
 
-def surrounding_parts(costs: Costs, tokenising: float, summary: float = 0.0) -> list[Part]:
+def surrounding_parts(costs: Costs, tokenising: float, summary: float = 0.0) -> list[PricedPart]:
     """Importing, loading with its self-checks, tokenising."""
     return [
-        Part("start", Cost(seconds=costs.machine.start)),
-        Part("loading and self-checks", costs.loading()),
-        Part("tokenising, numbers, page", Cost(seconds=tokenising + summary + PAGE * costs.machine.start)),
+        PricedPart("start", Cost(seconds=costs.machine.start)),
+        PricedPart("loading and self-checks", costs.loading()),
+        PricedPart("tokenising, numbers, page", Cost(seconds=tokenising + summary + PAGE * costs.machine.start)),
     ]
 
 
-def merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+def merged(parts: Iterable[PricedPart]) -> tuple[PricedPart, ...]:
     """Parts of one name, such as those of several seeds, as one."""
-    by_name: dict[str, Part] = {}
+    by_name: dict[str, PricedPart] = {}
     for part in parts:
         if part.name in by_name:
             before = by_name[part.name]
@@ -88,7 +88,7 @@ def merged(parts: Iterable[Part]) -> tuple[Part, ...]:
                 for end in ("least", "most")
             )
             why = tuple(dict.fromkeys((*before.why, *part.why)))
-            by_name[part.name] = Part(part.name, before.cost + part.cost, least, most, why)
+            by_name[part.name] = PricedPart(part.name, before.cost + part.cost, least, most, why)
         else:
             by_name[part.name] = part
     return tuple(by_name.values())

@@ -21,7 +21,7 @@ SIX_TASKS = "mean of six tasks"
 
 
 @dataclass(frozen=True)
-class Beside:
+class PaperComparison:
     """One number of this run beside the paper's."""
 
     title: str
@@ -77,7 +77,7 @@ _MOMENTUM_ACCURACY: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True)
-class BesideMomentum:
+class PaperMomentumComparison:
     """One number without and with momentum attention: the paper's, of one run each, and this run's."""
 
     title: str
@@ -88,7 +88,9 @@ class BesideMomentum:
     """Whether it is a share of answers, to be written in per cent."""
 
 
-def momentum_beside_the_paper(vanilla: MomentumArm | None, momentum: MomentumArm | None) -> list[BesideMomentum]:
+def momentum_beside_the_paper(
+    vanilla: MomentumArm | None, momentum: MomentumArm | None
+) -> list[PaperMomentumComparison]:
     """The paper's numbers of momentum attention, with this run's at the same lengths and on the same tasks.
 
     Args:
@@ -105,32 +107,32 @@ def momentum_beside_the_paper(vanilla: MomentumArm | None, momentum: MomentumArm
         found = [{score.task: score.accuracy for score in arm.tasks} if arm is not None else {} for arm in arms]
         return found[0].get(task), found[1].get(task)
 
-    rows = [BesideMomentum("training perplexity, 1,024 tokens", _MOMENTUM_TRAINING, (None, None), share=False)]
+    rows = [PaperMomentumComparison("training perplexity, 1,024 tokens", _MOMENTUM_TRAINING, (None, None), share=False)]
     for length, published in MOMENTUM_PERPLEXITY.items():
         title = f"validation perplexity, {int(length):,} tokens"
-        rows.append(BesideMomentum(title, published, perplexities(length), share=False))
+        rows.append(PaperMomentumComparison(title, published, perplexities(length), share=False))
     for task, published in _MOMENTUM_ACCURACY.items():
-        rows.append(BesideMomentum(f"accuracy, {task}", published, accuracies(task), share=True))
+        rows.append(PaperMomentumComparison(f"accuracy, {task}", published, accuracies(task), share=True))
     means = [sum(each[side] for each in _MOMENTUM_ACCURACY.values()) / len(_MOMENTUM_ACCURACY) for side in (0, 1)]
-    rows.append(BesideMomentum("accuracy, mean of the six", (means[0], means[1]), (None, None), share=True))
+    rows.append(PaperMomentumComparison("accuracy, mean of the six", (means[0], means[1]), (None, None), share=True))
     return rows
 
 
-def beside_the_paper(result: Result) -> list[Beside]:
+def beside_the_paper(result: Result) -> list[PaperComparison]:
     """This run's numbers beside the published ones; empty unless the run followed the paper's protocol."""
     if result.config.get("preset") != PRESET:
         return []
     rows = []
     for key, published, random in _MEASURES:
         title = measure_of(key).title
-        rows.append(Beside(title, SIX_TASKS, result.similarity.get(key), published, key == "rec2ftp"))
+        rows.append(PaperComparison(title, SIX_TASKS, result.similarity.get(key), published, key == "rec2ftp"))
         if random is not None:
             # The paper's random SimAOU is its code's quantity; Kendall's tau of a random order is 0 either way.
             controls = [result.controls.get(name, {}).get(key) for name in ("random_released", "random")]
             made_up = next((one for one in controls if one is not None), None)
-            rows.append(Beside(f"{title}: random update", SIX_TASKS, made_up, random, False))
+            rows.append(PaperComparison(f"{title}: random update", SIX_TASKS, made_up, random, False))
     task = str(result.task.get("name"))
     for learner, published in _ACCURACIES.get(task, {}).items():
         title = f"accuracy, {learner_style(learner).title}"
-        rows.append(Beside(title, task, result.accuracy.get(learner), published, True))
+        rows.append(PaperComparison(title, task, result.accuracy.get(learner), published, True))
     return rows

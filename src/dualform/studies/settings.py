@@ -13,7 +13,7 @@ from dualform.models.loading.placement import placement
 from dualform.models.reading.options import Probe
 from dualform.option import DATA, MACHINE, Option
 from dualform.seeds import Seeds
-from dualform.studies.study import Reads
+from dualform.studies.study import StudyInputs
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import TaskOptions, unescape
 from dualform.tasks.task import Task
@@ -189,9 +189,9 @@ class StudyConfig(BaseModel):
         """The models of these settings."""
         return ()
 
-    def reads(self) -> Reads:
+    def reads(self) -> StudyInputs:
         """The models, tasks and files that these settings name."""
-        return Reads(self.model_names, task=True)
+        return StudyInputs(self.model_names, task=True)
 
     @property
     def reads_paper_rows(self) -> bool:

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel
 
 from dualform.errors import ConfigError
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 from dualform.registry import Registry
-from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table as RichTable
 
     from dualform.attention_record import AttentionRecord
-    from dualform.learners.remembered import ReadingMemory
+    from dualform.learners.reading_cache import ReadingCache
     from dualform.models.cost.machine import Machine
     from dualform.models.reading.language_model import LanguageModel
     from dualform.report.table import Table
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from dualform.tasks.task import Task
 
 
-class Models(Protocol):
+class ModelSource(Protocol):
     """Where a study gets its models and tasks: loaded when they are needed, or still in memory from another run."""
 
     @property
-    def memory(self) -> "ReadingMemory | None":
+    def memory(self) -> "ReadingCache | None":
         """Zero-shot readings of the model at hand; None keeps none."""
         ...
 
@@ -55,7 +55,7 @@ class Models(Protocol):
         ...
 
 
-class LoadedWhenNeeded:
+class LoadOnDemand:
     """Loads models and tasks anew.
 
     Args:
@@ -66,7 +66,7 @@ class LoadedWhenNeeded:
         self._task = task
 
     @property
-    def memory(self) -> "ReadingMemory | None":
+    def memory(self) -> "ReadingCache | None":
         """A command reads each model once, so nothing is kept."""
         return None
 
@@ -88,12 +88,12 @@ class LoadedWhenNeeded:
 class StudyContext:
     """What a study is given to run with."""
 
-    cells: Cells = field(default_factory=NoCells)
+    cells: PieceStore = field(default_factory=NoPieceStore)
     """Keeps finished pieces, so that a killed run continues where it stopped."""
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=SilentProgress)
     folder: Path | None = None
     """Where files that are too large for pieces lie while the study runs, such as models under training."""
-    models: Models = field(default_factory=LoadedWhenNeeded)
+    models: ModelSource = field(default_factory=LoadOnDemand)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Reads:
+class StudyInputs:
     """Everything outside its settings on which a study's numbers depend; a sweep's cells are known by its digests."""
 
     models: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ class Study:
     """The class of its results, which adds the study's own fields to those that all have."""
     plan_samples: Callable[[Any, "Machine"], str] | None = None
     """A sentence to say before a plan is made, where samples of the work are run for it; empty where they are kept."""
-    reads: Callable[[Any], Reads] = lambda config: config.reads() if hasattr(config, "reads") else Reads()
+    reads: Callable[[Any], StudyInputs] = lambda config: config.reads() if hasattr(config, "reads") else StudyInputs()
     """What its numbers depend on besides the settings; by default what the configuration says (`StudyConfig.reads`)."""
     several_seeds: bool = True
     """False: a run takes one seed alone, so that a sweep makes each seed a group of its own."""

@@ -6,7 +6,7 @@ from dualform.errors import NumericalError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.rate import RateSearch, search_rate
 from dualform.result import Trial
-from dualform.studies.bench import Bench
+from dualform.studies.experiment import Experiment
 from dualform.studies.settings import StudyConfig
 from dualform.studies.work import TRIED
 
@@ -14,7 +14,7 @@ from dualform.studies.work import TRIED
 def trained(
     adapt: Callable[[float], AdaptedModel],
     rates: tuple[float, ...],
-    bench: Bench[StudyConfig],
+    experiment: Experiment[StudyConfig],
     *,
     name: str,
     seed: int,
@@ -28,7 +28,7 @@ def trained(
     Args:
         adapt: Trains at a rate.
         rates: The grid.
-        bench: Whose selection queries choose.
+        experiment: Whose selection queries choose.
         name: The learner's, for messages.
         seed: Demonstration seed.
         known: Rate chosen on another seed; None searches.
@@ -45,11 +45,11 @@ def trained(
         return search_rate(
             adapt,
             grid,
-            bench.lm,
-            bench.selection_queries,
-            bench.selection_labels,
+            experiment.lm,
+            experiment.selection_queries,
+            experiment.selection_labels,
             seed=seed,
-            patience=bench.config.patience,
+            patience=experiment.config.patience,
             after_trial=lambda: report(1 / len(grid)),
             repeat=repeat,
         )
@@ -58,7 +58,7 @@ def trained(
         try:
             adapted = adapt(rate)
             # A rate known from another seed is not searched, but it must give numbers.
-            answer_log_probabilities(adapted, bench.lm, bench.selection_queries[:TRIED])
+            answer_log_probabilities(adapted, experiment.lm, experiment.selection_queries[:TRIED])
         except NumericalError:
             diverged.append(_untested(name, seed, rate, None, "diverged"))
             continue

@@ -5,7 +5,7 @@ from typing import Any
 
 from dualform.models.cost.work import WeightChange, Work, WorkPart, read, rows
 from dualform.models.reading.layout import Probe, Query
-from dualform.studies.bench import Bench
+from dualform.studies.experiment import Experiment
 
 SEARCH = "a search stops early where higher rates are worse"
 """Why the time of training is a range."""
@@ -19,7 +19,7 @@ def read_changed(queries: Sequence[Query], prefix: int, probe: Probe = "prompt")
     return read(queries, prefix, probe) + changes.uncharged
 
 
-def search_part(name: str, one: Work, rates: Sequence[float], bench: Bench[Any], *, known: bool) -> WorkPart:
+def search_part(name: str, one: Work, rates: Sequence[float], experiment: Experiment[Any], *, known: bool) -> WorkPart:
     """Training at a rate that is known, or a search over a grid, as `tuning.trained` does it.
 
     A search that stops early has tried two rates at least, and more where patience asks for more; how many is decided
@@ -29,15 +29,15 @@ def search_part(name: str, one: Work, rates: Sequence[float], bench: Bench[Any],
         name: The learner's.
         one: Training once.
         rates: The grid.
-        bench: Whose selection queries choose.
+        experiment: Whose selection queries choose.
         known: No search: the rate is tried on a few queries alone.
     """
-    opening = len(bench.encoder.opening)
+    opening = len(experiment.encoder.opening)
     if known:
-        return WorkPart(name, one + read_changed(bench.selection_queries[:TRIED], opening))
-    every = one + read_changed(bench.selection_queries, opening)
+        return WorkPart(name, one + read_changed(experiment.selection_queries[:TRIED], opening))
+    every = one + read_changed(experiment.selection_queries, opening)
     # A rate that is the best has to come first, and then as many worse ones as patience bears.
-    fewest = min(len(rates), 1 + bench.config.patience)
+    fewest = min(len(rates), 1 + experiment.config.patience)
     if fewest == len(rates):
         return WorkPart(name, every * len(rates))
     return WorkPart(name, every * len(rates), every * fewest, every * len(rates), (SEARCH,))

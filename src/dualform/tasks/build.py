@@ -12,8 +12,8 @@ from typing import Any
 from dualform.errors import LabelWordError, TaskError
 from dualform.files import show_path
 from dualform.tasks.labels import (
-    Absent,
     LabelColumn,
+    MissingLabel,
     UnusableError,
     clean_text,
     collect_labels,
@@ -105,7 +105,7 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
         examples[split] = []
         for number, row in enumerate(rows):
             value = values[split][number]
-            if value is Absent.UNLABELLED or (column is not None and value in column.unlabelled):
+            if value is MissingLabel.UNLABELLED or (column is not None and value in column.unlabelled):
                 unlabelled[split] += 1
             elif isinstance(value, str):
                 try:
@@ -228,7 +228,7 @@ def _known_names(raw: RawTask, label: str) -> tuple[str, ...] | None:
     return None if names is None else tuple(clean_text(name) for name in names)
 
 
-_Values = dict[str, list[str | Absent | None]]
+_Values = dict[str, list[str | MissingLabel | None]]
 
 
 def _read_labels(
@@ -240,13 +240,13 @@ def _read_labels(
     for split, rows in raw.rows.items():
         values[split] = []
         for number, row in enumerate(rows):
-            value: str | Absent | None = None
+            value: str | MissingLabel | None = None
             if not isinstance(row, UnreadRow):
                 try:
                     value = _label_of(row.get(label), names, fixed=known is not None or free)
                 except UnusableError as why:
                     problems.add(split, number, why)
-                if value is Absent.MISSING:
+                if value is MissingLabel.MISSING:
                     mark = row.get(label)
                     written = f" but {shown(mark)!r}" if isinstance(mark, str) and mark.strip() else ""
                     problems.add(split, number, UnusableError("none", f"column {label!r} has no label{written}", _FILL))
@@ -258,10 +258,10 @@ def _read_labels(
 _FILL = "Fill it or remove the row."
 
 
-def _label_of(value: Any, names: set[str], fixed: bool) -> str | Absent:
+def _label_of(value: Any, names: set[str], fixed: bool) -> str | MissingLabel:
     found = read_label(value, names)
     if fixed and found in ("-1", "-") and found not in names:
-        return Absent.UNLABELLED
+        return MissingLabel.UNLABELLED
     return found
 
 

@@ -22,7 +22,7 @@ from dualform.errors import TaskError
 from dualform.plain_text import plain
 
 
-class Absent(Enum):
+class MissingLabel(Enum):
     """A row without a label."""
 
     MISSING = "missing"
@@ -90,7 +90,7 @@ def clean_text(text: str) -> str:
     return text
 
 
-def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
+def read_label(value: Any, names: Iterable[str] = ()) -> str | MissingLabel:
     """One cell of a label column as a label.
 
     Args:
@@ -104,7 +104,7 @@ def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
         UnusableError: It is neither a whole number nor a name.
     """
     if value is None:
-        return Absent.MISSING
+        return MissingLabel.MISSING
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, int):
@@ -112,7 +112,7 @@ def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
             raise UnusableError("huge", f"label {shown(value)} is too large for a class number", _NUMBERING)
         return str(value)
     if isinstance(value, float | Decimal):
-        return Absent.MISSING if math.isnan(value) else _whole(float(value), value)
+        return MissingLabel.MISSING if math.isnan(value) else _whole(float(value), value)
     if isinstance(value, date | time):
         # As formats write it that have no dates of their own.
         return value.isoformat()
@@ -127,7 +127,7 @@ def read_label(value: Any, names: Iterable[str] = ()) -> str | Absent:
     if text in names:
         return text
     if not text or text in MISSING_WORDS:
-        return Absent.MISSING
+        return MissingLabel.MISSING
     if (fault := text_fault(text)) is not None:
         raise UnusableError(fault, f"label {shown(text)!r} holds {fault}", "Save the file as UTF-8.")
     # Other control characters are shown for what they are wherever a label is printed.
@@ -336,7 +336,7 @@ def find_name(written: str, names: Sequence[str]) -> str | None:
         label = read_label(written, names)
     except UnusableError:
         return None
-    if isinstance(label, Absent):
+    if isinstance(label, MissingLabel):
         return None
     if label not in names and label.lower() in ("true", "false"):
         label = label.capitalize()

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError
 from dualform.models.editing.linear_attention import apply_linear_attention
 from dualform.models.editing.momentum import apply_momentum
-from dualform.models.reading.attention import AttentionCall, tapped
+from dualform.models.reading.attention import AttentionCall, attention_backend
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.forward import LayerOrder, LayerTap
+from dualform.models.reading.forward import LayerOrder, ObservingBackend
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.ops.momentum import momentum_naive
@@ -76,7 +76,7 @@ def test_every_layer_follows_the_formula(kind: MomentumKind, family: str, overri
         # Each head's output has a root mean square of 1.
         seen.append(float((out.square().mean(-1).sqrt() - 1).abs().max()))
 
-    with tapped(LayerTap(LayerOrder(model, find_anatomy(model)), compare)):
+    with attention_backend(ObservingBackend(LayerOrder(model, find_anatomy(model)), compare)):
         logits_of(model, tokens(9, rows=2))
     assert len(seen) == LAYERS
     assert max(seen) < 1e-2
@@ -129,7 +129,7 @@ def test_the_sum_of_values_can_stand_beside_it() -> None:
         torch.testing.assert_close(out, by_the_formula(call, "none", 0.0) + term, atol=1e-10, rtol=1e-9)
         seen.append(layer)
 
-    with tapped(LayerTap(LayerOrder(model, find_anatomy(model)), compare)):
+    with attention_backend(ObservingBackend(LayerOrder(model, find_anatomy(model)), compare)):
         logits_of(model, tokens(9))
     assert seen == [0, 1]
 

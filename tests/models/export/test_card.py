@@ -6,7 +6,7 @@ from markdown_it import MarkdownIt
 
 from dualform._version import __version__
 from dualform.errors import ConfigError
-from dualform.models.export.card import CardFacts, Measured, model_card
+from dualform.models.export.card import CardFacts, MeasuredAccuracy, model_card
 from dualform.models.export.licence import GEMMA_NOTICE, Licence
 
 FACTS = CardFacts(
@@ -20,9 +20,9 @@ FACTS = CardFacts(
     changed=tuple(f"model.layers.{i}.self_attn.o_proj.{kind}" for i in (0, 1, 2, 5) for kind in ("weight", "bias")),
     label_words=(" positive", " negative"),
     measured=(
-        Measured("base, zero-shot", 0.57, (0.52, 0.62), 400),
-        Measured("base, prompted", 0.72, (0.68, 0.76), 400),
-        Measured("folded, zero-shot", 0.725, None, 400),
+        MeasuredAccuracy("base, zero-shot", 0.57, (0.52, 0.62), 400),
+        MeasuredAccuracy("base, prompted", 0.72, (0.68, 0.76), 400),
+        MeasuredAccuracy("folded, zero-shot", 0.725, None, 400),
     ),
     agreement=0.8125,
     perplexity=(18.5, 19.04),
@@ -162,7 +162,7 @@ def test_nothing_that_comes_from_outside_gets_active(text):
         settings={text: text},
         changed=(text,),
         label_words=(text, text),
-        measured=(Measured(text, 0.5, None, 10),),
+        measured=(MeasuredAccuracy(text, 0.5, None, 10),),
         notes=(text,),
     )
     innocent = CardFacts(
@@ -175,7 +175,7 @@ def test_nothing_that_comes_from_outside_gets_active(text):
             "changed": ("a",),
             "notes": ("a",),
             "label_words": ("a", "a"),
-            "measured": (Measured("a", 0.5, None, 10),),
+            "measured": (MeasuredAccuracy("a", 0.5, None, 10),),
         }
     )
     header, body = front_matter(model_card(hostile))
@@ -218,7 +218,7 @@ def test_a_note_reads_as_it_was_written():
 
 
 def test_a_share_or_perplexity_out_of_range_is_refused():
-    wrong = (Measured("base", 72.0, None, 400),)
+    wrong = (MeasuredAccuracy("base", 72.0, None, 400),)
     with pytest.raises(ConfigError, match=r"accuracy of base is 72\.0; expected a share from 0 to 1"):
         model_card(dataclasses.replace(FACTS, measured=wrong))
     with pytest.raises(ConfigError, match=r"agreement is -0\.5"):

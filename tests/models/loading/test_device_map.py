@@ -35,7 +35,7 @@ from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import is_linear
 from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.models.structure.untrained import untrained
-from dualform.studies.bench import weights_digest
+from dualform.studies.experiment import weights_digest
 from tests.learners.setting import assert_same_readings, readings, setting_of
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dualform.models.loading import identity
 from dualform.models.loading.identity import digest_of_weights, file_digest, model_identity
-from dualform.studies.bench import weights_digest
+from dualform.studies.experiment import weights_digest
 from tests.models.loading.test_load_adapters import save_adapter
 from tests.studies.small import small_lm
 from tests.tiny import save_tiny

@@ -16,8 +16,8 @@ from dualform.models.export.checkpoint import require_plain_weights
 from dualform.models.loading.doctor import examine
 from dualform.models.loading.load import load_model
 from dualform.models.loading.quantized import precision_of, token_by_token
-from dualform.studies.bench import weights_digest
 from dualform.studies.comparison.config import comparison_config
+from dualform.studies.experiment import weights_digest
 from dualform.studies.folding.config import FoldingConfig
 from dualform.studies.selection.config import selection_config
 from dualform.studies.stability.config import stability_config

@@ -7,7 +7,14 @@ from torch import nn
 
 from dualform.errors import ModelError
 from dualform.models.reading import attention
-from dualform.models.reading.attention import NAME, AttentionCall, attend_with_lse, merge, plain_attention, tapped
+from dualform.models.reading.attention import (
+    NAME,
+    AttentionCall,
+    attend_with_lse,
+    attention_backend,
+    merge,
+    plain_attention,
+)
 from tests.models.reference import BY_NAME, CASES, plain, route_id
 from tests.tiny import tiny_model
 
@@ -207,7 +214,7 @@ class TestTheRegisteredFunction:
                 return model(ids).logits
 
         before = forward()
-        with tapped(Zero()):
+        with attention_backend(Zero()):
             within = forward()
             thread = threading.Thread(target=lambda: elsewhere.append(forward()))
             thread.start()
@@ -226,7 +233,7 @@ class TestTheRegisteredFunction:
         model = tiny_model("llama")
         model.set_attn_implementation(NAME)
         ids = torch.arange(3, 12)[None]
-        with pytest.raises(RuntimeError, match="no attention today"), tapped(Fails()):
+        with pytest.raises(RuntimeError, match="no attention today"), attention_backend(Fails()):
             model(ids)
         assert torch.equal(model(ids).logits, model(ids).logits)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dualform.models.reading.watch import AttentionWatch
+from dualform.models.reading.watch import AttentionTracer
 
 
 def random(*shape, seed=0):
@@ -59,7 +59,7 @@ WAYS = ["operator", "methods", "joint_batch_and_head", "added_bias", "kernel", "
 def test_attention_is_recognised_whichever_way_it_is_written(way):
     module = Attention(way)
     seen = []
-    with AttentionWatch([module], 2, lambda where, attention: seen.append((where, attention))):
+    with AttentionTracer([module], 2, lambda where, attention: seen.append((where, attention))):
         out = module(QUERY, KEY, VALUE)
     assert torch.equal(out, module(QUERY, KEY, VALUE))
     ((where, attention),) = seen
@@ -85,7 +85,7 @@ def test_the_kernels_own_defaults_are_known():
 
     module = Causal()
     seen: list[Any] = []
-    with AttentionWatch([module], 2, lambda where, attention: seen.append(attention)):
+    with AttentionTracer([module], 2, lambda where, attention: seen.append(attention)):
         out = module(QUERY, KEY[:, :, :5], VALUE[:, :, :5])
     (attention,) = seen
     scores = (QUERY @ KEY[:, :, :5].transpose(-1, -2) * attention.scale).masked_fill(~attention.mask, -torch.inf)
@@ -94,7 +94,7 @@ def test_the_kernels_own_defaults_are_known():
 
 def test_products_and_softmax_outside_the_modules_are_none_of_ours():
     seen = []
-    with AttentionWatch([], 2, lambda where, attention: seen.append(attention)):
+    with AttentionTracer([], 2, lambda where, attention: seen.append(attention)):
         Attention("operator")(QUERY, KEY, VALUE)
         F.scaled_dot_product_attention(QUERY, KEY, VALUE)
     assert seen == []
@@ -107,7 +107,7 @@ def test_a_softmax_that_follows_no_product_is_no_attention():
 
     module = Router()
     seen = []
-    with AttentionWatch([module], 2, lambda where, attention: seen.append(attention)):
+    with AttentionTracer([module], 2, lambda where, attention: seen.append(attention)):
         module(QUERY)
     assert seen == []
 
@@ -120,7 +120,7 @@ def test_a_softmax_over_more_than_the_keys_is_no_attention_that_we_know():
 
     module = Sink()
     seen = []
-    with AttentionWatch([module], 2, lambda where, attention: seen.append(attention)):
+    with AttentionTracer([module], 2, lambda where, attention: seen.append(attention)):
         module(QUERY, KEY, VALUE)
     assert seen == []
 
@@ -133,7 +133,7 @@ def test_a_module_that_raises_does_not_keep_the_watch_inside_it():
 
     bad, good = Fails(), Attention("operator")
     seen = []
-    with AttentionWatch([bad, good], 2, lambda where, attention: seen.append(where)):
+    with AttentionTracer([bad, good], 2, lambda where, attention: seen.append(where)):
         with pytest.raises(RuntimeError, match="between product and softmax"):
             bad(QUERY, KEY)
         good(QUERY, KEY, VALUE)

@@ -8,7 +8,7 @@ from dualform.errors import ModelError
 from dualform.models.editing.blockwise import require_editable_outputs
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure import projections as under_test
-from dualform.models.structure.anatomy import Anatomy, Rows, is_linear, row_axis
+from dualform.models.structure.anatomy import Anatomy, LinearRows, is_linear, row_axis
 from dualform.models.structure.find_anatomy import find_anatomy
 from tests.models.reference import BY_NAME, CASES, assert_no_hooks, plain, route_id, wrapped
 from tests.tiny import D_MODEL, FAMILIES, HEADS, randomise_, tiny_model
@@ -181,7 +181,7 @@ class TestWhatCannotBeLookedInto:
             if part != wrong:
                 return [rows]
             other = torch.tensor(FUSED[family][1][3 - wrong])
-            return [Rows(rows.module, other, rows.whole)]
+            return [LinearRows(rows.module, other, rows.whole)]
 
         monkeypatch.setattr(under_test, "_rows_that_move", mistaken)
         model = tiny_model(family)
@@ -200,7 +200,7 @@ class TestWhatCannotBeLookedInto:
             (rows,) = probed(tensor, linears)
             # The last entry twice, so that the count does not give it away.
             kept = torch.cat([rows.index[:missing], rows.index[missing + 1 :], rows.index[-1:]])
-            return [Rows(rows.module, kept, False)]
+            return [LinearRows(rows.module, kept, False)]
 
         monkeypatch.setattr(under_test, "_rows_that_move", shortened)
         model = tiny_model("gpt2")

@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 
 from dualform.errors import ConfigError
-from dualform.runs.engines.base import Work, best_match, share_cores, warn_if_crowded
+from dualform.runs.engines.base import CellJob, best_match, share_cores, warn_if_crowded
 from dualform.runs.engines.opening import open_engine
 
 
@@ -51,12 +51,20 @@ def test_a_package_that_is_not_installed_is_named_with_what_brings_it(monkeypatc
 
 
 def test_a_worker_takes_what_it_has_loaded_before_what_is_heavier():
-    waiting = [Work("1", {}, warm="a", weight=9), Work("2", {}, warm="b", weight=1), Work("3", {}, warm="b", weight=2)]
+    waiting = [
+        CellJob("1", {}, warm="a", weight=9),
+        CellJob("2", {}, warm="b", weight=1),
+        CellJob("3", {}, warm="b", weight=2),
+    ]
     assert best_match(["b"], waiting) == (0, 2)
     assert best_match(["c", "b"], waiting) == (1, 2)
 
 
 def test_a_work_that_fits_nobody_goes_to_a_new_worker_heaviest_first():
-    waiting = [Work("1", {}, warm="a", weight=1), Work("2", {}, warm="b", weight=5), Work("3", {}, warm="b", weight=5)]
+    waiting = [
+        CellJob("1", {}, warm="a", weight=1),
+        CellJob("2", {}, warm="b", weight=5),
+        CellJob("3", {}, warm="b", weight=5),
+    ]
     assert best_match(["c", ""], waiting) == (1, 1)
     assert best_match(["c"], waiting) == (0, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dualform.errors import ConfigError
-from dualform.runs.engines.base import Engine, EngineOptions, Work
+from dualform.runs.engines.base import CellJob, Engine, EngineOptions
 from dualform.runs.engines.opening import open_engine
 from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
 
@@ -34,7 +34,7 @@ def test_works_finish_fail_or_are_lost_and_each_is_told_once(engine):
         "after": {"value": None},
     }
     for name, payload in payloads.items():
-        engine.submit(Work(name, payload))
+        engine.submit(CellJob(name, payload))
     ended = all_ended(engine, 7)
     assert {name: outcome.status for name, outcome in ended.items()} == {
         "good": "finished",
@@ -68,15 +68,15 @@ def test_works_finish_fail_or_are_lost_and_each_is_told_once(engine):
 
 
 def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine):
-    engine.submit(Work("a1", {"do": "sleep", "seconds": 0.5}, warm="a"))
-    engine.submit(Work("b1", {"do": "sleep", "seconds": 0.5}, warm="b"))
+    engine.submit(CellJob("a1", {"do": "sleep", "seconds": 0.5}, warm="a"))
+    engine.submit(CellJob("b1", {"do": "sleep", "seconds": 0.5}, warm="b"))
     assert engine.idle_for() == []
     first = all_ended(engine, 2)
     pids = {name: outcome.facts["pid"] for name, outcome in first.items()}
     assert pids["a1"] != pids["b1"]
     assert sorted(engine.idle_for()) == ["a", "b"]
     for name in ("b2", "a2", "b3", "a3"):
-        engine.submit(Work(name, {"do": "sleep", "seconds": 0.3}, warm=name[0]))
+        engine.submit(CellJob(name, {"do": "sleep", "seconds": 0.3}, warm=name[0]))
     then = all_ended(engine, 4)
     assert {name: outcome.facts["pid"] for name, outcome in then.items()} == {
         "a2": pids["a1"],
@@ -88,28 +88,28 @@ def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine):
 
 
 def test_a_worker_killed_from_outside_loses_its_own_work_and_is_replaced(engine, tmp_path):
-    engine.submit(Work("victim", {"do": "sleep", "seconds": 60, "begun": str(tmp_path / "pid")}, warm="a"))
-    engine.submit(Work("other", {"do": "sleep", "seconds": 1}, warm="b"))
+    engine.submit(CellJob("victim", {"do": "sleep", "seconds": 60, "begun": str(tmp_path / "pid")}, warm="a"))
+    engine.submit(CellJob("other", {"do": "sleep", "seconds": 1}, warm="b"))
     wait_for(partial(has_text, tmp_path / "pid"))
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     ended = all_ended(engine, 2)
     assert {name: outcome.status for name, outcome in ended.items()} == {"victim": "lost", "other": "finished"}
     assert "" in engine.idle_for()
-    engine.submit(Work("victim", {"value": 2}, warm="a"))
+    engine.submit(CellJob("victim", {"value": 2}, warm="a"))
     assert all_ended(engine, 1)["victim"].facts["value"] == 2
 
 
 def test_a_worker_killed_while_idle_costs_no_work(engine):
-    engine.submit(Work("first", {}, warm="a"))
+    engine.submit(CellJob("first", {}, warm="a"))
     pid = all_ended(engine, 1)["first"].facts["pid"]
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    engine.submit(Work("second", {}, warm="a"))
+    engine.submit(CellJob("second", {}, warm="a"))
     assert all_ended(engine, 1)["second"].status == "finished"
 
 
 def test_what_works_print_goes_to_a_log_file_only(engine, tmp_path, capfd):
-    engine.submit(Work("talker", {"do": "print"}))
+    engine.submit(CellJob("talker", {"do": "print"}))
     assert all_ended(engine, 1)["talker"].status == "finished"
     engine.close()
     assert capfd.readouterr() == ("", "")
@@ -122,7 +122,7 @@ def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine)
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_OFFLINE": os.environ["HF_HUB_OFFLINE"],
     }
-    engine.submit(Work("look", {"do": "environment", "names": list(variables)}))
+    engine.submit(CellJob("look", {"do": "environment", "names": list(variables)}))
     assert all_ended(engine, 1)["look"].facts == variables
 
 
@@ -133,7 +133,7 @@ def test_each_worker_has_its_own_gpus(monkeypatch, gpus, workers, own):
     engine = open_engine("local", workers=workers, threads=1, options=EngineOptions(gpus=gpus), perform=WORKS)
     try:
         for number in range(workers):
-            engine.submit(Work(str(number), {"do": "environment", "names": ["CUDA_VISIBLE_DEVICES"]}))
+            engine.submit(CellJob(str(number), {"do": "environment", "names": ["CUDA_VISIBLE_DEVICES"]}))
             # A new worker for each.
             assert len(engine.idle_for()) == workers - number - 1
         ended = all_ended(engine, workers)
@@ -155,8 +155,8 @@ def test_closing_waits_for_what_is_being_done_or_kills_it(tmp_path):
     for kill in (False, True):
         begun, done = tmp_path / f"begun-{kill}", tmp_path / f"done-{kill}"
         engine = open_engine("local", workers=1, threads=1, perform="tests.runs.engines.works:begin_and_end")
-        engine.submit(Work("long", {"begun": str(begun), "done": str(done), "seconds": 1}))
-        engine.submit(Work("waiting", {"begun": str(tmp_path / "never"), "done": str(done), "seconds": 1}))
+        engine.submit(CellJob("long", {"begun": str(begun), "done": str(done), "seconds": 1}))
+        engine.submit(CellJob("waiting", {"begun": str(tmp_path / "never"), "done": str(done), "seconds": 1}))
         wait_for(partial(has_text, begun))
         engine.close(kill=kill)
         engine.close()

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from dualform.errors import TaskError
-from dualform.runs.engines.base import Ended, Work
+from dualform.runs.engines.base import CellJob, JobOutcome
 from dualform.runs.engines.performing import LONGEST_MESSAGE, ended_from, one_line, perform_text, work_text
 
 WORKS = "tests.runs.engines.works:perform"
 
 
-def perform(payload: dict[str, object], threads: int = 1, function: str = WORKS) -> Ended:
-    return ended_from(perform_text(work_text(Work("digest", payload), function, threads)))
+def perform(payload: dict[str, object], threads: int = 1, function: str = WORKS) -> JobOutcome:
+    return ended_from(perform_text(work_text(CellJob("digest", payload), function, threads)))
 
 
 def test_what_the_work_returns_comes_back_with_its_time():

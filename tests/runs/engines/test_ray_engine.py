@@ -13,7 +13,7 @@ import pytest
 
 from dualform.errors import ConfigError
 from dualform.runs.engines import ray_watch
-from dualform.runs.engines.base import Engine, EngineOptions, Work
+from dualform.runs.engines.base import CellJob, Engine, EngineOptions
 from dualform.runs.engines.opening import open_engine
 from dualform.runs.engines.ray_engine import _fit
 from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
@@ -45,7 +45,7 @@ def test_works_finish_fail_or_are_lost_each_is_told_once_and_nothing_is_printed(
     payloads: dict[str, dict[str, Any]] = {"good": {"value": 1.5}, "after": {"value": 2}}
     payloads |= {name: {"do": name} for name in ("mistake", "fault", "die", "print")}
     for name, payload in payloads.items():
-        engine.submit(Work(name, payload))
+        engine.submit(CellJob(name, payload))
     ended = all_ended(engine, len(payloads))
     assert {name: outcome.status for name, outcome in ended.items()} == {
         "good": "finished",
@@ -72,7 +72,7 @@ def begin_both(engine: Engine, folder: Path) -> None:
     files = [folder / "a1", folder / "b1"]
     for path in files:
         engine.submit(
-            Work(path.name, {"do": "wait", "until": str(folder / "go"), "begun": str(path)}, warm=path.name[0])
+            CellJob(path.name, {"do": "wait", "until": str(folder / "go"), "begun": str(path)}, warm=path.name[0])
         )
     wait_for(lambda: engine.ended(0.2) == [] and all(has_text(path) for path in files), seconds=60)
 
@@ -85,7 +85,7 @@ def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine, t
     assert pids["a1"] != pids["b1"]
     assert sorted(engine.idle_for()) == ["a", "b"]
     for name in ("b2", "a2", "b3", "a3"):
-        engine.submit(Work(name, {"do": "sleep", "seconds": 0.3}, warm=name[0]))
+        engine.submit(CellJob(name, {"do": "sleep", "seconds": 0.3}, warm=name[0]))
     assert engine.idle_for() == []
     then = all_ended(engine, 4)
     assert {name: outcome.facts["pid"] for name, outcome in then.items()} == {
@@ -103,16 +103,16 @@ def test_a_worker_killed_from_outside_loses_its_own_work_and_is_replaced(engine,
     assert {name: ended.status for name, ended in all_ended(engine, 1).items()} == {"a1": "lost"}
     (tmp_path / "go").touch()
     assert all_ended(engine, 1)["b1"].status == "finished"
-    engine.submit(Work("a1", {"value": 2}, warm="a"))
+    engine.submit(CellJob("a1", {"value": 2}, warm="a"))
     assert all_ended(engine, 1)["a1"].facts["value"] == 2
 
 
 def test_a_worker_killed_while_idle_costs_no_work(engine):
-    engine.submit(Work("first", {}, warm="a"))
+    engine.submit(CellJob("first", {}, warm="a"))
     pid = all_ended(engine, 1)["first"].facts["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not is_alive(pid))
-    engine.submit(Work("second", {}, warm="a"))
+    engine.submit(CellJob("second", {}, warm="a"))
     assert all_ended(engine, 1)["second"].status == "finished"
 
 
@@ -122,7 +122,7 @@ def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine)
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_OFFLINE": os.environ["HF_HUB_OFFLINE"],
     }
-    engine.submit(Work("look", {"do": "environment", "names": list(variables)}))
+    engine.submit(CellJob("look", {"do": "environment", "names": list(variables)}))
     assert all_ended(engine, 1)["look"].facts == variables
 
 
@@ -130,7 +130,7 @@ def test_a_process_that_has_joined_a_cluster_keeps_it_and_is_told_what_finds_no_
     with pytest.warns(UserWarning, match=r"2 Ray workers of 5 CPU each: 0 of them find room now"):
         second = open_engine("ray", workers=2, threads=5, perform=WORKS)
     assert second.idle_for() == ["", ""]
-    second.submit(Work("one", {}))
+    second.submit(CellJob("one", {}))
     assert second.idle_for() == [""]
     assert second.ended(0.2) == []
     second.close()
@@ -143,10 +143,10 @@ def test_gpus_that_this_machine_does_not_have_are_refused(engine):
 
 
 def test_a_worker_that_cannot_start_is_told_and_not_tried_for_ever(engine, monkeypatch):
-    monkeypatch.setattr("dualform.runs.engines.ray_engine.Performer", Broken)
+    monkeypatch.setattr("dualform.runs.engines.ray_engine.JobActor", Broken)
     monkeypatch.setattr("dualform.runs.engines.ray_engine.START_ATTEMPTS", 1)
     second = open_engine("ray", workers=1, threads=1, perform=WORKS)
-    second.submit(Work("one", {}))
+    second.submit(CellJob("one", {}))
     with pytest.raises(ConfigError, match=r"Ray cannot start a worker: .*no module named dualform on this node"):
         second.ended(60)
     second.close(kill=True)
@@ -259,7 +259,7 @@ def test_no_worker_outlives_a_driver_that_is_killed(engine, tmp_path):
     driver.kill()
     assert driver.communicate(timeout=30)[0] == ""
     wait_for(lambda: not is_alive(worker), seconds=10)
-    engine.submit(Work("after", {"value": 3}))
+    engine.submit(CellJob("after", {"value": 3}))
     assert all_ended(engine, 1)["after"].facts["value"] == 3
 
 

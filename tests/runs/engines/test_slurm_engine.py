@@ -11,7 +11,7 @@ import pytest
 
 from dualform.configuration import checked
 from dualform.errors import ConfigError
-from dualform.runs.engines.base import Engine, EngineOptions, Work
+from dualform.runs.engines.base import CellJob, Engine, EngineOptions
 from dualform.runs.engines.opening import open_engine
 from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
 
@@ -51,7 +51,7 @@ def test_jobs_finish_fail_or_are_lost(local, tmp_path):
     }
     assert local.idle_for() == ["", ""]
     for name, payload in payloads.items():
-        local.submit(Work(name, payload))
+        local.submit(CellJob(name, payload))
     assert local.idle_for() == []
     ended = all_ended(local, len(payloads))
     assert {name: outcome.status for name, outcome in ended.items()} == {
@@ -65,7 +65,7 @@ def test_jobs_finish_fail_or_are_lost(local, tmp_path):
 
 
 def test_killing_cancels_the_jobs(local, tmp_path):
-    local.submit(Work("long", {"do": "sleep", "seconds": 60, "begun": str(tmp_path / "pid")}))
+    local.submit(CellJob("long", {"do": "sleep", "seconds": 60, "begun": str(tmp_path / "pid")}))
     assert local.ended(0) == []
     wait_for(partial(has_text, tmp_path / "pid"), seconds=20)
     local.close(kill=True)
@@ -83,7 +83,7 @@ def test_a_batch_is_one_array_with_what_was_asked_for(slurm, tmp_path):
     )
     engine = open_engine("slurm", workers=2, threads=3, options=options, perform=WORKS)
     for number in range(3):
-        engine.submit(Work(str(number), {"value": number}))
+        engine.submit(CellJob(str(number), {"value": number}))
     ended = all_ended(engine, 3)
     assert {name: outcome.facts["value"] for name, outcome in ended.items()} == {"0": 0, "1": 1, "2": 2}
     (script,) = slurm.glob("script-*")
@@ -107,7 +107,7 @@ def test_jobs_that_slurm_ends_are_lost_and_closing_cancels_the_rest(slurm, tmp_p
     monkeypatch.setattr("dualform.runs.engines.slurm_engine.MISSING_SECONDS", 0.0)
     engine = open_engine("slurm", workers=2, threads=1, options=EngineOptions(log_dir=tmp_path / "jobs"), perform=WORKS)
     for name in ("ended", "left"):
-        engine.submit(Work(name, {"do": "sleep", "seconds": 60, "begun": str(tmp_path / name)}))
+        engine.submit(CellJob(name, {"do": "sleep", "seconds": 60, "begun": str(tmp_path / name)}))
     assert engine.ended(0) == []
     for name in ("ended", "left"):
         wait_for(partial(has_text, tmp_path / name), seconds=20)
@@ -126,7 +126,7 @@ def test_jobs_that_slurm_ends_are_lost_and_closing_cancels_the_rest(slurm, tmp_p
 def test_a_refusal_of_slurm_is_told(slurm, tmp_path, capfd):
     (slurm / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: short' >&2\nexit 1\n")
     engine = open_engine("slurm", options=EngineOptions(log_dir=tmp_path / "jobs", partition="short"), perform=WORKS)
-    engine.submit(Work("one", {}))
+    engine.submit(CellJob("one", {}))
     with pytest.raises(ConfigError, match=r"Slurm does not take the jobs: .*invalid partition specified: short"):
         engine.ended(1)
 
@@ -179,7 +179,7 @@ def test_what_a_shell_would_read_is_quoted(slurm, tmp_path):
         slurm={"comment": f"a b' ; touch {pwned} #"},
     )
     engine = open_engine("slurm", workers=1, threads=1, options=options, perform=WORKS)
-    engine.submit(Work("one", {"value": 1}))
+    engine.submit(CellJob("one", {"value": 1}))
     assert all_ended(engine, 1)["one"].status == "finished"
     engine.close()
     assert f"touch {pwned}" in next(slurm.glob("script-*")).read_text()

@@ -3,11 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dualform.runs.engines.base import Ended, Engine
+from dualform.runs.engines.base import Engine, JobOutcome
 
 
-def all_ended(engine: Engine, count: int, seconds: float = 60) -> dict[str, Ended]:
-    found: dict[str, Ended] = {}
+def all_ended(engine: Engine, count: int, seconds: float = 60) -> dict[str, JobOutcome]:
+    found: dict[str, JobOutcome] = {}
     until = time.monotonic() + seconds
     while len(found) < count and time.monotonic() < until:
         found |= {ended.digest: ended for ended in engine.ended(1)}

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from dualform.attention_record import AttentionRecord, LookedAt, Weights
+from dualform.attention_record import AttentionRecord, QueryAttention, Weights
 from dualform.errors import ConfigError
 from dualform.ops.rank import kendall_tau_b
-from dualform.studies.bench import Drawn
 from dualform.studies.comparison import attention_view
 from dualform.studies.comparison.attention_view import (
     PATTERNS,
@@ -23,11 +22,12 @@ from dualform.studies.comparison.attention_view import (
     attention_record,
     dense_ranks,
 )
-from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
+from dualform.studies.comparison.seed_record import SeedRecord
+from dualform.studies.experiment import DemonstrationSet
 from dualform.studies.pieces import Piece
 from tests.studies.reference import finetune, look, plain_model
-from tests.studies.small import numbers, small_bench, small_config, small_lm, small_task
+from tests.studies.small import numbers, small_config, small_experiment, small_lm, small_task
 from tests.tiny import HEADS, LAYERS
 
 FAMILIES = ("gpt2", "llama")
@@ -46,14 +46,14 @@ def record_of(family: str = "gpt2", **changes: Any) -> AttentionRecord:
     return record
 
 
-def position(found: Comparison, example: LookedAt) -> int:
+def position(found: Comparison, example: QueryAttention) -> int:
     """Which of the queries an example is."""
     return [each.row for each in found.asked.examples].index(example.query)
 
 
 @cache
-def drawn(family: str) -> Drawn:
-    return small_bench(family, **SETTINGS).draw(1)
+def drawn(family: str) -> DemonstrationSet:
+    return small_experiment(family, **SETTINGS).draw(1)
 
 
 @cache
@@ -72,8 +72,8 @@ def eager(family: str, ids: tuple[int, ...], after_training: bool = False) -> Te
 
 def expected_icl(family: str, index: int) -> Tensor:
     """Over the demonstrations' tokens and then the query's."""
-    bench, encoded = small_bench(family, **SETTINGS), drawn(family).encoded
-    prompt = bench.queries[index].prompt
+    experiment, encoded = small_experiment(family, **SETTINGS), drawn(family).encoded
+    prompt = experiment.queries[index].prompt
     columns = [*encoded.content, *range(len(encoded.prefix), len(encoded.prefix) + len(prompt))]
     return eager(family, (*encoded.prefix, *prompt))[:, columns]
 
@@ -104,10 +104,10 @@ def test_another_querys_weights_are_not() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zero_shot_and_finetuned_weights_are_those_of_an_eager_forward(family: str) -> None:
-    found, bench = run(family), small_bench(family, **SETTINGS)
-    opening = bench.encoder.opening
+    found, experiment = run(family), small_experiment(family, **SETTINGS)
+    opening = experiment.encoder.opening
     for example in record_of(family).examples:
-        prompt = bench.queries[position(found, example)].prompt
+        prompt = experiment.queries[position(found, example)].prompt
         zsl, ft = (eager(family, (*opening, *prompt), after)[:, len(opening) :] for after in (False, True))
         assert is_kept(example.zsl.rows(), zsl)
         # Deltas are kept in float32: far below what a byte can tell.
@@ -130,12 +130,12 @@ def test_weights_and_what_went_elsewhere_make_one_in_every_layer(family: str) ->
         assert all(0 < share < 1 for share in example.elsewhere["icl"])
 
 
-def taus(record: AttentionRecord, family: str, ranks_of: LookedAt, scores_of: int) -> list[float]:
+def taus(record: AttentionRecord, family: str, ranks_of: QueryAttention, scores_of: int) -> list[float]:
     """Tau of one example's m_FT, as recorded, and the scores of a query in context, one forward at a time."""
-    bench, encoded = small_bench(family, **SETTINGS), drawn(family).encoded
+    experiment, encoded = small_experiment(family, **SETTINGS), drawn(family).encoded
     assert ranks_of.ft_ranks is not None
     with torch.no_grad():
-        seen = look(plain_model(family), [*encoded.prefix, *bench.queries[scores_of].prompt])
+        seen = look(plain_model(family), [*encoded.prefix, *experiment.queries[scores_of].prompt])
     found = []
     for layer, ranks in enumerate(ranks_of.ft_ranks.rows(record.n_layers)):
         keys = [seen.key(layer, head)[list(encoded.content)] for head in range(HEADS)]
@@ -187,9 +187,9 @@ def test_probabilities_are_those_of_the_answers() -> None:
 
 def test_the_probe_at_the_first_label_word_is_among_the_tokens() -> None:
     found, record = run(probe="label0"), record_of(probe="label0")
-    bench = small_bench(**SETTINGS)
+    experiment = small_experiment(**SETTINGS)
     example = record.examples[0]
-    query = bench.queries[position(found, example)]
+    query = experiment.queries[position(found, example)]
     assert record.probe == "label0"
     assert example.pieces[-1] == " negative"
     encoded = drawn("gpt2").encoded
@@ -230,7 +230,7 @@ def test_a_seed_that_was_read_back_gives_the_same_record(tmp_path: Any) -> None:
     found = run()
     path = tmp_path / "piece.safetensors"
     path.write_bytes(found.outcomes[0].to_piece().to_bytes())
-    again = SeedOutcome.from_piece(Piece.from_file(str(path)))
+    again = SeedRecord.from_piece(Piece.from_file(str(path)))
     assert attention_record(again, found.asked) == record_of()
 
 

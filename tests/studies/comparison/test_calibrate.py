@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dualform.ops.permutation import sign_flip_p
 from dualform.result import Calibrated
-from dualform.studies.comparison.calibrate import Shares, calibrate, layers_above
+from dualform.studies.comparison.calibrate import TotalsRatio, calibrate, layers_above
 from tests.studies.known_controls import CEILINGS, FLOORS
 
 N_SEEDS, N_QUERIES = 3, 40
@@ -22,16 +22,16 @@ def around(mean: float, seed: int = 0, spread: float = 0.1, n_seeds: int = N_SEE
     return values - values.mean() + mean
 
 
-def shares(**means: float | Tensor) -> dict[str, Shares]:
+def shares(**means: float | Tensor) -> dict[str, TotalsRatio]:
     return {
-        name: Shares.of_mean(mean if isinstance(mean, Tensor) else around(mean, i + 1))
+        name: TotalsRatio.of_mean(mean if isinstance(mean, Tensor) else around(mean, i + 1))
         for i, (name, mean) in enumerate(means.items())
     }
 
 
-def calibrated(score: float | Tensor, controls: Mapping[str, Shares], n_resamples: int = 200) -> Calibrated:
+def calibrated(score: float | Tensor, controls: Mapping[str, TotalsRatio], n_resamples: int = 200) -> Calibrated:
     values = score if isinstance(score, Tensor) else around(score)
-    found = calibrate(Shares.of_mean(values), controls, n_resamples)
+    found = calibrate(TotalsRatio.of_mean(values), controls, n_resamples)
     assert found is not None
     return found
 
@@ -109,7 +109,7 @@ def test_a_control_in_which_something_is_learned_is_no_floor_however_high() -> N
     [{}, {"random": 0.1}, {"icl_order": 0.8, "ft_order": 0.8}, {"mlp": 0.3, "icl_order": 0.8}],
 )
 def test_without_a_floor_or_without_a_ceiling_there_is_no_scale(controls: dict[str, float]) -> None:
-    assert calibrate(Shares.of_mean(around(0.5)), shares(**controls), 50) is None
+    assert calibrate(TotalsRatio.of_mean(around(0.5)), shares(**controls), 50) is None
 
 
 def test_a_ceiling_that_does_not_lie_above_the_floor_leaves_no_number_but_what_it_was_made_of() -> None:
@@ -167,7 +167,7 @@ def test_fewer_than_two_pairs_are_no_scale(there: int) -> None:
     score = torch.full((N_SEEDS, N_QUERIES), torch.nan, dtype=torch.float64)
     score.view(-1)[:there] = 0.5
 
-    assert calibrate(Shares.of_mean(score), shares(random=0.1, icl_order=0.8), 50) is None
+    assert calibrate(TotalsRatio.of_mean(score), shares(random=0.1, icl_order=0.8), 50) is None
 
 
 def test_a_control_without_any_number_takes_nothing_from_the_others() -> None:
@@ -175,7 +175,7 @@ def test_a_control_without_any_number_takes_nothing_from_the_others() -> None:
     nothing = torch.full((N_SEEDS, N_QUERIES), torch.nan, dtype=torch.float64)
     controls = shares(random=0.1, icl_order=0.7, ft_order=0.7)
 
-    found = calibrate(Shares.of_mean(around(0.4)), controls | shares(value_one_layer=nothing), 200)
+    found = calibrate(TotalsRatio.of_mean(around(0.4)), controls | shares(value_one_layer=nothing), 200)
 
     assert found is not None
     assert found.mean == pytest.approx(0.5, abs=1e-9)
@@ -186,7 +186,7 @@ def test_layers_and_heads_are_averaged_first_and_gaps_left_out() -> None:
     values = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values[0, 0, 0] = torch.nan
     values[1, 1] = torch.nan
-    found = Shares.of_mean(values)
+    found = TotalsRatio.of_mean(values)
 
     for seed in range(2):
         for query in range(5):
@@ -196,21 +196,21 @@ def test_layers_and_heads_are_averaged_first_and_gaps_left_out() -> None:
             else:
                 assert math.isnan(float(found.numerator[seed, query]))
     assert (found.denominator == 1).all()
-    assert Shares.of_mean(around(0.5)).numerator.shape == (N_SEEDS, N_QUERIES)
+    assert TotalsRatio.of_mean(around(0.5)).numerator.shape == (N_SEEDS, N_QUERIES)
 
 
 # Several floors, few seeds.
 
 
-def made_up(n_seeds: int, n_floors: int, generator: torch.Generator) -> tuple[Shares, dict[str, Shares]]:
+def made_up(n_seeds: int, n_floors: int, generator: torch.Generator) -> tuple[TotalsRatio, dict[str, TotalsRatio]]:
     """A score of .3 between floors of .1, all the same in truth, and ceilings of .8: the true value is .2 / .7."""
 
-    def drawn(mean: float) -> Shares:
+    def drawn(mean: float) -> TotalsRatio:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         effects = 0.05 * normal(n_seeds, 1) + 0.3 * normal(1, 100) + 0.2 * normal(n_seeds, 100)
-        return Shares.of_mean(mean + effects)
+        return TotalsRatio.of_mean(mean + effects)
 
     floors = {name: drawn(0.1) for name in FLOORS[:n_floors]}
     return drawn(0.3), floors | {name: drawn(0.8) for name in CEILINGS}
@@ -264,7 +264,9 @@ def test_a_floor_that_is_the_highest_beyond_doubt_has_no_bias() -> None:
 
 
 def test_one_seed_has_a_value_and_no_interval() -> None:
-    controls = {name: Shares.of_mean(around(mean, n_seeds=1)) for name, mean in (("random", 0.1), ("icl_order", 0.7))}
+    controls = {
+        name: TotalsRatio.of_mean(around(mean, n_seeds=1)) for name, mean in (("random", 0.1), ("icl_order", 0.7))
+    }
 
     found = calibrated(around(0.4, n_seeds=1), controls)
 
@@ -275,7 +277,7 @@ def test_one_seed_has_a_value_and_no_interval() -> None:
 # Ratios.
 
 
-def fixed(share: float, of: int, seed: int) -> Shares:
+def fixed(share: float, of: int, seed: int) -> TotalsRatio:
     """Rec2FTP-like: `of` queries below the line in each seed, a share of them above it."""
     generator = torch.Generator().manual_seed(seed)
     below = torch.zeros(N_SEEDS, N_QUERIES, dtype=torch.float64)
@@ -283,7 +285,7 @@ def fixed(share: float, of: int, seed: int) -> Shares:
     above = torch.zeros_like(below)
     for row in range(N_SEEDS):
         above[row, below[row].nonzero().flatten()[: round(share * of)]] = 1
-    return Shares(above, below)
+    return TotalsRatio(above, below)
 
 
 def test_a_ratio_is_one_of_totals_not_a_mean_of_ratios() -> None:
@@ -301,7 +303,7 @@ def test_a_ratio_is_one_of_totals_not_a_mean_of_ratios() -> None:
 
 
 def test_a_floor_with_nothing_below_the_line_is_no_floor() -> None:
-    nothing = Shares(torch.zeros(N_SEEDS, N_QUERIES), torch.zeros(N_SEEDS, N_QUERIES))
+    nothing = TotalsRatio(torch.zeros(N_SEEDS, N_QUERIES), torch.zeros(N_SEEDS, N_QUERIES))
     others = {"icl_order": fixed(1.0, 20, 2), "ft_order": fixed(1.0, 16, 3)}
 
     found = calibrate(fixed(0.75, 8, 4), {"random_update": nothing, "chance": fixed(0.5, 10, 1)} | others, 200)
@@ -314,7 +316,7 @@ def test_a_floor_with_nothing_below_the_line_is_no_floor() -> None:
 
 
 def test_a_ceiling_with_nothing_below_the_line_leaves_no_number() -> None:
-    nothing = Shares(torch.zeros(N_SEEDS, N_QUERIES), torch.zeros(N_SEEDS, N_QUERIES))
+    nothing = TotalsRatio(torch.zeros(N_SEEDS, N_QUERIES), torch.zeros(N_SEEDS, N_QUERIES))
 
     found = calibrate(
         fixed(0.75, 8, 4), {"chance": fixed(0.5, 10, 1), "icl_order": nothing, "ft_order": fixed(1.0, 9, 3)}, 200
@@ -345,8 +347,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     n, held = 120, 0
     for number in range(n):
         parts = trial(number)
-        controls = {name: Shares.of_mean(values) for name, values in parts.items() if name != "score"}
-        found = calibrate(Shares.of_mean(parts["score"]), controls, 200)
+        controls = {name: TotalsRatio.of_mean(values) for name, values in parts.items() if name != "score"}
+        found = calibrate(TotalsRatio.of_mean(parts["score"]), controls, 200)
         assert found is not None
         low, high = found.ci95
         assert low is not None

@@ -22,16 +22,15 @@ from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
 from dualform.models.reading.language_model import LanguageModel, Readings
-from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison import controls as module
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.controls import (
     RATE,
-    OtherModel,
-    Prepared,
+    PreparedControls,
     RandomDirection,
     RandomUpdates,
     StandIn,
+    UntrainedComparison,
     drawn_for,
     length_task,
     prepare,
@@ -39,13 +38,14 @@ from dualform.studies.comparison.controls import (
 from dualform.studies.comparison.own_controls import RANDOM_UPDATES
 from dualform.studies.comparison.run import Comparison, compare
 from dualform.studies.controls import CONTROLS
-from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
+from dualform.studies.experiment import DemonstrationSet, Experiment
+from dualform.studies.sides import DemonstrationTokens, PromptedSide, Side, likeness, recordings_for, trained_side
 from dualform.tasks.build import build_task
 from dualform.tasks.options import TaskOptions
 from dualform.tasks.raw import RawTask
 from dualform.tasks.task import Task
 from tests.studies.known_controls import PAIRS
-from tests.studies.small import N_REPORT, numbers, sentences, small_bench, small_config, small_lm, small_task
+from tests.studies.small import N_REPORT, numbers, sentences, small_config, small_experiment, small_lm, small_task
 from tests.tiny import EOS_ID, tiny_model, tiny_tokenizer
 
 ALL = CONTROLS.own
@@ -70,8 +70,8 @@ def run_all() -> Comparison:
 class Workshop:
     """One seed with its two learners, and what is seen of the controls that are made from it."""
 
-    bench: Bench[ComparisonConfig]
-    drawn: Drawn
+    experiment: Experiment[ComparisonConfig]
+    drawn: DemonstrationSet
     icl: AdaptedModel
     ft: AdaptedModel
     rate: float
@@ -83,10 +83,10 @@ class Workshop:
     def encoded(self) -> EncodedDemonstrations:
         return self.drawn.encoded
 
-    def make(self, *names: str, known: dict[str, float] | None = None) -> Prepared:
-        config = self.bench.config.model_copy(update={"controls": names})
-        bench = dataclasses.replace(self.bench, config=config)
-        return prepare(bench, self.drawn, self.icl, self.ft, self.rate, known or {}, lambda name, made: None)
+    def make(self, *names: str, known: dict[str, float] | None = None) -> PreparedControls:
+        config = self.experiment.config.model_copy(update={"controls": names})
+        experiment = dataclasses.replace(self.experiment, config=config)
+        return prepare(experiment, self.drawn, self.icl, self.ft, self.rate, known or {}, lambda name, made: None)
 
     def stand_in(self, name: str) -> StandIn:
         (control,) = self.make(name).controls
@@ -96,31 +96,33 @@ class Workshop:
 
     def sides(self) -> tuple[Readings, dict[str, Side]]:
         """Zero-shot and both sides on all queries."""
-        bench, indices = self.bench, range(len(self.bench.queries))
-        want = recordings_for(bench.lm.anatomy, len(self.encoded.sequences))
-        shown = Shown.of(self.encoded, bench.lm.device)
-        zero_shot = ZeroShot(bench.encoder.opening).adapt(bench.lm, self.encoded)
-        zsl = zero_shot.read_group(bench.queries, indices, want.zsl)
-        icl = self.icl.read_group(bench.queries, indices, want.context)
-        ft = self.ft.read_group(bench.queries, indices, want.weights)
-        prompted = Prompted.of(self.icl, shown.content, shown)
+        experiment, indices = self.experiment, range(len(self.experiment.queries))
+        want = recordings_for(experiment.lm.anatomy, len(self.encoded.sequences))
+        shown = DemonstrationTokens.of(self.encoded, experiment.lm.device)
+        zero_shot = ZeroShot(experiment.encoder.opening).adapt(experiment.lm, self.encoded)
+        zsl = zero_shot.read_group(experiment.queries, indices, want.zsl)
+        icl = self.icl.read_group(experiment.queries, indices, want.context)
+        ft = self.ft.read_group(experiment.queries, indices, want.weights)
+        prompted = PromptedSide.of(self.icl, shown.content, shown)
         return zsl, {"icl": prompted.side(icl), "ft": trained_side(self.ft, ft, zsl, shown)}
 
     def read(self, control: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         zsl, sides = self.sides()
         found: tuple[dict[str, Tensor], dict[str, Tensor]] = control.read(
-            self.bench, range(len(self.bench.queries)), zsl, sides
+            self.experiment, range(len(self.experiment.queries)), zsl, sides
         )
         return found
 
 
 @contextmanager
-def workshop(bench: Bench[ComparisonConfig] | None = None, rate: float = 1e-2, seed: int = 1) -> Iterator[Workshop]:
-    bench = bench or small_bench(rates=RATES)
-    drawn = bench.draw(seed)
-    icl = InContext().adapt(bench.lm, drawn.encoded)
-    ft = Finetuned(bench.encoder.opening, rate).adapt(bench.lm, drawn.encoded)
-    made = Workshop(bench, drawn, icl, ft, rate, [], [])
+def workshop(
+    experiment: Experiment[ComparisonConfig] | None = None, rate: float = 1e-2, seed: int = 1
+) -> Iterator[Workshop]:
+    experiment = experiment or small_experiment(rates=RATES)
+    drawn = experiment.draw(seed)
+    icl = InContext().adapt(experiment.lm, drawn.encoded)
+    ft = Finetuned(experiment.encoder.opening, rate).adapt(experiment.lm, drawn.encoded)
+    made = Workshop(experiment, drawn, icl, ft, rate, [], [])
     encode, adapt = LanguageModel.encode, Finetuned.adapt
 
     def watched_encode(self: LanguageModel, prefix: Any) -> Any:
@@ -137,8 +139,8 @@ def workshop(bench: Bench[ComparisonConfig] | None = None, rate: float = 1e-2, s
         yield made
 
 
-def text(bench: Bench[ComparisonConfig], ids: tuple[int, ...]) -> str:
-    found: str = bench.lm.tokenizer.decode(ids)
+def text(experiment: Experiment[ComparisonConfig], ids: tuple[int, ...]) -> str:
+    found: str = experiment.lm.tokenizer.decode(ids)
     return found
 
 
@@ -155,7 +157,7 @@ def test_random_is_finetunings_side_turned_into_noise_and_answers_nothing() -> N
     assert answers == {}
     assert not {name for name in measures if "agreement" in name or "top_k" in name or "vocabulary" in name}
     # Zero-shot was encoded for the test; the control needs no forward.
-    assert prefixes == [made.bench.encoder.opening]
+    assert prefixes == [made.experiment.encoder.opening]
 
 
 def test_random_update_is_as_long_as_what_finetuning_changed_and_in_the_same_places() -> None:
@@ -177,9 +179,9 @@ def test_random_update_is_the_mean_of_draws_that_differ() -> None:
         (control,) = made.make("random_update").controls
         assert isinstance(control, RandomUpdates)
         zsl, sides = made.sides()
-        indices = range(len(made.bench.queries))
-        whole, answers = control.read(made.bench, indices, zsl, sides)
-        single = [draw.read(made.bench, indices, zsl, sides) for draw in control.draws]
+        indices = range(len(made.experiment.queries))
+        whole, answers = control.read(made.experiment, indices, zsl, sides)
+        single = [draw.read(made.experiment, indices, zsl, sides) for draw in control.draws]
 
     name = "control/random_update/sim_aou_raw"
     torch.testing.assert_close(whole[name], torch.stack([measured[name] for measured, _ in single]).mean(dim=0))
@@ -191,33 +193,35 @@ def test_random_update_is_the_mean_of_draws_that_differ() -> None:
 @pytest.mark.parametrize("separator", [None, "\n\n", ""])
 def test_position_shift_stands_at_icls_positions_behind_nothing_but_separators(separator: str | None) -> None:
     task = dataclasses.replace(small_task(), template=dataclasses.replace(small_task().template, separator=separator))
-    bench = Bench.of(small_config(rates=RATES), small_lm(), task)
-    with workshop(bench) as made:
+    experiment = Experiment.of(small_config(rates=RATES), small_lm(), task)
+    with workshop(experiment) as made:
         control = made.stand_in("position_shift")
         (prefix,) = made.prefixes
 
     assert len(prefix) == len(made.encoded.prefix) == control.adapted.n_prefix == made.icl.n_prefix
-    assert prefix[0] == bench.lm.bos
-    between = {None: {EOS_ID}, "\n\n": set(bench.lm.tokenizer("\n\n")["input_ids"]), "": {bench.lm.bos}}[separator]
+    assert prefix[0] == experiment.lm.bos
+    between = {None: {EOS_ID}, "\n\n": set(experiment.lm.tokenizer("\n\n")["input_ids"]), "": {experiment.lm.bos}}[
+        separator
+    ]
     assert set(prefix[1:]) == between
     # No token of it is a demonstration's, so nothing can be ranked.
     assert control.shown is None
-    assert control.pairs == (module.Pair("position_shift", "ft", "first"),)
+    assert control.pairs == (module.ControlPair("position_shift", "ft", "first"),)
 
 
 @pytest.mark.parametrize("name", ["shuffled_labels", "random_labels"])
 def test_wrong_labels_stand_behind_the_same_texts_in_the_same_order(name: str) -> None:
     # Twelve, so that a shuffle moves some.
-    with workshop(small_bench(rates=RATES, k=12)) as made:
+    with workshop(small_experiment(rates=RATES, k=12)) as made:
         control = made.stand_in(name)
         (prefix,) = made.prefixes
-    demonstrations, words = made.drawn.demonstrations, made.bench.task.label_words or ()
-    shown = text(made.bench, prefix)
+    demonstrations, words = made.drawn.demonstrations, made.experiment.task.label_words or ()
+    shown = text(made.experiment, prefix)
 
     assert prefix != made.encoded.prefix
     labels = []
     for example in demonstrations.examples:
-        prompt = made.bench.task.template.render(example)
+        prompt = made.experiment.task.template.render(example)
         _, found, shown = shown.partition(prompt)
         assert found, f"{prompt!r} does not follow"
         labels.append(shown.split("\n\n")[0].strip())
@@ -226,7 +230,7 @@ def test_wrong_labels_stand_behind_the_same_texts_in_the_same_order(name: str) -
     assert labels != true
     if name == "shuffled_labels":
         assert sorted(labels) == sorted(true)
-    assert control.pairs == (module.Pair(name, "ft", "first"),)
+    assert control.pairs == (module.ControlPair(name, "ft", "first"),)
 
 
 def test_other_demonstrations_share_no_row_with_the_seeds() -> None:
@@ -237,14 +241,16 @@ def test_other_demonstrations_share_no_row_with_the_seeds() -> None:
     # All texts differ, so a row that both had would show.
     assert len(other.sequences) == len(made.encoded.sequences) == 4
     mine = {example.fields["text"] for example in made.drawn.demonstrations.examples}
-    assert not [sequence for sequence in other.sequences if any(each in text(made.bench, sequence) for each in mine)]
+    assert not [
+        sequence for sequence in other.sequences if any(each in text(made.experiment, sequence) for each in mine)
+    ]
     # Finetuned on those, beside ICL on these.
-    assert control.pairs == (module.Pair("other_demonstrations", "icl", "second"),)
+    assert control.pairs == (module.ControlPair("other_demonstrations", "icl", "second"),)
     assert control.shown is None
 
 
 def test_a_train_split_too_small_for_others_is_said() -> None:
-    with workshop(small_bench(rates=RATES, k=20)) as made:
+    with workshop(small_experiment(rates=RATES, k=20)) as made:
         prepared = made.make("other_demonstrations")
         (other,) = made.trained_on
 
@@ -261,12 +267,14 @@ def test_icl_order_shows_the_same_demonstrations_in_another_order() -> None:
     with workshop() as made:
         control = made.stand_in("icl_order")
         (prefix,) = made.prefixes
-    parts, others = (text(made.bench, ids).removeprefix("<s>").split("\n\n") for ids in (made.encoded.prefix, prefix))
+    parts, others = (
+        text(made.experiment, ids).removeprefix("<s>").split("\n\n") for ids in (made.encoded.prefix, prefix)
+    )
 
     assert others != parts
     assert sorted(others) == sorted(parts)
     assert len(parts) == 4 + 1
-    assert control.pairs == (module.Pair("icl_order", "icl", "second"),)
+    assert control.pairs == (module.ControlPair("icl_order", "icl", "second"),)
     assert control.shown is not None
     found = [prefix[at] for at in control.shown.content.tolist()]
     assert found == [made.encoded.prefix[at] for at in made.encoded.content]
@@ -280,23 +288,23 @@ def test_ft_order_trains_on_the_same_demonstrations_in_another_order() -> None:
     assert other.sequences != made.encoded.sequences
     assert sorted(other.sequences) == sorted(made.encoded.sequences)
     # Beside FT, in second place.
-    assert control.pairs == (module.Pair("ft_order", "ft", "second"),)
+    assert control.pairs == (module.ControlPair("ft_order", "ft", "second"),)
 
 
 def test_both_order_controls_use_the_same_other_order() -> None:
     with workshop() as made:
         made.make("icl_order", "ft_order")
-        shown = text(made.bench, made.prefixes[0])
+        shown = text(made.experiment, made.prefixes[0])
         (trained_on,) = made.trained_on
 
-    assert shown == "<s>" + "".join(f"{text(made.bench, sequence[1:])}\n\n" for sequence in trained_on.sequences)
+    assert shown == "<s>" + "".join(f"{text(made.experiment, sequence[1:])}\n\n" for sequence in trained_on.sequences)
 
 
 def test_other_task_asks_something_else_of_the_same_texts() -> None:
     with workshop() as made:
         control = made.stand_in("other_task")
         (prefix,) = made.prefixes
-    shown = text(made.bench, prefix)
+    shown = text(made.experiment, prefix)
     texts = [example.fields["text"] for example in made.drawn.demonstrations.examples]
 
     assert [shown.count(f"Text: {each}\nLength:") for each in texts] == [1] * 4
@@ -304,14 +312,14 @@ def test_other_task_asks_something_else_of_the_same_texts() -> None:
     assert not any(word in shown.lower() for word in ("negative", "positive"))
     # Other words, other tokens: there is nothing to rank beside FT's.
     assert control.shown is None
-    assert control.pairs == (module.Pair("other_task", "ft", "first"),)
+    assert control.pairs == (module.ControlPair("other_task", "ft", "first"),)
 
 
 def test_the_length_task_calls_the_longer_half_long() -> None:
-    bench = small_bench(k=12)
-    demonstrations = bench.draw(1).demonstrations
+    experiment = small_experiment(k=12)
+    demonstrations = experiment.draw(1).demonstrations
 
-    task, other = length_task(demonstrations, bench.task)
+    task, other = length_task(demonstrations, experiment.task)
 
     counts = [len(example.fields["text"].split()) for example in demonstrations.examples]
     assert len(set(counts)) > 1
@@ -332,13 +340,13 @@ def test_other_task_can_be_named(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(about))
     rows = [{"text": f"day number {i}", "label": i % 2} for i in range(30)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    bench = small_bench(rates=RATES, controls=("other_task",), other_task="weather", data_dir=str(tmp_path))
+    experiment = small_experiment(rates=RATES, controls=("other_task",), other_task="weather", data_dir=str(tmp_path))
 
-    with workshop(bench) as made:
+    with workshop(experiment) as made:
         made.stand_in("other_task")
         (prefix,) = made.prefixes
 
-    shown = text(bench, prefix)
+    shown = text(experiment, prefix)
     assert shown.count("day number ") == 4
     assert not any(example.fields["text"] in shown for example in made.drawn.demonstrations.examples)
 
@@ -346,13 +354,13 @@ def test_other_task_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["untrained", "embeddings"])
 def test_untrained_models_are_other_models_of_the_same_shape(name: str) -> None:
     with workshop() as made:
-        before = {each: weight.clone() for each, weight in made.bench.lm.model.named_parameters()}
+        before = {each: weight.clone() for each, weight in made.experiment.lm.model.named_parameters()}
         (control,) = made.make(name).controls
         _, answers = made.read(control)
-    assert isinstance(control, OtherModel)
-    other = control.bench.lm
+    assert isinstance(control, UntrainedComparison)
+    other = control.experiment.lm
 
-    assert other.model is not made.bench.lm.model
+    assert other.model is not made.experiment.lm.model
     drawn = dict(other.model.named_parameters())
     assert {each: weight.shape for each, weight in drawn.items()} == {e: weight.shape for e, weight in before.items()}
     same = {each for each, weight in drawn.items() if torch.equal(weight, before[each])}
@@ -362,7 +370,7 @@ def test_untrained_models_are_other_models_of_the_same_shape(name: str) -> None:
     assert {control.zsl.lm, control.icl.adapted.lm, control.ft.lm} == {other}
     assert set(answers) == {f"{name}.zsl", f"{name}.icl", f"{name}.ft"}
     # The trained model is not looked at, nor touched.
-    assert all(torch.equal(weight, before[each]) for each, weight in made.bench.lm.model.named_parameters())
+    assert all(torch.equal(weight, before[each]) for each, weight in made.experiment.lm.model.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -395,7 +403,7 @@ def test_another_way_of_finetuning_has_a_rate_of_its_own(name: str, parts: list[
 
 
 def test_every_seed_searches_for_every_rate_when_asked() -> None:
-    with workshop(small_bench(rates=RATES, tune="each")) as made:
+    with workshop(small_experiment(rates=RATES, tune="each")) as made:
         prepared = made.make("mlp", known={"mlp": 1e-3})
 
     assert len(prepared.trials) == len(RATES)
@@ -403,7 +411,7 @@ def test_every_seed_searches_for_every_rate_when_asked() -> None:
 
 
 def test_rates_sweeps_the_grid_and_does_not_train_twice_at_the_rate_chosen() -> None:
-    with workshop(small_bench(rates=(1e-2, 1e-4, 1e-3))) as made:
+    with workshop(small_experiment(rates=(1e-2, 1e-4, 1e-3))) as made:
         controls = made.make("rates").controls
         assert len(made.trained_on) == 2
 
@@ -427,7 +435,7 @@ def test_a_swept_rate_whose_answers_are_no_numbers_ends_the_sweep_and_not_the_co
     rate = next(
         rate
         for rate in (10 ** (i / 4) for i in range(8, 24))
-        if _trains_to_nonsense(lm, small_bench(k=1, rates=(1e-2,)), rate)
+        if _trains_to_nonsense(lm, small_experiment(k=1, rates=(1e-2,)), rate)
     )
     config = small_config(k=1, controls=("rates",), rates=(1e-2, rate), seeds=(1,))
 
@@ -436,14 +444,14 @@ def test_a_swept_rate_whose_answers_are_no_numbers_ends_the_sweep_and_not_the_co
     assert [point.learning_rate for point in result.rate_sweep] == [1e-2]
 
 
-def _trains_to_nonsense(lm: LanguageModel, bench: Bench[ComparisonConfig], rate: float) -> bool:
-    drawn = bench.draw(1)
+def _trains_to_nonsense(lm: LanguageModel, experiment: Experiment[ComparisonConfig], rate: float) -> bool:
+    drawn = experiment.draw(1)
     try:
-        adapted = Finetuned(bench.encoder.opening, rate).adapt(lm, drawn.encoded)
+        adapted = Finetuned(experiment.encoder.opening, rate).adapt(lm, drawn.encoded)
     except TrainingError:
         return False
     try:
-        adapted.read_group(bench.queries, range(len(bench.queries)))
+        adapted.read_group(experiment.queries, range(len(experiment.queries)))
     except NumericalError:
         return True
     return False
@@ -465,12 +473,12 @@ def test_every_control_is_known_by_whose_answers_it_compares() -> None:
 def test_position_shift_is_not_moved_by_shuffling_labels_as_context_is() -> None:
     changes: dict[str, list[Tensor]] = {"position_shift": [], "icl": []}
     for rule in ("true", "shuffled"):
-        with workshop(small_bench(rates=RATES, k=12, label_rule=rule)) as made:
+        with workshop(small_experiment(rates=RATES, k=12, label_rule=rule)) as made:
             control = made.stand_in("position_shift")
-            indices = range(len(made.bench.queries))
+            indices = range(len(made.experiment.queries))
             zsl, sides = made.sides()
-            want = recordings_for(made.bench.lm.anatomy, 1).weights
-            shifted = control.adapted.read_group(made.bench.queries, indices, want)
+            want = recordings_for(made.experiment.lm.anatomy, 1).weights
+            shifted = control.adapted.read_group(made.experiment.queries, indices, want)
             assert zsl.trace is not None
             assert shifted.trace is not None
             before = zsl.trace.output
@@ -492,8 +500,8 @@ def test_position_shift_is_moved_by_labels_of_more_tokens() -> None:
     words = TaskOptions(label_words=("lukewarm", "positive"))
     task = build_task(RawTask("toy", "a test", {"train": rows}, {"train": "toy.jsonl"}), words)
     for rule in ("true", "random"):
-        bench = Bench.of(small_config(k=12, label_rule=rule), small_lm(), task)
-        with workshop(bench) as made:
+        experiment = Experiment.of(small_config(k=12, label_rule=rule), small_lm(), task)
+        with workshop(experiment) as made:
             lengths.append(made.stand_in("position_shift").adapted.n_prefix)
 
     assert lengths[0] != lengths[1]
@@ -502,15 +510,15 @@ def test_position_shift_is_moved_by_labels_of_more_tokens() -> None:
 def test_a_stand_in_takes_its_own_sides_place() -> None:
     with workshop() as made:
         zsl, sides = made.sides()
-        indices = range(len(made.bench.queries))
-        want = recordings_for(made.bench.lm.anatomy, 4)
+        indices = range(len(made.experiment.queries))
+        want = recordings_for(made.experiment.lm.anatomy, 4)
         prompt, weights = made.stand_in("shuffled_labels"), made.stand_in("other_demonstrations")
-        first, _ = prompt.read(made.bench, indices, zsl, sides)
-        second, answers = weights.read(made.bench, indices, zsl, sides)
-        reading = prompt.adapted.read_group(made.bench.queries, indices, want.context)
+        first, _ = prompt.read(made.experiment, indices, zsl, sides)
+        second, answers = weights.read(made.experiment, indices, zsl, sides)
+        reading = prompt.adapted.read_group(made.experiment.queries, indices, want.context)
         assert prompt.prompted is not None
         mine = prompt.prompted.side(reading)
-        tuned = weights.adapted.read_group(made.bench.queries, indices, want.weights)
+        tuned = weights.adapted.read_group(made.experiment.queries, indices, want.weights)
         other = trained_side(weights.adapted, tuned, zsl, None)
 
     for found, expected in ((first, likeness(zsl, mine, sides["ft"])), (second, likeness(zsl, sides["icl"], other))):
@@ -687,7 +695,7 @@ def test_a_control_that_shares_finetunings_rate_falls_back_where_it_diverges(
         monkeypatch.setattr(module, "Finetuned", refusing(1e-3, made.encoded.sequences))
         control = made.stand_in(name)
         (trained_on,) = made.trained_on
-        expected = Finetuned(made.bench.encoder.opening, 1e-3).adapt(made.bench.lm, trained_on)
+        expected = Finetuned(made.experiment.encoder.opening, 1e-3).adapt(made.experiment.lm, trained_on)
 
     for mine, theirs in zip(control.adapted.deltas, expected.deltas, strict=True):
         assert torch.equal(mine.delta, theirs.delta)
@@ -708,9 +716,9 @@ def test_an_untrained_model_that_diverges_at_finetunings_rate_falls_back(monkeyp
     with workshop() as made:
         monkeypatch.setattr(module, "Finetuned", refusing(1e-3, ()))
         (control,) = made.make("untrained").controls
-        assert isinstance(control, OtherModel)
-        lm = control.bench.lm
-        expected = Finetuned(made.bench.encoder.opening, 1e-3).adapt(lm, made.encoded)
+        assert isinstance(control, UntrainedComparison)
+        lm = control.experiment.lm
+        expected = Finetuned(made.experiment.encoder.opening, 1e-3).adapt(lm, made.encoded)
 
     for mine, theirs in zip(control.ft.deltas, expected.deltas, strict=True):
         assert torch.equal(mine.delta, theirs.delta)
@@ -741,9 +749,12 @@ def tight(task: Task, k: int, rule: str) -> tuple[int, int]:
     """The length of the longest sequence under the true labels, and under another rule."""
     lm = small_lm()
     encoder = Encoder(lm, task)
-    bench = Bench.of(small_config(k=k, balanced=False, limit=None, selection_limit=None), lm, task)
-    own = max(len(query.prompt) + max(map(len, query.answers)) for query in (*bench.queries, *bench.selection_queries))
-    demonstrations = bench.draw(1).demonstrations
+    experiment = Experiment.of(small_config(k=k, balanced=False, limit=None, selection_limit=None), lm, task)
+    own = max(
+        len(query.prompt) + max(map(len, query.answers))
+        for query in (*experiment.queries, *experiment.selection_queries)
+    )
+    demonstrations = experiment.draw(1).demonstrations
     other = demonstrations.relabelled(task, rule)  # type: ignore[arg-type]
     first, second = (len(encoder.demonstrations(each).prefix) + own for each in (demonstrations, other))
     return first, second

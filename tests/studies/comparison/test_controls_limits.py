@@ -9,7 +9,7 @@ import torch
 from dualform.errors import ConfigError, DualformError, ModelError
 from dualform.result import Result
 from dualform.studies.comparison import controls as controls_module
-from dualform.studies.comparison.calibrate import Shares, calibrate, floors_of
+from dualform.studies.comparison.calibrate import TotalsRatio, calibrate, floors_of
 from dualform.studies.comparison.run import compare
 from dualform.studies.stability.config import stability_config
 from dualform.tasks.demonstrations import draw_demonstrations
@@ -83,12 +83,12 @@ def test_controls_without_finetuning_are_left_out_and_that_is_said() -> None:
     assert any(warning.startswith("No controls were run") for warning in result.warnings)
 
 
-def around(mean: float, spread: float = 0.02, n_seeds: int = 3, seed: int = 0) -> Shares:
+def around(mean: float, spread: float = 0.02, n_seeds: int = 3, seed: int = 0) -> TotalsRatio:
     drawn = torch.randn(n_seeds, 60, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Shares.of_mean(mean + spread * drawn)
+    return TotalsRatio.of_mean(mean + spread * drawn)
 
 
-def order_pairs(values: Sequence[float], spread: float) -> dict[str, Shares]:
+def order_pairs(values: Sequence[float], spread: float) -> dict[str, TotalsRatio]:
     names = ("random", "icl_order", "ft_order")
     return {name: around(value, spread, seed=i + 1) for i, (name, value) in enumerate(zip(names, values, strict=True))}
 

@@ -17,13 +17,13 @@ from dualform.result import Result
 from dualform.runs.store import RunFolder
 from dualform.studies import fold_learner
 from dualform.studies.against import against_icl
-from dualform.studies.bench import Bench
 from dualform.studies.comparison import run as study
 from dualform.studies.comparison import seed as one_seed
 from dualform.studies.comparison.adapting import train_learner
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
+from dualform.studies.comparison.seed_record import SeedRecord
+from dualform.studies.experiment import Experiment
 from dualform.studies.folds import make_fold
 from dualform.studies.pieces import Piece
 from dualform.studies.statistics import Statistics
@@ -62,10 +62,10 @@ def whole(prose: str) -> Comparison:
 
 def test_the_fold_in_a_comparison_is_the_fold_by_hand(prose: str) -> None:
     found = whole(prose)
-    bench = Bench.of(config(prose), small_lm("llama"), small_task())
+    experiment = Experiment.of(config(prose), small_lm("llama"), small_task())
     for outcome in found.outcomes:
-        made = make_fold(bench, bench.draw(outcome.seed), bench.config.fold)
-        table = answer_log_probabilities(made.adapted, bench.lm, bench.queries)
+        made = make_fold(experiment, experiment.draw(outcome.seed), experiment.config.fold)
+        table = answer_log_probabilities(made.adapted, experiment.lm, experiment.queries)
         torch.testing.assert_close(outcome.log_probabilities["fold"], table, rtol=0, atol=1e-10)
         assert outcome.facts == {"fold": made.about()}
         assert outcome.costs["fold"]["adapt_flops"] == made.adapted.cost.flops
@@ -111,10 +111,10 @@ def test_the_fold_beside_itself_is_like_itself(prose: str, monkeypatch: pytest.M
     # Finetuning replaced by the fold: every likeness of the two must be whole.
     run = train_learner
 
-    def folded(bench: Any, learner: Any, context: Any, *rest: Any) -> Any:
-        made = make_fold(bench, context.drawn, bench.config.fold)
+    def folded(experiment: Any, learner: Any, context: Any, *rest: Any) -> Any:
+        made = make_fold(experiment, context.drawn, experiment.config.fold)
         assert isinstance(made.adapted, AdaptedModel)
-        return dataclasses.replace(run(bench, learner, context, *rest), best=made.adapted)
+        return dataclasses.replace(run(experiment, learner, context, *rest), best=made.adapted)
 
     monkeypatch.setattr(one_seed, "train_learner", folded)
     result = compare(config(prose, seeds=(1,)), lm=small_lm("llama"), task=small_task()).result
@@ -146,7 +146,7 @@ def test_a_seed_comes_back_from_its_piece_with_its_fold(prose: str, tmp_path: Pa
     for outcome in whole(prose).outcomes:
         path = tmp_path / "piece.safetensors"
         path.write_bytes(outcome.to_piece().to_bytes())
-        back = SeedOutcome.from_piece(Piece.from_file(str(path)))
+        back = SeedRecord.from_piece(Piece.from_file(str(path)))
         fold = back.facts["fold"]
         assert {"fold": {**fold, "explained": tuple(fold["explained"])}} == outcome.facts
         assert list(back.measures) == list(outcome.measures)

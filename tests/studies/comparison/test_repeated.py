@@ -14,11 +14,11 @@ from dualform.models.reading.capture import Recording
 from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.similarity import sim_aou_raw
 from dualform.result import Result
-from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import comparison_config
-from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
+from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.work import controlled_queries
+from dualform.studies.experiment import Experiment
 from tests.studies.small import Kept, numbers, small_config, small_task
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -44,15 +44,15 @@ def run(rate: float) -> Comparison:
 
 def by_hand(rate: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
     """Log-probabilities of both trainings on the queries that controls read, and differences of their losses."""
-    bench = Bench.of(small_config(rates=(rate,), **CHANGES), float32_lm(), small_task())
-    queries = [bench.queries[i] for i in controlled_queries(bench)]
+    experiment = Experiment.of(small_config(rates=(rate,), **CHANGES), float32_lm(), small_task())
+    queries = [experiment.queries[i] for i in controlled_queries(experiment)]
     # As in a comparison: other products round otherwise, and that is what this is about.
-    with bench.lm.packed_products():
+    with experiment.lm.packed_products():
         models = [
-            Finetuned(bench.encoder.opening, rate, moved=moved).adapt(bench.lm, bench.draw(seed).encoded)
+            Finetuned(experiment.encoder.opening, rate, moved=moved).adapt(experiment.lm, experiment.draw(seed).encoded)
             for moved in (None, seed)
         ]
-        plain, repeated = (answer_log_probabilities(model, bench.lm, queries) for model in models)
+        plain, repeated = (answer_log_probabilities(model, experiment.lm, queries) for model in models)
     return plain, repeated, [abs(a - b) for a, b in zip(models[0].losses, models[1].losses, strict=True)]
 
 
@@ -116,14 +116,14 @@ def test_a_measure_moves_as_far_as_the_same_measure_of_the_repeat_lies_from_it()
 def test_the_repeats_updates_are_compared_at_the_probe() -> None:
     """SimAOU of finetuning and its repeat, from attention outputs read by hand."""
     config = small_config(rates=(WILD,), **{**CHANGES, "seeds": (1,)})
-    bench = Bench.of(config, float32_lm(), small_task())
-    encoded = bench.draw(1).encoded
-    indices, opening = controlled_queries(bench), bench.encoder.opening
+    experiment = Experiment.of(config, float32_lm(), small_task())
+    encoded = experiment.draw(1).encoded
+    indices, opening = controlled_queries(experiment), experiment.encoder.opening
     outputs = []
-    with bench.lm.packed_products():
+    with experiment.lm.packed_products():
         for learner in (ZeroShot(opening), *(Finetuned(opening, WILD, moved=moved) for moved in (None, 1))):
-            model = learner.adapt(bench.lm, encoded)  # type: ignore[attr-defined]
-            trace = model.read_group(bench.queries, indices, Recording(output=True)).trace
+            model = learner.adapt(experiment.lm, encoded)  # type: ignore[attr-defined]
+            trace = model.read_group(experiment.queries, indices, Recording(output=True)).trace
             assert trace is not None
             outputs.append(trace.output)
     expected = float(sim_aou_raw(*outputs).double().mean())
@@ -159,7 +159,7 @@ def test_a_seed_that_was_kept_gives_the_same_numbers() -> None:
     second = compare(settings, lm=float32_lm(), task=small_task(), cells=kept)
     assert numbers(first.result) == numbers(second.result)
     (piece, *_) = kept.pieces.values()
-    assert SeedOutcome.from_piece(piece).repeats == first.outcomes[0].repeats
+    assert SeedRecord.from_piece(piece).repeats == first.outcomes[0].repeats
 
 
 def test_a_result_without_repeats_is_read() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptedModel
-from dualform.learners.remembered import ReadingMemory
+from dualform.learners.reading_cache import ReadingCache
 from dualform.studies.comparison.run import compare, compare_seed, seeds_behind
 from tests.studies.small import Kept, numbers, small_config, small_lm, small_task
 
@@ -78,7 +78,7 @@ def test_zero_shot_is_read_once_for_all_seeds_and_changes_no_number(monkeypatch:
     compare(config, lm=small_lm(), task=small_task())
     without = asked.count("zsl")
     asked.clear()
-    memory = ReadingMemory()
+    memory = ReadingCache()
     remembered = compare(config, lm=small_lm(), task=small_task(), memory=memory).result
 
     assert numbers(remembered) == numbers(plain)
@@ -91,7 +91,7 @@ def test_zero_shot_is_read_once_for_all_seeds_and_changes_no_number(monkeypatch:
 
 def test_a_full_memory_keeps_no_more_and_changes_no_number() -> None:
     config = small_config()
-    memory = ReadingMemory(most_bytes=1000)
+    memory = ReadingCache(most_bytes=1000)
 
     result = compare(config, lm=small_lm(), task=small_task(), memory=memory).result
 
@@ -101,7 +101,7 @@ def test_a_full_memory_keeps_no_more_and_changes_no_number() -> None:
 
 
 def test_other_queries_are_not_taken_for_those_remembered() -> None:
-    memory = ReadingMemory()
+    memory = ReadingCache()
     compare(small_config(limit=8), lm=small_lm(), task=small_task(), memory=memory)
 
     other = compare(small_config(limit=7), lm=small_lm(), task=small_task(), memory=memory)

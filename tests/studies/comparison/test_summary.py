@@ -9,10 +9,10 @@ import torch
 from scipy.stats import permutation_test
 
 from dualform.result import Result, Trial
-from dualform.studies.comparison.outcome import SeedOutcome
 from dualform.studies.comparison.run import Comparison, compare
+from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.summary import examples_table, summarise
-from dualform.studies.facts import Asked
+from dualform.studies.facts import TaskDescription
 from dualform.tasks.task import Task
 from tests.studies.small import N_REPORT, small_config, small_lm, small_task
 
@@ -26,10 +26,10 @@ def comparison() -> Comparison:
     return compare(small_config(seeds=SEEDS, limit=None), lm=small_lm(), task=small_task())
 
 
-def asked(task: Task | None = None) -> Asked:
+def asked(task: Task | None = None) -> TaskDescription:
     task = task or small_task()
     examples = task.split("report")
-    return Asked(task, examples, 8, "report", "selection", 20.0, 2048, ("A note on the protocol.",))
+    return TaskDescription(task, examples, 8, "report", "selection", 20.0, 2048, ("A note on the protocol.",))
 
 
 def trial(seed: int, rate: float) -> Trial:
@@ -47,7 +47,7 @@ def trial(seed: int, rate: float) -> Trial:
     )
 
 
-def made_up(seed: int, task: Task | None = None) -> SeedOutcome:
+def made_up(seed: int, task: Task | None = None) -> SeedRecord:
     """Answers at random, so that every cell of right and wrong is filled; zero-shot the same for all seeds."""
     n = len(asked(task).examples)
 
@@ -71,12 +71,12 @@ def made_up(seed: int, task: Task | None = None) -> SeedOutcome:
                "search_seconds": 6.0 if seed == SEEDS[0] else 0.0}
         for name in LEARNERS
     }  # fmt: skip
-    return SeedOutcome(
+    return SeedRecord(
         seed, (3, 1, 4, 5), 40 + seed, tables, measures, costs, rates={"ft": 1e-2}, trials=(trial(seed, 1e-2),)
     )
 
 
-def summary(outcomes: list[SeedOutcome], seconds: float = 1.0, **changes: Any) -> Result:
+def summary(outcomes: list[SeedRecord], seconds: float = 1.0, **changes: Any) -> Result:
     return summarise(small_config(seeds=SEEDS, **changes), small_lm(), asked(), outcomes, seconds)
 
 
@@ -198,7 +198,7 @@ def test_companions_and_controls_stand_where_they_belong() -> None:
 # Controls: `random` is a floor without answers, `icl_order` a ceiling with them, `rate:` a point of the sweep.
 
 
-def controlled(seed: int, unread: int = 6) -> SeedOutcome:
+def controlled(seed: int, unread: int = 6) -> SeedRecord:
     """Made-up outcomes with made-up controls, which the last queries were not read for."""
     outcome = made_up(seed)
     n = len(asked().examples)

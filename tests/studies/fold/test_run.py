@@ -30,12 +30,12 @@ from dualform.models.export.checkpoint import write_checkpoint
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.perplexity import text_losses
 from dualform.runs.store import read_result, write_report
-from dualform.studies.bench import Bench
-from dualform.studies.comparison.outcome import SeedOutcome
+from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.summary import summarise
+from dualform.studies.experiment import Experiment
 from dualform.studies.fold import run as study
 from dualform.studies.fold.config import FoldConfig, fold_config
-from dualform.studies.fold.run import Written, fold, truncated, verified
+from dualform.studies.fold.run import SavedFold, fold, truncated, verified
 from dualform.studies.fold.words import headlines
 from dualform.studies.folds import make_fold, perplexity_passages
 from tests.studies.small import Watched, small_task
@@ -100,9 +100,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[SeedOutcome]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[SeedRecord]:
     """Answers behind the results that are made from now on."""
-    found: list[SeedOutcome] = []
+    found: list[SeedRecord] = []
 
     def kept(config: Any, lm: Any, asked: Any, outcomes: Any, seconds: float) -> Any:
         found.extend(outcomes)
@@ -130,11 +130,11 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
 
 
-def asked_zero_shot(lm: LanguageModel, config: FoldConfig) -> tuple[torch.Tensor, Bench[FoldConfig]]:
+def asked_zero_shot(lm: LanguageModel, config: FoldConfig) -> tuple[torch.Tensor, Experiment[FoldConfig]]:
     """A plain model's answers to the queries of a fold."""
-    bench = Bench.of(config, lm, small_task())
-    adapted = ZeroShot(bench.encoder.opening).adapt(lm, bench.draw(1).encoded)
-    return answer_log_probabilities(adapted, lm, bench.queries), bench
+    experiment = Experiment.of(config, lm, small_task())
+    adapted = ZeroShot(experiment.encoder.opening).adapt(lm, experiment.draw(1).encoded)
+    return answer_log_probabilities(adapted, lm, experiment.queries), experiment
 
 
 def changed_weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
@@ -146,18 +146,18 @@ def changed_weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Te
 
 
 @pytest.mark.parametrize("place", ["llama", "gpt2", "gemma3"], indirect=True)
-def test_a_folder_loads_and_answers_zero_shot_as_was_measured(place: Place, measured: list[SeedOutcome]) -> None:
+def test_a_folder_loads_and_answers_zero_shot_as_was_measured(place: Place, measured: list[SeedRecord]) -> None:
     watched = Watched()
     config = place.config()
     written = fold(config, place.to, lm=place.lm(), task=small_task(), progress=watched)
 
     assert place.others() == {"folded"}
     assert {path.name for path in place.to.iterdir()} >= NAMES
-    answers, bench = asked_zero_shot(loaded(place.to), config)
+    answers, experiment = asked_zero_shot(loaded(place.to), config)
     (outcome,) = measured
     # Sums of float32 in another order.
     torch.testing.assert_close(answers, outcome.log_probabilities["fold"], rtol=0, atol=1e-5)
-    right = (answers.argmax(1) == bench.labels).double().mean()
+    right = (answers.argmax(1) == experiment.labels).double().mean()
     assert written.result.accuracy["fold"].mean == pytest.approx(float(right))
     same = (answers.argmax(1) == outcome.log_probabilities["icl"].argmax(1)).double().mean()
     assert written.result.against_icl["fold"].agreement.mean == pytest.approx(float(same))
@@ -213,7 +213,7 @@ def program_of(folder: Path, base: Path | None = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "lora"])
-def test_the_cards_own_program_finds_the_cards_numbers(place: Place, measured: list[SeedOutcome], form: str) -> None:
+def test_the_cards_own_program_finds_the_cards_numbers(place: Place, measured: list[SeedRecord], form: str) -> None:
     tokenizer = tiny_tokenizer()
     # Opens with a token that dualform would not choose by itself, closes with another, and is made for chat.
     tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -281,7 +281,7 @@ def test_the_result_lies_beside_the_checkpoint_and_makes_a_page(place: Place) ->
 
 
 @pytest.mark.parametrize("method", ["thought-vector", "thought-matrix", "mezo"])
-def test_published_methods_are_written_too(place: Place, measured: list[SeedOutcome], method: str) -> None:
+def test_published_methods_are_written_too(place: Place, measured: list[SeedRecord], method: str) -> None:
     config = place.config(fold={"method": method, "texts": 10})
     fold(config, place.to, lm=place.lm(), task=small_task())
 
@@ -364,7 +364,7 @@ def test_a_folder_in_the_way_is_refused_before_any_work(place: Place, monkeypatc
     save_tiny("llama", place.to, seed=7)
     old = (place.to / "model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "of", raising(AssertionError("this is work")))
+        patch.setattr(Experiment, "of", raising(AssertionError("this is work")))
         run = partial(fold, place.config(), lm=place.lm(), task=small_task())
         with pytest.raises(ConfigError, match=r"folded exists already. Choose another folder"):
             run(place.to)
@@ -383,7 +383,7 @@ def test_a_folder_in_the_way_is_refused_before_any_work(place: Place, monkeypatc
 def test_what_changes_no_weights_is_refused_before_any_work(
     place: Place, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(Bench, "of", raising(AssertionError("this is work")))
+    monkeypatch.setattr(Experiment, "of", raising(AssertionError("this is work")))
     with pytest.raises(ConfigError, match=f"method {method} changes no weights, so there is nothing to write"):
         fold(place.config(fold={"method": method}), place.to, lm=place.lm(), task=small_task())
 
@@ -410,21 +410,21 @@ def test_what_is_loaded_in_a_fresh_process_gives_the_same_log_probabilities(plac
 
 
 @pytest.fixture
-def folded(place: Place) -> tuple[Bench[FoldConfig], AdaptedModel]:
+def folded(place: Place) -> tuple[Experiment[FoldConfig], AdaptedModel]:
     """A fold that lies at `place.to` and is in memory."""
-    bench = Bench.of(place.config(), place.lm(), small_task())
-    adapted = make_fold(bench, bench.draw(1), bench.config.fold).adapted
+    experiment = Experiment.of(place.config(), place.lm(), small_task())
+    adapted = make_fold(experiment, experiment.draw(1), experiment.config.fold).adapted
     assert isinstance(adapted, AdaptedModel)
-    write_checkpoint(bench.lm, adapted.deltas, place.to, "a card")
-    return bench, adapted
+    write_checkpoint(experiment.lm, adapted.deltas, place.to, "a card")
+    return experiment, adapted
 
 
 @pytest.mark.usefixtures("in_this_process")
 def test_weights_that_are_not_those_in_memory_are_told(
-    place: Place, folded: tuple[Bench[FoldConfig], AdaptedModel]
+    place: Place, folded: tuple[Experiment[FoldConfig], AdaptedModel]
 ) -> None:
-    bench, adapted = folded
-    check = partial(verified, bench.lm, adapted, bench, place.to, bench.config)
+    experiment, adapted = folded
+    check = partial(verified, experiment.lm, adapted, experiment, place.to, experiment.config)
     assert check() < 1e-5
 
     def moved(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -436,62 +436,64 @@ def test_weights_that_are_not_those_in_memory_are_told(
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_weights_that_give_no_numbers_are_told(place: Place, folded: tuple[Bench[FoldConfig], AdaptedModel]) -> None:
-    bench, adapted = folded
+def test_weights_that_give_no_numbers_are_told(
+    place: Place, folded: tuple[Experiment[FoldConfig], AdaptedModel]
+) -> None:
+    experiment, adapted = folded
 
     def lost(name: str, value: torch.Tensor) -> torch.Tensor:
         return value * torch.nan if name.endswith("norm.weight") else value
 
     changed_weights(place.to, lost)
     with pytest.raises(ModelError, match="differ from those in memory by nan nats"):
-        verified(bench.lm, adapted, bench, place.to, bench.config)
+        verified(experiment.lm, adapted, experiment, place.to, experiment.config)
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_a_folder_that_does_not_load_is_told(place: Place, folded: tuple[Bench[FoldConfig], AdaptedModel]) -> None:
-    bench, adapted = folded
+def test_a_folder_that_does_not_load_is_told(place: Place, folded: tuple[Experiment[FoldConfig], AdaptedModel]) -> None:
+    experiment, adapted = folded
     weights = place.to / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
 
     with pytest.raises(
         ModelError, match="what was written does not load in a fresh process, so it was removed again: "
     ):
-        verified(bench.lm, adapted, bench, place.to, bench.config)
+        verified(experiment.lm, adapted, experiment, place.to, experiment.config)
 
 
 # The adapter.
 
 
 @pytest.fixture(params=["llama", "gpt2"])
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Bench[FoldConfig], AdaptedModel]:
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Experiment[FoldConfig], AdaptedModel]:
     place = Place(tmp_path, request.param)
     save_tiny(place.family, place.base)
     Path(place.prose).write_text("\n".join(PROSE) + "\n", encoding="utf-8")
-    bench = Bench.of(place.config(), place.lm(), small_task())
-    adapted = make_fold(bench, bench.draw(1), bench.config.fold).adapted
+    experiment = Experiment.of(place.config(), place.lm(), small_task())
+    adapted = make_fold(experiment, experiment.draw(1), experiment.config.fold).adapted
     assert isinstance(adapted, AdaptedModel)
-    return bench, adapted
+    return experiment, adapted
 
 
 def weights_of(deltas: tuple[WeightDelta, ...]) -> list[WeightDelta]:
     return [change for change in deltas if change.delta.dim() == 2]
 
 
-def test_an_adapter_of_full_rank_loses_nothing(made: tuple[Bench[FoldConfig], AdaptedModel]) -> None:
-    bench, adapted = made
-    whole, kept = truncated(bench.lm, bench.encoder.opening, adapted, 10_000)
+def test_an_adapter_of_full_rank_loses_nothing(made: tuple[Experiment[FoldConfig], AdaptedModel]) -> None:
+    experiment, adapted = made
+    whole, kept = truncated(experiment.lm, experiment.encoder.opening, adapted, 10_000)
 
     assert kept == pytest.approx(1, abs=1e-5)
     for before, after in zip(adapted.deltas, whole.deltas, strict=True):
         assert before.parameter == after.parameter
         torch.testing.assert_close(after.delta, before.delta, rtol=0, atol=1e-5)
-    answers = [answer_log_probabilities(one, bench.lm, bench.queries) for one in (adapted, whole)]
+    answers = [answer_log_probabilities(one, experiment.lm, experiment.queries) for one in (adapted, whole)]
     torch.testing.assert_close(answers[1], answers[0], rtol=0, atol=1e-4)
 
 
-def test_an_adapter_of_rank_one_keeps_the_largest_direction(made: tuple[Bench[FoldConfig], AdaptedModel]) -> None:
-    bench, adapted = made
-    cut, kept = truncated(bench.lm, bench.encoder.opening, adapted, 1)
+def test_an_adapter_of_rank_one_keeps_the_largest_direction(made: tuple[Experiment[FoldConfig], AdaptedModel]) -> None:
+    experiment, adapted = made
+    cut, kept = truncated(experiment.lm, experiment.encoder.opening, adapted, 1)
 
     values = [torch.linalg.svdvals(change.delta.double()) for change in weights_of(adapted.deltas)]
     total = sum(float(value.square().sum()) for value in values)
@@ -500,24 +502,27 @@ def test_an_adapter_of_rank_one_keeps_the_largest_direction(made: tuple[Bench[Fo
     assert all(int(torch.linalg.matrix_rank(change.delta, rtol=1e-4)) == 1 for change in weights_of(cut.deltas))
     biases = [change for change in adapted.deltas if change.delta.dim() == 1]
     assert biases == [change for change in cut.deltas if change.delta.dim() == 1]
-    _, more = truncated(bench.lm, bench.encoder.opening, adapted, 2)
+    _, more = truncated(experiment.lm, experiment.encoder.opening, adapted, 2)
     assert more > kept
     # What stands before every query is read with the weights that are left, too.
-    with applied(bench.lm.model, cut.deltas):
-        expected = bench.lm.encode(bench.encoder.opening)
+    with applied(experiment.lm.model, cut.deltas):
+        expected = experiment.lm.encode(experiment.encoder.opening)
     for (k, v), (k_expected, v_expected) in zip(cut.prefix.layers, expected.layers, strict=True):
         assert torch.equal(k, k_expected)
         assert torch.equal(v, v_expected)
 
 
-def test_no_change_is_kept_whole(made: tuple[Bench[FoldConfig], AdaptedModel]) -> None:
-    bench, adapted = made
+def test_no_change_is_kept_whole(made: tuple[Experiment[FoldConfig], AdaptedModel]) -> None:
+    experiment, adapted = made
     zeros = tuple(
         WeightDelta(change.parameter, change.axis, change.index, torch.zeros_like(change.delta))
         for change in adapted.deltas
     )
     _, kept = truncated(
-        bench.lm, bench.encoder.opening, AdaptedModel("fold", bench.lm, adapted.prefix, adapted.cost, zeros), 1
+        experiment.lm,
+        experiment.encoder.opening,
+        AdaptedModel("fold", experiment.lm, adapted.prefix, adapted.cost, zeros),
+        1,
     )
 
     assert kept == 1
@@ -525,7 +530,7 @@ def test_no_change_is_kept_whole(made: tuple[Bench[FoldConfig], AdaptedModel]) -
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("place", ["llama", "gpt2"], indirect=True)
-def test_the_adapter_that_is_written_is_the_one_that_was_measured(place: Place, measured: list[SeedOutcome]) -> None:
+def test_the_adapter_that_is_written_is_the_one_that_was_measured(place: Place, measured: list[SeedRecord]) -> None:
     config = place.config(form="lora", rank=2, verify=True)
     written = fold(config, place.to, lm=place.lm(), task=small_task())
 
@@ -543,11 +548,11 @@ def test_the_adapter_that_is_written_is_the_one_that_was_measured(place: Place, 
     assert written.difference < 1e-5
     # By hand, where every answer is one token.
     lm = place.lm()
-    bench = Bench.of(config, lm, small_task())
+    experiment = Experiment.of(config, lm, small_task())
     model = PeftModel.from_pretrained(lm.model, place.to).eval()
-    for number, query in enumerate(bench.queries):
+    for number, query in enumerate(experiment.queries):
         assert all(len(answer) == 1 for answer in query.answers)
-        ids = torch.tensor([[*bench.encoder.opening, *query.prompt]])
+        ids = torch.tensor([[*experiment.encoder.opening, *query.prompt]])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
         expected = measured[0].log_probabilities["fold"][number]
@@ -560,11 +565,11 @@ def test_the_adapter_that_is_written_is_the_one_that_was_measured(place: Place, 
 @pytest.mark.parametrize("form", ["checkpoint", "lora"])
 def test_perplexity_is_that_of_base_and_written_model(place: Place, form: str) -> None:
     config = place.config(perplexity=place.prose, perplexity_texts=2, form=form, rank=1)
-    written: Written = fold(config, place.to, lm=place.lm(), task=small_task())
+    written: SavedFold = fold(config, place.to, lm=place.lm(), task=small_task())
 
     lm = place.lm()
-    bench = Bench.of(config, lm, small_task())
-    passages = perplexity_passages(bench, place.prose, 2)
+    experiment = Experiment.of(config, lm, small_task())
+    passages = perplexity_passages(experiment, place.prose, 2)
     assert [lm.tokenizer.decode(list(passage)) for passage in passages] == PROSE[:2]
     by_hand = []
     after: Any = loaded(place.to) if form == "checkpoint" else None
@@ -572,7 +577,7 @@ def test_perplexity_is_that_of_base_and_written_model(place: Place, form: str) -
         if who is None:
             PeftModel.from_pretrained(lm.model, place.to)  # puts the adapter into the very modules of the base
             who = lm
-        losses = text_losses(who, bench.encoder.opening, passages)
+        losses = text_losses(who, experiment.encoder.opening, passages)
         by_hand.append(float((losses[:, 0].sum() / losses[:, 1].sum()).exp()))
     assert written.perplexity == pytest.approx(tuple(by_hand), rel=1e-5)
     assert by_hand[0] != by_hand[1]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dualform.report.numerals import MISSING
-from dualform.result import Accuracy, Against, Cost, Estimate, FoldReport, Predictions, Result, WrittenFold
+from dualform.result import Accuracy, Cost, Estimate, FoldReport, Predictions, PromptingComparison, Result, WrittenFold
 from dualform.studies.against_words import recovered_share
 from dualform.studies.comparison.table import against_table
 from dualform.studies.fold.words import headlines
@@ -29,8 +29,8 @@ def folded(
     def accuracy(mean: float) -> Accuracy:
         return Accuracy(mean=mean, ci95=(mean - 0.02, mean + 0.02), n=40, per_seed={"1": mean})
 
-    def against(same: float, recovered: float | None, queries: float | None) -> Against:
-        return Against(
+    def against(same: float, recovered: float | None, queries: float | None) -> PromptingComparison:
+        return PromptingComparison(
             agreement=estimate(same), expected=0.904, recovered=estimate(recovered), break_even=queries,
             break_even_kept=None,
         )  # fmt: skip

@@ -19,13 +19,13 @@ from dualform.models.reading.perplexity import text_losses
 from dualform.result import Result
 from dualform.runs.store import RunFolder
 from dualform.studies.against import recovered
-from dualform.studies.bench import Bench
+from dualform.studies.experiment import Experiment
 from dualform.studies.fold_settings import FoldMethod
 from dualform.studies.folding import run as study
 from dualform.studies.folding.config import (
     AXES,
-    Fold,
     FoldingConfig,
+    FoldVariant,
     LayerSet,
     folding_config,
     layers_of_set,
@@ -105,8 +105,8 @@ def numbers(result: FoldingResult) -> dict[str, Any]:
     return result.model_dump(mode="json", by_alias=True, exclude={"environment"})
 
 
-def accuracy(table: torch.Tensor, bench: Bench[Any]) -> float:
-    return float((table.argmax(1) == bench.labels).double().mean())
+def accuracy(table: torch.Tensor, experiment: Experiment[Any]) -> float:
+    return float((table.argmax(1) == experiment.labels).double().mean())
 
 
 # What is asked for.
@@ -218,11 +218,11 @@ def counted(monkeypatch: pytest.MonkeyPatch, failing: FoldMethod | None = None) 
     """Folds that are made from now on: seed, demonstrations, method."""
     found: list[tuple[int, int, str]] = []
 
-    def make(bench: Any, drawn: Any, settings: Any, *rest: Any) -> Any:
+    def make(experiment: Any, drawn: Any, settings: Any, *rest: Any) -> Any:
         found.append((drawn.demonstrations.seed, len(drawn.demonstrations.rows), settings.method))
         if settings.method == failing:
             raise ModelError(f"{failing} is not for this model")
-        return make_fold(bench, drawn, settings, *rest)
+        return make_fold(experiment, drawn, settings, *rest)
 
     monkeypatch.setattr(study, "make_fold", make)
     return found
@@ -330,31 +330,31 @@ def test_a_default_that_cannot_be_had_ends_the_study(prose: str, monkeypatch: py
 # What is found.
 
 
-def by_hand(lm: LanguageModel, bench: Bench[Any], deltas: Any) -> torch.Tensor:
+def by_hand(lm: LanguageModel, experiment: Experiment[Any], deltas: Any) -> torch.Tensor:
     """Zero-shot answers of a model with changed weights."""
     with applied(lm.model, deltas):
-        adapted = ZeroShot(bench.encoder.opening).adapt(lm, bench.draw(1).encoded)
-        return answer_log_probabilities(adapted, lm, bench.queries)
+        adapted = ZeroShot(experiment.encoder.opening).adapt(lm, experiment.draw(1).encoded)
+        return answer_log_probabilities(adapted, lm, experiment.queries)
 
 
-def folded(asked: FoldingConfig, task: Task, seed: int) -> tuple[Bench[Any], Any]:
+def folded(asked: FoldingConfig, task: Task, seed: int) -> tuple[Experiment[Any], Any]:
     """A task's default fold."""
-    bench = Bench.of(asked, small_lm("llama"), task)
-    adapted = make_fold(bench, bench.draw(seed), asked.fold).adapted
+    experiment = Experiment.of(asked, small_lm("llama"), task)
+    adapted = make_fold(experiment, experiment.draw(seed), asked.fold).adapted
     assert isinstance(adapted, AdaptedModel)
-    return bench, adapted.deltas
+    return experiment, adapted.deltas
 
 
 def test_the_default_fold_answers_as_it_does_by_hand(prose: str) -> None:
     asked = config(prose)
     found = whole(prose)
     for seed in found.seeds:
-        bench, deltas = folded(asked, small_task(), seed.seed)
+        experiment, deltas = folded(asked, small_task(), seed.seed)
         table = seed.folds[asked.default].tensors["answers"]
-        torch.testing.assert_close(table, by_hand(small_lm("llama"), bench, deltas), rtol=0, atol=1e-10)
-    torch.testing.assert_close(found.base["answers/"], by_hand(small_lm("llama"), bench, ()), rtol=0, atol=1e-10)
+        torch.testing.assert_close(table, by_hand(small_lm("llama"), experiment, deltas), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.base["answers/"], by_hand(small_lm("llama"), experiment, ()), rtol=0, atol=1e-10)
     assert found.result.folding is not None
-    assert found.result.folding.zero_shot.mean == pytest.approx(accuracy(found.base["answers/"], bench))
+    assert found.result.folding.zero_shot.mean == pytest.approx(accuracy(found.base["answers/"], experiment))
     # Zero-shot is the same for every seed, and is not counted twice.
     assert (found.result.folding.zero_shot.n, found.result.folding.icl.n) == (8, 16)
 
@@ -364,16 +364,16 @@ def test_each_number_of_demonstrations_stands_beside_its_own_prompt(prose: str) 
     lm = small_lm("llama")
     icl = {}
     for k in (2, 4):
-        bench = Bench.of(config(prose, k=k), lm, small_task())
+        experiment = Experiment.of(config(prose, k=k), lm, small_task())
         tables = []
         for seed in found.seeds:
-            adapted = InContext().adapt(lm, bench.draw(seed.seed).encoded)
-            tables.append(answer_log_probabilities(adapted, lm, bench.queries))
+            adapted = InContext().adapt(lm, experiment.draw(seed.seed).encoded)
+            tables.append(answer_log_probabilities(adapted, lm, experiment.queries))
             torch.testing.assert_close(seed.prompted[k], tables[-1], rtol=0, atol=1e-10)
-        icl[k] = sum(accuracy(table, bench) for table in tables) / len(tables)
+        icl[k] = sum(accuracy(table, experiment) for table in tables) / len(tables)
         point = at(found.result, "k", str(k))
         assert point.icl.mean == pytest.approx(icl[k])
-        fold = Fold(k, config(prose).fold)
+        fold = FoldVariant(k, config(prose).fold)
         same = [
             (seed.folds[fold].tensors["answers"].argmax(1) == table.argmax(1)).double().mean()
             for seed, table in zip(found.seeds, tables, strict=True)
@@ -422,9 +422,9 @@ def test_a_point_says_what_it_could_not_have(prose: str) -> None:
 
 
 def test_demonstrations_that_do_not_fit_are_told(prose: str) -> None:
-    bench = Bench.of(config(prose, k=8), small_lm("llama"), small_task())
-    longest = max(query.width() for query in bench.queries)
-    room = max(len(bench.draw(seed).encoded.prefix) for seed in (1, 2)) + longest - 25
+    experiment = Experiment.of(config(prose, k=8), small_lm("llama"), small_task())
+    longest = max(query.width() for query in experiment.queries)
+    room = max(len(experiment.draw(seed).encoded.prefix) for seed in (1, 2)) + longest - 25
     asked = config(prose, axes=("k",), ks=(8,), context=room)
     with pytest.warns(UserWarning, match="every learner gets the first"):
         result = run(asked).result
@@ -478,8 +478,8 @@ def test_perplexity_is_that_of_the_models_themselves(prose: str) -> None:
     passages = [tuple(lm.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in PROSE]
     before, after = text_losses(lm, (0,), passages), []
     for seed in (1, 2):
-        bench, deltas = folded(asked, small_task(), seed)
-        assert bench.encoder.opening == (0,)
+        experiment, deltas = folded(asked, small_task(), seed)
+        assert experiment.encoder.opening == (0,)
         with applied(lm.model, deltas):
             after.append(text_losses(lm, (0,), passages))
     base = float((before[:, 0].sum() / before[:, 1].sum()).exp())
@@ -506,7 +506,7 @@ def test_other_tasks_are_asked_by_hand(prose: str, moods: str) -> None:
     result = run(asked).result
     lm = small_lm("llama")
     other_task = load_task(moods)
-    there = Bench.of(asked, lm, other_task)
+    there = Experiment.of(asked, lm, other_task)
     zero_shot = accuracy(by_hand(lm, there, ()), there)
     transferred, alone, together, together_here, own = [], [], [], [], []
     for seed in (1, 2):

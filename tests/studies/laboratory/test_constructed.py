@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualform.lab.constructed_model import Layer, construct
+from dualform.lab.constructed_model import ConstructedWeights, construct
 from dualform.lab.token_world import TokenWorld
 from dualform.lab.toy_model import train_toy
 from dualform.learners.finetuned import Finetuned
@@ -227,7 +227,7 @@ def test_a_comparison_of_the_toy_gives_the_very_numbers(toy: tuple[LanguageModel
 
 def test_a_comparison_runs_on_the_constructed_model_unchanged() -> None:
     world = TokenWorld.draw(3, 36, seed=1)
-    model = construct(world, Layer.draw(world, 4, seed=1), rate=1.0, n_demonstrations=4, positions=64)
+    model = construct(world, ConstructedWeights.draw(world, 4, seed=1), rate=1.0, n_demonstrations=4, positions=64)
     lm = LanguageModel.wrap(model, world.tokenizer(), "constructed")
     result = small_comparison(lm, world.task(seed=1, remembering=True), rates=(0.01,))
     # Finetuning on words is another step than the layer's own, on squares: alike, and not the same.
@@ -239,7 +239,7 @@ def test_a_comparison_runs_on_the_constructed_model_unchanged() -> None:
 
 def test_the_gap_is_taken_from_vectors_and_not_from_the_model() -> None:
     world = TokenWorld.draw(3, 36, seed=1)
-    layer = Layer.draw(world, 4, seed=1)
+    layer = ConstructedWeights.draw(world, 4, seed=1)
     model = construct(world, layer, rate=0.5, n_demonstrations=4, positions=64)
     lm = LanguageModel.wrap(model, world.tokenizer(), "constructed")
     setup = PromptedModel.of(lm, world.task(seed=1, remembering=True), 4, seed=2)
@@ -252,7 +252,7 @@ def test_the_gap_is_taken_from_vectors_and_not_from_the_model() -> None:
 
 def test_the_learner_is_told_vectors_and_where_the_layer_is_kept() -> None:
     world = TokenWorld.draw(3, 36, seed=1)
-    layer = Layer.draw(world, 4, seed=1)
+    layer = ConstructedWeights.draw(world, 4, seed=1)
     model = construct(world, layer, rate=0.5, n_demonstrations=4, positions=64)
     setup = PromptedModel.of(
         LanguageModel.wrap(model, world.tokenizer(), "constructed"), world.task(seed=1, remembering=True), 4, seed=2

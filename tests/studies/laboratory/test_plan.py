@@ -5,7 +5,7 @@ import torch
 
 from dualform.studies.laboratory import plan as plan_regression
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
-from dualform.studies.laboratory.plan import _BUDGET, _Line, sample
+from dualform.studies.laboratory.plan import _BUDGET, _LinearCost, sample
 from dualform.studies.plan import plan_of
 from tests.fixed_machine import GIB, fixed_machine
 
@@ -16,9 +16,9 @@ def sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
     done: list[tuple[str, int]] = []
 
-    def sample(name: str, config: RegressionConfig) -> _Line:
+    def sample(name: str, config: RegressionConfig) -> _LinearCost:
         done.append((name, len(config.seeds)))
-        return _Line(2.0, 100.0, 1e9, 1e12, GIB)
+        return _LinearCost(2.0, 100.0, 1e9, 1e12, GIB)
 
     monkeypatch.setattr(plan_regression, "_sampled", sample)
     return done
@@ -70,7 +70,7 @@ class Study:
         self.run(share, seeds)
         return seeds * (1e6 + 1e9 * share)
 
-    def line(self, seeds: int) -> _Line:
+    def line(self, seeds: int) -> _LinearCost:
         return sample(self.run, self.counted, seeds, lambda: self.now)
 
 
@@ -98,6 +98,6 @@ def test_operations_that_there_was_no_time_to_count_are_told_of(
     sampled: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ):
     assert not Study(6.0, 100.0).line(5).counted
-    monkeypatch.setattr(plan_regression, "_sampled", lambda name, config: _Line(2.0, 100.0, 0.0, 0.0, GIB))
+    monkeypatch.setattr(plan_regression, "_sampled", lambda name, config: _LinearCost(2.0, 100.0, 0.0, 0.0, GIB))
     plan = plan_of(regression_config(studies=("trained",), seeds=(1,)), fixed_machine())
     assert any("operations of trained are not counted" in note for note in plan.notes)

@@ -20,7 +20,7 @@ from dualform.studies.laboratory.shift import (
     LEAST_SQUARES,
     LONGER,
     SHAPE,
-    Reading,
+    ShiftLosses,
     _dearest,
     pieces,
     read,
@@ -123,8 +123,8 @@ def test_only_what_is_above_one_is_said_to_cost() -> None:
 
 
 def test_costs_are_over_as_trained_seed_by_seed() -> None:
-    def reading(*own: float) -> Reading:
-        return Reading(torch.tensor([[9.0, one] for one in own]), {LEAST_SQUARES: torch.tensor([9.0, 0.5])})
+    def reading(*own: float) -> ShiftLosses:
+        return ShiftLosses(torch.tensor([[9.0, one] for one in own]), {LEAST_SQUARES: torch.tensor([9.0, 0.5])})
 
     assert reading(3.0, 4.0).costs(reading(1.0, 2.0)) == [3.0, 2.0]
 

@@ -27,8 +27,8 @@ from dualform.studies.laboratory.trained_measured import (
     ONE,
     SOFTMAX,
     TWO,
-    Measured,
     NewTasks,
+    TrainedMeasurements,
     beside,
     best_rates,
     between,
@@ -292,7 +292,7 @@ def test_a_predictor_beside_itself_is_itself_and_beside_another_is_not(config: R
 
 
 @pytest.fixture(scope="module")
-def paper() -> Measured:
+def paper() -> TrainedMeasurements:
     """A seed in the paper's setting: one layer trained nearly as long as in the study, the others hardly at all."""
     config = regression_config(seeds=(1,))
     tasks = tasks_of(config)
@@ -306,10 +306,10 @@ def paper() -> Measured:
         patch.setattr(measured, "TUNED", 6000)
         patch.setattr(measured, "SEQUENCES", 6000)
         best = best_rates(tasks)
-        return Measured(config, models, best, best[5, True], {1: measured.new_tasks("test", 1, tasks)})
+        return TrainedMeasurements(config, models, best, best[5, True], {1: measured.new_tasks("test", 1, tasks)})
 
 
-def test_descent_has_the_losses_of_the_paper(paper: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descent_has_the_losses_of_the_paper(paper: TrainedMeasurements, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "TUNED", 16384)
     claims = study._anchors(paper)
     assert len(claims) == len(ANCHORS)
@@ -318,7 +318,7 @@ def test_descent_has_the_losses_of_the_paper(paper: Measured, monkeypatch: pytes
         assert claim.holds
 
 
-def test_a_trained_layer_is_a_step_of_descent_and_what_is_none_is_not(paper: Measured) -> None:
+def test_a_trained_layer_is_a_step_of_descent_and_what_is_none_is_not(paper: TrainedMeasurements) -> None:
     trained_claims = study._claims(paper)
     claims: list[Claim] = [*trained_claims[:2], trained_claims[-1], *study._failing(paper)]
     assert [claim.must_fail for claim in claims] == [False] * 3 + [True] * 3
@@ -326,7 +326,7 @@ def test_a_trained_layer_is_a_step_of_descent_and_what_is_none_is_not(paper: Mea
         assert claim.holds != claim.must_fail, (claim.says, claim.found)
 
 
-def test_halfway_to_other_weights_is_no_descent(paper: Measured) -> None:
+def test_halfway_to_other_weights_is_no_descent(paper: TrainedMeasurements) -> None:
     new, best, model = paper.new[1], paper.best[1, False], paper.model(ONE, 1)
     wrong = replace(best, rate=4 * best.rate)
     assert new.loss(between(model, best, 10, 0.5)) < 1.02 * new.loss(best)

@@ -17,7 +17,7 @@ from dualform.studies.momentum import pretrained as study
 from dualform.studies.momentum.config import MomentumConfig
 from dualform.studies.momentum.pretrained import LENGTH, put_into, require_usable
 from dualform.studies.momentum.result import PretrainedMomentum
-from dualform.studies.pieces import NoCells, Piece
+from dualform.studies.pieces import NoPieceStore, Piece
 from dualform.studies.seed_statistics import paired
 from tests.studies.momentum_setting import small_momentum, write_texts
 from tests.studies.small import Kept
@@ -113,7 +113,9 @@ def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[Pretraine
 
 
 def test_without_steps_nothing_is_finetuned(asked: MomentumConfig, model: str, found: Any) -> None:
-    without = put_into(asked.model_copy(update={"pretrained_steps": 0, "pretrained_etas": (0.3,)}), model, NoCells())
+    without = put_into(
+        asked.model_copy(update={"pretrained_steps": 0, "pretrained_etas": (0.3,)}), model, NoPieceStore()
+    )
     (one,) = without
     assert (one.tuned, one.base_tuned, one.difference) == (None, None, None)
     assert (one.perplexity, one.base) == (found[1].perplexity, found[1].base)
@@ -121,7 +123,7 @@ def test_without_steps_nothing_is_finetuned(asked: MomentumConfig, model: str, f
 
 def test_the_models_files_and_the_global_random_state_are_left_alone(asked: MomentumConfig, model: str) -> None:
     before, state = digests(model), torch.get_rng_state()
-    put_into(asked.model_copy(update={"seeds": (1,), "pretrained_etas": (0.3,)}), model, NoCells())
+    put_into(asked.model_copy(update={"seeds": (1,), "pretrained_etas": (0.3,)}), model, NoPieceStore())
     assert digests(model) == before
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -176,7 +178,7 @@ def test_other_weights_or_text_under_the_same_name_make_other_pieces(
     change(config, tmp_path)
     after = put_into(config, name, kept)
     assert kept.put_names[n:] == kept.put_names[:n]
-    assert after == put_into(config, name, NoCells())
+    assert after == put_into(config, name, NoPieceStore())
 
 
 def test_a_model_with_fewer_positions_gets_shorter_windows(texts: dict[str, Any], tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_model_with_fewer_positions_gets_shorter_windows(texts: dict[str, Any]
     with pytest.MonkeyPatch.context() as patch:
         nats = study._nats
         patch.setattr(study, "_nats", lambda lm, read: seen.append(read) or nats(lm, read))  # type: ignore[func-returns-value]
-        put_into(config, name, NoCells())
+        put_into(config, name, NoPieceStore())
     assert {read.shape[1] for read in seen} == {40}
 
 

@@ -20,7 +20,7 @@ from dualform.models.editing.linear_attention import apply_linear_attention
 from dualform.models.editing.momentum import momentum_of
 from dualform.models.loading.load import load_model
 from dualform.models.reading.encoding import Encoder
-from dualform.progress import Silent
+from dualform.progress import SilentProgress
 from dualform.result import Result
 from dualform.runs.store import RunFolder
 from dualform.studies.momentum.config import Arm, MomentumConfig, momentum_config
@@ -545,7 +545,7 @@ def test_of_a_data_set_of_the_hub_each_text_is_the_split_of_its_name(
         (tmp_path / "data" / "prose" / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
     where = ("data/prose",)
     config = small_momentum({"corpus": where, "validation": where, "test": where})
-    found = read_texts(config, config.recipe_of(1), tmp_path / "corpus", Silent())
+    found = read_texts(config, config.recipe_of(1), tmp_path / "corpus", SilentProgress())
     assert [one.n_documents for one in (found.train, found.validation, found.test)] == [300, 50, 40]
 
 

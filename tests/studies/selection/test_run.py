@@ -13,7 +13,7 @@ from dualform.errors import ConfigError, TrainingError
 from dualform.result import FEWEST_FOR_INTERVAL, Result
 from dualform.studies.comparison.run import compare
 from dualform.studies.selection import run as selection_module
-from dualform.studies.selection.choosing import CHOICES, SETS, Answered, QuerySet, Select, Tables
+from dualform.studies.selection.choosing import CHOICES, SETS, QuerySet, Select, TrialAnswers, TrialTables
 from dualform.studies.selection.config import SelectionConfig, selection_config
 from dualform.studies.selection.result import Choice, SelectionResult
 from dualform.studies.selection.run import SelectionStudy, search_budget, selection
@@ -25,8 +25,8 @@ from tests.studies.small import (
     Watched,
     long_and_short_task,
     numbers,
-    small_bench,
     small_config,
+    small_experiment,
     small_lm,
     small_task,
     write_choices,
@@ -212,8 +212,8 @@ def test_icl_may_read_as_many_tokens_as_ft_and_uses_them(study: SelectionStudy) 
 
 
 def _queries(name: str) -> Sequence[Any]:
-    bench = small_bench()
-    return bench.queries if name == "report" else bench.selection_queries
+    experiment = small_experiment()
+    return experiment.queries if name == "report" else experiment.selection_queries
 
 
 def test_orders_that_are_given_are_run_whatever_they_cost() -> None:
@@ -226,15 +226,15 @@ def test_orders_that_are_given_are_run_whatever_they_cost() -> None:
 
 
 def test_no_more_orders_are_tried_than_there_are() -> None:
-    bench = small_bench(k=2)
-    drawn = {1: bench.draw(1)}
+    experiment = small_experiment(k=2)
+    drawn = {1: experiment.draw(1)}
     rates = tuple(1e-3 * n for n in range(1, 30))
 
     assert search_budget(config(rates=rates), drawn, {"validation": 10, "report": 10}).orders == {
         "validation": 2,
         "report": 2,
     }
-    four = {1: small_bench(k=4).draw(1)}
+    four = {1: small_experiment(k=4).draw(1)}
     assert search_budget(config(rates=rates), four, {"validation": 10, "report": 10}).orders["report"] == 24
 
 
@@ -256,22 +256,22 @@ def test_what_is_not_searched_for_costs_nothing(study: SelectionStudy) -> None:
 
 def made_up(
     generator: torch.Generator, *, seeds: int = 4, orders: int = 3, rates: int = 3, sizes: Sequence[int] = (30, 40, 60)
-) -> Tables:
+) -> TrialTables:
     """Answers of trials that are all equally good: right half of the time."""
 
-    def table(settings: int, n: int, compared: Tensor) -> Answered:
+    def table(settings: int, n: int, compared: Tensor) -> TrialAnswers:
         right = (torch.rand(seeds, settings, n, generator=generator) < 0.5).double()
-        return Answered(right, torch.randn(seeds, settings, n, generator=generator, dtype=torch.float64), compared)
+        return TrialAnswers(right, torch.randn(seeds, settings, n, generator=generator, dtype=torch.float64), compared)
 
     everything = torch.ones(seeds, orders, dtype=torch.bool), torch.ones(seeds, rates, dtype=torch.bool)
     icl, ft = (
         {name: table(settings, n, compared) for name, n in zip(SETS, sizes, strict=True)}
         for settings, compared in zip((orders, rates), everything, strict=True)
     )
-    return Tables(icl, ft, first=1, middle=1)
+    return TrialTables(icl, ft, first=1, middle=1)
 
 
-def without(tables: Tables, learner: str, places: Sequence[tuple[int, int]]) -> Tables:
+def without(tables: TrialTables, learner: str, places: Sequence[tuple[int, int]]) -> TrialTables:
     """The same, but for some trials that are not compared."""
     compared = tables.of(learner)["report"].compared.clone()
     for place in places:
@@ -280,7 +280,7 @@ def without(tables: Tables, learner: str, places: Sequence[tuple[int, int]]) -> 
     return dataclasses.replace(tables, icl=changed) if learner == "icl" else dataclasses.replace(tables, ft=changed)
 
 
-def naively_chosen(tables: Tables, select: Select, name: QuerySet, queries: Sequence[int]) -> tuple[int, int, int]:
+def naively_chosen(tables: TrialTables, select: Select, name: QuerySet, queries: Sequence[int]) -> tuple[int, int, int]:
     """(seed, order, rate), by the rule's own words, from the queries listed (some of them more than once)."""
     if select == "none":
         return tables.first, 0, tables.middle
@@ -356,12 +356,14 @@ def test_every_resample_draws_each_set_by_itself_and_as_many_queries_as_it_has()
 
 @pytest.mark.parametrize("select", ["icl", "ft", "both"])
 def test_ties_go_to_the_surer_trial_then_to_the_lower_seed_order_and_rate(select: Select) -> None:
-    def table(log_probability: Tensor) -> Answered:
-        return Answered(torch.ones(3, 2, 5, dtype=torch.float64), log_probability, torch.ones(3, 2, dtype=torch.bool))
+    def table(log_probability: Tensor) -> TrialAnswers:
+        return TrialAnswers(
+            torch.ones(3, 2, 5, dtype=torch.float64), log_probability, torch.ones(3, 2, dtype=torch.bool)
+        )
 
     def chosen(log_probability: Tensor) -> tuple[int, ...]:
         each = dict.fromkeys(SETS, table(log_probability))
-        tables = Tables(each, each, first=2, middle=1)
+        tables = TrialTables(each, each, first=2, middle=1)
         picks = tables.choose(select, "validation", tables.everything())
         return int(picks.seed), int(picks.order), int(picks.rate)
 

@@ -22,13 +22,13 @@ from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.calibration import contextual_calibration
 from dualform.result import Result
-from dualform.studies.bench import Bench
+from dualform.studies.experiment import Experiment
 from dualform.studies.pieces import Piece
 from dualform.studies.stability import run as study
 from dualform.studies.stability.config import StabilityConfig, stability_config
 from dualform.studies.stability.result import LearnerStability, StabilityResult, StabilityRun
 from dualform.studies.stability.run import StabilityStudy, stability
-from dualform.studies.stability.summary import Run, runs_table
+from dualform.studies.stability.summary import RunAnswers, runs_table
 from dualform.studies.stability.work import CONTENT_FREE
 from dualform.tasks.build import build_task
 from dualform.tasks.demonstrations import LabelRule
@@ -78,7 +78,7 @@ def two_models() -> StabilityStudy:
     return stability(small(("large", "small")), lms=[larger_lm(), small_lm()], task=small_task())
 
 
-def runs_of(found: StabilityStudy, learner: str, labels: str = "true") -> list[Run]:
+def runs_of(found: StabilityStudy, learner: str, labels: str = "true") -> list[RunAnswers]:
     return [run for run in found.models[0].runs if run.learner == learner and run.labels == labels]
 
 
@@ -105,8 +105,8 @@ def test_every_set_is_run_in_as_many_orders_as_the_smallest_has(
     context: int, k_effective: list[int], n_orders: int
 ) -> None:
     config = small(k=3, context=context)
-    bench = Bench.of(config, small_lm(), long_and_short_task())
-    drawn = bench.draw_all(config.seeds)
+    experiment = Experiment.of(config, small_lm(), long_and_short_task())
+    drawn = experiment.draw_all(config.seeds)
     assert [one.demonstrations.k_effective for one in drawn.values()] == k_effective
 
     found = stability(config, lms=[small_lm()], task=long_and_short_task())
@@ -194,20 +194,20 @@ class _ByHand:
     def __init__(self, lm: LanguageModel, task: Task) -> None:
         self.lm = lm
         self.task = task
-        self.bench = Bench.of(small(), lm, task)
+        self.experiment = Experiment.of(small(), lm, task)
 
     def answers(self, adapted: AdaptedModel) -> Tensor:
-        return answer_log_probabilities(adapted, self.lm, self.bench.queries)
+        return answer_log_probabilities(adapted, self.lm, self.experiment.queries)
 
     def content_free(self, adapted: AdaptedModel) -> Tensor:
         encoder = Encoder(self.lm, self.task)
         queries = [encoder.query(Example({"text": text}, 0, 0)) for text in ("N/A", "", "[MASK]")]
         return answer_log_probabilities(adapted, self.lm, queries)
 
-    def adapted(self, run: Run) -> AdaptedModel:
-        opening = self.bench.encoder.opening
-        demonstrations = self.bench.draw(run.seed).demonstrations.reordered(run.order)
-        encoded = self.bench.encoder.demonstrations(demonstrations.relabelled(self.task, run.labels))  # type: ignore[arg-type]
+    def adapted(self, run: RunAnswers) -> AdaptedModel:
+        opening = self.experiment.encoder.opening
+        demonstrations = self.experiment.draw(run.seed).demonstrations.reordered(run.order)
+        encoded = self.experiment.encoder.demonstrations(demonstrations.relabelled(self.task, run.labels))  # type: ignore[arg-type]
         if run.learner == "zsl":
             return ZeroShot(opening).adapt(self.lm, encoded)
         if run.learner == "icl":
@@ -253,11 +253,11 @@ def test_orders_are_permutations_of_one_set_and_the_first_is_the_order_drawn(
 
     monkeypatch.setattr(InContext, "adapt", watched)
     stability(small(seeds=(1, 2), orders=4, ft_seeds=0, label_seeds=0), lms=[small_lm()], task=small_task())
-    bench = Bench.of(small(), small_lm(), small_task())
+    experiment = Experiment.of(small(), small_lm(), small_task())
 
     for number, seed in enumerate((1, 2)):
         orders = [each.sequences for each in shown[4 * number : 4 * number + 4]]
-        assert orders[0] == bench.draw(seed).encoded.sequences
+        assert orders[0] == experiment.draw(seed).encoded.sequences
         assert len(set(orders)) == 4
         assert len({tuple(sorted(order)) for order in orders}) == 1
 
@@ -343,15 +343,15 @@ def test_a_prompt_that_shows_the_text_alone_is_calibrated_too() -> None:
 # What is made of the runs.
 
 
-def accuracy_of(one: Run) -> float:
+def accuracy_of(one: RunAnswers) -> float:
     return float(np.mean([p == y for p, y in zip(one.answers.argmax(dim=1).tolist(), labels(), strict=True)]))
 
 
-def share_of(one: Run) -> float:
+def share_of(one: RunAnswers) -> float:
     return max(Counter(one.answers.argmax(dim=1).tolist()).values()) / N_QUERIES
 
 
-def entropy_of(one: Run) -> float:
+def entropy_of(one: RunAnswers) -> float:
     p = one.answers.log_softmax(1).exp().numpy()
     return float(-(p * np.log(p)).sum(axis=1).mean())
 
@@ -418,17 +418,17 @@ def test_one_set_has_no_variance_between_sets() -> None:
     assert learner_of(run(), "icl").plain.variance is not None
 
 
-def made_up(answers: Sequence[Sequence[int]], learner: str = "icl", n_orders: int = 2) -> list[Run]:
+def made_up(answers: Sequence[Sequence[int]], learner: str = "icl", n_orders: int = 2) -> list[RunAnswers]:
     """Runs in which the queries are answered by these labels, sets in turn."""
     runs = []
     for number, predicted in enumerate(answers):
         table = torch.nn.functional.one_hot(torch.tensor(predicted), 2).double().log_softmax(1)
         uniform = torch.zeros(1, 2, dtype=torch.float64)
-        runs.append(Run(learner, number // n_orders, number % n_orders, "true", table, uniform, None))
+        runs.append(RunAnswers(learner, number // n_orders, number % n_orders, "true", table, uniform, None))
     return runs
 
 
-def summarised(runs: list[Run], config: StabilityConfig | None = None) -> StabilityResult:
+def summarised(runs: list[RunAnswers], config: StabilityConfig | None = None) -> StabilityResult:
     from dualform.studies.stability.summary import ModelRuns, summarise_stability
 
     facts = {"parameters": 1, "k_effective": 4, "orders": 3, "refused_routes": [], "route": "packed"}
@@ -686,7 +686,7 @@ def diverging(limit: float, on: Any) -> Any:
 
 
 def test_a_run_that_diverges_is_made_again_at_the_next_lower_rate_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    second = Bench.of(small(), small_lm(), small_task()).draw(2).encoded.sequences
+    second = Experiment.of(small(), small_lm(), small_task()).draw(2).encoded.sequences
     monkeypatch.setattr(study, "Finetuned", diverging(1e-3, lambda each: each.sequences == second))
     (chosen,) = {one.rate for one in runs_of(run(), "ft")}
     assert chosen == 1e-2, "the case needs a lower rate to fall back to"
@@ -778,13 +778,13 @@ def test_wrong_labels_of_more_tokens_still_fit_the_models_context() -> None:
     words = TaskOptions(label_words=("ok", "an unbelievably long label"))
     task = build_task(RawTask("toy", "a test", {"train": rows}, {"train": "toy.jsonl"}), words)
     settings = small(k=5, balanced=False, ft_seeds=0, orders=1, label_seeds=1)
-    bench = Bench.of(settings, small_lm(), task)
-    queries = (*bench.queries, *bench.selection_queries)
+    experiment = Experiment.of(settings, small_lm(), task)
+    queries = (*experiment.queries, *experiment.selection_queries)
     own = max(len(query.prompt) + max(map(len, query.answers)) for query in queries)
 
     def tokens(seed: int, rule: LabelRule) -> int:
-        demonstrations = bench.draw(seed).demonstrations.relabelled(task, rule)
-        return own + len(bench.encoder.demonstrations(demonstrations).prefix)
+        demonstrations = experiment.draw(seed).demonstrations.relabelled(task, rule)
+        return own + len(experiment.encoder.demonstrations(demonstrations).prefix)
 
     # Mostly short labels, so that the wrong ones take more room.
     seed = next(seed for seed in range(100) if tokens(seed, "flipped") > tokens(seed, "true"))

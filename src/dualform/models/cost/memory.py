@@ -16,7 +16,7 @@ _ROOM = 0.9
 
 
 @dataclass(frozen=True)
-class Option:
+class MemoryOption:
     """A way to run the model."""
 
     how: str
@@ -38,7 +38,7 @@ class MemoryEstimate:
     """Bytes."""
     room: int
     """Bytes that there are; 0 where the system does not report them."""
-    options: tuple[Option, ...]
+    options: tuple[MemoryOption, ...]
     """Ways to run it, where the run as requested does not fit."""
 
     @property
@@ -92,10 +92,10 @@ def memory_estimate(
     estimate = MemoryEstimate(where, needed, room, ())
     if estimate.fits or divided:
         return estimate
-    options: list[Option] = []
+    options: list[MemoryOption] = []
 
     def option(how: str, n: float, room: int, note: str = "") -> None:
-        options.append(Option(how, round(n), n <= _ROOM * room, note))
+        options.append(MemoryOption(how, round(n), n <= _ROOM * room, note))
 
     if on_gpu:
         option("--device cpu", weight_bytes(shape, dtype) + rest, ram)
@@ -111,7 +111,7 @@ def memory_estimate(
         held = gpu + ram
         fits = weight_bytes(shape, dtype) + rest <= _ROOM * held and 2 * layer + rest <= _ROOM * gpu
         note = f"{_gib(max(0.0, weight_bytes(shape, dtype) + rest - n))} in main memory; every forward brings it over"
-        options.append(Option("--device-map auto", round(max(n, 2 * layer + rest)), fits, note))
+        options.append(MemoryOption("--device-map auto", round(max(n, 2 * layer + rest)), fits, note))
     disk = 2 * layer + outside_bytes(shape, dtype) + base + rest
     option(
         "--device-map auto --offload-folder FOLDER",

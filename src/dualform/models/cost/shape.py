@@ -19,7 +19,7 @@ from dualform.models.compat import can_set_attention
 from dualform.models.cost.work import TrainedWeights
 from dualform.models.loading.meta_device import meta_device_model
 from dualform.models.reading.self_check import window_of
-from dualform.models.structure.anatomy import Anatomy, LayerAnatomy, Rows, is_linear, row_axis
+from dualform.models.structure.anatomy import Anatomy, LayerAnatomy, LinearRows, is_linear, row_axis
 from dualform.models.structure.blocks import block_of
 
 # A linear whose last name is one of these holds W_K or W_V, alone or fused with others.
@@ -271,7 +271,7 @@ def _layers(
     """Every layer as its anatomy has it."""
     d_model = model.get_input_embeddings().weight.shape[1]
 
-    def of_rows(rows: Rows | None) -> int:
+    def of_rows(rows: LinearRows | None) -> int:
         if rows is None:
             return 0
         module = model.get_submodule(rows.module)

@@ -31,7 +31,7 @@ _SHORT = 5
 """Tokens of a short forward."""
 
 
-class Step(Protocol):
+class WorkStep(Protocol):
     """Something that is computed."""
 
     @property
@@ -209,7 +209,7 @@ class RandomDirection(_NoTokens):
 
 
 @dataclass(frozen=True)
-class Measuring(_NoTokens):
+class MeasureComputation(_NoTokens):
     """All measures of one group of queries: ranks, attention maps, and the linear form of each head."""
 
     examples: int
@@ -226,14 +226,14 @@ class Measuring(_NoTokens):
 class Work:
     """Steps, each with how often it is done."""
 
-    steps: tuple[tuple[float, Step], ...] = ()
+    steps: tuple[tuple[float, WorkStep], ...] = ()
     """What the result of a run states as a learner's cost."""
-    overhead: tuple[tuple[float, Step], ...] = ()
+    overhead: tuple[tuple[float, WorkStep], ...] = ()
     """What is done around it: finding out how a model is built, reading the opening again with changed weights. Plans
     and progress bars count it, a learner's cost does not."""
 
     @classmethod
-    def of(cls, *steps: Step) -> Work:
+    def of(cls, *steps: WorkStep) -> Work:
         """Some steps, once each."""
         return cls(tuple((1.0, step) for step in steps))
 
@@ -278,7 +278,7 @@ class Work:
 NO_WORK = Work()
 
 
-def _repeated(steps: tuple[tuple[float, Step], ...], times: float) -> tuple[tuple[float, Step], ...]:
+def _repeated(steps: tuple[tuple[float, WorkStep], ...], times: float) -> tuple[tuple[float, WorkStep], ...]:
     return tuple((n * times, step) for n, step in steps)
 
 
@@ -361,7 +361,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Part:
+class PricedPart:
     """One part of a run with its price."""
 
     name: str

@@ -29,7 +29,7 @@ from dualform.models.structure.tying import tied_linears
 
 
 @dataclass(frozen=True)
-class SeenBlock:
+class BlockActivations:
     """One block at all tokens of some texts, the prefix's left out, `token` in the order of the texts."""
 
     before: Tensor
@@ -141,7 +141,7 @@ class BlockwiseForward:
         """Number of groups."""
         return len(self._groups)
 
-    def advance(self, group: int, layer: int) -> SeenBlock:
+    def advance(self, group: int, layer: int) -> BlockActivations:
         """Take a group through the next block; its hidden states are then the block's output.
 
         Args:
@@ -152,12 +152,12 @@ class BlockwiseForward:
         self._hidden[group] = handed_on
         return seen
 
-    def peek(self, group: int, layer: int) -> SeenBlock:
+    def peek(self, group: int, layer: int) -> BlockActivations:
         """The next block's attention alone; the group does not advance."""
         seen, _ = self._run(group, layer, to_the_end=False)
         return seen
 
-    def _run(self, number: int, layer: int, to_the_end: bool) -> tuple[SeenBlock, Tensor | None]:
+    def _run(self, number: int, layer: int, to_the_end: bool) -> tuple[BlockActivations, Tensor | None]:
         group, hidden = self._groups[number], self._hidden[number]
         W_O = self._lm.anatomy.layers[layer].W_O
         assert W_O is not None
@@ -186,7 +186,7 @@ class BlockwiseForward:
             name: value.reshape(-1, value.shape[-1])[group.rows.to(value.device)].to(group.rows.device)
             for name, value in kept.items()
         }
-        return SeenBlock(own["before"], own["head_output"], own["output"], own.get("after")), kept.get("after")
+        return BlockActivations(own["before"], own["head_output"], own["output"], own.get("after")), kept.get("after")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ModelError
 from dualform.models.loading.offloading import hook_of, patched, require_, require_in_memory, requiring
 from dualform.models.loading.quantized import require_unquantized
-from dualform.models.structure.anatomy import Anatomy, Rows, is_linear, row_axis
+from dualform.models.structure.anatomy import Anatomy, LinearRows, is_linear, row_axis
 from dualform.models.structure.blocks import block_names
 from dualform.models.structure.tying import tied_linears
 from dualform.ops.rounding import at_least_float32, last_place_move
@@ -283,7 +283,7 @@ def mlp_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | Non
     return found
 
 
-def _merged(model: PreTrainedModel, projections: Sequence[Rows], what: str) -> dict[str, Tensor | None]:
+def _merged(model: PreTrainedModel, projections: Sequence[LinearRows], what: str) -> dict[str, Tensor | None]:
     """Linear -> the rows of all the projections in it, None for all of them."""
     rows: dict[str, list[Tensor]] = {}
     for projection in projections:

@@ -21,7 +21,7 @@ from dualform.errors import ConfigError, ModelError
 from dualform.models.compat import attention_implementation, can_set_attention
 from dualform.models.hooks import attach_permanently, detach
 from dualform.models.reading.attention import MOMENTUM, NAME, AttentionCall, hidden
-from dualform.models.reading.watch import AttentionWatch, being_watched
+from dualform.models.reading.watch import AttentionTracer, being_watched
 from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.ops.momentum import momentum_chunked
 
@@ -369,7 +369,7 @@ def _begin_watching(model: Any, args: Any, kwargs: Any) -> None:
     assert settings is not None
     modules = [model.get_submodule(name) for name in settings.modules]
     given = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
-    watch = AttentionWatch(modules, len(given), lambda module, seen: None)
+    watch = AttentionTracer(modules, len(given), lambda module, seen: None)
     watch.__enter__()
     setattr(model, _WATCH, watch)
 

@@ -20,7 +20,7 @@ from dualform.models.loading.packaged import PACKAGED_MODELS
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredAccuracy:
     """Accuracy of one setting on held-out queries."""
 
     setting: str
@@ -90,7 +90,7 @@ class CardFacts:
     form: Literal["checkpoint", "adapter"] = "checkpoint"
     label_words: Sequence[str] = ()
     """Answers that the task scores."""
-    measured: Sequence[Measured] = ()
+    measured: Sequence[MeasuredAccuracy] = ()
     """Accuracies, in the order of the table."""
     agreement: float | None = None
     """Share of held-out queries on which the folded model answers as the prompted one, in [0, 1]."""

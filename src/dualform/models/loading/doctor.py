@@ -34,7 +34,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Examination:
+class DoctorReport:
     """All that `dualform doctor` knows."""
 
     facts: dict[str, str]
@@ -48,7 +48,7 @@ class Examination:
         return asdict(self)
 
 
-def examine(lm: LanguageModel) -> Examination:
+def examine(lm: LanguageModel) -> DoctorReport:
     """Look a model over, running every route it might take."""
     layers = lm.anatomy.layers
     window = window_of(lm.model)
@@ -86,7 +86,7 @@ def examine(lm: LanguageModel) -> Examination:
             for one in lm.verification.switches
             if not one.agrees
         ]
-    return Examination(facts, tuple(checks), tuple(unverified), lm.notes)
+    return DoctorReport(facts, tuple(checks), tuple(unverified), lm.notes)
 
 
 def _layers(anatomy: Anatomy) -> str:

@@ -221,7 +221,7 @@ def _class_for(source: str, config: PreTrainedConfig) -> Any:
 
 
 @dataclass(frozen=True)
-class ExaminedFiles:
+class ModelFiles:
     """What a look at a model's files has shown."""
 
     stored: StoredWeights | None
@@ -250,7 +250,7 @@ class ExaminedFiles:
             raise UnusableFileError(f"its config describes {needed:,} weights, and the files hold {held:,}")
 
 
-def examine_files(found: FoundModel, trust_remote_code: bool = False, *, needs_weights: bool = True) -> ExaminedFiles:
+def examine_files(found: FoundModel, trust_remote_code: bool = False, *, needs_weights: bool = True) -> ModelFiles:
     """Look over the files of a model without building anything.
 
     Args:
@@ -263,7 +263,7 @@ def examine_files(found: FoundModel, trust_remote_code: bool = False, *, needs_w
         ModelError: The checkpoint needs code of its own, which is not to be run.
     """
     if found.gguf is not None:
-        return ExaminedFiles(gguf_weights(Path(found.source) / found.gguf), quantized=False)
+        return ModelFiles(gguf_weights(Path(found.source) / found.gguf), quantized=False)
     folder = found.folder
     if folder is None:
         cached = try_to_load_from_cache(found.source, "config.json")
@@ -277,7 +277,7 @@ def examine_files(found: FoundModel, trust_remote_code: bool = False, *, needs_w
         stored = stored_weights(folder, config) if needs_weights or has_weights(folder, config) else None
     quantized = any(key == "quantization_config" for part in (config, *config.values()) if isinstance(part, dict)
                     for key in part)  # fmt: skip
-    return ExaminedFiles(stored, quantized, _own_code(found.source, config, trust_remote_code))
+    return ModelFiles(stored, quantized, _own_code(found.source, config, trust_remote_code))
 
 
 def _own_code(source: str, config: Mapping[str, Any], trust_remote_code: bool) -> tuple[str, ...]:

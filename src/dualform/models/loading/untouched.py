@@ -67,7 +67,7 @@ class UntouchedForward:
 
 
 @dataclass(frozen=True)
-class Untouched:
+class UntouchedOutput:
     """What the model's own forward gave."""
 
     implementation: str
@@ -107,7 +107,7 @@ def special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
 
 def read_untouched(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, lengths: Sequence[int] = ()
-) -> Untouched:
+) -> UntouchedOutput:
     """Read a few prompts with the model's own forward, and check that it is causal.
 
     Args:
@@ -149,10 +149,10 @@ def read_untouched(
             "directions, not a causal model (look for is_decoder, is_causal, use_bidirectional_attention or the like "
             "in its config.json). Choose a causal language model."
         )
-    return Untouched(implementation, (whole, *last), causality, tuple(skipped))
+    return UntouchedOutput(implementation, (whole, *last), causality, tuple(skipped))
 
 
-def compare_with_untouched(model: PreTrainedModel, anatomy: Anatomy, untouched: Untouched) -> float:
+def compare_with_untouched(model: PreTrainedModel, anatomy: Anatomy, untouched: UntouchedOutput) -> float:
     """Largest difference between the naive reading and the model's own forward.
 
     Args:

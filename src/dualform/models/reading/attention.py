@@ -1,8 +1,8 @@
 """One attention function under every model, through transformers' public registry.
 
-The function is registered once and does nothing of its own: it hands each call to the tap in force (`tapped`) or,
-when there is none, computes ordinary attention. A tap says what attention is (shared prefix, momentum) or what is
-to be seen of it (recording, probing).
+The function is registered once and does nothing of its own: it passes each call to the active backend
+(`attention_backend`) or, without one, computes ordinary attention. A backend computes attention in a way of its own
+(shared prefix, momentum) or records it (recording, probing).
 """
 
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ class AttentionCall:
     """A logit of each head in the softmax's denominator, without a value, `(head,)`; None where there is none."""
 
 
-class Tap(Protocol):
+class AttentionBackend(Protocol):
     """What stands under the model's attention while it is in force."""
 
     builds_mask: bool
@@ -81,11 +81,11 @@ class Tap(Protocol):
         ...
 
 
-_tap: ContextVar[Tap | None] = ContextVar("dualform_tap", default=None)
+_tap: ContextVar[AttentionBackend | None] = ContextVar("dualform_tap", default=None)
 
 
 @contextmanager
-def tapped(tap: Tap) -> Iterator[None]:
+def attention_backend(tap: AttentionBackend) -> Iterator[None]:
     """Put `tap` under every model whose attention implementation is `NAME`, until the block ends."""
     token = _tap.set(tap)
     try:

@@ -13,9 +13,9 @@ from transformers import Cache, PreTrainedModel
 from dualform.errors import ModelError
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import input_device
-from dualform.models.reading.attention import AttentionCall, plain_attention, tapped
+from dualform.models.reading.attention import AttentionCall, attention_backend, plain_attention
 from dualform.models.reading.capture import Recorder
-from dualform.models.reading.watch import AttentionWatch, SeenAttention
+from dualform.models.reading.watch import AttentionTrace, AttentionTracer
 from dualform.models.structure.anatomy import Anatomy
 
 
@@ -94,7 +94,7 @@ class LayerOrder:
         return layers[use % len(layers)]
 
 
-class LayerTap:
+class ObservingBackend:
     """Ordinary attention that passes each layer's call and output to a function."""
 
     builds_mask = True
@@ -156,18 +156,18 @@ def watching(
     """
     order = LayerOrder(model, anatomy)
     if anatomy.registry:
-        tap = LayerTap(order, lambda layer, call, out: see(layer, call.query[0], call.key[0], call.value[0]))
-        with tapped(tap):
+        tap = ObservingBackend(order, lambda layer, call, out: see(layer, call.query[0], call.key[0], call.value[0]))
+        with attention_backend(tap):
             yield
         return
 
-    def watched(module: nn.Module, seen: SeenAttention) -> None:
+    def watched(module: nn.Module, seen: AttentionTrace) -> None:
         layer = order.next(module)
         if layer is not None:
             repeats = anatomy.layers[layer].repeats
             see(layer, seen.query[0], seen.key[0, ::repeats], seen.value[0, ::repeats])
 
-    with AttentionWatch(order.modules, 1, watched):
+    with AttentionTracer(order.modules, 1, watched):
         yield
 
 
@@ -192,7 +192,7 @@ def recorded_rows(
             sink=call.sink,
         )
 
-    def see(module: nn.Module, seen: SeenAttention) -> None:
+    def see(module: nn.Module, seen: AttentionTrace) -> None:
         layer = order.next(module)
         if layer is None:
             return
@@ -210,7 +210,7 @@ def recorded_rows(
 
     with recorder.attached(model):
         if anatomy.registry:
-            with tapped(LayerTap(order, show)):
+            with attention_backend(ObservingBackend(order, show)):
                 return forward_rows(model, rows, **inputs)
-        with AttentionWatch(order.modules, inputs["input_ids"].shape[0], see):
+        with AttentionTracer(order.modules, inputs["input_ids"].shape[0], see):
             return forward_rows(model, rows, **inputs)

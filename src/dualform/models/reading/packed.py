@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
-from dualform.models.reading.attention import AttentionCall, attend_with_lse, merge, tapped
+from dualform.models.reading.attention import AttentionCall, attend_with_lse, attention_backend, merge
 from dualform.models.reading.capture import ProbeIndex, Recorder, Recording, Trace
 from dualform.models.reading.forward import KeysValues, LayerOrder, forward_rows, keys_values
 from dualform.models.reading.layout import Layout, Query
@@ -47,13 +47,13 @@ class PackedRoute:
                 n_prefix=prefix.length,
             )
             recorder = Recorder(self.anatomy, want, layout.seen_mask, index)
-        tap = _PackedTap(LayerOrder(self._model, self.anatomy), prefix, layout, recorder)
+        tap = _PackedBackend(LayerOrder(self._model, self.anatomy), prefix, layout, recorder)
         inputs: dict[str, Any] = {
             "input_ids": layout.tokens[None],
             "position_ids": (layout.offsets + prefix.length)[None],
             "use_cache": False,
         }
-        with tapped(tap):
+        with attention_backend(tap):
             if recorder is None:
                 logits, hidden = forward_rows(self._model, layout.scored_rows, **inputs)
                 return logits, hidden, None
@@ -62,7 +62,7 @@ class PackedRoute:
         return logits, hidden, recorder.trace()
 
 
-class _PackedTap:
+class _PackedBackend:
     builds_mask = False
 
     def __init__(self, order: LayerOrder, prefix: KeysValues, layout: Layout, recorder: Recorder | None) -> None:

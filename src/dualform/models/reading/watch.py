@@ -4,7 +4,7 @@ XGLM (the models of arXiv:2212.10559), Bloom, Falcon, MPT and GPT-Neo compute at
 multiply queries with keys, apply softmax, and multiply with values, or (Falcon) have PyTorch's own function do all
 three; a `TorchFunctionMode` sees those calls and passes their tensors on. It changes nothing, but for a module that has
 momentum (`models.momentum`), whose heads' output gets the term added. Attention in another form (an einsum, a softmax
-over more than the keys) is not reported, but named in `AttentionWatch.unrecognised`.
+over more than the keys) is not reported, but named in `AttentionTracer.unrecognised`.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _WHOLE = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale
 
 
 @dataclass(frozen=True)
-class SeenAttention:
+class AttentionTrace:
     """One layer's attention, as the family's own code computed it."""
 
     query: Tensor
@@ -60,11 +60,11 @@ class SeenAttention:
     """The very tensor that the family's code goes on with, in its own layout."""
 
 
-_watches: "list[AttentionWatch]" = []
+_watches: "list[AttentionTracer]" = []
 """Those in force: the innermost adds momentum, so that no other does."""
 
 
-class AttentionWatch(TorchFunctionMode):
+class AttentionTracer(TorchFunctionMode):
     """While active, calls `see(module, attention)` for every attention that it recognises.
 
     Args:
@@ -78,7 +78,7 @@ class AttentionWatch(TorchFunctionMode):
         self,
         modules: list[nn.Module],
         batch: int,
-        see: Callable[[nn.Module, SeenAttention], None],
+        see: Callable[[nn.Module, AttentionTrace], None],
         nudge: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class AttentionWatch(TorchFunctionMode):
         """Those that it looks into."""
         return tuple(self._modules)
 
-    def __enter__(self) -> "AttentionWatch":
+    def __enter__(self) -> "AttentionTracer":
         for module in self._modules:
             self._hooks.before(module, partial(self._step_in, module))
             self._hooks.after(module, partial(self._step_out, module), whole=True, always=True)
@@ -148,7 +148,7 @@ class AttentionWatch(TorchFunctionMode):
             frame.operands = frame.scores = None
             self.unrecognised[frame.module] = "its softmax runs over more than the keys, such as an attention sink"
             return out
-        seen = SeenAttention(
+        seen = AttentionTrace(
             query=self._by_head(query),
             key=self._by_head(key).transpose(-1, -2),
             value=self._by_head(value),
@@ -163,7 +163,7 @@ class AttentionWatch(TorchFunctionMode):
         mask, scale = given.get("attn_mask"), given.get("scale")
         if given.get("is_causal"):
             mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-        seen = SeenAttention(
+        seen = AttentionTrace(
             query=query,
             key=key,
             value=given["value"],
@@ -174,7 +174,7 @@ class AttentionWatch(TorchFunctionMode):
         )
         return self._shown(frame.module, seen, out)
 
-    def _shown(self, module: nn.Module, seen: SeenAttention, out: Tensor) -> Tensor:
+    def _shown(self, module: nn.Module, seen: AttentionTrace, out: Tensor) -> Tensor:
         """Show what was seen, momentum added, and return what the family's code goes on with."""
         momentum = momentum_in(module)
         if momentum is not None:

@@ -14,7 +14,7 @@ from dualform.models.compat import own_parameters
 
 
 @dataclass(frozen=True)
-class Rows:
+class LinearRows:
     """Some output features of one linear."""
 
     module: str
@@ -31,9 +31,9 @@ class LayerAnatomy:
 
     attention: str
     """Name of the attention module."""
-    W_Q: Rows | None
-    W_K: Rows | None
-    W_V: Rows | None
+    W_Q: LinearRows | None
+    W_K: LinearRows | None
+    W_V: LinearRows | None
     W_O: str | None
     """Name of the linear that reads the heads' output."""
     n_heads: int
@@ -49,7 +49,7 @@ class LayerAnatomy:
     output_use: int = 0
     """Which use of W_O's linear in a forward this layer is: 0 unless several layers share the linear."""
     repeats: int = 1
-    """How often the family's code repeats each key-value head before attention, as seen by `AttentionWatch`."""
+    """How often the family's code repeats each key-value head before attention, as seen by `AttentionTracer`."""
     key_value_of: int | None = None
     """The earlier layer whose keys and values this one reads, with no W_K and W_V of its own."""
 

@@ -20,7 +20,7 @@ from dualform.errors import ModelError
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import patched
 from dualform.models.loading.quantized import precision_of
-from dualform.models.structure.anatomy import Anatomy, LayerAnatomy, Rows, row_axis
+from dualform.models.structure.anatomy import Anatomy, LayerAnatomy, LinearRows, row_axis
 from dualform.models.structure.observe import AttentionUse, ObservedForward, observe_forward, use_eager, use_registry
 from dualform.models.structure.projections import head_repeats, output_linear, rows_around
 from dualform.models.structure.tying import tied_linears
@@ -166,7 +166,7 @@ def _describe(
     registry: bool,
 ) -> LayerAnatomy:
     unclear: list[str] = []
-    found: dict[str, Rows | None] = {}
+    found: dict[str, LinearRows | None] = {}
     repeats = 1 if registry else head_repeats(seen.key, seen.value)
     key, value = seen.key[:, ::repeats], seen.value[:, ::repeats]
     for letter, tensor in (("W_Q", seen.query), ("W_K", key), ("W_V", value)):
@@ -232,7 +232,7 @@ def _verify(model: PreTrainedModel, anatomy: Anatomy) -> None:
 
 
 def _nudge_rows(
-    model: PreTrainedModel, registry: bool, before: tuple[Tensor, ...], letter: str, rows: Rows, moving: int
+    model: PreTrainedModel, registry: bool, before: tuple[Tensor, ...], letter: str, rows: LinearRows, moving: int
 ) -> None:
     axis = row_axis(model.get_submodule(rows.module))
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from dualform.models.compat import can_set_attention, set_config_attention
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import frozen, read_again_backward
-from dualform.models.reading.attention import NAME, AttentionCall, plain_attention, tapped
-from dualform.models.reading.watch import AttentionWatch, SeenAttention
+from dualform.models.reading.attention import NAME, AttentionCall, attention_backend, plain_attention
+from dualform.models.reading.watch import AttentionTrace, AttentionTracer
 from dualform.models.structure.anatomy import is_linear
 from dualform.models.structure.probing import probe_tokens
 
@@ -71,7 +71,7 @@ class ObservedForward:
         return len(self.seen) + len(self.linears)
 
 
-class _ProbeTap:
+class _ProbeBackend:
     builds_mask = True
 
     def __init__(self, observed: ObservedForward, nudge: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -150,11 +150,11 @@ def _looking(
     model: PreTrainedModel, registry: bool, observed: ObservedForward, nudge: Callable[[Tensor], Tensor] | None
 ) -> Iterator[None]:
     if registry:
-        with tapped(_ProbeTap(observed, nudge)):
+        with attention_backend(_ProbeBackend(observed, nudge)):
             yield
         return
 
-    def see(module: nn.Module, attention: SeenAttention) -> None:
+    def see(module: nn.Module, attention: AttentionTrace) -> None:
         joined = attention.head_output.transpose(1, 2).flatten(2)
         out = attention.head_output if attention.passed_on is None else attention.passed_on
         observed.seen.append(
@@ -163,7 +163,7 @@ def _looking(
             )
         )
 
-    watch = AttentionWatch([m for m in model.modules() if m is not model], 1, see, nudge=nudge)
+    watch = AttentionTracer([m for m in model.modules() if m is not model], 1, see, nudge=nudge)
     with watch:
         yield
     observed.unrecognised = dict(watch.unrecognised)

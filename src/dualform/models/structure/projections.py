@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dualform.models.structure.anatomy import Rows
+from dualform.models.structure.anatomy import LinearRows
 from dualform.models.structure.observe import AttentionUse, LinearUse, ObservedForward
 
 
@@ -22,11 +22,11 @@ def head_repeats(key: Tensor, value: Tensor) -> int:
 
 def rows_around(
     tensor: Tensor, seen: AttentionUse, observed: ObservedForward, names: Mapping[nn.Module, str], expected: int
-) -> list[Rows]:
+) -> list[LinearRows]:
     """The rows that move a tensor: of linears in the attention module, else of those around it, the nearest first."""
     name = names[seen.module]
     modules = {other: module for module, other in names.items()}
-    first: list[Rows] = []
+    first: list[LinearRows] = []
     while name:
         inner = set(modules[name].modules())
         # A module may have run before, in a loop or in another layer: its outputs of then are not meant.
@@ -48,7 +48,7 @@ def rows_around(
     return first
 
 
-def _rows_that_move(tensor: Tensor, outputs: Mapping[str, Tensor]) -> list[Rows]:
+def _rows_that_move(tensor: Tensor, outputs: Mapping[str, Tensor]) -> list[LinearRows]:
     """The output features of linears that have a gradient from a random projection of `tensor`."""
     outputs = {name: output for name, output in outputs.items() if output.requires_grad}
     if not tensor.requires_grad or not outputs:
@@ -63,7 +63,7 @@ def _rows_that_move(tensor: Tensor, outputs: Mapping[str, Tensor]) -> list[Rows]
         moved = gradient.abs().flatten(0, -2).amax(dim=0) > 0
         index = moved.nonzero()[:, 0].cpu()
         if len(index):
-            rows.append(Rows(name, index, whole=bool(moved.all())))
+            rows.append(LinearRows(name, index, whole=bool(moved.all())))
     return rows
 
 

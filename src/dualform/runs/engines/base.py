@@ -21,7 +21,7 @@ PERFORM = "dualform.runs.worker:perform"
 
 
 @dataclass(frozen=True)
-class Work:
+class CellJob:
     """One cell to be done."""
 
     digest: str
@@ -35,7 +35,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobOutcome:
     """What became of a work."""
 
     digest: str
@@ -120,11 +120,11 @@ class Engine(Protocol):
         """Works at a time."""
         ...
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: CellJob) -> None:
         """Queue a work; what waits goes to an idle worker that has its model loaded, else to any idle one."""
         ...
 
-    def ended(self, timeout: float) -> list[Ended]:
+    def ended(self, timeout: float) -> list[JobOutcome]:
         """What has ended since the last call.
 
         Args:
@@ -136,7 +136,7 @@ class Engine(Protocol):
         ...
 
     def idle_for(self) -> list[str]:
-        """`Work.warm` of what each idle worker has loaded, empty text for a new worker; nothing while all are busy."""
+        """`CellJob.warm` of each idle worker, "" for one that has loaded nothing; empty while all are busy."""
         ...
 
     def close(self, kill: bool = False) -> None:
@@ -187,7 +187,7 @@ def require(package: str, extra: str) -> None:
         raise ConfigError(f"engine {extra!r} needs {package}, which is not installed: pip install 'dualform[{extra}]'")
 
 
-def best_match(idle: list[str], waiting: list[Work]) -> tuple[int, int]:
+def best_match(idle: list[str], waiting: list[CellJob]) -> tuple[int, int]:
     """Which idle worker takes which waiting work: indices into the two lists, neither of which is empty.
 
     Models loaded count first, then weight; a work that fits no idle worker goes to a new one if it can, so that no

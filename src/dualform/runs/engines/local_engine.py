@@ -17,7 +17,15 @@ from typing import IO
 
 from dualform.errors import ConfigError
 from dualform.files import explain_storage_errors, writable_dir
-from dualform.runs.engines.base import Ended, EngineOptions, Work, best_match, cores, share_cores, warn_if_crowded
+from dualform.runs.engines.base import (
+    CellJob,
+    EngineOptions,
+    JobOutcome,
+    best_match,
+    cores,
+    share_cores,
+    warn_if_crowded,
+)
 from dualform.runs.engines.performing import ended_from, quiet_environment, work_text
 
 LOOK_SECONDS = 0.2
@@ -51,15 +59,15 @@ class LocalEngine:
         if self._log_dir is not None:
             writable_dir(self._log_dir, "Choose another folder for the workers' logs.")
         self._processes: list[_Process | None] = [None] * self.workers
-        self._waiting: list[Work] = []
+        self._waiting: list[CellJob] = []
         self._answers: queue.SimpleQueue[tuple[_Process, str]] = queue.SimpleQueue()
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: CellJob) -> None:
         """See `Engine`."""
         self._waiting.append(work)
         self._hand_out()
 
-    def ended(self, timeout: float) -> list[Ended]:
+    def ended(self, timeout: float) -> list[JobOutcome]:
         """See `Engine`."""
         until = time.monotonic() + timeout
         while True:
@@ -118,8 +126,8 @@ class LocalEngine:
         first = int(place * self._gpus_each + 1e-9)
         return {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[first : first + max(1, round(self._gpus_each))])}
 
-    def _answered(self, timeout: float) -> list[Ended]:
-        found: list[Ended] = []
+    def _answered(self, timeout: float) -> list[JobOutcome]:
+        found: list[JobOutcome] = []
         with contextlib.suppress(queue.Empty):
             while True:
                 process, line = self._answers.get(timeout=0 if found else timeout)
@@ -128,8 +136,8 @@ class LocalEngine:
                     found.append(ended_from(line))
         return found
 
-    def _lost(self) -> list[Ended]:
-        found: list[Ended] = []
+    def _lost(self) -> list[JobOutcome]:
+        found: list[JobOutcome] = []
         for place, process in enumerate(self._processes):
             if process is None or process.work is None or not process.has_died():
                 continue
@@ -139,7 +147,7 @@ class LocalEngine:
             if process.work is not None:
                 log = "" if self._log_dir is None else f"; what it printed is in {self._log_dir}/worker-{place + 1}.log"
                 seconds = time.monotonic() - process.given
-                found.append(Ended(process.work.digest, "lost", seconds, process.reason() + log))
+                found.append(JobOutcome(process.work.digest, "lost", seconds, process.reason() + log))
                 process.work = None
             self._processes[place] = None
         return found
@@ -152,7 +160,7 @@ class _Process:
         self, log: int | IO[bytes], environment: dict[str, str], answers: "queue.SimpleQueue[tuple[_Process, str]]"
     ) -> None:
         self.warm = ""
-        self.work: Work | None = None
+        self.work: CellJob | None = None
         self.given = 0.0
         self._process = subprocess.Popen(
             [sys.executable, "-c", START, json.dumps(sys.path)],
@@ -167,7 +175,7 @@ class _Process:
         self._reader = threading.Thread(target=self._read, args=(answers,), daemon=True)
         self._reader.start()
 
-    def give(self, work: Work, perform: str, threads: int) -> None:
+    def give(self, work: CellJob, perform: str, threads: int) -> None:
         """Hand out a work; should the process die now, `has_died` tells."""
         assert self._process.stdin is not None
         self.work, self.warm, self.given = work, work.warm, time.monotonic()

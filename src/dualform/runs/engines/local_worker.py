@@ -1,4 +1,4 @@
-"""The process that does work for the local engine: a work a line in, an `Ended` a line out."""
+"""The process that does work for the local engine: one job per input line, one `JobOutcome` per output line."""
 
 import contextlib
 import faulthandler

@@ -10,7 +10,7 @@ from typing import Any
 
 from dualform.errors import DualformError, StorageError
 from dualform.redaction import redacted
-from dualform.runs.engines.base import Ended, Work
+from dualform.runs.engines.base import CellJob, JobOutcome
 
 LONGEST_MESSAGE = 1000
 
@@ -30,7 +30,7 @@ def quiet_environment(threads: int) -> dict[str, str]:
     }
 
 
-def work_text(work: Work, perform: str, threads: int) -> str:
+def work_text(work: CellJob, perform: str, threads: int) -> str:
     """A work as one line of text."""
     return json.dumps({"digest": work.digest, "payload": work.payload, "perform": perform, "threads": threads})
 
@@ -39,7 +39,7 @@ def perform_text(text: str) -> str:
     """Do the work that `work_text` wrote.
 
     Returns:
-        The `Ended`, as one line of JSON. Whatever the work function raises is told there.
+        The `JobOutcome`, as one line of JSON. Whatever the work function raises is told there.
     """
     given = json.loads(text)
     started = time.perf_counter()
@@ -57,12 +57,12 @@ def perform_text(text: str) -> str:
         outcome = {"status": "failed", "message": one_line(error), "traceback": redacted(traceback.format_exc())}
     else:
         outcome = {"status": "finished", "facts": json.loads(line)}
-    return json.dumps(asdict(Ended(given["digest"], seconds=time.perf_counter() - started, **outcome)))
+    return json.dumps(asdict(JobOutcome(given["digest"], seconds=time.perf_counter() - started, **outcome)))
 
 
-def ended_from(text: str) -> Ended:
-    """The `Ended` that `perform_text` wrote."""
-    return Ended(**json.loads(text))
+def ended_from(text: str) -> JobOutcome:
+    """The `JobOutcome` that `perform_text` wrote."""
+    return JobOutcome(**json.loads(text))
 
 
 def one_line(error: BaseException) -> str:

@@ -23,9 +23,9 @@ from dualform.errors import ConfigError
 from dualform.files import writable_dir
 from dualform.runs.engines import ray_watch
 from dualform.runs.engines.base import (
-    Ended,
+    CellJob,
     EngineOptions,
-    Work,
+    JobOutcome,
     best_match,
     cores,
     require,
@@ -61,9 +61,9 @@ class RayEngine:
             writable_dir(options.log_dir, "Choose another folder for the workers' logs.")
         self._perform = perform
         self._log_dir = options.log_dir
-        self._waiting: list[Work] = []
+        self._waiting: list[CellJob] = []
         self._failed_starts = 0
-        self._seats: list[_Seat] = []
+        self._seats: list[_ActorSlot] = []
         before = set(ray_watch.children(os.getpid()))
         self._started_here, is_local = _connect(workers, threads, options)
         # Of a cluster that was started here before, whoever started it takes care.
@@ -77,12 +77,12 @@ class RayEngine:
             self.close(kill=True)
             raise
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: CellJob) -> None:
         """See `Engine`."""
         self._waiting.append(work)
         self._hand_out()
 
-    def ended(self, timeout: float) -> list[Ended]:
+    def ended(self, timeout: float) -> list[JobOutcome]:
         """See `Engine`; raises ConfigError where no actor can be started."""
         import ray
 
@@ -148,7 +148,7 @@ class RayEngine:
             seat.warm, seat.given = seat.work.warm, time.monotonic()
             seat.awaited = seat.actor.perform.remote(work_text(seat.work, self._perform, self.threads))
 
-    def _take(self, seat: "_Seat") -> Ended | None:
+    def _take(self, seat: "_ActorSlot") -> JobOutcome | None:
         """What a seat has come to: nothing where its actor has only just started."""
         import ray
 
@@ -165,20 +165,20 @@ class RayEngine:
             if work is None:
                 return None
             seconds = time.monotonic() - seat.given
-            return Ended(work.digest, "lost", seconds, f"the Ray worker is gone: {one_line(error)}")
+            return JobOutcome(work.digest, "lost", seconds, f"the Ray worker is gone: {one_line(error)}")
         self._failed_starts = 0
         return None if work is None else ended_from(text)
 
-    def _start(self, place: int) -> "_Seat":
+    def _start(self, place: int) -> "_ActorSlot":
         log = None if self._log_dir is None else str(self._log_dir.absolute() / f"worker-{place + 1}.log")
         actor = self._actor_class.remote(log)
-        return _Seat(place, actor, actor.ping.remote())
+        return _ActorSlot(place, actor, actor.ping.remote())
 
-    def _replace(self, seat: "_Seat") -> None:
+    def _replace(self, seat: "_ActorSlot") -> None:
         self._remove(seat)
         self._seats[seat.place] = self._start(seat.place)
 
-    def _remove(self, seat: "_Seat") -> None:
+    def _remove(self, seat: "_ActorSlot") -> None:
         import ray
 
         # It may still be at work, cut off from here; or there is no cluster any more.
@@ -187,7 +187,7 @@ class RayEngine:
 
 
 @dataclass
-class _Seat:
+class _ActorSlot:
     """An actor and what it is doing."""
 
     place: int
@@ -195,11 +195,11 @@ class _Seat:
     awaited: Any
     """Reference to what it will answer: its first ping, or the outcome of its work; None while it is idle."""
     warm: str = ""
-    work: Work | None = None
+    work: CellJob | None = None
     given: float = 0.0
 
 
-class Performer:
+class JobActor:
     """What lives in an actor."""
 
     def __init__(self, log: str | None):
@@ -408,7 +408,7 @@ def _actor_class(threads: int, options: EngineOptions, is_local: bool) -> Any:
     asked: dict[str, Any] = {"num_cpus": threads, "num_gpus": options.gpus, "max_restarts": 0, "max_task_retries": 0}
     if options.memory is not None:
         asked["memory"] = options.memory
-    return ray.remote(**asked, runtime_env={"env_vars": variables})(Performer)
+    return ray.remote(**asked, runtime_env={"env_vars": variables})(JobActor)
 
 
 def _answers(actor: Any) -> bool:

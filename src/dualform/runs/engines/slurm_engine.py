@@ -17,7 +17,7 @@ from typing import Any
 
 from dualform.errors import ConfigError
 from dualform.files import writable_dir
-from dualform.runs.engines.base import Ended, EngineOptions, Work, require, require_one_line
+from dualform.runs.engines.base import CellJob, EngineOptions, JobOutcome, require, require_one_line
 from dualform.runs.engines.performing import ended_from, one_line, perform_text, quiet_environment, work_text
 
 WORKERS = 16
@@ -63,16 +63,16 @@ class SlurmEngine:
         self._executor = _executor(folder, self.workers, self.threads, options)
         # submitit starts all local jobs at once; Slurm itself holds back what is too much.
         self._is_local = options.executor == "local"
-        self._waiting: list[Work] = []
+        self._waiting: list[CellJob] = []
         self._jobs: dict[str, _Job] = {}
         self._asked = time.monotonic()
         self._queued: set[str] | None = None
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: CellJob) -> None:
         """See `Engine`."""
         self._waiting.append(work)
 
-    def ended(self, timeout: float) -> list[Ended]:
+    def ended(self, timeout: float) -> list[JobOutcome]:
         """See `Engine`; raises ConfigError where Slurm refuses the jobs."""
         until = time.monotonic() + timeout
         while True:
@@ -137,19 +137,19 @@ class SlurmEngine:
         job.missing = job.missing or now
         return now - job.missing >= MISSING_SECONDS
 
-    def _take(self, digest: str) -> Ended:
+    def _take(self, digest: str) -> JobOutcome:
         import submitit
 
         entry = self._jobs.pop(digest)
         job, seconds = entry.job, time.monotonic() - entry.given
         if not job.paths.result_pickle.exists():
             message = f"job {job.job_id} ended without a result; what it printed is in {job.paths.stderr}"
-            return Ended(digest, "lost", seconds, message)
+            return JobOutcome(digest, "lost", seconds, message)
         try:
             return ended_from(job.result())
         except submitit.core.utils.FailedJobError as error:
             # Ours tells what the work raised; this was raised before it, such as by an import.
-            return Ended(digest, "failed", seconds, f"job {job.job_id} could not begin its work", str(error))
+            return JobOutcome(digest, "failed", seconds, f"job {job.job_id} could not begin its work", str(error))
 
 
 def _queued() -> set[str] | None:

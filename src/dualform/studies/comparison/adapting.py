@@ -5,12 +5,12 @@ from functools import partial
 
 from dualform.errors import ConfigError, NumericalError
 from dualform.learners.adapted import AdaptedModel
-from dualform.learners.base import Context, Learner
+from dualform.learners.base import AdaptationContext, Learner
 from dualform.learners.rate import RateSearch
 from dualform.progress import Progress
-from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.comparison.repeated import Repeated
+from dualform.studies.comparison.repeated import FinetuningRepeat
+from dualform.studies.experiment import Experiment
 from dualform.studies.tuning import trained
 
 
@@ -35,14 +35,14 @@ class LearnerProgress:
 
 
 def train_learner(
-    bench: Bench[ComparisonConfig], learner: Learner, context: Context, known: float | None
+    experiment: Experiment[ComparisonConfig], learner: Learner, context: AdaptationContext, known: float | None
 ) -> RateSearch:
     """Train at a known learning rate, or search the learner's grid.
 
     Raises:
         TrainingError: Every rate diverged.
     """
-    config = bench.config
+    config = experiment.config
 
     def adapt(rate: float, rounding_seed: int | None = None) -> AdaptedModel:
         return train_at_rate(learner, replace(context, rate=rate, rounding_seed=rounding_seed))
@@ -51,7 +51,7 @@ def train_learner(
     return trained(
         adapt,
         config.grid_of(learner),
-        bench,
+        experiment,
         name=learner.name,
         seed=context.seed,
         known=known,
@@ -61,7 +61,7 @@ def train_learner(
     )
 
 
-def train_at_rate(learner: Learner, context: Context) -> AdaptedModel:
+def train_at_rate(learner: Learner, context: AdaptationContext) -> AdaptedModel:
     """Train once, at the context's learning rate.
 
     Raises:
@@ -76,7 +76,7 @@ def train_at_rate(learner: Learner, context: Context) -> AdaptedModel:
     return adapted
 
 
-def repeat_training(learner: Learner, context: Context, found: RateSearch) -> Repeated | None:
+def repeat_training(learner: Learner, context: AdaptationContext, found: RateSearch) -> FinetuningRepeat | None:
     """Training repeated from weights moved by rounding; None without demonstrations to train on."""
     if not context.encoded.sequences:
         return None
@@ -88,4 +88,4 @@ def repeat_training(learner: Learner, context: Context, found: RateSearch) -> Re
         except NumericalError:
             # The repeat diverged: the largest effect that rounding can have, and reported as such.
             model = None
-    return Repeated(model, found.learning_rate, found.best.losses)
+    return FinetuningRepeat(model, found.learning_rate, found.best.losses)

@@ -18,20 +18,20 @@ from dualform.attention_record import (
     LEVELS,
     MOST_RANKS,
     AttentionRecord,
-    LookedAt,
+    PromptDemonstration,
+    QueryAttention,
     Ranks,
-    ShownDemonstration,
     Weights,
 )
 from dualform.models.reading.capture import Trace
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import Readings
 from dualform.models.reading.token_texts import token_texts
-from dualform.studies.bench import Bench
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.comparison.outcome import SeedOutcome
-from dualform.studies.facts import Asked
-from dualform.studies.inside import Recordings
+from dualform.studies.comparison.seed_record import SeedRecord
+from dualform.studies.experiment import Experiment
+from dualform.studies.facts import TaskDescription
+from dualform.studies.sides import Recordings
 
 LEARNERS: tuple[Literal["zsl", "icl", "ft"], ...] = ("zsl", "icl", "ft")
 
@@ -58,7 +58,7 @@ def with_prefix(recordings: Recordings) -> Recordings:
 
 
 @dataclass(frozen=True)
-class Attended:
+class ProbeAttention:
     """Post-softmax weights of one query's probe, mean over heads, as the model itself normalises them."""
 
     demonstrations: Tensor
@@ -69,7 +69,7 @@ class Attended:
     """On the opening token, separators and an attention sink together, `(layer,)`."""
 
 
-def attended(trace: Trace, row: int, content: Tensor | None = None) -> Attended:
+def attended(trace: Trace, row: int, content: Tensor | None = None) -> ProbeAttention:
     """Where one query's probe looked.
 
     Args:
@@ -93,7 +93,7 @@ def attended(trace: Trace, row: int, content: Tensor | None = None) -> Attended:
     weights, sink = (_mean_over_heads(each, trace) for each in (weights, sink))
     prefix, query = weights[:, : before.shape[-1]], weights[:, before.shape[-1] :]
     shown = prefix[:, :0] if content is None else prefix[:, content]
-    return Attended(shown, query, (prefix.sum(-1) - shown.sum(-1) + sink[..., 0]).clamp(min=0))
+    return ProbeAttention(shown, query, (prefix.sum(-1) - shown.sum(-1) + sink[..., 0]).clamp(min=0))
 
 
 def _mean_over_heads(weights: Tensor, trace: Trace) -> Tensor:
@@ -178,34 +178,34 @@ class AttentionView:
         return {name: each if each.dtype in kinds else each.to(torch.float64) for name, each in found.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was kept, by `POSITION/NAME`, to travel in a `SeedOutcome`."""
+        """What was kept, by `POSITION/NAME`, to travel in a `SeedRecord`."""
         return {
             f"{place}/{name}": value for place, found in enumerate(self._kept.values()) for name, value in found.items()
         }
 
-    def about(self, bench: Bench[ComparisonConfig], encoded: EncodedDemonstrations) -> dict[str, Any]:
+    def about(self, experiment: Experiment[ComparisonConfig], encoded: EncodedDemonstrations) -> dict[str, Any]:
         """Which queries were kept, and the texts of all tokens, likewise; empty where nothing was.
 
         Args:
-            bench: Where the queries were read.
+            experiment: Where the queries were read.
             encoded: The demonstrations.
         """
         if not self._kept:
             return {}
-        tokenizer, probe, opening = bench.lm.tokenizer, bench.config.probe, len(bench.encoder.opening)
+        tokenizer, probe, opening = experiment.lm.tokenizer, experiment.config.probe, len(experiment.encoder.opening)
         examples = []
         for each in self._kept:
-            query = bench.queries[each.index]
+            query = experiment.queries[each.index]
             ids = query.prompt + (query.answers[0] if probe == "label0" else ())
             examples.append({"index": each.index, "pieces": token_texts(tokenizer, ids)})
         shown = [
             {"pieces": token_texts(tokenizer, ids[opening:]), "answer_tokens": n}
             for ids, n in zip(encoded.sequences, encoded.n_answer_tokens, strict=True)
         ]
-        return {"model": bench.lm.name, "probe": probe, "demonstrations": shown, "examples": examples}
+        return {"model": experiment.lm.name, "probe": probe, "demonstrations": shown, "examples": examples}
 
 
-def attention_record(outcome: SeedOutcome, asked: Asked) -> AttentionRecord | None:
+def attention_record(outcome: SeedRecord, asked: TaskDescription) -> AttentionRecord | None:
     """Where one seed's learners looked, as a file holds it; None where nothing was kept.
 
     Args:
@@ -224,7 +224,7 @@ def attention_record(outcome: SeedOutcome, asked: Asked) -> AttentionRecord | No
         answers = asked.task.answers(example)
         ranks, kendall = found.get("ft_ranks"), found.get("kendall")
         examples.append(
-            LookedAt(
+            QueryAttention(
                 query=example.row,
                 pieces=one["pieces"],
                 answers=tuple(answers),
@@ -247,7 +247,7 @@ def attention_record(outcome: SeedOutcome, asked: Asked) -> AttentionRecord | No
         seed=outcome.seed,
         probe=about["probe"],
         n_layers=len(next(iter(outcome.attention.values()))),
-        demonstrations=tuple(ShownDemonstration(**each) for each in about["demonstrations"]),
+        demonstrations=tuple(PromptDemonstration(**each) for each in about["demonstrations"]),
         examples=tuple(examples),
     )
 

@@ -27,7 +27,7 @@ def floors_of(measure: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Shares:
+class TotalsRatio:
     """A measure as a ratio of totals over queries: a mean is one, and so is Rec2FTP."""
 
     numerator: Tensor
@@ -36,7 +36,7 @@ class Shares:
     """`(seed, example)`."""
 
     @classmethod
-    def of_mean(cls, values: Tensor) -> "Shares":
+    def of_mean(cls, values: Tensor) -> "TotalsRatio":
         """Numbers by query, `(seed, example, ...)`; layers and heads are averaged first."""
         by_layer = values.nanmean(dim=3) if values.dim() > 3 else values
         overall = by_layer.nanmean(dim=2) if values.dim() > 2 else by_layer
@@ -49,7 +49,7 @@ class Shares:
 
 
 def calibrate(
-    score: Shares, controls: Mapping[str, Shares], n_resamples: int, floors: Sequence[str] | None = None
+    score: TotalsRatio, controls: Mapping[str, TotalsRatio], n_resamples: int, floors: Sequence[str] | None = None
 ) -> Calibrated | None:
     """(score - floor) / (ceiling - floor), the floor being the highest of the controls that ought to score nothing.
 
@@ -84,7 +84,7 @@ def calibrate(
     if int(there.sum()) < 2:
         return None
 
-    def value(each: Shares) -> float:
+    def value(each: TotalsRatio) -> float:
         return float(each.numerator[there].sum() / each.denominator[there].sum())
 
     values = {name: value(controls[name]) for name in floors}
@@ -144,8 +144,8 @@ def layers_above(score: Tensor, floor: Tensor) -> list[float]:
     return found
 
 
-def _only(shares: Shares, there: Tensor) -> Shares:
-    return Shares(*(part.masked_fill(~there, torch.nan) for part in (shares.numerator, shares.denominator)))
+def _only(shares: TotalsRatio, there: Tensor) -> TotalsRatio:
+    return TotalsRatio(*(part.masked_fill(~there, torch.nan) for part in (shares.numerator, shares.denominator)))
 
 
 def _interval(statistic: object, columns: Tensor, n_resamples: int) -> tuple[float, float]:
@@ -154,7 +154,7 @@ def _interval(statistic: object, columns: Tensor, n_resamples: int) -> tuple[flo
     return float(low), float(high)
 
 
-def _bias_of_the_highest(floors: Sequence[Shares], n_resamples: int) -> float:
+def _bias_of_the_highest(floors: Sequence[TotalsRatio], n_resamples: int) -> float:
     """How far the highest of several estimates is expected to lie above the truth for having been chosen.
 
     Args:

@@ -13,7 +13,7 @@ from dualform.registry import Registry
 from dualform.studies.controls import CONTROLS as KNOWN_CONTROLS
 from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.settings import OneModelConfig, given_settings, problems_with_rates
-from dualform.studies.study import Reads
+from dualform.studies.study import StudyInputs
 
 Tune = Literal["first", "each"]
 Preset = Literal["default", "dai2023"]
@@ -180,10 +180,10 @@ class ComparisonConfig(OneModelConfig):
             raise ConfigError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
         return checked(cls, {**PRESETS[preset], **given_settings(settings), "preset": preset})
 
-    def reads(self) -> Reads:
+    def reads(self) -> StudyInputs:
         """The model, the task, another task for a control, and the fold's texts."""
         others = () if self.other_task is None else (self.other_task,)
-        return Reads(self.model_names, True, others, self.fold.files())
+        return StudyInputs(self.model_names, True, others, self.fold.files())
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {

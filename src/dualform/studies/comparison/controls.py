@@ -23,13 +23,14 @@ from dualform.models.reading.language_model import LanguageModel, Readings
 from dualform.models.structure.untrained import untrained
 from dualform.ops.streams import stream_seed
 from dualform.result import Trial
-from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.controls import CONTROLS, ControlFacts, Ready
-from dualform.studies.inside import (
-    Prompted,
+from dualform.studies.controls import CONTROLS, ControlFacts, ReadyControl
+from dualform.studies.experiment import DemonstrationSet, Experiment
+from dualform.studies.measures import MEASURES
+from dualform.studies.sides import (
+    DemonstrationTokens,
+    PromptedSide,
     Recordings,
-    Shown,
     Side,
     likeness,
     random_side,
@@ -37,7 +38,6 @@ from dualform.studies.inside import (
     released_random_side,
     trained_side,
 )
-from dualform.studies.measures import MEASURES
 from dualform.studies.tuning import trained
 from dualform.studies.work import TRIED
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
@@ -51,7 +51,7 @@ _ELSEWHERE = 2**31
 
 
 @dataclass(frozen=True)
-class Pair:
+class ControlPair:
     """One control: a stand-in beside one of the two sides."""
 
     control: str
@@ -66,22 +66,22 @@ class StandIn:
 
     name: str
     adapted: AdaptedModel
-    prompted: Prompted | None
+    prompted: PromptedSide | None
     """None for changed weights."""
-    shown: Shown | None
-    pairs: tuple[Pair, ...]
+    shown: DemonstrationTokens | None
+    pairs: tuple[ControlPair, ...]
 
     def read(
-        self, bench: Bench[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
+        self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Measures of its controls, and its answers, for one group."""
-        want = recordings_for(bench.lm.anatomy, 1)
+        want = recordings_for(experiment.lm.anatomy, 1)
         recording = _wanted(want, prompted=self.prompted is not None, ranked=self.shown is not None)
-        readings = self.adapted.read_group(bench.queries, indices, recording, bench.config.probe)
+        readings = self.adapted.read_group(experiment.queries, indices, recording, experiment.config.probe)
         if self.prompted is not None:
             side = self.prompted.side(readings)
         else:
-            side = trained_side(self.adapted, readings, zsl, self.shown, bench.config.kendall_scale)
+            side = trained_side(self.adapted, readings, zsl, self.shown, experiment.config.kendall_scale)
         found: dict[str, Tensor] = {}
         for pair in self.pairs:
             other = sides[pair.beside]
@@ -98,12 +98,12 @@ class RandomDirection:
     seed: int
 
     def read(
-        self, bench: Bench[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
+        self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Measures for one group; a made-up side has no answers."""
         made = random_side(zsl, sides["ft"], self.seed)
         found = _named("random", likeness(zsl, sides["icl"], made, answers=False))
-        if bench.config.preset == "dai2023":
+        if experiment.config.preset == "dai2023":
             # What the paper's own "random" is; next to it and nowhere else the two are compared.
             found |= _named(RELEASED, released_random_side(zsl, sides["icl"], self.seed))
         return found, {}
@@ -120,13 +120,13 @@ class RandomUpdates:
     draws: tuple[StandIn, ...]
 
     def read(
-        self, bench: Bench[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
+        self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Measures averaged over draws, and each draw's answers, for one group."""
         measured: dict[str, list[Tensor]] = {}
         answers: dict[str, Tensor] = {}
         for draw in self.draws:
-            found, answered = draw.read(bench, indices, zsl, sides)
+            found, answered = draw.read(experiment, indices, zsl, sides)
             answers |= answered
             for name, value in found.items():
                 measured.setdefault(name, []).append(value)
@@ -134,27 +134,27 @@ class RandomUpdates:
 
 
 @dataclass(frozen=True)
-class OtherModel:
+class UntrainedComparison:
     """ICL and FT of a model that has learned nothing, beside each other."""
 
     name: str
-    bench: Bench[ComparisonConfig]
+    experiment: Experiment[ComparisonConfig]
     """With that model in it."""
     zsl: AdaptedModel
-    icl: Prompted
+    icl: PromptedSide
     ft: AdaptedModel
-    shown: Shown
+    shown: DemonstrationTokens
 
     def read(
-        self, bench: Bench[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
+        self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Measures and answers for one group; the trained model's are not looked at."""
-        want = recordings_for(self.bench.lm.anatomy, self.shown.n)
-        queries, probe = self.bench.queries, self.bench.config.probe
+        want = recordings_for(self.experiment.lm.anatomy, self.shown.n)
+        queries, probe = self.experiment.queries, self.experiment.config.probe
         before = self.zsl.read_group(queries, indices, want.zsl, probe)
         prompted = self.icl.adapted.read_group(queries, indices, want.context, probe)
         tuned = self.ft.read_group(queries, indices, want.weights, probe)
-        side = trained_side(self.ft, tuned, before, self.shown, self.bench.config.kendall_scale)
+        side = trained_side(self.ft, tuned, before, self.shown, self.experiment.config.kendall_scale)
         measured = likeness(before, self.icl.side(prompted), side)
         answers = {"zsl": before, "icl": prompted, "ft": tuned}
         return _named(self.name, measured), {
@@ -163,10 +163,10 @@ class OtherModel:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedControls:
     """All controls of one seed, ready to read."""
 
-    controls: tuple[Ready, ...]
+    controls: tuple[ReadyControl, ...]
     rates: dict[str, float]
     """Learning rates chosen for learners that have their own."""
     trials: tuple[Trial, ...]
@@ -190,18 +190,18 @@ def drawn_for(name: str) -> str:
 
 
 def prepare(
-    bench: Bench[ComparisonConfig],
-    drawn: Drawn,
+    experiment: Experiment[ComparisonConfig],
+    drawn: DemonstrationSet,
     icl: AdaptedModel,
     ft: AdaptedModel,
     rate: float,
     known: dict[str, float],
     report: Callable[[str, bool], None],
-) -> Prepared:
+) -> PreparedControls:
     """Adapt every stand-in that the settings ask for.
 
     Args:
-        bench: Model, task, settings.
+        experiment: Model, task, settings.
         drawn: The seed's demonstrations.
         icl: The prompted model.
         ft: The finetuned model.
@@ -209,9 +209,9 @@ def prepare(
         known: Rates that an earlier seed chose for stand-ins that have their own; others are searched for.
         report: Is given the name of a control and whether it has been made, before and after making it.
     """
-    made = Workshop(bench, drawn, icl, ft, rate, known)
-    controls: list[Ready] = []
-    for name in bench.config.controls:
+    made = ControlBuilder(experiment, drawn, icl, ft, rate, known)
+    controls: list[ReadyControl] = []
+    for name in experiment.config.controls:
         report(name, False)
         try:
             controls += CONTROLS[name].make(made)
@@ -219,14 +219,14 @@ def prepare(
             # What the run is about stands without it.
             made.notes.append(f"Control {name} was left out for seed {drawn.demonstrations.seed}: {error}")
         report(name, True)
-    return Prepared(tuple(controls), made.rates, tuple(made.trials), tuple(made.notes))
+    return PreparedControls(tuple(controls), made.rates, tuple(made.trials), tuple(made.notes))
 
 
-class Workshop:
+class ControlBuilder:
     """Tools to make the stand-ins of one seed.
 
     Args:
-        bench: Model, task, settings.
+        experiment: Model, task, settings.
         drawn: The seed's demonstrations.
         icl: The prompted model.
         ft: The finetuned model.
@@ -236,14 +236,14 @@ class Workshop:
 
     def __init__(
         self,
-        bench: Bench[ComparisonConfig],
-        drawn: Drawn,
+        experiment: Experiment[ComparisonConfig],
+        drawn: DemonstrationSet,
         icl: AdaptedModel,
         ft: AdaptedModel,
         rate: float,
         known: dict[str, float],
     ) -> None:
-        self.bench = bench
+        self.experiment = experiment
         self.demonstrations = drawn.demonstrations
         self.encoded = drawn.encoded
         self.ft = ft
@@ -269,13 +269,13 @@ class Workshop:
         Args:
             control: Whose stand-in it is.
             encoded: What it is shown.
-            places: For the same demonstrations in another order, see `Shown.of`.
+            places: For the same demonstrations in another order, see `DemonstrationTokens.of`.
             ranked: Its tokens are those of the other side, in this order, so that both can be ranked.
         """
-        adapted = InContext(control.name).adapt(self.bench.lm, encoded)
-        content = torch.tensor(encoded.content, device=self.bench.lm.device)
+        adapted = InContext(control.name).adapt(self.experiment.lm, encoded)
+        content = torch.tensor(encoded.content, device=self.experiment.lm.device)
         shown = self._shown(encoded, places) if ranked else None
-        return StandIn(control.name, adapted, Prompted.of(adapted, content, shown), shown, _pairs(control))
+        return StandIn(control.name, adapted, PromptedSide.of(adapted, content, shown), shown, _pairs(control))
 
     def trained(
         self,
@@ -300,10 +300,10 @@ class Workshop:
 
     def filler(self, control: ControlFacts) -> StandIn:
         """The query at ICL's positions, behind nothing but separators."""
-        prefix = self.bench.encoder.filler(len(self.encoded.prefix))
-        adapted = ZeroShot(prefix, control.name).adapt(self.bench.lm, self.encoded)
-        content = torch.arange(len(self.bench.encoder.opening), len(prefix), device=self.bench.lm.device)
-        return StandIn(control.name, adapted, Prompted.of(adapted, content, None), None, _pairs(control))
+        prefix = self.experiment.encoder.filler(len(self.encoded.prefix))
+        adapted = ZeroShot(prefix, control.name).adapt(self.experiment.lm, self.encoded)
+        content = torch.arange(len(self.experiment.encoder.opening), len(prefix), device=self.experiment.lm.device)
+        return StandIn(control.name, adapted, PromptedSide.of(adapted, content, None), None, _pairs(control))
 
     def random_direction(self) -> RandomDirection:
         """FT's readings with all that it changed turned into noise."""
@@ -312,45 +312,45 @@ class Workshop:
     def random_updates(self, name: str, draws: int) -> RandomUpdates:
         """FT's changes of weight turned into noise, several times."""
         control, seed = CONTROLS[name], self.demonstrations.seed
-        opening, shown = self.bench.encoder.opening, self._shown(self.encoded)
+        opening, shown = self.experiment.encoder.opening, self._shown(self.encoded)
         made = []
         for number in range(draws):
-            noise = random_update(self.ft, self.bench.lm, opening, stream_seed(name, seed, number))
+            noise = random_update(self.ft, self.experiment.lm, opening, stream_seed(name, seed, number))
             made.append(StandIn(draw_name(name, number), noise, None, shown, _pairs(control)))
         return RandomUpdates(tuple(made))
 
     def other_task(self) -> EncodedDemonstrations:
         """Demonstrations of the task that the settings name; else of the same texts with another question."""
-        config, lm = self.bench.config, self.bench.lm
+        config, lm = self.experiment.config, self.experiment.lm
         if config.other_task is None:
-            task, demonstrations = length_task(self.demonstrations, self.bench.task)
+            task, demonstrations = length_task(self.demonstrations, self.experiment.task)
         else:
             task = load_task(config.other_task, data_dir=config.data_dir)
             k = min(self.demonstrations.k_effective, len(task.demonstration_pool))
             demonstrations = draw_demonstrations(task, k, self.demonstrations.seed)
-        encoder = Encoder(lm, task, self.bench.config.opening)
-        demonstrations = encoder.fit(demonstrations, self.bench.queries, self.bench.context)
+        encoder = Encoder(lm, task, self.experiment.config.opening)
+        demonstrations = encoder.fit(demonstrations, self.experiment.queries, self.experiment.context)
         return encoder.demonstrations(demonstrations)
 
-    def others(self) -> Drawn:
+    def others(self) -> DemonstrationSet:
         """Demonstrations of the same task, none of them among the seed's if train has enough."""
-        bench, seed = self.bench, (self.demonstrations.seed + _ELSEWHERE) % 2**32
+        experiment, seed = self.experiment, (self.demonstrations.seed + _ELSEWHERE) % 2**32
         mine = set(self.demonstrations.rows)
-        rest = tuple(example for example in bench.task.demonstration_pool if example.row not in mine)
+        rest = tuple(example for example in experiment.task.demonstration_pool if example.row not in mine)
         try:
-            task = replace(bench.task, splits={**bench.task.splits, "train": rest})
-            others = replace(bench, task=task).draw(seed)
+            task = replace(experiment.task, splits={**experiment.task.splits, "train": rest})
+            others = replace(experiment, task=task).draw(seed)
         except TaskError:
             self.notes.append(
                 "Train is too small for other demonstrations that share none with the first: some are the same."
             )
-            others = bench.draw(seed)
+            others = experiment.draw(seed)
         # As many as FT had, where these are shorter and more of them fit.
-        return bench.shown(others.demonstrations.truncated(self.demonstrations.k_effective))
+        return experiment.encode(others.demonstrations.truncated(self.demonstrations.k_effective))
 
     def finetuned(self, name: str, encoded: EncodedDemonstrations) -> AdaptedModel:
         """As FT, at FT's rate; where that diverges, at the next lower one, which is said."""
-        found = self._search(name, lambda rate: self._finetune(rate, self.bench.lm, encoded), self.rate)
+        found = self._search(name, lambda rate: self._finetune(rate, self.experiment.lm, encoded), self.rate)
         self._say_if_lower(name, found)
         return found.best
 
@@ -363,11 +363,11 @@ class Workshop:
         """
 
         def adapt(rate: float) -> AdaptedModel:
-            adapted = method(rate).adapt(self.bench.lm, self.encoded)
+            adapted = method(rate).adapt(self.experiment.lm, self.encoded)
             assert isinstance(adapted, AdaptedModel)
             return adapted
 
-        known = None if self.bench.config.tune == "each" else self.known.get(name)
+        known = None if self.experiment.config.tune == "each" else self.known.get(name)
         found = self._search(name, adapt, known)
         self.rates[name] = found.learning_rate
         self.trials += [trial.model_copy(update={"learner": name}) for trial in found.trials]
@@ -375,44 +375,44 @@ class Workshop:
 
     def sweep(self) -> Iterator[StandIn]:
         """FT at every rate of the grid, up to the one where training diverges."""
-        for rate in sorted(self.bench.config.rates):
+        for rate in sorted(self.experiment.config.rates):
             name = f"{RATE}{rate:g}"
             try:
-                adapted = self.ft if rate == self.rate else self._finetune(rate, self.bench.lm, self.encoded)
+                adapted = self.ft if rate == self.rate else self._finetune(rate, self.experiment.lm, self.encoded)
                 # Weights may be finite and what they answer not.
-                answer_log_probabilities(adapted, self.bench.lm, self.bench.queries[:TRIED])
+                answer_log_probabilities(adapted, self.experiment.lm, self.experiment.queries[:TRIED])
             except NumericalError:
                 self.notes.append(
                     f"Seed {self.demonstrations.seed}: FT diverged at rate {rate:g}; the sweep stops there."
                 )
                 return
-            yield StandIn(name, adapted, None, self._shown(self.encoded), (Pair(name, "icl", "second"),))
+            yield StandIn(name, adapted, None, self._shown(self.encoded), (ControlPair(name, "icl", "second"),))
 
-    def other_model(self, name: str, *, keep_embeddings: bool) -> OtherModel:
+    def other_model(self, name: str, *, keep_embeddings: bool) -> UntrainedComparison:
         """All three learners of a model that is not trained."""
         seed, encoded = self.demonstrations.seed, self.encoded
-        lm = untrained(self.bench.lm, seed=seed, keep_embeddings=keep_embeddings)
-        bench = replace(self.bench, lm=lm)
-        zsl = ZeroShot(self.bench.encoder.opening).adapt(lm, encoded)
+        lm = untrained(self.experiment.lm, seed=seed, keep_embeddings=keep_embeddings)
+        experiment = replace(self.experiment, lm=lm)
+        zsl = ZeroShot(self.experiment.encoder.opening).adapt(lm, encoded)
         icl = InContext().adapt(lm, encoded)
         found = trained(
             lambda rate: self._finetune(rate, lm, encoded),
-            self.bench.config.rates,
-            bench,
+            self.experiment.config.rates,
+            experiment,
             name=f"ft of the {name} model",
             seed=seed,
             known=self.rate,
         )
         self._say_if_lower(name, found)
         content = torch.tensor(encoded.content, device=lm.device)
-        shown = Shown.of(encoded, lm.device)
-        return OtherModel(name, bench, zsl, Prompted.of(icl, content, shown), found.best, shown)
+        shown = DemonstrationTokens.of(encoded, lm.device)
+        return UntrainedComparison(name, experiment, zsl, PromptedSide.of(icl, content, shown), found.best, shown)
 
-    def _shown(self, encoded: EncodedDemonstrations, places: Sequence[int] | None = None) -> Shown:
-        return Shown.of(encoded, self.bench.lm.device, places)
+    def _shown(self, encoded: EncodedDemonstrations, places: Sequence[int] | None = None) -> DemonstrationTokens:
+        return DemonstrationTokens.of(encoded, self.experiment.lm.device, places)
 
     def _finetune(self, rate: float, lm: LanguageModel, encoded: EncodedDemonstrations) -> AdaptedModel:
-        return Finetuned(self.bench.encoder.opening, rate, self.bench.config.loss_on).adapt(lm, encoded)
+        return Finetuned(self.experiment.encoder.opening, rate, self.experiment.config.loss_on).adapt(lm, encoded)
 
     def _say_if_lower(self, name: str, found: RateSearch) -> None:
         if found.learning_rate != self.rate:
@@ -423,14 +423,14 @@ class Workshop:
 
     def _search(self, name: str, adapt: Callable[[float], AdaptedModel], known: float | None) -> RateSearch:
         return trained(
-            adapt, self.bench.config.rates, self.bench, name=name, seed=self.demonstrations.seed, known=known
+            adapt, self.experiment.config.rates, self.experiment, name=name, seed=self.demonstrations.seed, known=known
         )
 
 
-def _pairs(control: ControlFacts) -> tuple[Pair, ...]:
+def _pairs(control: ControlFacts) -> tuple[ControlPair, ...]:
     """A control's own comparison, then those of its companions."""
     facts = (control, *getattr(control, "companions", ()))
-    return tuple(Pair(one.name, one.beside, one.place) for one in facts)
+    return tuple(ControlPair(one.name, one.beside, one.place) for one in facts)
 
 
 RATE = "rate:"

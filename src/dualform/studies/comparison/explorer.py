@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from dualform.attention_record import AttentionRecord, LookedAt, ShownDemonstration
+from dualform.attention_record import AttentionRecord, PromptDemonstration, QueryAttention
 from dualform.plain_text import plain
 from dualform.report.html import json_for_script
 from dualform.report.numerals import count
@@ -80,7 +80,7 @@ def shown(text: str, longest: int = LONGEST_PIECE) -> str:
     return "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n".join(lines) + cut
 
 
-def _option(number: int, example: LookedAt) -> str:
+def _option(number: int, example: QueryAttention) -> str:
     """One line of the list of queries, such as `3. only FT is right: "Review: a warm film..."`."""
     zsl, icl, ft = (_chosen(example.probabilities.get(key, ())) == example.label for key in _LEARNERS)
     # The text last: where it runs from right to left, nothing of ours is behind it to be carried along.
@@ -102,7 +102,7 @@ def _excerpt(pieces: Iterable[str], longest: int) -> str:
     return text if len(text) <= longest else text[:longest].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _demonstration(demonstration: ShownDemonstration) -> dict[str, Any]:
+def _demonstration(demonstration: PromptDemonstration) -> dict[str, Any]:
     pieces = demonstration.pieces
     question = pieces[: len(pieces) - demonstration.answer_tokens]
     return {
@@ -114,7 +114,7 @@ def _demonstration(demonstration: ShownDemonstration) -> dict[str, Any]:
     }
 
 
-def _example(example: LookedAt) -> dict[str, Any]:
+def _example(example: QueryAttention) -> dict[str, Any]:
     return {
         "query": example.query,
         "pieces": [shown(each) for each in example.pieces[:MOST_TOKENS]],

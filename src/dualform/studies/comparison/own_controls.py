@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Literal
 
 from dualform.errors import TaskError
 from dualform.models.cost.work import FINDING_BLOCKS, Work, encode
-from dualform.studies.controls import Control, ControlFacts, ControlPlan, Ready
+from dualform.studies.controls import Control, ControlFacts, ControlPlan, ReadyControl
 
 if TYPE_CHECKING:
     from dualform.learners.adapted import Method
     from dualform.learners.finetuned import Steps, TrainedPart
     from dualform.models.reading.language_model import LanguageModel
-    from dualform.studies.bench import Bench
     from dualform.studies.comparison.config import ComparisonConfig
-    from dualform.studies.comparison.controls import Workshop
+    from dualform.studies.comparison.controls import ControlBuilder
     from dualform.studies.comparison.work import ControlWork
+    from dualform.studies.experiment import Experiment
 
 RANDOM_UPDATES = 5
 """Draws of noise that the control `random_update` averages over."""
@@ -29,9 +29,9 @@ _DIVERGES = "the control of rates stops where training diverges"
 class RandomDirectionControl(Control):
     """A random change of FT's size, made from FT's readings."""
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """No model at all."""
-        yield shop.random_direction()
+        yield builder.random_direction()
 
     def work(self, about: ControlWork) -> ControlPlan:
         """No forward."""
@@ -42,9 +42,9 @@ class RandomDirectionControl(Control):
 class RandomUpdateControl(Control):
     """Random changes of FT's weights."""
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """As many models as there are draws."""
-        yield shop.random_updates(self.name, RANDOM_UPDATES)
+        yield builder.random_updates(self.name, RANDOM_UPDATES)
 
     def work(self, about: ControlWork) -> ControlPlan:
         """Each draw is read."""
@@ -59,9 +59,9 @@ class RandomUpdateControl(Control):
 class FillerControl(Control):
     """The query at ICL's positions, behind nothing but separators."""
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """Zero-shot behind a prefix that says nothing."""
-        yield shop.filler(self)
+        yield builder.filler(self)
 
     def work(self, about: ControlWork) -> ControlPlan:
         """As ICL."""
@@ -74,26 +74,26 @@ class RelabelledControl(Control):
 
     rule: Literal["shuffled", "random"]
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """Raises where all demonstrations show the same label."""
-        otherwise = shop.demonstrations.labelled_otherwise(shop.bench.task, self.rule)
+        otherwise = builder.demonstrations.labelled_otherwise(builder.experiment.task, self.rule)
         if otherwise is None:
             raise TaskError("the demonstrations all show the same label, so there are no other ones to deal")
-        yield shop.prompted(self, shop.bench.shown(otherwise).encoded)
+        yield builder.prompted(self, builder.experiment.encode(otherwise).encoded)
 
     def work(self, about: ControlWork) -> ControlPlan | None:
         """As ICL."""
-        otherwise = about.drawn.demonstrations.labelled_otherwise(about.bench.task, self.rule)
-        return None if otherwise is None else about.prompted(len(about.bench.shown(otherwise).encoded.prefix))
+        otherwise = about.drawn.demonstrations.labelled_otherwise(about.experiment.task, self.rule)
+        return None if otherwise is None else about.prompted(len(about.experiment.encode(otherwise).encoded.prefix))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherTaskControl(Control):
     """ICL behind the demonstrations of another task."""
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """Their tokens are not FT's, so none is ranked beside FT's."""
-        yield shop.prompted(self, shop.other_task(), ranked=False)
+        yield builder.prompted(self, builder.other_task(), ranked=False)
 
     def prepare(self, config: ComparisonConfig) -> None:
         """A misspelt name is reported before any work is done."""
@@ -104,21 +104,21 @@ class OtherTaskControl(Control):
 
     def work(self, about: ControlWork) -> ControlPlan:
         """As ICL."""
-        return about.prompted(len(about.shop.other_task().prefix))
+        return about.prompted(len(about.builder.other_task().prefix))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherDemonstrationsControl(Control):
     """FT on other demonstrations of the same task."""
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """At FT's rate."""
-        yield shop.trained(self, shop.finetuned(self.name, shop.others().encoded), ranked=False)
+        yield builder.trained(self, builder.finetuned(self.name, builder.others().encoded), ranked=False)
 
     def work(self, about: ControlWork) -> ControlPlan | None:
         """As FT at a known rate."""
         try:
-            return about.trained(about.shop.others().encoded)
+            return about.trained(about.builder.others().encoded)
         except TaskError:
             return None
 
@@ -131,24 +131,24 @@ class OtherDemonstrationsControl(Control):
 class OtherOrderControl(Control):
     """One side beside itself, with the demonstrations in another order."""
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """Raises where there is no other order."""
-        *_, again = shop.demonstrations.in_orders(2)
-        if again.rows == shop.demonstrations.rows:
+        *_, again = builder.demonstrations.in_orders(2)
+        if again.rows == builder.demonstrations.rows:
             raise TaskError("one demonstration has no other order")
-        encoded = shop.bench.shown(again).encoded
-        places = [again.rows.index(row) for row in shop.demonstrations.rows]
+        encoded = builder.experiment.encode(again).encoded
+        places = [again.rows.index(row) for row in builder.demonstrations.rows]
         if self.beside == "icl":
-            yield shop.prompted(self, encoded, places=places)
+            yield builder.prompted(self, encoded, places=places)
         else:
-            yield shop.trained(self, shop.finetuned(self.name, encoded), encoded, places=places)
+            yield builder.trained(self, builder.finetuned(self.name, encoded), encoded, places=places)
 
     def work(self, about: ControlWork) -> ControlPlan | None:
         """As the side."""
         *_, again = about.drawn.demonstrations.in_orders(2)
         if again.rows == about.drawn.demonstrations.rows:
             return None
-        encoded = about.bench.shown(again).encoded
+        encoded = about.experiment.encode(again).encoded
         return about.prompted(len(encoded.prefix)) if self.beside == "icl" else about.trained(encoded)
 
     def kept_changes(self, config: ComparisonConfig) -> int:
@@ -163,9 +163,9 @@ class UntrainedControl(Control):
     keep_embeddings: bool
     moves_states: bool = False
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """A whole model."""
-        yield shop.other_model(self.name, keep_embeddings=self.keep_embeddings)
+        yield builder.other_model(self.name, keep_embeddings=self.keep_embeddings)
 
     def work(self, about: ControlWork) -> ControlPlan:
         """All three learners, adapted and read."""
@@ -187,16 +187,18 @@ class VariantControl(Control):
     kept: bool = True
     """Its changes are as large as FT's, and are counted in memory."""
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """At the rate that a search of the grid finds."""
-        yield shop.trained(self, shop.searched(self.name, partial(self.method, shop.bench)), shop.encoded)
+        yield builder.trained(
+            self, builder.searched(self.name, partial(self.method, builder.experiment)), builder.encoded
+        )
 
-    def method(self, bench: Bench[ComparisonConfig], rate: float) -> Method:
+    def method(self, experiment: Experiment[ComparisonConfig], rate: float) -> Method:
         """The way of training, at a rate."""
         from dualform.learners.finetuned import Finetuned
 
-        loss_on = bench.config.loss_on
-        return Finetuned(bench.encoder.opening, rate, loss_on, part=self.part, steps=self.steps, name=self.name)
+        loss_on = experiment.config.loss_on
+        return Finetuned(experiment.encoder.opening, rate, loss_on, part=self.part, steps=self.steps, name=self.name)
 
     def check(self, lm: LanguageModel) -> None:
         """The weights that it trains must be known."""
@@ -209,7 +211,7 @@ class VariantControl(Control):
 
     def work(self, about: ControlWork) -> ControlPlan:
         """A search, or a known rate."""
-        training = self.method(about.bench, 0.0).work(about.bench.lm.shape, about.drawn.encoded)
+        training = self.method(about.experiment, 0.0).work(about.experiment.lm.shape, about.drawn.encoded)
         return about.searched(training, pairs=1 + len(self.companions))
 
     def kept_changes(self, config: ComparisonConfig) -> int:
@@ -221,11 +223,11 @@ class VariantControl(Control):
 class LayerCausalControl(VariantControl):
     """Each layer trained on its own output alone."""
 
-    def method(self, bench: Bench[ComparisonConfig], rate: float) -> Method:
+    def method(self, experiment: Experiment[ComparisonConfig], rate: float) -> Method:
         """Layer-causal descent."""
         from dualform.learners.layer_causal import LayerCausal
 
-        return LayerCausal(bench.encoder.opening, rate, bench.config.loss_on)
+        return LayerCausal(experiment.encoder.opening, rate, experiment.config.loss_on)
 
     def check(self, lm: LanguageModel) -> None:
         """Blocks must be found."""
@@ -242,13 +244,13 @@ class LayerCausalControl(VariantControl):
 class RatesControl(Control):
     """FT at every rate of the grid, reported as a sweep."""
 
-    def make(self, shop: Workshop) -> Iterable[Ready]:
+    def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """As many models as there are rates, up to the one where training diverges."""
-        yield from shop.sweep()
+        yield from builder.sweep()
 
     def work(self, about: ControlWork) -> ControlPlan:
         """All rates but FT's own are trained."""
-        rates = len(about.bench.config.rates)
+        rates = len(about.experiment.config.rates)
         one = about.few() + about.reading(about.opening)
         making = about.training(about.drawn.encoded) * (rates - 1) + one * rates
         return ControlPlan(making, Work(), one, (_DIVERGES,))

@@ -6,12 +6,12 @@ from dataclasses import replace
 from dualform.learners.base import LEARNERS
 from dualform.models.cost.machine import Machine
 from dualform.models.cost.work import WorkPart, short_forwards
-from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.setup import set_up
 from dualform.studies.comparison.work import SeedWork
 from dualform.studies.controls import CONTROLS
-from dualform.studies.plan import Part, Plan
+from dualform.studies.experiment import DemonstrationSet, Experiment
+from dualform.studies.plan import Plan, PricedPart
 from dualform.studies.plan_costs import Costs, memory_of
 from dualform.studies.planning import estimated_memory, merged, planned_model, prices, surrounding_parts
 
@@ -21,16 +21,16 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    bench, notes = set_up(config, lm, task)
-    config = bench.config
-    drawn = bench.draw_all(config.seeds)
+    experiment, notes = set_up(config, lm, task)
+    config = experiment.config
+    drawn = experiment.draw_all(config.seeds)
     tokenising = time.process_time() - start
     costs = prices(config, lm, machine)
     trains = any(LEARNERS[name].grid for name in config.learners)
-    parts = surrounding_parts(costs, tokenising, _summary_seconds(costs, bench))
-    parts.append(Part("packing weights", costs.packing(trains)))
-    parts.append(Part("finding out what the model allows", costs.cost(short_forwards(_checks(config)))))
-    parts += [costs.part(part) for part in _seeds(bench, drawn)]
+    parts = surrounding_parts(costs, tokenising, _summary_seconds(costs, experiment))
+    parts.append(PricedPart("packing weights", costs.packing(trains)))
+    parts.append(PricedPart("finding out what the model allows", costs.cost(short_forwards(_checks(config)))))
+    parts += [costs.part(part) for part in _seeds(experiment, drawn)]
     longest = max(drawn.values(), key=lambda one: len(one.encoded.prefix))
     sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
     learned = max((n - 1 for n in sequences), default=0)
@@ -41,14 +41,14 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
         costs,
         base=machine.base,
         prefix=len(longest.encoded.prefix),
-        queries=bench.queries,
+        queries=experiment.queries,
         longest_training=max(sequences, default=0),
         learned=learned if config.loss_on == "all" else max(longest.encoded.n_answer_tokens, default=0),
         learners=len(config.learners) + (1 if config.controls or repeats else 0),
         recorded=inside,
         trains=trains,
         deltas=deltas if inside else 1 + repeats,
-        more=sum(LEARNERS[name].extra_bytes(bench) for name in config.learners),
+        more=sum(LEARNERS[name].extra_bytes(experiment) for name in config.learners),
     )
     others = sum(CONTROLS[name].kept_models() for name in config.controls)
     if inside and others:
@@ -65,20 +65,20 @@ def _checks(config: ComparisonConfig) -> int:
     )
 
 
-def _seeds(bench: Bench[ComparisonConfig], drawn: dict[int, Drawn]) -> list[WorkPart]:
-    config = bench.config
+def _seeds(experiment: Experiment[ComparisonConfig], drawn: dict[int, DemonstrationSet]) -> list[WorkPart]:
+    config = experiment.config
     parts: list[WorkPart] = []
     known: frozenset[str] = frozenset()
     weight = 1.0
     if config.select != "none" and len(config.seeds) > 1:
-        parts += [part for one in drawn.values() for part in SeedWork(bench, one, searching=True).choosing()]
+        parts += [part for one in drawn.values() for part in SeedWork(experiment, one, searching=True).choosing()]
         known = frozenset(name for name in config.selecting if LEARNERS[name].grid)
         # Which seed will be chosen cannot be known: each has its share.
         weight = 1 / len(config.seeds)
     for number, seed in enumerate(config.seeds):
         first = number == 0 or weight < 1
         # The rate that a choice of seed has found is for the first seed alone.
-        work = SeedWork(bench, drawn[seed], first or config.tune == "each", known if first else frozenset())
+        work = SeedWork(experiment, drawn[seed], first or config.tune == "each", known if first else frozenset())
         parts += [_share(part, weight) for part in work.parts()]
     return parts
 
@@ -88,9 +88,9 @@ def _share(part: WorkPart, weight: float) -> WorkPart:
     return replace(part, work=part.work * weight, least=least, most=most)
 
 
-def _summary_seconds(costs: Costs, bench: Bench[ComparisonConfig]) -> float:
+def _summary_seconds(costs: Costs, experiment: Experiment[ComparisonConfig]) -> float:
     """Bootstraps: every measure's queries, drawn again so many times."""
-    config = bench.config
-    n = len(bench.queries) * len(config.seeds)
+    config = experiment.config
+    n = len(experiment.queries) * len(config.seeds)
     shown = 24 + 20 * len(config.controls)
     return config.resamples * shown * (n / costs.machine.exponentials + 4 * costs.machine.dispatch)

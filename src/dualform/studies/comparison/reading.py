@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from dualform.learners.adapted import Adapted, AdaptedModel
-from dualform.learners.base import LEARNERS, Answering
-from dualform.learners.remembered import Remembered
+from dualform.learners.base import LEARNERS, AnswersFromReadings
+from dualform.learners.reading_cache import CachedModel
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.language_model import NO_RECORDING, Readings
 from dualform.progress import Progress
-from dualform.studies.bench import Bench
 from dualform.studies.comparison.attention_view import AttentionView, with_prefix
 from dualform.studies.comparison.config import FINETUNED, IN_CONTEXT, ZERO_SHOT, ComparisonConfig
-from dualform.studies.comparison.controls import Prepared
-from dualform.studies.comparison.repeated import Repeated, repeat_measures
+from dualform.studies.comparison.controls import PreparedControls
+from dualform.studies.comparison.repeated import FinetuningRepeat, repeat_measures
 from dualform.studies.comparison.work import SeedWork, controlled_queries, query_groups
-from dualform.studies.inside import Prompted, Shown, Side, likeness, recordings_for, trained_side
+from dualform.studies.experiment import Experiment
+from dualform.studies.sides import DemonstrationTokens, PromptedSide, Side, likeness, recordings_for, trained_side
 
 
 @dataclass
@@ -38,12 +38,12 @@ class SeedReadings:
 
 
 def read_queries(
-    bench: Bench[ComparisonConfig],
+    experiment: Experiment[ComparisonConfig],
     seed: int,
     work: SeedWork,
     adapted: dict[str, Adapted],
-    prepared: Prepared,
-    repeated: Repeated | None,
+    prepared: PreparedControls,
+    repeated: FinetuningRepeat | None,
     progress: Progress,
 ) -> SeedReadings:
     """Read the queries with all learners, and some of them with the controls and the repeated training too."""
@@ -52,24 +52,26 @@ def read_queries(
     icl, ft = adapted.get(IN_CONTEXT), adapted.get(FINETUNED)
     prompted, shown = None, None
     if isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel) and ZERO_SHOT in adapted:
-        recordings = with_prefix(recordings_for(bench.lm.anatomy, len(encoded.sequences)))
+        recordings = with_prefix(recordings_for(experiment.lm.anatomy, len(encoded.sequences)))
         # Recorded for all models with changed weights, so that their times can be compared.
         want = {name: recordings.weights for name, one in adapted.items() if _in_weights(one)}
         want |= {ZERO_SHOT: recordings.zsl, IN_CONTEXT: recordings.context, FINETUNED: recordings.weights}
         if encoded.sequences:
-            shown = Shown.of(encoded, bench.lm.device)
-        prompted = Prompted.of(icl, None if shown is None else shown.content, shown)
-    n = len(bench.queries)
-    width = max(len(query.answers) for query in bench.queries)
+            shown = DemonstrationTokens.of(encoded, experiment.lm.device)
+        prompted = PromptedSide.of(icl, None if shown is None else shown.content, shown)
+    n = len(experiment.queries)
+    width = max(len(query.answers) for query in experiment.queries)
     read = SeedReadings(
         answers={name: torch.full((n, width), -torch.inf, dtype=torch.float64) for name in adapted},
         seconds=dict.fromkeys(adapted, 0.0),
     )
-    if prompted is not None and bench.config.explore:
-        read.view = AttentionView(bench.config.explore, bench.labels, None if shown is None else shown.content)
+    if prompted is not None and experiment.config.explore:
+        read.view = AttentionView(
+            experiment.config.explore, experiment.labels, None if shown is None else shown.content
+        )
     of_controls = sum(plan.reading.passes for plan in work.controls.values())
-    n_controlled = len(controlled_queries(bench))
-    for indices, controlled in query_groups(bench):
+    n_controlled = len(controlled_queries(experiment))
+    for indices, controlled in query_groups(experiment):
         readings: dict[str, Readings] = {}
         spent: dict[str, float] = {}
         for name, one in adapted.items():
@@ -77,13 +79,13 @@ def read_queries(
             source = LEARNERS[name].answers_from
             if source in readings:
                 # Another learner has read the same queries; only this one's answer is missing.
-                readings[name] = cast(Answering, one).answer(readings[source])
+                readings[name] = cast(AnswersFromReadings, one).answer(readings[source])
                 start -= spent[source]
             else:
                 wanted = want.get(name, NO_RECORDING)
-                readings[name] = one.read_group(bench.queries, indices, wanted, bench.config.probe)
+                readings[name] = one.read_group(experiment.queries, indices, wanted, experiment.config.probe)
             spent[name] = time.perf_counter() - start
-            if isinstance(one, Remembered):
+            if isinstance(one, CachedModel):
                 spent[name] += one.spared
             read.seconds[name] += spent[name]
             found = readings[name].log_probabilities.double().cpu()
@@ -92,14 +94,14 @@ def read_queries(
         again: Readings | None = None
         if controlled and repeated is not None:
             if repeated.model is not None:
-                again = repeated.read(bench, indices, want.get(FINETUNED, NO_RECORDING))
+                again = repeated.read(experiment, indices, want.get(FINETUNED, NO_RECORDING))
                 answers = {FINETUNED: again.log_probabilities.double().cpu()}
                 _scatter(read.repeat_answers, _widened(answers, width), indices, n)
             progress.advance(work.reading_repeat(indices).passes, f"seed {seed}: reading ft repeated")
         if prompted is None or not isinstance(ft, AdaptedModel):
             continue
         zsl = readings[ZERO_SHOT]
-        scaled = bench.config.kendall_scale
+        scaled = experiment.config.kendall_scale
         sides = {
             "icl": prompted.side(readings[IN_CONTEXT]),
             "ft": trained_side(ft, readings[FINETUNED], zsl, shown, scaled),
@@ -118,7 +120,7 @@ def read_queries(
         if controlled:
             start = time.perf_counter()
             for control in prepared.controls:
-                measured, answered = control.read(bench, indices, zsl, sides)
+                measured, answered = control.read(experiment, indices, zsl, sides)
                 _scatter(read.measures, measured, indices, n)
                 _scatter(read.control_answers, _widened(answered, width), indices, n)
             progress.advance(of_controls * len(indices) / n_controlled, f"seed {seed}: reading controls")

@@ -17,17 +17,17 @@ from dualform.learners.rate import STABLE_WITHIN
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.language_model import Readings
 from dualform.result import Calibrated, Rounding, SeedEstimate, Similarity
-from dualform.studies.bench import Bench
-from dualform.studies.comparison.calibrate import Shares
+from dualform.studies.comparison.calibrate import TotalsRatio
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.comparison.outcome import SeedOutcome
-from dualform.studies.inside import Side, likeness
+from dualform.studies.comparison.seed_record import SeedRecord
+from dualform.studies.experiment import Experiment
 from dualform.studies.measures import MEASURES
+from dualform.studies.sides import Side, likeness
 from dualform.studies.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class Repeated:
+class FinetuningRepeat:
     """One seed's repeat of its finetuning."""
 
     model: AdaptedModel | None
@@ -42,10 +42,10 @@ class Repeated:
         losses = None if self.model is None else list(self.model.losses)
         return {"learning_rate": self.learning_rate, "losses": list(self.losses), "repeat_losses": losses}
 
-    def read(self, bench: Bench[ComparisonConfig], indices: Sequence[int], want: Recording) -> Readings:
+    def read(self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], want: Recording) -> Readings:
         """Read one group of queries; only where the repeat gave a model."""
         assert self.model is not None
-        return self.model.read_group(bench.queries, indices, want, bench.config.probe)
+        return self.model.read_group(experiment.queries, indices, want, experiment.config.probe)
 
 
 def repeat_measures(zsl: Readings, sides: dict[str, Side], repeat: Side) -> dict[str, Tensor]:
@@ -69,12 +69,12 @@ def repeat_measures(zsl: Readings, sides: dict[str, Side], repeat: Side) -> dict
 
 
 @dataclass(frozen=True)
-class Repeats:
+class FinetuningRepeats:
     """All seeds' repeats of one learner's training, stacked; NaN where a repeat did not read, or diverged."""
 
     learner: str
     about: tuple[dict[str, Any], ...]
-    """`Repeated.about` of each seed."""
+    """`FinetuningRepeat.about` of each seed."""
     table: Tensor
     """The training's log-probabilities of answers, `(seed, example, answer)`."""
     repeated: Tensor
@@ -85,7 +85,7 @@ class Repeats:
     """Measure -> the training against its repeat."""
 
     @classmethod
-    def of(cls, outcomes: Sequence[SeedOutcome], learner: str) -> "Repeats | None":
+    def of(cls, outcomes: Sequence[SeedRecord], learner: str) -> "FinetuningRepeats | None":
         """Collect them; None where a seed's training was not repeated."""
         about = tuple(outcome.repeats[learner] for outcome in outcomes if learner in outcome.repeats)
         if not outcomes or len(about) < len(outcomes):
@@ -100,7 +100,7 @@ class Repeats:
         for key in dict.fromkeys(key for outcome in outcomes for key in outcome.measures if key.startswith("repeat/")):
             _, other, measure = key.split("/")
             rows = [
-                Shares.of_mean(outcome.measures[key][None]).numerator[0] if key in outcome.measures else unread
+                TotalsRatio.of_mean(outcome.measures[key][None]).numerator[0] if key in outcome.measures else unread
                 for outcome in outcomes
             ]
             sides[other][measure] = torch.stack(rows)
@@ -165,7 +165,7 @@ class Repeats:
         """
         if measure not in self.against_icl:
             return None
-        difference = Shares.of_mean(values).numerator - self.against_icl[measure]
+        difference = TotalsRatio.of_mean(values).numerator - self.against_icl[measure]
         return float(difference.nanmean().abs()) if bool(difference.isfinite().any()) else None
 
 

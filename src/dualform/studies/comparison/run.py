@@ -11,28 +11,28 @@ from dataclasses import dataclass
 from dualform.attention_record import AttentionRecord
 from dualform.errors import ConfigError
 from dualform.learners.base import LEARNERS
-from dualform.learners.remembered import ReadingMemory
+from dualform.learners.reading_cache import ReadingCache
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 from dualform.result import Result
 from dualform.studies.comparison.attention_view import attention_record
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.comparison.outcome import SeedOutcome, piece_name
 from dualform.studies.comparison.seed import compute_seed
 from dualform.studies.comparison.seed_choice import ChosenSeeds, choose_seeds
+from dualform.studies.comparison.seed_record import SeedRecord, piece_name
 from dualform.studies.comparison.setup import ComparisonRun
 from dualform.studies.comparison.summary import examples_table, summarise
 from dualform.studies.comparison.work import SeedWork, passes
-from dualform.studies.facts import Asked
-from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.facts import TaskDescription
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.task import Task
 
-_SILENT = Silent()
+_SILENT = SilentProgress()
 
 
-_NO_CELLS = NoCells()
+_NO_CELLS = NoPieceStore()
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Comparison:
     """A finished comparison."""
 
     result: Result
-    asked: Asked
-    outcomes: tuple[SeedOutcome, ...]
+    asked: TaskDescription
+    outcomes: tuple[SeedRecord, ...]
     """Query by query, one for each seed that is reported."""
 
     @property
@@ -56,9 +56,9 @@ def compare(
     *,
     lm: LanguageModel | None = None,
     task: Task | None = None,
-    cells: Cells = _NO_CELLS,
+    cells: PieceStore = _NO_CELLS,
     progress: Progress = _SILENT,
-    memory: ReadingMemory | None = None,
+    memory: ReadingCache | None = None,
 ) -> Comparison:
     """Run a comparison.
 
@@ -78,12 +78,12 @@ def compare(
     """
     start = time.perf_counter()
     run = ComparisonRun.of(config, lm, task, config.seeds, cells, progress, memory)
-    with run.bench.lm.packed_products():
+    with run.experiment.lm.packed_products():
         chosen = choose_seeds(run)
         outcomes = _outcomes(run, chosen)
     remarks = dict.fromkeys(note for outcome in outcomes for note in outcome.notes)
-    asked = Asked.of(run.bench, (*run.notes, *chosen.notes, *remarks))
-    result = summarise(config, run.bench.lm, asked, outcomes, seconds=time.perf_counter() - start)
+    asked = TaskDescription.of(run.experiment, (*run.notes, *chosen.notes, *remarks))
+    result = summarise(config, run.experiment.lm, asked, outcomes, seconds=time.perf_counter() - start)
     return Comparison(result, asked, tuple(outcomes))
 
 
@@ -94,9 +94,9 @@ def compare_seed(
     *,
     lm: LanguageModel | None = None,
     task: Task | None = None,
-    cells: Cells = _NO_CELLS,
+    cells: PieceStore = _NO_CELLS,
     progress: Progress = _SILENT,
-    memory: ReadingMemory | None = None,
+    memory: ReadingCache | None = None,
 ) -> Comparison:
     """One seed of a comparison, exactly as `compare` runs it among all seeds of its settings.
 
@@ -120,10 +120,10 @@ def compare_seed(
     start = time.perf_counter()
     seeds = seeds_behind(config, seed)
     run = ComparisonRun.of(config, lm, task, seeds, cells, progress, memory)
-    with run.bench.lm.packed_products():
+    with run.experiment.lm.packed_products():
         outcome = _outcomes(run, ChosenSeeds(seeds))[-1]
-    asked = Asked.of(run.bench, (*run.notes, *outcome.notes))
-    result = summarise(config, run.bench.lm, asked, [outcome], seconds=time.perf_counter() - start)
+    asked = TaskDescription.of(run.experiment, (*run.notes, *outcome.notes))
+    result = summarise(config, run.experiment.lm, asked, [outcome], seconds=time.perf_counter() - start)
     return Comparison(result, asked, (outcome,))
 
 
@@ -161,17 +161,17 @@ def seeds_behind(config: ComparisonConfig, seed: int) -> tuple[int, ...]:
     return (first, seed) if config.tune == "first" and searched and seed != first else (seed,)
 
 
-def _outcomes(run: ComparisonRun, chosen: "ChosenSeeds") -> list[SeedOutcome]:
+def _outcomes(run: ComparisonRun, chosen: "ChosenSeeds") -> list[SeedRecord]:
     """The chosen seeds' outcomes, in order; finished ones are read back."""
-    bench, config = run.bench, run.bench.config
+    experiment, config = run.experiment, run.experiment.config
     work = {}
     for seed in chosen.seeds:
         first = seed == chosen.seeds[0]
         # A rate that the choice of a seed has found is for that seed alone.
         found = tuple(chosen.rates) if first else ()
-        work[seed] = SeedWork(bench, run.drawn[seed], first or config.tune == "each", found)
+        work[seed] = SeedWork(experiment, run.drawn[seed], first or config.tune == "each", found)
     run.progress.start(sum(passes(one.parts()) for one in work.values()))
-    outcomes: list[SeedOutcome] = []
+    outcomes: list[SeedRecord] = []
     for seed in chosen.seeds:
         inputs = run.inputs(list(dict.fromkeys((*seeds_behind(config, seed)[:-1], seed))))
         piece = run.cells.get(piece_name(seed), inputs)
@@ -180,7 +180,7 @@ def _outcomes(run: ComparisonRun, chosen: "ChosenSeeds") -> list[SeedOutcome]:
             outcome = compute_seed(run, seed, inputs, known, chosen, work[seed])
             run.cells.put(outcome.to_piece())
         else:
-            outcome = SeedOutcome.from_piece(piece)
+            outcome = SeedRecord.from_piece(piece)
             run.progress.advance(passes(work[seed].parts()), f"seed {seed} was finished earlier")
         outcomes.append(outcome)
     return outcomes

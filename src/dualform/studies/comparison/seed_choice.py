@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import torch
 
 from dualform.learners.adapted import answer_log_probabilities
-from dualform.learners.base import LEARNERS, Context
+from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.models.cost.work import read
 from dualform.result import Trial
-from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.adapting import train_learner
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.setup import ComparisonRun
 from dualform.studies.comparison.work import SeedWork, passes
+from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.pieces import Piece
 
 
@@ -33,19 +33,19 @@ class ChosenSeeds:
 
 def choose_seeds(run: ComparisonRun) -> ChosenSeeds:
     """All seeds, or, where the settings ask for it, the one with the best accuracy on the selection queries."""
-    bench, drawn, cells, progress = run.bench, run.drawn, run.cells, run.progress
-    config = bench.config
+    experiment, drawn, cells, progress = run.experiment, run.drawn, run.cells, run.progress
+    config = experiment.config
     if config.select == "none" or len(config.seeds) == 1:
         return ChosenSeeds(config.seeds)
     inputs = run.inputs(config.seeds)
-    work = {seed: passes(SeedWork(bench, one, searching=True).choosing()) for seed, one in drawn.items()}
+    work = {seed: passes(SeedWork(experiment, one, searching=True).choosing()) for seed, one in drawn.items()}
     progress.start(sum(work.values()))
     pieces = {}
     for seed, one in drawn.items():
         name = f"choosing, seed {seed}"
         piece = cells.get(name, inputs)
         if piece is None:
-            piece = Piece(name, inputs, {}, _candidate(bench, one))
+            piece = Piece(name, inputs, {}, _candidate(experiment, one))
             cells.put(piece)
         pieces[seed] = piece.about
         progress.advance(work[seed], f"choosing a seed: {seed}")
@@ -70,29 +70,29 @@ def choose_seeds(run: ComparisonRun) -> ChosenSeeds:
     return ChosenSeeds((best,), (note,), rates, trials, seconds)
 
 
-def _candidate(bench: Bench[ComparisonConfig], drawn: Drawn) -> dict[str, object]:
+def _candidate(experiment: Experiment[ComparisonConfig], drawn: DemonstrationSet) -> dict[str, object]:
     """One seed's accuracy on the selection queries, and the work that finding it took."""
-    right = torch.tensor(bench.selection_labels)
+    right = torch.tensor(experiment.selection_labels)
     scores: list[float] = []
     trials: dict[str, list[dict[str, object]]] = {}
     seconds: dict[str, float] = {}
     tokens = 0.0
-    opening = len(bench.encoder.opening)
-    for name in bench.config.selecting:
-        learner, context = LEARNERS[name], Context(bench, drawn)
+    opening = len(experiment.encoder.opening)
+    for name in experiment.config.selecting:
+        learner, context = LEARNERS[name], AdaptationContext(experiment, drawn)
         once = learner.work(context).charged.passes
         if learner.grid is None:
-            table = answer_log_probabilities(learner.adapt(context), bench.lm, bench.selection_queries)
+            table = answer_log_probabilities(learner.adapt(context), experiment.lm, experiment.selection_queries)
             scores.append(float((table.argmax(dim=1) == right).double().mean()))
-            tokens += once + learner.reading(context, bench.selection_queries, "prompt").passes
+            tokens += once + learner.reading(context, experiment.selection_queries, "prompt").passes
             continue
         start = time.perf_counter()
-        search = train_learner(bench, learner, context, None)
+        search = train_learner(experiment, learner, context, None)
         seconds[name] = time.perf_counter() - start
         best = next(trial for trial in search.trials if trial.chosen)
         assert best.validation_accuracy is not None
         scores.append(best.validation_accuracy)
         trials[name] = [trial.model_dump() for trial in search.trials]
         run = sum(trial.status != "skipped" for trial in search.trials)
-        tokens += run * (once + read(bench.selection_queries, opening).passes)
+        tokens += run * (once + read(experiment.selection_queries, opening).passes)
     return {"score": sum(scores) / len(scores), "tokens": tokens, "trials": trials, "search_seconds": seconds}

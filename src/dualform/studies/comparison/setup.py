@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dualform.learners.base import LEARNERS
-from dualform.learners.remembered import ReadingMemory
+from dualform.learners.reading_cache import ReadingCache
 from dualform.models.loading.quantized import WHY
 from dualform.models.reading.language_model import LanguageModel
 from dualform.progress import Progress
-from dualform.studies.bench import Bench, Drawn, digest
 from dualform.studies.comparison.arms import possible_arms
 from dualform.studies.comparison.config import COMPARED, ComparisonConfig
 from dualform.studies.controls import CONTROLS
+from dualform.studies.experiment import DemonstrationSet, Experiment, digest
 from dualform.studies.measures import MEASURES
-from dualform.studies.pieces import Cells
+from dualform.studies.pieces import PieceStore
 from dualform.tasks.task import Task
 
 
@@ -21,14 +21,14 @@ from dualform.tasks.task import Task
 class ComparisonRun:
     """What the steps of one comparison share."""
 
-    bench: Bench[ComparisonConfig]
+    experiment: Experiment[ComparisonConfig]
     notes: tuple[str, ...]
-    drawn: dict[int, Drawn]
+    drawn: dict[int, DemonstrationSet]
     inputs_of_learners: tuple[str, ...]
     """What files of the learners hold."""
-    cells: Cells
+    cells: PieceStore
     progress: Progress
-    memory: ReadingMemory | None
+    memory: ReadingCache | None
 
     @classmethod
     def of(
@@ -37,9 +37,9 @@ class ComparisonRun:
         lm: LanguageModel | None,
         task: Task | None,
         seeds: tuple[int, ...],
-        cells: Cells,
+        cells: PieceStore,
         progress: Progress,
-        memory: ReadingMemory | None,
+        memory: ReadingCache | None,
     ) -> "ComparisonRun":
         """Set up model, task and demonstrations, loading what is not given.
 
@@ -47,18 +47,20 @@ class ComparisonRun:
             DualformError: Something cannot be used: settings, model, task, or texts that do not fit.
         """
         task = task or config.load_task()
-        bench, notes = set_up(config, lm or config.load_model(config.model), task)
+        experiment, notes = set_up(config, lm or config.load_model(config.model), task)
         # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
-        drawn = bench.draw_all(seeds)
-        read = tuple(text for name in bench.config.learners for text in LEARNERS[name].prepare(bench))
-        return cls(bench, notes, drawn, read, cells, progress, memory)
+        drawn = experiment.draw_all(seeds)
+        read = tuple(text for name in experiment.config.learners for text in LEARNERS[name].prepare(experiment))
+        return cls(experiment, notes, drawn, read, cells, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
         """Digest of all that these seeds' numbers are computed from."""
-        return digest(self.bench, [self.drawn[seed] for seed in seeds], self.inputs_of_learners)
+        return digest(self.experiment, [self.drawn[seed] for seed in seeds], self.inputs_of_learners)
 
 
-def set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Bench[ComparisonConfig], tuple[str, ...]]:
+def set_up(
+    config: ComparisonConfig, lm: LanguageModel, task: Task
+) -> tuple[Experiment[ComparisonConfig], tuple[str, ...]]:
     """Choose queries, and leave out learners and controls that cannot be run.
 
     Returns:
@@ -95,9 +97,9 @@ def set_up(config: ComparisonConfig, lm: LanguageModel, task: Task) -> tuple[Ben
         MEASURES[name]
     config = config.model_copy(update={"learners": learners, "controls": controls})
     paper = task.paper_split if config.preset == "dai2023" else None
-    bench = Bench.of(config, lm, task, report_split=paper, select_on=config.select_on)
+    experiment = Experiment.of(config, lm, task, report_split=paper, select_on=config.select_on)
     if config.select_on == "report":
         notes.append(
             "Learning rates were chosen on the very queries that are reported, as the paper does: this flatters FT."
         )
-    return bench, tuple(notes)
+    return experiment, tuple(notes)

@@ -26,19 +26,19 @@ from dualform.result import (
 from dualform.studies.against import against_icl, expected_agreement
 from dualform.studies.answers import AnswerRows, answers_table
 from dualform.studies.common_warnings import few_demonstrations, few_seeds, low_precision, slow_route
-from dualform.studies.comparison.calibrate import FEWEST_FIXED, Shares, calibrate, floors_of, layers_above
+from dualform.studies.comparison.calibrate import FEWEST_FIXED, TotalsRatio, calibrate, floors_of, layers_above
 from dualform.studies.comparison.config import COMPARED, ComparisonConfig
 from dualform.studies.comparison.controls import RATE, drawn_for
-from dualform.studies.comparison.outcome import SeedOutcome
-from dualform.studies.comparison.repeated import Repeats, with_rounding
+from dualform.studies.comparison.repeated import FinetuningRepeats, with_rounding
+from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.controls import facts_of
-from dualform.studies.facts import Asked, demonstration_report, environment, model_facts, task_result
+from dualform.studies.facts import TaskDescription, demonstration_report, environment, model_facts, task_result
 from dualform.studies.measures import MEASURES
 from dualform.studies.statistics import NO_INTERVAL, Interval, Statistics, depends_on_seed
 
 
 def summarise(
-    config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcomes: Sequence[SeedOutcome], seconds: float
+    config: ComparisonConfig, lm: LanguageModel, asked: TaskDescription, outcomes: Sequence[SeedRecord], seconds: float
 ) -> Result:
     """All seeds' outcomes as one result.
 
@@ -57,7 +57,7 @@ def summarise(
     learners = list(outcomes[0].log_probabilities)
     tables = {name: torch.stack([outcome.log_probabilities[name] for outcome in outcomes]) for name in learners}
     right = {name: (table.argmax(dim=2) == labels).double() for name, table in tables.items()}
-    found = _Measured.of(outcomes, labels)
+    found = _StackedSeeds.of(outcomes, labels)
     similarity = _similarities(found.measures, stats)
     if set(COMPARED) <= right.keys():
         similarity["rec2ftp"] = _recovered(right["zsl"].bool(), right["icl"].bool(), right["ft"].bool(), stats)
@@ -71,7 +71,7 @@ def summarise(
             similarity[name] = similarity[name].model_copy(update={"per_layer_q": layers_above(values, floor)})
     costs = {name: _cost(name, outcomes) for name in learners}
     controls = _controls(found, right, stats)
-    repeats = Repeats.of(outcomes, "ft")
+    repeats = FinetuningRepeats.of(outcomes, "ft")
     if repeats is not None:
         moved = _moved(repeats, found, right, labels)
         similarity = {name: one.model_copy(update={"rounding": moved.get(name)}) for name, one in similarity.items()}
@@ -106,7 +106,7 @@ def summarise(
     )
 
 
-def examples_table(asked: Asked, outcomes: Sequence[SeedOutcome]) -> pa.Table:
+def examples_table(asked: TaskDescription, outcomes: Sequence[SeedRecord]) -> pa.Table:
     """One row for each seed, learner and query.
 
     Returns:
@@ -123,7 +123,7 @@ def examples_table(asked: Asked, outcomes: Sequence[SeedOutcome]) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _StackedSeeds:
     """All seeds' measures and answers, stacked."""
 
     measures: dict[str, Tensor]
@@ -136,7 +136,7 @@ class _Measured:
     """Control's learner -> 1 where right, `(seed, example)`, NaN where it was not read; a share of several draws."""
 
     @classmethod
-    def of(cls, outcomes: Sequence[SeedOutcome], labels: Tensor) -> "_Measured":
+    def of(cls, outcomes: Sequence[SeedRecord], labels: Tensor) -> "_StackedSeeds":
         names = [name for name in outcomes[0].measures if all(name in outcome.measures for outcome in outcomes)]
         measures: dict[str, Tensor] = {}
         controls: dict[str, dict[str, Tensor]] = {}
@@ -194,7 +194,7 @@ def _similarities(measures: Mapping[str, Tensor], stats: Statistics) -> dict[str
     return similarity
 
 
-def _controls(found: _Measured, right: Mapping[str, Tensor], stats: Statistics) -> dict[str, dict[str, Similarity]]:
+def _controls(found: _StackedSeeds, right: Mapping[str, Tensor], stats: Statistics) -> dict[str, dict[str, Similarity]]:
     controls: dict[str, dict[str, Similarity]] = {}
     for control, measures in found.controls.items():
         if control.startswith(RATE):
@@ -218,23 +218,23 @@ def _controls(found: _Measured, right: Mapping[str, Tensor], stats: Statistics) 
     return controls
 
 
-def _recovery(before: Tensor, first: Tensor, second: Tensor) -> Shares:
+def _recovery(before: Tensor, first: Tensor, second: Tensor) -> TotalsRatio:
     """Rec2FTP as a ratio of totals: fixed by both, over fixed by the second."""
     fixed = second * (1 - before)
-    return Shares(fixed * first, fixed)
+    return TotalsRatio(fixed * first, fixed)
 
 
-def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics) -> dict[str, Calibrated]:
+def _calibrated(found: _StackedSeeds, right: Mapping[str, Tensor], stats: Statistics) -> dict[str, Calibrated]:
     calibrated = {}
     for name, values in found.measures.items():
         if "." in name:
             continue
         controls = {
-            control: Shares.of_mean(measures[name])
+            control: TotalsRatio.of_mean(measures[name])
             for control, measures in found.controls.items()
             if name in measures and not control.startswith(RATE) and _on_scale(control)
         }
-        one = calibrate(Shares.of_mean(values), controls, stats.resamples, floors_of(name))
+        one = calibrate(TotalsRatio.of_mean(values), controls, stats.resamples, floors_of(name))
         if one is not None:
             calibrated[name] = one
     if found.right and set(COMPARED) <= right.keys():
@@ -245,7 +245,7 @@ def _calibrated(found: _Measured, right: Mapping[str, Tensor], stats: Statistics
             if shares is not None and float(shares.denominator.nansum()) >= FEWEST_FIXED:
                 recovered[control] = shares
         wrong = 1 - right["zsl"]
-        recovered["chance"] = Shares(right["icl"] * wrong, wrong)
+        recovered["chance"] = TotalsRatio(right["icl"] * wrong, wrong)
         score = _recovery(right["zsl"], right["icl"], right["ft"])
         if float(score.denominator.sum()) >= FEWEST_FIXED:
             one = calibrate(score, recovered, stats.resamples)
@@ -259,7 +259,9 @@ def _on_scale(control: str) -> bool:
     return facts is None or facts.same_quantity
 
 
-def _moved(repeats: Repeats, found: _Measured, right: Mapping[str, Tensor], labels: Tensor) -> dict[str, float | None]:
+def _moved(
+    repeats: FinetuningRepeats, found: _StackedSeeds, right: Mapping[str, Tensor], labels: Tensor
+) -> dict[str, float | None]:
     """Measure -> how far it moves when finetuning is repeated from weights moved by rounding."""
     moved = {name: repeats.moved(name, values) for name, values in found.measures.items() if "." not in name}
     if {"zsl", "icl"} <= right.keys() and bool(repeats.read.any()):
@@ -295,11 +297,13 @@ def _tests(right: Mapping[str, Tensor], stats: Statistics) -> list[PairedTest]:
     return found
 
 
-def _sweep(found: _Measured, stats: Statistics) -> list[SweepPoint]:
+def _sweep(found: _StackedSeeds, stats: Statistics) -> list[SweepPoint]:
     points = []
     for control, measures in found.controls.items():
         if control.startswith(RATE) and control in found.right:
-            estimates = {name: stats.estimate(Shares.of_mean(values).numerator) for name, values in measures.items()}
+            estimates = {
+                name: stats.estimate(TotalsRatio.of_mean(values).numerator) for name, values in measures.items()
+            }
             points.append(
                 SweepPoint(
                     learning_rate=float(control.removeprefix(RATE)),
@@ -361,7 +365,7 @@ def _lift_interval(columns: Tensor, share: Interval, whole: Rec2FTP, stats: Stat
     return ends
 
 
-def _predictions(asked: Asked, learner: str, table: Tensor) -> Predictions:
+def _predictions(asked: TaskDescription, learner: str, table: Tensor) -> Predictions:
     answers = table if depends_on_seed(learner) else table[:1]
     predicted = answers.argmax(dim=2).flatten()
     counts = torch.bincount(predicted, minlength=asked.task.n_labels).tolist()
@@ -374,7 +378,7 @@ def _predictions(asked: Asked, learner: str, table: Tensor) -> Predictions:
     )
 
 
-def _cost(learner: str, outcomes: Sequence[SeedOutcome]) -> Cost:
+def _cost(learner: str, outcomes: Sequence[SeedRecord]) -> Cost:
     costs = [outcome.costs[learner] for outcome in outcomes]
     mean = {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
     # A search that was done once for all seeds is charged once, not averaged away.
@@ -383,7 +387,7 @@ def _cost(learner: str, outcomes: Sequence[SeedOutcome]) -> Cost:
 
 
 def _reports(
-    config: ComparisonConfig, outcomes: Sequence[SeedOutcome], found: _Measured, stats: Statistics
+    config: ComparisonConfig, outcomes: Sequence[SeedRecord], found: _StackedSeeds, stats: Statistics
 ) -> dict[str, Any]:
     """Fields of the result in which learners report how they adapted the model and what that did inside."""
     fields: dict[str, Any] = {}
@@ -408,7 +412,9 @@ def _grid(config: ComparisonConfig, name: str) -> tuple[float, ...]:
     return config.rates if learner is None or learner.grid is None else config.grid_of(learner)
 
 
-def _warnings(config: ComparisonConfig, lm: LanguageModel, asked: Asked, outcomes: Sequence[SeedOutcome]) -> list[str]:
+def _warnings(
+    config: ComparisonConfig, lm: LanguageModel, asked: TaskDescription, outcomes: Sequence[SeedRecord]
+) -> list[str]:
     found = few_demonstrations(config.k, {outcome.seed: len(outcome.rows) for outcome in outcomes}, asked.context)
     if len(outcomes) == 1:
         found.append("One demonstration seed: the intervals say nothing about other demonstrations.")

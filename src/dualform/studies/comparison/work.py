@@ -9,37 +9,39 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dualform.errors import DualformError
-from dualform.learners.base import LEARNERS, Context, Learner
+from dualform.learners.base import LEARNERS, AdaptationContext, Learner
 from dualform.learners.training_work import training_work
-from dualform.models.cost.work import Measuring, Work, WorkPart, encode, read, rows
+from dualform.models.cost.work import MeasureComputation, Work, WorkPart, encode, read, rows
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.layout import Query
-from dualform.studies.bench import Bench, Drawn
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
-from dualform.studies.comparison.controls import Workshop
+from dualform.studies.comparison.controls import ControlBuilder
 from dualform.studies.controls import CONTROLS, ControlPlan
+from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.work import TRIED, read_changed, search_part
 
 UNSTABLE = "a search repeats other rates where the best one is not stable"
 """Why the time of repeating a training is a range."""
 
 
-def controlled_queries(bench: Bench[ComparisonConfig]) -> list[int]:
+def controlled_queries(experiment: Experiment[ComparisonConfig]) -> list[int]:
     """The queries on which controls, and finetuning repeated, are read, in order."""
-    config, n = bench.config, len(bench.queries)
+    config, n = experiment.config, len(experiment.queries)
     limit = n if config.control_limit is None else min(n, config.control_limit)
     wanted = bool(config.controls) or config.repeats_finetuning
     return sorted(random.Random(1).sample(range(n), limit)) if wanted else []
 
 
-def query_groups(bench: Bench[ComparisonConfig]) -> list[tuple[list[int], bool]]:
+def query_groups(experiment: Experiment[ComparisonConfig]) -> list[tuple[list[int], bool]]:
     """Groups of queries, and whether controls and repeated trainings read them too: those do not mix with others."""
-    chosen = controlled_queries(bench)
-    rest = sorted(set(range(len(bench.queries))) - set(chosen))
+    chosen = controlled_queries(experiment)
+    rest = sorted(set(range(len(experiment.queries))) - set(chosen))
     found = []
     for some, controlled in ((chosen, True), (rest, False)):
-        queries = [bench.queries[i] for i in some]
-        found += [([some[i] for i in group], controlled) for group in bench.lm.groups(queries, bench.config.probe)]
+        queries = [experiment.queries[i] for i in some]
+        found += [
+            ([some[i] for i in group], controlled) for group in experiment.lm.groups(queries, experiment.config.probe)
+        ]
     return found
 
 
@@ -52,8 +54,8 @@ def passes(parts: Iterable[WorkPart]) -> float:
 class SeedWork:
     """One seed's share of a comparison."""
 
-    bench: Bench[ComparisonConfig]
-    drawn: Drawn
+    experiment: Experiment[ComparisonConfig]
+    drawn: DemonstrationSet
     searching: bool
     """Learning rates that are not known are searched for."""
     known: Collection[str] = ()
@@ -62,17 +64,17 @@ class SeedWork:
     @property
     def config(self) -> ComparisonConfig:
         """The study's settings."""
-        return self.bench.config
+        return self.experiment.config
 
     @property
     def opening(self) -> int:
         """Tokens before every query."""
-        return len(self.bench.encoder.opening)
+        return len(self.experiment.encoder.opening)
 
     @property
-    def context(self) -> Context:
+    def context(self) -> AdaptationContext:
         """What learners are given."""
-        return Context(self.bench, self.drawn)
+        return AdaptationContext(self.experiment, self.drawn)
 
     def adapting(self, name: str) -> list[WorkPart]:
         """A learner adapted, its learning rate searched for where it has one that is not known."""
@@ -84,14 +86,14 @@ class SeedWork:
     def training(self, learner: Learner, *, known: bool, label: str | None = None) -> WorkPart:
         """A learner trained at one rate, or at each of its grid."""
         one = learner.work(self.context)
-        return search_part(label or learner.name, one, self.config.grid_of(learner), self.bench, known=known)
+        return search_part(label or learner.name, one, self.config.grid_of(learner), self.experiment, known=known)
 
     def reading(self, name: str, indices: Sequence[int]) -> Work:
         """A learner's reading of one group of the reported queries; nothing where another learner has read them."""
         learner, place = LEARNERS[name], self.config.learners.index(name)
         if learner.answers_from in self.config.learners[:place]:
             return Work()
-        return learner.reading(self.context, [self.bench.queries[i] for i in indices], self.config.probe)
+        return learner.reading(self.context, [self.experiment.queries[i] for i in indices], self.config.probe)
 
     @property
     def repeats(self) -> bool:
@@ -110,13 +112,13 @@ class SeedWork:
         one = LEARNERS[FINETUNED].work(self.context)
         if not searched or config.rounding != "choose" or len(config.rates) == 1:
             return WorkPart(label, one)
-        scored = one + read_changed(self.bench.selection_queries, self.opening)
+        scored = one + read_changed(self.experiment.selection_queries, self.opening)
         # Every rate may have to be repeated, and the one that is chosen trained once more.
         return WorkPart(label, scored, scored, scored * len(config.rates) + one, (UNSTABLE,))
 
     def reading_repeat(self, indices: Sequence[int]) -> Work:
         """The repeat reads what controls read, and is compared with ICL and with what it repeats."""
-        queries = [self.bench.queries[i] for i in indices]
+        queries = [self.experiment.queries[i] for i in indices]
         work = read_changed(queries, self.opening, self.config.probe)
         return work + self.measuring(queries, 2, relaxed=False) if self.config.compares_inside else work
 
@@ -126,8 +128,8 @@ class SeedWork:
         for group in rows(queries, self.config.probe):
             widest = max(queries[i].width(self.config.probe) for i in group)
             shown = len(self.drawn.encoded.content)
-            found += Work.of(Measuring(len(group), widest, shown, relaxed))
-            found += Work.of(Measuring(len(group), widest, shown, relaxed=False)) * (pairs - 1)
+            found += Work.of(MeasureComputation(len(group), widest, shown, relaxed))
+            found += Work.of(MeasureComputation(len(group), widest, shown, relaxed=False)) * (pairs - 1)
         return found
 
     @cached_property
@@ -136,8 +138,8 @@ class SeedWork:
         if not (self.config.controls and self.config.compares_inside):
             return {}
         # No adapted model is needed to describe the work of others.
-        shop = Workshop(self.bench, self.drawn, None, None, 0.0, {})  # type: ignore[arg-type]
-        about = ControlWork(self, shop)
+        builder = ControlBuilder(self.experiment, self.drawn, None, None, 0.0, {})  # type: ignore[arg-type]
+        about = ControlWork(self, builder)
         found = {}
         for name in self.config.controls:
             try:
@@ -155,7 +157,7 @@ class SeedWork:
     def parts(self) -> list[WorkPart]:
         """Everything that this seed takes."""
         found = [part for name in self.config.learners for part in self.adapting(name)]
-        groups = query_groups(self.bench)
+        groups = query_groups(self.experiment)
         reading = sum((self.reading(name, group) for name in self.config.learners for group, _ in groups), Work())
         found.append(WorkPart("reading queries", reading))
         if self.repeats:
@@ -165,7 +167,7 @@ class SeedWork:
         if self.config.compares_inside:
             # ICL and FT, and each further learner with both.
             pairs = 1 + 2 * sum(LEARNERS[name].compared_inside for name in self.config.learners)
-            queries = [[self.bench.queries[i] for i in group] for group, _ in groups]
+            queries = [[self.experiment.queries[i] for i in group] for group, _ in groups]
             found.append(WorkPart("measures", sum((self.measuring(some, pairs) for some in queries), Work())))
         return [*found, *(plan.part(f"control {name}") for name, plan in self.controls.items())]
 
@@ -176,7 +178,7 @@ class SeedWork:
             learner, label = LEARNERS[name], f"choosing a seed: {name}"
             if learner.grid is None:
                 adapting = sum((part.work for part in learner.parts(self.context)), Work())
-                reading = learner.reading(self.context, self.bench.selection_queries, "prompt")
+                reading = learner.reading(self.context, self.experiment.selection_queries, "prompt")
                 found.append(WorkPart(label, adapting + reading))
                 continue
             found.append(self.training(learner, known=False, label=label))
@@ -190,16 +192,16 @@ class ControlWork:
     """What the steps of making and reading a control take, for one seed."""
 
     seed: SeedWork
-    shop: Workshop
+    builder: ControlBuilder
     """Draws what other demonstrations a control is made from; it has no adapted models."""
 
     @property
-    def bench(self) -> Bench[ComparisonConfig]:
+    def experiment(self) -> Experiment[ComparisonConfig]:
         """Model, task and settings."""
-        return self.seed.bench
+        return self.seed.experiment
 
     @property
-    def drawn(self) -> Drawn:
+    def drawn(self) -> DemonstrationSet:
         """The seed's demonstrations."""
         return self.seed.drawn
 
@@ -211,11 +213,11 @@ class ControlWork:
     @property
     def queries(self) -> list[Query]:
         """The queries that controls read."""
-        return [self.bench.queries[i] for i in controlled_queries(self.bench)]
+        return [self.experiment.queries[i] for i in controlled_queries(self.experiment)]
 
     def reading(self, prefix: int, pairs: int = 1) -> Work:
         """The queries read behind a prefix, and their measures for so many pairs of sides."""
-        return read(self.queries, prefix, self.bench.config.probe) + self.measuring(pairs)
+        return read(self.queries, prefix, self.experiment.config.probe) + self.measuring(pairs)
 
     def measuring(self, pairs: int = 1) -> Work:
         """Measures alone."""
@@ -223,15 +225,15 @@ class ControlWork:
 
     def training(self, encoded: EncodedDemonstrations) -> Work:
         """Training once, as FT, and the opening read with the changed weights."""
-        return training_work(encoded, self.bench.config.loss_on, opening=self.opening)
+        return training_work(encoded, self.experiment.config.loss_on, opening=self.opening)
 
     def trying(self) -> Work:
         """A few selection queries, with which a rate that is known is tried out."""
-        return read_changed(self.bench.selection_queries[:TRIED], self.opening)
+        return read_changed(self.experiment.selection_queries[:TRIED], self.opening)
 
     def few(self) -> Work:
         """A few reported queries, to see whether answers are numbers."""
-        return read_changed(self.bench.queries[:TRIED], self.opening)
+        return read_changed(self.experiment.queries[:TRIED], self.opening)
 
     def prompted(self, prefix: int) -> ControlPlan:
         """A stand-in behind a prefix."""
@@ -243,14 +245,14 @@ class ControlWork:
 
     def searched(self, training: Work, pairs: int = 1) -> ControlPlan:
         """A stand-in that is trained at a rate of its own."""
-        config = self.bench.config
+        config = self.experiment.config
         known = not self.seed.searching and config.tune != "each"
-        part = search_part("", training, config.rates, self.bench, known=known)
+        part = search_part("", training, config.rates, self.experiment, known=known)
         return ControlPlan(part.work, self.reading(self.opening, pairs), part.least, part.why)
 
     def three_learners(self) -> ControlPlan:
         """Zero-shot, ICL and FT of another model."""
-        encoded, probe = self.drawn.encoded, self.bench.config.probe
+        encoded, probe = self.drawn.encoded, self.experiment.config.probe
         prefix = len(encoded.prefix)
         making = encode(self.opening) + encode(prefix) + self.training(encoded) + self.trying()
         answers = read(self.queries, self.opening, probe) + read(self.queries, prefix, probe)

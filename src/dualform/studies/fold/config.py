@@ -9,7 +9,7 @@ from dualform.errors import ConfigError
 from dualform.option import OUTPUT, Option
 from dualform.seeds import Seeds
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.study import Reads
+from dualform.studies.study import StudyInputs
 
 Form = Literal["checkpoint", "lora"]
 
@@ -45,10 +45,10 @@ class FoldConfig(ComparisonConfig):
         fixed = {"learners": ("zsl", "icl", "fold"), "controls": (), "explore": 0}
         return super().from_settings(**{**settings, **fixed})
 
-    def reads(self) -> Reads:
+    def reads(self) -> StudyInputs:
         """The model, the task, the fold's texts and those for perplexity."""
         perplexity = () if self.perplexity is None else (self.perplexity,)
-        return Reads(self.model_names, True, files=(*self.fold.files(), *perplexity))
+        return StudyInputs(self.model_names, True, files=(*self.fold.files(), *perplexity))
 
 
 def fold_config(model: str, task: str, **settings: Any) -> FoldConfig:

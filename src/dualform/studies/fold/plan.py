@@ -4,12 +4,12 @@ import time
 
 from dualform.models.cost.machine import Machine
 from dualform.models.cost.memory import BYTES
-from dualform.studies.bench import Bench
+from dualform.studies.experiment import Experiment
 from dualform.studies.fold.config import FoldConfig
 from dualform.studies.fold.work import work_parts
 from dualform.studies.fold_settings import require_weights
 from dualform.studies.fold_work import fold_bytes
-from dualform.studies.plan import Cost, Part, Plan
+from dualform.studies.plan import Cost, Plan, PricedPart
 from dualform.studies.plan_costs import Costs, memory_of
 from dualform.studies.planning import estimated_memory, merged, planned_model, surrounding_parts
 
@@ -20,36 +20,38 @@ def plan(config: FoldConfig, machine: Machine) -> Plan:
     lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    bench = Bench.of(config, lm, task)
-    drawn = bench.draw(config.seeds[0])
+    experiment = Experiment.of(config, lm, task)
+    drawn = experiment.draw(config.seeds[0])
     tokenising = time.process_time() - start
     # Nothing is packed: W_O changes layer by layer.
     costs = Costs(lm.shape, machine, config.dtype)
     shape, prefix = costs.shape, len(drawn.encoded.prefix)
     parts = surrounding_parts(costs, tokenising)
-    parts += [costs.part(part) for part in work_parts(bench, drawn)]
+    parts += [costs.part(part) for part in work_parts(experiment, drawn)]
     if config.form == "lora":
         width = shape.n_heads * shape.d_head
         # One singular value decomposition a layer, of a dozen times a product's operations.
         cutting = shape.n_layers * 12.0 * width * shape.d_model * min(width, shape.d_model)
-        parts.append(Part("truncating to rank", Cost(seconds=cutting / (machine.rate(256, packed=False) / 4))))
+        parts.append(PricedPart("truncating to rank", Cost(seconds=cutting / (machine.rate(256, packed=False) / 4))))
     bytes_ = shape.parameters * BYTES[config.dtype]
-    parts.append(Part("writing", Cost(seconds=4 * bytes_ / machine.copying if config.form == "checkpoint" else 0.0)))
+    parts.append(
+        PricedPart("writing", Cost(seconds=4 * bytes_ / machine.copying if config.form == "checkpoint" else 0.0))
+    )
     if config.verify:
         # The folder is read again in a process of its own.
-        parts.append(Part("verifying", Cost(seconds=machine.start + 3 * bytes_ / machine.copying)))
+        parts.append(PricedPart("verifying", Cost(seconds=machine.start + 3 * bytes_ / machine.copying)))
     memory = memory_of(
         costs,
         base=machine.base,
         prefix=prefix,
-        queries=bench.queries,
+        queries=experiment.queries,
         longest_training=0,
         learned=0,
         learners=1,
         recorded=False,
         trains=False,
         deltas=0,
-        more=fold_bytes(bench, config.fold),
+        more=fold_bytes(experiment, config.fold),
     )
     if config.form == "checkpoint":
         # Changed weights are gathered, then written.

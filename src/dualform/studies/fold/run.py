@@ -19,7 +19,7 @@ from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabil
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.cost.work import read
 from dualform.models.editing.edit import WeightDelta, applied
-from dualform.models.export.card import EXAMPLE, CardFacts, Measured, PromptFacts, model_card
+from dualform.models.export.card import EXAMPLE, CardFacts, MeasuredAccuracy, PromptFacts, model_card
 from dualform.models.export.checkpoint import (
     adapter_applied,
     check_target,
@@ -33,18 +33,18 @@ from dualform.models.reading.ordinary import ordinary_torch
 from dualform.models.reading.perplexity import perplexity, text_losses
 from dualform.models.reading.tokens import chat_template_notes
 from dualform.ops.low_rank import low_rank
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 from dualform.result import Result, WrittenFold
 from dualform.studies.baseline_words import COLLAPSED_ABOVE
-from dualform.studies.bench import Bench, Drawn, digest, query_cost
-from dualform.studies.comparison.outcome import SeedOutcome
+from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.summary import examples_table, summarise
-from dualform.studies.facts import Asked
+from dualform.studies.experiment import DemonstrationSet, Experiment, digest, query_cost
+from dualform.studies.facts import TaskDescription
 from dualform.studies.fold.config import FoldConfig
 from dualform.studies.fold.work import VERIFIED_QUERIES, folding_parts
 from dualform.studies.fold_settings import require_weights
 from dualform.studies.folds import (
-    MadeFold,
+    FoldRecord,
     check_fold,
     make_fold,
     perplexity_passages,
@@ -53,14 +53,14 @@ from dualform.studies.folds import (
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.task import Example, Task
 
-_SILENT = Silent()
+_SILENT = SilentProgress()
 _TOLERANCE = 1e-5
 RESULT = "result.json"
 """Left beside the checkpoint or adapter."""
 
 
 @dataclass(frozen=True)
-class Written:
+class SavedFold:
     """A fold on disk."""
 
     result: Result
@@ -86,7 +86,7 @@ def fold(
     lm: LanguageModel | None = None,
     task: Task | None = None,
     progress: Progress = _SILENT,
-) -> Written:
+) -> SavedFold:
     """Fold a prompt, measure the fold and write it.
 
     Args:
@@ -108,38 +108,38 @@ def fold(
     check_target(lm, folder, overwrite)
     require_plain_weights(lm)
     require_writable(lm, config.fold.method, config.form == "checkpoint")
-    bench = Bench.of(config, lm, task)
-    from_files = check_fold(bench, config.fold)
-    drawn = bench.draw(config.seeds[0])
-    inputs = digest(bench, [drawn], from_files)
+    experiment = Experiment.of(config, lm, task)
+    from_files = check_fold(experiment, config.fold)
+    drawn = experiment.draw(config.seeds[0])
+    inputs = digest(experiment, [drawn], from_files)
     plain = None
     if config.perplexity is not None:
-        plain = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
-    ahead = sum(part.work.passes for part in folding_parts(bench, drawn))
-    progress.start(ahead + 3 * read(bench.queries, 0).passes)
+        plain = perplexity_passages(experiment, config.perplexity, config.perplexity_texts)
+    ahead = sum(part.work.passes for part in folding_parts(experiment, drawn))
+    progress.start(ahead + 3 * read(experiment.queries, 0).passes)
 
     def folding(share: float) -> None:
         progress.advance(share * ahead, "folding")
 
-    made = make_fold(bench, drawn, config.fold, folding)
+    made = make_fold(experiment, drawn, config.fold, folding)
     adapted = made.adapted
     assert isinstance(adapted, AdaptedModel)
     kept = None
     if config.form == "lora":
-        adapted, kept = truncated(lm, bench.encoder.opening, adapted, config.rank)
+        adapted, kept = truncated(lm, experiment.encoder.opening, adapted, config.rank)
     learners: dict[str, Adapted] = {
-        "zsl": ZeroShot(bench.encoder.opening).adapt(lm, drawn.encoded),
+        "zsl": ZeroShot(experiment.encoder.opening).adapt(lm, drawn.encoded),
         "icl": InContext().adapt(lm, drawn.encoded),
         "fold": adapted,
     }
-    result, answers = _measured(bench, drawn, learners, made, inputs, progress, start)
+    result, answers = _measured(experiment, drawn, learners, made, inputs, progress, start)
     losses = None
     if plain is not None:
-        opening = bench.encoder.opening
+        opening = experiment.encoder.opening
         before = perplexity(text_losses(lm, opening, plain))
         with applied(lm.model, adapted.deltas):
             losses = (before, perplexity(text_losses(lm, opening, plain)))
-    card = model_card(_facts(bench, result, adapted, losses, kept))
+    card = model_card(_facts(experiment, result, adapted, losses, kept))
     progress.advance(0, "writing")
     whole = result
 
@@ -148,7 +148,7 @@ def fold(
         difference = None
         if config.verify:
             progress.advance(0, "verifying")
-            difference = verified(lm, adapted, bench, unfinished, config)
+            difference = verified(lm, adapted, experiment, unfinished, config)
         assert result.fold is not None
         about = WrittenFold(
             form=config.form, kept=kept, perplexity=None if losses is None else list(losses), difference=difference
@@ -163,7 +163,7 @@ def fold(
         write_checkpoint(lm, adapted.deltas, folder, card, overwrite, check)
     assert whole.fold is not None
     assert whole.fold.written is not None
-    return Written(whole, answers, folder, kept, losses, whole.fold.written.difference)
+    return SavedFold(whole, answers, folder, kept, losses, whole.fold.written.difference)
 
 
 def run(config: FoldConfig, context: StudyContext) -> StudyOutput:
@@ -199,10 +199,10 @@ def truncated(
 
 
 def _measured(
-    bench: Bench[FoldConfig],
-    drawn: Drawn,
+    experiment: Experiment[FoldConfig],
+    drawn: DemonstrationSet,
     learners: dict[str, Adapted],
-    made: MadeFold,
+    made: FoldRecord,
     inputs: str,
     progress: Progress,
     start: float,
@@ -215,19 +215,19 @@ def _measured(
         since = time.perf_counter()
 
         def read(n: int, doing: str = f"reading queries: {name}") -> None:
-            share = sum(query.width() for query in bench.queries) / len(bench.queries)
+            share = sum(query.width() for query in experiment.queries) / len(experiment.queries)
             progress.advance(n * share, doing)
 
-        answers[name] = answer_log_probabilities(adapted, bench.lm, bench.queries, read)
+        answers[name] = answer_log_probabilities(adapted, experiment.lm, experiment.queries, read)
         costs[name] = {
             "adapt_seconds": adapted.cost.seconds,
             "adapt_tokens": float(adapted.cost.tokens),
             "adapt_flops": adapted.cost.flops,
-            "query_seconds": (time.perf_counter() - since) / len(bench.queries),
+            "query_seconds": (time.perf_counter() - since) / len(experiment.queries),
             "search_seconds": 0.0,
-            **query_cost(bench, adapted.n_prefix),
+            **query_cost(experiment, adapted.n_prefix),
         }
-    outcome = SeedOutcome(
+    outcome = SeedRecord(
         seed=seed,
         rows=drawn.demonstrations.rows,
         n_tokens=len(drawn.encoded.prefix),
@@ -237,19 +237,19 @@ def _measured(
         facts={"fold": made.about()},
         inputs=inputs,
     )
-    asked = Asked.of(bench, ())
-    result = summarise(bench.config, bench.lm, asked, [outcome], seconds=time.perf_counter() - start)
+    asked = TaskDescription.of(experiment, ())
+    result = summarise(experiment.config, experiment.lm, asked, [outcome], seconds=time.perf_counter() - start)
     return result, examples_table(asked, [outcome])
 
 
 def _facts(
-    bench: Bench[FoldConfig],
+    experiment: Experiment[FoldConfig],
     result: Result,
     adapted: AdaptedModel,
     losses: tuple[float, float] | None,
     kept: float | None,
 ) -> CardFacts:
-    config, lm = bench.config, bench.lm
+    config, lm = experiment.config, experiment.lm
     assert result.demonstrations is not None
     assert result.fold is not None
     names = {"zsl": "base, zero-shot", "icl": "base, prompted with the demonstrations", "fold": "folded, zero-shot"}
@@ -259,7 +259,7 @@ def _facts(
         low, high = accuracy.ci95
         ends = None if low is None or high is None else (low, high)
         assert accuracy.mean is not None
-        measured.append(Measured(setting, accuracy.mean, ends, accuracy.n))
+        measured.append(MeasuredAccuracy(setting, accuracy.mean, ends, accuracy.n))
     notes = [
         f"Folded from {result.fold.texts} unlabelled texts (source: {result.fold.source}) and "
         f"{result.fold.plain_tokens} tokens of plain text (source: {result.fold.plain_source}).",
@@ -287,7 +287,7 @@ def _facts(
         chance=result.against_icl["fold"].expected,
         zero_shot_agreement=result.against_icl["zsl"].agreement.mean,
         collapsed=_collapsed(result),
-        prompt=_prompt(bench, adapted),
+        prompt=_prompt(experiment, adapted),
         chat_template=bool(chat_template_notes(lm.tokenizer)),
         perplexity=losses,
         notes=notes,
@@ -305,13 +305,13 @@ def _collapsed(result: Result) -> tuple[str, float] | None:
     return prompted.majority_label, prompted.majority_share or 0.0
 
 
-def _prompt(bench: Bench[FoldConfig], adapted: AdaptedModel) -> PromptFacts:
+def _prompt(experiment: Experiment[FoldConfig], adapted: AdaptedModel) -> PromptFacts:
     """How the queries were put, with what the folded model answers to a question of the card's own."""
-    template, words, encoder = bench.task.template, bench.task.label_words, bench.encoder
+    template, words, encoder = experiment.task.template, experiment.task.label_words, experiment.encoder
     answers, example = None, None
     if words is not None:
         query = encoder.query(Example(dict.fromkeys(template.fields, EXAMPLE), 0, 0))
-        (table,) = answer_log_probabilities(adapted, bench.lm, [query]).tolist()
+        (table,) = answer_log_probabilities(adapted, experiment.lm, [query]).tolist()
         answers = dict(zip(words, query.answers, strict=True))
         example = dict(zip(words, table, strict=True))
     separator = template.separator
@@ -326,8 +326,8 @@ def _prompt(bench: Bench[FoldConfig], adapted: AdaptedModel) -> PromptFacts:
         tail=template.tail,
         example=example,
         plain_text=encoder.splits_special_tokens,
-        dtype=str(bench.lm.model.dtype).removeprefix("torch."),
-        trust_remote_code=bench.config.trust_remote_code,
+        dtype=str(experiment.lm.model.dtype).removeprefix("torch."),
+        trust_remote_code=experiment.config.trust_remote_code,
     )
 
 
@@ -369,7 +369,7 @@ print(float(torch.stack(differences).max()))  # NaN if any is, which Python's ow
 
 
 def verified(
-    lm: LanguageModel, adapted: AdaptedModel, bench: Bench[FoldConfig], folder: Path, config: FoldConfig
+    lm: LanguageModel, adapted: AdaptedModel, experiment: Experiment[FoldConfig], folder: Path, config: FoldConfig
 ) -> float:
     """Load what was written in a fresh process, without dualform, and compare the next token's log-probabilities.
 
@@ -379,13 +379,13 @@ def verified(
     Raises:
         ModelError: It does not load, or differs by more than rounding.
     """
-    queries = bench.queries[:VERIFIED_QUERIES]
+    queries = experiment.queries[:VERIFIED_QUERIES]
     tensors: dict[str, Tensor] = {}
     lora = config.form == "lora"
     changed = adapter_applied(lm.model, adapted.deltas, config.rank) if lora else applied(lm.model, adapted.deltas)
     with torch.no_grad(), changed:
         for i, query in enumerate(queries):
-            ids = torch.tensor([*bench.encoder.opening, *query.prompt], device=lm.device)
+            ids = torch.tensor([*experiment.encoder.opening, *query.prompt], device=lm.device)
             logits = lm.model(input_ids=ids[None], use_cache=False).logits[0, -1].double()
             tensors |= {f"ids{i}": ids.cpu(), f"expected{i}": logits.log_softmax(-1).cpu()}
     with tempfile.TemporaryDirectory() as temporary:

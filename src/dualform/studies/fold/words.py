@@ -3,7 +3,7 @@
 from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
 from dualform.report.phrases import OUTSIDE, is_few, is_undefined, plural, share
 from dualform.report.table import Table
-from dualform.result import FEWEST_FOR_INTERVAL, Against, Result
+from dualform.result import FEWEST_FOR_INTERVAL, PromptingComparison, Result
 from dualform.studies.against_words import break_even, recovered_share, stands
 from dualform.studies.baseline_words import collapsed
 from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
@@ -65,7 +65,7 @@ def _agreement(result: Result) -> list[str]:
     return [said, _recovered(result, against)]
 
 
-def _beside(result: Result, against: Against) -> str:
+def _beside(result: Result, against: PromptingComparison) -> str:
     """What agreement is to be compared with."""
     parts = []
     if finite(against.expected) is not None:
@@ -76,7 +76,7 @@ def _beside(result: Result, against: Against) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _recovered(result: Result, against: Against) -> str:
+def _recovered(result: Result, against: PromptingComparison) -> str:
     recovered = against.recovered
     if is_undefined(recovered) or finite(recovered.mean) is None:
         why = OUTSIDE if is_undefined(recovered) else "there is no gain"

@@ -2,7 +2,7 @@
 
 from dualform.models.cost.work import Forward, Work, WorkPart, encode, read
 from dualform.models.export.card import EXAMPLE
-from dualform.studies.bench import Bench, Drawn
+from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.fold.config import FoldConfig
 from dualform.studies.fold_work import fold_parts
 from dualform.studies.folds import perplexity_passages
@@ -13,36 +13,36 @@ VERIFIED_QUERIES = 16
 """Queries whose answers the folder must give again."""
 
 
-def folding_parts(bench: Bench[FoldConfig], drawn: Drawn) -> list[WorkPart]:
+def folding_parts(experiment: Experiment[FoldConfig], drawn: DemonstrationSet) -> list[WorkPart]:
     """The fold itself."""
-    return fold_parts(bench, drawn, bench.config.fold)
+    return fold_parts(experiment, drawn, experiment.config.fold)
 
 
-def reading_work(bench: Bench[FoldConfig], prefix: int) -> Work:
+def reading_work(experiment: Experiment[FoldConfig], prefix: int) -> Work:
     """The reported queries behind a prefix."""
-    return read_changed(bench.queries, prefix)
+    return read_changed(experiment.queries, prefix)
 
 
-def work_parts(bench: Bench[FoldConfig], drawn: Drawn) -> list[WorkPart]:
+def work_parts(experiment: Experiment[FoldConfig], drawn: DemonstrationSet) -> list[WorkPart]:
     """Everything that is read and computed."""
-    config = bench.config
-    opening, prefix = len(bench.encoder.opening), len(drawn.encoded.prefix)
-    parts = folding_parts(bench, drawn)
+    config = experiment.config
+    opening, prefix = len(experiment.encoder.opening), len(drawn.encoded.prefix)
+    parts = folding_parts(experiment, drawn)
     if config.form == "lora":
         parts.append(WorkPart("truncating to rank", encode(opening)))
     parts += [WorkPart("zsl", encode(opening)), WorkPart("icl", encode(prefix))]
-    reading = reading_work(bench, opening) * 2 + reading_work(bench, prefix)
-    if bench.task.label_words is not None:
+    reading = reading_work(experiment, opening) * 2 + reading_work(experiment, prefix)
+    if experiment.task.label_words is not None:
         # The card's own question, with the answer that its program should give.
-        query = bench.encoder.query(Example(dict.fromkeys(bench.task.template.fields, EXAMPLE), 0, 0))
+        query = experiment.encoder.query(Example(dict.fromkeys(experiment.task.template.fields, EXAMPLE), 0, 0))
         reading += read([query], opening)
     parts.append(WorkPart("reading queries", reading))
     if config.perplexity is not None:
-        passages = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
+        passages = perplexity_passages(experiment, config.perplexity, config.perplexity_texts)
         once = Work.of(*(Forward((opening + len(ids),), 0, len(ids)) for ids in passages))
         parts.append(WorkPart("perplexity", once * 2))
     if config.verify:
-        lengths = [opening + len(query.prompt) for query in bench.queries[:VERIFIED_QUERIES]]
+        lengths = [opening + len(query.prompt) for query in experiment.queries[:VERIFIED_QUERIES]]
         # Once here, and once in a process of its own.
         parts.append(WorkPart("verifying", Work.of(*(Forward((n,)) for n in lengths)) * 2))
     return parts

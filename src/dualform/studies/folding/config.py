@@ -11,7 +11,7 @@ from dualform.learners.options import FEWEST_TEXTS
 from dualform.option import FOLDING, Option
 from dualform.studies.fold_settings import IN_WEIGHTS, FoldMethod, FoldSettings
 from dualform.studies.settings import OneModelConfig
-from dualform.studies.study import Reads
+from dualform.studies.study import StudyInputs
 
 Axis = Literal["method", "k", "texts", "strength", "layers", "source"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -20,7 +20,7 @@ Source = Literal["train", "generated"]
 
 
 @dataclass(frozen=True)
-class Fold:
+class FoldVariant:
     """One way of folding."""
 
     k: int
@@ -34,7 +34,7 @@ class PlannedPoint:
 
     axis: Axis
     value: str
-    fold: Fold
+    fold: FoldVariant
 
 
 class FoldingConfig(OneModelConfig):
@@ -100,29 +100,29 @@ class FoldingConfig(OneModelConfig):
             )
         return problems
 
-    def reads(self) -> Reads:
+    def reads(self) -> StudyInputs:
         """The model, the task, other tasks, the fold's texts and those for perplexity."""
         perplexity = () if self.perplexity is None else (self.perplexity,)
-        return Reads(self.model_names, True, (*self.transfer, *self.compose), (*self.fold.files(), *perplexity))
+        return StudyInputs(self.model_names, True, (*self.transfer, *self.compose), (*self.fold.files(), *perplexity))
 
     @property
-    def default(self) -> Fold:
+    def default(self) -> FoldVariant:
         """The default fold."""
-        return Fold(self.k, self.fold)
+        return FoldVariant(self.k, self.fold)
 
     def points(self, n_layers: int) -> tuple[PlannedPoint, ...]:
         """All that is tried on a model of so many layers, axis by axis; k and texts have the default fold's too."""
 
-        def varied(**change: Any) -> Fold:
-            return Fold(self.k, self.fold.model_copy(update=change))
+        def varied(**change: Any) -> FoldVariant:
+            return FoldVariant(self.k, self.fold.model_copy(update=change))
 
         found: list[PlannedPoint] = []
         for axis in self.axes:
-            folds: dict[str, Fold] = {}
+            folds: dict[str, FoldVariant] = {}
             if axis == "method":
                 folds = {method: varied(method=method) for method in self.methods}
             elif axis == "k":
-                folds = {str(k): Fold(k, self.fold) for k in sorted({*self.ks, self.k})}
+                folds = {str(k): FoldVariant(k, self.fold) for k in sorted({*self.ks, self.k})}
             elif axis == "texts":
                 folds = {str(n): varied(texts=n) for n in sorted({*self.text_counts, self.fold.texts})}
             elif axis == "strength":

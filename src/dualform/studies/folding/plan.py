@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from dualform.errors import DualformError
 from dualform.models.cost.machine import Machine
-from dualform.studies.bench import Bench, Drawn
+from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.fold_work import fold_bytes
 from dualform.studies.folding.config import FoldingConfig
 from dualform.studies.folding.work import FoldingWork
 from dualform.studies.folds import perplexity_passages
-from dualform.studies.plan import Part, Plan
+from dualform.studies.plan import Plan, PricedPart
 from dualform.studies.plan_costs import memory_of
 from dualform.studies.planning import estimated_memory, merged, planned_model, prices, surrounding_parts
 
@@ -20,42 +20,44 @@ def plan(config: FoldingConfig, machine: Machine) -> Plan:
     lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
-    bench = Bench.of(config, lm, task)
+    experiment = Experiment.of(config, lm, task)
     others = {}
     for name in dict.fromkeys((*config.transfer, *config.compose)):
         own = {"text": None, "label": None, "choices": None, "prompt": None, "label_words": None, "separator": None}
         asked = config.model_copy(update={"task": name, **own})
-        others[name] = Bench.of(asked, lm, asked.load_task())
-    work = _work(config, bench, others)
+        others[name] = Experiment.of(asked, lm, asked.load_task())
+    work = _work(config, experiment, others)
     tokenising = time.process_time() - start
     costs = prices(config, lm, machine)
     parts = surrounding_parts(costs, tokenising)
-    parts.append(Part("packing weights", costs.packing(config.ft)))
+    parts.append(PricedPart("packing weights", costs.packing(config.ft)))
     parts += [costs.part(part) for part in work.parts()]
     sequences = [len(ids) for one in work.drawn.values() for ids in one.encoded.sequences]
-    largest = max(work.folds, key=lambda fold: fold_bytes(bench, fold.settings))
+    largest = max(work.folds, key=lambda fold: fold_bytes(experiment, fold.settings))
     memory = memory_of(
         costs,
         base=machine.base,
         prefix=max(len(one.encoded.prefix) for one in work.drawn.values()),
-        queries=bench.queries,
+        queries=experiment.queries,
         longest_training=max(sequences, default=0),
         learned=max(sequences, default=1) - 1,
         learners=1,
         recorded=False,
         trains=config.ft,
         deltas=2,
-        more=fold_bytes(bench, largest.settings),
+        more=fold_bytes(experiment, largest.settings),
     )
     fit, notes = estimated_memory(config, costs, memory, trains=True)
     return Plan(f"folding {config.model} {task.name}", merged(parts), memory, machine, fit, notes)
 
 
-def _work(config: FoldingConfig, bench: Bench[FoldingConfig], others: dict[str, Bench[FoldingConfig]]) -> FoldingWork:
-    drawn: dict[tuple[int, int], Drawn] = {}
-    points = config.points(bench.lm.shape.n_layers)
+def _work(
+    config: FoldingConfig, experiment: Experiment[FoldingConfig], others: dict[str, Experiment[FoldingConfig]]
+) -> FoldingWork:
+    drawn: dict[tuple[int, int], DemonstrationSet] = {}
+    points = config.points(experiment.lm.shape.n_layers)
     for k in dict.fromkeys([config.k, *(point.fold.k for point in points)]):
-        with_k = replace(bench, config=config.model_copy(update={"k": k}))
+        with_k = replace(experiment, config=config.model_copy(update={"k": k}))
         try:
             drawn |= {(seed, k): one for seed, one in with_k.draw_all(config.seeds).items()}
         except DualformError:
@@ -64,5 +66,5 @@ def _work(config: FoldingConfig, bench: Bench[FoldingConfig], others: dict[str, 
     there = {(name, seed): others[name].draw(seed) for name in config.compose for seed in config.seeds}
     passages: tuple[tuple[int, ...], ...] = ()
     if config.perplexity is not None:
-        passages = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
-    return FoldingWork(bench, others, passages, drawn, there)
+        passages = perplexity_passages(experiment, config.perplexity, config.perplexity_texts)
+    return FoldingWork(experiment, others, passages, drawn, there)

@@ -36,9 +36,9 @@ class FoldPoint(Record):
     icl: Estimate
     """Accuracy of ICL with the same demonstrations."""
     agreement: Estimate
-    """As in `Against`: share of queries answered as ICL does."""
+    """As in `PromptingComparison`: share of queries answered as ICL does."""
     recovered: Estimate
-    """As in `Against`, of the gain with these demonstrations."""
+    """As in `PromptingComparison`, of the gain with these demonstrations."""
     gained: int | None = None
     """Right answers that ICL has more than zero-shot, over all pairs: the denominator of `recovered`."""
     strength: Number = None

@@ -1,7 +1,7 @@
 """What folding depends on: method, demonstrations, texts, ridge strength, layers; and what it does to everything else.
 
-For each seed every way of folding (`FoldingConfig.points`) is made once and asked the reported queries zero-shot,
-beside the base model, the prompt itself and finetuning. The default fold is then asked other tasks' queries, added to
+For each seed every way of folding (`FoldingConfig.points`) is made once and answers the reported queries zero-shot,
+next to the base model, the prompt itself and finetuning. The default fold is then asked other tasks' queries, added to
 other tasks' folds, and read plain text.
 """
 
@@ -24,17 +24,17 @@ from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.models.reading.perplexity import text_losses
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 from dualform.result import Trial
-from dualform.studies.bench import Bench, Drawn, digest, query_cost
-from dualform.studies.facts import Asked, environment, model_facts
+from dualform.studies.experiment import DemonstrationSet, Experiment, digest, query_cost
+from dualform.studies.facts import TaskDescription, environment, model_facts
 from dualform.studies.fold_settings import IN_WEIGHTS
-from dualform.studies.folding.config import Fold, FoldingConfig
+from dualform.studies.folding.config import FoldingConfig, FoldVariant
 from dualform.studies.folding.result import FoldingResult
-from dualform.studies.folding.summary import FoldOutcome, SeedFolds, folding_table, summarise_folding
+from dualform.studies.folding.summary import FoldMeasurement, SeedFolds, folding_table, summarise_folding
 from dualform.studies.folding.work import FoldingWork
 from dualform.studies.folds import check_fold, make_fold, perplexity_passages
-from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.tuning import trained
 from dualform.tasks.task import Task
@@ -42,8 +42,8 @@ from dualform.tasks.task import Task
 Made = tuple[dict[str, Tensor], dict[str, Any]]
 """What a piece keeps: tensors, and whatever JSON can say about them."""
 
-_SILENT = Silent()
-_NO_CELLS = NoCells()
+_SILENT = SilentProgress()
+_NO_CELLS = NoPieceStore()
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FoldingStudy:
     """A finished study."""
 
     result: FoldingResult
-    asked: Asked
+    asked: TaskDescription
     base: dict[str, Tensor]
     """What the base model said: `answers/` for the study's task, `answers/OTHER`, `plain`."""
     seeds: tuple[SeedFolds, ...]
@@ -64,7 +64,7 @@ def folding(
     *,
     lm: LanguageModel | None = None,
     task: Task | None = None,
-    cells: Cells = _NO_CELLS,
+    cells: PieceStore = _NO_CELLS,
     progress: Progress = _SILENT,
 ) -> FoldingStudy:
     """Run the study.
@@ -90,7 +90,7 @@ def folding(
     with lm.packed_products():
         base, _ = study.run_zero_shot()
         seeds = tuple(study.run_seed(seed) for seed in config.seeds)
-    asked = Asked.of(study.bench, study.notes)
+    asked = TaskDescription.of(study.experiment, study.notes)
     facts = {**model_facts(lm), "inputs": study.inputs, "refused_routes": list(lm.refused)}
     labels = {name: other.labels for name, other in study.others.items()}
     result = summarise_folding(
@@ -114,45 +114,47 @@ class _Study:
 
     config: FoldingConfig
     lm: LanguageModel
-    bench: Bench[FoldingConfig]
-    others: dict[str, Bench[FoldingConfig]]
+    experiment: Experiment[FoldingConfig]
+    others: dict[str, Experiment[FoldingConfig]]
     """Tasks to transfer to and to compose with, by name."""
     plain: tuple[tuple[int, ...], ...]
     """Passages for perplexity."""
-    drawn: dict[tuple[int, int], Drawn]
+    drawn: dict[tuple[int, int], DemonstrationSet]
     """(seed, k) -> demonstrations."""
-    drawn_there: dict[tuple[str, int], Drawn]
+    drawn_there: dict[tuple[str, int], DemonstrationSet]
     """(task to compose with, seed) -> demonstrations."""
     missing: dict[int, str]
     """k of which there are not so many demonstrations -> why."""
     inputs: str
-    cells: Cells
+    cells: PieceStore
     progress: Progress
     notes: tuple[str, ...]
     made_last: dict[int, tuple[WeightDelta, ...]] = field(default_factory=dict)
     """The default fold of the seed in hand: other tasks are asked it too."""
 
     @classmethod
-    def of(cls, config: FoldingConfig, lm: LanguageModel, task: Task, cells: Cells, progress: Progress) -> "_Study":
-        bench = Bench.of(config, lm, task)
+    def of(
+        cls, config: FoldingConfig, lm: LanguageModel, task: Task, cells: PieceStore, progress: Progress
+    ) -> "_Study":
+        experiment = Experiment.of(config, lm, task)
         others = {}
         for name in dict.fromkeys((*config.transfer, *config.compose)):
             # Columns, prompts and words are those of the study's own task.
             own = {"text": None, "label": None, "choices": None, "prompt": None, "label_words": None, "separator": None}
             asked = config.model_copy(update={"task": name, **own})
-            others[name] = Bench.of(asked, lm, asked.load_task())
+            others[name] = Experiment.of(asked, lm, asked.load_task())
         drawn_there = {
             (name, seed): one for name in config.compose for seed, one in others[name].draw_all(config.seeds).items()
         }
         plain: tuple[tuple[int, ...], ...] = ()
         if config.perplexity is not None:
-            plain = perplexity_passages(bench, config.perplexity, config.perplexity_texts)
+            plain = perplexity_passages(experiment, config.perplexity, config.perplexity_texts)
         wanted = dict.fromkeys([config.k, *(point.fold.k for point in config.points(len(lm.anatomy.layers)))])
-        drawn: dict[tuple[int, int], Drawn] = {}
+        drawn: dict[tuple[int, int], DemonstrationSet] = {}
         missing: dict[int, str] = {}
         notes = []
         for k in wanted:
-            there = replace(bench, config=config.model_copy(update={"k": k}))
+            there = replace(experiment, config=config.model_copy(update={"k": k}))
             try:
                 found = there.draw_all(config.seeds)
             except DualformError as error:
@@ -163,18 +165,20 @@ class _Study:
             drawn |= {(seed, k): one for seed, one in found.items()}
             fitted = min(len(drawn[seed, k].demonstrations.rows) for seed in config.seeds)
             if fitted < k:
-                notes.append(f"Of {k} demonstrations {fitted} fit the context of {bench.context} tokens.")
+                notes.append(f"Of {k} demonstrations {fitted} fit the context of {experiment.context} tokens.")
         elsewhere = [
             digest(other, [one for (task, _), one in drawn_there.items() if task == name])
             for name, other in others.items()
         ]
         for name in config.compose:
             check_fold(others[name], config.fold)
-        inputs = digest(bench, drawn.values(), [*check_fold(bench, config.fold), repr(plain), *elsewhere])
-        return cls(config, lm, bench, others, plain, drawn, drawn_there, missing, inputs, cells, progress, tuple(notes))
+        inputs = digest(experiment, drawn.values(), [*check_fold(experiment, config.fold), repr(plain), *elsewhere])
+        return cls(
+            config, lm, experiment, others, plain, drawn, drawn_there, missing, inputs, cells, progress, tuple(notes)
+        )
 
     @property
-    def folds(self) -> tuple[Fold, ...]:
+    def folds(self) -> tuple[FoldVariant, ...]:
         """Every way of folding once, the default first."""
         return self.work.folds
 
@@ -186,7 +190,7 @@ class _Study:
     @property
     def work(self) -> FoldingWork:
         """What all steps take."""
-        return FoldingWork(self.bench, self.others, self.plain, self.drawn, self.drawn_there)
+        return FoldingWork(self.experiment, self.others, self.plain, self.drawn, self.drawn_there)
 
     @property
     def passes(self) -> float:
@@ -203,8 +207,10 @@ class _Study:
         """The base model, which no seed changes."""
 
         def make() -> Made:
-            answers = {"": self._ask(self.bench, self._zero_shot())}
-            answers |= {name: self._ask(bench, self._zero_shot(bench)) for name, bench in self.others.items()}
+            answers = {"": self._ask(self.experiment, self._zero_shot())}
+            answers |= {
+                name: self._ask(experiment, self._zero_shot(experiment)) for name, experiment in self.others.items()
+            }
             plain = {"plain": self._read_plain(())} if self.plain else {}
             return {f"answers/{name}": table for name, table in answers.items()} | plain, {}
 
@@ -239,7 +245,7 @@ class _Study:
             prompted={k: tensors["answers"] for k, (tensors, _) in prompted.items()},
             ft=None if ft is None else ft[0]["answers"],
             trials=() if ft is None else tuple(Trial(**trial) for trial in ft[1]["trials"]),
-            folds={fold: FoldOutcome(tensors, about) for fold, (tensors, about) in folds.items()},
+            folds={fold: FoldMeasurement(tensors, about) for fold, (tensors, about) in folds.items()},
             elsewhere={name: tensors for name, (tensors, _) in elsewhere.items()},
         )
 
@@ -256,27 +262,27 @@ class _Study:
 
     def _prompt(self, seed: int, k: int) -> Made:
         icl = InContext().adapt(self.lm, self.drawn[seed, k].encoded)
-        return {"answers": self._ask(self.bench, icl)}, {}
+        return {"answers": self._ask(self.experiment, icl)}, {}
 
     def _finetune(self, seed: int) -> Made:
         config, drawn = self.config, self.drawn[seed, self.config.k]
 
         def adapt(rate: float) -> AdaptedModel:
-            return Finetuned(self.bench.encoder.opening, rate, config.loss_on).adapt(self.lm, drawn.encoded)
+            return Finetuned(self.experiment.encoder.opening, rate, config.loss_on).adapt(self.lm, drawn.encoded)
 
         # Each seed searches for itself: cells of one seed must not hang on those of another.
-        found = trained(adapt, config.rates, self.bench, name="ft", seed=seed, known=None)
+        found = trained(adapt, config.rates, self.experiment, name="ft", seed=seed, known=None)
         about = {"trials": [trial.model_dump() for trial in found.trials]}
-        return {"answers": self._ask(self.bench, found.best)}, about
+        return {"answers": self._ask(self.experiment, found.best)}, about
 
-    def _fold(self, seed: int, fold: Fold) -> Made:
+    def _fold(self, seed: int, fold: FoldVariant) -> Made:
         if fold.k in self.missing:
             return {}, {"failed": self.missing[fold.k]}
         drawn = self.drawn[seed, fold.k]
-        bench = self._bench_for(fold.k)
+        experiment = self._experiment_for(fold.k)
         try:
-            made = make_fold(bench, drawn, fold.settings)
-            answers = self._ask(self.bench, made.adapted)
+            made = make_fold(experiment, drawn, fold.settings)
+            answers = self._ask(self.experiment, made.adapted)
         except DualformError as error:
             if fold == self.config.default or isinstance(error, StorageError):
                 raise
@@ -289,7 +295,7 @@ class _Study:
         if self.plain and fold.settings.method in IN_WEIGHTS and isinstance(made.adapted, AdaptedModel):
             tensors["plain"] = self._read_plain(made.adapted.deltas)
         cost = made.adapted.cost
-        about = {**made.about(), "adapt_flops": cost.flops, **query_cost(bench, made.adapted.n_prefix)}
+        about = {**made.about(), "adapt_flops": cost.flops, **query_cost(experiment, made.adapted.n_prefix)}
         return tensors, about
 
     def _elsewhere(self, seed: int, name: str) -> Made:
@@ -297,7 +303,7 @@ class _Study:
         other = self.others[name]
         if seed not in self.made_last:
             # Its cell was there already, and keeps answers only.
-            self._remember(seed, self._deltas(self.bench, self.drawn[seed, self.config.k]))
+            self._remember(seed, self._deltas(self.experiment, self.drawn[seed, self.config.k]))
         here = self.made_last[seed]
         tensors = {}
         if name in self.config.transfer:
@@ -307,35 +313,35 @@ class _Study:
             both = (*here, *there)
             tensors["alone"] = self._ask(other, self._changed(other, there))
             tensors["sum"] = self._ask(other, self._changed(other, both))
-            tensors["sum_here"] = self._ask(self.bench, self._changed(self.bench, both))
+            tensors["sum_here"] = self._ask(self.experiment, self._changed(self.experiment, both))
         return tensors, {}
 
     def _remember(self, seed: int, deltas: tuple[WeightDelta, ...]) -> None:
         self.made_last.clear()
         self.made_last[seed] = deltas
 
-    def _deltas(self, bench: Bench[FoldingConfig], drawn: Drawn) -> tuple[WeightDelta, ...]:
-        made = make_fold(bench, drawn, self.config.fold)
+    def _deltas(self, experiment: Experiment[FoldingConfig], drawn: DemonstrationSet) -> tuple[WeightDelta, ...]:
+        made = make_fold(experiment, drawn, self.config.fold)
         assert isinstance(made.adapted, AdaptedModel)
         return made.adapted.deltas
 
-    def _changed(self, bench: Bench[FoldingConfig], deltas: tuple[WeightDelta, ...]) -> AdaptedModel:
+    def _changed(self, experiment: Experiment[FoldingConfig], deltas: tuple[WeightDelta, ...]) -> AdaptedModel:
         with applied(self.lm.model, deltas):
-            prefix = self.lm.encode(bench.encoder.opening)
+            prefix = self.lm.encode(experiment.encoder.opening)
         return AdaptedModel("fold", self.lm, prefix, AdaptationCost(0.0, 0, 0.0), deltas)
 
-    def _zero_shot(self, bench: Bench[FoldingConfig] | None = None) -> AdaptedModel:
-        return self._changed(bench or self.bench, ())
+    def _zero_shot(self, experiment: Experiment[FoldingConfig] | None = None) -> AdaptedModel:
+        return self._changed(experiment or self.experiment, ())
 
-    def _bench_for(self, k: int) -> Bench[FoldingConfig]:
-        return replace(self.bench, config=self.config.model_copy(update={"k": k}))
+    def _experiment_for(self, k: int) -> Experiment[FoldingConfig]:
+        return replace(self.experiment, config=self.config.model_copy(update={"k": k}))
 
-    def _ask(self, bench: Bench[FoldingConfig], adapted: Adapted) -> Tensor:
-        return answer_log_probabilities(adapted, self.lm, bench.queries)
+    def _ask(self, experiment: Experiment[FoldingConfig], adapted: Adapted) -> Tensor:
+        return answer_log_probabilities(adapted, self.lm, experiment.queries)
 
     def _read_plain(self, deltas: Sequence[WeightDelta]) -> Tensor:
         with applied(self.lm.model, deltas):
-            return text_losses(self.lm, self.bench.encoder.opening, self.plain)
+            return text_losses(self.lm, self.experiment.encoder.opening, self.plain)
 
 
 def _passes(parts: Iterable[WorkPart]) -> float:
@@ -343,7 +349,7 @@ def _passes(parts: Iterable[WorkPart]) -> float:
     return sum(part.work.passes for part in parts)
 
 
-def _told(fold: Fold) -> str:
+def _told(fold: FoldVariant) -> str:
     """A way of folding as a name of a cell."""
     settings = json.dumps(fold.settings.model_dump(mode="json"), sort_keys=True)
     return f"{fold.settings.method} of {fold.k} {hashlib.sha256(settings.encode()).hexdigest()[:10]}"

@@ -12,17 +12,17 @@ from dualform.models.reading.perplexity import perplexity
 from dualform.result import Estimate, Trial
 from dualform.studies.against import recovered
 from dualform.studies.answers import AnswerRows, answers_table
-from dualform.studies.bench import Drawn
 from dualform.studies.common_warnings import few_seeds
-from dualform.studies.facts import Asked, demonstration_report, task_result
+from dualform.studies.experiment import DemonstrationSet
+from dualform.studies.facts import TaskDescription, demonstration_report, task_result
 from dualform.studies.fold_settings import READS_PROMPT
-from dualform.studies.folding.config import Fold, FoldingConfig, PlannedPoint
+from dualform.studies.folding.config import FoldingConfig, FoldVariant, PlannedPoint
 from dualform.studies.folding.result import Composition, Folding, FoldingResult, FoldPoint, Perplexity, Transfer
 from dualform.studies.statistics import Statistics, commonest
 
 
 @dataclass(frozen=True)
-class FoldOutcome:
+class FoldMeasurement:
     """What one fold of one seed brought."""
 
     tensors: dict[str, Tensor]
@@ -36,20 +36,20 @@ class SeedFolds:
     """All that one seed brought."""
 
     seed: int
-    demonstrations: dict[int, Drawn]
+    demonstrations: dict[int, DemonstrationSet]
     """By the number asked for."""
     prompted: dict[int, Tensor]
     """ICL's answers `(example, answer)`, by that number."""
     ft: Tensor | None
     trials: tuple[Trial, ...]
-    folds: dict[Fold, FoldOutcome]
+    folds: dict[FoldVariant, FoldMeasurement]
     elsewhere: dict[str, dict[str, Tensor]]
     """Other task -> `transfer`, `alone`, `sum` and `sum_here` (the sum asked the study's own queries), where asked."""
 
 
 def summarise_folding(
     config: FoldingConfig,
-    asked: Asked,
+    asked: TaskDescription,
     base: Mapping[str, Tensor],
     seeds: Sequence[SeedFolds],
     labels: Mapping[str, Tensor],
@@ -190,7 +190,7 @@ def _point(
 
 
 def _perplexity(
-    config: FoldingConfig, base: Mapping[str, Tensor], outcomes: Sequence[FoldOutcome], stats: Statistics
+    config: FoldingConfig, base: Mapping[str, Tensor], outcomes: Sequence[FoldMeasurement], stats: Statistics
 ) -> Perplexity | None:
     if "plain" not in base or any("plain" not in outcome.tensors for outcome in outcomes):
         return None
@@ -217,7 +217,7 @@ def _perplexity(
     )
 
 
-def folding_table(asked: Asked, base: Mapping[str, Tensor], seeds: Sequence[SeedFolds]) -> pa.Table:
+def folding_table(asked: TaskDescription, base: Mapping[str, Tensor], seeds: Sequence[SeedFolds]) -> pa.Table:
     """One row for each seed, learner and query of the study's own task.
 
     Returns:

@@ -13,7 +13,7 @@ from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.training import Training, train
 from dualform.ops.streams import stream
 from dualform.studies.laboratory.config import RegressionConfig
-from dualform.studies.pieces import Cells, Made, kept
+from dualform.studies.pieces import Made, PieceStore, kept
 
 LARGEST_DIMENSION = 5
 LARGEST_POINTS = 10
@@ -26,7 +26,7 @@ SEQUENCES = 1024
 
 
 @dataclass(frozen=True)
-class Shape:
+class TransformerShape:
     """Of a transformer, and the noise that it learned with."""
 
     layers: int
@@ -59,7 +59,9 @@ def notes_on_size(config: RegressionConfig) -> list[str]:
     ]
 
 
-def trained(config: RegressionConfig, cells: Cells, shape: Shape, tasks: RegressionTasks, steps: int) -> Decoders:
+def trained(
+    config: RegressionConfig, cells: PieceStore, shape: TransformerShape, tasks: RegressionTasks, steps: int
+) -> Decoders:
     """The transformers of a shape, one for each seed: kept from before, or trained now and kept.
 
     Args:

@@ -47,7 +47,7 @@ TICKS = 8
 
 
 @dataclass(frozen=True)
-class Look:
+class CurveStyle:
     """How a curve is drawn."""
 
     colour: str
@@ -64,17 +64,17 @@ class _Axis:
         return self.low <= value <= self.high
 
 
-def looks(charts: Iterable[LabChart]) -> dict[tuple[str, bool], Look]:
+def looks(charts: Iterable[LabChart]) -> dict[tuple[str, bool], CurveStyle]:
     """The look of each curve of a study, by its name and whether it is a reference: the same in all charts."""
     keys = dict.fromkeys((curve.name, curve.reference) for chart in charts for curve in chart.curves)
     models = [key for key in keys if not key[1]]
     exact = [key for key in keys if key[1]]
-    found = {key: Look(COLOURS[place % len(COLOURS)], (1, 0)) for place, key in enumerate(models)}
-    dashed = [Look(GREYS[(place + turn) % 2], dash) for turn in range(2) for place, dash in enumerate(DASHES)]
+    found = {key: CurveStyle(COLOURS[place % len(COLOURS)], (1, 0)) for place, key in enumerate(models)}
+    dashed = [CurveStyle(GREYS[(place + turn) % 2], dash) for turn in range(2) for place, dash in enumerate(DASHES)]
     return found | {key: dashed[place % len(dashed)] for place, key in enumerate(exact)}
 
 
-def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], Look]) -> alt.TopLevelMixin | None:
+def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], CurveStyle]) -> alt.TopLevelMixin | None:
     """Curves with their intervals as bands; None where no point has a place on the axes.
 
     Args:

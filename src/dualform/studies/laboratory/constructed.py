@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualform.lab.constructed_model import ConstructedModel, Layer, construct
+from dualform.lab.constructed_model import ConstructedModel, ConstructedWeights, construct
 from dualform.lab.token_world import TokenWorld
 from dualform.lab.toy_model import save_toy, train_toy
 from dualform.learners.adapted import AdaptedModel
@@ -30,13 +30,20 @@ from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.ops.agreement import rec2ftp
 from dualform.result import Estimate
-from dualform.studies.inside import Prompted, Shown, likeness, random_side, recordings_for, trained_side
 from dualform.studies.laboratory.claims import claim_in_seeds
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.construction_depth import depth_claims, depth_errors
 from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
-from dualform.studies.pieces import Cells, kept
+from dualform.studies.pieces import PieceStore, kept
 from dualform.studies.seed_statistics import over_seeds
+from dualform.studies.sides import (
+    DemonstrationTokens,
+    PromptedSide,
+    likeness,
+    random_side,
+    recordings_for,
+    trained_side,
+)
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Task
 
@@ -139,7 +146,9 @@ def pieces(config: RegressionConfig) -> int:
     return 2 * len(config.seeds)
 
 
-def constructed(config: RegressionConfig, cells: Cells, advance: _Advance = lambda amount, doing: None) -> LabStudy:
+def constructed(
+    config: RegressionConfig, cells: PieceStore, advance: _Advance = lambda amount, doing: None
+) -> LabStudy:
     """Every measure on the constructed layer, on what must not pass for it, and on a trained toy.
 
     Args:
@@ -165,7 +174,7 @@ def constructed(config: RegressionConfig, cells: Cells, advance: _Advance = lamb
 
 
 def _numbers(
-    name: str, inputs: str, cells: Cells, advance: _Advance, make: Callable[[], dict[str, Any]]
+    name: str, inputs: str, cells: PieceStore, advance: _Advance, make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """One seed's numbers, made once."""
     piece = kept(cells, name, inputs, lambda: ({}, make()))
@@ -215,9 +224,9 @@ class PromptedModel:
         queries = [self.encoder.query(example) for example in examples]
         labels = torch.tensor([example.label for example in examples])
         want = recordings_for(self.lm.anatomy, len(self.encoded.sequences))
-        shown = Shown.of(self.encoded, self.lm.device)
+        shown = DemonstrationTokens.of(self.encoded, self.lm.device)
         zsl, icl = self.zsl, self.icl
-        prompted = Prompted.of(icl, shown.content, shown)
+        prompted = PromptedSide.of(icl, shown.content, shown)
         found: dict[str, list[Tensor]] = {}
         right: dict[str, list[Tensor]] = {"zsl": [], "icl": [], "ft": []}
         for indices in self.lm.groups(queries):
@@ -260,7 +269,7 @@ def _exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
     """All cases of the constructed layer, for one draw of words, W_0, task and demonstrations."""
     k = config.points
     world = TokenWorld.draw(config.dimension, max(120, 4 * k), seed)
-    layer = Layer.draw(world, TARGETS, seed)
+    layer = ConstructedWeights.draw(world, TARGETS, seed)
     task = world.task(seed, remembering=True)
 
     def setup(softmax: bool) -> PromptedModel:
@@ -296,7 +305,7 @@ def _exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
     return {"depth": depth, "cases": cases, "gaps": gaps, "ratios": ratios, "route": linear.lm.route.name}
 
 
-def gradient_step(world: TokenWorld, layer: Layer, setup: PromptedModel, rate: float) -> GradientStep:
+def gradient_step(world: TokenWorld, layer: ConstructedWeights, setup: PromptedModel, rate: float) -> GradientStep:
     """The learner that takes the step on the demonstrations' own vectors and targets."""
     model = setup.lm.model
     assert isinstance(model, ConstructedModel)
@@ -306,7 +315,7 @@ def gradient_step(world: TokenWorld, layer: Layer, setup: PromptedModel, rate: f
 
 
 def output_gap(
-    world: TokenWorld, layer: Layer, setup: PromptedModel, encoded: EncodedDemonstrations, rate: float
+    world: TokenWorld, layer: ConstructedWeights, setup: PromptedModel, encoded: EncodedDemonstrations, rate: float
 ) -> float:
     """How far the layer's output in context is from (W_0 + dW) x, dW one step by autograd, without the model.
 

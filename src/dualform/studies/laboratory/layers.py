@@ -28,7 +28,7 @@ from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.curves import exact_curve, seed_curve
 from dualform.studies.laboratory.layer_equivalences import equivalence_claims, equivalence_errors
 from dualform.studies.laboratory.result import Claim, LabChart, LabRow, LabStudy, LabTable
-from dualform.studies.pieces import Cells, Made, kept
+from dualform.studies.pieces import Made, PieceStore, kept
 from dualform.studies.seed_statistics import over_seeds, paired
 
 STEPS = 400
@@ -105,7 +105,7 @@ def pieces(config: RegressionConfig) -> int:
 
 
 def layers(
-    config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None] = lambda amount, doing: None
+    config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None] = lambda amount, doing: None
 ) -> LabStudy:
     """Train every mixer on linear tasks, seed by seed, and verify what each is said to compute.
 
@@ -151,7 +151,7 @@ def _notes_on_size(config: RegressionConfig) -> list[str]:
     ]
 
 
-def _claims(config: RegressionConfig, setting: _Setting, cells: Cells) -> list[Claim]:
+def _claims(config: RegressionConfig, setting: _Setting, cells: PieceStore) -> list[Claim]:
     """Kept as well: what is left is rounding, which no two runs need have in common."""
     name, inputs = "layers, equivalences", f"{config.seeds} {setting.tasks}"
     piece = kept(cells, name, inputs, lambda: ({"errors": equivalence_errors(config.seeds, setting.tasks)}, {}))
@@ -173,7 +173,7 @@ def _shape(mixer: Mixer, tasks: RegressionTasks) -> SequenceModelConfig:
 def _trained(
     config: RegressionConfig,
     setting: _Setting,
-    cells: Cells,
+    cells: PieceStore,
     advance: Callable[[float, str], None],
     notes: list[str],
 ) -> _Runs:

@@ -22,7 +22,7 @@ from dualform.ops.streams import stream
 from dualform.studies.laboratory.causal_transformers import (
     LARGEST_DIMENSION,
     LARGEST_POINTS,
-    Shape,
+    TransformerShape,
     distance,
     layers_in_words,
     notes_on_size,
@@ -32,11 +32,11 @@ from dualform.studies.laboratory.causal_transformers import (
 )
 from dualform.studies.laboratory.claims import geometric, holds_below, holds_within, mean, ratios
 from dualform.studies.laboratory.config import RegressionConfig
-from dualform.studies.laboratory.phases_compared import NOISY, SHAPES, WIDTHS, Compared, compare, widest
+from dualform.studies.laboratory.phases_compared import NOISY, SHAPES, WIDTHS, PhaseComparison, compare, widest
 from dualform.studies.laboratory.phases_view import phases_charts, phases_tables
 from dualform.studies.laboratory.result import Claim, LabStudy
 from dualform.studies.laboratory.ridge_strength import RidgeProfile, best_strength, ridge_profile
-from dualform.studies.pieces import Cells
+from dualform.studies.pieces import PieceStore
 from dualform.studies.seed_statistics import over_seeds
 
 STEPS = 1500
@@ -62,7 +62,7 @@ def pieces(config: RegressionConfig) -> int:
     return len(SHAPES) + len(NOISY)
 
 
-def phases(config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None]) -> LabStudy:
+def phases(config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
     """Train transformers of each depth and width, and compare their predictions with exact predictors'.
 
     Args:
@@ -70,9 +70,9 @@ def phases(config: RegressionConfig, cells: Cells, advance: Callable[[float, str
         cells: Keeps each finished training.
         advance: Called with 1 as each training is done.
     """
-    silent: list[Compared] = []
-    noisy: list[Compared] = []
-    models: dict[Shape, Decoders] = {}
+    silent: list[PhaseComparison] = []
+    noisy: list[PhaseComparison] = []
+    models: dict[TransformerShape, Decoders] = {}
     for shape in (*SHAPES, *NOISY):
         tasks = tasks_of(config, shape.noise)
         models[shape] = trained(config, cells, shape, tasks, NOISY_STEPS if shape.noise else STEPS)
@@ -94,7 +94,7 @@ def phases(config: RegressionConfig, cells: Cells, advance: Callable[[float, str
     )
 
 
-def _exact_claims(config: RegressionConfig, noisy: Sequence[Compared]) -> list[Claim]:
+def _exact_claims(config: RegressionConfig, noisy: Sequence[PhaseComparison]) -> list[Claim]:
     """What needs no training, but is measured: the strength at which ridge errs least."""
     claims = []
     for one in noisy:
@@ -138,7 +138,7 @@ def _weaker_claim(deep: RidgeProfile, shallow: RidgeProfile, names: Sequence[str
     )
 
 
-def _depth_claims(silent: Sequence[Compared], profiles: dict[Shape, RidgeProfile]) -> list[Claim]:
+def _depth_claims(silent: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile]) -> list[Claim]:
     shallow, *_, deep = widest(silent)
     names = [layers_in_words(one.shape.layers) for one in (shallow, deep)]
     nearer = over_seeds(ratios(deep.spd("least squares"), shallow.spd("least squares")))
@@ -169,9 +169,9 @@ def _depth_claims(silent: Sequence[Compared], profiles: dict[Shape, RidgeProfile
 
 def _noise_claims(
     config: RegressionConfig,
-    noisy: Sequence[Compared],
-    models: dict[Shape, Decoders],
-    profiles: dict[Shape, RidgeProfile],
+    noisy: Sequence[PhaseComparison],
+    models: dict[TransformerShape, Decoders],
+    profiles: dict[TransformerShape, RidgeProfile],
 ) -> list[Claim]:
     claims = []
     for one in noisy:
@@ -191,7 +191,7 @@ def _noise_claims(
     return claims
 
 
-def _strength_claim(one: Compared, expected: Compared, profile: RidgeProfile) -> Claim:
+def _strength_claim(one: PhaseComparison, expected: PhaseComparison, profile: RidgeProfile) -> Claim:
     """Whether the nearest ridge is that of theory for the noise of `expected`; for another noise it must fail."""
     strengths = [nearest / expected.theory for nearest in profile.nearest]
     must_fail = expected.shape.noise != one.shape.noise
@@ -208,7 +208,7 @@ def _strength_claim(one: Compared, expected: Compared, profile: RidgeProfile) ->
     )
 
 
-def _bayes_claim(one: Compared, own: Tensor, says: str, must_fail: bool = False) -> Claim:
+def _bayes_claim(one: PhaseComparison, own: Tensor, says: str, must_fail: bool = False) -> Claim:
     """Nearer to Bayes than to any predictor of another kind, predicting zero among them."""
     # Ridge of another strength is of the same kind: how strong is for the claim before.
     others = [exact for name, exact in one.exact.items() if name != "Bayes" and not name.startswith("ridge")]
@@ -226,7 +226,7 @@ def _bayes_claim(one: Compared, own: Tensor, says: str, must_fail: bool = False)
     )
 
 
-def _permuted_claim(one: Compared, model: Decoders) -> Claim:
+def _permuted_claim(one: PhaseComparison, model: Decoders) -> Claim:
     """The same transformer, its examples' y changed among themselves, beside Bayes on the true ones."""
     sequences = one.sequences
     order = torch.rand(sequences.y[:, :-1].shape, generator=stream("permutation", 0)).argsort(1)
@@ -245,7 +245,9 @@ def _permuted_claim(one: Compared, model: Decoders) -> Claim:
     )
 
 
-def _answer(silent: Sequence[Compared], noisy: Sequence[Compared], profiles: dict[Shape, RidgeProfile]) -> str:
+def _answer(
+    silent: Sequence[PhaseComparison], noisy: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile]
+) -> str:
     """The numbers in two sentences."""
     nearest = [
         f"{one.nearest()} at {layers_in_words(one.shape.layers)} "

@@ -19,21 +19,21 @@ from dualform.lab.predictors import (
     by_point,
 )
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
-from dualform.studies.laboratory.causal_transformers import Shape, best_rate, distance, drawn, predictions
+from dualform.studies.laboratory.causal_transformers import TransformerShape, best_rate, distance, drawn, predictions
 
 DEPTHS = (1, 2, 4)
 WIDTHS = (16, 32)
 NOISES = (0.5, 1.0)
 """Standard deviations of the noise, in units of y; as many transformers of the deepest, widest shape learn with it."""
-SHAPES = tuple(Shape(layers, width) for width in WIDTHS for layers in DEPTHS)
-NOISY = tuple(Shape(max(DEPTHS), max(WIDTHS), noise) for noise in NOISES)
+SHAPES = tuple(TransformerShape(layers, width) for width in WIDTHS for layers in DEPTHS)
+NOISY = tuple(TransformerShape(max(DEPTHS), max(WIDTHS), noise) for noise in NOISES)
 
 
 @dataclass(frozen=True)
-class Compared:
+class PhaseComparison:
     """A transformer's predictions and those of exact predictors on the same sequences."""
 
-    shape: Shape
+    shape: TransformerShape
     tasks: RegressionTasks
     sequences: Sequences
     own: Tensor
@@ -57,7 +57,7 @@ class Compared:
         return min(spd, key=lambda name: math.fsum(spd[name]) if seed is None else spd[name][seed])
 
 
-def compare(model: Decoders, shape: Shape, tasks: RegressionTasks) -> Compared:
+def compare(model: Decoders, shape: TransformerShape, tasks: RegressionTasks) -> PhaseComparison:
     """Predictions of trained transformers and of all exact predictors."""
     sequences, tuning = drawn(tasks), drawn(tasks, purpose="tuning")
     predictors: dict[str, Predictor] = {
@@ -71,13 +71,13 @@ def compare(model: Decoders, shape: Shape, tasks: RegressionTasks) -> Compared:
     if shape.noise:
         predictors["Bayes"] = Bayes(shape.noise, tasks.weight_deviation)
     exact = {name: by_point(one, sequences.x, sequences.y) for name, one in predictors.items()}
-    return Compared(shape, tasks, sequences, predictions(model, sequences), predictors, exact)
+    return PhaseComparison(shape, tasks, sequences, predictions(model, sequences), predictors, exact)
 
 
 def _steps(k: int) -> str:
     return "1 step" if k == 1 else f"{k} steps"
 
 
-def widest(silent: Sequence[Compared]) -> list[Compared]:
+def widest(silent: Sequence[PhaseComparison]) -> list[PhaseComparison]:
     """Those of the largest width."""
     return [one for one in silent if one.shape.width == max(WIDTHS)]

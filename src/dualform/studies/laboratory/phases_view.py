@@ -7,10 +7,10 @@ import torch
 from dualform.lab.decoder import Decoders, InContextPredictor
 from dualform.lab.predictor_distance import implied_weights
 from dualform.ops.streams import stream
-from dualform.studies.laboratory.causal_transformers import Shape, distance
+from dualform.studies.laboratory.causal_transformers import TransformerShape, distance
 from dualform.studies.laboratory.claims import geometric
 from dualform.studies.laboratory.curves import LEAST_SHOWN, exact_curve, seed_curve
-from dualform.studies.laboratory.phases_compared import DEPTHS, WIDTHS, Compared, widest
+from dualform.studies.laboratory.phases_compared import DEPTHS, WIDTHS, PhaseComparison, widest
 from dualform.studies.laboratory.result import LabChart, LabCurve, LabRow, LabTable
 from dualform.studies.laboratory.ridge_strength import RidgeProfile
 from dualform.studies.seed_statistics import over_seeds
@@ -20,7 +20,7 @@ CONTEXTS = 256
 
 
 def phases_charts(
-    silent: Sequence[Compared], noisy: Sequence[Compared], profiles: dict[Shape, RidgeProfile]
+    silent: Sequence[PhaseComparison], noisy: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile]
 ) -> list[LabChart]:
     """Distances by examples, depth and strength of ridge, and losses."""
     return [
@@ -33,10 +33,10 @@ def phases_charts(
 
 
 def phases_tables(
-    silent: Sequence[Compared],
-    noisy: Sequence[Compared],
-    models: dict[Shape, Decoders],
-    profiles: dict[Shape, RidgeProfile],
+    silent: Sequence[PhaseComparison],
+    noisy: Sequence[PhaseComparison],
+    models: dict[TransformerShape, Decoders],
+    profiles: dict[TransformerShape, RidgeProfile],
 ) -> list[LabTable]:
     """Distances between predictions, and between the weights that they imply."""
     return [
@@ -47,7 +47,7 @@ def phases_tables(
     ]
 
 
-def _distance_by_points(one: Compared) -> LabChart:
+def _distance_by_points(one: PhaseComparison) -> LabChart:
     points = [float(n) for n in range(1, one.own.shape[-1])]
     return LabChart(
         title=f"Distance to each predictor by examples in context, {one.shape.name}",
@@ -60,7 +60,7 @@ def _distance_by_points(one: Compared) -> LabChart:
     )
 
 
-def _distance_by_depth(silent: Sequence[Compared], width: int) -> LabChart:
+def _distance_by_depth(silent: Sequence[PhaseComparison], width: int) -> LabChart:
     rows = [one for one in silent if one.shape.width == width]
     return LabChart(
         title=f"Distance to each predictor by depth, width {width}, no noise",
@@ -78,7 +78,7 @@ def _distance_by_depth(silent: Sequence[Compared], width: int) -> LabChart:
     )
 
 
-def _profile_chart(noisy: Sequence[Compared], profiles: dict[Shape, RidgeProfile]) -> LabChart:
+def _profile_chart(noisy: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile]) -> LabChart:
     return LabChart(
         title="Distance to ridge by its strength, with noise",
         x="lambda over sigma^2 / tau^2",
@@ -97,7 +97,7 @@ def _profile_chart(noisy: Sequence[Compared], profiles: dict[Shape, RidgeProfile
     )
 
 
-def _loss_chart(title: str, rows: Sequence[Compared]) -> LabChart:
+def _loss_chart(title: str, rows: Sequence[PhaseComparison]) -> LabChart:
     points = [float(n) for n in range(rows[0].own.shape[-1])]
     clean = rows[0].sequences.clean
     return LabChart(
@@ -117,7 +117,7 @@ def _loss_chart(title: str, rows: Sequence[Compared]) -> LabChart:
     )
 
 
-def _distances(rows: Sequence[Compared], profiles: dict[Shape, RidgeProfile], title: str) -> LabTable:
+def _distances(rows: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile], title: str) -> LabTable:
     return LabTable(
         title=title,
         columns=[*rows[0].exact, "lambda of the nearest ridge", "SPD to it", "loss"],
@@ -138,7 +138,7 @@ def _distances(rows: Sequence[Compared], profiles: dict[Shape, RidgeProfile], ti
     )
 
 
-def _bounds(rows: Sequence[Compared], profiles: dict[Shape, RidgeProfile]) -> list[str]:
+def _bounds(rows: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile]) -> list[str]:
     """A sentence for each row whose nearest ridge is at the end of the strengths that were tried."""
     return [
         f" Of {one.shape.name} lambda is {profiles[one.shape].bound.strip()} the number here: no "
@@ -148,7 +148,7 @@ def _bounds(rows: Sequence[Compared], profiles: dict[Shape, RidgeProfile]) -> li
     ]
 
 
-def _implied(models: dict[Shape, Decoders], rows: Sequence[Compared], title: str) -> LabTable:
+def _implied(models: dict[TransformerShape, Decoders], rows: Sequence[PhaseComparison], title: str) -> LabTable:
     table = []
     for one in rows:
         x, y = one.sequences.x[:CONTEXTS, :-1], one.sequences.y[:CONTEXTS, :-1]

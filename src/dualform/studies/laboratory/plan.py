@@ -24,8 +24,8 @@ from dualform.models.cost.machine import Machine, peak_memory
 from dualform.source_digest import source_digest
 from dualform.studies.laboratory.config import LabName, RegressionConfig
 from dualform.studies.laboratory.run import STUDIES, in_order
-from dualform.studies.pieces import NoCells
-from dualform.studies.plan import Cost, Part, Plan
+from dualform.studies.pieces import NoPieceStore
+from dualform.studies.plan import Cost, Plan, PricedPart
 from dualform.studies.planning import PAGE
 
 _FEW, _MORE, _MANY = 0.002, 0.01, 0.05
@@ -39,7 +39,7 @@ _SEED_BY_SEED: tuple[LabName, ...] = ("constructed", "layers")
 
 
 @dataclass(frozen=True)
-class _Line:
+class _LinearCost:
     """Seconds and operations at no steps, and what all steps add."""
 
     seconds: float
@@ -59,7 +59,7 @@ class _Line:
 
 def plan(config: RegressionConfig, machine: Machine) -> Plan:
     """What the laboratory with these settings will cost. Tokens are left out: its models read numbers."""
-    parts = [Part("start", Cost(seconds=machine.start_laboratory))]
+    parts = [PricedPart("start", Cost(seconds=machine.start_laboratory))]
     peak = machine.base_laboratory
     uncounted: tuple[LabName, ...] = ()
     for name in in_order(config.studies):
@@ -71,9 +71,9 @@ def plan(config: RegressionConfig, machine: Machine) -> Plan:
             flops=line.flops + line.flops_of_steps * config.steps,
             seconds=line.seconds + line.seconds_of_steps * config.steps,
         )
-        parts.append(Part(name, cost * times))
+        parts.append(PricedPart(name, cost * times))
         peak = max(peak, line.memory)
-    parts.append(Part("numbers, page", Cost(seconds=PAGE * machine.start)))
+    parts.append(PricedPart("numbers, page", Cost(seconds=PAGE * machine.start)))
     memory = {"Python and libraries": machine.base_laboratory, "models and tasks": peak - machine.base_laboratory}
     notes = ["estimated from a few steps of each training"]
     if uncounted:
@@ -100,14 +100,14 @@ def _place(name: LabName, config: RegressionConfig, machine: Machine) -> Path:
     return cache_dir() / "machine" / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
 
 
-def _found(name: LabName, config: RegressionConfig, machine: Machine) -> _Line | None:
+def _found(name: LabName, config: RegressionConfig, machine: Machine) -> _LinearCost | None:
     # One that is damaged is found anew.
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return _Line(**json.loads(_place(name, config, machine).read_text(encoding="utf-8")))
+        return _LinearCost(**json.loads(_place(name, config, machine).read_text(encoding="utf-8")))
     return None
 
 
-def _kept(name: LabName, config: RegressionConfig, machine: Machine) -> _Line:
+def _kept(name: LabName, config: RegressionConfig, machine: Machine) -> _LinearCost:
     """Sample a study, and keep what was found."""
     line = _sampled(name, config)
     kept = _place(name, config, machine)
@@ -117,7 +117,7 @@ def _kept(name: LabName, config: RegressionConfig, machine: Machine) -> _Line:
     return line
 
 
-def _sampled(name: LabName, config: RegressionConfig) -> _Line:
+def _sampled(name: LabName, config: RegressionConfig) -> _LinearCost:
     module = importlib.import_module(STUDIES[name])
     study: Callable[..., Any] = getattr(module, name)
 
@@ -126,7 +126,7 @@ def _sampled(name: LabName, config: RegressionConfig) -> _Line:
             # That so few steps teach nothing is known.
             warnings.simplefilter("ignore")
             few = config.model_copy(update={"steps": share, "seeds": config.seeds[:seeds]})
-            study(few, NoCells(), lambda amount, doing: None)
+            study(few, NoPieceStore(), lambda amount, doing: None)
 
     def counted(share: float, seeds: int) -> float:
         with FlopCounterMode(display=False) as counter:
@@ -141,7 +141,7 @@ def sample(
     counted: Callable[[float, int], float],
     n_seeds: int,
     clock: Callable[[], float] = time.process_time,
-) -> _Line:
+) -> _LinearCost:
     """Seconds and operations of a study, from runs with few steps.
 
     Args:
@@ -180,4 +180,4 @@ def sample(
     threads = torch.get_num_threads()
     of_steps = max(0.0, slow - quick) / (share - _FEW)
     fixed = max(0.0, quick - _FEW * of_steps)
-    return _Line(fixed / threads, of_steps / threads, flops, flops_of_steps, peak_memory(), seeds)
+    return _LinearCost(fixed / threads, of_steps / threads, flops, flops_of_steps, peak_memory(), seeds)

@@ -15,16 +15,16 @@ import pyarrow as pa
 
 from dualform._version import __version__
 from dualform.models.reading.ordinary import ordinary_torch
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 from dualform.result import Estimate
 from dualform.studies.facts import environment
 from dualform.studies.laboratory.config import LAB_NAMES, LabName, RegressionConfig
 from dualform.studies.laboratory.result import Laboratory, LaboratoryResult, LabStudy
-from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
 from dualform.studies.study import StudyContext, StudyOutput
 
-_SILENT = Silent()
-_NO_CELLS = NoCells()
+_SILENT = SilentProgress()
+_NO_CELLS = NoPieceStore()
 
 FEW_SEEDS = 5
 """Below so many seeds a reader is warned."""
@@ -36,7 +36,7 @@ STUDIES: dict[LabName, str] = {name: f"dualform.studies.laboratory.{name}" for n
 
 @ordinary_torch()
 def run_laboratory(
-    config: RegressionConfig, *, cells: Cells = _NO_CELLS, progress: Progress = _SILENT
+    config: RegressionConfig, *, cells: PieceStore = _NO_CELLS, progress: Progress = _SILENT
 ) -> tuple[LaboratoryResult, pa.Table]:
     """Run the studies that the settings name.
 
@@ -79,15 +79,17 @@ def in_order(names: Sequence[LabName]) -> tuple[LabName, ...]:
     return tuple(sorted(names, key=LAB_NAMES.index))
 
 
-def _run(name: LabName, module: ModuleType, config: RegressionConfig, cells: Cells, progress: Progress) -> LabStudy:
-    study: Callable[[RegressionConfig, Cells, Callable[[float, str], None]], LabStudy] = getattr(module, name)
-    return study(config, _StudyCells(cells, name), lambda amount, doing: progress.advance(amount, _named(name, doing)))
+def _run(
+    name: LabName, module: ModuleType, config: RegressionConfig, cells: PieceStore, progress: Progress
+) -> LabStudy:
+    study: Callable[[RegressionConfig, PieceStore, Callable[[float, str], None]], LabStudy] = getattr(module, name)
+    return study(config, _StudyPieces(cells, name), lambda amount, doing: progress.advance(amount, _named(name, doing)))
 
 
-class _StudyCells:
+class _StudyPieces:
     """A study's own part of the cells: two studies may train what they both call `linear, seed 1`."""
 
-    def __init__(self, cells: Cells, study: str) -> None:
+    def __init__(self, cells: PieceStore, study: str) -> None:
         self._cells = cells
         self._study = study
 

@@ -27,7 +27,7 @@ from dualform.lab.predictors import (
 )
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.studies.laboratory.causal_transformers import (
-    Shape,
+    TransformerShape,
     best_rate,
     drawn,
     notes_on_size,
@@ -39,10 +39,10 @@ from dualform.studies.laboratory.claims import holds_above, holds_below, mean, r
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.curves import LEAST_SHOWN, exact_curve, seed_curve
 from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
-from dualform.studies.pieces import Cells
+from dualform.studies.pieces import PieceStore
 from dualform.studies.seed_statistics import over_seeds
 
-SHAPE = Shape(layers=4, width=32)
+SHAPE = TransformerShape(layers=4, width=32)
 STEPS = 1500
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Of inputs, and of weights, over those of training."""
@@ -71,7 +71,7 @@ OSWALD = "arXiv:2212.07677"
 
 
 @dataclass(frozen=True)
-class Reading:
+class ShiftLosses:
     """Losses on one distribution: squared error to the clean y over its mean square, by point."""
 
     own: Tensor
@@ -98,7 +98,7 @@ class Reading:
         """By seed, the transformer's mean loss over that of the best exact predictor."""
         return [own / self.mean(self.best) for own in self.own_mean]
 
-    def costs(self, at_home: "Reading") -> list[float]:
+    def costs(self, at_home: "ShiftLosses") -> list[float]:
         """By seed, `ratios` over what they were as trained; above 1 the shift costs something."""
         return ratios(self.ratios, at_home.ratios)
 
@@ -108,7 +108,7 @@ def pieces(config: RegressionConfig) -> int:
     return 1
 
 
-def shift(config: RegressionConfig, cells: Cells, advance: Callable[[float, str], None]) -> LabStudy:
+def shift(config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
     """Train a transformer on linear functions of normal inputs, and read it where it was not trained.
 
     Args:
@@ -183,7 +183,7 @@ def sparse(home: RegressionTasks) -> RegressionTasks:
     return replace(home, target="sparse", sparsity=min(3, home.dimension - 1))
 
 
-def read(model: Decoders, tasks: RegressionTasks, predictors: dict[str, Predictor]) -> Reading:
+def read(model: Decoders, tasks: RegressionTasks, predictors: dict[str, Predictor]) -> ShiftLosses:
     """Losses of the transformers and of exact predictors on sequences that none was made for."""
     sequences = drawn(tasks)
     own = errors_by_point(predictions(model, sequences), sequences.clean)
@@ -193,10 +193,10 @@ def read(model: Decoders, tasks: RegressionTasks, predictors: dict[str, Predicto
     exact = {
         name: errors_by_point(by_point(one, sequences.x, sequences.y), sequences.clean) for name, one in tried.items()
     }
-    return Reading(own, exact)
+    return ShiftLosses(own, exact)
 
 
-Along = dict[Axis, dict[float, Reading]]
+Along = dict[Axis, dict[float, ShiftLosses]]
 
 
 def _exact_claims(along: Along) -> list[Claim]:
@@ -223,7 +223,7 @@ def _exact_claims(along: Along) -> list[Claim]:
 
 
 def _trained_claims(
-    along: Along, longer: Reading, untrained: tuple[Reading, Reading], home: RegressionTasks
+    along: Along, longer: ShiftLosses, untrained: tuple[ShiftLosses, ShiftLosses], home: RegressionTasks
 ) -> list[Claim]:
     """What training leaves: a transformer loses more where it was not trained.
 
@@ -255,7 +255,9 @@ def _trained_claims(
     return claims
 
 
-def _loses_more(who: str, where: str, at_home: Reading, away: Reading, source: str, must_fail: bool = False) -> Claim:
+def _loses_more(
+    who: str, where: str, at_home: ShiftLosses, away: ShiftLosses, source: str, must_fail: bool = False
+) -> Claim:
     found = over_seeds(ratios(away.own_mean, at_home.own_mean))
     return Claim(
         says=f"{who} loses more at {where} than as trained.",
@@ -289,7 +291,7 @@ def _ratio_chart(along: Along) -> LabChart:
     )
 
 
-def _axis_chart(axis: Axis, readings: dict[float, Reading]) -> LabChart:
+def _axis_chart(axis: Axis, readings: dict[float, ShiftLosses]) -> LabChart:
     """Losses themselves; Bayes has none where there is no noise."""
     names = list(dict.fromkeys(name for one in readings.values() for name in one.exact))
     drawn_losses = {
@@ -323,7 +325,7 @@ def _axis_label(axis: Axis) -> str:
     return f"{axis}, over training's"
 
 
-def _points_chart(title: str, reading: Reading, in_training: int) -> LabChart:
+def _points_chart(title: str, reading: ShiftLosses, in_training: int) -> LabChart:
     points = [float(n) for n in range(reading.own.shape[1])]
     return LabChart(
         title=title,
@@ -338,7 +340,7 @@ def _points_chart(title: str, reading: Reading, in_training: int) -> LabChart:
     )
 
 
-def _table(along: Along, targets: dict[str, Reading], longer: Reading, home: RegressionTasks) -> LabTable:
+def _table(along: Along, targets: dict[str, ShiftLosses], longer: ShiftLosses, home: RegressionTasks) -> LabTable:
     readings = {f"target {name}": reading for name, reading in targets.items()}
     readings |= {
         f"{axis} {strength:g}": reading
@@ -377,7 +379,7 @@ def _table(along: Along, targets: dict[str, Reading], longer: Reading, home: Reg
     )
 
 
-def _answer(along: Along, targets: dict[str, Reading], longer: Reading, home: RegressionTasks) -> str:
+def _answer(along: Along, targets: dict[str, ShiftLosses], longer: ShiftLosses, home: RegressionTasks) -> str:
     at_home, *others = targets.values()
     times = {
         f"{axis} {strength:g}": mean(reading.costs(at_home))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dualform.errors import TrainingError
-from dualform.lab.in_context_training import QUERIES, Trained, self_attention_training, train_together
+from dualform.lab.in_context_training import QUERIES, TrainedModels, self_attention_training, train_together
 from dualform.lab.regression_tasks import RegressionTasks
 from dualform.result import Estimate
 from dualform.studies.laboratory.claims import claim_in_seeds, ratios
@@ -30,7 +30,7 @@ from dualform.studies.laboratory.trained_measured import (
     TWO,
     Architecture,
     Kind,
-    Measured,
+    TrainedMeasurements,
     best_rates,
     between_loss,
     construction,
@@ -40,7 +40,7 @@ from dualform.studies.laboratory.trained_measured import (
     tasks_of,
 )
 from dualform.studies.laboratory.trained_view import trained_charts, trained_tables
-from dualform.studies.pieces import Cells, Made, kept
+from dualform.studies.pieces import Made, PieceStore, kept
 from dualform.studies.seed_statistics import over_seeds
 
 SOURCE = "arXiv:2212.07677, section 3"
@@ -65,7 +65,7 @@ def pieces(config: RegressionConfig) -> int:
     return len(ARCHITECTURES)
 
 
-def trained(config: RegressionConfig, cells: Cells, advance: _Advance = lambda amount, doing: None) -> LabStudy:
+def trained(config: RegressionConfig, cells: PieceStore, advance: _Advance = lambda amount, doing: None) -> LabStudy:
     """Train every architecture, and compare it with descent.
 
     Args:
@@ -84,7 +84,7 @@ def trained(config: RegressionConfig, cells: Cells, advance: _Advance = lambda a
         advance(1.0, architecture.name)
     new = {seed: new_tasks("test", seed, tasks) for seed in config.seeds}
     best = best_rates(tasks)
-    found = Measured(config, models, best, median_rates(tasks, best[construction(FIVE)]), new)
+    found = TrainedMeasurements(config, models, best, median_rates(tasks, best[construction(FIVE)]), new)
     claims = [*_anchors(found), *_claims(found), *_failing(found)]
     return LabStudy(
         name="trained",
@@ -98,8 +98,8 @@ def trained(config: RegressionConfig, cells: Cells, advance: _Advance = lambda a
 
 
 def _models(
-    config: RegressionConfig, cells: Cells, architecture: Architecture, tasks: RegressionTasks
-) -> Trained | str:
+    config: RegressionConfig, cells: PieceStore, architecture: Architecture, tasks: RegressionTasks
+) -> TrainedModels | str:
     """Models of all seeds; or why there are none, which must not keep the other architectures from having theirs."""
     shape, steps = architecture.config(tasks.dimension), config.scaled(architecture.steps)
     keep = sorted({round(share * steps) for share in KEPT} | {steps})
@@ -117,10 +117,10 @@ def _models(
     piece = kept(cells, architecture.name, inputs, make)
     if piece.about["failed"]:
         return str(piece.about["failed"])
-    return Trained(shape, config.seeds, tuple(keep), piece.tensors)
+    return TrainedModels(shape, config.seeds, tuple(keep), piece.tensors)
 
 
-def _anchors(found: Measured) -> list[Claim]:
+def _anchors(found: TrainedMeasurements) -> list[Claim]:
     """Descent's own losses, where the paper's code has them."""
     if (found.config.dimension, found.config.points) != (10, 10):
         return []
@@ -147,7 +147,7 @@ def _anchors(found: Measured) -> list[Claim]:
     return claims
 
 
-def _claims(found: Measured) -> list[Claim]:
+def _claims(found: TrainedMeasurements) -> list[Claim]:
     two, five = construction(TWO), construction(FIVE)
     midway = between_loss(found, ONE, 0.5)
     return [
@@ -176,7 +176,7 @@ def _claims(found: Measured) -> list[Claim]:
     ]
 
 
-def _failing(found: Measured) -> list[Claim]:
+def _failing(found: TrainedMeasurements) -> list[Claim]:
     """Cases that are not gradient descent: a comparison that passed them too would say nothing."""
     best = found.best[1, False]
     permuted = []
@@ -230,7 +230,7 @@ def _mean_of(found: Estimate) -> float:
     return math.nan if found.mean is None else found.mean
 
 
-def _answer(found: Measured) -> str:
+def _answer(found: TrainedMeasurements) -> str:
     sentences = []
     if ONE in found.models:
         ratio = _mean_of(over_seeds(ratios(found.loss[ONE], found.descent[1, False])))
@@ -258,7 +258,7 @@ def _answer(found: Measured) -> str:
     return " ".join(sentences)
 
 
-def _notes(found: Measured) -> list[str]:
+def _notes(found: TrainedMeasurements) -> list[str]:
     steps = ", ".join(f"{one.name} {found.config.scaled(one.steps):,} of {one.batch}" for one in ARCHITECTURES)
     notes = [
         f"Steps of training, and sequences of each: {steps}, with {QUERIES} queries a sequence. The paper's "

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import optimize
 from torch import Tensor
 
-from dualform.lab.in_context_training import BATCH, QUERIES, Trained
+from dualform.lab.in_context_training import BATCH, QUERIES, TrainedModels
 from dualform.lab.predictors import Descent, DescentPlusPlus, Zero, best_descent
 from dualform.lab.regression_tasks import VON_OSWALD, RegressionTasks
 from dualform.lab.self_attention import (
@@ -120,7 +120,7 @@ def capped(number: float) -> float:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PredictionDistance:
     """How far apart two predictors are on the same tasks."""
 
     prediction: float
@@ -186,11 +186,11 @@ def median_rates(tasks: RegressionTasks, start: Descent | DescentPlusPlus) -> De
 
 
 @dataclass
-class Measured:
+class TrainedMeasurements:
     """Everything that was measured, each number once."""
 
     config: RegressionConfig
-    models: Mapping[Architecture, Trained]
+    models: Mapping[Architecture, TrainedModels]
     """None of an architecture whose training failed."""
     best: Mapping[Kind, Descent | DescentPlusPlus]
     for_median: Descent | DescentPlusPlus
@@ -245,12 +245,12 @@ def construction(architecture: Architecture) -> Kind:
     return architecture.layers, architecture.plus_plus
 
 
-def beside(one: PredictFunction, other: PredictFunction, new: NewTasks) -> Beside:
+def beside(one: PredictFunction, other: PredictFunction, new: NewTasks) -> PredictionDistance:
     """Two predictors compared as in the paper, means over sequences and queries."""
     with torch.no_grad():
         predictions = [predictor(new.x, new.y, new.asked) for predictor in (one, other)]
     own, others = (sensitivities(predictor, new.x, new.y, new.asked) for predictor in (one, other))
-    return Beside(
+    return PredictionDistance(
         prediction=capped(float((predictions[0] - predictions[1]).abs().mean())),
         cosine=float(F.cosine_similarity(own, others, dim=-1).mean()),
         sensitivity=capped(float((own - others).norm(dim=-1).mean())),
@@ -272,7 +272,7 @@ def between(
     return lambda x, y, asked: mixed(x[None], y[None], asked[None])[0]
 
 
-def between_loss(found: Measured, architecture: Architecture, share: float) -> list[float]:
+def between_loss(found: TrainedMeasurements, architecture: Architecture, share: float) -> list[float]:
     """Loss of `between` on `CHARTED` tasks, by seed; none of an architecture that was not trained."""
     if architecture not in found.models:
         return []

@@ -14,7 +14,7 @@ from dualform.studies.laboratory.trained_measured import (
     LINEAR,
     Architecture,
     Kind,
-    Measured,
+    TrainedMeasurements,
     beside,
     between_loss,
     construction,
@@ -27,7 +27,7 @@ SHARES = tuple(round(0.1 * tenth, 1) for tenth in range(11))
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
-def trained_charts(found: Measured) -> list[LabChart]:
+def trained_charts(found: TrainedMeasurements) -> list[LabChart]:
     """Training, interpolation, and inputs of another scale; none without a curve."""
     charts = [
         _while_training(found, "loss"),
@@ -38,12 +38,12 @@ def trained_charts(found: Measured) -> list[LabChart]:
     return [chart for chart in charts if chart.curves]
 
 
-def trained_tables(found: Measured) -> list[LabTable]:
+def trained_tables(found: TrainedMeasurements) -> list[LabTable]:
     """Losses, and distances to descent."""
     return [_losses(found), _beside_descent(found)]
 
 
-def _while_training(found: Measured, what: str) -> LabChart:
+def _while_training(found: TrainedMeasurements, what: str) -> LabChart:
     curves = []
     for architecture, models in found.models.items():
         kind, steps = construction(architecture), models.at[-1]
@@ -71,7 +71,7 @@ def _while_training(found: Measured, what: str) -> LabChart:
     )
 
 
-def _between(found: Measured) -> LabChart:
+def _between(found: TrainedMeasurements) -> LabChart:
     return LabChart(
         title="Between trained and constructed weights",
         x="share of the constructed weights",
@@ -91,7 +91,7 @@ def _between(found: Measured) -> LabChart:
     )
 
 
-def _by_scale(found: Measured, architecture: Architecture) -> LabChart:
+def _by_scale(found: TrainedMeasurements, architecture: Architecture) -> LabChart:
     few = {seed: new.charted for seed, new in found.new.items()}
 
     def curve(name: str, ask: Callable[[int], PredictFunction], reference: bool) -> LabCurve:
@@ -115,7 +115,7 @@ def _by_scale(found: Measured, architecture: Architecture) -> LabChart:
     )
 
 
-def _losses(found: Measured) -> LabTable:
+def _losses(found: TrainedMeasurements) -> LabTable:
     def median(predictor: PredictFunction) -> Estimate:
         return over_seeds([new.median_loss(predictor) for new in found.new.values()])
 
@@ -143,7 +143,7 @@ def _losses(found: Measured) -> LabTable:
     )
 
 
-def _row_for_median(found: Measured) -> LabRow:
+def _row_for_median(found: TrainedMeasurements) -> LabRow:
     best = found.for_median
     return LabRow(
         name=f"{descent_name(construction(FIVE))}, best on the median task",
@@ -156,7 +156,7 @@ def _row_for_median(found: Measured) -> LabRow:
     )
 
 
-def _beside_descent(found: Measured) -> LabTable:
+def _beside_descent(found: TrainedMeasurements) -> LabTable:
     rows = []
     for architecture in ARCHITECTURES:
         for kind in counterparts(architecture):

@@ -14,7 +14,7 @@ from dualform.errors import ConfigError
 from dualform.option import DATA, MACHINE, TRAINING, Option
 from dualform.seeds import Seeds
 from dualform.studies.settings import given_settings, problems_with_seeds
-from dualform.studies.study import Reads
+from dualform.studies.study import StudyInputs
 from dualform.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
@@ -225,8 +225,8 @@ def momentum_config(**settings: Any) -> MomentumConfig:
     return config
 
 
-def reads(config: MomentumConfig) -> Reads:
+def reads(config: MomentumConfig) -> StudyInputs:
     """Texts, tasks and models that the settings name. Data sets of the hub are known by their names alone."""
     recipe = (config.recipe,) if Path(config.recipe).suffix in (".yaml", ".yml") else ()
     texts = (*config.corpus, *config.validation, *config.test)
-    return Reads(config.pretrained, False, config.tasks, (*recipe, *texts))
+    return StudyInputs(config.pretrained, False, config.tasks, (*recipe, *texts))

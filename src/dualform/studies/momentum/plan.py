@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dualform.lab.recipe import Recipe
-from dualform.lab.sources import Source, find_source
+from dualform.lab.sources import TextSource, find_source
 from dualform.lab.tokenizer import train_tokenizer
 from dualform.models.cost.machine import Machine, cores
 from dualform.models.cost.memory import BYTES
@@ -14,7 +14,7 @@ from dualform.models.cost.shape import shape_of_config
 from dualform.models.cost.work import Evaluation, FullTraining, Work, encode
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.run import STEPS_TIMED
-from dualform.studies.plan import Cost, Part, Plan
+from dualform.studies.plan import Cost, Plan, PricedPart
 from dualform.studies.plan_costs import Costs, compared_with_machine
 from dualform.studies.planning import PAGE, merged
 from dualform.tasks.sources import load_task
@@ -59,7 +59,7 @@ def plan_training(
     texts = {"train": _looked_at(find_source(corpus, split="train"), recipe.vocab_size)}
     if validation:
         texts["validation"] = _looked_at(find_source(validation, split="validation"), recipe.vocab_size)
-    parts = [Part("start", Cost(seconds=machine.start_laboratory)), _text_part(texts)]
+    parts = [PricedPart("start", Cost(seconds=machine.start_laboratory)), _text_part(texts)]
     parts += _training(costs, recipe, Arm("vanilla") if eta == 0 else Arm("momentum", eta), bool(validation))
     notes = tuple(f"the size of the {name} text is not known, so its tokenising is left out" for name, text in
                   texts.items() if not text.known)  # fmt: skip
@@ -72,7 +72,7 @@ def plan(config: MomentumConfig, machine: Machine) -> Plan:
     costs = _costs(recipe, machine)
     named = {"train": config.corpus, "validation": config.validation, "test": config.test}
     texts = {name: _looked_at(find_source(where, split=name), recipe.vocab_size) for name, where in named.items()}
-    parts = [Part("start", Cost(seconds=machine.start_laboratory)), _text_part(texts)]
+    parts = [PricedPart("start", Cost(seconds=machine.start_laboratory)), _text_part(texts)]
     seeds = len(config.seeds)
     for arm in config.arms:
         parts += [_times(part, seeds) for part in _training(costs, recipe, arm, True)]
@@ -87,12 +87,12 @@ def plan(config: MomentumConfig, machine: Machine) -> Plan:
             queries = n if config.limit is None else min(n, config.limit)
             # Prompts of about an eighth of the trained length, in its own tokenizer, which is not there yet.
             asked += Work.of(Evaluation(queries, max(2, recipe.length // 8), 16)) + encode(recipe.length // 2)
-        parts.append(Part("questions", (costs.cost(asked) + costs.loading()) * seeds))
+        parts.append(PricedPart("questions", (costs.cost(asked) + costs.loading()) * seeds))
         if arm.baseline is not None:
             once = min(recipe.micro_batch, recipe.sequences)
             pair = Work.of(FullTraining(once, recipe.length, once)) * (2 * (STEPS_TIMED + 1))
-            parts.append(Part("steps timed", costs.cost(pair)))
-    parts.append(Part("numbers, page", Cost(seconds=PAGE * machine.start)))
+            parts.append(PricedPart("steps timed", costs.cost(pair)))
+    parts.append(PricedPart("numbers, page", Cost(seconds=PAGE * machine.start)))
     notes = [
         f"the size of the {name} text is not known, so its tokenising is left out"
         for name, text in texts.items()
@@ -110,27 +110,27 @@ def _costs(recipe: Recipe, machine: Machine) -> Costs:
     return Costs(shape_of_config(recipe.config()), machine, dtype)
 
 
-def _training(costs: Costs, recipe: Recipe, arm: Arm, validated: bool) -> list[Part]:
+def _training(costs: Costs, recipe: Recipe, arm: Arm, validated: bool) -> list[PricedPart]:
     shape, machine = costs.shape, costs.machine
     step = FullTraining(recipe.sequences, recipe.length, recipe.micro_batch, attends_twice=arm.kind != "vanilla")
-    parts = [Part(f"training: {arm.kind}", costs.cost(Work.of(step) * recipe.steps))]
+    parts = [PricedPart(f"training: {arm.kind}", costs.cost(Work.of(step) * recipe.steps))]
     if validated:
         times = -(-recipe.steps // recipe.evaluate_every)
         windows = max(1, recipe.evaluate_tokens // recipe.length)
         once = Work.of(Evaluation(windows, recipe.length, recipe.micro_batch))
-        parts.append(Part("validation", costs.cost(once * times)))
+        parts.append(PricedPart("validation", costs.cost(once * times)))
     checkpoints = -(-recipe.steps // recipe.checkpoint_every)
     written = 3 * shape.parameters * BYTES[costs.dtype] / machine.copying
     # Small files are mostly waiting for the disk to say that it has them.
-    parts.append(Part("checkpoints", Cost(seconds=checkpoints * (3 * written + 0.05))))
+    parts.append(PricedPart("checkpoints", Cost(seconds=checkpoints * (3 * written + 0.05))))
     return parts
 
 
-def _times(part: Part, times: float) -> Part:
-    return Part(part.name, part.cost * times)
+def _times(part: PricedPart, times: float) -> PricedPart:
+    return PricedPart(part.name, part.cost * times)
 
 
-def _looked_at(source: Source, vocab_size: int) -> _Text:
+def _looked_at(source: TextSource, vocab_size: int) -> _Text:
     """Learn a tokenizer from the beginning of a text, write that beginning, and estimate the rest from it."""
     some: list[str] = []
     n = 0
@@ -159,7 +159,7 @@ def _tokenizer_threads() -> int:
     return 1 if told in ("", "off", "false", "f", "no", "n", "0") else cores()
 
 
-def _size(source: Source, seen: int | None) -> float | None:
+def _size(source: TextSource, seen: int | None) -> float | None:
     """Characters of a whole text: as many as were seen where that was all, else the size of its files."""
     if seen is not None:
         return seen
@@ -170,12 +170,12 @@ def _size(source: Source, seen: int | None) -> float | None:
     return float(sum(path.stat().st_size * (3 if path.suffix == ".gz" else 1) for path in paths))
 
 
-def _text_part(texts: dict[str, _Text]) -> Part:
+def _text_part(texts: dict[str, _Text]) -> PricedPart:
     seconds = sum(text.seconds for text in texts.values()) + texts["train"].learning
-    return Part("text into tokens", Cost(seconds=seconds))
+    return PricedPart("text into tokens", Cost(seconds=seconds))
 
 
-def _as_plan(command: str, parts: list[Part], costs: Costs, recipe: Recipe, notes: tuple[str, ...]) -> Plan:
+def _as_plan(command: str, parts: list[PricedPart], costs: Costs, recipe: Recipe, notes: tuple[str, ...]) -> Plan:
     shape, itemsize = costs.shape, BYTES[costs.dtype]
     rows = min(recipe.micro_batch, recipe.sequences) * recipe.length
     a_token = shape.n_layers * (12 * shape.d_model + 8 * shape.d_head * shape.n_heads + 4 * shape.d_inner)

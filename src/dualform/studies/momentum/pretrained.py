@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dualform.errors import ConfigError, TaskError
-from dualform.lab.sources import Source, find_source
+from dualform.lab.sources import TextSource, find_source
 from dualform.lab.training import Training, fit
 from dualform.models.editing.momentum import apply_momentum, momentum, momentum_of
 from dualform.models.loading.load import load_model
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.tokens import TextTokenizer
 from dualform.ops.streams import stream, stream_seed
-from dualform.studies.bench import weights_digest
+from dualform.studies.experiment import weights_digest
 from dualform.studies.momentum.config import MomentumConfig
 from dualform.studies.momentum.result import PretrainedMomentum
-from dualform.studies.pieces import Cells, Piece
+from dualform.studies.pieces import Piece, PieceStore
 from dualform.studies.seed_statistics import over_seeds, paired
 
 LENGTH = 256
@@ -58,7 +58,10 @@ def require_usable(config: MomentumConfig, name: str) -> tuple[str, ...]:
 
 
 def put_into(
-    config: MomentumConfig, name: str, cells: Cells, advance: Callable[[float, str], None] = lambda amount, doing: None
+    config: MomentumConfig,
+    name: str,
+    cells: PieceStore,
+    advance: Callable[[float, str], None] = lambda amount, doing: None,
 ) -> list[PretrainedMomentum]:
     """Perplexity of test text with momentum and without, before and after a short finetune on the training text.
 
@@ -122,15 +125,15 @@ def put_into(
     return records
 
 
-def _test(config: MomentumConfig) -> Source:
+def _test(config: MomentumConfig) -> TextSource:
     return find_source(config.test, split="test")
 
 
-def _corpus(config: MomentumConfig) -> Source:
+def _corpus(config: MomentumConfig) -> TextSource:
     return find_source(config.corpus)
 
 
-def _tokens(lm: LanguageModel, source: Source) -> Iterator[tuple[int, ...]]:
+def _tokens(lm: LanguageModel, source: TextSource) -> Iterator[tuple[int, ...]]:
     """Each document's.
 
     Raises:
@@ -149,11 +152,11 @@ def _own(lm: LanguageModel) -> int:
     return length - len(lm.opening)
 
 
-def _too_short(lm: LanguageModel, source: Source, n: int) -> TaskError:
+def _too_short(lm: LanguageModel, source: TextSource, n: int) -> TaskError:
     return TaskError(f"{source.shown} holds {n} tokens of {lm.name}, and {_own(lm)} are needed. Give more text.")
 
 
-def _windows(lm: LanguageModel, source: Source, n: int) -> Tensor:
+def _windows(lm: LanguageModel, source: TextSource, n: int) -> Tensor:
     """At most `n` windows of a text, evenly spread, opening token in front, `(window, token)`.
 
     Raises:

@@ -13,7 +13,7 @@ from dualform.ops.streams import stream
 from dualform.studies.momentum.arms import prepare_for
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.result import MomentumRegression, RegressionCurve
-from dualform.studies.pieces import Cells, Piece
+from dualform.studies.pieces import Piece, PieceStore
 from dualform.studies.seed_statistics import over_seeds, paired
 
 CONDITIONS = (1.0, 10.0, 100.0)
@@ -31,7 +31,7 @@ _MOMENTA = (0.0, 0.3, 0.5, 0.7, 0.9)
 
 
 def regress(
-    config: MomentumConfig, cells: Cells, advance: Callable[[float, str], None] = lambda amount, doing: None
+    config: MomentumConfig, cells: PieceStore, advance: Callable[[float, str], None] = lambda amount, doing: None
 ) -> MomentumRegression:
     """Train every arm on in-context regression, seed by seed, and compare its errors with exact predictors'.
 

@@ -30,7 +30,7 @@ from dualform.models.editing.momentum import Momentum
 from dualform.models.reading.encoding import Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 from dualform.source_digest import source_digest
 from dualform.studies.facts import environment
 from dualform.studies.momentum.arms import prepare_for
@@ -39,14 +39,14 @@ from dualform.studies.momentum.pretrained import put_into, require_usable
 from dualform.studies.momentum.regression import regress
 from dualform.studies.momentum.result import MomentumResult
 from dualform.studies.momentum.summary import ArmRun, momentum_table, queries_of, summarise_momentum
-from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
 
-_SILENT = Silent()
-_NO_CELLS = NoCells()
+_SILENT = SilentProgress()
+_NO_CELLS = NoPieceStore()
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(config: MomentumConfig, context: StudyContext) -> StudyOutput:
 
 @ordinary_torch()
 def compare_momentum(
-    config: MomentumConfig, folder: Path, *, cells: Cells = _NO_CELLS, progress: Progress = _SILENT
+    config: MomentumConfig, folder: Path, *, cells: PieceStore = _NO_CELLS, progress: Progress = _SILENT
 ) -> MomentumStudy:
     """Train all arms over all seeds, and compare.
 

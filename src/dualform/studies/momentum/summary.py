@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dualform._version import __version__
-from dualform.studies.bench import sample
+from dualform.studies.experiment import sample
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.result import (
     CurvePoint,

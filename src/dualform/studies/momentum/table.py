@@ -28,7 +28,7 @@ from dualform.studies.momentum.figures import (
     relative_interval,
 )
 from dualform.studies.momentum.result import MomentumArm, MomentumReport, MomentumResult
-from dualform.studies.published import BesideMomentum, momentum_beside_the_paper
+from dualform.studies.published import PaperMomentumComparison, momentum_beside_the_paper
 
 LENGTHS_SHOWN = 3
 """Lengths of text, the longest ones, that the terminal shows perplexity at; the page has all of them."""
@@ -273,7 +273,7 @@ def shares_with_the_paper(result: MomentumResult) -> bool:
     return any(each is not None for row in rows for each in row.run)
 
 
-def _published(row: BesideMomentum) -> list[Cell]:
+def _published(row: PaperMomentumComparison) -> list[Cell]:
     without, with_it = row.published
     if row.share:
         change = Cell(with_it - without, "difference", shown=f"{difference(with_it - without)} points")
@@ -283,7 +283,7 @@ def _published(row: BesideMomentum) -> list[Cell]:
     return [*(Cell(each, "number", shown=perplexity_text(each)) for each in row.published), change]
 
 
-def _own(row: BesideMomentum, estimate: Estimate | None) -> Cell:
+def _own(row: PaperMomentumComparison, estimate: Estimate | None) -> Cell:
     if estimate is None:
         return BLANK
     return Cell(estimate.mean, "share", estimate.ci95, estimate.n) if row.share else _perplexity(estimate)

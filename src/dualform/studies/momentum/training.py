@@ -14,9 +14,9 @@ from dualform.lab.sources import find_source
 from dualform.lab.tracker import Tracker
 from dualform.models.editing.momentum import MomentumSettings, apply_momentum
 from dualform.models.reading.ordinary import ordinary_torch
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 
-_SILENT = Silent()
+_SILENT = SilentProgress()
 
 
 @ordinary_torch()

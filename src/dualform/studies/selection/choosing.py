@@ -50,7 +50,7 @@ _TIED = 1e-9
 
 
 @dataclass(frozen=True)
-class Answered:
+class TrialAnswers:
     """How all trials of one learner answered one set of queries."""
 
     right: Tensor
@@ -60,7 +60,7 @@ class Answered:
     compared: Tensor
     """Which trials the budget of this set pays for and did not diverge, `(seed, setting)`."""
 
-    def standing(self, weights: Tensor) -> "Standing":
+    def standing(self, weights: Tensor) -> "TrialScores":
         """Scores by resample.
 
         Args:
@@ -70,7 +70,7 @@ class Answered:
         hits = torch.einsum("re,ste->rst", weights, self.right)
         # Impossible answers must not turn a query that was not drawn into 0 * -inf.
         log_probability = torch.einsum("re,ste->rst", weights, self.log_probability.clamp(min=-1e6)) / n
-        return Standing(
+        return TrialScores(
             hits.masked_fill(~self.compared, -1.0), (log_probability / _TIED).round().masked_fill(~self.compared, 0.0)
         )
 
@@ -90,7 +90,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrialScores:
     """What trials are compared by, first the one, then the other, `(resample, seed, setting)`."""
 
     hits: Tensor
@@ -98,21 +98,21 @@ class Standing:
     log_probability: Tensor
     """Mean log-probability of the right answer, in units of what counts as a tie."""
 
-    def __add__(self, other: "Standing") -> "Standing":
-        return Standing(self.hits + other.hits, self.log_probability + other.log_probability)
+    def __add__(self, other: "TrialScores") -> "TrialScores":
+        return TrialScores(self.hits + other.hits, self.log_probability + other.log_probability)
 
     def best(self) -> Tensor:
         """Place of the best along the last axis, the first of equals."""
         top = self.hits == self.hits.amax(dim=-1, keepdim=True)
         return self.log_probability.masked_fill(~top, -torch.inf).argmax(dim=-1)
 
-    def at(self, place: Tensor) -> "Standing":
+    def at(self, place: Tensor) -> "TrialScores":
         """One place of the last axis."""
-        return Standing(*(each.gather(-1, place[..., None])[..., 0] for each in (self.hits, self.log_probability)))
+        return TrialScores(*(each.gather(-1, place[..., None])[..., 0] for each in (self.hits, self.log_probability)))
 
 
 @dataclass(frozen=True)
-class Picks:
+class ChosenTrials:
     """What was chosen in each resample, as places in the tables, each `(resample,)`."""
 
     seed: Tensor
@@ -125,17 +125,17 @@ class Picks:
 
 
 @dataclass(frozen=True)
-class Tables:
+class TrialTables:
     """All trials' answers on all sets."""
 
-    icl: Mapping[QuerySet, Answered]
-    ft: Mapping[QuerySet, Answered]
+    icl: Mapping[QuerySet, TrialAnswers]
+    ft: Mapping[QuerySet, TrialAnswers]
     first: int
     """Place of the first seed: `none` takes it."""
     middle: int
     """Place of the middle rate, or of the nearest that did not diverge with the first seed."""
 
-    def of(self, learner: str) -> Mapping[QuerySet, Answered]:
+    def of(self, learner: str) -> Mapping[QuerySet, TrialAnswers]:
         """One learner's."""
         return self.icl if learner == "icl" else self.ft
 
@@ -155,7 +155,7 @@ class Tables:
             )
         return found
 
-    def choose(self, select: Select, select_on: SelectOn, weights: Mapping[QuerySet, Tensor]) -> Picks:
+    def choose(self, select: Select, select_on: SelectOn, weights: Mapping[QuerySet, Tensor]) -> ChosenTrials:
         """What a way of choosing takes, once for each resample; the rule stands at the head of this file.
 
         Only the tables of `select_on` are looked at.
@@ -164,12 +164,12 @@ class Tables:
         n_resamples = len(icl.hits)
         if select == "none":
             seed = torch.full((n_resamples,), self.first)
-            return Picks(seed, torch.zeros_like(seed), torch.full_like(seed, self.middle))
+            return ChosenTrials(seed, torch.zeros_like(seed), torch.full_like(seed, self.middle))
         orders, rates = icl.best(), ft.best()
         by_seed = {"icl": icl.at(orders), "ft": ft.at(rates)}
         seed = (by_seed["icl"] + by_seed["ft"] if select == "both" else by_seed[select]).best()
         order, rate = (places.gather(1, seed[:, None])[:, 0] for places in (orders, rates))
-        return Picks(seed, torch.zeros_like(order) if select == "ft" else order, rate)
+        return ChosenTrials(seed, torch.zeros_like(order) if select == "ft" else order, rate)
 
     def optimism(self, select: Select, select_on: SelectOn, learner: str, weights: Mapping[QuerySet, Tensor]) -> Tensor:
         """Accuracy of what is chosen where it is chosen, less its accuracy on untouched queries, `(resample,)`.

@@ -4,7 +4,7 @@ import time
 
 from dualform.models.cost.machine import Machine
 from dualform.models.cost.work import encode, read
-from dualform.studies.plan import Part, Plan
+from dualform.studies.plan import Plan, PricedPart
 from dualform.studies.plan_costs import memory_of
 from dualform.studies.planning import estimated_memory, merged, planned_model, prices, surrounding_parts
 from dualform.studies.selection.choosing import SETS
@@ -23,10 +23,10 @@ def plan(config: SelectionConfig, machine: Machine) -> Plan:
     costs = prices(config, lm, machine)
     budget = search_budget(config, drawn, {"validation": sets.width("validation"), "report": sets.width("report")})
     n_orders = max(budget.orders.values())
-    opening = len(sets.bench.encoder.opening)
+    opening = len(sets.experiment.encoder.opening)
     parts = surrounding_parts(costs, tokenising)
-    parts.append(Part("packing weights", costs.packing(backwards=True)))
-    parts.append(Part("zsl", costs.cost(encode(opening) + read(sets.bench.queries, opening))))
+    parts.append(PricedPart("packing weights", costs.packing(backwards=True)))
+    parts.append(PricedPart("zsl", costs.cost(encode(opening) + read(sets.experiment.queries, opening))))
     parts += [costs.part(part) for one in drawn.values() for part in seed_parts(sets, one, n_orders)]
     sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
     memory = memory_of(

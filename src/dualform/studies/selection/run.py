@@ -18,27 +18,27 @@ from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.training_work import training_work
-from dualform.models.cost.work import Measuring, Work, WorkPart, encode, read, rows
+from dualform.models.cost.work import MeasureComputation, Work, WorkPart, encode, read, rows
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.ordinary import ordinary_torch
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 from dualform.result import Trial
-from dualform.studies.bench import Bench, Drawn, digest, sample
-from dualform.studies.facts import Asked, environment, model_facts
-from dualform.studies.inside import Prompted, Shown, likeness, recordings_for, trained_side
-from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.experiment import DemonstrationSet, Experiment, digest, sample
+from dualform.studies.facts import TaskDescription, environment, model_facts
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
 from dualform.studies.selection.choosing import SETS, QuerySet, SelectOn
 from dualform.studies.selection.config import SelectionConfig
 from dualform.studies.selection.result import SelectionResult
 from dualform.studies.selection.summary import summarise_selection
 from dualform.studies.selection.trials import AllTrials, Budget, SeedTrials, trials_table
+from dualform.studies.sides import DemonstrationTokens, PromptedSide, likeness, recordings_for, trained_side
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.work import read_changed
 from dualform.tasks.task import Example, Task
 
-_SILENT = Silent()
-_NO_CELLS = NoCells()
+_SILENT = SilentProgress()
+_NO_CELLS = NoPieceStore()
 
 MEASURES = ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_delta", "kendall", "direct_update", "agreement")
 """Measures of similarity computed in every trial of FT; Rec2FTP is computed from answers."""
@@ -49,7 +49,7 @@ class SelectionStudy:
     """A finished study."""
 
     result: SelectionResult
-    asked: Asked
+    asked: TaskDescription
     found: AllTrials
     """Answer by answer."""
 
@@ -60,7 +60,7 @@ def selection(
     *,
     lm: LanguageModel | None = None,
     task: Task | None = None,
-    cells: Cells = _NO_CELLS,
+    cells: PieceStore = _NO_CELLS,
     progress: Progress = _SILENT,
 ) -> SelectionStudy:
     """Run the study.
@@ -82,7 +82,7 @@ def selection(
     task = task or config.load_task()
     lm = lm or config.load_model(config.model)
     sets = three_sets(config, lm, task)
-    bench = sets.bench
+    experiment = sets.experiment
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
     everything = sets.together()
     drawn = everything.draw_all(config.seeds)
@@ -100,8 +100,8 @@ def selection(
     progress.start(sum(work.values()))
     seeds: list[SeedTrials] = []
     with lm.packed_products():
-        zero_shot = ZeroShot(bench.encoder.opening).adapt(lm, drawn[config.seeds[0]].encoded)
-        zsl = answer_log_probabilities(zero_shot, lm, bench.queries)
+        zero_shot = ZeroShot(experiment.encoder.opening).adapt(lm, drawn[config.seeds[0]].encoded)
+        zsl = answer_log_probabilities(zero_shot, lm, experiment.queries)
         for seed, one in drawn.items():
             name = f"seed {seed}"
             piece = cells.get(name, inputs)
@@ -116,7 +116,7 @@ def selection(
                 progress.advance(work[seed], f"{name} was finished earlier")
             seeds.append(_from_piece(piece))
     facts = {**model_facts(lm), "inputs": inputs, "refused_routes": list(lm.refused)}
-    asked = Asked.of(bench, notes)
+    asked = TaskDescription.of(experiment, notes)
     found = AllTrials(sets.examples, tuple(seeds), zsl, budget, facts, notes)
     result = summarise_selection(config, asked, found, environment(lm.device, time.perf_counter() - start))
     return SelectionStudy(result, asked, found)
@@ -135,7 +135,7 @@ def run(config: SelectionConfig, context: StudyContext) -> StudyOutput:
 class QuerySets:
     """Three sets of queries, none of which shares a text with another."""
 
-    bench: Bench[SelectionConfig]
+    experiment: Experiment[SelectionConfig]
     """Its queries are the report set, its selection queries the validation set."""
     examples: dict[QuerySet, tuple[Example, ...]]
     queries: dict[QuerySet, tuple[Query, ...]]
@@ -147,12 +147,12 @@ class QuerySets:
         """Tokens of a set's queries."""
         return sum(query.width() for query in self.queries[name])
 
-    def together(self) -> Bench[SelectionConfig]:
-        """A bench on which untouched queries count as reported: demonstrations must fit beside them too."""
+    def together(self) -> Experiment[SelectionConfig]:
+        """A setup in which untouched queries count as reported: demonstrations must fit next to them too."""
         return replace(
-            self.bench,
-            examples=(*self.bench.examples, *self.examples["untouched"]),
-            queries=(*self.bench.queries, *self.queries["untouched"]),
+            self.experiment,
+            examples=(*self.experiment.examples, *self.examples["untouched"]),
+            queries=(*self.experiment.queries, *self.queries["untouched"]),
         )
 
 
@@ -183,16 +183,16 @@ def three_sets(config: SelectionConfig, lm: LanguageModel, task: Task) -> QueryS
             f"The report split has {len(split)} rows, too few for all the queries asked for: {n_report} are the report "
             f"queries and {min(len(rest), wanted)} the untouched ones.",
         )
-    bench = replace(Bench.of(config.model_copy(update={"limit": n_report}), lm, task), config=config)
+    experiment = replace(Experiment.of(config.model_copy(update={"limit": n_report}), lm, task), config=config)
     untouched = sample(rest, config.untouched_limit)
     n_similar = n_report if config.similarity_limit is None else min(n_report, config.similarity_limit)
     return QuerySets(
-        bench=bench,
-        examples={"validation": bench.selection, "report": bench.examples, "untouched": untouched},
+        experiment=experiment,
+        examples={"validation": experiment.selection, "report": experiment.examples, "untouched": untouched},
         queries={
-            "validation": bench.selection_queries,
-            "report": bench.queries,
-            "untouched": tuple(bench.encoder.query(example) for example in untouched),
+            "validation": experiment.selection_queries,
+            "report": experiment.queries,
+            "untouched": tuple(experiment.encoder.query(example) for example in untouched),
         },
         similar=tuple(sorted(random.Random(1).sample(range(n_report), n_similar))),
         notes=notes,
@@ -206,7 +206,9 @@ def _rest(task: Task, n_report: int) -> tuple[Example, ...]:
     return tuple(example for example in split if task.template.render(example) not in texts)
 
 
-def search_budget(config: SelectionConfig, drawn: Mapping[int, Drawn], widths: Mapping[SelectOn, int]) -> Budget:
+def search_budget(
+    config: SelectionConfig, drawn: Mapping[int, DemonstrationSet], widths: Mapping[SelectOn, int]
+) -> Budget:
     """What FT's search reads, and how many orders ICL may try for no more than that.
 
     An FT trial reads its training tokens three times over (a backward pass counts as two forward ones) and the queries
@@ -239,7 +241,7 @@ def search_budget(config: SelectionConfig, drawn: Mapping[int, Drawn], widths: M
     return Budget(orders, icl, ft)
 
 
-def _training_tokens(drawn: Drawn) -> int:
+def _training_tokens(drawn: DemonstrationSet) -> int:
     return sum(map(len, drawn.encoded.sequences))
 
 
@@ -248,47 +250,47 @@ def order_work(sets: QuerySets, prefix: int) -> Work:
     return encode(prefix) + sum((read(sets.queries[name], prefix) for name in SETS), Work())
 
 
-def rate_work(sets: QuerySets, drawn: Drawn) -> Work:
+def rate_work(sets: QuerySets, drawn: DemonstrationSet) -> Work:
     """FT at one rate: training, and three sets of queries."""
-    bench = sets.bench
-    opening = len(bench.encoder.opening)
-    training = training_work(drawn.encoded, bench.config.loss_on, opening=opening)
+    experiment = sets.experiment
+    opening = len(experiment.encoder.opening)
+    training = training_work(drawn.encoded, experiment.config.loss_on, opening=opening)
     return training + sum((read_changed(sets.queries[name], opening) for name in SETS), Work())
 
 
-def inside_work(sets: QuerySets, drawn: Drawn) -> Work:
+def inside_work(sets: QuerySets, drawn: DemonstrationSet) -> Work:
     """Zero-shot, ICL in the order drawn and FT at each rate, read again with their inside, and measured."""
-    bench = sets.bench
-    opening, probe, rates = len(bench.encoder.opening), bench.config.probe, len(bench.config.grid)
-    similar = [bench.queries[place] for place in sets.similar]
+    experiment = sets.experiment
+    opening, probe, rates = len(experiment.encoder.opening), experiment.config.probe, len(experiment.config.grid)
+    similar = [experiment.queries[place] for place in sets.similar]
     work = read(similar, opening, probe) + read(similar, len(drawn.encoded.prefix), probe)
     work += read_changed(similar, opening, probe) * rates
     for group in rows(similar, probe):
         widest = max(similar[i].width(probe) for i in group)
-        work += Work.of(Measuring(len(group), widest, len(drawn.encoded.content), relaxed=False)) * rates
+        work += Work.of(MeasureComputation(len(group), widest, len(drawn.encoded.content), relaxed=False)) * rates
     return work
 
 
-def seed_parts(sets: QuerySets, drawn: Drawn, n_orders: int) -> list[WorkPart]:
+def seed_parts(sets: QuerySets, drawn: DemonstrationSet, n_orders: int) -> list[WorkPart]:
     """All that one seed takes."""
-    shown = [sets.bench.shown(order).encoded for order in drawn.demonstrations.in_orders(n_orders)]
+    shown = [sets.experiment.encode(order).encoded for order in drawn.demonstrations.in_orders(n_orders)]
     return [
         WorkPart("icl", sum((order_work(sets, len(encoded.prefix)) for encoded in shown), Work())),
-        WorkPart("ft", rate_work(sets, drawn) * len(sets.bench.config.grid)),
+        WorkPart("ft", rate_work(sets, drawn) * len(sets.experiment.config.grid)),
         WorkPart("likeness", inside_work(sets, drawn)),
     ]
 
 
 def _run_seed(
-    sets: QuerySets, drawn: Drawn, n_orders: int, zero_shot: AdaptedModel, report: Callable[[float], None]
+    sets: QuerySets, drawn: DemonstrationSet, n_orders: int, zero_shot: AdaptedModel, report: Callable[[float], None]
 ) -> SeedTrials:
     """All trials of one seed, and how similar ICL and FT are inside in each."""
-    bench, config, lm = sets.bench, sets.bench.config, sets.bench.lm
+    experiment, config, lm = sets.experiment, sets.experiment.config, sets.experiment.lm
     seed = drawn.demonstrations.seed
     in_context: list[AdaptedModel] = []
     icl: list[dict[QuerySet, Tensor]] = []
     for demonstrations in drawn.demonstrations.in_orders(n_orders):
-        encoded = bench.shown(demonstrations).encoded
+        encoded = experiment.encode(demonstrations).encoded
         adapted = InContext().adapt(lm, encoded)
         icl.append(_answers(sets, adapted))
         # Only the order drawn is looked into.
@@ -299,12 +301,12 @@ def _run_seed(
     trials: list[Trial] = []
     for rate in config.grid:
         try:
-            adapted = Finetuned(bench.encoder.opening, rate, config.loss_on).adapt(lm, drawn.encoded)
+            adapted = Finetuned(experiment.encoder.opening, rate, config.loss_on).adapt(lm, drawn.encoded)
             ft.append(_answers(sets, adapted))
             finetuned[rate] = adapted
-            trials.append(_trial(bench, seed, rate, adapted, ft[-1]["validation"]))
+            trials.append(_trial(experiment, seed, rate, adapted, ft[-1]["validation"]))
         except NumericalError:
-            trials.append(_trial(bench, seed, rate, None, None))
+            trials.append(_trial(experiment, seed, rate, None, None))
         report(rate_work(sets, drawn).passes)
     if not finetuned:
         tried = ", ".join(f"{rate:g}" for rate in config.grid)
@@ -324,15 +326,19 @@ def _run_seed(
 
 def _answers(sets: QuerySets, adapted: AdaptedModel) -> dict[QuerySet, Tensor]:
     """Each set is read by itself: not even rounding lets one set's texts into another's answers."""
-    return {name: answer_log_probabilities(adapted, sets.bench.lm, sets.queries[name]) for name in SETS}
+    return {name: answer_log_probabilities(adapted, sets.experiment.lm, sets.queries[name]) for name in SETS}
 
 
 def _trial(
-    bench: Bench[SelectionConfig], seed: int, rate: float, adapted: AdaptedModel | None, answers: Tensor | None
+    experiment: Experiment[SelectionConfig],
+    seed: int,
+    rate: float,
+    adapted: AdaptedModel | None,
+    answers: Tensor | None,
 ) -> Trial:
     accuracy, log_probability = None, None
     if answers is not None:
-        labels = torch.tensor(bench.selection_labels)
+        labels = torch.tensor(experiment.selection_labels)
         accuracy = float((answers.argmax(dim=1) == labels).double().mean())
         log_probability = float(answers.gather(1, labels[:, None]).mean())
     losses = adapted.losses if adapted is not None and adapted.losses else (None,)
@@ -351,22 +357,22 @@ def _trial(
 
 def _measures(
     sets: QuerySets,
-    drawn: Drawn,
+    drawn: DemonstrationSet,
     zero_shot: AdaptedModel,
     in_context: AdaptedModel,
     finetuned: Sequence[AdaptedModel],
     report: Callable[[float], None],
 ) -> dict[str, Tensor]:
     """Similarity of ICL in the order drawn and FT at each rate, `(rate, example)`, layers and heads averaged."""
-    bench = sets.bench
-    queries = [bench.queries[place] for place in sets.similar]
-    recordings = recordings_for(bench.lm.anatomy, len(drawn.encoded.sequences))
-    shown = Shown.of(drawn.encoded, bench.lm.device)
-    prompted = Prompted.of(in_context, shown.content, shown)
-    probe = bench.config.probe
+    experiment = sets.experiment
+    queries = [experiment.queries[place] for place in sets.similar]
+    recordings = recordings_for(experiment.lm.anatomy, len(drawn.encoded.sequences))
+    shown = DemonstrationTokens.of(drawn.encoded, experiment.lm.device)
+    prompted = PromptedSide.of(in_context, shown.content, shown)
+    probe = experiment.config.probe
     found: dict[str, Tensor] = {}
     inside = inside_work(sets, drawn).passes
-    for indices in bench.lm.groups(queries, probe):
+    for indices in experiment.lm.groups(queries, probe):
         zsl = zero_shot.read_group(queries, indices, recordings.zsl, probe)
         icl = prompted.side(in_context.read_group(queries, indices, recordings.context, probe))
         for place, adapted in enumerate(finetuned):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dualform.result import FEWEST_FOR_INTERVAL, Accuracy, Estimate, Trial
 from dualform.studies.common_warnings import few_demonstrations, low_precision, slow_route
-from dualform.studies.facts import Asked, baselines_of, demonstration_report, task_facts, task_result
-from dualform.studies.selection.choosing import CHOICES, QuerySet, Select, SelectOn, Tables
+from dualform.studies.facts import TaskDescription, baselines_of, demonstration_report, task_facts, task_result
+from dualform.studies.selection.choosing import CHOICES, QuerySet, Select, SelectOn, TrialTables
 from dualform.studies.selection.config import SelectionConfig
 from dualform.studies.selection.result import Choice, ChoiceScore, Selection, SelectionResult
 from dualform.studies.selection.trials import AllTrials, middle_place
@@ -22,7 +22,7 @@ COUNTED = ("rec2ftp", "agreement")
 
 
 def summarise_selection(
-    config: SelectionConfig, asked: Asked, found: AllTrials, environment: dict[str, Any]
+    config: SelectionConfig, asked: TaskDescription, found: AllTrials, environment: dict[str, Any]
 ) -> SelectionResult:
     """All trials as one result.
 
@@ -64,7 +64,7 @@ def summarise_selection(
 
 
 @dataclass(frozen=True)
-class _Made:
+class _ChoiceMeasures:
     """A choice, and what its similarity is made of."""
 
     choice: Choice
@@ -76,13 +76,13 @@ class _Made:
 class _Summary:
     config: SelectionConfig
     found: AllTrials
-    tables: Tables
+    tables: TrialTables
 
     @cached_property
     def _resamples(self) -> dict[QuerySet, Tensor]:
         return self.tables.resampled(self.config.resamples)
 
-    def choice(self, select: Select, select_on: SelectOn) -> _Made:
+    def choice(self, select: Select, select_on: SelectOn) -> _ChoiceMeasures:
         """One way of choosing: what it takes, what that scores, how alike ICL and FT are then."""
         picks = self.tables.choose(select, select_on, self.tables.everything())
         seed, order, rate = int(picks.seed), int(picks.order), int(picks.rate)
@@ -100,7 +100,7 @@ class _Summary:
                 trials=trials,
             )
         shares = self.shares(seed, order, rate)
-        return _Made(
+        return _ChoiceMeasures(
             Choice(
                 select=select,
                 select_on=select_on,
@@ -143,7 +143,7 @@ class _Summary:
             found[name] = torch.stack([values[place].where(there, 0.0), there.double()], dim=-1)
         return found
 
-    def ranges(self, made: Sequence[_Made]) -> dict[str, Estimate]:
+    def ranges(self, made: Sequence[_ChoiceMeasures]) -> dict[str, Estimate]:
         """Highest less lowest value of each measure over the choices; the interval resamples queries, choices stay.
 
         A range is never below 0, and noise alone makes it larger: it is to be read beside the choices' own intervals.
@@ -209,7 +209,9 @@ def _range(totals: Tensor) -> Tensor:
     return ratios.amax(dim=-1) - ratios.amin(dim=-1)
 
 
-def _warnings(config: SelectionConfig, asked: Asked, found: AllTrials, choices: Sequence[Choice]) -> list[str]:
+def _warnings(
+    config: SelectionConfig, asked: TaskDescription, found: AllTrials, choices: Sequence[Choice]
+) -> list[str]:
     said = few_demonstrations(config.k, {one.seed: len(one.rows) for one in found.seeds}, asked.context)
     if len(found.seeds) == 1:
         said.append("One demonstration seed: ICL's order and FT's rate were chosen, but no demonstrations.")

@@ -12,8 +12,8 @@ from dualform.result import (
     Trial,
 )
 from dualform.studies.answers import AnswerRows, answers_table
-from dualform.studies.facts import Asked
-from dualform.studies.selection.choosing import SETS, Answered, QuerySet, SelectOn, Tables
+from dualform.studies.facts import TaskDescription
+from dualform.studies.selection.choosing import SETS, QuerySet, SelectOn, TrialAnswers, TrialTables
 from dualform.tasks.task import Example
 
 
@@ -73,7 +73,7 @@ class AllTrials:
         """By seed: the order of the tables."""
         return tuple(sorted(self.seeds, key=lambda one: one.seed))
 
-    def tables(self, grid: Sequence[float]) -> Tables:
+    def tables(self, grid: Sequence[float]) -> TrialTables:
         """Right and wrong, of all trials.
 
         Args:
@@ -95,13 +95,13 @@ class AllTrials:
                 answers[place, finished[place]] = one.ft[name]
             ft[name] = _answered(answers, labels[name], finished)
         first = seeds.index(self.seeds[0])
-        return Tables(icl, ft, first, middle_place(finished[first].tolist()))
+        return TrialTables(icl, ft, first, middle_place(finished[first].tolist()))
 
 
-def _answered(answers: Tensor, labels: Tensor, compared: Tensor) -> Answered:
+def _answered(answers: Tensor, labels: Tensor, compared: Tensor) -> TrialAnswers:
     right = (answers.argmax(dim=3) == labels).double()
     at = labels.expand(answers.shape[:3])[..., None]
-    return Answered(right, answers.gather(3, at)[..., 0], compared)
+    return TrialAnswers(right, answers.gather(3, at)[..., 0], compared)
 
 
 def middle_place(finished: Sequence[bool]) -> int:
@@ -111,7 +111,7 @@ def middle_place(finished: Sequence[bool]) -> int:
     return next(place for place in places if finished[place])
 
 
-def trials_table(asked: Asked, found: AllTrials) -> pa.Table:
+def trials_table(asked: TaskDescription, found: AllTrials) -> pa.Table:
     """One row for each trial and query.
 
     Returns:

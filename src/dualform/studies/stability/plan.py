@@ -3,8 +3,8 @@
 import time
 
 from dualform.models.cost.machine import Machine
-from dualform.studies.bench import Bench
-from dualform.studies.plan import Part, Plan
+from dualform.studies.experiment import Experiment
+from dualform.studies.plan import Plan, PricedPart
 from dualform.studies.plan_costs import Costs, memory_of
 from dualform.studies.planning import estimated_memory, merged, planned_model, prices, surrounding_parts
 from dualform.studies.stability.config import StabilityConfig
@@ -14,20 +14,20 @@ from dualform.studies.stability.work import content_free_queries, model_parts
 def plan(config: StabilityConfig, machine: Machine) -> Plan:
     """What a study with these settings will cost; memory is that of the model that needs most."""
     task = config.load_task()
-    parts: list[Part] = []
+    parts: list[PricedPart] = []
     needed: list[tuple[dict[str, int], Costs]] = []
     trains = config.ft_seeds > 0
     for name in config.models:
         lm = planned_model(config, name)
         start = time.process_time()
-        bench = Bench.of(config, lm, task)
-        drawn = bench.draw_all(config.seeds)
+        experiment = Experiment.of(config, lm, task)
+        drawn = experiment.draw_all(config.seeds)
         tokenising = time.process_time() - start
         costs = prices(config, lm, machine)
         parts += [part for part in surrounding_parts(costs, tokenising) if not (needed and part.name == "start")]
-        parts.append(Part("packing weights", costs.packing(trains)))
-        queries = (*bench.queries, *content_free_queries(bench))
-        parts += [costs.part(part) for part in model_parts(bench, drawn)]
+        parts.append(PricedPart("packing weights", costs.packing(trains)))
+        queries = (*experiment.queries, *content_free_queries(experiment))
+        parts += [costs.part(part) for part in model_parts(experiment, drawn)]
         sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
         memory = memory_of(
             costs,

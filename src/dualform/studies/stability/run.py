@@ -19,14 +19,14 @@ from dualform.models.cost.work import WorkPart
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.ordinary import ordinary_torch
-from dualform.progress import Progress, Silent
+from dualform.progress import Progress, SilentProgress
 from dualform.result import Trial
-from dualform.studies.bench import Bench, Drawn, digest
-from dualform.studies.facts import Asked, environment, model_facts
-from dualform.studies.pieces import Cells, NoCells, Piece
+from dualform.studies.experiment import DemonstrationSet, Experiment, digest
+from dualform.studies.facts import TaskDescription, environment, model_facts
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
 from dualform.studies.stability.config import StabilityConfig
 from dualform.studies.stability.result import StabilityResult
-from dualform.studies.stability.summary import ModelRuns, Run, runs_table, summarise_stability
+from dualform.studies.stability.summary import ModelRuns, RunAnswers, runs_table, summarise_stability
 from dualform.studies.stability.work import (
     PlannedRun,
     common_orders,
@@ -40,8 +40,8 @@ from dualform.studies.tuning import trained
 from dualform.tasks.demonstrations import Demonstrations
 from dualform.tasks.task import Task
 
-_SILENT = Silent()
-_NO_CELLS = NoCells()
+_SILENT = SilentProgress()
+_NO_CELLS = NoPieceStore()
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class StabilityStudy:
     """A finished study."""
 
     result: StabilityResult
-    asked: Asked
+    asked: TaskDescription
     models: tuple[ModelRuns, ...]
     """Answer by answer."""
 
@@ -60,7 +60,7 @@ def stability(
     *,
     lms: Sequence[LanguageModel] | None = None,
     task: Task | None = None,
-    cells: Cells = _NO_CELLS,
+    cells: PieceStore = _NO_CELLS,
     progress: Progress = _SILENT,
 ) -> StabilityStudy:
     """Run the study.
@@ -86,12 +86,12 @@ def stability(
         # The model before is let go first: two need not fit at once.
         lm = None
         lm = lms[number] if lms is not None else config.load_model(name)
-        bench = Bench.of(config, lm, task)
-        found.append(_run_model(name, bench, len(config.models) - number, cells, progress))
+        experiment = Experiment.of(config, lm, task)
+        found.append(_run_model(name, experiment, len(config.models) - number, cells, progress))
         if asked is None:
-            asked = Asked.of(bench, notes=())
+            asked = TaskDescription.of(experiment, notes=())
         else:
-            more = [f"{name}: {note}" for note in bench.notes() if note not in asked.notes]
+            more = [f"{name}: {note}" for note in experiment.notes() if note not in asked.notes]
             asked = replace(asked, notes=(*asked.notes, *more))
     assert asked is not None
     assert lm is not None
@@ -113,29 +113,33 @@ def run(config: StabilityConfig, context: StudyContext) -> StudyOutput:
 
 
 def _run_model(
-    name: str, bench: Bench[StabilityConfig], models_left: int, cells: Cells, progress: Progress
+    name: str, experiment: Experiment[StabilityConfig], models_left: int, cells: PieceStore, progress: Progress
 ) -> ModelRuns:
-    config = bench.config
+    config = experiment.config
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
-    drawn = bench.draw_all(config.seeds)
-    queries = (*bench.queries, *content_free_queries(bench))
-    inputs = digest(bench, drawn.values())
+    drawn = experiment.draw_all(config.seeds)
+    queries = (*experiment.queries, *content_free_queries(experiment))
+    inputs = digest(experiment, drawn.values())
     n_orders = common_orders(config, drawn.values())
-    zero_shot_passes = zero_shot_work(bench, queries).passes
+    zero_shot_passes = zero_shot_work(experiment, queries).passes
     parts = {
         seed: set_parts(
-            bench, queries, drawn[seed], planned_runs(config, place, n_orders), known=place > 0 and config.ft_seeds > 0
+            experiment,
+            queries,
+            drawn[seed],
+            planned_runs(config, place, n_orders),
+            known=place > 0 and config.ft_seeds > 0,
         )
         for place, seed in enumerate(config.seeds)
     }
     work = {seed: sum(part.work.passes for part in each) for seed, each in parts.items()}
     progress.start(models_left * (sum(work.values()) + zero_shot_passes))
-    runs: list[Run] = []
+    runs: list[RunAnswers] = []
     trials: list[Trial] = []
     rate: float | None = None
-    with bench.lm.packed_products():
-        zero_shot = ZeroShot(bench.encoder.opening).adapt(bench.lm, drawn[config.seeds[0]].encoded)
-        runs.append(_answered(bench, queries, zero_shot, PlannedRun("zsl", "true", 0, None), config.seeds[0]))
+    with experiment.lm.packed_products():
+        zero_shot = ZeroShot(experiment.encoder.opening).adapt(experiment.lm, drawn[config.seeds[0]].encoded)
+        runs.append(_answered(experiment, queries, zero_shot, PlannedRun("zsl", "true", 0, None), config.seeds[0]))
         progress.advance(zero_shot_passes, f"{name}: zero-shot")
         for place, seed in enumerate(config.seeds):
             piece_name = f"{name}, seed {seed}"
@@ -143,10 +147,12 @@ def _run_model(
             if piece is None:
                 planned = planned_runs(config, place, n_orders)
 
-                def report(amount: float, doing: str = f"{bench.lm.name}, seed {seed}") -> None:
+                def report(amount: float, doing: str = f"{experiment.lm.name}, seed {seed}") -> None:
                     progress.advance(amount, doing)
 
-                done, tried = _run_set(bench, queries, drawn[seed].demonstrations, planned, parts[seed], rate, report)
+                done, tried = _run_set(
+                    experiment, queries, drawn[seed].demonstrations, planned, parts[seed], rate, report
+                )
                 piece = _to_piece(piece_name, inputs, done, tried)
                 cells.put(piece)
             else:
@@ -159,11 +165,11 @@ def _run_model(
     return ModelRuns(
         name=name,
         facts={
-            **model_facts(bench.lm),
+            **model_facts(experiment.lm),
             "inputs": inputs,
             "k_effective": min(one.demonstrations.k_effective for one in drawn.values()),
             "orders": n_orders,
-            "refused_routes": list(bench.lm.refused),
+            "refused_routes": list(experiment.lm.refused),
         },
         runs=tuple(runs),
         trials=tuple(trials),
@@ -171,62 +177,65 @@ def _run_model(
 
 
 def _run_set(
-    bench: Bench[StabilityConfig],
+    experiment: Experiment[StabilityConfig],
     queries: tuple[Query, ...],
     demonstrations: Demonstrations,
     planned: Sequence[PlannedRun],
     parts: Sequence[WorkPart],
     rate: float | None,
     report: Callable[[float], None],
-) -> tuple[list[Run], list[Trial]]:
+) -> tuple[list[RunAnswers], list[Trial]]:
     """All runs of one set, and what was tried on the way."""
-    runs: list[Run] = []
+    runs: list[RunAnswers] = []
     trials: list[Trial] = []
     orders = demonstrations.in_orders(1 + max(run.order for run in planned))
     for run, part in zip(planned, parts, strict=True):
-        shown = bench.shown(orders[run.order].relabelled(bench.task, run.labels))
-        adapted = InContext().adapt(bench.lm, shown.encoded) if run.learner == "icl" else None
+        shown = experiment.encode(orders[run.order].relabelled(experiment.task, run.labels))
+        adapted = InContext().adapt(experiment.lm, shown.encoded) if run.learner == "icl" else None
         used = None
         if adapted is None:
             known = run.rate if run.rate is not None else rate
             ahead = part.work.passes
-            search = _finetuned(bench, shown, known, lambda share, ahead=ahead: report(share * ahead))  # type: ignore[misc]
+            search = _finetuned(experiment, shown, known, lambda share, ahead=ahead: report(share * ahead))  # type: ignore[misc]
             adapted, used = search.best, search.learning_rate
             rate = used if known is None else rate
             # Runs at a known rate are no trials, unless they failed.
             trials += [trial for trial in search.trials if known is None or trial.status == "diverged"]
-        runs.append(_answered(bench, queries, adapted, run, demonstrations.seed, used))
+        runs.append(_answered(experiment, queries, adapted, run, demonstrations.seed, used))
         if run.learner == "icl":
             report(part.work.passes)
     return runs, trials
 
 
 def _finetuned(
-    bench: Bench[StabilityConfig], shown: Drawn, known: float | None, report: Callable[[float], None]
+    experiment: Experiment[StabilityConfig],
+    shown: DemonstrationSet,
+    known: float | None,
+    report: Callable[[float], None],
 ) -> RateSearch:
-    config = bench.config
+    config = experiment.config
 
     def adapt(rate: float) -> AdaptedModel:
-        return Finetuned(bench.encoder.opening, rate, config.loss_on).adapt(bench.lm, shown.encoded)
+        return Finetuned(experiment.encoder.opening, rate, config.loss_on).adapt(experiment.lm, shown.encoded)
 
     grid = config.rates if known is None else tuple({*config.rates, known})
-    return trained(adapt, grid, bench, name="ft", seed=shown.demonstrations.seed, known=known, report=report)
+    return trained(adapt, grid, experiment, name="ft", seed=shown.demonstrations.seed, known=known, report=report)
 
 
 def _answered(
-    bench: Bench[StabilityConfig],
+    experiment: Experiment[StabilityConfig],
     queries: tuple[Query, ...],
     adapted: AdaptedModel,
     run: PlannedRun,
     seed: int,
     rate: float | None = None,
-) -> Run:
-    answers = answer_log_probabilities(adapted, bench.lm, queries)
-    n = len(bench.queries)
-    return Run(run.learner, seed, run.order, run.labels, answers[:n], answers[n:], rate)
+) -> RunAnswers:
+    answers = answer_log_probabilities(adapted, experiment.lm, queries)
+    n = len(experiment.queries)
+    return RunAnswers(run.learner, seed, run.order, run.labels, answers[:n], answers[n:], rate)
 
 
-def _to_piece(name: str, inputs: str, runs: list[Run], trials: list[Trial]) -> Piece:
+def _to_piece(name: str, inputs: str, runs: list[RunAnswers], trials: list[Trial]) -> Piece:
     tensors: dict[str, Tensor] = {}
     for number, run in enumerate(runs):
         tensors |= {f"{number}/answers": run.answers, f"{number}/content_free": run.content_free}
@@ -237,9 +246,9 @@ def _to_piece(name: str, inputs: str, runs: list[Run], trials: list[Trial]) -> P
     return Piece(name, inputs, tensors, about)
 
 
-def _from_piece(piece: Piece) -> tuple[list[Run], list[Trial]]:
+def _from_piece(piece: Piece) -> tuple[list[RunAnswers], list[Trial]]:
     runs = [
-        Run(
+        RunAnswers(
             learner,
             seed,
             order,

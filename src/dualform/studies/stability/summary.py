@@ -18,7 +18,7 @@ from dualform.result import FEWEST_FOR_INTERVAL, Estimate, Trial
 from dualform.studies.answers import AnswerRows, answers_table
 from dualform.studies.baseline_words import COLLAPSED_ABOVE
 from dualform.studies.common_warnings import slow_route
-from dualform.studies.facts import Asked, task_result
+from dualform.studies.facts import TaskDescription, task_result
 from dualform.studies.stability.config import StabilityConfig
 from dualform.studies.stability.result import (
     Behaviour,
@@ -39,7 +39,7 @@ _CHOOSERS: dict[str, Chooser] = {"none": "none", "icl": "first", "ft": "second",
 
 
 @dataclass(frozen=True)
-class Run:
+class RunAnswers:
     """One learner adapted to one demonstration set in one order: its answers."""
 
     learner: str
@@ -65,12 +65,12 @@ class ModelRuns:
 
     name: str
     facts: dict[str, Any]
-    runs: tuple[Run, ...]
+    runs: tuple[RunAnswers, ...]
     trials: tuple[Trial, ...]
 
 
 def summarise_stability(
-    config: StabilityConfig, asked: Asked, models: Sequence[ModelRuns], environment: dict[str, Any]
+    config: StabilityConfig, asked: TaskDescription, models: Sequence[ModelRuns], environment: dict[str, Any]
 ) -> StabilityResult:
     """All models' runs as one result.
 
@@ -100,7 +100,7 @@ def summarise_stability(
     )
 
 
-def runs_table(asked: Asked, models: Sequence[ModelRuns]) -> pa.Table:
+def runs_table(asked: TaskDescription, models: Sequence[ModelRuns]) -> pa.Table:
     """One row for each model, run and query.
 
     Returns:
@@ -140,7 +140,7 @@ class _Answers:
 @dataclass(frozen=True)
 class _Summary:
     config: StabilityConfig
-    asked: Asked
+    asked: TaskDescription
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(0)
@@ -300,7 +300,7 @@ class _Summary:
             return found.model_copy(update={"ci95": (float(exact.low), float(exact.high))})
         return found
 
-    def by_labels(self, runs: Sequence[Run]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    def by_labels(self, runs: Sequence[RunAnswers]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
         """Accuracy by the labels shown, and what each rule changes, on the sets that were run with all of them."""
         rules = list(dict.fromkeys(run.labels for run in runs))
         if len(rules) < 2:
@@ -379,9 +379,9 @@ def _learners(one: ModelRuns) -> list[str]:
     return [name for name in dict.fromkeys(run.learner for run in one.runs) if name not in chosen]
 
 
-def _grid(runs: Sequence[Run]) -> list[list[Run]]:
+def _grid(runs: Sequence[RunAnswers]) -> list[list[RunAnswers]]:
     """Runs with true labels by set and order, as they were drawn."""
-    rows: dict[int, list[Run]] = {}
+    rows: dict[int, list[RunAnswers]] = {}
     for run in runs:
         if run.labels == "true":
             rows.setdefault(run.seed, []).append(run)
@@ -393,7 +393,7 @@ def _there(table: Tensor | None) -> Tensor:
     return table
 
 
-def _warnings(config: StabilityConfig, asked: Asked, models: Sequence[ModelRuns]) -> list[str]:
+def _warnings(config: StabilityConfig, asked: TaskDescription, models: Sequence[ModelRuns]) -> list[str]:
     found = []
     for one in models:
         if one.facts["k_effective"] < config.k:

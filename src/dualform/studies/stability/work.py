@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dualform.learners.training_work import training_work
 from dualform.models.cost.work import Work, WorkPart, encode, read
 from dualform.models.reading.layout import Query
-from dualform.studies.bench import Bench, Drawn
+from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.stability.config import StabilityConfig
 from dualform.studies.work import read_changed, search_part
 from dualform.tasks.demonstrations import LabelRule
@@ -30,7 +30,7 @@ class PlannedRun:
     """FT's; None for the rate that is chosen."""
 
 
-def common_orders(config: StabilityConfig, drawn: Iterable[Drawn]) -> int:
+def common_orders(config: StabilityConfig, drawn: Iterable[DemonstrationSet]) -> int:
     """Orders that every set is run in: as many as are wanted, or as the smallest set has.
 
     Long texts may leave one set with a single demonstration that fits. Sets in different numbers of orders would weigh
@@ -66,29 +66,34 @@ def planned_runs(config: StabilityConfig, place: int, n_orders: int) -> list[Pla
     return plan
 
 
-def content_free_queries(bench: Bench[StabilityConfig]) -> tuple[Query, ...]:
+def content_free_queries(experiment: Experiment[StabilityConfig]) -> tuple[Query, ...]:
     """Queries that say nothing; none for free-text choices, which have no label words to be biased to."""
-    if bench.task.is_multiple_choice:
+    if experiment.task.is_multiple_choice:
         return ()
-    fields = bench.task.template.fields
+    fields = experiment.task.template.fields
     examples = [Example(fields=dict.fromkeys(fields, text), label=0, row=-1) for text in CONTENT_FREE]
     # A prompt that shows the text alone is nothing for an empty one.
-    return tuple(bench.encoder.query(each) for each in examples if bench.task.template.render(each).strip())
+    return tuple(experiment.encoder.query(each) for each in examples if experiment.task.template.render(each).strip())
 
 
-def zero_shot_work(bench: Bench[StabilityConfig], queries: Sequence[Query]) -> Work:
+def zero_shot_work(experiment: Experiment[StabilityConfig], queries: Sequence[Query]) -> Work:
     """The queries behind the opening alone."""
-    opening = len(bench.encoder.opening)
+    opening = len(experiment.encoder.opening)
     return encode(opening) + read(queries, opening)
 
 
 def run_part(
-    bench: Bench[StabilityConfig], queries: Sequence[Query], shown: Drawn, run: PlannedRun, *, known: bool
+    experiment: Experiment[StabilityConfig],
+    queries: Sequence[Query],
+    shown: DemonstrationSet,
+    run: PlannedRun,
+    *,
+    known: bool,
 ) -> WorkPart:
     """One run: the model adapted to the demonstrations as they are shown, and the queries read.
 
     Args:
-        bench: Model, task and settings.
+        experiment: Model, task and settings.
         queries: What is read.
         shown: The demonstrations in the run's order and labels.
         run: Which learner.
@@ -97,34 +102,39 @@ def run_part(
     if run.learner == "icl":
         n = len(shown.encoded.prefix)
         return WorkPart("icl", encode(n) + read(queries, n))
-    opening = len(bench.encoder.opening)
-    one = training_work(shown.encoded, bench.config.loss_on, opening=opening)
-    part = search_part("ft" if known else "ft: search", one, bench.config.rates, bench, known=known)
+    opening = len(experiment.encoder.opening)
+    one = training_work(shown.encoded, experiment.config.loss_on, opening=opening)
+    part = search_part("ft" if known else "ft: search", one, experiment.config.rates, experiment, known=known)
     after = read_changed(queries, opening)
     least, most = (None if end is None else end + after for end in (part.least, part.most))
     return WorkPart(part.name, part.work + after, least, most, part.why)
 
 
 def set_parts(
-    bench: Bench[StabilityConfig], queries: Sequence[Query], drawn: Drawn, runs: Sequence[PlannedRun], *, known: bool
+    experiment: Experiment[StabilityConfig],
+    queries: Sequence[Query],
+    drawn: DemonstrationSet,
+    runs: Sequence[PlannedRun],
+    *,
+    known: bool,
 ) -> list[WorkPart]:
     """All runs of one set of demonstrations; the first training without a rate of its own searches for one."""
     parts = []
     orders = drawn.demonstrations.in_orders(1 + max((run.order for run in runs), default=0))
     for run in runs:
-        shown = bench.shown(orders[run.order].relabelled(bench.task, run.labels))
-        parts.append(run_part(bench, queries, shown, run, known=known or run.rate is not None))
+        shown = experiment.encode(orders[run.order].relabelled(experiment.task, run.labels))
+        parts.append(run_part(experiment, queries, shown, run, known=known or run.rate is not None))
         known = known or (run.learner != "icl" and run.rate is None)
     return parts
 
 
-def model_parts(bench: Bench[StabilityConfig], drawn: Mapping[int, Drawn]) -> list[WorkPart]:
+def model_parts(experiment: Experiment[StabilityConfig], drawn: Mapping[int, DemonstrationSet]) -> list[WorkPart]:
     """All that one model takes."""
-    config = bench.config
-    queries = (*bench.queries, *content_free_queries(bench))
+    config = experiment.config
+    queries = (*experiment.queries, *content_free_queries(experiment))
     n_orders = common_orders(config, drawn.values())
-    parts = [WorkPart("zsl", zero_shot_work(bench, queries))]
+    parts = [WorkPart("zsl", zero_shot_work(experiment, queries))]
     for place, seed in enumerate(config.seeds):
         runs = planned_runs(config, place, n_orders)
-        parts += set_parts(bench, queries, drawn[seed], runs, known=place > 0 and config.ft_seeds > 0)
+        parts += set_parts(experiment, queries, drawn[seed], runs, known=place > 0 and config.ft_seeds > 0)
     return parts

@@ -10,7 +10,7 @@ from dualform.studies.pieces import Piece
 
 
 @dataclass(frozen=True)
-class SeedOutcome:
+class SeedRecord:
     """Everything that the final numbers of one seed are made of."""
 
     seed: int
@@ -75,7 +75,7 @@ class SeedOutcome:
         )
 
     @classmethod
-    def from_piece(cls, piece: Piece) -> "SeedOutcome":
+    def from_piece(cls, piece: Piece) -> "SeedRecord":
         """Read what `to_piece` made."""
         names = ("log_probabilities", "measures", "control_answers", "repeat_answers", "attention")
         groups: dict[str, dict[str, Tensor]] = {name: {} for name in names}

@@ -1,4 +1,4 @@
-"""What the seeds of a study share: model, task, queries."""
+"""The setup that all seeds of a study share: model, task, queries."""
 
 import hashlib
 import random
@@ -26,8 +26,8 @@ Config = TypeVar("Config", bound=StudyConfig, covariant=True)
 
 
 @dataclass(frozen=True)
-class Bench(Generic[Config]):
-    """Everything that the seeds share."""
+class Experiment(Generic[Config]):
+    """The setup of one study of one model and task: all that its seeds share."""
 
     config: Config
     lm: LanguageModel
@@ -51,7 +51,7 @@ class Bench(Generic[Config]):
         *,
         report_split: str | None = None,
         select_on: Literal["validation", "report"] = "validation",
-    ) -> "Bench[Config]":
+    ) -> "Experiment[Config]":
         """Choose splits and queries, and tokenise them.
 
         Args:
@@ -110,7 +110,7 @@ class Bench(Generic[Config]):
         """Right answers of the selection queries."""
         return [example.label for example in self.selection]
 
-    def draw_all(self, seeds: Sequence[int]) -> "dict[int, Drawn]":
+    def draw_all(self, seeds: Sequence[int]) -> "dict[int, DemonstrationSet]":
         """Every seed's selection; that some do not fit is warned of once."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -120,22 +120,22 @@ class Bench(Generic[Config]):
             warnings.warn(f"{caught[0].message}{more}", stacklevel=2)
         return drawn
 
-    def draw(self, seed: int) -> "Drawn":
+    def draw(self, seed: int) -> "DemonstrationSet":
         """The one selection that all learners of a seed get."""
         config = self.config
         drawn = draw_demonstrations(self.task, config.k, seed, balanced=config.balanced, label_rule=config.label_rule)
         queries = (*self.queries, *self.selection_queries)
         # Whatever labels a control shows: which controls are run must not decide which demonstrations fit.
         kept = self.encoder.fit(drawn, queries, self.context, any_label=True)
-        return self.shown(kept)
+        return self.encode(kept)
 
-    def shown(self, demonstrations: Demonstrations) -> "Drawn":
+    def encode(self, demonstrations: Demonstrations) -> "DemonstrationSet":
         """Demonstrations, such as drawn ones in another order, as learners get them."""
-        return Drawn(demonstrations, self.encoder.demonstrations(demonstrations))
+        return DemonstrationSet(demonstrations, self.encoder.demonstrations(demonstrations))
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DemonstrationSet:
     """One seed's demonstrations, as every learner gets them."""
 
     demonstrations: Demonstrations
@@ -207,11 +207,11 @@ def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...
     return tuple(examples[i] for i in chosen)
 
 
-def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn], more: Iterable[str] = ()) -> str:
+def digest(experiment: Experiment[StudyConfig], drawn: Iterable[DemonstrationSet], more: Iterable[str] = ()) -> str:
     """What tells one run's inputs from another's: a file or a checkpoint may change while its name stays.
 
     Args:
-        bench: Model, task and queries.
+        experiment: Model, task and queries.
         drawn: All seeds' demonstrations.
         more: Whatever else the run reads, such as what its files hold.
 
@@ -219,14 +219,14 @@ def digest(bench: Bench[StudyConfig], drawn: Iterable[Drawn], more: Iterable[str
         A digest of texts, labels and weights.
     """
     found = hashlib.sha256()
-    found.update(repr((bench.queries, [example.label for example in bench.examples])).encode())
-    found.update(repr((bench.selection_queries, [example.label for example in bench.selection])).encode())
-    for example in bench.task.split("train"):
+    found.update(repr((experiment.queries, [example.label for example in experiment.examples])).encode())
+    found.update(repr((experiment.selection_queries, [example.label for example in experiment.selection])).encode())
+    for example in experiment.task.split("train"):
         # Controls draw demonstrations of their own from here, and a fold its texts.
         found.update(repr((example.row, example.label, sorted(example.fields.items()))).encode())
     for one in drawn:
         found.update(repr((one.demonstrations.rows, one.demonstrations.labels, one.encoded.prefix)).encode())
-    found.update(weights_digest(bench.lm).encode())
+    found.update(weights_digest(experiment.lm).encode())
     for text in more:
         found.update(hashlib.sha256(text.encode()).digest())
     return found.hexdigest()[:16]
@@ -237,10 +237,10 @@ def weights_digest(lm: LanguageModel) -> str:
     return digest_of_weights((name, weight_of(lm.model, name)) for name, _ in named_weights(lm.model))
 
 
-def query_cost(bench: Bench[StudyConfig], n_prefix: int) -> dict[str, float]:
+def query_cost(experiment: Experiment[StudyConfig], n_prefix: int) -> dict[str, float]:
     """Tokens and operations of one query: when it shares nothing with others, and when its prefix is kept."""
-    own = sum(len(query.prompt) for query in bench.queries) / len(bench.queries)
-    shape = bench.lm.shape
+    own = sum(len(query.prompt) for query in experiment.queries) / len(experiment.queries)
+    shape = experiment.lm.shape
     return {
         "tokens": n_prefix + own,
         "flops": shape.forward(round(n_prefix + own)),

@@ -17,9 +17,10 @@ from dualform.models.reading.language_model import Readings
 from dualform.models.reading.layout import Query
 from dualform.ops.random_update import released_random
 from dualform.ops.streams import stream
-from dualform.studies.inside import (
-    Prompted,
-    Shown,
+from dualform.studies.measures import MEASURES
+from dualform.studies.sides import (
+    DemonstrationTokens,
+    PromptedSide,
     Side,
     likeness,
     random_side,
@@ -27,7 +28,6 @@ from dualform.studies.inside import (
     released_random_side,
     trained_side,
 )
-from dualform.studies.measures import MEASURES
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from tests.studies.reference import finetune, measures_of_one_query, plain_model, tau_of_two_contexts
 from tests.studies.small import small_lm, small_task
@@ -47,8 +47,8 @@ class Scene:
     encoded: EncodedDemonstrations
     queries: list[Query]
     adapted: dict[str, AdaptedModel]
-    prompted: Prompted
-    shown: Shown | None
+    prompted: PromptedSide
+    shown: DemonstrationTokens | None
     readings: dict[str, Readings]
 
     def read(self, indices: Sequence[int]) -> tuple[Readings, Side, Side]:
@@ -73,8 +73,8 @@ def scene(family: str, k: int = 4, rate: float = RATE) -> Scene:
         "icl": InContext().adapt(lm, encoded),
         "ft": Finetuned(encoder.opening, rate).adapt(lm, encoded),
     }
-    shown = Shown.of(encoded, lm.device) if k else None
-    prompted = Prompted.of(adapted["icl"], None if shown is None else shown.content, shown)
+    shown = DemonstrationTokens.of(encoded, lm.device) if k else None
+    prompted = PromptedSide.of(adapted["icl"], None if shown is None else shown.content, shown)
     want = recordings_for(lm.anatomy, k)
     recordings = {"zsl": want.zsl, "icl": want.context, "ft": want.weights}
     readings = {name: adapted[name].read_group(queries, range(N_QUERIES), each) for name, each in recordings.items()}
@@ -303,10 +303,10 @@ def test_demonstrations_of_other_lengths_are_ranked_whole_but_not_token_by_token
     assert other.demonstration_of != found.encoded.demonstration_of, "the case needs other lengths"
     lm = small_lm("gpt2")
     adapted = InContext().adapt(lm, other)
-    shown = Shown.of(other, lm.device)
+    shown = DemonstrationTokens.of(other, lm.device)
     reading = adapted.read_group(found.queries, range(N_QUERIES), recordings_for(lm.anatomy, 4).context)
 
-    measures = likeness(zsl, icl, Prompted.of(adapted, shown.content, shown).side(reading))
+    measures = likeness(zsl, icl, PromptedSide.of(adapted, shown.content, shown).side(reading))
 
     assert "kendall" not in measures
     assert measures["kendall_demo"].isfinite().all()
@@ -416,12 +416,12 @@ def test_a_made_up_side_of_a_prompt_draws_an_update_for_each_query() -> None:
 # The same demonstrations in another order.
 
 
-def reordered(family: str, number: int = 1) -> tuple[EncodedDemonstrations, Shown, list[int]]:
+def reordered(family: str, number: int = 1) -> tuple[EncodedDemonstrations, DemonstrationTokens, list[int]]:
     found = scene(family)
     again = found.drawn.reordered(number)
     places = [again.rows.index(row) for row in found.drawn.rows]
     encoded = found.encoder.demonstrations(again)
-    return encoded, Shown.of(encoded, small_lm(family).device, places), places
+    return encoded, DemonstrationTokens.of(encoded, small_lm(family).device, places), places
 
 
 def positions_by_hand(family: str) -> list[int]:
@@ -460,7 +460,7 @@ def test_reordered_demonstrations_are_lined_up_token_by_token() -> None:
     trained = [token for sequence in encoded.sequences for token in sequence[len(found.encoder.opening) :]]
     assert [trained[at] for at in shown.columns] == [found.encoded.prefix[at] for at in found.encoded.content]
     # Not lined up, they would be other tokens.
-    plain = Shown.of(encoded, small_lm("gpt2").device)
+    plain = DemonstrationTokens.of(encoded, small_lm("gpt2").device)
     assert [encoded.prefix[at] for at in plain.content] != [encoded.prefix[at] for at in shown.content]
 
 
@@ -472,7 +472,7 @@ def test_kendall_of_two_orders_of_a_prompt_is_what_scipy_gives_token_by_token(fa
     encoded, shown, _ = reordered(family)
     adapted = InContext().adapt(lm, encoded)
     reading = adapted.read_group(found.queries, range(N_QUERIES), recordings_for(lm.anatomy, 4).context)
-    other = Prompted.of(adapted, shown.content, shown).side(reading)
+    other = PromptedSide.of(adapted, shown.content, shown).side(reading)
     expected = [
         tau_of_two_contexts(
             plain_model(family),
@@ -490,8 +490,8 @@ def test_kendall_of_two_orders_of_a_prompt_is_what_scipy_gives_token_by_token(fa
     # What is written for the demonstrations alone depends on their order a little, not much.
     assert measures["direct_update"].min() > 0.5
     # Tokens that are not lined up rank like strangers.
-    plain = Shown.of(encoded, lm.device)
-    shuffled = likeness(zsl, icl, Prompted.of(adapted, plain.content, plain).side(reading))
+    plain = DemonstrationTokens.of(encoded, lm.device)
+    shuffled = likeness(zsl, icl, PromptedSide.of(adapted, plain.content, plain).side(reading))
     assert shuffled.get("kendall", torch.zeros(1)).mean() < 0.5 * measures["kendall"].mean()
 
 
@@ -512,7 +512,7 @@ def test_finetuning_in_another_order_is_lined_up_too() -> None:
     assert still.encoded == found.encoded
     torch.testing.assert_close(measures["kendall"], torch.ones_like(measures["kendall"]), rtol=0, atol=1e-9)
     torch.testing.assert_close(measures["kendall_demo"], torch.ones_like(measures["kendall"]), rtol=0, atol=1e-9)
-    unaligned = trained_side(adapted, reading, zsl, Shown.of(encoded, lm.device))
+    unaligned = trained_side(adapted, reading, zsl, DemonstrationTokens.of(encoded, lm.device))
     assert likeness(zsl, same, unaligned)["kendall_demo"].mean() < 0.9
 
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import torch
 
 from dualform.result import Trial
-from dualform.studies.comparison.outcome import SeedOutcome, piece_name
+from dualform.studies.comparison.seed_record import SeedRecord, piece_name
 from dualform.studies.pieces import Piece
 
 
-def outcome(seed: int = 3) -> SeedOutcome:
+def outcome(seed: int = 3) -> SeedRecord:
     generator = torch.Generator().manual_seed(seed)
     answers = torch.randn(5, 2, generator=generator, dtype=torch.float64)
     answers[1, 1] = -torch.inf
@@ -24,7 +24,7 @@ def outcome(seed: int = 3) -> SeedOutcome:
         status="diverged",
         chosen=False,
     )
-    return SeedOutcome(
+    return SeedRecord(
         seed=seed,
         inputs="abc",
         rows=(7, 0, 31),
@@ -41,7 +41,7 @@ def outcome(seed: int = 3) -> SeedOutcome:
     )
 
 
-def assert_same(mine: SeedOutcome, theirs: SeedOutcome) -> None:
+def assert_same(mine: SeedRecord, theirs: SeedRecord) -> None:
     for name in ("seed", "inputs", "rows", "n_tokens", "costs", "rates", "trials", "control_seconds", "notes"):
         assert getattr(mine, name) == getattr(theirs, name), name
     for group in ("log_probabilities", "measures", "control_answers"):
@@ -58,7 +58,7 @@ def test_an_outcome_comes_back_from_its_piece(tmp_path: Path) -> None:
     piece = before.to_piece()
 
     assert (piece.name, piece.inputs) == (piece_name(3), "abc") == ("seed 3", "abc")
-    assert_same(before, SeedOutcome.from_piece(piece))
+    assert_same(before, SeedRecord.from_piece(piece))
 
 
 def test_an_outcome_comes_back_from_a_file_bit_for_bit(tmp_path: Path) -> None:
@@ -66,11 +66,11 @@ def test_an_outcome_comes_back_from_a_file_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "seed-3.safetensors"
     path.write_bytes(before.to_piece().to_bytes())
 
-    assert_same(before, SeedOutcome.from_piece(Piece.from_file(str(path))))
+    assert_same(before, SeedRecord.from_piece(Piece.from_file(str(path))))
 
 
 def test_a_learner_and_a_measure_of_one_name_are_kept_apart() -> None:
     ones, zeros = torch.ones(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    before = SeedOutcome(1, (), 0, {"random": ones}, {"random": zeros}, {}, {"random": ones + 1})
+    before = SeedRecord(1, (), 0, {"random": ones}, {"random": zeros}, {}, {"random": ones + 1})
 
-    assert_same(before, SeedOutcome.from_piece(before.to_piece()))
+    assert_same(before, SeedRecord.from_piece(before.to_piece()))

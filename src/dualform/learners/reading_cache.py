@@ -14,7 +14,7 @@ from dualform.models.reading.layout import Probe, Query
 _Key = tuple[str, tuple[int, ...], tuple[Query, ...], tuple[int, ...], Recording, Probe]
 
 
-class ReadingMemory:
+class ReadingCache:
     """Readings of one model with its weights as they are, up to a number of bytes.
 
     What does not fit any more is read anew each time: runs go through the same groups in the same order, and a memory
@@ -50,7 +50,7 @@ class ReadingMemory:
         return len(self._kept)
 
 
-class Remembered:
+class CachedModel:
     """An adapted model whose readings are kept; for learners that leave the weights as they are.
 
     Args:
@@ -59,7 +59,7 @@ class Remembered:
         prefix: Tokens that stand before every query.
     """
 
-    def __init__(self, adapted: Adapted, memory: ReadingMemory, prefix: Sequence[int]) -> None:
+    def __init__(self, adapted: Adapted, memory: ReadingCache, prefix: Sequence[int]) -> None:
         self._adapted = adapted
         self._memory = memory
         self._prefix = tuple(prefix)

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-from dualform.runs.engines.base import Ended, Engine, Work
+from dualform.runs.engines.base import CellJob, Engine, JobOutcome
 
 
-class WhenNeeded:
+class LazyEngine:
     """Stands for an engine until there is something to do.
 
     Args:
@@ -24,13 +24,13 @@ class WhenNeeded:
         """Of the engine; 1 before it is opened, so that there is a first work to open it with."""
         return 1 if self._engine is None else self._engine.workers
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: CellJob) -> None:
         """See `Engine`."""
         if self._engine is None:
             self._engine = self._make()
         self._engine.submit(work)
 
-    def ended(self, timeout: float) -> list[Ended]:
+    def ended(self, timeout: float) -> list[JobOutcome]:
         """See `Engine`."""
         if self._engine is not None:
             return self._engine.ended(timeout)

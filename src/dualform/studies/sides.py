@@ -59,7 +59,7 @@ def recordings_for(anatomy: Anatomy, n_demonstrations: int) -> Recordings:
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemonstrationTokens:
     """Demonstrations as one side had them."""
 
     content: Tensor
@@ -72,7 +72,9 @@ class Shown:
     """Demonstrations."""
 
     @classmethod
-    def of(cls, encoded: EncodedDemonstrations, device: torch.device, places: Sequence[int] | None = None) -> "Shown":
+    def of(
+        cls, encoded: EncodedDemonstrations, device: torch.device, places: Sequence[int] | None = None
+    ) -> "DemonstrationTokens":
         """Where the tokens are.
 
         Args:
@@ -108,11 +110,11 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Prompted:
+class PromptedSide:
     """A prefix as a source of sides: what is the same for every group."""
 
     adapted: AdaptedModel
-    shown: Shown | None
+    shown: DemonstrationTokens | None
     """None where its tokens are not those of the other side."""
     update: Tensor | None
     """sum_i v_i k_i^T over demonstration tokens, `(layer, kv_head, d_v, d_k)`; None for an empty context."""
@@ -120,7 +122,7 @@ class Prompted:
     """The same over the whole prefix, opening token and separators included."""
 
     @classmethod
-    def of(cls, adapted: AdaptedModel, content: Tensor | None, shown: Shown | None) -> "Prompted":
+    def of(cls, adapted: AdaptedModel, content: Tensor | None, shown: DemonstrationTokens | None) -> "PromptedSide":
         """Gather it once.
 
         Args:
@@ -165,7 +167,11 @@ class Prompted:
 
 
 def trained_side(
-    adapted: AdaptedModel, readings: Readings, zsl: Readings, shown: Shown | None, scaled: RankScale = "attention"
+    adapted: AdaptedModel,
+    readings: Readings,
+    zsl: Readings,
+    shown: DemonstrationTokens | None,
+    scaled: RankScale = "attention",
 ) -> Side:
     """What a model with changed weights showed for a group.
 
@@ -270,7 +276,7 @@ def _randomly_changed(before: Tensor, after: Tensor, real: Tensor, n: int, gener
 
 
 @dataclass(frozen=True)
-class Pair:
+class SidePair:
     """Two sides, and zero-shot before both: what a measure is computed from, for one group of queries."""
 
     zsl: Readings
@@ -314,7 +320,7 @@ def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True, moved_by: Tr
         Measure name -> tensor on the CPU whose first axis is `example` (1 for a number that all queries share), then
         `layer`, then `head` where it has them. Names with a dot are companions of the measure before the dot.
     """
-    pair = Pair(zsl, a, b, moved_by or a.trace, answers)
+    pair = SidePair(zsl, a, b, moved_by or a.trace, answers)
     found: dict[str, Tensor] = {}
     for name in MEASURES.names():
         measure = MEASURES[name]
