@@ -120,6 +120,30 @@ def test_a_patient_training_goes_on_without_the_gradient_of_a_broken_loss() -> N
     assert seen[-1].losses[0] < seen[0].losses[0]
 
 
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_patient_training_goes_on_without_a_gradient_whose_norm_is_infinite(clip: float | None) -> None:
+    weights = parameters((2, 3))
+    huge = weights[0].detach()[1].clone()
+
+    def losses(step: int) -> Tensor:
+        # Loss and gradient are finite in float32, and the gradient's square is not.
+        return weights[0].square().sum(1) * torch.tensor([1.0, 1e30])
+
+    seen: list[TrainingStep] = []
+    with pytest.raises(TrainingError, match=r"^step 4: the gradient's norm of the second is inf"):
+        fit(
+            weights,
+            losses,
+            Training(9, clip=clip),
+            patience=3,
+            models=["the first", "the second"],
+            after_step=seen.append,
+        )
+    assert all(math.isfinite(loss) for loss in seen[-1].losses)
+    assert torch.equal(weights[0].detach()[1], huge)
+    assert seen[-1].losses[0] < seen[0].losses[0]
+
+
 def test_a_training_that_goes_on_takes_the_steps_that_are_left() -> None:
     training = Training(steps=8, learning_rate=0.1)
     whole, halves = parameters((1, 4)), parameters((1, 4))

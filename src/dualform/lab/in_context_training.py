@@ -21,7 +21,7 @@ FAR = 10.0
 """An error this many times the targets' root mean square counts by itself and no longer by its square. Layers that each
 multiply by what they read explode on a rare sequence while they learn; no other error is as large."""
 PATIENCE = 20
-"""Steps in a row in which a model's loss may not be finite, see `training.fit`."""
+"""Steps in a row in which a model's loss or gradient need not be finite, see `training.fit`."""
 
 
 def self_attention_training(steps: int, batch: int = BATCH, learning_rate: float = 0.01) -> Training:
@@ -73,7 +73,7 @@ def train_together(
 
     Raises:
         ConfigError: The tasks have other inputs than the model, or no example besides the query.
-        TrainingError: A model's loss is NaN or infinite for more than `PATIENCE` steps in a row.
+        TrainingError: A model's loss or gradient is NaN or infinite for more than `PATIENCE` steps in a row.
     """
     if tasks.dimension != config.dimension or tasks.points < 2:
         raise ConfigError(

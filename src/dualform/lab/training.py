@@ -124,15 +124,15 @@ def fit(
         schedule: A `Training` or a `Recipe`.
         optimiser: Adam on all parameters where there is none; its learning rate is set at every step.
         first: Steps that were done before, for a training that goes on.
-        patience: Steps in a row in which a model's loss may be NaN or infinite. Its gradient is then zero, and what
-            moves it is Adam's average of earlier ones, which fades.
+        patience: Steps in a row in which a model's loss, or the norm of its gradient, may be NaN or infinite. Its
+            gradient is then zero, and what moves it is Adam's average of earlier ones, which fades.
         models: Names of the models, for errors.
         remedy: Last sentence of an error.
         after_step: Called after each step.
 
     Raises:
-        TrainingError: A loss is NaN or infinite for more than `patience` steps in a row, or a gradient is; the step is
-            then not taken.
+        TrainingError: A loss or a gradient's norm is NaN or infinite for more than `patience` steps in a row; the last
+            of these steps is not taken.
     """
     parameters = list(parameters)
     if optimiser is None:
@@ -149,15 +149,18 @@ def fit(
             _drop_broken_(parameters, found.isfinite())
         norms = clip_(parameters, schedule.clip, together=found.dim() > 0)
         by_model, lengths = (one.reshape(-1).tolist() for one in (found, norms))
-        broken_for = broken_for or [0] * len(by_model)
-        broken_for = [0 if math.isfinite(loss) else n + 1 for n, loss in zip(broken_for, by_model, strict=True)]
-        for what, values in (("loss", by_model), ("gradient's norm", lengths)):
-            for place, value in enumerate(values):
-                if broken_for[place] > patience or not (math.isfinite(value) or what == "loss"):
-                    name = f" of {models[place]}" if models else ""
-                    raise TrainingError(
-                        f"step {number + 1}: the {what}{name} is {value} at a learning rate of {rate:g}. {remedy}"
-                    )
+        finite = [math.isfinite(loss) and math.isfinite(norm) for loss, norm in zip(by_model, lengths, strict=True)]
+        broken_for = [0 if good else n + 1 for n, good in zip(broken_for or [0] * len(finite), finite, strict=True)]
+        for place, (steps, loss, norm) in enumerate(zip(broken_for, by_model, lengths, strict=True)):
+            if steps > patience:
+                what, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
+                name = f" of {models[place]}" if models else ""
+                raise TrainingError(
+                    f"step {number + 1}: the {what}{name} is {value} at a learning rate of {rate:g}. {remedy}"
+                )
+        if not all(finite):
+            # Of a gradient that is finite itself, the squares may overflow.
+            _drop_broken_(parameters, norms.isfinite())
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.step()
