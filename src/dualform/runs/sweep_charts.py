@@ -99,7 +99,7 @@ def gain_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
             Names("task", tasks, room=70),
             hover=("learner", "group", ("gain", "+.1f", "less zero-shot, points"), ("accuracy", ".1%")),
         )
-        plot.cells(own, color=heat_colours("gain", reach))
+        plot.cells(own, heat_colours("gain", reach))
         # With more columns the numbers would run into one another.
         inked = [row | {"words": f"{row['gain']:+.1f}", "ink": ink_on(row["gain"], reach)} for row in own]
         # A layer for each ink: the colour scale is the cells'.
@@ -149,7 +149,7 @@ def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
         for end in (0, 1):
             plot.thin(end, strokeDash=[4, 4], color=MEASURE_COLOUR, strokeWidth=1.5)
         plot.intervals(own, width=2.5)
-        plot.dots(own, size=60, shape=shapes("model", _shapes(names), key))
+        plot.dots(own, shapes("model", _shapes(names), key), size=60)
         height = (LANE * len(names) + 12) * len(tasks)
         drawn.append(plot.chart(width=WIDE // 2, height=height, title=measure_of(measure).title))
     return panels(drawn, columns=2, gap=LABEL_GAP, row_gap=ROW_GAP)
@@ -181,7 +181,7 @@ def cost_by_model_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
     )
     # Below, because two legends are too wide for a phone.
     key = legend(1, below=True, grey=True, labelLimit=300) if len(names) > 1 else None
-    plot.dots(rows, size=110, opacity=0.9, shape=shapes("model", _shapes(names), key))
+    plot.dots(rows, shapes("model", _shapes(names), key), size=110, opacity=0.9)
     return plot.chart(height=260)
 
 

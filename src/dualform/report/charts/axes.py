@@ -36,17 +36,25 @@ class Numbers:
 
     def channel(self, kind: type[alt.X] | type[alt.Y], field: str | None = None) -> alt.X | alt.Y:
         """The axis for a layer that reads another field; by default its own."""
-        scale: dict[str, Any] = {"type": "log"} if self.log else {"type": "linear", "zero": self.zero}
-        if self.domain is not None:
-            scale |= {"domain": list(self.domain)} | ({"clamp": True} if self.clamp else {})
-        ticks: dict[str, Any] = {"tickCount": self.ticks} if isinstance(self.ticks, int) else {"values": [*self.ticks]}
-        text = {"labelExpr": self.labels} if self.labels else {"format": self.format} if self.format else {}
-        return kind(
-            f"{field or self.field}:Q",
-            title=self.title,
-            scale=alt.Scale(nice=self.nice, padding=self.padding, **scale),
-            axis=alt.Axis(title=self.title, grid=self.grid, labelOverlap="greedy", labelFlush=False, **ticks, **text),
+        scale = alt.Scale(
+            type="log" if self.log else "linear",
+            zero=alt.Undefined if self.log else self.zero,
+            domain=alt.Undefined if self.domain is None else [*self.domain],
+            clamp=True if self.clamp and self.domain is not None else alt.Undefined,
+            nice=self.nice,
+            padding=self.padding,
         )
+        axis = alt.Axis(
+            title=self.title,
+            grid=self.grid,
+            tickCount=self.ticks if isinstance(self.ticks, int) else alt.Undefined,
+            values=alt.Undefined if isinstance(self.ticks, int) else [*self.ticks],
+            format=self.format if self.format and not self.labels else alt.Undefined,
+            labelExpr=self.labels or alt.Undefined,
+            labelOverlap="greedy",
+            labelFlush=False,
+        )
+        return kind(f"{field or self.field}:Q", title=self.title, scale=scale, axis=axis)
 
 
 @dataclass(frozen=True)
@@ -67,17 +75,23 @@ class Names:
 
     def channel(self, kind: type[alt.X] | type[alt.Y], field: str | None = None) -> alt.X | alt.Y:
         """The axis for a layer that reads another field; by default its own."""
-        ruling: dict[str, Any] = {"grid": True, "tickBand": "extent"} if self.ruled else {"grid": False}
-        some: dict[str, Any] = {} if self.shown is None else {"values": [*self.shown]}
-        text = {"labelLimit": self.room, "labelPadding": 6, "ticks": False}
-        turned = {"labelAngle": self.angle} if kind is alt.X else {}
-        scale = {"paddingInner": 0, "paddingOuter": 0} if self.ruled else {}
+        padding = 0 if self.ruled else alt.Undefined
+        axis = alt.Axis(
+            title=self.title,
+            grid=self.ruled,
+            ticks=False,
+            tickBand="extent" if self.ruled else alt.Undefined,
+            values=alt.Undefined if self.shown is None else [*self.shown],
+            labelLimit=self.room,
+            labelPadding=6,
+            labelAngle=self.angle if kind is alt.X else alt.Undefined,
+        )
         return kind(
             f"{field or self.field}:N",
             sort=[*self.names],
             title=self.title,
-            scale=alt.Scale(domain=[*self.names], **scale),
-            axis=alt.Axis(title=self.title, **text, **ruling, **turned, **some),
+            scale=alt.Scale(domain=[*self.names], paddingInner=padding, paddingOuter=padding),
+            axis=axis,
         )
 
 
@@ -101,8 +115,8 @@ def hints(*fields: Hint) -> list[alt.Tooltip]:
     lines = []
     for each in fields:
         field, spec, title = (*((each,) if isinstance(each, str) else each), "", "")[:3]
-        options = ({"format": spec} if spec else {}) | ({"title": title} if title else {})
-        lines.append(alt.Tooltip(f"{field}:{'Q' if spec else 'N'}", **options))
+        kind = "Q" if spec else "N"
+        lines.append(alt.Tooltip(f"{field}:{kind}", format=spec or alt.Undefined, title=title or alt.Undefined))
     return lines
 
 

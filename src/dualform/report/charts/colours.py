@@ -1,13 +1,28 @@
 """Colours, dashes and shapes of series, and their legends."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 import altair as alt
 
 from dualform.report.palette import MEASURE_COLOUR, learner_style
 
 SHAPES: tuple[str, ...] = ("circle", "triangle-up", "diamond", "square", "triangle-down", "cross")
+
+
+_Encoding = TypeVar("_Encoding", alt.Color, alt.Shape, alt.StrokeDash)
+
+
+class LegendLook(TypedDict, total=False):
+    """Further properties of a legend, named as in Vega-Lite."""
+
+    titleOrient: Literal["left", "top"]
+    direction: Literal["horizontal", "vertical"]
+    columnPadding: float
+    labelLimit: float
+    gradientLength: float
+    gradientThickness: float
+    tickCount: int
 
 
 def learner_scale(keys: Sequence[str]) -> alt.Scale:
@@ -23,20 +38,28 @@ def learner_colours(keys: Sequence[str], legend: alt.Legend | None) -> alt.Color
 
 def colours(field: str, named: Mapping[str, str], legend: alt.Legend | None = None) -> alt.Color:
     """Colour by a field of names, each with a CSS colour."""
-    return alt.Color(f"{field}:N", **_encoded(named, legend))
+    return _encode(alt.Color, field, named, legend)
 
 
 def shapes(field: str, named: Mapping[str, str], legend: alt.Legend | None = None) -> alt.Shape:
     """Shape by a field of names, each with a shape of Vega's."""
-    return alt.Shape(f"{field}:N", **_encoded(named, legend))
+    return _encode(alt.Shape, field, named, legend)
 
 
 def dashes(field: str, named: Mapping[str, Sequence[int]], legend: alt.Legend | None = None) -> alt.StrokeDash:
     """Dashes by a field of names, each with lengths of stroke and gap in pixels."""
-    return alt.StrokeDash(f"{field}:N", **_encoded({name: [*each] for name, each in named.items()}, legend))
+    return _encode(alt.StrokeDash, field, {name: [*each] for name, each in named.items()}, legend)
 
 
-def legend(columns: int = 3, *, symbol: str = "", below: bool = False, grey: bool = False, **others: Any) -> alt.Legend:
+def legend(
+    columns: int = 3,
+    *,
+    symbol: Literal["", "circle", "stroke"] = "",
+    below: bool = False,
+    grey: bool = False,
+    title: str | None = None,
+    **look: Unpack[LegendLook],
+) -> alt.Legend:
     """A legend in rows above or below a chart.
 
     Args:
@@ -44,16 +67,25 @@ def legend(columns: int = 3, *, symbol: str = "", below: bool = False, grey: boo
         symbol: `circle`, or `stroke` for lines with dashes; without it, what the marks are.
         below: Whether it stands below: on a narrow screen the menu of the chart may cover it above.
         grey: For shapes: their colour, since black vanishes on a dark screen.
-        others: Further properties.
+        title: Its heading.
+        look: Further properties.
     """
-    look: dict[str, Any] = {"symbolFillColor": MEASURE_COLOUR, "symbolStrokeColor": MEASURE_COLOUR} if grey else {}
-    if symbol:
-        # Long enough for dashes to be told from one another.
-        look |= {"symbolType": symbol, "symbolSize": 400 if symbol == "stroke" else 100, "symbolStrokeWidth": 2}
-    place = {"orient": "bottom" if below else "top", "columns": columns}
-    return alt.Legend(**({"title": None, "symbolOpacity": 1} | place | look | others))
+    # Strokes are long enough for dashes to be told from one another.
+    size = 400 if symbol == "stroke" else 100
+    return alt.Legend(
+        title=title,
+        orient="bottom" if below else "top",
+        columns=columns,
+        symbolOpacity=1,
+        symbolFillColor=MEASURE_COLOUR if grey else alt.Undefined,
+        symbolStrokeColor=MEASURE_COLOUR if grey else alt.Undefined,
+        symbolType=symbol or alt.Undefined,
+        symbolSize=size if symbol else alt.Undefined,
+        symbolStrokeWidth=2 if symbol else alt.Undefined,
+        **look,
+    )
 
 
-def _encoded(named: Mapping[str, Any], legend: alt.Legend | None) -> dict[str, Any]:
+def _encode(channel: type[_Encoding], field: str, named: Mapping[str, Any], legend: alt.Legend | None) -> _Encoding:
     names = [*named]
-    return {"sort": names, "scale": alt.Scale(domain=names, range=[*named.values()]), "legend": legend}
+    return channel(f"{field}:N", sort=names, scale=alt.Scale(domain=names, range=[*named.values()]), legend=legend)

@@ -1,12 +1,12 @@
 """Means as dots with their intervals, one row each; seeds as small dots below them, levels to compare with as lines."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import altair as alt
 
 from dualform.report.charts.axes import Hint, Names, Numbers, interval_hints, shares
-from dualform.report.charts.plot import Plot, Rows
+from dualform.report.charts.plot import Plot, Rows, Size
 from dualform.report.numerals import finite, known
 from dualform.result import Estimate, Paired
 
@@ -54,7 +54,8 @@ def dot_chart(
     seeds: Rows = (),
     levels: Sequence[tuple[float, str]] = (),
     zero: bool = False,
-    **size: Any,
+    title: str | None = None,
+    **size: Unpack[Size],
 ) -> alt.LayerChart:
     """Dots with intervals along an axis of numbers, a row a name; with `lanes`, several dots a row.
 
@@ -68,6 +69,7 @@ def dot_chart(
         seeds: Single runs, with the same fields but an interval, and `seed`.
         levels: Values drawn as dashed lines, each with its name.
         zero: Whether zero is a line.
+        title: Its heading.
         size: As for `Plot.chart`; by default so high that rows have room.
     """
     plot = Plot(values, names, colour=colour, hover=hover, lanes=lanes)
@@ -82,7 +84,8 @@ def dot_chart(
         # Below the interval, so that neither hides the other.
         plot.dots(seeds, size=26, opacity=0.55, hover=hints, aside=11)
     row = LANE_HEIGHT * len(lanes.names) + 8 if lanes else ROW_HEIGHT
-    return plot.chart(**{"height": row * len(names.names) + 10} | size)
+    usual: Size = {"height": row * len(names.names) + 10}
+    return plot.chart(title=title, **(usual | size))
 
 
 def share_chart(
@@ -97,7 +100,7 @@ def share_chart(
     levels: Sequence[tuple[float, str]] = (),
     lanes: Names | None = None,
     hover: Sequence[Hint] = (),
-    **size: Any,
+    **size: Unpack[Size],
 ) -> alt.LayerChart:
     """Shares in [0, 1] as dots with intervals, on an axis around them.
 

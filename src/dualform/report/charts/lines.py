@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import altair as alt
 
 from dualform.report.charts.axes import Hint, Names, Numbers
-from dualform.report.charts.plot import Plot, Rows
+from dualform.report.charts.plot import Plot, Rows, Size
 
 MOST_DECADES = 8
 """Decades of a log axis above which some get no tick."""
@@ -25,7 +25,8 @@ def line_chart(
     strokes: bool = False,
     zero: bool = False,
     dots: float = 0,
-    **size: Any,
+    title: str | None = None,
+    **size: Unpack[Size],
 ) -> alt.LayerChart:
     """Lines with a point under the pointer for each row.
 
@@ -40,6 +41,7 @@ def line_chart(
         strokes: Whether they are drawn as a stroke for each row.
         zero: Whether zero is a line.
         dots: Size of the points that are seen, in square pixels; none are without it.
+        title: Its heading.
         size: As for `Plot.chart`.
     """
     plot = Plot(x, y, colour=colour, hover=hover)
@@ -49,9 +51,9 @@ def line_chart(
         plot.bands(banded, opacity=0.15)
     if strokes:
         plot.intervals(rows, width=2, opacity=0.45)
-    plot.line(rows, width=1.8, **({} if dash is None else {"strokeDash": dash}))
+    plot.line(rows, *([] if dash is None else [dash]), width=1.8)
     plot.dots(rows, size=dots or 60, opacity=1 if dots else 0)
-    return plot.chart(**size)
+    return plot.chart(title=title, **size)
 
 
 def log_ticks(values: Sequence[float], *, within: bool = False) -> list[float]:

@@ -8,7 +8,7 @@ WIDE = 560
 """Pixels of a panel that has a row to itself."""
 
 
-def panels(charts: Sequence[alt.TopLevelMixin], *, columns: int, gap: int, row_gap: int) -> alt.TopLevelMixin | None:
+def panels(charts: Sequence[alt.LayerChart], *, columns: int, gap: int, row_gap: int) -> alt.ConcatChart | None:
     """Charts as small multiples, each with its own scales; None without charts.
 
     Args:

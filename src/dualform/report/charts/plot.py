@@ -12,7 +12,7 @@ Text from data sets enters as data only, never as a field name or an expression.
 import math
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 import altair as alt
 
@@ -22,11 +22,51 @@ from dualform.report.charts.theme import RULE_COLOUR
 from dualform.report.palette import MEASURE_COLOUR
 
 Rows = Sequence[Mapping[str, Any]]
+Channel = alt.Color | alt.Detail | alt.Fill | alt.FillOpacity | alt.Opacity | alt.Shape | alt.StrokeDash
+"""An encoding that a mark has for itself, beyond its places."""
 
 NAME_HEIGHT = 12
 """Pixels from the name of one line to that of the next above it."""
 NAME_PART = 0.25
 """Part of an axis that the name of a line may take; lines that are closer have their names above one another."""
+
+
+_Encoding = Channel | alt.Text | alt.X | alt.X2 | alt.XOffset | alt.Y | alt.Y2 | alt.YOffset
+_Mark = Literal["area", "bar", "line", "point", "rect", "rule", "text", "tick"]
+
+
+class Size(TypedDict, total=False):
+    """Of a chart, as for `Plot.chart`."""
+
+    width: int
+    height: int
+
+
+class Look(TypedDict, total=False):
+    """Properties of a mark, named as in Vega-Lite; sizes and lengths are in pixels."""
+
+    align: Literal["left", "center", "right"]
+    baseline: Literal["top", "middle", "bottom"]
+    clip: bool
+    color: str
+    dy: float
+    fillOpacity: float
+    filled: bool
+    fontSize: float
+    height: float
+    limit: float
+    opacity: float
+    orient: Literal["horizontal", "vertical"]
+    shape: str
+    size: float
+    strokeCap: Literal["butt", "round", "square"]
+    strokeDash: Sequence[float]
+    strokeOpacity: float
+    strokeWidth: float
+    thickness: float
+    x2Offset: float
+    xOffset: float
+    yOffset: float
 
 
 class Plot:
@@ -60,54 +100,102 @@ class Plot:
         self._layers: list[alt.Chart] = []
         self._levels: list[tuple[float, int]] = []
 
-    def intervals(self, rows: Rows, *, width: float = 3, **mark: Any) -> None:
-        """A stroke from `low` to `high`, or between two other fields that are named so, for each row."""
-        look: dict[str, Any] = {"strokeWidth": width, "strokeCap": "round"}
-        self._span(rows, "rule", **(look | mark))
+    def intervals(
+        self,
+        rows: Rows,
+        *,
+        low: str = "low",
+        high: str = "high",
+        width: float = 3,
+        hover: Sequence[Hint] = (),
+        **look: Unpack[Look],
+    ) -> None:
+        """A stroke for each row, between two fields."""
+        usual: Look = {"strokeWidth": width, "strokeCap": "round"}
+        self._span(rows, "rule", low, high, hover, usual | look)
 
-    def bands(self, rows: Rows, *, opacity: float = 0.2, **mark: Any) -> None:
+    def bands(self, rows: Rows, **look: Unpack[Look]) -> None:
         """An area between `low` and `high`; none where no row has both, of which Vega would warn."""
         if any(row["low"] is not None and row["high"] is not None for row in rows):
-            self._span(rows, "area", opacity=opacity, **mark)
+            usual: Look = {"opacity": 0.2}
+            self._span(rows, "area", "low", "high", (), usual | look)
 
-    def dots(self, rows: Rows, *, size: float = 100, hover: Sequence[Hint] = (), aside: float = 0, **mark: Any) -> None:
+    def dots(
+        self,
+        rows: Rows,
+        *channels: Channel,
+        hover: Sequence[Hint] = (),
+        aside: float = 0,
+        **look: Unpack[Look],
+    ) -> None:
         """A point for each row.
 
         Args:
             rows: The data.
-            size: Its area in square pixels.
+            channels: Encodings of its own.
             hover: Hints of its own.
             aside: Pixels by which it stands beside its row or column.
-            mark: Further properties of the mark; an encoding under the name of its channel.
+            look: Further properties of the mark; its size is an area, in square pixels.
         """
-        offset = {"xOffset" if self._upright else "yOffset": aside} if aside else {}
-        self._at(rows, "point", hover, **({"filled": True, "opacity": 1} | mark | offset), size=size)
+        usual: Look = {"filled": True, "size": 100}
+        if not any(isinstance(each, alt.Opacity) for each in channels):
+            usual["opacity"] = 1
+        offset: Look = {}
+        if aside:
+            offset = {"xOffset": aside} if self._upright else {"yOffset": aside}
+        self._add(rows, "point", usual | look | offset, *channels, hover=hover)
 
-    def line(self, rows: Rows, *, width: float = 2, **mark: Any) -> None:
+    def line(self, rows: Rows, *channels: Channel, width: float = 2, **look: Unpack[Look]) -> None:
         """A line through all rows of a colour."""
-        self._at(rows, "line", None, strokeWidth=width, **mark)
+        usual: Look = {"strokeWidth": width}
+        self._add(rows, "line", usual | look, *channels, hover=None)
 
-    def links(self, rows: Rows, end: str, *, width: float = 1, **mark: Any) -> None:
+    def links(self, rows: Rows, end: str, *, width: float = 1, **look: Unpack[Look]) -> None:
         """A stroke along the axis of places, from a row's own place to that in the field `end`."""
-        to = {"y2" if not self._upright else "x2": f"{end}:Q"}
-        self._add(rows, "rule", None, None, {"strokeWidth": width} | mark, to)
+        usual: Look = {"strokeWidth": width}
+        self._add(rows, "rule", usual | look, alt.X2(f"{end}:Q") if self._upright else alt.Y2(f"{end}:Q"), hover=None)
 
-    def ticks(self, rows: Rows, **mark: Any) -> None:
-        """A short stroke across the axis of values for each row."""
-        hover = mark.pop("hover", ())
-        self._at(rows, "tick", hover, **({"orient": "vertical"} | mark))
+    def ticks(self, rows: Rows, *, field: str, hover: Sequence[Hint] = (), **look: Unpack[Look]) -> None:
+        """A short stroke across the axis of values for each row, at the value in a field."""
+        usual: Look = {"orient": "vertical"}
+        self._add(rows, "tick", usual | look, field=field, hover=hover)
 
-    def texts(self, rows: Rows, words: str, *, hover: Sequence[Hint] = (), **mark: Any) -> None:
-        """The text in the field `words`, for each row; hints show over it as over what it stands on."""
-        self._at(rows, "text", hover, text=alt.Text(f"{words}:N"), **mark)
+    def texts(
+        self,
+        rows: Rows,
+        words: str,
+        *channels: Channel,
+        field: str | None = None,
+        hover: Sequence[Hint] = (),
+        **look: Unpack[Look],
+    ) -> None:
+        """The text in the field `words`, for each row; hints show over it as over what it stands on.
 
-    def bars(self, rows: Rows, *, start: str = "start", end: str = "end", **mark: Any) -> None:
+        Args:
+            rows: The data.
+            words: The field of the text.
+            channels: Encodings of its own.
+            field: The field of the value at which it stands; that of the axis without it.
+            hover: Hints of its own.
+            look: Further properties of the mark.
+        """
+        self._add(rows, "text", look, alt.Text(f"{words}:N"), *channels, field=field, hover=hover)
+
+    def bars(
+        self,
+        rows: Rows,
+        *channels: Channel,
+        start: str = "start",
+        end: str = "end",
+        hover: Sequence[Hint] = (),
+        **look: Unpack[Look],
+    ) -> None:
         """A bar from one field to another."""
-        self._span(rows, "bar", low=start, high=end, **mark)
+        self._span(rows, "bar", start, end, hover, look, *channels)
 
-    def cells(self, rows: Rows, **mark: Any) -> None:
+    def cells(self, rows: Rows, *channels: Channel, **look: Unpack[Look]) -> None:
         """A coloured cell for each row of a map between two axes of names."""
-        self._at(rows, "rect", (), **mark)
+        self._add(rows, "rect", look, *channels)
 
     def level(self, value: float, name: str, spec: str = ".1%") -> None:
         """A dashed line across the axis of values, with its name above; above that those of lines close by."""
@@ -122,21 +210,21 @@ class Plot:
             text.encode(y=alt.value(-above), text=alt.value(name)),
         ]
 
-    def thin(self, value: float = 0.0, **mark: Any) -> None:
+    def thin(self, value: float = 0.0, **look: Unpack[Look]) -> None:
         """A line without a name across the axis of values."""
-        self._layers.append(self._level(value, "level").mark_rule(**({"strokeWidth": 1, "color": RULE_COLOUR} | mark)))
+        usual: Look = {"strokeWidth": 1, "color": RULE_COLOUR}
+        self._layers.append(self._level(value, "level").mark_rule(**(usual | look)))
 
-    def levels(self, rows: Rows, hover: Sequence[Hint], **mark: Any) -> None:
+    def levels(self, rows: Rows, hover: Sequence[Hint]) -> None:
         """A dashed line at `at` for each row, in the row's colour."""
-        place = {"y" if self._upright else "x": self._channel(self._values, "at")}
-        base = self._data(rows, hover).mark_rule(**({"strokeDash": [5, 4], "strokeWidth": 1.6} | self._ink() | mark))
-        self._layers.append(base.encode(**place, **self._colours()))
+        look: Look = {"strokeDash": [5, 4], "strokeWidth": 1.6}
+        base = self._data(rows, hover).mark_rule(**(look | self._ink()))
+        self._layers.append(base.encode(self._channel(self._values, "at"), *self._colours()))
 
-    def across(self, places: Sequence[float], **mark: Any) -> None:
+    def across(self, places: Sequence[float]) -> None:
         """Dashed lines along the axis of values, at places of the other axis."""
-        field = {"x" if self._upright else "y": self._channel(self._places, "at")}
-        base = alt.Chart(alt.Data(values=[{"at": place} for place in places])).encode(**field)
-        self._layers.append(base.mark_rule(**({"strokeDash": [4, 4], "color": MEASURE_COLOUR} | mark)))
+        base = self._data([{"at": place} for place in places]).encode(self._channel(self._places, "at"))
+        self._layers.append(base.mark_rule(strokeDash=[4, 4], color=MEASURE_COLOUR))
 
     def chart(self, *, width: int = WIDE, height: int, title: str | None = None, offset: int = 20) -> alt.LayerChart:
         """The chart.
@@ -148,48 +236,41 @@ class Plot:
             offset: Pixels from the heading to the plot; names of levels stand between them.
         """
         above = offset + NAME_HEIGHT * max((row for _, row in self._levels), default=0)
-        heading = {} if title is None else {"title": panel_title(title, above)}
-        return alt.layer(*self._layers).properties(width=width, height=height, **heading)
+        heading = alt.Undefined if title is None else panel_title(title, above)
+        return alt.LayerChart(layer=self._layers, width=width, height=height, title=heading)
 
-    def _span(self, rows: Rows, mark: str, *, low: str = "low", high: str = "high", **properties: Any) -> None:
-        end = {"y2" if self._upright else "x2": f"{high}:Q"}
-        self._add(rows, mark, properties.pop("hover", ()), low, properties, end)
-
-    def _at(self, rows: Rows, mark: str, hover: Sequence[Hint] | None, **properties: Any) -> None:
-        self._add(rows, mark, hover, properties.pop("field", None), properties, {})
+    def _span(
+        self, rows: Rows, mark: _Mark, low: str, high: str, hover: Sequence[Hint], look: Look, *channels: Channel
+    ) -> None:
+        end = alt.Y2(f"{high}:Q") if self._upright else alt.X2(f"{high}:Q")
+        self._add(rows, mark, look, end, *channels, field=low, hover=hover)
 
     def _add(
         self,
         rows: Rows,
-        mark: str,
-        hover: Sequence[Hint] | None,
-        field: str | None,
-        properties: dict[str, Any],
-        end: dict[str, Any],
+        mark: _Mark,
+        look: Look,
+        *channels: _Encoding,
+        field: str | None = None,
+        hover: Sequence[Hint] | None = (),
     ) -> None:
-        channels = {key: each for key, each in properties.items() if isinstance(each, alt.SchemaBase)}
-        ink = {} if "color" in properties else self._ink()
-        look = ink | {key: each for key, each in properties.items() if key not in channels}
-        values, places = ("y", "x") if self._upright else ("x", "y")
-        encoding = {
-            places: self._channel(self._places),
-            values: self._channel(self._values, field),
-            **({} if "color" in properties else self._colours()),
-            **end,
-            **channels,
-        }
+        """Add a layer; its values are in `field`, and without `hover` (None) it shows no hints."""
+        encodings: list[_Encoding] = [self._channel(self._places), self._channel(self._values, field), *channels]
+        if not ("color" in look or any(isinstance(each, alt.Color) for each in channels)):
+            encodings += self._colours()
+            look = self._ink() | look
         if self._lanes is not None:
-            encoding[f"{places}Offset"] = self._lane(alt.XOffset if self._upright else alt.YOffset, self._lanes)
+            encodings.append(self._lane(alt.XOffset if self._upright else alt.YOffset, self._lanes))
         if self._detail is not None:
-            encoding["detail"] = f"{self._detail}:N"
-        base = self._data(rows, None if hover is None else hover or self._hover)
-        self._layers.append(getattr(base, f"mark_{mark}")(**look).encode(**encoding))
+            encodings.append(alt.Detail(f"{self._detail}:N"))
+        base = self._data(rows, () if hover is None else hover or self._hover)
+        self._layers.append(getattr(base, f"mark_{mark}")(**look).encode(*encodings))
 
     def _lane(self, kind: type[alt.XOffset] | type[alt.YOffset], lanes: Names | Numbers) -> alt.XOffset | alt.YOffset:
         if isinstance(lanes, Numbers):
             return kind(f"{lanes.field}:Q", scale=alt.Scale(domain=[0, 1], nice=False, zero=False))
         ruled = isinstance(self._places, Names) and self._places.ruled
-        scale = alt.Scale(domain=[*lanes.names], **({"paddingOuter": 0.7} if ruled else {}))
+        scale = alt.Scale(domain=[*lanes.names], paddingOuter=0.7 if ruled else alt.Undefined)
         return kind(f"{lanes.field}:N", sort=[*lanes.names], scale=scale)
 
     def _free_row(self, value: float) -> int:
@@ -200,18 +281,17 @@ class Plot:
         return next(row for row in count() if row not in taken)
 
     def _level(self, value: float, field: str = "at") -> alt.Chart:
-        place = {"y" if self._upright else "x": self._channel(self._values, field)}
-        return alt.Chart(alt.Data(values=[{field: value}])).encode(**place)
+        return self._data([{field: value}]).encode(self._channel(self._values, field))
 
-    def _data(self, rows: Rows, hover: Sequence[Hint] | None) -> alt.Chart:
+    def _data(self, rows: Rows, hover: Sequence[Hint] = ()) -> alt.Chart:
         base = alt.Chart(alt.Data(values=[dict(row) for row in rows]))
         return base.encode(tooltip=hints(*hover)) if hover else base
 
     def _channel(self, axis: Numbers | Names, field: str | None = None) -> alt.X | alt.Y:
         return axis.channel(alt.Y if (axis is self._values) is self._upright else alt.X, field)
 
-    def _ink(self) -> dict[str, Any]:
+    def _ink(self) -> Look:
         return {"color": self._colour} if isinstance(self._colour, str) else {}
 
-    def _colours(self) -> dict[str, Any]:
-        return {} if isinstance(self._colour, str) else {"color": self._colour}
+    def _colours(self) -> list[alt.Color]:
+        return [] if isinstance(self._colour, str) else [self._colour]

@@ -1,6 +1,7 @@
 """A chart as a file: for a paper, for a browser, or as data."""
 
 from pathlib import Path
+from typing import Literal
 
 import altair as alt
 
@@ -8,7 +9,8 @@ from dualform.errors import ConfigError
 from dualform.files import atomic_write
 from dualform.report.charts.theme import THEME
 
-FORMATS = ("svg", "png", "pdf", "html", "json")
+Format = Literal["svg", "png", "pdf", "html", "json"]
+FORMATS: tuple[Format, ...] = ("svg", "png", "pdf", "html", "json")
 
 
 def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
@@ -20,15 +22,15 @@ def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
         ConfigError: The ending is none of these.
         StorageError: The file cannot be written.
     """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
+    kind = next((each for each in FORMATS if path.suffix.lower() == f".{each}"), None)
+    if kind is None:
         endings = ", ".join(f".{each}" for each in FORMATS)
         raise ConfigError(f"cannot save a chart as {path.name!r}: its ending must be one of {endings}.")
     with atomic_write(path) as temporary, alt.theme.enable(THEME):
         if kind == "html":
             chart.save(str(temporary), format=kind, inline=True)
-        elif kind == "json":
-            chart.save(str(temporary), format=kind)
-        else:
+        elif kind == "png":
             # Twice the resolution of a screen, for print.
-            chart.save(str(temporary), format=kind, engine="vl-convert", **({"ppi": 200} if kind == "png" else {}))
+            chart.save(str(temporary), format=kind, engine="vl-convert", ppi=200)
+        else:
+            chart.save(str(temporary), format=kind, engine="vl-convert")

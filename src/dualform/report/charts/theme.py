@@ -31,14 +31,13 @@ OF_PAGE = Inks("var(--text)", "var(--soft)", "var(--line)", "var(--font)")
 """The variables of the page's style sheet, so that a picture follows the reader's screen."""
 
 
-def config(inks: Inks = LIGHT, background: str = "transparent") -> dict[str, Any]:
+def config(inks: Inks = LIGHT, background: str = "transparent") -> alt.theme.ConfigKwds:
     """The `config` of a Vega-Lite specification.
 
     Args:
         inks: Colours of text and lines.
         background: CSS colour behind the chart.
     """
-    small = {"labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": "normal"}
     return {
         "background": background,
         "font": inks.font,
@@ -49,9 +48,17 @@ def config(inks: Inks = LIGHT, background: str = "transparent") -> dict[str, Any
             "gridColor": inks.line,
             "domainColor": inks.line,
             "tickColor": inks.line,
-            **small,
+            "labelFontSize": 11,
+            "titleFontSize": 11.5,
+            "titleFontWeight": "normal",
         },
-        "legend": {"labelColor": inks.soft, "titleColor": inks.soft, **small},
+        "legend": {
+            "labelColor": inks.soft,
+            "titleColor": inks.soft,
+            "labelFontSize": 11,
+            "titleFontSize": 11.5,
+            "titleFontWeight": "normal",
+        },
         "text": {"fontSize": 11},
         "view": {"stroke": None},
     }

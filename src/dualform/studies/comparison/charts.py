@@ -16,7 +16,7 @@ from dualform.report.charts.colours import colours, learner_colours, legend, sha
 from dualform.report.charts.dots import ROW_HEIGHT, dot_rows, share_chart
 from dualform.report.charts.heat import MISSING_COLOUR, heat_colours
 from dualform.report.charts.panels import panels
-from dualform.report.charts.plot import Plot
+from dualform.report.charts.plot import Plot, Size
 from dualform.report.charts.theme import RULE_COLOUR
 from dualform.report.measures import control_of, in_order, measure_of
 from dualform.report.numerals import MISSING, decimal, finite, known
@@ -25,7 +25,7 @@ from dualform.result import Result, Similarity, Trial
 from dualform.studies.baseline_words import baseline_levels
 from dualform.studies.paired_words import LEVEL
 
-PANEL = {"width": 220, "height": 150}
+PANEL: Size = {"width": 220, "height": 150}
 """Pixels of one small multiple."""
 LABELS_SHOWN = 8
 """Labels with a colour of their own in the chart of predictions; the rest are drawn as one."""
@@ -113,7 +113,7 @@ def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
     )
     plot.bars(rows, height=20)
     wide = [row | {"percent": f"{100 * row['share']:.0f}%"} for row in rows if row["share"] >= 0.08]
-    plot.texts(wide, "percent", field="middle", color=alt.Color("ink:N", scale=None))
+    plot.texts(wide, "percent", alt.Color("ink:N", scale=None), field="middle")
     return plot.chart(height=ROW_HEIGHT * len(bars_of))
 
 
@@ -209,7 +209,7 @@ def _any_number(values: Sequence[Any] | None) -> bool:
     return values is not None and any(finite(value) is not None for value in values)
 
 
-def _layer_panel(key: str, result: Result) -> alt.TopLevelMixin:
+def _layer_panel(key: str, result: Result) -> alt.LayerChart:
     similarity, floor = result.similarity[key], layer_floor(key, result)
     rows = _layer_rows(measure_of(key).title, similarity, floor)
     tested = [row for row in rows if row["above"] is not None]
@@ -268,7 +268,7 @@ def _layer_rows(title: str, similarity: Similarity, floor: tuple[str, Similarity
     return rows
 
 
-def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.TopLevelMixin:
+def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.LayerChart:
     rows: list[dict[str, Any]] = [
         {"measure": title, "layer": layer, "head": head, "mean": finite(value)}
         for layer, values in enumerate(heads)
@@ -282,7 +282,7 @@ def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.TopLevelMixin
         hover=("measure", "layer", "head", ("mean", ".3f")),
     )
     bar = legend(below=True, direction="horizontal", gradientLength=140, gradientThickness=8, tickCount=3)
-    plot.cells([row for row in rows if row["mean"] is not None], color=heat_colours("mean", reach, bar))
+    plot.cells([row for row in rows if row["mean"] is not None], heat_colours("mean", reach, bar))
     # A layer of their own: within one layer Vega-Lite draws a missing number as zero.
     if missing := [row for row in rows if row["mean"] is None]:
         plot.cells(missing, color=MISSING_COLOUR)
@@ -295,7 +295,7 @@ def _counted(field: str, n: int, most: int) -> Names:
     return Names(field, every, field, shown=every[:: max(1, n // most)])
 
 
-def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
+def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.LayerChart:
     found = [value for trial in trials if (value := finite(trial.validation_accuracy)) is not None]
     # Dropped rates have no accuracy; they stand below all that have one.
     floor = max(0.0, min(found, default=0.5) - 0.05)
@@ -331,11 +331,11 @@ def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.TopLevelMixin:
         ),
     )
     if scored := [row for row in rows if row["accuracy"] is not None]:
-        plot.line(scored, width=1.2, opacity=0.45, detail=alt.Detail("seed:N"))
+        plot.line(scored, alt.Detail("seed:N"), width=1.2, opacity=0.45)
     for status, size in (("finished", 36), ("", 120)):
         # The chosen ones stand out, and a cross needs room to be read as one.
         if some := [row for row in rows if (row["status"] == "finished") == bool(status)]:
-            plot.dots(some, size=size, opacity=0.9, shape=shapes("status", statuses))
+            plot.dots(some, shapes("status", statuses), size=size, opacity=0.9)
     return plot.chart(width=PANEL["width"] + 60, height=PANEL["height"], title=trained_name(learner), offset=8)
 
 

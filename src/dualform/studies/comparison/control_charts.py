@@ -12,7 +12,7 @@ from dualform.report.charts.axes import Hint, Names, Numbers
 from dualform.report.charts.colours import colours, legend, shapes
 from dualform.report.charts.dots import interval_row
 from dualform.report.charts.panels import panels
-from dualform.report.charts.plot import Plot
+from dualform.report.charts.plot import Look, Plot
 from dualform.report.measures import KINDS, control_of, controls_in_order, in_order, measure_of
 from dualform.report.numerals import MISSING, decimal, decimal_interval, finite, percent, percent_interval
 from dualform.report.palette import MEASURE_COLOUR, learner_style
@@ -70,7 +70,7 @@ def band_chart(result: Result) -> alt.TopLevelMixin | None:
         plot.bars(bands, start="floor", end="ceiling", hover=hover, height=18, opacity=0.24, color=MEASURE_COLOUR)
         for end in ("floor", "ceiling"):
             plot.ticks(bands, field=end, thickness=2, size=18, color=MEASURE_COLOUR, hover=hover)
-        name = {"align": "left", "baseline": "bottom", "dy": -10, "fontSize": 10, "color": MEASURE_COLOUR}
+        name: Look = {"align": "left", "baseline": "bottom", "dy": -10, "fontSize": 10, "color": MEASURE_COLOUR}
         plot.texts(bands, "control", field="floor", hover=hover, **name)
     if controls:
         kinds = [name for _, name in KINDS if any(row["kind"] == name for row in controls)]
@@ -78,12 +78,12 @@ def band_chart(result: Result) -> alt.TopLevelMixin | None:
         key = legend(3, below=True, direction="horizontal", columnPadding=6)
         plot.dots(
             controls,
+            shapes("kind", {kind: KIND_SHAPES[kind] for kind in kinds}, key),
+            colours("kind", {kind: KIND_COLOURS[kind] for kind in kinds}, key),
             size=42,
             opacity=0.85,
             # Below the score, so that neither hides the other.
             aside=15,
-            shape=shapes("kind", {kind: KIND_SHAPES[kind] for kind in kinds}, key),
-            color=colours("kind", {kind: KIND_COLOURS[kind] for kind in kinds}, key),
             hover=(
                 "measure",
                 "control",
@@ -254,7 +254,7 @@ def _sweep_panel(
     *,
     colour: str,
     share: bool,
-) -> alt.TopLevelMixin | None:
+) -> alt.LayerChart | None:
     number, interval = (percent, percent_interval) if share else (decimal, decimal_interval)
     rows = [
         {"what": title, "rate": rate, "value": number(row["mean"]), "interval": interval(estimate.ci95)} | row

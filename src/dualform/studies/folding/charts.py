@@ -139,7 +139,7 @@ def _add_levels(plot: Plot, panel: _Panel) -> None:
         plot.levels([row], [*hover, ("n", ",")])
 
 
-def _dots(points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.TopLevelMixin:
+def _dots(points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.LayerChart:
     rows = _rows(points, panel)
     # All names in every panel, so that rows stay level with those of the next panel.
     names = list(dict.fromkeys(category(point.value) for point in points))
@@ -155,7 +155,7 @@ def _dots(points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> al
     return plot.chart(width=240, height=ROW * len(names), title=panel.title)
 
 
-def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.TopLevelMixin:
+def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.LayerChart:
     where = places(axis, points)
     rows = _rows(points, panel)
     prompted = [row for point in points if (row := _row(point, point.icl, "icl")) is not None]

@@ -103,8 +103,8 @@ def lab_chart(chart: LabChart, styles: dict[tuple[str, bool], CurveStyle]) -> al
     )
     if any(row["low"] < row["high"] for row in shown):
         plot.bands([_banded(row, up) for row in rows], opacity=0.15, clip=True)
-    plot.line(rows, width=1.8, clip=True, strokeDash=dashes("curve", {name: look[name].dash for name in names}, key))
-    plot.dots(_dots(shown), size=34, clip=True, opacity=alt.Opacity("dot:Q", scale=None))
+    plot.line(rows, dashes("curve", {name: look[name].dash for name in names}, key), width=1.8, clip=True)
+    plot.dots(_dots(shown), alt.Opacity("dot:Q", scale=None), size=34, clip=True)
     return plot.chart(height=HEIGHT, title=chart.y, offset=8)
 
 

@@ -6,7 +6,7 @@ apart from other arms, because a difference from linear attention says nothing o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -15,7 +15,7 @@ from dualform.report.charts.colours import colours, dashes, legend
 from dualform.report.charts.dots import dot_chart, interval_row
 from dualform.report.charts.lines import line_chart, log_ticks
 from dualform.report.charts.panels import panels
-from dualform.report.charts.plot import Plot
+from dualform.report.charts.plot import Plot, Size
 from dualform.report.charts.theme import RULE_COLOUR
 from dualform.report.numerals import finite
 from dualform.report.palette import MEASURE_COLOUR, SPARE_COLOURS
@@ -41,7 +41,7 @@ NAME_GAP = 130
 """Pixels that names take left of a panel."""
 ROW = 24
 """Pixels of an arm in a panel of tasks."""
-CURVES: dict[str, Any] = {"width": 340, "height": 190}
+CURVES: Size = {"width": 340, "height": 190}
 """Pixels of a panel of curves."""
 
 ETA_COLOURS = ("#56B4E9", "#0072B2", "#7F6BB3", "#CC79A7")
@@ -324,13 +324,13 @@ def _colour(report: MomentumReport, legend: alt.Legend | None) -> alt.Color:
     return colours("arm", arm_colours(report), legend)
 
 
-def _legend(symbol: str = "circle") -> alt.Legend:
+def _legend(symbol: Literal["circle", "stroke"] = "circle") -> alt.Legend:
     return legend(2, symbol=symbol, labelLimit=150)
 
 
 def _difference_panel(
     report: MomentumReport, group: _Group, rows: list[dict[str, Any]], seeds: list[dict[str, Any]], y: Numbers
-) -> alt.TopLevelMixin:
+) -> alt.LayerChart:
     x: Names | Numbers
     if group.by_eta:
         x = Numbers("eta", "eta", "~g", zero=True, padding=10, ticks=[row["eta"] for row in rows], grid=False)

@@ -4,7 +4,7 @@ Text from data sets enters as data only.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import altair as alt
 
@@ -46,6 +46,8 @@ PART_TITLES = {"set": "set", "order": "order", "residual": "residual (queries)"}
 PART_COLOURS = dict(zip(PART_TITLES.values(), ("#3A5A94", "#C9B458", "#8C96A0"), strict=True))
 BEFORE, AFTER = "as answered", "calibrated"
 
+_Opacity = TypeVar("_Opacity", alt.Opacity, alt.FillOpacity)
+
 
 def accuracy_runs_chart(result: StabilityResult) -> alt.TopLevelMixin | None:
     """Accuracy of every run, with quartiles and median, before and after calibration; chance as a line."""
@@ -83,7 +85,7 @@ def variance_chart(result: StabilityResult) -> alt.TopLevelMixin | None:
                 ("share", ".0%", "share"),
             ),
         )
-        plot.bars(found, opacity=_by_kind(alt.Opacity, (1, 0.55)))
+        plot.bars(found, _by_kind(alt.Opacity, (1, 0.55)))
         height = (20 * len(kinds) + 10) * len(learners)
         drawn.append(plot.chart(height=height, title=_heading(result, name)))
     return panels(drawn, columns=1, gap=LABEL_GAP, row_gap=ROW_GAP)
@@ -134,7 +136,7 @@ def labels_chart(result: StabilityResult) -> alt.TopLevelMixin | None:
         if chance is not None:
             plot.level(chance, "chance")
         plot.intervals(found)
-        plot.dots(found, size=110, shape=shapes("labels", named, key))
+        plot.dots(found, shapes("labels", named, key), size=110)
         height = (20 * len(rules) + 8) * len(learners)
         drawn.append(plot.chart(height=height, title=_heading(result, name)))
     return panels(drawn, columns=1, gap=LABEL_GAP, row_gap=ROW_GAP)
@@ -172,7 +174,7 @@ def _keys(result: StabilityResult) -> list[str]:
     return learners_in_order(dict.fromkeys(key for model in _models(result).values() for key in model.learners))
 
 
-def _by_kind(channel: Callable[..., Any], values: tuple[float, float]) -> Any:
+def _by_kind(channel: type[_Opacity], values: tuple[float, float]) -> _Opacity:
     """As answered and calibrated, distinguished without colour."""
     return channel("kind:O", scale=alt.Scale(domain=[BEFORE, AFTER], range=list(values)), legend=None)
 
@@ -232,12 +234,19 @@ def _runs_chart(
             ("n", ",", "runs"),
         ]
         if name in boxes:
-            wide: dict[str, Any] = {"width": LANE_HEIGHT - 12, "opacity": 0.22, "strokeCap": "butt"}
-            plot.intervals(boxes[name], low="q25", high="q75", hover=of_box, **wide)
+            plot.intervals(
+                boxes[name],
+                low="q25",
+                high="q75",
+                width=LANE_HEIGHT - 12,
+                hover=of_box,
+                opacity=0.22,
+                strokeCap="butt",
+            )
         # Filled as answered, open when calibrated.
-        fill = {"fill": alt.Fill("learner:N", scale=learner_scale(_keys(result)), legend=None), "filled": False}
-        opacity = {"fillOpacity": _by_kind(alt.FillOpacity, (0.5, 0)), "strokeOpacity": 0.9}
-        plot.dots(rows, size=24, strokeWidth=1.2, **fill, **opacity)
+        fill = alt.Fill("learner:N", scale=learner_scale(_keys(result)), legend=None)
+        opacity = _by_kind(alt.FillOpacity, (0.5, 0))
+        plot.dots(rows, fill, opacity, size=24, filled=False, strokeWidth=1.2, strokeOpacity=0.9)
         if name in boxes:
             plot.ticks(boxes[name], field="median", hover=of_box, size=LANE_HEIGHT - 8, thickness=3, opacity=1)
         height = LANE_HEIGHT * len(_kinds(rows)) * len(titles) + 6
@@ -320,7 +329,7 @@ def _size_rows(name: str, size: float, model: ModelStability, kind: str) -> list
     return rows
 
 
-def _size_panel(kind: str, rows: list[dict[str, Any]], keys: Sequence[str], y: Numbers) -> alt.TopLevelMixin:
+def _size_panel(kind: str, rows: list[dict[str, Any]], keys: Sequence[str], y: Numbers) -> alt.LayerChart:
     x = Numbers(
         "parameters",
         "parameters",
