@@ -3,6 +3,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -313,6 +314,12 @@ def test_the_api_page_holds_every_error():
     listed = {name.rpartition(".")[2] for name in documented_objects(page("api"))}
     named = {name for name, found in vars(errors).items() if isinstance(found, type)}
     assert named - listed == set()
+
+
+def test_every_object_of_the_api_page_exists():
+    for name in documented_objects(page("api")):
+        # An error names the one that has moved or has another name now.
+        resolve_name(name)
 
 
 def test_a_name_that_is_not_listed_would_be_noticed():
