@@ -59,3 +59,14 @@ class TrainingError(NumericalError):
 
 class ShapeError(DualformError):
     """Tensors whose shapes do not belong together."""
+
+
+def first_line(error: BaseException) -> str:
+    """First 300 characters of the first line of an exception's message; its type's name where the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def type_and_first_line(error: BaseException) -> str:
+    """Type of an exception and first line of its message, which may be empty."""
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error).strip() else f"{name} without a message"

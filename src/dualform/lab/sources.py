@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dualform.errors import ConfigError, HubError, TaskError
+from dualform.errors import ConfigError, HubError, TaskError, first_line
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
@@ -149,7 +149,7 @@ class HubText:
             )
         # Whatever goes wrong in there (network, names, formats), the remedy is the same.
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             raise HubError(
                 f"the hub gave no text from {self.shown} ({reason}). Check name, config and split, and the network, or "
                 f"name files of your own ({_listed()})."

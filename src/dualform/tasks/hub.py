@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dualform.errors import HubError, TaskError
+from dualform.errors import HubError, TaskError, first_line
 from dualform.tasks.directory import SPLIT_NAMES
 from dualform.tasks.options import NO_OPTIONS, TaskOptions
 from dualform.tasks.prompts import WORDINGS
@@ -147,7 +147,7 @@ def _load(place: HubPlace) -> Mapping[str, Any]:
             found: Mapping[str, Any] = datasets.load_dataset(place.path, place.config, revision=place.revision)
     # Whatever goes wrong in there (network, names, formats, half-filled caches), the remedy is the same.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if not answers:
             reason = "it does not answer, and nothing is cached"
         raise HubError(

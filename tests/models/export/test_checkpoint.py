@@ -343,7 +343,7 @@ def test_a_folder_that_exists_is_replaced_as_a_whole_but_only_when_asked(kind, t
 
 
 @KINDS
-@pytest.mark.parametrize("stray", ["notes.txt", "checkpoint-5/config.json", "optimizer.pt"])
+@pytest.mark.parametrize("stray", ["notes.txt", "model_notes.txt", "checkpoint-5/config.json", "optimizer.pt"])
 def test_what_is_no_part_of_a_checkpoint_is_never_overwritten(kind, stray, tmp_path):
     lm = wrapped(BY_NAME["llama"])
     folder = write(kind, lm, tmp_path / "out")
@@ -352,6 +352,18 @@ def test_what_is_no_part_of_a_checkpoint_is_never_overwritten(kind, stray, tmp_p
     with pytest.raises(ConfigError, match=rf"out holds {stray.split('/')[0]} beside a checkpoint's own files"):
         write(kind, lm, folder, overwrite=True)
     assert (folder / stray).read_text() == "of the user's"
+
+
+@KINDS
+@pytest.mark.parametrize("names", [["LICENSE", "NOTICE"], ["config.json", "LICENSE", "README.md"]])
+def test_a_folder_without_weights_is_never_overwritten(kind, names, tmp_path):
+    folder = tmp_path / "program"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("of the user's")
+    with pytest.raises(ConfigError, match=r"program is no folder with a .* and weights"):
+        write(kind, wrapped(BY_NAME["llama"]), folder, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
 @KINDS

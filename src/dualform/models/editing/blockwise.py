@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dualform.errors import ModelError
+from dualform.errors import ModelError, type_and_first_line
 from dualform.models.hooks import Hooks
 from dualform.models.loading.quantized import require_unquantized
 from dualform.models.reading.capture import Recording
@@ -22,7 +22,7 @@ from dualform.models.reading.forward import forward_rows
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Layout, Query, lay_out
 from dualform.models.reading.route import EncodedPrefix
-from dualform.models.reading.self_check import in_one_line, largest_difference, tolerance
+from dualform.models.reading.self_check import largest_difference, tolerance
 from dualform.models.structure.blocks import Blocks
 from dualform.models.structure.probing import ordinary_ids
 from dualform.models.structure.tying import tied_linears
@@ -68,7 +68,7 @@ def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
             if not difference < tolerance(lm.model):
                 reason = f"without the others its output is off by {difference:.1e} of the largest entry"
         except Exception as error:
-            reason = f"without the others it raises {in_one_line(error)}"
+            reason = f"without the others it raises {type_and_first_line(error)}"
         if reason:
             raise ModelError(
                 f"{family}: {blocks.names[layer]} needs more of the blocks before it than their hidden states "

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError, ModelError, StorageError
 from dualform.files import explain_storage_errors
 from dualform.models.editing.edit import WeightDelta, applied, lacks_bias
-from dualform.models.export.files import CARD, OF_A_STUDY, PART_OF_A_MODEL
+from dualform.models.export.files import CARD, OF_A_STUDY, PART_OF_A_MODEL, WEIGHTS
 from dualform.models.hooks import Hooks
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import Anatomy, is_linear, row_axis
@@ -238,10 +238,12 @@ def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ConfigError(f"{folder} exists already. Choose another folder, or ask for it to be overwritten.")
     known = ("config.json", "adapter_config.json")
-    if folder.is_symlink() or not any((folder / name).is_file() for name in known):
+    # Many programs have a config.json; only with weights is it a checkpoint's.
+    weights = folder.is_dir() and any(WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+    if folder.is_symlink() or not weights or not any((folder / name).is_file() for name in known):
         raise ConfigError(
-            f"{folder} is no folder with a {' or '.join(known)}, so it will not be overwritten. Choose another folder, "
-            "or remove it yourself."
+            f"{folder} is no folder with a {' or '.join(known)} and weights, so it will not be overwritten. Choose "
+            "another folder, or remove it yourself."
         )
     if strange := sorted(path.name for path in folder.iterdir() if not _belongs(path)):
         raise ConfigError(

@@ -6,8 +6,9 @@ CARD = "README.md"
 
 PART_OF_A_MODEL = re.compile(
     r"README\.md|LICEN[CS]E(\.txt|\.md)?|NOTICE(\.txt|\.md)?|USE_POLICY\.md|\.gitattributes|"
-    r"(adapter_|added_|chat_|config|generation_|merges|model|preprocessor_|special_|spiece|tokenizer|vocab)"
-    r"[\w.-]*\.(json|jinja|safetensors|model|txt)|additional_chat_templates/[\w.-]+\.jinja",
+    r"(adapter_|added_|chat_|config|generation_|model|preprocessor_|special_|tokenizer|vocab)[\w.-]*\.json|"
+    r"(adapter_)?model[\w.-]*\.safetensors|(spiece|tokenizer)[\w.-]*\.model|(merges|vocab)[\w.-]*\.txt|"
+    r"chat_[\w.-]*\.jinja|additional_chat_templates/[\w.-]+\.jinja",
     flags=re.ASCII,
 )
 """Names of what belongs to a checkpoint or an adapter, seen from its folder."""

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dualform.errors import ConfigError, DualformError, ModelError
+from dualform.errors import ConfigError, DualformError, ModelError, first_line
 from dualform.models.editing.adapters import merge_adapter_
 from dualform.models.editing.momentum import ENTRY, class_with_momentum
 from dualform.models.loading.checkpoint_files import (
@@ -347,6 +347,5 @@ def device_named(device: str) -> torch.device:
             raise RuntimeError("it stores no numbers")
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {device!r} cannot be used ({reason}); try --device cpu") from error
+        raise ConfigError(f"device {device!r} cannot be used ({first_line(error)}); try --device cpu") from error
     return where

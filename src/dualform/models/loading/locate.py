@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
 
-from dualform.errors import ConfigError, DualformError, HubError, ModelError
+from dualform.errors import ConfigError, DualformError, HubError, ModelError, first_line
 from dualform.models.loading.checkpoint_files import INDEX, UnusableFileError, in_one_line, read_json
 from dualform.models.loading.packaged import PACKAGED_MODELS, packaged_model
 from dualform.plain_text import plain
@@ -197,7 +197,7 @@ def _ask_hub(name: str) -> None:
     except (OSError, TransportError) as error:
         raise HubError(
             f"{name!r} is no packaged model ({packaged}) and no folder here, and the model hub could not be reached "
-            f"({str(error).splitlines()[0]}).{hint} Give a checkpoint folder, or try again with a network."
+            f"({first_line(error)}).{hint} Give a checkpoint folder, or try again with a network."
         ) from error
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dualform.errors import DualformError, ModelError, NumericalError
+from dualform.errors import DualformError, ModelError, NumericalError, type_and_first_line
 from dualform.models.compat import attention_implementation
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import input_device, named_weights
@@ -178,9 +178,7 @@ def compare_with_untouched(model: PreTrainedModel, anatomy: Anatomy, untouched: 
                 # The row is read whole, so the prefix need not be read by itself before.
                 logits, _, _ = naive.read(KeysValues((), prefix), [query], layout, Recording())
             except Exception as error:
-                raise ModelError(
-                    f"{family} cannot be read on the naive route: {type(error).__name__}: {_first_line(error)}"
-                ) from error
+                raise ModelError(f"{family} cannot be read on the naive route: {type_and_first_line(error)}") from error
         found = torch.log_softmax(at_least_float32(logits), dim=-1)
         expected = forward.scored.to(found.device)
         difference = _relative(expected, found)
@@ -285,7 +283,7 @@ def _forward(model: PreTrainedModel, tokens: Sequence[int], last_only: bool = Fa
         except Exception as error:
             raise ModelError(
                 f"{type(model).__name__}: the model's own forward of {len(tokens)} tokens fails "
-                f"({type(error).__name__}: {_first_line(error)}). Check the checkpoint's config.json."
+                f"({type_and_first_line(error)}). Check the checkpoint's config.json."
             ) from error
     log_probabilities = torch.log_softmax(at_least_float32(logits), dim=-1)
     if not _usable(log_probabilities):
@@ -350,7 +348,3 @@ def _relative(expected: Tensor, found: Tensor) -> float:
 
 def _nats(expected: Tensor, found: Tensor) -> float:
     return float(torch.where(expected == found, 0.0, (expected - found).abs()).max())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]

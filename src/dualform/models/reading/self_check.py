@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dualform.errors import ModelError
+from dualform.errors import ModelError, type_and_first_line
 from dualform.models.loading.offloading import input_device
 from dualform.models.loading.untouched import difference_allowed, special_ids
 from dualform.models.reading.cached import MaskedRoute, NaiveRoute, RepeatedRoute
@@ -97,7 +97,7 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
         except Exception as error:
             # Whatever a family's code makes of a route that does not suit it (KeyError, AttributeError, an empty
             # AssertionError, ...): another route may suit it.
-            refused.append(f"{name}: {in_one_line(error)}")
+            refused.append(f"{name}: {type_and_first_line(error)}")
             continue
         if difference < tolerance(model):
             return ROUTES[name](model, anatomy), tuple(refused)
@@ -107,18 +107,12 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
     )
 
 
-def in_one_line(error: Exception) -> str:
-    """Type and first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else f"{type(error).__name__} without a message"
-
-
 def _naive_readings(model: PreTrainedModel, naive: NaiveRoute) -> list[Tensor]:
     try:
         return check_readings(model, naive)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be read, not even on the naive route: {in_one_line(error)}"
+            f"{type(model).__name__} cannot be read, not even on the naive route: {type_and_first_line(error)}"
         ) from error
 
 
@@ -170,7 +164,7 @@ def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> It
                 expected = check_readings(model, naive, length)
                 difference = largest_difference(expected, check_readings(model, route, length))
             except Exception as error:
-                yield CheckedSwitch(switch, False, None, in_one_line(error))
+                yield CheckedSwitch(switch, False, None, type_and_first_line(error))
                 continue
             yield CheckedSwitch(switch, difference < tolerance(model), difference)
 

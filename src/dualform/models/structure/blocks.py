@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dualform.errors import ModelError
+from dualform.errors import ModelError, type_and_first_line
 from dualform.models.hooks import Hooks, first_input
 from dualform.models.reading.self_check import largest_difference, tolerance
 from dualform.models.structure.anatomy import Anatomy
@@ -145,8 +145,7 @@ def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
         # What follows the blocks may need more of them than hidden states, and fails in a way of its own.
         raise ModelError(
             f"{family}: the output of {names[-1]} cannot be read by itself through what follows it "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}), so layers cannot "
-            "be read one by one."
+            f"({type_and_first_line(error)}), so layers cannot be read one by one."
         ) from error
     if not difference < tolerance(model):
         raise ModelError(
