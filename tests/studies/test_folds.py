@@ -13,10 +13,12 @@ from dualform.errors import ConfigError, ContextError, ModelError, TaskError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.folded import FEWEST_TEXTS
 from dualform.models.reading.layout import Query
+from dualform.studies import experiment as experiment_module
 from dualform.studies import folds
 from dualform.studies.comparison.config import ComparisonConfig
-from dualform.studies.experiment import DemonstrationSet, Experiment
+from dualform.studies.experiment import DemonstrationSet, Experiment, digest
 from dualform.studies.fold_settings import CALIBRATED, IN_WEIGHTS, FoldMethod, FoldSettings, require_weights
+from dualform.studies.fold_work import fold_parts
 from dualform.studies.folds import check_fold, fold_texts, make_fold, plain_passages, require_writable
 from tests.studies.small import LABELS, N_TRAIN, sentences, small_experiment
 
@@ -373,6 +375,19 @@ def test_what_the_model_writes_from_nothing_is_written_once(tmp_path: Path, monk
     ):
         with pytest.raises(AssertionError, match="nothing was to be written"):
             fold_texts(experiment_, drawn_, asked.model_copy(update=changes))
+
+
+def test_weights_are_hashed_once_for_all_folds_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
+    hashed: list[str] = []
+    monkeypatch.setattr(experiment_module, "weights_digest", lambda lm: hashed.append(lm.name) or "digest")
+    experiment, _ = small()
+    asked = settings(plain="generated", plain_texts=2, plain_length=8)
+    digest(experiment, [])
+    for seed in (1, 2):
+        fold_parts(experiment, experiment.draw(seed), asked)
+        fold_texts(experiment, experiment.draw(seed), asked)
+    assert hashed == [experiment.lm.name]
 
 
 def test_plain_text_leaves_room_for_the_opening(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ class Setup(Protocol):
         ...
 
     @property
+    def weights_digest(self) -> str:
+        """Digest of all bytes of the model's weights as they were loaded."""
+        ...
+
+    @property
     def config(self) -> Any:
         """The study's settings, such as `ComparisonConfig`."""
         ...

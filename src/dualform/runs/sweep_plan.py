@@ -36,11 +36,12 @@ def plan_groups(
         DualformError: As `plan_of`, of any of its groups.
     """
     cells, identities = CellStore(store, writable=False), DigestCache()
+    # All data are read before the machine is measured, which takes seconds: a mistake in them is reported at once.
+    cells_of_groups = [cells_of(group, identities) for group in groups]
     machine: Machine | None = None
     plans = []
-    for group in groups:
+    for group, own in zip(groups, cells_of_groups, strict=True):
         machine = machine_for(group.config)
-        own = cells_of(group, identities)
         finished = sum(cells.find(cell.key) is not None for cell in own)
         models = STUDIES[group.study].models(group.config)
         plan = plan_of(group.config, machine, told=told)

@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -99,6 +100,11 @@ class Experiment(Generic[Config]):
     def notes(self) -> tuple[str, ...]:
         """What a reader must know of how texts became tokens; complete once everything has been encoded."""
         return (*chat_template_notes(self.lm.tokenizer), *self.encoder.notes())
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """`weights_digest` of the model, computed once: the study returns the weights to what they are now."""
+        return weights_digest(self.lm)
 
     @property
     def labels(self) -> Tensor:
@@ -226,7 +232,7 @@ def digest(experiment: Experiment[StudyConfig], drawn: Iterable[DemonstrationSet
         found.update(repr((example.row, example.label, sorted(example.fields.items()))).encode())
     for one in drawn:
         found.update(repr((one.demonstrations.rows, one.demonstrations.labels, one.encoded.prefix)).encode())
-    found.update(weights_digest(experiment.lm).encode())
+    found.update(experiment.weights_digest.encode())
     for text in more:
         found.update(hashlib.sha256(text.encode()).digest())
     return found.hexdigest()[:16]

@@ -13,7 +13,6 @@ from dualform.models.cost.work import FINDING_BLOCKS, FINDING_MLP_INPUTS, SEPARA
 from dualform.models.loading.identity import digest_of_weights
 from dualform.models.loading.locate import find_model
 from dualform.models.reading.layout import Query
-from dualform.studies.experiment import weights_digest
 from dualform.studies.fold_settings import CALIBRATED, FoldMethod, FoldSettings
 from dualform.studies.folds import FoldTexts, chosen_texts, fold_learner, plain_passages, plain_texts_file, writing
 
@@ -110,13 +109,13 @@ def plain_is_kept(experiment: Setup, settings: FoldSettings, length: int) -> boo
 
 
 def _weights_digest(experiment: Setup) -> str | None:
-    """As `experiment.weights_digest`; of a model without weights, from its file alone.
+    """As `Setup.weights_digest`; of a model without weights, from its file alone.
 
     None where no file is found, where it names weights otherwise, or where it is in parts.
     """
     model = experiment.lm.model
     if not any(weight.is_meta for weight in model.parameters()):
-        return weights_digest(experiment.lm)
+        return experiment.weights_digest
     with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError, DualformError):
         found = find_model(experiment.lm.name)
         if found.adapter is not None:

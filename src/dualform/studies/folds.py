@@ -27,7 +27,6 @@ from dualform.models.reading.generation import generate_plain, generate_texts
 from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.structure.bias import output_bias
-from dualform.studies.experiment import weights_digest
 from dualform.studies.fold_settings import CALIBRATED, FoldMethod, FoldSettings
 from dualform.tasks.task import Example
 from dualform.tasks.texts import read_lines, unlabelled_texts
@@ -297,7 +296,7 @@ def plain_texts(experiment: Setup, settings: FoldSettings) -> tuple[tuple[tuple[
     if settings.plain != "generated":
         path = Path(settings.plain).expanduser()
         return plain_passages(experiment.encoder, path, length, settings.plain_texts), path.name
-    kept = plain_texts_file(weights_digest(lm), opening, settings.plain_texts, length)
+    kept = plain_texts_file(experiment.weights_digest, opening, settings.plain_texts, length)
     # One that is damaged is written anew.
     with contextlib.suppress(OSError, ValueError, TypeError):
         return tuple(tuple(map(int, some)) for some in json.loads(kept.read_text(encoding="utf-8"))), "generated"
