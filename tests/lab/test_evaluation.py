@@ -77,7 +77,7 @@ def test_how_many_are_read_at_once_changes_nothing(
 ) -> None:
     expected = corpus_loss(model, corpus, 8, 200)
     # Fewer than one window is one window.
-    monkeypatch.setattr(evaluation, "_TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", at_once)
     assert corpus_loss(model, corpus, 8, 200) == pytest.approx(expected, rel=1e-12)
 
 

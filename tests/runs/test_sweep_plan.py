@@ -18,7 +18,7 @@ def test_a_mistake_in_any_groups_data_comes_before_the_machine_is_measured(
     write_csv(tmp_path / "tickets.csv")
     good = {"task": str(tmp_path / "tickets.csv"), "text": "body", "label": "topic"}
     tasks = [good, good | {"label": "colour"}]
-    groups = expand(SweepConfig(models=["gpt2"], tasks=tasks, seeds="1"))
+    groups = expand(SweepConfig.model_validate({"models": ["gpt2"], "tasks": tasks, "seeds": "1"}))
     monkeypatch.setattr("dualform.runs.sweep_cells.model_identity", lambda name: name)
     with pytest.raises(TaskError, match="colour"):
         sweep_plan.plan_groups("s", groups, str(tmp_path / "store"))

@@ -12,6 +12,7 @@ import torch
 from dualform.errors import ConfigError, ContextError, ModelError, TaskError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.folded import FEWEST_TEXTS
+from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.studies import experiment as experiment_module
 from dualform.studies import folds
@@ -380,7 +381,12 @@ def test_what_the_model_writes_from_nothing_is_written_once(tmp_path: Path, monk
 def test_weights_are_hashed_once_for_all_folds_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
     hashed: list[str] = []
-    monkeypatch.setattr(experiment_module, "weights_digest", lambda lm: hashed.append(lm.name) or "digest")
+
+    def hash_weights(lm: LanguageModel) -> str:
+        hashed.append(lm.name)
+        return "digest"
+
+    monkeypatch.setattr(experiment_module, "weights_digest", hash_weights)
     experiment, _ = small()
     asked = settings(plain="generated", plain_texts=2, plain_length=8)
     digest(experiment, [])

@@ -25,12 +25,20 @@ from dualform.studies.fold.config import fold_config
 from dualform.studies.fold.run import fold
 from dualform.studies.folding.config import folding_config
 from dualform.studies.folding.run import folding
+from dualform.studies.momentum import regression
+from dualform.studies.momentum.plan import regression_run
+from dualform.studies.momentum.pretrained import put_into
+from dualform.studies.momentum.regression import regress
+from dualform.studies.momentum.run import compare_momentum
+from dualform.studies.pieces import NoPieceStore
 from dualform.studies.plan import Plan, plan_of
+from dualform.studies.sampling import LinearCost, Run, count_operations, sample
 from dualform.studies.selection.config import selection_config
 from dualform.studies.selection.run import selection
 from dualform.studies.stability.config import stability_config
 from dualform.studies.stability.run import stability
 from tests.fixed_machine import fixed_machine
+from tests.studies.momentum_setting import small_momentum, write_task, write_texts
 from tests.studies.small import write_csv
 from tests.tiny import save_tiny
 
@@ -156,3 +164,58 @@ def test_folding_one_prompt_for_good_computes_what_was_planned(
     config = fold_config(str(here / "model"), str(here / "task.csv"), **settings)
     counted = products(lambda: fold(config, tmp_path / "folded", lm=lm))
     assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+# Plans of small models are drawn through runs of a few steps: of these the counts alone are made here, not the times.
+
+
+def operations(run: Callable[[], object]) -> float:
+    """All operations that torch counts in a run."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def counted_line(run: Run, seeds: int) -> LinearCost:
+    """The line through a few steps, whose times are left out."""
+    return sample(lambda share, n: share, count_operations(run), seeds, lambda: 0.0)
+
+
+# Momentum.
+
+
+def test_a_comparison_of_arms_computes_what_was_planned(tmp_path: Path, here: Path, planned: Callable[[Any], Plan]):
+    config = small_momentum(
+        write_texts(tmp_path),
+        seeds=(1,),
+        controls=("convolution", "heavy-ball"),
+        tasks=(write_task(tmp_path),),
+        k=2,
+        limit=12,
+        settings={"tokens": 128 * 24},
+    )
+    counted = products(lambda: compare_momentum(config, tmp_path / "runs"))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+def test_momentum_put_into_a_model_computes_what_was_planned(
+    tmp_path: Path, here: Path, planned: Callable[[Any], Plan]
+):
+    texts = write_texts(tmp_path)
+    name = str(here / "model")
+    more: dict[str, Any] = {"pretrained": (name,), "pretrained_etas": (0.3,), "pretrained_steps": 3}
+    config = small_momentum(texts, seeds=(1,), etas=(), **more)
+    counted = products(lambda: put_into(config, name, NoPieceStore()))
+    own = sum(part.cost.flops for part in planned(config).parts if part.name.startswith(name))
+    assert own == pytest.approx(counted, rel=WITHIN)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_on_regression_with_momentum_computes_what_was_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(regression, "_TESTED", 32)
+    config = small_momentum(write_texts(tmp_path), seeds=(1,), etas=(), regress=True, regression_steps=5)
+    line = counted_line(regression_run(config), 1)
+    counted = operations(lambda: regress(config, NoPieceStore()))
+    assert line.cost(config.regression_steps / 1000, 1).flops == pytest.approx(counted, rel=WITHIN)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from dualform.lab.corpus import Corpus
 from dualform.lab.windows import gathered, spread_windows
 
-_TOKENS_AT_ONCE = 1 << 13
+TOKENS_AT_ONCE = 1 << 13
 """Bounds the memory: of a large vocabulary, so many rows of logits are gigabytes."""
 
 
@@ -34,7 +34,7 @@ def corpus_loss(model: PreTrainedModel, corpus: Corpus, length: int, most_tokens
     """
     starts = spread_windows(corpus.count, length, max(1, most_tokens // length))
     nats = []
-    pieces = min(len(starts), math.ceil(len(starts) * length / _TOKENS_AT_ONCE))
+    pieces = min(len(starts), math.ceil(len(starts) * length / TOKENS_AT_ONCE))
     for piece in np.array_split(starts, pieces):
         windows = gathered(corpus.ids, piece, length).to(model.device)
         logits = model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1)

@@ -5,8 +5,8 @@ import torch
 
 from dualform.studies.laboratory import plan as plan_regression
 from dualform.studies.laboratory.config import RegressionConfig, regression_config
-from dualform.studies.laboratory.plan import _BUDGET, _LinearCost, sample
 from dualform.studies.plan import plan_of
+from dualform.studies.sampling import BUDGET, LinearCost, sample
 from tests.fixed_machine import GIB, fixed_machine
 
 
@@ -16,9 +16,9 @@ def sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
     done: list[tuple[str, int]] = []
 
-    def sample(name: str, config: RegressionConfig) -> _LinearCost:
+    def sample(name: str, config: RegressionConfig) -> LinearCost:
         done.append((name, len(config.seeds)))
-        return _LinearCost(2.0, 100.0, 1e9, 1e12, GIB)
+        return LinearCost(2.0, 100.0, 1e9, 1e12, GIB)
 
     monkeypatch.setattr(plan_regression, "_sampled", sample)
     return done
@@ -57,20 +57,22 @@ def test_samples_are_announced_unless_earlier_ones_are_kept(sampled: list[tuple[
 class Study:
     """A study whose time is what it says: so much a seed, and so much more for all steps of one."""
 
-    def __init__(self, fixed: float, of_steps: float) -> None:
-        self.fixed, self.of_steps, self.now = fixed, of_steps, 0.0
+    def __init__(self, fixed: float, of_steps: float, steps: int = 1000) -> None:
+        self.fixed, self.of_steps, self.steps, self.now = fixed, of_steps, steps, 0.0
         self.runs: list[tuple[float, int]] = []
 
-    def run(self, share: float, seeds: int) -> None:
+    def run(self, share: float, seeds: int) -> float:
         self.runs.append((share, seeds))
-        self.now += seeds * (self.fixed + share * self.of_steps)
+        taken = max(1, round(share * self.steps)) / self.steps
+        self.now += seeds * (self.fixed + taken * self.of_steps)
+        return taken
 
-    def counted(self, share: float, seeds: int) -> float:
+    def counted(self, share: float, seeds: int) -> tuple[float, float]:
         self.run(share, seeds)
-        self.run(share, seeds)
-        return seeds * (1e6 + 1e9 * share)
+        taken = self.run(share, seeds)
+        return taken, seeds * (1e6 + 1e9 * taken)
 
-    def line(self, seeds: int) -> _LinearCost:
+    def line(self, seeds: int) -> LinearCost:
         return sample(self.run, self.counted, seeds, lambda: self.now)
 
 
@@ -83,12 +85,18 @@ def test_a_quick_study_is_sampled_with_all_seeds_and_counted():
     assert max(study.runs)[0] == 0.05
 
 
+@pytest.mark.parametrize("steps", [400, 800, 1500])
+def test_shares_that_make_no_whole_number_of_steps_count_as_what_was_taken(steps: int):
+    line, threads = Study(0.1, 20.0, steps).line(3), torch.get_num_threads()
+    assert (line.seconds_of_steps * threads, line.flops_of_steps) == pytest.approx((60.0, 3e9))
+
+
 @pytest.mark.parametrize("of_steps", [100.0, 400.0, 700.0])
 @pytest.mark.parametrize("fixed", [1.0, 3.0, 6.0])
 def test_samples_of_a_slow_study_stay_within_their_time(fixed: float, of_steps: float):
     study = Study(fixed, of_steps)
     line, threads = study.line(5), torch.get_num_threads()
-    assert study.now <= _BUDGET + 1
+    assert study.now <= BUDGET + 1
     assert (line.seconds * threads, line.seconds_of_steps * threads) == pytest.approx(
         (line.seeds * fixed, line.seeds * of_steps)
     )
@@ -98,6 +106,6 @@ def test_operations_that_there_was_no_time_to_count_are_told_of(
     sampled: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ):
     assert not Study(6.0, 100.0).line(5).counted
-    monkeypatch.setattr(plan_regression, "_sampled", lambda name, config: _LinearCost(2.0, 100.0, 0.0, 0.0, GIB))
+    monkeypatch.setattr(plan_regression, "_sampled", lambda name, config: LinearCost(2.0, 100.0, 0.0, 0.0, GIB))
     plan = plan_of(regression_config(studies=("trained",), seeds=(1,)), fixed_machine())
     assert any("operations of trained are not counted" in note for note in plan.notes)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from dualform.errors import ConfigError, ModelError
 from dualform.models.compat import can_set_attention
 from dualform.models.loading.load import DTYPES, examine_files, read_config, read_tokenizer
@@ -54,8 +56,13 @@ def meta_model(name: str, *, dtype: str = "float32") -> LanguageModel:
         model = meta_device_model(config, DTYPES[dtype])
     if model.get_output_embeddings() is None:
         raise ModelError(f"{name} ({type(model).__name__}) has no output head over a vocabulary to read answers from.")
-    # Layers cannot be probed for without weights; `LanguageModel.shape` takes them from the config.
-    anatomy = Anatomy((), can_set_attention(model))
-    lm = LanguageModel(name, model, tokenizer, anatomy, _NoRoute(anatomy), ())
+    lm = without_weights(model, tokenizer, name)
     _ = lm.shape
     return lm
+
+
+def without_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LanguageModel:
+    """A model on the meta device and its tokenizer, as `meta_model` returns them."""
+    # Layers cannot be probed for without weights; `LanguageModel.shape` takes them from the config.
+    anatomy = Anatomy((), can_set_attention(model))
+    return LanguageModel(name, model, tokenizer, anatomy, _NoRoute(anatomy), ())

@@ -28,8 +28,8 @@ from dualform.studies.seed_statistics import over_seeds, paired
 
 LENGTH = 256
 """Tokens of a window, for finetuning and for perplexity; fewer where the model has fewer positions."""
-_WINDOWS_TESTED = 64
-_WINDOWS_A_STEP = 2
+WINDOWS_TESTED = 64
+WINDOWS_A_STEP = 2
 _RATE = 1e-5
 """AdamW's, of all weights: small, since the model has been trained before."""
 
@@ -50,7 +50,7 @@ def require_usable(config: MomentumConfig, name: str) -> tuple[str, ...]:
         n = 0
         for ids in _tokens(lm, source):
             n += len(ids)
-            if n >= _own(lm):
+            if n >= own_tokens(lm):
                 break
         else:
             raise _too_short(lm, source, n)
@@ -75,12 +75,12 @@ def put_into(
     texts = json.dumps([_test(config).identity(), _corpus(config).identity()])
     read = f"{weights_digest(lm)} {texts} {LENGTH} {config.pretrained_steps}"
     inputs = hashlib.sha256(read.encode()).hexdigest()[:16]
-    test = _windows(lm, _test(config), _WINDOWS_TESTED)
+    test = _windows(lm, _test(config), WINDOWS_TESTED)
 
     @functools.cache
     def corpus() -> Tensor:
         # More windows than are read, so that seeds read others and not only in another order.
-        return _windows(lm, _corpus(config), 4 * config.pretrained_steps * _WINDOWS_A_STEP)
+        return _windows(lm, _corpus(config), 4 * config.pretrained_steps * WINDOWS_A_STEP)
 
     def loss_of(piece_name: str, make: Callable[[], float]) -> float:
         piece = cells.get(piece_name, inputs)
@@ -146,14 +146,14 @@ def _tokens(lm: LanguageModel, source: TextSource) -> Iterator[tuple[int, ...]]:
         yield ids
 
 
-def _own(lm: LanguageModel) -> int:
+def own_tokens(lm: LanguageModel) -> int:
     """Tokens of a window, the opening one not counted."""
     length = LENGTH if lm.max_positions is None else min(LENGTH, lm.max_positions)
     return length - len(lm.opening)
 
 
 def _too_short(lm: LanguageModel, source: TextSource, n: int) -> TaskError:
-    return TaskError(f"{source.shown} holds {n} tokens of {lm.name}, and {_own(lm)} are needed. Give more text.")
+    return TaskError(f"{source.shown} holds {n} tokens of {lm.name}, and {own_tokens(lm)} are needed. Give more text.")
 
 
 def _windows(lm: LanguageModel, source: TextSource, n: int) -> Tensor:
@@ -166,7 +166,7 @@ def _windows(lm: LanguageModel, source: TextSource, n: int) -> Tensor:
     for document in _tokens(lm, source):
         ids.extend(document)
     opening = lm.opening
-    own = _own(lm)
+    own = own_tokens(lm)
     n = min(n, len(ids) // own)
     if not n:
         raise _too_short(lm, source, len(ids))
@@ -197,7 +197,7 @@ def _finetuned(
     order = torch.randperm(len(windows), generator=stream("order", seed))
 
     def loss(step: int) -> Tensor:
-        places = [int(order[i % len(order)]) for i in range(step * _WINDOWS_A_STEP, (step + 1) * _WINDOWS_A_STEP)]
+        places = [int(order[i % len(order)]) for i in range(step * WINDOWS_A_STEP, (step + 1) * WINDOWS_A_STEP)]
         batch = windows[places]
         return _nats(lm, batch) / batch[:, 1:].numel()
 

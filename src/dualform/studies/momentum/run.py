@@ -29,6 +29,7 @@ from dualform.lab.windows import spread_windows
 from dualform.models.editing.momentum import Momentum
 from dualform.models.reading.encoding import Encoder
 from dualform.models.reading.language_model import LanguageModel
+from dualform.models.reading.layout import Query
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress, SilentProgress
 from dualform.source_digest import source_digest
@@ -254,6 +255,18 @@ def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, se
     Raises:
         ContextError: A query, or one demonstration beside it, is longer than what the model was trained on.
     """
+    prefix, queries, k_effective = prompts(config, lm, task, seed)
+    return lm.log_probabilities(lm.encode(prefix), queries), k_effective
+
+
+def prompts(
+    config: MomentumConfig, lm: LanguageModel, task: Task, seed: int
+) -> tuple[tuple[int, ...], list[Query], int]:
+    """Demonstrations of a task as token ids, the queries behind them, and how many demonstrations fit.
+
+    Raises:
+        ContextError: See `answers_in_context`.
+    """
     drawn = draw_demonstrations(task, config.k, seed, balanced=True)
     with warnings.catch_warnings():
         # Every run would say anew which words begin alike and how many demonstrations fit; the result says the latter.
@@ -261,8 +274,7 @@ def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, se
         encoder = Encoder(lm, task)
         queries = [encoder.query(example) for example in queries_of(config, task)]
         kept = encoder.fit(drawn, queries, config.recipe_of(seed).length, any_label=True)
-    prefix = lm.encode(encoder.demonstrations(kept).prefix)
-    return lm.log_probabilities(prefix, queries), kept.k_effective
+    return encoder.demonstrations(kept).prefix, queries, kept.k_effective
 
 
 def _learned(model: PreTrainedModel) -> list[float]:
