@@ -12,7 +12,7 @@ from dualform.report.measures import (
     known_measures,
 )
 from dualform.studies.controls import CONTROLS, facts_of, names_of_kind
-from dualform.studies.published import beside_the_paper
+from dualform.studies.published import compare_with_paper
 from tests.report.example_result import empty_result, example_result
 from tests.studies.known_controls import CEILINGS, FLOORS, PAIRS
 
@@ -54,22 +54,22 @@ def test_unknown_keys_come_last_as_they_came():
 
 
 def test_published_numbers_stand_beside_runs_of_that_protocol_alone():
-    assert beside_the_paper(example_result()) == []
-    assert beside_the_paper(empty_result(config={"preset": "default"})) == []
-    rows = beside_the_paper(empty_result(config={"preset": "dai2023"}, task={"name": "cb"}))
+    assert compare_with_paper(example_result()) == []
+    assert compare_with_paper(empty_result(config={"preset": "default"})) == []
+    rows = compare_with_paper(empty_result(config={"preset": "dai2023"}, task={"name": "cb"}))
     assert {row.title: row.published for row in rows}["accuracy, finetuned (FT)"] == (0.554, 0.571)
     assert {row.run for row in rows} == {None}
 
 
 @pytest.mark.parametrize("task", ["sst2", "sst5", "mr", "subj", "agnews", "cb"])
 def test_every_task_of_the_paper_has_three_accuracies(task):
-    rows = beside_the_paper(empty_result(config={"preset": "dai2023"}, task={"name": task}))
+    rows = compare_with_paper(empty_result(config={"preset": "dai2023"}, task={"name": task}))
     shares = [row for row in rows if row.tasks == task]
     assert len(shares) == 3
     assert all(0.3 < value < 1 for row in shares for value in row.published)
 
 
 def test_the_published_likeness_grows_with_finetuning():
-    rows = {row.title: row.published for row in beside_the_paper(empty_result(config={"preset": "dai2023"}))}
+    rows = {row.title: row.published for row in compare_with_paper(empty_result(config={"preset": "dai2023"}))}
     assert all(after > before for after, before in zip(rows["SimAM"], rows["SimAM before finetuning"], strict=True))
     assert all(abs(value) < 0.01 for title, values in rows.items() if "random" in title for value in values)

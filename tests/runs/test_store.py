@@ -185,7 +185,7 @@ def test_a_run_goes_on_behind_a_damaged_piece(folder: RunFolder) -> None:
         folder.put(piece)
     cells_of(folder.path)[1].write_bytes(b"half")
 
-    again = compare(CONFIG, lm=small_lm(), task=small_task(), cells=folder)
+    again = compare(CONFIG, lm=small_lm(), task=small_task(), pieces=folder)
 
     assert again.result.similarity == comparison().result.similarity
     log = (folder.path / "log.txt").read_text()

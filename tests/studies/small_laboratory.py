@@ -18,28 +18,28 @@ def pieces(config: RegressionConfig) -> int:
     return len(config.seeds)
 
 
-def constructed(config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
+def constructed(config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
     """What it keeps is called as in the other study."""
-    return _study("constructed", 1.0, config, cells, advance)
+    return _study("constructed", 1.0, config, store, advance)
 
 
-def shift(config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
+def shift(config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
     """Its numbers are ten times as large."""
-    return _study("shift", 10.0, config, cells, advance)
+    return _study("shift", 10.0, config, store, advance)
 
 
 def _study(
-    name: str, size: float, config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]
+    name: str, size: float, config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None]
 ) -> LabStudy:
     values = []
     for seed in config.seeds:
         # The one says whose piece it is, the other does not.
         own = f"shift, seed {seed}" if name == "shift" else f"seed {seed}"
-        piece = cells.get(own, "the same")
+        piece = store.get(own, "the same")
         if piece is None:
             made.append(f"{name} {seed}")
             piece = Piece(own, "the same", {"value": torch.tensor(size * seed, dtype=torch.float64)}, {"of": name})
-            cells.put(piece)
+            store.put(piece)
         assert piece.about["of"] == name
         assert piece.name == own
         values.append(float(piece.tensors["value"]))

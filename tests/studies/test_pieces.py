@@ -6,7 +6,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from dualform.studies.pieces import NoPieceStore, Piece
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore, accepts_cells
+from dualform.studies.study import StudyContext
 
 
 def piece() -> Piece:
@@ -68,8 +69,21 @@ def test_a_file_that_is_no_piece_is_refused(tmp_path: Path, metadata: dict[str, 
         Piece.from_file(str(path))
 
 
-def test_no_cells_keep_nothing() -> None:
-    cells = NoPieceStore()
-    cells.put(piece())
+def test_no_piece_store_keeps_nothing() -> None:
+    store = NoPieceStore()
+    store.put(piece())
 
-    assert cells.get(piece().name, "abc") is None
+    assert store.get(piece().name, "abc") is None
+
+
+def test_the_old_name_of_the_store_works_with_a_warning() -> None:
+    @accepts_cells
+    def study(*, pieces: PieceStore | None = None) -> PieceStore | None:
+        return pieces
+
+    store = NoPieceStore()
+    with pytest.warns(DeprecationWarning, match="the argument cells of study is now called pieces"):
+        assert study(cells=store) is store  # type: ignore[call-arg]
+    assert study(pieces=store) is store
+    with pytest.warns(DeprecationWarning, match=r"StudyContext.cells is now called pieces"):
+        assert StudyContext(store).cells is store

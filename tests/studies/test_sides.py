@@ -22,7 +22,7 @@ from dualform.studies.sides import (
     DemonstrationTokens,
     PromptedSide,
     Side,
-    likeness,
+    compute_measures,
     random_side,
     recordings_for,
     released_random_side,
@@ -88,7 +88,7 @@ def read(family: str, **settings: Any) -> tuple[Readings, Side, Side]:
 
 def measured(family: str, **settings: Any) -> dict[str, Tensor]:
     found = scene(family, **settings)
-    return likeness(*read(family, **settings)) | found.prompted.relaxation(found.readings["icl"])
+    return compute_measures(*read(family, **settings)) | found.prompted.relaxation(found.readings["icl"])
 
 
 @cache
@@ -175,7 +175,7 @@ def test_identical_learners_score_one_on_every_measure(family: str, learner: str
     zsl, icl, ft = read(family)
     side = icl if learner == "icl" else ft
 
-    found = likeness(zsl, side, side)
+    found = compute_measures(zsl, side, side)
 
     # What is compared with zero-shot is not the likeness of the two.
     assert {name for name in found if "." not in name} - {"sim_am_before"} == set(ONES)
@@ -232,7 +232,7 @@ def test_the_released_random_update_takes_the_place_of_the_difference_of_normali
         expected = torch.cosine_similarity(change[i], drawn, dim=-1)
         torch.testing.assert_close(found[i], expected.double(), rtol=0, atol=1e-9)
     # Noise that is added before outputs are normalised is another quantity.
-    added = likeness(zsl, icl, random_side(zsl, ft, 1), answers=False)["sim_aou"]
+    added = compute_measures(zsl, icl, random_side(zsl, ft, 1), answers=False)["sim_aou"]
     assert not torch.allclose(added, found, atol=0.01)
     assert torch.equal(released_random_side(zsl, icl, 1)["sim_aou"], found)
     assert not torch.equal(released_random_side(zsl, icl, 2)["sim_aou"], found)
@@ -241,7 +241,7 @@ def test_the_released_random_update_takes_the_place_of_the_difference_of_normali
 def test_finetuning_at_rate_zero_changes_nothing_and_has_no_direction() -> None:
     zsl, icl, ft = read("gpt2", rate=0.0)
     found = measured("gpt2", rate=0.0)
-    random = likeness(zsl, icl, random_side(zsl, ft, 1), answers=False)
+    random = compute_measures(zsl, icl, random_side(zsl, ft, 1), answers=False)
 
     for name in ("sim_aou", "sim_aou_raw", "sim_am_delta", "direct_update"):
         assert found[name].isnan().all(), name
@@ -290,10 +290,10 @@ def test_sides_that_were_shown_other_tokens_are_not_ranked_beside_each_other() -
     unseen = trained_side(found.adapted["ft"], found.readings["ft"], zsl, None)
 
     assert unseen.ranks is None
-    assert not {"kendall", "kendall_demo"} & likeness(zsl, icl, unseen).keys()
+    assert not {"kendall", "kendall_demo"} & compute_measures(zsl, icl, unseen).keys()
     # All else is as it was.
-    for name, value in likeness(zsl, icl, unseen).items():
-        torch.testing.assert_close(value, likeness(zsl, icl, ft)[name], rtol=0, atol=0, equal_nan=True)
+    for name, value in compute_measures(zsl, icl, unseen).items():
+        torch.testing.assert_close(value, compute_measures(zsl, icl, ft)[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_demonstrations_of_other_lengths_are_ranked_whole_but_not_token_by_token() -> None:
@@ -306,7 +306,7 @@ def test_demonstrations_of_other_lengths_are_ranked_whole_but_not_token_by_token
     shown = DemonstrationTokens.of(other, lm.device)
     reading = adapted.read_group(found.queries, range(N_QUERIES), recordings_for(lm.anatomy, 4).context)
 
-    measures = likeness(zsl, icl, PromptedSide.of(adapted, shown.content, shown).side(reading))
+    measures = compute_measures(zsl, icl, PromptedSide.of(adapted, shown.content, shown).side(reading))
 
     assert "kendall" not in measures
     assert measures["kendall_demo"].isfinite().all()
@@ -317,7 +317,7 @@ def test_demonstrations_of_other_lengths_are_ranked_whole_but_not_token_by_token
 
 def draws(family: str, n: int) -> list[dict[str, Tensor]]:
     zsl, icl, ft = read(family)
-    return [likeness(zsl, icl, random_side(zsl, ft, seed), answers=False) for seed in range(n)]
+    return [compute_measures(zsl, icl, random_side(zsl, ft, seed), answers=False) for seed in range(n)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -382,11 +382,11 @@ def test_a_random_direction_does_not_depend_on_how_queries_share_a_row(groups: l
     lengths = [len(query.prompt) for query in scene("gpt2").queries]
     assert len(set(lengths)) > 1, "the case needs rows of several widths"
     zsl, icl, ft = read("gpt2")
-    whole = likeness(zsl, icl, random_side(zsl, ft, 1), answers=False)
+    whole = compute_measures(zsl, icl, random_side(zsl, ft, 1), answers=False)
 
     for group in groups:
         zsl, icl, ft = scene("gpt2").read(group)
-        for name, value in likeness(zsl, icl, random_side(zsl, ft, 1), answers=False).items():
+        for name, value in compute_measures(zsl, icl, random_side(zsl, ft, 1), answers=False).items():
             torch.testing.assert_close(value, whole[name][group], rtol=0, atol=1e-7, msg=name, equal_nan=True)
 
 
@@ -483,7 +483,7 @@ def test_kendall_of_two_orders_of_a_prompt_is_what_scipy_gives_token_by_token(fa
         for query in found.queries
     ]
 
-    measures = likeness(zsl, icl, other)
+    measures = compute_measures(zsl, icl, other)
 
     # In a few places float64 tells apart what counts as a tie.
     torch.testing.assert_close(measures["kendall"], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=5e-3)
@@ -491,7 +491,7 @@ def test_kendall_of_two_orders_of_a_prompt_is_what_scipy_gives_token_by_token(fa
     assert measures["direct_update"].min() > 0.5
     # Tokens that are not lined up rank like strangers.
     plain = DemonstrationTokens.of(encoded, lm.device)
-    shuffled = likeness(zsl, icl, PromptedSide.of(adapted, plain.content, plain).side(reading))
+    shuffled = compute_measures(zsl, icl, PromptedSide.of(adapted, plain.content, plain).side(reading))
     assert shuffled.get("kendall", torch.zeros(1)).mean() < 0.5 * measures["kendall"].mean()
 
 
@@ -507,13 +507,13 @@ def test_finetuning_in_another_order_is_lined_up_too() -> None:
     other = trained_side(adapted, reading, zsl, shown)
     same = read("gpt2", rate=0.0)[2]
 
-    measures = likeness(zsl, same, other)
+    measures = compute_measures(zsl, same, other)
 
     assert still.encoded == found.encoded
     torch.testing.assert_close(measures["kendall"], torch.ones_like(measures["kendall"]), rtol=0, atol=1e-9)
     torch.testing.assert_close(measures["kendall_demo"], torch.ones_like(measures["kendall"]), rtol=0, atol=1e-9)
     unaligned = trained_side(adapted, reading, zsl, DemonstrationTokens.of(encoded, lm.device))
-    assert likeness(zsl, same, unaligned)["kendall_demo"].mean() < 0.9
+    assert compute_measures(zsl, same, unaligned)["kendall_demo"].mean() < 0.9
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -546,5 +546,5 @@ def test_a_measure_is_left_out_where_a_side_lacks_what_it_needs(missing: str, go
     elif missing != "answers":
         lacking: dict[str, Any] = {missing: None}
         b = dataclasses.replace(b, **lacking)
-    found = likeness(zsl, a, b, answers=missing != "answers")
-    assert {name for name in likeness(*read("llama")) if "." not in name} - set(found) == gone
+    found = compute_measures(zsl, a, b, answers=missing != "answers")
+    assert {name for name in compute_measures(*read("llama")) if "." not in name} - set(found) == gone

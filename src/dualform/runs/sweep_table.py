@@ -26,7 +26,7 @@ from dualform.runs.sweep_words import (
     slices,
     study_name,
 )
-from dualform.studies.against_words import break_even, stands
+from dualform.studies.against_words import break_even, compare_accuracy
 from dualform.studies.baseline_words import collapsed, majority_level
 from dualform.sweep_result import SweepGroup, SweepResult
 
@@ -107,7 +107,7 @@ def _grid_row(name: str, group: SweepGroup, learners: Sequence[str], agreeing: S
         if accuracy is None:
             cells.append(BLANK)
             continue
-        level = highest is not None and key != highest and key in means and stands(result, highest, key) == 0
+        level = highest is not None and key != highest and key in means and compare_accuracy(result, highest, key) == 0
         cells.append(_accuracy(accuracy, best=key == highest, level=level, fallen=key in fallen))
     agreement = [result.against_icl[key].agreement if key in result.against_icl else None for key in agreeing]
     shares = [BLANK if each is None else _points_or_count(each) for each in agreement]

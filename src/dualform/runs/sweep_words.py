@@ -16,7 +16,7 @@ from dualform.report.numerals import MISSING, finite, known, rounded, rounded_in
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import capital, difference, in_points, listed, plural
 from dualform.result import Result
-from dualform.studies.against_words import CANDIDATES, not_beaten, stands
+from dualform.studies.against_words import CANDIDATES, compare_accuracy, not_beaten
 from dualform.studies.baseline_words import above_guessing, collapsed, majority_level
 from dualform.studies.comparison.similarity_words import judged_by
 from dualform.studies.study import STUDIES
@@ -176,9 +176,12 @@ def decided(found: Iterable[tuple[SweepGroup, Result]]) -> dict[str | None, list
 def beaters_of_zero_shot(result: Result) -> list[str] | None:
     """Learners that the run shows to lie above zero-shot; None where it has no zero-shot to lie above."""
     others = [key for key in learners_in_order(result.accuracy) if key != "zsl"]
-    if "zsl" not in result.accuracy or not others or all(stands(result, key, "zsl") is None for key in others):
+    if "zsl" not in result.accuracy:
         return None
-    return [key for key in others if stands(result, key, "zsl") == 1]
+    orders = {key: compare_accuracy(result, key, "zsl") for key in others}
+    if all(order is None for order in orders.values()):
+        return None
+    return [key for key, order in orders.items() if order == 1]
 
 
 def seed_spread(result: Result, learner: str) -> tuple[float, float, float | None, int] | None:

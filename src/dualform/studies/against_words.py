@@ -51,7 +51,7 @@ def choice_heading(result: Result) -> str:
     return capital(f"{', '.join(names[:-1])} or {names[-1]}?")
 
 
-def stands(result: Result, first: str, second: str) -> int | None:
+def compare_accuracy(result: Result, first: str, second: str) -> int | None:
     """How one learner's accuracy compares with another's, by their paired test or, without one, their intervals.
 
     Returns:
@@ -64,7 +64,9 @@ def stands(result: Result, first: str, second: str) -> int | None:
 def not_beaten(result: Result, keys: Iterable[str] = CANDIDATES) -> list[str]:
     """Of `keys`, the learners with an accuracy that none of the others is shown to lie above."""
     there = [key for key in keys if key in result.accuracy and finite(result.accuracy[key].mean) is not None]
-    return [key for key in there if not any(stands(result, other, key) == 1 for other in there if other != key)]
+    return [
+        key for key in there if not any(compare_accuracy(result, other, key) == 1 for other in there if other != key)
+    ]
 
 
 def break_even(result: Result, key: str, *, kept: bool) -> str:

@@ -1,12 +1,17 @@
 """The smallest parts of a run that are kept when they are finished, and never done twice."""
 
+import functools
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -89,21 +94,39 @@ class NoPieceStore:
         """Let it go."""
 
 
-Made = tuple["dict[str, Tensor]", dict[str, Any]]
-"""Tensors of a piece, and whatever JSON can say about them."""
+PieceContent = tuple["dict[str, Tensor]", dict[str, Any]]
+"""The tensors and the JSON facts of a piece."""
 
 
-def kept(cells: PieceStore, name: str, inputs: str, make: Callable[[], Made]) -> Piece:
-    """The piece that was finished earlier, or made now and kept.
+def load_or_make(store: PieceStore, name: str, inputs: str, make: Callable[[], PieceContent]) -> Piece:
+    """The stored piece of this name, or a new one, which is then stored.
 
     Args:
-        cells: Where pieces are kept.
+        store: Where pieces are kept.
         name: Name of the piece.
-        inputs: What it depends on.
-        make: Makes its tensors and what is said about them.
+        inputs: Digest of everything that its content depends on.
+        make: Computes its content.
     """
-    piece = cells.get(name, inputs)
+    piece = store.get(name, inputs)
     if piece is None:
         piece = Piece(name, inputs, *make())
-        cells.put(piece)
+        store.put(piece)
     return piece
+
+
+def accepts_cells(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function to accept its argument `pieces` under the deprecated name `cells` too."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "cells" in kwargs:
+            warn_of_cells(f"the argument cells of {function.__name__}")
+            kwargs["pieces"] = kwargs.pop("cells")
+        return function(*args, **kwargs)
+
+    return call
+
+
+def warn_of_cells(old: str) -> None:
+    """Warn that something called `cells` in earlier versions is now called `pieces`."""
+    warnings.warn(f"{old} is now called pieces; the old name will not work in the next version.", DeprecationWarning, 3)

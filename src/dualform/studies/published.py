@@ -88,7 +88,7 @@ class PaperMomentumComparison:
     """Whether it is a share of answers, to be written in per cent."""
 
 
-def momentum_beside_the_paper(
+def compare_momentum_with_paper(
     vanilla: MomentumArm | None, momentum: MomentumArm | None
 ) -> list[PaperMomentumComparison]:
     """The paper's numbers of momentum attention, with this run's at the same lengths and on the same tasks.
@@ -118,7 +118,7 @@ def momentum_beside_the_paper(
     return rows
 
 
-def beside_the_paper(result: Result) -> list[PaperComparison]:
+def compare_with_paper(result: Result) -> list[PaperComparison]:
     """This run's numbers beside the published ones; empty unless the run followed the paper's protocol."""
     if result.config.get("preset") != PRESET:
         return []

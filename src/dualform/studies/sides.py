@@ -285,7 +285,7 @@ class SidePair:
     b: Side
     """FT, or what stands in for it."""
     moved_by: Trace
-    """See `likeness`."""
+    """See `compute_measures`."""
     answers: bool = True
     """Both sides' answers are their own."""
 
@@ -305,7 +305,9 @@ class SidePair:
         return self.a.update is not None and self.b.update is not None
 
 
-def likeness(zsl: Readings, a: Side, b: Side, answers: bool = True, moved_by: Trace | None = None) -> dict[str, Tensor]:
+def compute_measures(
+    zsl: Readings, a: Side, b: Side, answers: bool = True, moved_by: Trace | None = None
+) -> dict[str, Tensor]:
     """Every measure of two sides.
 
     Args:

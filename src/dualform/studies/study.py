@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from dualform.errors import ConfigError
 from dualform.progress import Progress, SilentProgress
 from dualform.registry import Registry
-from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore, warn_of_cells
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,12 +88,18 @@ class LoadOnDemand:
 class StudyContext:
     """What a study is given to run with."""
 
-    cells: PieceStore = field(default_factory=NoPieceStore)
+    pieces: PieceStore = field(default_factory=NoPieceStore)
     """Keeps finished pieces, so that a killed run continues where it stopped."""
     progress: Progress = field(default_factory=SilentProgress)
     folder: Path | None = None
     """Where files that are too large for pieces lie while the study runs, such as models under training."""
     models: ModelSource = field(default_factory=LoadOnDemand)
+
+    @property
+    def cells(self) -> PieceStore:
+        """Deprecated name of `pieces`."""
+        warn_of_cells("StudyContext.cells")
+        return self.pieces
 
 
 @dataclass(frozen=True)

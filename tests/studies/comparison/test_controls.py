@@ -39,7 +39,14 @@ from dualform.studies.comparison.own_controls import RANDOM_UPDATES
 from dualform.studies.comparison.run import Comparison, compare
 from dualform.studies.controls import CONTROLS
 from dualform.studies.experiment import DemonstrationSet, Experiment
-from dualform.studies.sides import DemonstrationTokens, PromptedSide, Side, likeness, recordings_for, trained_side
+from dualform.studies.sides import (
+    DemonstrationTokens,
+    PromptedSide,
+    Side,
+    compute_measures,
+    recordings_for,
+    trained_side,
+)
 from dualform.tasks.build import build_task
 from dualform.tasks.options import TaskOptions
 from dualform.tasks.raw import RawTask
@@ -521,7 +528,10 @@ def test_a_stand_in_takes_its_own_sides_place() -> None:
         tuned = weights.adapted.read_group(made.experiment.queries, indices, want.weights)
         other = trained_side(weights.adapted, tuned, zsl, None)
 
-    for found, expected in ((first, likeness(zsl, mine, sides["ft"])), (second, likeness(zsl, sides["icl"], other))):
+    for found, expected in (
+        (first, compute_measures(zsl, mine, sides["ft"])),
+        (second, compute_measures(zsl, sides["icl"], other)),
+    ):
         control = next(iter(found)).split("/")[1]
         names = {name for name in expected if "." not in name} - {"sim_am_before"}
         assert set(found) == {f"control/{control}/{name}" for name in names}

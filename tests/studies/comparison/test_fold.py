@@ -159,13 +159,13 @@ def test_a_comparison_read_back_gives_the_same_numbers(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = config(prose)
-    compare(asked, lm=small_lm("llama"), task=small_task(), cells=RunFolder(tmp_path / "run", asked))
+    compare(asked, lm=small_lm("llama"), task=small_task(), pieces=RunFolder(tmp_path / "run", asked))
 
     def unwanted(*arguments: object, **more: object) -> Any:
         raise AssertionError("nothing was to be folded")
 
     monkeypatch.setattr(fold_learner, "make_fold", unwanted)
-    again = compare(asked, lm=small_lm("llama"), task=small_task(), cells=RunFolder(tmp_path / "run", asked))
+    again = compare(asked, lm=small_lm("llama"), task=small_task(), pieces=RunFolder(tmp_path / "run", asked))
     assert numbers(again.result) == numbers(whole(prose).result)
     assert Result.from_json(again.result.to_json()) == again.result
 

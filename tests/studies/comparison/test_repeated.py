@@ -155,8 +155,8 @@ def test_the_model_is_as_before_and_a_second_run_gives_the_same() -> None:
 def test_a_seed_that_was_kept_gives_the_same_numbers() -> None:
     kept = Kept()
     settings = small_config(rates=(WILD,), **CHANGES)
-    first = compare(settings, lm=float32_lm(), task=small_task(), cells=kept)
-    second = compare(settings, lm=float32_lm(), task=small_task(), cells=kept)
+    first = compare(settings, lm=float32_lm(), task=small_task(), pieces=kept)
+    second = compare(settings, lm=float32_lm(), task=small_task(), pieces=kept)
     assert numbers(first.result) == numbers(second.result)
     (piece, *_) = kept.pieces.values()
     assert SeedRecord.from_piece(piece).repeats == first.outcomes[0].repeats

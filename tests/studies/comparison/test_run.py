@@ -345,16 +345,16 @@ def test_one_seed_needs_no_choice() -> None:
 
 
 def test_the_choice_of_a_seed_is_kept_and_not_made_twice() -> None:
-    cells = Kept()
+    store = Kept()
     settings = small_config(seeds=(1, 2), select="both", rates=SELECT_RATES)
-    first = compare(settings, lm=small_lm(), task=small_task(), cells=cells)
+    first = compare(settings, lm=small_lm(), task=small_task(), pieces=store)
     names = ["choosing, seed 1", "choosing, seed 2", f"seed {first.outcomes[0].seed}"]
-    assert cells.put_names == names
-    del cells.pieces["choosing, seed 2"], cells.pieces[names[-1]]
+    assert store.put_names == names
+    del store.pieces["choosing, seed 2"], store.pieces[names[-1]]
 
-    again = compare(settings, lm=small_lm(), task=small_task(), cells=cells)
+    again = compare(settings, lm=small_lm(), task=small_task(), pieces=store)
 
-    assert cells.put_names == [*names, *names[1:]]
+    assert store.put_names == [*names, *names[1:]]
     assert numbers(again.result) == numbers(first.result)
 
 
@@ -456,34 +456,34 @@ def test_the_models_own_limit_bounds_the_context() -> None:
 
 
 def test_finished_seeds_are_not_run_again() -> None:
-    cells = Kept()
-    compare(small_config(), lm=small_lm(), task=small_task(), cells=cells)
-    del cells.pieces["seed 2"]
+    store = Kept()
+    compare(small_config(), lm=small_lm(), task=small_task(), pieces=store)
+    del store.pieces["seed 2"]
 
-    result = compare(small_config(), lm=small_lm(), task=small_task(), cells=cells).result
+    result = compare(small_config(), lm=small_lm(), task=small_task(), pieces=store).result
 
-    assert cells.put_names == ["seed 1", "seed 2", "seed 2"]
+    assert store.put_names == ["seed 1", "seed 2", "seed 2"]
     assert numbers(result) == numbers(run().result)
 
 
 @pytest.mark.parametrize("split", ["report", "selection", "train"])
 def test_seeds_finished_with_other_data_are_run_again(split: str) -> None:
-    cells = Kept()
-    compare(small_config(), lm=small_lm(), task=small_task(), cells=cells)
+    store = Kept()
+    compare(small_config(), lm=small_lm(), task=small_task(), pieces=store)
 
-    compare(small_config(), lm=small_lm(), task=with_other_labels(small_task(), split), cells=cells)
+    compare(small_config(), lm=small_lm(), task=with_other_labels(small_task(), split), pieces=store)
 
-    assert cells.put_names == ["seed 1", "seed 2"] * 2
+    assert store.put_names == ["seed 1", "seed 2"] * 2
 
 
 def test_seeds_finished_with_other_weights_are_run_again() -> None:
-    cells = Kept()
-    compare(small_config(), lm=small_lm(), task=small_task(), cells=cells)
+    store = Kept()
+    compare(small_config(), lm=small_lm(), task=small_task(), pieces=store)
     model = tiny_model("gpt2", seed=1, dtype=torch.float64)
 
-    compare(small_config(), lm=LanguageModel.wrap(model, tiny_tokenizer(), "tiny"), task=small_task(), cells=cells)
+    compare(small_config(), lm=LanguageModel.wrap(model, tiny_tokenizer(), "tiny"), task=small_task(), pieces=store)
 
-    assert cells.put_names == ["seed 1", "seed 2"] * 2
+    assert store.put_names == ["seed 1", "seed 2"] * 2
 
 
 def test_a_subset_of_learners_measures_what_it_can() -> None:

@@ -15,21 +15,21 @@ TWO_RATES: dict[str, Any] = {"rates": (1e-3, 1e-2), "seeds": (1, 2, 3)}
 def test_seeds_run_alone_are_put_together_to_what_all_at_once_give() -> None:
     config = small_config(**TWO_RATES, learners=("zsl", "icl", "ft", "lora", "probe"), lora_rates=(1e-3, 1e-2))
     whole = compare(config, lm=small_lm(), task=small_task()).result
-    cells = Kept()
+    store = Kept()
     for seed in config.seeds:
-        compare_seed(config, seed, lm=small_lm(), task=small_task(), cells=cells)
+        compare_seed(config, seed, lm=small_lm(), task=small_task(), pieces=store)
 
-    together = compare(config, lm=small_lm(), task=small_task(), cells=cells).result
+    together = compare(config, lm=small_lm(), task=small_task(), pieces=store).result
 
-    assert cells.put_names == ["seed 1", "seed 2", "seed 3"]
+    assert store.put_names == ["seed 1", "seed 2", "seed 3"]
     assert numbers(together) == numbers(whole)
 
 
 def test_a_later_seed_takes_the_learning_rate_of_the_first_and_not_its_own() -> None:
     config = small_config(**TWO_RATES)
-    cells = Kept()
-    first = compare_seed(config, 1, lm=small_lm(), task=small_task(), cells=cells).outcomes[0]
-    later = compare_seed(config, 3, lm=small_lm(), task=small_task(), cells=cells).outcomes[0]
+    store = Kept()
+    first = compare_seed(config, 1, lm=small_lm(), task=small_task(), pieces=store).outcomes[0]
+    later = compare_seed(config, 3, lm=small_lm(), task=small_task(), pieces=store).outcomes[0]
 
     assert later.rates["ft"] == first.rates["ft"]
     assert [(trial.seed, trial.learning_rate) for trial in later.trials] == [(3, first.rates["ft"])]
@@ -37,11 +37,11 @@ def test_a_later_seed_takes_the_learning_rate_of_the_first_and_not_its_own() -> 
 
 
 def test_a_later_seed_without_the_first_runs_that_too() -> None:
-    cells = Kept()
+    store = Kept()
 
-    compare_seed(small_config(**TWO_RATES), 3, lm=small_lm(), task=small_task(), cells=cells)
+    compare_seed(small_config(**TWO_RATES), 3, lm=small_lm(), task=small_task(), pieces=store)
 
-    assert cells.put_names == ["seed 1", "seed 3"]
+    assert store.put_names == ["seed 1", "seed 3"]
 
 
 @pytest.mark.parametrize(

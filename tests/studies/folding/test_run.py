@@ -231,7 +231,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, failing: FoldMethod | None = None) 
 def test_a_fold_that_lies_on_several_axes_is_made_once(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = counted(monkeypatch)
     kept, watched = Kept(), Watched()
-    found = run(config(prose), cells=kept, progress=watched)
+    found = run(config(prose), pieces=kept, progress=watched)
 
     # The default, two other methods, two other numbers of texts, one of demonstrations.
     assert len(made) == len(found.seeds) * 6
@@ -251,14 +251,14 @@ def test_a_fold_that_lies_on_several_axes_is_made_once(prose: str, monkeypatch: 
 
 def test_a_second_run_reads_everything_back(prose: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = config(prose, perplexity=prose, ft=True)
-    cells = RunFolder(tmp_path / "run", asked)
-    first = run(asked, cells=cells)
+    store = RunFolder(tmp_path / "run", asked)
+    first = run(asked, pieces=store)
     assert numbers(first.result) == numbers(whole(prose).result)
 
     made = counted(monkeypatch)
     for name in ("answer_log_probabilities", "text_losses", "trained"):
         monkeypatch.setattr(study, name, unwanted)
-    again = run(asked, cells=RunFolder(tmp_path / "run", asked))
+    again = run(asked, pieces=RunFolder(tmp_path / "run", asked))
 
     assert made == []
     assert numbers(again.result) == numbers(first.result)
@@ -275,11 +275,11 @@ def test_a_run_that_stops_goes_on_where_it_stopped(prose: str, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(kept, "put", lambda piece: stop_at(kept, piece, 6))
         with pytest.raises(KeyboardInterrupt):
-            run(config(prose), cells=kept)
+            run(config(prose), pieces=kept)
     before = set(kept.pieces)
     assert len(before) == 6
     made = counted(monkeypatch)
-    found = run(config(prose), cells=kept)
+    found = run(config(prose), pieces=kept)
 
     assert len(made) < 12
     assert not before & set(kept.put_names[6:])
@@ -295,9 +295,9 @@ def stop_at(kept: Kept, piece: Piece, n: int) -> None:
 def test_other_weights_do_not_use_the_pieces(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept()
     asked = config(prose, axes=(), seeds=(1,))
-    run(asked, cells=kept)
+    run(asked, pieces=kept)
     made = counted(monkeypatch)
-    folding(asked, lm=small_lm("gpt2"), task=small_task(), cells=kept)
+    folding(asked, lm=small_lm("gpt2"), task=small_task(), pieces=kept)
 
     assert len(made) == 1
 
@@ -307,7 +307,7 @@ def test_a_way_that_cannot_be_had_is_told_and_left_out(
 ) -> None:
     made = counted(monkeypatch, failing="thought-vector")
     asked = config(prose, axes=("method",))
-    found = run(asked, cells=RunFolder(tmp_path / "run", asked))
+    found = run(asked, pieces=RunFolder(tmp_path / "run", asked))
 
     assert [point.value for point in points_of(found.result)] == ["ridge", "rank-one"]
     (told,) = [warning for warning in found.result.warnings if "could not be folded" in warning]
@@ -316,7 +316,7 @@ def test_a_way_that_cannot_be_had_is_told_and_left_out(
     assert not any("thought-vector" in learner for learner in learners)
     # That it failed is kept too.
     n = len(made)
-    again = run(asked, cells=RunFolder(tmp_path / "run", asked))
+    again = run(asked, pieces=RunFolder(tmp_path / "run", asked))
     assert len(made) == n
     assert numbers(again.result) == numbers(found.result)
 

@@ -39,7 +39,7 @@ CONFIG = RegressionConfig(studies=("constructed",), seeds=(1, 2), dimension=3, p
 
 
 @pytest.fixture(scope="module")
-def cells() -> Kept:
+def store() -> Kept:
     return Kept()
 
 
@@ -49,8 +49,8 @@ def told() -> list[tuple[float, str]]:
 
 
 @pytest.fixture(scope="module")
-def found(cells: Kept, told: list[tuple[float, str]]) -> LabStudy:
-    return constructed(CONFIG, cells, lambda amount, doing: told.append((amount, doing)))
+def found(store: Kept, told: list[tuple[float, str]]) -> LabStudy:
+    return constructed(CONFIG, store, lambda amount, doing: told.append((amount, doing)))
 
 
 def cell(found: LabStudy, measure: str, column: str) -> float | None:
@@ -71,10 +71,10 @@ def test_every_claim_holds_and_every_case_that_must_fail_fails(found: LabStudy) 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_seed_without_a_number_leaves_nothing_found(
-    lost: int, found: LabStudy, cells: Kept, monkeypatch: pytest.MonkeyPatch
+    lost: int, found: LabStudy, store: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Kept()
-    kept.pieces = dict(cells.pieces)
+    kept.pieces = dict(store.pieces)
     name = f"constructed, seed {lost + 1}"
     about = copy.deepcopy(kept.pieces[name].about)
     about["cases"]["constructed"]["sim_aou"] = about["cases"]["softmax"]["sim_aou"] = math.nan
@@ -156,32 +156,32 @@ def test_the_chart_is_one_at_the_layers_own_rate(found: LabStudy) -> None:
 
 
 def test_a_killed_run_goes_on_with_what_is_finished(
-    found: LabStudy, cells: Kept, told: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
+    found: LabStudy, store: Kept, told: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{what}, seed {seed}" for seed in (1, 2) for what in ("constructed", "trained toy")]
-    assert cells.put_names == names
+    assert store.put_names == names
     assert told == [(1.0, name) for name in names]
     assert len(told) == pieces(CONFIG)
     for name in ("_exact", "_toy"):
         monkeypatch.setattr(study, name, lambda *args: pytest.fail("made again"))
-    assert constructed(CONFIG, cells).model_dump() == found.model_dump()
+    assert constructed(CONFIG, store).model_dump() == found.model_dump()
 
 
-def test_other_settings_make_other_pieces(found: LabStudy, cells: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_settings_make_other_pieces(found: LabStudy, store: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
     def exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
         made.append("exact")
-        return cells.pieces["constructed, seed 1"].about
+        return store.pieces["constructed, seed 1"].about
 
     def toy(config: RegressionConfig, seed: int) -> dict[str, Any]:
         made.append("toy")
-        return cells.pieces["trained toy, seed 1"].about
+        return store.pieces["trained toy, seed 1"].about
 
     monkeypatch.setattr(study, "_exact", exact)
     monkeypatch.setattr(study, "_toy", toy)
     kept = Kept()
-    kept.pieces = dict(cells.pieces)
+    kept.pieces = dict(store.pieces)
     constructed(CONFIG.model_copy(update={"steps": 2.0, "seeds": (1,)}), kept)
     assert made == ["toy"]
     constructed(CONFIG.model_copy(update={"dimension": 4, "seeds": (2,)}), kept)

@@ -46,18 +46,18 @@ def config() -> RegressionConfig:
 
 
 @pytest.fixture(scope="module")
-def cells() -> Kept:
+def store() -> Kept:
     return Kept()
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, cells: Kept) -> LabStudy:
-    return layers(config, cells)
+def found(config: RegressionConfig, store: Kept) -> LabStudy:
+    return layers(config, store)
 
 
-def errors_of(cells: Kept, setting: str, mixer: Mixer) -> Tensor:
+def errors_of(store: Kept, setting: str, mixer: Mixer) -> Tensor:
     """`(seed, point)`."""
-    return torch.stack([cells.pieces[f"layers, {setting}, {mixer}, seed {seed}"].tensors["errors"] for seed in SEEDS])
+    return torch.stack([store.pieces[f"layers, {setting}, {mixer}, seed {seed}"].tensors["errors"] for seed in SEEDS])
 
 
 def row(table: LabTable, name: str) -> LabRow:
@@ -81,7 +81,7 @@ def test_every_mixer_has_a_curve_and_a_row_in_each_setting(found: LabStudy) -> N
     assert LabStudy.model_validate_json(found.model_dump_json()) == found
 
 
-def test_errors_are_those_of_the_trained_model(found: LabStudy, cells: Kept, config: RegressionConfig) -> None:
+def test_errors_are_those_of_the_trained_model(found: LabStudy, store: Kept, config: RegressionConfig) -> None:
     tasks = study._tasks(config, 0.5)
     shape = SequenceModelConfig("delta", dimension=3, width=8, layers=1, heads=2, mlp=8, chunk=10)
     model = train_sequence_model(shape, tasks, Training(2, 4, 5e-3), 2)
@@ -90,7 +90,7 @@ def test_errors_are_those_of_the_trained_model(found: LabStudy, cells: Kept, con
         predicted = model(asked.x, asked.y)
     # To the function itself: noise in y is not to be predicted.
     errors = (predicted - asked.clean).square().mean(0) / asked.clean.square().mean()
-    own = errors_of(cells, "noise 0.5", "delta")
+    own = errors_of(store, "noise 0.5", "delta")
     torch.testing.assert_close(own[1], errors.double())
     (curve,) = [curve for curve in found.charts[1].curves if curve.name == "delta"]
     assert curve.y == [over_seeds(at) for at in own.T.tolist()]
@@ -100,10 +100,10 @@ def test_errors_are_those_of_the_trained_model(found: LabStudy, cells: Kept, con
     assert parameters == over_seeds([float(sum(parameter.numel() for parameter in model.parameters()))])
 
 
-def test_differences_are_to_softmax_seed_by_seed(found: LabStudy, cells: Kept) -> None:
+def test_differences_are_to_softmax_seed_by_seed(found: LabStudy, store: Kept) -> None:
     for table, name in zip(found.tables, NAMES, strict=True):
         assert row(table, "softmax").cells[2] is None
-        means = {mixer: errors_of(cells, name, mixer)[:, 1:].mean(1).tolist() for mixer in MIXERS}
+        means = {mixer: errors_of(store, name, mixer)[:, 1:].mean(1).tolist() for mixer in MIXERS}
         for mixer in MIXERS[1:]:
             expected = paired(SEEDS, means[mixer], means["softmax"])
             cell = row(table, mixer).cells[2]
@@ -151,9 +151,9 @@ def test_what_is_smaller_than_asked_for_is_told(found: LabStudy) -> None:
     assert study._notes_on_size(RegressionConfig(dimension=5, points=15)) == []
 
 
-def test_it_says_what_the_numbers_say(found: LabStudy, cells: Kept) -> None:
+def test_it_says_what_the_numbers_say(found: LabStudy, store: Kept) -> None:
     for name, table in zip(NAMES, found.tables, strict=True):
-        means = {mixer: float(errors_of(cells, name, mixer)[:, 1:].mean()) for mixer in MIXERS}
+        means = {mixer: float(errors_of(store, name, mixer)[:, 1:].mean()) for mixer in MIXERS}
         best = min(means, key=lambda mixer: means[mixer])
         (told,) = re.findall(f"{name}, (.*?) has the least mean error, (.*?) ", found.answer, re.IGNORECASE)
         assert told == (best, f"{means[best]:.3f}")
@@ -171,7 +171,7 @@ def test_it_says_what_the_numbers_say(found: LabStudy, cells: Kept) -> None:
     assert any("not adjusted for 10 comparisons" in note for note in found.notes)
 
 
-def test_what_was_done_before_it_was_stopped_is_kept(found: LabStudy, cells: Kept, config: RegressionConfig) -> None:
+def test_what_was_done_before_it_was_stopped_is_kept(found: LabStudy, store: Kept, config: RegressionConfig) -> None:
     half = Kept()
 
     def put(piece: Piece) -> None:
@@ -183,9 +183,9 @@ def test_what_was_done_before_it_was_stopped_is_kept(found: LabStudy, cells: Kep
         patch.setattr(half, "put", put)
         with pytest.raises(KeyboardInterrupt):
             layers(config, half)
-    assert half.put_names == cells.put_names[:3]
+    assert half.put_names == store.put_names[:3]
     for name in half.put_names[1:]:
-        torch.testing.assert_close(half.pieces[name].tensors, cells.pieces[name].tensors)
+        torch.testing.assert_close(half.pieces[name].tensors, store.pieces[name].tensors)
 
 
 def rounded(study: LabStudy) -> str:
@@ -194,17 +194,17 @@ def rounded(study: LabStudy) -> str:
 
 
 def test_nothing_that_was_kept_is_done_again(
-    found: LabStudy, cells: Kept, config: RegressionConfig, monkeypatch: pytest.MonkeyPatch
+    found: LabStudy, store: Kept, config: RegressionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("train_sequence_model", "equivalence_errors"):
         monkeypatch.setattr(study, name, None)
     told: list[str] = []
-    again = layers(config, cells, lambda amount, doing: told.extend([doing] * round(amount)))
+    again = layers(config, store, lambda amount, doing: told.extend([doing] * round(amount)))
     assert rounded(again) == rounded(found)
     assert len(told) == len(set(told)) == pieces(config) == 2 * len(MIXERS) * 2 + 1
 
 
-def test_other_steps_make_other_pieces(cells: Kept, config: RegressionConfig) -> None:
+def test_other_steps_make_other_pieces(store: Kept, config: RegressionConfig) -> None:
     tasks = study._tasks(config, 0.0)
     wanted = "layers, without noise, softmax, seed 1"
     other = config.model_copy(update={"steps": 3 / study.STEPS})
@@ -219,16 +219,16 @@ def test_other_steps_make_other_pieces(cells: Kept, config: RegressionConfig) ->
 
     with pytest.raises(KeyboardInterrupt):
         layers(other, Asked())
-    assert asked[0] != cells.pieces[wanted].inputs
+    assert asked[0] != store.pieces[wanted].inputs
     assert str(tasks) in asked[0]
 
 
 def test_a_training_that_diverges_is_left_out_and_told(
-    cells: Kept, config: RegressionConfig, monkeypatch: pytest.MonkeyPatch
+    store: Kept, config: RegressionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = train_sequence_model
     kept = Kept()
-    kept.pieces = {name: piece for name, piece in cells.pieces.items() if "delta" not in name}
+    kept.pieces = {name: piece for name, piece in store.pieces.items() if "delta" not in name}
 
     def diverging(shape: SequenceModelConfig, tasks: Any, training: Training, seed: int) -> Any:
         if shape.mixer == "delta" or seed == 2:
@@ -267,9 +267,9 @@ def test_a_setting_in_which_nothing_could_be_trained_has_an_answer(
     assert any(note.startswith("One seed has no interval") for note in found.notes)
 
 
-def test_one_seed_puts_no_layer_ahead(cells: Kept, config: RegressionConfig) -> None:
+def test_one_seed_puts_no_layer_ahead(store: Kept, config: RegressionConfig) -> None:
     one = Kept()
-    one.pieces = dict(cells.pieces)
+    one.pieces = dict(store.pieces)
     found = layers(config.model_copy(update={"seeds": (1,)}), one)
     assert one.put_names == ["layers, equivalences"]
     assert "has the least mean error" in found.answer

@@ -50,7 +50,7 @@ def config() -> RegressionConfig:
 
 
 @pytest.fixture(scope="module")
-def cells() -> Kept:
+def store() -> Kept:
     return Kept()
 
 
@@ -60,8 +60,8 @@ def told() -> list[tuple[float, str]]:
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, cells: Kept, told: list[tuple[float, str]]) -> LabStudy:
-    return phases(config, cells, lambda amount, doing: told.append((amount, doing)))
+def found(config: RegressionConfig, store: Kept, told: list[tuple[float, str]]) -> LabStudy:
+    return phases(config, store, lambda amount, doing: told.append((amount, doing)))
 
 
 def mean(estimate: Estimate | None) -> float:
@@ -74,27 +74,27 @@ def numbers(study: LabStudy) -> list[float]:
     return [mean(cell) for table in study.tables for row in table.rows for cell in row.cells]
 
 
-def model_of(cells: Kept, number: int) -> Decoders:
+def model_of(store: Kept, number: int) -> Decoders:
     shape = (*SHAPES, *NOISY)[number]
     model = Decoders(DecoderConfig(3, shape.width, shape.layers, HEADS), SEEDS)
-    model.load_state_dict(cells.pieces[shape.name].tensors)
+    model.load_state_dict(store.pieces[shape.name].tensors)
     return model.requires_grad_(False)
 
 
 def test_every_shape_is_trained_once_and_told(
-    found: LabStudy, config: RegressionConfig, cells: Kept, told: list[tuple[float, str]]
+    found: LabStudy, config: RegressionConfig, store: Kept, told: list[tuple[float, str]]
 ) -> None:
     names = [shape.name for shape in (*SHAPES, *NOISY)]
-    assert cells.put_names == names
+    assert store.put_names == names
     assert told == [(1.0, name) for name in names]
     assert pieces(config) == len(names)
 
 
 def test_distances_are_those_of_the_trained_models_predictions(
-    found: LabStudy, config: RegressionConfig, cells: Kept
+    found: LabStudy, config: RegressionConfig, store: Kept
 ) -> None:
     number = 4
-    model, tasks = model_of(cells, number), tasks_of(config)
+    model, tasks = model_of(store, number), tasks_of(config)
     sequences = tasks.draw(48, stream("test", 0), torch.float64)
     table = found.tables[0]
     row = table.rows[number]
@@ -108,12 +108,12 @@ def test_distances_are_those_of_the_trained_models_predictions(
         assert mean(row.cells[table.columns.index(name)]) == pytest.approx(mean(over_seeds(expected)), rel=1e-4)
 
 
-def test_implied_weights_are_as_far_apart_as_ilwd_says(found: LabStudy, config: RegressionConfig, cells: Kept) -> None:
+def test_implied_weights_are_as_far_apart_as_ilwd_says(found: LabStudy, config: RegressionConfig, store: Kept) -> None:
     sequences = drawn(tasks_of(config, NOISES[-1]), 48)
     x, y = sequences.x[:16, :-1], sequences.y[:16, :-1]
     asked = torch.randn(16, 12, 3, generator=stream("queries", 0), dtype=torch.float64)
     table = found.tables[3]
-    model = model_of(cells, len(SHAPES) + len(NOISY) - 1)
+    model = model_of(store, len(SHAPES) + len(NOISY) - 1)
     bayes = Bayes(NOISES[-1], 1 / math.sqrt(3))
     expected = [float(ilwd(InContextPredictor("own", model.only(seed)), bayes, x, y, asked)) for seed in SEEDS]
     cell = table.rows[-1].cells[table.columns.index("Bayes")]
@@ -170,10 +170,10 @@ def test_larger_tasks_are_cut_and_it_is_said() -> None:
     assert "5 dimensions and 10 examples rather than 20 and 40" in note
 
 
-def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, cells: Kept) -> None:
-    before = list(cells.put_names)
-    again = phases(config, cells, lambda amount, doing: None)
-    assert cells.put_names == before
+def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, store: Kept) -> None:
+    before = list(store.put_names)
+    again = phases(config, store, lambda amount, doing: None)
+    assert store.put_names == before
     assert (again.answer, [claim.holds for claim in again.claims]) == (
         found.answer,
         [claim.holds for claim in found.claims],

@@ -79,13 +79,13 @@ def test_the_work_ahead_is_told_in_pieces_of_the_studies_chosen() -> None:
 
 
 def test_what_two_studies_call_by_one_name_is_kept_apart_and_never_made_twice() -> None:
-    cells = Kept()
-    whole, _ = run_laboratory(config("constructed", "shift"), cells=cells)
-    assert list(cells.pieces) == [f"{name}, seed {seed}" for name in ("constructed", "shift") for seed in (1, 2, 3)]
+    store = Kept()
+    whole, _ = run_laboratory(config("constructed", "shift"), pieces=store)
+    assert list(store.pieces) == [f"{name}, seed {seed}" for name in ("constructed", "shift") for seed in (1, 2, 3)]
 
-    del cells.pieces["shift, seed 2"]
+    del store.pieces["shift, seed 2"]
     small_laboratory.made.clear()
-    again, _ = run_laboratory(config("constructed", "shift"), cells=cells)
+    again, _ = run_laboratory(config("constructed", "shift"), pieces=store)
 
     assert small_laboratory.made == ["shift 2"]
     assert numbers(again) == numbers(whole)

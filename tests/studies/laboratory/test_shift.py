@@ -47,14 +47,14 @@ def config() -> RegressionConfig:
 
 
 @pytest.fixture(scope="module")
-def cells() -> Kept:
+def store() -> Kept:
     return Kept()
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, cells: Kept) -> LabStudy:
+def found(config: RegressionConfig, store: Kept) -> LabStudy:
     told: list[float] = []
-    study = shift(config, cells, lambda amount, doing: told.append(amount))
+    study = shift(config, store, lambda amount, doing: told.append(amount))
     assert told == [1.0] * pieces(config)
     return study
 
@@ -69,9 +69,9 @@ def numbers(study: LabStudy) -> list[float]:
     return [mean(cell) for table in study.tables for row in table.rows for cell in row.cells]
 
 
-def test_losses_in_the_table_are_those_of_the_trained_models(found: LabStudy, cells: Kept) -> None:
+def test_losses_in_the_table_are_those_of_the_trained_models(found: LabStudy, store: Kept) -> None:
     model = Decoders(DecoderConfig(3, SHAPE.width, SHAPE.layers, causal_transformers.HEADS), SEEDS)
-    model.load_state_dict(cells.pieces[SHAPE.name].tensors)
+    model.load_state_dict(store.pieces[SHAPE.name].tensors)
     sequences = drawn(replace(HOME, input_scale=2.0), 48)
     expected = []
     for seed in SEEDS:
@@ -129,9 +129,9 @@ def test_costs_are_over_as_trained_seed_by_seed() -> None:
     assert reading(3.0, 4.0).costs(reading(1.0, 2.0)) == [3.0, 2.0]
 
 
-def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, cells: Kept) -> None:
-    again = shift(config, cells, lambda amount, doing: None)
-    assert cells.put_names == [SHAPE.name]
+def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, store: Kept) -> None:
+    again = shift(config, store, lambda amount, doing: None)
+    assert store.put_names == [SHAPE.name]
     assert again.answer == found.answer
     # Where a tensor lies in memory can change the last digit.
     assert numbers(again) == pytest.approx(numbers(found), rel=1e-6)

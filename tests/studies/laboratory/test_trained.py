@@ -60,7 +60,7 @@ def config() -> RegressionConfig:
 
 
 @pytest.fixture(scope="module")
-def cells() -> Kept:
+def store() -> Kept:
     return Kept()
 
 
@@ -70,8 +70,8 @@ def told() -> list[tuple[float, str]]:
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, cells: Kept, told: list[tuple[float, str]]) -> LabStudy:
-    return trained(config, cells, lambda amount, doing: told.append((amount, doing)))
+def found(config: RegressionConfig, store: Kept, told: list[tuple[float, str]]) -> LabStudy:
+    return trained(config, store, lambda amount, doing: told.append((amount, doing)))
 
 
 def cells_of(found: LabStudy, table: int, row: str) -> list[Any]:
@@ -79,9 +79,9 @@ def cells_of(found: LabStudy, table: int, row: str) -> list[Any]:
     return one.cells
 
 
-def model_of(cells: Kept, place: int) -> InContextTransformer:
+def model_of(store: Kept, place: int) -> InContextTransformer:
     """One layer, after its training."""
-    weights = {name: value[-1, place] for name, value in cells.pieces[ONE.name].tensors.items()}
+    weights = {name: value[-1, place] for name, value in store.pieces[ONE.name].tensors.items()}
     return InContextTransformer(SelfAttentionConfig(3), weights).double()
 
 
@@ -114,23 +114,23 @@ def test_rates_for_the_median_task_are_better_on_it_and_worse_on_average(config:
 
 
 def test_each_architecture_is_a_piece(
-    config: RegressionConfig, found: LabStudy, cells: Kept, told: list[tuple[float, str]]
+    config: RegressionConfig, found: LabStudy, store: Kept, told: list[tuple[float, str]]
 ) -> None:
     assert told == [(1.0, one.name) for one in ARCHITECTURES]
-    assert cells.put_names == [one.name for one in ARCHITECTURES]
+    assert store.put_names == [one.name for one in ARCHITECTURES]
     assert pieces(config) == len(told)
     assert found.name == "trained"
 
 
 def test_losses_are_those_of_the_trained_models_and_of_descent(
-    config: RegressionConfig, found: LabStudy, cells: Kept
+    config: RegressionConfig, found: LabStudy, store: Kept
 ) -> None:
     losses, medians, steps, zeros, apart = [], [], [], [], []
     best = best_rates(tasks_of(config))[1, False]
     for place, seed in enumerate(SEEDS):
         x, y, asked, target = new_tasks(config, seed)
         with torch.no_grad():
-            predicted = model_of(cells, place).ask(x, y, asked)
+            predicted = model_of(store, place).ask(x, y, asked)
         losses.append(float((predicted - target).square().mean()) / 2)
         medians.append(float((predicted - target).square().mean(1).median()) / 2)
         steps.append(float((best(x, y, asked) - target).square().mean()) / 2)
@@ -215,11 +215,11 @@ def test_a_claim_must_be_true_of_every_seed_and_what_must_fail_of_none() -> None
 
 
 def test_an_architecture_that_explodes_is_left_out_and_the_others_go_on(
-    config: RegressionConfig, cells: Kept, found: LabStudy, monkeypatch: pytest.MonkeyPatch
+    config: RegressionConfig, store: Kept, found: LabStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = train_together
     kept = Kept()
-    kept.pieces = {name: piece for name, piece in cells.pieces.items() if name not in (TWO.name, ONE.name)}
+    kept.pieces = {name: piece for name, piece in store.pieces.items() if name not in (TWO.name, ONE.name)}
 
     def exploding(shape: SelfAttentionConfig, tasks: Any, training: Training, *args: Any, **settings: Any) -> Any:
         if shape.layers == 1:
@@ -260,7 +260,7 @@ def test_as_many_examples_as_there_may_be_can_be_trained_on() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStudy, cells: Kept) -> None:
+def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStudy, store: Kept) -> None:
     half = Kept()
 
     def put(piece: Piece) -> None:
@@ -272,9 +272,9 @@ def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStu
         patch.setattr(half, "put", put)
         with pytest.raises(KeyboardInterrupt):
             trained(config, half)
-    assert half.put_names == cells.put_names[:2]
+    assert half.put_names == store.put_names[:2]
     assert trained(config, half) == found
-    assert half.put_names == cells.put_names
+    assert half.put_names == store.put_names
 
 
 def test_a_predictor_beside_itself_is_itself_and_beside_another_is_not(config: RegressionConfig) -> None:

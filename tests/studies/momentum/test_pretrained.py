@@ -43,13 +43,13 @@ def asked(texts: dict[str, Any], model: str) -> MomentumConfig:
 
 
 @pytest.fixture(scope="module")
-def cells() -> Kept:
+def store() -> Kept:
     return Kept()
 
 
 @pytest.fixture(scope="module")
-def found(asked: MomentumConfig, model: str, cells: Kept) -> list[PretrainedMomentum]:
-    return put_into(asked, model, cells)
+def found(asked: MomentumConfig, model: str, store: Kept) -> list[PretrainedMomentum]:
+    return put_into(asked, model, store)
 
 
 def digests(folder: str | Path) -> dict[str, str]:
@@ -91,7 +91,7 @@ def test_perplexity_at_inference_is_that_of_the_model_with_momentum(
     assert found[1].perplexity != pytest.approx(base, rel=1e-2)
 
 
-def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[PretrainedMomentum], cells: Kept) -> None:
+def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[PretrainedMomentum], store: Kept) -> None:
     hardly, much = found
     assert hardly.difference is not None
     assert much.difference is not None
@@ -103,7 +103,7 @@ def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[Pretraine
     assert hardly.base_tuned.n == 2
     assert hardly.base_tuned.mean != pytest.approx(hardly.base or 0.0, rel=1e-6)
     own, beside = (
-        [cells.pieces[f"{much.model}, eta {eta}, finetuned, seed {seed}"].about["loss"] for seed in (1, 2)]
+        [store.pieces[f"{much.model}, eta {eta}, finetuned, seed {seed}"].about["loss"] for seed in (1, 2)]
         for eta in (0.3, 0.0)
     )
     assert own[0] != own[1]
@@ -129,7 +129,7 @@ def test_the_models_files_and_the_global_random_state_are_left_alone(asked: Mome
 
 
 def test_it_goes_on_where_it_was_stopped(
-    asked: MomentumConfig, model: str, found: list[PretrainedMomentum], cells: Kept
+    asked: MomentumConfig, model: str, found: list[PretrainedMomentum], store: Kept
 ) -> None:
     half = Kept()
 
@@ -142,10 +142,10 @@ def test_it_goes_on_where_it_was_stopped(
         patch.setattr(half, "put", put)
         with pytest.raises(KeyboardInterrupt):
             put_into(asked, model, half)
-    assert half.put_names == cells.put_names[:4]
+    assert half.put_names == store.put_names[:4]
     steps: list[float] = []
     assert put_into(asked, model, half, lambda amount, doing: steps.append(amount)) == found
-    assert half.put_names == cells.put_names
+    assert half.put_names == store.put_names
     assert sum(steps) == (1 + 2) * 2 * STEPS
 
 

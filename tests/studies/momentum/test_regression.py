@@ -43,13 +43,13 @@ def asked(texts: dict[str, Any]) -> MomentumConfig:
 
 
 @pytest.fixture(scope="module")
-def cells() -> Kept:
+def store() -> Kept:
     return Kept()
 
 
 @pytest.fixture(scope="module")
-def found(asked: MomentumConfig, cells: Kept) -> MomentumRegression:
-    return regress(asked, cells)
+def found(asked: MomentumConfig, store: Kept) -> MomentumRegression:
+    return regress(asked, store)
 
 
 def curve(found: MomentumRegression, arm: str, condition: float) -> RegressionCurve:
@@ -57,9 +57,9 @@ def curve(found: MomentumRegression, arm: str, condition: float) -> RegressionCu
     return one
 
 
-def errors_of(cells: Kept, arm: str) -> Tensor:
+def errors_of(store: Kept, arm: str) -> Tensor:
     """`(seed, condition, point)`."""
-    return torch.stack([cells.pieces[f"regression, {arm}, seed {seed}"].tensors["errors"] for seed in (1, 2)])
+    return torch.stack([store.pieces[f"regression, {arm}, seed {seed}"].tensors["errors"] for seed in (1, 2)])
 
 
 def test_every_arm_has_a_curve_for_each_condition_number(found: MomentumRegression) -> None:
@@ -69,7 +69,7 @@ def test_every_arm_has_a_curve_for_each_condition_number(found: MomentumRegressi
     assert all(len(one.loss) == 16 for one in found.curves)
 
 
-def test_errors_are_those_of_the_trained_models(found: MomentumRegression, cells: Kept) -> None:
+def test_errors_are_those_of_the_trained_models(found: MomentumRegression, store: Kept) -> None:
     arm = Arm("momentum", 0.3)
     mixture = [RegressionTasks(5, 16, condition=condition) for condition in CONDITIONS]
     model = train_sequence_model(SHAPE, mixture, Training(STEPS), 2, prepare=prepare_for(arm))
@@ -77,13 +77,13 @@ def test_errors_are_those_of_the_trained_models(found: MomentumRegression, cells
         test = mixture[number].draw(64, stream("test", 0, round(condition)))
         with torch.no_grad():
             errors = errors_by_point(model(test.x, test.y), test.y)
-        torch.testing.assert_close(errors_of(cells, arm.name)[1, number], errors.double())
+        torch.testing.assert_close(errors_of(store, arm.name)[1, number], errors.double())
         for point, told in enumerate(curve(found, arm.name, condition).loss):
-            assert told == over_seeds(errors_of(cells, arm.name)[:, number, point].tolist())
+            assert told == over_seeds(errors_of(store, arm.name)[:, number, point].tolist())
 
 
-def test_arms_of_a_seed_begin_alike_and_see_the_same(found: MomentumRegression, cells: Kept) -> None:
-    vanilla, hardly, much = (errors_of(cells, name) for name in ("vanilla", "momentum 1e-09", "momentum 0.3"))
+def test_arms_of_a_seed_begin_alike_and_see_the_same(found: MomentumRegression, store: Kept) -> None:
+    vanilla, hardly, much = (errors_of(store, name) for name in ("vanilla", "momentum 1e-09", "momentum 0.3"))
     torch.testing.assert_close(hardly, vanilla, rtol=1e-3, atol=1e-4)
     assert (much - vanilla).abs().max() > 1e-2
     assert (vanilla[0] - vanilla[1]).abs().max() > 1e-2
@@ -91,10 +91,10 @@ def test_arms_of_a_seed_begin_alike_and_see_the_same(found: MomentumRegression, 
 
 @pytest.mark.parametrize(("arm", "beside"), [("momentum 0.3", "vanilla"), ("heavy-ball 0.3", "linear")])
 def test_differences_are_of_log_errors_but_for_the_first_point(
-    found: MomentumRegression, cells: Kept, arm: str, beside: str
+    found: MomentumRegression, store: Kept, arm: str, beside: str
 ) -> None:
     for number, condition in enumerate(CONDITIONS):
-        logs = [errors_of(cells, name)[:, number, 1:].log().mean(1).tolist() for name in (arm, beside)]
+        logs = [errors_of(store, name)[:, number, 1:].log().mean(1).tolist() for name in (arm, beside)]
         assert curve(found, arm, condition).difference == paired((1, 2), *logs)
         assert curve(found, beside, condition).difference is None
 
@@ -119,7 +119,7 @@ def test_exact_predictors_stand_beside(found: MomentumRegression) -> None:
     assert sum(p.mean or 0 for p in ball.loss) <= sum(p.mean or 0 for p in descent.loss) + 1e-9
 
 
-def test_it_goes_on_where_it_was_stopped(asked: MomentumConfig, found: MomentumRegression, cells: Kept) -> None:
+def test_it_goes_on_where_it_was_stopped(asked: MomentumConfig, found: MomentumRegression, store: Kept) -> None:
     half = Kept()
 
     def put(piece: Piece) -> None:
@@ -131,15 +131,15 @@ def test_it_goes_on_where_it_was_stopped(asked: MomentumConfig, found: MomentumR
         patch.setattr(half, "put", put)
         with pytest.raises(KeyboardInterrupt):
             regress(asked, half)
-    assert half.put_names == cells.put_names[:3]
+    assert half.put_names == store.put_names[:3]
     steps: list[float] = []
     assert regress(asked, half, lambda amount, doing: steps.append(amount)) == found
-    assert half.put_names == cells.put_names
+    assert half.put_names == store.put_names
     assert sum(steps) == 5 * 2 * STEPS
 
 
-def test_other_numbers_of_steps_make_other_pieces(texts: dict[str, Any], cells: Kept, tmp_path: Path) -> None:
+def test_other_numbers_of_steps_make_other_pieces(texts: dict[str, Any], store: Kept, tmp_path: Path) -> None:
     config = small_momentum(texts, etas=(), seeds=(1,), regress=True, regression_steps=1)
-    n = len(cells.put_names)
-    regress(config, cells)
-    assert cells.put_names[n:] == ["regression, vanilla, seed 1"]
+    n = len(store.put_names)
+    regress(config, store)
+    assert store.put_names[n:] == ["regression, vanilla, seed 1"]

@@ -343,13 +343,13 @@ def test_a_study_that_is_stopped_within_a_run_goes_on(
     texts: dict[str, Any], letters: str, uninterrupted: MomentumStudy, tmp_path: Path
 ) -> None:
     config = small_momentum(texts, tasks=(letters,), k=1, limit=4)
-    cells = RunFolder(tmp_path / "run", config)
+    store = RunFolder(tmp_path / "run", config)
     with pytest.raises(PulledPlugError):
-        compare_momentum(config, cells.path, cells=cells, progress=StopOn("momentum 0.3, seed 1: step 5/6"))
-    (piece,) = cells.path.glob("cells-*/*")
+        compare_momentum(config, store.path, pieces=store, progress=StopOn("momentum 0.3, seed 1: step 5/6"))
+    (piece,) = store.path.glob("cells-*/*")
     assert piece.name.startswith("vanilla-seed-1")
     told = StopOn("nothing")
-    study = compare_momentum(config, cells.path, cells=RunFolder(tmp_path / "run", config), progress=told)
+    study = compare_momentum(config, store.path, pieces=RunFolder(tmp_path / "run", config), progress=told)
     assert "vanilla, seed 1 was finished earlier" in told.told
     # From the checkpoint before, and not from the beginning.
     assert "momentum 0.3, seed 1: step 4/6, from the checkpoint" in told.told
@@ -364,10 +364,10 @@ def test_a_study_that_is_stopped_between_runs_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(kept, "put", stopping(kept, 3))
         with pytest.raises(KeyboardInterrupt):
-            compare_momentum(config, tmp_path, cells=kept)
+            compare_momentum(config, tmp_path, pieces=kept)
     assert kept.put_names == ["vanilla, seed 1", "momentum 0.3, seed 1", "vanilla, seed 2"]
     told = StopOn("nothing")
-    study = compare_momentum(config, tmp_path, cells=kept, progress=told)
+    study = compare_momentum(config, tmp_path, pieces=kept, progress=told)
     # It had been trained, and only what it answered was lost.
     assert "momentum 0.3, seed 2: step 6/6, from the checkpoint" in told.told
     assert kept.put_names[3:] == ["momentum 0.3, seed 2", "momentum 0.3, step"]
@@ -385,7 +385,7 @@ def stopping(kept: Kept, n: int) -> Callable[[Piece], None]:
 
 def test_a_finished_study_trains_nothing_again_and_progress_adds_up(texts: dict[str, Any], tmp_path: Path) -> None:
     config, kept, bars = small_momentum(texts), Kept(), (Watched(), Watched())
-    first, again = (compare_momentum(config, tmp_path, cells=kept, progress=bar) for bar in bars)
+    first, again = (compare_momentum(config, tmp_path, pieces=kept, progress=bar) for bar in bars)
     assert len(kept.put_names) == len(set(kept.put_names)) == 5
     assert again.result.momentum == first.result.momentum
     for bar in bars:
@@ -414,10 +414,10 @@ def test_other_text_or_another_recipe_under_the_same_name_makes_other_pieces(
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     config = small_momentum(given, recipe=str(tmp_path / "own.yaml"), etas=(0.3,), seeds=(1,), settings={})
     kept = Kept()
-    before = compare_momentum(config, tmp_path / "run", cells=kept)
+    before = compare_momentum(config, tmp_path / "run", pieces=kept)
     n = len(kept.put_names)
     # Into the same folder, where checkpoints of the first lie.
-    after = compare_momentum(change(tmp_path, config), tmp_path / "run", cells=kept)
+    after = compare_momentum(change(tmp_path, config), tmp_path / "run", pieces=kept)
     assert kept.put_names[n:] == kept.put_names[:n]
     assert after.result.model["inputs"] != before.result.model["inputs"]
     fresh = compare_momentum(config, tmp_path / "fresh")
@@ -428,16 +428,16 @@ def test_other_text_or_another_recipe_under_the_same_name_makes_other_pieces(
 def test_a_task_that_changes_is_asked_again_and_nothing_is_trained_again(texts: dict[str, Any], tmp_path: Path) -> None:
     path, kept = write_task(tmp_path), Kept()
     config = small_momentum(texts, seeds=(1,), tasks=(path,), k=1, limit=4)
-    compare_momentum(config, tmp_path / "run", cells=kept)
+    compare_momentum(config, tmp_path / "run", pieces=kept)
     n = len(kept.put_names)
     write_task(tmp_path, words=("a", "i"))
     told = StopOn("nothing")
-    after = compare_momentum(config, tmp_path / "run", cells=kept, progress=told)
+    after = compare_momentum(config, tmp_path / "run", pieces=kept, progress=told)
     assert kept.put_names[n:] == ["vanilla, seed 1", "momentum 0.3, seed 1"]
     assert [doing for doing in told.told if "step" in doing] == [
         f"{name}, seed 1: step 6/6, from the checkpoint" for name in ("vanilla", "momentum 0.3")
     ]
-    fresh = compare_momentum(config, tmp_path / "run", cells=Kept())
+    fresh = compare_momentum(config, tmp_path / "run", pieces=Kept())
     assert numbers(after.result) == numbers(fresh.result)
 
 
@@ -522,7 +522,7 @@ def test_other_mistakes_are_told_before_anything_is_trained(
     given = {name: own.get(value, value) if isinstance(value, str) else value for name, value in changes.items()}
     kept = Kept()
     with pytest.raises(kind) as told:
-        compare_momentum(small_momentum(texts, **given), tmp_path / "run", cells=kept)
+        compare_momentum(small_momentum(texts, **given), tmp_path / "run", pieces=kept)
     assert words in str(told.value)
     assert kept.pieces == {}
     assert not list((tmp_path / "run").glob("training-*/*/checkpoint-*"))

@@ -617,10 +617,10 @@ def test_finished_seeds_are_not_run_again(study: SelectionStudy, monkeypatch: py
 
     monkeypatch.setattr(selection_module, "_run_seed", stopping)
     with pytest.raises(KeyboardInterrupt):
-        selection(config(), lm=small_lm(), task=small_task(), cells=kept)
+        selection(config(), lm=small_lm(), task=small_task(), pieces=kept)
     assert kept.put_names == ["seed 3", "seed 1"]
     progress = Watched()
-    done = selection(config(), lm=small_lm(), task=small_task(), cells=kept, progress=progress)
+    done = selection(config(), lm=small_lm(), task=small_task(), pieces=kept, progress=progress)
 
     assert seeds == [3, 1, 2, 2]
     assert numbers(done.result) == numbers(study.result)
@@ -630,9 +630,9 @@ def test_finished_seeds_are_not_run_again(study: SelectionStudy, monkeypatch: py
 def test_seeds_finished_on_other_texts_or_labels_are_run_again(study: SelectionStudy) -> None:
     kept = Kept()
     settings = config(seeds=(1,), rates=(1e-2,), orders=1)
-    selection(settings, lm=small_lm(), task=small_task(), cells=kept)
+    selection(settings, lm=small_lm(), task=small_task(), pieces=kept)
     labels = [1 - example.label for example in study.found.examples["untouched"]]
-    selection(settings, lm=small_lm(), task=relabelled(small_task(), "untouched", study, labels), cells=kept)
+    selection(settings, lm=small_lm(), task=relabelled(small_task(), "untouched", study, labels), pieces=kept)
 
     assert kept.put_names == ["seed 1", "seed 1"]
 

@@ -594,46 +594,46 @@ class Stopping(Kept):
 
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_study_that_is_stopped_goes_on_and_gives_the_same_numbers(after: int) -> None:
-    cells = Stopping(after)
+    store = Stopping(after)
     settings = small(("large", "small"), further_rates=(1e-4,))
     with pytest.raises(StoppedError):
-        stability(settings, lms=[larger_lm(), small_lm()], task=small_task(), cells=cells)
-    done = list(cells.put_names)
-    cells.after = -1
+        stability(settings, lms=[larger_lm(), small_lm()], task=small_task(), pieces=store)
+    done = list(store.put_names)
+    store.after = -1
 
-    found = stability(settings, lms=[larger_lm(), small_lm()], task=small_task(), cells=cells)
+    found = stability(settings, lms=[larger_lm(), small_lm()], task=small_task(), pieces=store)
 
     everything = [f"{name}, seed {seed}" for name in ("large", "small") for seed in (1, 2, 3)]
     assert done == everything[:after]
-    assert cells.put_names == everything
+    assert store.put_names == everything
     whole = stability(settings, lms=[larger_lm(), small_lm()], task=small_task())
     assert numbers(found.result) == numbers(whole.result)
     assert runs_table(found.asked, found.models) == runs_table(whole.asked, whole.models)
 
 
 def test_a_piece_survives_its_file(tmp_path: Path) -> None:
-    cells = Kept()
-    whole = stability(small(), lms=[small_lm()], task=small_task(), cells=cells)
-    for number, (name, piece) in enumerate(cells.pieces.items()):
+    store = Kept()
+    whole = stability(small(), lms=[small_lm()], task=small_task(), pieces=store)
+    for number, (name, piece) in enumerate(store.pieces.items()):
         # A file each: what is read stays mapped.
         path = tmp_path / f"piece-{number}"
         path.write_bytes(piece.to_bytes())
-        cells.pieces[name] = Piece.from_file(str(path))
+        store.pieces[name] = Piece.from_file(str(path))
 
-    again = stability(small(), lms=[small_lm()], task=small_task(), cells=cells)
+    again = stability(small(), lms=[small_lm()], task=small_task(), pieces=store)
 
-    assert len(cells.put_names) == 3
+    assert len(store.put_names) == 3
     assert numbers(again.result) == numbers(whole.result)
 
 
 def test_pieces_made_with_other_weights_are_made_again() -> None:
-    cells = Kept()
-    stability(small(), lms=[small_lm()], task=small_task(), cells=cells)
+    store = Kept()
+    stability(small(), lms=[small_lm()], task=small_task(), pieces=store)
     other = LanguageModel.wrap(tiny_model("gpt2", seed=3, dtype=torch.float64), tiny_tokenizer(), "tiny")
 
-    stability(small(), lms=[other], task=small_task(), cells=cells)
+    stability(small(), lms=[other], task=small_task(), pieces=store)
 
-    assert len(cells.put_names) == 6
+    assert len(store.put_names) == 6
 
 
 def test_the_same_settings_give_the_same_numbers() -> None:
@@ -657,9 +657,9 @@ def test_the_model_is_as_before() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"further_rates": (1e-4,)}, {"ft_seeds": 0}, {"rates": (1e-2,)}])
 def test_the_bar_ends_where_it_said_it_would(changes: dict[str, Any]) -> None:
-    progress, again, cells = Watched(), Watched(), Kept()
-    stability(small(**changes), lms=[small_lm()], task=small_task(), progress=progress, cells=cells)
-    stability(small(**changes), lms=[small_lm()], task=small_task(), progress=again, cells=cells)
+    progress, again, store = Watched(), Watched(), Kept()
+    stability(small(**changes), lms=[small_lm()], task=small_task(), progress=progress, pieces=store)
+    stability(small(**changes), lms=[small_lm()], task=small_task(), progress=again, pieces=store)
 
     assert progress.total > 0
     assert progress.done == pytest.approx(progress.total)

@@ -5,7 +5,7 @@ from dualform.report.numerals import finite, known
 from dualform.report.palette import learner_noun, learner_nouns, learners_in_order
 from dualform.report.phrases import gap_in_prose, is_few, listed, score_in_prose, share_in_prose
 from dualform.result import Result
-from dualform.studies.against_words import not_beaten, stands
+from dualform.studies.against_words import compare_accuracy, not_beaten
 from dualform.studies.baseline_words import above_guessing, guessing_phrase, majority_level
 from dualform.studies.comparison.similarity_words import judged_by, judgement
 from dualform.studies.comparison.words import headlines
@@ -61,7 +61,7 @@ def which_to_use(result: Result) -> str:
     choices = [key for key in left if above_guessing(result, key) is not False] or left
     best = _cheapest(result, choices)
     rest = [key for key in choices if key != best]
-    unknown = any(stands(result, best, other) is None for other in keys if other != best)
+    unknown = any(compare_accuracy(result, best, other) is None for other in keys if other != best)
     accuracy = f"it answers {share_in_prose(result.accuracy[best])} of the queries correctly"
     if not rest:
         return f"Use {_use(best)}: {accuracy}, {_lead(result, best, keys)}."
@@ -129,7 +129,7 @@ def _lead(result: Result, best: str, keys: list[str]) -> str:
     """By how much the chosen learner is ahead of the next, and what that holds for."""
     others = [key for key in keys if key != best]
     closest = max(others, key=lambda key: finite(result.accuracy[key].mean) or 0.0)
-    if stands(result, best, closest) != 1:
+    if compare_accuracy(result, best, closest) != 1:
         return f"and the others are not shown to answer better than {guessing_phrase(result)}"
     tests = [paired_test(result, best, key) for key in others]
     next_best = paired_test(result, best, closest)

@@ -32,7 +32,7 @@ from dualform.studies.sides import (
     PromptedSide,
     Recordings,
     Side,
-    likeness,
+    compute_measures,
     random_side,
     recordings_for,
     released_random_side,
@@ -86,7 +86,7 @@ class StandIn:
         for pair in self.pairs:
             other = sides[pair.beside]
             first, second = (side, other) if pair.place == "first" else (other, side)
-            measured = likeness(zsl, first, second, moved_by=sides["icl"].trace)
+            measured = compute_measures(zsl, first, second, moved_by=sides["icl"].trace)
             found |= _named(pair.control, measured)
         return found, {self.name: readings.log_probabilities.double().cpu()}
 
@@ -102,7 +102,7 @@ class RandomDirection:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Measures for one group; a made-up side has no answers."""
         made = random_side(zsl, sides["ft"], self.seed)
-        found = _named("random", likeness(zsl, sides["icl"], made, answers=False))
+        found = _named("random", compute_measures(zsl, sides["icl"], made, answers=False))
         if experiment.config.preset == "dai2023":
             # What the paper's own "random" is; next to it and nowhere else the two are compared.
             found |= _named(RELEASED, released_random_side(zsl, sides["icl"], self.seed))
@@ -155,7 +155,7 @@ class UntrainedComparison:
         prompted = self.icl.adapted.read_group(queries, indices, want.context, probe)
         tuned = self.ft.read_group(queries, indices, want.weights, probe)
         side = trained_side(self.ft, tuned, before, self.shown, self.experiment.config.kendall_scale)
-        measured = likeness(before, self.icl.side(prompted), side)
+        measured = compute_measures(before, self.icl.side(prompted), side)
         answers = {"zsl": before, "icl": prompted, "ft": tuned}
         return _named(self.name, measured), {
             f"{self.name}.{side}": readings.log_probabilities.double().cpu() for side, readings in answers.items()

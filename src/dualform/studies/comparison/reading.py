@@ -20,7 +20,14 @@ from dualform.studies.comparison.controls import PreparedControls
 from dualform.studies.comparison.repeated import FinetuningRepeat, repeat_measures
 from dualform.studies.comparison.work import SeedWork, controlled_queries, query_groups
 from dualform.studies.experiment import Experiment
-from dualform.studies.sides import DemonstrationTokens, PromptedSide, Side, likeness, recordings_for, trained_side
+from dualform.studies.sides import (
+    DemonstrationTokens,
+    PromptedSide,
+    Side,
+    compute_measures,
+    recordings_for,
+    trained_side,
+)
 
 
 @dataclass
@@ -106,7 +113,7 @@ def read_queries(
             "icl": prompted.side(readings[IN_CONTEXT]),
             "ft": trained_side(ft, readings[FINETUNED], zsl, shown, scaled),
         }
-        measured = likeness(zsl, sides["icl"], sides["ft"])
+        measured = compute_measures(zsl, sides["icl"], sides["ft"])
         _scatter(read.measures, measured | prompted.relaxation(readings[IN_CONTEXT]), indices, n)
         if read.view is not None:
             read.view.offer(readings, sides["ft"].ranks, measured.get("kendall"))
@@ -140,7 +147,7 @@ def _compared(learner: str, side: Side, zsl: Readings, sides: dict[str, Side]) -
     """A further learner's inside compared with ICL's and with FT's, for one group."""
     found: dict[str, Tensor] = {}
     for name, pair in (("icl", (sides["icl"], side)), ("ft", (side, sides["ft"]))):
-        measured = likeness(zsl, *pair, moved_by=sides["icl"].trace)
+        measured = compute_measures(zsl, *pair, moved_by=sides["icl"].trace)
         found |= {f"learner/{learner}/{name}/{key}": value for key, value in measured.items()}
     return found
 

@@ -22,7 +22,7 @@ from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.experiment import Experiment
 from dualform.studies.measures import MEASURES
-from dualform.studies.sides import Side, likeness
+from dualform.studies.sides import Side, compute_measures
 from dualform.studies.statistics import Statistics
 
 
@@ -61,7 +61,7 @@ def repeat_measures(zsl: Readings, sides: dict[str, Side], repeat: Side) -> dict
     """
     found: dict[str, Tensor] = {}
     for name in ("icl", "ft"):
-        measured = likeness(zsl, sides[name], repeat, moved_by=sides["icl"].trace)
+        measured = compute_measures(zsl, sides[name], repeat, moved_by=sides["icl"].trace)
         for key, value in measured.items():
             if "." not in key and MEASURES[key].in_controls:
                 found[f"repeat/{name}/{key}"] = value.nanmean(dim=2) if value.dim() > 2 else value

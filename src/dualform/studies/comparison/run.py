@@ -25,14 +25,14 @@ from dualform.studies.comparison.setup import ComparisonRun
 from dualform.studies.comparison.summary import examples_table, summarise
 from dualform.studies.comparison.work import SeedWork, passes
 from dualform.studies.facts import TaskDescription
-from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore, accepts_cells
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.task import Task
 
 _SILENT = SilentProgress()
 
 
-_NO_CELLS = NoPieceStore()
+_NO_PIECES = NoPieceStore()
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,14 @@ class Comparison:
         return attention_record(self.outcomes[0], self.asked)
 
 
+@accepts_cells
 @ordinary_torch()
 def compare(
     config: ComparisonConfig,
     *,
     lm: LanguageModel | None = None,
     task: Task | None = None,
-    cells: PieceStore = _NO_CELLS,
+    pieces: PieceStore = _NO_PIECES,
     progress: Progress = _SILENT,
     memory: ReadingCache | None = None,
 ) -> Comparison:
@@ -66,7 +67,7 @@ def compare(
         config: What to compare.
         lm: A model at hand, instead of the one that `config.model` names.
         task: A task at hand, instead of the one that `config.task` names.
-        cells: Keeps each finished seed.
+        pieces: Keeps each finished seed.
         progress: Receives the work done.
         memory: Zero-shot readings of this model made earlier, which are not made again.
 
@@ -77,7 +78,7 @@ def compare(
         DualformError: A mistake in the settings, model or data, named.
     """
     start = time.perf_counter()
-    run = ComparisonRun.of(config, lm, task, config.seeds, cells, progress, memory)
+    run = ComparisonRun.of(config, lm, task, config.seeds, pieces, progress, memory)
     with run.experiment.lm.packed_products():
         chosen = choose_seeds(run)
         outcomes = _outcomes(run, chosen)
@@ -94,7 +95,7 @@ def compare_seed(
     *,
     lm: LanguageModel | None = None,
     task: Task | None = None,
-    cells: PieceStore = _NO_CELLS,
+    pieces: PieceStore = _NO_PIECES,
     progress: Progress = _SILENT,
     memory: ReadingCache | None = None,
 ) -> Comparison:
@@ -105,7 +106,7 @@ def compare_seed(
         seed: Which of them.
         lm: A model at hand, instead of the one that `config.model` names.
         task: A task at hand, instead of the one that `config.task` names.
-        cells: Keeps the seed; the seed whose learning rates this one takes is read from here, or run too.
+        pieces: Keeps the seed; the seed whose learning rates this one takes is read from here, or run too.
         progress: Receives the work done.
         memory: Zero-shot readings of this model made earlier, which are not made again.
 
@@ -119,7 +120,7 @@ def compare_seed(
         raise ConfigError(f"select {config.select} chooses among all seeds, so that none can be run alone")
     start = time.perf_counter()
     seeds = seeds_behind(config, seed)
-    run = ComparisonRun.of(config, lm, task, seeds, cells, progress, memory)
+    run = ComparisonRun.of(config, lm, task, seeds, pieces, progress, memory)
     with run.experiment.lm.packed_products():
         outcome = _outcomes(run, ChosenSeeds(seeds))[-1]
     asked = TaskDescription.of(run.experiment, (*run.notes, *outcome.notes))
@@ -132,7 +133,7 @@ def run(config: ComparisonConfig, context: StudyContext) -> StudyOutput:
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
-    found = compare(config, lm=lm, task=task, cells=context.cells, progress=context.progress, memory=models.memory)
+    found = compare(config, lm=lm, task=task, pieces=context.pieces, progress=context.progress, memory=models.memory)
     return StudyOutput(found.result, examples_table(found.asked, found.outcomes), found.attention)
 
 
@@ -144,7 +145,7 @@ def run_seed(config: ComparisonConfig, seed: int, context: StudyContext) -> tupl
     # Intervals are computed once, over all seeds; here a bootstrap would be thrown away.
     quick = config.model_copy(update={"resamples": 10})
     one = compare_seed(
-        quick, seed, lm=lm, task=task, cells=context.cells, progress=context.progress, memory=models.memory
+        quick, seed, lm=lm, task=task, pieces=context.pieces, progress=context.progress, memory=models.memory
     )
     return one.outcomes[0].to_piece(), one.result
 
@@ -174,11 +175,11 @@ def _outcomes(run: ComparisonRun, chosen: "ChosenSeeds") -> list[SeedRecord]:
     outcomes: list[SeedRecord] = []
     for seed in chosen.seeds:
         inputs = run.inputs(list(dict.fromkeys((*seeds_behind(config, seed)[:-1], seed))))
-        piece = run.cells.get(piece_name(seed), inputs)
+        piece = run.pieces.get(piece_name(seed), inputs)
         if piece is None:
             known = chosen.rates if not outcomes else ({} if config.tune == "each" else outcomes[0].rates)
             outcome = compute_seed(run, seed, inputs, known, chosen, work[seed])
-            run.cells.put(outcome.to_piece())
+            run.pieces.put(outcome.to_piece())
         else:
             outcome = SeedRecord.from_piece(piece)
             run.progress.advance(passes(work[seed].parts()), f"seed {seed} was finished earlier")

@@ -33,7 +33,7 @@ class ChosenSeeds:
 
 def choose_seeds(run: ComparisonRun) -> ChosenSeeds:
     """All seeds, or, where the settings ask for it, the one with the best accuracy on the selection queries."""
-    experiment, drawn, cells, progress = run.experiment, run.drawn, run.cells, run.progress
+    experiment, drawn, store, progress = run.experiment, run.drawn, run.pieces, run.progress
     config = experiment.config
     if config.select == "none" or len(config.seeds) == 1:
         return ChosenSeeds(config.seeds)
@@ -43,10 +43,10 @@ def choose_seeds(run: ComparisonRun) -> ChosenSeeds:
     pieces = {}
     for seed, one in drawn.items():
         name = f"choosing, seed {seed}"
-        piece = cells.get(name, inputs)
+        piece = store.get(name, inputs)
         if piece is None:
             piece = Piece(name, inputs, {}, _candidate(experiment, one))
-            cells.put(piece)
+            store.put(piece)
         pieces[seed] = piece.about
         progress.advance(work[seed], f"choosing a seed: {seed}")
     best = max(config.seeds, key=lambda seed: (pieces[seed]["score"], -seed))

@@ -26,7 +26,7 @@ class ComparisonRun:
     drawn: dict[int, DemonstrationSet]
     inputs_of_learners: tuple[str, ...]
     """What files of the learners hold."""
-    cells: PieceStore
+    pieces: PieceStore
     progress: Progress
     memory: ReadingCache | None
 
@@ -37,7 +37,7 @@ class ComparisonRun:
         lm: LanguageModel | None,
         task: Task | None,
         seeds: tuple[int, ...],
-        cells: PieceStore,
+        pieces: PieceStore,
         progress: Progress,
         memory: ReadingCache | None,
     ) -> "ComparisonRun":
@@ -51,7 +51,7 @@ class ComparisonRun:
         # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
         drawn = experiment.draw_all(seeds)
         read = tuple(text for name in experiment.config.learners for text in LEARNERS[name].prepare(experiment))
-        return cls(experiment, notes, drawn, read, cells, progress, memory)
+        return cls(experiment, notes, drawn, read, pieces, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
         """Digest of all that these seeds' numbers are computed from."""

@@ -24,7 +24,7 @@ from dualform.report.table import (
     without_columns,
 )
 from dualform.result import FEWEST_FOR_INTERVAL, Calibrated, Result, Similarity
-from dualform.studies.published import MODELS, beside_the_paper
+from dualform.studies.published import MODELS, compare_with_paper
 
 _SHORT = {"icl": "ICL", "ft": "FT"}
 
@@ -236,7 +236,7 @@ def published_table(result: Result) -> Table:
         Column("the paper's is of"),
     )
     rows = []
-    for each in beside_the_paper(result):
+    for each in compare_with_paper(result):
         kind: Kind = "share" if each.share else "score"
         run = Cell(None, "share") if each.run is None else Cell(each.run.mean, kind, each.run.ci95, each.run.n)
         rows.append(Row((Cell(each.title), run, *(Cell(value, kind) for value in each.published), Cell(each.tasks))))

@@ -4,7 +4,7 @@ from dualform.report.numerals import MISSING, finite, known, percent, percent_in
 from dualform.report.phrases import OUTSIDE, is_few, is_undefined, plural, share
 from dualform.report.table import Table
 from dualform.result import FEWEST_FOR_INTERVAL, PromptingComparison, Result
-from dualform.studies.against_words import break_even, recovered_share, stands
+from dualform.studies.against_words import break_even, compare_accuracy, recovered_share
 from dualform.studies.baseline_words import collapsed
 from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
 
@@ -38,7 +38,7 @@ def _cautions(result: Result) -> list[str]:
         figures = f"{percent(prompted)} of the answers are right with it, {percent(unprompted)} without"
         if prompted <= unprompted:
             said.append(f"The prompt gained nothing: {figures}.")
-        elif stands(result, "icl", "zsl") != 1:
+        elif compare_accuracy(result, "icl", "zsl") != 1:
             said.append(
                 f"The prompt is not shown to have gained anything: {figures}, on {plural(icl.n, 'query', 'queries')}."
             )

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -34,16 +33,13 @@ from dualform.studies.folding.result import FoldingResult
 from dualform.studies.folding.summary import FoldMeasurement, SeedFolds, folding_table, summarise_folding
 from dualform.studies.folding.work import FoldingWork
 from dualform.studies.folds import check_fold, make_fold, perplexity_passages
-from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
+from dualform.studies.pieces import NoPieceStore, Piece, PieceContent, PieceStore, accepts_cells
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.tuning import trained
 from dualform.tasks.task import Task
 
-Made = tuple[dict[str, Tensor], dict[str, Any]]
-"""What a piece keeps: tensors, and whatever JSON can say about them."""
-
 _SILENT = SilentProgress()
-_NO_CELLS = NoPieceStore()
+_NO_PIECES = NoPieceStore()
 
 
 @dataclass(frozen=True)
@@ -58,13 +54,14 @@ class FoldingStudy:
     """Answer by answer."""
 
 
+@accepts_cells
 @ordinary_torch()
 def folding(
     config: FoldingConfig,
     *,
     lm: LanguageModel | None = None,
     task: Task | None = None,
-    cells: PieceStore = _NO_CELLS,
+    pieces: PieceStore = _NO_PIECES,
     progress: Progress = _SILENT,
 ) -> FoldingStudy:
     """Run the study.
@@ -73,7 +70,7 @@ def folding(
         config: What to run.
         lm: A model at hand, instead of the one that `config.model` names.
         task: A task at hand, instead of the one that `config.task` names.
-        cells: Keeps each finished fold.
+        pieces: Keeps each finished fold.
         progress: Is told how far the work is.
 
     Returns:
@@ -85,7 +82,7 @@ def folding(
     start = time.perf_counter()
     task = task or config.load_task()
     lm = lm or config.load_model(config.model)
-    study = _Study.of(config, lm, task, cells, progress)
+    study = _Study.of(config, lm, task, pieces, progress)
     progress.start(float(study.passes))
     with lm.packed_products():
         base, _ = study.run_zero_shot()
@@ -104,7 +101,7 @@ def run(config: FoldingConfig, context: StudyContext) -> StudyOutput:
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
-    found = folding(config, lm=lm, task=task, cells=context.cells, progress=context.progress)
+    found = folding(config, lm=lm, task=task, pieces=context.pieces, progress=context.progress)
     return StudyOutput(found.result, folding_table(found.asked, found.base, found.seeds))
 
 
@@ -126,7 +123,7 @@ class _Study:
     missing: dict[int, str]
     """k of which there are not so many demonstrations -> why."""
     inputs: str
-    cells: PieceStore
+    pieces: PieceStore
     progress: Progress
     notes: tuple[str, ...]
     made_last: dict[int, tuple[WeightDelta, ...]] = field(default_factory=dict)
@@ -134,7 +131,7 @@ class _Study:
 
     @classmethod
     def of(
-        cls, config: FoldingConfig, lm: LanguageModel, task: Task, cells: PieceStore, progress: Progress
+        cls, config: FoldingConfig, lm: LanguageModel, task: Task, pieces: PieceStore, progress: Progress
     ) -> "_Study":
         experiment = Experiment.of(config, lm, task)
         others = {}
@@ -174,7 +171,7 @@ class _Study:
             check_fold(others[name], config.fold)
         inputs = digest(experiment, drawn.values(), [*check_fold(experiment, config.fold), repr(plain), *elsewhere])
         return cls(
-            config, lm, experiment, others, plain, drawn, drawn_there, missing, inputs, cells, progress, tuple(notes)
+            config, lm, experiment, others, plain, drawn, drawn_there, missing, inputs, pieces, progress, tuple(notes)
         )
 
     @property
@@ -203,10 +200,10 @@ class _Study:
         steps += [work.elsewhere(seed, name) for seed in seeds for name in self.others]
         return sum(map(_passes, steps))
 
-    def run_zero_shot(self) -> Made:
+    def run_zero_shot(self) -> PieceContent:
         """The base model, which no seed changes."""
 
-        def make() -> Made:
+        def make() -> PieceContent:
             answers = {"": self._ask(self.experiment, self._zero_shot())}
             answers |= {
                 name: self._ask(experiment, self._zero_shot(experiment)) for name, experiment in self.others.items()
@@ -249,22 +246,22 @@ class _Study:
             elsewhere={name: tensors for name, (tensors, _) in elsewhere.items()},
         )
 
-    def _kept(self, name: str, parts: Iterable[WorkPart], make: Callable[[], Made]) -> Made:
+    def _kept(self, name: str, parts: Iterable[WorkPart], make: Callable[[], PieceContent]) -> PieceContent:
         """A finished piece, or one made now and kept."""
-        piece = self.cells.get(name, self.inputs)
+        piece = self.pieces.get(name, self.inputs)
         self.progress.advance(0, name)
         if piece is None:
             tensors, about = make()
             piece = Piece(name, self.inputs, tensors, about)
-            self.cells.put(piece)
+            self.pieces.put(piece)
         self.progress.advance(_passes(parts), name)
         return piece.tensors, piece.about
 
-    def _prompt(self, seed: int, k: int) -> Made:
+    def _prompt(self, seed: int, k: int) -> PieceContent:
         icl = InContext().adapt(self.lm, self.drawn[seed, k].encoded)
         return {"answers": self._ask(self.experiment, icl)}, {}
 
-    def _finetune(self, seed: int) -> Made:
+    def _finetune(self, seed: int) -> PieceContent:
         config, drawn = self.config, self.drawn[seed, self.config.k]
 
         def adapt(rate: float) -> AdaptedModel:
@@ -275,7 +272,7 @@ class _Study:
         about = {"trials": [trial.model_dump() for trial in found.trials]}
         return {"answers": self._ask(self.experiment, found.best)}, about
 
-    def _fold(self, seed: int, fold: FoldVariant) -> Made:
+    def _fold(self, seed: int, fold: FoldVariant) -> PieceContent:
         if fold.k in self.missing:
             return {}, {"failed": self.missing[fold.k]}
         drawn = self.drawn[seed, fold.k]
@@ -298,7 +295,7 @@ class _Study:
         about = {**made.about(), "adapt_flops": cost.flops, **query_cost(experiment, made.adapted.n_prefix)}
         return tensors, about
 
-    def _elsewhere(self, seed: int, name: str) -> Made:
+    def _elsewhere(self, seed: int, name: str) -> PieceContent:
         """Another task's queries: asked the study's fold, its own fold, and the sum of both."""
         other = self.others[name]
         if seed not in self.made_last:

@@ -13,7 +13,7 @@ from dualform.lab.regression_tasks import RegressionTasks, Sequences
 from dualform.lab.training import Training, train
 from dualform.ops.streams import stream
 from dualform.studies.laboratory.config import RegressionConfig
-from dualform.studies.pieces import Made, PieceStore, kept
+from dualform.studies.pieces import PieceContent, PieceStore, load_or_make
 
 LARGEST_DIMENSION = 5
 LARGEST_POINTS = 10
@@ -60,13 +60,13 @@ def notes_on_size(config: RegressionConfig) -> list[str]:
 
 
 def trained(
-    config: RegressionConfig, cells: PieceStore, shape: TransformerShape, tasks: RegressionTasks, steps: int
+    config: RegressionConfig, store: PieceStore, shape: TransformerShape, tasks: RegressionTasks, steps: int
 ) -> Decoders:
     """The transformers of a shape, one for each seed: kept from before, or trained now and kept.
 
     Args:
         config: Seeds, and the share of the steps that is taken.
-        cells: Keeps them.
+        store: Keeps them.
         shape: Layers, width and noise.
         tasks: What they learn.
         steps: Steps of a whole training.
@@ -75,11 +75,11 @@ def trained(
     training = Training(config.scaled(steps), BATCH, LEARNING_RATE, betas=(0.9, 0.98))
     model = Decoders(decoder, config.seeds)
 
-    def make() -> Made:
+    def make() -> PieceContent:
         train(model, tasks, training)
         return dict(model.state_dict()), {}
 
-    model.load_state_dict(kept(cells, shape.name, f"{decoder} {tasks} {training} {config.seeds}", make).tensors)
+    model.load_state_dict(load_or_make(store, shape.name, f"{decoder} {tasks} {training} {config.seeds}", make).tensors)
     return model.eval().requires_grad_(False)
 
 

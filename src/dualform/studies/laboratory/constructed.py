@@ -34,12 +34,12 @@ from dualform.studies.laboratory.claims import claim_in_seeds
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.construction_depth import depth_claims, depth_errors
 from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow, LabStudy, LabTable
-from dualform.studies.pieces import PieceStore, kept
+from dualform.studies.pieces import PieceStore, load_or_make
 from dualform.studies.seed_statistics import over_seeds
 from dualform.studies.sides import (
     DemonstrationTokens,
     PromptedSide,
-    likeness,
+    compute_measures,
     random_side,
     recordings_for,
     trained_side,
@@ -147,21 +147,21 @@ def pieces(config: RegressionConfig) -> int:
 
 
 def constructed(
-    config: RegressionConfig, cells: PieceStore, advance: _Advance = lambda amount, doing: None
+    config: RegressionConfig, store: PieceStore, advance: _Advance = lambda amount, doing: None
 ) -> LabStudy:
     """Every measure on the constructed layer, on what must not pass for it, and on a trained toy.
 
     Args:
         config: Seeds, inputs' dimension, demonstrations, and how long the toy is trained.
-        cells: Keeps each finished seed.
+        store: Keeps each finished seed.
         advance: Called with 1 as each piece is done.
     """
     inputs = f"{config.dimension} {config.points} {RATE} {TARGETS} {OTHER_RATE} {RATIOS}"
     toy_inputs = f"{config.points} {TOY_DIMENSION} {TOY_WORDS} {config.scaled(TOY_STEPS)} {TOY_RATES}"
     exact, toys = [], []
     for seed in config.seeds:
-        exact.append(_numbers(f"constructed, seed {seed}", inputs, cells, advance, partial(_exact, config, seed)))
-        toys.append(_numbers(f"trained toy, seed {seed}", toy_inputs, cells, advance, partial(_toy, config, seed)))
+        exact.append(_numbers(f"constructed, seed {seed}", inputs, store, advance, partial(_exact, config, seed)))
+        toys.append(_numbers(f"trained toy, seed {seed}", toy_inputs, store, advance, partial(_toy, config, seed)))
     return LabStudy(
         name="constructed",
         question="Do the measures score 1 where attention to demonstrations is a gradient step?",
@@ -174,10 +174,10 @@ def constructed(
 
 
 def _numbers(
-    name: str, inputs: str, cells: PieceStore, advance: _Advance, make: Callable[[], dict[str, Any]]
+    name: str, inputs: str, store: PieceStore, advance: _Advance, make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """One seed's numbers, made once."""
-    piece = kept(cells, name, inputs, lambda: ({}, make()))
+    piece = load_or_make(store, name, inputs, lambda: ({}, make()))
     advance(1.0, name)
     return piece.about
 
@@ -238,7 +238,7 @@ class PromptedModel:
             a, b = prompted.side(readings[1]), trained_side(weights, readings[2], readings[0], shown)
             if noise:
                 b = random_side(readings[0], b, self.seed)
-            group = likeness(readings[0], a, b, answers=not noise) | prompted.relaxation(readings[1])
+            group = compute_measures(readings[0], a, b, answers=not noise) | prompted.relaxation(readings[1])
             outputs = [one.output for one in (readings[0].trace, a.trace, b.trace) if one is not None]
             if all(one is not None for one in outputs):
                 before, context, step = (one.double() for one in outputs if one is not None)

@@ -28,7 +28,7 @@ from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.curves import exact_curve, seed_curve
 from dualform.studies.laboratory.layer_equivalences import equivalence_claims, equivalence_errors
 from dualform.studies.laboratory.result import Claim, LabChart, LabRow, LabStudy, LabTable
-from dualform.studies.pieces import Made, PieceStore, kept
+from dualform.studies.pieces import PieceContent, PieceStore, load_or_make
 from dualform.studies.seed_statistics import over_seeds, paired
 
 STEPS = 400
@@ -105,20 +105,20 @@ def pieces(config: RegressionConfig) -> int:
 
 
 def layers(
-    config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None] = lambda amount, doing: None
+    config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None] = lambda amount, doing: None
 ) -> LabStudy:
     """Train every mixer on linear tasks, seed by seed, and verify what each is said to compute.
 
     Args:
         config: Seeds, dimension (5 at most here), examples (3 a dimension at most here), steps.
-        cells: Keeps each finished training.
+        store: Keeps each finished training.
         advance: Called as a piece is done, with its name.
     """
     notes: list[str] = []
     settings = [_Setting(_tasks(config, noise)) for noise in NOISES]
-    claims = _claims(config, settings[0], cells)
+    claims = _claims(config, settings[0], store)
     advance(1.0, "layers, equivalences")
-    runs = [_trained(config, setting, cells, advance, notes) for setting in settings]
+    runs = [_trained(config, setting, store, advance, notes) for setting in settings]
     references = {one.setting.name: _references(one.setting) for one in runs}
     return LabStudy(
         name="layers",
@@ -151,10 +151,10 @@ def _notes_on_size(config: RegressionConfig) -> list[str]:
     ]
 
 
-def _claims(config: RegressionConfig, setting: _Setting, cells: PieceStore) -> list[Claim]:
+def _claims(config: RegressionConfig, setting: _Setting, store: PieceStore) -> list[Claim]:
     """Kept as well: what is left is rounding, which no two runs need have in common."""
     name, inputs = "layers, equivalences", f"{config.seeds} {setting.tasks}"
-    piece = kept(cells, name, inputs, lambda: ({"errors": equivalence_errors(config.seeds, setting.tasks)}, {}))
+    piece = load_or_make(store, name, inputs, lambda: ({"errors": equivalence_errors(config.seeds, setting.tasks)}, {}))
     return equivalence_claims(piece.tensors["errors"])
 
 
@@ -173,7 +173,7 @@ def _shape(mixer: Mixer, tasks: RegressionTasks) -> SequenceModelConfig:
 def _trained(
     config: RegressionConfig,
     setting: _Setting,
-    cells: PieceStore,
+    store: PieceStore,
     advance: Callable[[float, str], None],
     notes: list[str],
 ) -> _Runs:
@@ -184,7 +184,7 @@ def _trained(
             shape = _shape(mixer, setting.tasks)
             name = f"layers, {setting.name}, {mixer}, seed {seed}"
             inputs = f"{shape} {setting.tasks} {config.scaled(STEPS)} {_BATCH} {_RATE} {_TESTED}"
-            piece = kept(cells, name, inputs, partial(_train, config, shape, seed, setting))
+            piece = load_or_make(store, name, inputs, partial(_train, config, shape, seed, setting))
             if piece.about["failed"]:
                 notes.append(f"{setting.name}, seed {seed}: {piece.about['failed']} It is left out.")
             else:
@@ -194,7 +194,7 @@ def _trained(
     return _Runs(setting, errors, parameters)
 
 
-def _train(config: RegressionConfig, shape: SequenceModelConfig, seed: int, setting: _Setting) -> Made:
+def _train(config: RegressionConfig, shape: SequenceModelConfig, seed: int, setting: _Setting) -> PieceContent:
     """Errors of a trained model, or why there are none."""
     parameters = sum(parameter.numel() for parameter in SequenceModel(shape).parameters())
     failed = ""

@@ -62,12 +62,12 @@ def pieces(config: RegressionConfig) -> int:
     return len(SHAPES) + len(NOISY)
 
 
-def phases(config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
+def phases(config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
     """Train transformers of each depth and width, and compare their predictions with exact predictors'.
 
     Args:
         config: Seeds and sizes; dimension and points are cut to what is learned in a minute.
-        cells: Keeps each finished training.
+        store: Keeps each finished training.
         advance: Called with 1 as each training is done.
     """
     silent: list[PhaseComparison] = []
@@ -75,7 +75,7 @@ def phases(config: RegressionConfig, cells: PieceStore, advance: Callable[[float
     models: dict[TransformerShape, Decoders] = {}
     for shape in (*SHAPES, *NOISY):
         tasks = tasks_of(config, shape.noise)
-        models[shape] = trained(config, cells, shape, tasks, NOISY_STEPS if shape.noise else STEPS)
+        models[shape] = trained(config, store, shape, tasks, NOISY_STEPS if shape.noise else STEPS)
         (noisy if shape.noise else silent).append(compare(models[shape], shape, tasks))
         advance(1.0, shape.name)
     profiles = {one.shape: ridge_profile(one.own, one.sequences, one.tasks) for one in (*silent, *noisy)}

@@ -20,29 +20,30 @@ from dualform.result import Estimate
 from dualform.studies.facts import environment
 from dualform.studies.laboratory.config import LAB_NAMES, LabName, RegressionConfig
 from dualform.studies.laboratory.result import Laboratory, LaboratoryResult, LabStudy
-from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore, accepts_cells
 from dualform.studies.study import StudyContext, StudyOutput
 
 _SILENT = SilentProgress()
-_NO_CELLS = NoPieceStore()
+_NO_PIECES = NoPieceStore()
 
 FEW_SEEDS = 5
 """Below so many seeds a reader is warned."""
 
 STUDIES: dict[LabName, str] = {name: f"dualform.studies.laboratory.{name}" for name in LAB_NAMES}
-"""Where each study lives. It has a function of its own name, `(config, cells, advance) -> LabStudy`, and
+"""Where each study lives. It has a function of its own name, `(config, store, advance) -> LabStudy`, and
 `pieces(config) -> int`, how often that advances by 1."""
 
 
+@accepts_cells
 @ordinary_torch()
 def run_laboratory(
-    config: RegressionConfig, *, cells: PieceStore = _NO_CELLS, progress: Progress = _SILENT
+    config: RegressionConfig, *, pieces: PieceStore = _NO_PIECES, progress: Progress = _SILENT
 ) -> tuple[LaboratoryResult, pa.Table]:
     """Run the studies that the settings name.
 
     Args:
         config: Which studies, over which seeds.
-        cells: Keeps each finished training, from which a killed run goes on.
+        pieces: Keeps each finished training, from which a killed run goes on.
         progress: Reports how far the work is, in pieces.
 
     Returns:
@@ -56,7 +57,7 @@ def run_laboratory(
     # A study loads what the others do without, so only those that were chosen are imported.
     modules = {name: importlib.import_module(STUDIES[name]) for name in names}
     progress.start(float(sum(module.pieces(config) for module in modules.values())))
-    studies = [_run(name, module, config, cells, progress) for name, module in modules.items()]
+    studies = [_run(name, module, config, pieces, progress) for name, module in modules.items()]
     laboratory = Laboratory(studies=studies)
     result = LaboratoryResult(
         dualform=__version__,
@@ -71,7 +72,7 @@ def run_laboratory(
 
 def run(config: RegressionConfig, context: StudyContext) -> StudyOutput:
     """The laboratory, as `Study.run`."""
-    return StudyOutput(*run_laboratory(config, cells=context.cells, progress=context.progress))
+    return StudyOutput(*run_laboratory(config, pieces=context.pieces, progress=context.progress))
 
 
 def in_order(names: Sequence[LabName]) -> tuple[LabName, ...]:
@@ -80,27 +81,27 @@ def in_order(names: Sequence[LabName]) -> tuple[LabName, ...]:
 
 
 def _run(
-    name: LabName, module: ModuleType, config: RegressionConfig, cells: PieceStore, progress: Progress
+    name: LabName, module: ModuleType, config: RegressionConfig, store: PieceStore, progress: Progress
 ) -> LabStudy:
     study: Callable[[RegressionConfig, PieceStore, Callable[[float, str], None]], LabStudy] = getattr(module, name)
-    return study(config, _StudyPieces(cells, name), lambda amount, doing: progress.advance(amount, _named(name, doing)))
+    return study(config, _StudyPieces(store, name), lambda amount, doing: progress.advance(amount, _named(name, doing)))
 
 
 class _StudyPieces:
-    """A study's own part of the cells: two studies may train what they both call `linear, seed 1`."""
+    """A study's own part of a store: two studies may train what they both call `linear, seed 1`."""
 
-    def __init__(self, cells: PieceStore, study: str) -> None:
-        self._cells = cells
+    def __init__(self, store: PieceStore, study: str) -> None:
+        self._store = store
         self._study = study
 
     def get(self, name: str, inputs: str) -> Piece | None:
         """The piece that this study keeps under a name."""
-        piece = self._cells.get(_named(self._study, name), inputs)
+        piece = self._store.get(_named(self._study, name), inputs)
         return None if piece is None else replace(piece, name=name)
 
     def put(self, piece: Piece) -> None:
         """Keep it for this study alone."""
-        self._cells.put(replace(piece, name=_named(self._study, piece.name)))
+        self._store.put(replace(piece, name=_named(self._study, piece.name)))
 
 
 def _named(study: str, name: str) -> str:

@@ -108,16 +108,16 @@ def pieces(config: RegressionConfig) -> int:
     return 1
 
 
-def shift(config: RegressionConfig, cells: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
+def shift(config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
     """Train a transformer on linear functions of normal inputs, and read it where it was not trained.
 
     Args:
         config: Seeds and sizes; dimension and points are cut to what is learned in a minute.
-        cells: Keeps the finished training.
+        store: Keeps the finished training.
         advance: Called with 1 as the training is done.
     """
     home = tasks_of(config)
-    model = trained(config, cells, SHAPE, home, STEPS)
+    model = trained(config, store, SHAPE, home, STEPS)
     advance(1.0, SHAPE.name)
     # Rates are chosen at home, on other sequences, and kept: an exact predictor does not know of the shift either.
     descent = best_rate(lambda rate: Descent(SHAPE.layers, rate), drawn(home, purpose="tuning"))

@@ -40,7 +40,7 @@ from dualform.studies.laboratory.trained_measured import (
     tasks_of,
 )
 from dualform.studies.laboratory.trained_view import trained_charts, trained_tables
-from dualform.studies.pieces import Made, PieceStore, kept
+from dualform.studies.pieces import PieceContent, PieceStore, load_or_make
 from dualform.studies.seed_statistics import over_seeds
 
 SOURCE = "arXiv:2212.07677, section 3"
@@ -65,18 +65,18 @@ def pieces(config: RegressionConfig) -> int:
     return len(ARCHITECTURES)
 
 
-def trained(config: RegressionConfig, cells: PieceStore, advance: _Advance = lambda amount, doing: None) -> LabStudy:
+def trained(config: RegressionConfig, store: PieceStore, advance: _Advance = lambda amount, doing: None) -> LabStudy:
     """Train every architecture, and compare it with descent.
 
     Args:
         config: Seeds, dimension, points, and the share of the steps that is taken.
-        cells: Keeps each finished training.
+        store: Keeps each finished training.
         advance: Called with 1 as each is done.
     """
     tasks = tasks_of(config)
     models, failed = {}, []
     for architecture in ARCHITECTURES:
-        done = _models(config, cells, architecture, tasks)
+        done = _models(config, store, architecture, tasks)
         if isinstance(done, str):
             failed.append(f"{architecture.name}: {done} It is left out.")
         else:
@@ -98,7 +98,7 @@ def trained(config: RegressionConfig, cells: PieceStore, advance: _Advance = lam
 
 
 def _models(
-    config: RegressionConfig, cells: PieceStore, architecture: Architecture, tasks: RegressionTasks
+    config: RegressionConfig, store: PieceStore, architecture: Architecture, tasks: RegressionTasks
 ) -> TrainedModels | str:
     """Models of all seeds; or why there are none, which must not keep the other architectures from having theirs."""
     shape, steps = architecture.config(tasks.dimension), config.scaled(architecture.steps)
@@ -107,14 +107,14 @@ def _models(
         f"{shape} {tasks} {steps} {keep} {architecture.learning_rate} {architecture.batch} {QUERIES} {config.seeds}"
     )
 
-    def make() -> Made:
+    def make() -> PieceContent:
         training = self_attention_training(steps, architecture.batch, architecture.learning_rate)
         try:
             return train_together(shape, tasks, training, config.seeds, keep=keep).weights, {"failed": ""}
         except TrainingError as error:
             return {}, {"failed": str(error)}
 
-    piece = kept(cells, architecture.name, inputs, make)
+    piece = load_or_make(store, architecture.name, inputs, make)
     if piece.about["failed"]:
         return str(piece.about["failed"])
     return TrainedModels(shape, config.seeds, tuple(keep), piece.tensors)

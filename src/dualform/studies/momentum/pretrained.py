@@ -60,7 +60,7 @@ def require_usable(config: MomentumConfig, name: str) -> tuple[str, ...]:
 def put_into(
     config: MomentumConfig,
     name: str,
-    cells: PieceStore,
+    pieces: PieceStore,
     advance: Callable[[float, str], None] = lambda amount, doing: None,
 ) -> list[PretrainedMomentum]:
     """Perplexity of test text with momentum and without, before and after a short finetune on the training text.
@@ -68,7 +68,7 @@ def put_into(
     Args:
         config: Texts, etas, seeds, steps.
         name: The model, as `load_model` takes it.
-        cells: Keeps each finished run.
+        pieces: Keeps each finished run.
         advance: Told the finetuning steps done, and of what.
     """
     lm = load_model(name, device=config.device)
@@ -83,10 +83,10 @@ def put_into(
         return _windows(lm, _corpus(config), 4 * config.pretrained_steps * WINDOWS_A_STEP)
 
     def loss_of(piece_name: str, make: Callable[[], float]) -> float:
-        piece = cells.get(piece_name, inputs)
+        piece = pieces.get(piece_name, inputs)
         if piece is None:
             piece = Piece(piece_name, inputs, {}, {"loss": make()})
-            cells.put(piece)
+            pieces.put(piece)
         return float(piece.about["loss"])
 
     def tuned(eta: float) -> list[float]:

@@ -31,13 +31,13 @@ _MOMENTA = (0.0, 0.3, 0.5, 0.7, 0.9)
 
 
 def regress(
-    config: MomentumConfig, cells: PieceStore, advance: Callable[[float, str], None] = lambda amount, doing: None
+    config: MomentumConfig, pieces: PieceStore, advance: Callable[[float, str], None] = lambda amount, doing: None
 ) -> MomentumRegression:
     """Train every arm on in-context regression, seed by seed, and compare its errors with exact predictors'.
 
     Args:
         config: Arms, seeds, steps.
-        cells: Keeps each finished run.
+        pieces: Keeps each finished run.
         advance: Called with the steps done and what is being trained.
     """
     test = {condition: _sequences(condition) for condition in CONDITIONS}
@@ -46,10 +46,10 @@ def regress(
         for arm in config.arms:
             name = f"regression, {arm.name}, seed {seed}"
             inputs = f"{SHAPE} {TASKS} {config.regression_steps}"
-            piece = cells.get(name, inputs)
+            piece = pieces.get(name, inputs)
             if piece is None:
                 piece = Piece(name, inputs, {"errors": _errors(train_arm(config, arm, seed), test)}, {})
-                cells.put(piece)
+                pieces.put(piece)
             errors[arm, seed] = piece.tensors["errors"]
             advance(float(config.regression_steps), name)
     return MomentumRegression(

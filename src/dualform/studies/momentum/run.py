@@ -40,14 +40,14 @@ from dualform.studies.momentum.pretrained import put_into, require_usable
 from dualform.studies.momentum.regression import regress
 from dualform.studies.momentum.result import MomentumResult
 from dualform.studies.momentum.summary import ArmRun, momentum_table, queries_of, summarise_momentum
-from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore, accepts_cells
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
 
 _SILENT = SilentProgress()
-_NO_CELLS = NoPieceStore()
+_NO_PIECES = NoPieceStore()
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,21 @@ class _Texts:
 def run(config: MomentumConfig, context: StudyContext) -> StudyOutput:
     """The study, as `Study.run`; its models are trained in the context's folder."""
     with contextlib.nullcontext(context.folder) if context.folder else tempfile.TemporaryDirectory() as folder:
-        found = compare_momentum(config, Path(folder), cells=context.cells, progress=context.progress)
+        found = compare_momentum(config, Path(folder), pieces=context.pieces, progress=context.progress)
     return StudyOutput(found.result, momentum_table(config, found.runs, found.tasks))
 
 
+@accepts_cells
 @ordinary_torch()
 def compare_momentum(
-    config: MomentumConfig, folder: Path, *, cells: PieceStore = _NO_CELLS, progress: Progress = _SILENT
+    config: MomentumConfig, folder: Path, *, pieces: PieceStore = _NO_PIECES, progress: Progress = _SILENT
 ) -> MomentumStudy:
     """Train all arms over all seeds, and compare.
 
     Args:
         config: What to train.
         folder: Gets the corpus as tokens, and each run's checkpoints, from which a killed run goes on.
-        cells: Keeps each finished run's numbers.
+        pieces: Keeps each finished run's numbers.
         progress: Reports how far the work is.
 
     Returns:
@@ -117,7 +118,7 @@ def compare_momentum(
     for seed in config.seeds:
         for arm in config.arms:
             name = f"{arm.name}, seed {seed}"
-            piece = cells.get(name, inputs)
+            piece = pieces.get(name, inputs)
             if piece is None:
                 renamed = _Renamed(progress, name, 1 / recipe.batch_tokens)
                 try:
@@ -127,7 +128,7 @@ def compare_momentum(
                     piece = Piece(name, inputs, {}, _diverged(config, arm, seed, str(error)))
                 else:
                     piece = Piece(name, inputs, *ask(config, trained, arm, seed, texts.test, tasks))
-                cells.put(piece)
+                pieces.put(piece)
             else:
                 progress.advance(float(recipe.steps), f"{name} was finished earlier")
             runs[arm, seed] = ArmRun(piece.tensors, piece.about)
@@ -135,13 +136,13 @@ def compare_momentum(
     for arm in config.arms:
         if arm.baseline is not None:
             name = f"{arm.name}, step"
-            piece = cells.get(name, trained_on)
+            piece = pieces.get(name, trained_on)
             if piece is None:
                 piece = Piece(name, trained_on, {}, {"ratio": step_ratio(config, arm)})
-                cells.put(piece)
+                pieces.put(piece)
             ratios[arm] = float(piece.about["ratio"])
-    regression = regress(config, cells, progress.advance) if config.regress else None
-    pretrained = [record for name in config.pretrained for record in put_into(config, name, cells, progress.advance)]
+    regression = regress(config, pieces, progress.advance) if config.regress else None
+    pretrained = [record for name in config.pretrained for record in put_into(config, name, pieces, progress.advance)]
     where = environment(_device(config), time.perf_counter() - start)
     result = summarise_momentum(config, runs, ratios, tasks, where, inputs, regression, pretrained, notes)
     return MomentumStudy(result, runs, tasks)

@@ -28,7 +28,7 @@ from dualform.studies.momentum.figures import (
     relative_interval,
 )
 from dualform.studies.momentum.result import MomentumArm, MomentumReport, MomentumResult
-from dualform.studies.published import PaperMomentumComparison, momentum_beside_the_paper
+from dualform.studies.published import PaperMomentumComparison, compare_momentum_with_paper
 
 LENGTHS_SHOWN = 3
 """Lengths of text, the longest ones, that the terminal shows perplexity at; the page has all of them."""
@@ -246,7 +246,7 @@ def published_table(result: MomentumResult) -> Table:
     if report is None or best is None:
         return Table("The paper's numbers", (Column("number"),), ())
     vanilla = arm_of(report, best.baseline)
-    found = momentum_beside_the_paper(vanilla, best)
+    found = compare_momentum_with_paper(vanilla, best)
     own = shares_with_the_paper(result)
     columns = (
         Column("number"),
@@ -269,7 +269,7 @@ def shares_with_the_paper(result: MomentumResult) -> bool:
     best = best_momentum(report, full_length(report)) if report is not None else None
     if report is None or best is None:
         return False
-    rows = momentum_beside_the_paper(arm_of(report, best.baseline), best)
+    rows = compare_momentum_with_paper(arm_of(report, best.baseline), best)
     return any(each is not None for row in rows for each in row.run)
 
 

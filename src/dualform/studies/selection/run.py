@@ -26,19 +26,19 @@ from dualform.progress import Progress, SilentProgress
 from dualform.result import Trial
 from dualform.studies.experiment import DemonstrationSet, Experiment, digest, sample
 from dualform.studies.facts import TaskDescription, environment, model_facts
-from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore, accepts_cells
 from dualform.studies.selection.choosing import SETS, QuerySet, SelectOn
 from dualform.studies.selection.config import SelectionConfig
 from dualform.studies.selection.result import SelectionResult
 from dualform.studies.selection.summary import summarise_selection
 from dualform.studies.selection.trials import AllTrials, Budget, SeedTrials, trials_table
-from dualform.studies.sides import DemonstrationTokens, PromptedSide, likeness, recordings_for, trained_side
+from dualform.studies.sides import DemonstrationTokens, PromptedSide, compute_measures, recordings_for, trained_side
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.studies.work import read_changed
 from dualform.tasks.task import Example, Task
 
 _SILENT = SilentProgress()
-_NO_CELLS = NoPieceStore()
+_NO_PIECES = NoPieceStore()
 
 MEASURES = ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_delta", "kendall", "direct_update", "agreement")
 """Measures of similarity computed in every trial of FT; Rec2FTP is computed from answers."""
@@ -54,13 +54,14 @@ class SelectionStudy:
     """Answer by answer."""
 
 
+@accepts_cells
 @ordinary_torch()
 def selection(
     config: SelectionConfig,
     *,
     lm: LanguageModel | None = None,
     task: Task | None = None,
-    cells: PieceStore = _NO_CELLS,
+    pieces: PieceStore = _NO_PIECES,
     progress: Progress = _SILENT,
 ) -> SelectionStudy:
     """Run the study.
@@ -69,7 +70,7 @@ def selection(
         config: What to run.
         lm: A model at hand, instead of the one that `config.model` names.
         task: A task at hand, instead of the one that `config.task` names.
-        cells: Keeps each finished seed.
+        pieces: Keeps each finished seed.
         progress: Is told how far the work is.
 
     Returns:
@@ -104,14 +105,14 @@ def selection(
         zsl = answer_log_probabilities(zero_shot, lm, experiment.queries)
         for seed, one in drawn.items():
             name = f"seed {seed}"
-            piece = cells.get(name, inputs)
+            piece = pieces.get(name, inputs)
             if piece is None:
 
                 def report(amount: float, doing: str = name) -> None:
                     progress.advance(amount, doing)
 
                 piece = _to_piece(name, inputs, _run_seed(sets, one, n_orders, zero_shot, report))
-                cells.put(piece)
+                pieces.put(piece)
             else:
                 progress.advance(work[seed], f"{name} was finished earlier")
             seeds.append(_from_piece(piece))
@@ -127,7 +128,7 @@ def run(config: SelectionConfig, context: StudyContext) -> StudyOutput:
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
-    found = selection(config, lm=lm, task=task, cells=context.cells, progress=context.progress)
+    found = selection(config, lm=lm, task=task, pieces=context.pieces, progress=context.progress)
     return StudyOutput(found.result, trials_table(found.asked, found.found))
 
 
@@ -377,7 +378,7 @@ def _measures(
         icl = prompted.side(in_context.read_group(queries, indices, recordings.context, probe))
         for place, adapted in enumerate(finetuned):
             readings = adapted.read_group(queries, indices, recordings.weights, probe)
-            measured = likeness(zsl, icl, trained_side(adapted, readings, zsl, shown))
+            measured = compute_measures(zsl, icl, trained_side(adapted, readings, zsl, shown))
             for name in MEASURES:
                 if name in measured:
                     table = found.setdefault(

@@ -23,7 +23,7 @@ from dualform.progress import Progress, SilentProgress
 from dualform.result import Trial
 from dualform.studies.experiment import DemonstrationSet, Experiment, digest
 from dualform.studies.facts import TaskDescription, environment, model_facts
-from dualform.studies.pieces import NoPieceStore, Piece, PieceStore
+from dualform.studies.pieces import NoPieceStore, Piece, PieceStore, accepts_cells
 from dualform.studies.stability.config import StabilityConfig
 from dualform.studies.stability.result import StabilityResult
 from dualform.studies.stability.summary import ModelRuns, RunAnswers, runs_table, summarise_stability
@@ -41,7 +41,7 @@ from dualform.tasks.demonstrations import Demonstrations
 from dualform.tasks.task import Task
 
 _SILENT = SilentProgress()
-_NO_CELLS = NoPieceStore()
+_NO_PIECES = NoPieceStore()
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ class StabilityStudy:
     """Answer by answer."""
 
 
+@accepts_cells
 @ordinary_torch()
 def stability(
     config: StabilityConfig,
     *,
     lms: Sequence[LanguageModel] | None = None,
     task: Task | None = None,
-    cells: PieceStore = _NO_CELLS,
+    pieces: PieceStore = _NO_PIECES,
     progress: Progress = _SILENT,
 ) -> StabilityStudy:
     """Run the study.
@@ -69,7 +70,7 @@ def stability(
         config: What to run.
         lms: Models at hand, instead of those that `config.models` names.
         task: A task at hand, instead of the one that `config.task` names.
-        cells: Keeps each model's finished sets.
+        pieces: Keeps each model's finished sets.
         progress: Is told how far the work is.
 
     Returns:
@@ -87,7 +88,7 @@ def stability(
         lm = None
         lm = lms[number] if lms is not None else config.load_model(name)
         experiment = Experiment.of(config, lm, task)
-        found.append(_run_model(name, experiment, len(config.models) - number, cells, progress))
+        found.append(_run_model(name, experiment, len(config.models) - number, pieces, progress))
         if asked is None:
             asked = TaskDescription.of(experiment, notes=())
         else:
@@ -108,12 +109,12 @@ def run(config: StabilityConfig, context: StudyContext) -> StudyOutput:
         # Each is loaded in turn, and a model kept warm would take the room of the first.
         context.models.release()
         lms = None
-    found = stability(config, lms=lms, task=task, cells=context.cells, progress=context.progress)
+    found = stability(config, lms=lms, task=task, pieces=context.pieces, progress=context.progress)
     return StudyOutput(found.result, runs_table(found.asked, found.models))
 
 
 def _run_model(
-    name: str, experiment: Experiment[StabilityConfig], models_left: int, cells: PieceStore, progress: Progress
+    name: str, experiment: Experiment[StabilityConfig], models_left: int, pieces: PieceStore, progress: Progress
 ) -> ModelRuns:
     config = experiment.config
     # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
@@ -143,7 +144,7 @@ def _run_model(
         progress.advance(zero_shot_passes, f"{name}: zero-shot")
         for place, seed in enumerate(config.seeds):
             piece_name = f"{name}, seed {seed}"
-            piece = cells.get(piece_name, inputs)
+            piece = pieces.get(piece_name, inputs)
             if piece is None:
                 planned = planned_runs(config, place, n_orders)
 
@@ -154,7 +155,7 @@ def _run_model(
                     experiment, queries, drawn[seed].demonstrations, planned, parts[seed], rate, report
                 )
                 piece = _to_piece(piece_name, inputs, done, tried)
-                cells.put(piece)
+                pieces.put(piece)
             else:
                 progress.advance(work[seed], f"{name}, seed {seed}: finished earlier")
             done, tried = _from_piece(piece)
