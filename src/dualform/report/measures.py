@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dualform.errors import ConfigError
 from dualform.registry import Registry
-from dualform.report.numerals import MISSING, decimal, decimal_interval
+from dualform.report.numerals import decimal
 from dualform.report.phrases import is_few, share
 
 if TYPE_CHECKING:
@@ -116,11 +116,6 @@ def is_count(key: str, estimate: "Estimate") -> bool:
 def score(key: str, estimate: "Estimate") -> str:
     """A measure's value as `0.186`; a share of few answers as `3 of 4`."""
     return share(estimate) if is_count(key, estimate) else decimal(estimate.mean)
-
-
-def score_interval(key: str, estimate: "Estimate") -> str:
-    """Its interval as `0.170 to 0.201`; a dash without one, and for a share of few answers."""
-    return MISSING if is_count(key, estimate) else decimal_interval(estimate.ci95)
 
 
 def measure_of(name: str) -> MeasureTitle:

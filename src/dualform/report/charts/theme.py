@@ -1,11 +1,10 @@
-"""The one look of all charts: fonts, sizes, and colours on a light and on a dark background.
+"""The one look of all charts: fonts, sizes, and colours on a light background and on a page's own.
 
 The theme is registered with altair as `dualform` and applied where a chart is saved or put on a page; importing it
 changes no setting. In a notebook, `altair.theme.enable("dualform")` gives charts of one's own the same look.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import altair as alt
 
@@ -26,7 +25,6 @@ class Inks:
 
 
 LIGHT = Inks("#1c2024", "#5b646e", "#dfe3e7")
-DARK = Inks("#e7eaed", "#a3acb5", "#343a41")
 OF_PAGE = Inks("var(--text)", "var(--soft)", "var(--line)", "var(--font)")
 """The variables of the page's style sheet, so that a picture follows the reader's screen."""
 
@@ -74,9 +72,3 @@ def theme() -> alt.theme.ThemeConfig:
 
 
 alt.theme.register(THEME, enable=False)(theme)
-
-
-def themed(chart: alt.TopLevelMixin, inks: Inks = LIGHT, background: str = "white") -> dict[str, Any]:
-    """A chart's specification with the theme in it, whatever theme is enabled."""
-    # Checking a chart against the schema takes as long as all the rest, and the tests do it.
-    return chart.to_dict(validate=False) | {"config": config(inks, background)}
