@@ -47,7 +47,7 @@ def test_the_page_is_made_again_and_nothing_else_is_touched(tmp_path):
 
 
 def test_a_folder_without_a_sweep_and_a_damaged_one_are_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no sweep\.json: give the folder of a sweep"):
+    with pytest.raises(ConfigError, match=r"has no sweep\.json\. Give the folder of a sweep"):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match="is no sweep that this version can read"):

@@ -10,7 +10,7 @@ from tests.report.chart_rows import held
 from tests.report.example_sweep import empty_sweep, example_sweep, group_result, mixed_sweep, sweep_over_k
 from tests.report.parsed_page import ATTACKS, Page
 
-CHARTS = ("accuracy", "gain", "majority", "likeness", "cost")
+CHARTS = ("accuracy", "gain", "majority", "similarity", "cost")
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def text_of(page: Page) -> str:
 
 
 def test_a_sweep_has_every_section_with_the_answer_first(html, page):
-    sections = {"verdict", "accuracy", "stability", "likeness", "cost", "failures", "pending", "cells", "run"}
+    sections = {"verdict", "accuracy", "stability", "similarity", "cost", "failures", "pending", "cells", "run"}
     assert sections <= page.ids()
     assert {f"spec-{name}" for name in CHARTS} <= page.ids()
     assert html.index('class="lead"') < html.index('id="verdict"') < html.index('id="accuracy"')
-    assert html.index('id="accuracy"') < html.index('id="stability"') < html.index('id="likeness"')
+    assert html.index('id="accuracy"') < html.index('id="stability"') < html.index('id="similarity"')
 
 
-def test_the_grid_marks_the_highest_and_what_is_not_told_apart_from_it(html, page):
+def test_the_grid_marks_the_highest_and_what_is_not_significantly_different(html, page):
     row = html[html.index('<a href="./smollm2-135m-sst2/report.html">sst2</a>') :]
     row = row[: row.index("</tr>")]
     cells = row.split("<td")[1:7]
@@ -84,12 +84,12 @@ def test_a_sweep_without_results_has_a_page_and_loads_no_chart_library():
     html = render_sweep(empty_sweep())
     assert "accuracy" in Page(html).ids()
     assert len(html) < 40_000
-    assert "This sweep holds no groups." in render_sweep(example_sweep(groups=[], cells=[]))
+    assert "This sweep has no groups." in render_sweep(example_sweep(groups=[], cells=[]))
 
 
 def test_seeds_and_means_in_the_charts_are_the_results_own():
-    found = held(sweep_charts.accuracy_by_task_chart(example_sweep()), "interval")
-    row = next(each for each in found if each["group"] == "smollm2-135m on sst2" and each["key"] == "icl")
+    results = held(sweep_charts.accuracy_by_task_chart(example_sweep()), "interval")
+    row = next(each for each in results if each["group"] == "smollm2-135m on sst2" and each["key"] == "icl")
     accuracy = group_result("smollm2-135m", "sst2").accuracy["icl"]
     assert (row["share"], row["low"], row["high"]) == (accuracy.mean, *accuracy.ci95)
     seeds = held(sweep_charts.accuracy_by_task_chart(example_sweep()), "seed")

@@ -1,46 +1,49 @@
+import re
+
 import pytest
 from scipy import stats
 
 from dualform.result import Accuracy
 from dualform.runs.sweep_words import (
-    SHARE,
+    SHARE_RANGE,
     accuracy_of,
-    axes_of,
-    beaters_of_zero_shot,
     cell_sentence,
-    compared,
-    decided,
+    comparison_results,
     difference_of,
     group_name,
-    named,
+    groups_by_winner,
+    learners_above_zero_shot,
+    list_group_names,
+    mean_over_tasks,
     option_text,
-    over_tasks,
     seed_spread,
     slice_name,
     sweep_verdict,
+    varied_axes,
 )
 from dualform.sweep_result import SweepGroup
 from tests.report.example_sweep import empty_sweep, example_sweep, group_result, mixed_sweep, sweep_over_k
 
 
 def test_the_verdict_says_who_wins_where_by_how_much_and_what_is_missing():
-    said = sweep_verdict(example_sweep())
-    assert said[0].startswith("By accuracy, of 11 groups (2 models, 6 tasks, 2 to 3 seeds) ")
-    assert said[0].endswith("the run does not decide.")
-    text = " ".join(said)
-    assert "smollm2-135m, mean over 6 tasks: in-context learning 5" in text
-    assert "gemma3-270m, mean over 5 tasks: " in text
-    assert "points (95 % interval over tasks -" in text
-    assert "No learner is shown to beat zero-shot in 1 of 11 groups: smollm2-135m on cb." in text
+    sentences = sweep_verdict(example_sweep())
+    assert sentences[0].startswith("Significantly the most accurate of ")
+    assert "in 11 groups (2 models, 6 tasks, 2 to 3 seeds): " in sentences[0]
+    assert re.search(r"; none of them in \d+\.$", sentences[0])
+    text = " ".join(sentences)
+    assert "smollm2-135m, mean accuracy over 6 tasks: in-context learning 5" in text
+    assert "gemma3-270m, mean accuracy over 5 tasks: " in text
+    assert "points (95% CI over tasks -" in text
+    assert "No learner is significantly better than zero-shot in 1 of 11 groups: smollm2-135m on cb." in text
     assert "In-context learning has collapsed into one class in 1 of 11 groups: smollm2-135m on cb." in text
-    assert "is clearly above 0 in 10 of 11 groups and reaches 1 in 2" in text
-    assert said[-1].startswith("Of 36 cells 2 failed and 2 were not begun: ")
+    assert "is significantly above 0 in 10 of 11 groups and its interval reaches 1 in 2" in text
+    assert sentences[-1].startswith("Of 36 cells, 2 failed and 2 were not started; ")
 
 
 def test_each_group_is_counted_once_and_for_the_learner_that_its_own_tests_put_first():
-    found = compared(example_sweep())
-    by_learner = decided(found)
-    assert sum(map(len, by_learner.values())) == len(found) == 11
+    results = comparison_results(example_sweep())
+    by_learner = groups_by_winner(results)
+    assert sum(map(len, by_learner.values())) == len(results) == 11
     for key, groups in by_learner.items():
         for group in groups:
             assert group.result is not None
@@ -61,17 +64,17 @@ def test_each_group_is_counted_once_and_for_the_learner_that_its_own_tests_put_f
 def test_without_tests_and_intervals_nothing_is_decided():
     sweep = example_sweep()
     bare = []
-    for group, result in compared(sweep):
+    for group, result in comparison_results(sweep):
         accuracy = {key: each.model_copy(update={"ci95": (None, None)}) for key, each in result.accuracy.items()}
         bare.append((group, result.model_copy(update={"accuracy": accuracy, "tests": []})))
-    assert len(decided(bare)[None]) == len(bare)
-    assert all(beaters_of_zero_shot(result) is None for _, result in bare)
+    assert len(groups_by_winner(bare)[None]) == len(bare)
+    assert all(learners_above_zero_shot(result) is None for _, result in bare)
 
 
 def test_the_mean_over_tasks_is_students_over_one_number_a_task():
-    found = [each for each in compared(example_sweep()) if each[0].model == "smollm2-135m"]
-    gap = over_tasks(found, difference_of("icl", "ft"))
-    values = [(result.accuracy["icl"].mean or 0) - (result.accuracy["ft"].mean or 0) for _, result in found]
+    results = [each for each in comparison_results(example_sweep()) if each[0].model == "smollm2-135m"]
+    gap = mean_over_tasks(results, difference_of("icl", "ft"))
+    values = [(result.accuracy["icl"].mean or 0) - (result.accuracy["ft"].mean or 0) for _, result in results]
     mean = sum(values) / 6
     interval = stats.t.interval(0.95, 5, loc=mean, scale=stats.sem(values))
     assert gap is not None
@@ -82,13 +85,13 @@ def test_the_mean_over_tasks_is_students_over_one_number_a_task():
 
 
 def test_two_models_on_one_task_are_one_number_and_two_tasks_have_no_interval():
-    found = [each for each in compared(example_sweep()) if each[0].task in ("sst2", "mr")]
-    assert len(found) == 4
-    mean = over_tasks(found, accuracy_of("icl"))
+    results = [each for each in comparison_results(example_sweep()) if each[0].task in ("sst2", "mr")]
+    assert len(results) == 4
+    mean = mean_over_tasks(results, accuracy_of("icl"))
     assert mean is not None
     assert (mean.n, mean.ci95) == (2, (None, None))
-    assert over_tasks(found, accuracy_of("no such learner")) is None
-    assert over_tasks([], accuracy_of("icl")) is None
+    assert mean_over_tasks(results, accuracy_of("no such learner")) is None
+    assert mean_over_tasks([], accuracy_of("icl")) is None
 
 
 def test_the_spread_over_seeds_has_a_deviation_from_three_seeds_on():
@@ -109,38 +112,38 @@ def test_names_hold_options_and_long_lists_are_cut():
     group = sweep_over_k().groups[0]
     assert group_name(group) == "smollm2-135m on sst2 (k 16, fold.method ridge)"
     assert slice_name(group) == "smollm2-135m (k 16, fold.method ridge)"
-    assert named(sweep_over_k().groups).endswith("and 11 others")
+    assert list_group_names(sweep_over_k().groups).endswith("and 11 others")
     laboratory = mixed_sweep().groups[2]
     assert group_name(laboratory) == "laboratory (n 20)"
 
 
 def test_axes_are_those_that_vary_with_numbers_in_order():
-    assert axes_of(compared(sweep_over_k())) == {"k": [4, 8, 16, 32], "fold.method": ["ridge", "mean"]}
-    assert axes_of(compared(example_sweep())) == {}
-    shown = [option_text(value) for value in (True, 0.001, ["zsl", "icl"], {"method": "ridge"}, None)]
-    assert shown == ["true", "0.001", "zsl, icl", "method: ridge", "\N{EN DASH}"]
+    assert varied_axes(comparison_results(sweep_over_k())) == {"k": [4, 8, 16, 32], "fold.method": ["ridge", "mean"]}
+    assert varied_axes(comparison_results(example_sweep())) == {}
+    texts = [option_text(value) for value in (True, 0.001, ["zsl", "icl"], {"method": "ridge"}, None)]
+    assert texts == ["true", "0.001", "zsl, icl", "method: ridge", "\N{EN DASH}"]
 
 
 def test_many_models_and_options_are_left_to_the_table():
-    assert not any("mean over" in sentence for sentence in sweep_verdict(sweep_over_k()))
+    assert not any("mean accuracy over" in sentence for sentence in sweep_verdict(sweep_over_k()))
 
 
 def test_other_studies_are_pointed_to_and_a_sweep_without_results_says_so():
     assert any("other studies" in each and "stability" in each for each in sweep_verdict(mixed_sweep()))
-    assert sweep_verdict(empty_sweep()) == ["No group of this sweep has a result yet. 3 cells: 3 not begun."]
+    assert sweep_verdict(empty_sweep()) == ["No group of this sweep has a result yet. 3 cells: 3 not started."]
     assert sweep_verdict(example_sweep(groups=[])) == []
     assert cell_sentence(example_sweep()) == (
-        "36 cells: 26 computed now, 6 found finished in the store, 2 failed, 2 not begun."
+        "36 cells: 26 computed in this run, 6 reused from the store, 2 failed, 2 not started."
     )
 
 
 def test_an_interval_of_shares_ends_where_shares_do() -> None:
-    found = [(group_of(task), accuracy) for task, accuracy in (("a", 0.35), ("b", 0.90), ("c", 0.98))]
-    values = {group.name: accuracy for group, accuracy in found}
-    results = [(group, group.name) for group, _ in found]
+    accuracies = [(group_of(task), accuracy) for task, accuracy in (("a", 0.35), ("b", 0.90), ("c", 0.98))]
+    values = {group.name: accuracy for group, accuracy in accuracies}
+    results = [(group, group.name) for group, _ in accuracies]
 
-    free = over_tasks(results, values.get)  # type: ignore[arg-type]
-    cut = over_tasks(results, values.get, SHARE)  # type: ignore[arg-type]
+    free = mean_over_tasks(results, values.get)  # type: ignore[arg-type]
+    cut = mean_over_tasks(results, values.get, SHARE_RANGE)  # type: ignore[arg-type]
 
     assert free is not None
     assert cut is not None

@@ -1,7 +1,7 @@
-"""A sweep as charts: one function a chart, each None where the sweep has nothing to draw.
+"""The charts of a sweep. Each function returns None where there is nothing to draw.
 
-Text from data sets enters as data only. A chart with more rows than a reader can follow is left out; the tables hold
-everything.
+Text from data sets enters as data only. A chart that would have too many rows to read is left out; the tables hold
+all numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,36 +23,36 @@ from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_o
 from dualform.report.phrases import hundredths, hundredths_interval
 from dualform.result import Estimate, Result
 from dualform.runs.sweep_words import (
-    SHARE,
+    SHARE_RANGE,
     accuracy_of,
-    axes_of,
-    compared,
+    comparison_results,
     difference_of,
+    group_by_slice,
     group_name,
     is_numeric,
     judged_measures,
     learners_of,
-    over_tasks,
-    slices,
+    mean_over_tasks,
+    varied_axes,
 )
 from dualform.studies.baseline_words import COLLAPSED_ABOVE
 from dualform.studies.comparison.control_charts import LEFTMOST, RIGHTMOST, place_axis
 from dualform.sweep_result import SweepGroup, SweepResult
 
 MOST_GROUPS = 120
-"""Groups above which charts with a row a group are left out."""
+"""Most groups for which charts with one row per group are drawn."""
 MOST_SLICES = 8
-"""Models (with their options) above which a chart that gives each a colour is left out."""
+"""Most models (with their options) for which charts with one colour per model are drawn."""
 MOST_SEED_DOTS = 3000
 
 LANE = 11
-"""Pixels of one learner's row within a task's."""
+"""Height in pixels of one learner's row within a task."""
 LABEL_GAP = 100
-"""Pixels that the tasks' names take left of a panel."""
+"""Width in pixels of the tasks' names left of a panel."""
 ROW_GAP = 96
-"""Pixels between two panels: an axis, its title and a heading."""
+"""Pixels between two rows of panels, which hold an axis, its title and a heading."""
 CELL = 30
-"""Pixels of a row of the heat map."""
+"""Height in pixels of a row of the heat map."""
 
 SLICE_COLOURS: tuple[str, ...] = (
     "#4E7AC7",
@@ -64,61 +64,61 @@ SLICE_COLOURS: tuple[str, ...] = (
     "#7B8795",
     "#9C7C1C",
 )
-"""Of models: no colour of a learner."""
+"""Colours of models, none of which is the colour of a learner."""
 
-Found = list[tuple[SweepGroup, Result]]
+GroupResults = list[tuple[SweepGroup, Result]]
 
 
 def accuracy_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
-    """Mean accuracy with its interval of each learner on each task, one panel a model; small dots are seeds."""
+    """Mean accuracy of each learner on each task with its interval, one panel per model; small dots are seeds."""
     return _lanes_chart(sweep, "accuracy", _accuracy_rows, line=None)
 
 
 def majority_share_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
-    """Share of each learner's most frequent answer on each task, one panel a model; beyond the line is a collapse."""
+    """Share of each learner's most frequent answer on each task, one panel per model; beyond the line is a collapse."""
     return _lanes_chart(sweep, "share of the most frequent answer", _majority_rows, line=(COLLAPSED_ABOVE, "collapse"))
 
 
 def gain_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
-    """Heat map of model and task: accuracy less zero-shot's in points, one map a learner, all on one scale."""
-    found = compared(sweep)
+    """Heat maps of model and task: accuracy minus zero-shot accuracy in points, one map per learner, on one scale."""
+    results = comparison_results(sweep)
     rows = {
-        key: [row for group, result in found if (row := _gain_row(key, group, result)) is not None]
-        for key in learners_of(found)
+        key: [row for group, result in results if (row := _gain_row(key, group, result)) is not None]
+        for key in learners_of(results)
         if key != "zsl"
     }
     rows = {key: own for key, own in rows.items() if own}
     if not rows:
         return None
     reach = max(abs(row["gain"]) for own in rows.values() for row in own) or 1.0
-    tasks, names = _tasks(found), _names(found)
+    tasks, names = _tasks(results), _names(results)
     drawn = []
     for key, own in rows.items():
         plot = Plot(
             Names("model", names, angle=-35, room=130),
             Names("task", tasks, room=70),
-            hover=("learner", "group", ("gain", "+.1f", "less zero-shot, points"), ("accuracy", ".1%")),
+            hover=("learner", "group", ("gain", "+.1f", "minus zero-shot, points"), ("accuracy", ".1%")),
         )
         plot.cells(own, heat_colours("gain", reach))
-        # With more columns the numbers would run into one another.
-        inked = [row | {"words": f"{row['gain']:+.1f}", "ink": ink_on(row["gain"], reach)} for row in own]
-        # A layer for each ink: the colour scale is the cells'.
-        for ink in dict.fromkeys(row["ink"] for row in inked if len(names) <= MOST_SLICES):
-            plot.texts([row for row in inked if row["ink"] == ink], "words", color=ink)
+        # With more columns the numbers would overlap.
+        labelled = [row | {"words": f"{row['gain']:+.1f}", "ink": ink_on(row["gain"], reach)} for row in own]
+        # One layer for each text colour, because the colour scale is that of the cells.
+        for ink in dict.fromkeys(row["ink"] for row in labelled if len(names) <= MOST_SLICES):
+            plot.texts([row for row in labelled if row["ink"] == ink], "words", color=ink)
         drawn.append(plot.chart(width=190, height=CELL * len(tasks), title=learner_style(key).title))
-    # Names of models stand slanted below a panel and take some room.
+    # The slanted names of models below each panel need space.
     return panels(drawn, columns=3, gap=74, row_gap=150)
 
 
 def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
-    """Each measure's place between floor, 0, and ceiling, 1, by task and model; one panel a measure."""
-    found = compared(sweep)
-    names = _names(found)
-    if len(found) > MOST_GROUPS or len(names) > MOST_SLICES:
+    """Each measure by task and model, scaled to 0 at its floor and 1 at its ceiling; one panel per measure."""
+    results = comparison_results(sweep)
+    names = _names(results)
+    if len(results) > MOST_GROUPS or len(names) > MOST_SLICES:
         return None
     rows = {
-        key: [row for group, result in found if (row := _place_row(key, group, result)) is not None]
-        for key in judged_measures(found)
+        key: [row for group, result in results if (row := _place_row(key, group, result)) is not None]
+        for key in judged_measures(results)
     }
     rows = {key: own for key, own in rows.items() if own}
     if not rows:
@@ -126,7 +126,7 @@ def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
     every = [row for own in rows.values() for row in own]
     domain = place_axis(row[end] for row in every for end in ("low", "high"))
     names = [name for name in names if any(row["model"] == name for row in every)]
-    tasks = [task for task in _tasks(found) if any(row["task"] == task for row in every)]
+    tasks = [task for task in _tasks(results) if any(row["task"] == task for row in every)]
     key = legend(1, labelLimit=300) if len(names) > 1 else None
     drawn = []
     for measure, own in rows.items():
@@ -138,7 +138,7 @@ def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
             hover=(
                 "measure",
                 "group",
-                ("place", "", "place between floor and ceiling"),
+                ("place", "", "calibrated"),
                 ("interval", "", "95 % interval"),
                 ("score", ".3f"),
                 ("floor", ".3f"),
@@ -156,9 +156,9 @@ def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
 
 
 def cost_by_model_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
-    """Mean accuracy over tasks against the operations of one query, one point a learner and model; tasks all share."""
-    found = compared(sweep)
-    by_slice = slices(found)
+    """Mean accuracy over tasks against the operations per query, one point for each learner and model."""
+    results = comparison_results(sweep)
+    by_slice = group_by_slice(results)
     if len(by_slice) > MOST_SLICES:
         return None
     rows = [row for name, own in by_slice.items() for row in _cost_rows(name, own)]
@@ -166,7 +166,7 @@ def cost_by_model_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
         return None
     names = [name for name in map(category, by_slice) if any(row["model"] == name for row in rows)]
     low, high = around((row["accuracy"] for row in rows), part=0.1)
-    title = "floating-point operations of a query, nothing shared"
+    title = "floating-point operations per query, processed on its own"
     plot = Plot(
         Numbers("flops", title, "~s", log=True, nice=False, padding=24, ticks=6),
         Numbers("accuracy", "mean accuracy over tasks", ".0%", (max(0, low), min(1, high)), nice=False),
@@ -175,24 +175,24 @@ def cost_by_model_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
             "learner",
             "model",
             ("accuracy", ".1%", "mean accuracy"),
-            ("flops", ".3s", "operations a query"),
+            ("flops", ".3s", "operations per query"),
             ("tasks", "d", "tasks"),
         ),
     )
-    # Below, because two legends are too wide for a phone.
+    # Below the chart, because two legends side by side are too wide for a phone.
     key = legend(1, below=True, grey=True, labelLimit=300) if len(names) > 1 else None
     plot.dots(rows, shapes("model", _shapes(names), key), size=110, opacity=0.9)
     return plot.chart(height=260)
 
 
 def option_chart(sweep: SweepResult, axis: str) -> alt.TopLevelMixin | None:
-    """Accuracy against an axis of the grid that holds numbers: one panel for all else alike, one line a learner."""
-    found = compared(sweep)
-    return _axis_chart(axis, found) if is_numeric(axes_of(found).get(axis, [None])) else None
+    """Accuracy against a numeric axis of the grid, one line per learner; within a panel only that axis differs."""
+    results = comparison_results(sweep)
+    return _axis_chart(axis, results) if is_numeric(varied_axes(results).get(axis, [None])) else None
 
 
 def slice_colour(number: int) -> str:
-    """Of the model in that place of the sweep."""
+    """The colour of the model at this position in the sweep."""
     return SLICE_COLOURS[number % len(SLICE_COLOURS)]
 
 
@@ -202,12 +202,12 @@ def _lanes_chart(
     rows_of: Callable[[SweepGroup, Result], tuple[list[dict[str, Any]], list[dict[str, Any]]]],
     line: tuple[float, str] | None,
 ) -> alt.TopLevelMixin | None:
-    """Panels by model; in each a row a task, and in that a lane a learner."""
-    found = compared(sweep)
-    if len(found) > MOST_GROUPS:
+    """One panel per model, in it one row per task, and in each row one lane per learner."""
+    results = comparison_results(sweep)
+    if len(results) > MOST_GROUPS:
         return None
     by_slice = {}
-    for name, own in slices(found).items():
+    for name, own in group_by_slice(results).items():
         both = [rows_of(group, result) for group, result in own]
         marks, seeds = [row for each, _ in both for row in each], [row for _, each in both for row in each]
         if marks:
@@ -219,10 +219,10 @@ def _lanes_chart(
     ends = [row[end] for marks, _ in by_slice.values() for row in marks for end in ("low", "high")]
     ends += [row["share"] for _, seeds in by_slice.values() for row in seeds] + ([line[0]] if line else [])
     keys = [
-        key for key in learners_of(found) if any(row["key"] == key for marks, _ in by_slice.values() for row in marks)
+        key for key in learners_of(results) if any(row["key"] == key for marks, _ in by_slice.values() for row in marks)
     ]
-    # The same rows in all panels, so that they can be read across, and one scale, so that models can be compared.
-    tasks, axis = _tasks(found), shares("share", title, ends)
+    # All panels have the same rows and one scale, so that models can be compared.
+    tasks, axis = _tasks(results), shares("share", title, ends)
     drawn = []
     for name, (marks, seeds) in by_slice.items():
         share: Hint = ("share", ".1%", title)
@@ -235,7 +235,7 @@ def _lanes_chart(
             hover=["learner", "group", share, *more],
         )
         if any(row["low"] < row["high"] for row in marks):
-            # Pale and below, so that the seeds on it are seen.
+            # Pale and drawn first, so that the seeds on top remain visible.
             plot.intervals(marks, opacity=0.4)
         if line is not None:
             plot.level(*line)
@@ -300,31 +300,30 @@ def _gain_row(key: str, group: SweepGroup, result: Result) -> dict[str, Any] | N
     if gain is None:
         return None
     return _about(key, group) | {
-        "model": category(next(iter(slices([(group, result)])))),
+        "model": category(next(iter(group_by_slice([(group, result)])))),
         "gain": 100 * gain,
         "accuracy": accuracy_of(key)(result),
     }
 
 
 def _place_row(key: str, group: SweepGroup, result: Result) -> dict[str, Any] | None:
-    place = result.calibrated.get(key)
-    row = interval_row(place)
-    if place is None or row is None:
+    calibrated = result.calibrated.get(key)
+    row = interval_row(calibrated)
+    if calibrated is None or row is None:
         return None
-    left, right = LEFTMOST, RIGHTMOST
-    cut = {end: min(right, max(left, row[end])) for end in ("mean", "low", "high")}
+    clipped = {end: min(RIGHTMOST, max(LEFTMOST, row[end])) for end in ("mean", "low", "high")}
     return {
         "measure": measure_of(key).title,
         "task": category(group.task or ""),
-        "model": category(next(iter(slices([(group, result)])))),
+        "model": category(next(iter(group_by_slice([(group, result)])))),
         "group": group_name(group),
-        **cut,
+        **clipped,
         "place": hundredths(row["mean"]),
-        "interval": hundredths_interval(place.ci95),
-        "score": finite(place.score),
-        "floor": finite(place.floor),
-        "ceiling": finite(place.ceiling),
-        "n": place.n,
+        "interval": hundredths_interval(calibrated.ci95),
+        "score": finite(calibrated.score),
+        "floor": finite(calibrated.floor),
+        "ceiling": finite(calibrated.ceiling),
+        "n": calibrated.n,
     }
 
 
@@ -332,13 +331,13 @@ def _task_rows(tasks: Sequence[str]) -> Names:
     return Names("task", tasks, room=LABEL_GAP - 8, ruled=True)
 
 
-def _cost_rows(name: str, own: Found) -> list[dict[str, Any]]:
-    """Means over the tasks on which a learner has both accuracy and cost."""
+def _cost_rows(name: str, own: GroupResults) -> list[dict[str, Any]]:
+    """Means of each learner over the tasks for which its accuracy and cost are known."""
     rows = []
     for key in learners_of(own):
-        there = [(group, result) for group, result in own if key in result.cost]
-        flops = over_tasks(there, lambda result, key=key: finite(result.cost[key].flops))  # type: ignore[misc]
-        accuracy = over_tasks(there, accuracy_of(key), SHARE)
+        with_cost = [(group, result) for group, result in own if key in result.cost]
+        flops = mean_over_tasks(with_cost, lambda result, key=key: finite(result.cost[key].flops))  # type: ignore[misc]
+        accuracy = mean_over_tasks(with_cost, accuracy_of(key), SHARE_RANGE)
         if flops is not None and accuracy is not None and flops.mean > 0:
             rows.append(
                 {
@@ -353,10 +352,10 @@ def _cost_rows(name: str, own: Found) -> list[dict[str, Any]]:
     return rows
 
 
-def _axis_chart(axis: str, found: Found) -> alt.TopLevelMixin | None:
-    """Accuracy against one axis; everything else alike in a panel."""
-    by_panel: dict[str, Found] = {}
-    for group, result in found:
+def _axis_chart(axis: str, results: GroupResults) -> alt.TopLevelMixin | None:
+    """Accuracy against one axis, one panel for each model, task and setting of the other options."""
+    by_panel: dict[str, GroupResults] = {}
+    for group, result in results:
         if axis in group.options:
             rest = {name: value for name, value in group.options.items() if name != axis}
             by_panel.setdefault(group_name(group.model_copy(update={"options": rest})), []).append((group, result))
@@ -373,14 +372,14 @@ def _axis_chart(axis: str, found: Found) -> alt.TopLevelMixin | None:
         for name, own in by_panel.items()
     }
     keys = learners_in_order(dict.fromkeys(row["key"] for own in rows.values() for row in own))
-    at = sorted({row["at"] for own in rows.values() for row in own})
-    # Steps by factors (4, 8, 16) lie apart on a log axis alone.
-    log = at[0] > 0 and at[-1] / at[0] >= 8 and len(at) > 2
+    values = sorted({row["at"] for own in rows.values() for row in own})
+    # Geometric steps (4, 8, 16) are evenly spaced only on a log axis.
+    log = values[0] > 0 and values[-1] / values[0] >= 8 and len(values) > 2
     ends = [row[end] for own in rows.values() for row in own for end in ("low", "high")]
     if not ends:
         return None
     low, high = around(ends, part=0)
-    x = Numbers("at", axis, "~g", log=log, nice=False, padding=14, ticks=at, grid=False)
+    x = Numbers("at", axis, "~g", log=log, nice=False, padding=14, ticks=values, grid=False)
     drawn = [
         line_chart(
             own,
@@ -405,13 +404,13 @@ def _axis_row(axis: str, key: str, group: SweepGroup, accuracy: Estimate) -> dic
     return None if row is None or at is None else _about(key, group) | {"at": at, "accuracy": row["mean"]} | row
 
 
-def _tasks(found: Found) -> list[str]:
-    return list(dict.fromkeys(category(group.task or "") for group, _ in found))
+def _tasks(results: GroupResults) -> list[str]:
+    return list(dict.fromkeys(category(group.task or "") for group, _ in results))
 
 
-def _names(found: Found) -> list[str]:
+def _names(results: GroupResults) -> list[str]:
     """Models with their options, as categories."""
-    return [category(name) for name in slices(found)]
+    return [category(name) for name in group_by_slice(results)]
 
 
 def _shapes(names: Sequence[str]) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""A sweep's own files, beside the folders of its groups.
+"""The files in a sweep's folder, next to the folders of its groups.
 
-    sweep.json         what was found, group by group, and what became of each cell
-    results.parquet    one row a group and learner
-    report.html        the page, with links to the groups' own
+    sweep.json         the results of all groups and the status of each cell
+    results.parquet    one row for each group and learner
+    report.html        the report, with links to those of the groups
 
-Each file is written wholly or not at all.
+Each file is written atomically.
 """
 
 import json
@@ -33,7 +33,7 @@ _COLUMNS = pa.schema(
         ("study", pa.string()),
         ("model", pa.string()),
         ("task", pa.string()),
-        ("options", pa.string()),  # JSON: the grid's further axes are of any kind
+        ("options", pa.string()),  # JSON, because an axis of the grid can have values of any type
         ("learner", pa.string()),
         ("seeds", pa.int64()),
         ("n", pa.int64()),
@@ -61,14 +61,14 @@ def write_sweep(folder: Path, sweep: SweepResult) -> Path:
     """Write a sweep's files, `sweep.json` last.
 
     Args:
-        folder: Made if need be.
-        sweep: Finished or not.
+        folder: Created if it does not exist.
+        sweep: A finished or unfinished sweep.
 
     Returns:
-        Path of the page.
+        Path of the report.
 
     Raises:
-        StorageError: The folder cannot be made or written to.
+        StorageError: The folder cannot be created or written to.
     """
     writable_dir(folder, _REMEDY)
     with atomic_write(folder / "results.parquet", _REMEDY) as temporary:
@@ -80,40 +80,39 @@ def write_sweep(folder: Path, sweep: SweepResult) -> Path:
 
 
 def read_sweep(folder: Path) -> SweepResult:
-    """What a sweep found.
+    """The results of a sweep.
 
     Raises:
-        ConfigError: The folder holds no sweep, or one that is damaged or that a newer version of dualform wrote.
+        ConfigError: The folder holds no sweep, or one that is damaged or was written by a newer version of dualform.
     """
     path = folder / SWEEP_FILE
     if not path.exists():
-        raise ConfigError(f"{show_path(folder)} holds no {SWEEP_FILE}: give the folder of a sweep (see --out).")
+        raise ConfigError(f"{show_path(folder)} has no {SWEEP_FILE}. Give the folder of a sweep (see --out).")
     return read_record(path, SweepResult.from_json, "sweep", "Restore the file, or run the sweep again.")
 
 
 def holds_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's."""
+    """Whether a folder holds a sweep."""
     return (folder / SWEEP_FILE).is_file()
 
 
 def write_sweep_report(folder: Path) -> Path:
-    """Rebuild the page of a sweep; the groups' own pages stay as they are.
+    """Write the report of a sweep anew; the reports of its groups are unchanged.
 
     Returns:
-        Path of the page.
+        Path of the report.
 
     Raises:
         ConfigError: The folder holds no sweep.
-        StorageError: The page cannot be written.
+        StorageError: The report cannot be written.
     """
     return _write_page(folder, read_sweep(folder))
 
 
 def results_table(sweep: SweepResult) -> pa.Table:
-    """One row a group and learner, in the order of the sweep: accuracy and its spread, answers, cost.
+    """One row for each group and learner, in the order of the sweep: accuracy and its spread, answers, cost.
 
-    Shares in [0, 1], entropy in nats, seconds, tokens and operations as in a run's result; null where a number does not
-    exist. Groups without accuracies have no row.
+    Shares are in [0, 1] and entropy in nats; missing numbers are null. Groups without accuracies have no row.
     """
     rows = [
         _row(group, group.result, learner)

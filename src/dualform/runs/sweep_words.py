@@ -1,9 +1,9 @@
-"""What a sweep says in plain sentences, and no more than its groups' own intervals and tests allow.
+"""The sentences in which a sweep's results are reported.
 
-A group (one model, one task, one set of options, all seeds) speaks for itself: it is counted as deciding for a learner
-only where its own tests or intervals do. Groups are never pooled into one sample. The one number across groups is a
-mean over tasks: each task gives one number, so that the interval tells what other tasks of this kind may show, and says
-nothing of other queries.
+A group is one model, one task and one set of options, with all its seeds. It is counted for a learner only where its
+own tests or intervals put that learner ahead; groups are never pooled into one sample. The only numbers across groups
+are means over tasks, to which each task contributes one number. Their intervals describe the variation between tasks,
+not between queries.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,68 +22,75 @@ from dualform.studies.comparison.similarity_words import judged_by
 from dualform.studies.study import STUDIES
 from dualform.sweep_result import SweepCell, SweepGroup, SweepResult
 
-NAMED = 6
-"""Groups that a sentence names; of more it gives the number."""
+MOST_NAMES = 6
+"""Most groups that a sentence lists by name; for more, it gives the first few and the number of the others."""
 
-SLICES_TOLD = 4
-"""Models (with their options) of which each has a sentence of its own in the verdict; more are left to the table."""
+MOST_SLICE_SENTENCES = 4
+"""Most models (with their options) that each have a sentence in the verdict; with more, only the table has them."""
 
 
 @dataclass(frozen=True)
 class TaskMean:
-    """A mean over tasks, each of which gives one number."""
+    """A mean over tasks, with one number for each task."""
 
     mean: float
     ci95: tuple[float | None, float | None]
-    """Student's interval over the tasks; unknown below three of them."""
+    """Student's t interval over the tasks; (None, None) for fewer than three tasks."""
     n: int
-    """Tasks."""
+    """Number of tasks."""
     low: tuple[float, str]
-    """The lowest number, and whose it is."""
+    """The lowest number and its task."""
     high: tuple[float, str]
+    """The highest number and its task."""
 
 
 def sweep_verdict(sweep: SweepResult) -> list[str]:
-    """What the sweep found, most important first.
+    """The results of a sweep in sentences, most important first.
 
     Returns:
-        Plain sentences without markup. They may contain names of models, tasks and label words, so escape them before
-        they go into a page. Empty where the sweep has no groups.
+        Sentences without markup; empty for a sweep without groups. They may contain names of models and tasks, so
+        escape them before putting them into a page.
     """
     if not sweep.groups:
         return []
-    found = compared(sweep)
-    sentences = _winner(sweep, found) + _by_how_much(found) + _against_guessing(found) + _against_zero_shot(found)
-    sentences += _collapse(found)
-    sentences += _similarity(found) + _other_studies(sweep)
+    results = comparison_results(sweep)
+    sentences = [
+        *_winner(results),
+        *_mean_accuracies(results),
+        *_against_guessing(results),
+        *_against_zero_shot(results),
+        *_collapsed_learners(results),
+        *_similarity(results),
+        *_other_studies(sweep),
+    ]
     if not sentences:
         return [f"No group of this sweep has a result yet. {cell_sentence(sweep)}"]
-    return sentences + _standing(sweep, found)
+    return sentences + _limitations(sweep, results)
 
 
-def compared(sweep: SweepResult) -> list[tuple[SweepGroup, Result]]:
-    """The groups that have accuracies, with their results."""
+def comparison_results(sweep: SweepResult) -> list[tuple[SweepGroup, Result]]:
+    """The groups whose results have accuracies, with those results."""
     return [(group, group.result) for group in sweep.groups if group.result is not None and group.result.accuracy]
 
 
 def slice_name(group: SweepGroup) -> str:
-    """All of a group but its task: `smollm2-135m (k 4)`."""
+    """A group's model and options, without its task: `smollm2-135m (k 4)`."""
     return (group.model or study_name(group)) + _options(group)
 
 
 def group_name(group: SweepGroup) -> str:
-    """A group in a sentence: `smollm2-135m on sst2 (k 4)`."""
-    about = group.model or study_name(group)
-    return (f"{about} on {group.task}" if group.task else about) + _options(group)
+    """A group's name for a sentence: `smollm2-135m on sst2 (k 4)`."""
+    name = group.model or study_name(group)
+    return (f"{name} on {group.task}" if group.task else name) + _options(group)
 
 
 def study_name(group: SweepGroup) -> str:
-    """`comparison`, `stability` and so on."""
+    """The name of a group's study: `comparison`, `stability` and so on."""
     return STUDIES[group.study].noun if group.study in STUDIES else group.study
 
 
 def option_text(value: Any) -> str:
-    """An option's value as a reader writes it: `4`, `true`, `0.001`, `zsl, icl`."""
+    """An option's value as text: `4`, `true`, `0.001`, `zsl, icl`."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
@@ -93,58 +100,58 @@ def option_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else MISSING if value is None else str(value)
 
 
-def slices(found: Iterable[tuple[SweepGroup, Result]]) -> dict[str, list[tuple[SweepGroup, Result]]]:
-    """The groups by `slice_name`, in the order of the sweep: what is alike in all but the task."""
+def group_by_slice(results: Iterable[tuple[SweepGroup, Result]]) -> dict[str, list[tuple[SweepGroup, Result]]]:
+    """The groups by `slice_name`, in the order of the sweep; those of one slice differ only in their task."""
     by_name: dict[str, list[tuple[SweepGroup, Result]]] = {}
-    for group, result in found:
+    for group, result in results:
         by_name.setdefault(slice_name(group), []).append((group, result))
     return by_name
 
 
-def learners_of(found: Iterable[tuple[SweepGroup, Result]]) -> list[str]:
-    """All learners of these groups, in the usual order."""
-    return learners_in_order(dict.fromkeys(key for _, result in found for key in result.accuracy))
+def learners_of(results: Iterable[tuple[SweepGroup, Result]]) -> list[str]:
+    """All learners of these groups, in the standard order."""
+    return learners_in_order(dict.fromkeys(key for _, result in results for key in result.accuracy))
 
 
 def accuracy_of(learner: str) -> Callable[[Result], float | None]:
-    """A result's mean accuracy of one learner."""
+    """A function that reads a learner's mean accuracy from a result."""
     return lambda result: finite(result.accuracy[learner].mean) if learner in result.accuracy else None
 
 
 def difference_of(first: str, second: str) -> Callable[[Result], float | None]:
-    """A result's mean accuracy of one learner less that of another."""
+    """A function that reads the mean accuracy of `first` minus that of `second` from a result."""
 
-    def less(result: Result) -> float | None:
-        one, two = accuracy_of(first)(result), accuracy_of(second)(result)
-        return None if one is None or two is None else one - two
+    def subtract(result: Result) -> float | None:
+        accuracies = accuracy_of(first)(result), accuracy_of(second)(result)
+        return None if accuracies[0] is None or accuracies[1] is None else accuracies[0] - accuracies[1]
 
-    return less
-
-
-SHARE = (0.0, 1.0)
-"""Where an accuracy or an agreement can lie."""
-GAP = (-1.0, 1.0)
-"""Where the difference of two can lie."""
+    return subtract
 
 
-def over_tasks(
-    found: Sequence[tuple[SweepGroup, Result]],
+SHARE_RANGE = (0.0, 1.0)
+"""Range of an accuracy or an agreement."""
+DIFFERENCE_RANGE = (-1.0, 1.0)
+"""Range of a difference between two accuracies."""
+
+
+def mean_over_tasks(
+    results: Sequence[tuple[SweepGroup, Result]],
     number: Callable[[Result], float | None],
     within: tuple[float, float] | None = None,
 ) -> TaskMean | None:
-    """Mean over tasks of what `number` finds in a result.
+    """Mean over tasks of a number that is read from each result.
 
     Args:
-        found: Groups. Of several with one task their mean is that task's number.
-        number: What to average; results for which it is None are left out.
-        within: Where such a number can lie: the interval is cut there, since few tasks make it wider than that.
+        results: Groups with their results. Several groups with the same task are averaged into one number.
+        number: Reads the number from a result; results for which it returns None are left out.
+        within: Range of such a number. The interval is cut to it, because with few tasks it can extend beyond.
 
     Returns:
-        The mean, with Student's interval over the tasks from three on: of two, its multiplier of 12.7 says nothing.
-        None where no group has such a number.
+        The mean. It has Student's t interval if there are at least three tasks; with two, the multiplier of 12.7 makes
+        the interval useless. None if no result has the number.
     """
     by_task: dict[str, list[float]] = {}
-    for group, result in found:
+    for group, result in results:
         value = number(result)
         if value is not None:
             by_task.setdefault(group.task or "", []).append(value)
@@ -160,21 +167,21 @@ def over_tasks(
     return TaskMean(mean, interval, n, (means[lowest], lowest), (means[highest], highest))
 
 
-def decided(found: Iterable[tuple[SweepGroup, Result]]) -> dict[str | None, list[SweepGroup]]:
-    """Between prompt, finetune and fold: learner -> groups that put it above the others; None -> those undecided.
+def groups_by_winner(results: Iterable[tuple[SweepGroup, Result]]) -> dict[str | None, list[SweepGroup]]:
+    """The groups by the learner, of prompting, finetuning and folding, that is significantly the most accurate.
 
-    Groups in which fewer than two of the three were run decide nothing and are left out.
+    Groups without such a learner are under None. Groups in which fewer than two of the three were run are left out.
     """
     by_learner: dict[str | None, list[SweepGroup]] = {key: [] for key in (*CANDIDATES, None)}
-    for group, result in found:
+    for group, result in results:
         if len(_candidates(result)) > 1:
-            left = not_beaten(result)
-            by_learner[left[0] if len(left) == 1 else None].append(group)
+            unbeaten = not_beaten(result)
+            by_learner[unbeaten[0] if len(unbeaten) == 1 else None].append(group)
     return by_learner
 
 
-def beaters_of_zero_shot(result: Result) -> list[str] | None:
-    """Learners that the run shows to lie above zero-shot; None where it has no zero-shot to lie above."""
+def learners_above_zero_shot(result: Result) -> list[str] | None:
+    """Learners that are significantly more accurate than zero-shot; None if nothing can be compared with zero-shot."""
     others = [key for key in learners_in_order(result.accuracy) if key != "zsl"]
     if "zsl" not in result.accuracy:
         return None
@@ -185,9 +192,9 @@ def beaters_of_zero_shot(result: Result) -> list[str] | None:
 
 
 def seed_spread(result: Result, learner: str) -> tuple[float, float, float | None, int] | None:
-    """Lowest and highest accuracy over seeds, their standard deviation and number; None without two seeds.
+    """Lowest accuracy, highest accuracy, standard deviation and number of seeds; None for fewer than two seeds.
 
-    The deviation is of the sample (n - 1) and None below three seeds.
+    The standard deviation is the sample's (n - 1 in the denominator), and None for fewer than three seeds.
     """
     if learner not in result.accuracy:
         return None
@@ -200,7 +207,7 @@ def seed_spread(result: Result, learner: str) -> tuple[float, float, float | Non
 
 
 def cells_by_status(sweep: SweepResult) -> dict[str, list[SweepCell]]:
-    """The cells that are `finished`, `reused`, `failed` and `pending`."""
+    """The cells by status: `finished`, `reused`, `failed` and `pending`."""
     by_status: dict[str, list[SweepCell]] = {"finished": [], "reused": [], "failed": [], "pending": []}
     for cell in sweep.cells:
         by_status[cell.status].append(cell)
@@ -208,30 +215,30 @@ def cells_by_status(sweep: SweepResult) -> dict[str, list[SweepCell]]:
 
 
 def cell_sentence(sweep: SweepResult) -> str:
-    """How many cells there are, and what became of them."""
+    """The number of cells, in total and by status."""
     by_status = cells_by_status(sweep)
     words = {
-        "finished": "computed now",
-        "reused": "found finished in the store",
+        "finished": "computed in this run",
+        "reused": "reused from the store",
         "failed": "failed",
-        "pending": "not begun",
+        "pending": "not started",
     }
-    told = [f"{len(cells)} {words[status]}" for status, cells in by_status.items() if cells]
-    return f"{plural(len(sweep.cells), 'cell')}: {', '.join(told)}." if told else "No cells."
+    counts = [f"{len(cells)} {words[status]}" for status, cells in by_status.items() if cells]
+    return f"{plural(len(sweep.cells), 'cell')}: {', '.join(counts)}." if counts else "No cells."
 
 
-def named(groups: Sequence[SweepGroup]) -> str:
-    """The groups' names as a list; of many the first few, and how many more."""
+def list_group_names(groups: Sequence[SweepGroup]) -> str:
+    """The groups' names as a list, cut to `MOST_NAMES`."""
     names = list(map(group_name, groups))
-    if len(names) > NAMED:
-        return f"{', '.join(names[: NAMED - 1])} and {len(names) - NAMED + 1} others"
+    if len(names) > MOST_NAMES:
+        return f"{', '.join(names[: MOST_NAMES - 1])} and {len(names) - MOST_NAMES + 1} others"
     return listed(names)
 
 
-def axes_of(found: Sequence[tuple[SweepGroup, Result]]) -> dict[str, list[Any]]:
-    """The grid's further axes that take two values or more, with those values; numbers in order of size."""
+def varied_axes(results: Sequence[tuple[SweepGroup, Result]]) -> dict[str, list[Any]]:
+    """The axes in the groups' options that take at least two values, with those values; numbers are sorted."""
     values: dict[str, list[Any]] = {}
-    for group, _ in found:
+    for group, _ in results:
         for axis, value in group.options.items():
             seen = values.setdefault(axis, [])
             if value not in seen:
@@ -240,21 +247,21 @@ def axes_of(found: Sequence[tuple[SweepGroup, Result]]) -> dict[str, list[Any]]:
 
 
 def is_numeric(values: Iterable[Any]) -> bool:
-    """Whether all of an axis' values are numbers."""
+    """Whether all values of an axis are numbers."""
     return all(finite(value) is not None for value in values)
 
 
-def judged_measures(found: Iterable[tuple[SweepGroup, Result]]) -> list[str]:
-    """Keys of the measures that some group has, the one that the verdict judges by first."""
-    groups = list(found)
-    keys = in_order(dict.fromkeys(key for _, result in groups for key in result.similarity))
-    first = next((judged[0] for _, result in groups if (judged := judged_by(result)) is not None), None)
+def judged_measures(results: Iterable[tuple[SweepGroup, Result]]) -> list[str]:
+    """Keys of all measures in the results; the one on which the verdict is based comes first."""
+    results = list(results)
+    keys = in_order(dict.fromkeys(key for _, result in results for key in result.similarity))
+    first = next((judged[0] for _, result in results if (judged := judged_by(result)) is not None), None)
     return sorted(keys, key=lambda key: key != first)
 
 
 def _options(group: SweepGroup) -> str:
-    told = [f"{axis} {option_text(value)}" for axis, value in group.options.items()]
-    return f" ({', '.join(told)})" if told else ""
+    options = [f"{axis} {option_text(value)}" for axis, value in group.options.items()]
+    return f" ({', '.join(options)})" if options else ""
 
 
 def _candidates(result: Result) -> list[str]:
@@ -265,157 +272,163 @@ def _noun(key: str) -> str:
     return learner_style(key).noun
 
 
-def _winner(sweep: SweepResult, found: list[tuple[SweepGroup, Result]]) -> list[str]:
-    """Which of prompt, finetune and fold wins in how many groups."""
-    by_learner = decided(found)
+def _winner(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+    """In how many groups prompting, finetuning or folding is the most accurate."""
+    by_learner = groups_by_winner(results)
     n = sum(map(len, by_learner.values()))
     if not n:
         return []
-    keys = [key for key in CANDIDATES if any(key in _candidates(result) for _, result in found)]
-    extent = _extent([(group, result) for group, result in found if len(_candidates(result)) > 1])
-    wins = {key: len(by_learner[key]) for key in keys if by_learner[key]}
-    if not wins:
-        between = listed([_noun(key) for key in keys])
-        if n == 1:
-            return [f"In the one group, {extent}, the run does not decide between {between} by accuracy."]
-        return [f"In none of {n} groups ({extent}) does the run decide between {between} by accuracy."]
-    told = [f"{_noun(key)} in {count}" for key, count in sorted(wins.items(), key=lambda item: -item[1])]
-    told[0] = told[0].replace(" in ", " is ahead in ", 1)
-    none = [_noun(key) for key in keys if key not in wins]
-    sentence = f"By accuracy, of {plural(n, 'group')} ({extent}) {listed(told)}"
-    sentence += f", {' and '.join(none)} in none" if none else ""
+    keys = [key for key in CANDIDATES if any(key in _candidates(result) for _, result in results)]
+    size = _sweep_size([(group, result) for group, result in results if len(_candidates(result)) > 1])
+    nouns = listed([_noun(key) for key in keys])
+    if n == len(by_learner[None]):
+        where = f"In the only group ({size})" if n == 1 else f"In all {n} groups ({size})"
+        return [f"{where}, the most accurate of {nouns} is not significantly ahead of the others."]
+    wins = sorted(((key, len(by_learner[key])) for key in keys), key=lambda item: -item[1])
+    counts = listed([f"{_noun(key)} in {count}" for key, count in wins])
+    sentence = f"Significantly the most accurate of {nouns}, in {plural(n, 'group')} ({size}): {counts}"
     undecided = len(by_learner[None])
-    return [f"{sentence}; in {undecided} the run does not decide." if undecided else f"{sentence}."]
+    return [f"{sentence}; none of them in {undecided}." if undecided else f"{sentence}."]
 
 
-def _extent(found: Sequence[tuple[SweepGroup, Result]]) -> str:
+def _sweep_size(results: Sequence[tuple[SweepGroup, Result]]) -> str:
     """`2 models, 6 tasks, 3 seeds each`."""
-    parts = []
-    for n, one in (
-        (len({group.model for group, _ in found}), "model"),
-        (len({group.task for group, _ in found}), "task"),
-    ):
-        parts.append(plural(n, one))
-    seeds = {len(each.per_seed) for _, result in found for each in result.accuracy.values() if each.per_seed}
+    parts = [
+        plural(len({group.model for group, _ in results}), "model"),
+        plural(len({group.task for group, _ in results}), "task"),
+    ]
+    seeds = {len(each.per_seed) for _, result in results for each in result.accuracy.values() if each.per_seed}
     if seeds:
         few, many = min(seeds), max(seeds)
         parts.append(plural(many, "seed") + " each" if few == many else f"{few} to {many} seeds")
     return ", ".join(parts)
 
 
-def _by_how_much(found: list[tuple[SweepGroup, Result]]) -> list[str]:
-    """For each model, means over tasks and what lies between them."""
-    told = []
-    by_slice = {name: groups for name, groups in slices(found).items() if len(_tasks(groups)) > 1}
-    if len(by_slice) > SLICES_TOLD:
+def _mean_accuracies(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+    """For each model, the learners' mean accuracies over tasks and the differences between them."""
+    sentences = []
+    by_slice = {name: groups for name, groups in group_by_slice(results).items() if len(_tasks(groups)) > 1}
+    if len(by_slice) > MOST_SLICE_SENTENCES:
         return []
     for name, groups in by_slice.items():
         shared = [(group, result) for group, result in groups if len(_candidates(result)) > 1]
         keys = [key for key in CANDIDATES if shared and all(key in _candidates(result) for _, result in shared)]
         if len(keys) < 2:
             continue
-        means = {key: over_tasks(shared, accuracy_of(key), SHARE) for key in keys}
+        means = {key: mean_over_tasks(shared, accuracy_of(key), SHARE_RANGE) for key in keys}
         shares = [
             f"{_noun(key)} {rounded(100 * mean.mean, in_points(mean.ci95), 0, 1)} %"
             for key, mean in means.items()
             if mean is not None
         ]
-        gaps = [(one, over_tasks(shared, difference_of(keys[0], one), GAP)) for one in keys[1:]]
-        less = [f"less {_noun(one)} {_gap(gap)}" for one, gap in gaps if gap is not None]
-        n = len(_tasks(shared))
-        told.append(f"{name}, mean over {plural(n, 'task')}: {', '.join(shares)}; {_noun(keys[0])} {', '.join(less)}.")
-    return told
+        differences = [
+            f"minus {_noun(key)} {_format_difference(mean)}"
+            for key in keys[1:]
+            if (mean := mean_over_tasks(shared, difference_of(keys[0], key), DIFFERENCE_RANGE)) is not None
+        ]
+        n = plural(len(_tasks(shared)), "task")
+        sentences.append(
+            f"{name}, mean accuracy over {n}: {', '.join(shares)}; {_noun(keys[0])} {', '.join(differences)}."
+        )
+    return sentences
 
 
 def _tasks(groups: Iterable[tuple[SweepGroup, Result]]) -> set[str | None]:
     return {group.task for group, _ in groups}
 
 
-def _gap(gap: TaskMean) -> str:
-    """`+3 points (95 % interval over tasks -1 to +7)`, rounded to what the interval supports."""
-    ends = in_points(gap.ci95)
+def _format_difference(mean: TaskMean) -> str:
+    """`+3 points (95% CI over tasks -1 to +7)`, rounded to the precision of the interval."""
+    ends = in_points(mean.ci95)
     if ends is None:
-        return f"{difference(gap.mean)} points ({difference(gap.low[0])} to {difference(gap.high[0])})"
-    mean, interval = rounded(100 * gap.mean, ends, 0, 1, sign=True), rounded_interval(ends, 0, 1, sign=True)
-    return f"{mean} points (95 % interval over tasks {interval})"
+        return f"{difference(mean.mean)} points (range {difference(mean.low[0])} to {difference(mean.high[0])})"
+    text, interval = rounded(100 * mean.mean, ends, 0, 1, sign=True), rounded_interval(ends, 0, 1, sign=True)
+    return f"{text} points (95% CI over tasks {interval})"
 
 
-def _against_zero_shot(found: list[tuple[SweepGroup, Result]]) -> list[str]:
-    beaters = [(group, beaters_of_zero_shot(result)) for group, result in found]
-    judged = [(group, keys) for group, keys in beaters if keys is not None]
+def _against_zero_shot(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+    above = [(group, learners_above_zero_shot(result)) for group, result in results]
+    judged = [(group, keys) for group, keys in above if keys is not None]
     if not judged:
         return []
-    nothing = [group for group, keys in judged if not keys]
-    if not nothing:
-        return [f"Something is shown to beat zero-shot in all of {plural(len(judged), 'group')}."]
-    told = f"No learner is shown to beat zero-shot in {len(nothing)} of {plural(len(judged), 'group')}"
-    return [f"{told}: {named(nothing)}."]
+    without = [group for group, keys in judged if not keys]
+    if not without:
+        return [f"At least one learner is significantly better than zero-shot in {_all_groups(len(judged))}."]
+    count = f"{len(without)} of {plural(len(judged), 'group')}"
+    return [f"No learner is significantly better than zero-shot in {count}: {list_group_names(without)}."]
 
 
-def _against_guessing(found: list[tuple[SweepGroup, Result]]) -> list[str]:
-    """In which groups nothing is shown to be learned: no learner beats guessing and the commonest label."""
+def _all_groups(n: int) -> str:
+    return f"all {n:,} groups" if n > 1 else "the only group"
+
+
+def _against_guessing(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+    """In which groups no learner is significantly better than guessing and than always giving the commonest label."""
     judged = []
-    for group, result in found:
-        shown = [above_guessing(result, key) for key in result.accuracy]
-        if majority_level(result) is not None and any(each is not None for each in shown):
-            judged.append((group, any(each is True for each in shown)))
+    for group, result in results:
+        above = [above_guessing(result, key) for key in result.accuracy]
+        if majority_level(result) is not None and any(each is not None for each in above):
+            judged.append((group, any(each is True for each in above)))
     if not judged:
         return []
-    nothing = [group for group, learned in judged if not learned]
-    told = "better than guessing and than always giving the commonest label"
-    if not nothing:
-        return [f"Something is shown to answer {told} in all of {plural(len(judged), 'group')}."]
+    without = [group for group, learned in judged if not learned]
+    better = "significantly better than guessing and than always giving the commonest label"
+    if not without:
+        return [f"At least one learner is {better} in {_all_groups(len(judged))}."]
+    count = f"{len(without)} of {plural(len(judged), 'group')}"
     return [
-        f"No learner is shown to answer {told} in {len(nothing)} of {plural(len(judged), 'group')}: {named(nothing)}. "
-        "Nothing there has been shown to be learned, whatever learner is ahead."
+        f"No learner is {better} in {count}: {list_group_names(without)}. Differences between learners there are no "
+        "evidence of learning."
     ]
 
 
-def _collapse(found: list[tuple[SweepGroup, Result]]) -> list[str]:
-    told = []
+def _collapsed_learners(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+    sentences = []
     for key in CANDIDATES:
-        there = [(group, result) for group, result in found if key in result.predictions]
-        fallen = [group for group, result in there if key in collapsed(result)]
-        if fallen:
-            share = f"{len(fallen)} of {plural(len(there), 'group')}"
-            told.append(f"{capital(_noun(key))} has collapsed into one class in {share}: {named(fallen)}.")
-        elif key == "icl" and there:
-            told.append(f"{capital(_noun(key))} has collapsed into one class in no group.")
-    return told
+        with_learner = [(group, result) for group, result in results if key in result.predictions]
+        affected = [group for group, result in with_learner if key in collapsed(result)]
+        if affected:
+            count = f"{len(affected)} of {plural(len(with_learner), 'group')}"
+            sentences.append(
+                f"{capital(_noun(key))} has collapsed into one class in {count}: {list_group_names(affected)}."
+            )
+        elif key == "icl" and with_learner:
+            sentences.append(f"{capital(_noun(key))} has not collapsed into one class in any group.")
+    return sentences
 
 
-def _similarity(found: list[tuple[SweepGroup, Result]]) -> list[str]:
-    """In how many groups the updates by context and by finetuning are alike, by the measure that each is judged by."""
+def _similarity(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+    """In how many groups the updates by context and by finetuning are similar, by the measure used for the verdict."""
     by_measure: dict[tuple[str, str], list[tuple[SweepGroup, Result]]] = {}
-    for group, result in found:
+    for group, result in results:
         judged = judged_by(result)
         if judged is not None:
             by_measure.setdefault(judged, []).append((group, result))
-    told = []
+    sentences = []
     for (key, name), groups in by_measure.items():
-        placed = [
-            (place, ends, group)
+        scores = [
+            (score, ends, group)
             for group, result in groups
-            if (place := finite(result.calibrated[key].mean)) is not None
+            if (score := finite(result.calibrated[key].mean)) is not None
             and (ends := known(result.calibrated[key].ci95)) is not None
         ]
-        if not placed:
+        if not scores:
             continue
-        clear = [group for _, ends, group in placed if ends[0] > 0]
-        reaching = [group for _, ends, group in placed if ends[0] > 0 and ends[1] >= 1]
-        low, high = min(placed, key=lambda each: each[0]), max(placed, key=lambda each: each[0])
+        above = [group for _, ends, group in scores if ends[0] > 0]
+        reaching = [group for _, ends, group in scores if ends[0] > 0 and ends[1] >= 1]
+        low, high = min(scores, key=lambda each: each[0]), max(scores, key=lambda each: each[0])
         sentence = (
-            f"Similarity of the updates by context and by finetuning ({name}, 0: highest control, 1: ceiling) is "
-            f"clearly above 0 in {len(clear)} of {plural(len(placed), 'group')}"
+            f"Similarity of the updates by context and by finetuning ({name}; 0: highest control, 1: ceiling) is "
+            f"significantly above 0 in {len(above)} of {plural(len(scores), 'group')}"
         )
-        sentence += f" and reaches 1 in {len(reaching) or 'none'}" if clear else ""
-        if len(placed) > 1:
+        sentence += f" and its interval reaches 1 in {len(reaching) or 'none'}" if above else ""
+        if len(scores) > 1:
             sentence += (
                 f"; it ranges from {rounded(*low[:2], 1, 2)} ({group_name(low[2])}) to {rounded(*high[:2], 1, 2)} "
                 f"({group_name(high[2])})"
             )
-        told.append(f"{sentence}.")
-    return told
+        sentences.append(f"{sentence}.")
+    return sentences
 
 
 def _other_studies(sweep: SweepResult) -> list[str]:
@@ -425,20 +438,23 @@ def _other_studies(sweep: SweepResult) -> list[str]:
     counts: dict[str, int] = {}
     for group in other:
         counts[study_name(group)] = counts.get(study_name(group), 0) + 1
-    told = listed([f"{name} ({n})" if n > 1 else name for name, n in counts.items()])
-    return [f"Results of other studies are in a table of their own: {told}."]
+    studies = listed([f"{name} ({n})" if n > 1 else name for name, n in counts.items()])
+    return [f"Results of other studies are in a separate table: {studies}."]
 
 
-def _standing(sweep: SweepResult, found: list[tuple[SweepGroup, Result]]) -> list[str]:
-    """What is missing, and what the numbers cannot tell."""
-    told = []
+def _limitations(sweep: SweepResult, results: list[tuple[SweepGroup, Result]]) -> list[str]:
+    """Which cells are missing, and what the sweep cannot show."""
+    sentences = []
     by_status = cells_by_status(sweep)
     failed, pending = len(by_status["failed"]), len(by_status["pending"])
     if failed or pending:
         missing = [f"{failed} failed"] if failed else []
-        missing += [f"{pending} {'was' if pending == 1 else 'were'} not begun"] if pending else []
-        told.append(f"Of {plural(len(sweep.cells), 'cell')} {listed(missing)}: the sentences here leave them out.")
-    seeds = {len(each.per_seed) for _, result in found for each in result.accuracy.values() if each.per_seed}
+        missing += [f"{pending} {'was' if pending == 1 else 'were'} not started"] if pending else []
+        sentences.append(f"Of {plural(len(sweep.cells), 'cell')}, {listed(missing)}; they are not included here.")
+    seeds = {len(each.per_seed) for _, result in results for each in result.accuracy.values() if each.per_seed}
     if seeds == {1}:
-        told.append("There is one demonstration seed a group, so this sweep cannot show how much the draw matters.")
-    return told
+        sentences.append(
+            "Each group has a single demonstration seed, so this sweep cannot show how much accuracy depends on the "
+            "choice of demonstrations."
+        )
+    return sentences
