@@ -14,6 +14,8 @@ import pytest
 import torch
 import transformers
 
+from dualform.models.loading import locate
+from dualform.models.loading.packaged import packaged_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
 # Whether a test passes must not depend on how busy the machine is.
@@ -37,6 +39,9 @@ LONGEST = (
     "tests/test_benchmarks.py",
 )
 """Files that take longest. A file stays with one worker, and a long one begun last leaves the other worker idle."""
+
+SHALLOW_LAYERS = 3
+"""Layers, of 30, of the packaged model where a test only shows that an example runs."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -79,3 +84,20 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 def tiny(request: pytest.FixtureRequest) -> transformers.PreTrainedModel:
     """A tiny llama, new for each test; `@pytest.mark.parametrize("tiny", [...], indirect=True)` names families."""
     return tiny_model(getattr(request, "param", "llama"))
+
+
+@pytest.fixture(scope="session")
+def _shallow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    whole, folder = packaged_model("smollm2-135m"), tmp_path_factory.mktemp("shallow") / "model"
+    transformers.AutoTokenizer.from_pretrained(whole).save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=SHALLOW_LAYERS).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def shallow_packaged_model(_shallow_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few layers of the packaged model, under its name: documented examples take minutes with all of them.
+
+    `test_golden` compares with the whole model, and `test_load` reads real text with it.
+    """
+    monkeypatch.setattr(locate, "packaged_model", lambda name: _shallow_folder)

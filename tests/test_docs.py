@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import transformers
 import typer
 import yaml
 from pydantic import BaseModel
@@ -19,8 +18,6 @@ import dualform
 from dualform import errors, result
 from dualform.cli.main import app
 from dualform.learners.base import AdaptationContext
-from dualform.models.loading import locate
-from dualform.models.loading.packaged import packaged_model
 from dualform.models.reading.encoding import Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.report.measures import known_controls, known_measures
@@ -49,8 +46,6 @@ from tests.tiny import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-SHALLOW = 3
-"""Layers, of 30."""
 RESULTS = [STUDIES[name].result() for name in STUDIES.own]
 # Bases, and one that adds no field, have no section.
 MODELS = [model for model in models() if model.__name__ not in {"Record", "_Record", "ResultOfAbsentStudy"}]
@@ -140,20 +135,9 @@ def complaint(arguments: list[str]) -> str:
     return ""
 
 
-@pytest.fixture
-def shallow(tmp_path, monkeypatch):
-    """A few layers of the packaged model, under its name: the guide takes minutes with all of them.
-
-    The README's blocks and the golden comparison run the whole model.
-    """
-    whole, folder = packaged_model("smollm2-135m"), tmp_path / "shallow"
-    transformers.AutoTokenizer.from_pretrained(whole).save_pretrained(folder)
-    transformers.AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=SHALLOW).save_pretrained(folder)
-    monkeypatch.setattr(locate, "packaged_model", lambda name: folder)
-
-
 @pytest.mark.real
-def test_every_python_block_of_the_guide_runs(shallow, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("shallow_packaged_model")
+def test_every_python_block_of_the_guide_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_blocks(page("guide"), str(DOCS / "guide.md")) > 5
 

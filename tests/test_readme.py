@@ -24,6 +24,7 @@ def run_blocks(markdown: str, name: str) -> int:
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("shallow_packaged_model")
 def test_every_python_example_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_blocks(README.read_text(encoding="utf-8"), str(README)) > 0

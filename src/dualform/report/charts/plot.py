@@ -284,7 +284,8 @@ class Plot:
         return self._data([{field: value}]).encode(self._channel(self._values, field))
 
     def _data(self, rows: Rows, hover: Sequence[Hint] = ()) -> alt.Chart:
-        base = alt.Chart(alt.Data(values=[dict(row) for row in rows]))
+        # altair copies a chart whenever it is layered or concatenated: lists row by row, a tuple not at all.
+        base = alt.Chart(alt.Data(values=tuple(dict(row) for row in rows)))
         return base.encode(tooltip=hints(*hover)) if hover else base
 
     def _channel(self, axis: Numbers | Names, field: str | None = None) -> alt.X | alt.Y:
