@@ -8,6 +8,8 @@ STAMP := .venv/.installed
 
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Compiling the tests' assertions is half of collecting them; what was compiled is kept for the next time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test types tests fix lock bench docs
 
@@ -39,8 +41,7 @@ types: install
 tests: install
 	@# A file stays with one worker, so that what its tests share is made once; the files are given out in the order of
 	@# tests/conftest.py, the longest first.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 --benchmark-disable \
-		--doctest-modules src tests
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 --benchmark-disable
 
 fix: install
 	$(BIN)/ruff check --fix

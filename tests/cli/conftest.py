@@ -1,3 +1,4 @@
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -50,24 +51,31 @@ def _options_read_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _as_at_a_shell(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> Iterator[None]:
+@contextlib.contextmanager
+def as_at_a_shell(workplace: Path) -> Iterator[None]:
     """Commands run in the workplace; what they set for a whole process is put back."""
-    monkeypatch.chdir(workplace)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    for name in ("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
-        monkeypatch.setenv(name, "error")
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    monkeypatch.delenv("DUALFORM_DATA", raising=False)
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    logging.set_verbosity(verbosity)
-    if bars:
-        logging.enable_progress_bar()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        patch.setattr(warnings, "showwarning", warnings.showwarning)
+        for name in ("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
+            patch.setenv(name, "error")
+        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        patch.delenv("DUALFORM_DATA", raising=False)
+        logging = transformers.utils.logging
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _as_at_a_shell(workplace: Path) -> Iterator[None]:
+    with as_at_a_shell(workplace):
+        yield
 
 
 @pytest.fixture
@@ -92,17 +100,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_command(*arguments: str | Path, **environment: str) -> Done:
+    """Run a command in this process; a fault of ours is raised as it is."""
+    found = CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return Done(found.exit_code, found.stdout, found.stderr)
+
+
 @pytest.fixture
 def dualform() -> Callable[..., Done]:
-    """Run a command in this process; a fault of ours is raised as it is."""
-
-    def run(*arguments: str | Path, **environment: str) -> Done:
-        found = CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
-        if found.exception is not None and not isinstance(found.exception, SystemExit):
-            raise found.exception
-        return Done(found.exit_code, found.stdout, found.stderr)
-
-    return run
+    """See `run_command`."""
+    return run_command
 
 
 @pytest.fixture

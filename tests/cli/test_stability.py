@@ -14,8 +14,8 @@ from dualform.runs.store import RunFolder
 from dualform.studies.pieces import Piece
 from dualform.studies.stability import run as stability
 from dualform.studies.stability.config import StabilityConfig
-from tests.cli.conftest import Done, result_of
-from tests.cli.test_compare import PROMISED, Shell, shell
+from tests.cli.conftest import Done, as_at_a_shell, result_of, run_command
+from tests.cli.test_compare import PROMISED
 from tests.studies.small import write_choices
 
 pytestmark = pytest.mark.usefixtures("quick_page")
@@ -27,10 +27,11 @@ SMALL = [*DATA, *SETS, "--limit", "8", "--selection-limit", "6", "--rates", "1e-
 
 
 @pytest.fixture(scope="module")
-def main_job(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, Path]:
-    """Two models through the installed entry point, warnings as errors, once for all tests that look at it."""
+def main_job(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
+    """Two models, once for all tests that look at it; `test_compare` has such a job in a process of its own."""
     folder = tmp_path_factory.mktemp("stability") / "run"
-    return shell(workplace, "stability", "gpt2", "llama", *SMALL, "--json", "--out", str(folder)), folder
+    with as_at_a_shell(workplace):
+        return run_command("stability", "gpt2", "llama", *SMALL, "--json", "--out", folder), folder
 
 
 def stable(result: dict[str, Any]) -> dict[str, Any]:
@@ -41,9 +42,9 @@ def stable(result: dict[str, Any]) -> dict[str, Any]:
 def test_success_exits_0_with_the_result_alone_on_standard_output(main_job: Any) -> None:
     done, folder = main_job
 
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (folder / "result.json").read_text(encoding="utf-8")
-    assert done.stderr.split() == ["The", "page:", str(folder / "report.html")]
+    assert done.code == 0, done.err
+    assert done.out == (folder / "result.json").read_text(encoding="utf-8")
+    assert done.err.split() == ["The", "page:", str(folder / "report.html")]
 
 
 def test_the_folder_holds_exactly_what_was_promised(main_job: Any) -> None:
