@@ -342,7 +342,7 @@ def test_demonstrations_that_do_not_fit_are_left_out_and_said(dualform: Command,
     demonstrations = found["demonstrations"]
     assert 0 < demonstrations["k_effective"] < demonstrations["k_requested"] == 4
     assert len(demonstrations["rows"]["1"]) == demonstrations["k_effective"]
-    assert any("4 demonstrations were asked for, but fewer fit" in warning for warning in found["warnings"])
+    assert any("4 demonstrations were requested, but fewer fit" in warning for warning in found["warnings"])
 
 
 def test_one_rate_that_diverges_is_dropped_and_said(dualform: Command, out: Path) -> None:

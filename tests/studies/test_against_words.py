@@ -37,57 +37,58 @@ def paired(first: str, second: str, difference: float, p: float, p_seeds: float 
     )
 
 
-def test_the_example_is_told_in_three_sentences():
+def test_the_example_gets_a_paragraph_each_on_accuracy_agreement_and_cost():
     accuracy, agreement, cost = choice_sentences(example_result())
     assert accuracy == (
-        "For accuracy the run does not decide between in-context learning and folding (by paired tests): in-context "
-        "learning answers 72 % (68 to 76 %) of the queries correctly, finetuning 68 % (66 to 71 %) and folding 71 % "
-        "(68 to 74 %), while finetuning lies below in-context learning (4 points by a paired test, for other queries "
-        "under these demonstrations only)."
+        "In-context learning and folding do not differ significantly in accuracy (paired tests): in-context learning "
+        "answers 72 % (68 to 76 %) of the queries correctly, finetuning 68 % (66 to 71 %) and folding 71 % (68 to "
+        "74 %). Finetuning is less accurate than in-context learning (by 4 points in a paired test, which holds for "
+        "other queries under these demonstrations only)."
     )
     assert agreement == (
-        "Folding gives in-context learning's answer to 88 % (86 to 90 %) of the queries (zero-shot to 56 % and "
-        "finetuning to 79 %) and recovers 94 % (80 to 108 %) of what the prompt gained over zero-shot."
+        "Folding agrees with in-context learning on 88 % (86 to 90 %) of the queries (zero-shot on 56 %, finetuning on "
+        "79 %) and recovers 94 % (80 to 108 %) of the prompt's gain over zero-shot."
     )
     assert cost == (
-        "Counted in operations, the adapting included, these are cheaper than a prompt read anew: finetuning and LoRA "
-        "after 3 queries, the linear probe at a cost that is not known, folding after 13 queries; than one whose keys "
-        "and values are kept: finetuning after 244 queries, LoRA never, the linear probe at a cost that is not known, "
-        "folding after 1,084 queries."
+        "Cheaper in operations, adaptation included, than a prompt that is read with every query: finetuning and LoRA "
+        "after 3 queries, the linear probe unknown, folding after 13 queries. Cheaper than a prompt whose keys and "
+        "values are kept: finetuning after 244 queries, LoRA never, the linear probe unknown, folding after 1,084 "
+        "queries."
     )
 
 
-def test_an_older_result_is_told_by_its_intervals_alone():
+def test_an_older_result_is_compared_by_its_intervals_alone():
     [said] = choice_sentences(old_result())
-    assert "between in-context learning, finetuning and folding (by 95 % intervals that overlap): " in said
+    assert said.startswith(
+        "In-context learning, finetuning and folding do not differ significantly in accuracy (95 % intervals overlap): "
+    )
 
 
-def test_only_intervals_that_do_not_touch_decide():
+def test_only_intervals_that_do_not_overlap_decide():
     [apart] = choice_sentences(result_of({"icl": (0.5, 0.6), "fold": (0.61, 0.7)}))
     assert apart == (
-        "For accuracy, folding: in-context learning answers 55 % (50 to 60 %) of the queries correctly and folding "
-        "66 % (61 to 70 %), and in-context learning lies below folding (95 % intervals that do not touch)."
+        "Folding is the most accurate: in-context learning answers 55 % (50 to 60 %) of the queries correctly and "
+        "folding 66 % (61 to 70 %). In-context learning is less accurate than folding (95 % intervals do not overlap)."
     )
     [touching] = choice_sentences(result_of({"icl": (0.5, 0.62), "fold": (0.61, 0.7)}))
-    assert touching.startswith("For accuracy the run does not decide between in-context learning and folding")
+    assert touching.startswith("In-context learning and folding do not differ significantly in accuracy")
 
 
 def test_a_paired_test_decides_where_intervals_overlap():
     spans = {"icl": (0.5, 0.62), "fold": (0.55, 0.7)}
     [shown] = choice_sentences(result_of(spans, paired("fold", "icl", 0.065, 0.001)))
-    assert shown.startswith("For accuracy, folding")
-    assert "(6 points by a paired test, for other queries and other demonstrations)" in shown
+    assert shown.startswith("Folding is the most accurate")
+    assert "(by 6 points in a paired test, which holds for other queries and other demonstrations)" in shown
     [not_shown] = choice_sentences(result_of(spans, paired("icl", "fold", -0.065, 0.3)))
-    assert "does not decide between in-context learning and folding (by paired tests)" in not_shown
+    assert "In-context learning and folding do not differ significantly in accuracy (paired tests)" in not_shown
 
 
 def test_without_intervals_nothing_is_decided():
     accuracy = {key: Accuracy(mean=0.6, ci95=(None, None), n=9, per_seed={}) for key in ("ft", "fold")}
     [said] = choice_sentences(empty_result(accuracy=accuracy))
     assert said == (
-        "Without intervals the run cannot say which is more accurate: finetuning answers 60.0 % of the queries "
-        "correctly "
-        "and folding 60.0 %."
+        "Without intervals the run cannot show which learner is more accurate: finetuning answers 60.0 % of the "
+        "queries correctly and folding 60.0 %."
     )
 
 
@@ -96,24 +97,22 @@ def test_fewer_than_two_of_the_three_leave_nothing_to_decide(keys):
     assert choice_sentences(result_of(dict.fromkeys(keys, (0.5, 0.6)))) == []
 
 
-def test_finetuning_is_told_where_nothing_was_folded():
+def test_finetuning_is_described_where_nothing_was_folded():
     result = result_of({"zsl": (0.4, 0.45), "icl": (0.6, 0.7), "ft": (0.6, 0.7)}).model_copy(
         update={"against_icl": {"zsl": beside(0, 0), "ft": beside(1, None)}}
     )
     _, agreement, cost = choice_sentences(result)
-    assert agreement.startswith("Finetuning gives in-context learning's answer to 90 % (88 to 92 %)")
-    assert "a prompt read anew: finetuning after 1 query; than one whose" in cost
-    assert cost.endswith("are kept: finetuning at a cost that is not known.")
+    assert agreement.startswith("Finetuning agrees with in-context learning on 90 % (88 to 92 %) of the queries")
+    assert "a prompt that is read with every query: finetuning after 1 query. Cheaper than" in cost
+    assert cost.endswith("are kept: finetuning unknown.")
 
 
-def test_a_share_of_a_gain_that_is_not_shown_is_said_to_mean_little():
+def test_a_share_of_a_gain_that_is_not_significant_gets_a_caution():
     against = {"fold": beside(3, 4)}
     level = result_of({"zsl": (0.5, 0.65), "icl": (0.6, 0.7), "fold": (0.6, 0.7)}).model_copy(
         update={"against_icl": against}
     )
-    assert "but the prompt is not shown to have gained anything, so that share means little." in " ".join(
-        choice_sentences(level)
-    )
+    assert "that gain is not significant, so the share means little." in " ".join(choice_sentences(level))
     shown = result_of({"zsl": (0.4, 0.5), "icl": (0.6, 0.7), "fold": (0.6, 0.7)}).model_copy(
         update={"against_icl": against}
     )
@@ -123,18 +122,18 @@ def test_a_share_of_a_gain_that_is_not_shown_is_said_to_mean_little():
 def test_an_interval_that_holds_zero_shows_no_recovery():
     spans = {"zsl": (0.4, 0.5), "icl": (0.6, 0.7), "fold": (0.6, 0.7)}
     wide = result_of(spans).model_copy(update={"against_icl": {"fold": beside(3, 4, (0.2, (-0.1, 0.5)))}})
-    assert "an interval that holds 0: that it recovers anything is not shown." in " ".join(choice_sentences(wide))
+    assert "the interval includes 0, so no recovery is shown." in " ".join(choice_sentences(wide))
     # A share without an interval: the run is not sure that there is a gain.
     bare = result_of(spans).model_copy(update={"against_icl": {"fold": beside(3, 4, (0.9, None))}})
-    assert "is not shown to have gained anything" in " ".join(choice_sentences(bare))
+    assert "that gain is not significant" in " ".join(choice_sentences(bare))
     none = result_of(spans).model_copy(update={"against_icl": {"fold": beside(3, 4, (None, None))}})
-    assert "there is no gain by the prompt of which it could recover a share." in " ".join(choice_sentences(none))
+    assert "the prompt gained nothing over zero-shot that it could recover." in " ".join(choice_sentences(none))
 
 
 def test_what_is_cheaper_at_once_is_so_from_the_first_query():
     result = empty_result(against_icl={"ft": beside(0, 0.2)})
     said = choice_sentences(result)[-1]
-    assert "finetuning from the first query; than" in said
+    assert "finetuning from the first query. Cheaper than" in said
     assert "finetuning after 1 query." in said
 
 
@@ -154,18 +153,18 @@ def test_the_question_names_what_was_run():
     assert choice_heading(result_of({"zsl": (0, 1), "fold": (0, 1)})) == "What accuracy costs"
 
 
-def test_how_the_prompt_was_folded_is_told_as_far_as_it_is_known():
+def test_how_the_prompt_was_folded_is_described_as_far_as_it_is_known():
     fold = example_result().fold
     assert fold is not None
     assert fold_sentences(fold)[0] == (
-        "Folded by “ridge” on 256 unlabelled texts a seed from the train split, none of them a demonstration, their "
-        "labels unread."
+        "Folded by “ridge” on 256 unlabelled texts per seed, taken from the train split (no demonstrations; labels not "
+        "used)."
     )
-    assert "On 8,192 tokens of plain text (generated by the model from nothing)" in fold_sentences(fold)[1]
+    assert "on 8,192 tokens of plain text (generated by the model without a prompt)" in fold_sentences(fold)[1]
     bare = fold.model_copy(
         update={"plain_tokens": 0, "plain_source": "none", "strength": None, "explained": [None], "source": "a.txt"}
     )
-    assert fold_sentences(bare) == ["Folded by “ridge” on 256 unlabelled texts a seed from “a.txt”."]
+    assert fold_sentences(bare) == ["Folded by “ridge” on 256 unlabelled texts per seed, taken from “a.txt”."]
     generated = fold.model_copy(update={"source": "generated", "plain_source": "b.txt", "texts": 1})
-    assert "on 1 unlabelled text a seed from the model itself" in fold_sentences(generated)[0]
-    assert "(“b.txt”)" in fold_sentences(generated)[1]
+    assert "on 1 unlabelled text per seed, generated by the model" in fold_sentences(generated)[0]
+    assert "(b.txt)" in fold_sentences(generated)[1]

@@ -1,21 +1,21 @@
-"""What an accuracy is compared with first: guessing, and always giving the commonest label."""
+"""Sentences that compare accuracies with guessing and with always giving the commonest label."""
 
 from collections.abc import Iterable, Sequence
 
 from dualform.report.numerals import finite, known, percent
 from dualform.report.palette import learner_nouns, learners_in_order
-from dualform.report.phrases import is_few
+from dualform.report.phrases import capital, is_few
 from dualform.result import Baselines, Estimate, Result
 
 COLLAPSED_ABOVE = 0.9
 """Share of the most frequent answer above which a learner counts as collapsed into one class."""
 
 SAME_WITHIN = 0.0005
-"""Two levels that print the same are drawn as one line."""
+"""Two levels closer than this print the same number, so they are drawn as one line."""
 
 
 def chance_level(result: Result) -> float | None:
-    """Accuracy of guessing uniformly; in older files 1 / number of labels, None where the task lists none."""
+    """Accuracy of guessing uniformly; in older files 1 / number of labels, or None without a list of labels."""
     if result.baselines is not None:
         return finite(result.baselines.chance)
     label_words = result.task.get("label_words")
@@ -28,7 +28,7 @@ def majority_level(result: Result) -> float | None:
 
 
 def is_free_text(result: Result) -> bool:
-    """Whether the answers are free-text choices, of which only the places can be counted."""
+    """Whether the answers are free-text choices, which are counted by their position."""
     return result.task.get("label_words") is None
 
 
@@ -42,7 +42,7 @@ def majority_answer(result: Result, baselines: Baselines | None = None) -> str:
 
 
 def baseline_levels(result: Result) -> list[tuple[float, str]]:
-    """The levels that accuracies are drawn beside, each with its name: none, one or two."""
+    """The reference lines of accuracy charts with their names: none, one or two."""
     chance, majority = chance_level(result), majority_level(result)
     if chance is not None and majority is not None and abs(chance - majority) < SAME_WITHIN:
         return [(chance, "chance = majority")]
@@ -51,7 +51,7 @@ def baseline_levels(result: Result) -> list[tuple[float, str]]:
 
 
 def baseline_rows(result: Result) -> list[tuple[str, float]]:
-    """The same for a table of accuracies: `guessing`, `always answering “Positive”`."""
+    """The same levels as rows of a table of accuracies: `guessing`, `always answering “Positive”`."""
     named = (("guessing", chance_level(result)), (majority_answer(result), majority_level(result)))
     return [(name, level) for name, level in named if level is not None]
 
@@ -76,11 +76,11 @@ def above_baselines(
         accuracy: Share of right answers.
         chance: Accuracy of guessing, if it is known.
         majority: Accuracy of always giving the commonest label, if it is known.
-        over_majority: The accuracy less that of the majority baseline, query by query: decides where it is given.
+        over_majority: The accuracy minus that of the majority baseline, query by query. Where it is given, its
+            interval decides, and a learner without an interval here is not above the majority baseline.
 
     Returns:
-        None where nothing can tell: no baseline is known, or the accuracy has no interval. Where no query tells a
-        learner from the majority baseline, it is not above it.
+        None where no baseline is known or the accuracy has no interval.
     """
     ends = None if is_few(accuracy) else known(accuracy.ci95)
     if ends is None or (chance is None and majority is None):
@@ -94,7 +94,7 @@ def above_baselines(
 
 
 def above_guessing(result: Result, learner: str) -> bool | None:
-    """The same of one learner of a result."""
+    """`above_baselines` for one learner of a result; None for a learner without an accuracy."""
     accuracy = result.accuracy.get(learner)
     if accuracy is None or finite(accuracy.mean) is None:
         return None
@@ -109,7 +109,7 @@ def not_above_guessing(result: Result, learners: Iterable[str] | None = None) ->
 
 def collapsed(result: Result) -> list[str]:
     """Learners whose most frequent prediction takes more than `COLLAPSED_ABOVE` of all, in the usual order."""
-    shares = {key: finite(each.majority_share) for key, each in result.predictions.items()}
+    shares = {key: finite(predictions.majority_share) for key, predictions in result.predictions.items()}
     return learners_in_order(key for key, share in shares.items() if share is not None and share > COLLAPSED_ABOVE)
 
 
@@ -124,7 +124,7 @@ def guessing_phrase(result: Result) -> str:
 
 
 def guessing_sentences(result: Result) -> list[str]:
-    """Which learners are not shown to have learned the task; none where all are, or nothing can tell."""
+    """Which learners are not shown to have learned the task; empty where all are, or where it is unknown."""
     level = not_above_guessing(result)
     sentences = []
     if majority_level(result) == 1.0 and result.baselines is not None and result.baselines.n > 1:
@@ -134,12 +134,12 @@ def guessing_sentences(result: Result) -> list[str]:
         )
     elif level:
         judged = [key for key in result.accuracy if above_guessing(result, key) is not None]
-        who = "no learner" if len(level) == len(judged) > 1 else learner_nouns(level)
-        if who == "no learner":
+        if len(level) == len(judged) > 1:
             sentences.append(f"No learner is shown to answer better than {guessing_phrase(result)}.")
         else:
+            be, have = ("is", "it has") if len(level) == 1 else ("are", "they have")
             sentences.append(
-                f"Not shown to answer better than {guessing_phrase(result)}: {who}. Nothing here says that "
-                f"{'it has' if len(level) == 1 else 'they have'} learned the task."
+                f"{capital(learner_nouns(level))} {be} not shown to answer better than {guessing_phrase(result)}, so "
+                f"there is no evidence that {have} learned the task."
             )
     return sentences

@@ -1,6 +1,8 @@
-"""Warnings that several studies give in the same words."""
+"""Warnings that several studies share."""
 
 from collections.abc import Mapping, Sequence
+
+from dualform.report.phrases import plural
 
 
 def few_demonstrations(k: int, fitted: Mapping[int, int], context: int) -> list[str]:
@@ -15,28 +17,29 @@ def few_demonstrations(k: int, fitted: Mapping[int, int], context: int) -> list[
         return []
     seeds = ", ".join(f"seed {seed}: {n}" for seed, n in fitted.items())
     return [
-        f"{k} demonstrations were asked for, but fewer fit the context of {context} tokens next to the longest query "
-        f"({seeds}). All learners got these."
+        f"{k} demonstrations were requested, but fewer fit the context of {context} tokens next to the longest query "
+        f"({seeds}). All learners use the same ones."
     ]
 
 
 def few_seeds(n: int) -> list[str]:
-    """A warning where intervals are taken over few demonstration seeds."""
+    """A warning where intervals rest on fewer than eight demonstration seeds."""
     if n >= 8:
         return []
-    return [f"{n} demonstration seeds: bootstrap intervals over so few are somewhat too narrow."]
+    return [f"Bootstrap intervals over only {plural(n, 'demonstration seed')} are somewhat too narrow."]
 
 
 def low_precision(dtype: str) -> list[str]:
     """A warning where half precision hides small updates."""
     if dtype not in ("bfloat16", "float16"):
         return []
-    return [f"The model ran in {dtype}: small updates are rounded away, so similarities are not to be used."]
+    return [f"The model ran in {dtype}: small updates are rounded away, so similarities are not reliable."]
 
 
 def slow_route(route: str, refused: Sequence[str], model: str = "") -> list[str]:
     """A warning where faster routes through the model failed their self-check."""
     if not refused:
         return []
-    start = f"{model}: read" if model else "Read"
-    return [f"{start} by the route '{route}', slower than others that failed: {'; '.join(refused)}."]
+    start = f"{model} was" if model else "The model was"
+    reasons = "; ".join(refused)
+    return [f"{start} read by the slower route '{route}', since faster ones failed their self-check: {reasons}."]

@@ -1,9 +1,9 @@
-"""What a control is, and all controls by name.
+"""The base class of controls, and their registry.
 
-A control replaces ICL or FT, to show what a measure says when nothing, or the same thing, was learned. Its record
-states what it replaces and how it is displayed; it is made from learners, with the tools of a `ControlBuilder`, when a
-seed is run. To add one, subclass `Control`, write `make`, and name an instance in an entry point of the group
-`dualform.controls`. Nothing here loads torch, since settings name controls.
+A control replaces ICL or FT, to show which values a measure takes when nothing, or the same thing, was learned. Its
+record states what it replaces and how it is displayed; a `ControlBuilder` makes it from learners when a seed is run.
+To add one, subclass `Control`, write `make`, and register an instance as an entry point of the group
+`dualform.controls`. This module does not load torch, because settings name controls.
 """
 
 from __future__ import annotations
@@ -34,98 +34,99 @@ class ReadyControl(Protocol):
     def read(
         self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Measures (`control/NAME/MEASURE`) and answers of one group of queries.
+        """Measures (`control/NAME/MEASURE`) and answers for one group of queries.
 
         Args:
-            experiment: Model, task, settings.
-            indices: The group.
-            zsl: Zero-shot readings of it.
-            sides: `icl` and `ft` as they are.
+            experiment: Model, task and settings.
+            indices: Indices of the group's queries.
+            zsl: Zero-shot readings of the group.
+            sides: The real sides, `icl` and `ft`.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlFacts(ControlTitle):
-    """What a control is, apart from how it is made."""
+    """Everything about a control except how it is made."""
 
     beside: Literal["icl", "ft"] = "icl"
     """The side that it is compared with."""
     place: Literal["first", "second"] = "second"
-    """Whose place it takes in the measures: `first` is ICL's."""
+    """Which side of a measure it takes: `first` is ICL's, `second` is FT's."""
     answers: tuple[str, str, str] | None = None
-    """Whose answers are before, first and second, for measures of answers such as Rec2FTP; None: zero-shot's, this
-    control's and those of the side beside it."""
+    """Whose answers count as before, first and second, for measures of answers such as Rec2FTP. None: those of
+    zero-shot, of this control and of the side that it is compared with."""
     moves_states: bool = True
-    """False for models that hardly move: a floor of measures of change alone, since the states of two models that have
-    not left their start are similar in any case."""
+    """False for models that hardly change. They are a floor only for measures of changes, since the states of two
+    nearly unchanged models are similar in any case."""
     same_quantity: bool = True
-    """False where its number is another quantity than the measure, so that it is no point on the measure's scale."""
+    """False where its number is not comparable with the measure's, and so cannot be a point on its scale."""
     against_itself: bool = False
-    """It compares one side with itself: no floor for anything."""
+    """Whether it compares one side with itself, and so is never a floor."""
 
     @property
     def compared_answers(self) -> tuple[str, str, str]:
-        """Whose answers are before, first and second."""
+        """`answers`, or its default."""
         if self.answers is not None:
             return self.answers
         return ("zsl", self.name, self.beside) if self.place == "first" else ("zsl", self.beside, self.name)
 
     @property
     def titles(self) -> tuple[ControlTitle, ...]:
-        """What pages and tables name; nothing for a control that is reported in a place of its own."""
+        """The titles for pages and tables; empty for a control that is reported separately."""
         return () if self.kind is None else (self,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control(ControlFacts, ABC):
-    """A control as a comparison runs it."""
+    """A control that a comparison can run."""
 
     companions: tuple[ControlFacts, ...] = ()
-    """Further controls that are read along with this one, under names of their own."""
+    """Further controls, with names of their own, that are read along with this one."""
 
     @abstractmethod
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """The control for one seed, one stand-in for most.
+        """Make the control for one seed; most controls consist of one part.
 
         Raises:
-            DualformError: It cannot be made from these demonstrations; the comparison goes on without it and says so.
+            DualformError: It cannot be made from these demonstrations; the comparison then runs without it and adds a
+                warning.
         """
 
     def check(self, lm: LanguageModel) -> None:
-        """Check before any work that it can be made from this model.
+        """Check, before any work, that it can be made from this model.
 
         Raises:
-            ModelError: It cannot.
+            ModelError: It cannot be made.
         """
 
     def prepare(self, config: ComparisonConfig) -> None:
-        """Check before any work that all that its settings name is there.
+        """Check, before any work, that everything its settings name exists.
 
         Raises:
             DualformError: Something is missing.
         """
 
     def work(self, about: ControlWork) -> ControlPlan | None:
-        """What making and reading it takes; None where it cannot be made. Plan and progress bar count from this."""
+        """The work of making and reading it, for plans and progress bars; None where it cannot be made."""
         return ControlPlan(reading=about.reading(about.opening))
 
     def kept_changes(self, config: ComparisonConfig) -> int:
-        """Changes of weight that it keeps until it has read."""
+        """How many weight changes it holds until it has been read."""
         return 0
 
     def kept_models(self) -> int:
-        """Whole models that it keeps until it has read."""
+        """How many whole models it holds until it has been read."""
         return 0
 
     def check_forwards(self) -> int:
-        """Short forwards of `check`."""
+        """How many short forward passes `check` runs."""
         return 0
 
     @property
     def titles(self) -> tuple[ControlTitle, ...]:
-        """Its own, then those of its companions."""
-        return (*super().titles, *(title for one in self.companions for title in one.titles))
+        """The titles of the control and of its companions."""
+        return (*super().titles, *(title for companion in self.companions for title in companion.titles))
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,12 @@ class ControlPlan:
     making: Work = NO_WORK
     reading: Work = NO_WORK
     least: Work | None = None
-    """Where the data decide how much is done: what making it takes in any case."""
+    """The least work of making it, where the data decide how much there is."""
     why: tuple[str, ...] = ()
-    """What decides it."""
+    """What decides how much there is."""
 
     def part(self, name: str) -> WorkPart:
-        """All of it, as a part of a run."""
+        """Making and reading together, as a part of a run."""
         least = None if self.least is None else self.least + self.reading
         return WorkPart(name, self.making + self.reading, least, why=self.why)
 
@@ -150,17 +151,17 @@ CONTROLS: Registry[Any] = Registry("dualform.controls", "control", Control)
 
 
 def facts_of(name: str) -> ControlFacts | None:
-    """The facts of a control or of one of a control's companions; None where no such control is known here."""
-    found = CONTROLS.get(name)
-    if found is not None:
-        return found
-    companions = (companion for own in CONTROLS.names() for companion in CONTROLS[own].companions)
+    """The facts of a control or companion; None where no installed package has it."""
+    control = CONTROLS.get(name)
+    if control is not None:
+        return control
+    companions = (companion for known in CONTROLS.names() for companion in CONTROLS[known].companions)
     return next((companion for companion in companions if companion.name == name), None)
 
 
 def names_of_kind(kind: ControlKind) -> tuple[str, ...]:
-    """Controls and companions of a kind, in order."""
-    records = [CONTROLS[name] for name in CONTROLS.names()]
-    facts = [one for record in records for one in (record, *record.companions)]
+    """Names of the controls and companions of a kind, in order."""
+    controls = [CONTROLS[name] for name in CONTROLS.names()]
+    facts = [record for control in controls for record in (control, *control.companions)]
     chance = (CHANCE.name,) if kind == CHANCE.kind else ()
-    return (*(one.name for one in facts if one.kind == kind), *chance)
+    return (*(record.name for record in facts if record.kind == kind), *chance)

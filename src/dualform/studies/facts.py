@@ -1,4 +1,4 @@
-"""What a result says about where it comes from: model, task, machine, command."""
+"""The parts of a result that describe its origin: model, task, machine and command."""
 
 import os
 import platform
@@ -41,15 +41,20 @@ class TaskDescription:
     context: int
     """Longest sequence, tokens: the setting, or the model's own limit."""
     notes: tuple[str, ...]
-    """What a reader must know about the protocol."""
+    """Notes on the protocol, which become warnings of the result."""
     opening: tuple[str, ...] = ()
-    """Names of the tokens that begin every sequence."""
+    """The tokens that begin every sequence."""
     separator: tuple[str, ...] = ()
-    """Names of the tokens behind every demonstration, the last one included."""
+    """The tokens after every demonstration, the last one included."""
 
     @classmethod
     def of(cls, experiment: Experiment[StudyConfig], notes: tuple[str, ...]) -> "TaskDescription":
-        """Those of a study's setup."""
+        """Describe the task of an experiment.
+
+        Args:
+            experiment: Model, task and queries.
+            notes: Notes of the study, to be followed by those of the experiment.
+        """
         return cls(
             task=experiment.task,
             examples=experiment.examples,
@@ -74,7 +79,7 @@ class TaskDescription:
         return torch.tensor([example.label for example in self.examples])
 
     def answer_name(self, label: int) -> str:
-        """What to call a label in tables: its word, or its number among free-text choices."""
+        """The name of a label in tables: its word, or its number among free-text choices."""
         words = self.task.label_words
         return str(label) if words is None else words[label]
 
@@ -96,28 +101,28 @@ def model_facts(lm: LanguageModel) -> dict[str, Any]:
     }
 
 
-def task_facts(asked: TaskDescription) -> dict[str, Any]:
+def task_facts(description: TaskDescription) -> dict[str, Any]:
     """See `Result.task`."""
-    task = asked.task
+    task = description.task
     return {
         "name": task.name,
         "source": task.source,
         "label_words": None if task.label_words is None else list(task.label_words),
         "labels": _words_by_label(task),
-        "prompt": task.template.render(asked.examples[0]),
-        "prompt_tokens": asked.prompt_tokens,
-        "opening": list(asked.opening),
-        "separator": "".join(asked.separator) if task.template.separator is None else task.template.separator,
-        "separator_tokens": list(asked.separator),
-        "n_report": len(asked.examples),
-        "report_split": asked.report_split,
-        "n_selection": asked.n_selection,
-        "selection_split": asked.selection_split,
+        "prompt": task.template.render(description.examples[0]),
+        "prompt_tokens": description.prompt_tokens,
+        "opening": list(description.opening),
+        "separator": "".join(description.separator) if task.template.separator is None else task.template.separator,
+        "separator_tokens": list(description.separator),
+        "n_report": len(description.examples),
+        "report_split": description.report_split,
+        "n_selection": description.n_selection,
+        "selection_split": description.selection_split,
     }
 
 
 def baselines_of(task: Task, examples: Sequence[Example]) -> Baselines:
-    """What answerers that read no query score on these queries."""
+    """Accuracies on these queries of guessing and of always giving the most frequent label."""
     labels = [example.label for example in examples]
     choices = [len(task.answers(example)) for example in examples]
     n_answers = max(choices)
@@ -134,18 +139,18 @@ def baselines_of(task: Task, examples: Sequence[Example]) -> Baselines:
 
 
 def baseline_notes(task: Task, baselines: Baselines) -> list[str]:
-    """What must be known about accuracies that are compared with these baselines."""
+    """A warning where all queries have the same right answer."""
     if baselines.majority == 1.0 and baselines.n > 1:
         what = f"choice {baselines.majority_label}" if task.is_multiple_choice else f"“{baselines.majority_label}”"
         return [
-            f"The right answer to all {baselines.n} reported queries is {what}: accuracy here says only how often a "
-            "learner gives that one answer. Report queries of every label."
+            f"The right answer to all {baselines.n} reported queries is {what}, so accuracy only measures how often a "
+            "learner gives that one answer. Use queries of every label."
         ]
     return []
 
 
 def _words_by_label(task: Task) -> dict[str, str] | None:
-    """Label as the data name it -> the word that stands for it, in label order; None for multiple choice."""
+    """Label as in the data -> its label word, in label order; None for multiple choice."""
     if task.label_words is None:
         return None
     return dict(zip(task.label_names or task.label_words, task.label_words, strict=True))
@@ -171,56 +176,56 @@ def task_result(
     kind: type[Kind],
     study: str,
     config: StudyConfig,
-    asked: TaskDescription,
+    description: TaskDescription,
     *,
     model: dict[str, Any],
     environment: dict[str, Any],
     warnings: Sequence[str] = (),
     **parts: Any,
 ) -> Kind:
-    """A result with what the results of all studies of a task hold.
+    """A result with the fields that all studies of a task share.
 
     Args:
         kind: The class of the study's results.
-        study: As in `Result`.
+        study: See `Result.study`.
         config: The settings.
-        asked: The task and its queries.
+        description: The task and its queries.
         model: See `Result.model`; its `notes` are repeated among the warnings.
         environment: See `Result.environment`.
-        warnings: Those of the study, behind those on model, task and queries.
+        warnings: Warnings of the study; they follow those on model, task and queries.
         parts: The study's own fields of the result.
     """
-    notes = (*model.get("notes", ()), *asked.notes, *asked.task.notes, *baseline_notes(asked.task, asked.baselines))
+    task = description.task
+    notes = (*model.get("notes", ()), *description.notes, *task.notes, *baseline_notes(task, description.baselines))
     return kind(
         dualform=__version__,
         study=study,
         config=config.model_dump(mode="json"),
         environment=environment,
         model=model,
-        baselines=asked.baselines,
+        baselines=description.baselines,
         warnings=[*notes, *warnings],
-        **{"task": task_facts(asked), **parts},
+        **{"task": task_facts(description), **parts},
     )
 
 
-def own_result(study: str, experiment: Experiment[Any], found: dict[str, Any], start: float) -> Result:
+def own_result(study: str, experiment: Experiment[Any], numbers: dict[str, Any], start: float) -> Result:
     """The result of a study of another package.
 
     Args:
-        study: Its name.
-        experiment: Its model and task.
-        found: Its numbers, under names of its own choice: `own` of the result.
+        study: Name of the study.
+        experiment: Its model, task and settings.
+        numbers: Its numbers by name; they become `Result.own`.
         start: `time.perf_counter()` when it began.
     """
-    where = environment(experiment.lm.device, time.perf_counter() - start)
     return task_result(
         Result,
         study,
         experiment.config,
         TaskDescription.of(experiment, ()),
         model=model_facts(experiment.lm),
-        environment=where,
-        own=found,
+        environment=environment(experiment.lm.device, time.perf_counter() - start),
+        own=numbers,
     )
 
 
@@ -241,7 +246,7 @@ def environment(device: torch.device | str, seconds: float) -> dict[str, Any]:
 
 
 def _command() -> str | None:
-    """The command line that is running, to be pasted again; None when it is not ours."""
+    """The running command, quoted for a shell; None where it is not `dualform`."""
     if not sys.argv or Path(sys.argv[0]).stem != "dualform":
         return None
     return shlex.join(["dualform", *sys.argv[1:]])

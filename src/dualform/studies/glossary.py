@@ -1,14 +1,14 @@
-"""Terms that the pages of several studies explain."""
+"""Glossary entries that several studies share."""
 
 from collections.abc import Iterable
 
 from dualform.report.palette import learner_style, learners_in_order
 
-DEMONSTRATION = ("demonstration", "A labelled example that every learner may use: in the prompt or as training data.")
+DEMONSTRATION = ("demonstration", "A labelled example that every learner may use, in the prompt or as training data.")
 SEEDS_AND_QUERIES = (
     "95 % interval",
-    "Bootstrap over seeds and, independently, over the queries that all seeds share. Two that overlap are not told "
-    "apart here.",
+    "Bootstrap over seeds and, independently, over the queries that all seeds share. Where two intervals overlap, the "
+    "difference does not count as significant.",
 )
 
 

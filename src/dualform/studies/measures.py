@@ -1,8 +1,9 @@
-"""What a measure of similarity is, and all measures by name.
+"""The base class of similarity measures, and their registry.
 
-A measure compares two sides, such as ICL and FT, by what both showed inside and answered. To add one, subclass
-`Measure`, write `compute`, and name an instance in an entry point of the group `dualform.measures`: every comparison
-then has it, for ICL and FT and for every control. Nothing here loads torch, since pages name measures.
+A measure compares two sides, such as ICL and FT, by their internal activations and their answers. To add one, subclass
+`Measure`, write `compute`, and register an instance as an entry point of the group `dualform.measures`: every
+comparison then computes it, for ICL and FT and for every control. This module does not load torch, because pages read
+the titles of measures.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from dualform.studies.sides import SidePair
 
 Need = Literal["answers", "output", "scores", "ranks", "update"]
-"""What both sides must have: answers of their own (made-up sides have none); attention outputs; attention scores to the
-query's own tokens before softmax; weights of the demonstrations' tokens; the change of weight in the linear form."""
+"""What both sides must have: answers of their own (random sides have none); attention outputs; attention scores to the
+query's own tokens before softmax; weights of the demonstrations' tokens; the weight change in the linear form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +30,31 @@ class Measure(MeasureTitle):
     """A measure of two sides."""
 
     source: str = ""
-    """Paper, section and equation, with departures."""
+    """Paper, section and equation, and how this measure departs from it."""
     range: tuple[float, float]
     """Lowest and highest value."""
     chance: str
-    """What the number is for two sides that have nothing to do with each other."""
+    """The value for two unrelated sides."""
     needs: tuple[Need, ...] = ()
-    """What both sides must have; the measure is left out where one of them does not."""
+    """What both sides must have; without it the measure is left out."""
     compares: Literal["changes", "states"] = "changes"
-    """`states`: two models that have hardly moved score high, so that untrained models are no floor of it."""
+    """`changes`: the two updates. `states`: the two models themselves, so that models which have hardly changed score
+    high and an untrained model is no floor."""
     in_controls: bool = True
-    """False where it says nothing of a control."""
+    """False for a measure that means nothing for controls."""
     heads: Literal["query", "key_value"] = "query"
-    """Whose heads the third axis counts, where there is one."""
+    """Which heads the third axis runs over, where there is one."""
 
     def compute(self, pair: SidePair) -> Mapping[str, Tensor]:
         """The measure for one group of queries.
 
         Args:
-            pair: Two sides, which have all that it needs, and zero-shot.
+            pair: Two sides that meet `needs`, and zero-shot.
 
         Returns:
-            `{name: tensor}`, its axes `example` (1 for a number that all queries share), then `layer`, then `head`
-            where it has them; NaN where there is no number. `name.SOMETHING` is a companion, reported in its details.
-            Empty where there is nothing to compare, and for measures that are not of two sides.
+            `{name: tensor}` with the axes `example` (of length 1 for a number that all queries share), then `layer` and
+            `head` where the measure has them; NaN where it is undefined. A key `name.DETAIL` is reported in the
+            measure's details. Empty where there is nothing to compare, and for measures that the study computes itself.
         """
         return {}
 

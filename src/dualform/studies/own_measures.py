@@ -1,4 +1,4 @@
-"""dualform's own measures: what each says, where it is from, what chance is. Their functions: `pair_measures`."""
+"""The measures that come with dualform: meaning, source, range and chance level. `pair_measures` computes them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnMeasure(Measure):
-    """A measure whose function in `pair_measures` has its name."""
+    """A measure that is computed by the function of the same name in `pair_measures`."""
 
     def compute(self, pair: SidePair) -> Mapping[str, Tensor]:
-        """Its number, and its companions."""
-        # Pages name measures, and are drawn without torch.
+        """The measure and its details for one group of queries."""
+        # Imported here because pages read this module without loading torch.
         from dualform.studies import pair_measures
 
-        found: Mapping[str, Tensor] = getattr(pair_measures, self.name)(pair)
-        return found
+        values: Mapping[str, Tensor] = getattr(pair_measures, self.name)(pair)
+        return values
 
 
 REC2FTP = Measure(
     name="rec2ftp",
     title="Rec2FTP",
     meaning="Of the answers that finetuning put right, the share that context put right too.",
-    caution="Read it beside its chance level: a good in-context learner recovers many answers by luck.",
+    caution="Compare it with its chance level: a good in-context learner recovers many answers by luck.",
     source="arXiv:2212.10559v3, section 4.3; the chance level is dualform's own",
     range=(0, 1),
-    chance="the share of all answers that were wrong before which context put right",
+    chance="the share that context put right of all answers that were wrong before",
     counts_answers=True,
 )
-"""Of all queries' answers together, so that the study computes it."""
+"""Computed by the study, because it needs the answers to all queries at once."""
 SIM_AOU = OwnMeasure(
     name="sim_aou",
     title="SimAOU",
@@ -52,9 +52,9 @@ SIM_AOU = OwnMeasure(
 SIM_AOU_RAW = OwnMeasure(
     name="sim_aou_raw",
     title="SimAOU, raw",
-    meaning="The same question, without normalising the outputs first.",
+    meaning="SimAOU without normalising the outputs first.",
     caution="Part of an update may come from the query's later position alone.",
-    source="arXiv:2212.10559v3, section 4.4, without its normalisation: a departure",
+    source="arXiv:2212.10559v3, section 4.4; departs from it by not normalising",
     details={
         "norm_icl": "length of ICL's change",
         "norm_ft": "length of FT's change",
@@ -67,8 +67,8 @@ SIM_AOU_RAW = OwnMeasure(
 SIM_AM = OwnMeasure(
     name="sim_am",
     title="SimAM",
-    meaning="Do the prompted and the finetuned model look at the query's words alike? Cosine of scores before softmax.",
-    caution="Adding a constant to the scores changes it, though it changes nothing that the model does.",
+    meaning="Do both models attend to the query's tokens alike? Cosine of the attention scores before softmax.",
+    caution="It changes when a constant is added to the scores, although the model's output does not.",
     source="arXiv:2212.10559v3, section 4.5",
     range=(-1, 1),
     chance="far above 0, because both sides' scores stem from the same model: see SimAM before finetuning",
@@ -78,11 +78,11 @@ SIM_AM = OwnMeasure(
 SIM_AM_BEFORE = OwnMeasure(
     name="sim_am_before",
     title="SimAM before finetuning",
-    meaning="The same similarity between the prompted and the unchanged model: where SimAM starts from.",
+    meaning="SimAM between the prompted and the unchanged model: where SimAM starts before finetuning.",
     caution="A starting point, not a similarity to finetuning.",
     source="arXiv:2212.10559v3, section 4.5 (before finetuning)",
     range=(-1, 1),
-    chance="as SimAM",
+    chance="as for SimAM",
     needs=("scores",),
     compares="states",
     in_controls=False,
@@ -92,20 +92,20 @@ SIM_AM_CENTRED = OwnMeasure(
     title="SimAM, centred",
     meaning="SimAM after removing each row's mean, so that added constants no longer count.",
     caution="High already before finetuning in most models.",
-    source="arXiv:2212.10559v3, section 4.5, made blind to added constants: a departure",
+    source="arXiv:2212.10559v3, section 4.5; departs from it by centring each row",
     range=(-1, 1),
-    chance="far above 0, as SimAM",
+    chance="far above 0, as for SimAM",
     needs=("scores",),
     compares="states",
 )
 SIM_AM_SOFTMAX = OwnMeasure(
     name="sim_am_softmax",
     title="SimAM, after softmax",
-    meaning="SimAM of the attention weights themselves.",
+    meaning="SimAM of the attention weights, after softmax.",
     caution="A few tokens with large weights decide it.",
-    source="arXiv:2212.10559v3, section 4.5, after softmax: a departure",
+    source="arXiv:2212.10559v3, section 4.5; departs from it by comparing after softmax",
     range=(0, 1),
-    chance="far above 0, as SimAM",
+    chance="far above 0, as for SimAM",
     needs=("scores",),
     compares="states",
 )
@@ -132,8 +132,8 @@ KENDALL = OwnMeasure(
 KENDALL_DEMO = OwnMeasure(
     name="kendall_demo",
     title="Kendall, demonstrations",
-    meaning="The same for whole demonstrations.",
-    caution="Few demonstrations give few ranks.",
+    meaning="Kendall's tau over whole demonstrations in place of their tokens.",
+    caution="With few demonstrations there are few ranks to compare.",
     source="arXiv:2212.10559v3, section 4.6, for whole demonstrations: dualform's own",
     range=(-1, 1),
     chance="0 for independent orders",
@@ -143,7 +143,7 @@ DIRECT_UPDATE = OwnMeasure(
     name="direct_update",
     title="Direct update",
     meaning="Cosine of the two weight updates themselves, in the linear form of attention.",
-    caution="Holds as far as linear attention describes the head; see the relaxation.",
+    caution="Meaningful only as far as linear attention describes the head; see the linear relaxation.",
     source="arXiv:2212.10559v3, equations (12) and (13), compared with each other: dualform's own",
     range=(-1, 1),
     chance="0 for unrelated directions",
@@ -154,19 +154,18 @@ AGREEMENT = OwnMeasure(
     name="agreement",
     title="Output agreement",
     meaning="Share of the queries to which the prompted and the finetuned model give the same answer; 1: all of them.",
-    caution="Even above the chance level below it, two models may agree because both answer as the unchanged model "
-    "does.",
-    source="dualform's own; next to arXiv:2310.08540",
+    caution="Two models may agree more often than by chance only because both answer as the unchanged model does.",
+    source="dualform's own; related to arXiv:2310.08540",
     details={
         "chance": "chance level (independent)",
         "total_variation": "total variation (0 = same)",
         "kl_icl_ft": "KL(ICL, FT), nats (0 = same)",
-        # Files of earlier versions have these here.
+        # Earlier versions wrote these two here.
         "top_k_overlap": "top tokens shared",
         "overlap_cosine": "cosine over shared tokens",
     },
     range=(0, 1),
-    chance="what the frequencies of both sides' answers alone would give (`chance`)",
+    chance="the agreement expected from how often each side gives each answer (`chance`)",
     needs=("answers",),
     compares="states",
     counts_answers=True,
@@ -174,18 +173,18 @@ AGREEMENT = OwnMeasure(
 TOP_K_OVERLAP = OwnMeasure(
     name="top_k_overlap",
     title="Top tokens shared",
-    meaning="Of the ten likeliest next tokens of one model, the share that are among the other's ten; 1: the same ten.",
+    meaning="The share of one model's ten likeliest next tokens that are among the other's ten; 1: the same ten.",
     caution="Both models may keep what the unchanged model finds likely.",
     source="arXiv:2310.08540, token overlap",
     range=(0, 1),
-    chance="ten over the size of the vocabulary",
+    chance="ten divided by the size of the vocabulary",
     needs=("answers",),
     compares="states",
 )
 OVERLAP_COSINE = OwnMeasure(
     name="overlap_cosine",
     title="Cosine over shared tokens",
-    meaning="Are those shared tokens also alike in probability? Cosine; 1: in proportion.",
+    meaning="Do both models give the shared top tokens similar probabilities? Cosine; 1: proportional ones.",
     caution="Probabilities are positive and one token often has most, so nearly any pair scores high.",
     source="arXiv:2310.08540, restricted to the common tokens",
     range=(0, 1),
@@ -196,11 +195,11 @@ OVERLAP_COSINE = OwnMeasure(
 VOCABULARY_SHARED = OwnMeasure(
     name="vocabulary_shared",
     title="Probability shared",
-    meaning="How much probability both models put on the same next tokens, over the whole vocabulary; 1: all of it.",
-    caution="Context also teaches the form of the answer, which is no part of the label.",
-    source="dualform's own: one less the total variation distance",
+    meaning="The probability that both models give to the same next tokens, over the whole vocabulary; 1: all of it.",
+    caution="Context also teaches the form of the answer, which is not part of the label.",
+    source="dualform's own: 1 minus the total variation distance",
     range=(0, 1),
-    chance="depends on the model: what any two prompts share",
+    chance="depends on the model: what any two prompts have in common",
     needs=("answers",),
     compares="states",
 )
@@ -208,10 +207,10 @@ RELAXATION = Measure(
     name="relaxation",
     title="Linear relaxation",
     meaning="Does linear attention describe this model's heads? Cosine with the true output; 1: the same up to scale.",
-    caution="Says whether the theory's premise holds, not whether its conclusion does.",
+    caution="Tests the premise of the theory, not its conclusion.",
     source="arXiv:2212.10559v3, section 3.1: how far its linear attention describes the heads; dualform's own",
     details={"relative_error": "relative error (0 = linear)"},
     range=(-1, 1),
     chance="0 for unrelated directions",
 )
-"""Of ICL alone, so that the study computes it (`PromptedSide.relaxation`)."""
+"""Computed by the study for ICL alone (`PromptedSide.relaxation`)."""

@@ -1,4 +1,4 @@
-"""What paired tests of two learners say: which differences hold, and for what."""
+"""Sentences on paired tests of two learners: which differences are significant, and what they generalise to."""
 
 from typing import Literal
 
@@ -13,11 +13,11 @@ from dualform.report.phrases import (
 from dualform.result import FEWEST_FOR_INTERVAL, PairedTest, Result
 
 LEVEL = 0.05
-"""Below this a p-value, or a false discovery rate, counts."""
+"""Significance level of p-values and false discovery rates."""
 
 
 Generality = Literal["both", "queries", "demonstrations", "neither"]
-"""What a difference holds for: other queries, other demonstrations, both or neither."""
+"""What a difference generalises to: other queries, other demonstrations, both or neither."""
 
 
 HOLDS_FOR = {
@@ -25,30 +25,30 @@ HOLDS_FOR = {
     "queries": "for other queries under these demonstrations only",
     "demonstrations": "for other demonstrations on these queries only",
 }
-"""What a difference holds for, as the end of a sentence."""
+"""What a significant difference generalises to, as the end of a sentence."""
 
 
 def paired_test(result: Result, first: str, second: str) -> PairedTest | None:
-    """The test of two learners, whichever way round it was written; None where there is none."""
+    """The test of two learners, in whichever order the result holds them; None where they were not tested."""
     for test in result.tests:
         if (test.first, test.second) == (first, second):
             return test
         if (test.second, test.first) == (first, second):
             mean, ends = finite(test.difference), known(test.ci95)
-            turned = {
+            swapped = {
                 "first": first,
                 "second": second,
                 "difference": None if mean is None else -mean,
                 "ci95": (None, None) if ends is None else (-ends[1], -ends[0]),
             }
-            return test.model_copy(update=turned)
+            return test.model_copy(update=swapped)
     return None
 
 
 def generality(test: PairedTest) -> Generality:
-    """What a difference holds for, at the level `LEVEL`.
+    """What a difference generalises to, at the significance level `LEVEL`.
 
-    A test that could not be made, or of fewer than `FEWEST_FOR_INTERVAL` answers, shows nothing.
+    A test that could not be computed, or with fewer than `FEWEST_FOR_INTERVAL` answers, counts as not significant.
     """
     if test.n < FEWEST_FOR_INTERVAL:
         return "neither"
@@ -59,7 +59,7 @@ def generality(test: PairedTest) -> Generality:
 
 
 def n_seeds(result: Result) -> int:
-    """Demonstration seeds that the accuracies stand on."""
+    """Number of demonstration seeds behind the accuracies."""
     return max((len(each.per_seed) for each in result.accuracy.values()), default=0)
 
 
@@ -70,10 +70,10 @@ def least_p(result: Result) -> float | None:
 
 
 def pair_sentences(result: Result) -> list[str]:
-    """Which differences between learners hold, and for what; empty without tests."""
+    """Which differences between learners are significant, and what they generalise to; empty without tests."""
     if not result.tests:
         return []
-    # What a difference holds for -> the better learner -> those that it is ahead of.
+    # What the difference generalises to -> the better learner -> the worse ones.
     ahead: dict[Generality, dict[str, list[str]]] = {"both": {}, "queries": {}, "demonstrations": {}}
     level = []
     for test in result.tests:
@@ -93,32 +93,32 @@ def pair_sentences(result: Result) -> list[str]:
         ("demonstrations", "other demonstrations on these queries only"),
     )
     for kind, what in kinds:
-        told = [f"{learner_noun(key)} above {listed(ahead[kind][key])}" for key in learners_in_order(ahead[kind])]
-        if told:
-            sentences.append(f"Holds for {what}: {'; '.join(told)}.")
+        pairs = [f"{learner_noun(key)} above {listed(ahead[kind][key])}" for key in learners_in_order(ahead[kind])]
+        if pairs:
+            sentences.append(f"Significant for {what}: {'; '.join(pairs)}.")
     if level:
-        sentences.append(f"Not told apart: {'; '.join(level)}.")
+        sentences.append(f"Not significantly different: {'; '.join(level)}.")
     return sentences
 
 
 def seeds_note(result: Result) -> str:
-    """How far down a test over this many seeds can go, and whether that is far enough."""
+    """The smallest p-value that this many seeds allow, and whether it can be significant."""
     least = least_p(result)
     if least is None:
         return "Fewer than two seeds allow no test over demonstrations."
-    note = f"With {plural(n_seeds(result), 'seed')} a p-value over demonstrations is never below {least:.3g}"
+    note = f"With {plural(n_seeds(result), 'seed')} a p-value over demonstrations is at least {least:.3g}"
     if least < LEVEL:
         return f"{note}."
-    return f"{note}, so no difference can be shown to hold for other demonstrations here; six seeds are the fewest."
+    return f"{note}, so no difference can be significant for other demonstrations; that takes at least six seeds."
 
 
 def ahead_of(tests: dict[str, PairedTest | None]) -> str:
-    """Whom the best learner is ahead of, and for what."""
+    """Than which learners the best one is significantly more accurate, and what that generalises to."""
     level: dict[Generality, list[str]] = {}
     for key, test in tests.items():
         if test is not None:
             level.setdefault(generality(test), []).append(key)
-    told = [
+    clauses = [
         f"{words} {learner_nouns(level[kind])}{rest}"
         for kind, words, rest in (
             *((kind, "is ahead of", f" {what}") for kind, what in HOLDS_FOR.items()),
@@ -126,17 +126,17 @@ def ahead_of(tests: dict[str, PairedTest | None]) -> str:
         )
         if kind in level
     ]
-    return f"By paired tests it {'; it '.join(told)}."
+    return f"By paired tests it {'; it '.join(clauses)}."
 
 
 def describe_test(test: PairedTest) -> str:
-    """What a paired test says of a difference, as the end of a sentence; its p-values and power are in the table."""
+    """The interval and the verdict of a paired test, as the end of a sentence; p-values and power are in the table."""
     ends = in_points(test.ci95)
     interval = f" (95 % interval {rounded_interval(ends, 0, 1, sign=True)})" if ends is not None else ""
-    told = {
+    verdicts = {
         "both": "that holds for other queries and for other demonstrations",
         "queries": "that holds for other queries under these demonstrations, but is not shown for other demonstrations",
         "demonstrations": "that holds for other demonstrations on these queries, but is not shown for other queries",
-        "neither": "the run does not tell the two apart",
+        "neither": "not a significant difference",
     }
-    return f"{interval}: {told[generality(test)]}."
+    return f"{interval}: {verdicts[generality(test)]}."

@@ -442,7 +442,7 @@ def test_demonstrations_that_do_not_fit_are_left_out_for_all_learners() -> None:
     assert len(demonstrations.rows["1"]) == demonstrations.k_effective == demonstrations.k_effective_per_seed["1"]
     # What does not fit in context is not finetuned on either.
     assert result.cost["ft"].adapt_tokens == pytest.approx(demonstrations.tokens["1"], abs=3 * 4)
-    (note,) = [warning for warning in result.warnings if "demonstrations were asked for" in warning]
+    (note,) = [warning for warning in result.warnings if "demonstrations were requested" in warning]
     assert f"seed 1: {demonstrations.k_effective}" in note
 
 

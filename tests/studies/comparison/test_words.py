@@ -253,9 +253,9 @@ def with_test(test: PairedTest, seeds: int = 7) -> Result:
         (0.0004, 0.0156, "both", "that holds for other queries and for other demonstrations."),
         (0.01, 0.2, "queries", "but is not shown for other demonstrations."),
         (0.06, 0.03, "demonstrations", "but is not shown for other queries."),
-        (0.06, 0.2, "neither", "the run does not tell the two apart."),
+        (0.06, 0.2, "neither", "not a significant difference."),
         (0.01, None, "queries", "but is not shown for other demonstrations."),
-        (None, None, "neither", "does not tell the two apart"),
+        (None, None, "neither", "not a significant difference."),
     ],
 )
 def test_a_difference_is_claimed_only_for_what_its_tests_show(p_queries, p_seeds, kind, claim):
@@ -288,7 +288,7 @@ def test_few_seeds_cannot_give_a_small_p(seeds, least):
     result = with_test(weighed(0.01, 0.2), seeds=seeds)
     assert least_p(result) == least
     note = seeds_note(result)
-    assert ("six seeds are the fewest" in note) == (least is not None and least >= 0.05)
+    assert ("at least six seeds" in note) == (least is not None and least >= 0.05)
     assert ("no test over demonstrations" in note) == (least is None)
 
 
@@ -302,11 +302,12 @@ def test_pairs_are_sorted_by_what_they_hold_for():
         weighed(0.01, 0.01).model_copy(update={"difference": None}),
     ]
     assert pair_sentences(empty_result(tests=pairs)) == [
-        "Holds for other queries and for other demonstrations: in-context learning above zero-shot (20 points) and "
-        "LoRA (5 points).",
-        "Holds for other queries under these demonstrations only: finetuning above in-context learning (5 points).",
-        "Holds for other demonstrations on these queries only: LoRA above zero-shot (5 points).",
-        "Not told apart: finetuning and zero-shot.",
+        "Significant for other queries and for other demonstrations: in-context learning above zero-shot (20 points) "
+        "and LoRA (5 points).",
+        "Significant for other queries under these demonstrations only: finetuning above in-context learning (5 "
+        "points).",
+        "Significant for other demonstrations on these queries only: LoRA above zero-shot (5 points).",
+        "Not significantly different: finetuning and zero-shot.",
     ]
     assert pair_sentences(empty_result()) == []
 

@@ -738,7 +738,7 @@ def test_untouched_queries_that_do_not_fit_are_named_before_any_work() -> None:
 
     assert done.result.demonstrations is not None
     assert done.result.demonstrations.k_effective < 4
-    assert any("4 demonstrations were asked for" in warning for warning in done.result.warnings)
+    assert any("4 demonstrations were requested" in warning for warning in done.result.warnings)
 
 
 @pytest.mark.parametrize(
