@@ -25,6 +25,9 @@ from dualform.studies.fold.config import fold_config
 from dualform.studies.fold.run import fold
 from dualform.studies.folding.config import folding_config
 from dualform.studies.folding.run import folding
+from dualform.studies.laboratory.config import regression_config
+from dualform.studies.laboratory.plan import run_of
+from dualform.studies.laboratory.shift import shift
 from dualform.studies.momentum import regression
 from dualform.studies.momentum.plan import regression_run
 from dualform.studies.momentum.pretrained import put_into
@@ -219,3 +222,14 @@ def test_training_on_regression_with_momentum_computes_what_was_planned(
     line = counted_line(regression_run(config), 1)
     counted = operations(lambda: regress(config, NoPieceStore()))
     assert line.cost(config.regression_steps / 1000, 1).flops == pytest.approx(counted, rel=WITHIN)
+
+
+# The laboratory.
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_of_the_laboratory_computes_what_was_planned():
+    config = regression_config(studies=("shift",), seeds=(1,), dimension=2, points=3, steps=0.005)
+    line = counted_line(run_of("shift", config), 1)
+    counted = operations(lambda: shift(config, NoPieceStore(), lambda amount, doing: None))
+    assert line.cost(config.steps, 1).flops == pytest.approx(counted, rel=WITHIN)
