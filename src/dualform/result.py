@@ -1,7 +1,7 @@
-"""What a run found: the schema of `result.json`, the one thing that `studies` write and `report` reads.
+"""The schema of `result.json`, which `studies` write and `report` reads.
 
-Numbers that do not exist (a ratio over nothing, an interval of one seed) are `null` in the file and None here;
-their count `n` says why. A share of fewer than `FEWEST_FOR_INTERVAL` answers has no interval.
+A number that is undefined (a ratio with denominator 0, an interval over one seed) is `null` in the file and None here.
+A share of fewer than `FEWEST_FOR_INTERVAL` answers has no interval.
 """
 
 import math
@@ -14,12 +14,12 @@ from dualform.registry import Registry
 from dualform.schema_versions import RESULT_SCHEMA, migrate_result
 
 FEWEST_FOR_INTERVAL = 10
-"""A share of fewer answers than this is reported as a count, without an interval and without a verdict.
+"""A share of fewer answers than this is reported as a count, without an interval or a verdict.
 
-Resampling a handful of answers cannot show how far the share could be off: one answer has no spread at all. Measured
-on corrections that are independent by construction, one seed, the bootstrap interval of Rec2FTP's lift leaves out the
-true value 0 in 99 % of runs with one corrected answer and in 26 to 52 % with two to four, instead of in 5 %; from ten
-on it is right (`tests/studies/comparison/test_few_answers.py` repeats a part of that simulation)."""
+The bootstrap fails on a few answers, because they have too little spread. In a simulation with independent corrections
+and one seed, the interval of Rec2FTP's lift missed the true value 0 in 99 % of runs with one corrected answer and in
+26 to 52 % with two to four, instead of in 5 %; from ten on its coverage was right
+(`tests/studies/comparison/test_few_answers.py` repeats part of that simulation)."""
 
 
 def _finite_or_none(value: Any) -> Any:
@@ -28,7 +28,7 @@ def _finite_or_none(value: Any) -> Any:
 
 Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
-# What the keys of a mapping are, for a reader of the file.
+# The reference in docs/result.md names the keys of each mapping by these.
 Control = Annotated[str, "control"]
 LabelRule = Annotated[str, "rule"]
 LabelWord = Annotated[str, "label word"]
@@ -43,103 +43,102 @@ TaskName = Annotated[str, "task"]
 
 
 class Record(BaseModel):
-    """One part of a schema: frozen, and without fields that are not named."""
+    """Base class of the schema's records: frozen, and unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     named_by: ClassVar[tuple[str, ...] | None] = None
-    """Fields that distinguish records of this kind in a list, for the flat names of trackers and tables of results;
-    () for its place in the list, None for records that have no such names."""
+    """Fields that identify a record of this kind in a list, for the flat names of trackers and tables of results; ()
+    identifies it by its position, None means that records of this kind get no flat names."""
 
 
 class Estimate(Record):
     """A mean with its uncertainty."""
 
     mean: Number
-    """Mean over examples within a seed, then over seeds; for `rec2ftp`, the ratio over all seeds' queries together."""
+    """Mean over examples within a seed, then over seeds; for `rec2ftp`, the ratio over the queries of all seeds."""
     ci95: tuple[Number, Number]
     """95 % bootstrap interval, resampling demonstration seeds and, independently, the queries that all seeds share. A
     share of 0 or 1 has the exact binomial interval of its queries, because resampling equal answers shows no spread; a
     share with `n` below 10 (`FEWEST_FOR_INTERVAL`) has none."""
     n: int
-    """How many numbers the mean is taken over: pairs of seed and query, or the denominator of a ratio."""
+    """How many numbers the mean is taken over: (seed, query) pairs, or the denominator of a ratio."""
 
 
 class Accuracy(Estimate):
-    """Share of queries answered rightly, in [0, 1]."""
+    """Share of queries answered correctly, in [0, 1]."""
 
     per_seed: dict[Seed, Number]
-    """The share of right answers for each demonstration seed."""
+    """Accuracy of each demonstration seed."""
     over_majority: Estimate | None = None
-    """Accuracy less that of always giving the commonest label, query by query; its interval is None where no query
-    tells the two apart."""
+    """Accuracy minus that of always giving the most common label, query by query; its interval is None if both are
+    right on the same queries."""
     macro_f1: Estimate | None = None
     """Mean over labels of the F1 score, in [0, 1], mean over seeds. Labels that no reported query has are left out.
-    None for multiple choice, whose numbers are no classes. Its interval is None where a label has fewer than 10
-    answers."""
+    None for multiple choice, which has no classes. Its interval is None if a label has fewer than 10 answers."""
     per_label: dict[LabelWord, Estimate] = {}
-    """Share of that label's queries answered rightly (recall); empty for multiple choice."""
+    """Recall of each label: the share of its queries answered correctly; empty for multiple choice."""
 
 
 class Baselines(Record):
-    """What accuracy costs nothing: the scores of two answerers that have read no query."""
+    """Accuracies that can be reached without reading any query."""
 
     chance: Number
     """Accuracy of guessing uniformly: 1 / number of answers, mean over queries."""
     majority: Number
-    """Accuracy of always giving the answer that is right most often among the reported queries themselves."""
+    """Accuracy of always giving the most common right answer of the reported queries."""
     majority_label: str | None
-    """That answer: a label's word, or for multiple choice the number of the choice, counted from 0."""
+    """That answer: a label word, or for multiple choice the number of the choice, counted from 0."""
     label_counts: dict[LabelWord, int]
-    """Reported queries of each label, by label word; for multiple choice by the number of the right choice."""
+    """Number of reported queries with each label, by label word (choice index for multiple choice)."""
     n: int
-    """Reported queries."""
+    """Number of reported queries."""
 
 
 class Predictions(Record):
-    """What a learner answers, rightly or wrongly."""
+    """A learner's answers, right or wrong."""
 
     majority_share: Number
-    """Share of the most frequent predicted label, in [0, 1]; near 1 means collapse into one class."""
+    """Share of the most frequent answer, in [0, 1]; near 1 means collapse into one class."""
     majority_label: str | None
-    """That label's word; None for multiple choice."""
+    """The label word of that answer; None for multiple choice."""
     entropy: Number
-    """Mean entropy of the label distribution, nats."""
+    """Mean entropy of the predicted distribution over answers, nats."""
     counts: dict[LabelWord, int]
-    """Predictions of each label over all seeds, by label word (choice index for multiple choice)."""
+    """How often each label was predicted, over all seeds, by label word (choice index for multiple choice)."""
 
 
 class Similarity(Estimate):
-    """One measure of likeness between what context did and what finetuning did."""
+    """One measure of the similarity between what context changes and what finetuning changes."""
 
     per_seed: dict[Seed, Number] = {}
     """The mean for each demonstration seed."""
     per_layer: list[Number] | None = None
     """The mean for each layer, first block first; None where the measure has no layers."""
     per_layer_ci95: list[tuple[Number, Number]] | None = None
-    """Interval for each layer."""
+    """95 % interval of each layer's mean."""
     per_layer_q: list[Number] | None = None
-    """For each layer, the p-value, adjusted for false discoveries, that the score is no higher than the control that
-    `calibrated` names; None without layers or control."""
+    """For each layer, the p-value, adjusted for false discoveries, of the hypothesis that the score is no higher than
+    the control that `calibrated` names; None without layers or control."""
     per_head: list[list[Number]] | None = None
-    """The mean for each layer and head, `per_head[layer][head]`, heads of keys and values for `direct_update`; None
-    where the measure has no heads."""
+    """The mean for each layer and head, `per_head[layer][head]` (heads of keys and values for `direct_update`); None
+    if the measure has no heads."""
     details: dict[str, Any] = {}
-    """The counts and companions that a reader needs next to the number: chance level, lift, numerators."""
+    """Counts and companion numbers of the measure, such as chance level, lift and numerators."""
     rounding: Number = None
-    """How far the number moves when finetuning is repeated from weights moved by rounding, over the queries that the
-    repeat read; None where it was not repeated, or the number does not depend on finetuning."""
+    """How much the number changes when finetuning is repeated from weights changed by one unit in the last place, over
+    the queries that the repeat read; None if it was not repeated, or the number does not depend on finetuning."""
 
 
 class Cost(Record):
-    """What a learner costs, mean over seeds (the search for a rate: in all)."""
+    """The cost of a learner, mean over seeds (`search_seconds`: sum)."""
 
     adapt_seconds: Number
-    """Seconds to adapt to one set of demonstrations (for ICL: encoding them), without the search for a rate."""
+    """Seconds to adapt to one set of demonstrations (for ICL: to encode them), without the learning rate search."""
     query_seconds: Number
-    """Seconds a query, demonstrations already encoded, labels and recording included."""
+    """Seconds a query, with the demonstrations already encoded; reading all labels and recording are included."""
     tokens: Number
-    """Tokens that one query makes the model read when nothing is shared: demonstrations + prompt."""
+    """Tokens of one query that is read with its full prompt: demonstrations and query."""
     flops: Number
     """Floating-point operations of one such query."""
     adapt_tokens: Number = None
@@ -147,82 +146,83 @@ class Cost(Record):
     adapt_flops: Number = None
     """Floating-point operations of adapting once."""
     search_seconds: Number = None
-    """Seconds spent on choosing the learning rate, over all seeds; 0 without a search."""
+    """Seconds of the learning rate search, over all seeds; 0 without a search."""
     kept_tokens: Number = None
-    """Tokens that one query makes the model read when keys and values of what stands before it are kept."""
+    """Tokens of one query if the keys and values of the tokens before it are cached."""
     kept_flops: Number = None
-    """Floating-point operations of one such query: its own tokens, attention to what is kept included."""
+    """Floating-point operations of one such query, its attention to the cache included."""
 
 
 class Trial(Record):
     """One learning rate tried for one learner on one seed."""
 
     learner: str
-    """`ft` or `lora`, or a control with a rate of its own: `batch`, `lcgd`, `value_one_layer`, `mlp`."""
+    """`ft` or `lora`, or a control with a learning rate of its own: `batch`, `lcgd`, `value_one_layer`, `mlp`."""
     seed: int
     """Demonstration seed."""
     learning_rate: float
     """The learning rate."""
     validation_accuracy: Number
-    """Accuracy on the selection split, in [0, 1]; None when the trial was dropped."""
+    """Accuracy on the selection split, in [0, 1]; None if the trial diverged or was skipped."""
     validation_log_probability: Number
-    """Mean log-probability of the right label on the selection split, nats; breaks ties."""
+    """Mean log-probability of the right label on the selection split, nats; decides between equal accuracies."""
     first_loss: Number
     """Training loss before the first step."""
     last_loss: Number
     """Training loss before the last step."""
     status: str
-    """`finished`; `diverged`: the loss became NaN or infinite, and the rate was dropped; `skipped`: lower rates had
-    shown that this one is worse."""
+    """`finished`, `diverged` (the loss became NaN or infinite) or `skipped` (lower rates had shown that this one is
+    worse)."""
     chosen: bool
     """Whether this rate was used."""
     rounding: Number = None
     """Largest change of an answer's log-probability on the selection split, nats, when this training is repeated from
-    weights moved by rounding; None where the search did not repeat it, or the repeat diverged."""
+    weights changed by one unit in the last place; None if the search did not repeat it, or the repeat diverged."""
     rounding_flips: int | None = None
-    """Answers on the selection split that change when it is repeated."""
+    """Number of answers on the selection split that change when the training is repeated."""
 
 
 class DemonstrationReport(Record):
-    """Which demonstrations were used."""
+    """The demonstrations that were used."""
 
     k_requested: int
-    """Demonstrations asked for."""
+    """Number of demonstrations requested."""
     k_effective: int
-    """How many fitted, the smallest over seeds; every learner used these."""
+    """Number of demonstrations that fit into the context, the smallest over seeds; every learner used these."""
     k_effective_per_seed: dict[Seed, int]
-    """The same for each seed."""
+    """Number of demonstrations used, for each seed."""
     rows: dict[Seed, list[int]]
-    """Row numbers in the train split's file, from 0, in the order shown."""
+    """Row numbers in the train split's file, from 0, in the order of the prompt."""
     tokens: dict[Seed, int]
     """Tokens of the encoded demonstrations, for each seed."""
 
 
 class Calibrated(Estimate):
-    """A score on the scale of its own controls: 0 is what nothing scores, 1 is what the same thing twice scores.
+    """A score between its controls: 0 is the score if nothing is learned, 1 that of the same learner twice.
 
     `mean` is (score - f) / (ceiling - f) with f = floor - floor_bias, all over the same (seed, query) pairs.
     """
 
     score: Number
-    """The raw score, over the pairs of seed and query on which all of these controls have a number."""
+    """The raw score, over the (seed, query) pairs for which all of these controls have a number."""
     control: str
-    """The floor: of the controls in which nothing is learned from these demonstrations, the one that scores highest;
-    `chance` is the chance level of `rec2ftp`."""
+    """The floor: the highest-scoring control in which nothing is learned from these demonstrations; `chance` is the
+    chance level of `rec2ftp`."""
     floor: Number
-    """Its score."""
+    """Score of the floor."""
     floor_bias: Number = 0.0
-    """How far the highest of several floors is expected to lie above the truth for being the highest, estimated by the
-    bootstrap; subtracted from `floor` in `mean`. 0 where one control always scores highest, and in older files."""
+    """Selection bias of `floor`, estimated by the bootstrap: the highest of several noisy scores tends to exceed its
+    true value. Subtracted from `floor` in `mean`; 0 if one control always scores highest, and in older files."""
     ceiling: Number
-    """Geometric mean of the scores of `icl_order` and `ft_order` (each side compared with itself under another order):
-    what two noisy measurements of one and the same update reach."""
+    """Geometric mean of the scores of `icl_order` and `ft_order`, which compare each learner with itself under another
+    order of the demonstrations: the score of two noisy measurements of the same update."""
     minimum_detectable: Number
-    """Smallest difference score - floor that this n finds with 80 % power at the 5 % level."""
+    """Smallest difference score - floor that this n detects with 80 % power at the 5 % level."""
     by_control: dict[Control, Estimate] = {}
-    """The calibrated value with each other control in the floor's place, comparisons included."""
+    """The calibrated value with each other control as the floor, comparisons included."""
     rounding: Number = None
-    """How far `mean` moves when finetuning is repeated from weights moved by rounding, floor and ceiling held."""
+    """How much `mean` changes when finetuning is repeated from weights changed by one unit in the last place, with
+    floor and ceiling held fixed."""
 
 
 class SeedEstimate(Estimate):
@@ -233,39 +233,38 @@ class SeedEstimate(Estimate):
 
 
 class Rounding(Record):
-    """How far a learner's numbers depend on rounding.
+    """How much a learner's numbers depend on rounding.
 
-    Its training is compared with a repeat of it, from weights that were moved by one unit in their last place.
-    One repeat a seed, read on the queries on which controls are read. It shows an order of magnitude, which no interval
-    of the result includes.
+    Its training is compared with a repeat from weights changed by one unit in the last place: one repeat a seed, on the
+    queries on which controls are read. This shows an order of magnitude, which no interval of the result includes.
     """
 
     learning_rate: dict[Seed, Number]
     """Learning rate at which both were trained."""
     log_probability: SeedEstimate
-    """Difference of an answer's log-probability without its sign, nats, mean over answers."""
+    """Mean absolute difference of an answer's log-probability, nats."""
     largest: dict[Seed, Number]
-    """The largest such difference of each seed; None where the repeat diverged."""
+    """The largest such difference of each seed; None if the repeat diverged."""
     flips: SeedEstimate
     """Share of queries that the two answer differently, in [0, 1]."""
     accuracy: Number
-    """Accuracy of the training on these queries."""
+    """Accuracy of the trained model on these queries."""
     accuracy_repeated: Number
-    """Accuracy of its repeat."""
+    """Accuracy of the repeat."""
     similarity: dict[Measure, SeedEstimate] = {}
-    """Each measure between the training and its repeat, where `zsl` and `icl` were run: the ceiling that rounding alone
-    sets."""
+    """Each measure between the trained model and its repeat, if `zsl` and `icl` were run: the ceiling set by rounding
+    alone."""
     loss: list[Number] = []
-    """Difference of the training loss before each step without its sign, nats a token, mean over seeds."""
+    """Absolute difference of the training loss before each step, nats a token, mean over seeds."""
     diverged: list[int] = []
     """Seeds whose repeat diverged; they have no other numbers here."""
     stable: bool
-    """No repeat diverged, no answer changed, no log-probability moved by more than 0.01 nats, and raw SimAOU between
-    training and repeat is no lower than between two orders of the demonstrations (control `ft_order`, where run)."""
+    """Whether no repeat diverged, no answer changed, no log-probability changed by more than 0.01 nats, and raw SimAOU
+    with the repeat is no lower than between two orders of the demonstrations (control `ft_order`, if it was run)."""
 
 
 class PairedTest(Record):
-    """Two learners' accuracies on the same queries under the same seeds."""
+    """The difference between two learners' accuracies on the same queries and seeds."""
 
     named_by = ("first", "second")
 
@@ -274,24 +273,23 @@ class PairedTest(Record):
     second: str
     """Another learner."""
     difference: Number
-    """Accuracy of `first` less that of `second`."""
+    """Accuracy of `first` minus that of `second`."""
     ci95: tuple[Number, Number]
-    """95 % interval of the difference; None where no query tells the two apart, because equal answers show no
-    spread."""
+    """95 % interval of the difference; None if both are right on the same queries, because there is no spread then."""
     n: int
-    """Pairs of seed and query."""
+    """Number of (seed, query) pairs."""
     p_queries: Number
-    """Sign-flip test over queries: would other queries, under these very demonstrations, show the difference?"""
+    """p-value of the sign-flip test over queries: would other queries with these demonstrations show the difference?"""
     p_seeds: Number
-    """p-value by flipping signs of seeds: what other demonstrations would show. With S seeds never below 2 / 2^S; None
-    with one."""
+    """p-value of the sign-flip test over seeds: would other demonstrations show the difference? With S seeds it is
+    never below 2 / 2^S; None with one seed."""
     minimum_detectable: Number
-    """Smallest difference that this n finds with 80 % power at the 5 % level; None without a query that tells the two
-    apart, because nothing then shows how much a difference would vary."""
+    """Smallest difference that this n detects with 80 % power at the 5 % level; None if both are right on the same
+    queries, because the spread is unknown then."""
 
 
 class SweepPoint(Record):
-    """Finetuning at one learning rate: how likeness moves with the size of the step."""
+    """Finetuning at one learning rate, to show how similarity depends on it."""
 
     named_by = ("learning_rate",)
 
@@ -300,128 +298,128 @@ class SweepPoint(Record):
     accuracy: Estimate
     """Accuracy at this rate."""
     update_norm: Estimate
-    """Length of finetuning's change of the attention output over that of ICL's: `norm_ratio` at this rate."""
+    """Length of finetuning's update of the attention output divided by that of ICL's: `norm_ratio` at this rate."""
     similarity: dict[Measure, Estimate]
     """Value of each measure at this rate."""
 
 
 class PromptingComparison(Record):
-    """One learner beside prompting: does it answer as ICL does, and when is it cheaper?"""
+    """One learner compared with prompting: whether it answers as ICL does, and when it is cheaper."""
 
     agreement: Estimate
-    """Share of queries that it answers as ICL does, rightly or wrongly."""
+    """Share of queries to which it gives the same answer as ICL, right or wrong."""
     expected: Number = None
-    """Agreement by chance: the same if both gave each answer as often as they do, independently of each other; mean
-    over seeds."""
+    """Agreement expected by chance, from how often each of the two gives each answer; mean over seeds."""
     kappa: Number = None
-    """Cohen's kappa, (agreement - expected) / (1 - expected): 0 is what the shares of answers alone give; None where
-    both always give one and the same answer."""
+    """Cohen's kappa, (agreement - expected) / (1 - expected): 0 is agreement by chance; None if both always give one
+    and the same answer."""
     recovered: Estimate
-    """Share of ICL's gain over zero-shot that it has, (accuracy - zero-shot's) / (ICL's - zero-shot's); 1 is all.
-    Reports call a number outside 0 to 1.5 undefined. None where ICL gained nothing; its interval is None where the run
-    is not sure that it did, or where fewer than 10 answers separate ICL from zero-shot."""
+    """Share of ICL's gain over zero-shot that it recovers, (accuracy - zero-shot's) / (ICL's - zero-shot's); 1 is all.
+    Reports call a number outside 0 to 1.5 undefined. None if ICL gained nothing; its interval is None if the gain is
+    not significant, or if fewer than 10 answers separate ICL from zero-shot."""
     gained: int | None = None
-    """Right answers that ICL has more than zero-shot, over all pairs: the denominator of `recovered`."""
+    """Number of right answers of ICL minus that of zero-shot, over all pairs: the denominator of `recovered`."""
     break_even: Number
-    """Queries after which adapting and asking has taken fewer operations than a prompt read anew with every query; 0
-    where it is cheaper from the first, None where it never is or a cost is not known."""
+    """Number of queries after which adapting and answering have taken fewer operations than a prompt that is re-read
+    with every query; 0 if it is cheaper from the first query, None if it never is or a cost is unknown."""
     break_even_kept: Number
-    """The same against a prompt whose keys and values are kept."""
+    """The same, compared with a prompt whose keys and values are cached."""
 
 
 class WrittenFold(Record):
-    """A fold on disk (`dualform fold`)."""
+    """A fold written to disk by `dualform fold`."""
 
     form: str
     """`checkpoint` or `lora`."""
     kept: Number
-    """Share of the change's squared norm that the adapter keeps, in [0, 1]; None for a checkpoint."""
+    """Share of the update's squared norm that the adapter keeps, in [0, 1]; None for a checkpoint."""
     perplexity: list[float] | None
-    """On plain text before and after; None where it was not measured."""
+    """Perplexity on plain text before and after folding; None if it was not measured."""
     difference: Number
-    """Largest difference, nats, between log-probabilities of what was loaded anew in a fresh process and what was in
-    memory; None without `--verify`."""
+    """Largest difference, nats, between the log-probabilities of the written fold, loaded in a new process, and of the
+    fold in memory; None without `--verify`."""
 
 
 class FoldReport(Record):
-    """How the prompt was folded in a comparison, and what its update is like."""
+    """How the prompt was folded in a comparison, and how similar its update is to others."""
 
     method: str
     """`ridge`, `thought-vector`, `thought-matrix`, `rank-one`, `task-vector`, `kv-momentum` or `mezo`."""
     texts: int
-    """Unlabelled calibration texts of a seed; 0 for methods that read none."""
+    """Number of unlabelled calibration texts a seed; 0 for methods that read none."""
     source: str
-    """Where they came from: `train` (rows of the train split that are no demonstrations, labels unread), `generated`
-    (by the model behind the demonstrations), a file's name, or `none`."""
+    """Source of these texts: `train` (rows of the train split other than the demonstrations, without their labels),
+    `generated` (by the model after the demonstrations), a file's name, or `none`."""
     plain_tokens: int
-    """Tokens of plain text on which the fold was asked to change nothing."""
+    """Number of tokens of plain text on which the fold was fitted to change nothing."""
     plain_source: str
-    """`generated` (by the model from nothing), a file's name, or `none`."""
+    """`generated` (by the model without a prompt), a file's name, or `none`."""
     strength: Number
     """Ridge strength, mean over layers and seeds; None for methods without one."""
     explained: list[Number]
-    """For each layer, the share of its target that the map explains on its own rows, mean over seeds; None for a layer
-    that was not folded, empty for other methods."""
+    """For each layer, the share of its target that the fitted map explains on its training rows, mean over seeds; None
+    for a layer that was not folded, empty for other methods."""
     similarity: dict[Learner, dict[Measure, Similarity]]
-    """Under `icl`, ICL's change compared with the fold's; under `ft`, the fold's with FT's. The measures are those of a
-    comparison but for Rec2FTP and Kendall's, without `per_head`. Empty unless `zsl`, `icl` and `ft` were run too and
-    the method changes weights."""
+    """Under `icl`, ICL's update compared with the fold's; under `ft`, the fold's with FT's. All measures of a
+    comparison except Rec2FTP and Kendall's, without `per_head`. Empty unless `zsl`, `icl` and `ft` were run too and the
+    method changes weights."""
     written: WrittenFold | None = None
-    """What `dualform fold` put on disk; None in a comparison, which writes no fold."""
+    """The fold that `dualform fold` wrote to disk; None in a comparison, which writes no fold."""
 
 
 class Paired(Record):
-    """A difference between two arms that began with the same weights and read the same text, seed by seed."""
+    """A difference between two arms that start from the same weights and read the same text, paired by seed."""
 
     mean: Number
     """Mean over seeds."""
     ci95: tuple[Number, Number]
-    """Student's interval over the seeds; None of one seed."""
+    """Student's t interval over the seeds; None with one seed."""
     p: Number
-    """Two-sided paired t-test; None of fewer than two seeds."""
+    """p-value of the two-sided paired t-test; None with fewer than two seeds."""
     p_signs: Number
-    """Exact sign-flip test, two-sided; with S seeds never below 2 / 2^S, None with one."""
+    """p-value of the exact two-sided sign-flip test; with S seeds never below 2 / 2^S, None with one."""
     per_seed: dict[Seed, Number]
-    """The difference of each seed; None where a run failed."""
+    """The difference for each seed; None if a run failed."""
     n: int
-    """Seeds."""
+    """Number of seeds."""
 
 
 class Result(Record):
-    """A study's outcome: what all studies report. A study's own class adds what only that study finds."""
+    """The result of a study: the fields that all studies share. A study's own class adds its own fields."""
 
     schema_version: Literal[2] = Field(default=RESULT_SCHEMA, alias="schema")
-    """Version of this schema, 2. It changes when fields come, go or change their meaning; older files are migrated when
-    they are read."""
+    """Version of this schema, 2. It changes when fields are added, removed or change their meaning; older files are
+    migrated when they are read."""
     dualform: str
-    """Version that wrote the file."""
+    """Version of dualform that wrote the file."""
     study: str
     """`comparison`, `stability`, `selection`, `folding`, `momentum` or `regression`."""
     config: dict[str, Any]
     """The settings, as in `config.yaml`."""
     environment: dict[str, Any]
-    """What may differ between two equal runs, as do the seconds of `cost`: `python`, versions of `torch`,
-    `transformers`, `peft`, `scikit-learn` and `scipy`, `platform`, `cores`, `threads`, `device`, `finished` (UTC),
-    `seconds`, `command` (null from Python); of a comparison also `control_seconds`, what its controls took in all."""
+    """The machine and time of the run, which may differ between runs with equal settings: `python`, versions of
+    `torch`, `transformers`, `peft`, `scikit-learn` and `scipy`, `platform`, `cores`, `threads`, `device`, `finished`
+    (UTC), `seconds`, `command` (null from Python); of a comparison also `control_seconds`, the total time of its
+    controls."""
     model: dict[str, Any] = {}
     """`name`, `architecture`, `parameters`, `n_layers`, `n_heads`, `d_model`, `dtype`, `route`, `revision` (on the
-    hub), `vocabulary`, `notes` (what is known of how it was loaded; also among `warnings`), `inputs` (digest of
-    weights, texts and labels), of a selection or a folding study also `refused_routes`; of a stability study `name`
-    alone, the rest stands with each of its models."""
+    hub), `vocabulary`, `notes` (on how it was loaded; also among `warnings`), `inputs` (digest of weights, texts and
+    labels); of a selection or a folding study also `refused_routes`; of a stability study only `name`, the rest is
+    given with each of its models."""
     task: dict[str, Any] = {}
-    """`name`, `source`, `label_words` (None for multiple choice), `labels` (label as the data name it → its label word,
-    in label order; None for multiple choice; absent in older files), `prompt` (one rendered example), `prompt_tokens`
-    (mean), `opening` (names of the tokens that begin every sequence), `separator` (its text; that of the
-    end-of-sequence token where it was used) and `separator_tokens` (they stand behind every demonstration, the last one
-    included), `n_report`, `report_split`, `n_selection`, `selection_split`, of a selection study also `n_untouched`."""
+    """`name`, `source`, `label_words` (None for multiple choice), `labels` (label in the data → its label word, in
+    label order; None for multiple choice; absent in older files), `prompt` (one rendered example), `prompt_tokens`
+    (mean), `opening` (names of the tokens that begin every sequence), `separator` (its text, or that of the
+    end-of-sequence token if that was used) and `separator_tokens` (they follow every demonstration, including the
+    last), `n_report`, `report_split`, `n_selection`, `selection_split`, of a selection study also `n_untouched`."""
     demonstrations: DemonstrationReport | None = None
-    """Which demonstrations were used."""
+    """The demonstrations that were used."""
     baselines: Baselines | None = None
-    """What answerers that read no query score on the reported queries; None in files written before there were any."""
+    """Scores of baselines that read no query; None in older files."""
     accuracy: dict[Learner, Accuracy] = {}
     """Accuracy of each learner."""
     predictions: dict[Learner, Predictions] = {}
-    """What each learner answers."""
+    """Answers of each learner."""
     similarity: dict[Measure, Similarity] = {}
     """Similarity by each measure."""
     controls: dict[Control, dict[Measure, Similarity]] = {}
@@ -429,45 +427,44 @@ class Result(Record):
     calibrated: dict[Measure, Calibrated] = {}
     """Calibrated score of each measure that has both a floor and a ceiling."""
     tests: list[PairedTest] = []
-    """Every pair of learners."""
+    """Paired test of each pair of learners."""
     rate_sweep: list[SweepPoint] = []
-    """Finetuning at each rate of the grid, lowest first; empty without the control `rates`."""
+    """Finetuning at each learning rate of the grid, lowest first; empty without the control `rates`."""
     precision: dict[Learner, Rounding] = {}
-    """How far the numbers of `ft` depend on rounding; empty with `rounding: none`, and in files written before there
-    was such a measurement."""
+    """How much the numbers of `ft` depend on rounding; empty with `rounding: none`, and in older files."""
     cost: dict[Learner, Cost] = {}
-    """What each learner costs."""
+    """Cost of each learner."""
     against_icl: dict[Learner, PromptingComparison] = {}
-    """Each learner but `icl` compared with it, where `zsl` and `icl` were run."""
+    """Each other learner compared with `icl`, if `zsl` and `icl` were run."""
     fold: FoldReport | None = None
     """How the prompt was folded; None without the learner `fold`."""
     trials: list[Trial] = []
-    """Every learning rate tried, those of controls with rates of their own included."""
+    """Every learning rate tried, including those of controls with a learning rate of their own."""
     own: dict[str, Any] = {}
-    """What a study of another package found, under names of its own choice."""
+    """Results of a study from another package, under names of its choice."""
     warnings: list[str] = []
-    """What to know before believing the numbers, in plain sentences."""
+    """What to consider before relying on the numbers, one sentence each."""
 
     def to_json(self) -> str:
-        """The text of `result.json`, `schema` first."""
+        """The text of `result.json`, with `schema` first."""
         return self.model_dump_json(by_alias=True, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "Result":
-        """Read `result.json`, written by this version of dualform or an older one.
+        """Read the text of `result.json`, written by this version of dualform or an older one.
 
         Returns:
-            A result of the study's own class; of a study that is not installed here, one that keeps all of its fields.
+            A result of the study's own class; for a study that is not installed, one that keeps all its fields.
 
         Raises:
-            ConfigError: A newer version of dualform wrote it.
+            ConfigError: The file was written by a newer version of dualform.
             ValueError: The text is damaged, or does not follow the schema (`pydantic.ValidationError`).
         """
         return read_result(from_json(text))
 
 
 class ResultOfAbsentStudy(Result):
-    """The result of a study that no installed package has; fields that only that study knows are kept unread."""
+    """The result of a study that is not installed; fields that only that study defines are kept unvalidated."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -481,18 +478,14 @@ def read_result(fields: Any) -> Result:
 
 
 def result_class(study: Any) -> type[Result]:
-    """The class of a study's results.
-
-    Args:
-        study: As in `result.json`.
-    """
-    # Found by name, because studies stand above this module.
+    """The class of a study's results, by its name in `result.json`."""
+    # Use the registry, because this module must not import the studies.
     studies = Registry[Any]("dualform.studies", "study", object)
-    found: type[Result] = next((one.result() for one in studies if one.result_name == study), ResultOfAbsentStudy)
-    return found
+    matching: type[Result] = next((each.result() for each in studies if each.result_name == study), ResultOfAbsentStudy)
+    return matching
 
 
 AnyResult = Annotated[
-    SerializeAsAny[Result], BeforeValidator(lambda found: read_result(found) if isinstance(found, dict) else found)
+    SerializeAsAny[Result], BeforeValidator(lambda value: read_result(value) if isinstance(value, dict) else value)
 ]
-"""A result inside another record, of any study and any known version."""
+"""A result inside another record, of any study and any known schema version."""

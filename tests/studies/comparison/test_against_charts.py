@@ -7,7 +7,7 @@ import pytest
 from dualform.report.charts.saving import save_chart
 from dualform.report.palette import LEARNERS, SPARE_COLOURS
 from dualform.result import Accuracy, Cost
-from dualform.studies.comparison.against_charts import APART, KEPT, cost_accuracy_chart
+from dualform.studies.comparison.against_charts import CACHED, SPACING, cost_accuracy_chart
 from tests.report.chart_rows import held
 from tests.report.example_result import empty_result, example_result, old_result
 
@@ -44,8 +44,8 @@ def test_every_learner_with_a_cost_has_one_point_and_icl_two():
     assert points == pytest.approx(
         {
             ("zsl", ""): 8.4e12,
-            ("icl", "prompt read anew"): 3.3e14,
-            ("icl", KEPT): 1.21e13,
+            ("icl", "prompt re-read"): 3.3e14,
+            ("icl", CACHED): 1.21e13,
             ("ft", ""): 8.4e12,
             ("lora", ""): 8.4e12,
             ("fold", ""): 8.41e12,
@@ -63,13 +63,13 @@ def test_the_two_points_of_a_prompt_are_joined_by_a_line():
 def test_only_the_kept_prompt_is_hollow():
     dots = [layer for layer in layers_of(cost_accuracy_chart(example_result())) if layer["mark"]["type"] == "point"]
     hollow = [dot["data"]["values"][0]["reading"] for dot in dots if not dot["mark"]["filled"]]
-    assert hollow == [KEPT]
+    assert hollow == [CACHED]
 
 
 def test_learners_of_nearly_equal_cost_stand_beside_one_another_and_others_where_they_are():
-    assert shifts(zsl=1e9, fold=1.01e9, icl=1e11) == {"zsl": -APART / 2, "fold": APART / 2, "icl": 0}
+    assert shifts(zsl=1e9, fold=1.01e9, icl=1e11) == {"zsl": -SPACING / 2, "fold": SPACING / 2, "icl": 0}
     assert set(shifts(zsl=1e9, fold=1e10, icl=1e11).values()) == {0}
-    assert shifts(zsl=1e9, ft=1e9, fold=1e9) == {"zsl": -APART, "ft": 0, "fold": APART}
+    assert shifts(zsl=1e9, ft=1e9, fold=1e9) == {"zsl": -SPACING, "ft": 0, "fold": SPACING}
 
 
 def test_fewer_than_two_points_are_no_chart():

@@ -50,7 +50,7 @@ def test_the_only_learner_that_none_beats_is_recommended_and_its_lead_is_weighed
 def test_of_learners_that_are_not_separated_the_cheapest_is_recommended():
     said = which_to_use(compared(0.4, icl=(0.6, 0.8), ft=(0.58, 0.78), fold=(0.6, 0.79)))
     assert said.startswith("Use finetuning: it answers 68 % (58 to 78 %)")
-    assert "not separated from in-context learning (70 %) and folding (70 %)" in said
+    assert "not significantly different from in-context learning (70 %) and folding (70 %)" in said
 
 
 def test_a_learner_that_may_be_guessing_is_not_recommended_for_being_cheap():
@@ -61,7 +61,7 @@ def test_a_learner_that_may_be_guessing_is_not_recommended_for_being_cheap():
 
 def test_nothing_is_recommended_where_nothing_answers_better_than_guessing():
     said = which_to_use(compared(icl=(0.4, 0.6), ft=(0.45, 0.55)))
-    assert said.startswith("None can be recommended: no learner is shown")
+    assert said.startswith("No recommendation: no learner is significantly better than")
     assert "50.0 %" in said
 
 
@@ -69,7 +69,7 @@ def test_without_intervals_or_with_few_answers_nobody_is_sure():
     bare = {
         key: Accuracy(mean=mean, ci95=(None, None), n=900, per_seed={}) for key, mean in (("icl", 0.8), ("ft", 0.7))
     }
-    assert "without intervals" in which_to_use(empty_result(accuracy=bare))
+    assert "intervals are missing" in which_to_use(empty_result(accuracy=bare))
     few = {key: accuracy(0.5, 1.0, n=4) for key in ("icl", "ft")}
     assert "Too few answers" in which_to_use(empty_result(accuracy=few))
     assert which_to_use(empty_result()) == ""
@@ -81,10 +81,10 @@ def test_without_intervals_or_with_few_answers_nobody_is_sure():
         ((0.1, 0.3), "In part"),
         ((0.4, 1.1), "Yes"),
         ((-0.1, 0.2), "Not shown"),
-        ((-0.1, 1.2), "Not known"),
+        ((-0.1, 1.2), "Inconclusive"),
         ((-0.3, -0.1), "No:"),
         ((0.01, 0.04), "Hardly"),
-        ((None, None), "Not known"),
+        ((None, None), "Inconclusive"),
     ],
 )
 def test_whether_context_acts_like_finetuning_follows_the_interval_of_its_place(interval, word):

@@ -267,7 +267,7 @@ def test_the_calibrated_axis_always_shows_floor_and_ceiling():
 def test_the_sweep_begins_with_accuracy_and_length_and_marks_the_chosen_rate():
     rows = drawn(sweep_chart(example_result()))
     named = list(dict.fromkeys(row["what"] for row in rows if "what" in row))
-    assert named[:3] == ["accuracy of finetuning", "length of FT's change / ICL's", "SimAOU"]
+    assert named[:3] == ["accuracy of finetuning", "length of FT's update / ICL's", "SimAOU"]
     assert {row["at"] for row in rows if "at" in row} == {0.001}
     assert {row["rate"] for row in rows if "rate" in row} == {1e-4, 1e-3, 1e-2, 5e-2}
 

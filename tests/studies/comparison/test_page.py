@@ -262,7 +262,7 @@ def test_a_measure_stands_beside_its_floor_its_ceiling_and_what_could_have_been_
 def test_the_table_of_all_controls_is_folded_away_and_holds_every_one(page):
     assert "details" in {tag for tag, attributes in page.tags if attributes.get("id") == "controls"}
     text = " ".join(" ".join(page.text).split())
-    table = text[text.index("All controls, measure by measure") : text.index("Layer by layer")]
+    table = text[text.index("All controls by measure") : text.index("Layer by layer")]
     for shown in ("floors", "comparisons", "ceilings", "random weight change", "FT of the MLPs", "FT, other order"):
         assert shown in table
     assert "accuracy of the control's learner" in table
@@ -273,7 +273,7 @@ def test_pairs_say_what_five_seeds_can_show(page):
     text = " ".join(" ".join(page.text).split())
     assert "With 5 seeds a p-value over demonstrations is at least 0.0625, so no difference" in text
     assert "No correction is made for there being 15 pairs." in text
-    assert "in-context (ICL) less zero-shot +20.9 +18.1 to +23.7 < 0.001 0.0625 4.0 2,000" in text
+    assert "in-context (ICL) minus zero-shot +20.9 +18.1 to +23.7 < 0.001 0.0625 4.0 2,000" in text
 
 
 def test_words_of_the_scales_are_explained_where_they_are_used(page):
@@ -363,6 +363,6 @@ def test_every_subset_of_learners_makes_a_page(keys):
 
 
 def test_words_of_the_choice_are_explained_where_they_are_used(page):
-    words = {"agreement with ICL", "recovered", "cheaper after", "read anew, kept"}
+    words = {"agreement with ICL", "share of ICL's gain", "cheaper after", "re-read, cached"}
     assert words <= {text.strip() for text in page.text}
     assert not words & {text.strip() for text in Page(render_page(old_result())).text}

@@ -1,7 +1,4 @@
-"""Accuracy against what a thousand queries cost, prompting drawn twice: read anew and kept.
-
-None where the result has nothing to draw; text enters as data only.
-"""
+"""The chart of accuracy against the cost of a thousand queries."""
 
 import math
 from typing import Any
@@ -17,22 +14,22 @@ from dualform.report.palette import learner_style, learners_in_order
 from dualform.result import Result
 
 QUERIES = 1000
-"""Queries whose cost is drawn."""
+"""Number of queries whose cost is drawn."""
 
 HEIGHT = 250
-APART = 9
-"""Pixels between learners of nearly equal cost, whose points would lie on one another."""
+SPACING = 9
+"""Pixels between learners of nearly equal cost, whose points would otherwise overlap."""
 NEAR = 0.05
-"""Costs count as nearly equal when they lie closer than this part of the axis."""
+"""Costs closer than this share of the axis are nearly equal."""
 
-ANEW, KEPT = "prompt read anew", "keys and values kept"
+REREAD, CACHED = "prompt re-read", "keys and values cached"
 
 
 def cost_accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
     """Mean accuracy with 95 % interval against the operations of a thousand queries, on a log axis.
 
-    One point a learner; in-context learning has a second, hollow one for a prompt whose keys and values are kept,
-    joined to the first by a thin line. None with fewer than two points.
+    In-context learning has two points joined by a line: one for a prompt that is re-read with every query, and a hollow
+    one for a prompt whose keys and values are cached. None with fewer than two points.
     """
     rows = [row for key in learners_in_order(result.accuracy) for row in _rows(key, result)]
     if len(rows) < 2:
@@ -63,47 +60,53 @@ def cost_accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
     )
     pair = [(row, shift) for row, shift in zip(rows, shifts, strict=True) if row["reading"]]
     if len(pair) > 1:
-        (anew, start), (kept, end) = pair
-        joined = [anew | {"cost_kept": kept["cost"]}]
-        plot.links(joined, "cost_kept", width=1.2, opacity=0.7, xOffset=start, x2Offset=end)
+        (reread, start), (cached, end) = pair
+        plot.links(
+            [reread | {"cost_cached": cached["cost"]}],
+            "cost_cached",
+            width=1.2,
+            opacity=0.7,
+            xOffset=start,
+            x2Offset=end,
+        )
     for row, shift in zip(rows, shifts, strict=True):
         plot.intervals([row], width=2.5, xOffset=shift)
-        plot.dots([row], size=80, shape="circle", filled=row["reading"] != KEPT, strokeWidth=2, aside=shift)
+        plot.dots([row], size=80, shape="circle", filled=row["reading"] != CACHED, strokeWidth=2, aside=shift)
         if row["reading"]:
-            words = row | {"words": "kept" if row["reading"] == KEPT else "read anew"}
-            plot.texts([words], "words", field="low", baseline="top", dy=5, xOffset=shift)
+            label = row | {"label": "cached" if row["reading"] == CACHED else "re-read"}
+            plot.texts([label], "label", field="low", baseline="top", dy=5, xOffset=shift)
     return plot.chart(height=HEIGHT)
 
 
 def _rows(key: str, result: Result) -> list[dict[str, Any]]:
-    """The points of one learner: one, or two for a prompt; none without accuracy or cost."""
+    """The points of one learner: two for ICL, one for others, none without accuracy or cost."""
     row = interval_row(result.accuracy[key])
     if row is None or key not in result.cost:
         return []
     cost = result.cost[key]
-    readings = [("", cost.flops)] if key != "icl" else [(ANEW, cost.flops), (KEPT, cost.kept_flops)]
-    about = {"key": key, "learner": learner_style(key).title, "adapt": finite(cost.adapt_flops)}
+    readings = [("", cost.flops)] if key != "icl" else [(REREAD, cost.flops), (CACHED, cost.kept_flops)]
+    common = {"key": key, "learner": learner_style(key).title, "adapt": finite(cost.adapt_flops)}
     return [
-        about | {"reading": reading, "cost": QUERIES * flops, "accuracy": row["mean"]} | row
+        common | {"reading": reading, "cost": QUERIES * flops, "accuracy": row["mean"]} | row
         for reading, value in readings
-        # A log axis has no place for a cost of nothing.
+        # A log axis cannot show zero.
         if (flops := finite(value)) is not None and flops > 0
     ]
 
 
 def _shifts(costs: list[float]) -> list[float]:
-    """Pixels by which each point stands aside, so that those of nearly equal cost do not hide one another."""
-    places = [math.log10(cost) for cost in costs]
-    near = NEAR * (max(places) - min(places))
+    """Horizontal shift of each point in pixels, so that points of nearly equal cost do not overlap."""
+    logs = [math.log10(cost) for cost in costs]
+    near = NEAR * (max(logs) - min(logs))
     groups: list[list[int]] = []
-    for number in sorted(range(len(places)), key=lambda each: places[each]):
-        if groups and places[number] - places[groups[-1][-1]] <= near:
-            groups[-1].append(number)
+    for index in sorted(range(len(logs)), key=lambda index: logs[index]):
+        if groups and logs[index] - logs[groups[-1][-1]] <= near:
+            groups[-1].append(index)
         else:
-            groups.append([number])
+            groups.append([index])
     shifts = [0.0] * len(costs)
     for group in groups:
-        # In the learners' order, whatever the tiny differences of cost.
-        for place, number in enumerate(sorted(group)):
-            shifts[number] = APART * (place - (len(group) - 1) / 2)
+        # Within a group the learners keep their usual order.
+        for place, index in enumerate(sorted(group)):
+            shifts[index] = SPACING * (place - (len(group) - 1) / 2)
     return shifts

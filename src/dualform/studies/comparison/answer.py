@@ -1,4 +1,4 @@
-"""The two sentences of the first screen: which learner to use, and whether context acts like finetuning."""
+"""The page's two leading sentences: which learner to use, and whether context acts like finetuning."""
 
 from dualform.report.measures import in_order
 from dualform.report.numerals import finite, known
@@ -13,7 +13,7 @@ from dualform.studies.fold import words as fold_words
 from dualform.studies.paired_words import HOLDS_FOR, generality, paired_test
 
 MOST_MEASURES = 5
-"""Measures of the first chart of similarity."""
+"""Most measures in the first chart of similarity."""
 
 PREFERRED = (
     "sim_aou_raw",
@@ -25,17 +25,17 @@ PREFERRED = (
     "agreement",
     "rec2ftp",
 )
-"""Measures of that chart, the most telling first."""
+"""Measures to put into that chart, the most informative first."""
 
 
 def which_to_use(result: Result) -> str:
-    """One sentence: which learner to use, and how sure that is; empty without accuracies.
+    """One sentence that recommends a learner and states the evidence; empty without accuracies.
 
-    Of the learners that no other is shown to beat, and that are shown to answer better than guessing, it is the one
-    whose queries cost the fewest operations.
+    Recommended is the learner with the fewest operations a query, among those that are better than guessing and that no
+    other learner is shown to beat.
 
     Args:
-        result: Any result; what is written by `dualform fold` is judged as that fold.
+        result: Any result; for one written by `dualform fold`, the sentence is about the fold.
     """
     folded = fold_words.headlines(result)
     if folded:
@@ -44,56 +44,52 @@ def which_to_use(result: Result) -> str:
     if not keys:
         return next(iter(headlines(result)), "")
     if any(is_few(result.accuracy[key]) for key in keys):
-        return f"Too few answers to choose by: {_shares(result, keys)} are correct."
+        return f"Too few answers for a recommendation: {_shares(result, keys)} are correct."
     if majority_level(result) == 1.0:
-        return "Nothing can be chosen here: every reported query has the same right answer."
-    judged = [above_guessing(result, key) for key in keys]
-    if all(each is False for each in judged):
+        return "No recommendation: every reported query has the same right answer."
+    if all(above_guessing(result, key) is False for key in keys):
         none = "no learner is" if len(keys) > 1 else f"{learner_noun(keys[0])} is not"
-        return f"None can be recommended: {none} shown to answer better than {guessing_phrase(result)}."
+        return f"No recommendation: {none} significantly better than {guessing_phrase(result)}."
     if len(keys) == 1:
         return (
             f"Only {learner_noun(keys[0])} was run: it answers {share_in_prose(result.accuracy[keys[0]])} of the "
             "queries correctly."
         )
-    left = not_beaten(result, keys)
-    # Not shown to be beaten is little where it is not shown to beat guessing either.
-    choices = [key for key in left if above_guessing(result, key) is not False] or left
-    best = _cheapest(result, choices)
-    rest = [key for key in choices if key != best]
-    unknown = any(compare_accuracy(result, best, other) is None for other in keys if other != best)
+    unbeaten = not_beaten(result, keys)
+    # A noisy learner may be unbeaten and still be guessing.
+    candidates = [key for key in unbeaten if above_guessing(result, key) is not False] or unbeaten
+    best = _cheapest(result, candidates)
+    rest = [key for key in candidates if key != best]
     accuracy = f"it answers {share_in_prose(result.accuracy[best])} of the queries correctly"
     if not rest:
         return f"Use {_use(best)}: {accuracy}, {_lead(result, best, keys)}."
     level = _shares(result, rest)
-    if unknown:
-        return (
-            f"Use {_use(best)}, but without intervals nobody can say how sure that is: {accuracy}; next to it, {level}."
-        )
+    if any(compare_accuracy(result, best, other) is None for other in keys if other != best):
+        return f"Use {_use(best)}, with unknown confidence because intervals are missing: {accuracy}, next to {level}."
     why = "its queries cost the fewest operations" if best in result.cost else "it comes first"
-    behind = [key for key in keys if key not in left]
+    behind = [key for key in keys if key not in unbeaten]
     others = f"; {_behind(result, best, behind)}" if behind else ""
-    return f"Use {_use(best)}: {accuracy}, not separated from {level}, and of these {why}{others}."
+    return f"Use {_use(best)}: {accuracy}, not significantly different from {level}, and of these {why}{others}."
 
 
 def acts_alike(result: Result) -> str:
-    """One sentence: how similar the updates by context and by finetuning are; empty where nothing was measured."""
+    """One sentence on how similar the updates by ICL and by finetuning are; empty if similarity was not measured."""
     judged = judged_by(result)
     if judged is None:
         return ""
     key, name = judged
     place = result.calibrated[key]
     if finite(place.mean) is None:
-        return f"This run cannot tell: {name} scores no higher for the same thing twice than for nothing learned."
-    scale = "on a scale from 0, nothing learned, to 1, the same thing twice"
+        return f"Inconclusive: the ceiling of {name} is not above its floor."
     return (
-        f"{_short_answer(place.ci95)}: {scale}, the changes that context and finetuning make to the attention output "
-        f"are similar to a degree of {score_in_prose(place, most=2)} by {name}; {judgement(place)}."
+        f"{_short_answer(place.ci95)}: on a scale from 0 (floor, nothing learned) to 1 (ceiling, the same learner "
+        "twice), the changes of the attention output by context and by finetuning have a similarity of "
+        f"{score_in_prose(place, most=2)} ({name}); {judgement(place)}."
     )
 
 
 def first_measures(result: Result) -> list[str]:
-    """The measures of the first chart of similarity: at most five, those with a place between floor and ceiling."""
+    """The measures of the first chart of similarity: at most five, each with a place between floor and ceiling."""
     placed = [
         key
         for key in in_order(result.calibrated)
@@ -106,31 +102,31 @@ def first_measures(result: Result) -> list[str]:
 def _short_answer(interval: object) -> str:
     ends = known(interval)
     if ends is None:
-        return "Not known"
+        return "Inconclusive"
     low, high = ends
     if high < 0:
         return "No"
     if low <= 0:
-        return "Not known" if high >= 1 else "Not shown"
-    return "Yes, as far as it can be measured" if high >= 1 else "In part" if low >= 0.05 or high >= 0.05 else "Hardly"
+        return "Inconclusive" if high >= 1 else "Not shown"
+    return "Yes, as far as it can be measured" if high >= 1 else "In part" if high >= 0.05 else "Hardly"
 
 
 def _cheapest(result: Result, keys: list[str]) -> str:
-    """Of some learners the one with the fewest operations a query; without costs, the most accurate one."""
+    """The learner with the fewest operations a query; without costs, the most accurate one."""
 
-    def order(key: str) -> tuple[float, float]:
+    def cost_then_accuracy(key: str) -> tuple[float, float]:
         flops = finite(result.cost[key].flops) if key in result.cost else None
         return (float("inf") if flops is None else flops, -(finite(result.accuracy[key].mean) or 0.0))
 
-    return min(keys, key=order)
+    return min(keys, key=cost_then_accuracy)
 
 
 def _lead(result: Result, best: str, keys: list[str]) -> str:
-    """By how much the chosen learner is ahead of the next, and what that holds for."""
+    """By how much the recommended learner is ahead of the next, and what that holds for."""
     others = [key for key in keys if key != best]
     closest = max(others, key=lambda key: finite(result.accuracy[key].mean) or 0.0)
     if compare_accuracy(result, best, closest) != 1:
-        return f"and the others are not shown to answer better than {guessing_phrase(result)}"
+        return f"and the others are not significantly better than {guessing_phrase(result)}"
     tests = [paired_test(result, best, key) for key in others]
     next_best = paired_test(result, best, closest)
     gap = (finite(result.accuracy[best].mean) or 0.0) - (finite(result.accuracy[closest].mean) or 0.0)
@@ -142,10 +138,10 @@ def _lead(result: Result, best: str, keys: list[str]) -> str:
 
 
 def _behind(result: Result, best: str, keys: list[str]) -> str:
-    """Who is less accurate, and what that holds for."""
+    """Which learners are less accurate, and what that holds for."""
     tests = [paired_test(result, best, key) for key in keys]
     kinds = {generality(test) for test in tests if test is not None}
-    # Of several, the weakest claim; some may be beaten by another learner than the chosen one alone.
+    # Claim only what holds for all of them; some may be beaten by a learner other than the recommended one.
     weakest = next((kind for kind in ("queries", "demonstrations", "both") if kind in kinds), None)
     holds = f", which holds {HOLDS_FOR[weakest]}" if weakest and "neither" not in kinds and None not in tests else ""
     return f"{learner_nouns(keys)} {'is' if len(keys) == 1 else 'are'} less accurate{holds}"

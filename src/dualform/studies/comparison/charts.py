@@ -1,7 +1,7 @@
-"""A result as charts: one function a chart, each None where the result has nothing to draw.
+"""The charts of a comparison, one function each; a function returns None if the result has nothing to draw.
 
-One definition serves the interactive page and the figure in a paper (`report.charts.saving.save_chart`). Text from data
-sets enters as data only, never as a field name or an expression.
+The same charts serve the interactive page and figures of papers (`report.charts.saving.save_chart`). Text from data
+sets is passed as data only, never as a field name or an expression.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,17 @@ from dualform.studies.paired_words import LEVEL
 PANEL: Size = {"width": 220, "height": 150}
 """Pixels of one small multiple."""
 LABELS_SHOWN = 8
-"""Labels with a colour of their own in the chart of predictions; the rest are drawn as one."""
+"""Most labels with a colour of their own in the chart of predictions; the rest share one."""
 OTHER_LABELS = "all others"
 TRUE_LABELS = "right answers"
-"""Row of the same chart: how often each label is the right one."""
+"""Row of the same chart: how often each label is right."""
 
-# Light and dark alternate along the cividis scale, so that neighbours differ in lightness and need no hue.
+# Light and dark alternate along the cividis scale, so that neighbours can be distinguished by lightness alone.
 LABEL_COLOURS = ("#3A5A94", "#C9B458", "#5D6D8A", "#E7DDA0", "#24406F", "#A59C74", "#7B8795", "#D8D2B8")
 LABEL_INKS = ("#FFFFFF", "#111111", "#FFFFFF", "#111111", "#FFFFFF", "#111111", "#111111", "#111111")
 
 MOST_LABELS = 20
-"""Labels of the chart of accuracy by label; with more there is only the table."""
+"""Most labels in the chart of accuracy by label; with more, only the table is shown."""
 
 
 def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
@@ -62,14 +62,17 @@ def accuracy_chart(result: Result) -> alt.TopLevelMixin | None:
 
 
 def by_label_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Accuracy on the queries of each label with its 95 % interval, the learners below one another."""
+    """Accuracy of each learner on the queries of each label, with 95 % intervals."""
     keys = [key for key in learners_in_order(result.accuracy) if result.accuracy[key].per_label]
     labels = list(dict.fromkeys(label for key in keys for label in result.accuracy[key].per_label))
     rows = []
     for label, name in zip(labels, categories([_visible(label) for label in labels]), strict=True):
-        there = {key: result.accuracy[key].per_label[label] for key in keys if label in result.accuracy[key].per_label}
-        rows += [row | {"label": name} for row in dot_rows({learner_style(key).title: there[key] for key in there})]
-    # A label more would take no more than a row's height; beyond some twenty the table serves better.
+        recalls = {
+            learner_style(key).title: result.accuracy[key].per_label[label]
+            for key in keys
+            if label in result.accuracy[key].per_label
+        }
+        rows += [row | {"label": name} for row in dot_rows(recalls)]
     if not rows or len(labels) > MOST_LABELS:
         return None
     return share_chart(
@@ -82,7 +85,7 @@ def by_label_chart(result: Result) -> alt.TopLevelMixin | None:
 
 
 def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
-    """How often each learner answers each label, and how often it is right: a collapse is a bar of one colour."""
+    """How often each learner predicts each label; a learner that collapsed into one class is a bar of one colour."""
     bars_of: dict[str, Mapping[str, int]] = {
         learner_style(key).title: result.predictions[key].counts
         for key in learners_in_order(result.predictions)
@@ -97,17 +100,17 @@ def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
     for counts in bars_of.values():
         for label, n in counts.items():
             totals[label] = totals.get(label, 0) + n
-    shown = list(totals)
+    coloured = list(totals)
     if len(totals) > LABELS_SHOWN:
-        shown = sorted(totals, key=lambda label: -totals[label])[: LABELS_SHOWN - 1]
-    labels = categories([_visible(label) for label in shown], taken=[OTHER_LABELS])
-    named = dict(zip(shown, labels, strict=True))
-    rows = [row for title, counts in bars_of.items() for row in _prediction_rows(title, counts, named)]
-    labels += [OTHER_LABELS] if len(shown) < len(totals) else []
+        coloured = sorted(totals, key=lambda label: -totals[label])[: LABELS_SHOWN - 1]
+    labels = categories([_visible(label) for label in coloured], taken=[OTHER_LABELS])
+    chart_names = dict(zip(coloured, labels, strict=True))
+    rows = [row for title, counts in bars_of.items() for row in _prediction_rows(title, counts, chart_names)]
+    labels += [OTHER_LABELS] if len(coloured) < len(totals) else []
     plot = Plot(
         Numbers("start", "share of predictions", ".0%", domain=(0, 1)),
         Names("learner", list(bars_of)),
-        # Not the learners' colours: here a colour is a label.
+        # Colours stand for labels here, not for learners.
         colour=colours("label", dict(zip(labels, LABEL_COLOURS, strict=False)), legend(4, labelLimit=160)),
         hover=("learner", "label", ("share", ".1%"), ("predictions", ",")),
     )
@@ -118,71 +121,71 @@ def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
 
 
 def similarity_by_layer_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Each measure over the layers: mean, interval band, overall mean as a dashed line, its floor in grey.
+    """Each measure over the layers: mean with interval band, mean over layers as a dashed line, floor in grey.
 
-    Filled points are layers above the floor, hollow ones those not significantly above it, false discoveries over the
-    measure's layers accounted for. A measure without a floor of its own is compared with the random control.
+    Filled points are layers above the floor, at a false discovery rate of 5 % over the measure's layers; hollow points
+    are not significantly above it. A measure without a floor is compared with the random control.
     """
     keys = [key for key in in_order(result.similarity) if _any_number(result.similarity[key].per_layer)]
     return panels([_layer_panel(key, result) for key in keys], columns=3, gap=52, row_gap=74)
 
 
 def head_map_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Heat map of layer and head, one map for each measure that has heads, each on its own scale."""
-    drawn = []
+    """Heat maps of layer and head, one for each measure that has values by head, each on its own scale."""
+    maps = []
     for key in in_order(result.similarity):
         heads = result.similarity[key].per_head
         if heads and any(_any_number(row) for row in heads):
-            drawn.append(_head_panel(measure_of(key).title, heads))
-    chart = panels(drawn, columns=3, gap=52, row_gap=104)
+            maps.append(_head_panel(measure_of(key).title, heads))
+    chart = panels(maps, columns=3, gap=52, row_gap=104)
     return None if chart is None else chart.resolve_scale(color="independent")
 
 
 def trials_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Learning rate (log scale) against accuracy on the selection split, one line a seed; dropped rates crossed."""
-    drawn = []
+    """Accuracy on the selection split against learning rate (log scale), one line a seed."""
+    learner_panels = []
     for learner in learners_in_order(dict.fromkeys(trial.learner for trial in result.trials)):
-        # A seed that took the rate of another, or a control that took FT's, tried nothing: no point for it.
+        # A rate taken over from another seed, or from FT by a control, was not tried and has no point.
         trials = [
             trial
             for trial in result.trials
             if trial.learner == learner and trial.learning_rate > 0 and not _reused(trial)
         ]
         if trials:
-            drawn.append(_trial_panel(learner, trials))
-    return panels(drawn, columns=2, gap=70, row_gap=74)
+            learner_panels.append(_trial_panel(learner, trials))
+    return panels(learner_panels, columns=2, gap=70, row_gap=74)
 
 
 def layer_floor(key: str, result: Result) -> tuple[str, Similarity] | None:
-    """The control with which a measure's layers are compared, and what it scores: its floor, else the random one."""
-    named = [result.calibrated[key].control] if key in result.calibrated else []
-    for control in (*named, "random"):
-        found = result.controls.get(control, {}).get(key)
-        if found is not None and _any_number(found.per_layer):
-            return control, found
+    """The control with which a measure's layers are compared (its floor, else the random one), and its score."""
+    floors = [result.calibrated[key].control] if key in result.calibrated else []
+    for control in (*floors, "random"):
+        score = result.controls.get(control, {}).get(key)
+        if score is not None and _any_number(score.per_layer):
+            return control, score
     return None
 
 
 def trained_name(key: str) -> str:
-    """What was trained under `key`: a learner, or a control with a learning rate of its own."""
+    """Title of a learner, or of a control with a learning rate of its own."""
     return control_of(key).title if learner_style(key).title == key else learner_style(key).title
 
 
 def _reused(trial: Trial) -> bool:
-    """Whether a seed trained at a rate chosen elsewhere: it finished, and was not scored."""
+    """Whether the rate was chosen elsewhere: the training finished and was not scored."""
     return trial.status == "finished" and finite(trial.validation_accuracy) is None
 
 
-def _prediction_rows(title: str, counts: Mapping[str, int], named: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One bar, piece by piece; `named` are the labels with a colour of their own, each with its name in the chart."""
+def _prediction_rows(title: str, counts: Mapping[str, int], chart_names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The segments of one bar; `chart_names` maps each label with a colour of its own to its name in the chart."""
     total = sum(counts.values())
-    pieces = [(name, counts.get(label, 0)) for label, name in named.items()]
-    rest = total - sum(predicted for _, predicted in pieces)
+    segments = [(name, counts.get(label, 0)) for label, name in chart_names.items()]
+    rest = total - sum(predicted for _, predicted in segments)
     if rest:
-        pieces.append((OTHER_LABELS, rest))
+        segments.append((OTHER_LABELS, rest))
     rows = []
     start = 0.0
-    for (label, predicted), ink in zip(pieces, LABEL_INKS, strict=False):
+    for (label, predicted), ink in zip(segments, LABEL_INKS, strict=False):
         share = predicted / total
         rows.append(
             {
@@ -201,7 +204,7 @@ def _prediction_rows(title: str, counts: Mapping[str, int], named: Mapping[str, 
 
 
 def _visible(label: str) -> str:
-    """Label words begin with a space; in a legend that space says nothing. Nor may a word end or steer an SVG."""
+    """A label word without the space it begins with and without characters that could break an SVG."""
     return plain(label.strip()) or repr(label)
 
 
@@ -213,7 +216,7 @@ def _layer_panel(key: str, result: Result) -> alt.LayerChart:
     similarity, floor = result.similarity[key], layer_floor(key, result)
     rows = _layer_rows(measure_of(key).title, similarity, floor)
     tested = [row for row in rows if row["above"] is not None]
-    named = (("floor", "", control_of(floor[0]).title),) if floor is not None else ()
+    floor_hover = (("floor", "", control_of(floor[0]).title),) if floor is not None else ()
     plot = Plot(
         Numbers("layer", "layer", "d", nice=False, padding=6, ticks=6, grid=False),
         Numbers("mean", zero=True, ticks=4),
@@ -223,7 +226,7 @@ def _layer_panel(key: str, result: Result) -> alt.LayerChart:
             ("mean", ".3f"),
             *interval_hints(".3f"),
             ("overall", ".3f", "all layers"),
-            *named,
+            *floor_hover,
             *((("q", "", "q, above that control"),) if tested else ()),
         ),
     )
@@ -233,13 +236,13 @@ def _layer_panel(key: str, result: Result) -> alt.LayerChart:
     if (overall := finite(similarity.mean)) is not None:
         plot.thin(overall, strokeDash=[5, 4], color=MEASURE_COLOUR)
     if floor is not None:
-        beside = [{"layer": layer, "mean": finite(value)} for layer, value in enumerate(floor[1].per_layer or [])]
-        plot.line(beside, width=1.5, strokeDash=[2, 2], color=RULE_COLOUR)
+        floor_rows = [{"layer": layer, "mean": finite(value)} for layer, value in enumerate(floor[1].per_layer or [])]
+        plot.line(floor_rows, width=1.5, strokeDash=[2, 2], color=RULE_COLOUR)
     for above in (True, False):
-        # Sorted here and not by the chart: Vega warns of a layer in which nothing is left.
-        if some := [row for row in tested if row["above"] is above]:
-            plot.dots(some, size=26, filled=above, strokeWidth=1.2)
-    # Larger than what is seen, so that a pointer finds them.
+        # Filter here and not in the chart, because Vega warns about empty layers.
+        if layer_rows := [row for row in tested if row["above"] is above]:
+            plot.dots(layer_rows, size=26, filled=above, strokeWidth=1.2)
+    # Invisible larger dots make the points easier to hover over.
     plot.dots(rows, size=80, opacity=0)
     return plot.chart(**PANEL, title=measure_of(key).title, offset=8)
 
@@ -283,29 +286,29 @@ def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.LayerChart:
     )
     bar = legend(below=True, direction="horizontal", gradientLength=140, gradientThickness=8, tickCount=3)
     plot.cells([row for row in rows if row["mean"] is not None], heat_colours("mean", reach, bar))
-    # A layer of their own: within one layer Vega-Lite draws a missing number as zero.
+    # Missing numbers need a chart layer of their own; otherwise Vega-Lite draws them as zero.
     if missing := [row for row in rows if row["mean"] is None]:
         plot.cells(missing, color=MISSING_COLOUR)
     return plot.chart(width=PANEL["width"], height=min(360, max(120, 9 * layers)), title=title, offset=8)
 
 
 def _counted(field: str, n: int, most: int) -> Names:
-    """An axis of the numbers below `n`, about `most` of them written."""
-    every = list(range(n))
-    return Names(field, every, field, shown=every[:: max(1, n // most)])
+    """An axis of the numbers from 0 to `n - 1`, with about `most` labels."""
+    numbers = list(range(n))
+    return Names(field, numbers, field, shown=numbers[:: max(1, n // most)])
 
 
 def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.LayerChart:
-    found = [value for trial in trials if (value := finite(trial.validation_accuracy)) is not None]
-    # Dropped rates have no accuracy; they stand below all that have one.
-    floor = max(0.0, min(found, default=0.5) - 0.05)
+    accuracies = [value for trial in trials if (value := finite(trial.validation_accuracy)) is not None]
+    # Diverged and skipped rates have no accuracy; they are drawn below all others.
+    bottom = max(0.0, min(accuracies, default=0.5) - 0.05)
     rows: list[dict[str, Any]] = [
         {
             "learner": trained_name(learner),
             "seed": str(trial.seed),
             "learning_rate": trial.learning_rate,
             "accuracy": finite(trial.validation_accuracy),
-            "shown": floor if finite(trial.validation_accuracy) is None else finite(trial.validation_accuracy),
+            "shown": bottom if finite(trial.validation_accuracy) is None else finite(trial.validation_accuracy),
             "log_probability": finite(trial.validation_log_probability),
             "first_loss": finite(trial.first_loss),
             "last_loss": finite(trial.last_loss),
@@ -332,10 +335,10 @@ def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.LayerChart:
     )
     if scored := [row for row in rows if row["accuracy"] is not None]:
         plot.line(scored, alt.Detail("seed:N"), width=1.2, opacity=0.45)
-    for status, size in (("finished", 36), ("", 120)):
-        # The chosen ones stand out, and a cross needs room to be read as one.
-        if some := [row for row in rows if (row["status"] == "finished") == bool(status)]:
-            plot.dots(some, shapes("status", statuses), size=size, opacity=0.9)
+    # Chosen, diverged and skipped rates are drawn larger than the others.
+    for finished, size in ((True, 36), (False, 120)):
+        if dots := [row for row in rows if (row["status"] == "finished") == finished]:
+            plot.dots(dots, shapes("status", statuses), size=size, opacity=0.9)
     return plot.chart(width=PANEL["width"] + 60, height=PANEL["height"], title=trained_name(learner), offset=8)
 
 

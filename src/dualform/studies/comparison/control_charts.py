@@ -1,6 +1,6 @@
-"""Similarity between its controls as charts: raw scores in their bands, the same on one scale, and over step sizes.
+"""Charts of similarity and its controls: raw scores, calibrated scores, and scores by learning rate.
 
-As in `charts`: each is None where the result has nothing to draw, and text enters as data only.
+As in `charts`, a function returns None if the result has nothing to draw, and text is passed as data only.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,23 +21,23 @@ from dualform.result import Calibrated, Estimate, Result
 from dualform.studies.comparison.charts import learning_rates
 
 SCORE_COLOUR = "#3D7A8A"
-"""Of what this run scores."""
+"""Colour of this run's scores."""
 
 KIND_SHAPES = {"floors": "triangle-up", "comparisons": "diamond", "ceilings": "square"}
 KIND_COLOURS = {"floors": "#B0762F", "comparisons": "#8C6BB1", "ceilings": "#4A90C2"}
-"""Of the controls, by kind: no colour of a learner, and distinguished without colour."""
+"""Colours of the controls by kind; none is the colour of a learner, and the shapes differ too."""
 
 BAND_ROW = 46
-"""Pixels of a row: the name of the floor above, the score, its controls below."""
+"""Pixels of a row: the name of the floor, the score, and the controls below it."""
 SCALE_ROW = 34
 LEFTMOST, RIGHTMOST = -1.0, 2.0
-"""Ends of the calibrated axis; what lies beyond is marked at its edge."""
+"""Ends of the calibrated axis; values beyond are marked at its edge."""
 
 
 def band_chart(result: Result) -> alt.TopLevelMixin | None:
-    """Each measure's score with its interval, in the band from its floor to its ceiling, all controls below it.
+    """Each measure's score with its interval, in the band from its floor to its ceiling, with all controls below it.
 
-    Measures that can lie outside [-1, 1] are left to the table: one axis serves all.
+    Measures outside [-1, 1] are omitted, because all share one axis.
     """
     keys = [
         key
@@ -63,18 +63,18 @@ def band_chart(result: Result) -> alt.TopLevelMixin | None:
         hover: list[Hint] = [
             "measure",
             ("control", "", "floor"),
-            ("floor_text", "", "it scores"),
+            ("floor_text", "", "score of the floor"),
             ("ceiling_text", "", "ceiling"),
-            ("place", "", "place between them"),
+            ("place", "", "calibrated"),
         ]
         plot.bars(bands, start="floor", end="ceiling", hover=hover, height=18, opacity=0.24, color=MEASURE_COLOUR)
         for end in ("floor", "ceiling"):
             plot.ticks(bands, field=end, thickness=2, size=18, color=MEASURE_COLOUR, hover=hover)
-        name: Look = {"align": "left", "baseline": "bottom", "dy": -10, "fontSize": 10, "color": MEASURE_COLOUR}
-        plot.texts(bands, "control", field="floor", hover=hover, **name)
+        style: Look = {"align": "left", "baseline": "bottom", "dy": -10, "fontSize": 10, "color": MEASURE_COLOUR}
+        plot.texts(bands, "control", field="floor", hover=hover, **style)
     if controls:
         kinds = [name for _, name in KINDS if any(row["kind"] == name for row in controls)]
-        # One field, one title, one domain: both encodings share a legend.
+        # Shape and colour encode the same field with the same domain, so that they share one legend.
         key = legend(3, below=True, direction="horizontal", columnPadding=6)
         plot.dots(
             controls,
@@ -82,7 +82,7 @@ def band_chart(result: Result) -> alt.TopLevelMixin | None:
             colours("kind", {kind: KIND_COLOURS[kind] for kind in kinds}, key),
             size=42,
             opacity=0.85,
-            # Below the score, so that neither hides the other.
+            # Below the score, so that they do not overlap.
             aside=15,
             hover=(
                 "measure",
@@ -91,7 +91,7 @@ def band_chart(result: Result) -> alt.TopLevelMixin | None:
                 "score",
                 ("interval", "", "95 % interval"),
                 ("n", ","),
-                ("place", "", "this run, were it the floor"),
+                ("place", "", "calibrated with it as floor"),
             ),
         )
     plot.intervals(scores, width=4)
@@ -100,11 +100,11 @@ def band_chart(result: Result) -> alt.TopLevelMixin | None:
 
 
 def calibrated_chart(result: Result, only: Sequence[str] | None = None) -> alt.TopLevelMixin | None:
-    """Each measure's place between its floor, 0, and its ceiling, 1, on one axis that is cut at -1 and 2.
+    """Each measure on the scale from its floor, 0, to its ceiling, 1; the axis is cut at -1 and 2.
 
     Args:
-        result: Of a comparison.
-        only: The measures that are drawn; all without it.
+        result: Result of a comparison.
+        only: The measures to draw; None draws all.
     """
     places = {
         key: row
@@ -140,13 +140,13 @@ def calibrated_chart(result: Result, only: Sequence[str] | None = None) -> alt.T
 
 
 def place_axis(values: Iterable[float]) -> tuple[float, float]:
-    """Ends of an axis of places: floor and ceiling are always on it, and nothing beyond -1 and 2 is."""
-    found = [*values]
-    return max(LEFTMOST, min(-0.15, *found) - 0.05), min(RIGHTMOST, max(1.15, *found) + 0.05)
+    """Ends of an axis of calibrated values: it always includes 0 and 1 and never exceeds -1 and 2."""
+    ends = [*values]
+    return max(LEFTMOST, min(-0.15, *ends) - 0.05), min(RIGHTMOST, max(1.15, *ends) + 0.05)
 
 
 def sweep_chart(result: Result) -> alt.TopLevelMixin | None:
-    """FT's accuracy, the length of its change and each measure against the learning rate, one panel each."""
+    """FT's accuracy, the length of its update and each measure against the learning rate, one panel each."""
     points = sorted(
         (point for point in result.rate_sweep if point.learning_rate > 0), key=lambda point: point.learning_rate
     )
@@ -155,20 +155,20 @@ def sweep_chart(result: Result) -> alt.TopLevelMixin | None:
     measures = in_order(dict.fromkeys(key for point in points for key in point.similarity))
     chosen = sorted({trial.learning_rate for trial in result.trials if trial.learner == "ft" and trial.chosen})
     rates = [point.learning_rate for point in points]
-    named: list[tuple[str, list[Estimate | None], str, bool]] = [
+    curves: list[tuple[str, list[Estimate | None], str, bool]] = [
         ("accuracy of finetuning", [point.accuracy for point in points], learner_style("ft").colour, True),
-        ("length of FT's change / ICL's", [point.update_norm for point in points], learner_style("ft").colour, False),
+        ("length of FT's update / ICL's", [point.update_norm for point in points], learner_style("ft").colour, False),
     ]
-    named += [
+    curves += [
         (measure_of(key).title, [point.similarity.get(key) for point in points], MEASURE_COLOUR, False)
         for key in measures
     ]
-    drawn = [
+    sweep_panels = [
         panel
-        for title, estimates, colour, share in named
+        for title, estimates, colour, share in curves
         if (panel := _sweep_panel(title, rates, estimates, chosen, colour=colour, share=share)) is not None
     ]
-    return panels(drawn, columns=3, gap=56, row_gap=84)
+    return panels(sweep_panels, columns=3, gap=56, row_gap=84)
 
 
 def _score_row(key: str, estimate: Estimate) -> dict[str, Any] | None:
@@ -178,7 +178,7 @@ def _score_row(key: str, estimate: Estimate) -> dict[str, Any] | None:
 
 
 def _band_row(key: str, result: Result) -> dict[str, Any] | None:
-    """From floor to ceiling; None where there is no room between them."""
+    """The band from floor to ceiling; None unless the ceiling is above the floor."""
     place = result.calibrated.get(key)
     floor, ceiling = (finite(place.floor), finite(place.ceiling)) if place else (None, None)
     if place is None or floor is None or ceiling is None or ceiling <= floor:
@@ -195,34 +195,37 @@ def _band_row(key: str, result: Result) -> dict[str, Any] | None:
 
 
 def _control_rows(key: str, result: Result) -> list[dict[str, Any]]:
-    """Every control of one measure; the chance level is one of them where the measure has one."""
-    found: dict[str, Estimate] = {
+    """All controls of one measure, and its chance level if it has one."""
+    controls: dict[str, Estimate] = {
         control: result.controls[control][key] for control in result.controls if key in result.controls[control]
     }
     chance = finite(result.similarity[key].details.get("chance"))
     if chance is not None:
-        found["chance"] = Estimate(mean=chance, ci95=(None, None), n=result.similarity[key].n)
+        controls["chance"] = Estimate(mean=chance, ci95=(None, None), n=result.similarity[key].n)
     place = result.calibrated.get(key)
     kinds = dict(KINDS)
     rows = []
-    for control in controls_in_order(found):
-        each = found[control]
-        if finite(each.mean) is None:
+    for control in controls_in_order(controls):
+        score = controls[control]
+        if finite(score.mean) is None:
             continue
         if place is not None and place.control == control:
-            own: Estimate | None = place
+            as_floor: Estimate | None = place
         else:
-            own = place.by_control.get(control) if place is not None else None
+            as_floor = place.by_control.get(control) if place is not None else None
+        calibrated = (
+            MISSING if as_floor is None else f"{hundredths(as_floor.mean)} ({hundredths_interval(as_floor.ci95)})"
+        )
         rows.append(
             {
                 "measure": measure_of(key).title,
                 "control": control_of(control).title,
                 "kind": kinds[control_of(control).kind],
-                "mean": finite(each.mean),
-                "score": decimal(each.mean),
-                "interval": decimal_interval(each.ci95),
-                "n": each.n,
-                "place": MISSING if own is None else f"{hundredths(own.mean)} ({hundredths_interval(own.ci95)})",
+                "mean": finite(score.mean),
+                "score": decimal(score.mean),
+                "interval": decimal_interval(score.ci95),
+                "n": score.n,
+                "place": calibrated,
             }
         )
     return rows
@@ -230,11 +233,11 @@ def _control_rows(key: str, result: Result) -> list[dict[str, Any]]:
 
 def _scale_row(key: str, place: dict[str, Any], calibrated: Calibrated, domain: tuple[float, float]) -> dict[str, Any]:
     left, right = domain
-    cut = {name: min(max(place[name], left), right) for name in ("mean", "low", "high")}
+    clipped = {name: min(max(place[name], left), right) for name in ("mean", "low", "high")}
     return {
         "measure": measure_of(key).title,
-        "shown": cut.pop("mean"),
-        **cut,
+        "shown": clipped.pop("mean"),
+        **clipped,
         "inside": left <= place["mean"] <= right,
         "beyond_left": place["low"] < left,
         "beyond_right": place["high"] > right,

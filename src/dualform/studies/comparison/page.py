@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs no network: numbers, charts and what they do not say."""
+"""The report page of a comparison: one HTML file that works offline."""
 
 from markupsafe import Markup
 
@@ -26,21 +26,21 @@ from dualform.studies.paired_words import pair_sentences, seeds_note
 EXPLORER = "dualform.studies.comparison:explorer"
 
 AGAINST_GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("agreement with ICL", "Share of the queries that a learner answers as ICL does, rightly or wrongly."),
+    ("agreement with ICL", "Share of the queries to which a learner gives the same answer as ICL, right or wrong."),
     (
-        "recovered",
-        "(accuracy - zero-shot's) / (ICL's - zero-shot's): 100 % is all that the prompt gained. It swings widely where "
-        "the prompt gained little, and is undefined outside 0 to 150 %.",
+        "share of ICL's gain",
+        "(accuracy - zero-shot's accuracy) / (ICL's accuracy - zero-shot's accuracy); 100 % is all that the prompt "
+        "gained. It is unreliable if the prompt gained little, and undefined outside 0 to 150 %.",
     ),
     (
         "cheaper after",
-        "Queries after which adapting once and answering has taken fewer operations than prompting; “never” where a "
-        "query costs no less than a prompted one.",
+        "Number of queries after which adapting once and answering have taken fewer operations than prompting; "
+        "“never” if a query costs at least as much as a prompted one.",
     ),
     (
-        "read anew, kept",
-        "A prompt's demonstrations can be read again with every query, or once, their keys and values kept in memory: "
-        "a query then reads its own tokens alone and attends to what is kept.",
+        "re-read, cached",
+        "The demonstrations of a prompt are either re-read with every query, or read once and their keys and values "
+        "cached in memory; then only the query's own tokens are read, and they attend to the cache.",
     ),
 )
 
@@ -49,22 +49,22 @@ def render(result: Result, attention: AttentionRecord | None = None) -> str:
     """The page of a comparison, ready to be written as UTF-8.
 
     Args:
-        result: What it found; sections without data are left out.
-        attention: Where its learners looked, for the explorer.
+        result: Result of a comparison; sections without data are omitted.
+        attention: The learners' attention on a few queries, for the explorer.
     """
-    first = _first_chart(result)
+    first_chart = _first_chart(result)
     return study_page(
         result,
         title=_title(result),
         sentences=[*fold_words.headlines(result), *headlines(result)],
         nothing="This result holds no accuracies and no measures of similarity.",
         answer=which_to_use(result),
-        charts=[first],
+        charts=[first_chart],
         facts=_facts(result),
-        first=[_alike(result)],
+        first=[_acts_alike(result)],
         sections=[
             _against(result),
-            _accuracy(result, again=first.name != "accuracy-first"),
+            _accuracy(result, with_chart=first_chart.name != "accuracy-first"),
             _predictions(result),
             _similarity(result),
             _explorer(attention),
@@ -73,7 +73,7 @@ def render(result: Result, attention: AttentionRecord | None = None) -> str:
             Section(
                 "rec2ftp",
                 "Rec2FTP and its counts",
-                note="Answers that zero-shot had wrong and finetuning put right: does context put the same ones right?",
+                note="Of the answers that zero-shot had wrong and finetuning corrected, how many does ICL correct too?",
                 tables=[similarity_tables.rec2ftp_table(result)],
             ),
             _published(result),
@@ -101,16 +101,16 @@ def _title(result: Result) -> str:
 
 
 def _first_chart(result: Result) -> Figure:
-    """Accuracy against cost; accuracy alone where costs are not known."""
-    against = cost_accuracy_chart(result)
-    if against is None:
+    """Accuracy against cost, or accuracy alone if costs are unknown."""
+    chart = cost_accuracy_chart(result)
+    if chart is None:
         return _accuracy_figure(result, "accuracy-first")
     return Figure(
         "against",
-        against,
+        chart,
         "Accuracy of each learner with its 95 % interval against the floating-point operations of a thousand queries.",
-        f"Accuracy with 95 % intervals against the cost of {QUERIES:,} queries; adapting, done once, comes on top. "
-        "Hollow: the same prompt with its keys and values kept.",
+        f"Accuracy with 95 % intervals against the cost of {QUERIES:,} queries, without the one-time cost of adapting. "
+        "Hollow: the same prompt with cached keys and values.",
     )
 
 
@@ -119,39 +119,39 @@ def _accuracy_figure(result: Result, name: str = "accuracy") -> Figure:
         name,
         charts.accuracy_chart(result),
         "Mean accuracy of each learner with its 95 % interval and one point a seed, chance and the majority baseline.",
-        "Large dots are means, bars 95 % intervals; small dots are demonstration seeds. Dashed: chance, and always "
-        "giving the commonest label.",
+        "Large dots: means, with 95 % intervals. Small dots: demonstration seeds. Dashed: chance, and always giving "
+        "the most common label.",
     )
 
 
 def _facts(result: Result) -> list[Fact]:
-    """What the numbers of the page rest on."""
-    found = []
+    """The size of the run, for the page's first screen."""
+    facts = []
     if result.demonstrations is not None:
         requested, used = result.demonstrations.k_requested, result.demonstrations.k_effective
         seeds = len(result.demonstrations.rows)
         detail = f"of {requested} requested" if used != requested else "in each prompt"
-        found.append(Fact("demonstrations", count(used), detail))
-        found.append(Fact("demonstration seeds", count(seeds), "draws of demonstrations"))
+        facts.append(Fact("demonstrations", count(used), detail))
+        facts.append(Fact("demonstration seeds", count(seeds), "draws of demonstrations"))
     levels = baseline_rows(result)
     if majority_level(result) is not None:
         name, level = levels[-1]
-        found.append(Fact("majority baseline", percent(level), name))
+        facts.append(Fact("majority baseline", percent(level), name))
     if result.baselines is not None and result.baselines.n:
-        found.append(Fact("queries", count(result.baselines.n), "answered by every learner"))
-    return found
+        facts.append(Fact("queries", count(result.baselines.n), "answered by every learner"))
+    return facts
 
 
-def _alike(result: Result) -> Section:
-    """Whether context acts like finetuning: one sentence, one chart of at most five measures."""
+def _acts_alike(result: Result) -> Section:
+    """Whether context acts like finetuning: one sentence and a chart of at most five measures."""
     keys = first_measures(result)
     chart = control_charts.calibrated_chart(result, keys)
     figure = Figure(
         "alike",
         chart,
-        "The most telling measures of similarity with their intervals on one scale: 0 is the floor, 1 the ceiling.",
-        "Each measure between its own floor (what is scored where nothing is learned) and its ceiling (the same thing "
-        "twice), with 95 % intervals. All measures are under “How similar context and finetuning are”.",
+        "The main measures of similarity with their intervals on one scale from the floor, 0, to the ceiling, 1.",
+        "Each measure on a scale from its floor (its score if nothing is learned) to its ceiling (its score for the "
+        "same learner twice), with 95 % intervals. “How similar context and finetuning are” shows all measures.",
     )
     sentence = acts_alike(result)
     return Section("alike", "Does context act like finetuning?", [sentence] if sentence else [], [figure], detail=False)
@@ -175,30 +175,30 @@ def _against(result: Result) -> Section:
     )
 
 
-def _accuracy(result: Result, again: bool) -> Section:
-    """Accuracies and what tells them apart; the chart is left out where the first screen shows it already."""
+def _accuracy(result: Result, with_chart: bool) -> Section:
+    """Accuracies and their paired tests; without the chart if the first screen has it already."""
     if not result.accuracy:
         return Section("accuracy", "")
     baselines = baselines_text(result)
     tests = len(result.tests)
-    several = f" No correction is made for there being {tests} pairs." if tests > 1 else ""
+    several = f" The p-values are not corrected for the {tests} comparisons." if tests > 1 else ""
     return Section(
         "accuracy",
         "Accuracy",
-        note=f"Share of queries answered correctly{f'; {baselines}' if baselines else ''}. Every learner had the same "
-        "demonstrations.",
-        charts=[_accuracy_figure(result)] if again else [],
+        note=f"Share of queries answered correctly{f'; {baselines}' if baselines else ''}. Every learner was given the "
+        "same demonstrations.",
+        charts=[_accuracy_figure(result)] if with_chart else [],
         tables=[table.accuracy_table(result)],
         sections=[
             Section(
                 "by-label",
-                "Accuracy label by label",
+                "Accuracy by label",
                 charts=[
                     Figure(
                         "labels",
                         charts.by_label_chart(result),
                         "Accuracy of each learner on the queries of each label, with 95 % intervals.",
-                        "Share of each label's queries answered correctly (recall), with 95 % intervals.",
+                        "Recall: share of each label's queries answered correctly, with 95 % intervals.",
                     )
                 ],
                 tables=[table.label_table(result)],
@@ -208,9 +208,9 @@ def _accuracy(result: Result, again: bool) -> Section:
                 "Which differences hold",
                 pair_sentences(result),
                 tables=[table.pairs_table(result)],
-                note="Two learners on the same queries under the same seeds, by sign-flip tests. Over queries: would "
-                "other queries, under these very demonstrations, show the difference? Over seeds: would other "
-                f"demonstrations? {seeds_note(result)}{several}",
+                note="Sign-flip tests of two learners on the same queries and seeds. Over queries: would other queries "
+                "with these demonstrations show the difference? Over seeds: would other demonstrations? "
+                f"{seeds_note(result)}{several}",
                 as_list=True,
                 detail=False,
             ),
@@ -222,14 +222,14 @@ def _predictions(result: Result) -> Section:
     return Section(
         "predictions",
         "Predictions",
-        note="What each learner answers, rightly or wrongly. A learner that gives one answer to nearly everything has "
+        note="The learners' answers, right or wrong. A learner that gives one answer to nearly every query has "
         "collapsed into one class: its accuracy is then that class's share of the queries.",
         charts=[
             Figure(
                 "predictions",
                 charts.prediction_chart(result),
                 "Share of each label among the right answers and among the predictions of each learner.",
-                "Share of each label among all predictions, all seeds together; first row: among the right answers.",
+                "Share of each label among the predictions of all seeds; first row: among the right answers.",
             )
         ],
         tables=[table.predictions_table(result)],
@@ -239,59 +239,59 @@ def _predictions(result: Result) -> Section:
 def _similarity(result: Result) -> Section:
     if not result.similarity:
         return Section("similarity", "")
-    scaled = bool(set(result.calibrated) & set(result.similarity))
+    has_scale = bool(set(result.calibrated) & set(result.similarity))
     band = " Band: from the floor, named above it, to the ceiling, both over the queries on which controls were read."
-    marks = " Small marks: all controls; point at one for its name." if result.controls else ""
+    marks = " Small marks: all controls; hover over one for its name." if result.controls else ""
     tested = any(each.per_layer_q for each in result.similarity.values())
     placed = [
         key for key, each in result.calibrated.items() if key in result.similarity and finite(each.mean) is not None
     ]
-    layers = charts.similarity_by_layer_chart(result)
-    counted = layers_above_floor(result)
     return Section(
         "similarity",
         "How similar context and finetuning are",
-        note="Compare each number with its controls. Floors show what it would be if nothing were learned from these "
-        "demonstrations, ceilings what the same thing twice scores.",
+        note="Compare each number with its controls. A floor is the score if nothing is learned from these "
+        "demonstrations, a ceiling the score of the same learner compared with itself.",
         charts=[
             Figure(
                 "bands",
                 control_charts.band_chart(result),
                 "Each measure of similarity with its interval, in the band from its floor to its ceiling, next to all "
                 "controls.",
-                f"Large dots: this run, with 95 % interval.{band if scaled else ''}{marks} A measure outside -1 to 1 "
-                "is in the table alone.",
+                f"Large dots: this run, with 95 % intervals.{band if has_scale else ''}{marks} Measures outside -1 to "
+                "1 are in the table only.",
             ),
             Figure(
                 "calibrated",
                 # With few measures the page's first chart of similarity shows them all.
                 control_charts.calibrated_chart(result) if len(placed) > MOST_MEASURES else None,
-                "Each measure of similarity with its interval on one scale: 0 is its floor, 1 its ceiling.",
-                "The same scores on one scale, with 95 % intervals: 0 is each measure's own floor, 1 its ceiling. The "
-                "axis ends at -1 and 2; a triangle at its edge marks what lies beyond.",
+                "Each measure of similarity with its interval on one scale from its floor, 0, to its ceiling, 1.",
+                "The same scores on a scale from each measure's own floor, 0, to its ceiling, 1, with 95 % intervals. "
+                "The axis ends at -1 and 2; a triangle at its edge marks a value beyond.",
             ),
         ],
         tables=[similarity_tables.similarity_table(result)],
         sections=[
-            Section("controls", "All controls, measure by measure", tables=[similarity_tables.controls_table(result)]),
+            Section("controls", "All controls by measure", tables=[similarity_tables.controls_table(result)]),
             Section(
                 "layers",
                 "Layer by layer",
                 charts=[
                     Figure(
                         "layers",
-                        layers,
+                        charts.similarity_by_layer_chart(result),
                         "Each measure of similarity over the layers, with its interval.",
-                        "Mean over queries with its 95 % interval; dashed, the mean over layers; dotted, the measure's "
-                        "floor (without one, the random direction) where it has layers. Scales differ. Point at a line "
-                        "to read its numbers; a gap is a layer without a number.",
+                        "Mean over queries with its 95 % interval. Dashed: mean over layers. Dotted: the measure's "
+                        "floor, or the random direction if it has none. A gap is a layer without a number. Scales "
+                        "differ. Hover over a line for its numbers.",
                     )
                 ],
-                note="Filled points are layers above the measure's floor at a false discovery rate of 5 % over its "
-                "layers; hollow ones are not told apart from it."
+                note="Filled points: layers above the measure's floor at a false discovery rate of 5 % over its "
+                "layers. Hollow points: layers not significantly above it."
                 if tested
                 else "",
-                sections=[Section("layers-counted", "Layers above their floor, counted", counted, as_list=True)],
+                sections=[
+                    Section("layers-counted", "Layers above their floor", layers_above_floor(result), as_list=True)
+                ],
             ),
             Section(
                 "heads",
@@ -301,7 +301,7 @@ def _similarity(result: Result) -> Section:
                         "heads",
                         charts.head_map_chart(result),
                         "Each measure of similarity by layer and head, as a heat map.",
-                        "Orange above zero, blue below, grey where there is no number. Each map has its own scale.",
+                        "Orange: above zero. Blue: below zero. Grey: no number. Each map has its own scale.",
                     )
                 ],
             ),
@@ -312,24 +312,24 @@ def _similarity(result: Result) -> Section:
 def _explorer(attention: AttentionRecord | None) -> Section:
     explorer = explorer_section(attention)
     body = fill(f"{EXPLORER}.html.j2", explorer=explorer) if explorer else Markup("")
-    return Section("attention", "Where they look", body=body)
+    return Section("attention", "What each learner attends to", body=body)
 
 
 def _sweep(result: Result) -> Section:
     return Section(
         "sweep",
-        "Similarity and the size of the step",
-        note="Finetuning on the same demonstrations at each learning rate. Similarity moves with the size of the step, "
-        "so a single number is that of the rate chosen for accuracy, and two runs at different rates differ for that "
-        "reason alone.",
+        "Similarity by learning rate",
+        note="Finetuning on the same demonstrations at each learning rate. Similarity depends on the learning rate, so "
+        "the numbers above hold for the rate that was chosen for accuracy, and runs at different rates may differ for "
+        "that reason alone.",
         charts=[
             Figure(
                 "sweep",
                 control_charts.sweep_chart(result),
-                "Accuracy of finetuning, length of its change and each measure of similarity against the learning "
+                "Accuracy of finetuning, length of its update and each measure of similarity against the learning "
                 "rate.",
-                "Means with 95 % intervals over the queries on which controls were read; dashed, the rates chosen. "
-                "Learning rates on a log scale; the other scales differ.",
+                "Means with 95 % intervals over the queries on which controls were read. Dashed: the chosen rates. "
+                "Scales differ.",
             )
         ],
     )
@@ -339,9 +339,9 @@ def _published(result: Result) -> Section:
     return Section(
         "published",
         "Compared with the paper",
-        note="What arXiv:2212.10559v3 reports for its protocol. Its model and size differ from the paper's two, so "
-        "equal numbers are not to be expected; and the paper's random update is drawn from 0 to 1, of any length, "
-        "where ours has mean zero and finetuning's length.",
+        note="The numbers that arXiv:2212.10559v3 reports for the same protocol. Do not expect equal numbers: the "
+        "paper used two other models. Its random update is drawn uniformly from 0 to 1; the one here has mean zero and "
+        "the length of finetuning's update.",
         tables=[similarity_tables.published_table(result)],
     )
 
@@ -355,7 +355,7 @@ def _trials(result: Result) -> Section:
                 "trials",
                 charts.trials_chart(result),
                 "Accuracy on the selection split against learning rate, one line a seed.",
-                "One line a seed. Large dots: chosen. Crosses on the floor: diverged and dropped; triangles: skipped.",
+                "One line a seed. Large dots: chosen. Crosses at the bottom: diverged. Triangles: skipped.",
             )
         ],
         tables=[table.trials_table(result)],
@@ -363,12 +363,12 @@ def _trials(result: Result) -> Section:
 
 
 def _demonstrations(result: Result) -> Section:
-    found = result.demonstrations
+    demonstrations = result.demonstrations
     note = ""
-    if found is not None:
+    if demonstrations is not None:
         note = (
-            f"{count(found.k_requested)} requested, {count(found.k_effective)} used. Row numbers count from 0 in the "
-            "train split, in the order of the prompt."
+            f"{count(demonstrations.k_requested)} requested, {count(demonstrations.k_effective)} used. Row numbers of "
+            "the train split, from 0, in the order of the prompt."
         )
     tables = [table.demonstrations_table(result)]
     return Section("demonstrations", "Demonstrations", note=note, tables=tables, detail=False)
@@ -385,11 +385,11 @@ def _command(result: Result) -> list[str]:
 
 
 def _glossary(result: Result) -> list[tuple[str, str]]:
-    """The words that this page uses and a newcomer may not know."""
+    """Definitions of the terms that this page uses."""
     learners = learners_in_order(dict.fromkeys([*result.accuracy, *result.cost, *result.predictions]))
     terms = learner_terms(learners)
     controls = similarity_tables.controls_used(result)
-    # The floor of a measure may be a level that no control of the run holds.
+    # The floor of a measure may be a chance level and not one of the run's controls.
     named = dict.fromkeys([*controls, *(each.control for each in result.calibrated.values())])
     terms += [(control_of(key).title, control_of(key).meaning) for key in controls_in_order(named)]
     if result.demonstrations is not None or learners:
@@ -401,7 +401,7 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
             SEEDS_AND_QUERIES,
             (
                 "n",
-                "Numbers that a mean is taken over: (seed, query) pairs, or the denominator of a ratio. A share of "
+                "How many numbers a mean is taken over: (seed, query) pairs, or the denominator of a ratio. A share of "
                 f"fewer than {FEWEST_FOR_INTERVAL} is shown as a count, without an interval.",
             ),
         ]
@@ -409,16 +409,16 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
         terms.append(
             (
                 "majority baseline",
-                "Accuracy of always giving the answer that is right most often among the reported queries themselves: "
-                "what a learner must exceed before its accuracy shows that anything was learned.",
+                "Accuracy of always giving the most common right answer of the reported queries. A learner must exceed "
+                "it before its accuracy shows that anything was learned.",
             )
         )
     if any(each.macro_f1 is not None for each in result.accuracy.values()):
         terms.append(
             (
                 "macro-F1",
-                "Mean over labels of the F1 score, 2 right / (answered + true): one answer to everything scores low on "
-                "it however common its label is.",
+                "Mean over labels of the F1 score, 2 right / (answered + true). Always giving one answer scores low, "
+                "however common its label is.",
             )
         )
     if result.against_icl:
@@ -427,47 +427,47 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
         terms.append(
             (
                 "floor",
-                "What a measure scores where nothing is learned from these demonstrations. On a calibrated scale: the "
-                "highest-scoring of these controls.",
+                "Score of a control in which nothing is learned from these demonstrations. On a calibrated scale: the "
+                "highest of these scores.",
             )
         )
     if result.calibrated or any(control_of(key).kind == "ceiling" for key in named):
         terms.append(
             (
                 "ceiling",
-                "What a measure scores for the same thing twice, under another order of the demonstrations: geometric "
-                "mean of ICL compared with itself and FT with itself.",
+                "Score of the same learner twice, with two orders of the demonstrations: geometric mean of ICL "
+                "compared with ICL and FT compared with FT.",
             )
         )
     if result.calibrated:
         terms.append(
             (
                 "calibrated",
-                "(score - floor) / (ceiling - floor), all over the same (seed, query) pairs: 0 is what nothing scores, "
-                "1 what the same thing twice scores. Noise can carry it below 0 or above 1.",
+                "(score - floor) / (ceiling - floor), over the same (seed, query) pairs: 0 is the score if nothing is "
+                "learned, 1 that of the same learner twice. Because of noise it may lie below 0 or above 1.",
             )
         )
     if result.calibrated or result.tests:
         terms.append(
             (
                 "smallest detectable difference",
-                "The smallest true difference (of a score: from its floor) that a run of this size finds four times in "
-                "five, at the 5 % level. “No difference” says nothing about smaller ones.",
+                "The smallest true difference (of a score: from its floor) that a run of this size detects with 80 % "
+                "power at the 5 % level. A smaller difference may exist and not be detected.",
             )
         )
     if result.tests:
         terms.append(
             (
                 "p over queries, over seeds",
-                "How often chance alone gives a difference at least as large, by flipping the signs of the differences "
-                "of single queries, or of whole seeds.",
+                "Probability of a difference at least as large by chance, estimated by flipping the signs of the "
+                "differences of single queries, or of whole seeds.",
             )
         )
     if any(each.per_layer_q for each in result.similarity.values()):
         terms.append(
             (
                 "false discovery rate",
-                "Among the layers called above the floor, the share expected to be so called by chance "
+                "Expected share of layers that are only by chance among those called above the floor "
                 "(Benjamini-Hochberg, over the layers of one measure): here less than 5 %, q < 0.05.",
             )
         )

@@ -1,4 +1,4 @@
-"""The tables of similarity: measures on their scales, controls, Rec2FTP, the fold's update, the paper's numbers."""
+"""The tables of similarity: measures, controls, Rec2FTP, the fold's update and the paper's numbers."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ _SHORT = {"icl": "ICL", "ft": "FT"}
 
 
 def fold_table(result: Result) -> Table:
-    """Each measure of the similarity of the fold's update to those by context and by finetuning."""
+    """Similarity of the fold's update to the updates by ICL and by finetuning, one row a measure."""
     similarity = result.fold.similarity if result.fold is not None else {}
     others = learners_in_order(similarity)
     keys = in_order(dict.fromkeys(key for other in others for key in similarity[other]))
@@ -44,21 +44,21 @@ def fold_table(result: Result) -> Table:
         if any(each is not None and finite(each.mean) is not None for each in (similarity[o].get(key) for o in others))
     )
     note = (
-        "Similarity of the fold's update to those by context and by finetuning, by the measures that compare these "
-        "two. It was made to be like ICL's, so a high similarity to that one shows that the fold worked, and no more."
+        "Similarity of the fold's update to the updates by ICL and by finetuning. The fold is fitted to ICL's update, "
+        "so a high similarity to ICL shows only that folding worked."
     )
     return Table("The fold's update", columns, rows, note=note)
 
 
 def similarity_table(result: Result) -> Table:
-    """Each measure with its floor, its ceiling and its place between them; companions below their measure.
+    """Each measure with its floor, ceiling and calibrated value; its companion numbers in the rows below it.
 
-    Without calibrated values: the random control's mean instead.
+    Without calibrated values, the random direction's mean takes their place.
     """
     random = result.controls.get("random", {})
-    scaled_ = bool(set(result.calibrated) & set(result.similarity))
+    has_scale = bool(set(result.calibrated) & set(result.similarity))
     further: tuple[Column, ...]
-    if scaled_:
+    if has_scale:
         further = (
             Column("floor", "score"),
             Column("ceiling", "score"),
@@ -68,64 +68,64 @@ def similarity_table(result: Result) -> Table:
     else:
         further = (Column("random direction", "score", short="random"),)
     columns = (
-        # As wide as the numbers leave it: a longer name takes a second line.
-        Column("measure", widest=17 if scaled_ else None),
+        # Long names wrap, so that the numbers fit on 80 columns.
+        Column("measure", widest=17 if has_scale else None),
         Column("mean", "score", interval=True),
-        Column("n", "count", where="page" if scaled_ else "everywhere"),
+        Column("n", "count", where="page" if has_scale else "everywhere"),
         *further,
     )
     rows = []
     for key in in_order(result.similarity):
-        each, measure = result.similarity[key], measure_of(key)
+        similarity, measure = result.similarity[key], measure_of(key)
         heading = Cell(measure.title, notes=tuple(text for text in (measure.meaning, measure.caution) if text))
-        beside: tuple[Cell, ...] = (Cell(random[key].mean, "score"),) if key in random else (BLANK,)
+        random_cell = Cell(random[key].mean, "score") if key in random else BLANK
         rows.append(
             Row(
                 (
                     heading,
-                    score_cell(key, each, notes=_by_rounding(each.rounding)),
-                    Cell(each.n, "count"),
-                    *(_place(result.calibrated.get(key)) if scaled_ else beside),
+                    score_cell(key, similarity, notes=_by_rounding(similarity.rounding)),
+                    Cell(similarity.n, "count"),
+                    *(_scale_cells(result.calibrated.get(key)) if has_scale else (random_cell,)),
                 )
             )
         )
-        for name, mean, ends, n in companions(key, each):
-            more = [BLANK] * len(further)
-            rows.append(Row((Cell(name), Cell(mean, "score", ends, n), Cell(n, "count"), *more), style="companion"))
+        for name, mean, ends, n in companions(key, similarity):
+            blanks = [BLANK] * len(further)
+            rows.append(Row((Cell(name), Cell(mean, "score", ends, n), Cell(n, "count"), *blanks), style="companion"))
     table = Table("Similarity of context and finetuning", columns, tuple(rows))
-    if not scaled_:
+    if not has_scale:
         return table if random else without_columns(table, ["random direction"])
     note = (
-        f"Floor, ceiling, calibrated value and smallest detectable difference are computed from the {_scale_n(result)} "
-        "(seed, query) pairs on which controls were read."
+        f"Floor, ceiling, calibrated value and smallest detectable difference are computed from the "
+        f"{_n_of_scales(result)} (seed, query) pairs on which controls were read."
     )
     return Table(table.title, columns, table.rows, caption=_floors_caption(result), note=note)
 
 
 def _floors_caption(result: Result) -> str:
-    """Which floor each measure has, the one that most have first; the rest name their measures."""
+    """The caption that names each measure's floor: the most common first, others with their measures."""
     floors: dict[str, list[str]] = {}
     for key in in_order(result.calibrated):
         if key in result.similarity:
             floors.setdefault(control_of(result.calibrated[key].control).title, []).append(measure_of(key).title)
-    told = sorted(floors.items(), key=lambda item: -len(item[1]))
-    caption = "calibrated: 0 = floor, the highest control; 1 = ceiling"
-    if not told:
+    most_common_first = sorted(floors.items(), key=lambda item: -len(item[1]))
+    caption = "calibrated: 0 = floor (the highest control without learning), 1 = ceiling"
+    if not most_common_first:
         return caption
-    named = [f"{floor} ({'; '.join(titles)})" for floor, titles in told[1:]]
-    return f"{caption}. Floor: {'; '.join([told[0][0], *named])}"
+    names = [f"{floor} ({'; '.join(titles)})" for floor, titles in most_common_first[1:]]
+    return f"{caption}. Floor: {'; '.join([most_common_first[0][0], *names])}"
 
 
-def _scale_n(result: Result) -> str:
-    """How many pairs the scales rest on: `500`, or `140 to 500`."""
+def _n_of_scales(result: Result) -> str:
+    """The number of pairs that the scales are computed from, as `500` or `140 to 500`."""
     n = [each.n for key, each in result.calibrated.items() if key in result.similarity]
     if not n:
         return ""
     return count(n[0]) if min(n) == max(n) else f"{count(min(n))} to {count(max(n))}"
 
 
-def _place(place: Calibrated | None) -> tuple[Cell, ...]:
-    """A measure on its scale: floor, ceiling, place between them, and what difference could have been found."""
+def _scale_cells(place: Calibrated | None) -> tuple[Cell, ...]:
+    """Floor, ceiling, calibrated value and smallest detectable difference."""
     if place is None:
         return (BLANK,) * 4
     return (
@@ -137,7 +137,7 @@ def _place(place: Calibrated | None) -> tuple[Cell, ...]:
 
 
 def _by_rounding(moved: float | None, least: float = 0.0005) -> tuple[str, ...]:
-    """How far rounding moves a number, as `± 0.004 by rounding`; nothing where the digits shown would not show it."""
+    """How much rounding changes a number, as `± 0.004 by rounding`; empty if that is too small to display."""
     number = finite(moved)
     if number is None or number < least:
         return ()
@@ -145,24 +145,24 @@ def _by_rounding(moved: float | None, least: float = 0.0005) -> tuple[str, ...]:
 
 
 def controls_used(result: Result) -> list[str]:
-    """Controls with something to show, kind by kind."""
-    shown = {*result.similarity, "accuracy"}
-    used = [key for key in controls_in_order(result.controls) if set(result.controls[key]) & shown]
+    """Controls that have values for a measure of the result or for accuracy, grouped by kind."""
+    measures = {*result.similarity, "accuracy"}
+    used = [key for key in controls_in_order(result.controls) if set(result.controls[key]) & measures]
     return [key for kind, _ in KINDS for key in used if control_of(key).kind == kind]
 
 
 def controls_table(result: Result) -> Table:
-    """Each measure that has a control, next to all of them; last, how often the controls' own learners are right."""
+    """Each measure that has a control, next to all controls; the last row gives their learners' accuracies."""
     controls = controls_used(result)
     rows = []
     for key in in_order(result.similarity):
-        found = [result.controls[control].get(key) for control in controls]
-        if any(found):
-            cells = [score_cell(key, each) if each else BLANK for each in [result.similarity[key], *found]]
+        scores = [result.controls[control].get(key) for control in controls]
+        if any(scores):
+            cells = [score_cell(key, each) if each else BLANK for each in [result.similarity[key], *scores]]
             rows.append(Row((Cell(measure_of(key).title), *cells)))
-    answered = [result.controls[control].get("accuracy") for control in controls]
-    if any(answered):
-        cells = [BLANK, *(estimate_cell(each, "share") for each in answered)]
+    accuracies = [result.controls[control].get("accuracy") for control in controls]
+    if any(accuracies):
+        cells = [BLANK, *(estimate_cell(each, "share") for each in accuracies)]
         rows.append(Row((Cell("accuracy of the control's learner"), *cells)))
     kinds = [control_of(control).kind for control in controls]
     columns = (
@@ -171,45 +171,45 @@ def controls_table(result: Result) -> Table:
         *(Column(control_of(control).title, "score") for control in controls),
     )
     groups = (("", 2), *((name, kinds.count(kind)) for kind, name in KINDS if kind in kinds))
-    return Table("All controls, measure by measure", columns, tuple(rows), groups=groups)
+    return Table("All controls by measure", columns, tuple(rows), groups=groups)
 
 
 def rec2ftp_table(result: Result) -> Table:
-    """Rec2FTP with its counts, its chance level, and two ratios that count wrong turns too."""
+    """Rec2FTP with its counts, its chance level, and two ratios that also count answers that became wrong."""
     columns = (Column("number"), Column("value", "share"), Column("counts", "count"))
-    found = result.similarity.get("rec2ftp")
-    if found is None:
+    recovered = result.similarity.get("rec2ftp")
+    if recovered is None:
         return Table("Rec2FTP", columns, ())
-    details = found.details
-    meaning = "finetuning right, ICL right, zero-shot wrong / finetuning right, zero-shot wrong"
-    first = Cell(None if is_few(found) else found.mean, "share", None if is_few(found) else found.ci95, found.n)
-    counts = _counts(details, "numerator", "denominator") or f"n = {count(found.n)}"
-    rows = [Row((Cell("Rec2FTP", notes=(meaning,)), first, Cell(None, "count", shown=counts)))]
+    details, few = recovered.details, is_few(recovered)
+    meaning = "zero-shot wrong, finetuning and ICL right / zero-shot wrong, finetuning right"
+    value = Cell(None if few else recovered.mean, "share", None if few else recovered.ci95, recovered.n)
+    counts = _counts(details, "numerator", "denominator") or f"n = {count(recovered.n)}"
+    rows = [Row((Cell("Rec2FTP", notes=(meaning,)), value, Cell(None, "count", shown=counts)))]
     for key, name, meaning in (
-        ("chance", "chance level", "ICL right / zero-shot wrong, whatever finetuning did"),
-        ("lift", "lift", "Rec2FTP less its chance level; 0 if context fixed answers whether or not finetuning did"),
+        ("chance", "chance level", "zero-shot wrong, ICL right / zero-shot wrong, whatever finetuning did"),
+        ("lift", "lift", "Rec2FTP minus its chance level; 0 if ICL's corrections do not depend on finetuning's"),
         (
             "reverse",
-            "flips the other way",
-            "finetuning wrong, ICL wrong, zero-shot right / finetuning wrong, zero-shot right",
+            "reverse (became wrong)",
+            "zero-shot right, finetuning and ICL wrong / zero-shot right, finetuning wrong",
         ),
         ("jaccard", "Jaccard", "answers whose correctness both changed / answers whose correctness either changed"),
     ):
         if key not in details:
             continue
-        # A ratio of few answers is its counts alone; the lift has those of Rec2FTP.
-        under = found.n if key == "lift" else finite(details.get(f"{key}_denominator"))
-        few = under is not None and under < FEWEST_FOR_INTERVAL
+        # A ratio of few answers is shown as counts only; the lift is computed from those of Rec2FTP.
+        denominator = recovered.n if key == "lift" else finite(details.get(f"{key}_denominator"))
+        few = denominator is not None and denominator < FEWEST_FOR_INTERVAL
         value = Cell(None if few else details[key], "share")
         if key == "lift":
-            value = _lift(None if few else details[key], None if few else details.get("lift_ci95"))
+            value = _lift_cell(None if few else details[key], None if few else details.get("lift_ci95"))
         counts = _counts(details, f"{key}_numerator", f"{key}_denominator")
         rows.append(Row((Cell(name, notes=(meaning,)), value, Cell(None, "count", shown=counts))))
     return Table("Rec2FTP", columns, tuple(rows))
 
 
-def _lift(value: Any, interval: Any) -> Cell:
-    """A difference of two shares in a column of shares, with its unit: `+14.8 points`."""
+def _lift_cell(value: Any, interval: Any) -> Cell:
+    """A difference of two shares, with its unit because its column holds shares: `+14.8 points`."""
     cell = Cell(finite(value), "difference")
     ends = Cell(0.0, "difference", _ends(interval)).interval
     notes = (f"{ends} points",) if ends else ()
@@ -223,17 +223,17 @@ def _ends(interval: Any) -> Interval | None:
 
 
 def _counts(details: dict[str, Any], numerator: str, denominator: str) -> str:
-    over, under = finite(details.get(numerator)), finite(details.get(denominator))
-    return "" if over is None or under is None else f"{count(over)} of {count(under)}"
+    k, n = finite(details.get(numerator)), finite(details.get(denominator))
+    return "" if k is None or n is None else f"{count(k)} of {count(n)}"
 
 
 def published_table(result: Result) -> Table:
-    """This run next to the paper's numbers; without rows unless it followed the paper's protocol."""
+    """This run's numbers next to the paper's; without rows unless it followed the paper's protocol."""
     columns = (
         Column("number"),
         Column("this run", "share", interval=True),
         *(Column(f"paper, {name}", "share") for name in MODELS),
-        Column("the paper's is of"),
+        Column("tasks in the paper"),
     )
     rows = []
     for each in compare_with_paper(result):
@@ -244,15 +244,7 @@ def published_table(result: Result) -> Table:
 
 
 def companions(key: str, similarity: Similarity) -> list[tuple[str, float | None, Interval | None, int | None]]:
-    """The numbers in a measure's details that deserve a row of their own.
-
-    Args:
-        key: The measure. Rec2FTP's details are counts with a table of their own, so it has none here.
-        similarity: Its record.
-
-    Returns:
-        Name, mean, interval and n of each.
-    """
+    """Name, mean, interval and n of each number in a measure's details; none for Rec2FTP, which has its own table."""
     if key == "rec2ftp":
         return []
     rows: list[tuple[str, float | None, Interval | None, int | None]] = []

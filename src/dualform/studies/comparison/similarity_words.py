@@ -1,7 +1,7 @@
-"""How similar context and finetuning are, in sentences: by the place between floor and ceiling, or next to chance.
+"""Sentences on how similar ICL and finetuning are.
 
-A similarity is judged by its place between floor and ceiling where it has one; without, two estimates are called apart
-only where their 95 % intervals do not touch.
+A similarity is judged by its place between floor and ceiling where it has one. Otherwise it is compared with the random
+direction and called different from it only if their 95 % intervals do not overlap.
 """
 
 from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
@@ -9,6 +9,7 @@ from dualform.report.numerals import count, finite, known, rounded, rounded_inte
 from dualform.report.palette import learner_nouns
 from dualform.report.phrases import (
     apart,
+    capital,
     in_points,
     is_few,
     listed,
@@ -21,197 +22,190 @@ from dualform.studies.baseline_words import not_above_guessing
 from dualform.studies.paired_words import LEVEL
 
 NEGLIGIBLE_BELOW = 0.05
-"""A calibrated value whose whole interval lies below this is described as next to nothing, however sure it is."""
+"""A calibrated value whose whole interval lies below this is called negligible, even if significant."""
 
 
 _JUDGED_BY = (("sim_aou_raw", "raw SimAOU"), ("sim_aou", "SimAOU"))
-"""Measures by which the verdict judges similarity, the better one first, as they are called in a sentence."""
+"""Measures by which the verdict judges similarity, preferred one first, with their names in a sentence."""
 
 
 def similarity_sentences(result: Result) -> list[str]:
-    """How similar the updates by context and by finetuning are, whether both put the same answers right, cautions."""
-    return _on_its_scale(result) + _recovered(result) + _nothing_learned(result)
+    """Sentences on the similarity of the updates by ICL and by finetuning, on Rec2FTP, and their caveats."""
+    return _update_similarity(result) + _recovered(result) + _guessing_caveat(result)
 
 
 def judged_by(result: Result) -> tuple[str, str] | None:
-    """The measure by which similarity is judged on its scale, and its name in a sentence; None without a scale."""
-    there = [(key, name) for key, name in _JUDGED_BY if key in result.calibrated and key in result.similarity]
-    placed = [(key, name) for key, name in there if finite(result.calibrated[key].mean) is not None]
-    return next(iter(placed + there), None)
+    """The measure by which the verdict judges similarity, and its name in a sentence; None without a scale."""
+    scaled = [(key, name) for key, name in _JUDGED_BY if key in result.calibrated and key in result.similarity]
+    placed = [(key, name) for key, name in scaled if finite(result.calibrated[key].mean) is not None]
+    return next(iter(placed + scaled), None)
 
 
-def _on_its_scale(result: Result) -> list[str]:
-    """Where similarity lies between nothing learned and the same thing twice; without a scale, compared with chance."""
+def _update_similarity(result: Result) -> list[str]:
+    """Where similarity lies between floor and ceiling; without a scale, compared with chance."""
     judged = judged_by(result)
     if judged is None:
-        return _next_to_chance(result)
+        return _compared_with_chance(result)
     key, name = judged
-    sentence = (
-        f"Similarity of the updates by context and by finetuning: {name} {score_in_prose(result.similarity[key])}"
-    )
-    return [f"{sentence}{_placed(result, key)}", *_not_specific(result, key, name), *_not_learned(result, key, name)]
+    score = f"Similarity of the updates by ICL and by finetuning: {name} {score_in_prose(result.similarity[key])}"
+    return [f"{score}{_describe_place(result, key)}", *_not_specific(result, key, name), *_untrained(result, key, name)]
 
 
-def _placed(result: Result, key: str) -> str:
-    """A similarity on its scale, as the end of a sentence."""
-    place, found = result.calibrated[key], result.similarity[key]
-    floor = f"({control_of(place.control).title}, {rounded(place.floor, found.ci95)})"
-    ceiling = rounded(place.ceiling, found.ci95)
+def _describe_place(result: Result, key: str) -> str:
+    """Where a similarity lies on its scale, as the end of a sentence."""
+    place, similarity = result.calibrated[key], result.similarity[key]
+    floor = f"({control_of(place.control).title}, {rounded(place.floor, similarity.ci95)})"
+    ceiling = rounded(place.ceiling, similarity.ci95)
     if finite(place.mean) is None:
-        return f"; it has no scale, because its ceiling ({ceiling}) does not lie above its highest control {floor}."
+        return f"; it has no scale, because its ceiling ({ceiling}) is not above its floor {floor}."
     # Controls may have been read on fewer queries, and the scale is computed from those.
-    where = ""
-    if rounded(place.score, found.ci95) != rounded(found.mean, found.ci95):
-        score = rounded(place.score, found.ci95)
-        where = f" (over the {count(place.n)} pairs on which controls were read: {score})"
+    on_controls = ""
+    score = rounded(place.score, similarity.ci95)
+    if score != rounded(similarity.mean, similarity.ci95):
+        on_controls = f", or {score} over the {count(place.n)} (seed, query) pairs on which controls were read"
     return (
-        f"{where}: on the scale from its highest control {floor} to its ceiling ({ceiling}) that is "
+        f"{on_controls}. On the scale from its floor {floor} to its ceiling ({ceiling}) that is "
         f"{score_in_prose(place, most=2)}: {judgement(place)}."
     )
 
 
 def judgement(place: Calibrated) -> str:
-    """What the interval of a calibrated value allows to be said, as the end of a sentence."""
+    """What can be concluded from the interval of a calibrated value, as the end of a sentence."""
     ends = known(place.ci95)
     if ends is None:
         return "no interval, so no conclusion"
     low, high = ends
     if high < 0:
-        return "less alike than where nothing is learned"
+        return "significantly below the floor"
     if low <= 0:
         if high >= 1:
-            return "the run cannot tell nothing learned from the same thing twice"
-        return "not told apart from nothing learned"
+            return "inconclusive, because the interval includes both floor and ceiling"
+        return "not significantly above the floor"
     if high < NEGLIGIBLE_BELOW:
-        return "above nothing learned by a sliver, and next to nothing of what the measure can show"
+        return "significantly above the floor, but negligible"
     if high >= 1:
-        return "clearly above nothing learned, and it reaches the ceiling"
-    return "clearly above nothing learned, and clearly below the ceiling"
+        return "significantly above the floor and not significantly below the ceiling"
+    return "significantly above the floor and significantly below the ceiling"
 
 
 def _not_specific(result: Result, key: str, name: str) -> list[str]:
-    """Said where finetuning on other demonstrations looks as much like this context."""
+    """A caveat if finetuning on other demonstrations is as similar to ICL on these."""
     other = result.controls.get("other_demonstrations", {}).get(key)
     if other is None or not _reaches(other, result.similarity[key]):
         return []
     return [
-        f"Finetuned on other demonstrations of the same task, the model scores {name} {score_in_prose(other)}, not "
-        "clearly less: what similarity there is has not been shown to be specific to these demonstrations."
+        f"Finetuning on other demonstrations of the same task scores {name} {score_in_prose(other)}, which is not "
+        "clearly lower: the similarity may not be specific to these demonstrations."
     ]
 
 
-def _not_learned(result: Result, key: str, name: str) -> list[str]:
-    """Said where a model that never learned anything scores as high."""
+def _untrained(result: Result, key: str, name: str) -> list[str]:
+    """A caveat if a model with random weights scores as high."""
     other = result.controls.get("untrained", {}).get(key)
     if other is None or not _reaches(other, result.similarity[key]):
         return []
     return [
-        f"The untrained model scores {name} {score_in_prose(other)}, not clearly less: as the paper's critics found "
-        "(Deutch et al., arXiv:2311.07772), such a similarity comes with the architecture and is no sign of something "
-        "learned."
+        f"The untrained model scores {name} {score_in_prose(other)}, which is not clearly lower: the similarity may "
+        "come from the architecture and not from learning (Deutch et al., arXiv:2311.07772)."
     ]
 
 
-def _reaches(control: Estimate, found: Estimate) -> bool:
-    """Whether a control's interval touches that of the score, or lies above it."""
-    other, own = known(control.ci95), known(found.ci95)
+def _reaches(control: Estimate, score: Estimate) -> bool:
+    """Whether a control's interval overlaps that of the score, or lies above it."""
+    other, own = known(control.ci95), known(score.ci95)
     return other is not None and own is not None and other[1] >= own[0]
 
 
 def layers_above_floor(result: Result) -> list[str]:
-    """For each measure with a test of each layer, how many lie above its floor, as `SimAOU: 12 of 30`."""
-    told = []
+    """For each measure tested layer by layer, how many layers lie above its floor, as `SimAOU: 12 of 30`."""
+    counts = []
     for key in in_order(result.similarity):
         q = [value for each in result.similarity[key].per_layer_q or [] if (value := finite(each)) is not None]
         if q and key in result.calibrated:
             floor = control_of(result.calibrated[key].control).title
             above = sum(value < LEVEL for value in q)
-            told.append(f"{measure_of(key).title}: {above} of {len(q)} (floor: {floor})")
-    return told
+            counts.append(f"{measure_of(key).title}: {above} of {len(q)} (floor: {floor})")
+    return counts
 
 
-def _next_to_chance(result: Result) -> list[str]:
-    """Whether the two updates are more alike than each control, by the first measure that has a random one."""
+def _compared_with_chance(result: Result) -> list[str]:
+    """Whether the updates are more similar than chance, by the first measure with a random direction to compare."""
     for key, name in (("sim_aou", "SimAOU"), ("sim_aou_raw", "raw SimAOU"), ("sim_am_delta", "SimAM of changes")):
-        found = result.similarity.get(key)
+        score = result.similarity.get(key)
         random = result.controls.get("random", {}).get(key)
-        if found is None or random is None or finite(found.mean) is None or finite(random.mean) is None:
+        if score is None or random is None or finite(score.mean) is None or finite(random.mean) is None:
             continue
-        numbers = f"{name} {score_in_prose(found)}, random direction {score_in_prose(random)}"
-        place = apart(found.ci95, random.ci95)
-        if place is None:
-            return [f"Similarity of the two updates: {numbers}; without intervals the two cannot be compared."]
-        if place == 0:
-            return [f"The updates by context and by finetuning are no more alike than chance allows: {numbers}."]
-        if place == -1:
-            return [f"The updates by context and by finetuning are less alike than chance: {numbers}."]
+        numbers = f"{name} {score_in_prose(score)}, random direction {score_in_prose(random)}"
+        order = apart(score.ci95, random.ci95)
+        if order is None:
+            return [f"Similarity of the two updates: {numbers}; without intervals there is no conclusion."]
+        if order == 0:
+            return [f"The updates by ICL and by finetuning are not significantly more similar than chance: {numbers}."]
+        if order == -1:
+            return [f"The updates by ICL and by finetuning are less similar than chance: {numbers}."]
         return [
-            f"The updates by context and by finetuning are more alike than chance: {numbers}.",
+            f"The updates by ICL and by finetuning are more similar than chance: {numbers}.",
             *_matched_by_control(result, key, name),
             *_not_specific(result, key, name),
-            *_not_learned(result, key, name),
+            *_untrained(result, key, name),
         ]
     return []
 
 
 def _matched_by_control(result: Result, key: str, name: str) -> list[str]:
-    """A warning where a control in which nothing is learned scores as high as the real thing."""
-    found = result.similarity[key]
+    """A caveat if a floor other than the random direction scores as high."""
     matched = []
     for control in controls_in_order(result.controls):
         other = result.controls[control].get(key)
-        # The random direction has had its say.
-        if control != "random" and control_of(control).kind == "floor" and other is not None and _reaches(other, found):
+        is_other_floor = control != "random" and control_of(control).kind == "floor"
+        if is_other_floor and other is not None and _reaches(other, result.similarity[key]):
             matched.append(f"“{control_of(control).title}”, {score_in_prose(other)}")
     if not matched:
         return []
     return [
-        f"But {name} does not lie clearly above its control{'s' if len(matched) > 1 else ''} {listed(matched)}: alone, "
-        "it does not show that context and finetuning learn the same thing."
+        f"But {name} is not clearly above the control{'s' if len(matched) > 1 else ''} {listed(matched)}: by itself it "
+        "does not show that ICL and finetuning learn the same thing."
     ]
 
 
 def _recovered(result: Result) -> list[str]:
-    found = result.similarity.get("rec2ftp")
-    if found is None:
+    """Rec2FTP: how many of the answers that finetuning corrected ICL corrects too, compared with chance."""
+    recovered = result.similarity.get("rec2ftp")
+    if recovered is None:
         return []
-    if found.n == 0 or finite(found.mean) is None:
+    if recovered.n == 0 or finite(recovered.mean) is None:
+        return ["Finetuning corrected none of zero-shot's wrong answers, so Rec2FTP is undefined."]
+    corrected = "the 1 answer" if recovered.n == 1 else f"the {count(recovered.n)} answers"
+    if is_few(recovered):
         return [
-            "Finetuning put right no answer that zero-shot had wrong, so there is nothing for context to recover and "
-            "Rec2FTP has no value."
+            f"Of {corrected} that finetuning corrected, ICL corrected {share(recovered).split(' of ')[0]}. Fewer than "
+            f"{FEWEST_FOR_INTERVAL} answers are too few for a conclusion."
         ]
-    fixed = "1 answer" if found.n == 1 else f"{count(found.n)} answers"
-    if is_few(found):
-        return [
-            f"Of {fixed} that finetuning put right, context put right {share(found).split(' of ')[0]}: fewer than "
-            f"{FEWEST_FOR_INTERVAL} such answers are too few to say whether the two correct the same ones."
-        ]
-    sentence = f"Of {fixed} that finetuning put right, context put right {share_with_named_interval(found)}"
-    # Rec2FTP and its chance level stand on the same answers, so only the interval of their difference tells them apart.
-    chance, interval = finite(found.details.get("chance")), known(found.details.get("lift_ci95") or (None, None))
+    sentence = f"Of {corrected} that finetuning corrected, ICL corrected {share_with_named_interval(recovered)}"
+    # Both shares are computed from the same answers, so their difference has an interval of its own.
+    chance = finite(recovered.details.get("chance"))
+    interval = known(recovered.details.get("lift_ci95") or (None, None))
     if chance is None:
         return [f"{sentence}."]
     sentence += (
-        f", against {rounded(100 * chance, in_points(found.ci95), 0, 1)} % of all answers that zero-shot had wrong"
+        f", compared with {rounded(100 * chance, in_points(recovered.ci95), 0, 1)} % of all answers that zero-shot had "
+        "wrong"
     )
     if interval is None:
-        return [f"{sentence}. Without an interval the two cannot be compared."]
-    lift = f"the difference is {rounded_interval(in_points(interval), 0, 1, sign=True)} points (95 %)"
-    if interval[0] > 0:
-        return [f"{sentence}; {lift}, above chance."]
-    if interval[1] < 0:
-        return [f"{sentence}; {lift}, below chance."]
-    return [f"{sentence}; {lift}, so it is not clearly more than luck."]
+        return [f"{sentence}; without an interval of the difference there is no conclusion."]
+    order = "above" if interval[0] > 0 else "below" if interval[1] < 0 else "not significantly above"
+    ends = rounded_interval(in_points(interval), 0, 1, sign=True)
+    return [f"{sentence}: {order} chance (95 % interval of the difference {ends} points)."]
 
 
-def _nothing_learned(result: Result) -> list[str]:
-    """A caution to similarity and Rec2FTP where one side is not shown to have learned the task."""
+def _guessing_caveat(result: Result) -> list[str]:
+    """A caveat if ICL or finetuning may not have learned the task at all."""
     if not {"icl", "ft"} <= set(result.accuracy) or not result.similarity:
         return []
-    level = not_above_guessing(result, ("icl", "ft"))
-    if not level:
+    guessing = not_above_guessing(result, ("icl", "ft"))
+    if not guessing:
         return []
     return [
-        f"Since {learner_nouns(level)} {'is' if len(level) == 1 else 'are'} not shown to answer better than guessing, "
-        "what is alike here need not be anything that was learned."
+        f"{capital(learner_nouns(guessing))} {'is' if len(guessing) == 1 else 'are'} not significantly better than "
+        "guessing, so the similarity may not come from learning the task."
     ]

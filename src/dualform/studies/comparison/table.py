@@ -1,4 +1,4 @@
-"""The tables of accuracy, answers and cost, each declared once for the terminal, the page, files and data frames."""
+"""The tables of accuracy, answers and cost, for the terminal, the page, files and data frames."""
 
 import math
 
@@ -24,79 +24,74 @@ from dualform.studies.comparison.similarity_tables import similarity_table
 
 
 def accuracy_table(result: Result) -> Table:
-    """Accuracy of each learner and of the baselines, over the majority baseline, macro-F1 and range over seeds."""
+    """Accuracy, accuracy over the majority baseline, macro-F1 and range over seeds, for each learner and baseline."""
     columns = (
         Column("learner"),
         Column("accuracy", "share", interval=True),
         Column("over majority, points", "difference", where="page"),
         Column("macro-F1", "score", where="page"),
-        Column("over seeds", "share", where="page"),
+        Column("range over seeds", "share", where="page"),
         Column("n", "count"),
         Column("top answer", "share", where="terminal"),
         Column("as ICL", "share", where="terminal"),
     )
-    fallen = collapsed(result)
+    collapsed_learners = collapsed(result)
     rows = []
     for key in learners_in_order(dict.fromkeys([*result.accuracy, *result.predictions])):
-        each, against = result.accuracy.get(key), result.against_icl.get(key)
-        seeds = [value for one in each.per_seed.values() if (value := finite(one)) is not None] if each else []
-        ranged = f"{100 * min(seeds):.1f} to {100 * max(seeds):.1f} %" if len(seeds) > 1 else None
+        accuracy, against = result.accuracy.get(key), result.against_icl.get(key)
+        per_seed = accuracy.per_seed.values() if accuracy else ()
+        seeds = [value for each in per_seed if (value := finite(each)) is not None]
+        seed_range = f"{100 * min(seeds):.1f} to {100 * max(seeds):.1f} %" if len(seeds) > 1 else None
         top = result.predictions[key].majority_share if key in result.predictions else None
         rows.append(
             learner_row(
                 key,
-                estimate_cell(each, "share") if each else Cell(None, "share"),
-                estimate_cell(each.over_majority, "difference") if each else BLANK,
-                estimate_cell(each.macro_f1, "score") if each else BLANK,
-                Cell(None, "share", shown=ranged),
-                Cell(each.n if each else None, "count"),
-                Cell(top, "share", flag="collapsed" if key in fallen else ""),
+                estimate_cell(accuracy, "share") if accuracy else Cell(None, "share"),
+                estimate_cell(accuracy.over_majority, "difference") if accuracy else BLANK,
+                estimate_cell(accuracy.macro_f1, "score") if accuracy else BLANK,
+                Cell(None, "share", shown=seed_range),
+                Cell(accuracy.n if accuracy else None, "count"),
+                Cell(top, "share", flag="collapsed" if key in collapsed_learners else ""),
                 Cell(against.agreement.mean, "share") if against else BLANK,
-                where="everywhere" if each else "page",
+                where="everywhere" if accuracy else "page",
             )
         )
-    n = Cell(result.baselines.n, "count") if result.baselines is not None else BLANK
-    rows += (
-        [
+    if rows:
+        n = Cell(result.baselines.n, "count") if result.baselines is not None else BLANK
+        rows += [
             Row((Cell(name), Cell(level, "share"), BLANK, BLANK, BLANK, n, BLANK, BLANK), style="reference")
             for name, level in baseline_rows(result)
         ]
-        if rows
-        else []
-    )
     table = Table("Accuracy", columns, tuple(rows))
-    held = {
+    has_values = {
         "over majority, points": any(each.over_majority is not None for each in result.accuracy.values()),
         "macro-F1": any(each.macro_f1 is not None for each in result.accuracy.values()),
         "as ICL": bool(result.against_icl),
     }
-    return without_columns(table, [title for title, there in held.items() if not there])
+    return without_columns(table, [title for title, present in has_values.items() if not present])
 
 
 def by_label_table(result: Result) -> Table:
-    """Macro-F1, and the label that is answered correctly least often; one row a learner.
-
-    Without rows where answers are free-text choices, whose numbers are no classes.
-    """
+    """Each learner's macro-F1 and the label with its lowest recall; empty for free-text choices."""
     columns = (
         Column("learner"),
         Column("macro-F1", "score", interval=True),
-        Column("least right on"),
-        Column("accuracy", "share", interval="below"),
+        Column("worst label"),
+        Column("its accuracy", "share", interval="below"),
     )
     rows = []
     for key in learners_in_order(result.accuracy):
-        each = result.accuracy[key]
-        if each.macro_f1 is not None and each.per_label:
-            label, worst = min(each.per_label.items(), key=lambda item: finite(item[1].mean) or 0.0)
+        accuracy = result.accuracy[key]
+        if accuracy.macro_f1 is not None and accuracy.per_label:
+            label, worst = min(accuracy.per_label.items(), key=lambda item: finite(item[1].mean) or 0.0)
             rows.append(
-                learner_row(key, estimate_cell(each.macro_f1), Cell(label.strip()), estimate_cell(worst, "share"))
+                learner_row(key, estimate_cell(accuracy.macro_f1), Cell(label.strip()), estimate_cell(worst, "share"))
             )
     return Table("By label", columns, tuple(rows))
 
 
 def label_table(result: Result) -> Table:
-    """How often each learner is right on each label's queries (recall), a row a label."""
+    """Each learner's recall on each label, one row a label."""
     keys = [key for key in learners_in_order(result.accuracy) if result.accuracy[key].per_label]
     labels = dict.fromkeys(label for key in keys for label in result.accuracy[key].per_label)
     counts = result.baselines.label_counts if result.baselines is not None else {}
@@ -115,12 +110,12 @@ def label_table(result: Result) -> Table:
         )
         for label in labels
     ]
-    note = "Share of each label's queries answered correctly (recall), with its 95 % interval; of few queries a count."
-    return Table("Accuracy label by label", columns, tuple(rows), note=note)
+    note = "Share of each label's queries answered correctly (recall), with 95 % intervals; a count if there are few."
+    return Table("Accuracy by label", columns, tuple(rows), note=note)
 
 
 def pairs_table(result: Result) -> Table:
-    """Each pair of learners: difference, p-values and the smallest difference that the run could have found."""
+    """Difference, p-values and smallest detectable difference of each pair of learners."""
     columns = (
         Column("pair"),
         Column("difference, points", "difference", interval=True),
@@ -132,7 +127,7 @@ def pairs_table(result: Result) -> Table:
     rows = tuple(
         Row(
             (
-                Cell(f"{learner_style(test.first).title} less {learner_style(test.second).title}"),
+                Cell(f"{learner_style(test.first).title} minus {learner_style(test.second).title}"),
                 Cell(test.difference, "difference", test.ci95, test.n),
                 Cell(test.p_queries, "p"),
                 Cell(test.p_seeds, "p"),
@@ -146,33 +141,33 @@ def pairs_table(result: Result) -> Table:
 
 
 def predictions_table(result: Result) -> Table:
-    """Each learner's most frequent answer, how often it is the right one, and how sure the learner is."""
+    """Each learner's most frequent answer, how often that answer is right, and the entropy of its predictions."""
     columns = (
         Column("learner"),
-        Column("most frequent answer", "share"),
+        Column("share of the most frequent answer", "share"),
         Column("which"),
-        Column("how often right", "share"),
+        Column("share for which it is right", "share"),
         Column("mean entropy, nats", "nats"),
     )
     rows = []
-    fallen = collapsed(result)
+    collapsed_learners = collapsed(result)
     for key in learners_in_order(result.predictions):
-        each = result.predictions[key]
-        label = each.majority_label
+        predictions = result.predictions[key]
+        label = predictions.majority_label
         rows.append(
             learner_row(
                 key,
-                Cell(each.majority_share, "share", flag="collapsed" if key in fallen else ""),
+                Cell(predictions.majority_share, "share", flag="collapsed" if key in collapsed_learners else ""),
                 Cell(label.strip() if label else MISSING),
                 Cell(_true_share(result, label), "share"),
-                Cell(each.entropy, "nats"),
+                Cell(predictions.entropy, "nats"),
             )
         )
     return Table("Predictions", columns, tuple(rows))
 
 
 def _true_share(result: Result, label: str | None) -> float | None:
-    """How often a label is the right answer."""
+    """Share of the queries for which a label is right."""
     baselines = result.baselines
     if baselines is None or label not in baselines.label_counts or not baselines.n:
         return None
@@ -180,23 +175,23 @@ def _true_share(result: Result, label: str | None) -> float | None:
 
 
 def against_table(result: Result) -> Table:
-    """Accuracy, agreement with ICL, its gain recovered, operations, and when a learner is cheaper than the prompt."""
+    """Each learner compared with prompting: agreement, share of its gain, operations, and when it is cheaper."""
     columns = (
         Column("learner"),
         Column("accuracy", "share", where="page"),
         Column("agreement with ICL", "share", short="as ICL", interval=True),
-        Column("recovered of its gain", "share", short="recovered"),
+        Column("share of ICL's gain", "share", short="of gain"),
         Column("to adapt, TFLOP", "number", where="page"),
         Column(f"{QUERIES:,} queries, TFLOP", "number", where="page"),
-        Column("cheaper than read anew, after queries", "count", short="read anew"),
-        Column("cheaper than kept, after queries", "count", short="kept"),
+        Column("cheaper than re-read prompt after, queries", "count", short="re-read"),
+        Column("cheaper than cached prompt after, queries", "count", short="cached"),
     )
     rows = []
-    keys = [] if not result.against_icl else ["icl"] * ("icl" in result.accuracy)
+    keys = ["icl"] if result.against_icl and "icl" in result.accuracy else []
     for key in learners_in_order(dict.fromkeys([*keys, *result.against_icl])):
         against, cost = result.against_icl.get(key), result.cost.get(key)
         kept = scaled(cost.kept_flops, QUERIES * 1e-12) if cost is not None and key == "icl" else None
-        notes = () if kept is None else (f"kept: {Cell(kept, 'number').text}",)
+        notes = () if kept is None else (f"cached: {Cell(kept, 'number').text}",)
         recovered = BLANK
         if against is not None:
             defined = known(against.recovered.ci95) and not is_undefined(against.recovered)
@@ -221,11 +216,12 @@ def against_table(result: Result) -> Table:
             )
         )
     note = (
-        "“Cheaper after”: queries after which adapting once and answering has taken fewer operations than a prompt "
-        "read anew for every query, or than one whose keys and values are kept. A search for a learning rate is not "
-        "included."
+        "“Cheaper after”: the number of queries after which adapting and answering have taken fewer operations than a "
+        "prompt that is re-read with every query, or than one whose keys and values are cached. The learning rate "
+        "search is not counted."
     )
-    return Table("Compared with prompting (cheaper: after how many queries)", columns, tuple(rows), note=note)
+    title = "Compared with prompting (re-read, cached: cheaper after so many queries)"
+    return Table(title, columns, tuple(rows), note=note)
 
 
 def _break_even(result: Result, key: str, *, kept: bool) -> Cell:
@@ -235,11 +231,11 @@ def _break_even(result: Result, key: str, *, kept: bool) -> Cell:
 
 
 def trials_table(result: Result) -> Table:
-    """For each learner how many rates were tried and dropped, and what was chosen."""
+    """Each learner's learning rates: how many were tried, diverged or were skipped, and which was chosen."""
     columns = (
         Column("learner"),
         Column("rates", "count"),
-        Column("from, to", "number"),
+        Column("range", "number"),
         Column("chosen", "number"),
         Column("diverged", "count"),
         Column("skipped", "count"),
@@ -268,11 +264,11 @@ def trials_table(result: Result) -> Table:
 
 
 def cost_table(result: Result) -> Table:
-    """Seconds to adapt and to search for a rate, milliseconds, tokens and GFLOP a query; one row a learner."""
+    """Each learner's seconds to adapt and to search for a rate, and milliseconds, tokens and GFLOP a query."""
     columns = (
         Column("learner"),
         Column("to adapt, s", "seconds", short="adapt s"),
-        Column("search for a rate, s", "seconds", short="search s"),
+        Column("learning rate search, s", "seconds", short="search s"),
         Column("a query, ms", "number", short="ms/query"),
         Column("tokens a query", "count", short="tokens"),
         Column("GFLOP a query", "number", short="GFLOP"),
@@ -280,46 +276,44 @@ def cost_table(result: Result) -> Table:
     rows = tuple(
         learner_row(
             key,
-            Cell(each.adapt_seconds, "seconds"),
-            Cell(each.search_seconds, "seconds"),
-            Cell(scaled(each.query_seconds, 1e3), "number"),
-            Cell(each.tokens, "count"),
-            Cell(scaled(each.flops, 1e-9), "number"),
+            Cell(cost.adapt_seconds, "seconds"),
+            Cell(cost.search_seconds, "seconds"),
+            Cell(scaled(cost.query_seconds, 1e3), "number"),
+            Cell(cost.tokens, "count"),
+            Cell(scaled(cost.flops, 1e-9), "number"),
         )
         for key in learners_in_order(result.cost)
-        if (each := result.cost[key])
+        if (cost := result.cost[key])
     )
     note = (
-        "Milliseconds are measured with the demonstrations already encoded and include the recording of the inside; "
-        "tokens and GFLOP are those of a single query when nothing is shared."
+        "Milliseconds are measured with the demonstrations already encoded and include recording the model's "
+        "activations; tokens and GFLOP are those of one query read with its full prompt."
     )
-    return Table("Cost (tokens and GFLOP: one query, nothing shared)", columns, rows, note=note)
+    return Table("Cost (tokens and GFLOP: one query with its full prompt)", columns, rows, note=note)
 
 
 def demonstrations_table(result: Result) -> Table:
-    """Each seed's demonstrations: how many were used, their tokens and their rows in the train split."""
+    """Each seed's demonstrations: how many were used, their tokens and their row numbers in the train split."""
     columns = (Column("seed"), Column("used", "count"), Column("tokens", "count"), Column("rows"))
-    found = result.demonstrations
-    rows = (
-        []
-        if found is None
-        else [
-            Row(
-                (
-                    Cell(seed),
-                    Cell(found.k_effective_per_seed.get(seed), "count"),
-                    Cell(found.tokens.get(seed), "count"),
-                    Cell(", ".join(map(str, each))),
-                )
+    demonstrations = result.demonstrations
+    if demonstrations is None:
+        return Table("Demonstrations", columns, ())
+    rows = [
+        Row(
+            (
+                Cell(seed),
+                Cell(demonstrations.k_effective_per_seed.get(seed), "count"),
+                Cell(demonstrations.tokens.get(seed), "count"),
+                Cell(", ".join(map(str, numbers))),
             )
-            for seed, each in found.rows.items()
-        ]
-    )
+        )
+        for seed, numbers in demonstrations.rows.items()
+    ]
     return Table("Demonstrations", columns, tuple(rows))
 
 
 def tables(result: Result) -> tuple[Table, ...]:
-    """What `dualform compare` prints."""
+    """The tables that `dualform compare` prints."""
     return (
         accuracy_table(result),
         by_label_table(result),
