@@ -56,7 +56,7 @@ def test_every_learner_with_a_cost_has_one_point_and_icl_two():
 def test_the_two_points_of_a_prompt_are_joined_by_a_line():
     [line] = [layer for layer in layers_of(cost_accuracy_chart(example_result())) if "x2Offset" in layer["mark"]]
     [row] = line["data"]["values"]
-    assert (row["cost"], row["cost_kept"]) == (pytest.approx(3.3e14), pytest.approx(1.21e13))
+    assert (row["cost"], row["cost_cached"]) == (pytest.approx(3.3e14), pytest.approx(1.21e13))
     assert not [layer for layer in layers_of(cost_accuracy_chart(old_result())) if "x2Offset" in layer["mark"]]
 
 

@@ -69,7 +69,7 @@ def test_trained_controls_are_those_of_the_study() -> None:
 def test_the_page_shows_what_a_repeat_changes(stable: bool) -> None:
     result = with_rounding(stable=stable)
     section = rounding_section(result)
-    assert ("can be reproduced elsewhere" in section.note) is stable
+    assert ("can be reproduced on other machines" in section.note) is stable
     page = render_page(result)
     assert 'id="rounding"' in page
     assert "5 of 40" in page
