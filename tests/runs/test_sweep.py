@@ -21,7 +21,7 @@ from dualform.runs import sweep_cells, worker
 from dualform.runs.cell_store import CellStore, FinishedCell
 from dualform.runs.engines.base import CellJob, Engine, JobOutcome, best_match
 from dualform.runs.engines.opening import open_engine
-from dualform.runs.engines.performing import ended_from, perform_text, work_text
+from dualform.runs.engines.performing import job_to_text, outcome_from_text, perform_text
 from dualform.runs.sweep import CellState, GroupState, Sweep, cells_record
 from dualform.runs.sweep_config import Group, SweepConfig, expand, read_sweep_file
 from dualform.runs.sweep_run import run_sweep
@@ -77,15 +77,15 @@ class Serial:
     def submit(self, work: CellJob) -> None:
         self._waiting.append(work)
 
-    def ended(self, timeout: float) -> list[JobOutcome]:
+    def collect(self, timeout: float) -> list[JobOutcome]:
         if not self._waiting:
             return []
         _, place = best_match([self._warm], self._waiting)
         self.done.append(self._waiting.pop(place))
-        self._warm = self.done[-1].warm
-        return [ended_from(perform_text(work_text(self.done[-1], self._perform, 1)))]
+        self._warm = self.done[-1].affinity
+        return [outcome_from_text(perform_text(job_to_text(self.done[-1], self._perform, 1)))]
 
-    def idle_for(self) -> list[str]:
+    def idle_affinities(self) -> list[str]:
         return [""]
 
     def close(self, kill: bool = False) -> None:
@@ -100,12 +100,12 @@ class Deadly(Serial):
         self._times = times
         self._deaths: Counter[str] = Counter()
 
-    def ended(self, timeout: float) -> list[JobOutcome]:
+    def collect(self, timeout: float) -> list[JobOutcome]:
         if self._waiting and self._deaths[self._waiting[0].digest] < self._times:
             work = self._waiting.pop(0)
             self._deaths[work.digest] += 1
             return [JobOutcome(work.digest, "lost", 0.0, "the worker was killed")]
-        return super().ended(timeout)
+        return super().collect(timeout)
 
 
 def run(engine: Engine, store: Path = Path("store"), retries: int = 2, **changes: Any) -> list[GroupState]:

@@ -150,8 +150,8 @@ class Sweep:
         self.watcher.changed(self.states, None)
         while self._close_groups(finished):
             self._hand_out()
-            for ended in self.engine.ended(_LOOK_SECONDS):
-                self._take(ended)
+            for outcome in self.engine.collect(_LOOK_SECONDS):
+                self._take(outcome)
             self._look_elsewhere()
             self.watcher.changed(self.states, None)
         return self.states
@@ -209,7 +209,7 @@ class Sweep:
         waiting = [state for state in self._by_digest.values() if state.status == "waiting" and self._may_begin(state)]
         # Those on which others wait come first; within them, one model and task after the other.
         needed = {key.digest for state in self._by_digest.values() if not state.done for key in state.cell.after}
-        waiting.sort(key=lambda state: (state.cell.key.digest not in needed, state.cell.warm))
+        waiting.sort(key=lambda state: (state.cell.key.digest not in needed, state.cell.affinity))
         busy = sum(state.status == "running" for state in self._by_digest.values())
         # Slurm starts whatever it is given.
         ahead = 1 if self.engine.name == "slurm" else _QUEUE
@@ -254,7 +254,7 @@ class Sweep:
             memory=self.memory,
             dead=state.dead,
         )
-        return CellJob(cell.key.digest, work.model_dump(mode="json"), cell.warm, _weight(cell))
+        return CellJob(cell.key.digest, work.model_dump(mode="json"), cell.affinity, _weight(cell))
 
     def _store_for_workers(self) -> str:
         """The store's URL; or, as submitit writes what a job is given into files, where a job finds it."""

@@ -43,7 +43,7 @@ class GroupCell:
         return self.config or self.group.config
 
     @property
-    def warm(self) -> str:
+    def affinity(self) -> str:
         """What a worker should have loaded for it."""
         models = STUDIES[self.group.study].models(self.group.config)
         return f"{' '.join(models)} {getattr(self.group.config, 'task', '')}"

@@ -8,7 +8,7 @@ from dualform.runs.engines.opening import open_engine
 
 
 def test_an_unknown_engine_is_named_with_those_that_there_are():
-    with pytest.raises(ConfigError, match="engine 'dask' is none of local, ray, slurm"):
+    with pytest.raises(ConfigError, match="unknown engine 'dask': choose one of local, ray, slurm"):
         open_engine("dask")
 
 
@@ -37,7 +37,7 @@ def test_cores_are_shared_out(available, workers, threads, shared):
 
 
 def test_more_workers_than_cores_are_warned_about():
-    with pytest.warns(UserWarning, match=r"4 workers of 1 threads share 2 cores .* 2 would not"):
+    with pytest.warns(UserWarning, match=r"4 workers with 1 threads each share 2 cores .* use 2 at most"):
         warn_if_crowded(2, 4, 1)
     warn_if_crowded(2, 2, 1)
 
@@ -52,9 +52,9 @@ def test_a_package_that_is_not_installed_is_named_with_what_brings_it(monkeypatc
 
 def test_a_worker_takes_what_it_has_loaded_before_what_is_heavier():
     waiting = [
-        CellJob("1", {}, warm="a", weight=9),
-        CellJob("2", {}, warm="b", weight=1),
-        CellJob("3", {}, warm="b", weight=2),
+        CellJob("1", {}, affinity="a", weight=9),
+        CellJob("2", {}, affinity="b", weight=1),
+        CellJob("3", {}, affinity="b", weight=2),
     ]
     assert best_match(["b"], waiting) == (0, 2)
     assert best_match(["c", "b"], waiting) == (1, 2)
@@ -62,9 +62,9 @@ def test_a_worker_takes_what_it_has_loaded_before_what_is_heavier():
 
 def test_a_work_that_fits_nobody_goes_to_a_new_worker_heaviest_first():
     waiting = [
-        CellJob("1", {}, warm="a", weight=1),
-        CellJob("2", {}, warm="b", weight=5),
-        CellJob("3", {}, warm="b", weight=5),
+        CellJob("1", {}, affinity="a", weight=1),
+        CellJob("2", {}, affinity="b", weight=5),
+        CellJob("3", {}, affinity="b", weight=5),
     ]
     assert best_match(["c", ""], waiting) == (1, 1)
     assert best_match(["c"], waiting) == (0, 1)

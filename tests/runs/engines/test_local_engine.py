@@ -11,7 +11,7 @@ import pytest
 from dualform.errors import ConfigError
 from dualform.runs.engines.base import CellJob, Engine, EngineOptions
 from dualform.runs.engines.opening import open_engine
-from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
+from tests.runs.engines.waiting import collect_outcomes, has_text, is_alive, wait_for
 
 WORKS = "tests.runs.engines.works:perform"
 
@@ -35,8 +35,8 @@ def test_works_finish_fail_or_are_lost_and_each_is_told_once(engine):
     }
     for name, payload in payloads.items():
         engine.submit(CellJob(name, payload))
-    ended = all_ended(engine, 7)
-    assert {name: outcome.status for name, outcome in ended.items()} == {
+    outcomes = collect_outcomes(engine, 7)
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "good": "finished",
         "mistake": "failed",
         "fault": "failed",
@@ -45,39 +45,39 @@ def test_works_finish_fail_or_are_lost_and_each_is_told_once(engine):
         "left": "lost",
         "after": "finished",
     }
-    assert ended["good"].facts["value"] == 1.5
-    mistake = ended["mistake"]
+    assert outcomes["good"].facts["value"] == 1.5
+    mistake = outcomes["mistake"]
     assert (mistake.mistake, mistake.message, mistake.traceback) == (
         True,
         "TaskError: no such task: choose another",
         "",
     )
-    fault = ended["fault"]
+    fault = outcomes["fault"]
     assert not fault.mistake
     assert "RuntimeError" in fault.traceback
     assert "works.py" in fault.traceback
     assert fault.message.startswith("RuntimeError: a \N{REPLACEMENT CHARACTER}[31mfault")
     assert fault.message.isprintable()
     assert len(fault.message) <= 1000
-    assert "not JSON serializable" in ended["unwritable"].message
-    assert "SIGKILL" in ended["killed"].message
-    assert "memory" in ended["killed"].message
-    assert "exit code 3" in ended["left"].message
-    assert not ended["killed"].mistake
-    assert engine.ended(0) == []
+    assert "not JSON serializable" in outcomes["unwritable"].message
+    assert "SIGKILL" in outcomes["killed"].message
+    assert "memory" in outcomes["killed"].message
+    assert "exit code 3" in outcomes["left"].message
+    assert not outcomes["killed"].mistake
+    assert engine.collect(0) == []
 
 
 def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine):
-    engine.submit(CellJob("a1", {"do": "sleep", "seconds": 0.5}, warm="a"))
-    engine.submit(CellJob("b1", {"do": "sleep", "seconds": 0.5}, warm="b"))
-    assert engine.idle_for() == []
-    first = all_ended(engine, 2)
+    engine.submit(CellJob("a1", {"do": "sleep", "seconds": 0.5}, affinity="a"))
+    engine.submit(CellJob("b1", {"do": "sleep", "seconds": 0.5}, affinity="b"))
+    assert engine.idle_affinities() == []
+    first = collect_outcomes(engine, 2)
     pids = {name: outcome.facts["pid"] for name, outcome in first.items()}
     assert pids["a1"] != pids["b1"]
-    assert sorted(engine.idle_for()) == ["a", "b"]
+    assert sorted(engine.idle_affinities()) == ["a", "b"]
     for name in ("b2", "a2", "b3", "a3"):
-        engine.submit(CellJob(name, {"do": "sleep", "seconds": 0.3}, warm=name[0]))
-    then = all_ended(engine, 4)
+        engine.submit(CellJob(name, {"do": "sleep", "seconds": 0.3}, affinity=name[0]))
+    then = collect_outcomes(engine, 4)
     assert {name: outcome.facts["pid"] for name, outcome in then.items()} == {
         "a2": pids["a1"],
         "a3": pids["a1"],
@@ -88,29 +88,29 @@ def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine):
 
 
 def test_a_worker_killed_from_outside_loses_its_own_work_and_is_replaced(engine, tmp_path):
-    engine.submit(CellJob("victim", {"do": "sleep", "seconds": 60, "begun": str(tmp_path / "pid")}, warm="a"))
-    engine.submit(CellJob("other", {"do": "sleep", "seconds": 1}, warm="b"))
+    engine.submit(CellJob("victim", {"do": "sleep", "seconds": 60, "begun": str(tmp_path / "pid")}, affinity="a"))
+    engine.submit(CellJob("other", {"do": "sleep", "seconds": 1}, affinity="b"))
     wait_for(partial(has_text, tmp_path / "pid"))
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    ended = all_ended(engine, 2)
-    assert {name: outcome.status for name, outcome in ended.items()} == {"victim": "lost", "other": "finished"}
-    assert "" in engine.idle_for()
-    engine.submit(CellJob("victim", {"value": 2}, warm="a"))
-    assert all_ended(engine, 1)["victim"].facts["value"] == 2
+    outcomes = collect_outcomes(engine, 2)
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {"victim": "lost", "other": "finished"}
+    assert "" in engine.idle_affinities()
+    engine.submit(CellJob("victim", {"value": 2}, affinity="a"))
+    assert collect_outcomes(engine, 1)["victim"].facts["value"] == 2
 
 
 def test_a_worker_killed_while_idle_costs_no_work(engine):
-    engine.submit(CellJob("first", {}, warm="a"))
-    pid = all_ended(engine, 1)["first"].facts["pid"]
+    engine.submit(CellJob("first", {}, affinity="a"))
+    pid = collect_outcomes(engine, 1)["first"].facts["pid"]
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    engine.submit(CellJob("second", {}, warm="a"))
-    assert all_ended(engine, 1)["second"].status == "finished"
+    engine.submit(CellJob("second", {}, affinity="a"))
+    assert collect_outcomes(engine, 1)["second"].status == "finished"
 
 
 def test_what_works_print_goes_to_a_log_file_only(engine, tmp_path, capfd):
     engine.submit(CellJob("talker", {"do": "print"}))
-    assert all_ended(engine, 1)["talker"].status == "finished"
+    assert collect_outcomes(engine, 1)["talker"].status == "finished"
     engine.close()
     assert capfd.readouterr() == ("", "")
     assert "".join(path.read_text() for path in (tmp_path / "logs").iterdir()) == "chatter\nmore chatter\n"
@@ -123,7 +123,7 @@ def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine)
         "HF_HUB_OFFLINE": os.environ["HF_HUB_OFFLINE"],
     }
     engine.submit(CellJob("look", {"do": "environment", "names": list(variables)}))
-    assert all_ended(engine, 1)["look"].facts == variables
+    assert collect_outcomes(engine, 1)["look"].facts == variables
 
 
 @pytest.mark.parametrize(("gpus", "workers", "own"), [(2, 2, ["4,5", "6,7"]), (0.5, 3, ["4", "4", "5"])])
@@ -135,19 +135,19 @@ def test_each_worker_has_its_own_gpus(monkeypatch, gpus, workers, own):
         for number in range(workers):
             engine.submit(CellJob(str(number), {"do": "environment", "names": ["CUDA_VISIBLE_DEVICES"]}))
             # A new worker for each.
-            assert len(engine.idle_for()) == workers - number - 1
-        ended = all_ended(engine, workers)
-        assert sorted(outcome.facts["CUDA_VISIBLE_DEVICES"] for outcome in ended.values()) == own
+            assert len(engine.idle_affinities()) == workers - number - 1
+        outcomes = collect_outcomes(engine, workers)
+        assert sorted(outcome.facts["CUDA_VISIBLE_DEVICES"] for outcome in outcomes.values()) == own
     finally:
         engine.close(kill=True)
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(ConfigError, match="3 workers of 1 GPUs each, and this machine has 2"):
+    with pytest.raises(ConfigError, match="3 workers with 1 GPUs each need more than the 2 of"):
         open_engine("local", workers=3, threads=1, options=EngineOptions(gpus=1), perform=WORKS)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match="1 workers of 1 GPUs each, and this machine has 0"):
+    with pytest.raises(ConfigError, match="1 workers with 1 GPUs each need more than the 0 of"):
         open_engine("local", threads=1, options=EngineOptions(gpus=1), perform=WORKS)
 
 
@@ -167,13 +167,13 @@ def test_closing_waits_for_what_is_being_done_or_kills_it(tmp_path):
 
 DRIVER = """
 import json, sys, time
-from dualform.runs.engines.base import Work
+from dualform.runs.engines.base import CellJob
 from dualform.runs.engines.opening import open_engine
 engine = open_engine("local", workers=2, threads=1, perform="tests.runs.engines.works:perform")
 for number in range(2):
-    engine.submit(Work(str(number), {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/{number}"}))
+    engine.submit(CellJob(str(number), {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/{number}"}))
 try:
-    engine.ended(60)
+    engine.collect(60)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     engine.close(kill=True)

@@ -3,20 +3,20 @@ import torch
 
 from dualform.errors import TaskError
 from dualform.runs.engines.base import CellJob, JobOutcome
-from dualform.runs.engines.performing import LONGEST_MESSAGE, ended_from, one_line, perform_text, work_text
+from dualform.runs.engines.performing import LONGEST_MESSAGE, job_to_text, one_line, outcome_from_text, perform_text
 
 WORKS = "tests.runs.engines.works:perform"
 
 
 def perform(payload: dict[str, object], threads: int = 1, function: str = WORKS) -> JobOutcome:
-    return ended_from(perform_text(work_text(CellJob("digest", payload), function, threads)))
+    return outcome_from_text(perform_text(job_to_text(CellJob("digest", payload), function, threads)))
 
 
 def test_what_the_work_returns_comes_back_with_its_time():
-    ended = perform({"do": "sleep", "seconds": 0.05, "value": [1.5, float("inf")]})
-    assert (ended.digest, ended.status, ended.message) == ("digest", "finished", "")
-    assert ended.facts["value"] == [1.5, float("inf")]
-    assert 0.05 <= ended.seconds < 5
+    outcome = perform({"do": "sleep", "seconds": 0.05, "value": [1.5, float("inf")]})
+    assert (outcome.digest, outcome.status, outcome.message) == ("digest", "finished", "")
+    assert outcome.facts["value"] == [1.5, float("inf")]
+    assert 0.05 <= outcome.seconds < 5
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -33,10 +33,10 @@ def test_torch_gets_the_threads_of_the_work(threads):
     ],
 )
 def test_a_work_function_that_cannot_be_found_is_a_failure(function, reason):
-    ended = perform({}, function=function)
-    assert ended.status == "failed"
-    assert ended.message.startswith(reason)
-    assert not ended.mistake
+    outcome = perform({}, function=function)
+    assert outcome.status == "failed"
+    assert outcome.message.startswith(reason)
+    assert not outcome.mistake
 
 
 def test_a_hostile_message_is_one_harmless_line():

@@ -15,8 +15,8 @@ from dualform.errors import ConfigError
 from dualform.runs.engines import ray_watch
 from dualform.runs.engines.base import CellJob, Engine, EngineOptions
 from dualform.runs.engines.opening import open_engine
-from dualform.runs.engines.ray_engine import _fit
-from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
+from dualform.runs.engines.ray_engine import _choose_workers
+from tests.runs.engines.waiting import collect_outcomes, has_text, is_alive, wait_for
 from tests.runs.engines.works import Broken
 
 ray = pytest.importorskip("ray")
@@ -46,8 +46,8 @@ def test_works_finish_fail_or_are_lost_each_is_told_once_and_nothing_is_printed(
     payloads |= {name: {"do": name} for name in ("mistake", "fault", "die", "print")}
     for name, payload in payloads.items():
         engine.submit(CellJob(name, payload))
-    ended = all_ended(engine, len(payloads))
-    assert {name: outcome.status for name, outcome in ended.items()} == {
+    outcomes = collect_outcomes(engine, len(payloads))
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "good": "finished",
         "after": "finished",
         "print": "finished",
@@ -55,13 +55,13 @@ def test_works_finish_fail_or_are_lost_each_is_told_once_and_nothing_is_printed(
         "fault": "failed",
         "die": "lost",
     }
-    assert ended["good"].facts["value"] == 1.5
-    assert ended["mistake"].mistake
-    assert ended["mistake"].message == "TaskError: no such task: choose another"
-    assert "works.py" in ended["fault"].traceback
-    assert ended["die"].message.startswith("the Ray worker is gone: ActorDiedError")
-    assert ended["die"].message.isprintable()
-    assert engine.ended(0) == []
+    assert outcomes["good"].facts["value"] == 1.5
+    assert outcomes["mistake"].mistake
+    assert outcomes["mistake"].message == "TaskError: no such task: choose another"
+    assert "works.py" in outcomes["fault"].traceback
+    assert outcomes["die"].message.startswith("the Ray worker is gone: ActorDiedError")
+    assert outcomes["die"].message.isprintable()
+    assert engine.collect(0) == []
     time.sleep(0.5)  # Ray's own words about the dead would come by now
     assert capfd.readouterr() == ("", "")
     assert "chatter\nmore chatter\n" in [path.read_text() for path in logs.iterdir()]
@@ -72,22 +72,22 @@ def begin_both(engine: Engine, folder: Path) -> None:
     files = [folder / "a1", folder / "b1"]
     for path in files:
         engine.submit(
-            CellJob(path.name, {"do": "wait", "until": str(folder / "go"), "begun": str(path)}, warm=path.name[0])
+            CellJob(path.name, {"do": "wait", "until": str(folder / "go"), "begun": str(path)}, affinity=path.name[0])
         )
-    wait_for(lambda: engine.ended(0.2) == [] and all(has_text(path) for path in files), seconds=60)
+    wait_for(lambda: engine.collect(0.2) == [] and all(has_text(path) for path in files), seconds=60)
 
 
 def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine, tmp_path):
     begin_both(engine, tmp_path)
     (tmp_path / "go").touch()
-    first = all_ended(engine, 2)
+    first = collect_outcomes(engine, 2)
     pids = {name: outcome.facts["pid"] for name, outcome in first.items()}
     assert pids["a1"] != pids["b1"]
-    assert sorted(engine.idle_for()) == ["a", "b"]
+    assert sorted(engine.idle_affinities()) == ["a", "b"]
     for name in ("b2", "a2", "b3", "a3"):
-        engine.submit(CellJob(name, {"do": "sleep", "seconds": 0.3}, warm=name[0]))
-    assert engine.idle_for() == []
-    then = all_ended(engine, 4)
+        engine.submit(CellJob(name, {"do": "sleep", "seconds": 0.3}, affinity=name[0]))
+    assert engine.idle_affinities() == []
+    then = collect_outcomes(engine, 4)
     assert {name: outcome.facts["pid"] for name, outcome in then.items()} == {
         "a2": pids["a1"],
         "a3": pids["a1"],
@@ -100,20 +100,20 @@ def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine, t
 def test_a_worker_killed_from_outside_loses_its_own_work_and_is_replaced(engine, tmp_path):
     begin_both(engine, tmp_path)
     os.kill(int((tmp_path / "a1").read_text()), signal.SIGKILL)
-    assert {name: ended.status for name, ended in all_ended(engine, 1).items()} == {"a1": "lost"}
+    assert {name: outcome.status for name, outcome in collect_outcomes(engine, 1).items()} == {"a1": "lost"}
     (tmp_path / "go").touch()
-    assert all_ended(engine, 1)["b1"].status == "finished"
-    engine.submit(CellJob("a1", {"value": 2}, warm="a"))
-    assert all_ended(engine, 1)["a1"].facts["value"] == 2
+    assert collect_outcomes(engine, 1)["b1"].status == "finished"
+    engine.submit(CellJob("a1", {"value": 2}, affinity="a"))
+    assert collect_outcomes(engine, 1)["a1"].facts["value"] == 2
 
 
 def test_a_worker_killed_while_idle_costs_no_work(engine):
-    engine.submit(CellJob("first", {}, warm="a"))
-    pid = all_ended(engine, 1)["first"].facts["pid"]
+    engine.submit(CellJob("first", {}, affinity="a"))
+    pid = collect_outcomes(engine, 1)["first"].facts["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not is_alive(pid))
-    engine.submit(CellJob("second", {}, warm="a"))
-    assert all_ended(engine, 1)["second"].status == "finished"
+    engine.submit(CellJob("second", {}, affinity="a"))
+    assert collect_outcomes(engine, 1)["second"].status == "finished"
 
 
 def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine):
@@ -123,23 +123,23 @@ def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine)
         "HF_HUB_OFFLINE": os.environ["HF_HUB_OFFLINE"],
     }
     engine.submit(CellJob("look", {"do": "environment", "names": list(variables)}))
-    assert all_ended(engine, 1)["look"].facts == variables
+    assert collect_outcomes(engine, 1)["look"].facts == variables
 
 
 def test_a_process_that_has_joined_a_cluster_keeps_it_and_is_told_what_finds_no_room(engine):
-    with pytest.warns(UserWarning, match=r"2 Ray workers of 5 CPU each: 0 of them find room now"):
+    with pytest.warns(UserWarning, match=r"2 Ray workers need 5 CPU each: 0 of them fit now"):
         second = open_engine("ray", workers=2, threads=5, perform=WORKS)
-    assert second.idle_for() == ["", ""]
+    assert second.idle_affinities() == ["", ""]
     second.submit(CellJob("one", {}))
-    assert second.idle_for() == [""]
-    assert second.ended(0.2) == []
+    assert second.idle_affinities() == [""]
+    assert second.collect(0.2) == []
     second.close()
     assert ray.is_initialized()
 
 
 def test_gpus_that_this_machine_does_not_have_are_refused(engine):
-    with pytest.raises(ConfigError, match=r"asks for 1 CPU, 1 GPU, and this machine has 3 CPU, 0 GPU"):
-        _fit(1, 1, EngineOptions(gpus=1), warn=False)
+    with pytest.raises(ConfigError, match=r"needs 1 CPU, 1 GPU, but this machine has 3 CPU, 0 GPU"):
+        _choose_workers(1, 1, EngineOptions(gpus=1), warn=False)
 
 
 def test_a_worker_that_cannot_start_is_told_and_not_tried_for_ever(engine, monkeypatch):
@@ -148,7 +148,7 @@ def test_a_worker_that_cannot_start_is_told_and_not_tried_for_ever(engine, monke
     second = open_engine("ray", workers=1, threads=1, perform=WORKS)
     second.submit(CellJob("one", {}))
     with pytest.raises(ConfigError, match=r"Ray cannot start a worker: .*no module named dualform on this node"):
-        second.ended(60)
+        second.collect(60)
     second.close(kill=True)
 
 
@@ -199,11 +199,11 @@ def test_a_process_without_the_token_is_refused(engine, tmp_path, monkeypatch):
 
 OWN_CLUSTER = """
 import sys
-from dualform.runs.engines.base import EngineOptions, Work
+from dualform.runs.engines.base import EngineOptions, CellJob
 from dualform.runs.engines.opening import open_engine
 engine = open_engine("ray", workers=1, threads=1, perform="tests.runs.engines.works:perform")
-engine.submit(Work("long", {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/worker"}))
-engine.ended(60)
+engine.submit(CellJob("long", {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/worker"}))
+engine.collect(60)
 """
 
 
@@ -219,7 +219,7 @@ def test_nothing_of_a_cluster_outlives_the_driver_that_started_it(tmp_path):
 
 def test_a_ray_without_tokens_is_refused(monkeypatch):
     monkeypatch.setattr("dualform.runs.engines.ray_engine.version", lambda name: "2.51.1")
-    with pytest.raises(ConfigError, match=r"Ray 2\.51\.1 is installed, .* needs 2\.52 or newer"):
+    with pytest.raises(ConfigError, match=r"Ray 2\.51\.1 lets any process .* needs Ray 2\.52 or newer"):
         open_engine("ray", workers=1, perform=WORKS)
 
 
@@ -243,12 +243,12 @@ def test_no_cluster_at_an_address_is_one_sentence(tmp_path):
 
 DRIVER = """
 import sys
-from dualform.runs.engines.base import EngineOptions, Work
+from dualform.runs.engines.base import EngineOptions, CellJob
 from dualform.runs.engines.opening import open_engine
 options = EngineOptions(address=sys.argv[2])
 engine = open_engine("ray", workers=1, threads=1, options=options, perform="tests.runs.engines.works:perform")
-engine.submit(Work("long", {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/worker"}))
-engine.ended(60)
+engine.submit(CellJob("long", {"do": "sleep", "seconds": 60, "begun": f"{sys.argv[1]}/worker"}))
+engine.collect(60)
 """
 
 
@@ -260,7 +260,7 @@ def test_no_worker_outlives_a_driver_that_is_killed(engine, tmp_path):
     assert driver.communicate(timeout=30)[0] == ""
     wait_for(lambda: not is_alive(worker), seconds=10)
     engine.submit(CellJob("after", {"value": 3}))
-    assert all_ended(engine, 1)["after"].facts["value"] == 3
+    assert collect_outcomes(engine, 1)["after"].facts["value"] == 3
 
 
 NODES = """
@@ -269,9 +269,9 @@ from functools import partial
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from dualform.runs.engines.base import EngineOptions, Work
+from dualform.runs.engines.base import EngineOptions, CellJob
 from dualform.runs.engines.opening import open_engine
-from tests.runs.engines.waiting import all_ended, has_text, wait_for
+from tests.runs.engines.waiting import collect_outcomes, has_text, wait_for
 
 def main(folder):
     # A dead node is noticed after a second or two; Ray's own patience is a quarter of a minute.
@@ -281,15 +281,15 @@ def main(folder):
     other = cluster.add_node(num_cpus=1)
     engine = open_engine("ray", workers=2, threads=1, options=EngineOptions(address=cluster.address), perform=PERFORM)
     for name in ("one", "two"):
-        engine.submit(Work(name, {"do": "wait", "until": str(folder / "go"), "begun": str(folder / name)}))
+        engine.submit(CellJob(name, {"do": "wait", "until": str(folder / "go"), "begun": str(folder / name)}))
     # A work is handed out once its worker has started.
-    wait_for(lambda: engine.ended(0.2) == [] and all(has_text(folder / name) for name in ("one", "two")), 60)
+    wait_for(lambda: engine.collect(0.2) == [] and all(has_text(folder / name) for name in ("one", "two")), 60)
     os.kill(other.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-    ((lost, ended),) = all_ended(engine, 1).items()
+    ((lost, ended),) = collect_outcomes(engine, 1).items()
     print(ended.status, ended.message)
     (folder / "go").touch()
-    engine.submit(Work(lost, {"value": 2}))
-    print(sorted(ended.status for ended in all_ended(engine, 2).values()))
+    engine.submit(CellJob(lost, {"value": 2}))
+    print(sorted(ended.status for ended in collect_outcomes(engine, 2).values()))
     engine.close()
     print(ray.is_initialized())
     cluster.shutdown()

@@ -13,7 +13,7 @@ from dualform.configuration import checked
 from dualform.errors import ConfigError
 from dualform.runs.engines.base import CellJob, Engine, EngineOptions
 from dualform.runs.engines.opening import open_engine
-from tests.runs.engines.waiting import all_ended, has_text, is_alive, wait_for
+from tests.runs.engines.waiting import collect_outcomes, has_text, is_alive, wait_for
 
 submitit = pytest.importorskip("submitit")
 
@@ -49,24 +49,24 @@ def test_jobs_finish_fail_or_are_lost(local, tmp_path):
         "mistake": {"do": "mistake"},
         "die": {"do": "die"},
     }
-    assert local.idle_for() == ["", ""]
+    assert local.idle_affinities() == ["", ""]
     for name, payload in payloads.items():
         local.submit(CellJob(name, payload))
-    assert local.idle_for() == []
-    ended = all_ended(local, len(payloads))
-    assert {name: outcome.status for name, outcome in ended.items()} == {
+    assert local.idle_affinities() == []
+    outcomes = collect_outcomes(local, len(payloads))
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "good": "finished",
         "mistake": "failed",
         "die": "lost",
     }
-    assert ended["good"].facts == {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    assert ended["mistake"].mistake
-    assert re.match(r"job \d+ ended without a result; what it printed is in ", ended["die"].message)
+    assert outcomes["good"].facts == {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    assert outcomes["mistake"].mistake
+    assert re.match(r"job \d+ ended without a result; its output is in ", outcomes["die"].message)
 
 
 def test_killing_cancels_the_jobs(local, tmp_path):
     local.submit(CellJob("long", {"do": "sleep", "seconds": 60, "begun": str(tmp_path / "pid")}))
-    assert local.ended(0) == []
+    assert local.collect(0) == []
     wait_for(partial(has_text, tmp_path / "pid"), seconds=20)
     local.close(kill=True)
     wait_for(lambda: not is_alive(int((tmp_path / "pid").read_text())), seconds=5)
@@ -84,8 +84,8 @@ def test_a_batch_is_one_array_with_what_was_asked_for(slurm, tmp_path):
     engine = open_engine("slurm", workers=2, threads=3, options=options, perform=WORKS)
     for number in range(3):
         engine.submit(CellJob(str(number), {"value": number}))
-    ended = all_ended(engine, 3)
-    assert {name: outcome.facts["value"] for name, outcome in ended.items()} == {"0": 0, "1": 1, "2": 2}
+    outcomes = collect_outcomes(engine, 3)
+    assert {name: outcome.facts["value"] for name, outcome in outcomes.items()} == {"0": 0, "1": 1, "2": 2}
     (script,) = slurm.glob("script-*")
     asked = set(re.findall(r"#SBATCH --(\S+)", script.read_text()))
     assert asked >= {
@@ -103,44 +103,44 @@ def test_a_batch_is_one_array_with_what_was_asked_for(slurm, tmp_path):
 
 
 def test_jobs_that_slurm_ends_are_lost_and_closing_cancels_the_rest(slurm, tmp_path, monkeypatch):
-    monkeypatch.setattr("dualform.runs.engines.slurm_engine.ASK_SECONDS", 0.0)
+    monkeypatch.setattr("dualform.runs.engines.slurm_engine.QUEUE_SECONDS", 0.0)
     monkeypatch.setattr("dualform.runs.engines.slurm_engine.MISSING_SECONDS", 0.0)
     engine = open_engine("slurm", workers=2, threads=1, options=EngineOptions(log_dir=tmp_path / "jobs"), perform=WORKS)
     for name in ("ended", "left"):
         engine.submit(CellJob(name, {"do": "sleep", "seconds": 60, "begun": str(tmp_path / name)}))
-    assert engine.ended(0) == []
+    assert engine.collect(0) == []
     for name in ("ended", "left"):
         wait_for(partial(has_text, tmp_path / name), seconds=20)
-    assert engine.ended(1) == []
+    assert engine.collect(1) == []
     subprocess.run(["scancel", "1000_0"], check=True)
-    (ended,) = all_ended(engine, 1).values()
-    assert (ended.digest, ended.status) == ("ended", "lost")
-    assert ended.message == f"job 1000_0 ended without a result; what it printed is in {tmp_path}/jobs/1000_0_0_log.err"
+    (outcome,) = collect_outcomes(engine, 1).values()
+    assert (outcome.digest, outcome.status) == ("ended", "lost")
+    assert outcome.message == f"job 1000_0 ended without a result; its output is in {tmp_path}/jobs/1000_0_0_log.err"
     # As while its controller is started anew: nothing is known, so nothing is lost.
     (slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
-    assert engine.ended(1) == []
+    assert engine.collect(1) == []
     engine.close(kill=True)
     wait_for(lambda: not is_alive(int((tmp_path / "left").read_text())), seconds=5)
 
 
-def test_a_refusal_of_slurm_is_told(slurm, tmp_path, capfd):
+def test_an_error_of_slurm_is_reported(slurm, tmp_path, capfd):
     (slurm / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: short' >&2\nexit 1\n")
     engine = open_engine("slurm", options=EngineOptions(log_dir=tmp_path / "jobs", partition="short"), perform=WORKS)
     engine.submit(CellJob("one", {}))
-    with pytest.raises(ConfigError, match=r"Slurm does not take the jobs: .*invalid partition specified: short"):
-        engine.ended(1)
+    with pytest.raises(ConfigError, match=r"Slurm rejected the jobs: .*invalid partition specified: short"):
+        engine.collect(1)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no Slurm on this machine: srun is not found"),
+        ({}, "this machine has no Slurm: srun is not found"),
         ({"log_dir": None}, "needs log_dir"),
-        ({"gpus": 0.5, "executor": "local"}, "slurm gives whole GPUs, not 0.5"),
+        ({"gpus": 0.5, "executor": "local"}, "gpus 0.5 must be a whole number"),
         ({"slurm": {"acount": "physics"}, "executor": "local"}, "Unknown argument 'acount'"),
     ],
 )
-def test_what_cannot_be_is_refused_at_the_beginning(tmp_path, monkeypatch, options, message):
+def test_impossible_options_are_errors_at_once(tmp_path, monkeypatch, options, message):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=message):
         open_engine("slurm", options=EngineOptions(**{"log_dir": tmp_path / "jobs", **options}))
@@ -157,17 +157,17 @@ def test_what_cannot_be_is_refused_at_the_beginning(tmp_path, monkeypatch, optio
         {"log_dir": "jobs\ntouch pwned\n"},
     ],
 )
-def test_nothing_that_stands_in_a_jobs_script_can_break_its_line(options: dict[str, Any]) -> None:
+def test_no_option_can_break_a_line_of_a_job_script(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="holds a line break or another control character") as caught:
         checked(EngineOptions, options)
     assert "\n" not in str(caught.value)
 
 
-def test_the_folder_that_a_sweep_is_started_in_counts_too(slurm, tmp_path, monkeypatch):
+def test_the_name_of_the_current_folder_is_checked_too(slurm, tmp_path, monkeypatch):
     odd = tmp_path / "here\ntouch pwned\n"
     odd.mkdir()
     monkeypatch.chdir(odd)
-    with pytest.raises(ConfigError, match=r"the folder of the jobs' files .* holds a line break"):
+    with pytest.raises(ConfigError, match=r"log_dir: .* holds a line break"):
         open_engine("slurm", options=EngineOptions(log_dir=Path("jobs")), perform=WORKS)
 
 
@@ -180,7 +180,7 @@ def test_what_a_shell_would_read_is_quoted(slurm, tmp_path):
     )
     engine = open_engine("slurm", workers=1, threads=1, options=options, perform=WORKS)
     engine.submit(CellJob("one", {"value": 1}))
-    assert all_ended(engine, 1)["one"].status == "finished"
+    assert collect_outcomes(engine, 1)["one"].status == "finished"
     engine.close()
     assert f"touch {pwned}" in next(slurm.glob("script-*")).read_text()
     assert not pwned.exists()

@@ -6,13 +6,13 @@ from typing import Any
 from dualform.runs.engines.base import Engine, JobOutcome
 
 
-def all_ended(engine: Engine, count: int, seconds: float = 60) -> dict[str, JobOutcome]:
-    found: dict[str, JobOutcome] = {}
+def collect_outcomes(engine: Engine, count: int, seconds: float = 60) -> dict[str, JobOutcome]:
+    outcomes: dict[str, JobOutcome] = {}
     until = time.monotonic() + seconds
-    while len(found) < count and time.monotonic() < until:
-        found |= {ended.digest: ended for ended in engine.ended(1)}
-    assert len(found) == count, found
-    return found
+    while len(outcomes) < count and time.monotonic() < until:
+        outcomes |= {outcome.digest: outcome for outcome in engine.collect(1)}
+    assert len(outcomes) == count, outcomes
+    return outcomes
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:

@@ -1,4 +1,4 @@
-"""What every engine is given and gives back, and how one is opened by name."""
+"""The interface of engines, which run jobs in several workers: jobs, outcomes, options."""
 
 import importlib.util
 import os
@@ -17,150 +17,150 @@ from dualform.plain_text import plain
 EngineName = Literal["local", "ray", "slurm"]
 
 PERFORM = "dualform.runs.worker:perform"
-"""What does a cell's work, as `module:function`: takes the payload, returns flat JSON facts."""
+"""The function that computes a cell, as `module:function`: takes the payload, returns flat JSON facts."""
 
 
 @dataclass(frozen=True)
 class CellJob:
-    """One cell to be done."""
+    """One cell to compute."""
 
     digest: str
-    """The cell's address in the store; no two works in one engine share it."""
+    """The cell's address in the store, unique among the jobs of an engine."""
     payload: dict[str, Any]
-    """What the work function is called with, plain JSON."""
-    warm: str = ""
-    """What its worker should have loaded, model and task; works that name the same go to the same worker."""
+    """Argument of the function that computes the cell, plain JSON."""
+    affinity: str = ""
+    """Model and task that the job needs; jobs with the same affinity are preferably given to the same worker."""
     weight: float = 0.0
-    """How much there is to do, in tokens; of those that wait, the largest goes first."""
+    """Estimated amount of work, in tokens; the largest waiting job goes first."""
 
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What became of a work."""
+    """How a job ended."""
 
     digest: str
     status: Literal["finished", "failed", "lost"]
-    """`failed`: it raised; `lost`: its worker died or was taken away, and it may well succeed elsewhere."""
+    """`failed`: it raised an error; `lost`: its worker died or was preempted, so another attempt may succeed."""
     seconds: float
     message: str = ""
     """Why it did not finish, one printable line."""
     traceback: str = ""
-    """As Python prints it; empty for a user's mistake and for lost work."""
+    """Python's traceback; empty for a user's mistake and for lost jobs."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the work function returned."""
+    """The value that the function returned."""
     mistake: bool = False
-    """A DualformError, which comes again however often the work is tried."""
+    """The error was a DualformError, which every further attempt would raise again."""
     storage: bool = False
-    """The disk or the store refused what was done, and would refuse the next cell too."""
+    """The disk or the store could not be written to, which would stop the next cell too."""
 
 
 class EngineOptions(BaseModel):
-    """What an engine asks for and where it writes."""
+    """Resources of an engine's workers, and where it writes its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     log_dir: Path | None = None
-    """Folder for what workers print, a file each; null to drop it. Slurm keeps its jobs' files there as well, so it
-    must be on a file system that all nodes share."""
+    """Folder for the workers' logs, one file per worker; null to discard their output. Slurm's job files are kept
+    there too, so for Slurm it must be on a file system that all nodes share."""
     gpus: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """GPUs a worker; local and ray can give a fraction of one. 0: workers on this machine share all that it has, those
-    on a cluster get none."""
+    """GPUs per worker; local and ray accept fractions. With 0, workers on this machine share all of its GPUs, and
+    workers on a cluster get none."""
     memory: int | None = Field(default=None, gt=0)
-    """Bytes of memory that a worker reserves (ray, slurm; local workers reserve none)."""
+    """Bytes of memory that each worker reserves (ray and slurm only)."""
     address: str | None = None
     """Ray cluster to join: `auto`, `HOST:PORT` or `ray://HOST:PORT`; null starts one on this machine."""
     partition: str | None = None
-    """Slurm's."""
+    """Slurm partition."""
     minutes: int = Field(default=240, gt=0)
-    """Longest time that Slurm gives a cell."""
+    """Slurm's time limit for a cell."""
     slurm: dict[str, Any] = Field(default_factory=dict)
     """Further parameters of submitit's SlurmExecutor, such as `account` or `constraint`."""
     executor: Literal["slurm", "local"] = "slurm"
-    """`local`: the same jobs as processes of this machine, to try a sweep where there is no Slurm."""
+    """`local` runs the same jobs as processes on this machine, to try a sweep without Slurm."""
 
     @field_validator("log_dir", "partition", "slurm")
     @classmethod
-    def _on_one_line(cls, given: Any) -> Any:
-        # They stand in the comment lines of a job's script, and what follows a line break there is run by a shell.
-        for text in _texts_in(given):
+    def _require_one_line(cls, value: Any) -> Any:
+        # These values go into comment lines of a job script, and the shell would run whatever follows a line break.
+        for text in _texts_in(value):
             require_one_line(text)
-        return given
+        return value
 
 
 def require_one_line(text: str) -> None:
-    """Check that a text which goes into a job's script stays on its line.
+    """Check that a text for a job script has no line break.
 
     Raises:
-        ValueError: It holds a line break or another control character.
+        ValueError: The text holds a line break or another control character.
     """
     if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in text):
         raise ValueError(f"{plain(text)!r} holds a line break or another control character: leave it out")
 
 
-def _texts_in(given: Any) -> Iterator[str]:
-    """A value's text, or those of all its parts, keys included."""
-    if isinstance(given, dict):
-        for name, value in given.items():
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts in a value, including those in nested lists and dictionaries and their keys."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
             yield from _texts_in(name)
-            yield from _texts_in(value)
-    elif isinstance(given, list | tuple):
-        for value in given:
-            yield from _texts_in(value)
-    elif given is not None:
-        yield str(given)
+            yield from _texts_in(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts_in(entry)
+    elif value is not None:
+        yield str(value)
 
 
 class Engine(Protocol):
-    """Does work somewhere, several at a time. Used from one thread."""
+    """Runs jobs, several at a time. Not thread-safe."""
 
     name: str
 
     @property
     def workers(self) -> int:
-        """Works at a time."""
+        """Number of jobs that run at the same time."""
         ...
 
-    def submit(self, work: CellJob) -> None:
-        """Queue a work; what waits goes to an idle worker that has its model loaded, else to any idle one."""
+    def submit(self, job: CellJob) -> None:
+        """Queue a job. It goes to an idle worker that has its model loaded if there is one, else to any idle worker."""
         ...
 
-    def ended(self, timeout: float) -> list[JobOutcome]:
-        """What has ended since the last call.
+    def collect(self, timeout: float) -> list[JobOutcome]:
+        """Outcomes of the jobs that have ended since the last call.
 
         Args:
-            timeout: Seconds to wait for the first, where none has.
+            timeout: Most seconds to wait for the first outcome.
 
         Returns:
-            As many as there are, each of them once; empty when the time is over.
+            All new outcomes, each of them once; empty after the timeout.
         """
         ...
 
-    def idle_for(self) -> list[str]:
-        """`CellJob.warm` of each idle worker, "" for one that has loaded nothing; empty while all are busy."""
+    def idle_affinities(self) -> list[str]:
+        """`CellJob.affinity` of the last job of each idle worker, "" for a worker that has run no job."""
         ...
 
     def close(self, kill: bool = False) -> None:
-        """Give up what waits and let the workers go.
+        """Discard the waiting jobs and end the workers.
 
         Args:
-            kill: End at once what is being done; otherwise wait until it is done (slurm: leave it to run on).
+            kill: Kill the running jobs; otherwise wait for them (slurm: leave them running).
         """
         ...
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_cores(available: int, workers: int | None, threads: int | None) -> tuple[int, int]:
-    """Workers and threads of each on so many cores, where one or both are not given.
+    """The number of workers and the threads of each; defaults are used where they are None.
 
-    By default a worker for every two cores, but two workers on two: small models gain little from more threads, and
-    each worker holds its own copy of the model.
+    By default there is one worker for every two cores, and two workers on two cores: small models gain little from more
+    threads, and each worker holds its own copy of the model.
 
     Returns:
-        Workers and threads, each at least 1.
+        Workers and threads per worker, both at least 1.
     """
     if workers is None:
         workers = max(1, available // threads) if threads else max(min(2, available), available // 2)
@@ -168,35 +168,42 @@ def share_cores(available: int, workers: int | None, threads: int | None) -> tup
 
 
 def warn_if_crowded(available: int, workers: int, threads: int) -> None:
-    """Warn where workers ask for more cores than the machine has."""
+    """Warn if workers use more threads than the machine has cores."""
     if workers * threads > available:
         warnings.warn(
-            f"{workers} workers of {threads} threads share {available} cores and will wait for one another; "
-            f"{max(1, available // threads)} would not",
+            f"{workers} workers with {threads} threads each share {available} cores and will slow each other down; "
+            f"use {max(1, available // threads)} at most",
             stacklevel=4,
         )
 
 
 def require(package: str, extra: str) -> None:
-    """Check that an optional package is there.
+    """Check that an optional package is installed.
 
     Raises:
-        ConfigError: It is not; the message says what brings it.
+        ConfigError: It is not; the message names the extra that installs it.
     """
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"engine {extra!r} needs {package}, which is not installed: pip install 'dualform[{extra}]'")
 
 
 def best_match(idle: list[str], waiting: list[CellJob]) -> tuple[int, int]:
-    """Which idle worker takes which waiting work: indices into the two lists, neither of which is empty.
+    """The waiting job to start next and the idle worker for it.
 
-    Models loaded count first, then weight; a work that fits no idle worker goes to a new one if it can, so that no
-    loaded model is thrown out without need.
+    A job with the affinity of an idle worker is preferred, then the job with the largest weight. A job without a
+    matching worker goes to an unused one if possible, so that loaded models are kept.
+
+    Args:
+        idle: Affinity of each idle worker, not empty.
+        waiting: Waiting jobs, not empty.
+
+    Returns:
+        Index into `idle` and index into `waiting`.
     """
 
-    def worth(pair: tuple[int, int]) -> tuple[bool, float, bool, int, int]:
-        worker, work = pair
-        fits = idle[worker] == waiting[work].warm
-        return fits, waiting[work].weight, idle[worker] == "", -work, -worker
+    def priority(pair: tuple[int, int]) -> tuple[bool, float, bool, int, int]:
+        worker, job = pair
+        fits = idle[worker] == waiting[job].affinity
+        return fits, waiting[job].weight, idle[worker] == "", -job, -worker
 
-    return max(((worker, work) for worker in range(len(idle)) for work in range(len(waiting))), key=worth)
+    return max(((worker, job) for worker in range(len(idle)) for job in range(len(waiting))), key=priority)

@@ -1,7 +1,8 @@
-"""Work in processes of this machine. Each is asked for by name, so that it gets what its loaded model fits.
+"""Runs jobs in processes of this machine.
 
-Plain child processes and two pipes each, where a pool's shared queue would hand work to whichever worker is first.
-A child runs in its own process group: ctrl-C reaches the driver alone, which then closes the engine.
+Each worker is a child process with two pipes, because the shared queue of a process pool could not choose the worker
+that has a job's model loaded. A child has its own process group, so that ctrl-C reaches only the driver, which then
+closes the engine.
 """
 
 import contextlib
@@ -26,11 +27,11 @@ from dualform.runs.engines.base import (
     share_cores,
     warn_if_crowded,
 )
-from dualform.runs.engines.performing import ended_from, quiet_environment, work_text
+from dualform.runs.engines.performing import job_to_text, outcome_from_text, quiet_environment
 
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
-# As multiprocessing's spawn does, but the driver's own script is not run again: it needs no `if __name__` guard.
+# Like multiprocessing's spawn, but without running the driver's script again, so it needs no `if __name__` guard.
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from dualform.runs.engines.local_worker import main; main()"
@@ -49,11 +50,11 @@ class LocalEngine:
         self.workers, self.threads = share_cores(cores(), workers, threads)
         if self.workers * options.gpus > len(self._gpus):
             raise ConfigError(
-                f"{self.workers} workers of {options.gpus:g} GPUs each, and this machine has {len(self._gpus)}; "
-                "ask for fewer workers or a smaller share of a GPU"
+                f"{self.workers} workers with {options.gpus:g} GPUs each need more than the {len(self._gpus)} of this "
+                "machine: use fewer workers, or a smaller share of a GPU for each"
             )
         warn_if_crowded(cores(), self.workers, self.threads)
-        self._gpus_each = options.gpus
+        self._gpus_per_worker = options.gpus
         self._perform = perform
         self._log_dir = options.log_dir
         if self._log_dir is not None:
@@ -62,24 +63,24 @@ class LocalEngine:
         self._waiting: list[CellJob] = []
         self._answers: queue.SimpleQueue[tuple[_Process, str]] = queue.SimpleQueue()
 
-    def submit(self, work: CellJob) -> None:
+    def submit(self, job: CellJob) -> None:
         """See `Engine`."""
-        self._waiting.append(work)
+        self._waiting.append(job)
         self._hand_out()
 
-    def ended(self, timeout: float) -> list[JobOutcome]:
+    def collect(self, timeout: float) -> list[JobOutcome]:
         """See `Engine`."""
         until = time.monotonic() + timeout
         while True:
-            found = self._answered(min(LOOK_SECONDS, max(0.0, until - time.monotonic())))
-            found += self._lost()
+            outcomes = self._read_outcomes(min(POLL_SECONDS, max(0.0, until - time.monotonic())))
+            outcomes += self._collect_lost()
             self._hand_out()
-            if found or time.monotonic() >= until:
-                return found
+            if outcomes or time.monotonic() >= until:
+                return outcomes
 
-    def idle_for(self) -> list[str]:
+    def idle_affinities(self) -> list[str]:
         """See `Engine`."""
-        return ["" if process is None else process.warm for process in self._processes if _is_idle(process)]
+        return ["" if process is None else process.affinity for process in self._processes if _is_idle(process)]
 
     def close(self, kill: bool = False) -> None:
         """See `Engine`."""
@@ -96,19 +97,19 @@ class LocalEngine:
             places = [place for place, process in enumerate(self._processes) if _is_idle(process)]
             if not places:
                 return
-            # Killed while idle: that costs no work, only a new start.
+            # Replace workers that were killed while idle; no job is lost.
             for place in places:
                 process = self._processes[place]
                 if process is not None and process.has_died():
                     process.wait()
                     self._processes[place] = None
-            idle, work = best_match(
-                [process.warm if (process := self._processes[place]) else "" for place in places], self._waiting
+            idle, job = best_match(
+                [process.affinity if (process := self._processes[place]) else "" for place in places], self._waiting
             )
             place = places[idle]
             process = self._processes[place] or self._start(place)
             self._processes[place] = process
-            process.give(self._waiting.pop(work), self._perform, self.threads)
+            process.submit(self._waiting.pop(job), self._perform, self.threads)
 
     def _start(self, place: int) -> "_Process":
         with contextlib.ExitStack() as stack:
@@ -117,51 +118,51 @@ class LocalEngine:
                 path = self._log_dir / f"worker-{place + 1}.log"
                 with explain_storage_errors(path, "Choose another folder for the workers' logs."):
                     log = stack.enter_context(open(path, "ab"))
-            return _Process(log, quiet_environment(self.threads) | self._own_gpus(place), self._answers)
+            return _Process(log, quiet_environment(self.threads) | self._gpu_environment(place), self._answers)
 
-    def _own_gpus(self, place: int) -> dict[str, str]:
-        """A worker's own GPUs, or its share of one, as CUDA is told."""
-        if not self._gpus_each:
+    def _gpu_environment(self, place: int) -> dict[str, str]:
+        """The environment variable that assigns a worker its GPUs."""
+        if not self._gpus_per_worker:
             return {}
-        first = int(place * self._gpus_each + 1e-9)
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[first : first + max(1, round(self._gpus_each))])}
+        first = int(place * self._gpus_per_worker + 1e-9)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[first : first + max(1, round(self._gpus_per_worker))])}
 
-    def _answered(self, timeout: float) -> list[JobOutcome]:
-        found: list[JobOutcome] = []
+    def _read_outcomes(self, timeout: float) -> list[JobOutcome]:
+        outcomes: list[JobOutcome] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                process, line = self._answers.get(timeout=0 if found else timeout)
-                if process.work is not None:
-                    process.work = None
-                    found.append(ended_from(line))
-        return found
+                process, line = self._answers.get(timeout=0 if outcomes else timeout)
+                if process.job is not None:
+                    process.job = None
+                    outcomes.append(outcome_from_text(line))
+        return outcomes
 
-    def _lost(self) -> list[JobOutcome]:
-        found: list[JobOutcome] = []
+    def _collect_lost(self) -> list[JobOutcome]:
+        outcomes: list[JobOutcome] = []
         for place, process in enumerate(self._processes):
-            if process is None or process.work is None or not process.has_died():
+            if process is None or process.job is None or not process.has_died():
                 continue
-            # Its last answer may have been on its way.
+            # Its last outcome may still be in the pipe.
             process.wait()
-            found += self._answered(0)
-            if process.work is not None:
-                log = "" if self._log_dir is None else f"; what it printed is in {self._log_dir}/worker-{place + 1}.log"
-                seconds = time.monotonic() - process.given
-                found.append(JobOutcome(process.work.digest, "lost", seconds, process.reason() + log))
-                process.work = None
+            outcomes += self._read_outcomes(0)
+            if process.job is not None:
+                log = "" if self._log_dir is None else f"; its output is in {self._log_dir}/worker-{place + 1}.log"
+                seconds = time.monotonic() - process.started_at
+                outcomes.append(JobOutcome(process.job.digest, "lost", seconds, process.reason() + log))
+                process.job = None
             self._processes[place] = None
-        return found
+        return outcomes
 
 
 class _Process:
-    """One child process and what it is doing."""
+    """A child process and the job that it runs."""
 
     def __init__(
         self, log: int | IO[bytes], environment: dict[str, str], answers: "queue.SimpleQueue[tuple[_Process, str]]"
     ) -> None:
-        self.warm = ""
-        self.work: CellJob | None = None
-        self.given = 0.0
+        self.affinity = ""
+        self.job: CellJob | None = None
+        self.started_at = 0.0
         self._process = subprocess.Popen(
             [sys.executable, "-c", START, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
@@ -175,27 +176,27 @@ class _Process:
         self._reader = threading.Thread(target=self._read, args=(answers,), daemon=True)
         self._reader.start()
 
-    def give(self, work: CellJob, perform: str, threads: int) -> None:
-        """Hand out a work; should the process die now, `has_died` tells."""
+    def submit(self, job: CellJob, perform: str, threads: int) -> None:
+        """Send a job to the process. If the process dies meanwhile, `has_died` is true afterwards."""
         assert self._process.stdin is not None
-        self.work, self.warm, self.given = work, work.warm, time.monotonic()
+        self.job, self.affinity, self.started_at = job, job.affinity, time.monotonic()
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(work_text(work, perform, threads) + "\n")
+            self._process.stdin.write(job_to_text(job, perform, threads) + "\n")
             self._process.stdin.flush()
 
     def has_died(self) -> bool:
         return self._process.poll() is not None
 
     def reason(self) -> str:
-        """How it died, for people."""
+        """Why the process ended, for a message."""
         code = self._process.returncode
         if code >= 0:
-            return f"the worker ended by itself, exit code {code}"
-        hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+            return f"the worker ended with exit code {code}"
+        hint = ", possibly because memory ran out" if code == -signal.SIGKILL else ""
         return f"the worker was killed by {signal.Signals(-code).name}{hint}"
 
     def end(self, kill: bool) -> None:
-        """Say that there is no more work, or end it at once with all that it has started."""
+        """Let the process exit after its current job, or kill it together with the processes that it started."""
         if kill and not self.has_died():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -204,10 +205,10 @@ class _Process:
             self._process.stdin.close()
 
     def wait(self) -> None:
-        """Until it is gone and all that it said has been read."""
+        """Wait until the process has ended and its output has been read."""
         self.end(kill=False)
         self._process.wait()
-        # Something that it started may hold the pipe open without end.
+        # A process that it started may keep the pipe open.
         self._reader.join(timeout=1)
 
     def _read(self, answers: "queue.SimpleQueue[tuple[_Process, str]]") -> None:
@@ -218,13 +219,13 @@ class _Process:
 
 
 def _visible_gpus() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name]
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is not None:
+        return [name for name in variable.split(",") if name]
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _is_idle(process: _Process | None) -> bool:
-    return process is None or process.work is None
+    return process is None or process.job is None

@@ -1,4 +1,4 @@
-"""An engine by its name."""
+"""Opens an engine by name."""
 
 from typing import get_args
 
@@ -14,22 +14,22 @@ def open_engine(
     options: EngineOptions | None = None,
     perform: str = PERFORM,
 ) -> Engine:
-    """An engine, ready for work. Close it.
+    """Open an engine; the caller must close it.
 
     Args:
         name: `local`, `ray` or `slurm`.
-        workers: Works at a time; None: as many as the GPUs are enough for, where a worker asks for some, else one for
-            every two cores, see `share_cores` (slurm: 16).
-        threads: Of each worker; None: the cores divided by the workers (slurm: 4).
-        options: What a worker gets; None for the defaults.
-        perform: The function that does the work, as `module:function`.
+        workers: Jobs at a time. The default is as many workers as the GPUs suffice for, if `options` assigns GPUs, and
+            else one for every two cores, see `share_cores` (slurm: 16).
+        threads: Threads per worker; by default the number of cores divided by the workers (slurm: 4).
+        options: Resources of the workers; None for the defaults.
+        perform: The function that runs a job, as `module:function`.
 
     Raises:
-        ConfigError: No such engine, a setting that cannot be, a package that is not installed, or a cluster that does
-            not answer.
+        ConfigError: The engine is unknown, a setting is invalid, a package is not installed, or a cluster does not
+            answer.
     """
     if name not in get_args(EngineName):
-        raise ConfigError(f"engine {name!r} is none of {', '.join(get_args(EngineName))}")
+        raise ConfigError(f"unknown engine {name!r}: choose one of {', '.join(get_args(EngineName))}")
     for what, number in (("workers", workers), ("threads", threads)):
         if number is not None and number < 1:
             raise ConfigError(f"{what} {number} must be 1 or more")

@@ -1,4 +1,4 @@
-"""What happens inside a worker, the same for every engine; text goes in and out, so that nothing is pickled."""
+"""Runs a job inside a worker of any engine. Jobs and outcomes are passed as text, so that nothing is pickled."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ LONGEST_MESSAGE = 1000
 
 
 def quiet_environment(threads: int) -> dict[str, str]:
-    """Environment variables of a worker; they count only if they are set before the libraries are imported."""
+    """Environment variables of a worker, to be set before the libraries that read them are imported."""
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
@@ -25,30 +25,33 @@ def quiet_environment(threads: int) -> dict[str, str]:
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        # What a worker prints before it is killed should be in its log.
+        # The log must hold everything that was printed before a worker is killed.
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def work_text(work: CellJob, perform: str, threads: int) -> str:
-    """A work as one line of text."""
-    return json.dumps({"digest": work.digest, "payload": work.payload, "perform": perform, "threads": threads})
+def job_to_text(job: CellJob, perform: str, threads: int) -> str:
+    """A job as one line of text."""
+    return json.dumps({"digest": job.digest, "payload": job.payload, "perform": perform, "threads": threads})
 
 
 def perform_text(text: str) -> str:
-    """Do the work that `work_text` wrote.
+    """Run a job.
+
+    Args:
+        text: A job, from `job_to_text`.
 
     Returns:
-        The `JobOutcome`, as one line of JSON. Whatever the work function raises is told there.
+        The `JobOutcome` as one line of JSON; it reports any error that the job's function raises.
     """
-    given = json.loads(text)
+    job = json.loads(text)
     started = time.perf_counter()
     try:
         if "torch" in sys.modules:
-            # Elsewhere OMP_NUM_THREADS has said it; a warm worker may have had another number.
-            sys.modules["torch"].set_num_threads(given["threads"])
-        module, _, function = given["perform"].partition(":")
-        facts = getattr(importlib.import_module(module), function)(given["payload"])
+            # OMP_NUM_THREADS is read only at import, and the worker's earlier job may have had another number.
+            sys.modules["torch"].set_num_threads(job["threads"])
+        module, _, function = job["perform"].partition(":")
+        facts = getattr(importlib.import_module(module), function)(job["payload"])
         line = json.dumps(facts)
     except DualformError as error:
         outcome: dict[str, Any] = {"status": "failed", "message": one_line(error), "mistake": True}
@@ -57,16 +60,16 @@ def perform_text(text: str) -> str:
         outcome = {"status": "failed", "message": one_line(error), "traceback": redacted(traceback.format_exc())}
     else:
         outcome = {"status": "finished", "facts": json.loads(line)}
-    return json.dumps(asdict(JobOutcome(given["digest"], seconds=time.perf_counter() - started, **outcome)))
+    return json.dumps(asdict(JobOutcome(job["digest"], seconds=time.perf_counter() - started, **outcome)))
 
 
-def ended_from(text: str) -> JobOutcome:
-    """The `JobOutcome` that `perform_text` wrote."""
+def outcome_from_text(text: str) -> JobOutcome:
+    """The `JobOutcome` in a line from `perform_text`."""
     return JobOutcome(**json.loads(text))
 
 
 def one_line(error: BaseException) -> str:
-    """Class and text of an error, on one line without credentials that is safe on a terminal whatever it quotes."""
+    """Class and message of an error on one line, without credentials and control characters."""
     text = redacted(" ".join(f"{type(error).__name__}: {error}".split()))
     if len(text) > LONGEST_MESSAGE:
         text = text[: LONGEST_MESSAGE - 2] + " …"

@@ -1,7 +1,7 @@
-"""Work in the actors of a Ray cluster: an existing one, or one that is started on this machine for the occasion.
+"""Runs jobs in the actors of a Ray cluster, either an existing one or one that is started on this machine.
 
-Actors stay, with what they have loaded. Which of them gets a work is decided here, as in the local engine; Ray decides
-on which node an actor lives, and says when it has died, alone or with its node.
+Actors live as long as the engine and keep their models loaded. The engine chooses the actor for each job, as the local
+engine does; Ray chooses the node of each actor and reports when an actor or its node has died.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ from dualform.runs.engines.base import (
     share_cores,
     warn_if_crowded,
 )
-from dualform.runs.engines.performing import ended_from, one_line, perform_text, quiet_environment, work_text
+from dualform.runs.engines.performing import job_to_text, one_line, outcome_from_text, perform_text, quiet_environment
 
-PASSED_ON = ("DUALFORM_CACHE", "DUALFORM_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT")
-"""Environment variables of the driver that the actors get too; none of them is a secret, for Ray shows them."""
+PASSED_VARIABLES = ("DUALFORM_CACHE", "DUALFORM_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT")
+"""Environment variables that are passed on to the actors. None may be a secret, because Ray displays them."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Of a cluster started here: only lines of text pass through it."""
+"""Object store of a cluster started here; small, because only lines of text pass through it."""
 
-OLDEST = (2, 52)
-"""Version of Ray that first had tokens."""
+OLDEST_VERSION = (2, 52)
+"""The first version of Ray with authentication tokens."""
 
 START_ATTEMPTS = 3
-"""After so many actors in a row that could not start, the next would not either."""
+"""Number of successive actors that may fail to start before the engine gives up."""
 
 PING_SECONDS = 10.0
 
@@ -63,68 +63,68 @@ class RayEngine:
         self._log_dir = options.log_dir
         self._waiting: list[CellJob] = []
         self._failed_starts = 0
-        self._seats: list[_ActorSlot] = []
+        self._slots: list[_ActorSlot] = []
         before = set(ray_watch.children(os.getpid()))
         self._started_here, is_local = _connect(workers, threads, options)
-        # Of a cluster that was started here before, whoever started it takes care.
-        self._watcher = _watcher(before) if self._started_here and is_local else None
+        # A cluster that this process had started before is not ours to end.
+        self._watcher = _start_watcher(before) if self._started_here and is_local else None
         self._closed = False
         try:
-            self.workers, self.threads = _fit(workers, threads, options, warn=not is_local)
+            self.workers, self.threads = _choose_workers(workers, threads, options, warn=not is_local)
             self._actor_class = _actor_class(self.threads, options, is_local)
-            self._seats = [self._start(place) for place in range(self.workers)]
+            self._slots = [self._start(place) for place in range(self.workers)]
         except BaseException:
             self.close(kill=True)
             raise
 
-    def submit(self, work: CellJob) -> None:
+    def submit(self, job: CellJob) -> None:
         """See `Engine`."""
-        self._waiting.append(work)
+        self._waiting.append(job)
         self._hand_out()
 
-    def ended(self, timeout: float) -> list[JobOutcome]:
+    def collect(self, timeout: float) -> list[JobOutcome]:
         """See `Engine`; raises ConfigError where no actor can be started."""
         import ray
 
         until = time.monotonic() + timeout
         while True:
-            seats = {seat.awaited: seat for seat in self._seats if seat.awaited is not None}
+            slots = {slot.reference: slot for slot in self._slots if slot.reference is not None}
             left = max(0.0, until - time.monotonic())
-            if not seats:
+            if not slots:
                 time.sleep(left)
                 return []
-            ready, _ = ray.wait(list(seats), num_returns=len(seats), timeout=0)
+            ready, _ = ray.wait(list(slots), num_returns=len(slots), timeout=0)
             if not ready:
-                ready, _ = ray.wait(list(seats), num_returns=1, timeout=left)
-            found = [ended for ref in ready if (ended := self._take(seats[ref])) is not None]
+                ready, _ = ray.wait(list(slots), num_returns=1, timeout=left)
+            outcomes = [ended for ref in ready if (ended := self._take(slots[ref])) is not None]
             self._hand_out()
-            if found or time.monotonic() >= until:
-                return found
+            if outcomes or time.monotonic() >= until:
+                return outcomes
 
-    def idle_for(self) -> list[str]:
+    def idle_affinities(self) -> list[str]:
         """See `Engine`."""
-        loaded = [seat.warm for seat in self._seats if seat.awaited is None]
-        # One that is still starting is for what already waits.
-        starting = sum(seat.awaited is not None and seat.work is None for seat in self._seats) - len(self._waiting)
+        loaded = [slot.affinity for slot in self._slots if slot.reference is None]
+        # Actors that are still starting will take the jobs that already wait.
+        starting = sum(slot.reference is not None and slot.job is None for slot in self._slots) - len(self._waiting)
         return loaded + [""] * max(0, starting)
 
     def close(self, kill: bool = False) -> None:
-        """See `Engine`. A cluster that was started here ends; one that was joined goes on without our actors."""
+        """See `Engine`. A cluster that was started here is shut down; one that was joined only loses the actors."""
         import ray
 
         if self._closed:
             return
         self._closed = True
         self._waiting.clear()
-        busy = [seat.awaited for seat in self._seats if seat.work is not None]
+        busy = [slot.reference for slot in self._slots if slot.job is not None]
         if busy and not kill:
             ray.wait(busy, num_returns=len(busy))
-        for seat in self._seats:
-            self._remove(seat)
-        self._seats = []
+        for slot in self._slots:
+            self._remove(slot)
+        self._slots = []
         if self._started_here:
             ray.shutdown()
-            _let_print(True)
+            _set_ray_messages(True)
         if self._watcher is not None:
             assert self._watcher.stdin is not None
             with contextlib.suppress(BrokenPipeError):
@@ -135,75 +135,75 @@ class RayEngine:
 
     def _hand_out(self) -> None:
         while self._waiting:
-            idle = [seat for seat in self._seats if seat.awaited is None]
+            idle = [slot for slot in self._slots if slot.reference is None]
             if not idle:
                 return
-            which, work = best_match([seat.warm for seat in idle], self._waiting)
-            seat = idle[which]
-            if not _answers(seat.actor):
-                # Gone while idle: that costs no work, only a new start.
-                self._replace(seat)
+            which, job = best_match([slot.affinity for slot in idle], self._waiting)
+            slot = idle[which]
+            if not _responds(slot.actor):
+                # It died while idle; no job is lost.
+                self._replace(slot)
                 continue
-            seat.work = self._waiting.pop(work)
-            seat.warm, seat.given = seat.work.warm, time.monotonic()
-            seat.awaited = seat.actor.perform.remote(work_text(seat.work, self._perform, self.threads))
+            slot.job = self._waiting.pop(job)
+            slot.affinity, slot.started_at = slot.job.affinity, time.monotonic()
+            slot.reference = slot.actor.perform.remote(job_to_text(slot.job, self._perform, self.threads))
 
-    def _take(self, seat: "_ActorSlot") -> JobOutcome | None:
-        """What a seat has come to: nothing where its actor has only just started."""
+    def _take(self, slot: "_ActorSlot") -> JobOutcome | None:
+        """The outcome of a slot's job; None if its actor has just started, or failed to start."""
         import ray
 
-        work, awaited = seat.work, seat.awaited
-        seat.work = seat.awaited = None
+        job, reference = slot.job, slot.reference
+        slot.job = slot.reference = None
         try:
-            text = ray.get(awaited)
+            text = ray.get(reference)
         except ray.exceptions.RayError as error:
-            if work is None:
+            if job is None:
                 self._failed_starts += 1
                 if self._failed_starts >= START_ATTEMPTS:
                     raise ConfigError(f"Ray cannot start a worker: {one_line(error)}") from error
-            self._replace(seat)
-            if work is None:
+            self._replace(slot)
+            if job is None:
                 return None
-            seconds = time.monotonic() - seat.given
-            return JobOutcome(work.digest, "lost", seconds, f"the Ray worker is gone: {one_line(error)}")
+            seconds = time.monotonic() - slot.started_at
+            return JobOutcome(job.digest, "lost", seconds, f"the Ray worker is gone: {one_line(error)}")
         self._failed_starts = 0
-        return None if work is None else ended_from(text)
+        return None if job is None else outcome_from_text(text)
 
     def _start(self, place: int) -> "_ActorSlot":
         log = None if self._log_dir is None else str(self._log_dir.absolute() / f"worker-{place + 1}.log")
         actor = self._actor_class.remote(log)
         return _ActorSlot(place, actor, actor.ping.remote())
 
-    def _replace(self, seat: "_ActorSlot") -> None:
-        self._remove(seat)
-        self._seats[seat.place] = self._start(seat.place)
+    def _replace(self, slot: "_ActorSlot") -> None:
+        self._remove(slot)
+        self._slots[slot.place] = self._start(slot.place)
 
-    def _remove(self, seat: "_ActorSlot") -> None:
+    def _remove(self, slot: "_ActorSlot") -> None:
         import ray
 
-        # It may still be at work, cut off from here; or there is no cluster any more.
+        # The actor may still be running without a connection, or the cluster may be gone.
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(seat.actor)
+            ray.kill(slot.actor)
 
 
 @dataclass
 class _ActorSlot:
-    """An actor and what it is doing."""
+    """An actor and the job that it runs."""
 
     place: int
     actor: Any
-    awaited: Any
-    """Reference to what it will answer: its first ping, or the outcome of its work; None while it is idle."""
-    warm: str = ""
-    work: CellJob | None = None
-    given: float = 0.0
+    reference: Any
+    """Ray's reference to the actor's pending reply, to its first ping or its job; None while the actor is idle."""
+    affinity: str = ""
+    job: CellJob | None = None
+    started_at: float = 0.0
 
 
 class JobActor:
-    """What lives in an actor."""
+    """The class of the actors: runs jobs."""
 
     def __init__(self, log: str | None):
-        # On another node the folder may not exist; then Ray's own log of the actor has what it prints.
+        # On another node the folder may not exist; the output is then in Ray's own log of the actor.
         with contextlib.suppress(OSError):
             if log is not None:
                 with open(log, "ab") as file:
@@ -211,7 +211,7 @@ class JobActor:
                     os.dup2(file.fileno(), 2)
 
     def ping(self) -> None:
-        """Answer."""
+        """Return as soon as the actor has started."""
 
     def perform(self, text: str) -> str:
         """See `perform_text`."""
@@ -222,17 +222,17 @@ def _connect(workers: int | None, threads: int | None, options: EngineOptions) -
     """Connect this process to a cluster.
 
     Returns:
-        Whether it was connected here and not before, and whether the cluster was started here too.
+        Whether this call connected the process, and whether it also started the cluster.
 
     Raises:
         ConfigError: No cluster answers.
     """
-    # No statistics to its makers.
+    # Send no usage statistics.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local" and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
-        # Before Ray is imported, which looks at them then.
-        _require_a_token()
+        # Before Ray is imported, because it reads these settings then.
+        _set_token()
     import ray
 
     if ray.is_initialized():
@@ -241,40 +241,40 @@ def _connect(workers: int | None, threads: int | None, options: EngineOptions) -
     if address == "local":
         workers, threads = share_cores(cores(), workers, threads)
         warn_if_crowded(cores(), workers, threads)
-        # Workers that were asked for are all started, if they have to share cores.
+        # All requested workers are started, even if they must share cores.
         settings |= {"num_cpus": max(cores(), workers * threads), "object_store_memory": OBJECT_STORE_BYTES}
         settings |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     elif address != "auto":
-        _probe(address)
+        _check_reachable(address)
     try:
         with _on_loopback() if address == "local" or _is_on_loopback(address) else contextlib.nullcontext():
             ray.init(address=address, **settings)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _no_cluster(address, one_line(error)) from error
-    _let_print(False)
+        raise _no_cluster_error(address, one_line(error)) from error
+    _set_ray_messages(False)
     return True, address == "local"
 
 
 def _require_tokens() -> None:
-    """Check that the installed Ray knows tokens.
+    """Check that the installed version of Ray has authentication tokens.
 
     Raises:
-        ConfigError: It is too old.
+        ConfigError: It has not.
     """
     installed = version("ray")
-    if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) < OLDEST_VERSION:
+        oldest = ".".join(map(str, OLDEST_VERSION))
         raise ConfigError(
-            f"Ray {installed} is installed, which lets any process that reaches a cluster run code in it; engine 'ray' "
-            f"needs {oldest} or newer: pip install --upgrade 'dualform[ray]'"
+            f"Ray {installed} lets any process that can reach a cluster run code in it; engine 'ray' needs Ray "
+            f"{oldest} or newer: pip install --upgrade 'dualform[ray]'"
         )
 
 
-def _require_a_token() -> None:
-    """Let a cluster that is started here talk to nobody but this process and those that it starts.
+def _set_token() -> None:
+    """Set a token, so that a cluster started here accepts connections only from this process and those it starts.
 
-    Without a token, any process that reaches one of the ports may have code run; the token is drawn for this process
-    and stands in its environment, which only its own user can read. A mode that the user has set stays.
+    Without a token, any process that can reach one of the ports could run code. The token is random and is kept in the
+    environment, which only this user can read. An authentication mode that the user has set is not changed.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
@@ -282,15 +282,15 @@ def _require_a_token() -> None:
     if "ray" in sys.modules:
         from ray._raylet import Config  # type: ignore[attr-defined] # of the compiled part
 
-        # It has read its settings when it was imported.
+        # Ray read its settings when it was imported.
         Config.initialize("")
 
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """A block in which a cluster is started whose processes listen on the loopback interface alone.
+    """Make a cluster that is started in the block listen on the loopback interface only.
 
-    Ray turns 127.0.0.1 into the machine's address in the network, unless it is told that there will be one node only.
+    Ray replaces 127.0.0.1 by the machine's network address unless this flag says that there is only one node.
     """
     from ray._private import ray_constants
 
@@ -303,7 +303,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _is_on_loopback(address: str) -> bool:
-    """Whether a cluster listens on the loopback interface alone, as one does that another sweep has started here."""
+    """Whether a cluster listens on the loopback interface only, such as one that another sweep started here."""
     import ray
 
     host, _, port = address.rpartition(":")
@@ -316,8 +316,8 @@ def _is_on_loopback(address: str) -> bool:
     return False
 
 
-def _watcher(before: set[int]) -> "subprocess.Popen[bytes] | None":
-    """A process that ends Ray's when this one is gone; None where the system does not tell which they are."""
+def _start_watcher(before: set[int]) -> "subprocess.Popen[bytes] | None":
+    """A process that ends Ray's processes after this one has ended; None if the system does not list them."""
     pids = [pid for pid in ray_watch.children(os.getpid()) if pid not in before]
     if not pids:
         return None
@@ -330,37 +330,43 @@ def _watcher(before: set[int]) -> "subprocess.Popen[bytes] | None":
     )
 
 
-def _let_print(whether: bool) -> None:
-    """Whether Ray prints a paragraph for each actor that dies, which we tell as lost work.
+def _set_ray_messages(enabled: bool) -> None:
+    """Switch Ray's messages about dead actors on or off; the engine reports them as lost jobs.
 
-    There is no setting for it, only the switch of Ray's own debugger; where a version has it no more, Ray prints.
+    Ray has no setting for this, so the private switch of its debugger is used.
     """
     from ray._private import worker
 
-    vars(worker)["_worker_logs_enabled"] = whether
+    vars(worker)["_worker_logs_enabled"] = enabled
 
 
-def _probe(address: str) -> None:
-    """Look whether somebody listens there: Ray itself would try for minutes."""
+def _check_reachable(address: str) -> None:
+    """Check that the address accepts connections; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=PING_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise _no_cluster(address, one_line(error)) from error
+        raise _no_cluster_error(address, one_line(error)) from error
 
 
-def _no_cluster(address: str, reason: str) -> ConfigError:
+def _no_cluster_error(address: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"no Ray cluster at {address} ({reason}). Give the HOST:PORT at which its head was started, "
-        "or no address to start one on this machine."
+        f"no Ray cluster at {address} ({reason}). Give the HOST:PORT of its head node, or leave the address out to "
+        "start a cluster on this machine."
     )
 
 
-def _fit(workers: int | None, threads: int | None, options: EngineOptions, warn: bool) -> tuple[int, int]:
-    """Workers and threads for the cluster as it is; a warning where not all find room at once.
+def _choose_workers(workers: int | None, threads: int | None, options: EngineOptions, warn: bool) -> tuple[int, int]:
+    """Number of workers and threads for the cluster. Warns if not all workers fit at the same time.
+
+    Args:
+        workers: Requested number of workers; None for the default.
+        threads: Requested threads per worker; None for the default.
+        options: Resources of the workers.
+        warn: Warn, instead of raising an error, if no worker fits; more nodes may join the cluster later.
 
     Raises:
-        ConfigError: A cluster without the GPUs that a worker asks for.
+        ConfigError: No worker fits on this machine.
     """
     import ray
 
@@ -370,27 +376,27 @@ def _fit(workers: int | None, threads: int | None, options: EngineOptions, warn:
     if options.gpus and workers is None:
         workers = max(1, int(gpus / options.gpus))
     largest = max([1, *(int(node.get("CPU", 0)) for node in nodes)])
-    asked = threads
+    requested_threads = threads
     workers, threads = share_cores(cpus, workers, threads)
-    if asked is None:
+    if requested_threads is None:
         threads = min(threads, largest)
     needs = {"CPU": threads, "GPU": options.gpus, "memory": options.memory or 0}
-    room = sum(
-        min([int(node.get(what, 0) / amount + 1e-9) for what, amount in needs.items() if amount] or [workers])
+    capacity = sum(
+        min([int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items() if amount] or [workers])
         for node in nodes
     )
-    if room < workers:
-        what = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
-        if room == 0 and not warn:
-            raise ConfigError(f"a worker asks for {what}, and this machine has {_told(nodes)}")
+    if capacity < workers:
+        needed = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
+        if capacity == 0 and not warn:
+            raise ConfigError(f"a worker needs {needed}, but this machine has {_describe_nodes(nodes)}")
         warnings.warn(
-            f"{workers} Ray workers of {what} each: {room} of them find room now, the others wait until more does",
+            f"{workers} Ray workers need {needed} each: {capacity} of them fit now, the others wait for resources",
             stacklevel=4,
         )
     return workers, threads
 
 
-def _told(nodes: list[dict[str, float]]) -> str:
+def _describe_nodes(nodes: list[dict[str, float]]) -> str:
     names = ("CPU", "GPU", "memory")
     return "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in names) for node in nodes)
 
@@ -398,20 +404,25 @@ def _told(nodes: list[dict[str, float]]) -> str:
 def _actor_class(threads: int, options: EngineOptions, is_local: bool) -> Any:
     import ray
 
-    variables = quiet_environment(threads) | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables = quiet_environment(threads) | {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
     if is_local:
-        # The same modules as here; another machine has its own folders.
+        # Import the same modules as this process; on another machine the folders differ.
         variables["PYTHONPATH"] = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
     else:
-        # GPUs of a shared cluster belong to those who ask for them.
+        # On a shared cluster, workers without requested GPUs must not see any.
         variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
-    asked: dict[str, Any] = {"num_cpus": threads, "num_gpus": options.gpus, "max_restarts": 0, "max_task_retries": 0}
+    resources: dict[str, Any] = {
+        "num_cpus": threads,
+        "num_gpus": options.gpus,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
     if options.memory is not None:
-        asked["memory"] = options.memory
-    return ray.remote(**asked, runtime_env={"env_vars": variables})(JobActor)
+        resources["memory"] = options.memory
+    return ray.remote(**resources, runtime_env={"env_vars": variables})(JobActor)
 
 
-def _answers(actor: Any) -> bool:
+def _responds(actor: Any) -> bool:
     import ray
 
     try:

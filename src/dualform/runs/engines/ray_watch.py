@@ -1,10 +1,10 @@
-"""Ends what Ray has started on this machine when the driver is gone, however it went.
+"""Ends Ray's processes on this machine after the driver has ended, even after `kill -9`.
 
     python ray_watch.py PID PID ...
 
-Some of Ray's processes look for their parents only every half minute or so. This one waits at a pipe whose other end
-the driver holds: it closes when the driver ends, by `kill -9` too. Nothing but the standard library is imported, and
-only this file's own child processes of the named ones are ever touched. Linux alone tells whose children they are.
+Some of Ray's processes check for their parent only every half minute or so. This script waits on a pipe whose other end
+the driver holds, and which closes when the driver ends. It imports only the standard library, and ends only the given
+processes and their descendants. Works on Linux only, which lists the children of a process.
 """
 
 import contextlib
@@ -16,24 +16,24 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
 DONE = b"done\n"
-"""What the driver says when it has shut Ray down by itself."""
+"""What the driver writes after it has shut Ray down itself."""
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started and that have not ended."""
-    found: list[int] = []
+    """The running child processes of a process."""
+    pids: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
-                found += map(int, (task / "children").read_text().split())
-    return found
+                pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def started(pid: int) -> str | None:
-    """When a process began, which tells it from a later one of the same number; None where it has ended."""
+    """Start time of a process, which distinguishes it from a later one with the same id; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -42,38 +42,38 @@ def started(pid: int) -> str | None:
 
 
 def family(pids: Iterable[int]) -> dict[int, str]:
-    """Processes and all that they have started, each with its beginning."""
-    found: dict[int, str] = {}
-    waiting = list(pids)
-    while waiting:
-        pid = waiting.pop()
-        begun = started(pid)
-        if begun is not None and pid not in found:
-            found[pid] = begun
-            waiting += children(pid)
-    return found
+    """Processes and all their descendants, each with its start time."""
+    start_times: dict[int, str] = {}
+    remaining = list(pids)
+    while remaining:
+        pid = remaining.pop()
+        start_time = started(pid)
+        if start_time is not None and pid not in start_times:
+            start_times[pid] = start_time
+            remaining += children(pid)
+    return start_times
 
 
 def watch(pipe: int, pids: list[int]) -> None:
-    """Until the pipe is closed; then end what is left."""
+    """Wait until the pipe is closed, then end the processes that still run."""
     known = family(pids)
-    said = b""
+    message = b""
     while True:
-        ready, _, _ = select.select([pipe], [], [], LOOK_SECONDS)
+        ready, _, _ = select.select([pipe], [], [], POLL_SECONDS)
         if ready:
-            text = os.read(pipe, 64)
-            if not text:
+            data = os.read(pipe, 64)
+            if not data:
                 break
-            said += text
-        # Those known before stay known: once their parent is gone, nobody leads to them.
+            message += data
+        # Earlier ones are kept, because they cannot be listed once their parent has ended.
         known |= family(pids)
-    until = time.monotonic() + (_GRACE_SECONDS if said == DONE else 0.0)
+    until = time.monotonic() + (_GRACE_SECONDS if message == DONE else 0.0)
     while True:
-        left = [pid for pid, begun in known.items() if started(pid) == begun]
-        if not left or time.monotonic() >= until:
+        running = [pid for pid, start_time in known.items() if started(pid) == start_time]
+        if not running or time.monotonic() >= until:
             break
         time.sleep(0.1)
-    for pid in left:
+    for pid in running:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
 
