@@ -58,7 +58,7 @@ def test_a_sweep_runs_tells_its_failures_and_goes_on_from_its_folder(
     [
         (["none.yaml"], "none.yaml is not there"),
         (["grid.yaml", "--resume", "--out", "nothing"], "nothing holds no sweep that could go on"),
-        (["grid.yaml", "--engine", "dask"], "engine 'dask' is none of local, ray, slurm"),
+        (["grid.yaml", "--engine", "dask"], "unknown engine 'dask': choose one of local, ray, slurm"),
         (["grid.yaml", "--retries", "-1"], "retries -1 must be 0 or more"),
         (["grid.yaml", "--memory", "much"], "memory: 'much' is no size: write it like 500MB"),
         (["grid.yaml", "--memory", "0GB"], "memory: Input should be greater than 0"),

@@ -102,7 +102,7 @@ def sweep(
     }
     options = checked(EngineOptions, {name: value for name, value in given.items() if value is not None})
     if engine not in get_args(EngineName):
-        raise ConfigError(f"engine {engine!r} is none of {', '.join(get_args(EngineName))}")
+        raise ConfigError(f"unknown engine {engine!r}: choose one of {', '.join(get_args(EngineName))}")
     cells = CellStore(store_url(store))
     opened = LazyEngine(engine, lambda: open_engine(engine, workers=workers, threads=threads, options=options))
     kill = True

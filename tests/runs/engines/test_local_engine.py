@@ -187,7 +187,7 @@ def test_no_worker_outlives_its_driver(tmp_path, how):
     script.write_text(DRIVER)
     driver = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((os.getcwd(), f"{os.getcwd()}/src"))},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

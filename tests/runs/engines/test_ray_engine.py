@@ -158,7 +158,7 @@ def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.Pope
     path.write_text(script)
     return subprocess.Popen(
         [sys.executable, str(path), str(tmp_path), *arguments],
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((os.getcwd(), f"{os.getcwd()}/src"))},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
