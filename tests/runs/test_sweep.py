@@ -595,14 +595,14 @@ def driver(out: str) -> "subprocess.Popen[bytes]":
 
 def test_a_sweep_whose_driver_and_workers_are_killed_goes_on_and_two_at_once_share_the_work(place: Path) -> None:
     settings = {"limit": 4, "selection_limit": 4, "resamples": 10, "learners": ["zsl", "icl"], "controls": []}
-    grid_of_12 = GRID | {"models": ["gpt2", "llama"], "settings": settings, "grid": {"k": [1, 2]}}
-    (place / "grid.yaml").write_text(json.dumps(grid_of_12))
+    grid_of_24 = GRID | {"models": ["gpt2", "llama"], "settings": settings, "grid": {"k": [1, 2, 3, 4]}}
+    (place / "grid.yaml").write_text(json.dumps(grid_of_24))
     first = driver("out")
     wait_for(lambda: (place / "store" / "cells").exists() and len(finished_cells()) >= 3, first)
     first.kill()
     first.communicate()
     before = finished_cells()
-    assert 3 <= len(before) < 16
+    assert 3 <= len(before) < 32
 
     both = [driver("out"), driver("other")]
     wait_for(lambda: len(finished_cells()) >= len(before) + 3, both[0])
@@ -613,8 +613,8 @@ def test_a_sweep_whose_driver_and_workers_are_killed_goes_on_and_two_at_once_sha
         assert process.returncode == 0, errors.decode()
 
     after = finished_cells()
-    # 12 seeds and the 4 groups that they are put together to.
-    assert len(after) == 16
+    # 24 seeds and the 8 groups that they are put together to.
+    assert len(after) == 32
     # Nothing that was finished has been computed again.
     assert {digest: when for digest, when in after.items() if digest in before} == before
     results = [SweepResult.from_json((place / out / "sweep.json").read_text()) for out in ("out", "other")]
@@ -623,7 +623,7 @@ def test_a_sweep_whose_driver_and_workers_are_killed_goes_on_and_two_at_once_sha
     assert len(computed) == len(set(computed))
     one, two = ([numbers(group.result) for group in sweep.groups if group.result] for sweep in results)
     assert one == two
-    assert len(one) == 4
+    assert len(one) == 8
 
 
 def wait_for(condition: Any, process: "subprocess.Popen[bytes]", seconds: float = 240) -> None:
