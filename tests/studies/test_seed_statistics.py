@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dualform.studies.momentum.figures import seedwise
-from dualform.studies.seed_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired_difference
 
 VALUES = [3.1, 2.7, 3.6, 2.9, 3.3]
 BESIDE = [3.0, 2.9, 3.2, 2.8, 3.1]
@@ -31,7 +31,7 @@ def test_one_number_has_no_interval_and_equal_ones_have_one_without_width(values
 
 
 def test_a_difference_is_taken_seed_by_seed() -> None:
-    found = paired((7, 1, 3, 9, 4), VALUES, BESIDE)
+    found = paired_difference((7, 1, 3, 9, 4), VALUES, BESIDE)
     differences = [a - b for a, b in zip(VALUES, BESIDE, strict=True)]
     test = stats.ttest_rel(VALUES, BESIDE)
     assert found.per_seed == dict(zip(["7", "1", "3", "9", "4"], differences, strict=True))
@@ -49,13 +49,13 @@ def test_signs_are_flipped_in_all_ways() -> None:
         sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in itertools.product((1, -1), repeat=5)
     ]
     share = sum(abs(one) >= abs(sum(differences)) - 1e-12 for one in sums) / 32
-    assert paired(range(5), VALUES, BESIDE).p_signs == pytest.approx(share)
+    assert paired_difference(range(5), VALUES, BESIDE).p_signs == pytest.approx(share)
     # All on one side: as far out as five seeds can be.
-    assert paired(range(5), [1.0, 2.0, 3.0, 4.0, 5.0], [0.0] * 5).p_signs == pytest.approx(2 / 32)
+    assert paired_difference(range(5), [1.0, 2.0, 3.0, 4.0, 5.0], [0.0] * 5).p_signs == pytest.approx(2 / 32)
 
 
 def test_one_seed_has_no_test() -> None:
-    found = paired((4,), [1.0], [3.0])
+    found = paired_difference((4,), [1.0], [3.0])
     assert (found.mean, found.ci95, found.p, found.p_signs, found.n) == (-2.0, (None, None), None, None, 1)
     assert found.per_seed == {"4": -2.0}
 
@@ -64,7 +64,7 @@ def test_one_seed_has_no_test() -> None:
     ("own", "beside"), [([0.3, 0.2], [0.2, 0.1]), ([0.5, 0.5], [0.5, 0.5]), ([0.7, 0.6, 0.5], [0.3, 0.2, 0.1])]
 )
 def test_differences_that_are_one_number_but_for_rounding_have_no_t_test(own: list[float], beside: list[float]) -> None:
-    found = paired(range(len(own)), own, beside)
+    found = paired_difference(range(len(own)), own, beside)
     assert found.p is None
     assert found.p_signs is not None
     assert math.isclose(found.mean or 0.0, own[0] - beside[0])
@@ -77,7 +77,7 @@ def test_differences_that_are_one_number_but_for_rounding_have_no_t_test(own: li
 )
 def test_studies_and_reports_have_one_paired_t_test(differences: list[float]) -> None:
     seeds = range(len(differences))
-    of_study = paired(seeds, differences, [0.0] * len(differences))
+    of_study = paired_difference(seeds, differences, [0.0] * len(differences))
     of_report = seedwise({str(seed): value for seed, value in zip(seeds, differences, strict=True)})
     assert of_report is not None
     assert of_report.p == of_study.p

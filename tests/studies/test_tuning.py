@@ -8,7 +8,7 @@ from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.rate import RateSearch
 from dualform.studies import tuning
-from dualform.studies.tuning import trained
+from dualform.studies.tuning import train_at_best_rate
 from tests.studies.small import small_experiment
 
 RATES = (1e-2, 1e-4, 1e-3)  # grids need not be sorted
@@ -32,7 +32,7 @@ class Training:
 
     def train(self, known: float | None, rates: tuple[float, ...] = RATES, **more: Any) -> RateSearch:
         given = {"name": "ft", "report": self.shares.append, **more}
-        return trained(self.adapt, rates, self.experiment, seed=7, known=known, **given)
+        return train_at_best_rate(self.adapt, rates, self.experiment, seed=7, known=known, **given)
 
 
 def test_without_a_known_rate_all_are_tried_on_the_selection_queries() -> None:
@@ -114,8 +114,8 @@ def test_every_known_rate_diverging_is_an_error_that_names_the_option(name: str,
         Training(limit=0.0).train(1e-3, name=name, option=option)
 
     assert str(caught.value) == (
-        f"{name}, seed 7: the rate chosen on the first seed (0.001) and every lower one of the grid diverged. "
-        f"Give lower ones with {option} ({name})."
+        f"{name}, seed 7: training diverged at the rate chosen on the first seed (0.001) and at every lower rate of "
+        f"the grid. Give lower rates with {option} ({name})."
     )
 
 
@@ -134,4 +134,4 @@ def test_other_faults_are_not_taken_for_divergence() -> None:
 
     for known in (None, 1e-3):
         with pytest.raises(ZeroDivisionError):
-            trained(broken, RATES, small_experiment(), name="ft", seed=1, known=known)
+            train_at_best_rate(broken, RATES, small_experiment(), name="ft", seed=1, known=known)

@@ -1,4 +1,4 @@
-"""Learners compared with prompting: same answers, same gain, and after how many queries at a lower cost."""
+"""Every learner compared with in-context learning: agreement, recovered gain and break-even."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,13 @@ from dualform.studies.statistics import Statistics
 def against_icl(
     tables: Mapping[str, Tensor], labels: Tensor, costs: Mapping[str, Cost], stats: Statistics
 ) -> dict[str, PromptingComparison]:
-    """Every learner but ICL itself.
+    """Compare every other learner with ICL.
 
     Args:
         tables: Learner -> log-probabilities of answers, `(seed, example, answer)`.
         labels: Right answers, `(example,)`.
-        costs: Learner -> what it costs.
-        stats: Means and intervals.
+        costs: Learner -> its cost.
+        stats: Computes means and intervals.
 
     Returns:
         Learner -> its comparison with ICL; empty unless zero-shot and ICL are among the learners.
@@ -43,14 +43,14 @@ def against_icl(
 
 
 def expected_agreement(first: Tensor, second: Tensor) -> float:
-    """How often two learners would agree by chance, from how often each gives each answer.
+    """The agreement of two learners expected by chance, from how often each gives each answer.
 
     Args:
-        first: Answers, `(seed, example)`.
-        second: Those of the other, of the same shape.
+        first: Answers of one learner, `(seed, example)`.
+        second: Answers of the other, of the same shape.
 
     Returns:
-        Sum over answers of the product of their shares, in [0, 1], mean over seeds.
+        Sum over answers of the product of both shares, in [0, 1], averaged over seeds.
 
     Source:
         Cohen, A coefficient of agreement for nominal scales, 1960.
@@ -61,18 +61,24 @@ def expected_agreement(first: Tensor, second: Tensor) -> float:
 
 
 def kappa(first: Tensor, second: Tensor) -> float | None:
-    """Cohen's kappa: agreement beyond chance as a share of what is possible beyond it; None where nothing is."""
+    """Cohen's kappa, at most 1; None where the agreement expected by chance is already 1."""
     agreement, expected = float((first == second).double().mean()), expected_agreement(first, second)
     return None if expected >= 1 else (agreement - expected) / (1 - expected)
 
 
 def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Estimate:
-    """Share of ICL's gain over zero-shot that a learner has, from who was right, `(seed, example)` each.
+    """Share of ICL's gain over zero-shot that a learner recovers.
+
+    Args:
+        right: 1 for a right answer of the learner, else 0, `(seed, example)`.
+        zsl: The same for zero-shot.
+        icl: The same for ICL.
+        stats: Computes the interval.
 
     Returns:
-        A ratio of totals. Its mean is None where ICL gained nothing, its interval where fewer than
-        `FEWEST_FOR_INTERVAL` answers separate ICL from zero-shot or the run is not sure (97.5 %) that ICL gained:
-        resamples without a gain have no share, and an interval over the others would speak of them alone.
+        A ratio of totals; its mean is None where ICL gained nothing. It has no interval where ICL and zero-shot differ
+        in fewer than `FEWEST_FOR_INTERVAL` answers, nor where the 95 % interval of the gain reaches 0: resamples
+        without a gain have no share, and an interval over the others alone would be biased.
     """
     columns = torch.stack([right - zsl, icl - zsl], dim=-1)
     totals = columns.flatten(0, 1).sum(0)
@@ -81,28 +87,27 @@ def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Est
         return Estimate(mean=None, ci95=(None, None), n=n)
     if int((columns[..., 1] != 0).sum()) < FEWEST_FOR_INTERVAL:
         return Estimate(mean=float(totals[0] / totals[1]), ci95=(None, None), n=n)
-    gain, _ = stats.interval_of(lambda each: each[..., 1], columns)
-    ends = stats.interval_of(lambda each: each[..., 0] / each[..., 1], columns) if gain > 0 else (None, None)
+    gain, _ = stats.interval_of(lambda totals: totals[..., 1], columns)
+    ends = stats.interval_of(lambda totals: totals[..., 0] / totals[..., 1], columns) if gain > 0 else (None, None)
     return Estimate(mean=float(totals[0] / totals[1]), ci95=ends, n=n)
 
 
 def break_even(learner: Cost, icl: Cost, *, kept: bool) -> float | None:
-    """Queries after which a learner has taken fewer operations than prompting, the search for a rate not counted.
+    """Queries after which a learner has taken fewer operations than prompting, without its search for a learning rate.
 
     Args:
-        learner: Adapts once, then answers.
-        icl: Reads the demonstrations: with every query, or once if keys and values are `kept`.
-        kept: Which of the two.
+        learner: Cost of the learner, which adapts once and then answers.
+        icl: Cost of ICL.
+        kept: Whether ICL keeps the keys and values of its demonstrations, or reads them with every query.
 
     Returns:
-        0 where the learner is cheaper from the first query on, None where it never is or a cost is not known.
+        0 where the learner is cheaper from the first query on; None where it never is, or a cost is unknown.
     """
-    query, rival = (cost.kept_flops if kept else cost.flops for cost in (learner, icl))
+    query, icl_query = (cost.kept_flops if kept else cost.flops for cost in (learner, icl))
     start = learner.adapt_flops
-    ahead = icl.adapt_flops if kept else 0.0
-    if query is None or rival is None or start is None or ahead is None:
+    icl_start = icl.adapt_flops if kept else 0.0
+    if query is None or icl_query is None or start is None or icl_start is None:
         return None
-    if query >= rival:
-        # A learner that costs as much a query can still have started at a lower cost, but not for long.
+    if query >= icl_query:
         return None
-    return max(0.0, (start - ahead) / (rival - query))
+    return max(0.0, (start - icl_start) / (icl_query - query))

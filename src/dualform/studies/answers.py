@@ -1,4 +1,4 @@
-"""Every answer to every query as one table: what a study writes to `examples.parquet`."""
+"""The table of all answers to all queries, which a study saves as `examples.parquet`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,36 +16,37 @@ class AnswerRows:
     """One adapted model's answers to some queries."""
 
     about: Mapping[str, Any]
-    """Column -> value, the same in all of these rows."""
+    """Column -> the value that all of these rows have."""
     examples: Sequence[Example]
     log_probabilities: Tensor
-    """`(example, answer)`, nats a token."""
+    """`(example, answer)`, nats per token."""
     more: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Column -> a value for each row."""
 
 
 def answers_table(
-    asked: TaskDescription, blocks: Iterable[AnswerRows], types: Mapping[str, pa.DataType] | None = None
+    description: TaskDescription, blocks: Iterable[AnswerRows], types: Mapping[str, pa.DataType] | None = None
 ) -> pa.Table:
     """One row for each query of each block.
 
     Args:
-        asked: Names the answers.
-        blocks: With the same columns in the same order.
-        types: Of columns that may hold nulls alone.
+        description: The task, which names the answers.
+        blocks: Rows with the same columns in the same order.
+        types: Types of columns that may hold only nulls.
 
     Returns:
         Columns of `about`; `query` (row number in its split's file), `label`, `prediction` (label numbers); columns of
-        `more`; and one `log_probability:WORD` for each label (nats a token; null where a query has fewer choices).
+        `more`; and one `log_probability:WORD` for each label (nats per token; null where a query has fewer choices).
     """
     blocks = list(blocks)
     names = [
-        f"log_probability:{asked.answer_name(i)}" for i in range(max(b.log_probabilities.shape[1] for b in blocks))
+        f"log_probability:{description.answer_name(i)}"
+        for i in range(max(b.log_probabilities.shape[1] for b in blocks))
     ]
     types = {**dict.fromkeys(names, pa.float64()), **(types or {})}
     columns: dict[str, list[Any]] = {}
     for block in blocks:
-        n_choices = [len(asked.task.answers(example)) for example in block.examples]
+        n_choices = [len(description.task.answers(example)) for example in block.examples]
         values = block.log_probabilities.tolist()
         rows: dict[str, Sequence[Any]] = {
             **{name: [value] * len(block.examples) for name, value in block.about.items()},

@@ -1,4 +1,4 @@
-"""The setup that all seeds of a study share: model, task, queries."""
+"""The setup that all seeds of a study share: model, task, splits and queries."""
 
 import hashlib
 import random
@@ -28,7 +28,7 @@ Config = TypeVar("Config", bound=StudyConfig, covariant=True)
 
 @dataclass(frozen=True)
 class Experiment(Generic[Config]):
-    """The setup of one study of one model and task: all that its seeds share."""
+    """The setup of one study of one model and task, which all its seeds share."""
 
     config: Config
     lm: LanguageModel
@@ -53,14 +53,15 @@ class Experiment(Generic[Config]):
         report_split: str | None = None,
         select_on: Literal["validation", "report"] = "validation",
     ) -> "Experiment[Config]":
-        """Choose splits and queries, and tokenise them.
+        """Choose the splits and queries, and tokenise the queries.
 
         Args:
             config: The study's settings.
             lm: The model.
             task: The task.
-            report_split: In place of the task's own.
-            select_on: `report`: choices are made on the reported queries themselves.
+            report_split: Split of the reported queries; None for the task's own.
+            select_on: Where choices, such as that of a learning rate, are made: on the selection split, or on the
+                reported queries themselves.
         """
         encoder = Encoder(lm, task, config.opening)
         limit = lm.max_positions
@@ -72,7 +73,7 @@ class Experiment(Generic[Config]):
         report_split = report_split or task.report_split
         selection_split = report_split if select_on == "report" else task.selection_split
         if selection_split == report_split and select_on == "validation":
-            # The paper's split is this task's selection split; its other split is as good to select on.
+            # The requested split is the one that this task selects on, so the two are swapped.
             selection_split = task.report_split
         examples = sample(task.split(report_split), config.limit)
         selection = examples if select_on == "report" else sample(task.split(selection_split), config.selection_limit)
@@ -98,7 +99,7 @@ class Experiment(Generic[Config]):
         )
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know of how texts became tokens; complete once everything has been encoded."""
+        """Notes on tokenisation; complete once everything has been encoded."""
         return (*chat_template_notes(self.lm.tokenizer), *self.encoder.notes())
 
     @cached_property
@@ -117,59 +118,61 @@ class Experiment(Generic[Config]):
         return [example.label for example in self.selection]
 
     def draw_all(self, seeds: Sequence[int]) -> "dict[int, DemonstrationSet]":
-        """Every seed's selection; that some do not fit is warned of once."""
+        """Draw the demonstrations of every seed, with one warning where some do not fit the context."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            drawn = {seed: self.draw(seed) for seed in seeds}
+            sets = {seed: self.draw(seed) for seed in seeds}
         if caught:
-            more = f"; {len(caught) - 1} more of the {len(seeds)} seeds likewise" if len(caught) > 1 else ""
+            more = f"; the same holds for {len(caught) - 1} more of the {len(seeds)} seeds" if len(caught) > 1 else ""
             warnings.warn(f"{caught[0].message}{more}", stacklevel=2)
-        return drawn
+        return sets
 
     def draw(self, seed: int) -> "DemonstrationSet":
-        """The one selection that all learners of a seed get."""
+        """Draw the demonstrations that all learners of a seed use."""
         config = self.config
-        drawn = draw_demonstrations(self.task, config.k, seed, balanced=config.balanced, label_rule=config.label_rule)
+        demonstrations = draw_demonstrations(
+            self.task, config.k, seed, balanced=config.balanced, label_rule=config.label_rule
+        )
         queries = (*self.queries, *self.selection_queries)
-        # Whatever labels a control shows: which controls are run must not decide which demonstrations fit.
-        kept = self.encoder.fit(drawn, queries, self.context, any_label=True)
-        return self.encode(kept)
+        # Room for the longest label: controls show other labels, and must not decide which demonstrations fit.
+        return self.encode(self.encoder.fit(demonstrations, queries, self.context, any_label=True))
 
     def encode(self, demonstrations: Demonstrations) -> "DemonstrationSet":
-        """Demonstrations, such as drawn ones in another order, as learners get them."""
+        """Encode demonstrations, for instance those of a seed in another order."""
         return DemonstrationSet(demonstrations, self.encoder.demonstrations(demonstrations))
 
 
 @dataclass(frozen=True)
 class DemonstrationSet:
-    """One seed's demonstrations, as every learner gets them."""
+    """One seed's demonstrations, as rows and as tokens."""
 
     demonstrations: Demonstrations
     encoded: EncodedDemonstrations
 
 
 _SEPARATOR_TOKENS = 4
-"""Left for the separator behind each demonstration."""
+"""Room for the separator after each demonstration."""
 _UNEVEN_TOKENS = 2
-"""Label words that differ by so many tokens are remarked on."""
+"""A note is added where the lengths of label words differ by at least this many tokens."""
 _MOST_LISTED = 6
+"""Queries that an error lists by name."""
 
 
 def _with_notes(config: StudyConfig, task: Task, encoder: Encoder, context: int) -> Task:
-    """The task with its texts cut where that is asked for, and with notes on how it suits this model and settings."""
+    """The task with notes on how it suits the model and settings, its texts truncated where the settings say so."""
     notes = []
     if config.truncate:
-        # Room for the query and for a demonstration of each class; more of them are left out where they do not fit.
-        shares = 1 + min(config.k, task.n_labels)
-        room = (context - len(encoder.opening)) // shares - _SEPARATOR_TOKENS
+        # Leave room for the query and one demonstration of each class; further demonstrations may not fit.
+        n_texts = 1 + min(config.k, task.n_labels)
+        room = (context - len(encoder.opening)) // n_texts - _SEPARATOR_TOKENS
         task, n_cut = truncated(task, encoder, room)
         if n_cut:
             total = sum(map(len, task.splits.values()))
-            notes.append(f"{n_cut} of {total} texts were cut so that none takes more than {room} tokens.")
+            notes.append(f"{n_cut} of {total} texts were cut so that none has more than {room} tokens.")
     if 0 < config.k < task.n_labels and not task.is_multiple_choice:
         notes.append(
-            f"k is {config.k}, but there are {task.n_labels} classes: some have no demonstration in any prompt. Ask "
-            f"for at least {task.n_labels}."
+            f"k is {config.k}, but there are {task.n_labels} classes, so some have no demonstration in the prompt. Set "
+            f"k to {task.n_labels} or more."
         )
     if task.label_words is not None:
         example = task.split(task.report_split)[0]
@@ -179,34 +182,36 @@ def _with_notes(config: StudyConfig, task: Task, encoder: Encoder, context: int)
             notes.append(
                 f"Label words have different numbers of tokens, from {lengths[least]} ({least!r}) to {lengths[most]} "
                 f"({most!r}); each is scored by the mean over its tokens, which favours words whose later tokens "
-                "follow from the first. Words of one length are the fairer choice."
+                "follow from the first. Prefer label words of equal length."
             )
     return replace(task, notes=(*task.notes, *notes))
 
 
-def _require_room(asked: Mapping[str, tuple[Sequence[Example], Sequence[Query]]], context: int, n_opening: int) -> None:
-    """Raise a ContextError that names all queries that are longer than the context by themselves."""
+def _require_room(
+    queries_of: Mapping[str, tuple[Sequence[Example], Sequence[Query]]], context: int, n_opening: int
+) -> None:
+    """Raise a ContextError that lists the queries which alone are longer than the context."""
     room = context - n_opening
-    found = [
+    too_long = [
         (split, example, n_tokens(query))
-        for split, (examples, queries) in asked.items()
+        for split, (examples, queries) in queries_of.items()
         for example, query in zip(examples, queries, strict=True)
         if n_tokens(query) > room
     ]
-    if not found:
+    if not too_long:
         return
-    places = ", ".join(f"{split} {example.place} ({n} tokens)" for split, example, n in found[:_MOST_LISTED])
-    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
-    what = "1 query does" if len(found) == 1 else f"{len(found)} queries do"
+    places = ", ".join(f"{split} {example.place} ({n} tokens)" for split, example, n in too_long[:_MOST_LISTED])
+    more = f" and {len(too_long) - _MOST_LISTED} more" if len(too_long) > _MOST_LISTED else ""
+    what = "1 query does" if len(too_long) == 1 else f"{len(too_long)} queries do"
     raise ContextError(
-        f"{what} not fit, since the context holds {context} tokens, {n_opening} of them for its opening: "
+        f"{what} not fit the context of {context} tokens, {n_opening} of which are its opening: "
         f"{places}{more}. Raise --context, shorten the texts or cut them with --truncate, or use a model with a longer "
         "context."
     )
 
 
 def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
-    """At most `limit` examples, drawn with a fixed seed: data sets are often sorted by label."""
+    """At most `limit` examples, drawn at random with a fixed seed, since data sets are often sorted by label."""
     if limit is None or limit >= len(examples):
         return tuple(examples)
     chosen = sorted(random.Random(0).sample(range(len(examples)), limit))
@@ -214,37 +219,35 @@ def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...
 
 
 def digest(experiment: Experiment[StudyConfig], drawn: Iterable[DemonstrationSet], more: Iterable[str] = ()) -> str:
-    """What tells one run's inputs from another's: a file or a checkpoint may change while its name stays.
+    """A digest of a run's inputs (texts, labels and weights), since files may change while their names stay the same.
 
     Args:
         experiment: Model, task and queries.
-        drawn: All seeds' demonstrations.
-        more: Whatever else the run reads, such as what its files hold.
-
-    Returns:
-        A digest of texts, labels and weights.
+        drawn: The demonstrations of all seeds.
+        more: Contents of other files that the run reads.
     """
-    found = hashlib.sha256()
-    found.update(repr((experiment.queries, [example.label for example in experiment.examples])).encode())
-    found.update(repr((experiment.selection_queries, [example.label for example in experiment.selection])).encode())
+    hashed = hashlib.sha256()
+    hashed.update(repr((experiment.queries, [example.label for example in experiment.examples])).encode())
+    hashed.update(repr((experiment.selection_queries, [example.label for example in experiment.selection])).encode())
     for example in experiment.task.split("train"):
-        # Controls draw demonstrations of their own from here, and a fold its texts.
-        found.update(repr((example.row, example.label, sorted(example.fields.items()))).encode())
-    for one in drawn:
-        found.update(repr((one.demonstrations.rows, one.demonstrations.labels, one.encoded.prefix)).encode())
-    found.update(experiment.weights_digest.encode())
+        # Controls draw other demonstrations from the train split, and folds their texts.
+        hashed.update(repr((example.row, example.label, sorted(example.fields.items()))).encode())
+    for demonstration_set in drawn:
+        demonstrations, prefix = demonstration_set.demonstrations, demonstration_set.encoded.prefix
+        hashed.update(repr((demonstrations.rows, demonstrations.labels, prefix)).encode())
+    hashed.update(experiment.weights_digest.encode())
     for text in more:
-        found.update(hashlib.sha256(text.encode()).digest())
-    return found.hexdigest()[:16]
+        hashed.update(hashlib.sha256(text.encode()).digest())
+    return hashed.hexdigest()[:16]
 
 
 def weights_digest(lm: LanguageModel) -> str:
-    """What distinguishes one model's weights from another's: a digest of all their bytes."""
+    """A digest of all bytes of a model's weights."""
     return digest_of_weights((name, weight_of(lm.model, name)) for name, _ in named_weights(lm.model))
 
 
 def query_cost(experiment: Experiment[StudyConfig], n_prefix: int) -> dict[str, float]:
-    """Tokens and operations of one query: when it shares nothing with others, and when its prefix is kept."""
+    """Tokens and operations of one query that reads the whole prefix, and of one whose prefix is kept (`kept_`)."""
     own = sum(len(query.prompt) for query in experiment.queries) / len(experiment.queries)
     shape = experiment.lm.shape
     return {

@@ -1,4 +1,4 @@
-"""The page of any study's result."""
+"""The HTML page of a result of any study."""
 
 from altair.utils.schemapi import debug_mode
 
@@ -11,16 +11,16 @@ from dualform.studies.study import STUDIES, Study, study_of_result
 
 
 def render_page(result: Result, attention: AttentionRecord | None = None) -> str:
-    """The report as one HTML document, ready to be written as UTF-8.
+    """The report as one HTML document.
 
     Args:
         result: Any result; sections without data are left out.
-        attention: Where a comparison's learners looked, for the explorer.
+        attention: Attention of a comparison's learners, for the explorer.
 
     Returns:
-        The whole page, charts' libraries included: about 1 MB, readable offline and printable.
+        The whole page, to be written as UTF-8: about 1 MB, because it includes the chart library and works offline.
     """
-    # Of a study that is not installed the comparison's page shows what it knows: accuracies, costs, settings.
+    # For a study that is not installed, the comparison's page shows accuracies, costs and settings.
     study = study_of_result(result) or STUDIES["compare"]
     if study.view.page is None:
         return _plain_page(study, result)
@@ -36,6 +36,6 @@ def _plain_page(study: Study, result: Result) -> str:
         result,
         title=study.noun,
         sentences=list(study.view.headlines(result)),
-        nothing="This result holds no finding that can be put in a sentence.",
+        nothing="This result has no headline.",
         first=[Section("tables", "In numbers", tables=tables, detail=False)],
     )

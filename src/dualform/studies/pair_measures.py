@@ -1,4 +1,4 @@
-"""The functions of dualform's own measures, each of a pair of sides; `own_measures` says what they are."""
+"""The functions that compute dualform's own measures of a pair of sides; `own_measures` describes them."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ from dualform.ops import similarity
 from dualform.ops.rank import demonstration_log_mass, kendall_tau_b
 from dualform.studies.sides import SidePair
 
-# Relative change of a row of scores that float32 angles of some thousand positions can feign.
+# Relative change of a row of scores that rounding of rotary angles in float32 can cause at some thousand positions.
 _ROUNDING = 1e-3
 
-Found = Mapping[str, Tensor]
+Values = Mapping[str, Tensor]
 
 
-def agreement(pair: SidePair) -> Found:
-    """Whether both give the same answer, and how far apart their probabilities are."""
+def agreement(pair: SidePair) -> Values:
+    """Whether both sides give the same answer, and how much their probabilities differ."""
     a, b = pair.a.readings.log_probabilities, pair.b.readings.log_probabilities
     return {
         "agreement": answers.label_agreement(a, b),
@@ -26,48 +26,48 @@ def agreement(pair: SidePair) -> Found:
     }
 
 
-def top_k_overlap(pair: SidePair) -> Found:
-    """Of the likeliest next tokens."""
+def top_k_overlap(pair: SidePair) -> Values:
+    """Overlap of both sides' likeliest next tokens."""
     return {"top_k_overlap": answers.top_k_overlap(pair.a.readings.next_token, pair.b.readings.next_token)}
 
 
-def overlap_cosine(pair: SidePair) -> Found:
-    """Of the shared ones' probabilities."""
+def overlap_cosine(pair: SidePair) -> Values:
+    """Cosine of the probabilities of the shared top tokens."""
     return {"overlap_cosine": answers.overlap_cosine(pair.a.readings.next_token, pair.b.readings.next_token)}
 
 
-def vocabulary_shared(pair: SidePair) -> Found:
-    """Of the whole vocabulary's probability."""
+def vocabulary_shared(pair: SidePair) -> Values:
+    """Probability that both sides give to the same tokens."""
     return {"vocabulary_shared": 1 - answers.total_variation(pair.a.readings.next_token, pair.b.readings.next_token)}
 
 
-def sim_am(pair: SidePair) -> Found:
-    """Of both sides' scores."""
+def sim_am(pair: SidePair) -> Values:
+    """Cosine of both sides' attention scores."""
     a, b = _scores(pair)
     return {"sim_am": similarity.sim_am(a, b, pair.before.mask)}
 
 
-def sim_am_before(pair: SidePair) -> Found:
-    """Of the first side's scores and zero-shot's."""
+def sim_am_before(pair: SidePair) -> Values:
+    """Cosine of the first side's attention scores and zero-shot's."""
     a, _ = _scores(pair)
     assert pair.before.scores is not None
     return {"sim_am_before": similarity.sim_am(a, pair.before.scores, pair.before.mask)}
 
 
-def sim_am_centred(pair: SidePair) -> Found:
-    """Of both sides' scores, each row's mean removed."""
+def sim_am_centred(pair: SidePair) -> Values:
+    """Cosine of both sides' attention scores after removing each row's mean."""
     a, b = _scores(pair)
     return {"sim_am_centred": similarity.sim_am_centred(a, b, pair.before.mask)}
 
 
-def sim_am_softmax(pair: SidePair) -> Found:
-    """Of both sides' attention weights."""
+def sim_am_softmax(pair: SidePair) -> Values:
+    """Cosine of both sides' attention weights."""
     a, b = _scores(pair)
     return {"sim_am_softmax": similarity.sim_am_softmax(a, b, pair.before.mask)}
 
 
-def sim_am_delta(pair: SidePair) -> Found:
-    """Of both sides' changes of scores, where the context has changed any."""
+def sim_am_delta(pair: SidePair) -> Values:
+    """Cosine of both sides' changes of the scores; NaN where `moved_by` changed them by no more than rounding."""
     (a, b), before = _scores(pair), pair.before
     assert before.scores is not None
     assert pair.moved_by.scores is not None
@@ -76,13 +76,13 @@ def sim_am_delta(pair: SidePair) -> Found:
     return {"sim_am_delta": delta.masked_fill(unmoved, torch.nan)}
 
 
-def sim_aou(pair: SidePair) -> Found:
-    """Of both sides' changes of attention outputs, normalised."""
+def sim_aou(pair: SidePair) -> Values:
+    """Cosine of both sides' changes of the normalised attention outputs."""
     return {"sim_aou": similarity.sim_aou(*_outputs(pair))}
 
 
-def sim_aou_raw(pair: SidePair) -> Found:
-    """The same without normalising, and how long both changes are."""
+def sim_aou_raw(pair: SidePair) -> Values:
+    """Cosine of both sides' changes of the attention outputs, and the lengths of both changes."""
     zsl, a, b = _outputs(pair)
     moved_a, moved_b = ((side - zsl).norm(dim=-1) for side in (a, b))
     return {
@@ -93,25 +93,25 @@ def sim_aou_raw(pair: SidePair) -> Found:
     }
 
 
-def kendall(pair: SidePair) -> Found:
-    """Of both orders of the demonstrations' tokens; nothing where the sides' tokens are not the same."""
+def kendall(pair: SidePair) -> Values:
+    """Kendall's tau of both rankings of demonstration tokens; empty where the sides have different tokens."""
     a, b, owners_a, owners_b = _ranks(pair)
     return {"kendall": kendall_tau_b(a, b)} if torch.equal(owners_a, owners_b) else {}
 
 
-def kendall_demo(pair: SidePair) -> Found:
-    """Of both orders of whole demonstrations."""
+def kendall_demo(pair: SidePair) -> Values:
+    """Kendall's tau of both rankings of whole demonstrations."""
     a, b, owners_a, owners_b = _ranks(pair)
     n = int(max(owners_a.max(), owners_b.max())) + 1
-    # One demonstration has no rank: its tau is NaN, and the measure stays in the tables of the other seeds.
+    # A single demonstration has no rank. NaN rather than nothing keeps the measure in the tables of other seeds.
     if n == 1:
         return {"kendall_demo": torch.full(a.shape[:2], torch.nan, dtype=a.dtype)}
     masses = demonstration_log_mass(a, owners_a, n), demonstration_log_mass(b, owners_b, n)
     return {"kendall_demo": kendall_tau_b(*masses)}
 
 
-def direct_update(pair: SidePair) -> Found:
-    """Of both changes of weight in the linear form."""
+def direct_update(pair: SidePair) -> Values:
+    """Cosine of both weight changes in the linear form."""
     assert pair.a.update is not None
     assert pair.b.update is not None
     return {"direct_update": similarity.direct_update(pair.a.update, pair.b.update)}
@@ -141,11 +141,11 @@ def _ranks(pair: SidePair) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _unmoved(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
-    """True where scores changed by no more than rounding, `(example, layer, head)`.
+    """True where the scores changed by no more than rounding, `(example, layer, head)`.
 
-    With rotary positions the first layer's scores among a query's own tokens cannot depend on what stands before
-    them, but angles of large positions are rounded: the "change" is then noise, and its direction means nothing.
+    With rotary positions the first layer's scores among a query's own tokens do not depend on the tokens before them,
+    but angles of large positions are rounded, so the direction of their "change" is noise.
     """
-    shown = mask[:, None, None] & before.isfinite() & after.isfinite()
-    change = torch.where(shown, after - before, 0.0).norm(dim=-1)
-    return change <= _ROUNDING * torch.where(shown, before, 0.0).norm(dim=-1)
+    scored = mask[:, None, None] & before.isfinite() & after.isfinite()
+    change = torch.where(scored, after - before, 0.0).norm(dim=-1)
+    return change <= _ROUNDING * torch.where(scored, before, 0.0).norm(dim=-1)

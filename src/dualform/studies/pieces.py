@@ -1,4 +1,4 @@
-"""The smallest parts of a run that are kept when they are finished, and never done twice."""
+"""Pieces: the finished parts of a run, stored so that a killed run can continue."""
 
 import functools
 import json
@@ -16,12 +16,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Piece:
-    """A finished part: tensors, and whatever JSON can say about them."""
+    """A finished part of a run: tensors, and facts that JSON can hold."""
 
     name: str
-    """Which part, such as `seed 3`."""
+    """Name of the part, such as `seed 3`."""
     inputs: str
-    """Digest of the weights, texts and labels that it was made from, see `experiment.digest`."""
+    """Digest of the weights, texts and labels that it was computed from, see `experiment.digest`."""
     tensors: "dict[str, Tensor]"
     about: dict[str, Any]
 
@@ -33,7 +33,7 @@ class Piece:
             "name": self.name,
             "inputs": self.inputs,
             "about": self.about,
-            # The file sorts its tensors by name, and a run that goes on must give the tables of one that never stopped.
+            # safetensors sorts tensors by name; a resumed run must give the same tables as an uninterrupted one.
             "order": list(self.tensors),
         }
         tensors = {name: value.contiguous() for name, value in self.tensors.items()}
@@ -41,11 +41,11 @@ class Piece:
 
     @classmethod
     def from_file(cls, path: str) -> "Piece":
-        """Read what `to_bytes` wrote.
+        """Read a file that holds the output of `to_bytes`.
 
         Raises:
             safetensors.SafetensorError: The file is damaged.
-            KeyError, TypeError, ValueError: It is no piece.
+            KeyError, TypeError, ValueError: It is not a piece.
         """
         import safetensors
 
@@ -56,42 +56,43 @@ class Piece:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Piece":
-        """Read what `to_bytes` wrote, where it is no file.
+        """Read the output of `to_bytes`.
 
         Raises:
             safetensors.SafetensorError: The bytes are damaged.
-            KeyError, TypeError, ValueError: They are no piece.
+            KeyError, TypeError, ValueError: They are not a piece.
         """
         import safetensors.torch
 
-        found = safetensors.torch.load(data)
-        # The library gives no metadata of bytes: the header follows its length, which stands in the first eight.
+        tensors = safetensors.torch.load(data)
+        # The library does not return the metadata of bytes. The header follows its length, which is the first 8 bytes.
         length = int.from_bytes(data[:8], "little")
         header: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["piece"])
-        return cls(header["name"], header["inputs"], {name: found[name] for name in header["order"]}, header["about"])
+        ordered = {name: tensors[name] for name in header["order"]}
+        return cls(header["name"], header["inputs"], ordered, header["about"])
 
 
 class PieceStore(Protocol):
-    """Where finished pieces are kept, so that a killed run goes on where it stopped."""
+    """Where finished pieces are stored, so that a killed run continues where it stopped."""
 
     def get(self, name: str, inputs: str) -> Piece | None:
-        """The piece of this name finished earlier under the same settings, from the same inputs."""
+        """The stored piece of this name with the same settings and inputs; None where there is none."""
         ...
 
     def put(self, piece: Piece) -> None:
-        """Keep it."""
+        """Store a piece."""
         ...
 
 
 class NoPieceStore:
-    """Keeps nothing."""
+    """A store that keeps nothing."""
 
     def get(self, name: str, inputs: str) -> Piece | None:
-        """Nothing was kept."""
+        """None, always."""
         return None
 
     def put(self, piece: Piece) -> None:
-        """Let it go."""
+        """Discard the piece."""
 
 
 PieceContent = tuple["dict[str, Tensor]", dict[str, Any]]

@@ -1,7 +1,7 @@
-"""What arXiv:2212.10559v3 reports, for a run that follows its protocol to stand beside.
+"""The numbers published in arXiv:2212.10559v3, to be compared with those of a run that follows its protocol.
 
-Accuracies are those of each task; Rec2FTP, SimAOU, SimAM and Kendall are means over the paper's six tasks. Of momentum
-attention it reports one run each with it and without, and neither eta nor code.
+Accuracies are given for each task; Rec2FTP, SimAOU, SimAM and Kendall are means over the paper's six tasks. For
+momentum attention the paper reports one run with it and one without, but neither eta nor code.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dualform.result import Estimate, Result
 from dualform.studies.momentum.result import MomentumArm
 
 PRESET = "dai2023"
-"""The preset that follows the paper's protocol."""
+"""Name of the preset that follows the paper's protocol."""
 
 MODELS = ("1.3B", "2.7B")
 """The paper's two models."""
@@ -22,17 +22,17 @@ SIX_TASKS = "mean of six tasks"
 
 @dataclass(frozen=True)
 class PaperComparison:
-    """One number of this run beside the paper's."""
+    """One number of this run and the paper's."""
 
     title: str
     tasks: str
-    """What the paper's numbers are over."""
+    """The tasks behind the paper's numbers."""
     run: Estimate | None
     """None where this run has no such number."""
     published: tuple[float, float]
-    """Of the smaller and the larger model, in the run's unit."""
+    """For the smaller and the larger model, in the run's unit."""
     share: bool
-    """Whether it is a share of answers, to be written in per cent."""
+    """Whether it is a share of answers, displayed in per cent."""
 
 
 _MEASURES: tuple[tuple[str, tuple[float, float], tuple[float, float] | None], ...] = (
@@ -42,7 +42,7 @@ _MEASURES: tuple[tuple[str, tuple[float, float], tuple[float, float] | None], ..
     ("sim_am", (0.442, 0.434), None),
     ("kendall", (0.193, 0.214), (0.0, 0.0)),
 )
-"""Measure, its means over six tasks, and those of the paper's random control."""
+"""Measure, its mean over six tasks for both models, and the same for the paper's random control."""
 
 _ACCURACIES: dict[str, dict[str, tuple[float, float]]] = {
     "sst2": {"zsl": (0.705, 0.714), "ft": (0.739, 0.769), "icl": (0.927, 0.950)},
@@ -60,7 +60,7 @@ MOMENTUM_PERPLEXITY: dict[str, tuple[float, float]] = {
     "512": (16.87, 16.73),
     "1024": (15.14, 15.02),
 }
-"""Tokens of validation text -> perplexity without and with momentum attention, of models of 350M parameters."""
+"""Tokens of validation text -> perplexity without and with momentum attention, for models of 350M parameters."""
 
 _MOMENTUM_TRAINING = (17.61, 17.55)
 """The same on training text of 1,024 tokens."""
@@ -73,29 +73,29 @@ _MOMENTUM_ACCURACY: dict[str, tuple[float, float]] = {
     "arc-e": (0.482, 0.500),
     "piqa": (0.687, 0.690),
 }
-"""Task -> accuracy of those models in context, likewise."""
+"""Task -> in-context accuracy of the same models, without and with momentum attention."""
 
 
 @dataclass(frozen=True)
 class PaperMomentumComparison:
-    """One number without and with momentum attention: the paper's, of one run each, and this run's."""
+    """One number without and with momentum attention, from the paper (one run each) and from this run."""
 
     title: str
     published: tuple[float, float]
     run: tuple[Estimate | None, Estimate | None]
     """None where this run has no such number."""
     share: bool
-    """Whether it is a share of answers, to be written in per cent."""
+    """Whether it is a share of answers, displayed in per cent."""
 
 
 def compare_momentum_with_paper(
     vanilla: MomentumArm | None, momentum: MomentumArm | None
 ) -> list[PaperMomentumComparison]:
-    """The paper's numbers of momentum attention, with this run's at the same lengths and on the same tasks.
+    """The paper's numbers for momentum attention and this run's, at the same lengths and on the same tasks.
 
     Args:
         vanilla: This run's arm without momentum.
-        momentum: The one with it that is to stand beside the paper's.
+        momentum: This run's arm with momentum that is compared with the paper's.
     """
     arms = (vanilla, momentum)
 
@@ -104,8 +104,8 @@ def compare_momentum_with_paper(
         return first, second
 
     def accuracies(task: str) -> tuple[Estimate | None, Estimate | None]:
-        found = [{score.task: score.accuracy for score in arm.tasks} if arm is not None else {} for arm in arms]
-        return found[0].get(task), found[1].get(task)
+        by_task = [{score.task: score.accuracy for score in arm.tasks} if arm is not None else {} for arm in arms]
+        return by_task[0].get(task), by_task[1].get(task)
 
     rows = [PaperMomentumComparison("training perplexity, 1,024 tokens", _MOMENTUM_TRAINING, (None, None), share=False)]
     for length, published in MOMENTUM_PERPLEXITY.items():
@@ -113,13 +113,13 @@ def compare_momentum_with_paper(
         rows.append(PaperMomentumComparison(title, published, perplexities(length), share=False))
     for task, published in _MOMENTUM_ACCURACY.items():
         rows.append(PaperMomentumComparison(f"accuracy, {task}", published, accuracies(task), share=True))
-    means = [sum(each[side] for each in _MOMENTUM_ACCURACY.values()) / len(_MOMENTUM_ACCURACY) for side in (0, 1)]
+    means = [sum(pair[side] for pair in _MOMENTUM_ACCURACY.values()) / len(_MOMENTUM_ACCURACY) for side in (0, 1)]
     rows.append(PaperMomentumComparison("accuracy, mean of the six", (means[0], means[1]), (None, None), share=True))
     return rows
 
 
 def compare_with_paper(result: Result) -> list[PaperComparison]:
-    """This run's numbers beside the published ones; empty unless the run followed the paper's protocol."""
+    """This run's numbers and the published ones; empty unless the run followed the paper's protocol."""
     if result.config.get("preset") != PRESET:
         return []
     rows = []
@@ -127,10 +127,10 @@ def compare_with_paper(result: Result) -> list[PaperComparison]:
         title = measure_of(key).title
         rows.append(PaperComparison(title, SIX_TASKS, result.similarity.get(key), published, key == "rec2ftp"))
         if random is not None:
-            # The paper's random SimAOU is its code's quantity; Kendall's tau of a random order is 0 either way.
+            # The paper's random SimAOU is what `random_released` computes; Kendall's tau is 0 for either control.
             controls = [result.controls.get(name, {}).get(key) for name in ("random_released", "random")]
-            made_up = next((one for one in controls if one is not None), None)
-            rows.append(PaperComparison(f"{title}: random update", SIX_TASKS, made_up, random, False))
+            control = next((estimate for estimate in controls if estimate is not None), None)
+            rows.append(PaperComparison(f"{title}: random update", SIX_TASKS, control, random, False))
     task = str(result.task.get("name"))
     for learner, published in _ACCURACIES.get(task, {}).items():
         title = f"accuracy, {learner_style(learner).title}"

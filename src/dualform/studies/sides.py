@@ -1,8 +1,8 @@
-"""The measures of one group of queries, from what two adapted models and zero-shot showed inside.
+"""The two sides of a comparison, and the measures computed from them for one group of queries.
 
-Every number here belongs to one query (and layer, and head), so groups can be read and let go one by one: memory
-does not grow with the number of queries. The two that are compared are sides: in the comparison itself ICL and FT,
-in its controls whatever stands in for one of them.
+A side is one of two adapted models that are compared: ICL and FT in the comparison itself, and in a control whatever
+replaces one of them. Every number belongs to one query (and layer, and head), so a group's activations can be released
+once it has been measured, and memory does not grow with the number of queries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,132 +26,140 @@ from dualform.ops.rank import ft_logits, icl_logits
 from dualform.ops.streams import stream
 from dualform.studies.measures import MEASURES, Need
 
-# Logits nearer than this part of the row's largest are ties.
-_TIED = 1e-5
+# Logits that differ by less than this share of the row's largest count as ties.
+_TIE_TOLERANCE = 1e-5
 
 
 RankScale = Literal["attention", "released"]
-"""How Q'^T q is scaled: as the layer scales its scores, or by 1 / d_head as the code of arXiv:2212.10559 does."""
+"""How Q'^T q is scaled: as the layer scales its scores, or by 1 / d_head as in the code released with
+arXiv:2212.10559."""
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """What zero-shot and both kinds of side must show for the measures."""
+    """What must be recorded of zero-shot and of both kinds of side."""
 
     zsl: Recording
     context: Recording
-    """Of a model behind demonstrations."""
+    """For a model that reads demonstrations in its context."""
     weights: Recording
-    """Of a model with changed weights."""
+    """For a model with changed weights."""
 
 
 def recordings_for(anatomy: Anatomy, n_demonstrations: int) -> Recordings:
-    """All that can be measured: outputs only where every W_O is known, contexts only where there is one."""
+    """Record everything measurable: outputs where every W_O is known, contexts where there are demonstrations."""
     if not anatomy.layers:
         return Recordings(Recording(), Recording(), Recording())
     output = anatomy.knows_outputs
-    some = n_demonstrations > 0
+    has_context = n_demonstrations > 0
     return Recordings(
-        zsl=Recording(output=output, scores=True, update=some),
-        context=Recording(output=output, scores=True, demo_scores=some, q=some, mixed=some, update=some),
-        weights=Recording(output=output, scores=True, q=some, update=some),
+        zsl=Recording(output=output, scores=True, update=has_context),
+        context=Recording(
+            output=output,
+            scores=True,
+            demo_scores=has_context,
+            q=has_context,
+            mixed=has_context,
+            update=has_context,
+        ),
+        weights=Recording(output=output, scores=True, q=has_context, update=has_context),
     )
 
 
 @dataclass(frozen=True)
 class DemonstrationTokens:
-    """Demonstrations as one side had them."""
+    """Where the tokens of the demonstrations are in one side's prefix."""
 
     content: Tensor
     """Positions of demonstration tokens in the prefix, `(demo_pos,)`, in the order in which the sides are compared."""
     demonstration_of: Tensor
-    """Demonstration of each, `(demo_pos,)`, numbered as in that order."""
+    """The demonstration that each token belongs to, `(demo_pos,)`, numbered in that order."""
     columns: Tensor
-    """Places of these tokens among the side's own demonstration tokens, `(demo_pos,)`."""
+    """Indices of these tokens among the side's own demonstration tokens, `(demo_pos,)`."""
     n: int
-    """Demonstrations."""
+    """Number of demonstrations."""
 
     @classmethod
     def of(
         cls, encoded: EncodedDemonstrations, device: torch.device, places: Sequence[int] | None = None
     ) -> "DemonstrationTokens":
-        """Where the tokens are.
+        """Locate the tokens.
 
         Args:
-            encoded: The demonstrations as the side had them.
-            device: Where tensors are wanted.
-            places: For the same demonstrations in another order: `places[i]` is where the i-th of the order in which
-                sides are compared stands among the side's own. None: that very order.
+            encoded: The side's demonstrations.
+            device: Device of the tensors.
+            places: Where the side has the demonstrations in another order: `places[i]` is the side's own index of the
+                demonstration that is compared as the i-th. None: the same order.
         """
         n = len(encoded.sequences)
         columns, owners = [], []
         for number, place in enumerate(range(n) if places is None else places):
-            mine = [column for column, owner in enumerate(encoded.demonstration_of) if owner == place]
-            columns += mine
-            owners += [number] * len(mine)
-        at = torch.tensor(columns, dtype=torch.long, device=device)
-        content = torch.tensor(encoded.content, dtype=torch.long, device=device)[at]
-        return cls(content, torch.tensor(owners, dtype=torch.long, device=device), at, n)
+            of_demonstration = [column for column, owner in enumerate(encoded.demonstration_of) if owner == place]
+            columns += of_demonstration
+            owners += [number] * len(of_demonstration)
+        indices = torch.tensor(columns, dtype=torch.long, device=device)
+        content = torch.tensor(encoded.content, dtype=torch.long, device=device)[indices]
+        return cls(content, torch.tensor(owners, dtype=torch.long, device=device), indices, n)
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two that are compared, for one group of queries."""
+    """One of the two models that are compared, for one group of queries."""
 
     readings: Readings
     trace: Trace
     ranks: Tensor | None = None
-    """What weighs the demonstrations' tokens: logits `(example, layer, demo_pos)`; None where there is no such thing,
-    or none that could be laid beside the other side's."""
+    """Logits that weight the demonstrations' tokens, `(example, layer, demo_pos)`; None where the side has none, or its
+    tokens differ from the other side's."""
     demonstration_of: Tensor | None = None
-    """Demonstration of each of these tokens, `(demo_pos,)`."""
+    """The demonstration that each of these tokens belongs to, `(demo_pos,)`."""
     update: Tensor | None = None
-    """Change of weight in the linear form, `(example or 1, layer, kv_head, d_v, d_k)`."""
+    """Weight change in the linear form, `(example or 1, layer, kv_head, d_v, d_k)`."""
 
 
 @dataclass(frozen=True)
 class PromptedSide:
-    """A prefix as a source of sides: what is the same for every group."""
+    """A model with a prefix, from which the sides of all groups are made: what the groups share."""
 
     adapted: AdaptedModel
-    shown: DemonstrationTokens | None
-    """None where its tokens are not those of the other side."""
+    tokens: DemonstrationTokens | None
+    """Its demonstrations; None where their tokens differ from those of the other side."""
     update: Tensor | None
     """sum_i v_i k_i^T over demonstration tokens, `(layer, kv_head, d_v, d_k)`; None for an empty context."""
     whole_update: Tensor | None
-    """The same over the whole prefix, opening token and separators included."""
+    """The same sum over the whole prefix, opening token and separators included."""
 
     @classmethod
-    def of(cls, adapted: AdaptedModel, content: Tensor | None, shown: DemonstrationTokens | None) -> "PromptedSide":
-        """Gather it once.
+    def of(cls, adapted: AdaptedModel, content: Tensor | None, tokens: DemonstrationTokens | None) -> "PromptedSide":
+        """Compute the updates of a prefix.
 
         Args:
-            adapted: The model behind its prefix.
-            content: Positions of the tokens whose update counts; None for an empty context.
-            shown: Demonstrations whose tokens can be ranked beside the other side's.
+            adapted: The model with its prefix.
+            content: Positions of the demonstrations' tokens; None for an empty context.
+            tokens: The demonstrations; None where their tokens differ from those of the other side.
         """
         if content is None:
             return cls(adapted, None, None, None)
-        # Gathered where traces are: the layers of a divided model lie on several devices.
+        # The layers of a divided model are on several devices; traces are on one.
         layers = [(key.to(content.device), value.to(content.device)) for key, value in adapted.prefix.layers]
-        some = stack_layers([outer_product_update(v[:, content], k[:, content]) for k, v in layers], dim=0)
+        update = stack_layers([outer_product_update(v[:, content], k[:, content]) for k, v in layers], dim=0)
         whole = stack_layers([outer_product_update(v, k) for k, v in layers], dim=0)
-        return cls(adapted, shown, some, whole)
+        return cls(adapted, tokens, update, whole)
 
     def side(self, readings: Readings) -> Side:
-        """What it showed for a group."""
-        trace = _traced(readings)
+        """The side for one group of queries."""
+        trace = _trace_of(readings)
         ranks = None
-        if self.shown is not None:
+        if self.tokens is not None:
             assert trace.demo_scores is not None
-            ranks = _settled(icl_logits(trace.demo_scores[..., self.shown.content]))
-        owners = None if self.shown is None else self.shown.demonstration_of
+            ranks = _round_to_grid(icl_logits(trace.demo_scores[..., self.tokens.content]))
+        owners = None if self.tokens is None else self.tokens.demonstration_of
         update = None if self.update is None else self.update[None]
         return Side(readings, trace, ranks, owners, update)
 
     def relaxation(self, readings: Readings) -> dict[str, Tensor]:
-        """How well linear attention describes the heads behind this prefix."""
-        trace = _traced(readings)
+        """How well linear attention describes the heads that read this prefix."""
+        trace = _trace_of(readings)
         if self.whole_update is None or trace.mixed is None:
             return {}
         assert trace.update is not None
@@ -162,44 +170,44 @@ class PromptedSide:
             trace.q,
             trace.mixed,
         )
-        found = {"relaxation": whole.cosine, "relaxation.relative_error": whole.relative_error}
-        return _real(found, trace)
+        measures = {"relaxation": whole.cosine, "relaxation.relative_error": whole.relative_error}
+        return _finish(measures, trace)
 
 
 def trained_side(
     adapted: AdaptedModel,
     readings: Readings,
     zsl: Readings,
-    shown: DemonstrationTokens | None,
+    tokens: DemonstrationTokens | None,
     scaled: RankScale = "attention",
 ) -> Side:
-    """What a model with changed weights showed for a group.
+    """The side of a model with changed weights for one group of queries.
 
     Args:
         adapted: The model.
-        readings: What it read.
-        zsl: Zero-shot's readings of the same queries.
-        shown: Demonstrations whose tokens can be ranked beside the other side's; None otherwise.
-        scaled: How Q'^T q is scaled. No order of tokens depends on it, but that of whole demonstrations does.
+        readings: Its readings of the group.
+        zsl: Zero-shot readings of the same queries.
+        tokens: The demonstrations; None where their tokens differ from those of the other side.
+        scaled: How Q'^T q is scaled. The order of whole demonstrations depends on it, that of tokens does not.
     """
-    trace, before = _traced(readings), _traced(zsl)
+    trace, before = _trace_of(readings), _trace_of(zsl)
     ranks = None
-    if shown is not None and adapted.training_q is not None and trace.q is not None:
-        logits = ft_logits(adapted.training_q[:, shown.columns], trace.q)
+    if tokens is not None and adapted.training_q is not None and trace.q is not None:
+        logits = ft_logits(adapted.training_q[:, tokens.columns], trace.q)
         factors = query_scale(adapted.lm)
         factor = factors.as_attention if scaled == "attention" else factors.twice
-        ranks = _settled(logits * factor.to(logits)[:, None])
+        ranks = _round_to_grid(logits * factor.to(logits)[:, None])
     update = None if trace.update is None or before.update is None else trace.update - before.update
-    return Side(readings, trace, ranks, None if ranks is None or shown is None else shown.demonstration_of, update)
+    return Side(readings, trace, ranks, None if ranks is None or tokens is None else tokens.demonstration_of, update)
 
 
 def random_side(zsl: Readings, side: Side, seed: int) -> Side:
-    """A side turned into a random direction of the same length, in every space that is looked at.
+    """A side whose every change is replaced by a random one of the same length.
 
-    Each query draws anew from a generator of its own, so that grouping does not matter.
+    Each query has a generator of its own, so the result does not depend on the grouping.
     """
-    before = _traced(zsl)
-    made: dict[str, list[Tensor]] = {"output": [], "scores": [], "ranks": [], "update": []}
+    before = _trace_of(zsl)
+    replaced: dict[str, list[Tensor]] = {"output": [], "scores": [], "ranks": [], "update": []}
     update = side.update
     if update is not None and len(update) == 1:
         update = update.expand(len(zsl.queries), *update.shape[1:])
@@ -207,53 +215,53 @@ def random_side(zsl: Readings, side: Side, seed: int) -> Side:
         generator = torch.Generator().manual_seed(1_000_003 * seed + query)
         if side.trace.output is not None and before.output is not None:
             change = side.trace.output[i] - before.output[i]
-            made["output"].append(before.output[i] + matched_random(change, generator))
+            replaced["output"].append(before.output[i] + matched_random(change, generator))
         if side.trace.scores is not None and before.scores is not None:
             n = int(before.mask[i].sum())
             real = before.mask[i] & before.scores[i].isfinite() & side.trace.scores[i].isfinite()
-            made["scores"].append(_randomly_changed(before.scores[i], side.trace.scores[i], real, n, generator))
+            replaced["scores"].append(_randomly_changed(before.scores[i], side.trace.scores[i], real, n, generator))
         if side.ranks is not None:
-            # The side's own logits dealt out anew, so that demonstrations of many tokens keep that advantage.
+            # The side's own logits are permuted, so demonstrations with many tokens keep that advantage.
             places = torch.rand(side.ranks[i].shape, generator=generator).argsort(dim=-1)
-            made["ranks"].append(side.ranks[i].gather(-1, places.to(side.ranks.device)))
+            replaced["ranks"].append(side.ranks[i].gather(-1, places.to(side.ranks.device)))
         if update is not None:
-            made["update"].append(_random_update_like(update[i], zsl, generator))
-    found = {name: torch.stack(parts) if parts else None for name, parts in made.items()}
-    trace = replace(side.trace, output=found["output"], scores=found["scores"])
-    return replace(side, trace=trace, ranks=found["ranks"], update=found["update"])
+            replaced["update"].append(_random_update_like(update[i], zsl, generator))
+    stacked = {name: torch.stack(parts) if parts else None for name, parts in replaced.items()}
+    trace = replace(side.trace, output=stacked["output"], scores=stacked["scores"])
+    return replace(side, trace=trace, ranks=stacked["ranks"], update=stacked["update"])
 
 
 def released_random_side(zsl: Readings, side: Side, seed: int) -> dict[str, Tensor]:
-    """SimAOU of a side with the released code's random update, which takes the place of the other side's difference.
+    """SimAOU of a side with a random update, as in the code released with arXiv:2212.10559.
 
-    `random_side` changes the output and normalises it afterwards, as SimAOU does with real updates; the code released
-    with arXiv:2212.10559 puts uniform numbers in the place of the difference of normalised outputs. The two are
-    different quantities: normalising after the change lifts the score of noise (`ops.similarity.sim_aou`).
+    `random_side` changes the output and normalises it afterwards, as SimAOU does with real updates; the released code
+    replaces the difference of normalised outputs by uniform numbers. The two are different quantities: normalising
+    after the change raises the score of noise (`ops.similarity.sim_aou`).
 
     Args:
         zsl: Zero-shot readings of the group, with its trace.
-        side: ICL, or what stands in for it.
-        seed: Of the numbers; each query has a stream of its own, so that grouping does not matter.
+        side: ICL, or its replacement.
+        seed: Seed of the random numbers; each query has its own stream, so the result does not depend on the grouping.
 
     Returns:
-        `sim_aou`, `(example, layer)` on the CPU; nothing where outputs were not recorded.
+        `sim_aou`, `(example, layer)` on the CPU; empty where outputs were not recorded.
     """
-    before = _traced(zsl)
+    before = _trace_of(zsl)
     if before.output is None or side.trace.output is None:
         return {}
     change = unit(widened(side.trace.output)) - unit(widened(before.output))
-    drawn = torch.stack(
+    random = torch.stack(
         [
-            released_random(one, stream("released random", seed, query))
-            for one, query in zip(change, zsl.queries, strict=True)
+            released_random(change_of_query, stream("released random", seed, query))
+            for change_of_query, query in zip(change, zsl.queries, strict=True)
         ]
     )
-    return {"sim_aou": cosine(change, drawn).detach().to("cpu", torch.float64)}
+    return {"sim_aou": cosine(change, random).detach().to("cpu", torch.float64)}
 
 
 def _random_update_like(update: Tensor, zsl: Readings, generator: torch.Generator) -> Tensor:
     """Noise as large as an update, `(layer, kv_head, d_v, d_k)`, head by head; padding stays zero."""
-    sizes = _traced(zsl).sizes
+    sizes = _trace_of(zsl).sizes
     if sizes is None:
         return matched_random(update.flatten(-2), generator).view_as(update)
     noise = torch.zeros_like(update)
@@ -268,7 +276,7 @@ def _random_update_like(update: Tensor, zsl: Readings, generator: torch.Generato
 def _randomly_changed(before: Tensor, after: Tensor, real: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """`before` with a random change as long as the true one, over the `n` real tokens, `(layer, head, seen_pos)`."""
     change = torch.where(real, after - before, 0.0)
-    # For the query's own tokens alone: padding depends on who shares its row, and would shift the stream of numbers.
+    # Only for the query's own tokens: the amount of padding depends on the group and would shift the random numbers.
     drawn = torch.randn((*change.shape[:-1], n), generator=generator, dtype=torch.float32).to(change)
     drawn = torch.where(real, torch.nn.functional.pad(drawn, (0, change.shape[-1] - n)), 0.0)
     size = change.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True).clamp(min=1e-30)
@@ -277,25 +285,25 @@ def _randomly_changed(before: Tensor, after: Tensor, real: Tensor, n: int, gener
 
 @dataclass(frozen=True)
 class SidePair:
-    """Two sides, and zero-shot before both: what a measure is computed from, for one group of queries."""
+    """Two sides and zero-shot, for one group of queries: the input of a measure."""
 
     zsl: Readings
     a: Side
-    """ICL, or what stands in for it."""
+    """ICL, or its replacement."""
     b: Side
-    """FT, or what stands in for it."""
+    """FT, or its replacement."""
     moved_by: Trace
     """See `compute_measures`."""
     answers: bool = True
-    """Both sides' answers are their own."""
+    """Whether both sides have answers of their own; random sides have none."""
 
     @property
     def before(self) -> Trace:
         """Zero-shot's trace."""
-        return _traced(self.zsl)
+        return _trace_of(self.zsl)
 
     def has(self, need: Need) -> bool:
-        """Whether both sides, and zero-shot where it matters, have what a measure needs."""
+        """Whether both sides, and zero-shot where it is needed, have what a measure needs."""
         if need == "answers":
             return self.answers
         if need in ("output", "scores"):
@@ -312,44 +320,40 @@ def compute_measures(
 
     Args:
         zsl: Zero-shot readings of the group, with its trace.
-        a: ICL, or what stands in for it.
-        b: FT, or what stands in for it.
-        answers: Whether both sides' answers are their own; off for made-up sides.
-        moved_by: Whose change of scores must be more than rounding for `sim_am_delta` to be computed: ICL's, so that a
-            control is computed from the same rows and layers as the score itself. None for `a`'s.
+        a: ICL, or its replacement.
+        b: FT, or its replacement.
+        answers: Whether both sides have answers of their own; False for random sides.
+        moved_by: `sim_am_delta` is computed only where the scores of this trace differ from zero-shot's by more than
+            rounding. Controls pass ICL's, so that they use the same rows and layers as the score itself. None: `a`'s.
 
     Returns:
         Measure name -> tensor on the CPU whose first axis is `example` (1 for a number that all queries share), then
-        `layer`, then `head` where it has them. Names with a dot are companions of the measure before the dot.
+        `layer`, then `head` where it has them. Names with a dot are details of the measure before the dot.
     """
     pair = SidePair(zsl, a, b, moved_by or a.trace, answers)
-    found: dict[str, Tensor] = {}
+    measures: dict[str, Tensor] = {}
     for name in MEASURES.names():
         measure = MEASURES[name]
         if measure.needs and all(pair.has(need) for need in measure.needs):
-            found |= _checked(name, measure.compute(pair), len(zsl.queries))
-    return _real(found, pair.before)
+            measures |= _check_measure(name, measure.compute(pair), len(zsl.queries))
+    return _finish(measures, pair.before)
 
 
-def _checked(name: str, found: Mapping[str, Tensor], n: int) -> Mapping[str, Tensor]:
-    """What a measure returned.
-
-    Raises:
-        ConfigError: A key or a shape is not that of this measure; other packages define measures too.
-    """
-    for key, value in found.items():
+def _check_measure(name: str, values: Mapping[str, Tensor], n: int) -> Mapping[str, Tensor]:
+    """Return what a measure returned, or raise a ConfigError for a wrong key or shape."""
+    for key, value in values.items():
         if key.partition(".")[0] != name:
             raise ConfigError(f"the measure {name} returned {key!r}: return {name!r} and names such as '{name}.detail'")
         if value.dim() not in (1, 2, 3) or len(value) not in (1, n):
             raise ConfigError(
-                f"the measure {name} returned {key} of shape {tuple(value.shape)} for {n} queries: return a number for "
-                "each query, and then for each layer, and then for each head, or one that all queries share"
+                f"the measure {name} returned {key} of shape {tuple(value.shape)} for {n} queries: return the axes "
+                "(example), (example, layer) or (example, layer, head), with 1 example for a number that all share"
             )
-    return found
+    return values
 
 
 def _by_attention_head(update: Tensor, trace: Trace) -> Tensor:
-    """`(example, layer, kv_head, d_v, d_k)` with every key-value head as often as attention heads read it."""
+    """`(example, layer, kv_head, d_v, d_k)` with each key-value head repeated for all attention heads that read it."""
     assert trace.q is not None
     n_heads = trace.q.shape[2]
     if trace.sizes is None:
@@ -361,9 +365,9 @@ def _by_attention_head(update: Tensor, trace: Trace) -> Tensor:
     return torch.stack(layers, dim=1)
 
 
-def _real(found: dict[str, Tensor], trace: Trace) -> dict[str, Tensor]:
-    """Measures on the CPU, NaN for heads that only fill up a layer with fewer of them than others."""
-    measures = {name: value.detach().to("cpu", torch.float64) for name, value in found.items()}
+def _finish(measures: dict[str, Tensor], trace: Trace) -> dict[str, Tensor]:
+    """Measures in float64 on the CPU, NaN for heads that only pad layers with fewer heads than others."""
+    measures = {name: value.detach().to("cpu", torch.float64) for name, value in measures.items()}
     if trace.sizes is None:
         return measures
     for name, value in measures.items():
@@ -379,17 +383,17 @@ def _counts_key_heads(key: str) -> bool:
     return measure is not None and measure.heads == "key_value"
 
 
-def _traced(readings: Readings) -> Trace:
+def _trace_of(readings: Readings) -> Trace:
     assert readings.trace is not None
     return readings.trace
 
 
-def _settled(logits: Tensor) -> Tensor:
-    """Logits on a grid so coarse that rounding does not decide ranks, `(..., demo_pos)`.
+def _round_to_grid(logits: Tensor) -> Tensor:
+    """Logits rounded to a grid, so that rounding errors do not decide ranks, `(..., demo_pos)`.
 
-    The same word at the same position of two training sequences has the same query in the first layer, but rounding
-    sets them a hair apart, and would then decide their rank.
+    The same word at the same position of two training sequences has the same query in the first layer, yet the two
+    computed logits differ by a rounding error, which would otherwise decide their rank.
     """
     largest = logits.masked_fill(~logits.isfinite(), 0.0).abs().amax(dim=-1, keepdim=True)
-    step = (largest * _TIED).clamp(min=torch.finfo(logits.dtype).tiny)
+    step = (largest * _TIE_TOLERANCE).clamp(min=torch.finfo(logits.dtype).tiny)
     return torch.where(logits.isfinite(), (logits / step).round() * step, logits)

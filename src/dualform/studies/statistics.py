@@ -1,4 +1,4 @@
-"""From numbers by seed and query to means with intervals."""
+"""Means and 95 % intervals of numbers by seed and query."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ NO_INTERVAL: Interval = (None, None)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Means and intervals over seeds and queries, every number from the same resamples."""
+    """Means and intervals over seeds and queries, all from the same bootstrap resamples."""
 
     resamples: int
     seeds: tuple[str, ...]
     """Names of the demonstration seeds, in the order of the first axis."""
 
     def _generator(self) -> torch.Generator:
-        # The same resamples for every number: intervals of related numbers can then be compared.
+        # Every number uses the same resamples, so that intervals of related numbers can be compared.
         return torch.Generator().manual_seed(0)
 
     def interval(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,13 +39,13 @@ class Statistics:
         return clustered_bootstrap(values, n_resamples=self.resamples, generator=self._generator())
 
     def estimate(self, values: Tensor) -> Estimate:
-        """`(seed, example)` -> mean and interval."""
+        """Mean and interval of `(seed, example)`; NaN entries are left out."""
         low, high = self.interval(values)
         n = int(values.isfinite().sum())
         return Estimate(mean=float(clustered_mean(values)), ci95=(float(low), float(high)), n=n)
 
     def share(self, hits: Tensor) -> Estimate:
-        """Share of ones among zeros and ones, `(seed, example)`, NaN where there is neither."""
+        """Share of ones among zeros and ones, `(seed, example)`; NaN entries are left out."""
         return Estimate(
             mean=float(clustered_mean(hits)),
             ci95=self.share_interval(hits.nan_to_num(0.0), hits.isfinite().double()),
@@ -53,36 +53,36 @@ class Statistics:
         )
 
     def share_interval(self, numerator: Tensor, denominator: Tensor) -> Interval:
-        """95 % interval of a ratio of two counts, the first a part of the second.
+        """95 % interval of a ratio of two counts, of which the first is a part of the second.
 
         Args:
-            numerator: 1 for each pair that counts above the line, `(seed, example)`.
-            denominator: 1 for each that counts below it.
+            numerator: 1 for each pair that counts in the numerator, else 0, `(seed, example)`.
+            denominator: 1 for each pair that counts in the denominator, else 0.
 
         Returns:
-            The bootstrap's. A share of 0 or 1 has the exact binomial (Clopper-Pearson) interval of its queries, because
-            resampling equal answers shows no spread; a share of fewer than `FEWEST_FOR_INTERVAL` pairs has none.
+            The bootstrap interval. For a share of 0 or 1, where resampling shows no spread, the exact binomial
+            (Clopper-Pearson) interval over queries; no interval below `FEWEST_FOR_INTERVAL` pairs.
         """
         numerator, denominator = numerator.nan_to_num(0.0), denominator.nan_to_num(0.0)
         if int(denominator.sum()) < FEWEST_FOR_INTERVAL:
             return NO_INTERVAL
         share = float(numerator.sum() / denominator.sum())
         if share in (0.0, 1.0):
-            # Pairs of one query under several seeds are not independent, so each query counts once.
+            # The answers to one query under several seeds are not independent, so each query counts once.
             queries = int((denominator > 0).any(0).sum())
             exact = binomtest(round(share * queries), queries).proportion_ci(0.95, "exact")
             return float(exact.low), float(exact.high)
         return self.ratio(numerator, denominator)
 
     def difference(self, differences: Tensor) -> Estimate:
-        """Mean of differences between two answerers, -1, 0 or 1 for each pair, `(seed, example)`.
+        """Mean of the differences in correctness between two learners, -1, 0 or 1, `(seed, example)`.
 
         Returns:
-            No interval with fewer than `FEWEST_FOR_INTERVAL` pairs, or where no pair tells the two apart.
+            No interval with fewer than `FEWEST_FOR_INTERVAL` pairs, or where all differences are 0.
         """
         estimate = self.estimate(differences)
-        apart = bool((differences.nan_to_num(0.0) != 0).any())
-        if apart and estimate.n >= FEWEST_FOR_INTERVAL:
+        differ = bool((differences.nan_to_num(0.0) != 0).any())
+        if differ and estimate.n >= FEWEST_FOR_INTERVAL:
             return estimate
         return estimate.model_copy(update={"ci95": NO_INTERVAL})
 
@@ -98,26 +98,26 @@ class Statistics:
 
         Args:
             statistic: Totals `(..., column)` -> `(...)`.
-            columns: What each pair adds to the totals, `(seed, example, column)`.
+            columns: The contribution of each pair to the totals, `(seed, example, column)`.
         """
         low, high = clustered_bootstrap_of(statistic, columns, n_resamples=self.resamples, generator=self._generator())
         return float(low), float(high)
 
     def per_seed(self, values: Tensor) -> dict[str, float | None]:
-        """Means of each seed."""
+        """Mean of each seed."""
         return {seed: float(row.nanmean()) for seed, row in zip(self.seeds, values, strict=True)}
 
     def accuracy(self, learner: str, predicted: Tensor, labels: Tensor, names: Sequence[str] | None) -> Accuracy:
-        """How often a learner is right, in all and by label.
+        """Accuracy of a learner, overall and by label.
 
         Args:
-            learner: Its name.
-            predicted: Label numbers that it answers, `(seed, example)`.
-            labels: The right ones, `(example,)`.
-            names: What each label is called; None for free-text choices, whose numbers are no classes.
+            learner: Name of the learner.
+            predicted: Label numbers that it predicts, `(seed, example)`.
+            labels: Right label numbers, `(example,)`.
+            names: Names of the labels; None for free-text choices, which are not classes.
         """
         right = (predicted == labels).double()
-        # Counting the same answers once for each seed would feign more queries.
+        # Without demonstrations the answers are the same for every seed, and must count only once.
         seeds = len(predicted) if depends_on_seed(learner) else 1
         return Accuracy(
             **self.share(right[:seeds]).model_dump(),
@@ -128,11 +128,16 @@ class Statistics:
         )
 
     def over_majority(self, right: Tensor, labels: Tensor) -> Estimate:
-        """Accuracy less that of always giving the commonest of `labels`, from who was right, `(seed, example)`."""
-        return self.difference(right - (labels == commonest(labels)).double())
+        """Accuracy minus that of always giving the most frequent label.
+
+        Args:
+            right: 1 for a right answer, else 0, `(seed, example)`.
+            labels: Right label numbers, `(example,)`.
+        """
+        return self.difference(right - (labels == majority_label(labels)).double())
 
     def per_label(self, right: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Estimate]:
-        """Label -> share of its queries answered rightly (recall); labels that no query has are left out."""
+        """Label -> share of its queries answered correctly (recall), for the labels that occur."""
         return {
             name: self.share(right.masked_fill(labels != label, torch.nan))
             for label, name in enumerate(names)
@@ -140,23 +145,22 @@ class Statistics:
         }
 
     def macro_f1(self, predicted: Tensor, labels: Tensor) -> Estimate:
-        """Mean over the labels that occur of the F1 score, mean over seeds.
+        """F1 score, averaged over the labels that occur and over seeds.
 
         Args:
-            predicted: Label numbers that a learner answers, `(seed, example)`, or `(seed, order, example)`.
-            labels: The right ones, `(example,)`.
+            predicted: Label numbers that a learner predicts, `(seed, example)` or `(seed, order, example)`.
+            labels: Right label numbers, `(example,)`.
 
         Returns:
-            No interval where a label has fewer than `FEWEST_FOR_INTERVAL` pairs: its F1 score is a part of the mean
-            like any other.
+            No interval where a label has fewer than `FEWEST_FOR_INTERVAL` pairs.
         """
         runs = predicted[:, None] if predicted.dim() == 2 else predicted
-        there = labels.unique()
-        true = (labels[:, None] == there).double().expand(len(runs), -1, -1)
+        occurring = labels.unique()
+        true = (labels[:, None] == occurring).double().expand(len(runs), -1, -1)
         columns = []
         for run in runs.unbind(1):
-            said = (run[..., None] == there).double()
-            columns.append(torch.cat([true * said, true, said], dim=-1))
+            positive = (run[..., None] == occurring).double()
+            columns.append(torch.cat([true * positive, true, positive], dim=-1))
 
         def score(totals: Tensor) -> Tensor:
             return macro_f1(*totals.chunk(3, dim=-1))
@@ -167,11 +171,11 @@ class Statistics:
                 score, columns, n_resamples=self.resamples, generator=self._generator()
             )
             ends = float(low), float(high)
-        mean = float(torch.stack([score(each.sum(1)) for each in columns]).mean())
+        mean = float(torch.stack([score(column.sum(1)) for column in columns]).mean())
         return Estimate(mean=mean, ci95=ends, n=len(runs) * runs.shape[2])
 
     def similarity(self, values: Tensor) -> Similarity:
-        """`(seed, example)`, `(seed, example, layer)` or `(seed, example, layer, head)` -> the full record."""
+        """The record of a measure: `(seed, example)`, `(seed, example, layer)` or `(seed, example, layer, head)`."""
         per_head = clustered_mean(values).tolist() if values.dim() == 4 else None
         by_layer = values.nanmean(dim=3) if values.dim() == 4 else values
         overall = by_layer.nanmean(dim=2) if values.dim() > 2 else by_layer
@@ -191,11 +195,11 @@ class Statistics:
 
 
 def depends_on_seed(learner: str) -> bool:
-    """Whether another demonstration seed gives another model."""
+    """Whether the learner uses demonstrations, so that its answers differ between seeds."""
     known = LEARNERS.get(learner)
     return known is None or known.uses_demonstrations
 
 
-def commonest(labels: Tensor) -> int:
-    """The label that most of `(example,)` have, the lowest of equals."""
+def majority_label(labels: Tensor) -> int:
+    """The most frequent of the labels `(example,)`, the lowest in a tie."""
     return int(torch.bincount(labels).argmax())

@@ -1,10 +1,11 @@
 """What a study is, and where studies are found.
 
-A study asks one question of a model and a task, or of models that it trains itself. It is one record: its settings,
-how it is run, what it costs, how its result is shown. With the record everything else works that dualform does with a
-study: plans, sweeps on every engine, runs that continue where they stopped, trackers, reports. Nothing else names it.
+A study answers one question about a model and a task, or about models that it trains itself. One record describes it:
+its settings, how it runs, what it costs and how its result is displayed. Everything else in dualform uses this record
+and knows no study by name: plans, sweeps on every engine, resumed runs, trackers and reports.
 
-Ours are in the folders next to this file; another package adds one by an entry point of the group `dualform.studies`.
+dualform's own studies are in the folders next to this file. Another package adds one with an entry point of the group
+`dualform.studies`.
 """
 
 import importlib
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
 
 
 class ModelSource(Protocol):
-    """Where a study gets its models and tasks: loaded when they are needed, or still in memory from another run."""
+    """Provides a study's models and tasks, newly loaded or still in memory from another run."""
 
     @property
     def memory(self) -> "ReadingCache | None":
-        """Zero-shot readings of the model at hand; None keeps none."""
+        """Cached zero-shot readings of the model in memory; None for no cache."""
         ...
 
     def load_model(self, config: Any, name: str) -> "LanguageModel":
-        """The model of that name, loaded as the settings say."""
+        """The model of that name, loaded according to the settings."""
         ...
 
     def load_task(self, config: Any) -> "Task":
@@ -56,10 +57,10 @@ class ModelSource(Protocol):
 
 
 class LoadOnDemand:
-    """Loads models and tasks anew.
+    """Loads models and tasks when they are requested.
 
     Args:
-        task: A task at hand, read earlier from the same settings.
+        task: A task that was already read from the same settings.
     """
 
     def __init__(self, task: "Task | None" = None) -> None:
@@ -67,7 +68,7 @@ class LoadOnDemand:
 
     @property
     def memory(self) -> "ReadingCache | None":
-        """A command reads each model once, so nothing is kept."""
+        """None: a command reads each model only once."""
         return None
 
     def load_model(self, config: Any, name: str) -> "LanguageModel":
@@ -76,23 +77,23 @@ class LoadOnDemand:
         return model
 
     def load_task(self, config: Any) -> "Task":
-        """The task at hand, or the one that the settings name."""
+        """The task given at construction, or else the one that the settings name."""
         task: Task = self._task or config.load_task()
         return task
 
     def release(self) -> None:
-        """Nothing is kept here."""
+        """Does nothing, since no model is held."""
 
 
 @dataclass(frozen=True)
 class StudyContext:
-    """What a study is given to run with."""
+    """What a study needs to run, besides its settings."""
 
     pieces: PieceStore = field(default_factory=NoPieceStore)
-    """Keeps finished pieces, so that a killed run continues where it stopped."""
+    """Stores finished pieces, so that a killed run continues where it stopped."""
     progress: Progress = field(default_factory=SilentProgress)
     folder: Path | None = None
-    """Where files that are too large for pieces lie while the study runs, such as models under training."""
+    """Folder for files that are too large for pieces, such as checkpoints of models in training."""
     models: ModelSource = field(default_factory=LoadOnDemand)
 
     @property
@@ -104,31 +105,31 @@ class StudyContext:
 
 @dataclass(frozen=True)
 class StudyOutput:
-    """What a run leaves."""
+    """The output of a run."""
 
     result: "Result"
     answers: "pa.Table"
-    """Every answer to every query, or whatever the numbers were computed from: `examples.parquet`."""
+    """Every answer to every query, or whatever else the numbers were computed from; saved as `examples.parquet`."""
     attention: "AttentionRecord | None" = None
-    """Where learners looked, for the page's attention explorer."""
+    """Attention of the learners, for the page's attention explorer."""
 
 
 @dataclass(frozen=True)
 class View:
-    """How a study's result is shown."""
+    """How a study's result is displayed."""
 
     headlines: Callable[["Result"], Sequence[str]]
     """Sentences for the terminal, the most important first."""
     tables: Callable[["Result"], Sequence["Table | RichTable"]] = lambda result: ()
     """Tables for the terminal, at most 80 columns wide."""
     page: Callable[..., str] | None = None
-    """One HTML document that needs no network, from the result; and from `StudyOutput.attention` for a study that has
-    it. None for a page of the sentences and tables above."""
+    """Renders the result, and `StudyOutput.attention` where the study has it, as one HTML document that needs no
+    network. None for a page of the headlines and tables."""
 
 
 @dataclass(frozen=True)
 class StudyInputs:
-    """Everything outside its settings on which a study's numbers depend; a sweep's cells are known by its digests."""
+    """Everything besides the settings that a study's numbers depend on; sweeps identify cells by their digests."""
 
     models: tuple[str, ...] = ()
     task: bool = False
@@ -138,7 +139,7 @@ class StudyInputs:
 
 
 def common_result() -> "type[Result]":
-    """The class of results that hold what all studies report, and perhaps numbers of their own in `Result.own`."""
+    """The class of results without fields of their own; a study's further numbers are in `Result.own`."""
     from dualform.result import Result
 
     return Result
@@ -146,53 +147,53 @@ def common_result() -> "type[Result]":
 
 @dataclass(frozen=True)
 class SeedBySeed:
-    """How a study runs its seeds one at a time, each a cell of a sweep that other sweeps share."""
+    """How a study runs its seeds one at a time, so that sweeps can share the cell of a seed."""
 
     possible: Callable[[Any], bool]
     """Whether these settings allow it."""
     before: Callable[[Any, int], tuple[int, ...]]
-    """The seeds that a seed depends on, in order, itself last."""
+    """The seeds that a seed depends on, in order, followed by the seed itself."""
     run: Callable[[Any, int, StudyContext], tuple[Piece, "Result"]]
-    """One seed: the piece that the whole study reads, and the result of this seed alone."""
+    """Runs one seed: returns the piece that the whole study reads, and the result of this seed alone."""
     only_summary: frozenset[str] = frozenset({"seeds", "resamples"})
-    """Settings on which no single seed depends."""
+    """Settings that do not affect a single seed."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study, as it is registered."""
+    """The registered record of a study."""
 
     name: str
-    """As the command line and sweep files name it."""
+    """Its name on the command line and in sweep files."""
     noun: str
-    """What it is called in a sentence, such as `comparison`."""
+    """Its name in a sentence, such as `comparison`."""
     config: Callable[[], type[BaseModel]]
-    """The class of its settings; a function, so that it is imported only when it is needed."""
+    """Returns the class of its settings, so that it is imported only when it is needed."""
     configure: Callable[..., BaseModel]
     """Checked settings from named values; raises ConfigError with all that is wrong."""
     run: Callable[[Any, StudyContext], StudyOutput]
     view: View
     plan: Callable[[Any, "Machine"], "Plan"] | None = None
-    """What a run will cost; None for a study that cannot say."""
+    """Estimates what a run will cost; None for a study without an estimate."""
     written_as: str = ""
-    """`study` in `result.json`, where that is not the name."""
+    """`study` in `result.json`, where it differs from the name."""
     result: Callable[[], "type[Result]"] = common_result
-    """The class of its results, which adds the study's own fields to those that all have."""
+    """Returns the class of its results, which adds the study's own fields to the common ones."""
     plan_samples: Callable[[Any, "Machine"], str] | None = None
-    """A sentence to say before a plan is made, where samples of the work are run for it; empty where they are kept."""
+    """The message printed before a plan that has to run samples of the work; empty where the samples are cached."""
     reads: Callable[[Any], StudyInputs] = lambda config: config.reads() if hasattr(config, "reads") else StudyInputs()
-    """What its numbers depend on besides the settings; by default what the configuration says (`StudyConfig.reads`)."""
+    """What its numbers depend on besides the settings; by default `StudyConfig.reads`."""
     several_seeds: bool = True
-    """False: a run takes one seed alone, so that a sweep makes each seed a group of its own."""
+    """False where a run takes only one seed; a sweep then makes each seed a group of its own."""
     seed_by_seed: SeedBySeed | None = None
-    """None: a sweep runs the study as one cell, its finished pieces kept."""
+    """None: a sweep runs the study as one cell and stores its finished pieces."""
 
     def fields(self) -> frozenset[str]:
         """Names of its settings."""
         return frozenset(self.config().model_fields)
 
     def models(self, config: BaseModel) -> tuple[str, ...]:
-        """Names of the models that a configuration names; none for a study that loads none."""
+        """Names of the models in a configuration; empty for a study that loads none."""
         names: tuple[str, ...] = getattr(config, "model_names", ())
         return names
 
@@ -203,14 +204,14 @@ class Study:
 
 
 def lazy(target: str) -> Callable[..., Any]:
-    """A function that is imported when it is first called, so that a study's record can be read without torch.
+    """A function that imports its target when it is called, so that a study's record can be read without torch.
 
     Args:
         target: `module:name`.
     """
 
-    def call(*given: Any, **named: Any) -> Any:
-        return _load(target)(*given, **named)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _load(target)(*args, **kwargs)
 
     return call
 
@@ -221,16 +222,16 @@ def _load(target: str) -> Any:
 
 
 def study_in(package: str, config: str, *, name: str, noun: str = "", result: str = "", **facts: Any) -> Study:
-    """The record of a study whose parts are in the files of one package, each imported when it is first needed.
+    """The record of a study whose parts are modules of one package, each imported when it is first needed.
 
     Args:
-        package: Holds `config.py` with the class of the settings, `run.py` with `run`, `plan.py` with `plan`,
-            `words.py` with `headlines`, `table.py` with `tables` and `page.py` with `render`.
+        package: Name of the package. Its modules are `config.py` with the class of the settings, `run.py` with `run`,
+            `plan.py` with `plan`, `words.py` with `headlines`, `table.py` with `tables` and `page.py` with `render`.
         config: Name of the class of the settings, which has `from_settings`.
-        name: As in `Study`.
-        noun: As in `Study`; the name where not given.
+        name: See `Study.name`.
+        noun: See `Study.noun`; by default the name.
         result: Name of the class of its results in `result.py`, for a study that has fields of its own.
-        facts: Other fields of `Study`, in place of those.
+        facts: Other fields of `Study`, which replace these.
     """
     settings = f"{package}.config:{config}"
     parts = {
@@ -252,25 +253,26 @@ STUDIES = Registry("dualform.studies", "study", Study)
 
 
 def find_study(config: object) -> Study | None:
-    """The study that a configuration belongs to; None where it is no study's."""
+    """The study that a configuration belongs to, or None."""
     return next((study for study in STUDIES if study.config() is type(config)), None)
 
 
 def study_of(config: BaseModel) -> Study:
-    """The study that a configuration belongs to, to be planned.
+    """The study that a configuration belongs to.
 
     Raises:
-        ConfigError: It is the configuration of no study.
+        ConfigError: It belongs to none.
     """
-    found = find_study(config)
-    if found is None:
+    study = find_study(config)
+    if study is None:
         names = ", ".join(study.config().__name__ for study in STUDIES)
         raise ConfigError(
-            f"a {type(config).__name__} is no study's configuration, so it cannot be planned: give one of {names}"
+            f"a {type(config).__name__} is not the configuration of a study, so it cannot be planned: give one of "
+            f"{names}"
         )
-    return found
+    return study
 
 
 def study_of_result(result: "Result") -> Study | None:
-    """The study that wrote a result; None where no installed package has it."""
+    """The study that wrote a result; None where its package is not installed."""
     return next((study for study in STUDIES if study.result_name == result.study), None)

@@ -1,4 +1,4 @@
-"""How a study comes by a learning rate: a search on the selection split, or a rate known from another seed."""
+"""Training at the best learning rate: searched on the selection split, or known from another seed."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ from dualform.learners.rate import RateSearch, search_rate
 from dualform.result import Trial
 from dualform.studies.experiment import Experiment
 from dualform.studies.settings import StudyConfig
-from dualform.studies.work import TRIED
+from dualform.studies.work import TRIAL_QUERIES
 
 
-def trained(
+def train_at_best_rate(
     adapt: Callable[[float], AdaptedModel],
     rates: tuple[float, ...],
     experiment: Experiment[StudyConfig],
@@ -23,19 +23,19 @@ def trained(
     repeat: Callable[[float], AdaptedModel] | None = None,
     option: str = "--rates",
 ) -> RateSearch:
-    """Train at the rate known to be good, or search for one.
+    """Train at a known learning rate, or search for the best one.
 
     Args:
-        adapt: Trains at a rate.
+        adapt: Trains at a given rate.
         rates: The grid.
-        experiment: Whose selection queries choose.
-        name: The learner's, for messages.
+        experiment: Its selection queries decide between the rates.
+        name: Name of the learner, for messages.
         seed: Demonstration seed.
-        known: Rate chosen on another seed; None searches.
-        report: Called with the share of the work that is done.
-        repeat: Trains at a rate from weights moved by rounding, so that a search prefers a stable rate among equals;
-            see `search_rate`.
-        option: Of the command line, which sets the grid.
+        known: Rate chosen on another seed; None to search. Where training at it diverges, lower ones are tried.
+        report: Called with each further share of the work that is done.
+        repeat: Trains at a given rate from slightly rounded weights, so that the search prefers a stable rate among
+            equals; see `search_rate`.
+        option: The command-line option that sets the grid, for messages.
 
     Raises:
         TrainingError: Every rate diverged.
@@ -57,16 +57,16 @@ def trained(
     for rate in reversed([rate for rate in grid if rate <= known]):
         try:
             adapted = adapt(rate)
-            # A rate known from another seed is not searched, but it must give numbers.
-            answer_log_probabilities(adapted, experiment.lm, experiment.selection_queries[:TRIED])
+            # The known rate is not compared with others, but its answers must be finite.
+            answer_log_probabilities(adapted, experiment.lm, experiment.selection_queries[:TRIAL_QUERIES])
         except NumericalError:
             diverged.append(_untested(name, seed, rate, None, "diverged"))
             continue
         report(1.0)
         return RateSearch(adapted, rate, (*diverged, _untested(name, seed, rate, adapted, "finished")))
     raise TrainingError(
-        f"{name}, seed {seed}: the rate chosen on the first seed ({known:g}) and every lower one of the grid diverged. "
-        f"Give lower ones with {option} ({name})."
+        f"{name}, seed {seed}: training diverged at the rate chosen on the first seed ({known:g}) and at every lower "
+        f"rate of the grid. Give lower rates with {option} ({name})."
     )
 
 

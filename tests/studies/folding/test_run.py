@@ -256,7 +256,7 @@ def test_a_second_run_reads_everything_back(prose: str, monkeypatch: pytest.Monk
     assert numbers(first.result) == numbers(whole(prose).result)
 
     made = counted(monkeypatch)
-    for name in ("answer_log_probabilities", "text_losses", "trained"):
+    for name in ("answer_log_probabilities", "text_losses", "train_at_best_rate"):
         monkeypatch.setattr(study, name, unwanted)
     again = run(asked, pieces=RunFolder(tmp_path / "run", asked))
 

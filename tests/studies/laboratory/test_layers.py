@@ -21,7 +21,7 @@ from dualform.studies.laboratory.layers import NOISES, layers, pieces
 from dualform.studies.laboratory.result import Claim, LabCurve, LabRow, LabStudy, LabTable
 from dualform.studies.laboratory.words import as_it_should
 from dualform.studies.pieces import Piece
-from dualform.studies.seed_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired_difference
 from tests.studies.small import Kept
 
 SEEDS = (1, 2)
@@ -105,7 +105,7 @@ def test_differences_are_to_softmax_seed_by_seed(found: LabStudy, store: Kept) -
         assert row(table, "softmax").cells[2] is None
         means = {mixer: errors_of(store, name, mixer)[:, 1:].mean(1).tolist() for mixer in MIXERS}
         for mixer in MIXERS[1:]:
-            expected = paired(SEEDS, means[mixer], means["softmax"])
+            expected = paired_difference(SEEDS, means[mixer], means["softmax"])
             cell = row(table, mixer).cells[2]
             assert cell is not None
             assert (cell.mean, cell.ci95, cell.n) == (expected.mean, expected.ci95, 2)

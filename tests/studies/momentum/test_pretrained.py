@@ -18,7 +18,7 @@ from dualform.studies.momentum.config import MomentumConfig
 from dualform.studies.momentum.pretrained import LENGTH, put_into, require_usable
 from dualform.studies.momentum.result import PretrainedMomentum
 from dualform.studies.pieces import NoPieceStore, Piece
-from dualform.studies.seed_statistics import paired
+from dualform.studies.seed_statistics import paired_difference
 from tests.studies.momentum_setting import small_momentum, write_texts
 from tests.studies.small import Kept
 from tests.tiny import BOS_ID, save_tiny
@@ -107,7 +107,7 @@ def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[Pretraine
         for eta in (0.3, 0.0)
     )
     assert own[0] != own[1]
-    assert much.difference == paired((1, 2), own, beside)
+    assert much.difference == paired_difference((1, 2), own, beside)
     assert much.tuned is not None
     assert much.tuned.mean == pytest.approx(sum(map(math.exp, own)) / 2)
 

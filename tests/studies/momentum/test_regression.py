@@ -18,7 +18,7 @@ from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.regression import CONDITIONS, LAYERS, SHAPE, TASKS, regress
 from dualform.studies.momentum.result import MomentumRegression, RegressionCurve
 from dualform.studies.pieces import Piece
-from dualform.studies.seed_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired_difference
 from tests.studies.momentum_setting import small_momentum, write_texts
 from tests.studies.small import Kept
 
@@ -95,7 +95,7 @@ def test_differences_are_of_log_errors_but_for_the_first_point(
 ) -> None:
     for number, condition in enumerate(CONDITIONS):
         logs = [errors_of(store, name)[:, number, 1:].log().mean(1).tolist() for name in (arm, beside)]
-        assert curve(found, arm, condition).difference == paired((1, 2), *logs)
+        assert curve(found, arm, condition).difference == paired_difference((1, 2), *logs)
         assert curve(found, beside, condition).difference is None
 
 

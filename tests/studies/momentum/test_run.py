@@ -28,7 +28,7 @@ from dualform.studies.momentum.run import MomentumStudy, compare_momentum, read_
 from dualform.studies.momentum.summary import momentum_table
 from dualform.studies.momentum.words import momentum_verdict
 from dualform.studies.pieces import Piece
-from dualform.studies.seed_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired_difference
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.sources import load_task
 from tests.lab.setting import PulledPlugError, sentences
@@ -177,7 +177,7 @@ def test_differences_are_those_of_losses_seed_by_seed(whole: MomentumStudy) -> N
                 [run.about["losses"][length] for (each, _), run in whole.runs.items() if each.name == name]
                 for name in (one.name, base.name)
             )
-            assert found == paired((1, 2), own, beside)
+            assert found == paired_difference((1, 2), own, beside)
             low, high = stats.t.interval(
                 0.95, 1, loc=found.mean, scale=stats.sem([a - b for a, b in zip(own, beside, strict=True)])
             )

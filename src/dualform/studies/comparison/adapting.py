@@ -11,7 +11,7 @@ from dualform.progress import Progress
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.repeated import FinetuningRepeat
 from dualform.studies.experiment import Experiment
-from dualform.studies.tuning import trained
+from dualform.studies.tuning import train_at_best_rate
 
 
 class LearnerProgress:
@@ -48,7 +48,7 @@ def train_learner(
         return train_at_rate(learner, replace(context, rate=rate, rounding_seed=rounding_seed))
 
     chooses = learner.can_repeat and config.repeats_finetuning and config.rounding == "choose"
-    return trained(
+    return train_at_best_rate(
         adapt,
         config.grid_of(learner),
         experiment,

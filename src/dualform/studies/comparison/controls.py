@@ -38,8 +38,8 @@ from dualform.studies.sides import (
     released_random_side,
     trained_side,
 )
-from dualform.studies.tuning import trained
-from dualform.studies.work import TRIED
+from dualform.studies.tuning import train_at_best_rate
+from dualform.studies.work import TRIAL_QUERIES
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task, Template
@@ -380,7 +380,7 @@ class ControlBuilder:
             try:
                 adapted = self.ft if rate == self.rate else self._finetune(rate, self.experiment.lm, self.encoded)
                 # Weights may be finite and what they answer not.
-                answer_log_probabilities(adapted, self.experiment.lm, self.experiment.queries[:TRIED])
+                answer_log_probabilities(adapted, self.experiment.lm, self.experiment.queries[:TRIAL_QUERIES])
             except NumericalError:
                 self.notes.append(
                     f"Seed {self.demonstrations.seed}: FT diverged at rate {rate:g}; the sweep stops there."
@@ -395,7 +395,7 @@ class ControlBuilder:
         experiment = replace(self.experiment, lm=lm)
         zsl = ZeroShot(self.experiment.encoder.opening).adapt(lm, encoded)
         icl = InContext().adapt(lm, encoded)
-        found = trained(
+        found = train_at_best_rate(
             lambda rate: self._finetune(rate, lm, encoded),
             self.experiment.config.rates,
             experiment,
@@ -422,7 +422,7 @@ class ControlBuilder:
             )
 
     def _search(self, name: str, adapt: Callable[[float], AdaptedModel], known: float | None) -> RateSearch:
-        return trained(
+        return train_at_best_rate(
             adapt, self.experiment.config.rates, self.experiment, name=name, seed=self.demonstrations.seed, known=known
         )
 

@@ -18,7 +18,7 @@ from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.comparison.controls import ControlBuilder
 from dualform.studies.controls import CONTROLS, ControlPlan
 from dualform.studies.experiment import DemonstrationSet, Experiment
-from dualform.studies.work import TRIED, read_changed, search_part
+from dualform.studies.work import TRIAL_QUERIES, read_changed, search_part
 
 UNSTABLE = "a search repeats other rates where the best one is not stable"
 """Why the time of repeating a training is a range."""
@@ -229,11 +229,11 @@ class ControlWork:
 
     def trying(self) -> Work:
         """A few selection queries, with which a rate that is known is tried out."""
-        return read_changed(self.experiment.selection_queries[:TRIED], self.opening)
+        return read_changed(self.experiment.selection_queries[:TRIAL_QUERIES], self.opening)
 
     def few(self) -> Work:
         """A few reported queries, to see whether answers are numbers."""
-        return read_changed(self.experiment.queries[:TRIED], self.opening)
+        return read_changed(self.experiment.queries[:TRIAL_QUERIES], self.opening)
 
     def prompted(self, prefix: int) -> ControlPlan:
         """A stand-in behind a prefix."""

@@ -35,7 +35,7 @@ from dualform.studies.folding.work import FoldingWork
 from dualform.studies.folds import check_fold, make_fold, perplexity_passages
 from dualform.studies.pieces import NoPieceStore, Piece, PieceContent, PieceStore, accepts_cells
 from dualform.studies.study import StudyContext, StudyOutput
-from dualform.studies.tuning import trained
+from dualform.studies.tuning import train_at_best_rate
 from dualform.tasks.task import Task
 
 _SILENT = SilentProgress()
@@ -268,7 +268,7 @@ class _Study:
             return Finetuned(self.experiment.encoder.opening, rate, config.loss_on).adapt(self.lm, drawn.encoded)
 
         # Each seed searches for itself: cells of one seed must not hang on those of another.
-        found = trained(adapt, config.rates, self.experiment, name="ft", seed=seed, known=None)
+        found = train_at_best_rate(adapt, config.rates, self.experiment, name="ft", seed=seed, known=None)
         about = {"trials": [trial.model_dump() for trial in found.trials]}
         return {"answers": self._ask(self.experiment, found.best)}, about
 

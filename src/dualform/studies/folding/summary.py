@@ -18,7 +18,7 @@ from dualform.studies.facts import TaskDescription, demonstration_report, task_r
 from dualform.studies.fold_settings import READS_PROMPT
 from dualform.studies.folding.config import FoldingConfig, FoldVariant, PlannedPoint
 from dualform.studies.folding.result import Composition, Folding, FoldingResult, FoldPoint, Perplexity, Transfer
-from dualform.studies.statistics import Statistics, commonest
+from dualform.studies.statistics import Statistics, majority_label
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def summarise_folding(
         return right([base[f"answers/{task}"]] * len(seeds), task)
 
     def majority(task: str) -> float:
-        return float((labels[task] == commonest(labels[task])).double().mean())
+        return float((labels[task] == majority_label(labels[task])).double().mean())
 
     default = config.default
     points, notes = [], []

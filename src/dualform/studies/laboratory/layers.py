@@ -29,7 +29,7 @@ from dualform.studies.laboratory.curves import exact_curve, seed_curve
 from dualform.studies.laboratory.layer_equivalences import equivalence_claims, equivalence_errors
 from dualform.studies.laboratory.result import Claim, LabChart, LabRow, LabStudy, LabTable
 from dualform.studies.pieces import PieceContent, PieceStore, load_or_make
-from dualform.studies.seed_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired_difference
 
 STEPS = 400
 """Of training, where the config does not stretch them."""
@@ -289,7 +289,7 @@ def _difference(config: RegressionConfig, runs: _Runs, mixer: Mixer) -> Estimate
     seeds = [seed for seed in config.seeds if seed in own and seed in baseline]
     if mixer == _BASELINE or not seeds:
         return None
-    found = paired(seeds, [_mean(own[seed]) for seed in seeds], [_mean(baseline[seed]) for seed in seeds])
+    found = paired_difference(seeds, [_mean(own[seed]) for seed in seeds], [_mean(baseline[seed]) for seed in seeds])
     return Estimate(mean=found.mean, ci95=found.ci95, n=found.n)
 
 

@@ -24,7 +24,7 @@ from dualform.studies.experiment import weights_digest
 from dualform.studies.momentum.config import MomentumConfig
 from dualform.studies.momentum.result import PretrainedMomentum
 from dualform.studies.pieces import Piece, PieceStore
-from dualform.studies.seed_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired_difference
 
 LENGTH = 256
 """Tokens of a window, for finetuning and for perplexity; fewer where the model has fewer positions."""
@@ -119,7 +119,7 @@ def put_into(
                 base=math.exp(base),
                 tuned=over_seeds([math.exp(loss) for loss in own]) if own else None,
                 base_tuned=over_seeds([math.exp(loss) for loss in base_tuned]) if own else None,
-                difference=paired(config.seeds, own, base_tuned) if own else None,
+                difference=paired_difference(config.seeds, own, base_tuned) if own else None,
             )
         )
     return records

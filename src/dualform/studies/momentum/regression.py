@@ -14,7 +14,7 @@ from dualform.studies.momentum.arms import prepare_for
 from dualform.studies.momentum.config import Arm, MomentumConfig
 from dualform.studies.momentum.result import MomentumRegression, RegressionCurve
 from dualform.studies.pieces import Piece, PieceStore
-from dualform.studies.seed_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired_difference
 
 CONDITIONS = (1.0, 10.0, 100.0)
 """Condition numbers of the inputs' covariance; a batch of each in turn."""
@@ -90,7 +90,7 @@ def _curve(
         baseline = torch.stack([errors[arm.baseline, seed][number] for seed in config.seeds])
         # Before the first point no example was seen, and no model can know better than another.
         logs = (own[:, 1:].log().mean(1).tolist(), baseline[:, 1:].log().mean(1).tolist())
-        difference = paired(config.seeds, *logs)
+        difference = paired_difference(config.seeds, *logs)
     return RegressionCurve(
         arm=arm.name,
         condition=condition,

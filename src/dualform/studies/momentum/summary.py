@@ -22,7 +22,7 @@ from dualform.studies.momentum.result import (
     PretrainedMomentum,
     TaskScore,
 )
-from dualform.studies.seed_statistics import over_seeds, paired
+from dualform.studies.seed_statistics import over_seeds, paired_difference
 from dualform.studies.statistics import Statistics
 from dualform.tasks.task import Example, Task
 
@@ -126,7 +126,10 @@ def _arm(
         perplexity={length: over_seeds([math.exp(loss) for loss in losses(own, own, length)]) for length in lengths},
         difference={}
         if beside is None
-        else {length: paired(both, losses(own, both, length), losses(beside, both, length)) for length in lengths},
+        else {
+            length: paired_difference(both, losses(own, both, length), losses(beside, both, length))
+            for length in lengths
+        },
         curve=[
             CurvePoint(tokens=int(points[0][0]), loss=sum(loss for _, loss in points) / len(points))
             for points in zip(*(run.about["curve"] for run in own.values()), strict=True)
@@ -162,7 +165,7 @@ def _task(
         accuracy=Statistics(config.resamples, tuple(map(str, own))).share(torch.stack(list(accuracy.values()))),
         difference=None
         if beside is None
-        else paired(both, *([float(of[seed].mean()) for seed in both] for of in (accuracy, baseline))),
+        else paired_difference(both, *([float(of[seed].mean()) for seed in both] for of in (accuracy, baseline))),
     )
 
 

@@ -36,7 +36,7 @@ from dualform.studies.stability.work import (
     zero_shot_work,
 )
 from dualform.studies.study import StudyContext, StudyOutput
-from dualform.studies.tuning import trained
+from dualform.studies.tuning import train_at_best_rate
 from dualform.tasks.demonstrations import Demonstrations
 from dualform.tasks.task import Task
 
@@ -220,7 +220,9 @@ def _finetuned(
         return Finetuned(experiment.encoder.opening, rate, config.loss_on).adapt(experiment.lm, shown.encoded)
 
     grid = config.rates if known is None else tuple({*config.rates, known})
-    return trained(adapt, grid, experiment, name="ft", seed=shown.demonstrations.seed, known=known, report=report)
+    return train_at_best_rate(
+        adapt, grid, experiment, name="ft", seed=shown.demonstrations.seed, known=known, report=report
+    )
 
 
 def _answered(
