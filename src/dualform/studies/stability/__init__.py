@@ -1,4 +1,4 @@
-"""Stability: how much accuracy depends on which demonstrations were drawn, and in which order."""
+"""Stability: how much accuracy depends on which demonstrations are drawn, and on their order."""
 
 from dualform.studies.study import study_in
 

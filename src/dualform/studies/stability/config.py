@@ -1,4 +1,4 @@
-"""Settings of a stability study, checked before a model loads."""
+"""Settings of a stability study, validated before a model is loaded."""
 
 import math
 from typing import Annotated, Any, ClassVar
@@ -12,7 +12,7 @@ from dualform.studies.settings import StudyConfig, problems_with_rates
 
 
 class StabilityConfig(StudyConfig):
-    """Which models, and how many demonstration sets and orders each learner is run on."""
+    """Models, and the demonstration sets and orders on which each learner is run."""
 
     without_options: ClassVar[frozenset[str]] = frozenset({"label_rule", "probe"})
 
@@ -21,28 +21,29 @@ class StabilityConfig(StudyConfig):
     task: Annotated[str, Option(DATA)]
     """reviews, sst2, a data file, a YAML file, a folder, a hub name. `dualform tasks` lists the names known."""
     seeds: Annotated[Seeds, Option(single="--seed")] = tuple(range(1, 21))
-    """Demonstration sets, by their seeds, such as 1..20 or 1,4,9. A number by itself is that seed alone."""
+    """Seeds of the demonstration sets, such as 1..20 or 1,4,9. A single number is that seed alone."""
     orders: int = Field(default=10, ge=1, le=MOST_ORDERS)
-    """Orders of each set in which ICL is run, the drawn one included."""
+    """Orders of each set in which ICL is run, including the order drawn."""
     ft_seeds: int = Field(default=10, ge=0)
-    """Sets, from the first on, on which FT is run too; 0 for none."""
+    """Number of sets, starting with the first, on which FT is run too; 0 for none."""
     ft_orders: int = Field(default=2, ge=1, le=MOST_ORDERS)
-    """Orders of each of these in which FT is run."""
+    """Orders of each of these sets in which FT is run."""
     label_seeds: int = Field(default=10, ge=0)
-    """Sets, from the first on, shown with random and flipped labels too; 0 for none. They keep the order drawn."""
+    """Number of sets, starting with the first, that are also run with random and with flipped labels, in the order drawn;
+    0 for none."""
     further_rates: tuple[float, ...] = ()
-    """Learning rates at which FT is run in addition to the one chosen: its stability depends on it."""
+    """Further learning rates at which FT is run besides the chosen one, since its stability depends on the rate."""
     limit: Annotated[int | None, Option(null="all")] = Field(default=100, ge=1)
-    """Reported queries. They are drawn at random from the report split with seed 0."""
+    """Number of reported queries, drawn at random from the report split with seed 0."""
 
     @property
     def model(self) -> str:
-        """All models' names, as one."""
+        """The names of all models, joined by commas."""
         return ", ".join(self.models)
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """All models."""
+        """The names of all models."""
         return self.models
 
     def _changes_weights(self) -> str | None:
@@ -51,23 +52,23 @@ class StabilityConfig(StudyConfig):
     def _problems(self) -> list[str]:
         problems = super()._problems()
         if not self.models or len(set(self.models)) != len(self.models):
-            problems.append(f"models {list(self.models)} must be different, at least one")
+            problems.append(f"models {list(self.models)}: give at least one model, and each only once")
         if self.further_rates:
             problems += problems_with_rates("further_rates", self.further_rates)
         if self.label_rule != "true":
             problems.append(
-                f"label_rule {self.label_rule} cannot be set: true, random and flipped labels are all shown"
+                f"label_rule {self.label_rule} cannot be set: this study always runs true, random and flipped labels"
             )
         if 0 < self.k < 10 and max(self.orders, self.ft_orders) > math.factorial(self.k):
             problems.append(
-                f"orders {max(self.orders, self.ft_orders)}: {self.k} demonstrations have no more than "
-                f"{math.factorial(self.k)}"
+                f"orders {max(self.orders, self.ft_orders)}: {self.k} demonstrations have only "
+                f"{math.factorial(self.k)} orders"
             )
         if self.k == 0:
-            problems.append("k 0 leaves nothing to draw or order: ask for at least one demonstration")
+            problems.append("k 0 leaves no demonstrations to draw or reorder: set k to at least 1")
         return problems
 
 
 def stability_config(models: tuple[str, ...], task: str, **settings: Any) -> StabilityConfig:
-    """A checked configuration of a stability study, see `StudyConfig.from_settings`."""
+    """A validated configuration of a stability study; see `StudyConfig.from_settings`."""
     return StabilityConfig.from_settings(models=models, task=task, **settings)

@@ -1,4 +1,4 @@
-"""Who is more stable: spreads of accuracy compared between learners, and between models of different size."""
+"""Whether finetuning is more stable than in-context learning, and larger models more stable than smaller ones."""
 
 from collections.abc import Sequence
 
@@ -22,150 +22,143 @@ from dualform.studies.stability.result import (
     StabilityRun,
 )
 
-HARDLY_MOVED_BELOW = 0.02
-"""Change of mean accuracy over zero-shot below which a learner is said to have hardly moved."""
+SMALL_CHANGE = 0.02
+"""A change of mean accuracy over zero-shot below this, as a share, is called small."""
+
+MOSTLY_COLLAPSED = 0.5
+"""From this share of collapsed runs on, a learner's stability comes with a caution."""
 
 
-MOSTLY_COLLAPSED_FROM = 0.5
-"""Share of a learner's runs that collapse from which its stability is said to be worth little."""
-
-
-def gain_over_zero_shot(model: ModelStability, learner: str, like: str | None = None) -> float | None:
-    """Mean accuracy less zero-shot's, as a share.
+def gain_over_zero_shot(model: ModelStability, learner: str, same_runs_as: str | None = None) -> float | None:
+    """Mean accuracy minus that of zero-shot, as a share; None if either is unknown.
 
     Args:
-        model: Its learners.
-        learner: Whose accuracy.
-        like: Only over the sets and orders that this learner was run on too; None for all.
-
-    Returns:
-        The difference; None where either is unknown.
+        model: The model's learners.
+        learner: Key of the learner.
+        same_runs_as: If given, only the sets and orders on which this learner was run too.
     """
-    if not {"zsl", learner, like or learner} <= set(model.learners):
+    if not {"zsl", learner, same_runs_as or learner} <= set(model.learners):
         return None
-    places = {(run.seed, run.order) for run in runs_with_true_labels(model.learners[like or learner])}
-    found = [
-        value
+    places = {(run.seed, run.order) for run in runs_with_true_labels(model.learners[same_runs_as or learner])}
+    accuracies = [
+        accuracy
         for run in runs_with_true_labels(model.learners[learner])
-        if (run.seed, run.order) in places and (value := finite(run.plain.accuracy)) is not None
+        if (run.seed, run.order) in places and (accuracy := finite(run.plain.accuracy)) is not None
     ]
     before = finite(model.learners["zsl"].plain.accuracy.mean)
-    return None if before is None or not found else sum(found) / len(found) - before
+    return None if before is None or not accuracies else sum(accuracies) / len(accuracies) - before
 
 
 def runs_with_true_labels(learner: LearnerStability) -> list[StabilityRun]:
-    """The runs that spreads are made of."""
+    """The runs over which spreads are computed."""
     return [run for run in learner.runs if run.labels == "true"]
 
 
 def overall_sentences(contrasts: Sequence[Contrast]) -> list[str]:
-    """The answer for several models in one sentence, before each is told on its own."""
-    found = [each for each in contrasts if each.question == "ft_beside_icl" and each.learner == "ft"]
+    """One sentence on finetuning and in-context learning over several models."""
     groups: dict[str, list[str]] = {}
-    for each in found:
-        if not each.calibrated:
-            groups.setdefault(_claim(each), []).append(each.first)
+    for contrast in contrasts:
+        if contrast.question == "ft_beside_icl" and contrast.learner == "ft" and not contrast.calibrated:
+            groups.setdefault(_claim(contrast), []).append(contrast.first)
     words = {
         "more": "is more stable than in-context learning in",
         "less": "is less stable than in-context learning in",
         "level": "does not differ significantly from in-context learning in stability in",
         "unknown": "cannot be compared with in-context learning by its stability in",
     }
-    said = [f"{words[claim]} {listed(groups[claim])}" for claim in words if claim in groups]
-    return [f"Finetuning {'; it '.join(said)}."] if said else []
+    clauses = [f"{words[claim]} {listed(groups[claim])}" for claim in words if claim in groups]
+    return [f"Finetuning {'; it '.join(clauses)}."] if clauses else []
 
 
 def _claim(contrast: Contrast) -> str:
-    """`more` stable, `less` stable, `level` or `unknown`: the first spread of a contrast beside the second."""
+    """Whether the first of the two is `more` or `less` stable, `level` (no significant difference) or `unknown`."""
     ends = known(contrast.ci95)
     if ends is None or finite(contrast.ratio) is None:
         return "unknown"
     return "more" if ends[1] < 1 else "less" if ends[0] > 1 else "level"
 
 
-def ft_next_to_icl(name: str, model: ModelStability, contrasts: Sequence[Contrast]) -> list[str]:
-    """Whether finetuning, at each of its rates, is more stable than in-context learning in one model."""
-    own = [each for each in contrasts if each.question == "ft_beside_icl" and each.first == name]
+def compare_ft_with_icl(name: str, model: ModelStability, contrasts: Sequence[Contrast]) -> list[str]:
+    """Whether finetuning, at each learning rate, is more stable than in-context learning in one model."""
+    own = [contrast for contrast in contrasts if contrast.question == "ft_beside_icl" and contrast.first == name]
     sentences = []
-    for learner in learners_in_order(dict.fromkeys(each.learner for each in own)):
-        plain = [each for each in own if each.learner == learner and not each.calibrated]
-        calibrated = [each for each in own if each.learner == learner and each.calibrated]
-        noun, found = learner_style(learner).noun, model.learners.get(learner)
-        for each in plain:
-            sentence = _stability_sentence(learner, each)
-            sentence += _collapsed_anyway(noun, found.plain if found else None)
+    for key in learners_in_order(dict.fromkeys(contrast.learner for contrast in own)):
+        plain = [contrast for contrast in own if contrast.learner == key and not contrast.calibrated]
+        calibrated = [contrast for contrast in own if contrast.learner == key and contrast.calibrated]
+        noun, learner = learner_style(key).noun, model.learners.get(key)
+        for contrast in plain:
+            sentence = _stability_sentence(key, contrast)
+            sentence += _collapse_caution(noun, learner.plain if learner else None)
             if calibrated:
                 sentence += f" After contextual calibration of both, {_calibrated_clause(noun, calibrated[0])}."
-                sentence += _collapsed_anyway(noun, found.calibrated if found else None)
+                sentence += _collapse_caution(noun, learner.calibrated if learner else None)
             sentences.append(sentence)
-        sentences += _moved(model, learner)
+        sentences += _gain_sentences(model, key)
     if not sentences and not any(key.startswith("ft") for key in model.learners):
-        return ["Finetuning was not run, so nothing here compares its stability with that of in-context learning."]
+        return ["Finetuning was not run, so its stability is not compared with that of in-context learning."]
     return sentences or [
-        "The runs are too few to compare the stability of finetuning with that of in-context learning."
+        "There are too few runs to compare the stability of finetuning with that of in-context learning."
     ]
 
 
-def _stability_sentence(learner: str, contrast: Contrast) -> str:
-    noun = capital(learner_style(learner).noun)
+def _stability_sentence(key: str, contrast: Contrast) -> str:
+    noun = capital(learner_style(key).noun)
     spreads = (
-        "over the same demonstration sets and orders its accuracy has a standard deviation of "
-        f"{points(contrast.sd_first)} points, in-context learning's {points(contrast.sd_second)}"
+        "over the same demonstration sets and orders, the standard deviation of its accuracy is "
+        f"{points(contrast.sd_first)} points, that of in-context learning {points(contrast.sd_second)}"
     )
     claim = _claim(contrast)
     if claim == "unknown":
-        return (
-            f"{noun} compared with in-context learning: {spreads}; without an interval of their ratio no order is "
-            "claimed."
-        )
-    place = {
+        return f"{noun} compared with in-context learning: {spreads}; no interval of their ratio, so no conclusion."
+    verdict = {
         "more": "is more stable than in-context learning",
         "less": "is less stable than in-context learning",
         "level": "and in-context learning do not differ significantly in stability",
     }[claim]
-    return f"{noun} {place}: {spreads}; {_ratio(contrast)}."
+    return f"{noun} {verdict}: {spreads} ({_ratio(contrast)})."
 
 
 def _calibrated_clause(noun: str, contrast: Contrast) -> str:
-    words = {
+    claim = _claim(contrast)
+    verdict = {
         "more": f"{noun} is the more stable",
         "less": f"{noun} is the less stable",
         "level": "they do not differ significantly",
         "unknown": "they cannot be compared",
-    }
-    spreads = f"{points(contrast.sd_first)} points compared with {points(contrast.sd_second)}"
-    ratio = f"; {_ratio(contrast)}" if _claim(contrast) != "unknown" else ""
-    return f"{words[_claim(contrast)]}: {spreads}{ratio}"
+    }[claim]
+    ratio = f" ({_ratio(contrast)})" if claim != "unknown" else ""
+    return f"{verdict}: {points(contrast.sd_first)} points compared with {points(contrast.sd_second)}{ratio}"
 
 
 def _ratio(contrast: Contrast) -> str:
-    """`ratio 0.33 (95 % interval 0.25 to 0.45, 10 sets)`."""
+    """`ratio 0.33, 95 % interval 0.25 to 0.45, 10 sets`."""
     interval = hundredths_interval(contrast.ci95)
-    return f"ratio {hundredths(contrast.ratio)} (95 % interval {interval}, {plural(contrast.n, 'set')})"
+    return f"ratio {hundredths(contrast.ratio)}, 95 % interval {interval}, {plural(contrast.n, 'set')}"
 
 
-def _collapsed_anyway(noun: str, behaviour: Behaviour | None) -> str:
-    """A caution where most runs give one answer to nearly everything: such a learner is stable for free too."""
+def _collapse_caution(noun: str, behaviour: Behaviour | None) -> str:
+    """A caution if most runs give nearly all queries the same answer, which makes accuracy stable too."""
     rate = finite(behaviour.collapse_rate.mean) if behaviour is not None else None
-    if rate is None or rate < MOSTLY_COLLAPSED_FROM:
+    if rate is None or rate < MOSTLY_COLLAPSED:
         return ""
-    return f" But {percent(rate)} of {noun}'s runs collapse into one class, and one answer to all is stable for free."
+    return (
+        f" But {percent(rate)} of {noun}'s runs collapse into one class, and giving every query the same answer is "
+        "stable as well."
+    )
 
 
-def _moved(model: ModelStability, learner: str) -> list[str]:
-    """How much a learner changed accuracy: one that hardly moves is stable for free."""
-    gain = gain_over_zero_shot(model, learner)
+def _gain_sentences(model: ModelStability, key: str) -> list[str]:
+    """How much a learner changed mean accuracy, with a caution if the change is small."""
+    gain = gain_over_zero_shot(model, key)
     if gain is None:
         return []
-    noun = learner_style(learner).noun
-    icl = gain_over_zero_shot(model, "icl", like=learner)
-    beside = f"; in-context learning, on the same sets and orders, by {difference(icl)}" if icl is not None else ""
-    sentence = f"{noun} changed mean accuracy by {difference(gain)} points over zero-shot{beside}."
-    if abs(gain) < HARDLY_MOVED_BELOW:
-        sentence += (
-            f" That is under {points(HARDLY_MOVED_BELOW)} points: a learner that hardly moves is stable for free."
-        )
-    return [capital(sentence)]
+    icl = gain_over_zero_shot(model, "icl", same_runs_as=key)
+    noun = capital(learner_style(key).noun)
+    sentence = f"{noun} changed mean accuracy by {difference(gain)} points over zero-shot"
+    sentence += f"; in-context learning, on the same sets and orders, by {difference(icl)}." if icl is not None else "."
+    if abs(gain) < SMALL_CHANGE:
+        sentence += f" Under {points(SMALL_CHANGE)} points, a learner may be stable only because it changes little."
+    return [sentence]
 
 
 def size_sentences(result: StabilityResult) -> list[str]:
@@ -173,24 +166,22 @@ def size_sentences(result: StabilityResult) -> list[str]:
     assert result.stability is not None
     models = result.stability.models
     if len(models) == 1:
-        return ["One model was run, so nothing here says whether instability shrinks with size."]
+        return ["Only one model was run, so there is no conclusion on stability and model size."]
     steps = [each for each in result.stability.contrasts if each.question == "size" and not each.calibrated]
     sentences = []
-    for learner in learners_in_order(dict.fromkeys(each.learner for each in steps)):
-        own = [each for each in steps if each.learner == learner]
-        noun = capital(learner_style(learner).noun)
-        told = "; ".join(
-            f"{_named(models, each.first)} compared with {_named(models, each.second)}: {_step(each)}" for each in own
-        )
-        sentences.append(f"{noun} by size: {told}.")
+    for key in learners_in_order(dict.fromkeys(step.learner for step in steps)):
+        own = [step for step in steps if step.learner == key]
+        noun = capital(learner_style(key).noun)
+        comparisons = [
+            f"{_with_size(models, step.first)} compared with {_with_size(models, step.second)}: {_size_clause(step)}"
+            for step in own
+        ]
+        sentences.append(f"{noun} by size: {'; '.join(comparisons)}.")
         if len(own) > 1:
-            claims = {_claim(each) for each in own}
-            if claims == {"more"}:
-                sentences.append(f"{noun} is more stable at every step in size.")
-            else:
-                sentences.append(f"{noun} is not shown to be more stable at every step in size.")
+            everywhere = {_claim(step) for step in own} == {"more"}
+            sentences.append(f"{noun} is {'' if everywhere else 'not shown to be '}more stable at every step in size.")
     if not sentences:
-        return ["No two models were run alike, so nothing here says whether instability shrinks with size."]
+        return ["No learner was run on two models, so there is no conclusion on stability and model size."]
     if len(models) == 2:
         sentences.append("Two sizes are not a trend, and two models differ in more than size.")
     else:
@@ -198,20 +189,20 @@ def size_sentences(result: StabilityResult) -> list[str]:
     return sentences
 
 
-def _step(contrast: Contrast) -> str:
-    spreads = f"a standard deviation of {points(contrast.sd_first)} points compared with {points(contrast.sd_second)}"
-    words = {
+def _size_clause(contrast: Contrast) -> str:
+    claim = _claim(contrast)
+    verdict = {
         "more": "the larger is more stable",
         "less": "the larger is less stable",
         "level": "the two do not differ significantly",
         "unknown": "the two cannot be compared",
-    }
-    ratio = f", {_ratio(contrast)}" if _claim(contrast) != "unknown" else ""
-    return f"{words[_claim(contrast)]}, {spreads}{ratio}"
+    }[claim]
+    spreads = f"a standard deviation of {points(contrast.sd_first)} points compared with {points(contrast.sd_second)}"
+    return f"{verdict}, {spreads}{f' ({_ratio(contrast)})' if claim != 'unknown' else ''}"
 
 
-def _named(models: dict[str, ModelStability], name: str) -> str:
-    """`smollm2-135m (135,000,000 parameters)`, in words short enough for a sentence."""
+def _with_size(models: dict[str, ModelStability], name: str) -> str:
+    """`smollm2-135m (135 million parameters)`; the name alone if the size is unknown."""
     parameters = finite(models[name].model.get("parameters")) if name in models else None
     if parameters is None:
         return name

@@ -1,4 +1,4 @@
-"""A stability study as one HTML file that needs no network."""
+"""The HTML report of a stability study."""
 
 from dualform.report.numerals import percent
 from dualform.report.page import Fact, facts_section, study_page, titled
@@ -21,62 +21,54 @@ from dualform.studies.stability.words import stability_answers
 GLOSSARY: tuple[tuple[str, str], ...] = (
     DEMONSTRATION,
     ("set", "The demonstrations that one seed draws."),
-    ("order", "One arrangement of a set; order 0 is that in which it was drawn."),
+    ("order", "The order of the demonstrations in the prompt; order 0 is the one in which they were drawn."),
     ("run", "A learner adapted to one set in one order, answering all queries."),
-    ("by order", "Best less worst order of a set, mean over sets, in points."),
+    ("by order", "Accuracy in the best minus that in the worst order of a set, mean over sets, in points."),
     ("top answer", "Share of the queries that get a run's most frequent answer, mean over runs."),
-    ("entropy", "Mean entropy of the label distribution, in nats: near 0 where a learner is sure of its answers."),
-    ("SD", "Standard deviation of accuracy over runs, in points (hundredths)."),
+    ("entropy", "Mean entropy of the predicted label distribution, in nats; near 0 for a confident learner."),
+    ("SD", "Standard deviation of accuracy over runs, in percentage points."),
     (
         "collapse",
-        f"A run that gives one label to more than {100 * COLLAPSED_ABOVE:.0f} % of the queries, whatever they say.",
+        f"A run collapses if it gives the same label to more than {100 * COLLAPSED_ABOVE:.0f} % of the queries.",
     ),
     (
         "contextual calibration",
-        "Each label's probability divided by the one that it gets for texts that say nothing, so that a label is not "
-        "preferred before a query is read (arXiv:2102.09690).",
+        "Each label's probability divided by its probability for content-free texts such as “N/A”, which removes a "
+        "preference for a label that does not depend on the query (arXiv:2102.09690).",
     ),
     (
         "residual",
-        "The part of the variance that comes from how these very queries fall out under a prompt: more queries would "
-        "average it away.",
+        "The part of the variance that comes from the limited number of queries; it shrinks with more queries.",
     ),
-    ("random labels", "The same demonstrations, each shown with a label drawn at random, the true one included."),
-    ("flipped labels", "The same demonstrations, each shown with a wrong label."),
+    ("random labels", "The same demonstrations, each with a label drawn at random, which may be the true one."),
+    ("flipped labels", "The same demonstrations, each with a wrong label."),
     (
         "95 % interval",
-        "Bootstrap over sets (for accuracies by labels shown, over sets and queries). Two that overlap are not told "
-        "apart here.",
+        "Bootstrap over sets (for accuracy by demonstration labels, over sets and queries). Two results with "
+        "overlapping intervals are not called different.",
     ),
 )
 
 
 def render(result: StabilityResult) -> str:
-    """The report of a stability study as one HTML document, ready to be written as UTF-8.
-
-    Args:
-        result: The result; sections without data are left out.
-
-    Returns:
-        The whole page, readable offline and printable.
-    """
+    """A self-contained HTML page that needs no network; sections without data are left out."""
     models = result.stability.models if result.stability is not None else {}
     answers = stability_answers(result)
-    # What the sections say of their own question is said there.
-    said = [sentence for key in ("stable", "size", "standing") for sentence in answers.get(key, ())]
+    # The other findings appear in their own sections.
+    verdict = [sentence for key in ("stable", "size", "basis") for sentence in answers.get(key, ())]
     several = len(models) > 1
     return study_page(
         result,
         title=titled("stability", ", ".join(models) or result.model.get("name"), result.task.get("name")),
-        sentences=said,
+        sentences=verdict,
         nothing="This result holds no stability study.",
         charts=[
             Figure(
                 "accuracy",
                 charts.accuracy_runs_chart(result),
                 "Accuracy of every run of each learner and model, before and after contextual calibration.",
-                "Each dot is a run. Filled: as answered; open, below: after contextual calibration. Box: middle half; "
-                "thick line: median.",
+                "Each dot is a run. Filled dots: before contextual calibration; open dots below: after. Box: middle "
+                "half of the runs; thick line: median.",
             )
         ],
         facts=_facts(models),
@@ -100,15 +92,15 @@ def _sections(
         Section(
             "runs",
             "Accuracy over sets and orders",
-            note="Every run is one demonstration set in one order, all queries "
-            f"answered{f'; {baselines}' if baselines else ''}.",
+            note="In each run, a learner answers all queries with one demonstration set in one order"
+            f"{f'; {baselines}' if baselines else ''}.",
             tables=[behaviour_table(name, model) for name, model in models.items()],
         ),
         Section(
             "contrasts",
-            "Who is less stable",
-            note="Standard deviations of accuracy over the runs that both have. A ratio whose interval lies below 1 "
-            "means that the one above the line is more stable.",
+            "Which is more stable?",
+            note="Standard deviations of accuracy over the sets and orders that both have. If the interval of the "
+            "ratio lies below 1, the first of the two is more stable.",
             tables=[contrasts_table(result)],
             sections=[
                 Section(
@@ -119,8 +111,8 @@ def _sections(
                             "size",
                             charts.size_chart(result),
                             "Standard deviation of accuracy against the model's number of parameters.",
-                            "Standard deviation over all of a learner's runs, with its 95 % interval. Models differ in "
-                            "more than size.",
+                            "Standard deviation over all runs of a learner, with 95 % intervals. Models differ in more "
+                            "than size.",
                         )
                     ],
                     detail=False,
@@ -129,12 +121,12 @@ def _sections(
         ),
         Section(
             "fair",
-            "Is the comparison fair when a set is chosen?",
+            "Is the comparison fair if a set is chosen?",
             answers.get("fair", ()),
             tables=[fairness_table(result)],
-            note="One set is chosen by its accuracy on a random half of the queries, and both learners take it. On the "
-            "half that chose it the chosen learner looks better than it is; the other half shows by how much. Means "
-            "over many halves; a set in the order drawn.",
+            note="One set is chosen by accuracy on a random half of the queries, and both learners use it. On that half, "
+            "the learner whose accuracy was used looks better than it is; the other half shows by how much. Means over "
+            "many random halves; demonstrations in the order drawn.",
             as_list=True,
         ),
         Section(
@@ -146,7 +138,7 @@ def _sections(
                     "majority",
                     charts.majority_runs_chart(result),
                     "Share of the most frequent answer in every run, before and after contextual calibration.",
-                    "The same runs by the share of their most frequent answer; a run beyond the line has collapsed.",
+                    "The same runs by the share of their most frequent answer; runs right of the line have collapsed.",
                 )
             ],
             as_list=True,
@@ -160,8 +152,8 @@ def _sections(
                     "variance",
                     charts.variance_chart(result),
                     "Variance of accuracy of each learner and model, split by set, order and residual.",
-                    "Length of a bar: variance of a run's accuracy. Upper bar: as answered; lower, pale: after "
-                    "contextual calibration.",
+                    "Length of a bar: variance of accuracy over runs. Upper bar: before contextual calibration; lower, "
+                    "pale bar: after.",
                 )
             ],
             tables=[variance_table(result)],
@@ -169,7 +161,7 @@ def _sections(
         ),
         Section(
             "labels",
-            "Do the labels shown matter?",
+            "Do the demonstrations' labels matter?",
             answers.get("labels", ()),
             charts=[
                 Figure(
@@ -186,22 +178,22 @@ def _sections(
 
 
 def _facts(models: dict[str, ModelStability]) -> list[Fact]:
-    """For each model: how far ICL and FT spread, and how often ICL collapses."""
+    """For each model: the SD of ICL and FT, how often ICL collapses, and what FT gains over zero-shot."""
     cards = []
     for name, model in models.items():
-        beside = f"{name}: " if len(models) > 1 else ""
+        prefix = f"{name}: " if len(models) > 1 else ""
         for key, title in (("icl", "SD of ICL's accuracy"), ("ft", "SD of FT's accuracy")):
             if key in model.learners:
                 spread = model.learners[key].plain.accuracy
                 runs = f"points, {points_interval(spread.sd_ci95)}, {plural(spread.n, 'run')}"
-                cards.append(Fact(title, points(spread.sd), beside + runs))
+                cards.append(Fact(title, points(spread.sd), prefix + runs))
         if "icl" in model.learners:
             icl = model.learners["icl"]
             after = f"{percent(icl.calibrated.collapse_rate.mean)} calibrated" if icl.calibrated else "not calibrated"
-            cards.append(Fact("ICL's runs collapsed", percent(icl.plain.collapse_rate.mean), beside + after))
+            cards.append(Fact("ICL's runs collapsed", percent(icl.plain.collapse_rate.mean), prefix + after))
         gain = gain_over_zero_shot(model, "ft")
         if gain is not None:
-            cards.append(Fact("FT less zero-shot", difference(gain), f"{beside}points of accuracy"))
+            cards.append(Fact("FT minus zero-shot", difference(gain), f"{prefix}points of accuracy"))
     return cards
 
 

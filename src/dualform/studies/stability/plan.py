@@ -1,4 +1,4 @@
-"""What a stability study costs: every set in its orders and labels, for each model."""
+"""The cost of a stability study, estimated before it runs."""
 
 import time
 
@@ -12,7 +12,7 @@ from dualform.studies.stability.work import content_free_queries, model_parts
 
 
 def plan(config: StabilityConfig, machine: Machine) -> Plan:
-    """What a study with these settings will cost; memory is that of the model that needs most."""
+    """The estimated cost of the study; memory is that of the model that needs the most."""
     task = config.load_task()
     parts: list[PricedPart] = []
     needed: list[tuple[dict[str, int], Costs]] = []
@@ -21,27 +21,28 @@ def plan(config: StabilityConfig, machine: Machine) -> Plan:
         lm = planned_model(config, name)
         start = time.process_time()
         experiment = Experiment.of(config, lm, task)
-        drawn = experiment.draw_all(config.seeds)
+        demonstration_sets = experiment.draw_all(config.seeds)
         tokenising = time.process_time() - start
         costs = prices(config, lm, machine)
         parts += [part for part in surrounding_parts(costs, tokenising) if not (needed and part.name == "start")]
         parts.append(PricedPart("packing weights", costs.packing(trains)))
         queries = (*experiment.queries, *content_free_queries(experiment))
-        parts += [costs.part(part) for part in model_parts(experiment, drawn)]
-        sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
+        parts += [costs.part(part) for part in model_parts(experiment, demonstration_sets)]
+        encoded = [each.encoded for each in demonstration_sets.values()]
+        lengths = [len(ids) for each in encoded for ids in each.sequences]
         memory = memory_of(
             costs,
             base=machine.base,
-            prefix=max(len(one.encoded.prefix) for one in drawn.values()),
+            prefix=max(len(each.prefix) for each in encoded),
             queries=queries,
-            longest_training=max(sequences, default=0),
-            learned=max(sequences, default=1) - 1,
+            longest_training=max(lengths, default=0),
+            learned=max(lengths, default=1) - 1,
             learners=1,
             recorded=False,
             trains=trains,
             deltas=2,
         )
         needed.append((memory, costs))
-    memory, costs = max(needed, key=lambda one: sum(one[0].values()))
+    memory, costs = max(needed, key=lambda need: sum(need[0].values()))
     fit, notes = estimated_memory(config, costs, memory, trains=trains)
     return Plan(f"stability {config.model} {task.name}", merged(parts), memory, machine, fit, notes)

@@ -1,4 +1,4 @@
-"""What a stability study found, as in its `result.json`."""
+"""The schema of a stability study's `result.json`."""
 
 from typing import Any, Literal
 
@@ -6,64 +6,63 @@ from dualform.result import Estimate, LabelRule, LabelWord, Learner, ModelName, 
 
 
 class Spread(Record):
-    """How a number is spread over runs; a run is one demonstration set in one order."""
+    """The distribution of a number over runs; a run is one demonstration set in one order."""
 
     mean: Number
     """Mean over runs."""
     sd: Number
-    """Standard deviation over runs; None for one run."""
+    """Standard deviation over runs; None for a single run."""
     sd_ci95: tuple[Number, Number]
-    """95 % interval of it, resampling demonstration sets."""
+    """95 % interval of the standard deviation; demonstration sets are resampled."""
     low: Number
-    """Lowest run."""
+    """Lowest value of a run."""
     q25: Number
-    """A quarter of the runs lie below."""
+    """First quartile."""
     median: Number
-    """Half of the runs lie below."""
+    """Median."""
     q75: Number
-    """Three quarters of the runs lie below."""
+    """Third quartile."""
     high: Number
-    """Highest run."""
+    """Highest value of a run."""
     n: int
-    """Runs."""
+    """Number of runs."""
 
 
 class VarianceSplit(Record):
-    """Where the variance of a run's accuracy comes from; the three add up to `total`."""
+    """Variance of accuracy over runs by source; the three parts add up to `total`."""
 
     set: Number
-    """Variance from which demonstrations were drawn."""
+    """Variance due to which demonstrations were drawn."""
     order: Number
-    """Variance from the order in which they stand, the set given; None when each set was run in one order only, and
-    then `set` holds both."""
+    """Variance due to the order of a set; None if each set was run in one order only, in which case `set` holds both."""
     residual: Number
-    """Variance from these queries under this very prompt: what more queries would average away."""
+    """Variance due to the limited number of queries; it shrinks with more queries."""
     total: Number
     """The sum of the three."""
     set_ci95: tuple[Number, Number]
-    """Interval of `set`, resampling sets."""
+    """95 % interval of `set`; sets are resampled."""
     order_ci95: tuple[Number, Number]
-    """Interval of `order`, resampling sets."""
+    """95 % interval of `order`; sets are resampled."""
 
 
 class Behaviour(Record):
-    """How one learner answers over many demonstration sets and orders."""
+    """One learner's answers over many demonstration sets and orders."""
 
     accuracy: Spread
     """Accuracy of a run."""
     majority_share: Spread
-    """Share of the most frequent prediction, in [0, 1]."""
+    """Share of a run's most frequent prediction, in [0, 1]."""
     entropy: Spread
-    """Mean entropy of the label distribution, nats."""
+    """Mean entropy of a run's predicted label distributions, in nats."""
     collapse_rate: Estimate
-    """Share of runs that give one answer to more than 90 % of the queries; its interval resamples sets."""
+    """Share of runs that give more than 90 % of the queries the same answer; sets are resampled for the interval."""
     order_range: Estimate
-    """Accuracy in the best less that in the worst order of a set, mean over sets; `n` counts sets, 0 with one order
-    each."""
+    """Accuracy in the best minus that in the worst order of a set, mean over sets; `n` counts sets and is 0 if each was
+    run in one order."""
     variance: VarianceSplit | None = None
-    """None with fewer than two sets."""
+    """Sources of the variance of accuracy; None with fewer than two sets."""
     over_majority: Estimate | None = None
-    """As in `Accuracy`, each set's answers averaged over its orders; `n` counts pairs of set and query."""
+    """As in `Accuracy`, after averaging each set's answers over its orders; `n` counts pairs of set and query."""
     macro_f1: Estimate | None = None
     """As in `Accuracy`, mean over orders and sets."""
     per_label: dict[LabelWord, Estimate] = {}
@@ -71,127 +70,126 @@ class Behaviour(Record):
 
 
 class RunBehaviour(Record):
-    """How one run answers."""
+    """The answers of one run."""
 
     accuracy: Number
     """Accuracy of the run."""
     majority_share: Number
-    """Share of the most frequent answer."""
+    """Share of the most frequent answer, in [0, 1]."""
     majority_label: str | None
-    """Its label word; None for multiple choice."""
+    """Label word of the most frequent answer; None for multiple choice."""
     entropy: Number
-    """Mean entropy of the label distribution."""
+    """Mean entropy of the predicted label distributions, in nats."""
 
 
 class StabilityRun(Record):
-    """One demonstration set in one order, with one rule for its labels."""
+    """One demonstration set in one order, with one rule for the demonstrations' labels."""
 
     seed: int
-    """The demonstration set."""
+    """Seed of the demonstration set."""
     order: int
-    """0 is the order drawn."""
+    """Number of the order; 0 is the order drawn."""
     labels: str
-    """Labels shown: `true`, `random` or `flipped`."""
+    """Rule for the demonstrations' labels: `true`, `random` or `flipped`."""
     plain: RunBehaviour
-    """Answers as they are."""
+    """Uncalibrated answers."""
     calibrated: RunBehaviour | None
-    """After contextual calibration (arXiv:2102.09690); None for multiple choice."""
+    """Answers after contextual calibration (arXiv:2102.09690); None for multiple choice."""
 
 
 class LearnerStability(Record):
     """One learner over all its runs."""
 
     plain: Behaviour
-    """Answers as they are."""
+    """Uncalibrated answers."""
     calibrated: Behaviour | None
     """Answers after contextual calibration; None for multiple choice."""
     labels: dict[LabelRule, Estimate] = {}
-    """Accuracy by the labels shown (`true`, `random`, `flipped`), on the same sets in the order drawn; empty when only
-    true ones were shown."""
+    """Accuracy by the rule for the demonstrations' labels (`true`, `random`, `flipped`), on the same sets in the order
+    drawn; empty if only true labels were used."""
     label_effects: dict[LabelRule, Estimate] = {}
-    """Accuracy with `random` or `flipped` labels less that with true ones, query by query on the same sets."""
+    """Accuracy with `random` or `flipped` labels minus that with true ones, paired by query and set."""
     learning_rate: Number = None
     """FT's learning rate; None for other learners."""
     runs: list[StabilityRun]
-    """Every run, those with other labels included."""
+    """Every run, including those with random and flipped labels."""
 
 
 class Contrast(Record):
-    """Two spreads compared: is one learner, or one model, less stable than the other?"""
+    """The ratio of two standard deviations of accuracy, of two learners or of two models."""
 
     named_by = ("question", "learner", "first", "second", "calibrated")
 
     question: str
-    """`ft_beside_icl`, within one model, or `size`, one learner in two models."""
+    """`ft_beside_icl` compares FT with ICL in one model; `size` compares one learner in two models."""
     learner: str
-    """`ft`, `icl` or `ft@RATE`; for `ft_beside_icl` the learner above the line."""
+    """`ft`, `icl` or `ft@RATE`; for `ft_beside_icl` the learner of the numerator."""
     first: str
-    """Model above the line; for `size` the larger one."""
+    """Model of the numerator; for `size` the larger one."""
     second: str
-    """Model below the line; the same as `first` for `ft_beside_icl`."""
+    """Model of the denominator; the same as `first` for `ft_beside_icl`."""
     sd_first: Number
-    """Standard deviation above the line, over the runs that both have."""
+    """Standard deviation in the numerator, over the runs that both have."""
     sd_second: Number
-    """The same below the line."""
+    """Standard deviation in the denominator, over the same runs."""
     ratio: Number
-    """sd_first / sd_second, over the runs that both have; above 1 the first is less stable."""
+    """sd_first / sd_second; above 1 the first is less stable."""
     ci95: tuple[Number, Number]
-    """95 % interval of the ratio, resampling demonstration sets."""
+    """95 % interval of the ratio; demonstration sets are resampled."""
     n: int
-    """Demonstration sets."""
+    """Number of demonstration sets."""
     calibrated: bool
-    """Whether answers went through contextual calibration first."""
+    """Whether the answers were calibrated by contextual calibration."""
 
 
 class FairGap(Record):
-    """ICL's accuracy less FT's when one demonstration set is chosen by its accuracy on half of the queries."""
+    """ICL's accuracy minus FT's if one demonstration set is chosen by accuracy on half of the queries."""
 
     named_by = ("select",)
 
     select: str
-    """By whose accuracy: `none` (all sets), `icl`, `ft` or `both` (the mean)."""
+    """Accuracy by which the set is chosen: `icl`, `ft`, `both` (their mean) or `none` (no choice: mean over all sets)."""
     icl_chosen_on: Number
-    """ICL's accuracy on the half that chose."""
+    """ICL's accuracy on the half of the queries by which the set was chosen."""
     icl_untouched: Number
-    """The same on the other half."""
+    """ICL's accuracy on the other half."""
     ft_chosen_on: Number
-    """FT's accuracy on the half that chose."""
+    """FT's accuracy on the half of the queries by which the set was chosen."""
     ft_untouched: Number
-    """The same on the other half."""
+    """FT's accuracy on the other half."""
     gap_chosen_on: Estimate
-    """ICL less FT on the half that chose: what a report on the selecting queries would say."""
+    """ICL minus FT on the half by which the set was chosen, as if reported on the selecting queries."""
     gap_untouched: Estimate
-    """The same on the other half; `n` counts sets."""
+    """ICL minus FT on the other half; `n` counts sets."""
 
 
 class ModelStability(Record):
-    """One model's learners."""
+    """The results of one model."""
 
     model: dict[str, Any]
-    """As `model` of a `Result`, with `k_effective` (demonstrations that fitted, the fewest over sets) and
+    """As `model` of a `Result`, with `k_effective` (the fewest demonstrations of a set that fit the context) and
     `refused_routes`."""
     learners: dict[Learner, LearnerStability]
     """`zsl` (one run), `icl`, `ft`, and `ft@RATE` for each further learning rate."""
     trials: list[Trial] = []
-    """The search for FT's rate, on the first set, and rates that diverged later."""
+    """The search for FT's learning rate on the first set, and rates that diverged later."""
     fairness: list[FairGap] = []
-    """What choosing a set does to the comparison, over the sets that both ICL and FT were run on, in the order
-    drawn."""
+    """ICL minus FT by how the set is chosen, over the sets on which both were run, in the order drawn."""
 
 
 class Stability(Record):
-    """What `dualform stability` found."""
+    """Results of `dualform stability`."""
 
     models: dict[ModelName, ModelStability]
-    """Each model's numbers, smallest model first."""
+    """Results by model, the smallest model first."""
     contrasts: list[Contrast]
-    """Spreads compared."""
+    """Comparisons of standard deviations between learners and between models."""
 
 
 class StabilityResult(Result):
-    """What a stability study found."""
+    """Result of a stability study."""
 
     study: Literal["stability"] = "stability"
     """Always `stability`."""
     stability: Stability | None = None
-    """What a stability study found."""
+    """Results of the stability study."""

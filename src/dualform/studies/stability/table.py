@@ -1,4 +1,4 @@
-"""The tables of a stability study, each declared once for the terminal, the page, files and data frames."""
+"""The tables of a stability study, for the terminal, the page, files and data frames."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,11 @@ from dualform.studies.stability.result import Behaviour, Contrast, LearnerStabil
 from dualform.studies.stability.words import variance_shares
 
 LABEL_ORDER = ("true", "random", "flipped")
-"""Rules for the labels shown, in the order of reading."""
+"""Label rules in the order in which they are listed."""
 
 
 def tables(result: StabilityResult) -> list[Table]:
-    """All tables that have rows, in the order of reading; none without a stability study."""
+    """All tables with rows, in page order; none without a stability study."""
     if result.stability is None:
         return []
     tables = [behaviour_table(name, model) for name, model in result.stability.models.items()]
@@ -24,7 +24,7 @@ def tables(result: StabilityResult) -> list[Table]:
 
 
 def behaviour_table(name: str, model: ModelStability) -> Table:
-    """One model: mean, SD and range of accuracy, most frequent answer, share of runs collapsed; calibrated below."""
+    """One model: accuracy, most frequent answer and collapsed runs of each learner, before and after calibration."""
     columns = (
         Column("learner"),
         Column("mean", "share"),
@@ -61,7 +61,7 @@ def _behaviour(behaviour: Behaviour) -> tuple[Cell, ...]:
     return (
         Cell(accuracy.mean, "share"),
         Cell(accuracy.sd, "points", accuracy.sd_ci95),
-        # On the terminal without the sign of per cent, which its heading has.
+        # The column heading holds the percent sign.
         Cell(None, "share", shown=points_interval(ends) if several else MISSING),
         Cell(behaviour.order_range.mean, "points"),
         Cell(behaviour.majority_share.mean, "share"),
@@ -77,7 +77,7 @@ def _behaviour(behaviour: Behaviour) -> tuple[Cell, ...]:
 
 
 def variance_table(result: StabilityResult) -> Table:
-    """Where the variance of accuracy comes from: SD of runs in all, and shares by set, order and queries."""
+    """SD of accuracy over runs, and the shares of its variance that come from set, order and queries."""
     columns = (
         Column("model"),
         Column("learner"),
@@ -108,11 +108,11 @@ def variance_table(result: StabilityResult) -> Table:
 
 
 def labels_table(result: StabilityResult) -> Table:
-    """Accuracy by the labels shown, with intervals."""
+    """Accuracy by the demonstrations' labels, with intervals."""
     columns = (
         Column("model"),
         Column("learner"),
-        Column("labels shown", short="labels"),
+        Column("demonstration labels", short="labels"),
         Column("accuracy", "share", interval=True),
         Column("n", "count"),
     )
@@ -132,24 +132,24 @@ def labels_table(result: StabilityResult) -> Table:
                 )
                 for rule in labels_in_order(labels)
             ]
-    return Table("Accuracy by the labels shown", columns, tuple(rows))
+    return Table("Accuracy by demonstration labels", columns, tuple(rows))
 
 
-SELECTED_BY = {"none": "nobody: all sets", "icl": "ICL", "ft": "FT", "both": "both, mean"}
-"""Ways of choosing a set, in words."""
+SELECTED_BY = {"none": "no choice: all sets", "icl": "ICL", "ft": "FT", "both": "mean of both"}
+"""`FairGap.select` -> its name in the table."""
 
 
 def fairness_table(result: StabilityResult) -> Table:
-    """ICL's lead over FT in points when a set is chosen, on the half that chose it and on the other."""
+    """ICL minus FT in points if a set is chosen, on the half of the queries that chose it and on the other half."""
     columns = (
         Column("model"),
         Column("set chosen by", short="chosen by"),
-        Column("ICL, where chosen", "share", where="page"),
-        Column("ICL, elsewhere", "share", where="page"),
-        Column("FT, where chosen", "share", where="page"),
-        Column("FT, elsewhere", "share", where="page"),
-        Column("ICL less FT, where chosen", "difference", short="where chosen"),
-        Column("ICL less FT, elsewhere", "difference", short="elsewhere", interval=True),
+        Column("ICL, selecting half", "share", where="page"),
+        Column("ICL, other half", "share", where="page"),
+        Column("FT, selecting half", "share", where="page"),
+        Column("FT, other half", "share", where="page"),
+        Column("ICL minus FT, selecting half", "difference", short="selecting half"),
+        Column("ICL minus FT, other half", "difference", short="other half", interval=True),
         Column("sets", "count"),
     )
     rows = tuple(
@@ -169,15 +169,15 @@ def fairness_table(result: StabilityResult) -> Table:
         for name, model in _models(result).items()
         for each in model.fairness
     )
-    return Table("ICL less FT, points, when one set is chosen", columns, rows)
+    return Table("ICL minus FT, points, if one set is chosen", columns, rows)
 
 
 def contrasts_table(result: StabilityResult) -> Table:
-    """Spreads compared: standard deviations in points, their ratio with its interval, sets."""
+    """Pairs of standard deviations in points, their ratio with its interval, and the number of sets."""
     columns = (
-        Column("above the line / below it"),
-        Column("SD above, points", "points", short="above"),
-        Column("SD below, points", "points", short="below"),
+        Column("first / second"),
+        Column("SD of the first, points", "points", short="first"),
+        Column("SD of the second, points", "points", short="second"),
         Column("ratio", "ratio", interval=True),
         Column("sets", "count"),
     )
@@ -206,7 +206,7 @@ def contrast_name(contrast: Contrast) -> str:
 
 
 def labels_in_order(rules: Iterable[str]) -> list[str]:
-    """`rules` in the usual order, unknown ones last."""
+    """`rules` as in `LABEL_ORDER`, unknown ones last."""
     order = {rule: place for place, rule in enumerate(LABEL_ORDER)}
     return sorted(rules, key=lambda rule: order.get(rule, len(order)))
 

@@ -1,7 +1,7 @@
-"""What a stability study says in plain sentences, and no more than its intervals allow.
+"""The findings of a stability study in sentences.
 
-One spread is called larger than another only where the 95 % interval of their ratio excludes 1; two numbers are called
-apart only where their 95 % intervals do not touch.
+One spread is called larger than another only if the 95 % interval of their ratio excludes 1. Two other numbers are
+called different only if their 95 % intervals do not overlap.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from dualform.result import Estimate
 from dualform.studies.baseline_words import majority_answer, majority_level
 from dualform.studies.stability.collapse_words import collapse_sentences
 from dualform.studies.stability.contrast_words import (
-    ft_next_to_icl,
+    compare_ft_with_icl,
     overall_sentences,
     runs_with_true_labels,
     size_sentences,
@@ -30,46 +30,46 @@ from dualform.studies.stability.result import LearnerStability, ModelStability, 
 
 
 def headlines(result: StabilityResult) -> list[str]:
-    """What `dualform stability` prints; the other answers are on the page, next to their charts.
+    """The sentences that `dualform stability` prints. The page shows the other findings next to their charts.
 
     Args:
-        result: Any result; parts that are missing are passed over.
+        result: Any result; missing parts are skipped.
 
     Returns:
-        Plain sentences without markup. They may contain names of models and label words, so escape them before they
-        go into a page. Empty where the result holds no stability study.
+        Plain text, which must be escaped for HTML because it may contain model names and label words. Empty if the
+        result holds no stability study.
     """
     answers = stability_answers(result)
-    return [sentence for question in ("stable", "fair", "size", "standing") for sentence in answers.get(question, [])]
+    return [sentence for question in ("stable", "fair", "size", "basis") for sentence in answers.get(question, [])]
 
 
 def stability_answers(result: StabilityResult) -> dict[str, list[str]]:
-    """What the study found by question, the most important first; empty where the result holds no stability study.
+    """The findings by question, the most important first; empty if the result holds no stability study.
 
-    Questions are `stable`, `fair`, `size`, `collapse`, `variance`, `labels`, and last `standing`: how many runs there
-    are.
+    The questions are `stable`, `fair`, `size`, `collapse`, `variance` and `labels`; `basis` says how many runs the
+    findings are based on.
     """
     if result.stability is None or not result.stability.models:
         return {}
     models, contrasts = result.stability.models, result.stability.contrasts
-    stable = _of_each_model(models, lambda name, model: ft_next_to_icl(name, model, contrasts))
+    stable = _per_model(models, lambda name, model: compare_ft_with_icl(name, model, contrasts))
     return {
         "stable": (overall_sentences(contrasts) if len(models) > 1 else [])
         + stable
-        + _of_each_model(models, lambda _, model: _guessing(result, model)),
-        "fair": _of_each_model(models, lambda _, model: _fair(model)),
+        + _per_model(models, lambda _, model: _guessing(result, model)),
+        "fair": _per_model(models, lambda _, model: _fair(model)),
         "size": size_sentences(result),
-        "collapse": _of_each_model(models, lambda _, model: collapse_sentences(model)),
-        "variance": _of_each_model(models, lambda _, model: _variance(model)),
-        "labels": _of_each_model(models, lambda _, model: _labels(model)),
-        "standing": _based_on(result),
+        "collapse": _per_model(models, lambda _, model: collapse_sentences(model)),
+        "variance": _per_model(models, lambda _, model: _variance(model)),
+        "labels": _per_model(models, lambda _, model: _labels(model)),
+        "basis": _basis(result),
     }
 
 
 def variance_shares(split: VarianceSplit | None) -> dict[str, float]:
-    """`set`, `order` and `residual` as shares of the total; without those that are unknown, empty without variance.
+    """`set`, `order` and `residual` as shares of the total variance; unknown ones are left out.
 
-    Read them with their intervals: of few sets they are rough, and a verdict on set and order needs both intervals.
+    They are imprecise for few sets: use the intervals to compare set with order. Empty if the total is 0 or unknown.
     """
     total = finite(split.total) if split is not None else None
     if split is None or not total:
@@ -78,26 +78,26 @@ def variance_shares(split: VarianceSplit | None) -> dict[str, float]:
     return {name: part / total for name, part in parts.items() if part is not None}
 
 
-def _of_each_model(models: Mapping[str, ModelStability], tell: Callable[[str, ModelStability], list[str]]) -> list[str]:
-    """Sentences on each model, under its name where there are several."""
-    said = [(name, sentence) for name, model in models.items() for sentence in tell(name, model)]
-    return [f"{name}: {sentence}" if len(models) > 1 else sentence for name, sentence in said]
+def _per_model(models: Mapping[str, ModelStability], describe: Callable[[str, ModelStability], list[str]]) -> list[str]:
+    """Sentences about each model, preceded by its name if there are several."""
+    sentences = [(name, sentence) for name, model in models.items() for sentence in describe(name, model)]
+    return [f"{name}: {sentence}" if len(models) > 1 else sentence for name, sentence in sentences]
 
 
 def _guessing(result: StabilityResult, model: ModelStability) -> list[str]:
-    """Learners whose mean accuracy is not shown to lie above that of always giving the commonest label."""
-    level = []
+    """Learners whose mean accuracy is not significantly above that of always giving the commonest label."""
+    nouns = []
     for key in learners_in_order(model.learners):
         over = model.learners[key].plain.over_majority
         ends = None if over is None else known(over.ci95)
         if over is not None and (ends is None or ends[0] <= 0):
-            level.append(learner_style(key).noun)
-    if not level:
+            nouns.append(learner_style(key).noun)
+    if not nouns:
         return []
     return [
-        f"Mean accuracy is not shown to lie above that of {majority_answer(result)}, the commonest label "
-        f"({percent(majority_level(result))}), for {listed(level)}: what has not been shown to learn anything is "
-        "stable for free."
+        f"{capital(listed(nouns))} {'is' if len(nouns) == 1 else 'are'} not significantly more accurate on average "
+        f"than {majority_answer(result)}, the commonest label ({percent(majority_level(result))}), so stable accuracy "
+        "here is no sign of learning."
     ]
 
 
@@ -109,110 +109,106 @@ def _variance(model: ModelStability) -> list[str]:
             continue
         noun, shares = learner_style(key).noun, variance_shares(split)
         if finite(split.total) == 0:
-            sentences.append(
-                f"{capital(noun)}'s accuracy did not vary over sets and orders beyond what queries explain."
-            )
+            sentences.append(f"{capital(noun)}'s accuracy did not vary over sets and orders.")
             continue
         if "set" not in shares or "residual" not in shares:
             continue
-        sentence = f"Of the variance of {noun}'s accuracy, {percent(shares['set'], 0)} comes from the set"
+        sentence = f"Variance of {noun}'s accuracy: {percent(shares['set'], 0)} comes from the set"
+        queries = f" and {percent(shares['residual'], 0)} from the limited number of queries"
         if "order" not in shares:
-            sentence += f" and {percent(shares['residual'], 0)} is what more queries would average away"
-            sentences.append(f"{sentence}; with one order of each set, set and order are one.")
+            sentences.append(f"{sentence}{queries}; with one order per set, set and order cannot be separated.")
             continue
-        sentence += f", {percent(shares['order'], 0)} from its order, and {percent(shares['residual'], 0)} is what "
-        sentence += "more queries would average away"
-        verdicts = {
+        verdict = {
             1: "the set matters more than the order",
             -1: "the order matters more than the set",
-            0: "the intervals of set and order overlap, so the run does not say which of the two matters more",
-            None: "without intervals the run does not say which of the two matters more",
-        }
-        sentences.append(f"{sentence}; {verdicts[apart(split.set_ci95, split.order_ci95)]}.")
+            0: "the shares of set and order do not differ significantly",
+            None: "no intervals, so no conclusion on set and order",
+        }[apart(split.set_ci95, split.order_ci95)]
+        sentences.append(f"{sentence}, {percent(shares['order'], 0)} from its order{queries}; {verdict}.")
     return sentences
 
 
 def _labels(model: ModelStability) -> list[str]:
-    """Whether a learner's accuracy depends on the labels shown being true."""
+    """Whether a learner's accuracy depends on the demonstrations' labels being true."""
     sentences = []
     for key in learners_in_order(model.learners):
-        labels = model.learners[key].labels
-        others = [rule for rule in labels if rule != "true"]
-        if "true" not in labels or not others:
+        learner = model.learners[key]
+        others = [rule for rule in learner.labels if rule != "true"]
+        if "true" not in learner.labels or not others:
             continue
-        noun = learner_style(key).noun
-        numbers = [f"{share_with_interval(labels[rule])} with {rule} labels" for rule in ("true", *others)]
-        places = {rule: _effect(model.learners[key].label_effects.get(rule)) for rule in others}
-        below = [rule for rule in others if places[rule] == -1]
-        above = [rule for rule in others if places[rule] == 1]
-        level = [rule for rule in others if places[rule] == 0]
-        said = []
-        if below:
-            said.append(f"it is lower with {_effects(model.learners[key], below)}, so it depends on the labels shown")
-        if above:
-            said.append(f"it is higher with {_effects(model.learners[key], above)}")
-        if level:
-            said.append(f"with {listed(level)} ones it is not distinguished from that with true ones")
-        if not said:
-            said.append("without intervals no dependence on the labels is claimed")
-        sentences.append(f"{capital(noun)}'s accuracy is {listed(numbers)}: {'; '.join(said)}.")
+        accuracies = [f"{share_with_interval(learner.labels[rule])} with {rule} labels" for rule in ("true", *others)]
+        signs = {rule: _sign(learner.label_effects.get(rule)) for rule in others}
+        lower = [rule for rule in others if signs[rule] == -1]
+        higher = [rule for rule in others if signs[rule] == 1]
+        equal = [rule for rule in others if signs[rule] == 0]
+        clauses = []
+        if lower:
+            clauses.append(f"it is lower with {_effects(learner, lower)}, so it depends on the demonstrations' labels")
+        if higher:
+            clauses.append(f"it is higher with {_effects(learner, higher)}")
+        if equal:
+            clauses.append(f"with {listed(equal)} ones it does not differ significantly from that with true ones")
+        if not clauses:
+            clauses.append("no intervals, so no conclusion on the labels")
+        noun = capital(learner_style(key).noun)
+        sentences.append(f"{noun}'s accuracy is {listed(accuracies)}: {'; '.join(clauses)}.")
     return sentences
 
 
-def _effect(difference: Estimate | None) -> int | None:
-    """1 above zero, -1 below, 0 not distinguished from it; None without an interval."""
+def _sign(difference: Estimate | None) -> int | None:
+    """1 if the interval lies above zero, -1 if below, 0 if it contains zero; None without an interval."""
     ends = None if difference is None else known(difference.ci95)
     return None if ends is None else (ends[0] > 0) - (ends[1] < 0)
 
 
 def _effects(learner: LearnerStability, rules: Sequence[str]) -> str:
-    """`flipped ones (-18.0 to -11.5 points)`."""
-    told = [f"{difference_interval(learner.label_effects[rule].ci95)} points" for rule in rules]
-    return f"{listed(rules)} ones ({listed(told)}, 95 %)"
+    """`flipped ones (95 % interval of the difference -18.0 to -11.5 points)`."""
+    intervals = [f"{difference_interval(learner.label_effects[rule].ci95)} points" for rule in rules]
+    return f"{listed(rules)} ones (95 % interval of the difference {listed(intervals)})"
 
 
 def _fair(model: ModelStability) -> list[str]:
-    """What choosing the set for ICL, as the paper does, makes of ICL's lead over FT."""
-    found = {each.select: each for each in model.fairness}
-    if not {"none", "icl"} <= found.keys():
+    """How ICL minus FT changes if the set is chosen by ICL's accuracy, as in the paper."""
+    by_selector = {gap.select: gap for gap in model.fairness}
+    if not {"none", "icl"} <= by_selector.keys():
         return []
-    fair, chosen = found["none"].gap_chosen_on, found["icl"]
-    gaps = [finite(each.mean) for each in (fair, chosen.gap_chosen_on, chosen.gap_untouched)]
+    overall, chosen = by_selector["none"].gap_chosen_on, by_selector["icl"]
+    gaps = [finite(gap.mean) for gap in (overall, chosen.gap_chosen_on, chosen.gap_untouched)]
     if any(gap is None for gap in gaps):
         return []
-    average, here, there = (100 * gap for gap in gaps if gap is not None)
-    there_interval = difference_interval(chosen.gap_untouched.ci95)
+    average, selecting, other = (100 * gap for gap in gaps if gap is not None)
+    interval = difference_interval(chosen.gap_untouched.ci95)
     sentence = (
-        f"Over all {plural(fair.n, 'set')} in-context learning's lead over finetuning is {average:+.1f} points. With "
-        f"the set chosen for in-context learning on half of the queries it is {here:+.1f} on that half and "
-        f"{there:+.1f} (95 % interval {there_interval}) on the other: reporting the queries that chose the set "
-        f"flatters in-context learning by {here - there:.1f} points."
+        f"In-context learning minus finetuning is {average:+.1f} points over all {plural(overall.n, 'set')}. If the "
+        f"set is chosen by in-context learning's accuracy on half of the queries, it is {selecting:+.1f} on that half "
+        f"and {other:+.1f} (95 % interval {interval}) on the other: the queries that chose the set flatter in-context "
+        f"learning by {selecting - other:.1f} points."
     )
-    if "both" in found:
-        both = found["both"].gap_untouched
+    if "both" in by_selector:
+        both = by_selector["both"].gap_untouched
         interval = difference_interval(both.ci95)
         sentence += (
-            f" With the set chosen for both alike it is {difference(both.mean)} (95 % interval {interval}) elsewhere."
+            f" If the set is chosen by the mean of both, it is {difference(both.mean)} (95 % interval {interval}) on "
+            "the other half."
         )
     return [sentence]
 
 
-def _based_on(result: StabilityResult) -> list[str]:
+def _basis(result: StabilityResult) -> list[str]:
+    """How many sets, orders and queries the findings are based on."""
     assert result.stability is not None
     n = finite(result.task.get("n_report"))
-    queries = f", on {plural(int(n), 'query', 'queries')} each" if n is not None else ""
-    runs: dict[str, list[str]] = {}
+    queries = f", each on {plural(int(n), 'query', 'queries')}" if n is not None else ""
+    learners: dict[str, list[str]] = {}
     for model in result.stability.models.values():
         for key in learners_in_order(model.learners):
-            found = runs_with_true_labels(model.learners[key])
-            if key == "zsl" or not found:
+            runs = runs_with_true_labels(model.learners[key])
+            if key == "zsl" or not runs:
                 continue
-            sets, orders = len({run.seed for run in found}), len({run.order for run in found})
-            text = f"{plural(sets, 'set')} in {plural(orders, 'order')}"
-            nouns = runs.setdefault(text, [])
+            sets, orders = len({run.seed for run in runs}), len({run.order for run in runs})
+            nouns = learners.setdefault(f"{plural(sets, 'set')} in {plural(orders, 'order')}", [])
             if learner_style(key).noun not in nouns:
                 nouns.append(learner_style(key).noun)
-    if not runs:
+    if not learners:
         return []
-    told = "; ".join(f"{text} for {listed(nouns)}" for text, nouns in runs.items())
-    return [f"This stands on {told}{queries}."]
+    return [f"Based on {'; '.join(f'{runs} for {listed(nouns)}' for runs, nouns in learners.items())}{queries}."]

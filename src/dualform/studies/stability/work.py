@@ -1,4 +1,4 @@
-"""What a stability study reads and trains, described before it runs: plan and progress bar are counted from it."""
+"""The work of a stability study, computed before it runs, for the plan and the progress bar."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,42 +13,36 @@ from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.task import Example
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
-"""Texts that say nothing, as in arXiv:2102.09690, section 5."""
+"""Content-free texts for contextual calibration, as in arXiv:2102.09690, section 5."""
 
 LABEL_RULES: tuple[LabelRule, ...] = ("random", "flipped")
-"""Labels shown besides the true ones, as in arXiv:2202.12837."""
+"""Rules for the demonstrations' labels besides the true ones, as in arXiv:2202.12837."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that lies ahead."""
+    """A run to be done."""
 
     learner: str
     labels: LabelRule
     order: int
     rate: float | None
-    """FT's; None for the rate that is chosen."""
+    """FT's learning rate; None for the rate chosen by the search."""
 
 
-def common_orders(config: StabilityConfig, drawn: Iterable[DemonstrationSet]) -> int:
-    """Orders that every set is run in: as many as are wanted, or as the smallest set has.
+def common_orders(config: StabilityConfig, demonstration_sets: Iterable[DemonstrationSet]) -> int:
+    """Number of orders in which every set is run: those requested, or as many as the smallest set has.
 
-    Long texts may leave one set with a single demonstration that fits. Sets in different numbers of orders would weigh
-    differently in every spread, so all are run in the number that each of them has.
+    With long texts, few demonstrations of a set may fit the context. All sets are run in the same number of orders,
+    so that they have equal weight.
     """
-    available = min(one.demonstrations.n_orders for one in drawn)
+    available = min(each.demonstrations.n_orders for each in demonstration_sets)
     return min(available, max(config.orders, config.ft_orders))
 
 
-def planned_runs(config: StabilityConfig, place: int, n_orders: int) -> list[PlannedRun]:
-    """The runs of one set.
-
-    Args:
-        config: The settings.
-        place: Index of the set among the seeds.
-        n_orders: From `common_orders`.
-    """
-    finetuned = place < config.ft_seeds
+def planned_runs(config: StabilityConfig, set_index: int, n_orders: int) -> list[PlannedRun]:
+    """The runs of one set; `set_index` is its index among the seeds, `n_orders` comes from `common_orders`."""
+    finetuned = set_index < config.ft_seeds
     further = [(f"ft@{rate:g}", rate) for rate in config.further_rates]
     plan = [PlannedRun("icl", "true", order, None) for order in range(min(config.orders, n_orders))]
     if finetuned:
@@ -57,7 +51,7 @@ def planned_runs(config: StabilityConfig, place: int, n_orders: int) -> list[Pla
             for name, rate in [("ft", None), *further]
             for order in range(min(config.ft_orders, n_orders))
         ]
-    if place < config.label_seeds:
+    if set_index < config.label_seeds:
         plan += [
             PlannedRun(learner, labels, 0, None)
             for learner in (["icl", "ft"] if finetuned else ["icl"])
@@ -67,17 +61,17 @@ def planned_runs(config: StabilityConfig, place: int, n_orders: int) -> list[Pla
 
 
 def content_free_queries(experiment: Experiment[StabilityConfig]) -> tuple[Query, ...]:
-    """Queries that say nothing; none for free-text choices, which have no label words to be biased to."""
+    """Content-free queries; none for multiple choice, which has no label words to calibrate."""
     if experiment.task.is_multiple_choice:
         return ()
     fields = experiment.task.template.fields
     examples = [Example(fields=dict.fromkeys(fields, text), label=0, row=-1) for text in CONTENT_FREE]
-    # A prompt that shows the text alone is nothing for an empty one.
+    # An empty text may leave an empty prompt.
     return tuple(experiment.encoder.query(each) for each in examples if experiment.task.template.render(each).strip())
 
 
 def zero_shot_work(experiment: Experiment[StabilityConfig], queries: Sequence[Query]) -> Work:
-    """The queries behind the opening alone."""
+    """Reading the queries without demonstrations."""
     opening = len(experiment.encoder.opening)
     return encode(opening) + read(queries, opening)
 
@@ -85,56 +79,59 @@ def zero_shot_work(experiment: Experiment[StabilityConfig], queries: Sequence[Qu
 def run_part(
     experiment: Experiment[StabilityConfig],
     queries: Sequence[Query],
-    shown: DemonstrationSet,
+    demonstration_set: DemonstrationSet,
     run: PlannedRun,
     *,
     known: bool,
 ) -> WorkPart:
-    """One run: the model adapted to the demonstrations as they are shown, and the queries read.
+    """The work of one run: adapting the model and reading the queries.
 
     Args:
         experiment: Model, task and settings.
-        queries: What is read.
-        shown: The demonstrations in the run's order and labels.
-        run: Which learner.
-        known: FT's learning rate needs no search.
+        queries: Queries to be read.
+        demonstration_set: The demonstrations with the run's order and labels.
+        run: The run.
+        known: Whether FT's learning rate is known, so that none is searched for.
     """
     if run.learner == "icl":
-        n = len(shown.encoded.prefix)
+        n = len(demonstration_set.encoded.prefix)
         return WorkPart("icl", encode(n) + read(queries, n))
     opening = len(experiment.encoder.opening)
-    one = training_work(shown.encoded, experiment.config.loss_on, opening=opening)
-    part = search_part("ft" if known else "ft: search", one, experiment.config.rates, experiment, known=known)
-    after = read_changed(queries, opening)
-    least, most = (None if end is None else end + after for end in (part.least, part.most))
-    return WorkPart(part.name, part.work + after, least, most, part.why)
+    training = training_work(demonstration_set.encoded, experiment.config.loss_on, opening=opening)
+    part = search_part("ft" if known else "ft: search", training, experiment.config.rates, experiment, known=known)
+    reading = read_changed(queries, opening)
+    least, most = (None if end is None else end + reading for end in (part.least, part.most))
+    return WorkPart(part.name, part.work + reading, least, most, part.why)
 
 
 def set_parts(
     experiment: Experiment[StabilityConfig],
     queries: Sequence[Query],
-    drawn: DemonstrationSet,
+    demonstration_set: DemonstrationSet,
     runs: Sequence[PlannedRun],
     *,
     known: bool,
 ) -> list[WorkPart]:
-    """All runs of one set of demonstrations; the first training without a rate of its own searches for one."""
+    """The work of all runs of one set. Unless FT's rate is known, the first run without its own rate searches for it."""
     parts = []
-    orders = drawn.demonstrations.in_orders(1 + max((run.order for run in runs), default=0))
+    orders = demonstration_set.demonstrations.in_orders(1 + max((run.order for run in runs), default=0))
     for run in runs:
-        shown = experiment.encode(orders[run.order].relabelled(experiment.task, run.labels))
-        parts.append(run_part(experiment, queries, shown, run, known=known or run.rate is not None))
+        reordered = experiment.encode(orders[run.order].relabelled(experiment.task, run.labels))
+        parts.append(run_part(experiment, queries, reordered, run, known=known or run.rate is not None))
         known = known or (run.learner != "icl" and run.rate is None)
     return parts
 
 
-def model_parts(experiment: Experiment[StabilityConfig], drawn: Mapping[int, DemonstrationSet]) -> list[WorkPart]:
-    """All that one model takes."""
+def model_parts(
+    experiment: Experiment[StabilityConfig], demonstration_sets: Mapping[int, DemonstrationSet]
+) -> list[WorkPart]:
+    """The work of all runs of one model; `demonstration_sets` maps seeds to sets."""
     config = experiment.config
     queries = (*experiment.queries, *content_free_queries(experiment))
-    n_orders = common_orders(config, drawn.values())
+    n_orders = common_orders(config, demonstration_sets.values())
     parts = [WorkPart("zsl", zero_shot_work(experiment, queries))]
-    for place, seed in enumerate(config.seeds):
-        runs = planned_runs(config, place, n_orders)
-        parts += set_parts(experiment, queries, drawn[seed], runs, known=place > 0 and config.ft_seeds > 0)
+    for set_index, seed in enumerate(config.seeds):
+        runs = planned_runs(config, set_index, n_orders)
+        known = set_index > 0 and config.ft_seeds > 0
+        parts += set_parts(experiment, queries, demonstration_sets[seed], runs, known=known)
     return parts
