@@ -112,7 +112,7 @@ def test_tables_go_to_standard_output_and_the_rest_to_standard_error(dualform: C
 
     assert done.code == 0
     assert "ICL" in done.out
-    assert "Note: 3 demonstration sets" in " ".join(done.out.split())
+    assert "Note: Only 3 demonstration sets" in " ".join(done.out.split())
     assert "The page: " in done.err
     assert "Note" not in done.err
 
@@ -179,7 +179,7 @@ def test_the_same_command_gives_the_same_numbers(dualform: Command, tmp_path: Pa
         (["--seeds", "3..1"], ["runs backwards"]),
         (["--seeds", "1..10001"], ["more than 10000 seeds"]),
         (["--seed", "1"], ["--seed 1 and --seeds", "were both given"]),
-        (["-k", "0"], ["k 0 leaves nothing to draw or order"]),
+        (["-k", "0"], ["k 0 leaves no demonstrations to draw or reorder"]),
         (["-k", "-1"], ["k: ", "(given -1)"]),
         (["-k", "35"], ["35 demonstrations were asked for", "has 34 rows"]),
         (["--orders", "0"], ["orders: ", "(given 0)"]),

@@ -42,7 +42,7 @@ def test_a_chart_can_be_drawn_as_svg(chart, tmp_path):
 def test_every_run_with_true_labels_is_a_dot_before_and_after_calibration():
     dots = [row for row in drawn(accuracy_runs_chart(one_model({"icl": learner(0.6, 0.1, 0.1)}))) if "share" in row]
     assert len(dots) == 2 * 8 * 5
-    before = {row["place"] for row in dots if row["kind"] == "as answered"}
+    before = {row["place"] for row in dots if row["kind"] == "uncalibrated"}
     after = {row["place"] for row in dots if row["kind"] == "calibrated"}
     assert len(before) == len(after) == 5
     assert max(before) < 0.5 < min(after)
@@ -75,11 +75,11 @@ def test_chance_and_collapse_are_lines():
     assert not [row for row in drawn(accuracy_runs_chart(free_text)) if "at" in row]
 
 
-def test_the_parts_of_a_variance_are_laid_end_to_end_in_points_squared():
+def test_the_parts_of_a_variance_are_stacked_in_points_squared():
     rows = [
         row
         for row in drawn(variance_chart(one_model({"icl": learner(0.6, 0.08, 0.05)})))
-        if row["kind"] == "as answered"
+        if row["kind"] == "uncalibrated"
     ]
     assert [row["part"] for row in rows] == ["set", "order", "residual (queries)"]
     assert [row["variance"] for row in rows] == pytest.approx([64, 25, 20])
@@ -102,7 +102,7 @@ def test_one_size_is_no_chart_of_size():
     assert size_chart(example_stability(stability=Stability(models=models, contrasts=[]))) is None
 
 
-def test_sizes_hold_both_learners_at_every_size():
+def test_the_size_chart_has_both_learners_at_every_size():
     rows = held(size_chart(example_stability()), "sd")
     assert len(rows) == 2 * 2 * 2
     assert {row["parameters"] for row in rows} == {134_515_008, 268_098_176}

@@ -27,7 +27,7 @@ def study():
 
 def accuracy(study, learner: str) -> float:
     """Mean over the sets that FT was run on too, in the order drawn, with true labels."""
-    labels = np.array([example.label for example in study.asked.examples])
+    labels = np.array([example.label for example in study.description.examples])
     runs = [
         run
         for run in study.models[0].runs

@@ -10,31 +10,34 @@ def without_fairness():
     return example_stability(stability=Stability(models={SMALL: model}, contrasts=[]))
 
 
-def test_choosing_for_one_learner_is_told_as_points_of_its_lead():
+def test_the_effect_of_choosing_for_one_learner_is_reported_in_points():
     (sentence,) = stability_answers(one_model())["fair"]
-    assert "Over all 4 sets in-context learning's lead over finetuning is -4.0 points." in sentence
+    assert "In-context learning minus finetuning is -4.0 points over all 4 sets." in sentence
     assert "it is +6.0 on that half and +2.0 (95 % interval -3.0 to +7.0) on the other" in sentence
-    assert "flatters in-context learning by 4.0 points" in sentence
-    assert "With the set chosen for both alike it is +1.0 (95 % interval -4.0 to +6.0) elsewhere." in sentence
+    assert "flatter in-context learning by 4.0 points" in sentence
+    assert (
+        "If the set is chosen by the mean of both, it is +1.0 (95 % interval -4.0 to +6.0) on the other half."
+        in sentence
+    )
 
 
-def test_several_models_are_told_by_name():
-    said = stability_answers(example_stability())["fair"]
-    assert len(said) == 2
-    assert said[0].startswith(f"{SMALL}: ")
+def test_with_several_models_each_finding_names_its_model():
+    sentences = stability_answers(example_stability())["fair"]
+    assert len(sentences) == 2
+    assert sentences[0].startswith(f"{SMALL}: ")
 
 
-def test_nothing_is_said_or_drawn_where_nothing_was_chosen():
+def test_without_a_choice_of_sets_there_is_no_finding_and_no_section():
     result = without_fairness()
     assert stability_answers(result)["fair"] == []
     assert fairness_table(result).row_count == 0
     assert 'id="fair"' not in render(result)
 
 
-def test_the_page_and_the_table_hold_every_way_of_choosing():
+def test_the_page_and_the_table_contain_every_way_of_choosing():
     table = fairness_table(one_model())
     assert table.row_count == 4
     page = render(one_model())
     assert 'id="fair"' in page
-    for words in ("nobody: all sets", "both, mean", "-9.0 to +1.0"):
+    for words in ("no choice: all sets", "mean of both", "-9.0 to +1.0"):
         assert words in page

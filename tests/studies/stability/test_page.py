@@ -29,7 +29,7 @@ def page(html) -> Page:
 
 
 def attacked() -> Result:
-    """The example in which every text that others wrote is an attack."""
+    """The example with every text from outside replaced by an attack."""
     models: dict[str, ModelStability] = {}
     for attack in ATTACKS:
         model = example_model(attack, 10 + len(models))
@@ -69,10 +69,21 @@ def test_every_chart_has_a_box_and_a_specification(page):
 
 def test_the_page_shows_the_numbers_that_the_result_holds(page):
     text = " ".join(page.text)
-    for shown in (f"dualform: stability for {SMALL}, {LARGE} on reviews", "0.15 to 0.40", "30.0 %", "20.0 to 40.0 %"):
-        assert shown in text
-    for shown in ("134,515,008", "4 sets, 2 orders, rate 0.001", "FT, rate 0.01", "contextual calibration", "residual"):
-        assert shown in text
+    for expected in (
+        f"dualform: stability for {SMALL}, {LARGE} on reviews",
+        "0.15 to 0.40",
+        "30.0 %",
+        "20.0 to 40.0 %",
+    ):
+        assert expected in text
+    for expected in (
+        "134,515,008",
+        "4 sets, 2 orders, rate 0.001",
+        "FT, rate 0.01",
+        "contextual calibration",
+        "residual",
+    ):
+        assert expected in text
     assert f"dualform stability {SMALL} {LARGE} --task reviews" in text
 
 

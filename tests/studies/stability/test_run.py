@@ -93,7 +93,7 @@ def numbers(result: StabilityResult) -> dict[str, Any]:
 
 
 def labels() -> list[int]:
-    return [example.label for example in run().asked.examples]
+    return [example.label for example in run().description.examples]
 
 
 # The plan.
@@ -322,7 +322,7 @@ def test_free_text_choices_have_no_bias_to_calibrate() -> None:
     assert all(len(one.content_free) == 0 for one in found.models[0].runs)
     assert found.result.stability is not None
     assert not any(contrast.calibrated for contrast in found.result.stability.contrasts)
-    rows = runs_table(found.asked, found.models).to_pylist()
+    rows = runs_table(found.description, found.models).to_pylist()
     assert all(row["calibrated_prediction"] is None for row in rows)
     assert any(row["log_probability:2"] is None for row in rows)
     assert any(row["log_probability:2"] is not None for row in rows)
@@ -433,7 +433,7 @@ def summarised(runs: list[RunAnswers], config: StabilityConfig | None = None) ->
 
     facts = {"parameters": 1, "k_effective": 4, "orders": 3, "refused_routes": [], "route": "packed"}
     models = [ModelRuns("small", facts, tuple(runs), ())]
-    return summarise_stability(config or small(), run().asked, models, {})
+    return summarise_stability(config or small(), run().description, models, {})
 
 
 def test_a_run_that_gives_one_label_to_more_than_nine_in_ten_has_collapsed() -> None:
@@ -608,7 +608,7 @@ def test_a_study_that_is_stopped_goes_on_and_gives_the_same_numbers(after: int) 
     assert store.put_names == everything
     whole = stability(settings, lms=[larger_lm(), small_lm()], task=small_task())
     assert numbers(found.result) == numbers(whole.result)
-    assert runs_table(found.asked, found.models) == runs_table(whole.asked, whole.models)
+    assert runs_table(found.description, found.models) == runs_table(whole.description, whole.models)
 
 
 def test_a_piece_survives_its_file(tmp_path: Path) -> None:
@@ -698,7 +698,9 @@ def test_a_run_that_diverges_is_made_again_at_the_next_lower_rate_and_said(monke
     failed = [trial for trial in found.models[0].trials if trial.status == "diverged"]
     assert [(trial.seed, trial.learning_rate) for trial in failed] == [(2, 1e-2)]
     (warning,) = [each for each in found.result.warnings if "NaN or infinite" in each]
-    assert warning.startswith("small: the loss became NaN or infinite at the rates 0.01; such a run was made again")
+    assert warning.startswith(
+        "small: the loss became NaN or infinite at the learning rates 0.01; these runs were repeated"
+    )
 
 
 def test_a_further_rate_that_diverges_takes_the_next_lower_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -707,7 +709,7 @@ def test_a_further_rate_that_diverges_takes_the_next_lower_of_the_grid(monkeypat
     found = stability(small(further_rates=(0.5,), label_seeds=0), lms=[small_lm()], task=small_task())
 
     assert {one.rate for one in runs_of(found, "ft@0.5")} == {1e-2}
-    assert any("at the rates 0.5;" in each for each in found.result.warnings)
+    assert any("at the learning rates 0.5;" in each for each in found.result.warnings)
 
 
 def test_every_rate_diverging_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -722,7 +724,7 @@ def test_every_rate_diverging_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_table_has_one_row_for_each_run_and_query() -> None:
     found = two_models()
-    table = runs_table(found.asked, found.models)
+    table = runs_table(found.description, found.models)
     rows = table.to_pylist()
 
     assert table.column_names == [
@@ -733,7 +735,7 @@ def test_the_table_has_one_row_for_each_run_and_query() -> None:
     assert len(rows) == n_runs * N_QUERIES
     keys = {tuple(row[name] for name in ("model", "learner", "seed", "order", "labels", "query")) for row in rows}
     assert len(keys) == len(rows)
-    assert [row["query"] for row in rows[:N_QUERIES]] == [example.row for example in found.asked.examples]
+    assert [row["query"] for row in rows[:N_QUERIES]] == [example.row for example in found.description.examples]
     for row in rows:
         answers = [row["log_probability:negative"], row["log_probability:positive"]]
         assert row["prediction"] == answers.index(max(answers))
@@ -750,7 +752,7 @@ def test_the_table_has_one_row_for_each_run_and_query() -> None:
 
 
 def test_few_sets_are_warned_about() -> None:
-    assert any(each.startswith("3 demonstration sets: intervals of spreads") for each in run().result.warnings)
+    assert any(each.startswith("Only 3 demonstration sets: the intervals of spreads") for each in run().result.warnings)
     eight = small(seeds=tuple(range(8)), ft_seeds=0, orders=1, label_seeds=0)
     result = stability(eight, lms=[small_lm()], task=small_task()).result
     assert not any("demonstration sets" in each for each in result.warnings)
@@ -769,8 +771,8 @@ def test_demonstrations_that_do_not_fit_are_left_out_and_said() -> None:
 
     k = found.models[0].facts["k_effective"]
     assert 0 < k < 4
-    (warning,) = [each for each in found.result.warnings if "demonstrations were asked for" in each]
-    assert f"small: 4 demonstrations were asked for, but only {k} of some sets fit a context of 85 tokens" in warning
+    (warning,) = [each for each in found.result.warnings if "demonstrations were requested" in each]
+    assert f"small: 4 demonstrations were requested, but for some sets only {k} fit a context of 85 tokens" in warning
 
 
 def test_wrong_labels_of_more_tokens_still_fit_the_models_context() -> None:
@@ -815,9 +817,9 @@ def test_settings_have_their_defaults() -> None:
 @pytest.mark.parametrize(
     ("models", "settings", "words"),
     [
-        (("m",), {"k": 0}, "k 0 leaves nothing to draw or order: ask for at least one demonstration"),
-        ((), {}, r"models \[\] must be different, at least one"),
-        (("m", "m"), {}, r"models \['m', 'm'\] must be different"),
+        (("m",), {"k": 0}, "k 0 leaves no demonstrations to draw or reorder: set k to at least 1"),
+        ((), {}, r"models \[\]: give at least one model, and each only once"),
+        (("m", "m"), {}, r"models \['m', 'm'\]: give at least one model, and each only once"),
         (("m",), {"seeds": ()}, r"seeds \[\] must be different numbers"),
         (("m",), {"rates": (-1.0,)}, r"rates \[-1.0\] must lie between"),
         (("m",), {"further_rates": (1e38,)}, r"further_rates \[1e\+38\] must lie between"),
@@ -833,7 +835,7 @@ def test_a_setting_that_cannot_be_used_is_named(models: tuple[str, ...], setting
         stability_config(models, "t", **settings)
 
 
-def test_all_that_is_wrong_is_said_in_one_message() -> None:
+def test_one_message_names_all_invalid_settings() -> None:
     with pytest.raises(ConfigError) as caught:
         stability_config(("m", "m"), "t", k=0, seeds=(1, 1))
 

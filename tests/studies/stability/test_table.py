@@ -28,7 +28,7 @@ def test_another_study_has_no_tables():
         assert table(empty_result(study="stability")).row_count == 0
 
 
-def test_calibrated_numbers_stand_below_those_as_answered():
+def test_calibrated_numbers_are_below_uncalibrated_ones():
     lines = printed(behaviour_table(SMALL, example_model(SMALL, 10))).splitlines()
     [icl] = [number for number, line in enumerate(lines) if "in-context (ICL)" in line]
     assert "64.9 %" in lines[icl]
@@ -53,13 +53,13 @@ def test_one_order_has_no_share_of_the_variance():
     assert [cell.strip() for cell in row.split("│")[4:7]] == ["83 %", "–", "17 %"]  # noqa: RUF001
 
 
-def test_labels_stand_in_the_order_true_random_flipped():
+def test_labels_are_in_the_order_true_random_flipped():
     assert labels_in_order(["flipped", "own", "random", "true"]) == ["true", "random", "flipped", "own"]
     text = printed(labels_table(one_model()))
     assert text.index("true") < text.index("random") < text.index("flipped")
 
 
-def test_a_contrast_names_what_stands_above_the_line_first():
+def test_a_contrast_names_its_numerator_first():
     within = contrast("ft", 0.02, 0.05, 0.4, (0.2, 0.8), SMALL, calibrated=True)
     assert contrast_name(within) == f"finetuned (FT) / in-context (ICL), {SMALL}, calibrated"
     size = contrast("icl", 0.02, 0.05, 0.4, (0.2, 0.8), LARGE, SMALL, question="size")

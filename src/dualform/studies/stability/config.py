@@ -29,8 +29,8 @@ class StabilityConfig(StudyConfig):
     ft_orders: int = Field(default=2, ge=1, le=MOST_ORDERS)
     """Orders of each of these sets in which FT is run."""
     label_seeds: int = Field(default=10, ge=0)
-    """Number of sets, starting with the first, that are also run with random and with flipped labels, in the order drawn;
-    0 for none."""
+    """Number of sets, starting with the first, that are also run with random and with flipped labels; 0 for none. They
+    keep the order drawn."""
     further_rates: tuple[float, ...] = ()
     """Further learning rates at which FT is run besides the chosen one, since its stability depends on the rate."""
     limit: Annotated[int | None, Option(null="all")] = Field(default=100, ge=1)

@@ -124,9 +124,9 @@ def _sections(
             "Is the comparison fair if a set is chosen?",
             answers.get("fair", ()),
             tables=[fairness_table(result)],
-            note="One set is chosen by accuracy on a random half of the queries, and both learners use it. On that half, "
-            "the learner whose accuracy was used looks better than it is; the other half shows by how much. Means over "
-            "many random halves; demonstrations in the order drawn.",
+            note="One set is chosen by accuracy on a random half of the queries, and both learners use it. On that "
+            "half, the learner whose accuracy was used looks better than it is; the other half shows by how much. "
+            "Means over many random halves; demonstrations in the order drawn.",
             as_list=True,
         ),
         Section(

@@ -34,7 +34,7 @@ class VarianceSplit(Record):
     set: Number
     """Variance due to which demonstrations were drawn."""
     order: Number
-    """Variance due to the order of a set; None if each set was run in one order only, in which case `set` holds both."""
+    """Variance due to the order of a set; None if each set was run in one order, in which case `set` holds both."""
     residual: Number
     """Variance due to the limited number of queries; it shrinks with more queries."""
     total: Number
@@ -148,7 +148,7 @@ class FairGap(Record):
     named_by = ("select",)
 
     select: str
-    """Accuracy by which the set is chosen: `icl`, `ft`, `both` (their mean) or `none` (no choice: mean over all sets)."""
+    """Accuracy by which the set is chosen: `icl`, `ft`, `both` (their mean) or `none` (all sets, no choice)."""
     icl_chosen_on: Number
     """ICL's accuracy on the half of the queries by which the set was chosen."""
     icl_untouched: Number

@@ -1,8 +1,8 @@
-"""How much accuracy depends on which demonstrations were drawn, in which order, with which labels: ICL and FT.
+"""Runs the stability study.
 
 For each model and demonstration set, ICL and FT are run in several orders and, in the order drawn, with random and
-flipped labels. Every run answers the same queries and a few content-free ones, from which contextual calibration is
-computed afterwards.
+flipped labels. Every run answers the same queries and a few content-free ones, which are used for contextual
+calibration.
 """
 
 import time
@@ -46,12 +46,12 @@ _NO_PIECES = NoPieceStore()
 
 @dataclass(frozen=True)
 class StabilityStudy:
-    """A finished study."""
+    """The result of a study and the answers from which it was computed."""
 
     result: StabilityResult
-    asked: TaskDescription
+    description: TaskDescription
     models: tuple[ModelRuns, ...]
-    """Answer by answer."""
+    """The runs of each model."""
 
 
 @accepts_cells
@@ -64,74 +64,71 @@ def stability(
     pieces: PieceStore = _NO_PIECES,
     progress: Progress = _SILENT,
 ) -> StabilityStudy:
-    """Run the study.
+    """The result of a stability study. Equal settings give equal numbers.
 
     Args:
-        config: What to run.
-        lms: Models at hand, instead of those that `config.models` names.
-        task: A task at hand, instead of the one that `config.task` names.
-        pieces: Keeps each model's finished sets.
-        progress: Is told how far the work is.
-
-    Returns:
-        The result and all that it was made of; equal settings give equal numbers.
+        config: The settings.
+        lms: Loaded models to use in place of those named by `config.models`.
+        task: A loaded task to use in place of the one named by `config.task`.
+        pieces: Stores each model's finished sets, so that an interrupted study can continue.
+        progress: Receives the progress of the study.
 
     Raises:
-        DualformError: A mistake in the settings, a model or the data, named.
+        DualformError: The settings, a model or the data are invalid.
     """
     start = time.perf_counter()
     task = task or config.load_task()
-    found: list[ModelRuns] = []
-    asked, lm = None, None
+    models: list[ModelRuns] = []
+    description, lm = None, None
     for number, name in enumerate(config.models):
-        # The model before is let go first: two need not fit at once.
+        # Release the previous model first, since two may not fit in memory.
         lm = None
         lm = lms[number] if lms is not None else config.load_model(name)
         experiment = Experiment.of(config, lm, task)
-        found.append(_run_model(name, experiment, len(config.models) - number, pieces, progress))
-        if asked is None:
-            asked = TaskDescription.of(experiment, notes=())
+        models.append(_run_model(name, experiment, len(config.models) - number, pieces, progress))
+        if description is None:
+            description = TaskDescription.of(experiment, notes=())
         else:
-            more = [f"{name}: {note}" for note in experiment.notes() if note not in asked.notes]
-            asked = replace(asked, notes=(*asked.notes, *more))
-    assert asked is not None
+            notes = [f"{name}: {note}" for note in experiment.notes() if note not in description.notes]
+            description = replace(description, notes=(*description.notes, *notes))
+    assert description is not None
     assert lm is not None
-    where = environment(lm.device, time.perf_counter() - start)
-    return StabilityStudy(summarise_stability(config, asked, found, where), asked, tuple(found))
+    result = summarise_stability(config, description, models, environment(lm.device, time.perf_counter() - start))
+    return StabilityStudy(result, description, tuple(models))
 
 
 def run(config: StabilityConfig, context: StudyContext) -> StudyOutput:
-    """The study, as `Study.run`."""
+    """Runs the study; see `Study.run`."""
     task = context.models.load_task(config)
     if len(config.models) == 1:
         lms = [context.models.load_model(config, config.models[0])]
     else:
-        # Each is loaded in turn, and a model kept warm would take the room of the first.
+        # The models are loaded in turn, and a cached model would take their memory.
         context.models.release()
         lms = None
-    found = stability(config, lms=lms, task=task, pieces=context.pieces, progress=context.progress)
-    return StudyOutput(found.result, runs_table(found.asked, found.models))
+    study = stability(config, lms=lms, task=task, pieces=context.pieces, progress=context.progress)
+    return StudyOutput(study.result, runs_table(study.description, study.models))
 
 
 def _run_model(
     name: str, experiment: Experiment[StabilityConfig], models_left: int, pieces: PieceStore, progress: Progress
 ) -> ModelRuns:
     config = experiment.config
-    # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
-    drawn = experiment.draw_all(config.seeds)
+    # Draw all sets first, so that demonstrations or queries that do not fit the context raise before any work is done.
+    demonstration_sets = experiment.draw_all(config.seeds)
     queries = (*experiment.queries, *content_free_queries(experiment))
-    inputs = digest(experiment, drawn.values())
-    n_orders = common_orders(config, drawn.values())
+    inputs = digest(experiment, demonstration_sets.values())
+    n_orders = common_orders(config, demonstration_sets.values())
     zero_shot_passes = zero_shot_work(experiment, queries).passes
     parts = {
         seed: set_parts(
             experiment,
             queries,
-            drawn[seed],
-            planned_runs(config, place, n_orders),
-            known=place > 0 and config.ft_seeds > 0,
+            demonstration_sets[seed],
+            planned_runs(config, set_index, n_orders),
+            known=set_index > 0 and config.ft_seeds > 0,
         )
-        for place, seed in enumerate(config.seeds)
+        for set_index, seed in enumerate(config.seeds)
     }
     work = {seed: sum(part.work.passes for part in each) for seed, each in parts.items()}
     progress.start(models_left * (sum(work.values()) + zero_shot_passes))
@@ -139,36 +136,38 @@ def _run_model(
     trials: list[Trial] = []
     rate: float | None = None
     with experiment.lm.packed_products():
-        zero_shot = ZeroShot(experiment.encoder.opening).adapt(experiment.lm, drawn[config.seeds[0]].encoded)
-        runs.append(_answered(experiment, queries, zero_shot, PlannedRun("zsl", "true", 0, None), config.seeds[0]))
+        zero_shot = ZeroShot(experiment.encoder.opening).adapt(
+            experiment.lm, demonstration_sets[config.seeds[0]].encoded
+        )
+        runs.append(_answers(experiment, queries, zero_shot, PlannedRun("zsl", "true", 0, None), config.seeds[0]))
         progress.advance(zero_shot_passes, f"{name}: zero-shot")
-        for place, seed in enumerate(config.seeds):
+        for set_index, seed in enumerate(config.seeds):
             piece_name = f"{name}, seed {seed}"
             piece = pieces.get(piece_name, inputs)
             if piece is None:
-                planned = planned_runs(config, place, n_orders)
+                planned = planned_runs(config, set_index, n_orders)
 
-                def report(amount: float, doing: str = f"{experiment.lm.name}, seed {seed}") -> None:
-                    progress.advance(amount, doing)
+                def report(amount: float, message: str = f"{experiment.lm.name}, seed {seed}") -> None:
+                    progress.advance(amount, message)
 
-                done, tried = _run_set(
-                    experiment, queries, drawn[seed].demonstrations, planned, parts[seed], rate, report
+                set_runs, set_trials = _run_set(
+                    experiment, queries, demonstration_sets[seed].demonstrations, planned, parts[seed], rate, report
                 )
-                piece = _to_piece(piece_name, inputs, done, tried)
+                piece = _to_piece(piece_name, inputs, set_runs, set_trials)
                 pieces.put(piece)
             else:
                 progress.advance(work[seed], f"{name}, seed {seed}: finished earlier")
-            done, tried = _from_piece(piece)
-            runs += done
-            trials += tried
+            set_runs, set_trials = _from_piece(piece)
+            runs += set_runs
+            trials += set_trials
             if rate is None:
-                rate = next((trial.learning_rate for trial in tried if trial.chosen), None)
+                rate = next((trial.learning_rate for trial in set_trials if trial.chosen), None)
     return ModelRuns(
         name=name,
         facts={
             **model_facts(experiment.lm),
             "inputs": inputs,
-            "k_effective": min(one.demonstrations.k_effective for one in drawn.values()),
+            "k_effective": min(each.demonstrations.k_effective for each in demonstration_sets.values()),
             "orders": n_orders,
             "refused_routes": list(experiment.lm.refused),
         },
@@ -186,46 +185,47 @@ def _run_set(
     rate: float | None,
     report: Callable[[float], None],
 ) -> tuple[list[RunAnswers], list[Trial]]:
-    """All runs of one set, and what was tried on the way."""
+    """All runs of one set, and the trials of the search for FT's learning rate."""
     runs: list[RunAnswers] = []
     trials: list[Trial] = []
     orders = demonstrations.in_orders(1 + max(run.order for run in planned))
     for run, part in zip(planned, parts, strict=True):
-        shown = experiment.encode(orders[run.order].relabelled(experiment.task, run.labels))
-        adapted = InContext().adapt(experiment.lm, shown.encoded) if run.learner == "icl" else None
-        used = None
+        reordered = experiment.encode(orders[run.order].relabelled(experiment.task, run.labels))
+        adapted = InContext().adapt(experiment.lm, reordered.encoded) if run.learner == "icl" else None
+        used_rate = None
         if adapted is None:
             known = run.rate if run.rate is not None else rate
-            ahead = part.work.passes
-            search = _finetuned(experiment, shown, known, lambda share, ahead=ahead: report(share * ahead))  # type: ignore[misc]
-            adapted, used = search.best, search.learning_rate
-            rate = used if known is None else rate
-            # Runs at a known rate are no trials, unless they failed.
+            passes = part.work.passes
+            search = _finetune(experiment, reordered, known, lambda share, passes=passes: report(share * passes))  # type: ignore[misc]
+            adapted, used_rate = search.best, search.learning_rate
+            rate = used_rate if known is None else rate
+            # A run at a known rate counts as a trial only if it diverged.
             trials += [trial for trial in search.trials if known is None or trial.status == "diverged"]
-        runs.append(_answered(experiment, queries, adapted, run, demonstrations.seed, used))
+        runs.append(_answers(experiment, queries, adapted, run, demonstrations.seed, used_rate))
         if run.learner == "icl":
             report(part.work.passes)
     return runs, trials
 
 
-def _finetuned(
+def _finetune(
     experiment: Experiment[StabilityConfig],
-    shown: DemonstrationSet,
+    demonstration_set: DemonstrationSet,
     known: float | None,
     report: Callable[[float], None],
 ) -> RateSearch:
     config = experiment.config
 
     def adapt(rate: float) -> AdaptedModel:
-        return Finetuned(experiment.encoder.opening, rate, config.loss_on).adapt(experiment.lm, shown.encoded)
+        return Finetuned(experiment.encoder.opening, rate, config.loss_on).adapt(
+            experiment.lm, demonstration_set.encoded
+        )
 
     grid = config.rates if known is None else tuple({*config.rates, known})
-    return train_at_best_rate(
-        adapt, grid, experiment, name="ft", seed=shown.demonstrations.seed, known=known, report=report
-    )
+    seed = demonstration_set.demonstrations.seed
+    return train_at_best_rate(adapt, grid, experiment, name="ft", seed=seed, known=known, report=report)
 
 
-def _answered(
+def _answers(
     experiment: Experiment[StabilityConfig],
     queries: tuple[Query, ...],
     adapted: AdaptedModel,

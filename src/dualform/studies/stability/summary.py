@@ -1,4 +1,4 @@
-"""From runs to a `Stability`: spreads, collapse, calibration, the split of variance, and who is less stable."""
+"""Computes the results of a stability study from the answers of its runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,22 +40,22 @@ _CHOOSERS: dict[str, Chooser] = {"none": "none", "icl": "first", "ft": "second",
 
 @dataclass(frozen=True)
 class RunAnswers:
-    """One learner adapted to one demonstration set in one order: its answers."""
+    """The answers of one learner adapted to one demonstration set in one order."""
 
     learner: str
     seed: int
     order: int
     labels: str
     answers: Tensor
-    """Log-probabilities, nats, `(example, answer)`."""
+    """Log-probabilities of shape `(example, answer)`, in nats."""
     content_free: Tensor
-    """The same of the content-free inputs, `(content_free, answer)`; no rows for free-text choices."""
+    """The same for the content-free queries, `(content_free, answer)`; no rows for multiple choice."""
     rate: float | None
-    """FT's learning rate."""
+    """FT's learning rate; None for other learners."""
 
     @property
     def calibrated(self) -> Tensor | None:
-        """Answers after contextual calibration, `(example, answer)`."""
+        """Log-probabilities after contextual calibration, `(example, answer)`; None without content-free queries."""
         return contextual_calibration(self.answers, self.content_free) if len(self.content_free) else None
 
 
@@ -70,37 +70,34 @@ class ModelRuns:
 
 
 def summarise_stability(
-    config: StabilityConfig, asked: TaskDescription, models: Sequence[ModelRuns], environment: dict[str, Any]
+    config: StabilityConfig, description: TaskDescription, models: Sequence[ModelRuns], environment: dict[str, Any]
 ) -> StabilityResult:
-    """All models' runs as one result.
+    """The result of the study. It is deterministic, including the intervals.
 
     Args:
         config: The settings.
-        asked: The queries.
-        models: At least one model's runs.
+        description: The task and its reported queries.
+        models: The runs of at least one model.
         environment: See `Result.environment`.
-
-    Returns:
-        The result; equal runs give equal numbers, intervals included.
     """
-    summary = _Summary(config, asked)
-    by_size = sorted(models, key=lambda one: (one.facts["parameters"], one.name))
+    summary = _Summary(config, description)
+    by_size = sorted(models, key=lambda model: (model.facts["parameters"], model.name))
     return task_result(
         StabilityResult,
         "stability",
         config,
-        asked,
-        model={"name": ", ".join(one.name for one in by_size)},
+        description,
+        model={"name": ", ".join(model.name for model in by_size)},
         environment=environment,
-        warnings=_warnings(config, asked, by_size),
+        warnings=_warnings(config, description, by_size),
         stability=Stability(
-            models={one.name: summary.model(one) for one in by_size},
-            contrasts=[*summary.learners_compared(by_size), *summary.sizes_compared(by_size)],
+            models={model.name: summary.model(model) for model in by_size},
+            contrasts=[*summary.learner_contrasts(by_size), *summary.size_contrasts(by_size)],
         ),
     )
 
 
-def runs_table(asked: TaskDescription, models: Sequence[ModelRuns]) -> pa.Table:
+def runs_table(description: TaskDescription, models: Sequence[ModelRuns]) -> pa.Table:
     """One row for each model, run and query.
 
     Returns:
@@ -108,88 +105,90 @@ def runs_table(asked: TaskDescription, models: Sequence[ModelRuns]) -> pa.Table:
         (null without calibration).
     """
     blocks = []
-    for one in models:
-        for run in one.runs:
+    for model in models:
+        for run in model.runs:
             about = {name: getattr(run, name) for name in ("learner", "seed", "order", "labels")}
             calibrated = run.calibrated
-            answers = [None] * len(asked.examples) if calibrated is None else calibrated.argmax(dim=1).tolist()
+            answers = [None] * len(description.examples) if calibrated is None else calibrated.argmax(dim=1).tolist()
             more = {"calibrated_prediction": answers}
-            blocks.append(AnswerRows({"model": one.name, **about}, asked.examples, run.answers, more))
-    return answers_table(asked, blocks, {"calibrated_prediction": pa.int64()})
+            blocks.append(AnswerRows({"model": model.name, **about}, description.examples, run.answers, more))
+    return answers_table(description, blocks, {"calibrated_prediction": pa.int64()})
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """What some runs of a learner answered, `(set, order, ...)`."""
+    """The predictions of a learner's runs."""
 
     predicted: Tensor
-    """Label numbers, `(set, order, example)`."""
+    """Label indices, `(set, order, example)`."""
     right: Tensor
-    """1 where right, `(set, order, example)`."""
+    """1 for a correct prediction, else 0, `(set, order, example)`."""
     share: Tensor
     """Share of the most frequent prediction, `(set, order)`."""
     entropy: Tensor
-    """`(set, order)`."""
+    """Mean entropy of the label distributions in nats, `(set, order)`."""
 
     @property
     def accuracy(self) -> Tensor:
-        """`(set, order)`."""
+        """Accuracy of each run, `(set, order)`."""
         return self.right.mean(dim=2)
 
 
 @dataclass(frozen=True)
 class _Summary:
     config: StabilityConfig
-    asked: TaskDescription
+    description: TaskDescription
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(0)
 
     @property
     def _labels(self) -> Tensor:
-        return self.asked.labels
+        return self.description.labels
 
-    def model(self, one: ModelRuns) -> ModelStability:
-        learners = {name: self.learner(one, name) for name in _learners(one)}
-        return ModelStability(model=one.facts, learners=learners, trials=list(one.trials), fairness=self.fairness(one))
+    def model(self, model: ModelRuns) -> ModelStability:
+        learners = {name: self.learner(model, name) for name in _learners(model)}
+        return ModelStability(
+            model=model.facts, learners=learners, trials=list(model.trials), fairness=self.fairness(model)
+        )
 
-    def fairness(self, one: ModelRuns) -> list[FairGap]:
-        """What choosing one of the sets, for one learner or for both, does to ICL's lead."""
+    def fairness(self, model: ModelRuns) -> list[FairGap]:
+        """ICL minus FT if one of the sets is chosen by the accuracy of one learner or of both."""
         right: dict[str, dict[int, Tensor]] = {"icl": {}, "ft": {}}
-        for run in one.runs:
+        for run in model.runs:
             if run.learner in right and run.order == 0 and run.labels == "true":
                 right[run.learner][run.seed] = (run.answers.argmax(dim=1) == self._labels).double()
-        seeds = [seed for seed in self.config.seeds if all(seed in found for found in right.values())]
-        if len(seeds) < 2 or len(self.asked.examples) < 2:
+        seeds = [seed for seed in self.config.seeds if all(seed in by_seed for by_seed in right.values())]
+        if len(seeds) < 2 or len(self.description.examples) < 2:
             return []
-        icl, ft = (torch.stack([found[seed] for seed in seeds]) for found in right.values())
+        icl, ft = (torch.stack([by_seed[seed] for seed in seeds]) for by_seed in right.values())
         gaps = []
         for select, chooser in _CHOOSERS.items():
-            found = chosen_gap(icl, ft, chooser, n_resamples=self.config.resamples, generator=self._generator())
-            here, there = (
-                Estimate(mean=gap, ci95=ends, n=len(seeds)) for gap, ends in zip(found.gap, found.gap_ci95, strict=True)
+            gap = chosen_gap(icl, ft, chooser, n_resamples=self.config.resamples, generator=self._generator())
+            selecting, other = (
+                Estimate(mean=mean, ci95=ends, n=len(seeds)) for mean, ends in zip(gap.gap, gap.gap_ci95, strict=True)
             )
             gaps.append(
                 FairGap(
                     select=select,
-                    icl_chosen_on=found.first[0],
-                    icl_untouched=found.first[1],
-                    ft_chosen_on=found.second[0],
-                    ft_untouched=found.second[1],
-                    gap_chosen_on=here,
-                    gap_untouched=there,
+                    icl_chosen_on=gap.first[0],
+                    icl_untouched=gap.first[1],
+                    ft_chosen_on=gap.second[0],
+                    ft_untouched=gap.second[1],
+                    gap_chosen_on=selecting,
+                    gap_untouched=other,
                 )
             )
         return gaps
 
-    def learner(self, one: ModelRuns, name: str) -> LearnerStability:
-        runs = [run for run in one.runs if run.learner == name]
+    def learner(self, model: ModelRuns, name: str) -> LearnerStability:
+        runs = [run for run in model.runs if run.learner == name]
         true = _grid(runs)
         rates = {run.rate for run in runs if run.rate is not None}
         plain = self.answers([[run.answers for run in row] for row in true])
         calibrated = None
         if all(len(run.content_free) for run in runs):
-            calibrated = self.answers([[_there(run.calibrated) for run in row] for row in true])
+            calibrated = self.answers([[_calibrated(run) for run in row] for row in true])
         labels, effects = self.by_labels(runs)
         return LearnerStability(
             plain=self.behaviour(plain),
@@ -210,7 +209,7 @@ class _Summary:
         )
 
     def answers(self, tables: list[list[Tensor]]) -> _Answers:
-        """Tables by set and order -> what they say."""
+        """The predictions from log-probabilities `(example, answer)` by set and order."""
         answers = torch.stack([torch.stack(row) for row in tables])
         predicted = answers.argmax(dim=3)
         counts = torch.nn.functional.one_hot(predicted, answers.shape[3]).sum(dim=2)
@@ -222,25 +221,25 @@ class _Summary:
         )
 
     def run(self, answers: Tensor) -> RunBehaviour:
-        """One run's behaviour from its answers, `(example, answer)`."""
-        said = self.answers([[answers]])
+        """The behaviour of one run from its log-probabilities, `(example, answer)`."""
+        run = self.answers([[answers]])
         counts = torch.bincount(answers.argmax(dim=1))
         return RunBehaviour(
-            accuracy=float(said.accuracy),
-            majority_share=float(said.share),
+            accuracy=float(run.accuracy),
+            majority_share=float(run.share),
             majority_label=(
-                None if self.asked.task.is_multiple_choice else self.asked.answer_name(int(counts.argmax()))
+                None if self.description.task.is_multiple_choice else self.description.answer_name(int(counts.argmax()))
             ),
-            entropy=float(said.entropy),
+            entropy=float(run.entropy),
         )
 
-    def behaviour(self, said: _Answers) -> Behaviour:
-        """A learner's behaviour over its runs."""
-        n_sets, n_orders = said.accuracy.shape
-        ranges = said.accuracy.amax(dim=1) - said.accuracy.amin(dim=1)
+    def behaviour(self, answers: _Answers) -> Behaviour:
+        """The behaviour of a learner over its runs."""
+        n_sets, n_orders = answers.accuracy.shape
+        ranges = answers.accuracy.amax(dim=1) - answers.accuracy.amin(dim=1)
         variance = None
         if n_sets > 1:
-            parts = variance_split(said.right, n_resamples=self.config.resamples, generator=self._generator())
+            parts = variance_split(answers.right, n_resamples=self.config.resamples, generator=self._generator())
             variance = VarianceSplit(
                 set=parts.set,
                 order=parts.order,
@@ -250,66 +249,67 @@ class _Summary:
                 order_ci95=parts.order_ci95,
             )
         stats = Statistics(self.config.resamples, ())
-        # Orders of a set are not drawn independently: each set gives one number a query.
-        by_set, names = said.right.mean(dim=1), self.asked.task.label_words
+        # Orders of a set are not independent, so each set contributes one number per query.
+        by_set, names = answers.right.mean(dim=1), self.description.task.label_words
         return Behaviour(
-            accuracy=self.spread(said.accuracy),
-            majority_share=self.spread(said.share),
-            entropy=self.spread(said.entropy),
-            collapse_rate=self.share_of_runs(said.share > COLLAPSED_ABOVE),
+            accuracy=self.spread(answers.accuracy),
+            majority_share=self.spread(answers.share),
+            entropy=self.spread(answers.entropy),
+            collapse_rate=self.share_of_runs(answers.share > COLLAPSED_ABOVE),
             order_range=(
                 self.over_sets(ranges, n_sets) if n_orders > 1 else Estimate(mean=None, ci95=(None, None), n=0)
             ),
             variance=variance,
             over_majority=stats.over_majority(by_set, self._labels),
-            macro_f1=None if names is None else stats.macro_f1(said.predicted, self._labels),
+            macro_f1=None if names is None else stats.macro_f1(answers.predicted, self._labels),
             per_label={} if names is None else stats.per_label(by_set, self._labels, names),
         )
 
     def spread(self, values: Tensor) -> Spread:
-        """`(set, order)` -> how they are spread."""
+        """The distribution of `values`, `(set, order)`."""
         low, high = spread_interval(values, n_resamples=self.config.resamples, generator=self._generator())
-        at = torch.quantile(values.flatten(), values.new_tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
+        quartiles = torch.quantile(values.flatten(), values.new_tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
         return Spread(
             mean=float(values.mean()),
             sd=float(values.std()) if values.numel() > 1 else None,
             sd_ci95=(low, high) if len(values) > 1 else (None, None),
-            low=at[0],
-            q25=at[1],
-            median=at[2],
-            q75=at[3],
-            high=at[4],
+            low=quartiles[0],
+            q25=quartiles[1],
+            median=quartiles[2],
+            q75=quartiles[3],
+            high=quartiles[4],
             n=values.numel(),
         )
 
     def over_sets(self, values: Tensor, n: int) -> Estimate:
-        """`(set,)` -> mean with an interval that resamples sets."""
+        """Mean of `values`, `(set,)`; sets are resampled for its interval."""
         statistics = Statistics(self.config.resamples, ())
-        found = statistics.estimate(values[:, None])
-        ends = found.ci95 if len(values) > 1 else (None, None)
-        return Estimate(mean=found.mean, ci95=ends, n=n)
+        estimate = statistics.estimate(values[:, None])
+        ends = estimate.ci95 if len(values) > 1 else (None, None)
+        return Estimate(mean=estimate.mean, ci95=ends, n=n)
 
-    def share_of_runs(self, fallen: Tensor) -> Estimate:
-        """Share of the runs, `(set, order)`, in which something happened, with an interval over sets."""
-        found = self.over_sets(fallen.double().mean(dim=1), fallen.numel())
-        if found.n < FEWEST_FOR_INTERVAL:
-            return found.model_copy(update={"ci95": (None, None)})
-        if found.mean in (0.0, 1.0):
+    def share_of_runs(self, happened: Tensor) -> Estimate:
+        """Share of the runs in which something happened, from booleans `(set, order)`."""
+        estimate = self.over_sets(happened.double().mean(dim=1), happened.numel())
+        if estimate.n < FEWEST_FOR_INTERVAL:
+            return estimate.model_copy(update={"ci95": (None, None)})
+        if estimate.mean in (0.0, 1.0):
             # Orders of a set are not independent, so each set counts once.
-            exact = binomtest(len(fallen) if found.mean else 0, len(fallen)).proportion_ci(0.95, "exact")
-            return found.model_copy(update={"ci95": (float(exact.low), float(exact.high))})
-        return found
+            n_sets = len(happened)
+            exact = binomtest(n_sets if estimate.mean else 0, n_sets).proportion_ci(0.95, "exact")
+            return estimate.model_copy(update={"ci95": (float(exact.low), float(exact.high))})
+        return estimate
 
     def by_labels(self, runs: Sequence[RunAnswers]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
-        """Accuracy by the labels shown, and what each rule changes, on the sets that were run with all of them."""
+        """Accuracy by label rule and its difference from true labels, on the sets that were run with every rule."""
         rules = list(dict.fromkeys(run.labels for run in runs))
         if len(rules) < 2:
             return {}, {}
-        shown = {(run.labels, run.seed): run for run in runs if run.order == 0}
-        seeds = [seed for seed in self.config.seeds if all((rule, seed) in shown for rule in rules)]
+        by_rule = {(run.labels, run.seed): run for run in runs if run.order == 0}
+        seeds = [seed for seed in self.config.seeds if all((rule, seed) in by_rule for rule in rules)]
         statistics = Statistics(self.config.resamples, tuple(map(str, seeds)))
         right = {
-            rule: torch.stack([(shown[rule, seed].answers.argmax(dim=1) == self._labels).double() for seed in seeds])
+            rule: torch.stack([(by_rule[rule, seed].answers.argmax(dim=1) == self._labels).double() for seed in seeds])
             for rule in rules
         }
         accuracy = {rule: statistics.share(values) for rule, values in right.items()}
@@ -318,50 +318,49 @@ class _Summary:
         }
         return accuracy, effects
 
-    def learners_compared(self, models: Sequence[ModelRuns]) -> list[Contrast]:
-        """FT beside ICL within each model, plain and calibrated."""
-        found = []
-        for one in models:
-            for name in (name for name in _learners(one) if name.startswith("ft")):
-                found += self._contrasts("ft_beside_icl", name, (one, name), (one, "icl"))
-        return found
+    def learner_contrasts(self, models: Sequence[ModelRuns]) -> list[Contrast]:
+        """FT compared with ICL within each model, before and after calibration."""
+        contrasts = []
+        for model in models:
+            for name in (name for name in _learners(model) if name.startswith("ft")):
+                contrasts += self._contrasts("ft_beside_icl", name, (model, name), (model, "icl"))
+        return contrasts
 
-    def sizes_compared(self, models: Sequence[ModelRuns]) -> list[Contrast]:
-        """Each model beside the next smaller one, for ICL and FT."""
-        found = []
+    def size_contrasts(self, models: Sequence[ModelRuns]) -> list[Contrast]:
+        """Each model compared with the next smaller one, for ICL and FT."""
+        contrasts = []
         for smaller, larger in pairwise(models):
             for name in ("icl", "ft"):
-                if all(any(run.learner == name for run in one.runs) for one in (smaller, larger)):
-                    found += self._contrasts("size", name, (larger, name), (smaller, name))
-        return found
+                if all(any(run.learner == name for run in model.runs) for model in (smaller, larger)):
+                    contrasts += self._contrasts("size", name, (larger, name), (smaller, name))
+        return contrasts
 
     def _contrasts(
-        self, question: str, learner: str, above: tuple[ModelRuns, str], below: tuple[ModelRuns, str]
+        self, question: str, learner: str, numerator: tuple[ModelRuns, str], denominator: tuple[ModelRuns, str]
     ) -> list[Contrast]:
-        """Two spreads over the runs that both have."""
-        sides = [[run for run in one.runs if run.learner == name] for one, name in (above, below)]
+        """The ratio of two spreads over the runs that both have, before and after calibration."""
+        sides = [[run for run in model.runs if run.learner == name] for model, name in (numerator, denominator)]
         first, second = (_grid(runs) for runs in sides)
         n_sets, n_orders = min(len(first), len(second)), min(len(first[0]), len(second[0]))
         if n_sets < 2:
             return []
-        found = []
+        contrasts = []
         for calibrated in (False, True):
             if calibrated and not all(len(run.content_free) for runs in sides for run in runs):
                 continue
             accuracies = []
             for grid in (first, second):
                 tables = [
-                    [_there(run.calibrated) if calibrated else run.answers for run in row[:n_orders]]
-                    for row in grid[:n_sets]
+                    [_calibrated(run) if calibrated else run.answers for run in row[:n_orders]] for row in grid[:n_sets]
                 ]
                 accuracies.append(self.answers(tables).accuracy)
             ratio, low, high = spread_ratio(*accuracies, n_resamples=self.config.resamples, generator=self._generator())
-            found.append(
+            contrasts.append(
                 Contrast(
                     question=question,
                     learner=learner,
-                    first=above[0].name,
-                    second=below[0].name,
+                    first=numerator[0].name,
+                    second=denominator[0].name,
                     sd_first=float(accuracies[0].std()),
                     sd_second=float(accuracies[1].std()),
                     ratio=ratio,
@@ -370,17 +369,17 @@ class _Summary:
                     calibrated=calibrated,
                 )
             )
-        return found
+        return contrasts
 
 
-def _learners(one: ModelRuns) -> list[str]:
-    """Names of a model's learners; a further rate that turned out to be the one chosen is not told twice."""
-    chosen = {f"ft@{trial.learning_rate:g}" for trial in one.trials if trial.chosen}
-    return [name for name in dict.fromkeys(run.learner for run in one.runs) if name not in chosen]
+def _learners(model: ModelRuns) -> list[str]:
+    """Names of a model's learners, without a further rate that equals the chosen one."""
+    chosen = {f"ft@{trial.learning_rate:g}" for trial in model.trials if trial.chosen}
+    return [name for name in dict.fromkeys(run.learner for run in model.runs) if name not in chosen]
 
 
 def _grid(runs: Sequence[RunAnswers]) -> list[list[RunAnswers]]:
-    """Runs with true labels by set and order, as they were drawn."""
+    """Runs with true labels, a row for each set and a column for each order."""
     rows: dict[int, list[RunAnswers]] = {}
     for run in runs:
         if run.labels == "true":
@@ -388,38 +387,41 @@ def _grid(runs: Sequence[RunAnswers]) -> list[list[RunAnswers]]:
     return list(rows.values())
 
 
-def _there(table: Tensor | None) -> Tensor:
-    assert table is not None
-    return table
+def _calibrated(run: RunAnswers) -> Tensor:
+    assert run.calibrated is not None
+    return run.calibrated
 
 
-def _warnings(config: StabilityConfig, asked: TaskDescription, models: Sequence[ModelRuns]) -> list[str]:
-    found = []
-    for one in models:
-        if one.facts["k_effective"] < config.k:
-            found.append(
-                f"{one.name}: {config.k} demonstrations were asked for, but only {one.facts['k_effective']} of some "
-                f"sets fit a context of {asked.context} tokens beside the longest query. ICL and FT got the same."
+def _warnings(config: StabilityConfig, description: TaskDescription, models: Sequence[ModelRuns]) -> list[str]:
+    warnings = []
+    for model in models:
+        if model.facts["k_effective"] < config.k:
+            warnings.append(
+                f"{model.name}: {config.k} demonstrations were requested, but for some sets only "
+                f"{model.facts['k_effective']} fit a context of {description.context} tokens together with the longest "
+                "query. ICL and FT used the same demonstrations."
             )
-        wanted = max(config.orders, config.ft_orders)
-        if one.facts["orders"] < wanted:
-            found.append(
-                f"{one.name}: {wanted} orders of each set were requested, but some sets have only "
-                f"{one.facts['orders']}, because few of their demonstrations fit or some of them are equal. Every set "
-                f"was run in {one.facts['orders']}."
+        requested = max(config.orders, config.ft_orders)
+        if model.facts["orders"] < requested:
+            warnings.append(
+                f"{model.name}: {requested} orders of each set were requested, but some sets have only "
+                f"{model.facts['orders']}, because few of their demonstrations fit or some are equal. Every set was "
+                f"run in {model.facts['orders']}."
             )
-        diverged = sorted({f"{trial.learning_rate:g}" for trial in one.trials if trial.status == "diverged"})
+        diverged = sorted({f"{trial.learning_rate:g}" for trial in model.trials if trial.status == "diverged"})
         if diverged:
-            found.append(
-                f"{one.name}: the loss became NaN or infinite at the rates {', '.join(diverged)}; such a run was made "
-                "again at the next lower rate."
+            warnings.append(
+                f"{model.name}: the loss became NaN or infinite at the learning rates {', '.join(diverged)}; these "
+                "runs were repeated at the next lower rate."
             )
         rates = sorted(config.rates)
-        chosen = [trial.learning_rate for trial in one.trials if trial.chosen]
+        chosen = [trial.learning_rate for trial in model.trials if trial.chosen]
         if len(rates) > 1 and any(rate in (rates[0], rates[-1]) for rate in chosen):
-            found.append(f"{one.name}: FT's learning rate ({chosen[0]:g}) is at the edge of its grid. Widen the grid.")
-        found += [f"{one.name}: {note}" for note in one.facts.get("notes", ())]
-        found += slow_route(one.facts["route"], one.facts["refused_routes"], one.name)
+            warnings.append(
+                f"{model.name}: FT's learning rate ({chosen[0]:g}) is at the edge of its grid. Widen the grid."
+            )
+        warnings += [f"{model.name}: {note}" for note in model.facts.get("notes", ())]
+        warnings += slow_route(model.facts["route"], model.facts["refused_routes"], model.name)
     if len(config.seeds) < 8:
-        found.append(f"{len(config.seeds)} demonstration sets: intervals of spreads over so few are too narrow.")
-    return found
+        warnings.append(f"Only {len(config.seeds)} demonstration sets: the intervals of spreads are too narrow.")
+    return warnings

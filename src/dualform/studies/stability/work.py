@@ -112,7 +112,7 @@ def set_parts(
     *,
     known: bool,
 ) -> list[WorkPart]:
-    """The work of all runs of one set. Unless FT's rate is known, the first run without its own rate searches for it."""
+    """The work of all runs of one set. If FT's rate is not known, its first run searches for it."""
     parts = []
     orders = demonstration_set.demonstrations.in_orders(1 + max((run.order for run in runs), default=0))
     for run in runs:
