@@ -82,8 +82,8 @@ def test_a_fold_prints_what_it_is_worth_and_leaves_a_checkpoint(
     assert lies_at(to) == ["folded"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {path.name for path in to.iterdir()}
     words = " ".join(done.out.split())
-    assert "Folded 4 demonstrations into llama (ridge): it answers " in words
-    for some in ("of 8 queries as the prompted model does, zero-shot (by chance ", "Accuracy", "in-context"):
+    assert "Folded 4 demonstrations into llama (ridge): zero-shot, it agrees with the prompted model on " in words
+    for some in ("of 8 queries (by chance ", "Accuracy", "in-context"):
         assert some in words, some
     # The page says what the terminal said, first of all.
     assert dualform("report", to).code == 0
@@ -139,7 +139,7 @@ def test_options_reach_the_settings(dualform: Command, quick: list[str], to: Pat
 
 def test_an_option_that_the_method_does_not_look_at_is_refused(dualform: Command, quick: list[str], to: Path) -> None:
     done = dualform("fold", "llama", "tickets.csv", *quick, "--method", "thought-vector", "--strength", "1", "--to", to)
-    assert_refused(done, to, "method thought-vector does not look at --plain, --strength: leave that out")
+    assert_refused(done, to, "method thought-vector does not use --plain, --strength: leave that out")
 
 
 def test_an_adapter_is_written_beside_the_base(dualform: Command, quick: list[str], to: Path, workplace: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_file_of_texts_that_cannot_be_used(
         (["--plain", "nowhere.txt"], ["nowhere.txt is not there"]),
         (["--perplexity", "nowhere.txt"], ["nowhere.txt is not there"]),
         (["-k", "40"], ["40 demonstrations were asked for", "Ask for at most"]),
-        (["-k", "0"], ["k 0 leaves nothing to fold: ask for at least one"]),
+        (["-k", "0"], ["k 0 leaves nothing to fold: give at least one"]),
     ],
 )
 def test_a_setting_that_cannot_be_used(

@@ -179,7 +179,7 @@ def test_texts_of_the_model_that_do_not_fit_the_context_asked_for_are_passed_ove
     assert FEWEST_TEXTS <= len(found.texts) < len(written)
     assert max(query.width() for query in found.texts) == widths[len(widths) // 2]
     none = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + widths[0] - 1)
-    with pytest.raises(ContextError, match=r"0 of 34 texts that the model wrote fit behind .* Fold fewer \(-k\)"):
+    with pytest.raises(ContextError, match=r"only 0 of 34 generated texts fit behind .* Fold fewer \(-k\)"):
         fold_texts(none, drawn, settings(calibration="generated"))
 
 

@@ -15,7 +15,7 @@ from dualform.cli.running import RunOptions, run_options
 from dualform.errors import ConfigError
 from dualform.option import PANELS, PROTOCOL, Option, parse_names, parse_number_or_word, parse_numbers
 from dualform.seeds import parse_whole_numbers
-from dualform.studies.fold_settings import require_read
+from dualform.studies.fold_settings import require_used
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def refuse_unread(config: type[BaseModel], settings: dict[str, Any]) -> None:
         ConfigError: There are some.
     """
     names = {path.removeprefix("fold."): flag for path, flag in flags_of(config).items()}
-    require_read(settings.get("fold", {}), names)
+    require_used(settings.get("fold", {}), names)
 
 
 def study_command(

@@ -1,4 +1,4 @@
-"""Folding as a learner among others: the prompt's effect written into the weights, by the method of the settings."""
+"""The learner `fold`, which writes the prompt's effect into the weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from dualform.studies.folds import check_fold, make_fold
 
 
 class FoldingLearner(Learner):
-    """The fold that the settings describe (`FoldSettings`), by whichever method."""
+    """The fold that the settings describe (`FoldSettings`), by any of its methods."""
 
     name = "fold"
     needs_demonstrations = True
@@ -27,10 +27,10 @@ class FoldingLearner(Learner):
     compared_inside = True
 
     def adapt(self, context: AdaptationContext) -> Adapted:
-        """Fold the demonstrations, and record which texts that took."""
-        made = make_fold(context.setup, context.drawn, context.config.fold, context.report)
-        context.record(made.about())
-        return made.adapted
+        """Fold the demonstrations, and record the facts for `report`."""
+        record = make_fold(context.setup, context.drawn, context.config.fold, context.report)
+        context.record(record.about())
+        return record.adapted
 
     def check(self, lm: LanguageModel, config: Any) -> None:
         """See `check_fold_method`."""
@@ -43,43 +43,43 @@ class FoldingLearner(Learner):
     def report(
         self, config: Any, facts: Sequence[Mapping[str, Any]], similarity: Mapping[str, Mapping[str, Similarity]]
     ) -> dict[str, Any]:
-        """How the prompt was folded: `Result.fold`."""
-        layers = zip(*(one["explained"] for one in facts), strict=True)
+        """The field `Result.fold`: how the prompt was folded."""
+        layers = zip(*(of_seed["explained"] for of_seed in facts), strict=True)
         report = FoldReport(
             method=config.fold.method,
-            # Where the model had to write what the train split lacks, it had to for every seed.
+            # These are the same for every seed.
             **{name: facts[0][name] for name in ("texts", "source", "plain_tokens", "plain_source")},
-            strength=_mean([one["strength"] for one in facts]),
+            strength=_mean([of_seed["strength"] for of_seed in facts]),
             explained=[_mean(values) for values in layers],
             similarity={other: dict(measures) for other, measures in similarity.items()},
         )
         return {"fold": report}
 
     def prefix_length(self, context: AdaptationContext) -> int:
-        """Edited keys and values are those of the whole prompt; other methods leave the opening alone."""
+        """See `fold_prefix`."""
         return fold_prefix(context.config.fold, context.setup, context.drawn)
 
     def work(self, context: AdaptationContext) -> Work:
-        """Every part of `parts`."""
+        """The sum of `parts`."""
         return sum((part.work for part in self.parts(context)), Work())
 
     def parts(self, context: AdaptationContext) -> list[WorkPart]:
-        """See `fold_work`."""
+        """See `fold_parts`."""
         return fold_parts(context.setup, context.drawn, context.config.fold)
 
     def reading(self, context: AdaptationContext, queries: Sequence[Query], probe: Probe) -> Work:
-        """A change that depends on the query is made from it behind the demonstrations, so it is read twice."""
+        """Reading queries; methods whose change depends on the query read it twice, also after the demonstrations."""
         work = super().reading(context, queries, probe)
         if reads_twice(context.config.fold):
             work += read(queries, len(context.encoded.prefix), probe)
         return work
 
     def extra_bytes(self, setup: Setup) -> int:
-        """Hidden states and equations."""
+        """See `fold_bytes`."""
         return fold_bytes(setup, setup.config.fold)
 
     def check_forwards(self, config: Any) -> int:
-        """Forwards that find blocks and MLP input projections."""
+        """See `fold_work.check_forwards`."""
         return check_forwards(config.fold.method)
 
 
@@ -87,13 +87,13 @@ FOLDING = FoldingLearner()
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where one is missing."""
+    """The mean; None where a value is missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def check_fold_method(lm: LanguageModel, method: FoldMethod) -> None:
-    """Check that a prompt can be folded into this model by a method.
+    """Check that a method can fold a prompt into this model.
 
     Raises:
         ModelError: It cannot.

@@ -1,4 +1,4 @@
-"""Settings of a fold, whichever study or command makes it."""
+"""Settings of a fold, which several studies and commands share."""
 
 import math
 from collections.abc import Mapping
@@ -14,25 +14,25 @@ from dualform.seeds import parse_whole_numbers
 
 FoldMethod = Literal["ridge", "thought-vector", "thought-matrix", "rank-one", "task-vector", "kv-momentum", "mezo"]
 IN_WEIGHTS: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix", "mezo")
-"""Methods whose outcome is a change of weights, so that it can be written as a checkpoint."""
+"""Methods that change weights, so that the result can be written as a checkpoint."""
 
 READS_PROMPT: dict[FoldMethod, str] = {
-    "rank-one": "a check of the theory: reads the prompt with every query",
+    "rank-one": "a check of the theory; it reads the prompt with every query",
     "kv-momentum": "a query still reads the prompt's keys and values",
 }
-"""Methods whose folded model still needs the prompt, and what to know about each."""
+"""Methods whose folded model still needs the prompt, and a remark on each."""
 
 CALIBRATED: tuple[FoldMethod, ...] = ("ridge", "thought-vector", "thought-matrix", "task-vector")
 """Methods that read calibration texts."""
 
-READ: dict[str, tuple[FoldMethod, ...]] = {
+_METHODS_BY_SETTING: dict[str, tuple[FoldMethod, ...]] = {
     "calibration": CALIBRATED,
     "texts": CALIBRATED,
     **dict.fromkeys(
         ("plain", "plain_texts", "plain_length", "plain_weight", "answer_weight", "strength", "layers"), ("ridge",)
     ),
 }
-"""Which methods look at a setting."""
+"""Setting -> the methods that use it."""
 
 
 def _read_layers(text: str) -> tuple[int, ...]:
@@ -49,22 +49,22 @@ class FoldSettings(BaseModel):
 
     method: Annotated[FoldMethod, Option(FOLDING, ("--fold-method",))] = "ridge"
     """ridge, thought-vector, thought-matrix, rank-one, task-vector, kv-momentum or mezo. ridge is dualform's own; the
-    others are what was published before it."""
+    others are published methods."""
     calibration: Annotated[str, Option(FOLDING)] = "train"
-    """Unlabelled texts: train, generated, or a file. train are rows of the train split that are no demonstrations;
-    their labels are not read. generated are written by the model behind the demonstrations. A file has one text a
-    line, or is a table."""
+    """Unlabelled texts: train, generated, or a file. train takes rows of the train split that are not demonstrations,
+    without their labels. generated lets the model write texts after the demonstrations. A file has one text per line,
+    or is a table."""
     texts: Annotated[int, Option(FOLDING, ("--fold-texts",))] = Field(default=256, ge=FEWEST_TEXTS, le=MOST_TEXTS)
     """Most calibration texts."""
     plain: Annotated[str, Option(FOLDING)] = "generated"
-    """Plain text on which ridge is to change nothing: generated, none, or a file. generated is written by the model
-    from nothing; a file has a passage a line."""
+    """Plain text on which ridge leaves the model unchanged: generated, none, or a file. generated lets the model write
+    text without a prompt; a file has one passage per line."""
     plain_texts: Annotated[int, Option(FOLDING)] = Field(default=64, ge=1, le=MOST_TEXTS)
     """Most passages of plain text."""
     plain_length: Annotated[int, Option(FOLDING)] = Field(default=128, ge=8, le=1 << 20)
     """Longest passage of plain text, tokens."""
     plain_weight: Annotated[float, Option(FOLDING)] = Field(default=10.0, ge=0, allow_inf_nan=False)
-    """Weight of a token of plain text, relative to a calibration token: more keeps more as it was."""
+    """Weight of a token of plain text, relative to a calibration token; a larger one preserves more of the model."""
     answer_weight: Annotated[float, Option(FOLDING)] = Field(default=100.0, ge=1, allow_inf_nan=False)
     """Weight of a token that predicts an answer, relative to other tokens."""
     strength: Annotated[float | Literal["gcv"], Option(FOLDING)] = "gcv"
@@ -74,9 +74,9 @@ class FoldSettings(BaseModel):
     """Layers to fold, such as 0..11 or 1,4,9."""
 
     def used(self) -> dict[str, object]:
-        """The settings that the method looks at, as JSON has them."""
+        """The settings that the method uses, as JSON values."""
         given = self.model_dump(mode="json", exclude={"method"})
-        return {name: value for name, value in given.items() if self.method in READ[name]}
+        return {name: value for name, value in given.items() if self.method in _METHODS_BY_SETTING[name]}
 
     def files(self) -> tuple[str, ...]:
         """The files that the settings name."""
@@ -93,10 +93,10 @@ class FoldSettings(BaseModel):
 
 
 def require_weights(method: FoldMethod) -> None:
-    """Check that a method's outcome is a change of weights.
+    """Check that a method changes weights.
 
     Raises:
-        ConfigError: It is not, so that there is nothing to write.
+        ConfigError: It changes none, so there is nothing to write.
     """
     if method not in IN_WEIGHTS:
         raise ConfigError(
@@ -105,21 +105,20 @@ def require_weights(method: FoldMethod) -> None:
         )
 
 
-def require_read(given: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Check that a method looks at each setting that was given for it.
+def require_used(given: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Check that the fold method uses every setting that was given.
 
     Args:
-        given: Fields of `FoldSettings`, as they were given.
-        names: What a field is called for the user, such as its option.
+        given: The given fields of `FoldSettings`.
+        names: Field -> its name for the user, such as its option.
 
     Raises:
-        ConfigError: It does not look at some of them, which would change nothing.
+        ConfigError: The method does not use some of them.
     """
     method = given.get("method")
-    # An unknown method has a message of its own.
+    # An unknown method is reported elsewhere.
     if method not in get_args(FoldMethod):
         return
-    if unread := [names[name] for name in given if name in READ and method not in READ[name]]:
-        raise ConfigError(
-            f"method {method} does not look at {', '.join(unread)}: leave that out, or choose another method"
-        )
+    methods = _METHODS_BY_SETTING
+    if unused := [names[name] for name in given if name in methods and method not in methods[name]]:
+        raise ConfigError(f"method {method} does not use {', '.join(unused)}: leave that out, or choose another method")

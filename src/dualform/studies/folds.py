@@ -1,4 +1,4 @@
-"""A fold of a task's demonstrations: the texts that it is calibrated on, and the method that its settings name."""
+"""Folding one seed's demonstrations: the texts that the fold reads, and the method that the settings name."""
 
 import contextlib
 import hashlib
@@ -34,28 +34,31 @@ from dualform.tasks.texts import read_lines, unlabelled_texts
 
 @dataclass(frozen=True)
 class FoldTexts:
-    """What one seed's fold reads beside the demonstrations."""
+    """The texts that one seed's fold reads besides the demonstrations."""
 
     texts: tuple[Query, ...]
+    """Calibration texts."""
     source: str
+    """`train`, `generated`, the name of a file, or `none`."""
     plain: tuple[tuple[int, ...], ...]
-    """Token ids, opening left out."""
+    """Token ids of plain texts, without the opening."""
     plain_source: str
+    """`generated`, the name of a file, or `none`."""
 
 
 @dataclass(frozen=True)
 class FoldRecord:
-    """A finished fold and what must be told about it."""
+    """A finished fold and the facts that are reported about it."""
 
     adapted: Adapted
     texts: FoldTexts
     strength: float | None
-    """Mean over layers; None for methods without one."""
+    """Ridge strength, mean over layers; None for methods without one."""
     explained: tuple[float | None, ...]
-    """By layer; empty for other methods."""
+    """Share of its target that each layer's map explains; empty for other methods than ridge."""
 
     def about(self) -> dict[str, Any]:
-        """What a piece keeps of it, for `FoldReport`."""
+        """The facts that a piece stores, for `FoldReport`."""
         return {
             "texts": len(self.texts.texts),
             "source": self.texts.source,
@@ -77,31 +80,31 @@ def make_fold(
     Args:
         experiment: Model, task and queries.
         drawn: The demonstrations.
-        settings: Of the fold.
-        report: Told which further share of the work is done.
+        settings: Settings of the fold.
+        report: Called with each further share of the work that is done.
 
     Raises:
-        DualformError: Texts or model cannot be used, named.
+        DualformError: The texts or the model cannot be used.
     """
     begin = time.perf_counter()
     texts = fold_texts(experiment, drawn, settings)
     seconds = time.perf_counter() - begin
     learner = fold_learner(experiment.lm, experiment.encoder.opening, texts, settings, drawn.demonstrations.seed)
-    written = _cost_of_writing(experiment, drawn, texts, seconds)
+    writing_cost = _cost_of_writing(experiment, drawn, texts, seconds)
     if not isinstance(learner, Folded):
-        made = FoldRecord(_charged(learner.adapt(experiment.lm, drawn.encoded), written), texts, None, ())
+        adapted = learner.adapt(experiment.lm, drawn.encoded)
         report(1.0)
-        return made
+        return FoldRecord(_with_cost(adapted, writing_cost), texts, None, ())
     layers = len(experiment.lm.anatomy.layers)
     fold = learner.fold(experiment.lm, drawn.encoded, lambda: report(1 / layers))
     strengths = [strength for strength in fold.strengths if strength is not None]
-    return FoldRecord(_charged(fold.adapted, written), texts, sum(strengths) / len(strengths), fold.explained)
+    return FoldRecord(_with_cost(fold.adapted, writing_cost), texts, sum(strengths) / len(strengths), fold.explained)
 
 
 def _cost_of_writing(experiment: Setup, drawn: DemonstrationSet, texts: FoldTexts, seconds: float) -> AdaptationCost:
-    """What the model's own texts took, token by token; those that it wrote in vain count in seconds alone.
+    """The cost of texts that the model generated. Rejected texts count only in `seconds`.
 
-    Plain text counts in full although it is written once a model and kept: who folds once pays for it.
+    Plain text counts in full although it is generated once per model and cached, since a single fold has to pay for it.
     """
     work = Work()
     if texts.source == "generated":
@@ -112,12 +115,12 @@ def _cost_of_writing(experiment: Setup, drawn: DemonstrationSet, texts: FoldText
 
 
 def writing(prefix: int, lengths: Sequence[int]) -> Work:
-    """Texts written by the model behind a prefix, which is read once."""
+    """The work of generating texts of these lengths after a prefix, which is read once."""
     return encode(prefix).uncharged + Work.of(Decoding(tuple(lengths), prefix))
 
 
-def _charged(adapted: Adapted, more: AdaptationCost) -> Adapted:
-    """The same, with more cost."""
+def _with_cost(adapted: Adapted, more: AdaptationCost) -> Adapted:
+    """The adapted model with an additional cost."""
     if not isinstance(adapted, AdaptedModel | PatchedModel):
         return adapted
     own = adapted.cost
@@ -126,28 +129,28 @@ def _charged(adapted: Adapted, more: AdaptationCost) -> Adapted:
 
 
 def check_fold(experiment: Setup, settings: FoldSettings) -> tuple[str, ...]:
-    """Check before any work that a fold can be made: the model, the layers, the files.
+    """Check, before any work, that a fold can be made with this model and these layers and files.
 
     Returns:
-        What its files hold, for `digest`: a file may change while its name stays.
+        The contents of the files, for `digest`.
 
     Raises:
-        ConfigError: A layer does not exist, or a file holds too few texts.
-        ModelError: W_O is not known or cannot be edited.
+        ConfigError: A layer does not exist, or a file has too few texts.
+        ModelError: W_O is unknown or cannot be edited.
         TaskError: A file cannot be read.
     """
     if settings.method == "ridge":
         require_layers(experiment.lm, settings.layers)
         require_editable_outputs(experiment.lm)
-    held = []
+    contents = []
     if settings.method in CALIBRATED and settings.calibration not in ("train", "generated"):
         path = Path(settings.calibration).expanduser()
         examples = unlabelled_texts(path, experiment.task)
         _require_enough(path, len(examples))
-        held.append(repr([sorted(example.fields.items()) for example in examples]))
+        contents.append(repr([sorted(example.fields.items()) for example in examples]))
     if settings.method == "ridge" and settings.plain not in ("generated", "none"):
-        held.append(repr(plain_texts(experiment, settings)))
-    return tuple(held)
+        contents.append(repr(plain_texts(experiment, settings)))
+    return tuple(contents)
 
 
 def fold_learner(
@@ -156,11 +159,11 @@ def fold_learner(
     """The method that the settings name.
 
     Args:
-        lm: The model, which says whether its W_O can have a bias.
+        lm: The model, which decides whether W_O can have a bias.
         opening: Tokens before every query.
-        texts: For the methods that read any.
-        settings: Of the fold.
-        seed: Of methods that draw numbers.
+        texts: Texts for the methods that read any.
+        settings: Settings of the fold.
+        seed: Seed of methods that draw random numbers.
     """
     match settings.method:
         case "ridge":
@@ -172,7 +175,7 @@ def fold_learner(
                 answer_weight=settings.answer_weight,
                 strength=settings.strength,
                 layers=settings.layers,
-                # Only what an ordinary checkpoint can hold.
+                # A bias only where an ordinary checkpoint can hold it.
                 bias=lm.route.name == WITHOUT_WEIGHTS or output_bias(lm.model, lm.anatomy).kind != "none",
             )
         case "thought-vector":
@@ -190,7 +193,7 @@ def fold_learner(
 
 
 def fold_texts(experiment: Setup, drawn: DemonstrationSet, settings: FoldSettings) -> FoldTexts:
-    """Calibration texts and plain text for one seed, as the settings say; empty where the method reads none.
+    """The calibration and plain texts of one seed; empty where the method reads none.
 
     Raises:
         ConfigError: A file holds too few texts.
@@ -210,7 +213,7 @@ def fold_texts(experiment: Setup, drawn: DemonstrationSet, settings: FoldSetting
 def chosen_texts(
     experiment: Setup, drawn: DemonstrationSet, settings: FoldSettings
 ) -> tuple[tuple[Query, ...], str] | None:
-    """Calibration texts and where they are from; None where the model has to write them.
+    """The calibration texts and their source; None where the model has to generate them.
 
     Raises:
         ConfigError: A file holds too few texts.
@@ -220,13 +223,13 @@ def chosen_texts(
     room = experiment.context - len(drawn.encoded.prefix)
     seed = drawn.demonstrations.seed
     if settings.calibration == "train":
-        shown = set(drawn.demonstrations.rows)
-        rows = [example for example in experiment.task.split("train") if example.row not in shown]
+        used = set(drawn.demonstrations.rows)
+        rows = [example for example in experiment.task.split("train") if example.row not in used]
         chosen = random.Random(seed).sample(rows, len(rows))
         fitting = [query for query in _queries(experiment, chosen, settings.texts, room) if query is not None]
         if len(fitting) >= FEWEST_TEXTS:
             return tuple(fitting), "train"
-        # A task with hardly more rows than demonstrations: the model writes what is missing.
+        # The train split has too few other rows, so the model has to generate the texts.
     elif settings.calibration != "generated":
         path = Path(settings.calibration).expanduser()
         examples = unlabelled_texts(path, experiment.task)
@@ -252,11 +255,11 @@ def _calibration(experiment: Setup, drawn: DemonstrationSet, settings: FoldSetti
         experiment.lm, experiment.task, experiment.encoder, drawn.encoded, settings.texts, seed=seed
     )
     written = tuple(experiment.encoder.unlabelled(prompt) for prompt in prompts)
-    # Written in the model's own room, which may be wider than the context asked for, and answers need some too.
+    # Generation may use the model's whole context, which can exceed the requested one; answers need room too.
     usable = tuple(query for query in written if query.width() <= room)
     if len(usable) < FEWEST_TEXTS:
         raise ContextError(
-            f"{len(usable)} of {len(written)} texts that the model wrote fit behind the demonstrations, which take "
+            f"only {len(usable)} of {len(written)} generated texts fit behind the demonstrations, which take "
             f"{len(drawn.encoded.prefix)} of {experiment.context} tokens. Fold fewer (-k)."
         )
     return usable, "generated"
@@ -265,41 +268,41 @@ def _calibration(experiment: Setup, drawn: DemonstrationSet, settings: FoldSetti
 def _require_enough(path: Path, n: int) -> None:
     if n < FEWEST_TEXTS:
         raise ConfigError(
-            f"{path} holds {n} texts, which are too few to fold from: give at least {FEWEST_TEXTS}, better 256."
+            f"{path} holds {n} texts, which are too few to fold from: give at least {FEWEST_TEXTS}, preferably 256."
         )
 
 
 def _queries(experiment: Setup, examples: Sequence[Example], most: int, room: int) -> list[Query | None]:
-    """As queries, until there are so many; None where one does not fit."""
-    found: list[Query | None] = []
+    """Examples as queries, until `most` of them fit; None for one that does not fit."""
+    queries: list[Query | None] = []
     left = most
     for example in examples:
         if not left:
             break
         query = experiment.encoder.text(example)
         fits = query.width() <= room
-        found.append(query if fits else None)
+        queries.append(query if fits else None)
         left -= fits
-    return found
+    return queries
 
 
 def plain_texts_file(digest: str, opening: tuple[int, ...], texts: int, length: int) -> Path:
-    """Where the plain text that a model wrote is kept: for these weights, so many texts, so many tokens each."""
-    about = f"{digest} {opening} {texts} {length}"
-    return cache_dir() / "plain" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+    """The cache file of the plain text that a model generated: this many texts, with this many tokens each."""
+    key = f"{digest} {opening} {texts} {length}"
+    return cache_dir() / "plain" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def plain_texts(experiment: Setup, settings: FoldSettings) -> tuple[tuple[tuple[int, ...], ...], str]:
-    """Plain text as token ids, and where it came from. What the model writes is kept in the cache."""
+    """Plain text as token ids, and its source. Generated text is cached on disk."""
     lm, opening = experiment.lm, experiment.encoder.opening
     length = min(settings.plain_length, experiment.context - len(opening))
     if settings.plain != "generated":
         path = Path(settings.plain).expanduser()
         return plain_passages(experiment.encoder, path, length, settings.plain_texts), path.name
     kept = plain_texts_file(experiment.weights_digest, opening, settings.plain_texts, length)
-    # One that is damaged is written anew.
+    # A damaged file is generated again.
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return tuple(tuple(map(int, some)) for some in json.loads(kept.read_text(encoding="utf-8"))), "generated"
+        return tuple(tuple(map(int, ids)) for ids in json.loads(kept.read_text(encoding="utf-8"))), "generated"
     written = generate_plain(lm, opening, settings.plain_texts, length, seed=0)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as temporary:
@@ -308,23 +311,23 @@ def plain_texts(experiment: Setup, settings: FoldSettings) -> tuple[tuple[tuple[
 
 
 def plain_passages(encoder: Encoder, path: Path, length: int, most: int | None = None) -> tuple[tuple[int, ...], ...]:
-    """The lines of a file as token ids, cut to `length`; the longest `most` of them, in the file's order.
+    """The longest `most` lines of a file as token ids, cut to `length` tokens, in the file's order.
 
     Raises:
-        TaskError: The file cannot be read, or no line of it is two tokens long.
-        ModelError: A line holds a token that the model has no embedding for.
+        TaskError: The file cannot be read, or no line has two tokens.
+        ModelError: The model has no embedding for a token of a line.
     """
     ids = [encoder.encode(line, f"line {number} of {path}") for number, line in enumerate(read_lines(path), 1)]
-    cut = [some[:length] for some in ids if len(some) > 1]
+    cut = [line[:length] for line in ids if len(line) > 1]
     if not cut:
-        raise TaskError(f"{path} holds no passage of two tokens or more. Write one passage a line.")
-    # Headings and other short lines say little.
+        raise TaskError(f"{path} holds no passage of two tokens or more. Write one passage per line.")
+    # Prefer long lines to headings and other short ones.
     chosen = sorted(range(len(cut)), key=lambda i: -len(cut[i]))[:most]
     return tuple(cut[i] for i in sorted(chosen))
 
 
 def perplexity_passages(experiment: Setup, file: str, most: int) -> tuple[tuple[int, ...], ...]:
-    """Passages of at most 256 tokens on which perplexity is measured.
+    """The passages on which perplexity is measured, of at most 256 tokens each.
 
     Raises:
         TaskError: The file cannot be read or is empty.
@@ -334,10 +337,10 @@ def perplexity_passages(experiment: Setup, file: str, most: int) -> tuple[tuple[
 
 
 def require_writable(lm: LanguageModel, method: FoldMethod, as_checkpoint: bool) -> None:
-    """Check that a method's outcome can be written down for this model.
+    """Check that a method's result can be saved for this model.
 
     Raises:
-        ModelError: It needs biases that checkpoints of this family cannot hold.
+        ModelError: The method needs biases, which checkpoints of this family cannot hold.
     """
     biased = method in ("thought-vector", "thought-matrix")
     if as_checkpoint and biased and output_bias(lm.model, lm.anatomy).kind == "none":

@@ -1,4 +1,4 @@
-"""Settings that every study of a model and a task has, and what is wrong with them."""
+"""The settings that all studies of a model and a task share, and their validation."""
 
 import json
 from pathlib import Path
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 
 class StudyConfig(BaseModel):
-    """The task, its rows, and how a model reads them. A setting is declared here or in the one study that has it.
+    """The task, its rows, and how a model reads them. Each setting is declared once, here or in its study.
 
-    A field's description is its help on the command line: the first sentence in `--help`, all of it in the reference.
+    A field's description is its help on the command line: `--help` prints the first sentence, the reference all of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
     without_options: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are no options of the study's command: it has no use for them, or sets them itself."""
+    """Fields that are not options of the study's command, because it does not use them or sets them itself."""
     option_names: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """Names of the command's options other than those that the field declares, by the field's path."""
+    """Path of a field -> names of its option that differ from those which the field declares."""
 
     task: Annotated[str, Option(DATA, argument=2)]
-    """reviews, sst2, a data file, a YAML file, a folder, a hub name. `dualform tasks` lists the names known."""
+    """reviews, sst2, a data file, a YAML file, a folder, a hub name. `dualform tasks` lists the known names."""
 
     data_dir: Annotated[str | None, Option(DATA)] = None
     """Folder with data sets; $DUALFORM_DATA when not given."""
     text: Annotated[str | None, Option(DATA)] = None
-    """Column that holds the text, for a file of one's own."""
+    """Column that holds the text, for a file of your own."""
     label: Annotated[str | None, Option(DATA)] = None
     """Column that holds the label."""
     choices: Annotated[str | None, Option(DATA)] = None
@@ -54,12 +54,12 @@ class StudyConfig(BaseModel):
     """Text between demonstrations; eos for the end-of-sequence token."""
     opening: Annotated[str, Option(DATA)] = "auto"
     """What begins every sequence: auto, none, bos, eos, or a text such as [gMASK]<sop>. auto takes what the tokenizer
-    itself puts in front of a text; where that is nothing, its beginning-of-sequence token, else its end-of-sequence
+    itself puts in front of a text; if that is nothing, its beginning-of-sequence token or else its end-of-sequence
     token."""
     skip_bad_rows: Annotated[bool, Option(DATA, ("--skip-bad-rows",))] = False
     """Leave out rows that cannot be used, and count them in the warnings, instead of refusing the table."""
     truncate: Annotated[bool, Option(DATA, ("--truncate",))] = False
-    """Cut texts that would leave no room in the context for a demonstration of each class, instead of refusing them."""
+    """Cut texts that would leave no room in the context for a demonstration of each class, instead of stopping."""
 
     k: Annotated[int, Option(names=("-k", "--k"))] = Field(default=32, ge=0)
     """Demonstrations."""
@@ -84,17 +84,17 @@ class StudyConfig(BaseModel):
     loss_on: LossOn = "all"
     """Finetune on all tokens of a sequence, or on the label word alone. The paper learns all."""
     probe: Probe = "prompt"
-    """Look inside at prompt, the token that predicts the label, or at label0, the first label word. The code released
-    with the paper looks at the label word."""
+    """Token at which activations are compared: prompt, which predicts the label, or label0, the first label word. The
+    code released with the paper uses the label word."""
     resamples: int = Field(default=1000, ge=10, le=MOST_RESAMPLES)
     """Bootstrap resamples behind each interval."""
 
     device: Annotated[str, Option(MACHINE)] = "auto"
     """auto, cpu, cuda, mps."""
     dtype: Annotated[Literal["float32", "float64", "bfloat16", "float16"], Option(MACHINE)] = "float32"
-    """float32, float64, bfloat16, float16. float32 for everything that is compared."""
+    """float32, float64, bfloat16, float16. Use float32 for similarities."""
     route: Annotated[Literal["packed", "packed-mask", "repeated", "naive"] | None, Option(MACHINE)] = None
-    """Insist on a way through the model: packed, packed-mask, repeated, naive. By default the fastest that passes its
+    """Route through the model: packed, packed-mask, repeated, naive. By default the fastest that passes its
     self-check."""
     trust_remote_code: Annotated[bool, Option(MACHINE)] = False
     """Run code that comes with the checkpoint."""
@@ -104,37 +104,37 @@ class StudyConfig(BaseModel):
     max_memory: Annotated[str | dict[str | int, str | int] | None, Option(MACHINE)] = None
     """Most weights on each device, such as cpu=2GiB,0=10GiB; the rest is read from disk."""
     offload_folder: Annotated[str | None, Option(MACHINE)] = None
-    """Folder for weights that are read from disk. A safetensors checkpoint is read where it lies and needs none."""
+    """Folder for weights that are read from disk. A safetensors checkpoint is read in place and needs none."""
     quantize: Annotated[Literal["8bit", "4bit"] | None, Option(MACHINE)] = None
     """8bit or 4bit weights: accuracy of zsl and icl only. The weights are stored by bitsandbytes."""
 
     @field_validator("prompt", "separator", "label_words", "opening")
     @classmethod
-    def _read_line_breaks(cls, given: Any) -> Any:
-        # YAML's single quotes and a shell's keep a backslash and an n where a line break is meant.
-        return unescape(given) if isinstance(given, str) else given
+    def _read_line_breaks(cls, value: Any) -> Any:
+        # Single quotes in YAML and in a shell keep a backslash and an n as they are.
+        return unescape(value) if isinstance(value, str) else value
 
     @field_validator("device_map", mode="before")
     @classmethod
-    def _read_device_map(cls, given: Any) -> Any:
-        # A shell has text only; the same map shall be the same setting.
+    def _read_device_map(cls, value: Any) -> Any:
+        # On the command line a mapping is JSON text.
         try:
-            return json.loads(given) if isinstance(given, str) and given.lstrip().startswith("{") else given
+            return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
         except ValueError:
-            return given
+            return value
 
     @field_validator("label_rule", mode="before")
     @classmethod
-    def _read_rule(cls, given: Any) -> Any:
-        # What YAML makes of a bare `true`.
-        return "true" if given is True else given
+    def _read_rule(cls, value: Any) -> Any:
+        # YAML reads a bare `true` as a boolean.
+        return "true" if value is True else value
 
     @model_validator(mode="after")
     def _check_placement(self) -> Self:
         try:
             placement(**self._placed)
         except ConfigError as error:
-            # A ValueError is reported together with whatever else is wrong.
+            # pydantic reports a ValueError together with all other problems.
             raise ValueError(str(error)) from error
         if self.quantize is not None and (why := self._changes_weights()) is not None:
             raise ValueError(f"quantize {self.quantize} is for accuracy zero-shot and in context, and {why}")
@@ -147,11 +147,11 @@ class StudyConfig(BaseModel):
         return self
 
     def _problems(self) -> list[str]:
-        """What is wrong with these settings, a sentence each; a study adds its own."""
+        """The problems of these settings, one sentence each; studies add their own."""
         return problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
 
     def _changes_weights(self) -> str | None:
-        """Which setting requires weights that can be changed; None where answers are all that is wanted."""
+        """Why this study changes weights, as the end of a message; None where it does not."""
         return "this study changes weights: leave it out"
 
     @property
@@ -164,10 +164,10 @@ class StudyConfig(BaseModel):
         """A checked configuration.
 
         Args:
-            settings: Fields of the class; None means not given, and 0 for a limit means none.
+            settings: Fields of the class; None means not given, and 0 for a limit means no limit.
 
         Raises:
-            ConfigError: All that is wrong, in one message.
+            ConfigError: All problems, in one message.
         """
         return checked(cls, given_settings(settings))
 
@@ -180,13 +180,13 @@ class StudyConfig(BaseModel):
             trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
 
         Raises:
-            ConfigError: The file is missing, no YAML, or says something that cannot be used.
+            ConfigError: The file is missing, is not YAML, or has invalid settings.
         """
         return checked(cls, read_study_settings(path, trust_remote_code))
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """The models of these settings."""
+        """Names of the models of these settings."""
         return ()
 
     def reads(self) -> StudyInputs:
@@ -195,19 +195,19 @@ class StudyConfig(BaseModel):
 
     @property
     def reads_paper_rows(self) -> bool:
-        """Whether a known task has the rows that the paper's released code reads, see `load_task`."""
+        """Whether a known task uses the rows that the paper's released code reads, see `load_task`."""
         return False
 
     def load_local_task(self) -> Task | None:
         """The task that these settings describe, without the network.
 
         Returns:
-            The task; None where only the network has it.
+            The task; None where it is only on the network.
 
         Raises:
             TaskError: It cannot be found or used.
         """
-        # What reads tasks is not needed for `--help`, nor to check settings.
+        # Imported here because neither `--help` nor checking settings needs it.
         from dualform.tasks.sources import load_local_task
 
         options = TaskOptions(
@@ -246,7 +246,7 @@ class StudyConfig(BaseModel):
         )
 
     def load_model(self, name: str) -> "LanguageModel":
-        """A model, on the device or devices and in the precision of these settings.
+        """Load a model with the device and precision of these settings.
 
         Raises:
             DualformError: It cannot be found or read.
@@ -264,7 +264,7 @@ class OneModelConfig(StudyConfig):
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """The one model."""
+        """Name of the one model."""
         return (self.model,)
 
 
@@ -273,10 +273,10 @@ def read_study_settings(path: Path, trust_remote_code: bool = False) -> dict[str
 
     Args:
         path: The file.
-        trust_remote_code: Run code that comes with the checkpoint. The file cannot allow it: it may be somebody else's.
+        trust_remote_code: Run code that comes with the checkpoint. The file alone cannot allow it.
 
     Raises:
-        ConfigError: The file is missing, no YAML mapping, or asks for `trust_remote_code` that was not given here.
+        ConfigError: The file is missing, is not a YAML mapping, or sets `trust_remote_code` without the argument.
     """
     settings = read_settings(path)
     if settings.get("trust_remote_code") and not trust_remote_code:
@@ -288,20 +288,20 @@ def read_study_settings(path: Path, trust_remote_code: bool = False) -> dict[str
 
 
 def problems_with_seeds(name: str, seeds: tuple[int, ...]) -> list[str]:
-    """A sentence where the seeds cannot be used."""
+    """One sentence if the seeds are invalid, else none."""
     if seeds and len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds):
         return []
     return [f"{name} {list(seeds)} must be different numbers from 0 to 4294967295, at least one"]
 
 
 def problems_with_rates(name: str, rates: tuple[float, ...]) -> list[str]:
-    """A sentence where the learning rates cannot be used."""
+    """One sentence if the learning rates are invalid, else none."""
     if rates and all(0 <= rate <= LARGEST_RATE for rate in rates):
         return []
     return [f"{name} {list(rates)} must lie between 0 and {LARGEST_RATE:g}, at least one"]
 
 
 def given_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given: None means not given, and 0 for a limit means none."""
+    """The settings that were given: None means not given, and 0 for a limit means no limit."""
     given = {name: value for name, value in settings.items() if value is not None}
     return given | {name: None for name, value in given.items() if name.endswith("limit") and value == 0}

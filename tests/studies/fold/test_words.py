@@ -1,4 +1,4 @@
-"""What is said of a written fold, most sobering first."""
+"""The sentences on a written fold, cautions first."""
 
 from typing import Any
 
@@ -56,26 +56,26 @@ def folded(
     )  # fmt: skip
 
 
-def test_a_good_fold_is_said_to_be_one_beside_chance_and_zero_shot() -> None:
+def test_a_good_fold_is_compared_with_chance_and_zero_shot() -> None:
     first, *rest = headlines(folded())
     assert first.startswith("Folded ")
     for part in ("93.0 %", "by chance 90.4 %", "without the fold 70.0 %"):
         assert part in first
-    assert "90.0 % are kept" in " ".join(rest)
+    assert "It keeps 90.0 % of the prompt's gain" in " ".join(rest)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"zero_shot": 0.95}, "already answers as the prompted one on 95.0 %"),
-        ({"zero_shot": 0.93}, "already answers as the prompted one on 93.0 %"),
+        ({"zero_shot": 0.95}, "already agrees with the prompted one on 95.0 %"),
+        ({"zero_shot": 0.93}, "already agrees with the prompted one on 93.0 %"),
         ({"right": (0.8, 0.8)}, "The prompt gained nothing: 80.0 %"),
         ({"right": (0.8, 0.7)}, "The prompt gained nothing: 70.0 %"),
-        ({"right": (0.8, 0.81)}, "The prompt is not shown to have gained anything"),
-        ({"majority": 0.97}, "one answer, “good”, to 97.0 %"),
+        ({"right": (0.8, 0.81)}, "The prompt's gain is not significant"),
+        ({"majority": 0.97}, "the same answer, “good”, to 97.0 %"),
     ],
 )
-def test_what_takes_its_worth_comes_first(changes: dict[str, Any], words: str) -> None:
+def test_cautions_come_first(changes: dict[str, Any], words: str) -> None:
     assert words in headlines(folded(**changes))[0]
 
 
@@ -90,7 +90,7 @@ def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, 
     if share is None or shown == "undefined":
         assert "gain over zero-shot is undefined" in said
     else:
-        assert f"{shown} are kept" in said
+        assert f"It keeps {shown} of the prompt's gain over zero-shot" in said
         assert shown in printed(against_table(result))
     if shown == "undefined":
         assert "undefined" in printed(against_table(result))
@@ -102,7 +102,7 @@ def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, 
 )
 def test_text_and_table_show_the_same_break_even(queries: float | None, words: str) -> None:
     result = folded(break_even=queries)
-    assert f"read anew {words}" in " ".join(headlines(result))
+    assert f"read with every query {words}" in " ".join(headlines(result))
     shown = words.removeprefix("after ").removesuffix(" queries").replace("from the first query", "0")
     assert shown in printed(against_table(result))
 

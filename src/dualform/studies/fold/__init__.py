@@ -1,4 +1,4 @@
-"""Fold: one prompt written into the weights of one model, for good."""
+"""`dualform fold`: write one prompt into the weights of one model."""
 
 from dualform.studies.study import View, lazy, study_in
 

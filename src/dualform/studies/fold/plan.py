@@ -1,4 +1,4 @@
-"""What folding one prompt into one model costs, its writing and verifying included."""
+"""The plan of folding one prompt into one model, with writing and verifying."""
 
 import time
 
@@ -15,7 +15,7 @@ from dualform.studies.planning import estimated_memory, merged, planned_model, s
 
 
 def plan(config: FoldConfig, machine: Machine) -> Plan:
-    """What `dualform fold` with these settings will cost."""
+    """Estimate the cost of `dualform fold` with these settings."""
     require_weights(config.fold.method)
     lm = planned_model(config, config.model)
     task = config.load_task()
@@ -23,14 +23,14 @@ def plan(config: FoldConfig, machine: Machine) -> Plan:
     experiment = Experiment.of(config, lm, task)
     drawn = experiment.draw(config.seeds[0])
     tokenising = time.process_time() - start
-    # Nothing is packed: W_O changes layer by layer.
+    # Packed products are off, because W_O changes layer by layer.
     costs = Costs(lm.shape, machine, config.dtype)
     shape, prefix = costs.shape, len(drawn.encoded.prefix)
     parts = surrounding_parts(costs, tokenising)
     parts += [costs.part(part) for part in work_parts(experiment, drawn)]
     if config.form == "lora":
         width = shape.n_heads * shape.d_head
-        # One singular value decomposition a layer, of a dozen times a product's operations.
+        # One singular value decomposition per layer, which takes about 12 times the operations of a product.
         cutting = shape.n_layers * 12.0 * width * shape.d_model * min(width, shape.d_model)
         parts.append(PricedPart("truncating to rank", Cost(seconds=cutting / (machine.rate(256, packed=False) / 4))))
     bytes_ = shape.parameters * BYTES[config.dtype]
@@ -38,7 +38,7 @@ def plan(config: FoldConfig, machine: Machine) -> Plan:
         PricedPart("writing", Cost(seconds=4 * bytes_ / machine.copying if config.form == "checkpoint" else 0.0))
     )
     if config.verify:
-        # The folder is read again in a process of its own.
+        # A fresh process reads the folder.
         parts.append(PricedPart("verifying", Cost(seconds=machine.start + 3 * bytes_ / machine.copying)))
     memory = memory_of(
         costs,
@@ -54,7 +54,7 @@ def plan(config: FoldConfig, machine: Machine) -> Plan:
         more=fold_bytes(experiment, config.fold),
     )
     if config.form == "checkpoint":
-        # Changed weights are gathered, then written.
+        # The changed weights are collected in memory before they are written.
         memory["writing"] = bytes_
     fit, notes = estimated_memory(config, costs, memory, trains=True)
     return Plan(f"fold {config.model} {task.name}", merged(parts), memory, machine, fit, notes)

@@ -1,4 +1,4 @@
-"""One prompt folded into one model for good: made, measured beside the prompt itself, written down, read back."""
+"""Fold one prompt into one model: make the fold, compare it with the prompt, write it and read it back."""
 
 import contextlib
 import json
@@ -56,7 +56,7 @@ from dualform.tasks.task import Example, Task
 _SILENT = SilentProgress()
 _TOLERANCE = 1e-5
 RESULT = "result.json"
-"""Left beside the checkpoint or adapter."""
+"""Name of the result's file next to the checkpoint or adapter."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class SavedFold:
     """A fold on disk."""
 
     result: Result
-    """Accuracy, agreement and cost of zero-shot, ICL and the fold, as a comparison has them."""
+    """Accuracy, agreement and cost of zero-shot, ICL and the fold, as in a comparison."""
     answers: pa.Table
-    """Every answer of the three, see `examples_table`."""
+    """Every answer of these three learners, see `examples_table`."""
     folder: Path
     kept: float | None
     """Share of the change's squared norm that the adapter keeps; None for a checkpoint."""
     perplexity: tuple[float, float] | None
-    """On plain text, before and after."""
+    """Perplexity on plain text before and after folding; None where it was not measured."""
     difference: float | None
-    """Largest difference, nats, between log-probabilities of what was loaded anew and what was in memory; None where
-    this was not asked for."""
+    """Largest difference, nats, between log-probabilities of the model loaded from disk and the one in memory; None
+    where this was not checked."""
 
 
 @ordinary_torch()
@@ -87,24 +87,24 @@ def fold(
     task: Task | None = None,
     progress: Progress = _SILENT,
 ) -> SavedFold:
-    """Fold a prompt, measure the fold and write it.
+    """Fold a prompt into a model, measure the fold and write it.
 
     Args:
-        config: What to fold into what.
-        folder: Where the checkpoint or adapter goes; it appears whole or not at all.
-        overwrite: Replace what is there.
-        lm: A model at hand.
-        task: A task at hand.
-        progress: Is told how far the work is.
+        config: The settings.
+        folder: Folder of the checkpoint or adapter, which is written completely or not at all.
+        overwrite: Whether to replace an existing folder.
+        lm: The model, if it is already loaded.
+        task: The task, if it is already loaded.
+        progress: Receives the work done.
 
     Raises:
-        DualformError: A mistake in settings, model or data, named; nothing is written then.
+        DualformError: A mistake in settings, model or data; nothing is written then.
     """
     start = time.perf_counter()
     require_weights(config.fold.method)
     task = task or config.load_task()
     lm = lm or config.load_model(config.model)
-    # Refused before minutes of work, not after them.
+    # These checks come before minutes of work.
     check_target(lm, folder, overwrite)
     require_plain_weights(lm)
     require_writable(lm, config.fold.method, config.form == "checkpoint")
@@ -115,14 +115,14 @@ def fold(
     plain = None
     if config.perplexity is not None:
         plain = perplexity_passages(experiment, config.perplexity, config.perplexity_texts)
-    ahead = sum(part.work.passes for part in folding_parts(experiment, drawn))
-    progress.start(ahead + 3 * read(experiment.queries, 0).passes)
+    fold_passes = sum(part.work.passes for part in folding_parts(experiment, drawn))
+    progress.start(fold_passes + 3 * read(experiment.queries, 0).passes)
 
     def folding(share: float) -> None:
-        progress.advance(share * ahead, "folding")
+        progress.advance(share * fold_passes, "folding")
 
-    made = make_fold(experiment, drawn, config.fold, folding)
-    adapted = made.adapted
+    record = make_fold(experiment, drawn, config.fold, folding)
+    adapted = record.adapted
     assert isinstance(adapted, AdaptedModel)
     kept = None
     if config.form == "lora":
@@ -132,7 +132,7 @@ def fold(
         "icl": InContext().adapt(lm, drawn.encoded),
         "fold": adapted,
     }
-    result, answers = _measured(experiment, drawn, learners, made, inputs, progress, start)
+    result, answers = _measured(experiment, drawn, learners, record, inputs, progress, start)
     losses = None
     if plain is not None:
         opening = experiment.encoder.opening
@@ -141,45 +141,45 @@ def fold(
             losses = (before, perplexity(text_losses(lm, opening, plain)))
     card = model_card(_facts(experiment, result, adapted, losses, kept))
     progress.advance(0, "writing")
-    whole = result
+    final = result
 
     def check(unfinished: Path) -> None:
-        nonlocal whole
+        nonlocal final
         difference = None
         if config.verify:
             progress.advance(0, "verifying")
             difference = verified(lm, adapted, experiment, unfinished, config)
         assert result.fold is not None
-        about = WrittenFold(
+        written = WrittenFold(
             form=config.form, kept=kept, perplexity=None if losses is None else list(losses), difference=difference
         )
-        whole = result.model_copy(update={"fold": result.fold.model_copy(update={"written": about})})
-        (unfinished / RESULT).write_text(whole.to_json() + "\n", encoding="utf-8")
+        final = result.model_copy(update={"fold": result.fold.model_copy(update={"written": written})})
+        (unfinished / RESULT).write_text(final.to_json() + "\n", encoding="utf-8")
 
     if config.form == "lora":
         base = _base(lm, config)[0]
         write_adapter(lm, adapted.deltas, folder, config.rank, card, base, overwrite, check)
     else:
         write_checkpoint(lm, adapted.deltas, folder, card, overwrite, check)
-    assert whole.fold is not None
-    assert whole.fold.written is not None
-    return SavedFold(whole, answers, folder, kept, losses, whole.fold.written.difference)
+    assert final.fold is not None
+    assert final.fold.written is not None
+    return SavedFold(final, answers, folder, kept, losses, final.fold.written.difference)
 
 
 def run(config: FoldConfig, context: StudyContext) -> StudyOutput:
-    """A fold, as `Study.run`: what is written lies in the context's folder, and is lost where there is none."""
+    """See `Study.run`. The fold is written to the context's folder; without one it is discarded."""
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
     with contextlib.nullcontext(context.folder) if context.folder else tempfile.TemporaryDirectory() as folder:
-        written = fold(config, Path(folder) / "fold", overwrite=True, lm=lm, task=task, progress=context.progress)
-    return StudyOutput(written.result, written.answers)
+        saved = fold(config, Path(folder) / "fold", overwrite=True, lm=lm, task=task, progress=context.progress)
+    return StudyOutput(saved.result, saved.answers)
 
 
 def truncated(
     lm: LanguageModel, opening: tuple[int, ...], adapted: AdaptedModel, rank: int
 ) -> tuple[AdaptedModel, float]:
-    """A fold as an adapter of that rank has it, and the share of the change's squared norm that is left."""
+    """The fold with its changes cut to a rank, and the share of their squared norm that remains."""
     deltas: list[WeightDelta] = []
     whole, left = 0.0, 0.0
     for change in adapted.deltas:
@@ -202,12 +202,12 @@ def _measured(
     experiment: Experiment[FoldConfig],
     drawn: DemonstrationSet,
     learners: dict[str, Adapted],
-    made: FoldRecord,
+    record: FoldRecord,
     inputs: str,
     progress: Progress,
     start: float,
 ) -> tuple[Result, pa.Table]:
-    """The learners' answers as a comparison's result, and query by query."""
+    """Measure the learners: a comparison's result, and the table of all answers."""
     seed = drawn.demonstrations.seed
     answers: dict[str, Tensor] = {}
     costs: dict[str, dict[str, float]] = {}
@@ -234,12 +234,12 @@ def _measured(
         log_probabilities=answers,
         measures={},
         costs=costs,
-        facts={"fold": made.about()},
+        facts={"fold": record.about()},
         inputs=inputs,
     )
-    asked = TaskDescription.of(experiment, ())
-    result = summarise(experiment.config, experiment.lm, asked, [outcome], seconds=time.perf_counter() - start)
-    return result, examples_table(asked, [outcome])
+    description = TaskDescription.of(experiment, ())
+    result = summarise(experiment.config, experiment.lm, description, [outcome], seconds=time.perf_counter() - start)
+    return result, examples_table(description, [outcome])
 
 
 def _facts(
@@ -267,8 +267,8 @@ def _facts(
     notes += lm.notes
     if kept is not None:
         notes.append(
-            f"The adapter has rank {config.rank} and keeps {kept:.1%} of the squared norm of the change of weights. "
-            "Where it brings biases, peft cannot merge it into the base."
+            f"The adapter has rank {config.rank} and keeps {kept:.1%} of the squared norm of the weight change. "
+            "If it has biases, peft cannot merge it into the base."
         )
     (seed,) = result.demonstrations.rows
     return CardFacts(
@@ -298,7 +298,7 @@ def _facts(
 
 
 def _collapsed(result: Result) -> tuple[str, float] | None:
-    """The prompted model's most frequent answer and its share, where that is nearly all."""
+    """The prompted model's most frequent answer and its share, where that exceeds `COLLAPSED_ABOVE`."""
     prompted = result.predictions["icl"]
     if prompted.majority_label is None or not (prompted.majority_share or 0.0) > COLLAPSED_ABOVE:
         return None
@@ -306,7 +306,7 @@ def _collapsed(result: Result) -> tuple[str, float] | None:
 
 
 def _prompt(experiment: Experiment[FoldConfig], adapted: AdaptedModel) -> PromptFacts:
-    """How the queries were put, with what the folded model answers to a question of the card's own."""
+    """The prompt of the queries, and the folded model's answer to the card's example."""
     template, words, encoder = experiment.task.template, experiment.task.label_words, experiment.encoder
     answers, example = None, None
     if words is not None:
@@ -338,14 +338,14 @@ def _dataset(result: Result) -> str | None:
 
 
 def _base(lm: LanguageModel, config: FoldConfig) -> tuple[str, dict[str, str]]:
-    """Where transformers finds the base model, which knows nothing of packaged names; and arguments to load it with."""
+    """The path or name by which transformers finds the base model, and arguments to load it with."""
     path = Path(config.model).expanduser()
     if path.suffix == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
     return str(lm.model.config.name_or_path or config.model), {}
 
 
-# Runs where nothing of dualform is imported: what was written must stand on its own.
+# Runs without dualform, because the written model must load without it.
 _READER = """
 import json
 import sys
@@ -371,13 +371,13 @@ print(float(torch.stack(differences).max()))  # NaN if any is, which Python's ow
 def verified(
     lm: LanguageModel, adapted: AdaptedModel, experiment: Experiment[FoldConfig], folder: Path, config: FoldConfig
 ) -> float:
-    """Load what was written in a fresh process, without dualform, and compare the next token's log-probabilities.
+    """Load the written model in a fresh process, without dualform, and compare the next token's log-probabilities.
 
     Returns:
-        Largest difference over the vocabulary and the first queries, nats.
+        Largest difference over the vocabulary and the first `VERIFIED_QUERIES` queries, nats.
 
     Raises:
-        ModelError: It does not load, or differs by more than rounding.
+        ModelError: The model does not load, or differs by more than rounding.
     """
     queries = experiment.queries[:VERIFIED_QUERIES]
     tensors: dict[str, Tensor] = {}
@@ -401,13 +401,13 @@ def verified(
         )
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"what was written does not load in a fresh process, so it was removed again: {last}")
+        raise ModelError(f"the written model does not load in a fresh process, so it was removed: {last}")
     difference = float(run.stdout.strip().splitlines()[-1])
-    # A device or half precision adds up in another order.
-    plain = lm.model.dtype.itemsize >= 4 and lm.device.type == "cpu"
-    if not difference < (_TOLERANCE if plain else 0.05):
+    # Other devices and half precision round differently.
+    exact = lm.model.dtype.itemsize >= 4 and lm.device.type == "cpu"
+    if not difference < (_TOLERANCE if exact else 0.05):
         raise ModelError(
-            f"what was written gives log-probabilities that differ from those in memory by {difference:.1e} nats, so "
-            "it was removed again. Please report this model."
+            f"the written model's log-probabilities differ from those in memory by {difference:.1e} nats, so it was "
+            "removed. Please report this model."
         )
     return difference

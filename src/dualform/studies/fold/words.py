@@ -1,4 +1,4 @@
-"""What a written fold is worth, in plain sentences: the same on the terminal and on the page."""
+"""Sentences on a written fold, for the terminal and the page."""
 
 from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
 from dualform.report.phrases import OUTSIDE, is_few, is_undefined, plural, share
@@ -10,10 +10,10 @@ from dualform.studies.comparison.table import accuracy_table, against_table, cos
 
 
 def headlines(result: Result) -> list[str]:
-    """What was folded and how good it is; what takes the worth out of that comes first.
+    """What was folded and how good it is, after any reason why the fold may be worth little.
 
     Args:
-        result: Of `dualform fold`.
+        result: A result of `dualform fold`.
 
     Returns:
         Plain sentences without markup; escape them before they go into a page. Empty where no fold was written.
@@ -24,79 +24,81 @@ def headlines(result: Result) -> list[str]:
 
 
 def _cautions(result: Result) -> list[str]:
-    said = []
+    sentences = []
     fold, zero_shot = result.against_icl["fold"].agreement, result.against_icl["zsl"].agreement
     folded, plain = finite(fold.mean), finite(zero_shot.mean)
     if folded is not None and plain is not None and plain >= folded:
-        said.append(
-            f"Without any fold the model already answers as the prompted one on {percent(plain)} of the queries, "
-            f"zero-shot; with it, on {percent(folded)}."
+        sentences.append(
+            f"The unchanged model already agrees with the prompted one on {percent(plain)} of the queries, zero-shot; "
+            f"the folded model agrees on {percent(folded)}."
         )
     icl, zsl = result.accuracy["icl"], result.accuracy["zsl"]
     prompted, unprompted = finite(icl.mean), finite(zsl.mean)
     if prompted is not None and unprompted is not None:
         figures = f"{percent(prompted)} of the answers are right with it, {percent(unprompted)} without"
         if prompted <= unprompted:
-            said.append(f"The prompt gained nothing: {figures}.")
+            sentences.append(f"The prompt gained nothing: {figures}.")
         elif compare_accuracy(result, "icl", "zsl") != 1:
-            said.append(
-                f"The prompt is not shown to have gained anything: {figures}, on {plural(icl.n, 'query', 'queries')}."
+            sentences.append(
+                f"The prompt's gain is not significant: {figures}, on {plural(icl.n, 'query', 'queries')}."
             )
     if "icl" in collapsed(result):
-        each = result.predictions["icl"]
-        answer = "one answer" if each.majority_label is None else f"one answer, “{each.majority_label.strip()}”,"
-        said.append(
-            f"Prompted, the model gives {answer} to {percent(each.majority_share)} of the queries, so that agreeing "
-            "with it says little."
+        predictions = result.predictions["icl"]
+        label = predictions.majority_label
+        answer = "the same answer" if label is None else f"the same answer, “{label.strip()}”,"
+        sentences.append(
+            f"The prompted model gives {answer} to {percent(predictions.majority_share)} of the queries, so agreement "
+            "with it is weak evidence."
         )
-    return said
+    return sentences
 
 
 def _agreement(result: Result) -> list[str]:
     assert result.fold is not None
-    against = result.against_icl["fold"]
+    comparison = result.against_icl["fold"]
     k = plural(result.demonstrations.k_effective if result.demonstrations else 0, "demonstration")
-    answered, n = share(against.agreement), plural(against.agreement.n, "query", "queries")
-    answered = f"{answered} queries" if is_few(against.agreement) else f"{answered} of {n}"
-    said = (
-        f"Folded {k} into {result.config.get('model')} ({result.fold.method}): it answers {answered} as the prompted "
-        f"model does, zero-shot{_beside(result, against)}."
+    agreed, n = share(comparison.agreement), plural(comparison.agreement.n, "query", "queries")
+    agreed = f"{agreed} queries" if is_few(comparison.agreement) else f"{agreed} of {n}"
+    sentence = (
+        f"Folded {k} into {result.config.get('model')} ({result.fold.method}): zero-shot, it agrees with the prompted "
+        f"model on {agreed}{_references(result, comparison)}."
     )
-    return [said, _recovered(result, against)]
+    return [sentence, _recovered(comparison)]
 
 
-def _beside(result: Result, against: PromptingComparison) -> str:
-    """What agreement is to be compared with."""
+def _references(result: Result, comparison: PromptingComparison) -> str:
+    """The agreement expected by chance, and that of the unchanged model, in parentheses."""
     parts = []
-    if finite(against.expected) is not None:
-        parts.append(f"by chance {percent(against.expected)}")
-    plain = result.against_icl["zsl"].agreement.mean
-    if finite(plain) is not None:
-        parts.append(f"without the fold {percent(plain)}")
+    if finite(comparison.expected) is not None:
+        parts.append(f"by chance {percent(comparison.expected)}")
+    unchanged = result.against_icl["zsl"].agreement.mean
+    if finite(unchanged) is not None:
+        parts.append(f"without the fold {percent(unchanged)}")
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _recovered(result: Result, against: PromptingComparison) -> str:
-    recovered = against.recovered
+def _recovered(comparison: PromptingComparison) -> str:
+    recovered, gained = comparison.recovered, comparison.gained
     if is_undefined(recovered) or finite(recovered.mean) is None:
-        why = OUTSIDE if is_undefined(recovered) else "there is no gain"
-        return f"What it keeps of the prompt's gain over zero-shot is undefined, since {why}."
+        reason = OUTSIDE if is_undefined(recovered) else "there is no gain"
+        return f"The share that it keeps of the prompt's gain over zero-shot is undefined, since {reason}."
+    if gained is not None and 0 < gained < FEWEST_FOR_INTERVAL:
+        return f"It keeps {recovered_share(comparison)} right answers that the prompt gained over zero-shot."
     ends = f" ({percent_interval(recovered.ci95)})" if known(recovered.ci95) else ""
-    what = "right answers that" if against.gained is not None and 0 < against.gained < FEWEST_FOR_INTERVAL else "what"
-    return f"Of {what} the prompt gains over zero-shot, {recovered_share(against)}{ends} are kept."
+    return f"It keeps {recovered_share(comparison)}{ends} of the prompt's gain over zero-shot."
 
 
 def _cost(result: Result) -> list[str]:
-    anew, kept = (_when(break_even(result, "fold", kept=each)) for each in (False, True))
+    reread, kept = (_when(break_even(result, "fold", kept=keep)) for keep in (False, True))
     return [
-        f"Counted in operations, it costs less than a prompt that is read anew {anew}, and than one whose keys and "
-        f"values are kept {kept}."
+        f"Counted in operations, it costs less than a prompt that is read with every query {reread}, and less than one "
+        f"whose keys and values are kept {kept}."
     ]
 
 
 def _when(queries: str) -> str:
     if queries == MISSING:
-        return "after a number of queries that is not known"
+        return "after an unknown number of queries"
     exact = {"0": "from the first query", "1": "after 1 query", "never": "never"}
     return exact.get(queries, f"after {queries} queries")
 
@@ -104,22 +106,23 @@ def _when(queries: str) -> str:
 def _written(result: Result) -> list[str]:
     assert result.fold is not None
     assert result.fold.written is not None
-    written, said = result.fold.written, []
+    written, sentences = result.fold.written, []
     if written.perplexity is not None:
         before, after = written.perplexity
-        said.append(
+        sentences.append(
             f"Perplexity on {result.config.get('perplexity')}: {before:.2f} before, {after:.2f} after "
             f"({after / before - 1:+.1%})."
         )
     if written.kept is not None:
-        said.append(f"Rank {result.config.get('rank')} keeps {percent(written.kept)} of the change's squared norm.")
+        rank = result.config.get("rank")
+        sentences.append(f"The adapter of rank {rank} keeps {percent(written.kept)} of the change's squared norm.")
     if written.difference is not None:
-        said.append(
+        sentences.append(
             f"Loaded in a fresh process, its log-probabilities differ by at most {written.difference:.1e} nats."
         )
-    return said
+    return sentences
 
 
 def tables(result: Result) -> tuple[Table, ...]:
-    """What `dualform fold` prints: accuracy, agreement with the prompt, cost."""
+    """The tables that `dualform fold` prints: accuracy, agreement with the prompt, cost."""
     return accuracy_table(result), against_table(result), cost_table(result)

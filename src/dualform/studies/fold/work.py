@@ -1,4 +1,4 @@
-"""What folding one prompt into one model reads and computes, described before it runs."""
+"""The work of folding one prompt into one model."""
 
 from dualform.models.cost.work import Forward, Work, WorkPart, encode, read
 from dualform.models.export.card import EXAMPLE
@@ -10,21 +10,21 @@ from dualform.studies.work import read_changed
 from dualform.tasks.task import Example
 
 VERIFIED_QUERIES = 16
-"""Queries whose answers the folder must give again."""
+"""Queries whose answers `--verify` compares."""
 
 
 def folding_parts(experiment: Experiment[FoldConfig], drawn: DemonstrationSet) -> list[WorkPart]:
-    """The fold itself."""
+    """The work of the fold itself."""
     return fold_parts(experiment, drawn, experiment.config.fold)
 
 
 def reading_work(experiment: Experiment[FoldConfig], prefix: int) -> Work:
-    """The reported queries behind a prefix."""
+    """Reading the reported queries after a prefix."""
     return read_changed(experiment.queries, prefix)
 
 
 def work_parts(experiment: Experiment[FoldConfig], drawn: DemonstrationSet) -> list[WorkPart]:
-    """Everything that is read and computed."""
+    """All work of `dualform fold`."""
     config = experiment.config
     opening, prefix = len(experiment.encoder.opening), len(drawn.encoded.prefix)
     parts = folding_parts(experiment, drawn)
@@ -33,7 +33,7 @@ def work_parts(experiment: Experiment[FoldConfig], drawn: DemonstrationSet) -> l
     parts += [WorkPart("zsl", encode(opening)), WorkPart("icl", encode(prefix))]
     reading = reading_work(experiment, opening) * 2 + reading_work(experiment, prefix)
     if experiment.task.label_words is not None:
-        # The card's own question, with the answer that its program should give.
+        # The example of the model card.
         query = experiment.encoder.query(Example(dict.fromkeys(experiment.task.template.fields, EXAMPLE), 0, 0))
         reading += read([query], opening)
     parts.append(WorkPart("reading queries", reading))
@@ -43,6 +43,6 @@ def work_parts(experiment: Experiment[FoldConfig], drawn: DemonstrationSet) -> l
         parts.append(WorkPart("perplexity", once * 2))
     if config.verify:
         lengths = [opening + len(query.prompt) for query in experiment.queries[:VERIFIED_QUERIES]]
-        # Once here, and once in a process of its own.
+        # Once here, and once in a fresh process.
         parts.append(WorkPart("verifying", Work.of(*(Forward((n,)) for n in lengths)) * 2))
     return parts
