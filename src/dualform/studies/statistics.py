@@ -114,7 +114,7 @@ class Statistics:
             learner: Name of the learner.
             predicted: Label numbers that it predicts, `(seed, example)`.
             labels: Right label numbers, `(example,)`.
-            names: Names of the labels; None for free-text choices, which are not classes.
+            names: Names of the labels; None for choices in free text, which are not classes.
         """
         right = (predicted == labels).double()
         # Without demonstrations the answers are the same for every seed, and must count only once.
