@@ -147,7 +147,7 @@ def test_an_adapter_is_written_beside_the_base(dualform: Command, quick: list[st
 
     assert done.code == 0, done.err
     assert done.message.startswith(f"The adapter: {to} Its numbers: {to}/result.json; ")
-    assert "Rank 2 keeps " in " ".join(done.out.split())
+    assert "The adapter of rank 2 keeps " in " ".join(done.out.split())
     adapter = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
     assert {path.name for path in to.iterdir()} == adapter
     settings = json.loads((to / "adapter_config.json").read_text(encoding="utf-8"))

@@ -78,7 +78,7 @@ def _planned(command: Callable[..., Any], called: str) -> Callable[..., None]:
             if callable(what):
                 made = what(machine_for(None, measure=measure))
             else:
-                made = plan_of(what, measure=measure, told=say)
+                made = plan_of(what, measure=measure, announce=say)
             show(made, as_json)
 
         with planning(tell):

@@ -9,7 +9,7 @@ from dualform.models.cost.machine import Machine, cores, this_machine
 from dualform.runs.cell_store import CellStore
 from dualform.runs.sweep_cells import DigestCache, cells_of
 from dualform.runs.sweep_config import Group
-from dualform.studies.plan import GroupPlan, Plan, ignored, machine_for, plan_of, plan_sweep
+from dualform.studies.plan import GroupPlan, Plan, machine_for, no_announcement, plan_of, plan_sweep
 from dualform.studies.study import STUDIES
 
 LOCAL = "estimated for the local engine on this machine"
@@ -21,7 +21,7 @@ def plan_groups(
     groups: Sequence[Group],
     store: str,
     workers: int | None = None,
-    told: Callable[[str], None] = ignored,
+    told: Callable[[str], None] = no_announcement,
 ) -> Plan:
     """A sweep's plan, estimated for the local engine on this machine.
 
@@ -44,7 +44,7 @@ def plan_groups(
         machine = machine_for(group.config)
         finished = sum(cells.find(cell.key) is not None for cell in own)
         models = STUDIES[group.study].models(group.config)
-        plan = plan_of(group.config, machine, told=told)
+        plan = plan_of(group.config, machine, announce=told)
         plans.append(GroupPlan(group.name, " ".join(models), plan, len(own), finished))
     n = workers or max(2, cores() // 2)
     threads = max(1, torch.get_num_threads() // n)

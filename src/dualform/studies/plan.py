@@ -1,9 +1,9 @@
-"""What a run will cost, before it runs: tokens, operations, memory and time, estimated from its settings.
+"""Plans: the tokens, operations, memory and time of a run, estimated from its settings before it starts.
 
-`plan_of` tokenises the real task with the real tokenizer, draws the real demonstrations, and walks through what the
-study will do; the model is on the meta device, without weights. Times come from this machine's measured rates
-(`models.cost.machine`); those of the laboratory and of text that becomes tokens come from small samples, which are run
-for the plan.
+`plan_of` tokenises the real task with the real tokenizer, draws the real demonstrations and counts the work of the
+study; the model is on the meta device, without weights. Times follow from the measured rates of this machine
+(`models.cost.machine`). Those of the laboratory and of tokenising corpora follow from small samples, which are run for
+the plan.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,70 +22,70 @@ from dualform.studies.study import study_of
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will cost."""
+    """The estimated cost of a run."""
 
     command: str
-    """What is run."""
+    """Command, model and task."""
     parts: tuple[PricedPart, ...]
     memory: Mapping[str, int] = field(default_factory=dict)
-    """Bytes at the moment that needs most, by what they are for."""
+    """Bytes at the peak, by purpose."""
     machine: Machine | None = None
     fit: MemoryEstimate | None = None
-    """How the model lies in this machine's memory, and what would fit; None for studies of tiny models."""
+    """The memory that is needed and available, with alternatives; None for studies of tiny models."""
     notes: tuple[str, ...] = ()
-    """What is not counted, or only guessed at."""
+    """What is not counted, or only roughly estimated."""
     sampled: bool = False
-    """It is estimated from samples of the work, which were run for it, now or earlier."""
+    """Whether it is estimated from samples of the work, which were run now or earlier."""
 
     @property
     def cost(self) -> Cost:
-        """All parts together, as expected."""
+        """Expected cost of all parts together."""
         return sum((part.cost for part in self.parts), Cost())
 
     @property
     def seconds(self) -> float:
-        """Expected."""
+        """Expected seconds."""
         return self.cost.seconds
 
     @property
     def seconds_range(self) -> tuple[float, float]:
-        """Where the data decide how much is done (a search that may stop early): the shortest and the longest."""
+        """Least and most seconds; they differ where the data decide how much is done, as in a search for a rate."""
         least = sum((part.least or part.cost).seconds for part in self.parts)
         return least, sum((part.most or part.cost).seconds for part in self.parts)
 
     @property
     def why(self) -> tuple[str, ...]:
-        """What decides where in that range the time will be."""
+        """What the time within that range depends on."""
         return tuple(dict.fromkeys(why for part in self.parts for why in part.why))
 
     @property
     def peak(self) -> int:
-        """Bytes of memory."""
+        """Bytes of memory at the peak."""
         return sum(self.memory.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The plan as JSON values."""
 
-        def cost(one: Cost) -> dict[str, float]:
+        def values(cost: Cost) -> dict[str, float]:
             return {
-                "tokens_forwards": one.forwards,
-                "tokens_backwards": one.backwards,
-                "flops": one.flops,
-                "seconds": one.seconds,
+                "tokens_forwards": cost.forwards,
+                "tokens_backwards": cost.backwards,
+                "flops": cost.flops,
+                "seconds": cost.seconds,
             }
 
-        found: dict[str, Any] = {
+        plan: dict[str, Any] = {
             "command": self.command,
-            **cost(self.cost),
+            **values(self.cost),
             "seconds_range": list(self.seconds_range),
             "peak_bytes": self.peak,
             "memory": dict(self.memory),
             "parts": [
                 {
                     "name": part.name,
-                    **cost(part.cost),
-                    **({} if part.least is None else {"least": cost(part.least)}),
-                    **({} if part.most is None else {"most": cost(part.most)}),
+                    **values(part.cost),
+                    **({} if part.least is None else {"least": values(part.least)}),
+                    **({} if part.most is None else {"most": values(part.most)}),
                     **({"why": list(part.why)} if part.why else {}),
                 }
                 for part in self.parts
@@ -93,18 +93,18 @@ class Plan:
             "notes": list(self.notes),
         }
         if self.machine is not None:
-            found["machine"] = {"ram": self.machine.ram, "gpu": self.machine.gpu, "threads": self.machine.threads}
+            plan["machine"] = {"ram": self.machine.ram, "gpu": self.machine.gpu, "threads": self.machine.threads}
         if self.fit is not None:
-            found["fit"] = self.fit.as_dict()
-        return found
+            plan["fit"] = self.fit.as_dict()
+        return plan
 
 
 ONCE = ("start", "loading and self-checks")
-"""Parts that a worker of a sweep pays for once, however many cells it runs."""
+"""Parts that each worker of a sweep runs once, however many cells it gets."""
 
 
-def ignored(sentence: str) -> None:
-    """Do nothing with it."""
+def no_announcement(sentence: str) -> None:
+    """Do nothing with the sentence."""
 
 
 def plan_of(
@@ -112,33 +112,32 @@ def plan_of(
     machine: Machine | None = None,
     *,
     measure: bool = False,
-    told: Callable[[str], None] = ignored,
+    announce: Callable[[str], None] = no_announcement,
 ) -> Plan:
-    """What a study with these settings will cost.
+    """Estimate what a study with these settings will cost.
 
     Args:
         config: The settings of any study.
-        machine: Rates to estimate with; None for this machine's, measured the first time (a few seconds).
-        measure: Measure this machine anew.
-        told: Is given a sentence before a sample of the work is run: a few training steps of `RegressionConfig`'s
-            studies, unless earlier ones are kept, and a tokenizer of `MomentumConfig`'s texts.
+        machine: Rates to estimate with; None for this machine, which is measured the first time (a few seconds).
+        measure: Whether to measure this machine again.
+        announce: Called with a sentence before samples of the work are run, which takes some seconds: training steps of
+            the laboratory, or tokenising the texts of a momentum study. Sampled work is cached.
 
     Raises:
-        ConfigError: It is no study's configuration.
-        DualformError: What the study itself would raise before it begins: an unknown model or task, texts that do not
-            fit.
+        ConfigError: These are not the settings of a study, or the study has no plan.
+        DualformError: Anything that the study itself would raise before it begins, such as an unknown model or task.
     """
     study = study_of(config)
     if study.plan is None:
-        raise ConfigError(f"the study {study.name} does not say what it costs, so it cannot be planned")
+        raise ConfigError(f"the study {study.name} has no estimate of its cost, so it cannot be planned")
     machine = machine or machine_for(config, measure=measure)
     if study.plan_samples is not None and (sentence := study.plan_samples(config, machine)):
-        told(sentence)
+        announce(sentence)
     return study.plan(config, machine)
 
 
 def machine_for(config: BaseModel | None, *, measure: bool = False) -> Machine:
-    """The machine that a study would run on, in its precision."""
+    """The machine that a study would run on, with rates for its precision."""
     from dualform.models.cost.machine import this_machine, where_to_run
 
     device = where_to_run(str(getattr(config, "device", "cpu") or "cpu"))
@@ -147,38 +146,36 @@ def machine_for(config: BaseModel | None, *, measure: bool = False) -> Machine:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """One group of a sweep."""
+    """The plan of one group of a sweep."""
 
     name: str
-    """The group's."""
+    """Name of the group."""
     models: str
-    """Names of the models that a worker loads for it; empty without."""
+    """Names of the models that a worker loads for it; empty for none."""
     plan: Plan
-    """As one run."""
+    """Plan of the group as one run."""
     cells: int
-    """Into how many it falls."""
+    """Number of its cells."""
     finished: int = 0
-    """Of these."""
+    """Number of its finished cells."""
 
 
 def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine: Machine, threads: int = 1) -> Plan:
-    """A sweep's cost from its groups'.
+    """The plan of a sweep, from the plans of its groups.
 
     Args:
-        name: What the sweep is called.
+        name: Name of the sweep.
         groups: Its groups.
-        workers: Cells at a time.
-        machine: On which.
-        threads: Of each worker.
+        workers: Number of cells that run at the same time.
+        machine: The machine that runs them.
+        threads: Threads of each worker.
 
     Returns:
-        A plan whose seconds are those on the clock and whose memory is that of all workers at once, each with the
-        largest group. Workers load a model once and keep it, and share the machine: their threads together are taken to
-        do no more than all cores do.
+        A plan with the elapsed seconds, and with the memory of all workers at once, each running the largest group.
+        Each worker loads a model once. The threads of all workers are assumed to do no more work than all cores.
     """
     workers = max(1, workers)
-    # A plan is made for a run that has all threads. Workers together do as much, no more; with one thread each a
-    # part of what a run of many threads would do.
+    # A group's plan assumes that the run has all threads. Workers together do at most that much.
     rate = min(1.0, workers * threads / max(1, machine.threads))
     n_cells = sum(group.cells - group.finished for group in groups)
     rate *= min(1.0, n_cells / workers) if n_cells else 1.0
@@ -193,17 +190,17 @@ def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine:
             sum((part.most or part.cost for part in work), Cost()),
         )
         expected, least, most = (_at_rate(end * left, rate) for end in ends)
-        told = f"{group.name} ({group.cells - group.finished} of {group.cells} cells)"
-        parts.append(PricedPart(told, expected, least, most, group.plan.why if left else ()))
+        label = f"{group.name} ({group.cells - group.finished} of {group.cells} cells)"
+        parts.append(PricedPart(label, expected, least, most, group.plan.why if left else ()))
         if left:
             for part in group.plan.parts:
                 if part.name in ONCE:
-                    # Every worker that gets a model loads it, all at the same time.
+                    # Every worker loads the model, all at the same time.
                     once[part.name, "" if part.name == "start" else group.models] = part.cost
     if once:
         alone = sum(once.values(), Cost())
         parts.insert(
-            0, PricedPart("starting and loading, once a worker", _at_rate(alone * min(workers, n_cells), rate))
+            0, PricedPart("starting and loading, once per worker", _at_rate(alone * min(workers, n_cells), rate))
         )
     unfinished = [group.plan for group in groups if group.finished < group.cells]
     largest = max(unfinished, key=lambda plan: plan.peak, default=None)
@@ -216,7 +213,7 @@ def plan_sweep(name: str, groups: Sequence[GroupPlan], *, workers: int, machine:
 
 
 def _fit_together(largest: Plan, workers: int, machine: Machine) -> MemoryEstimate:
-    """How so many workers lie in memory, each with a plan's; fewer of them are an option, and what one could do."""
+    """The memory of all workers, with fewer workers, or the options of a single one, as alternatives."""
     alone = largest.fit or MemoryEstimate("memory", largest.peak, machine.ram, ())
     together = replace(alone, needed=workers * alone.needed, options=())
     if together.fits:
@@ -225,8 +222,9 @@ def _fit_together(largest: Plan, workers: int, machine: Machine) -> MemoryEstima
     if fewer:
         options = (MemoryOption(f"fewer workers: --workers {fewer}", fewer * alone.needed, True),)
         return replace(together, options=options)
-    one = () if workers == 1 else (MemoryOption("fewer workers: --workers 1", alone.needed, False),)
-    return replace(together, options=(*one, *(replace(each, how=f"--workers 1, {each.how}") for each in alone.options)))
+    single = () if workers == 1 else (MemoryOption("fewer workers: --workers 1", alone.needed, False),)
+    of_one = tuple(replace(option, how=f"--workers 1, {option.how}") for option in alone.options)
+    return replace(together, options=(*single, *of_one))
 
 
 def _at_rate(cost: Cost, rate: float) -> Cost:

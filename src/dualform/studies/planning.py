@@ -1,4 +1,4 @@
-"""What the plans of all studies of a language model share: the model without weights, prices, memory, common parts."""
+"""What the plans of all studies of a language model share: the model, prices, memory and common parts."""
 
 from collections.abc import Iterable
 
@@ -12,14 +12,14 @@ from dualform.studies.plan_costs import Costs, compared_with_machine
 from dualform.studies.settings import StudyConfig
 
 PAGE = 0.25
-"""Time of writing page and tables, as a share of that of importing all libraries: both are Python at work."""
+"""Time of writing page and tables, as a share of the time of importing all libraries, since both are Python code."""
 
 
 def planned_model(config: StudyConfig, name: str) -> LanguageModel:
-    """The model of a study, without weights.
+    """The model of a study on the meta device, without weights.
 
     Raises:
-        ModelError: Only code of its own can make it, and a plan runs none, whatever the settings allow.
+        ModelError: The model needs code from its checkpoint, which a plan never runs.
     """
     try:
         return meta_model(name, dtype=config.dtype)
@@ -33,22 +33,22 @@ def planned_model(config: StudyConfig, name: str) -> LanguageModel:
 
 
 def divided(config: StudyConfig) -> bool:
-    """Whether the settings divide the model or store it in fewer bits."""
+    """Whether the settings divide the model over devices or quantize it."""
     return any((config.device_map, config.max_memory, config.offload_folder, config.quantize))
 
 
 def prices(config: StudyConfig, lm: LanguageModel, machine: Machine) -> Costs:
-    """Prices of a study's work. Nothing is packed where weights are divided or stored in fewer bits."""
+    """The prices of a study's work; packed products are off where weights are divided or quantized."""
     costs = Costs(lm.shape, machine, config.dtype)
-    return costs if divided(config) else costs.within()
+    return costs if divided(config) else costs.with_packing()
 
 
 def estimated_memory(
     config: StudyConfig, costs: Costs, memory: dict[str, int], *, trains: bool
 ) -> tuple[MemoryEstimate, tuple[str, ...]]:
-    """A study's memory compared with the machine's, and what a reader must know about it.
+    """A study's memory compared with the machine's, and notes on the estimate.
 
-    `memory` is changed where the settings store weights in fewer bits, or put a part of them elsewhere.
+    `memory` is changed in place where the settings quantize the weights or divide them over devices.
     """
     notes: tuple[str, ...] = ()
     if costs.shape.uncounted:
@@ -56,18 +56,18 @@ def estimated_memory(
     machine, quantize = costs.machine, config.quantize
     if quantize is not None:
         memory["weights"] = quantized_bytes(costs.shape, quantize, costs.dtype)
-        notes += (f"Products with weights in {quantize} go at another rate than those that were measured.",)
+        notes += (f"Products with {quantize} weights run at another rate than the measured one.",)
     elif divided(config):
         room = machine.gpu or machine.ram
         rest = sum(memory.values()) - memory["weights"]
         held = max(2 * layer_bytes(costs.shape, costs.dtype), min(memory["weights"], int(0.9 * room) - rest))
         memory["weights"] = held if room else memory["weights"]
-        notes += ("Weights that do not stay on the device are brought over in every forward: that time is left out.",)
+        notes += ("The time of copying offloaded weights to the device in every forward is not included.",)
     return compared_with_machine(costs, memory, trains=trains, divided=divided(config)), notes
 
 
 def surrounding_parts(costs: Costs, tokenising: float, summary: float = 0.0) -> list[PricedPart]:
-    """Importing, loading with its self-checks, tokenising."""
+    """Importing libraries, loading with self-checks, tokenising and writing."""
     return [
         PricedPart("start", Cost(seconds=costs.machine.start)),
         PricedPart("loading and self-checks", costs.loading()),
@@ -76,7 +76,7 @@ def surrounding_parts(costs: Costs, tokenising: float, summary: float = 0.0) -> 
 
 
 def merged(parts: Iterable[PricedPart]) -> tuple[PricedPart, ...]:
-    """Parts of one name, such as those of several seeds, as one."""
+    """Add up parts of the same name, such as those of several seeds."""
     by_name: dict[str, PricedPart] = {}
     for part in parts:
         if part.name in by_name:

@@ -1,9 +1,9 @@
-"""What work on very small models costs: a few of its steps are run, and a line is drawn through them.
+"""The cost of work on very small models, extrapolated from runs with few training steps.
 
-Such models are so small that no rate of products predicts their time. The work is run a few times with very few
-training steps, for one seed where all would take too long, and the line through these runs is extended to all steps and
-seeds. Operations are counted in runs of their own where there is time for them: all that torch counts, which leaves out
-solving linear systems and decompositions. What was found is kept in the cache.
+Measured rates of matrix products do not predict the time of such small models. The work is therefore run a few times
+with very few training steps, for one seed where all seeds would take too long, and extrapolated linearly to all steps
+and seeds. Operations are counted in separate runs if there is time: those that torch counts, without linear solves and
+decompositions. The estimates are cached on disk.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from dualform.models.cost.work import Cost
 from dualform.source_digest import source_digest
 
 _FEW, _MORE, _MANY = 0.002, 0.01, 0.05
-"""Shares of the steps that are run: the first two in any case, the last where it fits."""
+"""Shares of the steps that are run: the first two always, the last if there is time."""
 BUDGET = 20.0
-"""Seconds of processor time that the samples of some work may take, as far as that can be foreseen."""
+"""Seconds of processor time that sampling should not exceed."""
 _COUNTING = 2.5
-"""How much longer a run takes that counts operations."""
+"""How many times longer a run takes that counts operations."""
 
 Run = Callable[[float, int], float]
-"""Runs the work with a share of its steps, for so many seeds. Returns the share that was taken, which is another where
-it makes no whole number of steps."""
+"""Runs the work with a share of its steps and a number of seeds. Returns the share that was run, which differs from the
+requested one where that is not a whole number of steps."""
 
 
 @dataclass(frozen=True)
 class LinearCost:
-    """Seconds and operations at no steps, and what all steps add."""
+    """Seconds and operations as linear functions of the steps: those without any, and those that all steps add."""
 
     seconds: float
     seconds_of_steps: float
@@ -47,15 +47,15 @@ class LinearCost:
     memory: int
     """Bytes at the peak."""
     seeds: int = 1
-    """Number of seeds for which this holds."""
+    """Number of seeds that were sampled."""
 
     @property
     def counted(self) -> bool:
-        """Whether there was time to count operations."""
+        """Whether operations were counted."""
         return self.flops_of_steps > 0
 
     def cost(self, steps: float, seeds: int) -> Cost:
-        """Cost of a share of the steps, for so many seeds. Tokens are left out: the models read numbers."""
+        """Cost of a share of the steps for a number of seeds. Without tokens, since these models read numbers."""
         cost = Cost(
             flops=self.flops + self.flops_of_steps * steps, seconds=self.seconds + self.seconds_of_steps * steps
         )
@@ -63,38 +63,38 @@ class LinearCost:
 
 
 def kept_line(name: str, settings: Any, machine: Machine) -> LinearCost | None:
-    """The line of some work that was sampled earlier, None without one.
+    """The cached cost of some work; None where it was not sampled before.
 
     Args:
-        name: What the work is called.
-        settings: All that it depends on, as JSON has it.
+        name: Name of the work.
+        settings: Everything that it depends on, as JSON values.
         machine: This machine.
     """
-    # One that is damaged is sampled anew.
+    # A damaged file is sampled again.
     with contextlib.suppress(OSError, ValueError, TypeError):
         return LinearCost(**json.loads(_place(name, settings, machine).read_text(encoding="utf-8")))
     return None
 
 
 def line_of(name: str, settings: Any, machine: Machine, make: Callable[[], LinearCost]) -> LinearCost:
-    """The line of some work: the one that was kept, or one that is sampled now and kept. See `kept_line`."""
-    found = kept_line(name, settings, machine)
-    if found is None:
-        found = make()
+    """The cached cost of some work, or one that is sampled now and cached. See `kept_line`."""
+    line = kept_line(name, settings, machine)
+    if line is None:
+        line = make()
         place = _place(name, settings, machine)
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(place) as temporary:
-            temporary.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
-    return found
+            temporary.write_text(json.dumps(asdict(line)) + "\n", encoding="utf-8")
+    return line
 
 
 def _place(name: str, settings: Any, machine: Machine) -> Path:
-    about = json.dumps([source_digest(), settings, machine.threads, machine.start, BUDGET], sort_keys=True)
-    return cache_dir() / "machine" / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+    key = json.dumps([source_digest(), settings, machine.threads, machine.start, BUDGET], sort_keys=True)
+    return cache_dir() / "machine" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def count_operations(run: Run) -> Callable[[float, int], tuple[float, float]]:
-    """The same work, which returns the share that was taken and the operations that torch counted."""
+    """The same work, returning the share that was run and the operations that torch counted."""
 
     def counted(share: float, seeds: int) -> tuple[float, float]:
         with FlopCounterMode(display=False) as counter:
@@ -110,13 +110,13 @@ def sample(
     n_seeds: int,
     clock: Callable[[], float] = time.process_time,
 ) -> LinearCost:
-    """Seconds and operations of some work, from runs with few steps.
+    """Estimate seconds and operations of some work from runs with few steps.
 
     Args:
         run: The work.
-        counted: As `count_operations` returns it.
+        counted: The work with its operations, from `count_operations`.
         n_seeds: Number of seeds that the work is planned for.
-        clock: Seconds of processor time.
+        clock: Returns seconds of processor time.
     """
     begin = clock()
 
@@ -126,7 +126,7 @@ def sample(
     def timed(share: float, seeds: int) -> tuple[float, float]:
         start = clock()
         with warnings.catch_warnings():
-            # Models that were trained for so few steps have learned nothing.
+            # Models trained for so few steps warn that they learned nothing.
             warnings.simplefilter("ignore")
             taken = run(share, seeds)
         return taken, clock() - start
@@ -134,7 +134,7 @@ def sample(
     seeds = 1
     few, quick = timed(_FEW, seeds)
     if n_seeds > 1 and 2.5 * n_seeds * quick < left():
-        # Seeds that are trained together take less time than one after the other.
+        # Seeds trained together take less time than one after the other.
         seeds = n_seeds
         few, quick = timed(_FEW, seeds)
     more, slow = timed(_MORE, seeds)
@@ -147,9 +147,9 @@ def sample(
         flops_of_steps = (most - least) / (larger - share)
         flops = least - share * flops_of_steps
     if slow + (_MANY - _MORE) * per_share < left():
-        # The further apart, the less it matters that no run takes the same time twice.
+        # Runs that are further apart reduce the effect of noise in their times.
         more, slow = timed(_MANY, seeds)
-    # As `machine` counts them: the time that all threads had, shared out.
+    # Processor time divided by the threads, as in `Machine`.
     threads = torch.get_num_threads()
     of_steps = max(0.0, slow - quick) / (more - few)
     fixed = max(0.0, quick - few * of_steps)
