@@ -25,7 +25,7 @@ def run(job: Job, size: Size) -> list[Outcome]:
             selection_limit=size.n_queries // 2,
         )
         start = time.perf_counter()
-        outcomes = compare(config, lm=job.lm, task=job.task).outcomes
+        outcomes = compare(config, lm=job.lm, task=job.task).records
         return {
             "seconds": time.perf_counter() - start,
             "control_seconds": sum(outcome.control_seconds for outcome in outcomes),

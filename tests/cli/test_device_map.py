@@ -65,7 +65,7 @@ def test_doctor_says_how_a_model_is_divided(dualform: Command) -> None:
         (["--offload-folder", "tickets.csv"], ["cannot write", "tickets.csv", "--offload-folder"]),
         (["--quantize", "3bit"], ["quantize", "'8bit' or '4bit'"]),
         (["--quantize", "8bit", "--dtype", "float64"], ["dtype float64", "leave out one of them"]),
-        (["--quantize", "8bit", "--learners", "ft"], ["ft", "ask for zsl, icl or probe"]),
+        (["--quantize", "8bit", "--learners", "ft"], ["ft", "add zsl, icl or probe"]),
     ],
 )
 def test_a_mistake_ends_in_one_message(more: list[str], words: list[str], dualform: Command, out: Path) -> None:

@@ -39,12 +39,12 @@ def comparison() -> Comparison:
 
 def pieces() -> list[Piece]:
     """Its two seeds."""
-    return [outcome.to_piece() for outcome in comparison().outcomes]
+    return [outcome.to_piece() for outcome in comparison().records]
 
 
 def finish(folder: RunFolder, found: Comparison | None = None) -> None:
     found = found or comparison()
-    folder.finish(found.result, examples_table(found.asked, found.outcomes))
+    folder.finish(found.result, examples_table(found.description, found.records))
 
 
 def names(folder: Path) -> set[str]:
@@ -119,7 +119,7 @@ def test_a_kept_seed_comes_back_to_whoever_asks_under_the_same_settings(folder: 
     assert theirs is not None
     assert list(theirs.tensors) == list(mine.tensors)
     outcome = SeedRecord.from_piece(theirs)
-    assert outcome.rows == comparison().outcomes[0].rows
+    assert outcome.rows == comparison().records[0].rows
     for name, tensor in mine.tensors.items():
         torch.testing.assert_close(theirs.tensors[name], tensor, rtol=0, atol=0, equal_nan=True)
     assert folder.get("seed 2", mine.inputs) is None
@@ -417,7 +417,7 @@ def test_where_learners_looked_lies_beside_the_result_and_is_read_back(folder: R
     record = comparison().attention
     assert record is not None
 
-    folder.finish(comparison().result, examples_table(comparison().asked, comparison().outcomes), record)
+    folder.finish(comparison().result, examples_table(comparison().description, comparison().records), record)
 
     assert names(folder.path) == PROMISED | {"attention.json"}
     assert read_attention(folder.path) == record

@@ -178,7 +178,7 @@ class TestSettings:
             (lambda: stability_config(("m",), "t", quantize="8bit"), "leave it out with --ft-seeds 0"),
             (
                 lambda: comparison_config("m", "t", quantize="4bit", learners=("ft", "lora")),
-                "ask for zsl, icl or probe",
+                "add zsl, icl or probe",
             ),
             (lambda: comparison_config("m", "t", quantize="4bit", select="ft"), "select ft chooses by FT"),
             (lambda: comparison_config("m", "t", quantize="4bit", dtype="float64"), "dtype float64"),

@@ -70,8 +70,12 @@ def test_what_is_impossible_is_left_out_of_the_default_settings_and_named():
         ("W_Q", {"learners": ("zsl", "lora")}, r"learner lora is impossible.*W_Q is lost.*--learners zsl\."),
         ("W_O", {"learners": ("zsl", "fold")}, r"learner fold is impossible.*W_O is lost.*--learners zsl\."),
         ("W_O", {"controls": ("random", "mlp")}, r"control mlp is impossible.*--controls random\."),
-        ("W_K", {"controls": ("random",)}, r"control random is impossible.*FT is impossible here.*--controls none\."),
-        ("W_V", {"select": "ft"}, r"select ft chooses by FT, which is impossible here: .*W_V is lost"),
+        (
+            "W_K",
+            {"controls": ("random",)},
+            r"control random is impossible.*FT, which is impossible with this model.*--controls none\.",
+        ),
+        ("W_V", {"select": "ft"}, r"select ft chooses by FT, which is impossible with this model: .*W_V is lost"),
     ],
 )
 def test_what_was_asked_for_by_name_is_an_error_before_anything_is_computed(letter, settings, message):

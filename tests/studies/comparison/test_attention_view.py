@@ -48,7 +48,7 @@ def record_of(family: str = "gpt2", **changes: Any) -> AttentionRecord:
 
 def position(found: Comparison, example: QueryAttention) -> int:
     """Which of the queries an example is."""
-    return [each.row for each in found.asked.examples].index(example.query)
+    return [each.row for each in found.description.examples].index(example.query)
 
 
 @cache
@@ -147,7 +147,7 @@ def taus(record: AttentionRecord, family: str, ranks_of: QueryAttention, scores_
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_order_of_m_ft_gives_the_tau_that_the_result_is_made_of(family: str) -> None:
     found, record = run(family), record_of(family)
-    measured = found.outcomes[0].measures["kendall"]
+    measured = found.records[0].measures["kendall"]
     for example in record.examples:
         index = position(found, example)
         assert example.kendall == pytest.approx(measured[index].tolist(), abs=1e-5)
@@ -158,7 +158,7 @@ def test_the_order_of_m_ft_gives_the_tau_that_the_result_is_made_of(family: str)
 def test_another_querys_order_does_not_give_this_tau() -> None:
     """The case in which the claim fails."""
     found, record = run(), record_of()
-    measured = found.outcomes[0].measures["kendall"]
+    measured = found.records[0].measures["kendall"]
     one, other = record.examples[:2]
     index = position(found, one)
     assert taus(record, "gpt2", other, index) != pytest.approx(measured[index].tolist(), abs=5e-3)
@@ -168,7 +168,7 @@ def test_the_texts_are_those_of_prompts_and_answers() -> None:
     found, record = run(), record_of()
     task, shown = small_task(), drawn("gpt2").demonstrations
     for example in record.examples:
-        asked = found.asked.examples[position(found, example)]
+        asked = found.description.examples[position(found, example)]
         assert "".join(example.pieces) == task.template.render(asked)
         assert (example.label, list(example.answers)) == (asked.label, list(task.answers(asked)))
     for each, asked, label in zip(record.demonstrations, shown.examples, shown.labels, strict=True):
@@ -180,7 +180,7 @@ def test_the_texts_are_those_of_prompts_and_answers() -> None:
 def test_probabilities_are_those_of_the_answers() -> None:
     found, record = run(), record_of()
     for example in record.examples:
-        for name, table in found.outcomes[0].log_probabilities.items():
+        for name, table in found.records[0].log_probabilities.items():
             expected = table[position(found, example)].softmax(0).tolist()
             assert example.probabilities[name] == pytest.approx(expected, abs=1e-5)
 
@@ -211,7 +211,7 @@ def test_without_demonstrations_everything_is_query_and_opening_token() -> None:
 def test_nothing_is_kept_where_nobody_asked_or_a_learner_is_missing(changes: dict[str, Any]) -> None:
     found = run(**changes)
     assert found.attention is None
-    assert found.outcomes[0].attention == {}
+    assert found.records[0].attention == {}
 
 
 @pytest.mark.parametrize("n", [-1, 65])
@@ -229,9 +229,9 @@ def test_exploring_changes_no_number() -> None:
 def test_a_seed_that_was_read_back_gives_the_same_record(tmp_path: Any) -> None:
     found = run()
     path = tmp_path / "piece.safetensors"
-    path.write_bytes(found.outcomes[0].to_piece().to_bytes())
+    path.write_bytes(found.records[0].to_piece().to_bytes())
     again = SeedRecord.from_piece(Piece.from_file(str(path)))
-    assert attention_record(again, found.asked) == record_of()
+    assert attention_record(again, found.description) == record_of()
 
 
 def test_the_first_seed_is_shown() -> None:
@@ -239,15 +239,15 @@ def test_the_first_seed_is_shown() -> None:
     assert found.attention is not None
     assert found.attention.seed == 2
     # Each seed keeps its own, so that one that was run alone is the same as one among others.
-    second = dataclasses.replace(found, outcomes=found.outcomes[1:]).attention
+    second = dataclasses.replace(found, records=found.records[1:]).attention
     assert second == record_of()
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])
 def test_as_many_queries_are_kept_as_were_asked_for_in_turns(n: int) -> None:
     found, record = run(explore=n), record_of(explore=n)
-    tables = found.outcomes[0].log_probabilities
-    labels = torch.tensor([each.label for each in found.asked.examples])
+    tables = found.records[0].log_probabilities
+    labels = torch.tensor([each.label for each in found.description.examples])
     right = [(tables[name].argmax(1) == labels).tolist() for name in ("zsl", "icl", "ft")]
     candidates = [_Candidate(i, PATTERNS.index(each)) for i, each in enumerate(zip(*right, strict=True))]
     expected = [each.index for each in _in_turns(candidates)][:n]

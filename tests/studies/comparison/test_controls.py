@@ -31,7 +31,7 @@ from dualform.studies.comparison.controls import (
     RandomUpdates,
     StandIn,
     UntrainedComparison,
-    drawn_for,
+    control_of_draw,
     length_task,
     prepare,
 )
@@ -194,7 +194,7 @@ def test_random_update_is_the_mean_of_draws_that_differ() -> None:
     torch.testing.assert_close(whole[name], torch.stack([measured[name] for measured, _ in single]).mean(dim=0))
     assert len({float(measured[name].mean()) for measured, _ in single}) == RANDOM_UPDATES
     assert list(answers) == ["random_update", *(f"random_update#{n}" for n in range(2, RANDOM_UPDATES + 1))]
-    assert {drawn_for(each) for each in answers} == {"random_update"}
+    assert {control_of_draw(each) for each in answers} == {"random_update"}
 
 
 @pytest.mark.parametrize("separator", [None, "\n\n", ""])
@@ -212,7 +212,7 @@ def test_position_shift_stands_at_icls_positions_behind_nothing_but_separators(s
     ]
     assert set(prefix[1:]) == between
     # No token of it is a demonstration's, so nothing can be ranked.
-    assert control.shown is None
+    assert control.tokens is None
     assert control.pairs == (module.ControlPair("position_shift", "ft", "first"),)
 
 
@@ -253,7 +253,7 @@ def test_other_demonstrations_share_no_row_with_the_seeds() -> None:
     ]
     # Finetuned on those, beside ICL on these.
     assert control.pairs == (module.ControlPair("other_demonstrations", "icl", "second"),)
-    assert control.shown is None
+    assert control.tokens is None
 
 
 def test_a_train_split_too_small_for_others_is_said() -> None:
@@ -265,7 +265,7 @@ def test_a_train_split_too_small_for_others_is_said() -> None:
     assert set(other.sequences) & set(made.encoded.sequences)
     assert other.sequences != made.encoded.sequences
     (note,) = prepared.notes
-    assert "Train is too small for other demonstrations that share none with the first: some are the same." in note
+    assert "The train split is too small for a second, disjoint set of demonstrations" in note
     with workshop() as made:
         assert made.make("other_demonstrations").notes == ()
 
@@ -282,8 +282,8 @@ def test_icl_order_shows_the_same_demonstrations_in_another_order() -> None:
     assert sorted(others) == sorted(parts)
     assert len(parts) == 4 + 1
     assert control.pairs == (module.ControlPair("icl_order", "icl", "second"),)
-    assert control.shown is not None
-    found = [prefix[at] for at in control.shown.content.tolist()]
+    assert control.tokens is not None
+    found = [prefix[at] for at in control.tokens.content.tolist()]
     assert found == [made.encoded.prefix[at] for at in made.encoded.content]
 
 
@@ -318,7 +318,7 @@ def test_other_task_asks_something_else_of_the_same_texts() -> None:
     assert shown.count("\nLength: short") + shown.count("\nLength: long") == 4
     assert not any(word in shown.lower() for word in ("negative", "positive"))
     # Other words, other tokens: there is nothing to rank beside FT's.
-    assert control.shown is None
+    assert control.tokens is None
     assert control.pairs == (module.ControlPair("other_task", "ft", "first"),)
 
 
@@ -585,7 +585,7 @@ def test_the_trained_model_is_as_before_bit_for_bit() -> None:
 def test_controls_do_not_change_the_main_numbers() -> None:
     bare, full = run(controls=("none",)), run_all()
 
-    for mine, theirs in zip(bare.outcomes, full.outcomes, strict=True):
+    for mine, theirs in zip(bare.records, full.records, strict=True):
         assert mine.rows == theirs.rows
         for learner, table in mine.log_probabilities.items():
             torch.testing.assert_close(theirs.log_probabilities[learner], table, rtol=0, atol=1e-10)
@@ -606,7 +606,7 @@ def test_controls_read_so_many_queries_and_no_more() -> None:
     few = run(controls=("random", "icl_order", "ft_order", "untrained"), limit=None, control_limit=5)
     chosen = sorted(random.Random(1).sample(range(N_REPORT), 5))
 
-    for outcome in few.outcomes:
+    for outcome in few.records:
         tables = {name: value for name, value in outcome.measures.items() if name.startswith("control/")}
         for name, value in {**tables, **outcome.control_answers}.items():
             # kendall_demo and changes may be NaN by themselves, but none may be there unread.
@@ -632,7 +632,7 @@ def test_which_queries_controls_read_does_not_change_what_they_say_of_them() -> 
         run(controls=("icl_order", "shuffled_labels"), limit=None, control_limit=limit) for limit in (5, None)
     )
 
-    for mine, theirs in zip(few.outcomes, whole.outcomes, strict=True):
+    for mine, theirs in zip(few.records, whole.records, strict=True):
         for name, value in mine.measures.items():
             there = ~value.isnan()
             tolerance = 5e-3 if name.endswith("kendall") else 1e-7
@@ -735,7 +735,7 @@ def test_an_untrained_model_that_diverges_at_finetunings_rate_falls_back(monkeyp
 
 
 def test_the_first_seeds_rates_serve_controls_of_all_seeds() -> None:
-    outcomes = run_all().outcomes
+    outcomes = run_all().records
 
     for name in ("batch", "lcgd", "value_one_layer", "mlp"):
         assert outcomes[0].rates[name] == outcomes[1].rates[name]

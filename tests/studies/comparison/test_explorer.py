@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dualform.studies.comparison.explorer import LONGEST_PIECE, MOST_TOKENS, explorer_section, shown
+from dualform.studies.comparison.explorer import LONGEST_PIECE, MOST_TOKENS, displayed, explorer_section
 from dualform.studies.pages import render_page
 from tests.report.example_attention import DEMONSTRATIONS, QUERIES, example_attention
 from tests.report.example_result import empty_result, example_result
@@ -42,7 +42,7 @@ def test_each_query_is_named_by_who_is_right_and_how_it_begins():
     section = explorer_section(example_attention())
     assert section is not None
     assert section["options"] == [
-        "1. ICL and FT put it right: Review: charming and lively Sentiment:",
+        "1. ICL and FT correct it: Review: charming and lively Sentiment:",
         "2. all are right: Review: nothing works here Sentiment:",
         "3. only FT is right: Review: naïve but fine Sentiment:",
     ]
@@ -72,11 +72,11 @@ def test_the_page_holds_the_records_numbers_as_they_are():
     ],
 )
 def test_what_steers_is_written_out_and_the_rest_left_alone(text, expected):
-    assert shown(text) == expected
+    assert displayed(text) == expected
 
 
 def test_a_long_text_is_cut_and_says_by_how_much():
-    cut = shown("x" * 1_000_000)
+    cut = displayed("x" * 1_000_000)
     assert cut == "x" * LONGEST_PIECE + "… [999,880 more characters]"
 
 

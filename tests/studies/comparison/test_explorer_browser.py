@@ -43,7 +43,7 @@ def test_the_first_query_is_shown_with_its_tokens_and_answers(page):
     tokens = page.locator("#look-text-icl .token").all_text_contents()
     assert "".join(tokens) == "".join(QUERIES[0]).replace("\n", "↵\n")
     rows = page.locator("#look-answers tbody tr")
-    assert rows.nth(0).locator("th").text_content() == "positive the right one"
+    assert rows.nth(0).locator("th").text_content() == "positive (right answer)"
     assert [re.sub(r"\s+", " ", each) for each in rows.nth(0).locator("td").all_text_contents()] == [
         "40.0 %",
         "70.0 %✓ right",

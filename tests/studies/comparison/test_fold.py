@@ -63,7 +63,7 @@ def whole(prose: str) -> Comparison:
 def test_the_fold_in_a_comparison_is_the_fold_by_hand(prose: str) -> None:
     found = whole(prose)
     experiment = Experiment.of(config(prose), small_lm("llama"), small_task())
-    for outcome in found.outcomes:
+    for outcome in found.records:
         made = make_fold(experiment, experiment.draw(outcome.seed), experiment.config.fold)
         table = answer_log_probabilities(made.adapted, experiment.lm, experiment.queries)
         torch.testing.assert_close(outcome.log_probabilities["fold"], table, rtol=0, atol=1e-10)
@@ -130,8 +130,8 @@ def test_the_fold_stands_beside_prompting(prose: str) -> None:
     found = whole(prose)
     result = found.result
     assert list(result.against_icl) == ["zsl", "ft", "fold"]
-    labels = torch.tensor([example.label for example in found.asked.examples])
-    tables = {name: torch.stack([outcome.log_probabilities[name] for outcome in found.outcomes]) for name in LEARNERS}
+    labels = torch.tensor([example.label for example in found.description.examples])
+    tables = {name: torch.stack([outcome.log_probabilities[name] for outcome in found.records]) for name in LEARNERS}
     assert result.against_icl == against_icl(tables, labels, result.cost, Statistics(50, ("1", "2")))
     cost, icl = result.cost["fold"], result.cost["icl"]
     assert cost.tokens == result.cost["zsl"].tokens
@@ -143,7 +143,7 @@ def test_the_fold_stands_beside_prompting(prose: str) -> None:
 
 
 def test_a_seed_comes_back_from_its_piece_with_its_fold(prose: str, tmp_path: Path) -> None:
-    for outcome in whole(prose).outcomes:
+    for outcome in whole(prose).records:
         path = tmp_path / "piece.safetensors"
         path.write_bytes(outcome.to_piece().to_bytes())
         back = SeedRecord.from_piece(Piece.from_file(str(path)))
@@ -222,11 +222,11 @@ def test_choices_of_a_querys_own_can_be_folded(prose: str, choices: Task, method
     asked = config(prose, learners=("zsl", "icl", "ft", "fold"), seeds=(1,), fold={"method": method, "texts": 8})
     found = compare(asked, lm=small_lm("llama"), task=choices)
 
-    table = found.outcomes[0].log_probabilities["fold"]
+    table = found.records[0].log_probabilities["fold"]
     assert table.shape == (8, 3)
     # Some queries have two choices, some three.
     assert 0 < int(table.isinf().sum()) < 8
-    assert torch.equal(table.isinf(), found.outcomes[0].log_probabilities["zsl"].isinf())
+    assert torch.equal(table.isinf(), found.records[0].log_probabilities["zsl"].isinf())
     assert found.result.against_icl["fold"].agreement.n == 8
 
 

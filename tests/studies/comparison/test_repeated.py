@@ -99,7 +99,7 @@ def test_a_tame_rate_is_stable_and_moves_nothing_but_last_digits() -> None:
 def test_a_measure_moves_as_far_as_the_same_measure_of_the_repeat_lies_from_it() -> None:
     comparison = run(WILD)
     differences = []
-    for outcome in comparison.outcomes:
+    for outcome in comparison.records:
         own = outcome.measures["sim_aou_raw"]
         repeated = outcome.measures["repeat/icl/sim_aou_raw"]
         read = ~repeated.isnan().all(dim=1)
@@ -137,7 +137,7 @@ def test_repeating_changes_no_other_number() -> None:
         small_config(rates=(WILD,), **{**CHANGES, "rounding": "none"}), lm=float32_lm(), task=small_task()
     )
     assert without.result.precision == {}
-    for one, other in zip(with_it.outcomes, without.outcomes, strict=True):
+    for one, other in zip(with_it.records, without.records, strict=True):
         for name, table in other.log_probabilities.items():
             assert torch.equal(one.log_probabilities[name], table)
         for name, values in other.measures.items():
@@ -159,7 +159,7 @@ def test_a_seed_that_was_kept_gives_the_same_numbers() -> None:
     second = compare(settings, lm=float32_lm(), task=small_task(), pieces=kept)
     assert numbers(first.result) == numbers(second.result)
     (piece, *_) = kept.pieces.values()
-    assert SeedRecord.from_piece(piece).repeats == first.outcomes[0].repeats
+    assert SeedRecord.from_piece(piece).repeats == first.records[0].repeats
 
 
 def test_a_result_without_repeats_is_read() -> None:

@@ -28,8 +28,8 @@ def test_seeds_run_alone_are_put_together_to_what_all_at_once_give() -> None:
 def test_a_later_seed_takes_the_learning_rate_of_the_first_and_not_its_own() -> None:
     config = small_config(**TWO_RATES)
     store = Kept()
-    first = compare_seed(config, 1, lm=small_lm(), task=small_task(), pieces=store).outcomes[0]
-    later = compare_seed(config, 3, lm=small_lm(), task=small_task(), pieces=store).outcomes[0]
+    first = compare_seed(config, 1, lm=small_lm(), task=small_task(), pieces=store).records[0]
+    later = compare_seed(config, 3, lm=small_lm(), task=small_task(), pieces=store).records[0]
 
     assert later.rates["ft"] == first.rates["ft"]
     assert [(trial.seed, trial.learning_rate) for trial in later.trials] == [(3, first.rates["ft"])]
@@ -107,5 +107,5 @@ def test_other_queries_are_not_taken_for_those_remembered() -> None:
     other = compare(small_config(limit=7), lm=small_lm(), task=small_task(), memory=memory)
 
     plain = compare(small_config(limit=7), lm=small_lm(), task=small_task())
-    for mine, true in zip(other.outcomes, plain.outcomes, strict=True):
+    for mine, true in zip(other.records, plain.records, strict=True):
         assert torch.equal(mine.log_probabilities["zsl"], true.log_probabilities["zsl"])

@@ -87,7 +87,9 @@ def of_made_up() -> Result:
 
 def test_the_same_outcomes_give_the_same_numbers() -> None:
     found = comparison()
-    again = summarise(small_config(seeds=SEEDS, limit=None), small_lm(), found.asked, found.outcomes, seconds=999.0)
+    again = summarise(
+        small_config(seeds=SEEDS, limit=None), small_lm(), found.description, found.records, seconds=999.0
+    )
 
     assert again.environment["seconds"] == 999.0
     assert again.model_dump(exclude={"environment"}) == found.result.model_dump(exclude={"environment"})
@@ -392,7 +394,7 @@ def test_notes_of_controls_are_said_once() -> None:
     found = compare(small_config(k=20, controls=("other_demonstrations",)), lm=small_lm(), task=small_task())
 
     notes = [each for each in found.result.warnings if "Train is too small for other demonstrations" in each]
-    assert len(found.outcomes) == 2
+    assert len(found.records) == 2
     assert len(notes) == 1
 
 
@@ -433,7 +435,7 @@ def test_a_search_done_once_is_charged_once() -> None:
 
 @pytest.mark.parametrize(
     ("n_seeds", "words"),
-    [(1, "One demonstration seed: the intervals say nothing"), (3, "3 demonstration seeds: bootstrap intervals")],
+    [(1, "One demonstration seed: the intervals do not include"), (3, "3 demonstration seeds: bootstrap intervals")],
 )
 def test_few_seeds_are_warned_about(n_seeds: int, words: str) -> None:
     seeds = SEEDS[:n_seeds]
@@ -485,7 +487,7 @@ def test_the_model_is_known_by_revision_and_inputs() -> None:
     result = comparison().result
 
     assert result.model["revision"] is None
-    assert result.model["inputs"] == comparison().outcomes[0].inputs != ""
+    assert result.model["inputs"] == comparison().records[0].inputs != ""
 
 
 @pytest.mark.parametrize(("dtype", "warned"), [("float32", False), ("bfloat16", True)])
@@ -504,7 +506,7 @@ def test_notes_of_protocol_and_task_are_passed_on() -> None:
 
 def test_the_table_has_one_row_for_each_seed_learner_and_query() -> None:
     found = comparison()
-    table = examples_table(found.asked, found.outcomes)
+    table = examples_table(found.description, found.records)
     rows = table.to_pylist()
 
     assert table.column_names == [

@@ -1,4 +1,4 @@
-"""Compare: one model adapted to the same demonstrations in every way, looked into, and compared."""
+"""Compare: one model adapted to the same demonstrations in several ways, its activations recorded and compared."""
 
 from dualform.studies.study import SeedBySeed, lazy, study_in
 

@@ -1,4 +1,4 @@
-"""Learners adapted to one seed's demonstrations, at learning rates that are known or searched for."""
+"""Training learners on one seed's demonstrations, at known learning rates or with a search."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,21 +15,21 @@ from dualform.studies.tuning import train_at_best_rate
 
 
 class LearnerProgress:
-    """Reports shares of one learner's work to a progress bar.
+    """Reports one learner's progress to a progress bar.
 
     Args:
-        progress: The bar.
-        work: All of the work.
+        progress: The progress bar.
+        work: The learner's total work, as `passes` counts it.
         doing: Text next to the bar.
     """
 
     def __init__(self, progress: Progress, work: float, doing: str) -> None:
         self._progress, self._work, self._doing = progress, work, doing
         self.share = 0.0
-        """Share of the work that is done."""
+        """Share of the work done so far."""
 
     def __call__(self, share: float) -> None:
-        """Report that a further share of the work is done."""
+        """Report that a further share of the work was done."""
         self.share += share
         self._progress.advance(self._work * share, self._doing)
 
@@ -37,7 +37,7 @@ class LearnerProgress:
 def train_learner(
     experiment: Experiment[ComparisonConfig], learner: Learner, context: AdaptationContext, known: float | None
 ) -> RateSearch:
-    """Train at a known learning rate, or search the learner's grid.
+    """Train at a known learning rate; None searches the learner's grid.
 
     Raises:
         TrainingError: Every rate diverged.
@@ -65,7 +65,7 @@ def train_at_rate(learner: Learner, context: AdaptationContext) -> AdaptedModel:
     """Train once, at the context's learning rate.
 
     Raises:
-        ConfigError: What the learner made has no training losses and no changes of weight.
+        ConfigError: The learner did not return an `AdaptedModel`.
     """
     adapted = learner.adapt(context)
     if not isinstance(adapted, AdaptedModel):
@@ -76,16 +76,16 @@ def train_at_rate(learner: Learner, context: AdaptationContext) -> AdaptedModel:
     return adapted
 
 
-def repeat_training(learner: Learner, context: AdaptationContext, found: RateSearch) -> FinetuningRepeat | None:
-    """Training repeated from weights moved by rounding; None without demonstrations to train on."""
+def repeat_training(learner: Learner, context: AdaptationContext, search: RateSearch) -> FinetuningRepeat | None:
+    """The training repeated from weights changed by one unit in the last place; None without demonstrations."""
     if not context.encoded.sequences:
         return None
-    model = found.repeat
+    model = search.repeat
     if model is None:
-        again = replace(context, rate=found.learning_rate, rounding_seed=context.seed)
+        repeat_context = replace(context, rate=search.learning_rate, rounding_seed=context.seed)
         try:
-            model = train_at_rate(learner, again)
+            model = train_at_rate(learner, repeat_context)
         except NumericalError:
-            # The repeat diverged: the largest effect that rounding can have, and reported as such.
+            # Reported as a repeat that diverged.
             model = None
-    return FinetuningRepeat(model, found.learning_rate, found.best.losses)
+    return FinetuningRepeat(model, search.learning_rate, search.best.losses)

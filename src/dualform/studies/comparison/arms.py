@@ -1,7 +1,7 @@
-"""Which arms of a comparison a model allows: asked before anything is computed, so that no run ends half-way.
+"""The learners and controls that a model allows, checked before anything is computed.
 
-An arm that is part of the default settings is left out where it is impossible, and named; one that was asked for by
-name is an error.
+One that is impossible is left out with a note if it comes from the default settings, and is an error if it was
+requested by name.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,77 +14,81 @@ from dualform.plain_text import first_few
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.controls import CONTROLS
 
-_NEEDS_FT = "it stands in for ICL or FT, and FT is impossible here."
+_NEEDS_FT = "it is compared with FT, which is impossible with this model."
 
 
 @dataclass(frozen=True)
 class Arms:
-    """What a comparison of one model can run."""
+    """The learners and controls that a comparison can run."""
 
     learners: tuple[str, ...]
     controls: tuple[str, ...]
     notes: tuple[str, ...]
-    """What is left out, and why."""
+    """What is left out and why."""
 
 
 def possible_arms(lm: LanguageModel, config: ComparisonConfig) -> Arms:
     """Learners and controls that this model allows.
 
     Args:
-        lm: The model, with its weights; everything is possible for one without.
-        config: Its settings say which arms are wanted, and which of them were asked for by name.
+        lm: The model. Without weights (for a plan) or with quantized weights, nothing is left out.
+        config: The settings, which know what was requested by name.
 
     Raises:
-        ModelError: An arm that was asked for by name is impossible; the message names it and the reason.
+        ModelError: A learner or control that was requested by name is impossible; the message gives the reason.
     """
     if lm.route.name == WITHOUT_WEIGHTS or lm.quantized is not None:
-        # Quantized weights are a reason of their own, which the comparison states.
+        # `set_up` leaves out learners that quantized weights do not allow.
         return Arms(config.learners, config.controls, ())
     by_name = config.model_fields_set
-    lost = _impossible(config.learners, lambda name: LEARNERS[name].check(lm, config))
-    _refuse(lost, "learner", "learners" in by_name, "--learners", config.learners)
+    no_learners = _impossible(config.learners, lambda name: LEARNERS[name].check(lm, config))
+    _require_possible(no_learners, "learner", "learners" in by_name, "--learners", config.learners)
     controls = config.controls
-    impossible: dict[str, str] = dict.fromkeys(controls, _NEEDS_FT)
-    if FINETUNED not in lost:
-        impossible = _impossible(controls, lambda name: CONTROLS[name].check(lm))
-    _refuse(impossible, "control", "controls" in by_name and bool(controls), "--controls", controls)
+    no_controls: dict[str, str] = dict.fromkeys(controls, _NEEDS_FT)
+    if FINETUNED not in no_learners:
+        no_controls = _impossible(controls, lambda name: CONTROLS[name].check(lm))
+    _require_possible(no_controls, "control", "controls" in by_name and bool(controls), "--controls", controls)
     for name in config.selecting:
-        if name in lost:
+        if name in no_learners:
             raise ModelError(
-                f"select {config.select} chooses by {name.upper()}, which is impossible here: {lost[name]}"
+                f"select {config.select} chooses by {name.upper()}, which is impossible with this model: "
+                f"{no_learners[name]}"
             )
-    notes = [f"Left out: {name}, and the measures that need it: {reason}" for name, reason in lost.items()]
-    if FINETUNED not in lost:
-        notes += [f"Left out: the control {name}: {reason}" for name, reason in impossible.items()]
+    notes = [f"Left out: {name}, and the measures that need it: {reason}" for name, reason in no_learners.items()]
+    if FINETUNED not in no_learners:
+        notes += [f"Left out: the control {name}: {reason}" for name, reason in no_controls.items()]
         if (missing := lm.anatomy.without("W_O")) and FINETUNED in config.learners:
             notes.append(f"Left out: SimAOU, which compares attention outputs: {first_few(missing)}.")
     if lm.anatomy.left_out:
         n = len(lm.anatomy.layers)
-        shown = "No attention can be recorded" if n == 0 else f"Layers here are the {n} attention layers {_places(lm)}"
-        notes.append(f"{shown}; left out: {first_few(lm.anatomy.left_out)}.")
+        layers = "No attention can be recorded" if n == 0 else f"Layers here are the {n} attention layers {_places(lm)}"
+        notes.append(f"{layers}; left out: {first_few(lm.anatomy.left_out)}.")
     return Arms(
-        tuple(name for name in config.learners if name not in lost),
-        tuple(name for name in controls if name not in impossible),
+        tuple(name for name in config.learners if name not in no_learners),
+        tuple(name for name in controls if name not in no_controls),
         tuple(notes),
     )
 
 
 def _impossible(names: Iterable[str], check: Callable[[str], None]) -> dict[str, str]:
-    """Those that a check refuses, with its reason."""
-    found = {}
+    """The names that the check refuses, each with the reason."""
+    reasons = {}
     for name in names:
         try:
             check(name)
         except ModelError as error:
-            found[name] = str(error).rstrip(".") + "."
-    return found
+            reasons[name] = str(error).rstrip(".") + "."
+    return reasons
 
 
-def _refuse(lost: dict[str, str], kind: str, by_name: bool, option: str, wanted: tuple[str, ...]) -> None:
-    if not (lost and by_name):
+def _require_possible(
+    impossible: dict[str, str], kind: str, by_name: bool, option: str, requested: tuple[str, ...]
+) -> None:
+    if not (impossible and by_name):
         return
-    rest = ",".join(name for name in wanted if name not in lost) or ("none" if kind == "control" else "zsl,icl")
-    reasons = "; ".join(f"{kind} {name} is impossible with this model: {reason}" for name, reason in lost.items())
+    rest = ",".join(name for name in requested if name not in impossible)
+    rest = rest or ("none" if kind == "control" else "zsl,icl")
+    reasons = "; ".join(f"{kind} {name} is impossible with this model: {reason}" for name, reason in impossible.items())
     raise ModelError(f"{reasons} Use {option} {rest}.")
 
 

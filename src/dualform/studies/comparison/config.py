@@ -1,4 +1,4 @@
-"""Settings of a comparison, checked before a model loads, with two presets: `default` and `dai2023`."""
+"""Settings of a comparison, validated before a model is loaded, with two presets: `default` and `dai2023`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,7 +21,7 @@ Rounding = Literal["none", "report", "choose"]
 Select = Literal["none", "icl", "ft", "both"]
 
 ZERO_SHOT, IN_CONTEXT, FINETUNED = COMPARED = ("zsl", "icl", "ft")
-"""The learners whose insides the measures of similarity compare: before, in context, finetuned."""
+"""The learners that the measures of similarity need: the model before, in context and finetuned."""
 
 CHEAP_CONTROLS: tuple[str, ...] = (
     "random",
@@ -31,14 +31,14 @@ CHEAP_CONTROLS: tuple[str, ...] = (
     "icl_order",
     "ft_order",
 )
-"""What every comparison of ICL and FT runs: floors and both ceilings, for less than the comparison itself costs."""
+"""Default controls: floors and both ceilings, which together cost less than the comparison itself."""
 
-# Ten rates a decade. The rates that the paper reports as chosen, 1.6e-4 to 0.2, are members of this grid.
+# Ten rates a decade. The grid includes the rates that the paper reports as chosen, 1.6e-4 to 0.2.
 _DAI2023_RATES = tuple(float(f"{10 ** (-4 + i / 10):.3g}") for i in range(36))
 
 
 class ComparisonConfig(OneModelConfig):
-    """What to compare, on what, and how."""
+    """Settings of a comparison."""
 
     preset: Preset = "default"
     """default, or dai2023: the paper's protocol. It reproduces arXiv:2212.10559 with its choices of split and probe."""
@@ -47,8 +47,8 @@ class ComparisonConfig(OneModelConfig):
     """Keep only the seed that is best for icl, ft or both; none keeps all. It is the best on `select_on`; both is the
     mean of the two."""
     select_on: Literal["validation", "report"] = "validation"
-    """Choose rates, and the seed where one is selected, on validation or report. report is the paper's choice, and
-    flatters."""
+    """Choose rates, and the seed if one is selected, on validation or report. report is the paper's choice, and biases
+    accuracies upwards."""
 
     learners: Annotated[tuple[str, ...], Option(default="all")] = LEARNERS.own
     """Of zsl,icl,ft,lora,probe,fold. Similarity needs zsl, icl and ft. Another package adds a learner by an entry point
@@ -58,69 +58,69 @@ class ComparisonConfig(OneModelConfig):
     fold: FoldSettings = FoldSettings()
     """How the prompt is folded into the weights."""
     tune: Tune = "first"
-    """Search rates on the first seed, whose choice all use, or on each."""
+    """Search rates on the first seed only, for all seeds, or on each seed."""
 
     controls: Annotated[tuple[str, ...], Option(CONTROLS, default="six cheap ones")] = CHEAP_CONTROLS
-    """all, none or names of controls, with which the measures are compared. They need zsl, icl and ft; the guide
-    describes each."""
+    """all, none or names of controls to compare the measures with. They need zsl, icl and ft; the guide describes
+    each."""
     kendall_scale: Annotated[Literal["attention", "released"], Option(CONTROLS)] = "attention"
-    """Scale finetuning's products of attention queries as attention does, or as the released code does. This is before
-    whole demonstrations are ranked: the layer scales its own scores, and the code released with arXiv:2212.10559 scales
-    by 1 / d_head."""
+    """Scale finetuning's products of attention queries as attention does, or as the released code does. This is for
+    Kendall's tau: attention scales scores as the layer does, released as the code of arXiv:2212.10559 does, by
+    1 / d_head."""
     control_limit: Annotated[int | None, Option(CONTROLS, null="all")] = Field(default=100, ge=1)
-    """Queries on which controls are read. They are the first so many of a shuffle."""
+    """Number of queries on which controls are read. They are chosen at random."""
     other_task: Annotated[str | None, Option(CONTROLS)] = None
-    """Task whose demonstrations the control other_task shows. A packaged name, or one under the data directory. Not
-    given: the same texts, asked whether they are short or long."""
+    """Task whose demonstrations the control other_task uses. A packaged name, or one under the data directory. Not
+    given: the same texts with the question whether they are short or long."""
 
     rounding: Rounding = "choose"
-    """Repeat ft from weights moved by rounding: choose, report, none. The repeat shows how far its numbers depend on
-    rounding: report measures it at the rate chosen; choose also prefers a stable rate among equally accurate ones; none
-    does neither."""
+    """Repeat ft to measure the effect of rounding: choose, report, none. The repeat starts from weights changed by one
+    unit in the last place: report repeats the training at the chosen rate; choose also prefers a stable rate among
+    equally accurate ones; none does neither."""
 
     explore: Annotated[int, Option(OUTPUT)] = Field(default=8, ge=0, le=64)
-    """Queries in the page's attention explorer; 0 for none. They are queries of the first seed, for which is kept where
-    ICL and FT look, see `attention_view`."""
+    """Queries in the page's attention explorer; 0 for none. They are queries of the first seed, for which the attention
+    of ICL and FT is kept, see `attention_view`."""
 
     @property
     def repeats_finetuning(self) -> bool:
-        """Whether finetuning is repeated from weights moved by rounding."""
+        """Whether finetuning is repeated to measure the effect of rounding."""
         return self.rounding != "none" and FINETUNED in self.learners and self.k > 0
 
     @property
     def selecting(self) -> tuple[str, ...]:
-        """Learners whose accuracy chooses the seed; empty where all seeds are reported."""
+        """Learners by whose accuracy the seed is chosen; empty if all seeds are reported."""
         return {"none": (), "both": (IN_CONTEXT, FINETUNED)}.get(self.select, (self.select,))
 
     @property
     def compares_inside(self) -> bool:
-        """Whether all the learners are there whose insides are compared."""
+        """Whether all learners that the measures of similarity need are run."""
         return set(COMPARED) <= set(self.learners)
 
     def grid_of(self, learner: Learner) -> tuple[float, ...]:
-        """Learning rates to search for a learner that has any.
+        """Learning rates to search for a learner with a grid.
 
         Raises:
-            ConfigError: The setting that the learner names is no list of learning rates.
+            ConfigError: The setting that the learner names is not a list of learning rates.
         """
         grid = getattr(self, learner.grid or "", None)
         if not isinstance(grid, tuple) or not all(isinstance(rate, float) for rate in grid):
             raise ConfigError(
-                f"the learner {learner.name} takes its learning rates from the setting {learner.grid!r}, which is no "
-                "list of rates: name one such as rates"
+                f"the learner {learner.name} takes its learning rates from the setting {learner.grid!r}, which is not "
+                "a list of learning rates: name a setting such as rates"
             )
         return grid
 
     @property
     def reads_paper_rows(self) -> bool:
-        """As the preset's protocol does."""
+        """Whether the rows of the paper's split are read, as with the preset dai2023."""
         return self.preset == "dai2023"
 
     def _changes_weights(self) -> str | None:
         if any(LEARNERS[name].changes_weights for name in self.selecting):
             return f"select {self.select} chooses by FT, which changes weights: choose icl or none"
         if all(LEARNERS[name].changes_weights for name in self.learners):
-            return f"learners {list(self.learners)} all change weights: ask for zsl, icl or probe"
+            return f"learners {list(self.learners)} all change weights: add zsl, icl or probe"
         return None
 
     @field_validator("learners", "controls")
@@ -130,7 +130,7 @@ class ComparisonConfig(OneModelConfig):
         if problems := registry.problems(given):
             raise ValueError("; ".join(problems))
         for name in given:
-            # Our own load torch, which checking settings should not wait for.
+            # dualform's own are known to load, and loading them here would import torch.
             if name not in registry.own:
                 try:
                     registry[name]
@@ -155,9 +155,9 @@ class ComparisonConfig(OneModelConfig):
             problems.append(
                 f"other_task {self.other_task} is for the control other_task, which is not among the controls: add it"
             )
-        if self.k == 0 and (idle := [name for name in self.learners if LEARNERS[name].needs_demonstrations]):
+        if self.k == 0 and (excluded := [name for name in self.learners if LEARNERS[name].needs_demonstrations]):
             problems.append(
-                f"k 0 leaves {' and '.join(idle)} nothing to learn from: leave them out with --learners zsl,icl,ft"
+                f"k 0 leaves {' and '.join(excluded)} nothing to learn from: leave them out with --learners zsl,icl,ft"
             )
         if missing := [name for name in self.selecting if name not in self.learners]:
             problems.append(
@@ -167,21 +167,21 @@ class ComparisonConfig(OneModelConfig):
 
     @classmethod
     def from_settings(cls, *, preset: Preset = "default", **settings: Any) -> Self:
-        """A checked configuration: the preset's settings, then what was given.
+        """A validated configuration: the preset's settings, overridden by those given.
 
         Args:
-            preset: Which defaults to start from.
-            settings: Other fields of the class; None means not given, and 0 for a limit means none.
+            preset: Preset with the defaults to start from.
+            settings: Other fields of the class; None means not given, and 0 for a limit means no limit.
 
         Raises:
-            ConfigError: All that is wrong, in one message.
+            ConfigError: Settings are invalid; the message lists all problems.
         """
         if preset not in PRESETS:
             raise ConfigError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
         return checked(cls, {**PRESETS[preset], **given_settings(settings), "preset": preset})
 
     def reads(self) -> StudyInputs:
-        """The model, the task, another task for a control, and the fold's texts."""
+        """The model, the tasks and the files that a run reads."""
         others = () if self.other_task is None else (self.other_task,)
         return StudyInputs(self.model_names, True, others, self.fold.files())
 
@@ -209,28 +209,28 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 def comparison_config(model: str, task: str, *, preset: Preset = "default", **settings: Any) -> ComparisonConfig:
-    """A checked configuration of a comparison, see `ComparisonConfig.from_settings`.
+    """A validated configuration of a comparison, see `ComparisonConfig.from_settings`.
 
     Args:
         model: As in `ComparisonConfig`.
         task: As in `ComparisonConfig`.
-        preset: Which defaults to start from: `default`, or `dai2023`, the paper's protocol.
-        settings: Other fields of `ComparisonConfig`; None means not given, and 0 for a limit means none.
+        preset: `default`, or `dai2023` for the paper's protocol.
+        settings: Other fields of `ComparisonConfig`; None means not given, and 0 for a limit means no limit.
 
     Raises:
-        ConfigError: All that is wrong, in one message.
+        ConfigError: Settings are invalid; the message lists all problems.
     """
     return ComparisonConfig.from_settings(model=model, task=task, preset=preset, **settings)
 
 
 def read_config(path: Path, *, trust_remote_code: bool = False) -> ComparisonConfig:
-    """A configuration from YAML, such as a run's `config.yaml`.
+    """A configuration from a YAML file, such as a run's `config.yaml`.
 
     Args:
         path: The file.
-        trust_remote_code: Run code that comes with the checkpoint; the file cannot allow it.
+        trust_remote_code: Whether to run code that comes with the checkpoint; the file cannot allow this.
 
     Raises:
-        ConfigError: The file is missing, no YAML, or says something that cannot be used.
+        ConfigError: The file is missing, is not YAML, or has invalid settings.
     """
     return ComparisonConfig.read(path, trust_remote_code=trust_remote_code)

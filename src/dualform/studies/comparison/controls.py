@@ -1,7 +1,7 @@
-"""What stands in for ICL or FT, so that one sees what a measure says when nothing, or the same, was learned.
+"""Controls: stand-ins for ICL or FT that show what a measure scores if nothing, or the same thing, was learned.
 
-A stand-in is an adapted model like any other, read on the same queries. It takes one side's place in every measure,
-beside the other side as it is. For the untrained models both sides, and zero-shot, are their own.
+A stand-in is an adapted model, read on the same queries as the learners. In every measure it replaces one side and is
+compared with the other, unchanged side. The untrained models replace both sides and zero-shot.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,75 +46,78 @@ from dualform.tasks.task import Task, Template
 
 Position = Literal["first", "second"]
 
-# Draws for other demonstrations must not be another reported seed's.
-_ELSEWHERE = 2**31
+# Added to the seed when other demonstrations are drawn, so that they differ from those of all reported seeds.
+_OTHER_DRAW = 2**31
 
 
 @dataclass(frozen=True)
 class ControlPair:
-    """One control: a stand-in beside one of the two sides."""
+    """A control's name, the side that the stand-in is compared with, and the side that it replaces."""
 
     control: str
     beside: Literal["icl", "ft"]
     place: Position
-    """Where the stand-in is put: `first` is ICL's place."""
+    """The side of a measure that the stand-in takes: `first` is ICL's."""
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """An adapted model that takes a side's place."""
+    """An adapted model that replaces ICL or FT."""
 
     name: str
     adapted: AdaptedModel
     prompted: PromptedSide | None
     """None for changed weights."""
-    shown: DemonstrationTokens | None
+    tokens: DemonstrationTokens | None
+    """Demonstration tokens that can be ranked; None without a ranking."""
     pairs: tuple[ControlPair, ...]
 
     def read(
         self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Measures of its controls, and its answers, for one group."""
-        want = recordings_for(experiment.lm.anatomy, 1)
-        recording = _wanted(want, prompted=self.prompted is not None, ranked=self.shown is not None)
+        """Measures of its controls and its answers, for one group of queries."""
+        recording = _recording(
+            recordings_for(experiment.lm.anatomy, 1),
+            prompted=self.prompted is not None,
+            ranked=self.tokens is not None,
+        )
         readings = self.adapted.read_group(experiment.queries, indices, recording, experiment.config.probe)
         if self.prompted is not None:
             side = self.prompted.side(readings)
         else:
-            side = trained_side(self.adapted, readings, zsl, self.shown, experiment.config.kendall_scale)
-        found: dict[str, Tensor] = {}
+            side = trained_side(self.adapted, readings, zsl, self.tokens, experiment.config.kendall_scale)
+        measures: dict[str, Tensor] = {}
         for pair in self.pairs:
             other = sides[pair.beside]
             first, second = (side, other) if pair.place == "first" else (other, side)
-            measured = compute_measures(zsl, first, second, moved_by=sides["icl"].trace)
-            found |= _named(pair.control, measured)
-        return found, {self.name: readings.log_probabilities.double().cpu()}
+            values = compute_measures(zsl, first, second, moved_by=sides["icl"].trace)
+            measures |= _control_measures(pair.control, values)
+        return measures, {self.name: readings.log_probabilities.double().cpu()}
 
 
 @dataclass(frozen=True)
 class RandomDirection:
-    """FT's side with all that it changed turned into noise of the same size; costs no forward."""
+    """FT's side with all its changes replaced by noise of the same size; needs no forward pass."""
 
     seed: int
 
     def read(
         self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Measures for one group; a made-up side has no answers."""
-        made = random_side(zsl, sides["ft"], self.seed)
-        found = _named("random", compute_measures(zsl, sides["icl"], made, answers=False))
+        """Measures for one group of queries, and no answers."""
+        noise = random_side(zsl, sides["ft"], self.seed)
+        measures = _control_measures("random", compute_measures(zsl, sides["icl"], noise, answers=False))
         if experiment.config.preset == "dai2023":
-            # What the paper's own "random" is; next to it and nowhere else the two are compared.
-            found |= _named(RELEASED, released_random_side(zsl, sides["icl"], self.seed))
-        return found, {}
+            # The random control of the paper's released code, for a comparison with its numbers.
+            measures |= _control_measures(RELEASED, released_random_side(zsl, sides["icl"], self.seed))
+        return measures, {}
 
 
 @dataclass(frozen=True)
 class RandomUpdates:
-    """FT's side with its changes of weight turned into noise of the same size, several times, and averaged.
+    """FT's weight changes replaced by noise of the same size, averaged over several draws.
 
-    What one draw of noise happens to do to a small model differs from draw to draw by more than most measures differ
-    between learners.
+    A single draw is too noisy: in a small model, draws differ by more than most measures differ between learners.
     """
 
     draws: tuple[StandIn, ...]
@@ -122,43 +125,43 @@ class RandomUpdates:
     def read(
         self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Measures averaged over draws, and each draw's answers, for one group."""
-        measured: dict[str, list[Tensor]] = {}
+        """Measures averaged over draws, and each draw's answers, for one group of queries."""
+        by_draw: dict[str, list[Tensor]] = {}
         answers: dict[str, Tensor] = {}
         for draw in self.draws:
-            found, answered = draw.read(experiment, indices, zsl, sides)
-            answers |= answered
-            for name, value in found.items():
-                measured.setdefault(name, []).append(value)
-        return {name: torch.stack(values).nanmean(dim=0) for name, values in measured.items()}, answers
+            measures, draw_answers = draw.read(experiment, indices, zsl, sides)
+            answers |= draw_answers
+            for name, value in measures.items():
+                by_draw.setdefault(name, []).append(value)
+        return {name: torch.stack(values).nanmean(dim=0) for name, values in by_draw.items()}, answers
 
 
 @dataclass(frozen=True)
 class UntrainedComparison:
-    """ICL and FT of a model that has learned nothing, beside each other."""
+    """ICL compared with FT in an untrained model."""
 
     name: str
     experiment: Experiment[ComparisonConfig]
-    """With that model in it."""
+    """The experiment with the untrained model."""
     zsl: AdaptedModel
     icl: PromptedSide
     ft: AdaptedModel
-    shown: DemonstrationTokens
+    tokens: DemonstrationTokens
 
     def read(
         self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], zsl: Readings, sides: dict[str, Side]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Measures and answers for one group; the trained model's are not looked at."""
-        want = recordings_for(self.experiment.lm.anatomy, self.shown.n)
+        """Measures and answers of the untrained model for one group of queries; ignores the trained model's."""
+        recordings = recordings_for(self.experiment.lm.anatomy, self.tokens.n)
         queries, probe = self.experiment.queries, self.experiment.config.probe
-        before = self.zsl.read_group(queries, indices, want.zsl, probe)
-        prompted = self.icl.adapted.read_group(queries, indices, want.context, probe)
-        tuned = self.ft.read_group(queries, indices, want.weights, probe)
-        side = trained_side(self.ft, tuned, before, self.shown, self.experiment.config.kendall_scale)
-        measured = compute_measures(before, self.icl.side(prompted), side)
+        before = self.zsl.read_group(queries, indices, recordings.zsl, probe)
+        prompted = self.icl.adapted.read_group(queries, indices, recordings.context, probe)
+        tuned = self.ft.read_group(queries, indices, recordings.weights, probe)
+        side = trained_side(self.ft, tuned, before, self.tokens, self.experiment.config.kendall_scale)
+        measures = compute_measures(before, self.icl.side(prompted), side)
         answers = {"zsl": before, "icl": prompted, "ft": tuned}
-        return _named(self.name, measured), {
-            f"{self.name}.{side}": readings.log_probabilities.double().cpu() for side, readings in answers.items()
+        return _control_measures(self.name, measures), {
+            f"{self.name}.{learner}": readings.log_probabilities.double().cpu() for learner, readings in answers.items()
         }
 
 
@@ -168,24 +171,24 @@ class PreparedControls:
 
     controls: tuple[ReadyControl, ...]
     rates: dict[str, float]
-    """Learning rates chosen for learners that have their own."""
+    """Learning rates chosen for stand-ins that have their own."""
     trials: tuple[Trial, ...]
     notes: tuple[str, ...]
 
 
 RELEASED = "random_released"
-"""SimAOU with the released code's random update, read along with the control `random`."""
+"""SimAOU with the random update of the paper's released code, read along with the control `random`."""
 
 _DRAW = "#"
 
 
 def draw_name(control: str, number: int) -> str:
-    """Name of one draw's answers; the first has the control's own."""
+    """Name of one draw's answers; that of the first draw is the control's."""
     return control if number == 0 else f"{control}{_DRAW}{number + 1}"
 
 
-def drawn_for(name: str) -> str:
-    """The control that a draw's answers belong to; the name itself where there is one draw only."""
+def control_of_draw(name: str) -> str:
+    """The control that a draw belongs to, see `draw_name`."""
     return name.partition(_DRAW)[0]
 
 
@@ -198,40 +201,40 @@ def prepare(
     known: dict[str, float],
     report: Callable[[str, bool], None],
 ) -> PreparedControls:
-    """Adapt every stand-in that the settings ask for.
+    """Make all controls of the settings for one seed.
 
     Args:
-        experiment: Model, task, settings.
+        experiment: Model, task and settings.
         drawn: The seed's demonstrations.
         icl: The prompted model.
         ft: The finetuned model.
         rate: FT's learning rate, which its stand-ins share.
-        known: Rates that an earlier seed chose for stand-ins that have their own; others are searched for.
-        report: Is given the name of a control and whether it has been made, before and after making it.
+        known: Learning rates that an earlier seed chose for stand-ins with a rate of their own; others are searched.
+        report: Called before and after a control is made, with its name and whether it has been made.
     """
-    made = ControlBuilder(experiment, drawn, icl, ft, rate, known)
+    builder = ControlBuilder(experiment, drawn, icl, ft, rate, known)
     controls: list[ReadyControl] = []
     for name in experiment.config.controls:
         report(name, False)
         try:
-            controls += CONTROLS[name].make(made)
+            controls += CONTROLS[name].make(builder)
         except DualformError as error:
-            # What the run is about stands without it.
-            made.notes.append(f"Control {name} was left out for seed {drawn.demonstrations.seed}: {error}")
+            # The comparison is still valid without this control.
+            builder.notes.append(f"Control {name} was left out for seed {drawn.demonstrations.seed}: {error}")
         report(name, True)
-    return PreparedControls(tuple(controls), made.rates, tuple(made.trials), tuple(made.notes))
+    return PreparedControls(tuple(controls), builder.rates, tuple(builder.trials), tuple(builder.notes))
 
 
 class ControlBuilder:
-    """Tools to make the stand-ins of one seed.
+    """Makes the stand-ins of one seed.
 
     Args:
-        experiment: Model, task, settings.
+        experiment: Model, task and settings.
         drawn: The seed's demonstrations.
         icl: The prompted model.
         ft: The finetuned model.
         rate: FT's learning rate.
-        known: Rates that an earlier seed chose for stand-ins that have their own.
+        known: Learning rates that an earlier seed chose for stand-ins with a rate of their own.
     """
 
     def __init__(
@@ -254,7 +257,7 @@ class ControlBuilder:
         """Learning rates chosen for stand-ins that have their own."""
         self.trials: list[Trial] = []
         self.notes: list[str] = []
-        """What a reader must know about the controls."""
+        """Warnings about the controls, for the result."""
 
     def prompted(
         self,
@@ -264,18 +267,18 @@ class ControlBuilder:
         places: Sequence[int] | None = None,
         ranked: bool = True,
     ) -> StandIn:
-        """The model behind other demonstrations than ICL's.
+        """The model prompted with other demonstrations than ICL.
 
         Args:
-            control: Whose stand-in it is.
-            encoded: What it is shown.
+            control: The control that the stand-in is made for.
+            encoded: The demonstrations of the prompt.
             places: For the same demonstrations in another order, see `DemonstrationTokens.of`.
-            ranked: Its tokens are those of the other side, in this order, so that both can be ranked.
+            ranked: Whether its tokens are those of the other side, so that both sides can rank them.
         """
         adapted = InContext(control.name).adapt(self.experiment.lm, encoded)
         content = torch.tensor(encoded.content, device=self.experiment.lm.device)
-        shown = self._shown(encoded, places) if ranked else None
-        return StandIn(control.name, adapted, PromptedSide.of(adapted, content, shown), shown, _pairs(control))
+        tokens = self._tokens(encoded, places) if ranked else None
+        return StandIn(control.name, adapted, PromptedSide.of(adapted, content, tokens), tokens, _pairs(control))
 
     def trained(
         self,
@@ -289,38 +292,38 @@ class ControlBuilder:
         """A model with changed weights.
 
         Args:
-            control: Whose stand-in it is.
+            control: The control that the stand-in is made for.
             adapted: The model.
-            encoded: What it was trained on; the seed's demonstrations where not given.
+            encoded: The demonstrations that it was trained on; None for the seed's.
             places: See `prompted`.
             ranked: See `prompted`.
         """
-        shown = self._shown(encoded or self.encoded, places) if ranked else None
-        return StandIn(control.name, adapted, None, shown, _pairs(control))
+        tokens = self._tokens(encoded or self.encoded, places) if ranked else None
+        return StandIn(control.name, adapted, None, tokens, _pairs(control))
 
     def filler(self, control: ControlFacts) -> StandIn:
-        """The query at ICL's positions, behind nothing but separators."""
+        """The query at the same positions as under ICL, after a prefix of separators only."""
         prefix = self.experiment.encoder.filler(len(self.encoded.prefix))
         adapted = ZeroShot(prefix, control.name).adapt(self.experiment.lm, self.encoded)
         content = torch.arange(len(self.experiment.encoder.opening), len(prefix), device=self.experiment.lm.device)
         return StandIn(control.name, adapted, PromptedSide.of(adapted, content, None), None, _pairs(control))
 
     def random_direction(self) -> RandomDirection:
-        """FT's readings with all that it changed turned into noise."""
+        """FT's readings with all their changes replaced by noise."""
         return RandomDirection(self.demonstrations.seed)
 
     def random_updates(self, name: str, draws: int) -> RandomUpdates:
-        """FT's changes of weight turned into noise, several times."""
+        """FT's weight changes replaced by noise, once for each draw."""
         control, seed = CONTROLS[name], self.demonstrations.seed
-        opening, shown = self.experiment.encoder.opening, self._shown(self.encoded)
-        made = []
+        opening, tokens = self.experiment.encoder.opening, self._tokens(self.encoded)
+        stand_ins = []
         for number in range(draws):
             noise = random_update(self.ft, self.experiment.lm, opening, stream_seed(name, seed, number))
-            made.append(StandIn(draw_name(name, number), noise, None, shown, _pairs(control)))
-        return RandomUpdates(tuple(made))
+            stand_ins.append(StandIn(draw_name(name, number), noise, None, tokens, _pairs(control)))
+        return RandomUpdates(tuple(stand_ins))
 
     def other_task(self) -> EncodedDemonstrations:
-        """Demonstrations of the task that the settings name; else of the same texts with another question."""
+        """Demonstrations of the task that the settings name, else of `length_task`."""
         config, lm = self.experiment.config, self.experiment.lm
         if config.other_task is None:
             task, demonstrations = length_task(self.demonstrations, self.experiment.task)
@@ -332,34 +335,35 @@ class ControlBuilder:
         demonstrations = encoder.fit(demonstrations, self.experiment.queries, self.experiment.context)
         return encoder.demonstrations(demonstrations)
 
-    def others(self) -> DemonstrationSet:
-        """Demonstrations of the same task, none of them among the seed's if train has enough."""
-        experiment, seed = self.experiment, (self.demonstrations.seed + _ELSEWHERE) % 2**32
-        mine = set(self.demonstrations.rows)
-        rest = tuple(example for example in experiment.task.demonstration_pool if example.row not in mine)
+    def other_demonstrations(self) -> DemonstrationSet:
+        """Other demonstrations of the same task; they overlap with the seed's only if the train split is too small."""
+        experiment, seed = self.experiment, (self.demonstrations.seed + _OTHER_DRAW) % 2**32
+        used_rows = set(self.demonstrations.rows)
+        unused = tuple(example for example in experiment.task.demonstration_pool if example.row not in used_rows)
         try:
-            task = replace(experiment.task, splits={**experiment.task.splits, "train": rest})
+            task = replace(experiment.task, splits={**experiment.task.splits, "train": unused})
             others = replace(experiment, task=task).draw(seed)
         except TaskError:
             self.notes.append(
-                "Train is too small for other demonstrations that share none with the first: some are the same."
+                "The train split is too small for a second, disjoint set of demonstrations, so the control "
+                "other_demonstrations shares some with FT."
             )
             others = experiment.draw(seed)
-        # As many as FT had, where these are shorter and more of them fit.
+        # If these are shorter, more of them fit than FT had.
         return experiment.encode(others.demonstrations.truncated(self.demonstrations.k_effective))
 
     def finetuned(self, name: str, encoded: EncodedDemonstrations) -> AdaptedModel:
-        """As FT, at FT's rate; where that diverges, at the next lower one, which is said."""
-        found = self._search(name, lambda rate: self._finetune(rate, self.experiment.lm, encoded), self.rate)
-        self._say_if_lower(name, found)
-        return found.best
+        """The model finetuned at FT's rate; if that diverges, at the next lower rate, with a note."""
+        search = self._search(name, lambda rate: self._finetune(rate, self.experiment.lm, encoded), self.rate)
+        self._note_lower_rate(name, search)
+        return search.best
 
     def searched(self, name: str, method: Callable[[float], Method]) -> AdaptedModel:
-        """Another way of training on the seed's demonstrations, at a rate of its own.
+        """A model trained on the seed's demonstrations by another method, at a learning rate of its own.
 
         Args:
-            name: The control's.
-            method: The way of training, from a rate.
+            name: Name of the control.
+            method: Makes the training method for a learning rate.
         """
 
         def adapt(rate: float) -> AdaptedModel:
@@ -368,34 +372,34 @@ class ControlBuilder:
             return adapted
 
         known = None if self.experiment.config.tune == "each" else self.known.get(name)
-        found = self._search(name, adapt, known)
-        self.rates[name] = found.learning_rate
-        self.trials += [trial.model_copy(update={"learner": name}) for trial in found.trials]
-        return found.best
+        search = self._search(name, adapt, known)
+        self.rates[name] = search.learning_rate
+        self.trials += [trial.model_copy(update={"learner": name}) for trial in search.trials]
+        return search.best
 
     def sweep(self) -> Iterator[StandIn]:
-        """FT at every rate of the grid, up to the one where training diverges."""
+        """FT at each rate of the grid, lowest first, until training diverges."""
         for rate in sorted(self.experiment.config.rates):
             name = f"{RATE}{rate:g}"
             try:
                 adapted = self.ft if rate == self.rate else self._finetune(rate, self.experiment.lm, self.encoded)
-                # Weights may be finite and what they answer not.
+                # Finite weights may still give non-finite answers.
                 answer_log_probabilities(adapted, self.experiment.lm, self.experiment.queries[:TRIAL_QUERIES])
             except NumericalError:
                 self.notes.append(
                     f"Seed {self.demonstrations.seed}: FT diverged at rate {rate:g}; the sweep stops there."
                 )
                 return
-            yield StandIn(name, adapted, None, self._shown(self.encoded), (ControlPair(name, "icl", "second"),))
+            yield StandIn(name, adapted, None, self._tokens(self.encoded), (ControlPair(name, "icl", "second"),))
 
     def other_model(self, name: str, *, keep_embeddings: bool) -> UntrainedComparison:
-        """All three learners of a model that is not trained."""
+        """Zero-shot, ICL and FT of an untrained model."""
         seed, encoded = self.demonstrations.seed, self.encoded
         lm = untrained(self.experiment.lm, seed=seed, keep_embeddings=keep_embeddings)
         experiment = replace(self.experiment, lm=lm)
         zsl = ZeroShot(self.experiment.encoder.opening).adapt(lm, encoded)
         icl = InContext().adapt(lm, encoded)
-        found = train_at_best_rate(
+        search = train_at_best_rate(
             lambda rate: self._finetune(rate, lm, encoded),
             self.experiment.config.rates,
             experiment,
@@ -403,22 +407,22 @@ class ControlBuilder:
             seed=seed,
             known=self.rate,
         )
-        self._say_if_lower(name, found)
+        self._note_lower_rate(name, search)
         content = torch.tensor(encoded.content, device=lm.device)
-        shown = DemonstrationTokens.of(encoded, lm.device)
-        return UntrainedComparison(name, experiment, zsl, PromptedSide.of(icl, content, shown), found.best, shown)
+        tokens = DemonstrationTokens.of(encoded, lm.device)
+        return UntrainedComparison(name, experiment, zsl, PromptedSide.of(icl, content, tokens), search.best, tokens)
 
-    def _shown(self, encoded: EncodedDemonstrations, places: Sequence[int] | None = None) -> DemonstrationTokens:
+    def _tokens(self, encoded: EncodedDemonstrations, places: Sequence[int] | None = None) -> DemonstrationTokens:
         return DemonstrationTokens.of(encoded, self.experiment.lm.device, places)
 
     def _finetune(self, rate: float, lm: LanguageModel, encoded: EncodedDemonstrations) -> AdaptedModel:
         return Finetuned(self.experiment.encoder.opening, rate, self.experiment.config.loss_on).adapt(lm, encoded)
 
-    def _say_if_lower(self, name: str, found: RateSearch) -> None:
-        if found.learning_rate != self.rate:
+    def _note_lower_rate(self, name: str, search: RateSearch) -> None:
+        if search.learning_rate != self.rate:
             self.notes.append(
-                f"Seed {self.demonstrations.seed}: at FT's rate ({self.rate:g}) the control {name} diverged; it was "
-                f"trained at {found.learning_rate:g}."
+                f"Seed {self.demonstrations.seed}: the control {name} diverged at FT's rate ({self.rate:g}); it was "
+                f"trained at {search.learning_rate:g}."
             )
 
     def _search(self, name: str, adapt: Callable[[float], AdaptedModel], known: float | None) -> RateSearch:
@@ -428,20 +432,20 @@ class ControlBuilder:
 
 
 def _pairs(control: ControlFacts) -> tuple[ControlPair, ...]:
-    """A control's own comparison, then those of its companions."""
+    """The comparisons of a control and of its companions."""
     facts = (control, *getattr(control, "companions", ()))
-    return tuple(ControlPair(one.name, one.beside, one.place) for one in facts)
+    return tuple(ControlPair(each.name, each.beside, each.place) for each in facts)
 
 
 RATE = "rate:"
-"""Begins the names of the sweep's controls, the rate behind it."""
+"""Prefix of the names of the sweep's controls; the learning rate follows."""
 
 
 def length_task(demonstrations: Demonstrations, task: Task) -> tuple[Task, Demonstrations]:
-    """The same texts in the same order, asked whether they are long or short: another task that every task has.
+    """Another task with the same texts in the same order: whether a text is long or short.
 
     Returns:
-        The task, and its demonstrations.
+        The task and its demonstrations.
     """
     fields = task.template.fields
     lengths = [sum(len(example.fields[name].split()) for name in fields) for example in demonstrations.examples]
@@ -450,12 +454,12 @@ def length_task(demonstrations: Demonstrations, task: Task) -> tuple[Task, Demon
         replace(example, label=int(length >= middle), choices=None)
         for example, length in zip(demonstrations.examples, lengths, strict=True)
     )
-    shown = "\n".join(f"{{{name}}}" for name in fields)
+    text = "\n".join(f"{{{name}}}" for name in fields)
     other = Task(
         name="length",
         source=f"the texts of {task.name}",
         splits={"train": examples, "selection": examples, "report": examples},
-        template=Template(f"Text: {shown}\nLength:", task.template.separator),
+        template=Template(f"Text: {text}\nLength:", task.template.separator),
         label_words=("short", "long"),
         label_names=None,
         selection_split="selection",
@@ -465,17 +469,17 @@ def length_task(demonstrations: Demonstrations, task: Task) -> tuple[Task, Demon
     return other, replace(demonstrations, task=other.name, examples=examples, labels=labels, label_rule="true")
 
 
-def _wanted(want: Recordings, *, prompted: bool, ranked: bool) -> Recording:
+def _recording(recordings: Recordings, *, prompted: bool, ranked: bool) -> Recording:
     if not prompted:
-        return want.weights
-    return replace(want.context, demo_scores=ranked, mixed=False)
+        return recordings.weights
+    return replace(recordings.context, demo_scores=ranked, mixed=False)
 
 
-def _named(control: str, measured: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Measures under the control's name; companions are left out, but for how far a swept rate moved the model."""
-    kept = {name: value for name, value in measured.items() if "." not in name and MEASURES[name].in_controls}
-    # Heads of every control, over all queries and seeds, would be most of a run's memory, and nobody looks at them.
+def _control_measures(control: str, measures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Measures under the control's name, without companion numbers except the length of the update in a rate sweep."""
+    kept = {name: value for name, value in measures.items() if "." not in name and MEASURES[name].in_controls}
+    # Average over heads: the heads of all controls would take most of a run's memory and are not reported.
     kept = {name: value.nanmean(dim=2) if value.dim() > 2 else value for name, value in kept.items()}
-    if control.startswith(RATE) and "sim_aou_raw.norm_ratio" in measured:
-        kept["update_norm"] = measured["sim_aou_raw.norm_ratio"]
+    if control.startswith(RATE) and "sim_aou_raw.norm_ratio" in measures:
+        kept["update_norm"] = measures["sim_aou_raw.norm_ratio"]
     return {f"control/{control}/{name}": value for name, value in kept.items()}

@@ -1,5 +1,5 @@
 "use strict";
-// The attention explorer: shows one query, and where zero-shot, ICL and FT look while they read it.
+// The attention explorer: shows one query and what zero-shot, ICL and FT attend to while they read it.
 (() => {
   const box = document.getElementById("look");
   const source = document.getElementById("look-data");
@@ -10,11 +10,11 @@
   const MEAN = -1;
   const UNDERLINED = 5;
   const LISTED = 10;
-  // So that letters stay legible on either background.
+  // Keeps letters legible on light and dark backgrounds.
   const DARKEST = 0.62;
   const MOST_ANSWERS = 12;
 
-  // Text goes into the page by way of text nodes alone, whatever it looks like.
+  // Text is inserted as text nodes only, so that it is never parsed as HTML.
   function make(tag, content, name) {
     const element = document.createElement(tag);
     if (name) element.className = name;
@@ -22,7 +22,7 @@
     return element;
   }
 
-  // A token of nothing but spaces is there, too.
+  // Makes tokens of spaces visible.
   const visible = (text) => (text.trim() === "" ? text.replaceAll(" ", "␣") : text);
 
   function percent(share) {
@@ -34,9 +34,9 @@
     return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   }
 
-  // --- numbers of one query, layer by layer -------------------------------------------------------------------------
+  // --- the numbers of one query by layer ----------------------------------------------------------------------------
 
-  // A token that is a part of a character has no text of its own: it is shown with the one that completes it.
+  // A token that is part of a character has no text: it is joined with the token that completes the character.
   function units(pieces, first) {
     const found = [];
     let start = 0;
@@ -65,7 +65,7 @@
     });
   }
 
-  // Share of the other tokens that a token stands above: ties lie in the middle of their places.
+  // Share of the other tokens that are ranked below a token; ties get the middle of their places.
   function percentiles(values) {
     const places = Array.from(values.keys()).sort((a, b) => values[a] - values[b]);
     const found = new Float64Array(values.length);
@@ -131,7 +131,7 @@
     for (let i = start; i < end; i += 1) largest = Math.max(largest, values[i]);
     return largest;
   };
-  // Kinds of numbers that a token can have: a weight is shared out, a rank is not.
+  // Weights of joined tokens are added; of ranks the highest counts.
   const KINDS = {
     weight: {
       of: (values, unit) => sum(values, unit.start, unit.end),
@@ -177,7 +177,7 @@
       const name = make("th", [answer]);
       name.scope = "row";
       name.dir = "auto";
-      if (right) name.append(make("span", " the right one", "look-right"));
+      if (right) name.append(make("span", " right answer", "look-right"));
       const cells = data.answering.map((key) => {
         const of = example.probabilities[key];
         const cell = make("td", of ? "" : "–", "number");
@@ -195,9 +195,9 @@
     const few = rows.length > MOST_ANSWERS ? rows.filter((each) => each.right || each.best) : rows;
     at("look-answers").tBodies[0].replaceChildren(...few.map((each) => each.row));
     const left = rows.length - few.length;
-    const rest = left ? ` ${left} answers that nobody gave are left out.` : "";
+    const rest = left ? ` ${left} answers that no learner gave are omitted.` : "";
     at("look-answers-note").textContent =
-      `Row ${example.query} of the reported split. Probabilities sum to 1 over the answers; each learner’s own answer is bold.${rest}`;
+      `Row ${example.query} of the reported split. Probabilities sum to 1 over the answers; each learner’s answer is bold.${rest}`;
   }
 
   function theQuery(found, looks) {
@@ -216,7 +216,7 @@
     }
   }
 
-  // How much of each demonstration: by ICL its weights' sum, by FT its part of the tenth of tokens ranked highest.
+  // Share of each demonstration: for ICL the sum of its weights, for FT its share of the top tenth of the ranking.
   function shares(looks) {
     const tenth = Math.max(1, Math.round(inContext / 10));
     let highest = null;
@@ -269,7 +269,7 @@
       text.setAttribute("role", "group");
       text.setAttribute("aria-label", `Demonstration ${number + 1}, ${key === "icl" ? "in context" : "finetuned"}`);
       const who = make("p", title, "look-who");
-      // Over all demonstrations, so that two that are open can be compared.
+      // Scale by the largest weight of all demonstrations, so that open demonstrations can be compared.
       const largest = kind === "weight" ? current.icl.shown.reduce((a, b) => Math.max(a, b), 0) : 1;
       const where = `${key === "icl" ? "ICL" : "FT"}, demonstration ${number + 1}`;
       draw(text, each.units, kind, values, colours[key], where, { largest, missing, answerFrom });
@@ -286,14 +286,14 @@
       const excerpt = make("span", [make("strong", one.answer), one.excerpt], "look-excerpt");
       excerpt.dir = "auto";
       const bars = [bar(share.icl, byIcl, "icl", "share of ICL’s attention")];
-      if (share.ft !== null) bars.push(bar(share.ft, byFt, "ft", "share of the tenth of tokens that FT ranks highest"));
+      if (share.ft !== null) bars.push(bar(share.ft, byFt, "ft", "share of the top tenth of FT’s ranking"));
       rows[number].summary.replaceChildren(make("span", `${number + 1}`, "look-place"), excerpt, ...bars);
       tokensOf(number);
     });
     const key = order?.value ?? "prompt";
     const places = [...shown.keys()];
     if (key !== "prompt") places.sort((a, b) => each[b][key] - each[a][key]);
-    // Moving a row that has the focus would lose it, so rows move only where their order changes.
+    // Moving a row loses its focus, so rows are moved only if their order changes.
     const list = at("look-shown");
     if (places.some((number, place) => list.children[place] !== rows[number].row)) {
       list.replaceChildren(...places.map((number) => rows[number].row));
@@ -304,7 +304,7 @@
       : `${Number(layer.value) === 0 ? "Mean over layers of Kendall’s tau" : "Kendall’s tau in this layer"}, for this query: ${tau.toFixed(3)}.`;
   }
 
-  // --- the ten tokens most looked at --------------------------------------------------------------------------------
+  // --- the ten most attended tokens ---------------------------------------------------------------------------------
 
   function topTable(title, candidates, unit) {
     const best = candidates.sort((a, b) => b.value - a.value).slice(0, LISTED);
@@ -396,7 +396,7 @@
     if (!token) return;
     const all = [...token.parentElement.querySelectorAll(".token")];
     const place = all.indexOf(token);
-    // Where text runs from right to left, onwards is leftwards.
+    // In right-to-left text the next token is to the left.
     const step = getComputedStyle(token.parentElement).direction === "rtl" ? -1 : 1;
     const next = { ArrowRight: place + step, ArrowLeft: place - step, Home: 0, End: all.length - 1 }[event.key];
     if (next === undefined || !all[next]) return;

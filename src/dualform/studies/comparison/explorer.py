@@ -1,7 +1,7 @@
-"""The attention explorer of a comparison's page: one query at a time, and where zero-shot, ICL and FT look.
+"""The attention explorer of a comparison's page: what zero-shot, ICL and FT attend to, one query at a time.
 
-The page's own script draws it, from the data that are made here. All that data sets wrote reaches it as text in which
-nothing steers, and never more of it than a screen can show.
+The page's script draws it from the data prepared here. Texts of data sets are passed as text without control
+characters, and cut to what a screen can show.
 """
 
 import math
@@ -15,18 +15,18 @@ from dualform.report.numerals import count
 from dualform.report.palette import learner_style, learners_in_order
 
 LONGEST_PIECE = 120
-"""Characters of one token's text, or of an answer, that are shown."""
+"""Most characters displayed of one token or answer."""
 MOST_TOKENS = 3000
-"""Tokens of one text that are shown."""
+"""Most tokens displayed of one text."""
 
 _LEARNERS = ("zsl", "icl", "ft")
 _TITLE, _LINE = 60, 160
 
 _KINDS = {
-    (False, True, True): "ICL and FT put it right",
+    (False, True, True): "ICL and FT correct it",
     (False, True, False): "only ICL is right",
     (False, False, True): "only FT is right",
-    (True, False, False): "ICL and FT put it wrong",
+    (True, False, False): "only zero-shot is right",
     (True, False, True): "only ICL is wrong",
     (True, True, False): "only FT is wrong",
     (True, True, True): "all are right",
@@ -35,11 +35,7 @@ _KINDS = {
 
 
 def explorer_section(attention: AttentionRecord | None) -> dict[str, Any] | None:
-    """What the template shows; None where there is nothing to explore.
-
-    Args:
-        attention: Where the learners looked.
-    """
+    """The data of the template; None without queries to explore."""
     if attention is None or not attention.examples:
         return None
     keys = learners_in_order(dict.fromkeys(key for each in attention.examples for key in each.probabilities))
@@ -64,14 +60,14 @@ def explorer_section(attention: AttentionRecord | None) -> dict[str, Any] | None
     }
 
 
-def shown(text: str, longest: int = LONGEST_PIECE) -> str:
-    """Text as the page shows it: what steers is written out, line breaks and tabs have a sign, and it is not too long.
+def displayed(text: str, longest: int = LONGEST_PIECE) -> str:
+    """A text as the page displays it: control characters are escaped, line breaks and tabs are marked with a symbol.
 
     Args:
-        text: Of a token or an answer.
-        longest: Characters that are shown.
+        text: Text of a token or an answer.
+        longest: Characters after which the text is cut.
     """
-    # Cut first: a megabyte need not be looked through.
+    # Cut first, so that a very long text is not processed as a whole.
     cut = f"\N{HORIZONTAL ELLIPSIS} [{count(len(text) - longest)} more characters]" if len(text) > longest else ""
     lines = [
         "\N{RIGHTWARDS ARROW TO BAR}".join(plain(part) for part in line.split("\t"))
@@ -83,7 +79,7 @@ def shown(text: str, longest: int = LONGEST_PIECE) -> str:
 def _option(number: int, example: QueryAttention) -> str:
     """One line of the list of queries, such as `3. only FT is right: "Review: a warm film..."`."""
     zsl, icl, ft = (_chosen(example.probabilities.get(key, ())) == example.label for key in _LEARNERS)
-    # The text last: where it runs from right to left, nothing of ours is behind it to be carried along.
+    # The text comes last, so that right-to-left text does not reorder what follows it.
     return f"{number}. {_KINDS[zsl, icl, ft]}: {_excerpt(example.pieces, _TITLE)}"
 
 
@@ -106,20 +102,20 @@ def _demonstration(demonstration: PromptDemonstration) -> dict[str, Any]:
     pieces = demonstration.pieces
     question = pieces[: len(pieces) - demonstration.answer_tokens]
     return {
-        "pieces": [shown(each) for each in pieces[:MOST_TOKENS]],
+        "pieces": [displayed(each) for each in pieces[:MOST_TOKENS]],
         "tokens": len(pieces),
         "answer_tokens": demonstration.answer_tokens,
         "excerpt": _excerpt(question, _LINE),
-        "answer": shown("".join(pieces[len(question) :]).strip(), _TITLE),
+        "answer": displayed("".join(pieces[len(question) :]).strip(), _TITLE),
     }
 
 
 def _example(example: QueryAttention) -> dict[str, Any]:
     return {
         "query": example.query,
-        "pieces": [shown(each) for each in example.pieces[:MOST_TOKENS]],
+        "pieces": [displayed(each) for each in example.pieces[:MOST_TOKENS]],
         "tokens": len(example.pieces),
-        "answers": [shown(each.strip()) or "(empty)" for each in example.answers],
+        "answers": [displayed(each.strip()) or "(empty)" for each in example.answers],
         "label": example.label,
         "probabilities": example.probabilities,
         **{key: getattr(example, key).model_dump() for key in _LEARNERS},

@@ -1,4 +1,4 @@
-"""dualform's own controls: what each stands in for, how it is made, what it costs."""
+"""dualform's own controls: what each replaces, how it is made, and what it costs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from dualform.studies.experiment import Experiment
 
 RANDOM_UPDATES = 5
-"""Draws of noise that the control `random_update` averages over."""
-_DIVERGES = "the control of rates stops where training diverges"
+"""Number of draws of noise that the control `random_update` averages over."""
+_DIVERGES = "the control rates stops when training diverges"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class RandomDirectionControl(Control):
     """A random change of FT's size, made from FT's readings."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """No model at all."""
+        """One control without a model of its own."""
         yield builder.random_direction()
 
     def work(self, about: ControlWork) -> ControlPlan:
-        """No forward."""
+        """The measures only; no forward pass."""
         return ControlPlan(reading=about.measuring())
 
 
@@ -43,28 +43,28 @@ class RandomUpdateControl(Control):
     """Random changes of FT's weights."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """As many models as there are draws."""
+        """One control with a model for each draw."""
         yield builder.random_updates(self.name, RANDOM_UPDATES)
 
     def work(self, about: ControlWork) -> ControlPlan:
-        """Each draw is read."""
+        """Encoding the opening and reading the queries, for each draw."""
         return ControlPlan(encode(about.opening) * RANDOM_UPDATES, about.reading(about.opening) * RANDOM_UPDATES)
 
     def kept_changes(self, config: ComparisonConfig) -> int:
-        """One a draw."""
+        """One for each draw."""
         return RANDOM_UPDATES
 
 
 @dataclass(frozen=True, kw_only=True)
 class FillerControl(Control):
-    """The query at ICL's positions, behind nothing but separators."""
+    """The query at the same positions as under ICL, after a prefix of separators only."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """Zero-shot behind a prefix that says nothing."""
+        """One stand-in."""
         yield builder.filler(self)
 
     def work(self, about: ControlWork) -> ControlPlan:
-        """As ICL."""
+        """The work of ICL."""
         return about.prompted(len(about.drawn.encoded.prefix))
 
 
@@ -75,35 +75,35 @@ class RelabelledControl(Control):
     rule: Literal["shuffled", "random"]
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """Raises where all demonstrations show the same label."""
-        otherwise = builder.demonstrations.labelled_otherwise(builder.experiment.task, self.rule)
-        if otherwise is None:
-            raise TaskError("the demonstrations all show the same label, so there are no other ones to deal")
-        yield builder.prompted(self, builder.experiment.encode(otherwise).encoded)
+        """One stand-in; raises `TaskError` if all demonstrations have the same label."""
+        relabelled = builder.demonstrations.labelled_otherwise(builder.experiment.task, self.rule)
+        if relabelled is None:
+            raise TaskError("all demonstrations have the same label, so shuffling changes nothing")
+        yield builder.prompted(self, builder.experiment.encode(relabelled).encoded)
 
     def work(self, about: ControlWork) -> ControlPlan | None:
-        """As ICL."""
-        otherwise = about.drawn.demonstrations.labelled_otherwise(about.experiment.task, self.rule)
-        return None if otherwise is None else about.prompted(len(about.experiment.encode(otherwise).encoded.prefix))
+        """The work of ICL; None if the control cannot be made."""
+        relabelled = about.drawn.demonstrations.labelled_otherwise(about.experiment.task, self.rule)
+        return None if relabelled is None else about.prompted(len(about.experiment.encode(relabelled).encoded.prefix))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherTaskControl(Control):
-    """ICL behind the demonstrations of another task."""
+    """ICL with the demonstrations of another task."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """Their tokens are not FT's, so none is ranked beside FT's."""
+        """One stand-in, without ranks, because its demonstration tokens are not FT's."""
         yield builder.prompted(self, builder.other_task(), ranked=False)
 
     def prepare(self, config: ComparisonConfig) -> None:
-        """A misspelt name is reported before any work is done."""
+        """Load the other task, so that a misspelt name is reported before any work is done."""
         from dualform.tasks.sources import load_task
 
         if config.other_task is not None:
             load_task(config.other_task, data_dir=config.data_dir)
 
     def work(self, about: ControlWork) -> ControlPlan:
-        """As ICL."""
+        """The work of ICL."""
         return about.prompted(len(about.builder.other_task().prefix))
 
 
@@ -112,96 +112,97 @@ class OtherDemonstrationsControl(Control):
     """FT on other demonstrations of the same task."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """At FT's rate."""
-        yield builder.trained(self, builder.finetuned(self.name, builder.others().encoded), ranked=False)
+        """One stand-in, trained at FT's rate."""
+        encoded = builder.other_demonstrations().encoded
+        yield builder.trained(self, builder.finetuned(self.name, encoded), ranked=False)
 
     def work(self, about: ControlWork) -> ControlPlan | None:
-        """As FT at a known rate."""
+        """The work of FT at a known rate; None if there are no other demonstrations."""
         try:
-            return about.trained(about.builder.others().encoded)
+            return about.trained(about.builder.other_demonstrations().encoded)
         except TaskError:
             return None
 
     def kept_changes(self, config: ComparisonConfig) -> int:
-        """FT's."""
+        """One, as large as FT's."""
         return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherOrderControl(Control):
-    """One side beside itself, with the demonstrations in another order."""
+    """One side compared with itself under another order of the demonstrations."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """Raises where there is no other order."""
-        *_, again = builder.demonstrations.in_orders(2)
-        if again.rows == builder.demonstrations.rows:
+        """One stand-in; raises `TaskError` if there is no other order."""
+        *_, reordered = builder.demonstrations.in_orders(2)
+        if reordered.rows == builder.demonstrations.rows:
             raise TaskError("one demonstration has no other order")
-        encoded = builder.experiment.encode(again).encoded
-        places = [again.rows.index(row) for row in builder.demonstrations.rows]
+        encoded = builder.experiment.encode(reordered).encoded
+        places = [reordered.rows.index(row) for row in builder.demonstrations.rows]
         if self.beside == "icl":
             yield builder.prompted(self, encoded, places=places)
         else:
             yield builder.trained(self, builder.finetuned(self.name, encoded), encoded, places=places)
 
     def work(self, about: ControlWork) -> ControlPlan | None:
-        """As the side."""
-        *_, again = about.drawn.demonstrations.in_orders(2)
-        if again.rows == about.drawn.demonstrations.rows:
+        """The work of the side that is repeated; None if there is no other order."""
+        *_, reordered = about.drawn.demonstrations.in_orders(2)
+        if reordered.rows == about.drawn.demonstrations.rows:
             return None
-        encoded = about.experiment.encode(again).encoded
+        encoded = about.experiment.encode(reordered).encoded
         return about.prompted(len(encoded.prefix)) if self.beside == "icl" else about.trained(encoded)
 
     def kept_changes(self, config: ComparisonConfig) -> int:
-        """FT's."""
+        """One for FT, as large as FT's."""
         return int(self.beside == "ft")
 
 
 @dataclass(frozen=True, kw_only=True)
 class UntrainedControl(Control):
-    """ICL and FT of a model that has learned nothing."""
+    """ICL and FT of an untrained model."""
 
     keep_embeddings: bool
     moves_states: bool = False
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """A whole model."""
+        """One control with a model of its own."""
         yield builder.other_model(self.name, keep_embeddings=self.keep_embeddings)
 
     def work(self, about: ControlWork) -> ControlPlan:
-        """All three learners, adapted and read."""
+        """The work of zero-shot, ICL and FT."""
         return about.three_learners()
 
     def kept_models(self) -> int:
-        """Kept until it has read."""
+        """The untrained model."""
         return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantControl(Control):
-    """Another way of finetuning on the same demonstrations, at a rate of its own."""
+    """Another way of finetuning on the same demonstrations, at a learning rate of its own."""
 
     part: TrainedPart = "key_value"
-    """What is trained."""
+    """The weights that are trained."""
     steps: Steps = "sequential"
-    """One step a demonstration, or one for all."""
+    """One step for each demonstration, or one for all."""
     kept: bool = True
-    """Its changes are as large as FT's, and are counted in memory."""
+    """Whether its weight changes are as large as FT's and count in the estimate of memory."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """At the rate that a search of the grid finds."""
+        """One stand-in, trained at the best rate of the grid."""
         yield builder.trained(
             self, builder.searched(self.name, partial(self.method, builder.experiment)), builder.encoded
         )
 
     def method(self, experiment: Experiment[ComparisonConfig], rate: float) -> Method:
-        """The way of training, at a rate."""
+        """The training method at a learning rate."""
         from dualform.learners.finetuned import Finetuned
 
         loss_on = experiment.config.loss_on
         return Finetuned(experiment.encoder.opening, rate, loss_on, part=self.part, steps=self.steps, name=self.name)
 
     def check(self, lm: LanguageModel) -> None:
-        """The weights that it trains must be known."""
+        """Check that the weights to be trained can be located."""
         from dualform.models.editing.edit import mlp_rows, value_rows
 
         if self.part == "value_one_layer":
@@ -210,18 +211,18 @@ class VariantControl(Control):
             mlp_rows(lm.model, lm.anatomy)
 
     def work(self, about: ControlWork) -> ControlPlan:
-        """A search, or a known rate."""
+        """The work of training, with the learning rate search if there is one."""
         training = self.method(about.experiment, 0.0).work(about.experiment.lm.shape, about.drawn.encoded)
         return about.searched(training, pairs=1 + len(self.companions))
 
     def kept_changes(self, config: ComparisonConfig) -> int:
-        """FT's."""
+        """One, unless its changes are small."""
         return int(self.kept)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCausalControl(VariantControl):
-    """Each layer trained on its own output alone."""
+    """Each layer trained on its own output only."""
 
     def method(self, experiment: Experiment[ComparisonConfig], rate: float) -> Method:
         """Layer-causal descent."""
@@ -230,13 +231,13 @@ class LayerCausalControl(VariantControl):
         return LayerCausal(experiment.encoder.opening, rate, experiment.config.loss_on)
 
     def check(self, lm: LanguageModel) -> None:
-        """Blocks must be found."""
+        """Check that the model's blocks can be located."""
         from dualform.models.structure.blocks import find_blocks
 
         find_blocks(lm.model, lm.anatomy)
 
     def check_forwards(self) -> int:
-        """The blocks are found."""
+        """The forward passes that locate the blocks."""
         return FINDING_BLOCKS
 
 
@@ -245,18 +246,18 @@ class RatesControl(Control):
     """FT at every rate of the grid, reported as a sweep."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
-        """As many models as there are rates, up to the one where training diverges."""
+        """One stand-in for each learning rate, until training diverges."""
         yield from builder.sweep()
 
     def work(self, about: ControlWork) -> ControlPlan:
-        """All rates but FT's own are trained."""
+        """Training at each rate except FT's own, and reading at each rate."""
         rates = len(about.experiment.config.rates)
-        one = about.few() + about.reading(about.opening)
-        making = about.training(about.drawn.encoded) * (rates - 1) + one * rates
-        return ControlPlan(making, Work(), one, (_DIVERGES,))
+        each = about.few() + about.reading(about.opening)
+        making = about.training(about.drawn.encoded) * (rates - 1) + each * rates
+        return ControlPlan(making, Work(), each, (_DIVERGES,))
 
     def kept_changes(self, config: ComparisonConfig) -> int:
-        """One a rate."""
+        """One for each learning rate."""
         return len(config.rates)
 
 
@@ -285,7 +286,7 @@ RANDOM_UPDATE = RandomUpdateControl(
 POSITION_SHIFT = FillerControl(
     name="position_shift",
     title="position shift",
-    meaning="Zero-shot behind a prefix that says nothing and is as long as the prompt, in ICL's place.",
+    meaning="Zero-shot after a prefix of separators that is as long as the prompt, in ICL's place.",
     kind="floor",
     beside="ft",
     place="first",
@@ -317,7 +318,7 @@ OTHER_DEMONSTRATIONS = OtherDemonstrationsControl(
 OTHER_TASK = OtherTaskControl(
     name="other_task",
     title="another task",
-    meaning="ICL behind the demonstrations of another task.",
+    meaning="ICL with the demonstrations of another task.",
     kind="floor",
     beside="ft",
     place="first",
@@ -325,7 +326,7 @@ OTHER_TASK = OtherTaskControl(
 UNTRAINED = UntrainedControl(
     name="untrained",
     title="untrained model",
-    meaning="ICL and FT of the same architecture with all weights as at initialisation.",
+    meaning="ICL and FT of the same architecture with randomly initialised weights.",
     kind="floor",
     answers=("untrained.zsl", "untrained.icl", "untrained.ft"),
     keep_embeddings=False,
@@ -341,14 +342,14 @@ EMBEDDINGS = UntrainedControl(
 ICL_ORDER = OtherOrderControl(
     name="icl_order",
     title="ICL, other order",
-    meaning="ICL beside itself with the demonstrations in another order.",
+    meaning="ICL compared with ICL under another order of the demonstrations.",
     kind="ceiling",
     beside="icl",
 )
 FT_ORDER = OtherOrderControl(
     name="ft_order",
     title="FT, other order",
-    meaning="FT beside itself with the demonstrations in another order.",
+    meaning="FT compared with FT under another order of the demonstrations.",
     kind="ceiling",
     beside="ft",
 )
@@ -362,7 +363,7 @@ BATCH = VariantControl(
         ControlFacts(
             name="batch_sequential",
             title="FT: one by one, one step",
-            meaning="FT one demonstration at a time beside FT in a single step.",
+            meaning="FT one demonstration at a time compared with FT in a single step.",
             kind="comparison",
             beside="ft",
             answers=("zsl", "ft", "batch"),
@@ -373,20 +374,20 @@ BATCH = VariantControl(
 LCGD = LayerCausalControl(
     name="lcgd",
     title="layer-causal descent",
-    meaning="Each layer trained on its own output alone, in FT's place.",
+    meaning="Each layer trained on its own output only, in FT's place.",
     kind="comparison",
 )
 VALUE_ONE_LAYER = VariantControl(
     name="value_one_layer",
     title="FT of one layer's values",
-    meaning="FT of the value weights of the middle layer alone, in FT's place.",
+    meaning="Finetuning only the value weights of the middle layer, in FT's place.",
     kind="comparison",
     part="value_one_layer",
 )
 MLP = VariantControl(
     name="mlp",
     title="FT of the MLPs",
-    meaning="FT of the MLPs' weights alone, in FT's place.",
+    meaning="Finetuning only the MLPs' weights, in FT's place.",
     kind="comparison",
     part="mlp",
     kept=False,

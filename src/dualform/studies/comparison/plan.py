@@ -1,4 +1,4 @@
-"""What a comparison costs: the work of its seeds (`studies.comparison.work`), priced."""
+"""The plan of a comparison: the estimated time and memory of its work (`studies.comparison.work`)."""
 
 import time
 from dataclasses import replace
@@ -17,7 +17,7 @@ from dualform.studies.planning import estimated_memory, merged, planned_model, p
 
 
 def plan(config: ComparisonConfig, machine: Machine) -> Plan:
-    """What a comparison with these settings will cost."""
+    """The plan of a comparison with these settings."""
     lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
@@ -31,8 +31,8 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     parts.append(PricedPart("packing weights", costs.packing(trains)))
     parts.append(PricedPart("finding out what the model allows", costs.cost(short_forwards(_checks(config)))))
     parts += [costs.part(part) for part in _seeds(experiment, drawn)]
-    longest = max(drawn.values(), key=lambda one: len(one.encoded.prefix))
-    sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
+    longest = max(drawn.values(), key=lambda each: len(each.encoded.prefix))
+    sequences = [len(ids) for each in drawn.values() for ids in each.encoded.sequences]
     learned = max((n - 1 for n in sequences), default=0)
     inside = config.compares_inside
     repeats = int(config.repeats_finetuning)
@@ -52,14 +52,14 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     )
     others = sum(CONTROLS[name].kept_models() for name in config.controls)
     if inside and others:
-        # Kept until they have read.
+        # They are held until all queries have been read.
         memory["untrained models"] = others * memory["weights"]
     fit, more = estimated_memory(config, costs, memory, trains=trains)
     return Plan(f"compare {config.model} {task.name}", merged(parts), memory, machine, fit, (*notes, *more))
 
 
 def _checks(config: ComparisonConfig) -> int:
-    """Short forwards of `possible_arms`, before anything is computed."""
+    """Number of short forward passes that `possible_arms` runs."""
     return sum(LEARNERS[name].check_forwards(config) for name in config.learners) + sum(
         CONTROLS[name].check_forwards() for name in config.controls
     )
@@ -71,13 +71,13 @@ def _seeds(experiment: Experiment[ComparisonConfig], drawn: dict[int, Demonstrat
     known: frozenset[str] = frozenset()
     weight = 1.0
     if config.select != "none" and len(config.seeds) > 1:
-        parts += [part for one in drawn.values() for part in SeedWork(experiment, one, searching=True).choosing()]
+        parts += [part for each in drawn.values() for part in SeedWork(experiment, each, searching=True).choosing()]
         known = frozenset(name for name in config.selecting if LEARNERS[name].grid)
-        # Which seed will be chosen cannot be known: each has its share.
+        # It is unknown which seed will be chosen, so plan for the mean over seeds.
         weight = 1 / len(config.seeds)
     for number, seed in enumerate(config.seeds):
         first = number == 0 or weight < 1
-        # The rate that a choice of seed has found is for the first seed alone.
+        # Rates found while choosing a seed are those of the first reported seed.
         work = SeedWork(experiment, drawn[seed], first or config.tune == "each", known if first else frozenset())
         parts += [_share(part, weight) for part in work.parts()]
     return parts
@@ -89,8 +89,8 @@ def _share(part: WorkPart, weight: float) -> WorkPart:
 
 
 def _summary_seconds(costs: Costs, experiment: Experiment[ComparisonConfig]) -> float:
-    """Bootstraps: every measure's queries, drawn again so many times."""
+    """Seconds of the bootstraps of all measures."""
     config = experiment.config
     n = len(experiment.queries) * len(config.seeds)
-    shown = 24 + 20 * len(config.controls)
-    return config.resamples * shown * (n / costs.machine.exponentials + 4 * costs.machine.dispatch)
+    intervals = 24 + 20 * len(config.controls)
+    return config.resamples * intervals * (n / costs.machine.exponentials + 4 * costs.machine.dispatch)

@@ -1,7 +1,7 @@
-"""Finetuning repeated from weights moved by rounding: what its numbers would be on a machine that rounds otherwise.
+"""Finetuning repeated from weights changed by one unit in the last place, to show how much it depends on rounding.
 
-One repeat a seed shows the order of magnitude, as one difference of two draws does. Nothing that it says is in any
-interval of the result: those are over demonstrations and queries, and rounding is neither.
+One repeat a seed shows the order of magnitude only. No interval of the result includes this effect, because intervals
+are over demonstrations and queries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,107 +31,108 @@ class FinetuningRepeat:
     """One seed's repeat of its finetuning."""
 
     model: AdaptedModel | None
-    """None where the repeat diverged."""
+    """None if the repeat diverged."""
     learning_rate: float
     losses: tuple[float, ...]
-    """Of the training that was repeated."""
+    """Training losses of the original training."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """What is kept of it beside its answers and measures."""
+        """Learning rate and losses, for the seed's record."""
         losses = None if self.model is None else list(self.model.losses)
         return {"learning_rate": self.learning_rate, "losses": list(self.losses), "repeat_losses": losses}
 
-    def read(self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], want: Recording) -> Readings:
-        """Read one group of queries; only where the repeat gave a model."""
+    def read(self, experiment: Experiment[ComparisonConfig], indices: Sequence[int], recording: Recording) -> Readings:
+        """Readings of one group of queries; the repeat must not have diverged."""
         assert self.model is not None
-        return self.model.read_group(experiment.queries, indices, want, experiment.config.probe)
+        return self.model.read_group(experiment.queries, indices, recording, experiment.config.probe)
 
 
 def repeat_measures(zsl: Readings, sides: dict[str, Side], repeat: Side) -> dict[str, Tensor]:
-    """Measures of one group with the repeat in FT's place, and of FT against its repeat.
+    """Measures of one group of queries, between ICL and the repeat and between FT and the repeat.
 
     Args:
         zsl: Zero-shot readings of the group.
-        sides: `icl` and `ft`.
-        repeat: The repeat's side.
+        sides: The sides `icl` and `ft`.
+        repeat: The side of the repeat.
 
     Returns:
-        `repeat/icl/MEASURE` and `repeat/ft/MEASURE`, each `(example, ...)` without heads; companions are left out.
+        `repeat/icl/MEASURE` and `repeat/ft/MEASURE`, each `(example, ...)` without heads and companion numbers.
     """
-    found: dict[str, Tensor] = {}
+    measures: dict[str, Tensor] = {}
     for name in ("icl", "ft"):
-        measured = compute_measures(zsl, sides[name], repeat, moved_by=sides["icl"].trace)
-        for key, value in measured.items():
+        values = compute_measures(zsl, sides[name], repeat, moved_by=sides["icl"].trace)
+        for key, value in values.items():
             if "." not in key and MEASURES[key].in_controls:
-                found[f"repeat/{name}/{key}"] = value.nanmean(dim=2) if value.dim() > 2 else value
-    return found
+                measures[f"repeat/{name}/{key}"] = value.nanmean(dim=2) if value.dim() > 2 else value
+    return measures
 
 
 @dataclass(frozen=True)
 class FinetuningRepeats:
-    """All seeds' repeats of one learner's training, stacked; NaN where a repeat did not read, or diverged."""
+    """All seeds' repeats of one learner's training, stacked; NaN where a repeat diverged or read no query."""
 
     learner: str
     about: tuple[dict[str, Any], ...]
     """`FinetuningRepeat.about` of each seed."""
     table: Tensor
-    """The training's log-probabilities of answers, `(seed, example, answer)`."""
+    """The learner's log-probabilities of answers, `(seed, example, answer)`."""
     repeated: Tensor
-    """The repeat's."""
+    """The repeat's log-probabilities, of the same shape."""
     against_icl: dict[str, Tensor]
-    """Measure -> ICL against the repeat, `(seed, example)`, layers averaged."""
+    """Measure -> ICL compared with the repeat, `(seed, example)`, mean over layers."""
     against_itself: dict[str, Tensor]
-    """Measure -> the training against its repeat."""
+    """Measure -> the learner compared with its repeat, `(seed, example)`, mean over layers."""
 
     @classmethod
-    def of(cls, outcomes: Sequence[SeedRecord], learner: str) -> "FinetuningRepeats | None":
-        """Collect them; None where a seed's training was not repeated."""
-        about = tuple(outcome.repeats[learner] for outcome in outcomes if learner in outcome.repeats)
-        if not outcomes or len(about) < len(outcomes):
+    def of(cls, records: Sequence[SeedRecord], learner: str) -> "FinetuningRepeats | None":
+        """Collect the repeats of all seeds; None if a seed's training was not repeated."""
+        about = tuple(record.repeats[learner] for record in records if learner in record.repeats)
+        if not records or len(about) < len(records):
             return None
-        table = torch.stack([outcome.log_probabilities[learner] for outcome in outcomes])
+        table = torch.stack([record.log_probabilities[learner] for record in records])
         repeated = torch.full_like(table, torch.nan)
-        for row, outcome in zip(repeated, outcomes, strict=True):
-            if learner in outcome.repeat_answers:
-                row.copy_(outcome.repeat_answers[learner])
+        for row, record in zip(repeated, records, strict=True):
+            if learner in record.repeat_answers:
+                row.copy_(record.repeat_answers[learner])
         sides: dict[str, dict[str, Tensor]] = {"icl": {}, "ft": {}}
         unread = table.new_full((table.shape[1],), torch.nan)
-        for key in dict.fromkeys(key for outcome in outcomes for key in outcome.measures if key.startswith("repeat/")):
+        for key in dict.fromkeys(key for record in records for key in record.measures if key.startswith("repeat/")):
             _, other, measure = key.split("/")
             rows = [
-                TotalsRatio.of_mean(outcome.measures[key][None]).numerator[0] if key in outcome.measures else unread
-                for outcome in outcomes
+                TotalsRatio.of_mean(record.measures[key][None]).numerator[0] if key in record.measures else unread
+                for record in records
             ]
             sides[other][measure] = torch.stack(rows)
         return cls(learner, about, table, repeated, sides["icl"], sides["ft"])
 
     @property
     def read(self) -> Tensor:
-        """Pairs that the repeat read, `(seed, example)`."""
+        """Which (seed, query) pairs the repeat read, `(seed, example)`."""
         return ~self.repeated.isnan().any(dim=2)
 
     def summary(self, labels: Tensor, controls: Mapping[str, Mapping[str, Similarity]], stats: Statistics) -> Rounding:
-        """The numbers of a `Rounding`.
+        """The `Rounding` of the result.
 
         Args:
             labels: Right answers, `(example,)`.
-            controls: Of the result.
-            stats: Over the same seeds.
+            controls: Controls of the result.
+            stats: Statistics over the same seeds.
         """
         seeds, read = stats.seeds, self.read
-        # Answers that a query does not have are -inf on both sides.
+        # Queries with fewer answers than others are padded with -inf.
         known = self.table.isfinite() & self.repeated.isfinite()
-        apart = (self.table - self.repeated).abs().masked_fill(~known, torch.nan)
+        differences = (self.table - self.repeated).abs().masked_fill(~known, torch.nan)
         answer, answer_repeated = self.table.argmax(dim=2), self.repeated.nan_to_num(-torch.inf).argmax(dim=2)
         flips = (answer != answer_repeated).double().masked_fill(~read, torch.nan)
-        largest = [float(row.nan_to_num(-1.0).max()) for row in apart]
-        diverged = [int(seed) for seed, one in zip(seeds, self.about, strict=True) if one["repeat_losses"] is None]
+        largest = [float(row.nan_to_num(-1.0).max()) for row in differences]
+        by_seed = dict(zip(seeds, self.about, strict=True))
+        diverged = [int(seed) for seed, about in by_seed.items() if about["repeat_losses"] is None]
         similarity = {name: _estimate(values, stats) for name, values in self.against_itself.items()}
         return Rounding(
-            learning_rate={seed: one["learning_rate"] for seed, one in zip(seeds, self.about, strict=True)},
-            log_probability=_estimate(apart.nanmean(dim=2), stats),
-            largest={seed: None if one < 0 else one for seed, one in zip(seeds, largest, strict=True)},
+            learning_rate={seed: about["learning_rate"] for seed, about in by_seed.items()},
+            log_probability=_estimate(differences.nanmean(dim=2), stats),
+            largest={seed: None if value < 0 else value for seed, value in zip(seeds, largest, strict=True)},
             flips=_estimate(flips, stats),
             accuracy=_share(answer == labels, read),
             accuracy_repeated=_share(answer_repeated == labels, read),
@@ -146,22 +147,22 @@ class FinetuningRepeats:
 
     def _losses(self) -> list[float | None]:
         pairs = [
-            [abs(first - second) for first, second in zip(one["losses"], one["repeat_losses"], strict=True)]
-            for one in self.about
-            if one["repeat_losses"] is not None
+            [abs(first - second) for first, second in zip(about["losses"], about["repeat_losses"], strict=True)]
+            for about in self.about
+            if about["repeat_losses"] is not None
         ]
         steps = [[value for value in step if value is not None] for step in zip_longest(*pairs)]
         return [sum(step) / len(step) for step in steps]
 
     def moved(self, measure: str, values: Tensor) -> float | None:
-        """How far a measure of ICL and this learner moves with the repeat in the learner's place.
+        """How much a measure of ICL and this learner changes with the repeat in the learner's place.
 
         Args:
-            measure: Its name.
-            values: By query, `(seed, example, ...)`.
+            measure: Name of the measure.
+            values: The measure with the original training, `(seed, example, ...)`.
 
         Returns:
-            Difference of the means over the pairs that have both numbers, without its sign; None without such pairs.
+            Absolute difference of the means over the pairs that have both numbers; None without such pairs.
         """
         if measure not in self.against_icl:
             return None
@@ -170,7 +171,7 @@ class FinetuningRepeats:
 
 
 def with_rounding(place: Calibrated, moved: float | None) -> Calibrated:
-    """A calibrated value with how far it moves when its score moves so far, floor and ceiling held."""
+    """A calibrated value with its `rounding`, if rounding changes the score by `moved`."""
     if moved is None or place.mean is None or place.ceiling is None or place.floor is None:
         return place
     return place.model_copy(update={"rounding": moved / (place.ceiling - place.floor)})
@@ -185,8 +186,8 @@ def _share(right: Tensor, read: Tensor) -> float | None:
 
 
 def _below_ceiling(similarity: Mapping[str, SeedEstimate], controls: Mapping[str, Mapping[str, Similarity]]) -> bool:
-    """Whether rounding alone parts a training from itself further than another order of its demonstrations does."""
-    again, ceiling = similarity.get("sim_aou_raw"), controls.get("ft_order", {}).get("sim_aou_raw")
-    if again is None or ceiling is None or again.mean is None or ceiling.mean is None:
+    """Whether raw SimAOU with the repeat is lower than between two orders of the demonstrations."""
+    repeat, ceiling = similarity.get("sim_aou_raw"), controls.get("ft_order", {}).get("sim_aou_raw")
+    if repeat is None or ceiling is None or repeat.mean is None or ceiling.mean is None:
         return False
-    return again.mean < ceiling.mean
+    return repeat.mean < ceiling.mean

@@ -1,8 +1,8 @@
-"""The comparison: adapt one model to the same demonstrations in every way, record its inside, and compare.
+"""The comparison: adapt one model to the same demonstrations in several ways, record its activations, and compare.
 
-For each demonstration seed every learner is adapted (`adapting`), then all of them read the queries group by group, and
-the measures of a group are computed before the next is read (`reading`). Controls read the first groups only, and never
-keep more than one of their readings at a time.
+For each demonstration seed every learner is adapted (`adapting`). Then all learners read the queries group by group,
+and the measures of a group are computed before the next group is read (`reading`). Controls read only the first groups,
+and only one control's readings are in memory at a time.
 """
 
 import time
@@ -40,14 +40,14 @@ class Comparison:
     """A finished comparison."""
 
     result: Result
-    asked: TaskDescription
-    outcomes: tuple[SeedRecord, ...]
-    """Query by query, one for each seed that is reported."""
+    description: TaskDescription
+    records: tuple[SeedRecord, ...]
+    """The numbers of each query, one record for each reported seed."""
 
     @property
     def attention(self) -> AttentionRecord | None:
-        """Where the first seed's learners attended; None with `explore` 0, or without zsl, icl and ft."""
-        return attention_record(self.outcomes[0], self.asked)
+        """What the first seed's learners attended to; None with `explore` 0, or without zsl, icl and ft."""
+        return attention_record(self.records[0], self.description)
 
 
 @accepts_cells
@@ -64,28 +64,28 @@ def compare(
     """Run a comparison.
 
     Args:
-        config: What to compare.
-        lm: A model at hand, instead of the one that `config.model` names.
-        task: A task at hand, instead of the one that `config.task` names.
-        pieces: Keeps each finished seed.
+        config: The settings.
+        lm: A loaded model; None loads `config.model`.
+        task: A loaded task; None loads `config.task`.
+        pieces: Store of finished seeds, which are not computed again.
         progress: Receives the work done.
-        memory: Zero-shot readings of this model made earlier, which are not made again.
+        memory: Cache of this model's zero-shot readings.
 
     Returns:
-        The result, and each seed's outcome.
+        The result, and each seed's record.
 
     Raises:
-        DualformError: A mistake in the settings, model or data, named.
+        DualformError: The settings, model or data cannot be used.
     """
     start = time.perf_counter()
     run = ComparisonRun.of(config, lm, task, config.seeds, pieces, progress, memory)
     with run.experiment.lm.packed_products():
         chosen = choose_seeds(run)
-        outcomes = _outcomes(run, chosen)
-    remarks = dict.fromkeys(note for outcome in outcomes for note in outcome.notes)
-    asked = TaskDescription.of(run.experiment, (*run.notes, *chosen.notes, *remarks))
-    result = summarise(config, run.experiment.lm, asked, outcomes, seconds=time.perf_counter() - start)
-    return Comparison(result, asked, tuple(outcomes))
+        records = _seed_records(run, chosen)
+    notes = dict.fromkeys(note for record in records for note in record.notes)
+    description = TaskDescription.of(run.experiment, (*run.notes, *chosen.notes, *notes))
+    result = summarise(config, run.experiment.lm, description, records, seconds=time.perf_counter() - start)
+    return Comparison(result, description, tuple(records))
 
 
 @ordinary_torch()
@@ -99,89 +99,95 @@ def compare_seed(
     progress: Progress = _SILENT,
     memory: ReadingCache | None = None,
 ) -> Comparison:
-    """One seed of a comparison, exactly as `compare` runs it among all seeds of its settings.
+    """Run one seed of a comparison, exactly as `compare` runs it.
 
     Args:
-        config: What to compare, all seeds; one of them must not be chosen (`select` is `none`).
-        seed: Which of them.
-        lm: A model at hand, instead of the one that `config.model` names.
-        task: A task at hand, instead of the one that `config.task` names.
-        pieces: Keeps the seed; the seed whose learning rates this one takes is read from here, or run too.
+        config: The settings, with all seeds; `select` must be `none`.
+        seed: The seed to run, one of `config.seeds`.
+        lm: A loaded model; None loads `config.model`.
+        task: A loaded task; None loads `config.task`.
+        pieces: Store of finished seeds. If this seed uses another seed's learning rates, that seed is read from here
+            or run first.
         progress: Receives the work done.
-        memory: Zero-shot readings of this model made earlier, which are not made again.
+        memory: Cache of this model's zero-shot readings.
 
     Returns:
-        The comparison of this seed alone.
+        The comparison of this seed only.
 
     Raises:
-        DualformError: A mistake in the settings, model or data, named.
+        DualformError: The settings, model or data cannot be used.
     """
     if config.select != "none":
-        raise ConfigError(f"select {config.select} chooses among all seeds, so that none can be run alone")
+        raise ConfigError(
+            f"select {config.select} chooses among all seeds, so one seed cannot be run by itself: use select none"
+        )
     start = time.perf_counter()
     seeds = seeds_behind(config, seed)
     run = ComparisonRun.of(config, lm, task, seeds, pieces, progress, memory)
     with run.experiment.lm.packed_products():
-        outcome = _outcomes(run, ChosenSeeds(seeds))[-1]
-    asked = TaskDescription.of(run.experiment, (*run.notes, *outcome.notes))
-    result = summarise(config, run.experiment.lm, asked, [outcome], seconds=time.perf_counter() - start)
-    return Comparison(result, asked, (outcome,))
+        record = _seed_records(run, ChosenSeeds(seeds))[-1]
+    description = TaskDescription.of(run.experiment, (*run.notes, *record.notes))
+    result = summarise(config, run.experiment.lm, description, [record], seconds=time.perf_counter() - start)
+    return Comparison(result, description, (record,))
 
 
 def run(config: ComparisonConfig, context: StudyContext) -> StudyOutput:
-    """A comparison, as `Study.run`."""
+    """Run a comparison; this is its `Study.run`."""
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
-    found = compare(config, lm=lm, task=task, pieces=context.pieces, progress=context.progress, memory=models.memory)
-    return StudyOutput(found.result, examples_table(found.asked, found.outcomes), found.attention)
+    comparison = compare(
+        config, lm=lm, task=task, pieces=context.pieces, progress=context.progress, memory=models.memory
+    )
+    table = examples_table(comparison.description, comparison.records)
+    return StudyOutput(comparison.result, table, comparison.attention)
 
 
 def run_seed(config: ComparisonConfig, seed: int, context: StudyContext) -> tuple[Piece, Result]:
-    """One seed of a comparison, as `SeedBySeed.run`."""
+    """Run one seed of a comparison; this is its `SeedBySeed.run`."""
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
-    # Intervals are computed once, over all seeds; here a bootstrap would be thrown away.
+    # Skip most of the bootstrap here; intervals are computed once, over all seeds.
     quick = config.model_copy(update={"resamples": 10})
-    one = compare_seed(
+    comparison = compare_seed(
         quick, seed, lm=lm, task=task, pieces=context.pieces, progress=context.progress, memory=models.memory
     )
-    return one.outcomes[0].to_piece(), one.result
+    return comparison.records[0].to_piece(), comparison.result
 
 
 def has_independent_seeds(config: ComparisonConfig) -> bool:
-    """Whether a seed can be run without the others: not where one of them is chosen."""
+    """Whether a seed can be run without the others, as is impossible if one of them is selected."""
     return config.select == "none"
 
 
 def seeds_behind(config: ComparisonConfig, seed: int) -> tuple[int, ...]:
-    """The seeds that one seed's numbers depend on, itself last: the first one's learning rates are used for all."""
+    """The seeds that one seed's numbers depend on, itself last: all seeds may use the first one's learning rates."""
     searched = any(LEARNERS[name].grid for name in config.learners)
     first = config.seeds[0]
     return (first, seed) if config.tune == "first" and searched and seed != first else (seed,)
 
 
-def _outcomes(run: ComparisonRun, chosen: "ChosenSeeds") -> list[SeedRecord]:
-    """The chosen seeds' outcomes, in order; finished ones are read back."""
+def _seed_records(run: ComparisonRun, chosen: "ChosenSeeds") -> list[SeedRecord]:
+    """The chosen seeds' records, in order; finished seeds are read from the store."""
     experiment, config = run.experiment, run.experiment.config
     work = {}
     for seed in chosen.seeds:
         first = seed == chosen.seeds[0]
-        # A rate that the choice of a seed has found is for that seed alone.
-        found = tuple(chosen.rates) if first else ()
-        work[seed] = SeedWork(experiment, run.drawn[seed], first or config.tune == "each", found)
-    run.progress.start(sum(passes(one.parts()) for one in work.values()))
-    outcomes: list[SeedRecord] = []
+        # Rates found while choosing a seed are those of the chosen seed.
+        known = tuple(chosen.rates) if first else ()
+        work[seed] = SeedWork(experiment, run.drawn[seed], first or config.tune == "each", known)
+    run.progress.start(sum(passes(seed_work.parts()) for seed_work in work.values()))
+    records: list[SeedRecord] = []
     for seed in chosen.seeds:
         inputs = run.inputs(list(dict.fromkeys((*seeds_behind(config, seed)[:-1], seed))))
         piece = run.pieces.get(piece_name(seed), inputs)
         if piece is None:
-            known = chosen.rates if not outcomes else ({} if config.tune == "each" else outcomes[0].rates)
-            outcome = compute_seed(run, seed, inputs, known, chosen, work[seed])
-            run.pieces.put(outcome.to_piece())
+            rates = chosen.rates if not records else ({} if config.tune == "each" else records[0].rates)
+            record = compute_seed(run, seed, inputs, rates, chosen, work[seed])
+            run.pieces.put(record.to_piece())
         else:
-            outcome = SeedRecord.from_piece(piece)
+            record = SeedRecord.from_piece(piece)
             run.progress.advance(passes(work[seed].parts()), f"seed {seed} was finished earlier")
-        outcomes.append(outcome)
-    return outcomes
+        records.append(record)
+    return records

@@ -25,12 +25,12 @@ def compute_seed(
     """Adapt every learner to one seed's demonstrations and read all queries.
 
     Args:
-        run: What all seeds share.
-        seed: Demonstration seed.
-        inputs: Digest of all that the seed's numbers are computed from.
-        known: Learner -> learning rate that needs no search.
-        chosen: Searches made while the reported seed was chosen; they are not made again.
-        work: What the seed reads and trains, for the progress bar.
+        run: The setup that all seeds share.
+        seed: The demonstration seed.
+        inputs: Digest of everything that the seed's numbers are computed from.
+        known: Learner -> learning rate, for those that need no search.
+        chosen: The chosen seeds, with the searches made while choosing them, which are reused.
+        work: The seed's work, for the progress bar.
     """
     experiment, drawn, progress = run.experiment, run.drawn[seed], run.progress
     demonstrations, encoded = drawn.demonstrations, drawn.encoded
@@ -40,7 +40,7 @@ def compute_seed(
     search_seconds: dict[str, float] = {}
     facts: dict[str, dict[str, Any]] = {}
     repeated: FinetuningRepeat | None = None
-    # Searches last: what another learner cannot use is reported before minutes of training.
+    # Searches last, so that errors of other learners are reported before minutes of training.
     for name in sorted(experiment.config.learners, key=lambda name: LEARNERS[name].grid is not None):
         learner = LEARNERS[name]
         advance = LearnerProgress(progress, passes(work.adapting(name)), f"seed {seed}: adapting {name}")
@@ -50,16 +50,16 @@ def compute_seed(
             adapted[name] = learner.adapt(context)
             advance(1.0 - advance.share)
             continue
-        found = train_learner(experiment, learner, context, known.get(name))
-        adapted[name] = found.best
-        rates[name] = found.learning_rate
-        # The search that chose the seed has chosen the rate too.
-        trials += chosen.trials.get(name, found.trials)
-        seconds = time.perf_counter() - start - found.best.cost.seconds
+        search = train_learner(experiment, learner, context, known.get(name))
+        adapted[name] = search.best
+        rates[name] = search.learning_rate
+        # If the seed was chosen by this learner, its rate was chosen in that search.
+        trials += chosen.trials.get(name, search.trials)
+        seconds = time.perf_counter() - start - search.best.cost.seconds
         search_seconds[name] = (seconds if name not in known else 0.0) + chosen.search_seconds.get(name, 0.0)
         if name == FINETUNED and experiment.config.repeats_finetuning:
-            progress.advance(0, f"seed {seed}: repeating {name} from weights moved by rounding")
-            repeated = repeat_training(learner, context, found)
+            progress.advance(0, f"seed {seed}: repeating {name} to measure the effect of rounding")
+            repeated = repeat_training(learner, context, search)
             if repeated is not None:
                 progress.advance(work.repeating().work.passes, f"seed {seed}: repeating {name}")
     adapted = {name: adapted[name] for name in experiment.config.learners}
@@ -71,8 +71,8 @@ def compute_seed(
     icl, ft = adapted.get(IN_CONTEXT), adapted.get(FINETUNED)
     if experiment.config.controls and isinstance(icl, AdaptedModel) and isinstance(ft, AdaptedModel):
 
-        def report_control(control: str, made: bool) -> None:
-            making = work.controls[control].making.passes if made and control in work.controls else 0.0
+        def report_control(control: str, finished: bool) -> None:
+            making = work.controls[control].making.passes if finished and control in work.controls else 0.0
             progress.advance(making, f"seed {seed}: control {control}")
 
         prepared = prepare(experiment, drawn, icl, ft, rates[FINETUNED], known, report_control)
@@ -80,14 +80,14 @@ def compute_seed(
     read = read_queries(experiment, seed, work, adapted, prepared, repeated, progress)
     costs = {
         name: {
-            "adapt_seconds": one.cost.seconds,
-            "adapt_tokens": float(one.cost.tokens),
-            "adapt_flops": one.cost.flops,
+            "adapt_seconds": model.cost.seconds,
+            "adapt_tokens": float(model.cost.tokens),
+            "adapt_flops": model.cost.flops,
             "query_seconds": read.seconds[name] / len(experiment.queries),
             "search_seconds": max(0.0, search_seconds.get(name, 0.0)),
-            **query_cost(experiment, one.n_prefix),
+            **query_cost(experiment, model.n_prefix),
         }
-        for name, one in adapted.items()
+        for name, model in adapted.items()
     }
     return SeedRecord(
         seed=seed,
@@ -100,7 +100,7 @@ def compute_seed(
         repeats={} if repeated is None else {FINETUNED: repeated.about},
         repeat_answers=read.repeat_answers,
         rates=rates | prepared.rates,
-        facts={name: known for name, known in facts.items() if known},
+        facts={name: recorded for name, recorded in facts.items() if recorded},
         trials=(*trials, *prepared.trials),
         control_seconds=control_seconds + read.control_seconds,
         notes=prepared.notes,

@@ -1,4 +1,4 @@
-"""Which seeds are reported: all of them, or the one whose learners are best on the selection queries."""
+"""Choice of the seeds to report: all, or the one with the best accuracy on the selection queries."""
 
 import time
 from dataclasses import dataclass, field
@@ -19,59 +19,62 @@ from dualform.studies.pieces import Piece
 
 @dataclass(frozen=True)
 class ChosenSeeds:
-    """The seeds to report, and what was found while choosing them."""
+    """The seeds to report, and the learning rate searches made while choosing them."""
 
     seeds: tuple[int, ...]
     notes: tuple[str, ...] = ()
     rates: dict[str, float] = field(default_factory=dict)
-    """Learner -> learning rate that the search found."""
+    """Learner -> learning rate of the chosen seed."""
     trials: dict[str, tuple[Trial, ...]] = field(default_factory=dict)
-    """Learner -> the search that found it."""
+    """Learner -> the trials of that search."""
     search_seconds: dict[str, float] = field(default_factory=dict)
-    """Learner -> what searching took, over all seeds."""
+    """Learner -> seconds of searching, over all seeds."""
 
 
 def choose_seeds(run: ComparisonRun) -> ChosenSeeds:
-    """All seeds, or, where the settings ask for it, the one with the best accuracy on the selection queries."""
+    """All seeds, or, depending on the settings, the one with the best accuracy on the selection queries."""
     experiment, drawn, store, progress = run.experiment, run.drawn, run.pieces, run.progress
     config = experiment.config
     if config.select == "none" or len(config.seeds) == 1:
         return ChosenSeeds(config.seeds)
     inputs = run.inputs(config.seeds)
-    work = {seed: passes(SeedWork(experiment, one, searching=True).choosing()) for seed, one in drawn.items()}
+    work = {
+        seed: passes(SeedWork(experiment, demonstrations, searching=True).choosing())
+        for seed, demonstrations in drawn.items()
+    }
     progress.start(sum(work.values()))
-    pieces = {}
-    for seed, one in drawn.items():
+    candidates = {}
+    for seed, demonstrations in drawn.items():
         name = f"choosing, seed {seed}"
         piece = store.get(name, inputs)
         if piece is None:
-            piece = Piece(name, inputs, {}, _candidate(experiment, one))
+            piece = Piece(name, inputs, {}, _candidate(experiment, demonstrations))
             store.put(piece)
-        pieces[seed] = piece.about
+        candidates[seed] = piece.about
         progress.advance(work[seed], f"choosing a seed: {seed}")
-    best = max(config.seeds, key=lambda seed: (pieces[seed]["score"], -seed))
-    tried = ", ".join(f"{seed}: {about['score']:.3f}" for seed, about in pieces.items())
+    best = max(config.seeds, key=lambda seed: (candidates[seed]["score"], -seed))
+    scores = ", ".join(f"{seed}: {about['score']:.3f}" for seed, about in candidates.items())
     learner = " and ".join(name.upper() for name in config.selecting)
     learner += " (mean)" if len(config.selecting) > 1 else ""
     where = "the reported queries" if config.select_on == "report" else "the selection queries"
-    flatters = (
-        f"this flatters {learner}, and no interval below shows it."
+    bias = (
+        f"The accuracy of {learner} is biased upwards by this, which no interval includes."
         if config.select_on == "report"
-        else "the reported queries took no part."
+        else "The reported queries were not used."
     )
-    tokens = sum(about["tokens"] for about in pieces.values())
+    tokens = sum(about["tokens"] for about in candidates.values())
     note = (
-        f"Seed {best} was chosen among {len(config.seeds)} for the accuracy of {learner} on {where} ({tried}; "
-        f"{tokens:,.0f} tokens read, a backward pass counted as two forward ones): {flatters}"
+        f"Seed {best} was chosen among {len(config.seeds)} for the accuracy of {learner} on {where} ({scores}; "
+        f"{tokens:,.0f} tokens read, with a backward pass counted as two forward passes). {bias}"
     )
-    trials = {name: tuple(Trial(**trial) for trial in made) for name, made in pieces[best]["trials"].items()}
-    rates = {name: next(trial.learning_rate for trial in made if trial.chosen) for name, made in trials.items()}
-    seconds = {name: sum(about["search_seconds"][name] for about in pieces.values()) for name in rates}
+    trials = {name: tuple(Trial(**trial) for trial in search) for name, search in candidates[best]["trials"].items()}
+    rates = {name: next(trial.learning_rate for trial in search if trial.chosen) for name, search in trials.items()}
+    seconds = {name: sum(about["search_seconds"][name] for about in candidates.values()) for name in rates}
     return ChosenSeeds((best,), (note,), rates, trials, seconds)
 
 
 def _candidate(experiment: Experiment[ComparisonConfig], drawn: DemonstrationSet) -> dict[str, object]:
-    """One seed's accuracy on the selection queries, and the work that finding it took."""
+    """One seed's accuracy on the selection queries, with the searches and the number of tokens it took."""
     right = torch.tensor(experiment.selection_labels)
     scores: list[float] = []
     trials: dict[str, list[dict[str, object]]] = {}

@@ -1,4 +1,4 @@
-"""What one demonstration seed brought to a comparison, query by query."""
+"""The numbers of one demonstration seed of a comparison, query by query."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from dualform.studies.pieces import Piece
 
 @dataclass(frozen=True)
 class SeedRecord:
-    """Everything that the final numbers of one seed are made of."""
+    """All numbers of one seed from which the result is computed."""
 
     seed: int
     rows: tuple[int, ...]
@@ -21,33 +21,33 @@ class SeedRecord:
     log_probabilities: dict[str, Tensor]
     """Learner -> `(example, answer)`, nats, float64."""
     measures: dict[str, Tensor]
-    """Measure -> `(example, ...)`, see `inside.measure`; NaN where a control was not read."""
+    """Measure -> `(example, ...)`; for controls `control/NAME/MEASURE`, NaN for queries that they did not read."""
     costs: dict[str, dict[str, float]]
     """Learner -> name of a `Cost` field -> number."""
     control_answers: dict[str, Tensor] = field(default_factory=dict)
-    """Control's learner -> `(example, answer)`, NaN where it was not read."""
+    """Control's learner -> log-probabilities `(example, answer)`, NaN for queries that it did not read."""
     rates: dict[str, float] = field(default_factory=dict)
     """Learner -> learning rate used."""
     trials: tuple[Trial, ...] = ()
     control_seconds: float = 0.0
-    """Adapting and reading for controls took so long."""
+    """Seconds of adapting and reading for controls."""
     notes: tuple[str, ...] = ()
-    """What a reader must know about the controls."""
+    """Warnings about the controls."""
     inputs: str = ""
     """See `Piece.inputs`."""
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Learner -> what it recorded about how it adapted the model (`Context.record`); without those that did not."""
+    """Learner -> what it recorded while adapting (`AdaptationContext.record`), for learners that record something."""
     attention: dict[str, Tensor] = field(default_factory=dict)
-    """Where learners looked while reading a few queries (`AttentionView.tensors`); empty where nobody asked."""
+    """Attention of the learners on a few queries (`AttentionView.tensors`); empty with `explore` 0."""
     attention_about: dict[str, Any] = field(default_factory=dict)
-    """Which queries, and the texts of all tokens (`AttentionView.about`)."""
+    """Which queries these are, and the texts of all tokens (`AttentionView.about`)."""
     repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Learner -> what is known of its training repeated from weights moved by rounding (`Repeated.about`)."""
+    """Learner -> learning rate and losses of its repeated training (`FinetuningRepeat.about`)."""
     repeat_answers: dict[str, Tensor] = field(default_factory=dict)
-    """Learner -> the repeat's `(example, answer)`, NaN where it was not read."""
+    """Learner -> the repeat's log-probabilities `(example, answer)`, NaN for queries that it did not read."""
 
     def to_piece(self) -> Piece:
-        """The outcome as something to keep."""
+        """The record as a piece for the store."""
         groups = {
             "log_probabilities": self.log_probabilities,
             "measures": self.measures,
@@ -76,11 +76,11 @@ class SeedRecord:
 
     @classmethod
     def from_piece(cls, piece: Piece) -> "SeedRecord":
-        """Read what `to_piece` made."""
+        """The record from its piece."""
         names = ("log_probabilities", "measures", "control_answers", "repeat_answers", "attention")
         groups: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for name, value in piece.tensors.items():
-            # Names of measures may hold a slash themselves.
+            # Split at the first slash only: names of measures may contain slashes.
             group, _, rest = name.partition("/")
             groups[group][rest] = value
         about = piece.about
@@ -102,5 +102,5 @@ class SeedRecord:
 
 
 def piece_name(seed: int) -> str:
-    """What a seed's piece is called."""
+    """Name of a seed's piece in the store."""
     return f"seed {seed}"

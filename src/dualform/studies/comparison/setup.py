@@ -1,4 +1,4 @@
-"""What the seeds of one comparison share: model and task, demonstrations, and what can be run at all."""
+"""The setup that all seeds of a comparison share: model, task, demonstrations, and the learners that can be run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from dualform.tasks.task import Task
 
 @dataclass(frozen=True)
 class ComparisonRun:
-    """What the steps of one comparison share."""
+    """The shared state of one comparison's steps."""
 
     experiment: Experiment[ComparisonConfig]
     notes: tuple[str, ...]
     drawn: dict[int, DemonstrationSet]
     inputs_of_learners: tuple[str, ...]
-    """What files of the learners hold."""
+    """Contents of the files that learners read."""
     pieces: PieceStore
     progress: Progress
     memory: ReadingCache | None
@@ -41,20 +41,20 @@ class ComparisonRun:
         progress: Progress,
         memory: ReadingCache | None,
     ) -> "ComparisonRun":
-        """Set up model, task and demonstrations, loading what is not given.
+        """Set up model, task and demonstrations; a model or task that is None is loaded.
 
         Raises:
-            DualformError: Something cannot be used: settings, model, task, or texts that do not fit.
+            DualformError: The settings, model or task cannot be used, or texts do not fit into the context.
         """
         task = task or config.load_task()
         experiment, notes = set_up(config, lm or config.load_model(config.model), task)
-        # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
+        # Draw first, so that texts that do not fit are reported before any work is done.
         drawn = experiment.draw_all(seeds)
-        read = tuple(text for name in experiment.config.learners for text in LEARNERS[name].prepare(experiment))
-        return cls(experiment, notes, drawn, read, pieces, progress, memory)
+        texts = tuple(text for name in experiment.config.learners for text in LEARNERS[name].prepare(experiment))
+        return cls(experiment, notes, drawn, texts, pieces, progress, memory)
 
     def inputs(self, seeds: Sequence[int]) -> str:
-        """Digest of all that these seeds' numbers are computed from."""
+        """Digest of everything that these seeds' numbers are computed from."""
         return digest(self.experiment, [self.drawn[seed] for seed in seeds], self.inputs_of_learners)
 
 
@@ -67,14 +67,14 @@ def set_up(
         The shared setup, and notes on what was left out and why.
 
     Raises:
-        DualformError: An arm that was asked for by name, or what another package adds, cannot be used.
+        DualformError: A learner or control that was requested by name, or one of another package, cannot be used.
     """
     arms = possible_arms(lm, config)
     notes = list(arms.notes)
     learners, controls = arms.learners, arms.controls
-    if task.is_multiple_choice and (idle := [name for name in learners if LEARNERS[name].needs_label_words]):
-        learners = tuple(name for name in learners if name not in idle)
-        notes += [f"The {name} was left out: free-text choices have no classes to regress on." for name in idle]
+    if task.is_multiple_choice and (excluded := [name for name in learners if LEARNERS[name].needs_label_words]):
+        learners = tuple(name for name in learners if name not in excluded)
+        notes += [f"The {name} was left out: free-text choices have no classes to predict." for name in excluded]
     if lm.quantized is not None:
         changing = [name for name in learners if LEARNERS[name].changes_weights]
         learners = tuple(name for name in learners if name not in changing)
@@ -85,7 +85,7 @@ def set_up(
         )
         if lm.quantized == "8 bit":
             notes.append(
-                "8-bit products use all tokens of a row, so that an answer depends a little on its neighbours."
+                "8-bit products depend on all tokens of a batch row, so answers depend slightly on the other queries."
             )
     if controls and (config.k == 0 or not set(COMPARED) <= set(learners)):
         controls = ()
@@ -93,13 +93,13 @@ def set_up(
     for name in controls:
         CONTROLS[name].prepare(config)
     for name in MEASURES.names():
-        # One of another package that cannot be loaded is reported before any work is done.
+        # Load each measure, so that a broken one of another package is reported before any work is done.
         MEASURES[name]
     config = config.model_copy(update={"learners": learners, "controls": controls})
     paper = task.paper_split if config.preset == "dai2023" else None
     experiment = Experiment.of(config, lm, task, report_split=paper, select_on=config.select_on)
     if config.select_on == "report":
         notes.append(
-            "Learning rates were chosen on the very queries that are reported, as the paper does: this flatters FT."
+            "Learning rates were chosen on the reported queries, as in the paper, so FT's accuracy is biased upwards."
         )
     return experiment, tuple(notes)

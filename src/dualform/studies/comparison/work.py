@@ -1,4 +1,4 @@
-"""What a comparison reads and trains, described before it runs: the plan and the progress bar are counted from it."""
+"""The work of a comparison, computed before it runs, for the plan and the progress bar."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ from dualform.studies.controls import CONTROLS, ControlPlan
 from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.work import TRIAL_QUERIES, read_changed, search_part
 
-UNSTABLE = "a search repeats other rates where the best one is not stable"
+UNSTABLE = "a search repeats other rates if the best one is not stable"
 """Why the time of repeating a training is a range."""
 
 
 def controlled_queries(experiment: Experiment[ComparisonConfig]) -> list[int]:
-    """The queries on which controls, and finetuning repeated, are read, in order."""
+    """Indices of the queries that controls and the repeated finetuning read, in order."""
     config, n = experiment.config, len(experiment.queries)
     limit = n if config.control_limit is None else min(n, config.control_limit)
-    wanted = bool(config.controls) or config.repeats_finetuning
-    return sorted(random.Random(1).sample(range(n), limit)) if wanted else []
+    needed = bool(config.controls) or config.repeats_finetuning
+    return sorted(random.Random(1).sample(range(n), limit)) if needed else []
 
 
 def query_groups(experiment: Experiment[ComparisonConfig]) -> list[tuple[list[int], bool]]:
-    """Groups of queries, and whether controls and repeated trainings read them too: those do not mix with others."""
-    chosen = controlled_queries(experiment)
-    rest = sorted(set(range(len(experiment.queries))) - set(chosen))
-    found = []
-    for some, controlled in ((chosen, True), (rest, False)):
-        queries = [experiment.queries[i] for i in some]
-        found += [
-            ([some[i] for i in group], controlled) for group in experiment.lm.groups(queries, experiment.config.probe)
+    """Groups of query indices, each with whether controls and the repeated finetuning read it too."""
+    controlled_indices = controlled_queries(experiment)
+    rest = sorted(set(range(len(experiment.queries))) - set(controlled_indices))
+    groups = []
+    for indices, controlled in ((controlled_indices, True), (rest, False)):
+        queries = [experiment.queries[i] for i in indices]
+        groups += [
+            ([indices[i] for i in group], controlled)
+            for group in experiment.lm.groups(queries, experiment.config.probe)
         ]
-    return found
+    return groups
 
 
 def passes(parts: Iterable[WorkPart]) -> float:
-    """Work as the progress bar counts it."""
+    """Total work in the unit of the progress bar."""
     return sum(part.work.passes for part in parts)
 
 
 @dataclass(frozen=True)
 class SeedWork:
-    """One seed's share of a comparison."""
+    """The work of one seed of a comparison."""
 
     experiment: Experiment[ComparisonConfig]
     drawn: DemonstrationSet
     searching: bool
-    """Learning rates that are not known are searched for."""
+    """Whether learning rates are searched for, except those of `known`."""
     known: Collection[str] = ()
-    """Learners whose learning rate the choice of the seed has found."""
+    """Learners whose learning rate was found while choosing the seed."""
 
     @property
     def config(self) -> ComparisonConfig:
@@ -68,28 +69,28 @@ class SeedWork:
 
     @property
     def opening(self) -> int:
-        """Tokens before every query."""
+        """Number of tokens that begin every sequence."""
         return len(self.experiment.encoder.opening)
 
     @property
     def context(self) -> AdaptationContext:
-        """What learners are given."""
+        """The learners' input."""
         return AdaptationContext(self.experiment, self.drawn)
 
     def adapting(self, name: str) -> list[WorkPart]:
-        """A learner adapted, its learning rate searched for where it has one that is not known."""
+        """Adapting a learner, with the learning rate search if there is one."""
         learner = LEARNERS[name]
         if learner.grid is None:
             return learner.parts(self.context)
         return [self.training(learner, known=not self.searching or name in self.known)]
 
     def training(self, learner: Learner, *, known: bool, label: str | None = None) -> WorkPart:
-        """A learner trained at one rate, or at each of its grid."""
-        one = learner.work(self.context)
-        return search_part(label or learner.name, one, self.config.grid_of(learner), self.experiment, known=known)
+        """Training a learner at one known rate, or at each rate of its grid."""
+        once = learner.work(self.context)
+        return search_part(label or learner.name, once, self.config.grid_of(learner), self.experiment, known=known)
 
     def reading(self, name: str, indices: Sequence[int]) -> Work:
-        """A learner's reading of one group of the reported queries; nothing where another learner has read them."""
+        """Reading one group of the reported queries; no work if the learner uses another one's readings."""
         learner, place = LEARNERS[name], self.config.learners.index(name)
         if learner.answers_from in self.config.learners[:place]:
             return Work()
@@ -97,103 +98,103 @@ class SeedWork:
 
     @property
     def repeats(self) -> bool:
-        """Finetuning is repeated from weights moved by rounding."""
+        """Whether finetuning is repeated to measure the effect of rounding."""
         return self.config.repeats_finetuning and bool(self.drawn.encoded.sequences)
 
     def repeating(self, *, label: str = "repeating ft", searched: bool | None = None) -> WorkPart:
-        """Finetuning repeated from weights moved by rounding, at the rate chosen or to choose it.
+        """Repeating the finetuning, at the chosen rate, or at several rates to choose a stable one.
 
         Args:
-            label: The part's name.
-            searched: There is a search that may repeat rates to choose among them; None for this seed's own.
+            label: Name of the part.
+            searched: Whether a search may repeat several rates; None if this seed's own search decides.
         """
         config = self.config
         searched = self.searching and FINETUNED not in self.known if searched is None else searched
-        one = LEARNERS[FINETUNED].work(self.context)
+        once = LEARNERS[FINETUNED].work(self.context)
         if not searched or config.rounding != "choose" or len(config.rates) == 1:
-            return WorkPart(label, one)
-        scored = one + read_changed(self.experiment.selection_queries, self.opening)
-        # Every rate may have to be repeated, and the one that is chosen trained once more.
-        return WorkPart(label, scored, scored, scored * len(config.rates) + one, (UNSTABLE,))
+            return WorkPart(label, once)
+        scored = once + read_changed(self.experiment.selection_queries, self.opening)
+        # At most, every rate is repeated and the chosen one is trained once more.
+        return WorkPart(label, scored, scored, scored * len(config.rates) + once, (UNSTABLE,))
 
     def reading_repeat(self, indices: Sequence[int]) -> Work:
-        """The repeat reads what controls read, and is compared with ICL and with what it repeats."""
+        """Reading queries with the repeated model, and its measures with ICL and with FT."""
         queries = [self.experiment.queries[i] for i in indices]
         work = read_changed(queries, self.opening, self.config.probe)
         return work + self.measuring(queries, 2, relaxed=False) if self.config.compares_inside else work
 
     def measuring(self, queries: Sequence[Query], pairs: int, *, relaxed: bool = True) -> Work:
-        """All measures of some queries, for so many pairs of sides."""
-        found = Work()
+        """All measures of the queries, for a number of pairs of sides."""
+        work = Work()
+        n_tokens = len(self.drawn.encoded.content)
         for group in rows(queries, self.config.probe):
             widest = max(queries[i].width(self.config.probe) for i in group)
-            shown = len(self.drawn.encoded.content)
-            found += Work.of(MeasureComputation(len(group), widest, shown, relaxed))
-            found += Work.of(MeasureComputation(len(group), widest, shown, relaxed=False)) * (pairs - 1)
-        return found
+            work += Work.of(MeasureComputation(len(group), widest, n_tokens, relaxed))
+            work += Work.of(MeasureComputation(len(group), widest, n_tokens, relaxed=False)) * (pairs - 1)
+        return work
 
     @cached_property
     def controls(self) -> Mapping[str, ControlPlan]:
-        """Every control that can be made: what making and reading it takes."""
+        """The work of each control that can be made."""
         if not (self.config.controls and self.config.compares_inside):
             return {}
-        # No adapted model is needed to describe the work of others.
+        # The work of a control does not depend on the adapted models.
         builder = ControlBuilder(self.experiment, self.drawn, None, None, 0.0, {})  # type: ignore[arg-type]
-        about = ControlWork(self, builder)
-        found = {}
+        control_work = ControlWork(self, builder)
+        plans = {}
         for name in self.config.controls:
             try:
                 with warnings.catch_warnings():
-                    # What is remarkable about other demonstrations is said when the control is made.
+                    # These warnings are issued when the control is made.
                     warnings.simplefilter("ignore")
-                    one = CONTROLS[name].work(about)
+                    plan = CONTROLS[name].work(control_work)
             except DualformError:
-                # The comparison goes on without it, and says so.
+                # The comparison runs without this control, with a note.
                 continue
-            if one is not None:
-                found[name] = one
-        return found
+            if plan is not None:
+                plans[name] = plan
+        return plans
 
     def parts(self) -> list[WorkPart]:
-        """Everything that this seed takes."""
-        found = [part for name in self.config.learners for part in self.adapting(name)]
+        """All parts of the seed's work."""
+        parts = [part for name in self.config.learners for part in self.adapting(name)]
         groups = query_groups(self.experiment)
         reading = sum((self.reading(name, group) for name in self.config.learners for group, _ in groups), Work())
-        found.append(WorkPart("reading queries", reading))
+        parts.append(WorkPart("reading queries", reading))
         if self.repeats:
-            found.append(self.repeating())
-            again = sum((self.reading_repeat(group) for group, controlled in groups if controlled), Work())
-            found.append(WorkPart("reading ft repeated", again))
+            parts.append(self.repeating())
+            repeat = sum((self.reading_repeat(group) for group, controlled in groups if controlled), Work())
+            parts.append(WorkPart("reading ft repeated", repeat))
         if self.config.compares_inside:
-            # ICL and FT, and each further learner with both.
+            # One pair is ICL and FT; each further learner forms a pair with both.
             pairs = 1 + 2 * sum(LEARNERS[name].compared_inside for name in self.config.learners)
             queries = [[self.experiment.queries[i] for i in group] for group, _ in groups]
-            found.append(WorkPart("measures", sum((self.measuring(some, pairs) for some in queries), Work())))
-        return [*found, *(plan.part(f"control {name}") for name, plan in self.controls.items())]
+            parts.append(WorkPart("measures", sum((self.measuring(group, pairs) for group in queries), Work())))
+        return [*parts, *(plan.part(f"control {name}") for name, plan in self.controls.items())]
 
     def choosing(self) -> list[WorkPart]:
-        """Finding out how good this seed is for the learners that the seed is chosen by."""
-        found: list[WorkPart] = []
+        """Computing the accuracy by which the seed may be chosen."""
+        parts: list[WorkPart] = []
         for name in self.config.selecting:
             learner, label = LEARNERS[name], f"choosing a seed: {name}"
             if learner.grid is None:
                 adapting = sum((part.work for part in learner.parts(self.context)), Work())
                 reading = learner.reading(self.context, self.experiment.selection_queries, "prompt")
-                found.append(WorkPart(label, adapting + reading))
+                parts.append(WorkPart(label, adapting + reading))
                 continue
-            found.append(self.training(learner, known=False, label=label))
+            parts.append(self.training(learner, known=False, label=label))
             if learner.can_repeat and self.repeats and self.config.rounding == "choose" and len(self.config.rates) > 1:
-                found.append(self.repeating(label=f"choosing a seed: repeating {name}", searched=True))
-        return found
+                parts.append(self.repeating(label=f"choosing a seed: repeating {name}", searched=True))
+        return parts
 
 
 @dataclass(frozen=True)
 class ControlWork:
-    """What the steps of making and reading a control take, for one seed."""
+    """The work of making and reading a control, for one seed."""
 
     seed: SeedWork
     builder: ControlBuilder
-    """Draws what other demonstrations a control is made from; it has no adapted models."""
+    """A builder without adapted models, for the demonstrations that a control needs."""
 
     @property
     def experiment(self) -> Experiment[ComparisonConfig]:
@@ -207,7 +208,7 @@ class ControlWork:
 
     @property
     def opening(self) -> int:
-        """Tokens before every query."""
+        """Number of tokens that begin every sequence."""
         return self.seed.opening
 
     @property
@@ -216,35 +217,35 @@ class ControlWork:
         return [self.experiment.queries[i] for i in controlled_queries(self.experiment)]
 
     def reading(self, prefix: int, pairs: int = 1) -> Work:
-        """The queries read behind a prefix, and their measures for so many pairs of sides."""
+        """Reading the queries after a prefix, and their measures for a number of pairs of sides."""
         return read(self.queries, prefix, self.experiment.config.probe) + self.measuring(pairs)
 
     def measuring(self, pairs: int = 1) -> Work:
-        """Measures alone."""
+        """The measures of the queries, without reading them."""
         return self.seed.measuring(self.queries, pairs, relaxed=False)
 
     def training(self, encoded: EncodedDemonstrations) -> Work:
-        """Training once, as FT, and the opening read with the changed weights."""
+        """Training once as FT does, and reading the opening with the changed weights."""
         return training_work(encoded, self.experiment.config.loss_on, opening=self.opening)
 
     def trying(self) -> Work:
-        """A few selection queries, with which a rate that is known is tried out."""
+        """Reading a few selection queries, as a check of a known rate."""
         return read_changed(self.experiment.selection_queries[:TRIAL_QUERIES], self.opening)
 
     def few(self) -> Work:
-        """A few reported queries, to see whether answers are numbers."""
+        """Reading a few reported queries, as a check for non-finite answers."""
         return read_changed(self.experiment.queries[:TRIAL_QUERIES], self.opening)
 
     def prompted(self, prefix: int) -> ControlPlan:
-        """A stand-in behind a prefix."""
+        """A stand-in with a prefix of so many tokens."""
         return ControlPlan(encode(prefix), self.reading(prefix))
 
     def trained(self, encoded: EncodedDemonstrations) -> ControlPlan:
-        """A stand-in that is trained as FT, at FT's rate."""
+        """A stand-in that is trained as FT is, at FT's learning rate."""
         return ControlPlan(self.training(encoded) + self.trying(), self.reading(self.opening))
 
     def searched(self, training: Work, pairs: int = 1) -> ControlPlan:
-        """A stand-in that is trained at a rate of its own."""
+        """A stand-in that is trained at a learning rate of its own."""
         config = self.experiment.config
         known = not self.seed.searching and config.tune != "each"
         part = search_part("", training, config.rates, self.experiment, known=known)
