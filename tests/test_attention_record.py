@@ -47,7 +47,7 @@ def test_the_file_of_a_usual_run_is_about_a_megabyte() -> None:
     [
         ({"zsl": Weights.packed([1.0], bytes(8))}, "query 0: weights of zsl are not"),
         ({"icl": Weights.packed([1.0] * 4, bytes(8))}, "query 0: weights of icl are not"),
-        ({"ft": Weights(scale=(1.0,) * 4, codes="?")}, "no base64"),
+        ({"ft": Weights(scale=(1.0,) * 4, codes="?")}, "not base64"),
         ({"ft_ranks": Ranks.packed(bytes(6))}, "query 0: ft_ranks are not"),
         ({"kendall": (0.1,)}, "query 0: not one number a layer"),
         ({"label": 2}, "query 0: label 2 is not among"),

@@ -38,7 +38,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "ChoiceScore.optimism": ("measure-optimism",),
     "Choice.select": ("measure-optimism",),
     "FoldPoint.perplexity_ratio": ("measure-perplexity",),
-    "LookedAt.ft_ranks": ("measure-kendall",),
+    "QueryAttention.ft_ranks": ("measure-kendall",),
     "Result.controls": ("measure-controls",),
     "Result.precision": ("measure-rounding",),
 }

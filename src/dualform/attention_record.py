@@ -1,7 +1,7 @@
-"""Where a model looked while it read a few queries: the schema of `attention.json`, beside `result.json`.
+"""The schema of `attention.json`: what the learners of a comparison attend to while reading a few queries.
 
-`studies` write it, `report` draws it. Weights are whole numbers of one byte, ranks of two, so that a thousand tokens
-in thirty layers for eight queries take about a megabyte. All weights are means over heads.
+`studies` write it, `report` draws it. Weights are stored in one byte and ranks in two, so that a thousand tokens in
+thirty layers for eight queries take about a megabyte. All weights are means over heads.
 """
 
 import base64
@@ -20,7 +20,7 @@ ATTENTION_SCHEMA_VERSION: Literal[1] = 1
 LEVELS = 255
 """The largest code of a weight."""
 MOST_RANKS = 65_536
-"""So many ranks can be told apart."""
+"""Number of distinct ranks that can be stored."""
 
 
 class _Record(BaseModel):
@@ -28,20 +28,20 @@ class _Record(BaseModel):
 
 
 class Weights(_Record):
-    """Attention weights of some tokens in every layer, `(layer, token)`.
+    """Attention weights on tokens in every layer, `(layer, token)`.
 
-    A weight is `scale[layer] * (code / 255) ** 2`: small ones are kept as finely as they are large, and a weight is
-    off by no more than 0.4 % of the geometric mean of itself and its layer's largest (and a hair).
+    A weight is stored as `scale[layer] * (code / 255) ** 2`, so that small weights are stored more finely: the error is
+    at most about 0.4 % of the geometric mean of the weight and its layer's largest weight.
     """
 
     scale: tuple[float, ...]
     """The largest weight of each layer."""
     codes: str
-    """Base64 of one byte a layer and token, layer by layer."""
+    """Base64 of one byte for each layer and token, layer by layer."""
 
     @classmethod
     def packed(cls, scale: Sequence[float], codes: bytes) -> Self:
-        """From each layer's scale, and the codes layer by layer."""
+        """Weights from each layer's scale and the codes, layer by layer."""
         return cls(scale=tuple(float(f"{each:.6g}") for each in scale), codes=_text(codes))
 
     def rows(self) -> list[list[float]]:
@@ -54,15 +54,15 @@ class Weights(_Record):
 
 
 class Ranks(_Record):
-    """Ranks of some tokens in every layer, `(layer, token)`: 0 for the least, equal ones for ties."""
+    """Ranks of tokens in every layer, `(layer, token)`: 0 for the lowest, equal for ties."""
 
     codes: str
-    """Base64 of two bytes a layer and token, the low one first, layer by layer: 0 for the least, equal ones for
+    """Base64 of two bytes for each layer and token, low byte first, layer by layer: 0 for the lowest rank, equal for
     ties."""
 
     @classmethod
     def packed(cls, codes: bytes) -> Self:
-        """From the codes layer by layer."""
+        """Ranks from the codes, layer by layer."""
         return cls(codes=_text(codes))
 
     def rows(self, n_layers: int) -> list[list[int]]:
@@ -74,51 +74,51 @@ class Ranks(_Record):
 
 
 class PromptDemonstration(_Record):
-    """One demonstration as the prompt shows it."""
+    """One demonstration of the prompt."""
 
     pieces: tuple[str, ...]
-    """Its tokens' texts, which joined are its text; empty for a token whose character a later one completes."""
+    """Texts of its tokens, which joined give its text; empty for a token whose character a later token completes."""
     answer_tokens: int = Field(ge=0)
-    """Tokens at the end that are its answer."""
+    """Number of tokens at its end that are the answer."""
 
 
 class QueryAttention(_Record):
-    """One query, what each learner answered, and where they looked to answer it: from the probe, the last token."""
+    """One query, each learner's answer, and the attention of the probe token."""
 
     query: int
     """Row number in the report split's file, from 0."""
     pieces: tuple[str, ...]
-    """Texts of its tokens up to the probe, as of a demonstration."""
+    """Texts of its tokens up to the probe, as for a demonstration."""
     answers: tuple[str, ...]
     """Candidate answers."""
     label: int
-    """Which of them is right, from 0."""
+    """Index of the right answer, from 0."""
     probabilities: dict[Learner, tuple[Number, ...]]
     """Probability of each answer, summing to 1 over the answers."""
     zsl: Weights
-    """Zero-shot's, over the query's tokens."""
+    """Attention weights of zero-shot on the query's tokens."""
     icl: Weights
-    """ICL's, over all demonstrations' tokens and then the query's."""
+    """Attention weights of ICL on the tokens of all demonstrations, followed by those of the query."""
     ft: Weights
-    """FT's, over the query's tokens."""
+    """Attention weights of FT on the query's tokens."""
     on_demonstrations: tuple[float, ...]
-    """ICL's on all demonstrations' tokens together, for each layer."""
+    """Total weight of ICL on the demonstrations' tokens, for each layer."""
     elsewhere: dict[Literal["zsl", "icl", "ft"], tuple[float, ...]]
-    """What went to other tokens (the opening one, separators), for each layer; with the weights above it makes 1."""
+    """Total weight on other tokens (the opening token, separators), for each layer; all weights of a layer sum to 1."""
     ft_ranks: Ranks | None = None
-    """How the matching under FT ranks the demonstrations' tokens; None without demonstrations, or where training showed
-    no queries."""
+    """Ranks of the demonstrations' tokens under FT; None without demonstrations, or if training recorded no attention
+    queries."""
     kendall: tuple[Number, ...] | None = None
-    """Tau-b of m_ICL and m_FT over these tokens, for each layer, as `similarity.kendall` has it."""
+    """Kendall's tau-b of m_ICL and m_FT over these tokens, for each layer, as in `similarity.kendall`."""
 
 
 class AttentionRecord(_Record):
-    """Where one seed's learners looked."""
+    """The attention of one seed's learners on a few queries."""
 
     schema_version: Literal[1] = Field(default=ATTENTION_SCHEMA_VERSION, alias="schema")
     """Version of this schema, 1."""
     dualform: str
-    """The version that wrote this."""
+    """Version of dualform that wrote the file."""
     model: str
     """Name of the model."""
     task: str
@@ -126,29 +126,29 @@ class AttentionRecord(_Record):
     seed: int
     """Demonstration seed."""
     probe: Literal["prompt", "label0"]
-    """Where learners look from: `prompt` (the token that predicts the label) or `label0` (the last one of the first
-    label word)."""
+    """The token whose attention is recorded: `prompt` (the token that predicts the label) or `label0` (the last token
+    of the first label word)."""
     n_layers: int = Field(ge=1)
-    """Layers of the model."""
+    """Number of attention layers."""
     demonstrations: tuple[PromptDemonstration, ...]
-    """In the order of the prompt."""
+    """The demonstrations, in the order of the prompt."""
     examples: tuple[QueryAttention, ...]
-    """Chosen queries, the most telling first."""
+    """The chosen queries, most informative first."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        n_shown = self.n_demonstration_tokens
+        n_demonstrations = self.n_demonstration_tokens
         for example in self.examples:
             n_own = len(example.pieces)
             for name, weights, n_tokens in (
                 ("zsl", example.zsl, n_own),
-                ("icl", example.icl, n_shown + n_own),
+                ("icl", example.icl, n_demonstrations + n_own),
                 ("ft", example.ft, n_own),
             ):
                 if len(weights.scale) != self.n_layers or len(_bytes(weights.codes)) != self.n_layers * n_tokens:
                     raise ValueError(f"query {example.query}: weights of {name} are not (layer, token)")
             ranks = example.ft_ranks
-            if ranks is not None and len(_bytes(ranks.codes)) != 2 * self.n_layers * n_shown:
+            if ranks is not None and len(_bytes(ranks.codes)) != 2 * self.n_layers * n_demonstrations:
                 raise ValueError(f"query {example.query}: ft_ranks are not (layer, token)")
             by_layer = (example.on_demonstrations, *example.elsewhere.values(), example.kendall)
             if any(values is not None and len(values) != self.n_layers for values in by_layer):
@@ -163,7 +163,7 @@ class AttentionRecord(_Record):
 
     @property
     def n_demonstration_tokens(self) -> int:
-        """Tokens of all demonstrations together."""
+        """Number of tokens of all demonstrations."""
         return sum(len(each.pieces) for each in self.demonstrations)
 
     @classmethod
@@ -171,12 +171,12 @@ class AttentionRecord(_Record):
         """Read `attention.json`.
 
         Raises:
-            ValueError: It is none, or of another schema.
+            ValueError: The text is damaged, or does not follow the schema.
         """
         return cls.model_validate_json(text)
 
     def to_json(self) -> str:
-        """Text of `attention.json`."""
+        """The text of `attention.json`."""
         return self.model_dump_json(by_alias=True)
 
 
@@ -188,7 +188,7 @@ def _bytes(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"weights are no base64 ({error})") from error
+        raise ValueError(f"weights are not base64 ({error})") from error
 
 
 def _split(numbers: "bytes | array[int]", n_rows: int) -> "Iterator[bytes | array[int]]":

@@ -73,7 +73,7 @@ def test_what_is_impossible_is_left_out_of_the_default_settings_and_named():
         (
             "W_K",
             {"controls": ("random",)},
-            r"control random is impossible.*FT, which is impossible with this model.*--controls none\.",
+            r"control random is impossible.*compared with FT, which.*--controls none\.",
         ),
         ("W_V", {"select": "ft"}, r"select ft chooses by FT, which is impossible with this model: .*W_V is lost"),
     ],

@@ -85,7 +85,7 @@ def of_made_up() -> Result:
     return summary([made_up(seed) for seed in SEEDS])
 
 
-def test_the_same_outcomes_give_the_same_numbers() -> None:
+def test_the_same_records_give_the_same_numbers() -> None:
     found = comparison()
     again = summarise(
         small_config(seeds=SEEDS, limit=None), small_lm(), found.description, found.records, seconds=999.0

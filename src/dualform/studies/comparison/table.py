@@ -72,7 +72,7 @@ def accuracy_table(result: Result) -> Table:
 
 
 def by_label_table(result: Result) -> Table:
-    """Each learner's macro-F1 and the label with its lowest recall; empty for free-text choices."""
+    """Each learner's macro-F1 and the label with its lowest recall; empty for tasks with free-text answers."""
     columns = (
         Column("learner"),
         Column("macro-F1", "score", interval=True),
