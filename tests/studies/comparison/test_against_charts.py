@@ -60,13 +60,13 @@ def test_the_two_points_of_a_prompt_are_joined_by_a_line():
     assert not [layer for layer in layers_of(cost_accuracy_chart(old_result())) if "x2Offset" in layer["mark"]]
 
 
-def test_only_the_kept_prompt_is_hollow():
+def test_only_the_cached_prompt_is_hollow():
     dots = [layer for layer in layers_of(cost_accuracy_chart(example_result())) if layer["mark"]["type"] == "point"]
     hollow = [dot["data"]["values"][0]["reading"] for dot in dots if not dot["mark"]["filled"]]
     assert hollow == [CACHED]
 
 
-def test_learners_of_nearly_equal_cost_stand_beside_one_another_and_others_where_they_are():
+def test_learners_of_nearly_equal_cost_are_shifted_apart_and_others_are_not():
     assert shifts(zsl=1e9, fold=1.01e9, icl=1e11) == {"zsl": -SPACING / 2, "fold": SPACING / 2, "icl": 0}
     assert set(shifts(zsl=1e9, fold=1e10, icl=1e11).values()) == {0}
     assert shifts(zsl=1e9, ft=1e9, fold=1e9) == {"zsl": -SPACING, "ft": 0, "fold": SPACING}
@@ -127,7 +127,7 @@ def distance(first: str, second: str, blindness: str) -> float:
 
 
 @pytest.mark.parametrize("blindness", _BLIND)
-def test_folding_has_a_colour_that_a_colour_blind_eye_tells_from_the_other_learners(blindness):
+def test_foldings_colour_differs_from_the_others_for_the_colour_blind(blindness):
     [fold] = [style.colour for style in LEARNERS if style.key == "fold"]
     others = [style.colour for style in LEARNERS if style.key in ("zsl", "icl", "ft", "lora")]
     assert min(distance(fold, other, blindness) for other in others) > 12

@@ -17,18 +17,18 @@ def compared(p: float | None = None, **spans: tuple[float, float]) -> Result:
     levels = {key: accuracy(*span) for key, span in spans.items()}
     tests = [
         PairedTest(
-            first=one,
-            second=two,
-            difference=(levels[one].mean or 0) - (levels[two].mean or 0),
+            first=better,
+            second=worse,
+            difference=(levels[better].mean or 0) - (levels[worse].mean or 0),
             ci95=(0.0, 0.1),
             n=900,
             p_queries=p,
             p_seeds=p,
             minimum_detectable=0.03,
         )
-        for one in levels
-        for two in levels
-        if one < two and p is not None
+        for better in levels
+        for worse in levels
+        if better < worse and p is not None
     ]
     prices = {"zsl": 1.0, "ft": 2.0, "fold": 3.0, "icl": 40.0}
     return empty_result(
@@ -39,33 +39,33 @@ def compared(p: float | None = None, **spans: tuple[float, float]) -> Result:
     )
 
 
-def test_the_only_learner_that_none_beats_is_recommended_and_its_lead_is_weighed():
-    said = which_to_use(compared(0.001, icl=(0.7, 0.8), ft=(0.58, 0.62), zsl=(0.5, 0.52)))
-    assert said.startswith(
+def test_the_only_unbeaten_learner_is_recommended_with_its_lead():
+    sentence = which_to_use(compared(0.001, icl=(0.7, 0.8), ft=(0.58, 0.62), zsl=(0.5, 0.52)))
+    assert sentence.startswith(
         "Use in-context learning: it answers 75 % (70 to 80 %) of the queries correctly, 15 points more"
     )
-    assert said.endswith("by paired tests that holds for other queries and other demonstrations.")
+    assert sentence.endswith("by paired tests that holds for other queries and other demonstrations.")
 
 
-def test_of_learners_that_are_not_separated_the_cheapest_is_recommended():
-    said = which_to_use(compared(0.4, icl=(0.6, 0.8), ft=(0.58, 0.78), fold=(0.6, 0.79)))
-    assert said.startswith("Use finetuning: it answers 68 % (58 to 78 %)")
-    assert "not significantly different from in-context learning (70 %) and folding (70 %)" in said
+def test_of_learners_that_do_not_differ_significantly_the_cheapest_is_recommended():
+    sentence = which_to_use(compared(0.4, icl=(0.6, 0.8), ft=(0.58, 0.78), fold=(0.6, 0.79)))
+    assert sentence.startswith("Use finetuning: it answers 68 % (58 to 78 %)")
+    assert "not significantly different from in-context learning (70 %) and folding (70 %)" in sentence
 
 
 def test_a_learner_that_may_be_guessing_is_not_recommended_for_being_cheap():
-    said = which_to_use(compared(0.4, icl=(0.6, 0.8), zsl=(0.45, 0.75)))
-    assert said.startswith("Use in-context learning")
-    assert "guessing" in said
+    sentence = which_to_use(compared(0.4, icl=(0.6, 0.8), zsl=(0.45, 0.75)))
+    assert sentence.startswith("Use in-context learning")
+    assert "guessing" in sentence
 
 
 def test_nothing_is_recommended_where_nothing_answers_better_than_guessing():
-    said = which_to_use(compared(icl=(0.4, 0.6), ft=(0.45, 0.55)))
-    assert said.startswith("No recommendation: no learner is significantly better than")
-    assert "50.0 %" in said
+    sentence = which_to_use(compared(icl=(0.4, 0.6), ft=(0.45, 0.55)))
+    assert sentence.startswith("No recommendation: no learner is significantly better than")
+    assert "50.0 %" in sentence
 
 
-def test_without_intervals_or_with_few_answers_nobody_is_sure():
+def test_without_intervals_or_with_few_answers_no_confidence_is_claimed():
     bare = {
         key: Accuracy(mean=mean, ci95=(None, None), n=900, per_seed={}) for key, mean in (("icl", 0.8), ("ft", 0.7))
     }

@@ -78,7 +78,7 @@ def test_what_is_impossible_is_left_out_of_the_default_settings_and_named():
         ("W_V", {"select": "ft"}, r"select ft chooses by FT, which is impossible with this model: .*W_V is lost"),
     ],
 )
-def test_what_was_asked_for_by_name_is_an_error_before_anything_is_computed(letter, settings, message):
+def test_what_was_requested_by_name_is_an_error_before_anything_is_computed(letter, settings, message):
     lm = dataclasses.replace(without(read("bert"), letter), route=None)  # type: ignore[arg-type] # nothing may be read
     object.__setattr__(lm, "route", type("NoRoute", (), {"name": "packed"})())
     with pytest.raises(ModelError, match=message):
@@ -90,10 +90,10 @@ def test_a_default_comparison_of_a_model_whose_attention_cannot_be_recorded_runs
     result = compare(config(), lm=lm, task=small_task()).result
     assert set(result.accuracy) >= {"zsl", "icl", "probe"}
     assert not {"ft", "lora", "fold"} & set(result.accuracy)
-    said = " ".join(result.warnings)
+    warnings = " ".join(result.warnings)
     for name in ("ft", "lora", "fold"):
-        assert f"Left out: {name}, and the measures that need it:" in said
-    assert "No attention can be recorded; left out: model.layers.0.self_attn: computes attention in several" in said
+        assert f"Left out: {name}, and the measures that need it:" in warnings
+    assert "No attention can be recorded; left out: model.layers.0.self_attn: computes attention in several" in warnings
 
 
 @pytest.mark.parametrize("model_type", ["gemma4_text", "laguna"])

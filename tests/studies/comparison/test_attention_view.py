@@ -46,9 +46,9 @@ def record_of(family: str = "gpt2", **changes: Any) -> AttentionRecord:
     return record
 
 
-def position(found: Comparison, example: QueryAttention) -> int:
+def position(comparison: Comparison, example: QueryAttention) -> int:
     """Which of the queries an example is."""
-    return [each.row for each in found.description.examples].index(example.query)
+    return [each.row for each in comparison.description.examples].index(example.query)
 
 
 @cache
@@ -78,9 +78,9 @@ def expected_icl(family: str, index: int) -> Tensor:
     return eager(family, (*encoded.prefix, *prompt))[:, columns]
 
 
-def is_kept(found: Sequence[Sequence[float]], expected: Tensor) -> bool:
+def is_kept(weights: Sequence[Sequence[float]], expected: Tensor) -> bool:
     """Equal but for the coding of weights in one byte: see `Weights`."""
-    rows = torch.tensor(found, dtype=torch.float64)
+    rows = torch.tensor(weights, dtype=torch.float64)
     if rows.shape != expected.shape:
         return False
     largest = expected.amax(-1, keepdim=True)
@@ -89,25 +89,25 @@ def is_kept(found: Sequence[Sequence[float]], expected: Tensor) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_icl_weights_are_those_of_an_eager_forward_averaged_over_heads(family: str) -> None:
-    found = run(family)
+    comparison = run(family)
     for example in record_of(family).examples:
-        assert is_kept(example.icl.rows(), expected_icl(family, position(found, example)))
+        assert is_kept(example.icl.rows(), expected_icl(family, position(comparison, example)))
 
 
 def test_another_querys_weights_are_not() -> None:
-    """The case in which the claim fails, but for two queries of one length that this small model hardly tells apart."""
-    found, examples = run(), record_of().examples
-    pairs = [(one, other) for one in examples for other in examples if len(one.pieces) == len(other.pieces)]
-    others = [is_kept(a.icl.rows(), expected_icl("gpt2", position(found, b))) for a, b in pairs if a is not b]
+    """The case in which the claim fails, except for two queries of one length that hardly differ in this model."""
+    comparison, examples = run(), record_of().examples
+    pairs = [(first, second) for first in examples for second in examples if len(first.pieces) == len(second.pieces)]
+    others = [is_kept(a.icl.rows(), expected_icl("gpt2", position(comparison, b))) for a, b in pairs if a is not b]
     assert others.count(False) > 2 * others.count(True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zero_shot_and_finetuned_weights_are_those_of_an_eager_forward(family: str) -> None:
-    found, experiment = run(family), small_experiment(family, **SETTINGS)
+    comparison, experiment = run(family), small_experiment(family, **SETTINGS)
     opening = experiment.encoder.opening
     for example in record_of(family).examples:
-        prompt = experiment.queries[position(found, example)].prompt
+        prompt = experiment.queries[position(comparison, example)].prompt
         zsl, ft = (eager(family, (*opening, *prompt), after)[:, len(opening) :] for after in (False, True))
         assert is_kept(example.zsl.rows(), zsl)
         # Deltas are kept in float32: far below what a byte can tell.
@@ -116,7 +116,7 @@ def test_zero_shot_and_finetuned_weights_are_those_of_an_eager_forward(family: s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_and_what_went_elsewhere_make_one_in_every_layer(family: str) -> None:
+def test_all_weights_of_a_layer_sum_to_one(family: str) -> None:
     record = record_of(family)
     n_shown = record.n_demonstration_tokens
     for example in record.examples:
@@ -125,8 +125,8 @@ def test_weights_and_what_went_elsewhere_make_one_in_every_layer(family: str) ->
             for row, elsewhere in zip(rows, example.elsewhere[name], strict=True):
                 # A byte a weight; their errors largely cancel.
                 assert sum(row) + elsewhere == pytest.approx(1, abs=0.01)
-        for row, shown in zip(example.icl.rows(), example.on_demonstrations, strict=True):
-            assert sum(row[:n_shown]) == pytest.approx(shown, abs=0.01)
+        for row, total in zip(example.icl.rows(), example.on_demonstrations, strict=True):
+            assert sum(row[:n_shown]) == pytest.approx(total, abs=0.01)
         assert all(0 < share < 1 for share in example.elsewhere["icl"])
 
 
@@ -136,20 +136,20 @@ def taus(record: AttentionRecord, family: str, ranks_of: QueryAttention, scores_
     assert ranks_of.ft_ranks is not None
     with torch.no_grad():
         seen = look(plain_model(family), [*encoded.prefix, *experiment.queries[scores_of].prompt])
-    found = []
+    taus = []
     for layer, ranks in enumerate(ranks_of.ft_ranks.rows(record.n_layers)):
         keys = [seen.key(layer, head)[list(encoded.content)] for head in range(HEADS)]
         scores = sum((key @ seen.q[layer][head, -1] for head, key in enumerate(keys)), torch.zeros(len(ranks)))
-        found.append(float(kendalltau(scores.numpy(), ranks).statistic))
-    return found
+        taus.append(float(kendalltau(scores.numpy(), ranks).statistic))
+    return taus
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_order_of_m_ft_gives_the_tau_that_the_result_is_made_of(family: str) -> None:
-    found, record = run(family), record_of(family)
-    measured = found.records[0].measures["kendall"]
+def test_the_ranks_of_m_ft_give_the_results_tau(family: str) -> None:
+    comparison, record = run(family), record_of(family)
+    measured = comparison.records[0].measures["kendall"]
     for example in record.examples:
-        index = position(found, example)
+        index = position(comparison, example)
         assert example.kendall == pytest.approx(measured[index].tolist(), abs=1e-5)
         # Rounding may break ties of the words that open every prompt.
         assert taus(record, family, example, index) == pytest.approx(measured[index].tolist(), abs=5e-3)
@@ -157,39 +157,39 @@ def test_the_order_of_m_ft_gives_the_tau_that_the_result_is_made_of(family: str)
 
 def test_another_querys_order_does_not_give_this_tau() -> None:
     """The case in which the claim fails."""
-    found, record = run(), record_of()
-    measured = found.records[0].measures["kendall"]
-    one, other = record.examples[:2]
-    index = position(found, one)
+    comparison, record = run(), record_of()
+    measured = comparison.records[0].measures["kendall"]
+    first, other = record.examples[:2]
+    index = position(comparison, first)
     assert taus(record, "gpt2", other, index) != pytest.approx(measured[index].tolist(), abs=5e-3)
 
 
 def test_the_texts_are_those_of_prompts_and_answers() -> None:
-    found, record = run(), record_of()
-    task, shown = small_task(), drawn("gpt2").demonstrations
+    comparison, record = run(), record_of()
+    task, demonstrations = small_task(), drawn("gpt2").demonstrations
     for example in record.examples:
-        asked = found.description.examples[position(found, example)]
-        assert "".join(example.pieces) == task.template.render(asked)
-        assert (example.label, list(example.answers)) == (asked.label, list(task.answers(asked)))
-    for each, asked, label in zip(record.demonstrations, shown.examples, shown.labels, strict=True):
-        answer = task.answers(asked)[label]
-        assert "".join(each.pieces) == task.template.render(asked) + answer
+        source = comparison.description.examples[position(comparison, example)]
+        assert "".join(example.pieces) == task.template.render(source)
+        assert (example.label, list(example.answers)) == (source.label, list(task.answers(source)))
+    for each, source, label in zip(record.demonstrations, demonstrations.examples, demonstrations.labels, strict=True):
+        answer = task.answers(source)[label]
+        assert "".join(each.pieces) == task.template.render(source) + answer
         assert "".join(each.pieces[-each.answer_tokens :]) == answer
 
 
 def test_probabilities_are_those_of_the_answers() -> None:
-    found, record = run(), record_of()
+    comparison, record = run(), record_of()
     for example in record.examples:
-        for name, table in found.records[0].log_probabilities.items():
-            expected = table[position(found, example)].softmax(0).tolist()
+        for name, table in comparison.records[0].log_probabilities.items():
+            expected = table[position(comparison, example)].softmax(0).tolist()
             assert example.probabilities[name] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_probe_at_the_first_label_word_is_among_the_tokens() -> None:
-    found, record = run(probe="label0"), record_of(probe="label0")
+    comparison, record = run(probe="label0"), record_of(probe="label0")
     experiment = small_experiment(**SETTINGS)
     example = record.examples[0]
-    query = experiment.queries[position(found, example)]
+    query = experiment.queries[position(comparison, example)]
     assert record.probe == "label0"
     assert example.pieces[-1] == " negative"
     encoded = drawn("gpt2").encoded
@@ -208,10 +208,10 @@ def test_without_demonstrations_everything_is_query_and_opening_token() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"explore": 0}, {"learners": ("zsl", "icl")}, {"learners": ("icl", "ft")}])
-def test_nothing_is_kept_where_nobody_asked_or_a_learner_is_missing(changes: dict[str, Any]) -> None:
-    found = run(**changes)
-    assert found.attention is None
-    assert found.records[0].attention == {}
+def test_nothing_is_kept_with_explore_0_or_without_a_learner(changes: dict[str, Any]) -> None:
+    comparison = run(**changes)
+    assert comparison.attention is None
+    assert comparison.records[0].attention == {}
 
 
 @pytest.mark.parametrize("n", [-1, 65])
@@ -227,34 +227,34 @@ def test_exploring_changes_no_number() -> None:
 
 
 def test_a_seed_that_was_read_back_gives_the_same_record(tmp_path: Any) -> None:
-    found = run()
+    comparison = run()
     path = tmp_path / "piece.safetensors"
-    path.write_bytes(found.records[0].to_piece().to_bytes())
+    path.write_bytes(comparison.records[0].to_piece().to_bytes())
     again = SeedRecord.from_piece(Piece.from_file(str(path)))
-    assert attention_record(again, found.description) == record_of()
+    assert attention_record(again, comparison.description) == record_of()
 
 
 def test_the_first_seed_is_shown() -> None:
-    found = run(seeds=(2, 1))
-    assert found.attention is not None
-    assert found.attention.seed == 2
+    comparison = run(seeds=(2, 1))
+    assert comparison.attention is not None
+    assert comparison.attention.seed == 2
     # Each seed keeps its own, so that one that was run alone is the same as one among others.
-    second = dataclasses.replace(found, records=found.records[1:]).attention
+    second = dataclasses.replace(comparison, records=comparison.records[1:]).attention
     assert second == record_of()
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])
-def test_as_many_queries_are_kept_as_were_asked_for_in_turns(n: int) -> None:
-    found, record = run(explore=n), record_of(explore=n)
-    tables = found.records[0].log_probabilities
-    labels = torch.tensor([each.label for each in found.description.examples])
+def test_as_many_queries_are_kept_as_requested_in_turns(n: int) -> None:
+    comparison, record = run(explore=n), record_of(explore=n)
+    tables = comparison.records[0].log_probabilities
+    labels = torch.tensor([each.label for each in comparison.description.examples])
     right = [(tables[name].argmax(1) == labels).tolist() for name in ("zsl", "icl", "ft")]
     candidates = [_Candidate(i, PATTERNS.index(each)) for i, each in enumerate(zip(*right, strict=True))]
     expected = [each.index for each in _in_turns(candidates)][:n]
-    assert [position(found, each) for each in record.examples] == expected
+    assert [position(comparison, each) for each in record.examples] == expected
 
 
-def test_patterns_take_turns_the_most_telling_first() -> None:
+def test_patterns_take_turns_most_informative_first() -> None:
     candidates = [_Candidate(*each) for each in ((5, 7), (4, 0), (3, 7), (9, 0), (1, 6), (0, 7))]
     assert [(each.index, each.pattern) for each in _in_turns(candidates)] == [
         (4, 0),
@@ -273,17 +273,17 @@ def test_choosing_group_by_group_is_choosing_among_all(patterns: list[int], orde
     order.shuffle(candidates)
     kept: list[_Candidate] = []
     while candidates:
-        some, candidates = candidates[:4], candidates[4:]
-        kept = _in_turns([*kept, *some])[:n]
+        batch, candidates = candidates[:4], candidates[4:]
+        kept = _in_turns([*kept, *batch])[:n]
     assert kept == expected
 
 
 def test_fewer_queries_are_kept_where_they_would_take_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     n_prefix = len(drawn("gpt2").encoded.prefix)
     monkeypatch.setattr(attention_view, "MOST_BYTES", 3 * LAYERS * n_prefix * 2)
-    found = compare(small_config(**SETTINGS), lm=small_lm(), task=small_task())
-    assert found.attention is not None
-    assert len(found.attention.examples) == 2
+    comparison = compare(small_config(**SETTINGS), lm=small_lm(), task=small_task())
+    assert comparison.attention is not None
+    assert len(comparison.attention.examples) == 2
 
 
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=2, max_size=2))
@@ -302,7 +302,7 @@ def test_more_ranks_than_two_bytes_hold_share_them_in_order() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_layer_that_looks_at_none_of_the_tokens_has_weights_of_zero(dtype: torch.dtype) -> None:
+def test_a_layer_that_attends_to_none_of_the_tokens_has_weights_of_zero(dtype: torch.dtype) -> None:
     # The scores of an opening token that takes all attention: what is left for others is no number any more.
     left = torch.tensor([[900.0, 0.0, -3.0], [0.0, 0.0, 0.0]], dtype=dtype).softmax(-1)[:, 1:]
     scale, codes = _coded(left)

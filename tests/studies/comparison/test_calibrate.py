@@ -31,9 +31,9 @@ def shares(**means: float | Tensor) -> dict[str, TotalsRatio]:
 
 def calibrated(score: float | Tensor, controls: Mapping[str, TotalsRatio], n_resamples: int = 200) -> Calibrated:
     values = score if isinstance(score, Tensor) else around(score)
-    found = calibrate(TotalsRatio.of_mean(values), controls, n_resamples)
-    assert found is not None
-    return found
+    result = calibrate(TotalsRatio.of_mean(values), controls, n_resamples)
+    assert result is not None
+    return result
 
 
 def test_a_score_at_the_floor_is_0_and_one_at_the_ceiling_is_1() -> None:
@@ -47,10 +47,10 @@ def test_a_score_at_the_floor_is_0_and_one_at_the_ceiling_is_1() -> None:
 
 
 def test_the_ceiling_is_the_geometric_mean_of_both() -> None:
-    found = calibrated(0.6, shares(random=0.0, icl_order=0.9, ft_order=0.4))
+    result = calibrated(0.6, shares(random=0.0, icl_order=0.9, ft_order=0.4))
 
-    assert found.ceiling == pytest.approx(math.sqrt(0.9 * 0.4), abs=1e-9)
-    assert found.mean == pytest.approx(1, abs=1e-9)
+    assert result.ceiling == pytest.approx(math.sqrt(0.9 * 0.4), abs=1e-9)
+    assert result.mean == pytest.approx(1, abs=1e-9)
     assert calibrated(0.6, shares(random=0.0, icl_order=0.9)).ceiling == pytest.approx(0.9, abs=1e-9)
 
 
@@ -70,12 +70,12 @@ def test_two_noisy_measurements_of_one_thing_reach_the_ceiling_and_no_more() -> 
         return torch.cosine_similarity(a, b, dim=-1)
 
     controls = shares(random=cosine(icl, random), icl_order=cosine(icl, icl_again), ft_order=cosine(ft, ft_again))
-    found = calibrated(cosine(icl, ft), controls)
+    result = calibrated(cosine(icl, ft), controls)
 
-    assert found.mean == pytest.approx(1, abs=0.03)
-    assert found.score is not None
+    assert result.mean == pytest.approx(1, abs=0.03)
+    assert result.score is not None
     # The raw score of the same thing twice is far from 1.
-    assert found.score < 0.5
+    assert result.score < 0.5
     other = torch.randn(1, n, d, generator=generator, dtype=torch.float64)
     assert calibrated(cosine(icl, hidden + 3 * other), controls).mean != pytest.approx(1, abs=0.03)
 
@@ -83,24 +83,24 @@ def test_two_noisy_measurements_of_one_thing_reach_the_ceiling_and_no_more() -> 
 def test_the_floor_is_the_highest_of_those_in_which_nothing_is_learned() -> None:
     controls = shares(random=0.0, position_shift=0.3, shuffled_labels=0.2, icl_order=0.8, ft_order=0.8)
 
-    found = calibrated(0.4, controls)
+    result = calibrated(0.4, controls)
 
-    assert (found.control, found.floor) == ("position_shift", pytest.approx(0.3, abs=1e-9))
-    assert found.mean == pytest.approx(0.2, abs=1e-9)
-    assert found.score == pytest.approx(0.4, abs=1e-9)
-    assert set(found.by_control) == {"random", "shuffled_labels"}
-    assert found.by_control["random"].mean == pytest.approx(0.5, abs=1e-9)
-    assert found.by_control["shuffled_labels"].mean == pytest.approx(1 / 3, abs=1e-9)
+    assert (result.control, result.floor) == ("position_shift", pytest.approx(0.3, abs=1e-9))
+    assert result.mean == pytest.approx(0.2, abs=1e-9)
+    assert result.score == pytest.approx(0.4, abs=1e-9)
+    assert set(result.by_control) == {"random", "shuffled_labels"}
+    assert result.by_control["random"].mean == pytest.approx(0.5, abs=1e-9)
+    assert result.by_control["shuffled_labels"].mean == pytest.approx(1 / 3, abs=1e-9)
 
 
 def test_a_control_in_which_something_is_learned_is_no_floor_however_high() -> None:
     # These learn from the same demonstrations, or from others of the same task: they may well score as FT does.
     for name in ("batch", "mlp", "lcgd", "value_one_layer", "other_demonstrations", "batch_sequential"):
         assert name not in FLOORS
-        found = calibrated(0.4, shares(**{"random": 0.1, name: 0.6, "icl_order": 0.8, "ft_order": 0.8}))
-        assert found.control == "random"
+        result = calibrated(0.4, shares(**{"random": 0.1, name: 0.6, "icl_order": 0.8, "ft_order": 0.8}))
+        assert result.control == "random"
         # FT beside FT says nothing of ICL, not even in passing.
-        assert set(found.by_control) == {name} - {"batch_sequential"}
+        assert set(result.by_control) == {name} - {"batch_sequential"}
     assert not set(FLOORS) & set(CEILINGS)
 
 
@@ -112,21 +112,21 @@ def test_without_a_floor_or_without_a_ceiling_there_is_no_scale(controls: dict[s
     assert calibrate(TotalsRatio.of_mean(around(0.5)), shares(**controls), 50) is None
 
 
-def test_a_ceiling_that_does_not_lie_above_the_floor_leaves_no_number_but_what_it_was_made_of() -> None:
-    found = calibrated(0.4, shares(random=0.6, icl_order=0.5, ft_order=0.5))
+def test_a_ceiling_that_is_not_above_the_floor_gives_only_its_parts() -> None:
+    result = calibrated(0.4, shares(random=0.6, icl_order=0.5, ft_order=0.5))
 
-    assert (found.mean, found.ci95) == (None, (None, None))
-    assert (found.score, found.floor, found.ceiling) == (
+    assert (result.mean, result.ci95) == (None, (None, None))
+    assert (result.score, result.floor, result.ceiling) == (
         pytest.approx(0.4), pytest.approx(0.6), pytest.approx(0.5),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("floor", [-0.1, 0.1])
-def test_ceilings_below_zero_are_none(floor: float) -> None:
+def test_negative_ceilings_count_as_zero(floor: float) -> None:
     # Two of them must not multiply to a positive one, and what is cut to zero is no room above a floor below it.
-    found = calibrated(0.4, shares(random=floor, icl_order=-0.5, ft_order=-0.5))
+    result = calibrated(0.4, shares(random=floor, icl_order=-0.5, ft_order=-0.5))
 
-    assert (found.mean, found.ceiling) == (None, 0.0)
+    assert (result.mean, result.ceiling) == (None, 0.0)
 
 
 # Missing numbers.
@@ -140,12 +140,12 @@ def test_all_parts_are_taken_over_the_same_pairs() -> None:
     score[~few] += 100
     read = [values.masked_fill(~few, torch.nan) for values in (random, order)]
 
-    found = calibrated(score, shares(random=read[0], icl_order=read[1], ft_order=read[1]))
+    result = calibrated(score, shares(random=read[0], icl_order=read[1], ft_order=read[1]))
 
     expected = (score[few].mean() - random[few].mean()) / (order[few].mean() - random[few].mean())
-    assert found.mean == pytest.approx(float(expected))
-    assert found.score == pytest.approx(float(score[few].mean()))
-    assert found.n == N_SEEDS * 10
+    assert result.mean == pytest.approx(float(expected))
+    assert result.score == pytest.approx(float(score[few].mean()))
+    assert result.n == N_SEEDS * 10
 
 
 def test_a_pair_without_a_score_is_left_out_of_all() -> None:
@@ -155,11 +155,11 @@ def test_a_pair_without_a_score_is_left_out_of_all() -> None:
     random = around(0.1, 1)
     random[0, 0] = 1e6
 
-    found = calibrated(score, shares(random=random, icl_order=0.8, ft_order=0.8))
+    result = calibrated(score, shares(random=random, icl_order=0.8, ft_order=0.8))
 
-    assert found.n == N_SEEDS * N_QUERIES - 2
-    assert found.floor is not None
-    assert found.floor < 1
+    assert result.n == N_SEEDS * N_QUERIES - 2
+    assert result.floor is not None
+    assert result.floor < 1
 
 
 @pytest.mark.parametrize("there", [0, 1])
@@ -175,27 +175,27 @@ def test_a_control_without_any_number_takes_nothing_from_the_others() -> None:
     nothing = torch.full((N_SEEDS, N_QUERIES), torch.nan, dtype=torch.float64)
     controls = shares(random=0.1, icl_order=0.7, ft_order=0.7)
 
-    found = calibrate(TotalsRatio.of_mean(around(0.4)), controls | shares(value_one_layer=nothing), 200)
+    result = calibrate(TotalsRatio.of_mean(around(0.4)), controls | shares(value_one_layer=nothing), 200)
 
-    assert found is not None
-    assert found.mean == pytest.approx(0.5, abs=1e-9)
-    assert found.n == N_SEEDS * N_QUERIES
+    assert result is not None
+    assert result.mean == pytest.approx(0.5, abs=1e-9)
+    assert result.n == N_SEEDS * N_QUERIES
 
 
 def test_layers_and_heads_are_averaged_first_and_gaps_left_out() -> None:
     values = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values[0, 0, 0] = torch.nan
     values[1, 1] = torch.nan
-    found = TotalsRatio.of_mean(values)
+    result = TotalsRatio.of_mean(values)
 
     for seed in range(2):
         for query in range(5):
             rows = [float(x) for x in values[seed, query].flatten() if x == x]
             if rows:
-                assert float(found.numerator[seed, query]) == pytest.approx(sum(rows) / len(rows))
+                assert float(result.numerator[seed, query]) == pytest.approx(sum(rows) / len(rows))
             else:
-                assert math.isnan(float(found.numerator[seed, query]))
-    assert (found.denominator == 1).all()
+                assert math.isnan(float(result.numerator[seed, query]))
+    assert (result.denominator == 1).all()
     assert TotalsRatio.of_mean(around(0.5)).numerator.shape == (N_SEEDS, N_QUERIES)
 
 
@@ -224,19 +224,19 @@ def test_intervals_hold_the_true_value_as_often_as_they_say_and_half_of_the_bias
     for case in held:
         for _ in range(n):
             score, controls = made_up(*case, generator)
-            found = calibrate(score, controls, 100)
-            assert found is not None
-            low, high = found.ci95
+            result = calibrate(score, controls, 100)
+            assert result is not None
+            low, high = result.ci95
             assert low is not None
             assert high is not None
             held[case] += low <= 0.2 / 0.7 <= high
             if case == (5, 8):
-                assert found.mean is not None
-                assert found.score is not None
-                assert found.floor is not None
-                assert found.ceiling is not None
-                corrected.append(found.mean - 0.2 / 0.7)
-                uncorrected.append((found.score - found.floor) / (found.ceiling - found.floor) - 0.2 / 0.7)
+                assert result.mean is not None
+                assert result.score is not None
+                assert result.floor is not None
+                assert result.ceiling is not None
+                corrected.append(result.mean - 0.2 / 0.7)
+                uncorrected.append((result.score - result.floor) / (result.ceiling - result.floor) - 0.2 / 0.7)
     # 95 % less three standard errors; plain percentiles over three seeds hold it in 84 to 87 %.
     assert all(times >= n * (0.95 - 3 * (0.95 * 0.05 / n) ** 0.5) for times in held.values())
     assert sum(uncorrected) / n < -0.04
@@ -245,17 +245,17 @@ def test_intervals_hold_the_true_value_as_often_as_they_say_and_half_of_the_bias
 
 def test_the_value_is_made_of_its_parts_as_documented() -> None:
     score, controls = made_up(3, 5, torch.Generator().manual_seed(2))
-    found = calibrate(score, controls, 100)
+    result = calibrate(score, controls, 100)
 
-    assert found is not None
-    assert found.mean is not None
-    assert found.score is not None
-    assert found.floor is not None
-    assert found.floor_bias is not None
-    assert found.ceiling is not None
-    assert found.floor_bias > 0
-    floor = found.floor - found.floor_bias
-    assert found.mean == pytest.approx((found.score - floor) / (found.ceiling - floor))
+    assert result is not None
+    assert result.mean is not None
+    assert result.score is not None
+    assert result.floor is not None
+    assert result.floor_bias is not None
+    assert result.ceiling is not None
+    assert result.floor_bias > 0
+    floor = result.floor - result.floor_bias
+    assert result.mean == pytest.approx((result.score - floor) / (result.ceiling - floor))
 
 
 def test_a_floor_that_is_the_highest_beyond_doubt_has_no_bias() -> None:
@@ -268,10 +268,10 @@ def test_one_seed_has_a_value_and_no_interval() -> None:
         name: TotalsRatio.of_mean(around(mean, n_seeds=1)) for name, mean in (("random", 0.1), ("icl_order", 0.7))
     }
 
-    found = calibrated(around(0.4, n_seeds=1), controls)
+    result = calibrated(around(0.4, n_seeds=1), controls)
 
-    assert found.mean == pytest.approx(0.5)
-    assert found.ci95 == (None, None)
+    assert result.mean == pytest.approx(0.5)
+    assert result.ci95 == (None, None)
 
 
 # Ratios.
@@ -291,39 +291,39 @@ def fixed(share: float, of: int, seed: int) -> TotalsRatio:
 def test_a_ratio_is_one_of_totals_not_a_mean_of_ratios() -> None:
     controls = {"chance": fixed(0.5, 10, 1), "icl_order": fixed(1.0, 20, 2), "ft_order": fixed(0.81, 16, 3)}
 
-    found = calibrate(fixed(0.75, 8, 4), controls, 200)
+    result = calibrate(fixed(0.75, 8, 4), controls, 200)
 
-    assert found is not None
+    assert result is not None
     ceiling = math.sqrt(1.0 * 13 / 16)
-    assert (found.score, found.floor, found.ceiling) == (
+    assert (result.score, result.floor, result.ceiling) == (
         pytest.approx(0.75), pytest.approx(0.5), pytest.approx(ceiling),
     )  # fmt: skip
-    assert found.mean == pytest.approx(0.25 / (ceiling - 0.5))
-    assert found.control == "chance"
+    assert result.mean == pytest.approx(0.25 / (ceiling - 0.5))
+    assert result.control == "chance"
 
 
-def test_a_floor_with_nothing_below_the_line_is_no_floor() -> None:
+def test_a_control_with_denominator_0_is_no_floor() -> None:
     nothing = TotalsRatio(torch.zeros(N_SEEDS, N_QUERIES), torch.zeros(N_SEEDS, N_QUERIES))
     others = {"icl_order": fixed(1.0, 20, 2), "ft_order": fixed(1.0, 16, 3)}
 
-    found = calibrate(fixed(0.75, 8, 4), {"random_update": nothing, "chance": fixed(0.5, 10, 1)} | others, 200)
+    result = calibrate(fixed(0.75, 8, 4), {"random_update": nothing, "chance": fixed(0.5, 10, 1)} | others, 200)
 
-    assert found is not None
-    assert (found.control, found.floor) == ("chance", 0.5)
+    assert result is not None
+    assert (result.control, result.floor) == ("chance", 0.5)
     # Asked for by name, it has no number.
-    assert found.by_control["random_update"].mean is None
+    assert result.by_control["random_update"].mean is None
     assert calibrate(fixed(0.75, 8, 4), {"random_update": nothing} | others, 200) is None
 
 
-def test_a_ceiling_with_nothing_below_the_line_leaves_no_number() -> None:
+def test_a_ceiling_with_denominator_0_gives_no_number() -> None:
     nothing = TotalsRatio(torch.zeros(N_SEEDS, N_QUERIES), torch.zeros(N_SEEDS, N_QUERIES))
 
-    found = calibrate(
+    result = calibrate(
         fixed(0.75, 8, 4), {"chance": fixed(0.5, 10, 1), "icl_order": nothing, "ft_order": fixed(1.0, 9, 3)}, 200
     )
 
-    assert found is not None
-    assert (found.mean, found.ceiling) == (None, None)
+    assert result is not None
+    assert (result.mean, result.ceiling) == (None, None)
 
 
 # Uncertainty.
@@ -348,25 +348,25 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     for number in range(n):
         parts = trial(number)
         controls = {name: TotalsRatio.of_mean(values) for name, values in parts.items() if name != "score"}
-        found = calibrate(TotalsRatio.of_mean(parts["score"]), controls, 200)
-        assert found is not None
-        low, high = found.ci95
+        result = calibrate(TotalsRatio.of_mean(parts["score"]), controls, 200)
+        assert result is not None
+        low, high = result.ci95
         assert low is not None
         assert high is not None
-        assert low < (found.mean or 0) < high
+        assert low < (result.mean or 0) < high
         held += low <= 3 / 7 <= high
 
     # 95 % with a standard error of 2 %; percentiles of few queries are a little narrow.
     assert 0.86 <= held / n <= 0.995
 
 
-def test_what_could_have_been_found_is_the_standard_error_of_score_less_floor() -> None:
+def test_the_smallest_detectable_difference_is_that_of_score_minus_floor() -> None:
     score, random = around(0.4, 0, n_seeds=1), around(0.1, 1, n_seeds=1)
-    found = calibrated(score, shares(random=random, icl_order=around(0.8, 2, n_seeds=1)), n_resamples=2000)
+    result = calibrated(score, shares(random=random, icl_order=around(0.8, 2, n_seeds=1)), n_resamples=2000)
     error = float((score - random).std()) / math.sqrt(N_QUERIES)
 
     # 1.96 + 0.84 standard errors; one seed, so that queries are all that is resampled.
-    assert found.minimum_detectable == pytest.approx(2.8 * error, rel=0.1)
+    assert result.minimum_detectable == pytest.approx(2.8 * error, rel=0.1)
 
 
 def test_the_same_numbers_give_the_same_interval() -> None:
@@ -389,9 +389,9 @@ def by_layer(n_layers: int, seed: int, planted: int | None = None, size: float =
 
 
 def test_a_planted_layer_is_found_and_no_other() -> None:
-    found = layers_above(*by_layer(8, seed=0, planted=5))
+    result = layers_above(*by_layer(8, seed=0, planted=5))
 
-    assert [layer for layer, q in enumerate(found) if q < 0.05] == [5]
+    assert [layer for layer, q in enumerate(result) if q < 0.05] == [5]
     # What lies below its floor is not found.
     score, floor = by_layer(8, seed=0, planted=5)
     assert layers_above(floor, score)[5] > 0.9
@@ -425,10 +425,10 @@ def test_heads_are_averaged_and_layers_without_numbers_stay_without() -> None:
     spread = torch.randn(*score.shape, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spread -= spread.mean(dim=-1, keepdim=True)
     score[..., 3] = torch.nan
-    found = layers_above(score[..., None] + spread, floor[..., None].expand(spread.shape))
+    result = layers_above(score[..., None] + spread, floor[..., None].expand(spread.shape))
 
-    assert found[:3] == pytest.approx(layers_above(score[..., :3], floor[..., :3]))
-    assert math.isnan(found[3])
+    assert result[:3] == pytest.approx(layers_above(score[..., :3], floor[..., :3]))
+    assert math.isnan(result[3])
 
 
 def test_queries_that_controls_did_not_read_are_left_out() -> None:

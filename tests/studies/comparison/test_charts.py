@@ -170,9 +170,9 @@ def test_unknown_learners_come_last_and_are_drawn():
 
 def one_measure(place: Calibrated | None, **controls: Similarity):
     """A result with raw SimAOU alone, at 0.2."""
-    found = {"sim_aou_raw": Similarity(mean=0.2, ci95=(0.18, 0.22), n=400)}
+    similarity = {"sim_aou_raw": Similarity(mean=0.2, ci95=(0.18, 0.22), n=400)}
     named = {control: {"sim_aou_raw": each} for control, each in controls.items()}
-    return empty_result(similarity=found, controls=named, calibrated={"sim_aou_raw": place} if place else {})
+    return empty_result(similarity=similarity, controls=named, calibrated={"sim_aou_raw": place} if place else {})
 
 
 def place(mean: float | None, low: float | None, high: float | None, **changes) -> Calibrated:
@@ -200,7 +200,7 @@ def test_a_measure_stands_in_a_band_from_its_floor_to_its_ceiling():
     assert (own["low"], own["mean"], own["high"]) == (0.18, 0.2, 0.22)
 
 
-def test_every_control_is_marked_by_its_kind_and_placed_were_it_the_floor():
+def test_every_control_is_marked_by_its_kind_and_has_the_calibrated_value_with_it_as_floor():
     result = example_result()
     rows = [row for row in drawn(band_chart(result)) if row.get("measure") == "SimAOU, raw" and "kind" in row]
     assert {row["control"]: row["kind"] for row in rows}["FT in one step"] == "comparisons"
@@ -272,7 +272,7 @@ def test_the_sweep_begins_with_accuracy_and_length_and_marks_the_chosen_rate():
     assert {row["rate"] for row in rows if "rate" in row} == {1e-4, 1e-3, 1e-2, 5e-2}
 
 
-def test_layers_stand_beside_the_floor_of_their_measure_and_tell_what_lies_above_it():
+def test_layers_are_compared_with_their_measures_floor_and_marked_if_above_it():
     result = example_result()
     rows = [row for row in drawn(similarity_by_layer_chart(result)) if row.get("measure") == "SimAOU, raw"]
     floor = result.controls["shuffled_labels"]["sim_aou_raw"].per_layer
@@ -284,7 +284,7 @@ def test_layers_stand_beside_the_floor_of_their_measure_and_tell_what_lies_above
     assert [mark["filled"] for mark in marks] == [True, False] * 2
 
 
-def test_without_a_scale_layers_stand_beside_the_random_direction_and_have_no_points():
+def test_without_a_scale_layers_are_compared_with_the_random_direction_and_have_no_points():
     layers = layers_of(similarity_by_layer_chart(old_result()))
     assert not [layer for layer in layers if layer["mark"].get("size") == 26]
     assert "random direction" in json.dumps(layers)
@@ -302,8 +302,8 @@ def test_trials_of_a_control_are_named_after_it():
 def test_where_all_layers_fall_on_one_side_no_mark_is_left_without_rows(q: float) -> None:
     # Vega warns of a layer in which nothing is left, on every reader's console.
     result = example_result()
-    key, found = next((key, one) for key, one in result.similarity.items() if one.per_layer_q)
-    one_sided = found.model_copy(update={"per_layer_q": [q] * len(found.per_layer or [])})
+    key, similarity = next((key, each) for key, each in result.similarity.items() if each.per_layer_q)
+    one_sided = similarity.model_copy(update={"per_layer_q": [q] * len(similarity.per_layer or [])})
     chart = similarity_by_layer_chart(result.model_copy(update={"similarity": {key: one_sided}}))
     assert chart is not None
 

@@ -54,7 +54,7 @@ def test_an_unknown_preset_is_named_with_those_there_are() -> None:
         comparison_config("m", "t", preset="nonsense")  # type: ignore[arg-type]
 
 
-def test_all_that_is_wrong_is_said_in_one_message() -> None:
+def test_all_problems_are_reported_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
         comparison_config("m", "t", k=-2, dtype="int8", limit=-1, probes="prompt")
 
@@ -68,7 +68,7 @@ def test_all_that_is_wrong_is_said_in_one_message() -> None:
     assert "probes: " in message
 
 
-def test_all_that_does_not_go_together_is_said_in_one_message() -> None:
+def test_all_incompatible_settings_are_reported_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
         comparison_config("m", "t", seeds=(1, 1), rates=(float("inf"),), lora_rates=(), k=0)
 
@@ -136,14 +136,14 @@ def test_controls_can_be_named_all_at_once_or_left_out() -> None:
     assert comparison_config("m", "t", controls=("mlp", "random")).controls == ("mlp", "random")
 
 
-def test_every_comparison_has_a_floor_and_both_ceilings_unless_told_otherwise() -> None:
+def test_every_comparison_has_a_floor_and_both_ceilings_by_default() -> None:
     # Without them nothing can be calibrated.
     assert set(CEILINGS) <= set(CHEAP_CONTROLS)
     assert set(FLOORS) & set(CHEAP_CONTROLS)
     assert set(FLOORS) - {"chance"} < set(CONTROLS.own)
 
 
-def test_of_the_paper_nothing_is_taken_over_but_its_protocol() -> None:
+def test_the_preset_takes_over_only_the_papers_protocol() -> None:
     # Controls do not change what is reproduced.
     assert comparison_config("m", "t", preset="dai2023").controls == CHEAP_CONTROLS
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("{model: m, task: t, shots: 3}", "shots: .*3"),
     ],
 )
-def test_a_file_that_is_no_configuration_says_why(text: str, words: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_configuration_is_an_error_with_the_reason(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     # Not UTF-8 where there is an umlaut.
     path.write_text(text, encoding="latin-1")

@@ -74,8 +74,8 @@ def run_all() -> Comparison:
 
 
 @dataclass
-class Workshop:
-    """One seed with its two learners, and what is seen of the controls that are made from it."""
+class SeedSetup:
+    """One seed with its two learners, which records what its controls encode and train on."""
 
     experiment: Experiment[ComparisonConfig]
     drawn: DemonstrationSet
@@ -83,7 +83,7 @@ class Workshop:
     ft: AdaptedModel
     rate: float
     prefixes: list[tuple[int, ...]]
-    """Encoded since the learners were ready."""
+    """Prefixes encoded after the learners were adapted."""
     trained_on: list[EncodedDemonstrations]
 
     @property
@@ -93,7 +93,7 @@ class Workshop:
     def make(self, *names: str, known: dict[str, float] | None = None) -> PreparedControls:
         config = self.experiment.config.model_copy(update={"controls": names})
         experiment = dataclasses.replace(self.experiment, config=config)
-        return prepare(experiment, self.drawn, self.icl, self.ft, self.rate, known or {}, lambda name, made: None)
+        return prepare(experiment, self.drawn, self.icl, self.ft, self.rate, known or {}, lambda name, finished: None)
 
     def stand_in(self, name: str) -> StandIn:
         (control,) = self.make(name).controls
@@ -105,90 +105,90 @@ class Workshop:
         """Zero-shot and both sides on all queries."""
         experiment, indices = self.experiment, range(len(self.experiment.queries))
         want = recordings_for(experiment.lm.anatomy, len(self.encoded.sequences))
-        shown = DemonstrationTokens.of(self.encoded, experiment.lm.device)
+        tokens = DemonstrationTokens.of(self.encoded, experiment.lm.device)
         zero_shot = ZeroShot(experiment.encoder.opening).adapt(experiment.lm, self.encoded)
         zsl = zero_shot.read_group(experiment.queries, indices, want.zsl)
         icl = self.icl.read_group(experiment.queries, indices, want.context)
         ft = self.ft.read_group(experiment.queries, indices, want.weights)
-        prompted = PromptedSide.of(self.icl, shown.content, shown)
-        return zsl, {"icl": prompted.side(icl), "ft": trained_side(self.ft, ft, zsl, shown)}
+        prompted = PromptedSide.of(self.icl, tokens.content, tokens)
+        return zsl, {"icl": prompted.side(icl), "ft": trained_side(self.ft, ft, zsl, tokens)}
 
     def read(self, control: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         zsl, sides = self.sides()
-        found: tuple[dict[str, Tensor], dict[str, Tensor]] = control.read(
+        numbers_read: tuple[dict[str, Tensor], dict[str, Tensor]] = control.read(
             self.experiment, range(len(self.experiment.queries)), zsl, sides
         )
-        return found
+        return numbers_read
 
 
 @contextmanager
-def workshop(
+def seed_setup(
     experiment: Experiment[ComparisonConfig] | None = None, rate: float = 1e-2, seed: int = 1
-) -> Iterator[Workshop]:
+) -> Iterator[SeedSetup]:
     experiment = experiment or small_experiment(rates=RATES)
     drawn = experiment.draw(seed)
     icl = InContext().adapt(experiment.lm, drawn.encoded)
     ft = Finetuned(experiment.encoder.opening, rate).adapt(experiment.lm, drawn.encoded)
-    made = Workshop(experiment, drawn, icl, ft, rate, [], [])
+    setup = SeedSetup(experiment, drawn, icl, ft, rate, [], [])
     encode, adapt = LanguageModel.encode, Finetuned.adapt
 
     def watched_encode(self: LanguageModel, prefix: Any) -> Any:
-        made.prefixes.append(tuple(prefix))
+        setup.prefixes.append(tuple(prefix))
         return encode(self, prefix)
 
     def watched_adapt(self: Finetuned, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        made.trained_on.append(demonstrations)
+        setup.trained_on.append(demonstrations)
         return adapt(self, lm, demonstrations)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LanguageModel, "encode", watched_encode)
         patch.setattr(Finetuned, "adapt", watched_adapt)
-        yield made
+        yield setup
 
 
 def text(experiment: Experiment[ComparisonConfig], ids: tuple[int, ...]) -> str:
-    found: str = experiment.lm.tokenizer.decode(ids)
-    return found
+    decoded: str = experiment.lm.tokenizer.decode(ids)
+    return decoded
 
 
 # Each by its name.
 
 
 def test_random_is_finetunings_side_turned_into_noise_and_answers_nothing() -> None:
-    with workshop() as made:
-        (control,) = made.make("random").controls
-        measures, answers = made.read(control)
-        prefixes = list(made.prefixes)
+    with seed_setup() as setup:
+        (control,) = setup.make("random").controls
+        measures, answers = setup.read(control)
+        prefixes = list(setup.prefixes)
 
     assert isinstance(control, RandomDirection)
     assert answers == {}
     assert not {name for name in measures if "agreement" in name or "top_k" in name or "vocabulary" in name}
     # Zero-shot was encoded for the test; the control needs no forward.
-    assert prefixes == [made.experiment.encoder.opening]
+    assert prefixes == [setup.experiment.encoder.opening]
 
 
 def test_random_update_is_as_long_as_what_finetuning_changed_and_in_the_same_places() -> None:
-    with workshop() as made:
-        (control,) = made.make("random_update").controls
+    with seed_setup() as setup:
+        (control,) = setup.make("random_update").controls
 
     assert isinstance(control, RandomUpdates)
-    assert made.trained_on == []
+    assert setup.trained_on == []
     assert len(control.draws) == RANDOM_UPDATES
     for draw in control.draws:
-        for mine, theirs in zip(draw.adapted.deltas, made.ft.deltas, strict=True):
+        for mine, theirs in zip(draw.adapted.deltas, setup.ft.deltas, strict=True):
             assert (mine.parameter, mine.axis) == (theirs.parameter, theirs.axis)
             assert float(mine.delta.norm()) == pytest.approx(float(theirs.delta.norm()), rel=1e-6)
             assert abs(float((mine.delta * theirs.delta).sum())) < 0.3 * float(theirs.delta.norm()) ** 2
 
 
 def test_random_update_is_the_mean_of_draws_that_differ() -> None:
-    with workshop() as made:
-        (control,) = made.make("random_update").controls
+    with seed_setup() as setup:
+        (control,) = setup.make("random_update").controls
         assert isinstance(control, RandomUpdates)
-        zsl, sides = made.sides()
-        indices = range(len(made.experiment.queries))
-        whole, answers = control.read(made.experiment, indices, zsl, sides)
-        single = [draw.read(made.experiment, indices, zsl, sides) for draw in control.draws]
+        zsl, sides = setup.sides()
+        indices = range(len(setup.experiment.queries))
+        whole, answers = control.read(setup.experiment, indices, zsl, sides)
+        single = [draw.read(setup.experiment, indices, zsl, sides) for draw in control.draws]
 
     name = "control/random_update/sim_aou_raw"
     torch.testing.assert_close(whole[name], torch.stack([measured[name] for measured, _ in single]).mean(dim=0))
@@ -198,14 +198,14 @@ def test_random_update_is_the_mean_of_draws_that_differ() -> None:
 
 
 @pytest.mark.parametrize("separator", [None, "\n\n", ""])
-def test_position_shift_stands_at_icls_positions_behind_nothing_but_separators(separator: str | None) -> None:
+def test_position_shift_has_icls_positions_after_separators_only(separator: str | None) -> None:
     task = dataclasses.replace(small_task(), template=dataclasses.replace(small_task().template, separator=separator))
     experiment = Experiment.of(small_config(rates=RATES), small_lm(), task)
-    with workshop(experiment) as made:
-        control = made.stand_in("position_shift")
-        (prefix,) = made.prefixes
+    with seed_setup(experiment) as setup:
+        control = setup.stand_in("position_shift")
+        (prefix,) = setup.prefixes
 
-    assert len(prefix) == len(made.encoded.prefix) == control.adapted.n_prefix == made.icl.n_prefix
+    assert len(prefix) == len(setup.encoded.prefix) == control.adapted.n_prefix == setup.icl.n_prefix
     assert prefix[0] == experiment.lm.bos
     between = {None: {EOS_ID}, "\n\n": set(experiment.lm.tokenizer("\n\n")["input_ids"]), "": {experiment.lm.bos}}[
         separator
@@ -217,21 +217,21 @@ def test_position_shift_stands_at_icls_positions_behind_nothing_but_separators(s
 
 
 @pytest.mark.parametrize("name", ["shuffled_labels", "random_labels"])
-def test_wrong_labels_stand_behind_the_same_texts_in_the_same_order(name: str) -> None:
+def test_wrong_labels_follow_the_same_texts_in_the_same_order(name: str) -> None:
     # Twelve, so that a shuffle moves some.
-    with workshop(small_experiment(rates=RATES, k=12)) as made:
-        control = made.stand_in(name)
-        (prefix,) = made.prefixes
-    demonstrations, words = made.drawn.demonstrations, made.experiment.task.label_words or ()
-    shown = text(made.experiment, prefix)
+    with seed_setup(small_experiment(rates=RATES, k=12)) as setup:
+        control = setup.stand_in(name)
+        (prefix,) = setup.prefixes
+    demonstrations, words = setup.drawn.demonstrations, setup.experiment.task.label_words or ()
+    prompt_text = text(setup.experiment, prefix)
 
-    assert prefix != made.encoded.prefix
+    assert prefix != setup.encoded.prefix
     labels = []
     for example in demonstrations.examples:
-        prompt = made.experiment.task.template.render(example)
-        _, found, shown = shown.partition(prompt)
-        assert found, f"{prompt!r} does not follow"
-        labels.append(shown.split("\n\n")[0].strip())
+        prompt = setup.experiment.task.template.render(example)
+        _, match, prompt_text = prompt_text.partition(prompt)
+        assert match, f"{prompt!r} does not follow"
+        labels.append(prompt_text.split("\n\n")[0].strip())
         assert set(labels) <= set(words)
     true = [words[example.label] for example in demonstrations.examples]
     assert labels != true
@@ -241,41 +241,41 @@ def test_wrong_labels_stand_behind_the_same_texts_in_the_same_order(name: str) -
 
 
 def test_other_demonstrations_share_no_row_with_the_seeds() -> None:
-    with workshop() as made:
-        control = made.stand_in("other_demonstrations")
-        (other,) = made.trained_on
+    with seed_setup() as setup:
+        control = setup.stand_in("other_demonstrations")
+        (other,) = setup.trained_on
 
     # All texts differ, so a row that both had would show.
-    assert len(other.sequences) == len(made.encoded.sequences) == 4
-    mine = {example.fields["text"] for example in made.drawn.demonstrations.examples}
+    assert len(other.sequences) == len(setup.encoded.sequences) == 4
+    mine = {example.fields["text"] for example in setup.drawn.demonstrations.examples}
     assert not [
-        sequence for sequence in other.sequences if any(each in text(made.experiment, sequence) for each in mine)
+        sequence for sequence in other.sequences if any(each in text(setup.experiment, sequence) for each in mine)
     ]
     # Finetuned on those, beside ICL on these.
     assert control.pairs == (module.ControlPair("other_demonstrations", "icl", "second"),)
     assert control.tokens is None
 
 
-def test_a_train_split_too_small_for_others_is_said() -> None:
-    with workshop(small_experiment(rates=RATES, k=20)) as made:
-        prepared = made.make("other_demonstrations")
-        (other,) = made.trained_on
+def test_a_train_split_too_small_for_other_demonstrations_is_noted() -> None:
+    with seed_setup(small_experiment(rates=RATES, k=20)) as setup:
+        prepared = setup.make("other_demonstrations")
+        (other,) = setup.trained_on
 
     assert len(other.sequences) == 20
-    assert set(other.sequences) & set(made.encoded.sequences)
-    assert other.sequences != made.encoded.sequences
+    assert set(other.sequences) & set(setup.encoded.sequences)
+    assert other.sequences != setup.encoded.sequences
     (note,) = prepared.notes
     assert "The train split is too small for a second, disjoint set of demonstrations" in note
-    with workshop() as made:
-        assert made.make("other_demonstrations").notes == ()
+    with seed_setup() as setup:
+        assert setup.make("other_demonstrations").notes == ()
 
 
 def test_icl_order_shows_the_same_demonstrations_in_another_order() -> None:
-    with workshop() as made:
-        control = made.stand_in("icl_order")
-        (prefix,) = made.prefixes
+    with seed_setup() as setup:
+        control = setup.stand_in("icl_order")
+        (prefix,) = setup.prefixes
     parts, others = (
-        text(made.experiment, ids).removeprefix("<s>").split("\n\n") for ids in (made.encoded.prefix, prefix)
+        text(setup.experiment, ids).removeprefix("<s>").split("\n\n") for ids in (setup.encoded.prefix, prefix)
     )
 
     assert others != parts
@@ -283,40 +283,42 @@ def test_icl_order_shows_the_same_demonstrations_in_another_order() -> None:
     assert len(parts) == 4 + 1
     assert control.pairs == (module.ControlPair("icl_order", "icl", "second"),)
     assert control.tokens is not None
-    found = [prefix[at] for at in control.tokens.content.tolist()]
-    assert found == [made.encoded.prefix[at] for at in made.encoded.content]
+    prefix_tokens = [prefix[at] for at in control.tokens.content.tolist()]
+    assert prefix_tokens == [setup.encoded.prefix[at] for at in setup.encoded.content]
 
 
 def test_ft_order_trains_on_the_same_demonstrations_in_another_order() -> None:
-    with workshop() as made:
-        control = made.stand_in("ft_order")
-        (other,) = made.trained_on
+    with seed_setup() as setup:
+        control = setup.stand_in("ft_order")
+        (other,) = setup.trained_on
 
-    assert other.sequences != made.encoded.sequences
-    assert sorted(other.sequences) == sorted(made.encoded.sequences)
+    assert other.sequences != setup.encoded.sequences
+    assert sorted(other.sequences) == sorted(setup.encoded.sequences)
     # Beside FT, in second place.
     assert control.pairs == (module.ControlPair("ft_order", "ft", "second"),)
 
 
 def test_both_order_controls_use_the_same_other_order() -> None:
-    with workshop() as made:
-        made.make("icl_order", "ft_order")
-        shown = text(made.experiment, made.prefixes[0])
-        (trained_on,) = made.trained_on
+    with seed_setup() as setup:
+        setup.make("icl_order", "ft_order")
+        prompt_text = text(setup.experiment, setup.prefixes[0])
+        (trained_on,) = setup.trained_on
 
-    assert shown == "<s>" + "".join(f"{text(made.experiment, sequence[1:])}\n\n" for sequence in trained_on.sequences)
+    assert prompt_text == "<s>" + "".join(
+        f"{text(setup.experiment, sequence[1:])}\n\n" for sequence in trained_on.sequences
+    )
 
 
-def test_other_task_asks_something_else_of_the_same_texts() -> None:
-    with workshop() as made:
-        control = made.stand_in("other_task")
-        (prefix,) = made.prefixes
-    shown = text(made.experiment, prefix)
-    texts = [example.fields["text"] for example in made.drawn.demonstrations.examples]
+def test_other_task_has_another_question_about_the_same_texts() -> None:
+    with seed_setup() as setup:
+        control = setup.stand_in("other_task")
+        (prefix,) = setup.prefixes
+    prompt_text = text(setup.experiment, prefix)
+    texts = [example.fields["text"] for example in setup.drawn.demonstrations.examples]
 
-    assert [shown.count(f"Text: {each}\nLength:") for each in texts] == [1] * 4
-    assert shown.count("\nLength: short") + shown.count("\nLength: long") == 4
-    assert not any(word in shown.lower() for word in ("negative", "positive"))
+    assert [prompt_text.count(f"Text: {each}\nLength:") for each in texts] == [1] * 4
+    assert prompt_text.count("\nLength: short") + prompt_text.count("\nLength: long") == 4
+    assert not any(word in prompt_text.lower() for word in ("negative", "positive"))
     # Other words, other tokens: there is nothing to rank beside FT's.
     assert control.tokens is None
     assert control.pairs == (module.ControlPair("other_task", "ft", "first"),)
@@ -349,25 +351,25 @@ def test_other_task_can_be_named(tmp_path: Path) -> None:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     experiment = small_experiment(rates=RATES, controls=("other_task",), other_task="weather", data_dir=str(tmp_path))
 
-    with workshop(experiment) as made:
-        made.stand_in("other_task")
-        (prefix,) = made.prefixes
+    with seed_setup(experiment) as setup:
+        setup.stand_in("other_task")
+        (prefix,) = setup.prefixes
 
-    shown = text(experiment, prefix)
-    assert shown.count("day number ") == 4
-    assert not any(example.fields["text"] in shown for example in made.drawn.demonstrations.examples)
+    prompt_text = text(experiment, prefix)
+    assert prompt_text.count("day number ") == 4
+    assert not any(example.fields["text"] in prompt_text for example in setup.drawn.demonstrations.examples)
 
 
 @pytest.mark.parametrize("name", ["untrained", "embeddings"])
 def test_untrained_models_are_other_models_of_the_same_shape(name: str) -> None:
-    with workshop() as made:
-        before = {each: weight.clone() for each, weight in made.experiment.lm.model.named_parameters()}
-        (control,) = made.make(name).controls
-        _, answers = made.read(control)
+    with seed_setup() as setup:
+        before = {each: weight.clone() for each, weight in setup.experiment.lm.model.named_parameters()}
+        (control,) = setup.make(name).controls
+        _, answers = setup.read(control)
     assert isinstance(control, UntrainedComparison)
     other = control.experiment.lm
 
-    assert other.model is not made.experiment.lm.model
+    assert other.model is not setup.experiment.lm.model
     drawn = dict(other.model.named_parameters())
     assert {each: weight.shape for each, weight in drawn.items()} == {e: weight.shape for e, weight in before.items()}
     same = {each for each, weight in drawn.items() if torch.equal(weight, before[each])}
@@ -377,7 +379,7 @@ def test_untrained_models_are_other_models_of_the_same_shape(name: str) -> None:
     assert {control.zsl.lm, control.icl.adapted.lm, control.ft.lm} == {other}
     assert set(answers) == {f"{name}.zsl", f"{name}.icl", f"{name}.ft"}
     # The trained model is not looked at, nor touched.
-    assert all(torch.equal(weight, before[each]) for each, weight in made.experiment.lm.model.named_parameters())
+    assert all(torch.equal(weight, before[each]) for each, weight in setup.experiment.lm.model.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -390,10 +392,10 @@ def test_untrained_models_are_other_models_of_the_same_shape(name: str) -> None:
     ],
 )
 def test_another_way_of_finetuning_has_a_rate_of_its_own(name: str, parts: list[str]) -> None:
-    with workshop() as made:
-        prepared = made.make(name)
+    with seed_setup() as setup:
+        prepared = setup.make(name)
         (control,) = prepared.controls
-        again = made.make(name, known={name: 1e-3})
+        again = setup.make(name, known={name: 1e-3})
 
     assert isinstance(control, StandIn)
     trained = {change.parameter.rpartition(".")[0].removeprefix("transformer.") for change in control.adapted.deltas}
@@ -409,34 +411,34 @@ def test_another_way_of_finetuning_has_a_rate_of_its_own(name: str, parts: list[
     assert pairs == [(name, "icl", "second")] + ([("batch_sequential", "ft", "second")] if name == "batch" else [])
 
 
-def test_every_seed_searches_for_every_rate_when_asked() -> None:
-    with workshop(small_experiment(rates=RATES, tune="each")) as made:
-        prepared = made.make("mlp", known={"mlp": 1e-3})
+def test_with_tune_each_every_seed_searches_for_its_rates() -> None:
+    with seed_setup(small_experiment(rates=RATES, tune="each")) as setup:
+        prepared = setup.make("mlp", known={"mlp": 1e-3})
 
     assert len(prepared.trials) == len(RATES)
     assert all(trial.validation_accuracy is not None for trial in prepared.trials)
 
 
 def test_rates_sweeps_the_grid_and_does_not_train_twice_at_the_rate_chosen() -> None:
-    with workshop(small_experiment(rates=(1e-2, 1e-4, 1e-3))) as made:
-        controls = made.make("rates").controls
-        assert len(made.trained_on) == 2
+    with seed_setup(small_experiment(rates=(1e-2, 1e-4, 1e-3))) as setup:
+        controls = setup.make("rates").controls
+        assert len(setup.trained_on) == 2
 
     assert [control.name for control in controls if isinstance(control, StandIn)] == [
         f"{RATE}0.0001", f"{RATE}0.001", f"{RATE}0.01",
     ]  # fmt: skip
-    assert controls[-1].adapted is made.ft  # type: ignore[attr-defined]
-    assert controls[0].adapted is not made.ft  # type: ignore[attr-defined]
+    assert controls[-1].adapted is setup.ft  # type: ignore[attr-defined]
+    assert controls[0].adapted is not setup.ft  # type: ignore[attr-defined]
 
 
-def test_a_sweep_stops_at_the_first_rate_that_diverges_and_says_so() -> None:
+def test_a_sweep_stops_at_the_first_rate_that_diverges_with_a_note() -> None:
     result = run(controls=("rates",), rates=(1e-2, 1e30), seeds=(1,)).result
 
     assert [point.learning_rate for point in result.rate_sweep] == [1e-2]
     assert "Seed 1: FT diverged at rate 1e+30; the sweep stops there." in result.warnings
 
 
-def test_a_swept_rate_whose_answers_are_no_numbers_ends_the_sweep_and_not_the_comparison() -> None:
+def test_a_swept_rate_with_non_finite_answers_ends_the_sweep_and_not_the_comparison() -> None:
     # In half precision a last step can leave finite weights whose outputs are not: the search drops such a rate.
     lm = LanguageModel.wrap(tiny_model("gpt2", dtype=torch.float16), tiny_tokenizer(), "half")
     rate = next(
@@ -480,12 +482,12 @@ def test_every_control_is_known_by_whose_answers_it_compares() -> None:
 def test_position_shift_is_not_moved_by_shuffling_labels_as_context_is() -> None:
     changes: dict[str, list[Tensor]] = {"position_shift": [], "icl": []}
     for rule in ("true", "shuffled"):
-        with workshop(small_experiment(rates=RATES, k=12, label_rule=rule)) as made:
-            control = made.stand_in("position_shift")
-            indices = range(len(made.experiment.queries))
-            zsl, sides = made.sides()
-            want = recordings_for(made.experiment.lm.anatomy, 1).weights
-            shifted = control.adapted.read_group(made.experiment.queries, indices, want)
+        with seed_setup(small_experiment(rates=RATES, k=12, label_rule=rule)) as setup:
+            control = setup.stand_in("position_shift")
+            indices = range(len(setup.experiment.queries))
+            zsl, sides = setup.sides()
+            want = recordings_for(setup.experiment.lm.anatomy, 1).weights
+            shifted = control.adapted.read_group(setup.experiment.queries, indices, want)
             assert zsl.trace is not None
             assert shifted.trace is not None
             before = zsl.trace.output
@@ -508,41 +510,41 @@ def test_position_shift_is_moved_by_labels_of_more_tokens() -> None:
     task = build_task(RawTask("toy", "a test", {"train": rows}, {"train": "toy.jsonl"}), words)
     for rule in ("true", "random"):
         experiment = Experiment.of(small_config(k=12, label_rule=rule), small_lm(), task)
-        with workshop(experiment) as made:
-            lengths.append(made.stand_in("position_shift").adapted.n_prefix)
+        with seed_setup(experiment) as setup:
+            lengths.append(setup.stand_in("position_shift").adapted.n_prefix)
 
     assert lengths[0] != lengths[1]
 
 
 def test_a_stand_in_takes_its_own_sides_place() -> None:
-    with workshop() as made:
-        zsl, sides = made.sides()
-        indices = range(len(made.experiment.queries))
-        want = recordings_for(made.experiment.lm.anatomy, 4)
-        prompt, weights = made.stand_in("shuffled_labels"), made.stand_in("other_demonstrations")
-        first, _ = prompt.read(made.experiment, indices, zsl, sides)
-        second, answers = weights.read(made.experiment, indices, zsl, sides)
-        reading = prompt.adapted.read_group(made.experiment.queries, indices, want.context)
+    with seed_setup() as setup:
+        zsl, sides = setup.sides()
+        indices = range(len(setup.experiment.queries))
+        want = recordings_for(setup.experiment.lm.anatomy, 4)
+        prompt, weights = setup.stand_in("shuffled_labels"), setup.stand_in("other_demonstrations")
+        first, _ = prompt.read(setup.experiment, indices, zsl, sides)
+        second, answers = weights.read(setup.experiment, indices, zsl, sides)
+        reading = prompt.adapted.read_group(setup.experiment.queries, indices, want.context)
         assert prompt.prompted is not None
         mine = prompt.prompted.side(reading)
-        tuned = weights.adapted.read_group(made.experiment.queries, indices, want.weights)
+        tuned = weights.adapted.read_group(setup.experiment.queries, indices, want.weights)
         other = trained_side(weights.adapted, tuned, zsl, None)
 
-    for found, expected in (
+    for measures, expected in (
         (first, compute_measures(zsl, mine, sides["ft"])),
         (second, compute_measures(zsl, sides["icl"], other)),
     ):
-        control = next(iter(found)).split("/")[1]
+        control = next(iter(measures)).split("/")[1]
         names = {name for name in expected if "." not in name} - {"sim_am_before"}
-        assert set(found) == {f"control/{control}/{name}" for name in names}
+        assert set(measures) == {f"control/{control}/{name}" for name in names}
         for name in names:
-            value = found[f"control/{control}/{name}"]
+            value = measures[f"control/{control}/{name}"]
             whole = expected[name].nanmean(dim=2) if expected[name].dim() > 2 else expected[name]
             torch.testing.assert_close(value, whole, rtol=0, atol=1e-12, equal_nan=True)
     torch.testing.assert_close(answers["other_demonstrations"], tuned.log_probabilities, rtol=0, atol=0)
 
 
-def test_what_is_the_same_twice_scores_higher_than_what_is_not() -> None:
+def test_ceilings_score_higher_than_floors() -> None:
     controls = run_all().result.controls
 
     for name in ("sim_aou_raw", "sim_am_delta", "direct_update"):
@@ -596,8 +598,8 @@ def test_controls_do_not_change_the_main_numbers() -> None:
             torch.testing.assert_close(theirs.measures[name], value, rtol=0, atol=1e-10, msg=name, equal_nan=True)
     assert bare.result.controls == bare.result.calibrated == {}
     assert bare.result.rate_sweep == []
-    assert {name: one.mean for name, one in bare.result.similarity.items()} == {
-        name: pytest.approx(one.mean, abs=1e-9) for name, one in full.result.similarity.items()
+    assert {name: each.mean for name, each in bare.result.similarity.items()} == {
+        name: pytest.approx(each.mean, abs=1e-9) for name, each in full.result.similarity.items()
     }
     assert bare.result.tests == full.result.tests
 
@@ -606,15 +608,15 @@ def test_controls_read_so_many_queries_and_no_more() -> None:
     few = run(controls=("random", "icl_order", "ft_order", "untrained"), limit=None, control_limit=5)
     chosen = sorted(random.Random(1).sample(range(N_REPORT), 5))
 
-    for outcome in few.records:
-        tables = {name: value for name, value in outcome.measures.items() if name.startswith("control/")}
-        for name, value in {**tables, **outcome.control_answers}.items():
+    for record in few.records:
+        tables = {name: value for name, value in record.measures.items() if name.startswith("control/")}
+        for name, value in {**tables, **record.control_answers}.items():
             # kendall_demo and changes may be NaN by themselves, but none may be there unread.
             there = ~value.reshape(N_REPORT, -1).isnan().all(1)
             assert set(there.nonzero().flatten().tolist()) <= set(chosen), name
             if "delta" not in name:
                 assert there.nonzero().flatten().tolist() == chosen, name
-        for name, value in outcome.measures.items():
+        for name, value in record.measures.items():
             if name in ("sim_aou", "agreement", "relaxation"):
                 assert value.isfinite().all(), name
     result = few.result
@@ -627,7 +629,7 @@ def test_controls_read_so_many_queries_and_no_more() -> None:
     )
 
 
-def test_which_queries_controls_read_does_not_change_what_they_say_of_them() -> None:
+def test_a_controls_scores_do_not_depend_on_which_other_queries_it_reads() -> None:
     few, whole = (
         run(controls=("icl_order", "shuffled_labels"), limit=None, control_limit=limit) for limit in (5, None)
     )
@@ -701,46 +703,46 @@ def refusing(limit: float, sequences: tuple[tuple[int, ...], ...]) -> Callable[.
 def test_a_control_that_shares_finetunings_rate_falls_back_where_it_diverges(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with workshop() as made:
-        monkeypatch.setattr(module, "Finetuned", refusing(1e-3, made.encoded.sequences))
-        control = made.stand_in(name)
-        (trained_on,) = made.trained_on
-        expected = Finetuned(made.experiment.encoder.opening, 1e-3).adapt(made.experiment.lm, trained_on)
+    with seed_setup() as setup:
+        monkeypatch.setattr(module, "Finetuned", refusing(1e-3, setup.encoded.sequences))
+        control = setup.stand_in(name)
+        (trained_on,) = setup.trained_on
+        expected = Finetuned(setup.experiment.encoder.opening, 1e-3).adapt(setup.experiment.lm, trained_on)
 
     for mine, theirs in zip(control.adapted.deltas, expected.deltas, strict=True):
         assert torch.equal(mine.delta, theirs.delta)
 
 
 @pytest.mark.parametrize("name", ["ft_order", "other_demonstrations"])
-def test_a_control_that_fell_back_to_a_lower_rate_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with workshop() as made:
-        monkeypatch.setattr(module, "Finetuned", refusing(1e-3, made.encoded.sequences))
-        prepared = made.make(name)
+def test_a_control_that_fell_back_to_a_lower_rate_has_a_note(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with seed_setup() as setup:
+        monkeypatch.setattr(module, "Finetuned", refusing(1e-3, setup.encoded.sequences))
+        prepared = setup.make(name)
 
-    # Another rate than FT's is another control than the one that was asked for.
-    said = [*prepared.notes, *(f"{trial.learning_rate:g} {trial.status}" for trial in prepared.trials)]
-    assert any("0.01" in each for each in said)
+    # A control trained at another rate than FT is not the one requested.
+    messages = [*prepared.notes, *(f"{trial.learning_rate:g} {trial.status}" for trial in prepared.trials)]
+    assert any("0.01" in each for each in messages)
 
 
 def test_an_untrained_model_that_diverges_at_finetunings_rate_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    with workshop() as made:
+    with seed_setup() as setup:
         monkeypatch.setattr(module, "Finetuned", refusing(1e-3, ()))
-        (control,) = made.make("untrained").controls
+        (control,) = setup.make("untrained").controls
         assert isinstance(control, UntrainedComparison)
         lm = control.experiment.lm
-        expected = Finetuned(made.experiment.encoder.opening, 1e-3).adapt(lm, made.encoded)
+        expected = Finetuned(setup.experiment.encoder.opening, 1e-3).adapt(lm, setup.encoded)
 
     for mine, theirs in zip(control.ft.deltas, expected.deltas, strict=True):
         assert torch.equal(mine.delta, theirs.delta)
 
 
 def test_the_first_seeds_rates_serve_controls_of_all_seeds() -> None:
-    outcomes = run_all().records
+    records = run_all().records
 
     for name in ("batch", "lcgd", "value_one_layer", "mlp"):
-        assert outcomes[0].rates[name] == outcomes[1].rates[name]
-        searched = [[t for t in one.trials if t.learner == name and t.validation_accuracy is not None]
-                    for one in outcomes]  # fmt: skip
+        assert records[0].rates[name] == records[1].rates[name]
+        searched = [[t for t in record.trials if t.learner == name and t.validation_accuracy is not None]
+                    for record in records]  # fmt: skip
         assert [len(each) for each in searched] == [len(RATES), 0]
 
 

@@ -31,11 +31,11 @@ def test_orders_are_different_and_begin_with_the_one_drawn() -> None:
 
 
 @pytest.mark.parametrize("rule", ["shuffled", "random"])
-@pytest.mark.parametrize("shown", ["true", "shuffled", "random", "flipped"])
-def test_labels_dealt_anew_differ_from_those_shown_whatever_these_were(rule: Any, shown: Any) -> None:
+@pytest.mark.parametrize("drawn_rule", ["true", "shuffled", "random", "flipped"])
+def test_new_labels_differ_from_those_drawn_under_every_rule(rule: Any, drawn_rule: Any) -> None:
     task = small_task()
     for seed in range(12):
-        drawn = draw_demonstrations(task, 4, seed, balanced=True, label_rule=shown)
+        drawn = draw_demonstrations(task, 4, seed, balanced=True, label_rule=drawn_rule)
         otherwise = drawn.labelled_otherwise(task, rule)
         if len(set(drawn.labels)) == 1 and rule == "shuffled":
             assert otherwise is None
@@ -70,14 +70,14 @@ def test_a_control_that_fails_is_left_out_and_the_run_goes_on(monkeypatch: pytes
     assert result.accuracy["icl"].n == 6
 
 
-def test_another_task_is_looked_up_before_any_work_and_only_where_it_is_wanted() -> None:
+def test_another_task_is_loaded_before_any_work_and_only_if_needed() -> None:
     with pytest.raises(DualformError, match="no-such-task"):
         run(controls=("other_task",), other_task="no-such-task")
     with pytest.raises(ConfigError, match="other_task reviews is for the control other_task"):
         small_config(controls=("random",), other_task="reviews")
 
 
-def test_controls_without_finetuning_are_left_out_and_that_is_said() -> None:
+def test_controls_without_finetuning_are_left_out_with_a_note() -> None:
     result = run(learners=("zsl", "icl"), controls=("random",))
     assert result.controls == {}
     assert any(warning.startswith("No controls were run") for warning in result.warnings)
@@ -111,10 +111,10 @@ def test_untrained_models_are_floors_of_changes_and_not_of_states() -> None:
     for measure in ("agreement", "sim_am_softmax", "vocabulary_shared"):
         assert set(FLOORS) - set(floors_of(measure)) == {"untrained", "embeddings"}
     controls = order_pairs((0.2, 0.8, 0.8), 0.02) | {"untrained": around(0.99, 0.001, seed=9)}
-    found = calibrate(around(0.5), controls, 100, floors_of("agreement"))
-    assert found is not None
-    assert found.control == "random"
-    assert "untrained" in found.by_control
+    place = calibrate(around(0.5), controls, 100, floors_of("agreement"))
+    assert place is not None
+    assert place.control == "random"
+    assert "untrained" in place.by_control
 
 
 def test_more_orders_than_there_are_is_a_mistake() -> None:

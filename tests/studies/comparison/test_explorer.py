@@ -15,7 +15,7 @@ def page_of(**changes) -> Page:
     return Page(render_page(empty_result(), example_attention(**changes)))
 
 
-def test_the_explorer_stands_behind_the_likeness_of_the_sides():
+def test_the_explorer_follows_the_section_on_similarity():
     few = {key: example_result().similarity[key] for key in ("rec2ftp", "agreement")}
     html = render_page(example_result(similarity=few), example_attention())
     order = [
@@ -24,7 +24,7 @@ def test_the_explorer_stands_behind_the_likeness_of_the_sides():
     assert order == sorted(order)
 
 
-def test_without_a_record_there_is_no_trace_of_it():
+def test_without_a_record_the_page_has_no_explorer():
     html = render_page(empty_result())
     assert "look" not in Page(html).ids()
     assert "look-query" not in html
@@ -71,11 +71,11 @@ def test_the_page_holds_the_records_numbers_as_they_are():
         ("<script>", "<script>"),
     ],
 )
-def test_what_steers_is_written_out_and_the_rest_left_alone(text, expected):
+def test_control_characters_are_escaped_and_the_rest_is_unchanged(text, expected):
     assert displayed(text) == expected
 
 
-def test_a_long_text_is_cut_and_says_by_how_much():
+def test_a_long_text_is_cut_with_the_number_of_characters_omitted():
     cut = displayed("x" * 1_000_000)
     assert cut == "x" * LONGEST_PIECE + "… [999,880 more characters]"
 

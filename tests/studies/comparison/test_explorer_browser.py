@@ -23,9 +23,9 @@ def mean_weights(example: int = 0) -> list[float]:
 
 
 def number(text: str) -> float:
-    found = re.search(r"([\d.]+) %", text)
-    assert found is not None, text
-    return float(found[1]) / 100
+    match = re.search(r"([\d.]+) %", text)
+    assert match is not None, text
+    return float(match[1]) / 100
 
 
 def opened(page):
@@ -126,7 +126,7 @@ def test_each_demonstration_shows_its_share_and_opens_by_keyboard(page):
     assert re.search(r"ranked above [\d.]+ % of the demonstrations. other tokens", tip)
 
 
-def test_the_darkest_token_is_the_one_most_looked_at(page):
+def test_the_darkest_token_has_the_most_attention(page):
     page.locator("#look-shown summary").first.click()
     tokens = page.locator("#look-shown .look-text").first.locator(".token")
     darkness = tokens.evaluate_all(
@@ -136,7 +136,7 @@ def test_the_darkest_token_is_the_one_most_looked_at(page):
     assert max(darkness) == pytest.approx(0.62, abs=0.01)
 
 
-def test_demonstrations_can_be_ordered_by_who_looks_at_them(page):
+def test_demonstrations_can_be_ordered_by_a_learners_attention(page):
     def order() -> list[str]:
         return page.locator("#look-shown .look-place").all_text_contents()
 
@@ -149,20 +149,20 @@ def test_demonstrations_can_be_ordered_by_who_looks_at_them(page):
             assert shares == sorted(shares, reverse=True)
 
 
-def test_the_table_of_ten_holds_the_tokens_most_looked_at(page):
+def test_the_table_of_ten_holds_the_most_attended_tokens(page):
     tables = page.locator("#look-tops table")
     assert tables.count() == 3
-    found = tables.first.locator("tbody tr").evaluate_all(
+    rows = tables.first.locator("tbody tr").evaluate_all(
         "rows => rows.map(row => [...row.cells].slice(1).map(cell => cell.textContent))"
     )
     pieces = [piece for each in (*DEMONSTRATIONS, QUERIES[0]) for piece in each]
     weights = mean_weights()
     order = sorted(range(len(pieces)), key=lambda place: -weights[place])[:10]
-    assert [row[0] for row in found] == [pieces[place].replace("\n", "↵\n") for place in order]
-    assert [row[1] for row in found] == [
+    assert [row[0] for row in rows] == [pieces[place].replace("\n", "↵\n") for place in order]
+    assert [row[1] for row in rows] == [
         "dem. 1" if place < 9 else "dem. 2" if place < N_SHOWN else "query" for place in order
     ]
-    assert [number(row[2]) for row in found] == pytest.approx([weights[place] for place in order], abs=6e-4)
+    assert [number(row[2]) for row in rows] == pytest.approx([weights[place] for place in order], abs=6e-4)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -231,7 +231,7 @@ def test_what_was_not_recorded_is_not_missed(open_page, changes):
     assert page.locator("#look-tops table").count() == 2
 
 
-def test_it_stands_beside_the_charts_of_a_whole_result(open_page):
+def test_it_fits_on_a_page_with_all_charts(open_page):
     few = {key: example_result().similarity[key] for key in ("rec2ftp", "agreement")}
     page = opened(open_page(render_page(example_result(similarity=few), example_attention())))
     assert page.locator("#look").is_visible()

@@ -46,22 +46,22 @@ def lift_excludes_zero(fixed: int, generator: torch.Generator, p: float = 0.7, w
 @pytest.mark.parametrize(("fixed", "low", "high"), [(1, 0.9, 1.0), (3, 0.2, 0.6), (FEWEST_FOR_INTERVAL, 0.0, 0.17)])
 def test_the_bootstrap_of_a_lift_is_right_from_ten_corrections_on(fixed: int, low: float, high: float) -> None:
     generator = torch.Generator().manual_seed(5)
-    found = [lift_excludes_zero(fixed, generator) for _ in range(150)]
+    excluded = [lift_excludes_zero(fixed, generator) for _ in range(150)]
     # 5 % would be exact; with 150 trials the standard error is below 0.04.
-    assert low <= sum(found) / len(found) <= high
+    assert low <= sum(excluded) / len(excluded) <= high
 
 
 @pytest.mark.parametrize("n", [1, 4, FEWEST_FOR_INTERVAL - 1])
 def test_a_share_of_few_answers_has_no_interval(n: int) -> None:
     for right in (n, n // 2):
-        found = STATS.share(hits(right, n - right))
-        assert (found.mean, found.ci95, found.n) == (right / n, (None, None), n)
+        estimate = STATS.share(hits(right, n - right))
+        assert (estimate.mean, estimate.ci95, estimate.n) == (right / n, (None, None), n)
 
 
 def test_a_share_of_ten_answers_has_the_bootstrap_interval() -> None:
-    found = STATS.share(hits(6, 4))
+    estimate = STATS.share(hits(6, 4))
     drawn = np.random.default_rng(0).binomial(10, 0.6, 20_000) / 10
-    assert found.ci95 == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.051)
+    assert estimate.ci95 == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.051)
 
 
 @pytest.mark.parametrize("n", [10, 40])
@@ -72,9 +72,9 @@ def test_a_share_of_one_or_zero_has_the_exact_interval(n: int) -> None:
 
 
 def test_an_exact_interval_counts_a_query_once_whatever_the_number_of_seeds() -> None:
-    found = Statistics(100, ("1", "2", "3")).share(torch.ones(3, 12, dtype=torch.float64))
-    assert found.n == 36
-    assert found.ci95 == pytest.approx((beta.ppf(0.025, 12, 1), 1.0))
+    estimate = Statistics(100, ("1", "2", "3")).share(torch.ones(3, 12, dtype=torch.float64))
+    assert estimate.n == 36
+    assert estimate.ci95 == pytest.approx((beta.ppf(0.025, 12, 1), 1.0))
 
 
 def test_a_difference_without_a_query_that_tells_two_apart_has_no_interval() -> None:
@@ -93,38 +93,38 @@ def test_a_share_of_a_gain_of_few_answers_has_no_interval(gained: int, has_inter
     icl[0, :gained] = 1.0
     right = icl.clone()
     right[0, 0] = 0.0
-    found = recovered(right, zsl, icl, STATS)
-    assert found.mean == pytest.approx((gained - 1) / gained)
-    assert (found.ci95 != (None, None)) == has_interval
+    estimate = recovered(right, zsl, icl, STATS)
+    assert estimate.mean == pytest.approx((gained - 1) / gained)
+    assert (estimate.ci95 != (None, None)) == has_interval
 
 
 def with_ft_fixing(n: int) -> Any:
     """One seed in which FT puts right exactly `n` answers that zero-shot had wrong, and ICL all of these."""
-    outcome = made_up(1)
+    record = made_up(1)
     labels = torch.tensor([example.label for example in asked().examples])
     answer_right = torch.nn.functional.one_hot(labels, 2).double().log_softmax(1)
     answer_wrong = torch.nn.functional.one_hot(1 - labels, 2).double().log_softmax(1)
-    tables = outcome.log_probabilities
+    tables = record.log_probabilities
     tables["zsl"], tables["icl"], tables["ft"] = answer_wrong, answer_right.clone(), answer_wrong.clone()
     tables["ft"][:n] = answer_right[:n]
     tables["icl"][-2:] = answer_wrong[-2:]
-    return summary([outcome])
+    return summary([record])
 
 
 @pytest.mark.parametrize("n", [1, 9])
 def test_rec2ftp_of_few_corrections_has_counts_and_no_interval(n: int) -> None:
-    found = with_ft_fixing(n).similarity["rec2ftp"]
-    assert (found.mean, found.ci95, found.n) == (1.0, (None, None), n)
-    assert found.details["lift_ci95"] == [None, None]
-    assert (found.details["numerator"], found.details["denominator"]) == (n, n)
+    estimate = with_ft_fixing(n).similarity["rec2ftp"]
+    assert (estimate.mean, estimate.ci95, estimate.n) == (1.0, (None, None), n)
+    assert estimate.details["lift_ci95"] == [None, None]
+    assert (estimate.details["numerator"], estimate.details["denominator"]) == (n, n)
 
 
 def test_rec2ftp_of_ten_shared_corrections_is_not_certain() -> None:
     result = with_ft_fixing(10)
-    found = result.similarity["rec2ftp"]
-    assert found.ci95 == pytest.approx((beta.ppf(0.025, 10, 1), 1.0))
+    estimate = result.similarity["rec2ftp"]
+    assert estimate.ci95 == pytest.approx((beta.ppf(0.025, 10, 1), 1.0))
     # Ten of ten is what a chance level of 16 in 18 gives a third of the time.
-    low, high = found.details["lift_ci95"]
+    low, high = estimate.details["lift_ci95"]
     assert low < 0 < high
 
 
@@ -151,17 +151,17 @@ def task_with(labels: list[int], words: tuple[str, ...] | None = ("no", "yes"), 
 
 def test_the_majority_baseline_is_the_share_of_the_commonest_label_of_the_queries() -> None:
     task = task_with([1, 1, 1, 0, 1])
-    found = baselines_of(task, task.split("report"))
-    assert (found.majority, found.majority_label, found.chance, found.n) == (0.8, "yes", 0.5, 5)
-    assert found.label_counts == {"no": 1, "yes": 4}
-    assert baseline_notes(task, found) == []
+    baselines = baselines_of(task, task.split("report"))
+    assert (baselines.majority, baselines.majority_label, baselines.chance, baselines.n) == (0.8, "yes", 0.5, 5)
+    assert baselines.label_counts == {"no": 1, "yes": 4}
+    assert baseline_notes(task, baselines) == []
 
 
 def test_free_text_choices_have_the_place_that_is_right_most_often() -> None:
     task = task_with([2, 0, 2, 3], words=None, choices=4)
-    found = baselines_of(task, task.split("report"))
-    assert (found.majority, found.majority_label, found.chance) == (0.5, "2", 0.25)
-    assert found.label_counts == {"0": 1, "1": 0, "2": 2, "3": 1}
+    baselines = baselines_of(task, task.split("report"))
+    assert (baselines.majority, baselines.majority_label, baselines.chance) == (0.5, "2", 0.25)
+    assert baselines.label_counts == {"0": 1, "1": 0, "2": 2, "3": 1}
 
 
 def test_queries_of_one_label_are_pointed_out() -> None:
@@ -171,8 +171,8 @@ def test_queries_of_one_label_are_pointed_out() -> None:
 
 
 def test_a_comparison_reports_the_baselines_and_what_each_learner_has_over_them() -> None:
-    outcomes = [made_up(seed) for seed in (1, 2, 3)]
-    result = summary(outcomes)
+    records = [made_up(seed) for seed in (1, 2, 3)]
+    result = summary(records)
     labels = np.array([example.label for example in asked().examples])
     share = max(np.mean(labels == 0), np.mean(labels == 1))
     assert result.baselines is not None
@@ -197,29 +197,31 @@ def drawn(n_seeds: int, n: int, n_labels: int, seed: int = 0) -> tuple[Tensor, T
 def test_macro_f1_and_recall_are_those_of_scikit_learn() -> None:
     predicted, labels = drawn(3, 90, 4)
     names = ("a", "b", "c", "d")
-    found = Statistics(300, ("1", "2", "3")).accuracy("icl", predicted, labels, names)
+    accuracy = Statistics(300, ("1", "2", "3")).accuracy("icl", predicted, labels, names)
     there = [0, 1, 2]
     f1 = [f1_score(labels, each, labels=there, average="macro", zero_division=0) for each in predicted]
-    assert found.macro_f1 is not None
-    assert found.macro_f1.mean == pytest.approx(np.mean(f1))
-    low, high = found.macro_f1.ci95
+    assert accuracy.macro_f1 is not None
+    assert accuracy.macro_f1.mean == pytest.approx(np.mean(f1))
+    low, high = accuracy.macro_f1.ci95
     assert low is not None
     assert high is not None
     assert low < np.mean(f1) < high
     recall = np.mean([recall_score(labels, each, labels=there, average=None) for each in predicted], axis=0)
-    assert [each.mean for each in found.per_label.values()] == pytest.approx(list(recall))
-    assert list(found.per_label) == ["a", "b", "c"]
-    assert [each.n for each in found.per_label.values()] == [3 * int((labels == label).sum()) for label in there]
+    assert [each.mean for each in accuracy.per_label.values()] == pytest.approx(list(recall))
+    assert list(accuracy.per_label) == ["a", "b", "c"]
+    assert [each.n for each in accuracy.per_label.values()] == [3 * int((labels == label).sum()) for label in there]
 
 
 def test_the_interval_of_macro_f1_resamples_seeds_and_shared_queries() -> None:
     predicted, labels = drawn(4, 60, 3)
-    found = Statistics(2000, tuple("1234")).macro_f1(predicted, labels)
+    accuracy = Statistics(2000, tuple("1234")).macro_f1(predicted, labels)
 
-    def plain_f1(true: np.ndarray, said: np.ndarray) -> float:
+    def plain_f1(true: np.ndarray, answer: np.ndarray) -> float:
         # scikit-learn's takes 10 ms a call; the test above shows that it says the same.
         return float(
-            np.mean([2 * np.sum((true == c) & (said == c)) / (np.sum(true == c) + np.sum(said == c)) for c in (0, 1)])
+            np.mean(
+                [2 * np.sum((true == c) & (answer == c)) / (np.sum(true == c) + np.sum(answer == c)) for c in (0, 1)]
+            )
         )
 
     rng, truth, answers = np.random.default_rng(1), labels.numpy(), predicted.numpy()
@@ -227,43 +229,43 @@ def test_the_interval_of_macro_f1_resamples_seeds_and_shared_queries() -> None:
     for _ in range(1000):
         queries, seeds = rng.integers(60, size=60), rng.integers(4, size=4)
         resampled.append(np.mean([plain_f1(truth[queries], answers[seed][queries]) for seed in seeds]))
-    assert found.ci95 == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.02)
+    assert accuracy.ci95 == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.02)
 
 
 def test_a_label_of_few_queries_takes_the_interval_of_macro_f1_with_it() -> None:
     labels = torch.tensor([0] * 30 + [1] * 9)
     predicted = torch.cat([torch.zeros(1, 20), torch.ones(1, 19)], dim=1).long()
-    found = STATS.accuracy("ft", predicted, labels, ("no", "yes"))
-    assert found.macro_f1 is not None
-    assert found.macro_f1.ci95 == (None, None)
-    assert (found.per_label["yes"].mean, found.per_label["yes"].ci95, found.per_label["yes"].n) == (
+    accuracy = STATS.accuracy("ft", predicted, labels, ("no", "yes"))
+    assert accuracy.macro_f1 is not None
+    assert accuracy.macro_f1.ci95 == (None, None)
+    assert (accuracy.per_label["yes"].mean, accuracy.per_label["yes"].ci95, accuracy.per_label["yes"].n) == (
         1.0,
         (None, None),
         9,
     )
-    assert found.per_label["no"].ci95 != (None, None)
+    assert accuracy.per_label["no"].ci95 != (None, None)
 
 
 def test_one_answer_to_everything_has_nothing_over_the_majority_baseline() -> None:
     labels = torch.tensor([0] * 30 + [1] * 70)
-    found = STATS.accuracy("icl", torch.ones(1, 100).long(), labels, ("no", "yes"))
-    assert found.mean == 0.7
-    assert found.over_majority is not None
-    assert (found.over_majority.mean, found.over_majority.ci95) == (0.0, (None, None))
+    accuracy = STATS.accuracy("icl", torch.ones(1, 100).long(), labels, ("no", "yes"))
+    assert accuracy.mean == 0.7
+    assert accuracy.over_majority is not None
+    assert (accuracy.over_majority.mean, accuracy.over_majority.ci95) == (0.0, (None, None))
     # sklearn: F1 of "no" is 0, of "yes" 2 * 70 / 170.
-    assert found.macro_f1 is not None
-    assert math.isclose(found.macro_f1.mean or 0.0, 70 / 170)
+    assert accuracy.macro_f1 is not None
+    assert math.isclose(accuracy.macro_f1.mean or 0.0, 70 / 170)
 
 
 def test_free_text_choices_have_no_classes() -> None:
     predicted, labels = drawn(1, 40, 3)
-    found = STATS.accuracy("icl", predicted, labels, None)
-    assert (found.macro_f1, found.per_label) == (None, {})
+    accuracy = STATS.accuracy("icl", predicted, labels, None)
+    assert (accuracy.macro_f1, accuracy.per_label) == (None, {})
 
 
 def test_a_single_label_among_the_reported_queries_is_a_warning() -> None:
     task = task_with([1] * 18)
     one_label = asked(task)
-    outcome = made_up(1, task)
-    result = summarise(small_config(seeds=(1,)), small_lm(), one_label, [outcome], 1.0)
+    record = made_up(1, task)
+    result = summarise(small_config(seeds=(1,)), small_lm(), one_label, [record], 1.0)
     assert any("all 18 reported queries" in warning for warning in result.warnings)

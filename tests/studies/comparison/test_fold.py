@@ -61,18 +61,18 @@ def whole(prose: str) -> Comparison:
 
 
 def test_the_fold_in_a_comparison_is_the_fold_by_hand(prose: str) -> None:
-    found = whole(prose)
+    comparison = whole(prose)
     experiment = Experiment.of(config(prose), small_lm("llama"), small_task())
-    for outcome in found.records:
-        made = make_fold(experiment, experiment.draw(outcome.seed), experiment.config.fold)
-        table = answer_log_probabilities(made.adapted, experiment.lm, experiment.queries)
-        torch.testing.assert_close(outcome.log_probabilities["fold"], table, rtol=0, atol=1e-10)
-        assert outcome.facts == {"fold": made.about()}
-        assert outcome.costs["fold"]["adapt_flops"] == made.adapted.cost.flops
-    assert list(found.result.accuracy) == list(LEARNERS)
+    for record in comparison.records:
+        fold = make_fold(experiment, experiment.draw(record.seed), experiment.config.fold)
+        table = answer_log_probabilities(fold.adapted, experiment.lm, experiment.queries)
+        torch.testing.assert_close(record.log_probabilities["fold"], table, rtol=0, atol=1e-10)
+        assert record.facts == {"fold": fold.about()}
+        assert record.costs["fold"]["adapt_flops"] == fold.adapted.cost.flops
+    assert list(comparison.result.accuracy) == list(LEARNERS)
 
 
-def test_a_comparison_says_how_the_fold_was_made(prose: str) -> None:
+def test_a_comparison_reports_how_the_fold_was_made(prose: str) -> None:
     fold = whole(prose).result.fold
     assert fold is not None
     assert (fold.method, fold.texts, fold.source, fold.plain_source) == ("ridge", 12, "train", "prose.txt")
@@ -82,7 +82,7 @@ def test_a_comparison_says_how_the_fold_was_made(prose: str) -> None:
     assert compare(config(prose, learners=("zsl", "icl")), lm=small_lm("llama"), task=small_task()).result.fold is None
 
 
-def test_the_folds_update_is_laid_beside_both_others(prose: str) -> None:
+def test_the_folds_update_is_compared_with_both_others(prose: str) -> None:
     result = whole(prose).result
     assert result.fold is not None
 
@@ -107,14 +107,14 @@ def test_the_folds_update_is_laid_beside_both_others(prose: str) -> None:
     assert result.similarity["sim_aou"] == without.similarity["sim_aou"]
 
 
-def test_the_fold_beside_itself_is_like_itself(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Finetuning replaced by the fold: every likeness of the two must be whole.
+def test_the_fold_compared_with_itself_has_similarity_one(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Finetuning replaced by the fold: the two must have similarity 1.
     run = train_learner
 
     def folded(experiment: Any, learner: Any, context: Any, *rest: Any) -> Any:
-        made = make_fold(experiment, context.drawn, experiment.config.fold)
-        assert isinstance(made.adapted, AdaptedModel)
-        return dataclasses.replace(run(experiment, learner, context, *rest), best=made.adapted)
+        fold = make_fold(experiment, context.drawn, experiment.config.fold)
+        assert isinstance(fold.adapted, AdaptedModel)
+        return dataclasses.replace(run(experiment, learner, context, *rest), best=fold.adapted)
 
     monkeypatch.setattr(one_seed, "train_learner", folded)
     result = compare(config(prose, seeds=(1,)), lm=small_lm("llama"), task=small_task()).result
@@ -126,12 +126,12 @@ def test_the_fold_beside_itself_is_like_itself(prose: str, monkeypatch: pytest.M
     assert (result.fold.similarity["icl"]["sim_aou"].mean or 0) < 0.99
 
 
-def test_the_fold_stands_beside_prompting(prose: str) -> None:
-    found = whole(prose)
-    result = found.result
+def test_the_fold_is_compared_with_prompting(prose: str) -> None:
+    comparison = whole(prose)
+    result = comparison.result
     assert list(result.against_icl) == ["zsl", "ft", "fold"]
-    labels = torch.tensor([example.label for example in found.description.examples])
-    tables = {name: torch.stack([outcome.log_probabilities[name] for outcome in found.records]) for name in LEARNERS}
+    labels = torch.tensor([example.label for example in comparison.description.examples])
+    tables = {name: torch.stack([record.log_probabilities[name] for record in comparison.records]) for name in LEARNERS}
     assert result.against_icl == against_icl(tables, labels, result.cost, Statistics(50, ("1", "2")))
     cost, icl = result.cost["fold"], result.cost["icl"]
     assert cost.tokens == result.cost["zsl"].tokens
@@ -143,37 +143,37 @@ def test_the_fold_stands_beside_prompting(prose: str) -> None:
 
 
 def test_a_seed_comes_back_from_its_piece_with_its_fold(prose: str, tmp_path: Path) -> None:
-    for outcome in whole(prose).records:
+    for record in whole(prose).records:
         path = tmp_path / "piece.safetensors"
-        path.write_bytes(outcome.to_piece().to_bytes())
+        path.write_bytes(record.to_piece().to_bytes())
         back = SeedRecord.from_piece(Piece.from_file(str(path)))
         fold = back.facts["fold"]
-        assert {"fold": {**fold, "explained": tuple(fold["explained"])}} == outcome.facts
-        assert list(back.measures) == list(outcome.measures)
+        assert {"fold": {**fold, "explained": tuple(fold["explained"])}} == record.facts
+        assert list(back.measures) == list(record.measures)
         assert any(name.startswith("learner/fold/icl/") for name in back.measures)
-        for name, value in outcome.measures.items():
+        for name, value in record.measures.items():
             torch.testing.assert_close(back.measures[name], value, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_comparison_read_back_gives_the_same_numbers(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(prose)
-    compare(asked, lm=small_lm("llama"), task=small_task(), pieces=RunFolder(tmp_path / "run", asked))
+    settings = config(prose)
+    compare(settings, lm=small_lm("llama"), task=small_task(), pieces=RunFolder(tmp_path / "run", settings))
 
     def unwanted(*arguments: object, **more: object) -> Any:
         raise AssertionError("nothing was to be folded")
 
     monkeypatch.setattr(fold_learner, "make_fold", unwanted)
-    again = compare(asked, lm=small_lm("llama"), task=small_task(), pieces=RunFolder(tmp_path / "run", asked))
+    again = compare(settings, lm=small_lm("llama"), task=small_task(), pieces=RunFolder(tmp_path / "run", settings))
     assert numbers(again.result) == numbers(whole(prose).result)
     assert Result.from_json(again.result.to_json()) == again.result
 
 
 @pytest.mark.parametrize("method", ["kv-momentum", "rank-one", "task-vector"])
-def test_a_method_that_changes_no_weights_is_compared_without_its_inside(prose: str, method: str) -> None:
-    asked = config(prose, fold={"method": method}, seeds=(1,))
-    result = compare(asked, lm=small_lm("llama"), task=small_task()).result
+def test_a_method_that_changes_no_weights_is_compared_without_its_activations(prose: str, method: str) -> None:
+    settings = config(prose, fold={"method": method}, seeds=(1,))
+    result = compare(settings, lm=small_lm("llama"), task=small_task()).result
 
     assert result.fold is not None
     assert (result.fold.method, result.fold.similarity, result.fold.explained) == (method, {}, [])
@@ -183,9 +183,9 @@ def test_a_method_that_changes_no_weights_is_compared_without_its_inside(prose: 
 
 
 @pytest.mark.parametrize("method", ["thought-vector", "thought-matrix"])
-def test_another_change_of_weights_is_looked_into_as_well(prose: str, method: str) -> None:
-    asked = config(prose, fold={"method": method}, seeds=(1,))
-    result = compare(asked, lm=small_lm("llama"), task=small_task()).result
+def test_activations_of_other_methods_that_change_weights_are_compared_too(prose: str, method: str) -> None:
+    settings = config(prose, fold={"method": method}, seeds=(1,))
+    result = compare(settings, lm=small_lm("llama"), task=small_task()).result
 
     assert result.fold is not None
     assert set(result.fold.similarity) == {"icl", "ft"}
@@ -193,7 +193,7 @@ def test_another_change_of_weights_is_looked_into_as_well(prose: str, method: st
 
 
 @pytest.mark.parametrize("learners", [("zsl", "fold"), ("fold",), ("icl", "fold")])
-def test_a_fold_needs_no_company(prose: str, learners: tuple[str, ...]) -> None:
+def test_a_fold_can_be_run_without_other_learners(prose: str, learners: tuple[str, ...]) -> None:
     result = compare(config(prose, learners=learners, seeds=(1,)), lm=small_lm("llama"), task=small_task()).result
 
     assert list(result.accuracy) == list(learners)
@@ -202,7 +202,7 @@ def test_a_fold_needs_no_company(prose: str, learners: tuple[str, ...]) -> None:
     assert result.accuracy["fold"].per_seed["1"] == whole(prose).result.accuracy["fold"].per_seed["1"]
 
 
-def test_the_inside_is_recorded_for_changes_of_weights_only(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_are_recorded_for_changed_weights_only(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read_group = AdaptedModel.read_group
     wanted: dict[str, Recording] = {}
 
@@ -219,21 +219,21 @@ def test_the_inside_is_recorded_for_changes_of_weights_only(prose: str, monkeypa
 
 @pytest.mark.parametrize("method", ["ridge", "thought-vector", "rank-one", "kv-momentum", "task-vector"])
 def test_choices_of_a_querys_own_can_be_folded(prose: str, choices: Task, method: str) -> None:
-    asked = config(prose, learners=("zsl", "icl", "ft", "fold"), seeds=(1,), fold={"method": method, "texts": 8})
-    found = compare(asked, lm=small_lm("llama"), task=choices)
+    settings = config(prose, learners=("zsl", "icl", "ft", "fold"), seeds=(1,), fold={"method": method, "texts": 8})
+    comparison = compare(settings, lm=small_lm("llama"), task=choices)
 
-    table = found.records[0].log_probabilities["fold"]
+    table = comparison.records[0].log_probabilities["fold"]
     assert table.shape == (8, 3)
     # Some queries have two choices, some three.
     assert 0 < int(table.isinf().sum()) < 8
-    assert torch.equal(table.isinf(), found.records[0].log_probabilities["zsl"].isinf())
-    assert found.result.against_icl["fold"].agreement.n == 8
+    assert torch.equal(table.isinf(), comparison.records[0].log_probabilities["zsl"].isinf())
+    assert comparison.result.against_icl["fold"].agreement.n == 8
 
 
 def test_progress_counts_the_fold(prose: str) -> None:
     watched = Watched()
-    asked = config(prose, learners=("zsl", "icl", "fold"), seeds=(1,))
-    compare(asked, lm=small_lm("llama"), task=small_task(), progress=watched)
+    settings = config(prose, learners=("zsl", "icl", "fold"), seeds=(1,))
+    compare(settings, lm=small_lm("llama"), task=small_task(), progress=watched)
 
     assert watched.done == pytest.approx(watched.total)
 
@@ -243,26 +243,26 @@ def test_without_demonstrations_there_is_nothing_to_fold(prose: str) -> None:
         config(prose, k=0)
 
 
-def test_files_that_a_fold_reads_are_looked_at_before_any_work(
+def test_files_that_a_fold_reads_are_checked_before_any_work(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unwanted(*arguments: object, **more: object) -> None:
         raise AssertionError("this is work")
 
     monkeypatch.setattr(study, "compute_seed", unwanted)
-    asked = config(prose, fold={"calibration": str(tmp_path / "none.txt")})
+    settings = config(prose, fold={"calibration": str(tmp_path / "none.txt")})
     with pytest.raises(TaskError, match=r"none\.txt is not there"):
-        compare(asked, lm=small_lm("llama"), task=small_task())
+        compare(settings, lm=small_lm("llama"), task=small_task())
     # Without the learner nobody reads them.
     with pytest.raises(AssertionError, match="this is work"):
-        compare(asked.model_copy(update={"learners": ("zsl", "icl")}), lm=small_lm("llama"), task=small_task())
+        compare(settings.model_copy(update={"learners": ("zsl", "icl")}), lm=small_lm("llama"), task=small_task())
 
 
 def test_other_texts_in_a_file_of_the_same_name_are_other_inputs(prose: str, tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_text("\n".join(text for text, _ in sentences()), encoding="utf-8")
-    asked = config(prose, learners=("zsl", "icl", "fold"), seeds=(1,), fold={"calibration": str(path)})
-    before = compare(asked, lm=small_lm("llama"), task=small_task()).result
+    settings = config(prose, learners=("zsl", "icl", "fold"), seeds=(1,), fold={"calibration": str(path)})
+    before = compare(settings, lm=small_lm("llama"), task=small_task()).result
     path.write_text("\n".join(reversed([text for text, _ in sentences()])), encoding="utf-8")
-    after = compare(asked, lm=small_lm("llama"), task=small_task()).result
+    after = compare(settings, lm=small_lm("llama"), task=small_task()).result
     assert before.model["inputs"] != after.model["inputs"]

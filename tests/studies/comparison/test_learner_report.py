@@ -25,7 +25,7 @@ AGAIN = Again()
 """
 
 
-def test_a_learner_of_another_package_is_reported_with_its_facts_and_its_inside(
+def test_a_learner_of_another_package_is_reported_with_its_facts_and_similarity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "finetuned_again.py").write_text(AGAIN, encoding="utf-8")

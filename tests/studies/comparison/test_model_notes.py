@@ -56,6 +56,6 @@ def test_a_study_of_folding_warns_of_it(noted: LanguageModel, tmp_path: Path) ->
     assert NOTE in folding(config, lm=noted, task=small_task()).result.warnings
 
 
-def test_the_examination_lists_it(noted: LanguageModel) -> None:
+def test_doctor_lists_it(noted: LanguageModel) -> None:
     assert examine(noted).notes == (NOTE,)
     assert examine(small_lm()).notes == ()

@@ -99,31 +99,31 @@ def test_every_chart_has_a_box_and_a_specification(page):
 
 def test_the_page_shows_the_numbers_that_the_result_holds(page):
     text = " ".join(page.text)
-    for shown in ("dualform: smollm2-135m on reviews", "72.1 %", "68.1 to 76.1 %", "433 of 533", "66.4 %"):
-        assert shown in text
-    for shown in ("+14.8 points", "59 of 190", "492 of 862", "0.186", "1,158", "143", "a_future_measure", "30 used"):
-        assert shown in text
-    for shown in ("dualform compare smollm2-135m reviews --seeds 1,2,3,4,5", "total variation", "untrained model"):
-        assert shown in text
+    for value in ("dualform: smollm2-135m on reviews", "72.1 %", "68.1 to 76.1 %", "433 of 533", "66.4 %"):
+        assert value in text
+    for value in ("+14.8 points", "59 of 190", "492 of 862", "0.186", "1,158", "143", "a_future_measure", "30 used"):
+        assert value in text
+    for value in ("dualform compare smollm2-135m reviews --seeds 1,2,3,4,5", "total variation", "untrained model"):
+        assert value in text
 
 
 def test_the_lift_over_chance_has_its_interval(page):
     assert "+11.2 to +18.7 points" in " ".join("".join(page.text).split())
 
 
-def test_agreement_is_explained_as_a_share_beside_its_chance_level(page):
+def test_agreement_is_explained_as_a_share_next_to_its_chance_level(page):
     text = " ".join(page.text)
     row = text[text.index("Output agreement") : text.index("Linear relaxation")]
-    for shown in ("Share of the queries", "0.790", "chance level", "0.553", "KL(ICL, FT), nats"):
-        assert shown in row
+    for value in ("Share of the queries", "0.790", "chance level", "0.553", "KL(ICL, FT), nats"):
+        assert value in row
 
 
-def test_relaxation_is_a_cosine_by_layer_and_head_beside_its_relative_error(page):
+def test_relaxation_is_a_cosine_by_layer_and_head_next_to_its_relative_error(page):
     text = " ".join(page.text)
     row = text[text.index("Linear relaxation") :]
     row = row[: row.index("a_future_measure")]
-    for shown in ("Cosine with the true output", "0.720", "relative error", "0.680", "0.660 to 0.700"):
-        assert shown in row
+    for value in ("Cosine with the true output", "0.720", "relative error", "0.680", "0.660 to 0.700"):
+        assert value in row
     for chart in ("spec-layers", "spec-heads"):
         assert "Linear relaxation" in json.dumps(page.specs()[chart])
 
@@ -241,10 +241,10 @@ def text_of(result: Result) -> str:
     return " ".join(" ".join(Page(render_page(result)).text).split())
 
 
-def test_a_measure_stands_beside_its_floor_its_ceiling_and_what_could_have_been_found(page):
+def test_a_measure_is_next_to_its_floor_ceiling_and_smallest_detectable_difference(page):
     text = " ".join(" ".join(page.text).split())
     row = text[text.index("The same question, without normalising") :][:220]
-    for shown in (
+    for value in (
         "0.143",
         "0.131 to 0.155",
         "2,000",
@@ -255,7 +255,7 @@ def test_a_measure_stands_beside_its_floor_its_ceiling_and_what_could_have_been_
         "0.17 to 0.24",
         "0.009",
     ):
-        assert shown in row
+        assert value in row
     assert "are computed from the 500 (seed, query) pairs on which controls were read" in text
 
 
@@ -263,16 +263,16 @@ def test_the_table_of_all_controls_is_folded_away_and_holds_every_one(page):
     assert "details" in {tag for tag, attributes in page.tags if attributes.get("id") == "controls"}
     text = " ".join(" ".join(page.text).split())
     table = text[text.index("All controls by measure") : text.index("Layer by layer")]
-    for shown in ("floors", "comparisons", "ceilings", "random weight change", "FT of the MLPs", "FT, other order"):
-        assert shown in table
+    for value in ("floors", "comparisons", "ceilings", "random weight change", "FT of the MLPs", "FT, other order"):
+        assert value in table
     assert "accuracy of the control's learner" in table
     assert "58.2 % 50.0 to 70.0 %" in table
 
 
-def test_pairs_say_what_five_seeds_can_show(page):
+def test_the_section_on_pairs_states_what_five_seeds_can_show(page):
     text = " ".join(" ".join(page.text).split())
     assert "With 5 seeds a p-value over demonstrations is at least 0.0625, so no difference" in text
-    assert "No correction is made for there being 15 pairs." in text
+    assert "The p-values are not corrected for the 15 comparisons." in text
     assert "in-context (ICL) minus zero-shot +20.9 +18.1 to +23.7 < 0.001 0.0625 4.0 2,000" in text
 
 
@@ -294,7 +294,7 @@ def test_a_result_from_before_the_scales_keeps_its_page():
     assert "Filled points" not in text
 
 
-def test_a_run_of_the_papers_protocol_stands_beside_the_paper():
+def test_a_run_of_the_papers_protocol_is_compared_with_the_paper():
     text = text_of(small_result(config={"preset": "dai2023"}, task={"name": "sst2"}))
     table = text[text.rindex("Compared with the paper") : text.rindex("Learning rates tried")]
     assert "Its model and size differ from the paper's two" in table
@@ -302,7 +302,7 @@ def test_a_run_of_the_papers_protocol_stands_beside_the_paper():
     assert "accuracy, in-context (ICL) 72.1 % 68.1 to 76.1 % 92.7 % 95.0 % sst2" in table
 
 
-def test_a_task_that_the_paper_has_not_stands_beside_its_means_alone():
+def test_a_task_that_the_paper_lacks_is_compared_with_its_means_only():
     text = text_of(small_result(config={"preset": "dai2023"}))
     assert "mean of six tasks" in text
     assert "92.7 %" not in text
@@ -324,7 +324,7 @@ def test_whether_to_prompt_finetune_or_fold_comes_first(html):
     assert f"70.2 % 68.2 to 72.2 % 57.9 % 43.9 to 71.9 % {nothing} {MISSING} {MISSING}" in text
 
 
-def test_how_the_prompt_was_folded_stands_beside_what_its_update_is_like(html):
+def test_how_the_prompt_was_folded_is_next_to_the_similarity_of_its_update(html):
     text = against_of(html)
     assert "Folded by “ridge” on 256 unlabelled texts per seed" in text
     assert "measure to ICL to FT SimAOU 0.641 0.621 to 0.661 0.171 0.151 to 0.191" in text

@@ -56,8 +56,8 @@ def by_hand(rate: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[fl
     return plain, repeated, [abs(a - b) for a, b in zip(models[0].losses, models[1].losses, strict=True)]
 
 
-def test_what_is_reported_is_what_two_trainings_by_hand_differ_by() -> None:
-    found = run(WILD).result.precision["ft"]
+def test_the_reported_differences_are_those_of_two_trainings_by_hand() -> None:
+    rounding = run(WILD).result.precision["ft"]
     apart, flips, losses = [], [], []
     for seed in (1, 2):
         plain, repeated, differences = by_hand(WILD, seed)
@@ -66,17 +66,17 @@ def test_what_is_reported_is_what_two_trainings_by_hand_differ_by() -> None:
         losses.append(differences)
 
     # Which queries share a row moves a log-probability by float32's rounding.
-    assert found.log_probability.mean == pytest.approx(float(torch.stack(apart).mean()), rel=0.05, abs=1e-4)
-    assert found.largest == {"1": pytest.approx(float(apart[0].max()), rel=0.05, abs=1e-4),
+    assert rounding.log_probability.mean == pytest.approx(float(torch.stack(apart).mean()), rel=0.05, abs=1e-4)
+    assert rounding.largest == {"1": pytest.approx(float(apart[0].max()), rel=0.05, abs=1e-4),
                              "2": pytest.approx(float(apart[1].max()), rel=0.05, abs=1e-4)}  # fmt: skip
-    assert found.flips.mean == pytest.approx(float(torch.stack(flips).mean()))
-    assert found.log_probability.n == found.flips.n == 2 * 5
-    assert found.loss == pytest.approx(torch.tensor(losses).mean(dim=0).tolist())
-    assert len(found.loss) == 16
-    assert found.learning_rate == {"1": WILD, "2": WILD}
+    assert rounding.flips.mean == pytest.approx(float(torch.stack(flips).mean()))
+    assert rounding.log_probability.n == rounding.flips.n == 2 * 5
+    assert rounding.loss == pytest.approx(torch.tensor(losses).mean(dim=0).tolist())
+    assert len(rounding.loss) == 16
+    assert rounding.learning_rate == {"1": WILD, "2": WILD}
 
 
-def test_a_wild_rate_is_not_stable_and_moves_what_stands_on_it() -> None:
+def test_a_high_rate_is_not_stable_and_changes_what_depends_on_it() -> None:
     result = run(WILD).result
     assert not result.precision["ft"].stable
     assert max(value or 0 for value in result.precision["ft"].largest.values()) > 0.01
@@ -86,28 +86,28 @@ def test_a_wild_rate_is_not_stable_and_moves_what_stands_on_it() -> None:
     assert result.similarity["sim_am_before"].rounding is None
 
 
-def test_a_tame_rate_is_stable_and_moves_nothing_but_last_digits() -> None:
+def test_a_low_rate_is_stable_and_changes_only_last_digits() -> None:
     result = run(TAME).result
-    found = result.precision["ft"]
-    assert found.stable
-    assert 0 < found.log_probability.mean < 1e-5  # type: ignore[operator] # it is there
-    assert found.flips.mean == 0
-    assert found.similarity["sim_aou_raw"].mean == pytest.approx(1, abs=1e-3)
+    rounding = result.precision["ft"]
+    assert rounding.stable
+    assert 0 < rounding.log_probability.mean < 1e-5  # type: ignore[operator] # it is there
+    assert rounding.flips.mean == 0
+    assert rounding.similarity["sim_aou_raw"].mean == pytest.approx(1, abs=1e-3)
     assert result.similarity["sim_aou_raw"].rounding == pytest.approx(0, abs=1e-3)
 
 
 def test_a_measure_moves_as_far_as_the_same_measure_of_the_repeat_lies_from_it() -> None:
     comparison = run(WILD)
     differences = []
-    for outcome in comparison.records:
-        own = outcome.measures["sim_aou_raw"]
-        repeated = outcome.measures["repeat/icl/sim_aou_raw"]
+    for record in comparison.records:
+        own = record.measures["sim_aou_raw"]
+        repeated = record.measures["repeat/icl/sim_aou_raw"]
         read = ~repeated.isnan().all(dim=1)
         assert int(read.sum()) == 5
         differences.append((own.mean(dim=1) - repeated.mean(dim=1))[read])
     expected = abs(float(torch.cat(differences).mean()))
-    found = comparison.result.similarity["sim_aou_raw"].rounding
-    assert found == pytest.approx(expected)
+    moved = comparison.result.similarity["sim_aou_raw"].rounding
+    assert moved == pytest.approx(expected)
 
     place = comparison.result.calibrated["sim_aou_raw"]
     assert place.rounding == pytest.approx(expected / (place.ceiling - place.floor))  # type: ignore[operator]
@@ -127,8 +127,8 @@ def test_the_repeats_updates_are_compared_at_the_probe() -> None:
             assert trace is not None
             outputs.append(trace.output)
     expected = float(sim_aou_raw(*outputs).double().mean())
-    found = run(WILD).result.precision["ft"].similarity["sim_aou_raw"].per_seed["1"]
-    assert found == pytest.approx(expected, abs=1e-4)
+    per_seed = run(WILD).result.precision["ft"].similarity["sim_aou_raw"].per_seed["1"]
+    assert per_seed == pytest.approx(expected, abs=1e-4)
 
 
 def test_repeating_changes_no_other_number() -> None:
@@ -137,11 +137,11 @@ def test_repeating_changes_no_other_number() -> None:
         small_config(rates=(WILD,), **{**CHANGES, "rounding": "none"}), lm=float32_lm(), task=small_task()
     )
     assert without.result.precision == {}
-    for one, other in zip(with_it.records, without.records, strict=True):
+    for repeated, other in zip(with_it.records, without.records, strict=True):
         for name, table in other.log_probabilities.items():
-            assert torch.equal(one.log_probabilities[name], table)
+            assert torch.equal(repeated.log_probabilities[name], table)
         for name, values in other.measures.items():
-            assert torch.equal(one.measures[name].nan_to_num(7.0), values.nan_to_num(7.0)), name
+            assert torch.equal(repeated.measures[name].nan_to_num(7.0), values.nan_to_num(7.0)), name
 
 
 def test_the_model_is_as_before_and_a_second_run_gives_the_same() -> None:
@@ -164,13 +164,13 @@ def test_a_seed_that_was_kept_gives_the_same_numbers() -> None:
 
 def test_a_result_without_repeats_is_read() -> None:
     """As files were written before there were any."""
-    found = run(TAME).result.model_dump(mode="json", by_alias=True)
-    del found["precision"]
-    for record in (*found["similarity"].values(), *found["calibrated"].values()):
+    fields = run(TAME).result.model_dump(mode="json", by_alias=True)
+    del fields["precision"]
+    for record in (*fields["similarity"].values(), *fields["calibrated"].values()):
         del record["rounding"]
-    for trial in found["trials"]:
+    for trial in fields["trials"]:
         del trial["rounding"], trial["rounding_flips"]
-    assert Result.model_validate(found).precision == {}
+    assert Result.model_validate(fields).precision == {}
 
 
 def test_a_repeat_that_diverges_is_reported_and_not_stable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,20 +182,22 @@ def test_a_repeat_that_diverges_is_reported_and_not_stable(monkeypatch: pytest.M
         return plain(self, lm, demonstrations)
 
     monkeypatch.setattr(Finetuned, "adapt", adapt)
-    found = compare(small_config(rates=(TAME,), **CHANGES), lm=float32_lm(), task=small_task()).result.precision["ft"]
-    assert found.diverged == [2]
-    assert not found.stable
-    assert found.log_probability.n == 5
-    assert found.largest["2"] is None
+    rounding = compare(small_config(rates=(TAME,), **CHANGES), lm=float32_lm(), task=small_task()).result.precision[
+        "ft"
+    ]
+    assert rounding.diverged == [2]
+    assert not rounding.stable
+    assert rounding.log_probability.n == 5
+    assert rounding.largest["2"] is None
 
 
 @pytest.mark.parametrize("learners", [("zsl", "ft"), ("ft",)])
 def test_without_context_answers_are_compared_all_the_same(learners: tuple[str, ...]) -> None:
     config = small_config(rates=(WILD,), **{**CHANGES, "learners": learners, "controls": (), "seeds": (1,)})
     result = compare(config, lm=float32_lm(), task=small_task()).result
-    found = result.precision["ft"]
-    assert found.log_probability.n == 5
-    assert found.similarity == {}
+    rounding = result.precision["ft"]
+    assert rounding.log_probability.n == 5
+    assert rounding.similarity == {}
 
 
 def test_a_search_takes_the_stable_rate_among_equals() -> None:
@@ -216,6 +218,6 @@ def test_the_papers_preset_chooses_as_the_paper_does_and_reports() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"rounding": "none"}, {"learners": ("zsl", "icl")}, {"k": 0}])
-def test_nothing_is_repeated_where_nothing_is_trained_or_it_is_not_asked_for(changes: dict[str, Any]) -> None:
+def test_nothing_is_repeated_without_training_or_with_rounding_none(changes: dict[str, Any]) -> None:
     assert small_config(**CHANGES).repeats_finetuning
     assert not small_config(**{**CHANGES, "controls": (), **changes}).repeats_finetuning

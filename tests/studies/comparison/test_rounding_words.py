@@ -42,9 +42,9 @@ def test_a_stable_training_needs_no_sentence() -> None:
 
 
 def test_the_verdict_names_the_numbers() -> None:
-    told = " ".join(rounding_sentences(with_rounding(), "sim_aou_raw"))
+    verdict = " ".join(rounding_sentences(with_rounding(), "sim_aou_raw"))
     for number in ("(0.001)", "0.104 nats", "at most 0.422 nats", "5 of 40 answers change", "0.032", "0.987"):
-        assert number in told, number
+        assert number in verdict, number
     assert all(
         sentence in headlines(with_rounding()) for sentence in rounding_sentences(with_rounding(), "sim_aou_raw")
     )

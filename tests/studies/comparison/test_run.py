@@ -66,14 +66,14 @@ def test_lora_is_timed_with_the_records_that_finetuning_takes(monkeypatch: pytes
 
 
 def test_other_seeds_give_other_demonstrations_and_other_numbers() -> None:
-    one, other = run(seeds=(1,)).result, run(seeds=(2,)).result
+    first, second = run(seeds=(1,)).result, run(seeds=(2,)).result
 
-    assert one.demonstrations is not None
-    assert other.demonstrations is not None
-    assert one.demonstrations.rows["1"] != other.demonstrations.rows["2"]
-    assert one.similarity["sim_aou"].mean != other.similarity["sim_aou"].mean
+    assert first.demonstrations is not None
+    assert second.demonstrations is not None
+    assert first.demonstrations.rows["1"] != second.demonstrations.rows["2"]
+    assert first.similarity["sim_aou"].mean != second.similarity["sim_aou"].mean
     # Zero-shot sees no demonstrations.
-    assert one.accuracy["zsl"].mean == other.accuracy["zsl"].mean
+    assert first.accuracy["zsl"].mean == second.accuracy["zsl"].mean
 
 
 def test_a_seed_gives_the_same_numbers_alone_and_among_others() -> None:
@@ -99,8 +99,8 @@ def test_every_learner_gets_the_same_demonstrations_in_the_same_order() -> None:
 def test_without_demonstrations_context_learning_is_zero_shot() -> None:
     comparison = run(k=0)
 
-    for outcome in comparison.records:
-        zsl, icl, ft = (outcome.log_probabilities[name] for name in ("zsl", "icl", "ft"))
+    for record in comparison.records:
+        zsl, icl, ft = (record.log_probabilities[name] for name in ("zsl", "icl", "ft"))
         torch.testing.assert_close(icl, zsl, rtol=0, atol=0)
         torch.testing.assert_close(ft, zsl, rtol=0, atol=1e-12)
     similarity = comparison.result.similarity
@@ -111,24 +111,24 @@ def test_without_demonstrations_context_learning_is_zero_shot() -> None:
 
 
 def test_with_demonstrations_context_learning_is_not_zero_shot() -> None:
-    outcome = run().records[0]
+    record = run().records[0]
 
-    assert (outcome.log_probabilities["icl"] - outcome.log_probabilities["zsl"]).abs().max() > 0.01
+    assert (record.log_probabilities["icl"] - record.log_probabilities["zsl"]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["relaxation", "direct_update"])
 def test_how_far_softmax_is_from_its_linear_form_and_updates_from_each_other_is_kept_for_each_head(name: str) -> None:
-    found, anatomy = run().result.similarity[name], small_lm().anatomy
+    similarity, anatomy = run().result.similarity[name], small_lm().anatomy
 
-    assert found.per_head is not None
-    assert found.per_layer is not None
+    assert similarity.per_head is not None
+    assert similarity.per_layer is not None
     heads = anatomy.n_heads if name == "relaxation" else anatomy.layers[0].n_kv_heads
-    assert [len(layer) for layer in found.per_head] == [heads] * len(anatomy.layers)
-    means = [sum(value for value in layer if value is not None) / heads for layer in found.per_head]
-    assert means == pytest.approx(found.per_layer)
-    # Heads are told apart, and none is linear: with softmax there is something to be far from.
-    assert len({value for layer in found.per_head for value in layer}) == heads * len(anatomy.layers)
-    assert max(value for layer in found.per_head for value in layer if value is not None) < 1 - 1e-6
+    assert [len(layer) for layer in similarity.per_head] == [heads] * len(anatomy.layers)
+    means = [sum(value for value in layer if value is not None) / heads for layer in similarity.per_head]
+    assert means == pytest.approx(similarity.per_layer)
+    # Heads differ, and none is exactly linear under softmax.
+    assert len({value for layer in similarity.per_head for value in layer}) == heads * len(anatomy.layers)
+    assert max(value for layer in similarity.per_head for value in layer if value is not None) < 1 - 1e-6
     panels = head_map_chart(run().result)
     assert panels is not None
     assert measure_of(name).title in json.dumps(panels.to_dict())
@@ -145,9 +145,9 @@ def test_finetuning_at_rate_zero_is_zero_shot() -> None:
 @pytest.mark.parametrize("bounds", [{"max_examples": 1}, {"max_examples": 3}, {"max_row": 40}])
 def test_measures_do_not_depend_on_how_queries_share_a_row(bounds: dict[str, Any]) -> None:
     narrow = dataclasses.replace(small_lm(), **bounds)
-    found = compare(small_config(), lm=narrow, task=small_task())
+    comparison = compare(small_config(), lm=narrow, task=small_task())
 
-    for mine, theirs in zip(found.records, run().records, strict=True):
+    for mine, theirs in zip(comparison.records, run().records, strict=True):
         for learner, table in mine.log_probabilities.items():
             torch.testing.assert_close(table, theirs.log_probabilities[learner], rtol=0, atol=1e-10)
         assert mine.measures.keys() == theirs.measures.keys()
@@ -196,7 +196,7 @@ def test_labels_of_the_queries_that_choose_do_change_the_search(split: str, sele
     assert straight.trials != other.trials
 
 
-def test_choosing_on_the_reported_queries_is_said() -> None:
+def test_choosing_on_the_reported_queries_is_noted() -> None:
     result = run(select_on="report", seeds=(1,)).result
 
     assert any("chosen on the very queries that are reported" in warning for warning in result.warnings)
@@ -223,13 +223,13 @@ def test_the_first_seed_chooses_the_rate_for_all() -> None:
     assert only.validation_accuracy is None
 
 
-def test_each_seed_searches_when_asked() -> None:
+def test_with_tune_each_every_seed_searches() -> None:
     result = run(rates=RATES, seeds=(1, 2), tune="each").result
 
     assert [trial.seed for trial in result.trials] == [1] * len(RATES) + [2] * len(RATES)
 
 
-def test_the_papers_seed_is_the_best_of_all_and_said_to_be() -> None:
+def test_the_papers_seed_is_the_best_of_all_with_a_note() -> None:
     every = run(seeds=(1, 2, 3), limit=None).result
     result = run(seeds=(1, 2, 3), limit=None, select="icl", select_on="report").result
     accuracies = every.accuracy["icl"].per_seed
@@ -293,18 +293,18 @@ def select(select: str, select_on: str = "validation", turned: bool = False, **c
 def test_the_seed_and_rate_chosen_are_those_that_a_plain_loop_chooses(by: str, select_on: str) -> None:
     seed, rate = chosen_by_hand(by, "selection" if select_on == "validation" else "report")
 
-    found = select(by, select_on)
+    comparison = select(by, select_on)
 
-    assert [outcome.seed for outcome in found.records] == [seed]
-    chosen = {trial.learning_rate for trial in found.result.trials if trial.chosen and trial.learner == "ft"}
+    assert [record.seed for record in comparison.records] == [seed]
+    chosen = {trial.learning_rate for trial in comparison.result.trials if trial.chosen and trial.learner == "ft"}
     if rate is not None:
         assert chosen == {rate}
     # Nothing of the choice is left in the numbers but the choice.
     alone = select("none", select_on, seeds=(seed,))
-    assert found.result.accuracy == alone.result.accuracy
-    assert found.result.similarity == alone.result.similarity
-    assert found.result.trials == alone.result.trials
-    (note,) = [warning for warning in found.result.warnings if "was chosen among 4" in warning]
+    assert comparison.result.accuracy == alone.result.accuracy
+    assert comparison.result.similarity == alone.result.similarity
+    assert comparison.result.trials == alone.result.trials
+    (note,) = [warning for warning in comparison.result.warnings if "was chosen among 4" in warning]
     learner = {"icl": "ICL", "ft": "FT", "both": "ICL and FT (mean)"}[by]
     assert note.startswith(f"Seed {seed} was chosen among 4 for the accuracy of {learner} on the ")
     bias = f"The accuracy of {learner} is biased upwards by this, which no interval includes."
@@ -324,7 +324,7 @@ def test_labels_of_the_reported_queries_do_not_change_what_is_chosen_on_others(b
     # What was best there is worst.
     straight, other = select(by), select(by, turned=True)
 
-    assert [outcome.seed for outcome in straight.records] == [outcome.seed for outcome in other.records]
+    assert [record.seed for record in straight.records] == [record.seed for record in other.records]
     assert straight.result.trials == other.result.trials
     assert straight.records[0].rates == other.records[0].rates
 
@@ -333,15 +333,15 @@ def test_labels_of_the_reported_queries_do_not_change_what_is_chosen_on_others(b
 def test_labels_of_the_reported_queries_do_change_what_is_chosen_on_them(by: str) -> None:
     straight, other = select(by, "report"), select(by, "report", turned=True)
 
-    assert [outcome.seed for outcome in straight.records] != [outcome.seed for outcome in other.records]
+    assert [record.seed for record in straight.records] != [record.seed for record in other.records]
     assert straight.result.trials != other.result.trials
 
 
 def test_one_seed_needs_no_choice() -> None:
-    found = run(seeds=(2,), select="icl", select_on="report").result
+    result = run(seeds=(2,), select="icl", select_on="report").result
 
-    assert not any("was chosen among" in warning for warning in found.warnings)
-    assert found.accuracy == run(seeds=(2,), select_on="report").result.accuracy
+    assert not any("was chosen among" in warning for warning in result.warnings)
+    assert result.accuracy == run(seeds=(2,), select_on="report").result.accuracy
 
 
 def test_the_choice_of_a_seed_is_kept_and_not_made_twice() -> None:
@@ -358,7 +358,7 @@ def test_the_choice_of_a_seed_is_kept_and_not_made_twice() -> None:
     assert numbers(again.result) == numbers(first.result)
 
 
-def test_a_rate_that_diverges_is_dropped_and_said() -> None:
+def test_a_rate_that_diverges_is_dropped_with_a_warning() -> None:
     result = run(rates=(1e-3, 1e30), seeds=(1,)).result
 
     assert [(trial.learning_rate, trial.status, trial.chosen) for trial in result.trials] == [
@@ -508,7 +508,7 @@ def test_a_subset_of_learners_measures_what_it_can() -> None:
         {"rounding": "report", "controls": ()},
     ],
 )
-def test_the_bar_ends_where_it_said_it_would(changes: dict[str, Any]) -> None:
+def test_the_progress_bar_ends_at_its_announced_total(changes: dict[str, Any]) -> None:
     progress = Watched()
     compare(small_config(**changes), lm=small_lm(), task=small_task(), progress=progress)
 

@@ -53,7 +53,7 @@ def test_a_later_seed_without_the_first_runs_that_too() -> None:
         ({"seeds": (3, 1)}, (3,)),
     ],
 )
-def test_a_seed_hangs_on_the_first_only_where_a_rate_is_taken_from_it(
+def test_a_seed_depends_on_the_first_only_if_it_takes_its_rate(
     changes: dict[str, Any], behind: tuple[int, ...]
 ) -> None:
     assert seeds_behind(small_config(**(TWO_RATES | changes)), 3) == behind
@@ -67,24 +67,24 @@ def test_a_seed_that_must_be_chosen_among_all_cannot_be_run_alone() -> None:
 def test_zero_shot_is_read_once_for_all_seeds_and_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(learners=("zsl", "icl", "ft", "probe"))
     plain = compare(config, lm=small_lm(), task=small_task()).result
-    asked: list[str] = []
+    readers: list[str] = []
     read_group = AdaptedModel.read_group
 
     def counted(self: AdaptedModel, *args: Any, **kwargs: Any) -> Any:
-        asked.append(self.learner)
+        readers.append(self.learner)
         return read_group(self, *args, **kwargs)
 
     monkeypatch.setattr(AdaptedModel, "read_group", counted)
     compare(config, lm=small_lm(), task=small_task())
-    without = asked.count("zsl")
-    asked.clear()
+    without = readers.count("zsl")
+    readers.clear()
     memory = ReadingCache()
     remembered = compare(config, lm=small_lm(), task=small_task(), memory=memory).result
 
     assert numbers(remembered) == numbers(plain)
     # One group of queries; what controls read of a model of their own is not kept.
     assert len(memory) == 1
-    assert without - asked.count("zsl") == 1
+    assert without - readers.count("zsl") == 1
     # What was remembered counts with the time that it took.
     assert (remembered.cost["zsl"].query_seconds or 0) > 0
 
@@ -100,7 +100,7 @@ def test_a_full_memory_keeps_no_more_and_changes_no_number() -> None:
     assert numbers(result) == numbers(compare(config, lm=small_lm(), task=small_task()).result)
 
 
-def test_other_queries_are_not_taken_for_those_remembered() -> None:
+def test_other_queries_are_not_confused_with_cached_ones() -> None:
     memory = ReadingCache()
     compare(small_config(limit=8), lm=small_lm(), task=small_task(), memory=memory)
 

@@ -7,7 +7,7 @@ from dualform.studies.comparison.seed_record import SeedRecord, piece_name
 from dualform.studies.pieces import Piece
 
 
-def outcome(seed: int = 3) -> SeedRecord:
+def record(seed: int = 3) -> SeedRecord:
     generator = torch.Generator().manual_seed(seed)
     answers = torch.randn(5, 2, generator=generator, dtype=torch.float64)
     answers[1, 1] = -torch.inf
@@ -53,16 +53,16 @@ def assert_same(mine: SeedRecord, theirs: SeedRecord) -> None:
             torch.testing.assert_close(others[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
-def test_an_outcome_comes_back_from_its_piece(tmp_path: Path) -> None:
-    before = outcome()
+def test_a_record_is_restored_from_its_piece(tmp_path: Path) -> None:
+    before = record()
     piece = before.to_piece()
 
     assert (piece.name, piece.inputs) == (piece_name(3), "abc") == ("seed 3", "abc")
     assert_same(before, SeedRecord.from_piece(piece))
 
 
-def test_an_outcome_comes_back_from_a_file_bit_for_bit(tmp_path: Path) -> None:
-    before = outcome()
+def test_a_record_is_restored_from_a_file_bit_for_bit(tmp_path: Path) -> None:
+    before = record()
     path = tmp_path / "seed-3.safetensors"
     path.write_bytes(before.to_piece().to_bytes())
 

@@ -26,7 +26,7 @@ def comparison() -> Comparison:
     return compare(small_config(seeds=SEEDS, limit=None), lm=small_lm(), task=small_task())
 
 
-def asked(task: Task | None = None) -> TaskDescription:
+def description(task: Task | None = None) -> TaskDescription:
     task = task or small_task()
     examples = task.split("report")
     return TaskDescription(task, examples, 8, "report", "selection", 20.0, 2048, ("A note on the protocol.",))
@@ -49,7 +49,7 @@ def trial(seed: int, rate: float) -> Trial:
 
 def made_up(seed: int, task: Task | None = None) -> SeedRecord:
     """Answers at random, so that every cell of right and wrong is filled; zero-shot the same for all seeds."""
-    n = len(asked(task).examples)
+    n = len(description(task).examples)
 
     def answers(generator_seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(generator_seed)
@@ -76,8 +76,8 @@ def made_up(seed: int, task: Task | None = None) -> SeedRecord:
     )
 
 
-def summary(outcomes: list[SeedRecord], seconds: float = 1.0, **changes: Any) -> Result:
-    return summarise(small_config(seeds=SEEDS, **changes), small_lm(), asked(), outcomes, seconds)
+def summary(records: list[SeedRecord], seconds: float = 1.0, **changes: Any) -> Result:
+    return summarise(small_config(seeds=SEEDS, **changes), small_lm(), description(), records, seconds)
 
 
 @cache
@@ -86,13 +86,13 @@ def of_made_up() -> Result:
 
 
 def test_the_same_records_give_the_same_numbers() -> None:
-    found = comparison()
+    study = comparison()
     again = summarise(
-        small_config(seeds=SEEDS, limit=None), small_lm(), found.description, found.records, seconds=999.0
+        small_config(seeds=SEEDS, limit=None), small_lm(), study.description, study.records, seconds=999.0
     )
 
     assert again.environment["seconds"] == 999.0
-    assert again.model_dump(exclude={"environment"}) == found.result.model_dump(exclude={"environment"})
+    assert again.model_dump(exclude={"environment"}) == study.result.model_dump(exclude={"environment"})
 
 
 def test_zero_shot_is_counted_once() -> None:
@@ -107,7 +107,7 @@ def test_zero_shot_is_counted_once() -> None:
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
     result = of_made_up()
-    labels = [example.label for example in asked().examples]
+    labels = [example.label for example in description().examples]
 
     for learner in LEARNERS:
         shares = {}
@@ -125,7 +125,7 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
 
 
 def test_rec2ftp_counts_what_a_loop_counts() -> None:
-    labels = [example.label for example in asked().examples]
+    labels = [example.label for example in description().examples]
     fixed = both = zsl_wrong = icl_right = broken = both_broken = changed = both_changed = 0
     for seed in SEEDS:
         tables = made_up(seed).log_probabilities
@@ -139,54 +139,54 @@ def test_rec2ftp_counts_what_a_loop_counts() -> None:
             both_broken += z and not f and not c
             changed += (f != z) or (c != z)
             both_changed += (f != z) and (c != z)
-    found = of_made_up().similarity["rec2ftp"]
+    score = of_made_up().similarity["rec2ftp"]
 
     assert 0 < both < fixed, "the case must tell right from wrong"
-    assert found.mean == pytest.approx(both / fixed)
-    assert found.n == found.details["denominator"] == fixed
-    assert found.details["numerator"] == both
-    assert found.details["chance"] == pytest.approx(icl_right / zsl_wrong)
-    assert found.details["lift"] == pytest.approx(both / fixed - icl_right / zsl_wrong)
-    assert (found.details["reverse_numerator"], found.details["reverse_denominator"]) == (both_broken, broken)
-    assert (found.details["jaccard_numerator"], found.details["jaccard_denominator"]) == (both_changed, changed)
-    low, high = found.details["lift_ci95"]
-    assert low <= found.details["lift"] <= high
+    assert score.mean == pytest.approx(both / fixed)
+    assert score.n == score.details["denominator"] == fixed
+    assert score.details["numerator"] == both
+    assert score.details["chance"] == pytest.approx(icl_right / zsl_wrong)
+    assert score.details["lift"] == pytest.approx(both / fixed - icl_right / zsl_wrong)
+    assert (score.details["reverse_numerator"], score.details["reverse_denominator"]) == (both_broken, broken)
+    assert (score.details["jaccard_numerator"], score.details["jaccard_denominator"]) == (both_changed, changed)
+    low, high = score.details["lift_ci95"]
+    assert low <= score.details["lift"] <= high
 
 
 def test_rec2ftp_of_nothing_fixed_has_no_value_but_a_count() -> None:
-    outcomes = []
+    records = []
     for seed in SEEDS:
-        outcome = made_up(seed)
-        outcome.log_probabilities["ft"] = outcome.log_probabilities["zsl"]
-        outcomes.append(outcome)
+        record = made_up(seed)
+        record.log_probabilities["ft"] = record.log_probabilities["zsl"]
+        records.append(record)
 
-    found = summary(outcomes).similarity["rec2ftp"]
+    score = summary(records).similarity["rec2ftp"]
 
-    assert (found.mean, found.ci95, found.n) == (None, (None, None), 0)
-    assert found.details["lift"] is None
+    assert (score.mean, score.ci95, score.n) == (None, (None, None), 0)
+    assert score.details["lift"] is None
 
 
 def test_means_are_over_heads_then_layers_then_queries_then_seeds() -> None:
-    found = of_made_up().similarity["sim_am"]
+    score = of_made_up().similarity["sim_am"]
     by_seed = []
     for seed in SEEDS:
         rows = made_up(seed).measures["sim_am"]
         by_query = [sum(float(layer[~layer.isnan()].mean()) for layer in query) / len(query) for query in rows]
         by_seed.append(sum(by_query) / len(by_query))
 
-    assert found.per_seed == pytest.approx(dict(zip(map(str, SEEDS), by_seed, strict=True)))
-    assert found.mean == pytest.approx(sum(by_seed) / len(by_seed))
-    assert found.n == len(SEEDS) * N_REPORT
-    assert found.per_layer is not None
-    assert found.per_head is not None
-    assert found.per_layer_ci95 is not None
-    assert len(found.per_layer) == len(found.per_layer_ci95) == len(found.per_head) == 2
-    assert [len(heads) for heads in found.per_head] == [4, 4]
+    assert score.per_seed == pytest.approx(dict(zip(map(str, SEEDS), by_seed, strict=True)))
+    assert score.mean == pytest.approx(sum(by_seed) / len(by_seed))
+    assert score.n == len(SEEDS) * N_REPORT
+    assert score.per_layer is not None
+    assert score.per_head is not None
+    assert score.per_layer_ci95 is not None
+    assert len(score.per_layer) == len(score.per_layer_ci95) == len(score.per_head) == 2
+    assert [len(heads) for heads in score.per_head] == [4, 4]
     last_layer = [float(made_up(seed).measures["sim_am"][:, 1].mean()) for seed in SEEDS]
-    assert found.per_layer[1] == pytest.approx(sum(last_layer) / len(last_layer))
+    assert score.per_layer[1] == pytest.approx(sum(last_layer) / len(last_layer))
 
 
-def test_companions_and_controls_stand_where_they_belong() -> None:
+def test_companion_numbers_and_controls_are_in_their_fields() -> None:
     result = of_made_up()
 
     assert set(result.similarity) == {"agreement", "sim_am", "sim_aou", "rec2ftp"}
@@ -202,8 +202,8 @@ def test_companions_and_controls_stand_where_they_belong() -> None:
 
 def controlled(seed: int, unread: int = 6) -> SeedRecord:
     """Made-up outcomes with made-up controls, which the last queries were not read for."""
-    outcome = made_up(seed)
-    n = len(asked().examples)
+    record = made_up(seed)
+    n = len(description().examples)
     there = torch.arange(n) < n - unread
     generator = torch.Generator().manual_seed(1000 + seed)
 
@@ -217,7 +217,7 @@ def controlled(seed: int, unread: int = 6) -> SeedRecord:
 
     base = 0.4 + 0.1 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
     measures = {
-        **{name: value for name, value in outcome.measures.items() if not name.startswith("control/")},
+        **{name: value for name, value in record.measures.items() if not name.startswith("control/")},
         "sim_aou": base,
         "control/random/sim_aou": measure(0.1),
         "control/icl_order/sim_aou": measure(0.9),
@@ -228,7 +228,7 @@ def controlled(seed: int, unread: int = 6) -> SeedRecord:
     }
     names = ("icl_order", "ft_order", "untrained.zsl", "untrained.icl", "untrained.ft", "rate:0.01")
     return dataclasses.replace(
-        outcome, measures=measures, control_answers={name: answers() for name in names}, notes=("A note.",),
+        record, measures=measures, control_answers={name: answers() for name in names}, notes=("A note.",),
         control_seconds=1.5,
     )  # fmt: skip
 
@@ -239,25 +239,25 @@ def of_controlled() -> Result:
 
 
 def right_of(table: torch.Tensor) -> list[bool | None]:
-    labels = [example.label for example in asked().examples]
+    labels = [example.label for example in description().examples]
     return [
         None if any(x != x for x in row) else row.index(max(row)) == label
         for row, label in zip(table.tolist(), labels, strict=True)
     ]
 
 
-def test_controls_are_told_by_name_without_the_sweep() -> None:
+def test_controls_are_reported_by_name_without_the_sweep() -> None:
     result = of_controlled()
 
     assert list(result.controls) == ["random", "icl_order", "ft_order", "untrained"]
     assert set(result.controls["random"]) == {"sim_aou"}
     assert set(result.controls["icl_order"]) == {"sim_aou", "rec2ftp", "accuracy"}
-    found = result.controls["icl_order"]["sim_aou"]
+    score = result.controls["icl_order"]["sim_aou"]
     values = [controlled(seed).measures["control/icl_order/sim_aou"] for seed in SEEDS]
-    assert found.n == len(SEEDS) * (N_REPORT - 6)
-    assert found.mean == pytest.approx(float(torch.stack([value.nanmean() for value in values]).mean()))
-    assert found.per_layer is not None
-    assert found.per_head is None
+    assert score.n == len(SEEDS) * (N_REPORT - 6)
+    assert score.mean == pytest.approx(float(torch.stack([value.nanmean() for value in values]).mean()))
+    assert score.per_layer is not None
+    assert score.per_head is None
     assert result.environment["control_seconds"] == 4.5
 
 
@@ -273,8 +273,8 @@ def test_a_controls_rec2ftp_counts_what_a_loop_counts(control: str, names: tuple
     fixed = both = 0
     own: list[bool] = []
     for seed in SEEDS:
-        outcome = controlled(seed)
-        tables = {**outcome.log_probabilities, **outcome.control_answers}
+        record = controlled(seed)
+        tables = {**record.log_probabilities, **record.control_answers}
         for before, first, second in zip(*(right_of(tables[name]) for name in names), strict=True):
             if before is None or first is None or second is None:
                 continue
@@ -282,27 +282,27 @@ def test_a_controls_rec2ftp_counts_what_a_loop_counts(control: str, names: tuple
             both += second and not before and first
         mine = control if control in tables else f"{control}.icl"
         own += [each for each in right_of(tables[mine]) if each is not None]
-    found = of_controlled().controls[control]
+    control_scores = of_controlled().controls[control]
 
     assert 0 < both < fixed, "the case must tell right from wrong"
-    assert (found["rec2ftp"].mean, found["rec2ftp"].n) == (pytest.approx(both / fixed), fixed)
-    assert found["accuracy"].mean == pytest.approx(sum(own) / len(own))
-    assert found["accuracy"].n == len(own) == len(SEEDS) * (N_REPORT - 6)
+    assert (control_scores["rec2ftp"].mean, control_scores["rec2ftp"].n) == (pytest.approx(both / fixed), fixed)
+    assert control_scores["accuracy"].mean == pytest.approx(sum(own) / len(own))
+    assert control_scores["accuracy"].n == len(own) == len(SEEDS) * (N_REPORT - 6)
 
 
 def test_a_measure_is_calibrated_by_its_own_controls() -> None:
-    found = of_controlled().calibrated
+    calibrated = of_controlled().calibrated
 
-    assert set(found) == {"sim_aou", "rec2ftp"}
+    assert set(calibrated) == {"sim_aou", "rec2ftp"}
     parts = {}
     for name in ("sim_aou", "control/random/sim_aou", "control/icl_order/sim_aou", "control/ft_order/sim_aou"):
         values = [controlled(seed).measures[name][: N_REPORT - 6].mean() for seed in SEEDS]
         parts[name] = float(torch.stack(values).mean())
     score, floor, first, second = parts.values()
-    assert found["sim_aou"].mean == pytest.approx((score - floor) / ((first * second) ** 0.5 - floor))
-    assert (found["sim_aou"].control, found["sim_aou"].n) == ("random", len(SEEDS) * (N_REPORT - 6))
-    assert set(found["sim_aou"].by_control) == {"untrained"}
-    assert found["rec2ftp"].control in ("chance", "untrained")
+    assert calibrated["sim_aou"].mean == pytest.approx((score - floor) / ((first * second) ** 0.5 - floor))
+    assert (calibrated["sim_aou"].control, calibrated["sim_aou"].n) == ("random", len(SEEDS) * (N_REPORT - 6))
+    assert set(calibrated["sim_aou"].by_control) == {"untrained"}
+    assert calibrated["rec2ftp"].control in ("chance", "untrained")
     # The other layered measure has no controls here, and no p-values.
     assert of_controlled().similarity["sim_am"].per_layer_q is None
     q = of_controlled().similarity["sim_aou"].per_layer_q
@@ -330,14 +330,14 @@ def test_the_sweep_has_a_point_for_each_rate() -> None:
 
 
 def test_a_control_that_some_seed_lacks_is_left_out() -> None:
-    outcomes = [controlled(seed) for seed in SEEDS]
-    outcomes[1] = dataclasses.replace(
-        outcomes[1],
-        measures={name: value for name, value in outcomes[1].measures.items() if "rate:" not in name},
-        control_answers={name: value for name, value in outcomes[1].control_answers.items() if "rate:" not in name},
+    records = [controlled(seed) for seed in SEEDS]
+    records[1] = dataclasses.replace(
+        records[1],
+        measures={name: value for name, value in records[1].measures.items() if "rate:" not in name},
+        control_answers={name: value for name, value in records[1].control_answers.items() if "rate:" not in name},
     )
 
-    result = summary(outcomes)
+    result = summary(records)
 
     assert result.rate_sweep == []
     assert result.controls == of_controlled().controls
@@ -347,7 +347,7 @@ def test_every_pair_of_learners_is_tested_on_the_same_queries() -> None:
     result = of_made_up()
 
     assert [(test.first, test.second) for test in result.tests] == [("zsl", "icl"), ("zsl", "ft"), ("icl", "ft")]
-    labels = torch.tensor([example.label for example in asked().examples])
+    labels = torch.tensor([example.label for example in description().examples])
     right = {
         name: torch.stack([made_up(seed).log_probabilities[name].argmax(1) == labels for seed in SEEDS]).double()
         for name in LEARNERS
@@ -358,17 +358,17 @@ def test_every_pair_of_learners_is_tested_on_the_same_queries() -> None:
         assert test.difference == pytest.approx(accuracies[0] - accuracies[1])
         assert test.n == len(SEEDS) * N_REPORT
         # Three seeds: scipy enumerates all eight patterns too.
-        found = permutation_test(
+        expected = permutation_test(
             (difference.mean(1), difference.mean(1) * 0), lambda x, y: (x - y).mean(), permutation_type="samples"
         )
-        assert test.p_seeds == pytest.approx(found.pvalue)
+        assert test.p_seeds == pytest.approx(expected.pvalue)
         assert test.p_seeds is not None
         assert test.p_seeds >= 2 / 2 ** len(SEEDS)
-        found = permutation_test(
+        expected = permutation_test(
             (difference.mean(0), difference.mean(0) * 0), lambda x, y: (x - y).mean(), permutation_type="samples",
             rng=np.random.default_rng(0),
         )  # fmt: skip
-        assert test.p_queries == pytest.approx(found.pvalue, abs=0.03)
+        assert test.p_queries == pytest.approx(expected.pvalue, abs=0.03)
         low, high = test.ci95
         assert low is not None
         assert high is not None
@@ -376,25 +376,25 @@ def test_every_pair_of_learners_is_tested_on_the_same_queries() -> None:
         assert test.minimum_detectable == pytest.approx((high - low) * 2.8016 / 3.92, rel=1e-3)
 
 
-def test_a_learner_beside_itself_does_not_differ() -> None:
-    outcomes = []
+def test_a_learner_compared_with_itself_does_not_differ() -> None:
+    records = []
     for seed in SEEDS:
-        outcome = made_up(seed)
-        outcome.log_probabilities["ft"] = outcome.log_probabilities["icl"]
-        outcomes.append(outcome)
+        record = made_up(seed)
+        record.log_probabilities["ft"] = record.log_probabilities["icl"]
+        records.append(record)
 
-    test = summary(outcomes).tests[-1]
+    test = summary(records).tests[-1]
 
     assert (test.difference, test.p_queries, test.p_seeds) == (0.0, 1.0, 1.0)
     # Equal answers to every query do not show how much a difference would vary.
     assert (test.minimum_detectable, test.ci95) == (None, (None, None))
 
 
-def test_notes_of_controls_are_said_once() -> None:
-    found = compare(small_config(k=20, controls=("other_demonstrations",)), lm=small_lm(), task=small_task())
+def test_notes_of_controls_are_reported_once() -> None:
+    study = compare(small_config(k=20, controls=("other_demonstrations",)), lm=small_lm(), task=small_task())
 
-    notes = [each for each in found.result.warnings if "Train is too small for other demonstrations" in each]
-    assert len(found.records) == 2
+    notes = [each for each in study.result.warnings if "too small for a second, disjoint set of demonstrations" in each]
+    assert len(study.records) == 2
     assert len(notes) == 1
 
 
@@ -411,10 +411,10 @@ def test_chance_agreement_is_that_of_independent_answerers() -> None:
 
 
 def test_predictions_show_collapse_into_one_class() -> None:
-    outcome = made_up(1)
+    record = made_up(1)
     certain = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64).expand(N_REPORT, 2)
-    outcome.log_probabilities["ft"] = certain
-    result = summarise(small_config(seeds=(1,)), small_lm(), asked(), [outcome], 1.0)
+    record.log_probabilities["ft"] = certain
+    result = summarise(small_config(seeds=(1,)), small_lm(), description(), [record], 1.0)
 
     collapsed, free = result.predictions["ft"], result.predictions["icl"]
     assert (collapsed.majority_share, collapsed.majority_label, collapsed.entropy) == (1.0, "negative", 0.0)
@@ -439,15 +439,15 @@ def test_a_search_done_once_is_charged_once() -> None:
 )
 def test_few_seeds_are_warned_about(n_seeds: int, words: str) -> None:
     seeds = SEEDS[:n_seeds]
-    outcomes = [made_up(seed) for seed in seeds]
-    result = summarise(small_config(seeds=seeds), small_lm(), asked(), outcomes, 1.0)
+    records = [made_up(seed) for seed in seeds]
+    result = summarise(small_config(seeds=seeds), small_lm(), description(), records, 1.0)
 
     assert any(warning.startswith(words) for warning in result.warnings)
 
 
 def test_eight_seeds_are_not_warned_about() -> None:
     seeds = tuple(range(8))
-    result = summarise(small_config(seeds=seeds), small_lm(), asked(), [made_up(seed) for seed in seeds], 1.0)
+    result = summarise(small_config(seeds=seeds), small_lm(), description(), [made_up(seed) for seed in seeds], 1.0)
 
     assert not any("demonstration seed" in warning for warning in result.warnings)
 
@@ -460,10 +460,10 @@ def test_a_rate_at_the_edge_of_its_grid_is_warned_about(rates: tuple[float, ...]
 
 
 def test_a_rate_at_the_edge_on_a_later_seed_is_warned_about_too() -> None:
-    outcomes = [made_up(seed) for seed in SEEDS]
-    outcomes[2] = dataclasses.replace(outcomes[2], trials=(trial(3, 1e-1),))
+    records = [made_up(seed) for seed in SEEDS]
+    records[2] = dataclasses.replace(records[2], trials=(trial(3, 1e-1),))
 
-    result = summary(outcomes, rates=(1e-3, 1e-2, 1e-1))
+    result = summary(records, rates=(1e-3, 1e-2, 1e-1))
 
     assert any("edge of its grid: ft (0.1)." in warning for warning in result.warnings)
 
@@ -505,8 +505,8 @@ def test_notes_of_protocol_and_task_are_passed_on() -> None:
 
 
 def test_the_table_has_one_row_for_each_seed_learner_and_query() -> None:
-    found = comparison()
-    table = examples_table(found.description, found.records)
+    study = comparison()
+    table = examples_table(study.description, study.records)
     rows = table.to_pylist()
 
     assert table.column_names == [
@@ -519,10 +519,10 @@ def test_the_table_has_one_row_for_each_seed_learner_and_query() -> None:
         answers = [row["log_probability:negative"], row["log_probability:positive"]]
         assert row["prediction"] == answers.index(max(answers))
     right = [row["prediction"] == row["label"] for row in rows if row["learner"] == "icl"]
-    assert sum(right) / len(right) == pytest.approx(found.result.accuracy["icl"].mean)
+    assert sum(right) / len(right) == pytest.approx(study.result.accuracy["icl"].mean)
 
 
-def test_the_facts_say_what_was_compared() -> None:
+def test_the_facts_describe_what_was_compared() -> None:
     result = comparison().result
 
     assert (result.model["name"], result.model["n_layers"], result.model["n_heads"]) == ("tiny gpt2", 2, 4)

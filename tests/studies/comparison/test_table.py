@@ -46,7 +46,7 @@ def test_accuracies_are_in_order_and_a_collapse_is_marked():
     assert text.count("!") == 1
 
 
-def test_similarities_stand_between_floor_and_ceiling_and_the_caption_names_the_floors():
+def test_similarities_have_floor_and_ceiling_and_the_caption_names_the_floors():
     text = printed(similarity_table(example_result()))
     [raw] = [line for line in text.splitlines() if "SimAOU, raw" in line]
     assert [cell.strip() for cell in raw.split("│")[2:7]] == ["0.143", "0.131 to 0.155", "0.093", "0.334", "0.21"]
@@ -67,7 +67,7 @@ def test_the_widest_numbers_still_fit_in_eighty_columns():
     assert text.count("-0.123 to -0.111") == text.count("-12.35") + text.count("-12.34") == len(keys)
 
 
-def test_without_scales_similarities_stand_beside_the_random_control_and_companions_below():
+def test_without_scales_similarities_are_next_to_the_random_control_and_companions_below():
     lines = printed(similarity_table(old_result())).splitlines()
     [sim_aou] = [line for line in lines if "SimAOU " in line]
     assert "0.186" in sim_aou
@@ -98,10 +98,10 @@ def test_agreement_with_icl_is_a_column_where_it_is_known():
     assert "as ICL" not in printed(accuracy_table(old_result()))
 
 
-def test_what_never_is_cheaper_is_said_beside_the_queries_of_what_is():
+def test_a_learner_that_is_never_cheaper_is_marked_as_such():
     lines = printed(against_table(example_result())).splitlines()
     [fold] = [line for line in lines if "folded" in line]
-    assert all(shown in fold for shown in ("88.4 %", "86.4 to 90.4 %", "94.3 %", " 13 ", "1,084"))
+    assert all(text in fold for text in ("88.4 %", "86.4 to 90.4 %", "94.3 %", " 13 ", "1,084"))
     [lora] = [line for line in lines if "LoRA" in line]
     assert [cell.strip() for cell in lora.split("│")[5:7]] == ["3", "never"]
     [probe] = [line for line in lines if "linear probe" in line]

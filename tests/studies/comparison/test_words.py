@@ -16,13 +16,13 @@ def accuracy(mean: float | None, low: float | None, high: float | None, n: int =
     return Accuracy(mean=mean, ci95=(low, high), n=n, per_seed={str(seed): mean for seed in range(seeds)})
 
 
-def said(**changes) -> str:
+def verdict(**changes) -> str:
     return "\n".join(headlines(empty_result(**changes)))
 
 
 def alike(value: Similarity, random: Similarity, **controls: Similarity) -> str:
     named = {key: {"sim_aou": control} for key, control in ({"random": random} | controls).items()}
-    return said(similarity={"sim_aou": value}, controls=named)
+    return verdict(similarity={"sim_aou": value}, controls=named)
 
 
 def similarity(mean: float | None, low: float | None, high: float | None, **details) -> Similarity:
@@ -39,33 +39,33 @@ def test_the_example_names_the_best_learner_and_those_level_with_it():
     assert "overlaps that of finetuning, LoRA and folding." in first
 
 
-def test_intervals_apart_are_called_apart():
-    text = said(accuracy={"icl": accuracy(0.8, 0.75, 0.85), "ft": accuracy(0.6, 0.55, 0.65)})
+def test_intervals_that_do_not_overlap_are_reported_as_such():
+    text = verdict(accuracy={"icl": accuracy(0.8, 0.75, 0.85), "ft": accuracy(0.6, 0.55, 0.65)})
     assert "Its interval overlaps that of no other learner." in text
     assert "ICL is 20.0 points above finetuning, and their 95 % intervals do not overlap." in text
 
 
-def test_intervals_that_overlap_are_not_called_apart():
-    text = said(accuracy={"icl": accuracy(0.65, 0.58, 0.72), "ft": accuracy(0.7, 0.64, 0.76)})
+def test_intervals_that_overlap_show_no_difference():
+    text = verdict(accuracy={"icl": accuracy(0.65, 0.58, 0.72), "ft": accuracy(0.7, 0.64, 0.76)})
     assert "ICL is 5.0 points below finetuning, and their 95 % intervals overlap" in text
     assert "do not overlap" not in text
 
 
-def test_touching_intervals_are_not_apart_and_unknown_ones_do_not_say():
-    one = (0.0, 0.2)
-    assert apart(one, (0.2, 0.4)) == 0
-    assert (apart(one, (0.21, 0.4)), apart((0.21, 0.4), one)) == (-1, 1)
-    assert apart(one, (None, 0.4)) is None
+def test_touching_intervals_overlap_and_unknown_ones_have_no_order():
+    interval = (0.0, 0.2)
+    assert apart(interval, (0.2, 0.4)) == 0
+    assert (apart(interval, (0.21, 0.4)), apart((0.21, 0.4), interval)) == (-1, 1)
+    assert apart(interval, (None, 0.4)) is None
 
 
 def test_without_intervals_no_order_is_claimed():
-    text = said(accuracy={"icl": accuracy(0.8, None, None), "ft": accuracy(0.6, 0.5, 0.7)})
+    text = verdict(accuracy={"icl": accuracy(0.8, None, None), "ft": accuracy(0.6, 0.5, 0.7)})
     assert "Some learners have no interval, so the difference may be due to chance." in text
     assert "without intervals this may be due to chance" in text
 
 
 def test_a_tie_is_called_a_tie():
-    text = said(accuracy={"icl": accuracy(0.8, 0.7, 0.9), "ft": accuracy(0.8, 0.7, 0.9)})
+    text = verdict(accuracy={"icl": accuracy(0.8, 0.7, 0.9), "ft": accuracy(0.8, 0.7, 0.9)})
     assert "In-context learning and finetuning share the highest mean accuracy" in text
     assert "ICL and finetuning have the same mean accuracy" in text
 
@@ -78,14 +78,14 @@ def test_similarity_is_claimed_only_clear_of_the_random_control():
     assert "without intervals there is no conclusion" in alike(similarity(0.2, None, None), random)
 
 
-def test_a_control_that_scores_as_high_takes_the_claim_back():
-    random, found = similarity(0.0, -0.01, 0.01), similarity(0.2, 0.18, 0.22)
-    text = alike(found, random, untrained=similarity(0.19, 0.17, 0.21))
+def test_a_control_that_scores_as_high_adds_a_caveat():
+    random, score = similarity(0.0, -0.01, 0.01), similarity(0.2, 0.18, 0.22)
+    text = alike(score, random, untrained=similarity(0.19, 0.17, 0.21))
     assert "is not clearly above the control “untrained model”, 0.19 (0.17 to 0.21)" in text
-    assert "clearly above" not in alike(found, random, untrained=similarity(0.05, 0.03, 0.07))
+    assert "clearly above" not in alike(score, random, untrained=similarity(0.05, 0.03, 0.07))
 
 
-def test_comparisons_and_ceilings_above_the_score_take_nothing_back():
+def test_comparisons_and_ceilings_above_the_score_add_no_caveat():
     above = {"icl_order": similarity(0.9, 0.88, 0.92), "lcgd": similarity(0.3, 0.28, 0.32)}
     text = alike(similarity(0.2, 0.18, 0.22), similarity(0.0, -0.01, 0.01), **above)
     assert "clearly above" not in text
@@ -101,16 +101,16 @@ def test_comparisons_and_ceilings_above_the_score_take_nothing_back():
         (None, "without an interval of the difference there is no conclusion"),
     ],
 )
-def test_rec2ftp_is_weighed_by_the_interval_of_its_lift(interval, claim):
-    text = said(similarity={"rec2ftp": similarity(0.8, 0.7, 0.9, chance=0.6, lift_ci95=interval)})
+def test_rec2ftp_is_judged_by_the_interval_of_its_lift(interval, claim):
+    text = verdict(similarity={"rec2ftp": similarity(0.8, 0.7, 0.9, chance=0.6, lift_ci95=interval)})
     assert "Of the 500 answers that finetuning corrected" in text
     assert "compared with 60 % of all answers that zero-shot had wrong" in text
     assert claim in text
 
 
-def test_nothing_fixed_is_said():
+def test_no_corrections_at_all_are_reported():
     nothing = Similarity(mean=float("nan"), ci95=(None, None), n=0)
-    assert "Finetuning corrected none of zero-shot's wrong answers" in said(similarity={"rec2ftp": nothing})
+    assert "Finetuning corrected none of zero-shot's wrong answers" in verdict(similarity={"rec2ftp": nothing})
 
 
 @pytest.mark.parametrize(("share", "fallen"), [(0.9, []), (0.901, ["ft"]), (None, [])])
@@ -125,9 +125,9 @@ def test_a_learner_collapses_above_nine_tenths(share, fallen):
 
 def test_learners_level_with_guessing_are_named():
     levels = {"icl": accuracy(0.8, 0.75, 0.85), "zsl": accuracy(0.52, 0.48, 0.56)}
-    text = said(accuracy=levels, task={"label_words": [" bad", " good"]})
+    text = verdict(accuracy=levels, task={"label_words": [" bad", " good"]})
     assert "Zero-shot is not shown to answer better than guessing (50.0 %), so there is no evidence" in text
-    assert "guessing" not in said(accuracy=levels)
+    assert "guessing" not in verdict(accuracy=levels)
 
 
 def test_chance_needs_label_words():
@@ -137,10 +137,10 @@ def test_chance_needs_label_words():
 
 
 def test_few_answers_and_one_seed_are_pointed_out():
-    text = said(accuracy={"icl": accuracy(0.8, 0.6, 0.9, n=40, seeds=1)})
+    text = verdict(accuracy={"icl": accuracy(0.8, 0.6, 0.9, n=40, seeds=1)})
     assert "from only 40 answers" in text
     assert "only one demonstration seed" in text
-    assert "preliminary" not in said(accuracy={"icl": accuracy(0.8, 0.6, 0.9, n=2000)})
+    assert "preliminary" not in verdict(accuracy={"icl": accuracy(0.8, 0.6, 0.9, n=2000)})
 
 
 def test_cost_is_put_into_one_sentence():
@@ -164,11 +164,11 @@ def place(mean: float | None, low: float | None, high: float | None, **changes) 
 
 
 def placed(
-    where: Calibrated, found: Similarity | None = None, key: str = "sim_aou_raw", **controls: Similarity
+    where: Calibrated, score: Similarity | None = None, key: str = "sim_aou_raw", **controls: Similarity
 ) -> list[str]:
     named = {control: {key: each} for control, each in controls.items()}
-    found = found or similarity(0.2, 0.18, 0.22)
-    return headlines(empty_result(similarity={key: found}, calibrated={key: where}, controls=named))
+    score = score or similarity(0.2, 0.18, 0.22)
+    return headlines(empty_result(similarity={key: score}, calibrated={key: where}, controls=named))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_other_demonstrations_that_score_as_high_make_the_similarity_unspecific(
     assert len(placed(place(0.3, 0.2, 0.4), other_demonstrations=similarity(0.1, 0.08, 0.12))) == 1
 
 
-def test_an_untrained_model_that_scores_as_high_brings_in_the_critics():
+def test_an_untrained_model_that_scores_as_high_adds_a_caveat():
     [_, sentence] = placed(place(0.3, 0.2, 0.4), untrained=similarity(0.3, 0.28, 0.32))
     assert "The untrained model scores raw SimAOU 0.30" in sentence
     assert "arXiv:2311.07772" in sentence
@@ -265,7 +265,7 @@ def test_a_difference_is_claimed_only_for_what_its_tests_show(p_queries, p_seeds
     assert claim in sentence
 
 
-def test_a_test_written_the_other_way_round_says_the_same():
+def test_a_test_in_the_other_direction_gives_the_same_sentence():
     turned = paired_test(with_test(weighed(0.01, 0.2, gap=-0.05, first="ft")), "icl", "ft")
     assert turned is not None
     assert (turned.first, turned.difference) == ("icl", 0.05)
@@ -273,7 +273,7 @@ def test_a_test_written_the_other_way_round_says_the_same():
     assert headlines(with_test(weighed(0.01, 0.2, gap=-0.05, first="ft"))) == headlines(with_test(weighed(0.01, 0.2)))
 
 
-def test_the_best_learner_is_weighed_by_tests_and_not_by_overlap_where_there_are_tests():
+def test_the_best_learner_is_judged_by_tests_if_there_are_any_and_not_by_overlap():
     first = headlines(with_test(weighed(0.001, 0.0156)))[0]
     assert first.endswith("By paired tests it is ahead of finetuning for other queries and other demonstrations.")
     assert "overlaps" not in first
@@ -289,7 +289,7 @@ def test_few_seeds_cannot_give_a_small_p(seeds, least):
     assert ("no test over demonstrations" in note) == (least is None)
 
 
-def test_pairs_are_sorted_by_what_they_hold_for():
+def test_pairs_are_sorted_by_what_they_generalise_to():
     pairs = [
         weighed(0.001, 0.01).model_copy(update={"second": "zsl", "difference": 0.2}),
         weighed(0.001, 0.01).model_copy(update={"second": "lora"}),
