@@ -126,7 +126,10 @@ def test_the_first_layer_copies_the_vector_of_the_token_before():
 def test_the_faster_route_is_refused_and_the_others_agree(softmax):
     lm = wrapped(softmax=softmax)
     assert lm.route.name == "packed-mask"
-    assert "packed: ModelError: keys of a prefix and of its queries can be told apart under softmax only" in lm.refused
+    assert (
+        "packed: ModelError: attention to prefix and query can be computed separately for softmax attention only"
+        in lm.refused
+    )
     found = said(lm)
     for route in ("repeated", "naive"):
         other = said(wrapped(route, softmax=softmax))

@@ -220,7 +220,7 @@ class TestAttentionThatCannotBeRecorded:
         lost = dataclasses.replace(lm.anatomy.layers[1], W_O=None, unclear=("W_O is lost",))
         anatomy = dataclasses.replace(lm.anatomy, layers=(lm.anatomy.layers[0], lost))
         assert not anatomy.knows_outputs
-        assert anatomy.without("W_O") == ("layer 1: W_O is lost",)
+        assert anatomy.missing_projections("W_O") == ("layer 1: W_O is lost",)
 
 
 def demonstrations(ids: tuple[int, ...]) -> EncodedDemonstrations:

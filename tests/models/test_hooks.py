@@ -115,7 +115,7 @@ def test_all_arguments_can_be_replaced(stack):
 def test_a_module_is_answered_for_and_its_hooks_still_run(stack):
     seen = []
     with Hooks(stack) as hooks:
-        hooks.instead("ten", lambda *args, **kwargs: (first_input(args, kwargs), "skipped"))
+        hooks.replace_forward("ten", lambda *args, **kwargs: (first_input(args, kwargs), "skipped"))
         hooks.after("ten", lambda x, out: seen.append(float(out.max())))
         assert float(stack(ZERO).max()) == 2
     assert seen == [1]
@@ -129,7 +129,7 @@ def test_a_forward_that_was_replaced_before_is_put_back(stack):
 
     stack.ten.forward = before
     with Hooks(stack) as hooks:
-        hooks.instead("ten", lambda hidden_states: (hidden_states, "inside"))
+        hooks.replace_forward("ten", lambda hidden_states: (hidden_states, "inside"))
         stack(ZERO)
         assert stack.passed_on == "inside"
     assert stack.ten.forward is before
@@ -179,7 +179,7 @@ def test_everything_is_removed_when_the_body_raises(stack):
         with Hooks(stack) as hooks:
             hooks.before("one", lambda x: x + 1)
             hooks.after("one", lambda x, out: out + 1)
-            hooks.instead("ten", lambda hidden_states: (hidden_states, ""))
+            hooks.replace_forward("ten", lambda hidden_states: (hidden_states, ""))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

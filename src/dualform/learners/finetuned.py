@@ -35,7 +35,7 @@ from dualform.models.editing.edit import (
 )
 from dualform.models.reading.capture import stack_layers
 from dualform.models.reading.encoding import EncodedDemonstrations
-from dualform.models.reading.forward import forward_rows, watching
+from dualform.models.reading.forward import forward_rows, observing_attention
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.ops.rounding import at_least_float32
@@ -254,7 +254,7 @@ def train(
 
         tokens = torch.tensor([ids], device=lm.device)
         learned = torch.tensor(list(learned_positions(ids, n_answer, loss_on)), device=lm.device)
-        parts = losses_of(lm, tokens, learned, watching(lm.model, lm.anatomy, keep))
+        parts = losses_of(lm, tokens, learned, observing_attention(lm.model, lm.anatomy, keep))
         own = next(parts)
         losses.append(float(own.detach()))
         if steps == "sequential":

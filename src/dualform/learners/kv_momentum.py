@@ -78,7 +78,7 @@ class KeyValueMomentum:
             ConfigError: The demonstrations' prefix does not begin with `opening`.
             ModelError: The route reads queries without the prefix's keys and values, or computes positions itself.
             NumericalError: Keys or values became NaN or infinite; the message names step and pass.
-            ContextError: The demonstrations go beyond a switch length (`LanguageModel.require_one_row`).
+            ContextError: The demonstrations go beyond a switch length (`LanguageModel.require_usable_prefix`).
         """
         start = time.perf_counter()
         prefix, n_fixed = demonstrations.prefix, len(self.opening)
@@ -93,13 +93,13 @@ class KeyValueMomentum:
                 f"positions of our choice. Choose a model that is read by {' or '.join(_READERS)}."
             )
         encoded = lm.encode(prefix)
-        if isinstance(encoded, CachedPrefix) and encoded.seen is not None and self.passes > 1:
+        if isinstance(encoded, CachedPrefix) and encoded.attended is not None and self.passes > 1:
             raise ModelError(
                 f"{lm.name} keeps something else than keys and values in its cache (latent attention), so they cannot "
                 "be moved by reading again. Choose another method of folding, or another model."
             )
         if self.passes > 1 and prefix[n_fixed:]:
-            lm.require_one_row(0, [Query(prefix, ())])
+            lm.require_usable_prefix(0, [Query(prefix, ())])
             encoded = self._thought_over(lm, encoded, prefix, n_fixed)
         cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
         return AdaptedModel(self.name, lm, encoded, cost)
@@ -159,7 +159,7 @@ class _BehindKeysValues:
         """Compute, and keep the tokens' own keys and values."""
         layer = self._order.next(module)
         if layer is None:
-            raise ModelError("some of its attention is no layer here, so that its keys and values are not at hand")
+            raise ModelError("some of its attention is not a recorded layer, so its keys and values are not available")
         self.seen[layer] = (call.key[0], call.value[0])
         key, value = (
             torch.cat([old[None], own], dim=2)

@@ -80,7 +80,7 @@ class LoraLearner(Learner):
         """W_Q and W_V must be known everywhere, and in memory."""
         require_trainable(lm.model)
         lm.anatomy.require_layers("LoRA")
-        if missing := lm.anatomy.without("W_Q", "W_V"):
+        if missing := lm.anatomy.missing_projections("W_Q", "W_V"):
             raise ModelError(f"W_Q and W_V were not found everywhere ({first_few(missing)})")
 
     def work(self, context: AdaptationContext) -> Work:

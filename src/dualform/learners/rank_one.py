@@ -94,7 +94,7 @@ class RankOneModel:
             ContextError: Queries behind the demonstrations go beyond a switch length.
         """
         chosen = [queries[i] for i in indices]
-        self.lm.require_one_row(self.prompted.length, chosen, probe)
+        self.lm.require_usable_prefix(self.prompted.length, chosen, probe)
         context = self._in_context(chosen, lay_out(chosen, probe, self.lm.device))
         with self._changed(context):
             return self.lm.read_group(self.opening, queries, indices, want, probe)

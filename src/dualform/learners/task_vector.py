@@ -69,7 +69,7 @@ class TaskVector:
         Raises:
             ConfigError: The model has no such layer.
             ModelError: The route does not keep queries in one row, or the model is no plain stack of blocks.
-            ContextError: Texts behind the demonstrations go beyond a switch length (`LanguageModel.require_one_row`).
+            ContextError: A text cannot follow a separately encoded prefix (`LanguageModel.require_usable_prefix`).
         """
         start = time.perf_counter()
         if lm.route.name not in _ONE_ROW:
@@ -112,7 +112,7 @@ class TaskVector:
 
         n_answers = max(len(text.answers) for text in self.texts)
         scores = torch.full((len(self.texts), n_answers), -torch.inf, dtype=torch.float64)
-        lm.require_one_row(in_context.n_prefix, self.texts)
+        lm.require_usable_prefix(in_context.n_prefix, self.texts)
         for indices in lm.groups(self.texts):
             rows = _predicting_rows(lay_out([self.texts[i] for i in indices], device=lm.device))
             with Hooks(lm.model) as hooks:
@@ -162,7 +162,7 @@ class PatchedModel:
     ) -> Readings:
         """Read one group of queries, the block's output replaced for as long as it takes."""
         lm = self.zero_shot.lm
-        lm.require_one_row(self.n_prefix, [queries[i] for i in indices], probe)
+        lm.require_usable_prefix(self.n_prefix, [queries[i] for i in indices], probe)
         rows = _predicting_rows(lay_out([queries[i] for i in indices], probe, lm.device))
 
         def replace(x: Any, out: Tensor) -> Tensor:

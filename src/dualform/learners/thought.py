@@ -72,7 +72,7 @@ class Thought:
         Raises:
             ModelError: W_O of a layer is not known; for the form `matrix` also where it is unknown what reads the MLPs'
                 inputs (`find_mlp_inputs`).
-            ContextError: Texts behind the demonstrations go beyond a switch length (`LanguageModel.require_one_row`).
+            ContextError: A text cannot follow a separately encoded prefix (`LanguageModel.require_usable_prefix`).
         """
         start = time.perf_counter()
         outputs = _output_linears(lm)
@@ -176,7 +176,7 @@ class _Reader:
         return sum(len(text.prompt) for text in self.texts)
 
     def read(self, prefix: EncodedPrefix, see: See) -> None:
-        self.lm.require_one_row(prefix.length, self.texts)
+        self.lm.require_usable_prefix(prefix.length, self.texts)
         first = prefix.length if isinstance(self.lm.route, NaiveRoute) else 0
         batch = len(self.texts) if isinstance(self.lm.route, RepeatedRoute) else 1
 

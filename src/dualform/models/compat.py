@@ -1,7 +1,7 @@
-"""Every private name of torch, transformers and accelerate that dualform relies on, behind a small function each.
+"""Every private name of torch, transformers and accelerate that dualform uses, each behind a small function.
 
-When a release moves one of them, this is the file to mend; tests/models/test_compat.py says which name it was, and
-that no other file uses one.
+If a release moves one of them, only this file must change. tests/models/test_compat.py shows which name is missing and
+checks that no other file uses a private name.
 """
 
 from collections.abc import Callable
@@ -13,51 +13,48 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 NAME_OR_PATH = "_name_or_path"
-"""The entry of a saved config that says where the model was loaded from."""
+"""The entry of a saved config with the path or name that the model was loaded from."""
 
 
 # transformers: attention implementations
 
 
 def can_set_attention(model: PreTrainedModel) -> bool:
-    """Whether a family computes attention through transformers' registry, so that another function can be set."""
+    """Whether a family uses transformers' attention registry, so that its attention function can be replaced."""
     return bool(type(model)._can_set_attn_implementation())
 
 
 def attention_implementation(model: nn.Module) -> str | None:
-    """Name of the attention implementation that a model runs with; None where its config has none."""
+    """Name of a model's attention implementation; None if its config has none."""
     name: str | None = getattr(model.config, "_attn_implementation", None)
     return name
 
 
 def set_config_attention(config: Any, name: str | None) -> None:
-    """Set the implementation in a config, also where the model's own setter refuses it; None forgets it.
-
-    Sub-configs follow, because a family's code reads its own.
-    """
+    """Set the attention implementation in a config and its sub-configs without the model's checks; None unsets it."""
     config._attn_implementation = name
 
 
-# transformers: building models and what they remember
+# transformers: building and resetting models
 
 
 def build_from_config(kind: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of a class, with weights as at initialisation."""
+    """A model of the given class with newly initialised weights."""
     model: PreTrainedModel = kind._from_config(config, dtype=dtype)
     return model
 
 
 def forget_adapters(model: nn.Module) -> None:
-    """Remove the marks that peft and transformers leave on a model whose adapters are gone."""
+    """Remove the attributes that peft and transformers leave on a model after its adapters were removed."""
     for name in ("peft_config", "active_adapters_", "_hf_peft_config_loaded"):
         if name in vars(model):
             delattr(model, name)
 
 
 def reset_rotary_frequencies(model: nn.Module) -> None:
-    """Have rotary embeddings with dynamic scaling forget the longest row that they have seen.
+    """Reset the frequencies of rotary embeddings with dynamic scaling, which depend on the longest row so far.
 
-    A module has one set of buffers, or one with a prefix for each layer type.
+    A module has one set of buffers, or one per layer type with a prefix in its names.
     """
     for module in model.modules():
         original_length = getattr(module, "original_max_seq_len", None)
@@ -79,25 +76,25 @@ def reset_rotary_frequencies(model: nn.Module) -> None:
 
 
 def accelerate_hook(module: nn.Module) -> Any:
-    """Accelerate's hook of a module (`ModelHook`), which brings in offloaded weights; None where it has none."""
+    """Accelerate's hook of a module (`ModelHook`), which loads offloaded weights; None if there is none."""
     return vars(module).get("_hf_hook")
 
 
 def set_accelerate_hook(module: nn.Module, hook: Any) -> None:
-    """Put another hook in the place of accelerate's."""
+    """Replace accelerate's hook of a module."""
     module._hf_hook = hook
 
 
 def accelerate_knows_processes() -> bool:
-    """Whether accelerate was set up in this process already."""
+    """Whether accelerate is already initialised in this process."""
     return bool(PartialState._shared_state)
 
 
 def forget_accelerator(processes: bool) -> None:
-    """Have the next `Accelerator` choose its device anew.
+    """Reset accelerate, so that the next `Accelerator` chooses its device again.
 
     Args:
-        processes: Forget the process group as well.
+        processes: Whether to reset the process group as well.
     """
     AcceleratorState._reset_state(reset_partial_state=processes)
 
@@ -106,12 +103,12 @@ def forget_accelerator(processes: bool) -> None:
 
 
 def own_parameters(module: nn.Module) -> dict[str, Any]:
-    """A module's parameters by name, to be read and written: also plain tensors can be put there for a forward."""
+    """A module's own parameters by name, as a writable dictionary that also accepts plain tensors."""
     return module._parameters
 
 
 def forward_hooks(module: nn.Module) -> tuple[dict[int, Callable[..., Any]], dict[int, Callable[..., Any]]]:
-    """A module's hooks before and after its forward, by number, to be read and removed."""
+    """A module's hooks before and after its forward, by number, as writable dictionaries."""
     return module._forward_pre_hooks, module._forward_hooks
 
 
@@ -119,7 +116,7 @@ def forward_hooks(module: nn.Module) -> tuple[dict[int, Callable[..., Any]], dic
 
 
 def has_packed_products() -> bool:
-    """Whether oneDNN's packed products can be called here."""
+    """Whether oneDNN's packed products are available."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -138,12 +135,12 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 def attention_with_lse_on_cpu(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """PyTorch's fused attention on a CPU, with the log-sum-exp of the scores that the public function keeps back.
+    """PyTorch's fused attention on a CPU with the log-sum-exp of the scores, which the public function does not return.
 
     Args:
         query: `(batch, head, q_pos, d_head)`.
         key: `(batch, head, k_pos, d_head)`.
-        value: Likewise.
+        value: `(batch, head, k_pos, d_head)`.
         mask: Additive, broadcastable to `(batch, head, q_pos, k_pos)`.
         scale: Factor of the scores.
 

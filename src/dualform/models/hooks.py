@@ -1,14 +1,14 @@
-"""Hooks on the modules of a model, in force for the length of a `with` block.
+"""Hooks on the modules of a model, active until a `with` block ends.
 
     with Hooks(model) as hooks:
         hooks.before("model.layers.0", lambda x: print(x.shape))
         hooks.after("model.layers.3.mlp", lambda x, out: 2 * out)
         model(input_ids=ids)
 
-A callback that returns None only observes, and then the forward is what it would be without it, bit for bit; anything
-else that it returns takes the place of what the module is given or returns. Modules may be named or passed themselves.
-Callbacks on one module run in the order in which they were added, once for each time that the module runs. All are
-removed when the block ends, also when it raises. Every hook that dualform sets is set here.
+A callback that returns None only observes, and the forward's results are the same as without it, bit for bit. Any other
+return value replaces the module's input or output. Modules are given by name or directly. Callbacks on one module run
+in the order in which they were added, each time the module runs. All are removed when the block ends, also if it
+raises. dualform sets all its hooks through this module.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from dualform.models.compat import forward_hooks
 
 Before = Callable[[Any], Any]
-"""From a module's first input to another one, or None."""
+"""Function of a module's first input; returns a replacement or None."""
 
 After = Callable[[Any, Any], Any]
-"""From a module's first input and its output to another output, or None."""
+"""Function of a module's first input and its output; returns a replacement of the output or None."""
 
 
-class StopForward(Exception):  # noqa: N818 # no error: the way out of a forward
-    """Ends the forward and the `with` block of the hooks that raised it; use `Hooks.stop`."""
+class StopForward(Exception):  # noqa: N818 # not an error
+    """Ends a forward and the `with` block of the hooks that raised it; use `Hooks.stop`."""
 
     def __init__(self, hooks: "Hooks") -> None:
         super().__init__("the rest of this forward is not needed")
@@ -35,10 +35,10 @@ class StopForward(Exception):  # noqa: N818 # no error: the way out of a forward
 
 
 class Hooks:
-    """Hooks on some modules of one model.
+    """Hooks on modules of one model.
 
     Args:
-        model: The model that names refer to; None where modules are passed themselves.
+        model: The model that module names refer to; None if modules are given directly.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
@@ -53,21 +53,21 @@ class Hooks:
         return isinstance(error, StopForward) and error.hooks is self
 
     def remove(self) -> None:
-        """Remove all of them, the last one first."""
+        """Remove all hooks, the last one first."""
         while self._removals:
             self._removals.pop()()
 
     def stop(self) -> NoReturn:
-        """Called in a callback: no later module runs, and the program goes on behind the `with` block."""
+        """Stop the forward from a callback: no later module runs, and the program continues after the `with` block."""
         raise StopForward(self)
 
     def before(self, module: str | nn.Module, callback: Before) -> None:
         """Observe or replace a module's first input.
 
         Args:
-            module: The module.
-            callback: Receives the first positional argument, or else the one named `hidden_states`, as families
-                differ in this; None where there is neither.
+            module: Name of the module, or the module.
+            callback: Receives the first positional argument, else the keyword argument `hidden_states` (families
+                differ), else None.
         """
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -79,11 +79,11 @@ class Hooks:
         self._add(self._find(module).register_forward_pre_hook(hook, with_kwargs=True))
 
     def before_call(self, module: str | nn.Module, callback: Callable[[Any, Any], Any]) -> None:
-        """Observe or replace all that a module is called with.
+        """Observe or replace all arguments of a module.
 
         Args:
-            module: The module.
-            callback: From positional and keyword arguments to others, as a pair, or None.
+            module: Name of the module, or the module.
+            callback: Receives positional and keyword arguments; returns replacements, as a pair, or None.
         """
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -95,11 +95,11 @@ class Hooks:
         """Observe or replace a module's output.
 
         Args:
-            module: The module.
+            module: Name of the module, or the module.
             callback: Receives the first input, as in `before`, and the output.
-            whole: Pass a tuple on as it is. Otherwise the callback receives its first entry, the hidden states, and
-                the other entries stay.
-            always: Call it also when the module's forward raises, with None for the output.
+            whole: Pass a tuple to the callback unchanged. Otherwise the callback receives and replaces only its first
+                entry, the hidden states.
+            always: Call it also if the module's forward raises, with None as the output.
         """
 
         def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
@@ -112,14 +112,14 @@ class Hooks:
         self._add(self._find(module).register_forward_hook(hook, with_kwargs=True, always_call=always))
 
     def after_each(self, modules: Sequence[str], callback: Callable[[int, Any, Any], Any]) -> None:
-        """`after` on several modules; the callback receives the module's index in front."""
+        """`after` on several modules; the callback's first argument is the module's index."""
         for index, module in enumerate(modules):
             self.after(module, partial(callback, index))
 
-    def instead(self, module: str | nn.Module, forward: Callable[..., Any]) -> None:
-        """Have a function answer in a module's place: its own forward does not run, its hooks do."""
+    def replace_forward(self, module: str | nn.Module, forward: Callable[..., Any]) -> None:
+        """Run a function instead of a module's own forward; the module's hooks still run."""
         attributes = vars(self._find(module))
-        # accelerate puts a forward of its own there.
+        # accelerate sets this attribute, too.
         before = attributes.get("forward")
         attributes["forward"] = forward
 
@@ -142,18 +142,18 @@ class Hooks:
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first positional argument, else the one named `hidden_states`; None without either."""
+    """The first positional argument, else the keyword argument `hidden_states`, else None."""
     return args[0] if args else kwargs.get("hidden_states")
 
 
 def attach_permanently(module: nn.Module, before: Callable[..., Any], after: Callable[..., Any] | None = None) -> None:
-    """Add hooks that stay until `detach`; adding them twice has no further effect.
+    """Add hooks that stay until `detach`; adding the same functions again has no effect.
 
     Args:
         module: The module.
-        before: A function of a module (not a closure, so that a deep copy's hook is known again): called with module,
-            positional and keyword arguments before each forward.
-        after: Called with module, positional arguments and output after each forward, also one that raises.
+        before: Called with module, positional and keyword arguments before each forward. A module-level function, not
+            a closure, so that it is recognised on a deep copy of the module.
+        after: Called with module, positional arguments and output after each forward, also if it raises.
     """
     before_hooks, after_hooks = forward_hooks(module)
     if before not in before_hooks.values():

@@ -18,7 +18,7 @@ from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.tokens import chat_template_notes
-from dualform.models.reading.truncation import n_tokens, truncated
+from dualform.models.reading.truncation import n_tokens, truncate_examples
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Example, Task
@@ -135,7 +135,7 @@ class Experiment(Generic[Config]):
         )
         queries = (*self.queries, *self.selection_queries)
         # Room for the longest label: controls show other labels, and must not decide which demonstrations fit.
-        return self.encode(self.encoder.fit(demonstrations, queries, self.context, any_label=True))
+        return self.encode(self.encoder.truncate_to_context(demonstrations, queries, self.context, any_label=True))
 
     def encode(self, demonstrations: Demonstrations) -> "DemonstrationSet":
         """Encode demonstrations, for instance those of a seed in another order."""
@@ -165,7 +165,7 @@ def _with_notes(config: StudyConfig, task: Task, encoder: Encoder, context: int)
         # Leave room for the query and one demonstration of each class; further demonstrations may not fit.
         n_texts = 1 + min(config.k, task.n_labels)
         room = (context - len(encoder.opening)) // n_texts - _SEPARATOR_TOKENS
-        task, n_cut = truncated(task, encoder, room)
+        task, n_cut = truncate_examples(task, encoder, room)
         if n_cut:
             total = sum(map(len, task.splits.values()))
             notes.append(f"{n_cut} of {total} texts were cut so that none has more than {room} tokens.")

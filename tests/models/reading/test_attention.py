@@ -182,7 +182,7 @@ class TestTheRegisteredFunction:
     def test_a_keyword_that_it_does_not_know_is_named(self, name, value):
         query = random(1, 2, 3, 8)
         shown = r"a tensor of shape \(4,\)" if name == "bias" else str(value)
-        with pytest.raises(ModelError, match=f"Identity asks attention for {name}={shown}, which dualform does"):
+        with pytest.raises(ModelError, match=f"Identity calls attention with {name}={shown}, which dualform does"):
             attention._attention(nn.Identity(), query, query, query, None, **{name: value})
 
     def test_keywords_without_meaning_to_attention_pass(self):

@@ -49,7 +49,7 @@ def test_latent_attention_hands_out_keys_and_values_whatever_its_cache_holds(tok
 def test_what_such_a_cache_holds_is_not_moved_as_if_it_were_keys(tokenizer):
     lm = LanguageModel.wrap(made("DeepseekV3", **LATENT), tokenizer, "deepseek")
     prefix = lm.encode(PREFIX)
-    if prefix.seen is None:  # type: ignore[attr-defined]
+    if prefix.attended is None:  # type: ignore[attr-defined]
         pytest.skip("this release of transformers caches keys and values of latent attention")
     demonstrations = EncodedDemonstrations(PREFIX, (), (), (), ())
     with pytest.raises(ModelError, match="something else than keys and values in its cache"):
@@ -58,7 +58,7 @@ def test_what_such_a_cache_holds_is_not_moved_as_if_it_were_keys(tokenizer):
 
 def test_an_ordinary_cache_is_kept_once(tokenizer):
     lm = LanguageModel.wrap(tiny_model("llama"), tokenizer, "llama", "repeated")
-    assert lm.encode(PREFIX).seen is None  # type: ignore[attr-defined]
+    assert lm.encode(PREFIX).attended is None  # type: ignore[attr-defined]
 
 
 def test_a_family_that_views_heads_as_one_axis_takes_the_fast_route(tokenizer):

@@ -281,7 +281,10 @@ class TestRecordingLooksOnAndLeaves:
         lost = dataclasses.replace(lm.anatomy.layers[1], W_O=None, unclear=("W_O should be the one linear",))
         anatomy = Anatomy((lm.anatomy.layers[0], lost), registry=True)
         route = type(lm.route)(lm.model, anatomy)
-        with pytest.raises(ModelError, match=r"cannot be recorded: layer 1: W_O should be the one linear"):
+        with pytest.raises(
+            ModelError,
+            match=r"cannot be recorded, which needs W_O of every layer: layer 1: W_O should be the one linear",
+        ):
             route.read(route.encode(PREFIX), list(QUERIES), lay_out(QUERIES), Recording(output=True))
         assert_no_hooks(lm.model)
 

@@ -210,7 +210,7 @@ class TestLabelWords:
         def forget(backend):
             backend.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex(" ø"), "")
 
-        with pytest.raises(LabelWordError, match=r"answer ' ø' becomes no token under this tokenizer. Choose another"):
+        with pytest.raises(LabelWordError, match=r"answer ' ø' becomes no token with this tokenizer. Choose another"):
             Encoder(with_tokenizer(lm, forget), sentiment(("positive", "ø")))
 
     def test_two_words_that_begin_alike_get_a_warning_that_names_them(self, lm):
@@ -235,10 +235,10 @@ class TestFit:
 
     def test_no_limit_or_room_enough_keeps_all(self, parts):
         encoder, chosen, queries = parts
-        assert encoder.fit(chosen, queries, None) is chosen
+        assert encoder.truncate_to_context(chosen, queries, None) is chosen
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert encoder.fit(chosen, queries, 10_000).k_effective == 10
+            assert encoder.truncate_to_context(chosen, queries, 10_000).k_effective == 10
 
     def test_the_first_that_fit_are_kept_and_a_warning_says_how_many(self, parts):
         encoder, chosen, queries = parts
@@ -249,11 +249,11 @@ class TestFit:
             room = context - 1 - longest
             words = (
                 rf"10 demonstrations take {lengths[10] - 1} tokens, but a context of {context} leaves room for {room} "
-                rf"beside the longest query: every learner gets the first {k} \(seed 3\)"
+                rf"next to the longest query: every learner gets the first {k} \(seed 3\)"
             )
             for spare in (0, lengths[k + 1] - lengths[k] - 1):
                 with pytest.warns(UserWarning, match=words if spare == 0 else f"every learner gets the first {k} "):
-                    fitted = encoder.fit(chosen, queries, context + spare)
+                    fitted = encoder.truncate_to_context(chosen, queries, context + spare)
                 assert fitted.k_effective == k
                 assert fitted.k_requested == 10
                 assert fitted.rows == chosen.rows[:k]
@@ -269,15 +269,15 @@ class TestFit:
         context = len(encoder.demonstrations(chosen).prefix) + longest
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert encoder.fit(chosen, queries, context).k_effective == 10
+            assert encoder.truncate_to_context(chosen, queries, context).k_effective == 10
 
     def test_a_query_longer_than_the_context_is_an_error_that_says_by_how_much(self, parts):
         encoder, chosen, queries = parts
         longest = max(len(query.prompt) + max(map(len, query.answers)) for query in queries)
         with pytest.raises(ContextError, match=f"a query takes {longest} tokens, but the context holds {longest}"):
-            encoder.fit(chosen, queries, longest)
+            encoder.truncate_to_context(chosen, queries, longest)
         # One more token, for the opening, and it fits without any demonstration.
-        assert encoder.fit(chosen.truncated(0), queries, longest + 1).k_effective == 0
+        assert encoder.truncate_to_context(chosen.truncated(0), queries, longest + 1).k_effective == 0
 
     def test_a_first_demonstration_that_does_not_fit_is_an_error(self, parts):
         encoder, chosen, queries = parts
@@ -286,12 +286,12 @@ class TestFit:
         context = longest + first
         words = (
             rf"the first demonstration takes {first} tokens, but a context of {context} leaves room for {first - 1} "
-            r"beside the longest query \(seed 3\)\. Raise --context, .* \(-k 0\)\."
+            r"next to the longest query \(seed 3\)\. Raise --context, .* \(-k 0\)\."
         )
         with pytest.raises(ContextError, match=words):
-            encoder.fit(chosen, queries, context)
+            encoder.truncate_to_context(chosen, queries, context)
         with pytest.warns(UserWarning, match="every learner gets the first 1 "):
-            assert encoder.fit(chosen, queries, context + 1).k_effective == 1
+            assert encoder.truncate_to_context(chosen, queries, context + 1).k_effective == 1
 
     def test_texts_differ_in_length_as_the_tests_above_need(self, lm):
         assert len({len(ids(lm, text)) for text in TEXTS}) > 4

@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers
 
-from dualform.models.reading.forward import cache_argument, forward_rows, keys_values, watching
+from dualform.models.reading.forward import cache_argument, forward_rows, keys_values, observing_attention
 from tests.models.reference import BY_NAME, CASES, PREFIX, assert_no_hooks, plain, route_id, wrapped
 
 IDS = torch.tensor([PREFIX])
@@ -54,7 +54,10 @@ class TestEveryFamily:
         with torch.no_grad():
             expected = lm.model(IDS, use_cache=False).logits
         seen = {}
-        with torch.no_grad(), watching(lm.model, lm.anatomy, lambda layer, q, k, v: seen.update({layer: (q, k, v)})):
+        with (
+            torch.no_grad(),
+            observing_attention(lm.model, lm.anatomy, lambda layer, q, k, v: seen.update({layer: (q, k, v)})),
+        ):
             found = lm.model(IDS, use_cache=False).logits
         assert torch.equal(found, expected)
         assert sorted(seen) == list(range(len(lm.anatomy.layers)))
@@ -67,7 +70,10 @@ class TestEveryFamily:
     def test_after_the_block_nothing_is_watched_even_when_it_raised(self, case):
         lm = wrapped(case)
         seen = []
-        with pytest.raises(RuntimeError, match="enough"), watching(lm.model, lm.anatomy, lambda *all: seen.append(all)):
+        with (
+            pytest.raises(RuntimeError, match="enough"),
+            observing_attention(lm.model, lm.anatomy, lambda *all: seen.append(all)),
+        ):
             raise RuntimeError("enough")
         with torch.no_grad():
             lm.model(IDS, use_cache=False)

@@ -195,9 +195,9 @@ class TestWhatIsKept:
         setting = made(template=Template("Review: {text} Sentiment:"))
         written("Review: a Sentiment:", "Review: a Sentiment:", None, None, "Review: Sentiment:")
         message = (
-            "llama wrote 1 of 3 usable texts in 6 tries (3 never came to ' Sentiment:' within 7 tokens; 1 were copies "
-            "of demonstrations or of one another; 1 did not follow the template). Give texts of your own with "
-            "--calibration, or ask for fewer."
+            "llama wrote 1 of 3 usable texts in 6 tries (3 did not reach ' Sentiment:' within 7 tokens; 1 were copies "
+            "of demonstrations or of one another; 1 did not follow the template). Give your own texts with "
+            "--calibration, or request fewer."
         )
         with pytest.raises(ModelError, match=re.escape(message)):
             setting.write(3, max_tokens=7, tries_per_text=2)

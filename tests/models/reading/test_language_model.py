@@ -224,7 +224,9 @@ class TestChoiceOfRoute:
     @pytest.mark.parametrize("case", [case for case in CASES if len(case.routes) < 4], ids=route_id)
     def test_a_wrong_route_cannot_be_insisted_upon(self, case):
         for route in {"packed", "packed-mask", "repeated"} - set(case.routes):
-            with pytest.raises(ModelError, match=f"^route '{route}' does not read this model rightly: {route}: "):
+            with pytest.raises(
+                ModelError, match=f"^route '{route}' does not agree with the naive route on this model: {route}: "
+            ):
                 wrapped(case, route)
 
     def test_an_unknown_route_is_named(self):

@@ -10,7 +10,7 @@ from dualform.models.editing.blockwise import BlockwiseForward
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
-from dualform.models.reading.switch_lengths import SwitchLength, alike, switch_lengths
+from dualform.models.reading.switch_lengths import SwitchLength, same_prefix_states, switch_lengths
 from tests.tiny import randomise_
 
 COMMON = {
@@ -189,10 +189,10 @@ class TestTheInside:
     def test_cannot_be_taken_apart_beyond_a_switch_length(self, tokenizer):
         lm = wrapped(made("phi3"), tokenizer)
         prefix = lm.encode(PREFIX)
-        lm.require_one_row(prefix.length, [SHORT])
-        message = r"computes something else beyond 48 tokens \(longrope.*makes a row of 67\."
+        lm.require_usable_prefix(prefix.length, [SHORT])
+        message = r"computes a different function beyond 48 tokens \(longrope.*makes a row of 67\."
         with pytest.raises(ContextError, match=message):
-            lm.require_one_row(prefix.length, QUERIES)
+            lm.require_usable_prefix(prefix.length, QUERIES)
         with pytest.raises(ContextError, match=message):
             BlockwiseForward(lm, None, prefix, [[LONG]])  # type: ignore[arg-type] # refused before blocks are looked at
 
@@ -242,10 +242,10 @@ class TestCollection:
 
 def test_forwards_of_two_lengths_are_alike_on_one_side_only():
     row, every = (SwitchLength(48, "longrope", "row"),), (SwitchLength(48, "dynamic", "every length"),)
-    assert alike(row, 40, 48)
-    assert not alike(row, 48, 49)
-    assert alike(row, 49, 60)
-    assert alike(every, 40, 48)
-    assert alike(every, 60, 60)
-    assert not alike(every, 59, 60)
-    assert alike((SwitchLength(48, "window", "token"),), 40, 60)
+    assert same_prefix_states(row, 40, 48)
+    assert not same_prefix_states(row, 48, 49)
+    assert same_prefix_states(row, 49, 60)
+    assert same_prefix_states(every, 40, 48)
+    assert same_prefix_states(every, 60, 60)
+    assert not same_prefix_states(every, 59, 60)
+    assert same_prefix_states((SwitchLength(48, "window", "token"),), 40, 60)

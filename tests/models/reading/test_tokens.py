@@ -135,7 +135,7 @@ class TestOpening:
         assert opening_tokens(tokenizer, "Once ").ids == own_ids(tokenizer, "Once ")
 
     def test_a_token_that_is_not_there_is_named(self):
-        with pytest.raises(ConfigError, match="opening 'bos' asks for a token that this tokenizer does not define"):
+        with pytest.raises(ConfigError, match="opening 'bos' requests a token that this tokenizer does not define"):
             opening_tokens(byte_level(bos_token=None), "bos")
 
 
@@ -144,7 +144,7 @@ class TestSpecialTokensInTexts:
     @pytest.mark.parametrize("text", ["a <s>b</s> c", "</s>", "<s><s>", "a<s", "x </s> y <s> z"])
     def test_they_are_encoded_as_the_text_that_they_are(self, base, maker, text):
         tokenizer = maker()
-        ids = texts_of(tokenizer, base).text(text)
+        ids = texts_of(tokenizer, base).encode_plain(text)
         names = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         assert ids
         assert not names & set(ids)
@@ -156,18 +156,18 @@ class TestSpecialTokensInTexts:
         for maker in MAKERS.values():
             tokenizer = maker()
             for text in ("some text", "Text: a < b\nTone:", " two  spaces ", ""):
-                assert texts_of(tokenizer, base).text(text) == own_ids(tokenizer, text)
+                assert texts_of(tokenizer, base).encode_plain(text) == own_ids(tokenizer, text)
 
     def test_the_name_of_the_unknown_token_is_a_text_too(self, base):
         tokenizer = sentencepiece(True)
         assert tokenizer.unk_token_id in own_ids(tokenizer, "a <unk> b")
-        assert tokenizer.unk_token_id not in texts_of(tokenizer, base).text("a <unk> b")
+        assert tokenizer.unk_token_id not in texts_of(tokenizer, base).encode_plain("a <unk> b")
 
     def test_tokens_that_were_added_without_being_special_stay(self, base):
         tokenizer = byte_level()
         tokenizer.add_tokens(["<table>"])
         added = tokenizer.convert_tokens_to_ids("<table>")
-        ids = texts_of(tokenizer, base).text("a <table> of </s>")
+        ids = texts_of(tokenizer, base).encode_plain("a <table> of </s>")
         assert ids.count(added) == 1
         assert not {0, 1} & set(ids)
 
@@ -186,7 +186,7 @@ class TestSpecialTokensInTexts:
         )
         assert encoder.separator == (1,)
         notes = " ".join(encoder.notes())
-        assert "own words hold special tokens ('<|user|>', '<|model|>')" in notes
+        assert "own words contain special tokens ('<|user|>', '<|model|>')" in notes
         assert "'<|model|>' in 1 of 1 texts" in notes
 
     def test_they_are_noted_with_how_many_texts_hold_them(self, base):
@@ -237,7 +237,7 @@ class TestSeparators:
         query_text = task.template.render(task.split("test")[0])
         together = own_ids(tokenizer, "".join(shown) + query_text)
         expected = "".join(tokenizer.convert_ids_to_tokens(list(together)))
-        if "begins a text with a space of its own" in " ".join(encoder.notes()):
+        if "adds a space at the start of a text" in " ".join(encoder.notes()):
             # The prompts' own space, which is written before each of them; noted.
             assert tokenizer.convert_ids_to_tokens(encoded.prefix[1]) == SPACE
             expected = expected.replace("Text:", f"{SPACE}Text:").removeprefix(SPACE)
@@ -295,13 +295,13 @@ class TestRows:
         words = rf"row 5 .*'<sep>'.*token {index}.*embedding has {VOCABULARY} rows"
         with pytest.raises(ModelError, match=words):
             encoder.query(Example({"text": "a <sep> b"}, 0, 5))
-        with pytest.raises(ModelError, match=r"line 3 of plain\.txt holds '<sep>'"):
+        with pytest.raises(ModelError, match=r"line 3 of plain\.txt contains '<sep>'"):
             encoder.encode("<sep>", "line 3 of plain.txt")
-        with pytest.raises(ModelError, match="the answer ' <sep>' holds '<sep>'"):
+        with pytest.raises(ModelError, match="the answer ' <sep>' contains '<sep>'"):
             Encoder(lm, sentiment(("good", "<sep>")))
-        with pytest.raises(ModelError, match="the separator holds '<sep>'"):
+        with pytest.raises(ModelError, match="the separator contains '<sep>'"):
             Encoder(lm, sentiment(template=Template(PROMPT, "<sep>")))
-        with pytest.raises(ModelError, match="the opening holds '<sep>'"):
+        with pytest.raises(ModelError, match="the opening contains '<sep>'"):
             Encoder(lm, sentiment(), "<sep>")
         assert encoder.tokens.without_rows == ("<sep>",)
 

@@ -30,7 +30,7 @@ class LoraTraining:
         self._rank = rank
         self._seed = seed
         anatomy.require_layers("LoRA")
-        if missing := anatomy.without("W_Q", "W_V"):
+        if missing := anatomy.missing_projections("W_Q", "W_V"):
             raise ModelError(f"W_Q and W_V were not found everywhere ({'; '.join(missing)}): leave out lora.")
         held = [rows.module for layer in anatomy.layers for rows in (layer.W_Q, layer.W_V) if rows is not None]
         # Once each: a fused module holds both, layers may share one, and its change must not be read off twice.

@@ -123,14 +123,14 @@ class BlockwiseForward:
             order of `lay_out`; the routes `repeated` and `naive` take queries without answers only.
 
     Raises:
-        ContextError: A text goes beyond a switch length (`LanguageModel.require_one_row`).
+        ContextError: A text goes beyond a switch length (`LanguageModel.require_usable_prefix`).
     """
 
     def __init__(
         self, lm: LanguageModel, blocks: Blocks, prefix: EncodedPrefix, groups: Sequence[Sequence[Query]]
     ) -> None:
         for queries in groups:
-            lm.require_one_row(prefix.length, queries)
+            lm.require_usable_prefix(prefix.length, queries)
         self._lm = lm
         self._blocks = blocks
         self._prefix = prefix
@@ -227,7 +227,7 @@ def require_editable_outputs(lm: LanguageModel) -> None:
     """
     require_unquantized(lm.model, "so nothing can be folded into them")
     lm.anatomy.require_layers("folding")
-    if missing := lm.anatomy.without("W_O"):
+    if missing := lm.anatomy.missing_projections("W_O"):
         raise ModelError(f"{lm.name}: nothing can be folded into W_O where it was not found ({'; '.join(missing)})")
     tied = tied_linears(lm.model)
     held = [tied.get(layer.W_O, (layer.W_O,))[0] for layer in lm.anatomy.layers if layer.W_O is not None]

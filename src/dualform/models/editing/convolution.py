@@ -24,7 +24,7 @@ class ValueConvolution(nn.Module):
         taps: Tokens before the query's own that it sees.
     """
 
-    off = False
+    inactive = False
 
     def __init__(self, n_heads: int, d_head: int, taps: int = TAPS) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from dualform.errors import ConfigError, ModelError
 from dualform.models.compat import attention_implementation, can_set_attention
 from dualform.models.hooks import attach_permanently, detach
 from dualform.models.reading.attention import MOMENTUM, NAME, AttentionCall, hidden
-from dualform.models.reading.watch import AttentionTracer, being_watched
+from dualform.models.reading.attention_tracer import AttentionTracer, is_traced
 from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.ops.momentum import momentum_chunked
 
@@ -71,7 +71,7 @@ class Momentum(nn.Module):
             self.logit = nn.Parameter(torch.logit(torch.tensor(settings.eta, dtype=torch.float32)))
 
     @property
-    def off(self) -> bool:
+    def inactive(self) -> bool:
         """Whether it adds nothing at all, so that attention is left as it is, bit for bit."""
         return self._settings.eta == 0 or (isinstance(self._settings.eta, tuple) and not any(self._settings.eta))
 
@@ -363,7 +363,7 @@ def momentum(
 
 def _begin_watching(model: Any, args: Any, kwargs: Any) -> None:
     """Attention that is not computed by dualform's function is watched, and changed, from underneath."""
-    if being_watched(model) or attention_implementation(model) == NAME:
+    if is_traced(model) or attention_implementation(model) == NAME:
         return
     settings = momentum_of(model)
     assert settings is not None

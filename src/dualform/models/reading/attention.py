@@ -1,8 +1,8 @@
 """One attention function under every model, through transformers' public registry.
 
-The function is registered once and does nothing of its own: it passes each call to the active backend
-(`attention_backend`) or, without one, computes ordinary attention. A backend computes attention in a way of its own
-(shared prefix, momentum) or records it (recording, probing).
+The function is registered once. It passes each call to the active backend (`attention_backend`) or, without one,
+computes ordinary attention. A backend computes attention differently (shared prefix) or observes it (recording,
+probing).
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +23,12 @@ from dualform.ops.rounding import at_least_float32
 
 NAME = "dualform"
 MOMENTUM = "dualform_momentum"
-"""Name of the child that an attention module has when there is something to be added to its heads' output."""
+"""Name of the child module that computes a term to add to the output of a layer's heads (`models.editing.momentum`)."""
 ATTENTION = "dualform_attention"
-"""Name of the child that an attention module has when it does not attend by softmax."""
+"""Name of the child module that computes attention instead of softmax (`models.editing.linear_attention`)."""
 
-# What models hand through to the attention function without meaning anything to it. Every other keyword raises:
-# an ignored `softcap` would be a wrong number.
+# Keyword arguments that models pass to the attention function but that do not affect it. Every other keyword raises:
+# ignoring a `softcap` would give wrong numbers.
 _HARMLESS = frozenset(
     {
         "cache_position",
@@ -46,7 +46,7 @@ _HARMLESS = frozenset(
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What one layer asks for; query and key are after rotary embedding, grouped heads unrepeated."""
+    """Arguments of one layer's attention; query and key are after rotary embedding, grouped heads are not repeated."""
 
     query: Tensor
     """`(batch, head, q_pos, d_head)`."""
@@ -55,52 +55,52 @@ class AttentionCall:
     value: Tensor
     """`(batch, kv_head, k_pos, d_head)`."""
     mask: Tensor | None
-    """`(batch or 1, 1, q_pos, k_pos)`, True or 0 where attention is allowed; None for plain causal."""
+    """`(batch or 1, 1, q_pos, k_pos)`, True or 0 where attention is allowed; None for causal attention."""
     scale: float
     """Factor of the scores."""
     window: int | None
-    """A token sees itself and at most `window - 1` tokens before it; None for all."""
+    """Size of the sliding window: a token attends to itself and at most `window - 1` tokens before it; None for all."""
     dropout: float = 0.0
-    """Probability, while training."""
+    """Probability of dropping an attention weight during training."""
     momentum: "Callable[[AttentionCall], Tensor] | None" = None
-    """What is added to the heads' output, `(batch, q_pos, head, d_head)`; None for nothing (`models.momentum`)."""
-    instead: "Callable[[AttentionCall], Tensor] | None" = None
-    """What computes the heads' output, likewise; None for softmax (`models.linear_attention`)."""
+    """Computes a term to add to the heads' output, `(batch, q_pos, head, d_head)`; None for no term."""
+    replacement: "Callable[[AttentionCall], Tensor] | None" = None
+    """Computes the heads' output instead of softmax attention, `(batch, q_pos, head, d_head)`; None for softmax."""
     sink: Tensor | None = None
-    """A logit of each head in the softmax's denominator, without a value, `(head,)`; None where there is none."""
+    """An extra logit of each head in the softmax's denominator, without a value, `(head,)`; None without sinks."""
 
 
 class AttentionBackend(Protocol):
-    """What stands under the model's attention while it is in force."""
+    """Computes attention in place of the registered function while it is active."""
 
     builds_mask: bool
-    """False when the tap knows by itself who sees whom, so that the model need not build a mask."""
+    """False if the backend builds its own mask, so that the model does not have to."""
 
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
         """Return the input of W_O before heads are joined, of shape `(batch, q_pos, head, d_head)`."""
         ...
 
 
-_tap: ContextVar[AttentionBackend | None] = ContextVar("dualform_tap", default=None)
+_active_backend: ContextVar[AttentionBackend | None] = ContextVar("dualform_attention_backend", default=None)
 
 
 @contextmanager
-def attention_backend(tap: AttentionBackend) -> Iterator[None]:
-    """Put `tap` under every model whose attention implementation is `NAME`, until the block ends."""
-    token = _tap.set(tap)
+def attention_backend(backend: AttentionBackend) -> Iterator[None]:
+    """Use `backend` in every model whose attention implementation is `NAME`, until the block ends."""
+    token = _active_backend.set(backend)
     try:
         yield
     finally:
-        _tap.reset(token)
+        _active_backend.reset(token)
 
 
 def plain_attention(call: AttentionCall) -> Tensor:
-    """Ordinary softmax attention, or what the layer has instead; and its momentum where it has one.
+    """Ordinary softmax attention or its replacement, plus momentum where the layer has it.
 
     Returns:
         `(batch, q_pos, head, d_head)`.
     """
-    out = _softmax_attention(call) if call.instead is None else call.instead(call)
+    out = _softmax_attention(call) if call.replacement is None else call.replacement(call)
     return out if call.momentum is None else out + call.momentum(call)
 
 
@@ -109,15 +109,15 @@ def _softmax_attention(call: AttentionCall) -> Tensor:
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (call.key, call.value))
     causal = call.mask is None and call.query.shape[2] > 1
     if call.sink is not None:
-        return _with_sink(call, call.sink, key, value, causal)
+        return _attention_with_sink(call, call.sink, key, value, causal)
     out = F.scaled_dot_product_attention(
         call.query, key, value, attn_mask=call.mask, dropout_p=call.dropout, is_causal=causal, scale=call.scale
     )
     return out.transpose(1, 2)
 
 
-def _with_sink(call: AttentionCall, sink: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """Softmax over the keys and a sink, written out: no fused kernel knows sinks."""
+def _attention_with_sink(call: AttentionCall, sink: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Softmax over the keys and a sink, written out because no fused kernel supports sinks."""
     scores = torch.matmul(call.query, key.transpose(-1, -2)) * call.scale
     if causal:
         visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(
@@ -134,9 +134,9 @@ def _with_sink(call: AttentionCall, sink: Tensor, key: Tensor, value: Tensor, ca
 
 
 def momentum_in(module: nn.Module) -> Any:
-    """The momentum of an attention module; None where it has none, or one that adds nothing."""
-    found: Any = getattr(module, MOMENTUM, None)
-    return None if found is None or found.off else found
+    """The momentum of an attention module; None if it has none or its decay is zero."""
+    momentum: Any = getattr(module, MOMENTUM, None)
+    return None if momentum is None or momentum.inactive else momentum
 
 
 def _attention(
@@ -151,12 +151,12 @@ def _attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    for name, given in kwargs.items():
-        if name not in _HARMLESS and given is not None and (name, given) != ("is_causal", True):
-            shown = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+    for name, argument in kwargs.items():
+        if name not in _HARMLESS and argument is not None and (name, argument) != ("is_causal", True):
+            text = f"a tensor of shape {tuple(argument.shape)}" if isinstance(argument, Tensor) else repr(argument)
             raise ModelError(
-                f"{type(module).__name__} asks attention for {name}={shown}, which dualform does not support: "
-                "leaving it out would give wrong numbers. Choose another model."
+                f"{type(module).__name__} calls attention with {name}={text}, which dualform does not support; "
+                "ignoring it would give wrong numbers. Choose another model."
             )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = AttentionCall(
@@ -171,67 +171,67 @@ def _attention(
         getattr(module, ATTENTION, None),
         s_aux,
     )
-    tap = _tap.get()
-    out = plain_attention(call) if tap is None else tap.attend(module, call)
-    # Families may view the heads as one axis, which other memory layouts do not allow.
+    backend = _active_backend.get()
+    out = plain_attention(call) if backend is None else backend.attend(module, call)
+    # Some families merge the head axes with `view`, which needs contiguous memory.
     return out.contiguous(), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    tap = _tap.get()
-    return sdpa_mask(*args, **kwargs) if tap is None or tap.builds_mask else None
+    backend = _active_backend.get()
+    return sdpa_mask(*args, **kwargs) if backend is None or backend.builds_mask else None
 
 
 AttentionInterface.register(NAME, _attention)
-# Without a mask of its own name transformers would build none and padding would be attended to in silence.
+# Without a mask function of this name transformers builds no mask, and padding would be attended to.
 AttentionMaskInterface.register(NAME, _mask)
 
 
 def hidden(scores: Tensor) -> Tensor:
-    """True where a score says that its token is not seen, of the same shape.
+    """True where a score means that its token is masked, of the same shape.
 
-    Families hide a token by adding a large negative number: -inf, the lowest finite number of a dtype, or -10,000
-    (GPT-2 of old, BERT kin). Sums of it with a score, or two of them, still lie far below any real score.
+    Families mask a token by adding a large negative number: -inf, the lowest finite number of the dtype, or -10,000
+    (old GPT-2, BERT). Its sum with a score, or of two such numbers, is still far below any real score.
     """
     return scores <= HIDDEN
 
 
 HIDDEN = -9_000.0
-"""Pre-softmax scores from here down mean that the token is hidden; next to any other the weight is exp(-9000) = 0."""
+"""Pre-softmax scores at or below this mean that the token is masked: its attention weight is exp(-9000) = 0."""
 
 
 def attend_with_lse(
     query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention together with the logarithm of its normaliser, from which parts can be merged.
+    """Softmax attention and the log-sum-exp of its scores, so that attention over several key sets can be merged.
 
     Args:
         query: `(batch, head, q_pos, d_head)`.
         key: `(batch, head, k_pos, d_head)`.
         value: `(batch, head, k_pos, d_head)`.
         scale: Factor of the scores.
-        mask: Additive, broadcastable to `(batch, head, q_pos, k_pos)`; None lets everyone see everything.
+        mask: Additive, broadcastable to `(batch, head, q_pos, k_pos)`; None masks nothing.
 
     Returns:
-        Output `(batch, head, q_pos, d_head)` and log-sum-exp of the scores `(batch, head, q_pos)`. A query that
-        sees nothing has output 0 and log-sum-exp -inf.
+        Output `(batch, head, q_pos, d_head)` and log-sum-exp of the scores `(batch, head, q_pos)`. A query whose keys
+        are all masked has output 0 and log-sum-exp -inf.
     """
     if query.device.type == "cpu":
         out, lse = attention_with_lse_on_cpu(query, key, value, mask, scale)
     else:
         out, lse = _products_with_lse(query, key, value, scale, mask)
     if mask is not None:
-        # The kernel's own answer for a row that sees nothing is a finite number.
-        blind = hidden(mask).all(-1).expand(lse.shape)
-        out = out.masked_fill(blind[..., None], 0.0)
-        lse = lse.masked_fill(blind, -torch.inf)
+        # The kernel returns finite numbers for a fully masked row.
+        all_masked = hidden(mask).all(-1).expand(lse.shape)
+        out = out.masked_fill(all_masked[..., None], 0.0)
+        lse = lse.masked_fill(all_masked, -torch.inf)
     return out, lse
 
 
 def _products_with_lse(
     query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain products, for devices without a kernel that gives the log-sum-exp."""
+    """The same by matrix products, for devices without a kernel that returns the log-sum-exp."""
     scores = torch.matmul(query, key.transpose(-1, -2))
     scores = at_least_float32(scores) * scale
     if mask is not None:
@@ -241,10 +241,10 @@ def _products_with_lse(
 
 
 def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Attention over the union of key sets, from attention over each.
+    """Attention over the union of several key sets, from attention over each.
 
     Args:
-        parts: Outputs `(..., q_pos, d_head)` and log-sum-exps `(..., q_pos)` over disjoint sets of keys.
+        parts: For each key set, output `(..., q_pos, d_head)` and log-sum-exp `(..., q_pos)`; the sets are disjoint.
 
     Returns:
         `(..., q_pos, d_head)`, in the outputs' dtype.

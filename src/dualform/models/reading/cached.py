@@ -1,9 +1,10 @@
-"""The slower routes, for families that the fast one does not fit.
+"""The slower routes, for families that the packed route does not support.
 
-`packed-mask`: one shared row over an ordinary cache, with a mask that says who sees whom. For families that take
-positions and a four-dimensional mask but compute attention themselves (XGLM, GPT-Neo).
-`repeated`: one row an answer, the prefix's cache repeated for each. For position biases computed from the mask (ALiBi).
-`naive`: every answer alone, prefix and all, nothing shared. Slow and plain: what all others answer to.
+`packed-mask`: all queries in one row over an ordinary cache, separated by a four-dimensional mask. For families that
+accept position ids and such a mask but compute attention in their own code (XGLM, GPT-Neo).
+`repeated`: one row per answer, each with a copy of the prefix's cache. For position biases computed from the mask
+(ALiBi).
+`naive`: one forward per answer, with nothing shared. Slow and simple: the reference for all other routes.
 """
 
 from dataclasses import dataclass, replace
@@ -19,11 +20,11 @@ from dualform.models.reading.forward import (
     cache_argument,
     forward_rows,
     keys_values,
+    observing_attention,
     recorded_rows,
-    watching,
 )
 from dualform.models.reading.layout import Layout, Query
-from dualform.models.reading.switch_lengths import alike, switch_lengths
+from dualform.models.reading.switch_lengths import same_prefix_states, switch_lengths
 from dualform.models.structure.anatomy import Anatomy
 
 
@@ -35,29 +36,29 @@ class CachedPrefix:
     """None for an empty prefix."""
     tokens: tuple[int, ...]
     edited: bool = False
-    """Whether keys and values are others than the tokens have by themselves."""
-    seen: tuple[tuple[Tensor, Tensor], ...] | None = None
-    """Keys and values as attention multiplies them; None where they are what the cache holds."""
+    """Whether keys and values were changed, so that they no longer follow from the tokens."""
+    attended: tuple[tuple[Tensor, Tensor], ...] | None = None
+    """Keys and values as used by attention; None if they equal the cache's entries."""
 
     @property
     def length(self) -> int:
-        """Tokens of the prefix."""
+        """Number of tokens."""
         return len(self.tokens)
 
     @property
     def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keys and values of each layer as attention sees them, `(kv_head, prefix_pos, d_head)`."""
-        return self.cached if self.seen is None else self.seen
+        """Keys and values of each layer as used by attention, `(kv_head, prefix_pos, d_head)`."""
+        return self.cached if self.attended is None else self.attended
 
     @property
     def cached(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """What the cache holds for each layer; families with latent attention keep something else than keys there."""
+        """The cache's two tensors of each layer; with latent attention these are not keys and values."""
         if self.cache is None:
             return ()
         return tuple((layer.keys[0], layer.values[0]) for layer in self.cache.layers)
 
     def repeated(self, batch: int) -> DynamicCache:
-        """A cache of `batch` rows which all read this prefix; what is added to it does not come back here."""
+        """A cache of `batch` rows that all start with this prefix; extending it leaves this prefix unchanged."""
         cache = DynamicCache()
         for i, (key, value) in enumerate(self.cached):
             cache.update(key.expand(batch, *key.shape), value.expand(batch, *value.shape), i)
@@ -73,43 +74,43 @@ class _CachedRoute:
         """Run the prefix once into a cache."""
         if not prefix:
             return CachedPrefix(None, prefix)
-        # Without a config every layer keeps all its tokens; the mask sees to sliding windows.
+        # Without a config the cache keeps all tokens in every layer; the mask implements sliding windows.
         cache = DynamicCache()
         tokens = torch.tensor([prefix], device=input_device(self._model))
         last = tokens.new_tensor([len(prefix) - 1])
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        by_layer: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def see(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-            seen[layer] = (key, value)
+        def keep(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+            by_layer[layer] = (key, value)
 
-        with watching(self._model, self.anatomy, see):
+        with observing_attention(self._model, self.anatomy, keep):
             forward_rows(self._model, last, input_ids=tokens, use_cache=True, **cache_argument(self._model, cache))
         encoded = CachedPrefix(cache, prefix)
-        layers = tuple(pair for _, pair in sorted(seen.items()))
+        layers = tuple(pair for _, pair in sorted(by_layer.items()))
         if len(layers) != len(encoded.cached):
-            # Some of what is cached belongs to no layer of the anatomy, or several layers read the same.
-            return replace(encoded, seen=layers)
-        alike = all(
+            # Some cache entries belong to no layer of the anatomy, or several layers share one entry.
+            return replace(encoded, attended=layers)
+        equal = all(
             a.shape == b.shape and torch.equal(a, b)
             for pairs in zip(layers, encoded.cached, strict=True)
             for a, b in zip(*pairs, strict=True)
         )
-        # A second copy is kept only where it says something else.
-        return encoded if alike else replace(encoded, seen=layers)
+        # Keep a second copy only if it differs.
+        return encoded if equal else replace(encoded, attended=layers)
 
     def _recorder(self, want: Recording, layout: Layout, index: ProbeIndex) -> Recorder | None:
         return Recorder(self.anatomy, want, layout.seen_mask, index) if want else None
 
 
 class MaskedRoute(_CachedRoute):
-    """One shared row in parts, separated by an additive mask (a boolean one is silently wrong in eager attention)."""
+    """All queries in one row, separated by an additive mask (eager attention would misread a boolean one)."""
 
     name = "packed-mask"
 
     def read(
         self, prefix: CachedPrefix, queries: list[Query], layout: Layout, want: Recording
     ) -> tuple[Tensor, Tensor, Trace | None]:
-        """Logits and hidden states at `layout.scored_rows`, and the trace if one is wanted."""
+        """Logits and hidden states at `layout.scored_rows`, and the trace if anything is to be recorded."""
         n_row = len(layout.tokens)
         dtype = self._model.dtype
         row_visible = torch.zeros(n_row, n_row, dtype=torch.bool, device=layout.tokens.device)
@@ -143,23 +144,23 @@ class MaskedRoute(_CachedRoute):
 
 
 class RepeatedRoute(_CachedRoute):
-    """One row an answer over a cache that all rows read."""
+    """One row per answer, over copies of the prefix's cache."""
 
     name = "repeated"
 
     def read(
         self, prefix: CachedPrefix, queries: list[Query], layout: Layout, want: Recording
     ) -> tuple[Tensor, Tensor, Trace | None]:
-        """Logits and hidden states at `layout.scored_rows`, and the trace if one is wanted."""
-        spread = _spread(queries, layout)
+        """Logits and hidden states at `layout.scored_rows`, and the trace if anything is to be recorded."""
+        split = _split_branches(queries, layout)
         device = layout.tokens.device
-        width = max(len(row) for row in spread.rows)
-        tokens = torch.tensor([row + [0] * (width - len(row)) for row in spread.rows], device=device)
-        lengths = torch.tensor([len(row) for row in spread.rows], device=device)
+        width = max(len(row) for row in split.rows)
+        tokens = torch.tensor([row + [0] * (width - len(row)) for row in split.rows], device=device)
+        lengths = torch.tensor([len(row) for row in split.rows], device=device)
         real = torch.arange(width, device=device) < lengths[:, None]
         seen_before = torch.ones(len(tokens), prefix.length, dtype=torch.long, device=device)
         index = ProbeIndex(
-            batch=torch.tensor(spread.first_row, device=device),
+            batch=torch.tensor(split.first_row, device=device),
             position=layout.probe,
             columns=_own_columns(layout, prefix.length),
             n_prefix=prefix.length,
@@ -169,7 +170,7 @@ class RepeatedRoute(_CachedRoute):
             self._model,
             self.anatomy,
             recorder,
-            torch.tensor([row * width + position for row, position in spread.scored], device=device),
+            torch.tensor([row * width + position for row, position in split.scored], device=device),
             input_ids=tokens,
             attention_mask=torch.cat([seen_before, real.long()], dim=1),
             use_cache=True,
@@ -179,10 +180,10 @@ class RepeatedRoute(_CachedRoute):
 
 
 class NaiveRoute:
-    """Every answer on its own: no cache, no batch, no packing.
+    """One forward per answer: no cache, no batch, no packing.
 
-    Where the length of a row decides how all of its tokens are read (`switch_lengths`), every token that is wanted gets
-    a forward that ends with it, as in generation without a cache.
+    If the length of a row affects the states of all its tokens (`switch_lengths`), each position of interest gets a
+    forward that ends with it, as in generation without a cache.
     """
 
     name = "naive"
@@ -193,24 +194,24 @@ class NaiveRoute:
         self._switches = switch_lengths(model.config)
 
     def encode(self, prefix: tuple[int, ...]) -> KeysValues:
-        """Nothing is reused; keys and values are kept for those who want to look at them."""
+        """Keys and values of the prefix, for inspection only: `read` runs the prefix again with every answer."""
         return keys_values(self._model, self.anatomy, prefix)
 
     def read(
         self, prefix: KeysValues | CachedPrefix, queries: list[Query], layout: Layout, want: Recording
     ) -> tuple[Tensor, Tensor, Trace | None]:
-        """Logits and hidden states at `layout.scored_rows`, and the trace if one is wanted."""
-        spread = _spread(queries, layout)
+        """Logits and hidden states at `layout.scored_rows`, and the trace if anything is to be recorded."""
+        split = _split_branches(queries, layout)
         device = layout.tokens.device
         logits: dict[int, Tensor] = {}
         hidden: dict[int, Tensor] = {}
         traces = []
-        for number, row in enumerate(spread.rows):
-            wanted = [(i, position) for i, (r, position) in enumerate(spread.scored) if r == number]
+        for number, row in enumerate(split.rows):
+            wanted = [(i, position) for i, (r, position) in enumerate(split.scored) if r == number]
             tokens = [*prefix.tokens, *row]
             probe = None
-            if want and number in spread.first_row:
-                probe = int(layout.seen[spread.first_row.index(number)]) - 1
+            if want and number in split.first_row:
+                probe = int(layout.seen[split.first_row.index(number)]) - 1
             for last, together in self._forwards(prefix.length, len(row), [p for _, p in wanted], probe):
                 recorder = None
                 if probe is not None and probe in together:
@@ -235,41 +236,40 @@ class NaiveRoute:
                     logits[i], hidden[i] = a, b
                 if recorder is not None:
                     traces.append(recorder.trace())
-        order = range(len(spread.scored))
+        order = range(len(split.scored))
         trace = join_traces(traces) if want else None
         return torch.stack([logits[i] for i in order]), torch.stack([hidden[i] for i in order]), trace
 
     def _forwards(
         self, n_prefix: int, n_row: int, scored: list[int], probe: int | None
     ) -> list[tuple[int, tuple[int, ...]]]:
-        """The forwards that a row needs: the position that each ends with, and the positions that are read in it."""
+        """The forwards that a row needs: for each its last position, and the positions that are read from it."""
         positions = sorted({*scored, *(() if probe is None else (probe,))})
-        if not positions or alike(self._switches, n_prefix + positions[0] + 1, n_prefix + n_row):
+        if not positions or same_prefix_states(self._switches, n_prefix + positions[0] + 1, n_prefix + n_row):
             return [(n_row - 1, tuple(positions))]
         return [(position, (position,)) for position in positions]
 
 
 @dataclass(frozen=True)
-class _Spread:
-    """Queries with every answer's branch in a row of its own."""
+class _SplitBranches:
+    """Queries with one row per answer branch."""
 
     rows: list[list[int]]
-    """Token ids, prefix left out."""
+    """Token ids without the prefix."""
     first_row: list[int]
     """For each example, the row that holds its probe."""
     scored: list[tuple[int, int]]
     """(row, position) of each of the layout's scored rows."""
 
 
-def _spread(queries: list[Query], layout: Layout) -> _Spread:
+def _split_branches(queries: list[Query], layout: Layout) -> _SplitBranches:
     rows: list[list[int]] = []
     first_row: list[int] = []
     place: list[tuple[int, int]] = []
     for example, query in enumerate(queries):
         prompt = list(query.prompt)
         n_own = int(layout.own[example].sum())
-        # The layout has the branches one behind the other; a token that starts the next branch stands at the
-        # prompt's length again.
+        # In the layout the branches follow one another, and each starts again at the position after the prompt.
         offsets = layout.offsets[layout.gather[example, :n_own]].tolist()
         tokens = layout.tokens[layout.gather[example, :n_own]].tolist()
         first_row.append(len(rows))
@@ -282,11 +282,11 @@ def _spread(queries: list[Query], layout: Layout) -> _Spread:
         place += [(first_row[-1], position) for position in range(len(prompt))]
         for number, branch in enumerate(branches):
             place += [(first_row[-1] + number, len(prompt) + j) for j in range(len(branch))]
-    return _Spread(rows, first_row, [place[row] for row in layout.scored_rows.tolist()])
+    return _SplitBranches(rows, first_row, [place[row] for row in layout.scored_rows.tolist()])
 
 
 def _own_columns(layout: Layout, n_prefix: int) -> Tensor:
     width = layout.seen_mask.shape[1]
     columns = torch.arange(width, device=layout.probe.device) + n_prefix
-    # Padding may point past the last key; the first own token stands in.
+    # Padding may point past the last key, so it points to the first own token instead.
     return torch.where(layout.seen_mask, columns, n_prefix)

@@ -1,7 +1,7 @@
-"""The inside of a model at one token a query, recorded while the forward runs.
+"""Internal activations of a model at one token per query (the probe), recorded while the forward runs.
 
-Only what a measure needs is kept: the probe's rows, never a full map of scores. Recording only looks on, so a
-model's outputs are the same with it and without it, bit for bit.
+Only the rows that a measure needs are kept, never a full score matrix. Recording does not change the model's outputs,
+bit for bit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,22 +25,22 @@ from dualform.models.structure.anatomy import Anatomy
 
 @dataclass(frozen=True)
 class Recording:
-    """What to record, at the probe of every query, in every layer and head."""
+    """What to record at the probe of every query, in every layer and head."""
 
     output: bool = False
     """Attention output after W_O, before the residual is added."""
     scores: bool = False
     """Pre-softmax scores from the probe to the query's own tokens."""
     demo_scores: bool = False
-    """The same to the tokens of the shared prefix."""
+    """Pre-softmax scores from the probe to the tokens of the shared prefix."""
     q: bool = False
     """Attention queries at the probe."""
     head_output: bool = False
-    """Input of W_O at the probe, head by head: behind a gate or a norm, where one stands there."""
+    """Input of W_O at the probe by head, after the gate or norm that some families apply to the heads' output."""
     mixed: bool = False
-    """Values weighted by attention, head by head: in front of that gate or norm."""
+    """Values weighted by attention, by head, before that gate or norm."""
     update: bool = False
-    """sum_i v_i k_i^T over the query's own tokens: W_ZSL of the linear form."""
+    """sum_i v_i k_i^T over the query's own tokens: W_ZSL of linear attention."""
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -48,10 +48,10 @@ class Recording:
 
 @dataclass(frozen=True)
 class Trace:
-    """The inside of a model for some queries; what was not recorded is None.
+    """Internal activations of a model for some queries; a field that was not recorded is None.
 
-    `seen_pos` counts the query's own tokens up to the probe, padded at the end. Where layers differ in width or number
-    of heads, the smaller ones are padded with zeros to the largest: `heads` and `widths` say how much is real.
+    The axis `seen_pos` counts the query's own tokens up to the probe, padded at the end. If layers differ in width or
+    number of heads, the smaller ones are padded with zeros to the largest; `sizes` holds their real sizes.
     """
 
     mask: Tensor
@@ -59,7 +59,7 @@ class Trace:
     output: Tensor | None = None
     """`(example, layer, d_model)`."""
     scores: Tensor | None = None
-    """`(example, layer, head, seen_pos)`, anything at padding."""
+    """`(example, layer, head, seen_pos)`; values at padding are undefined."""
     demo_scores: Tensor | None = None
     """`(example, layer, head, prefix_pos)`; -inf where a sliding window hides the token."""
     q: Tensor | None = None
@@ -71,22 +71,22 @@ class Trace:
     update: Tensor | None = None
     """`(example, layer, kv_head, d_v, d_k)`."""
     sinks: Tensor | None = None
-    """Logits in the softmax's denominator that belong to no token, `(layer, head)`, -inf where a layer has none; None
-    where no layer has any, or no scores were recorded."""
+    """Logits in the softmax's denominator that belong to no token, `(layer, head)`, -inf for a layer without; None
+    if no layer has sinks or no scores were recorded."""
     sizes: tuple["LayerSize", ...] | None = None
-    """What is real in each layer; None where all layers are alike."""
+    """Each layer's real sizes; None if all layers have the same."""
 
     def by_example(self) -> dict[str, Tensor]:
-        """Every record that was made, and the mask, by name: tensors whose first axis is `example`."""
+        """The recorded fields and the mask by name: all tensors whose first axis is `example`."""
         names = ("mask", *(field.name for field in fields(Recording)))
         return {name: record for name in names if (record := getattr(self, name)) is not None}
 
     def real_heads(self, n: int, of_keys: bool = False) -> Tensor | None:
-        """True for heads that are no padding, `(layer, head)`; None where all are real.
+        """True for heads that are not padding, `(layer, head)`; None if all are real.
 
         Args:
-            n: Heads of the tensor to be masked.
-            of_keys: Heads of keys and values are meant, not attention heads.
+            n: Number of heads of the tensor to mask.
+            of_keys: Count key-value heads instead of query heads.
         """
         if self.sizes is None:
             return None
@@ -96,7 +96,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class LayerSize:
-    """How large one layer's attention is."""
+    """Sizes of one layer's attention."""
 
     n_heads: int
     n_kv_heads: int
@@ -106,7 +106,7 @@ class LayerSize:
 
 @dataclass(frozen=True)
 class ProbeIndex:
-    """Where the probes are in one forward."""
+    """Positions of the probes in one forward."""
 
     batch: Tensor
     """Batch row, `(example,)`."""
@@ -115,7 +115,7 @@ class ProbeIndex:
     columns: Tensor
     """Positions of the query's own tokens on the key axis, `(example, seen_pos)`."""
     n_prefix: int
-    """Keys before them that belong to the prefix."""
+    """Number of keys before them that belong to the prefix."""
 
     def to(self, device: torch.device) -> "ProbeIndex":
         """The same on another device."""
@@ -140,17 +140,20 @@ class Recorder:
 
     @contextmanager
     def attached(self, model: PreTrainedModel) -> Iterator[None]:
-        """Look at every W_O while the block runs; nothing stays on the model, whatever happens.
+        """Hook every W_O until the block ends, also if it raises.
 
         Raises:
-            ModelError: Attention outputs are wanted, and W_O of some layer is not known; or anything at all is, and
-                there is no layer.
+            ModelError: The model has no attention layer that can be recorded, or attention outputs are requested and
+                W_O of some layer is unknown.
         """
         if not self._anatomy.layers:
             self._anatomy.require_layers("recording")
-        if self._want.output and (missing := self._anatomy.without("W_O")):
-            raise ModelError(f"attention outputs cannot be recorded: {'; '.join(missing)}")
-        # One linear may be W_O of several layers, one use after another.
+        if self._want.output and (missing := self._anatomy.missing_projections("W_O")):
+            raise ModelError(
+                f"attention outputs cannot be recorded, which needs W_O of every layer: {'; '.join(missing)}. Choose "
+                "another model."
+            )
+        # One linear may be W_O of several layers and then runs once for each.
         at_linear: dict[str, dict[int, int]] = {}
         if self._want.output or self._want.head_output:
             for i, layer in enumerate(self._anatomy.layers):
@@ -163,9 +166,9 @@ class Recorder:
             yield
 
     def _begin(self, args: Any, kwargs: Any) -> None:
-        given = kwargs.get("input_ids", args[0] if args else None)
-        assert isinstance(given, Tensor)
-        self._batch = given.shape[0]
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        assert isinstance(ids, Tensor)
+        self._batch = ids.shape[0]
 
     def _keep_outputs(self, layers: dict[int, int], uses: Iterator[int], x: Tensor, out: Tensor) -> None:
         layer = layers.get(next(uses))
@@ -174,16 +177,16 @@ class Recorder:
         if self._want.output:
             self._keep("output", layer, self._at_probe(out))
         if self._want.head_output:
-            read = self._at_probe(x)
-            self._keep("head_output", layer, read.view(len(read), self._anatomy.layers[layer].n_heads, -1))
+            inputs = self._at_probe(x)
+            self._keep("head_output", layer, inputs.view(len(inputs), self._anatomy.layers[layer].n_heads, -1))
 
     def _at_probe(self, states: Tensor) -> Tensor:
-        # Some families (Falcon, OPT of old) flatten batch and position before W_O; both are recovered here.
+        # Some families (Falcon, older OPT) flatten batch and position before W_O.
         rows = states if states.dim() == 3 else states.reshape(self._batch, -1, states.shape[-1])
         index = self._index.to(states.device)
         return rows[index.batch, index.position]
 
-    def see(
+    def record(
         self,
         layer: int,
         q: Tensor,
@@ -199,8 +202,8 @@ class Recorder:
         Args:
             layer: Index of the layer.
             q: `(example, head, d_head)`.
-            own_keys: `(example, kv_head, seen_pos, d_head)`, anything at padding.
-            own_values: The same of the values.
+            own_keys: `(example, kv_head, seen_pos, d_head)`; values at padding do not matter.
+            own_values: `(example, kv_head, seen_pos, d_value)`.
             own_scores: `(example, head, seen_pos)`.
             prefix_scores: `(example, head, prefix_pos)`, or None without a prefix.
             head_output: Values weighted by attention, `(example, head, d_head)`.
@@ -219,7 +222,7 @@ class Recorder:
         if "mixed" in records:
             self._keep("mixed", layer, head_output)
         if "head_output" in records and self._anatomy.layers[layer].W_O is None:
-            # What W_O would receive is not known, unless nothing stands in front of it.
+            # Without a known W_O its input cannot be hooked; this equals it if there is no gate or norm before W_O.
             self._keep("head_output", layer, head_output)
         if "update" in records:
             values = own_values.masked_fill(~self._mask.to(own_values.device)[:, None, :, None], 0.0)
@@ -227,10 +230,10 @@ class Recorder:
             self._keep("update", layer, update)
 
     def _keep(self, name: str, layer: int, record: Tensor) -> None:
-        # Layers of a divided model lie on several devices; a trace lies on one.
+        # Layers may be on several devices; a trace is on one.
         self._records[name][layer] = record.to(self._mask.device)
 
-    def see_dense(
+    def record_dense(
         self,
         layer: int,
         query: Tensor,
@@ -242,16 +245,16 @@ class Recorder:
         mask: Tensor | None = None,
         sink: Tensor | None = None,
     ) -> None:
-        """Record one layer of an ordinary forward, whose keys hold prefix and query together.
+        """Record one layer of an ordinary forward, whose key axis holds prefix and query together.
 
         Args:
             layer: Index of the layer.
             query: `(batch, head, q_pos, d_head)`.
             key: `(batch, kv_head, k_pos, d_head)`.
-            value: The same of the values.
-            head_output: `(batch, head, q_pos, d_head)`.
-            scores: Pre-softmax scores `(batch, head, q_pos, k_pos)` if the family shows them; else they are
-                computed from the next two.
+            value: `(batch, kv_head, k_pos, d_value)`.
+            head_output: `(batch, head, q_pos, d_value)`.
+            scores: Pre-softmax scores `(batch, head, q_pos, k_pos)`; None to compute them from query, key, `scale` and
+                `mask`.
             scale: Factor of the scores.
             mask: `(batch or 1, head or 1, q_pos, k_pos)`, bool or additive, or None.
             sink: As `AttentionCall.sink`.
@@ -265,15 +268,15 @@ class Recorder:
             row = einsum(rows, key[index.batch], "example h g d, example h pos d -> example h g pos") * scale
             row = rearrange(row, "example h g pos -> example (h g) pos")
             if mask is not None:
-                seen = mask.expand(key.shape[0], -1, -1, -1)[index.batch, :, index.position]
-                row = row.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else row + seen
+                visible = mask.expand(key.shape[0], -1, -1, -1)[index.batch, :, index.position]
+                row = row.masked_fill(~visible, -torch.inf) if visible.dtype == torch.bool else row + visible
         else:
             row = scores[index.batch, :, index.position]
-        # Families say that a token is hidden by adding a large negative number; a trace says -inf.
+        # Families mask a token by adding a large negative number; a trace holds -inf there.
         row = row.masked_fill(hidden(row), -torch.inf)
         own = row.gather(2, index.columns[:, None, :].expand(-1, row.shape[1], -1))
         mixed = head_output[index.batch, :, index.position]
-        self.see(layer, q, keys, values, own, row[..., : index.n_prefix], mixed, sink)
+        self.record(layer, q, keys, values, own, row[..., : index.n_prefix], mixed, sink)
 
     def trace(self) -> Trace:
         """Everything recorded, layers stacked."""
@@ -296,13 +299,15 @@ class Recorder:
 
 
 def layer_sizes(anatomy: Anatomy) -> tuple[LayerSize, ...] | None:
-    """How large the layers' attention is; None where all are alike."""
-    sizes = tuple(LayerSize(one.n_heads, one.n_kv_heads, one.d_head, one.head_width) for one in anatomy.layers)
+    """Sizes of each layer's attention; None if all layers have the same."""
+    sizes = tuple(
+        LayerSize(layer.n_heads, layer.n_kv_heads, layer.d_head, layer.head_width) for layer in anatomy.layers
+    )
     return None if len(set(sizes)) < 2 else sizes
 
 
 def stack_layers(layers: Sequence[Tensor], dim: int) -> Tensor:
-    """Layers' tensors stacked on a new axis, smaller ones padded with zeros behind, so that all axes fit."""
+    """Layers' tensors stacked on a new axis, smaller ones padded with zeros at the end of each axis."""
     if len({layer.shape for layer in layers}) > 1:
         largest = [max(sizes) for sizes in zip(*(layer.shape for layer in layers), strict=True)]
         layers = [
@@ -322,7 +327,7 @@ def _columns(x: Tensor, index: ProbeIndex) -> Tensor:
 
 
 def join_traces(traces: list[Trace]) -> Trace:
-    """One trace of several, example axes end to end, `seen_pos` padded to the longest."""
+    """Traces concatenated along the example axis, `seen_pos` padded to the longest."""
     width = max(trace.mask.shape[1] for trace in traces)
 
     def joined(name: str) -> Any:

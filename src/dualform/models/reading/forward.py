@@ -1,4 +1,4 @@
-"""One forward of a transformers model, with the head applied only where a distribution is wanted."""
+"""One forward of a transformers model, with the output head applied only to the rows that are needed."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,39 +14,39 @@ from dualform.errors import ModelError
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import input_device
 from dualform.models.reading.attention import AttentionCall, attention_backend, plain_attention
+from dualform.models.reading.attention_tracer import AttentionTrace, AttentionTracer
 from dualform.models.reading.capture import Recorder
-from dualform.models.reading.watch import AttentionTrace, AttentionTracer
 from dualform.models.structure.anatomy import Anatomy
 
 
 def forward_rows(
     model: PreTrainedModel, rows: Tensor, *, gradients: bool = False, **inputs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Next-token logits at chosen rows only: over a large vocabulary the head costs as much as many layers.
+    """Next-token logits at chosen rows only: for a large vocabulary the head costs as much as many layers.
 
-    Rows are cut out in front of the head, so whatever the family does behind it (scaling, soft caps) still happens.
+    Rows are selected before the head, so the family's later operations (scaling, soft caps) still apply.
 
     Args:
         model: In eval mode.
-        rows: Which rows of the flattened `(batch * q_pos)`, of shape `(row,)`.
+        rows: Indices into the flattened `(batch * q_pos)`, `(row,)`.
         gradients: Keep the graph, for training.
-        inputs: As the model's forward takes them.
+        inputs: Arguments of the model's forward.
 
     Returns:
         Logits `(row, vocab)` and the head's input `(row, d_model)`.
 
     Raises:
-        ModelError: The head does not read one row a token.
+        ModelError: The head does not take one row per token.
     """
     kept: list[Tensor] = []
 
     def cut(states: Tensor) -> Tensor:
         if states.dim() > 3:
-            # ProphetNet predicts the next few tokens at once, from hidden states of their own.
+            # ProphetNet predicts several tokens at once, each from its own hidden states.
             raise ModelError(
-                f"{type(model).__name__}: its output head reads hidden states of shape {tuple(states.shape)}, where "
-                "one row a token (batch, pos, d_model) was expected: it predicts more than the next token. Choose "
-                "another model."
+                f"{type(model).__name__}: the input of its output head has shape {tuple(states.shape)}; expected one "
+                "row per token (batch, pos, d_model). Such a model predicts more than the next token. Choose another "
+                "model."
             )
         hidden = states.reshape(1, -1, states.shape[-1])[:, rows.to(states.device)]
         kept.append(hidden[0])
@@ -56,20 +56,20 @@ def forward_rows(
         hooks.before(model.get_output_embeddings(), cut)
         with torch.set_grad_enabled(gradients):
             logits = model(**inputs).logits
-    # A model divided over several devices hands its logits back to where its input was.
+    # A model on several devices moves its logits to the input's device.
     return logits[0], kept[0].to(logits.device)
 
 
 def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
-    """The cache under the name that this release of transformers gives it."""
-    named = inspect.signature(model.forward).parameters
-    return {"cache" if "cache" in named else "past_key_values": cache}
+    """The cache as a keyword argument, under the name that the installed transformers uses."""
+    parameters = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in parameters else "past_key_values": cache}
 
 
 class LayerOrder:
-    """Which layer a use of attention belongs to: modules may be shared by layers, or run in a loop.
+    """Maps each run of an attention module to a layer, also for modules that several layers share or that loop.
 
-    Uses are counted module by module, and begin anew with every forward.
+    Runs are counted for each module and start over with every forward.
     """
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
@@ -85,7 +85,7 @@ class LayerOrder:
         return list(self._layers)
 
     def next(self, module: nn.Module) -> int | None:
-        """The layer of a module's next use; None where that use is no layer (`Anatomy.left_out`)."""
+        """The layer of a module's next run; None if that run is not a layer (`Anatomy.left_out`)."""
         layers = self._layers.get(module)
         if layers is None:
             return None
@@ -95,36 +95,36 @@ class LayerOrder:
 
 
 class ObservingBackend:
-    """Ordinary attention that passes each layer's call and output to a function."""
+    """Ordinary attention that passes each layer's call and output to a callback."""
 
     builds_mask = True
 
-    def __init__(self, order: LayerOrder, show: Callable[[int, AttentionCall, Tensor], None]) -> None:
+    def __init__(self, order: LayerOrder, callback: Callable[[int, AttentionCall, Tensor], None]) -> None:
         self._order = order
-        self._show = show
+        self._callback = callback
 
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
-        """Compute, show, return."""
+        """The heads' output, after the callback was called."""
         out = plain_attention(call)
         layer = self._order.next(module)
         if layer is not None:
-            self._show(layer, call, out)
+            self._callback(layer, call, out)
         return out
 
 
 @dataclass(frozen=True)
 class KeysValues:
-    """A prefix as each layer's attention sees it."""
+    """A prefix as each layer's keys and values."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     """Keys and values, each `(kv_head, prefix_pos, d_head)`; empty for an empty prefix."""
     tokens: tuple[int, ...]
     edited: bool = False
-    """Whether keys and values are others than the tokens have by themselves."""
+    """Whether keys and values were changed, so that they no longer follow from the tokens."""
 
     @property
     def length(self) -> int:
-        """Tokens of the prefix."""
+        """Number of tokens."""
         return len(self.tokens)
 
 
@@ -138,49 +138,51 @@ def keys_values(model: PreTrainedModel, anatomy: Anatomy, tokens: tuple[int, ...
         kept[layer] = (key.contiguous(), value.contiguous())
 
     ids = torch.tensor([tokens], device=input_device(model))
-    with watching(model, anatomy, keep):
+    with observing_attention(model, anatomy, keep):
         forward_rows(model, ids.new_tensor([len(tokens) - 1]), input_ids=ids, use_cache=False)
     return KeysValues(tuple(kept[i] for i in range(len(anatomy.layers))), tokens)
 
 
 @contextmanager
-def watching(
-    model: PreTrainedModel, anatomy: Anatomy, see: Callable[[int, Tensor, Tensor, Tensor], None]
+def observing_attention(
+    model: PreTrainedModel, anatomy: Anatomy, callback: Callable[[int, Tensor, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Show each layer's query, key and value of every ordinary forward of one row in the block.
+    """Pass each layer's query, key and value to a callback, in every ordinary forward of one row in the block.
 
     Args:
         model: The model.
         anatomy: Its anatomy.
-        see: Receives layer, query `(head, pos, d_head)`, key `(kv_head, pos, d_head)` and value likewise.
+        callback: Receives the layer's index, query `(head, pos, d_head)`, key and value `(kv_head, pos, d_head)`.
     """
     order = LayerOrder(model, anatomy)
     if anatomy.registry:
-        tap = ObservingBackend(order, lambda layer, call, out: see(layer, call.query[0], call.key[0], call.value[0]))
-        with attention_backend(tap):
+        backend = ObservingBackend(
+            order, lambda layer, call, out: callback(layer, call.query[0], call.key[0], call.value[0])
+        )
+        with attention_backend(backend):
             yield
         return
 
-    def watched(module: nn.Module, seen: AttentionTrace) -> None:
+    def traced(module: nn.Module, trace: AttentionTrace) -> None:
         layer = order.next(module)
         if layer is not None:
             repeats = anatomy.layers[layer].repeats
-            see(layer, seen.query[0], seen.key[0, ::repeats], seen.value[0, ::repeats])
+            callback(layer, trace.query[0], trace.key[0, ::repeats], trace.value[0, ::repeats])
 
-    with AttentionTracer(order.modules, 1, watched):
+    with AttentionTracer(order.modules, 1, traced):
         yield
 
 
 def recorded_rows(
     model: PreTrainedModel, anatomy: Anatomy, recorder: Recorder | None, rows: Tensor, **inputs: Any
 ) -> tuple[Tensor, Tensor]:
-    """`forward_rows` of an ordinary forward, seen by a recorder through whichever way the family allows."""
+    """`forward_rows` of an ordinary forward, recorded through the registry or, where that is not possible, a tracer."""
     if recorder is None:
         return forward_rows(model, rows, **inputs)
     order = LayerOrder(model, anatomy)
 
-    def show(layer: int, call: AttentionCall, out: Tensor) -> None:
-        recorder.see_dense(
+    def record_call(layer: int, call: AttentionCall, out: Tensor) -> None:
+        recorder.record_dense(
             layer,
             call.query,
             call.key,
@@ -192,25 +194,25 @@ def recorded_rows(
             sink=call.sink,
         )
 
-    def see(module: nn.Module, seen: AttentionTrace) -> None:
+    def record_trace(module: nn.Module, trace: AttentionTrace) -> None:
         layer = order.next(module)
         if layer is None:
             return
         repeats = anatomy.layers[layer].repeats
-        recorder.see_dense(
+        recorder.record_dense(
             layer,
-            seen.query,
-            seen.key[:, ::repeats],
-            seen.value[:, ::repeats],
-            seen.head_output,
-            scores=seen.scores,
-            scale=seen.scale,
-            mask=seen.mask,
+            trace.query,
+            trace.key[:, ::repeats],
+            trace.value[:, ::repeats],
+            trace.head_output,
+            scores=trace.scores,
+            scale=trace.scale,
+            mask=trace.mask,
         )
 
     with recorder.attached(model):
         if anatomy.registry:
-            with attention_backend(ObservingBackend(order, show)):
+            with attention_backend(ObservingBackend(order, record_call)):
                 return forward_rows(model, rows, **inputs)
-        with AttentionTracer(order.modules, inputs["input_ids"].shape[0], see):
+        with AttentionTracer(order.modules, inputs["input_ids"].shape[0], record_trace):
             return forward_rows(model, rows, **inputs)

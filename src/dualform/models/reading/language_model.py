@@ -1,4 +1,4 @@
-"""A causal language model as the rest of dualform sees it: model, tokenizer, anatomy, and the route that reads it."""
+"""`LanguageModel`: a transformers model with its tokenizer, its anatomy, and the route used to run it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -34,8 +34,8 @@ from dualform.models.reading.self_check import (
 )
 from dualform.models.reading.switch_lengths import (
     SwitchLength,
-    crossed,
-    forget_lengths_,
+    first_crossed,
+    reset_rotary_before_forwards_,
     text_config,
 )
 from dualform.models.reading.tokens import opening_tokens
@@ -49,21 +49,21 @@ if TYPE_CHECKING:
 
 NO_RECORDING = Recording()
 WITHOUT_WEIGHTS = "none"
-"""Name of the route of a model on the meta device, which cannot read."""
+"""Name of the route of a model on the meta device, which cannot be run."""
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What a model said to some queries, and what could be seen inside."""
+    """A model's outputs for some queries, and the activations that were recorded."""
 
     queries: tuple[int, ...]
-    """Which queries, as indices into those that were asked."""
+    """Indices of the queries."""
     log_probabilities: Tensor
     """Mean log-probability of each answer's tokens, nats, `(example, answer)`; -inf where there is no such answer."""
     next_token: Tensor
     """Log-probabilities over the vocabulary at the token that predicts the label, `(example, vocab)`."""
     hidden: Tensor
-    """Input of the output head at that token, `(example, d_model)`."""
+    """Input of the output head at the same token, `(example, d_model)`."""
     trace: Trace | None
 
     @property
@@ -74,7 +74,7 @@ class Readings:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model that can be read. Build it with `load_model` or `LanguageModel.wrap`."""
+    """A model that dualform can run. Build it with `load_model` or `LanguageModel.wrap`."""
 
     name: str
     model: PreTrainedModel
@@ -84,13 +84,13 @@ class LanguageModel:
     refused: tuple[str, ...]
     """Faster routes that the self-check refused, and why."""
     notes: tuple[str, ...] = ()
-    """What a reader of the results must know about how the model was loaded, one sentence or two each."""
+    """Notes for the report on how the model was loaded, one or two sentences each."""
     max_row: int = 1024
-    """Most tokens of a packed row; bounds the memory of a forward."""
+    """Largest number of tokens in a packed row; bounds the memory of a forward."""
     max_examples: int = 32
-    """Most queries of a packed row; bounds the memory of a trace."""
+    """Largest number of queries in a packed row; bounds the memory of a trace."""
     verification: "Verification | None" = None
-    """What was compared with the model's own forward; None for a model that has no weights."""
+    """Result of the self-check; None for a model without weights."""
 
     @classmethod
     def wrap(
@@ -98,27 +98,26 @@ class LanguageModel:
     ) -> "LanguageModel":
         """Probe a transformers model and choose the fastest route that passes the self-check.
 
-        First the model's own forward is run as it is. The naive route must agree with it, and each faster route with
-        the naive one.
+        The self-check compares the naive route with the model's own forward, and each faster route with the naive one.
 
         Args:
-            model: Any causal language model with softmax attention; put into eval mode.
+            model: Any causal language model with softmax attention; it is put into eval mode.
             tokenizer: Its tokenizer.
-            name: What to call it in results.
-            route: Insist on `packed`, `packed-mask`, `repeated` or `naive`.
+            name: The model's name in results.
+            route: Accept only this route: `packed`, `packed-mask`, `repeated` or `naive`. None for the fastest.
 
         Raises:
-            ModelError: The model is not causal, no attention was seen, the naive route does not agree with the model's
-                own forward, or the route insisted upon failed.
+            ModelError: The model is not causal or has no attention that dualform recognises, the naive route does not
+                agree with the model's own forward, or the requested route failed.
             NumericalError: Weights or logits are NaN or infinite.
         """
         require_known_route(route)
         model.eval()
-        # Probing needs gradients, whatever the caller has switched off.
+        # Probing needs gradients, even if the caller has disabled them.
         with ordinary_torch():
             _require_ordinary_weights(model)
             replace_hooks_(model)
-            forget_lengths_(model)
+            reset_rotary_before_forwards_(model)
             with token_by_token(model):
                 untouched = read_untouched(model, tokenizer, checked_lengths(model))
             anatomy = find_anatomy(model)
@@ -131,7 +130,7 @@ class LanguageModel:
         )
         lm = cls(name, model, tokenizer, anatomy, chosen, refused, verification=verification)
         if anatomy.layers:
-            # Measured now, while nothing is attached to the model or changed in it.
+            # Measure now, before anything is attached to the model or changed in it.
             from dualform.models.structure.query_scale import query_scale
 
             with token_by_token(model):
@@ -140,40 +139,40 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes; the first device of a model that is divided over several."""
+        """The device of the model's input; the first one if the model is on several devices."""
         return input_device(self.model)
 
     @property
     def n_parameters(self) -> int:
-        """Weights, tied ones once; those stored two a byte count as two."""
+        """Number of parameters; tied weights count once."""
         total = 0
         for _, weight in named_weights(self.model):
-            # bitsandbytes stores 4-bit weights two a byte, and knows what they were.
+            # bitsandbytes stores two 4-bit weights per byte and keeps the original shape.
             shape = getattr(getattr(weight, "quant_state", None), "shape", weight.shape)
             total += math.prod(shape)
         return total
 
     @cached_property
     def shape(self) -> "ModelShape":
-        """The sizes from which operations are counted; of a model without weights, those that its config describes."""
-        # Counting needs the structure of a model, which is found by reading it.
+        """The sizes from which operations are counted; for a model without weights they come from its config."""
+        # Imported here to avoid a circular import.
         from dualform.models.cost.shape import shape_of
 
         return shape_of(self.model, None if self.route.name == WITHOUT_WEIGHTS else self.anatomy)
 
     @property
     def quantized(self) -> str | None:
-        """How many bits its weights are stored in (`8 bit`), None where they are plain numbers."""
+        """Precision of quantized weights, such as `8 bit`; None if the weights are not quantized."""
         return precision_of(self.model)
 
     @property
     def offloaded(self) -> bool:
-        """Whether some weights are in place for the length of their module's forward only (`offloading`)."""
+        """Whether some weights are loaded only while their module runs (`models.loading.offloading`)."""
         return is_offloaded(self.model)
 
     @property
     def bos(self) -> int | None:
-        """What opens a sequence where the tokenizer itself puts nothing in front: see `opening_tokens`."""
+        """The opening token if the tokenizer itself adds none, see `opening_tokens`; None if there is no such token."""
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
@@ -181,26 +180,26 @@ class LanguageModel:
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """The tokens that open every sequence unless a setting says otherwise."""
+        """The tokens at the start of every sequence, unless another opening is set."""
         return opening_tokens(self.tokenizer).ids
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence that the model was built for, None when its config names no limit."""
+        """Length of the longest sequence that the model supports, in tokens; None if its config sets no limit."""
         config = text_config(self.model.config)
         for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-            found = getattr(config, name, None)
-            # XLNet's config says -1 for no limit.
-            if found is not None and int(found) > 0:
-                return int(found)
+            length = getattr(config, name, None)
+            # XLNet's config has -1 for no limit.
+            if length is not None and int(length) > 0:
+                return int(length)
         return None
 
     def packed_products(self) -> AbstractContextManager[object]:
-        """A block in which products with frozen weights run faster, where this machine and model allow it.
+        """Context manager in which products with frozen weights are faster, if machine and model allow it.
 
-        Weights must not be written to inside it. W_K and W_V are multiplied plainly in any case, so that finetuning
-        with learning rate 0 is zero-shot bit for bit. Results differ from those outside by rounding. Nothing is packed
-        where weights are quantized, or some of them are not in memory between forwards.
+        Weights must not be written to inside the block. Results differ from those outside by rounding. W_K and W_V are
+        never packed, so that finetuning with learning rate 0 equals zero-shot bit for bit; quantized or offloaded
+        weights are not packed either.
         """
         trained = {rows.module for layer in self.anatomy.layers for rows in (layer.W_K, layer.W_V) if rows is not None}
         weights = [
@@ -212,12 +211,12 @@ class LanguageModel:
         return PackedProducts(weights) if plain and weights and packable(weights) else nullcontext()
 
     def groups(self, queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:
-        """Queries that share a row, as indices; each query once. Memory does not depend on their number."""
+        """Indices of the queries grouped into rows, each index once, so that the rows bound the memory needed."""
         return group(queries, self.max_row, self.max_examples, probe)
 
     @without_autocast()
     def encode(self, prefix: Sequence[int]) -> EncodedPrefix:
-        """Run what all queries share: once, whatever their number.
+        """Encode the prefix that all queries share.
 
         Raises:
             ModelError: An id has no row in the embedding.
@@ -234,38 +233,40 @@ class LanguageModel:
         want: Recording = NO_RECORDING,
         probe: Probe = "prompt",
     ) -> Readings:
-        """Read some queries in one row.
+        """Run one group of queries.
+
+        A query beyond a switch length (`switch_lengths`) is run on the naive route, unless the model's route was found
+        to be correct there.
 
         Args:
             prefix: From `encode`.
             queries: All queries.
-            indices: Which of them to read now: one of the lists of `groups`.
-            want: What to record inside.
-            probe: Where.
+            indices: Indices of the queries to run, such as one of the lists of `groups`.
+            want: The activations to record.
+            probe: The token at which to record them.
 
         Returns:
-            Readings on the model's device, in the order of `indices`. Queries whose rows go beyond a length at which
-            the model begins to compute something else are read on the naive route, unless the route was checked there.
+            Readings on the model's device, in the order of `indices`.
 
         Raises:
             NumericalError: A log-probability is NaN.
-            ContextError: Rows go beyond such a length behind a prefix whose keys and values were edited.
+            ContextError: A query needs the naive route, but the prefix's keys and values were edited.
             ModelError: An id has no row in the embedding.
         """
         for i in indices:
             self._require_rows((*queries[i].prompt, *chain.from_iterable(queries[i].answers)))
-        naively = [i for i in indices if self.crossed_switch(prefix.length, queries[i], probe) is not None]
-        if not naively:
+        beyond = [i for i in indices if self.crossed_switch(prefix.length, queries[i], probe) is not None]
+        if not beyond:
             return self._read_row(self.route, prefix, queries, indices, want, probe)
         if getattr(prefix, "edited", False):
-            self.require_one_row(prefix.length, [queries[i] for i in naively], probe)
+            self.require_usable_prefix(prefix.length, [queries[i] for i in beyond], probe)
         naive = NaiveRoute(self.model, self.anatomy)
-        if len(naively) == len(indices):
+        if len(beyond) == len(indices):
             return self._read_row(naive, prefix, queries, indices, want, probe)
-        rest = [i for i in indices if i not in naively]
+        rest = [i for i in indices if i not in beyond]
         parts = (
             self._read_row(self.route, prefix, queries, rest, want, probe),
-            self._read_row(naive, prefix, queries, naively, want, probe),
+            self._read_row(naive, prefix, queries, beyond, want, probe),
         )
         return joined_readings(parts, indices)
 
@@ -285,7 +286,7 @@ class LanguageModel:
         log_probabilities = torch.log_softmax(at_least_float32(logits), dim=-1)
         scores = layout.score(log_probabilities)
         if torch.isnan(scores).any():
-            # NaN must never be argmaxed: it would pass for the first label.
+            # argmax of NaN would be the first label.
             raise NumericalError(
                 f"{self.name} in {self.model.dtype}: log-probabilities of answers are NaN. Use --dtype float32, a "
                 "lower learning rate, or check the checkpoint's weights."
@@ -309,41 +310,38 @@ class LanguageModel:
             )
 
     def crossed_switch(self, n_prefix: int, query: Query, probe: Probe = "prompt") -> SwitchLength | None:
-        """The switch length beyond which the route is not known to read a query rightly behind a prefix.
+        """The switch length that prevents using the route for a query after a prefix; None if the route is correct.
 
         Args:
-            n_prefix: Tokens of the prefix.
-            query: What stands behind it.
+            n_prefix: Number of tokens of the prefix.
+            query: The query after it.
             probe: As in `read_group`.
-
-        Returns:
-            None where the route reads it rightly.
         """
         if self.verification is None or isinstance(self.route, NaiveRoute) or not self.verification.switches:
             return None
-        switches = [one.switch for one in self.verification.switches]
-        checked = [one.switch for one in self.verification.switches if one.agrees]
-        return crossed(switches, checked, n_prefix, n_prefix + query.longest(probe))
+        switches = [check.switch for check in self.verification.switches]
+        checked = [check.switch for check in self.verification.switches if check.agrees]
+        return first_crossed(switches, checked, n_prefix, n_prefix + query.longest(probe))
 
-    def require_one_row(self, n_prefix: int, queries: Sequence[Query], probe: Probe = "prompt") -> None:
-        """Check that the route's own rows are right for these queries, which code that looks inside relies on.
+    def require_usable_prefix(self, n_prefix: int, queries: Sequence[Query], probe: Probe = "prompt") -> None:
+        """Check that the route is correct for all queries, so that none would be run on the naive route.
 
         Args:
-            n_prefix: Tokens of the prefix.
-            queries: What stands behind it.
+            n_prefix: Number of tokens of the prefix.
+            queries: The queries after it.
             probe: As in `read_group`.
 
         Raises:
-            ContextError: A query goes beyond a length at which the model begins to compute something else.
+            ContextError: A query goes beyond a switch length.
         """
         for query in queries:
             switch = self.crossed_switch(n_prefix, query, probe)
             if switch is not None:
                 raise ContextError(
-                    f"{self.name} computes something else beyond {switch.length} tokens ({switch.setting}), and a "
-                    f"query behind {n_prefix} tokens makes a row of {n_prefix + query.longest(probe)}. Such rows are "
-                    "read one at a time, where they cannot be taken apart or changed. Use fewer demonstrations, "
-                    "shorter texts or a smaller --context; zsl, icl and ft read such rows."
+                    f"{self.name} computes a different function beyond {switch.length} tokens ({switch.setting}), and "
+                    f"a query after {n_prefix} tokens makes a row of {n_prefix + query.longest(probe)}. Beyond that "
+                    "length this learner cannot be used, but zsl, icl and ft can. Use fewer demonstrations, shorter "
+                    "texts or a smaller --context."
                 )
 
     def read(
@@ -353,7 +351,7 @@ class LanguageModel:
         want: Recording = NO_RECORDING,
         probe: Probe = "prompt",
     ) -> Iterator[Readings]:
-        """Read all queries, a group at a time; only one group's readings exist at once."""
+        """Run all queries group by group, so that only one group's readings are in memory at a time."""
         for indices in self.groups(queries, probe):
             yield self.read_group(prefix, queries, indices, want, probe)
 
@@ -362,13 +360,13 @@ class LanguageModel:
         width = max((len(query.answers) for query in queries), default=0)
         table = torch.full((len(queries), width), -torch.inf, dtype=torch.float64)
         for readings in self.read(prefix, queries):
-            found = readings.log_probabilities
-            table[list(readings.queries), : found.shape[1]] = found.double().cpu()
+            scores = readings.log_probabilities
+            table[list(readings.queries), : scores.shape[1]] = scores.double().cpu()
         return table
 
 
 def joined_readings(parts: Sequence[Readings], indices: Sequence[int]) -> Readings:
-    """Readings of several rows as those of one, in the order of `indices`."""
+    """Readings of several rows joined into one, in the order of `indices`."""
     read = [index for part in parts for index in part.queries]
     order = torch.tensor([read.index(index) for index in indices], device=parts[0].hidden.device)
     width = max(part.log_probabilities.shape[1] for part in parts)
@@ -394,6 +392,6 @@ def joined_readings(parts: Sequence[Readings], indices: Sequence[int]) -> Readin
 def _require_ordinary_weights(model: PreTrainedModel) -> None:
     if any(weight.is_inference() for weight in model.parameters()):
         raise ModelError(
-            f"{type(model).__name__}: its weights were created inside torch.inference_mode(), so no gradients can pass "
-            "through it. Load it outside that block, or with dualform.load_model, which works inside it."
+            f"{type(model).__name__}: its weights were created inside torch.inference_mode(), so they have no "
+            "gradients. Load the model outside that block, or with dualform.load_model, which works inside it."
         )

@@ -1,8 +1,8 @@
-"""Where every token of a group of queries stands when they share one row.
+"""Positions of all tokens when several queries share one row.
 
-A query is a prompt and several answers. All answers continue the same prompt, so the row holds the prompt once and
-then one branch an answer; a branch leaves out the answer's last token, which is only predicted, never read. An
-answer of one token needs no branch at all.
+A query is a prompt and several answers. All answers continue the same prompt, so the row holds the prompt once,
+followed by one branch per answer. A branch leaves out the answer's last token, which is predicted but never an input;
+an answer of one token therefore needs no branch.
 
     prompt            answer 0      answer 1
     t0 t1 t2 t3       a0 a1         b0           positions 0 1 2 3  4 5  4
@@ -22,25 +22,25 @@ _PADDING, _PROMPT = -2, -1
 
 @dataclass(frozen=True)
 class Query:
-    """One question put to the model, as token ids."""
+    """A prompt and its possible answers, as token ids."""
 
     prompt: tuple[int, ...]
     """At least one token."""
     answers: tuple[tuple[int, ...], ...]
-    """The continuations to score, at least one token each; may be empty when only the inside is wanted."""
+    """The continuations to score, at least one token each; may be empty if only activations are needed."""
 
     def width(self, probe: Probe = "prompt") -> int:
-        """Tokens that the query takes in a row."""
+        """Number of tokens that the query takes in a row."""
         return len(self.prompt) + sum(len(branch) for branch in _branches(self, probe))
 
     def longest(self, probe: Probe = "prompt") -> int:
-        """Tokens of the prompt with its longest answer, the last token left out where it is only predicted."""
+        """Number of input tokens of the prompt with its longest answer (the answer's last token is only predicted)."""
         return len(self.prompt) + max((len(branch) for branch in _branches(self, probe)), default=0)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Index tensors for one row; `row_pos` counts over the whole row, `own_pos` within one query."""
+    """Index tensors of one row; the axis `row_pos` counts over the whole row, `own_pos` within one query."""
 
     tokens: Tensor
     """Token ids, `(row_pos,)`."""
@@ -49,7 +49,7 @@ class Layout:
     gather: Tensor
     """Row position of each query's tokens, `(example, own_pos)`; padding points at 0."""
     own: Tensor
-    """True where `gather` is no padding, `(example, own_pos)`."""
+    """True where `gather` is not padding, `(example, own_pos)`."""
     visible: Tensor
     """True where own token `q_pos` may attend to own token `k_pos`, `(example, q_pos, k_pos)`."""
     scored_rows: Tensor
@@ -63,11 +63,11 @@ class Layout:
     term_answer: Tensor
     """Flat index example * n_answers + answer that the term belongs to, `(term,)`."""
     n_answers: int
-    """Columns of the score table: the largest number of answers."""
+    """Number of columns of the score table: the largest number of answers."""
     probe: Tensor
     """Own position of the probe, `(example,)`."""
     seen: Tensor
-    """Own tokens that the probe sees, itself included; they are the query's first ones, `(example,)`."""
+    """Number of own tokens that the probe attends to, itself included: the query's first ones, `(example,)`."""
 
     @property
     def n_examples(self) -> int:
@@ -81,7 +81,7 @@ class Layout:
 
     @property
     def seen_mask(self) -> Tensor:
-        """True for the tokens that the probe sees, `(example, seen_pos)`, as wide as the longest."""
+        """True for the own tokens that the probe attends to, `(example, seen_pos)`."""
         width = int(self.seen.max())
         return torch.arange(width, device=self.seen.device) < self.seen[:, None]
 
@@ -97,10 +97,10 @@ class Layout:
         """Mean log-probability of each answer's tokens.
 
         Args:
-            log_probabilities: Log-softmax at `scored_rows`, of shape `(scored, vocab)`.
+            log_probabilities: Log-softmax at `scored_rows`, `(scored, vocab)`.
 
         Returns:
-            Nats a token, of shape `(example, answer)`; -inf where a query has fewer answers than another.
+            Nats per token, `(example, answer)`; -inf where a query has fewer answers than others.
         """
         terms = log_probabilities[self.term_row, self.term_token]
         size = self.n_examples * self.n_answers
@@ -111,15 +111,12 @@ class Layout:
 
 
 def lay_out(queries: Sequence[Query], probe: Probe = "prompt", device: torch.device | str = "cpu") -> Layout:
-    """Place queries one behind the other in a single row.
+    """Layout of queries placed one after the other in a single row.
 
     Args:
-        queries: At least one.
-        probe: Where the inside will be read.
-        device: Where the index tensors live.
-
-    Returns:
-        The row's layout.
+        queries: At least one query.
+        probe: The token at which activations will be recorded.
+        device: Device of the index tensors.
     """
     tokens: list[int] = []
     offsets: list[int] = []
@@ -141,10 +138,10 @@ def lay_out(queries: Sequence[Query], probe: Probe = "prompt", device: torch.dev
             tokens += branch
             offsets += range(length, length + len(branch))
             kind += [answer] * len(branch)
-            # Token j of the answer is predicted by the branch token before it, token 0 by the prompt's last.
+            # Token j of the answer is predicted from the branch token before it, token 0 from the prompt's last token.
             predictors = [predictor, *range(first, first + len(word) - 1)]
-            cell = example * n_answers + answer
-            terms += [(row, token, cell) for row, token in zip(predictors, word, strict=True)]
+            number = example * n_answers + answer
+            terms += [(row, token, number) for row, token in zip(predictors, word, strict=True)]
         if probe == "label0":
             probes[-1] = length + len(query.answers[0]) - 1
         kinds.append(kind)
@@ -155,7 +152,7 @@ def lay_out(queries: Sequence[Query], probe: Probe = "prompt", device: torch.dev
     gather = torch.where(own, torch.tensor(starts)[:, None] + torch.arange(width), 0)
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     same_branch = kind_table[:, :, None] == kind_table[:, None, :]
-    # Padding sees itself, so that no softmax runs over nothing.
+    # Padding attends to itself, so that every softmax has at least one entry.
     visible = causal & (same_branch | (kind_table == _PROMPT)[:, None, :])
 
     predictors_of_first = [start + len(query.prompt) - 1 for start, query in zip(starts, queries, strict=True)]
@@ -168,7 +165,7 @@ def lay_out(queries: Sequence[Query], probe: Probe = "prompt", device: torch.dev
         "first_scored": [index[row] for row in predictors_of_first],
         "term_row": [index[row] for row, _, _ in terms],
         "term_token": [token for _, token, _ in terms],
-        "term_answer": [cell for _, _, cell in terms],
+        "term_answer": [number for _, _, number in terms],
         "probe": probes,
         "seen": [position + 1 for position in probes],
     }
@@ -179,16 +176,16 @@ def lay_out(queries: Sequence[Query], probe: Probe = "prompt", device: torch.dev
 
 
 def group(queries: Sequence[Query], max_tokens: int, max_examples: int, probe: Probe) -> list[list[int]]:
-    """Split queries into rows of at most `max_tokens` tokens, similar lengths together.
+    """Group queries of similar length into rows of at most `max_tokens` tokens, which bounds the memory of a forward.
 
     Args:
-        queries: Any number.
-        max_tokens: Room in a row; a longer query gets a row of its own.
-        max_examples: Most queries in a row.
+        queries: Any number of queries.
+        max_tokens: Largest number of tokens in a row; a longer query gets its own row.
+        max_examples: Largest number of queries in a row.
         probe: As in `lay_out`.
 
     Returns:
-        Indices into `queries`, each exactly once. The grouping bounds memory whatever the number of queries.
+        One list per row of indices into `queries`, each index exactly once.
     """
     widths = [query.width(probe) for query in queries]
     rows: list[list[int]] = []
@@ -203,7 +200,7 @@ def group(queries: Sequence[Query], max_tokens: int, max_examples: int, probe: P
 
 
 def _branches(query: Query, probe: Probe) -> list[tuple[int, ...]]:
-    """The tokens of each answer that must be read: all but the last, and answer 0 wholly if the probe is there."""
+    """The input tokens of each answer: all but the last, but all of answer 0 if the probe is at its end."""
     branches = [answer[:-1] for answer in query.answers]
     if probe == "label0":
         branches[0] = query.answers[0]

@@ -1,7 +1,7 @@
-"""What may be chosen about how a model is read. Without torch, so that settings can be checked before it is loaded."""
+"""Options for reading a model. This module does not import torch, so that settings can be checked quickly."""
 
 from typing import Literal
 
 Probe = Literal["prompt", "label0"]
-"""Where the inside is read: at the token that predicts the label, or, as the code released with arXiv:2212.10559
-does, at the last token of the first label word."""
+"""The token at which activations are recorded: the one that predicts the label (`prompt`), or the last token of the
+first label word (`label0`), as in the code released with arXiv:2212.10559."""

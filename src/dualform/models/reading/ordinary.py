@@ -1,4 +1,4 @@
-"""PyTorch's modes as they are by default, whatever block the caller is in."""
+"""PyTorch's default modes, whatever block the caller is in."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """A block, or a decorator of a function, in which a float32 model is computed in float32."""
+    """Turn autocast off, so that a float32 model computes in float32. A context manager and decorator."""
     with ExitStack() as stack:
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
@@ -18,9 +18,9 @@ def without_autocast() -> Iterator[None]:
 
 @contextmanager
 def ordinary_torch() -> Iterator[None]:
-    """A block, or a decorator of a function, in which gradients can be computed and autocast is off.
+    """Enable gradients and turn autocast off. A context manager and decorator.
 
-    A caller may be inside `torch.no_grad()` or `torch.inference_mode()`, where finetuning would fail.
+    Without it, finetuning would fail if the caller is inside `torch.no_grad()` or `torch.inference_mode()`.
     """
     with torch.inference_mode(False), torch.enable_grad(), without_autocast():
         yield

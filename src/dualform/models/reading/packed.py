@@ -1,8 +1,8 @@
-"""The fast route: the prefix is encoded once, queries share a row, and keys are never copied.
+"""The fast route: the prefix is encoded once, queries are packed into one row, and keys are never copied.
 
-Each query token attends to the prefix and to its own query apart, and the two are merged by their log-sum-exps.
-Grouped heads are folded into the row axis, so that keys and values are not repeated either. Linears see one long row
-without padding; only attention within a query is padded, to the longest of its row.
+Attention of each query token to the prefix and to its own query is computed separately and merged by log-sum-exp.
+Grouped heads are folded into the row axis, so that keys and values are not repeated either. Linear layers process one
+long row without padding; only attention within a query is padded, to the longest query of the row.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ class PackedRoute:
     def read(
         self, prefix: KeysValues, queries: list[Query], layout: Layout, want: Recording
     ) -> tuple[Tensor, Tensor, Trace | None]:
-        """Logits and hidden states at `layout.scored_rows`, and the trace if one is wanted."""
+        """Logits and hidden states at `layout.scored_rows`, and the trace if anything is to be recorded."""
         recorder = None
         if want:
             width = layout.seen_mask.shape[1]
@@ -47,13 +47,13 @@ class PackedRoute:
                 n_prefix=prefix.length,
             )
             recorder = Recorder(self.anatomy, want, layout.seen_mask, index)
-        tap = _PackedBackend(LayerOrder(self._model, self.anatomy), prefix, layout, recorder)
+        backend = _PackedBackend(LayerOrder(self._model, self.anatomy), prefix, layout, recorder)
         inputs: dict[str, Any] = {
             "input_ids": layout.tokens[None],
             "position_ids": (layout.offsets + prefix.length)[None],
             "use_cache": False,
         }
-        with attention_backend(tap):
+        with attention_backend(backend):
             if recorder is None:
                 logits, hidden = forward_rows(self._model, layout.scored_rows, **inputs)
                 return logits, hidden, None
@@ -70,18 +70,18 @@ class _PackedBackend:
         self._prefix = prefix
         self._layout = layout
         self._recorder = recorder
-        # Own tokens lie in the row in the order of (example, own_pos), so this index leads back to the row.
+        # The row holds own tokens in the order of (example, own_pos); this index maps the padded table back to it.
         self._to_row = layout.own.flatten().nonzero()[:, 0]
         self._own_masks: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
         self._window_masks: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
-        if call.instead is not None:
-            raise ModelError("keys of a prefix and of its queries can be told apart under softmax only")
+        if call.replacement is not None:
+            raise ModelError("attention to prefix and query can be computed separately for softmax attention only")
         layer = self._order.next(module)
         if layer is None:
-            raise ModelError("some of its attention is no layer here, so that its keys and values are not at hand")
-        # The layers of a divided model lie on several devices, and the row passes each of them once.
+            raise ModelError("some of its attention is not a recorded layer, so its keys and values are not available")
+        # Layers may be on several devices.
         self._layout = self._layout.to(call.query.device)
         self._to_row = self._to_row.to(call.query.device)
         groups = call.query.shape[1] // call.key.shape[1]
@@ -91,7 +91,7 @@ class _PackedBackend:
         if self._prefix.length:
             parts.append(self._prefix_part(query, layer, groups, call))
         if call.sink is not None:
-            # A key without a value: it adds to the normaliser alone.
+            # A key without a value adds only to the softmax's denominator.
             out, lse = parts[0]
             parts.append((torch.zeros_like(out), call.sink.to(lse)[:, None].expand_as(lse)))
         out = merge(parts)
@@ -113,7 +113,7 @@ class _PackedBackend:
         return out[:, self._to_row], lse[:, self._to_row]
 
     def _prefix_part(self, query: Tensor, layer: int, groups: int, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """Attention to the prefix, of the same shapes."""
+        """Attention to the prefix: output `(head, row_pos, d_head)`, log-sum-exp `(head, row_pos)`."""
         key, value = self._prefix.layers[layer]
         mask = None
         first = self._first_visible(call.window)
@@ -127,7 +127,7 @@ class _PackedBackend:
         )
 
     def _momentum(self, momentum: Any, layer: int, own_value: Tensor, call: AttentionCall) -> Tensor:
-        """What momentum adds, `(head, row_pos, d_head)`: own tokens and prefix apart, as for attention."""
+        """The momentum term, `(head, row_pos, d_head)`, summed over own tokens and prefix."""
         layout, window = self._layout, call.window
         n_heads = call.query.shape[1]
         offsets = layout.offsets[layout.gather]
@@ -154,7 +154,7 @@ class _PackedBackend:
             if window is not None:
                 offsets = self._layout.offsets[self._layout.gather]
                 visible = visible & (offsets[:, :, None] - offsets[:, None, :] < window)
-                # Padding must still see itself.
+                # Padding must still attend to itself.
                 visible = visible | torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device)
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
             self._own_masks[key] = mask[:, None].repeat(1, 1, groups, 1)
@@ -164,11 +164,11 @@ class _PackedBackend:
         return self._prefix.length + int(self._layout.offsets.max()) >= window
 
     def _first_visible(self, window: int | None) -> int:
-        """The first prefix token that the first query token sees; later ones see no earlier token."""
+        """Index of the first prefix token inside the first query token's window; later tokens reach back less far."""
         return 0 if window is None else max(0, self._prefix.length - window + 1)
 
     def _window_mask(self, window: int, dtype: torch.dtype) -> Tensor:
-        """Additive, `(row_pos, visible prefix_pos)`."""
+        """Additive mask, `(row_pos, visible prefix_pos)`."""
         key = (window, dtype, self._layout.offsets.device)
         if key not in self._window_masks:
             hidden = ~self._prefix_in_window(self._layout.offsets, window)[:, self._first_visible(window) :]
@@ -177,7 +177,7 @@ class _PackedBackend:
         return self._window_masks[key]
 
     def _prefix_in_window(self, offsets: Tensor, window: int) -> Tensor:
-        """True where a token at `offsets` sees a prefix token, `(token, prefix_pos)`."""
+        """True where a prefix token is in the window of the token at `offsets`, `(token, prefix_pos)`."""
         positions = torch.arange(self._prefix.length, device=offsets.device)
         return self._prefix.length + offsets[:, None] - positions < window
 
@@ -208,7 +208,7 @@ class _PackedBackend:
         if call.window is not None and call.window < width:
             distance = layout.probe[:, None] - torch.arange(width, device=rows.device)
             own_scores = own_scores.masked_fill((distance >= call.window)[:, None, None], -torch.inf)
-        recorder.see(
+        recorder.record(
             layer=layer,
             q=q,
             own_keys=own_key,

@@ -1,4 +1,4 @@
-"""How well a model predicts plain text."""
+"""Loss and perplexity of a model on plain text."""
 
 import math
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from dualform.models.reading.language_model import LanguageModel
 
 
 def text_losses(lm: LanguageModel, opening: Sequence[int], texts: Sequence[Sequence[int]]) -> Tensor:
-    """Loss of each text, its first token included where there is an opening to predict it from.
+    """Loss of each text; the first token of a text is predicted only if there is an opening token before it.
 
     Args:
-        lm: The model, with whatever changes are applied to it.
-        opening: Tokens before each text; not predicted themselves.
-        texts: Token ids, together with the opening no longer than the context.
+        lm: The model, with any changes that are applied to it.
+        opening: Tokens before each text; they are not predicted.
+        texts: Token ids of each text; opening and text must not be longer than the context.
 
     Returns:
-        `(text, 2)`, float64: negative log-likelihood in nats, and the number of tokens predicted.
+        `(text, 2)`, float64: negative log-likelihood in nats, and number of predicted tokens.
 
     Raises:
         NumericalError: A loss is NaN or infinite.
     """
-    found = []
+    losses = []
     for text in texts:
         ids = torch.tensor([[*opening, *text]], device=lm.device)
         first = max(len(opening), 1)
@@ -38,12 +38,12 @@ def text_losses(lm: LanguageModel, opening: Sequence[int], texts: Sequence[Seque
             raise NumericalError(
                 f"{lm.name} in {lm.model.dtype}: the loss on plain text is {loss}. Use --dtype float32."
             )
-        found.append((loss, float(len(predictors))))
-    return torch.tensor(found, dtype=torch.float64).reshape(-1, 2)
+        losses.append((loss, float(len(predictors))))
+    return torch.tensor(losses, dtype=torch.float64).reshape(-1, 2)
 
 
 def perplexity(losses: Tensor) -> float:
-    """Exponential of the mean loss of a token.
+    """Exponential of the mean loss per token.
 
     Args:
         losses: From `text_losses`, `(text, 2)`.
@@ -53,5 +53,5 @@ def perplexity(losses: Tensor) -> float:
     """
     nats, tokens = losses.sum(0).tolist()
     if not tokens:
-        raise ConfigError("perplexity needs text of at least two tokens, but there is none")
+        raise ConfigError("no token was predicted: perplexity needs texts of at least two tokens. Give a longer text.")
     return math.exp(nats / tokens)

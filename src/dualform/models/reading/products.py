@@ -1,8 +1,8 @@
-"""Products with frozen weights on a CPU, through oneDNN's packed layout.
+"""Matrix products with frozen weights on a CPU, through oneDNN's packed layout.
 
-A plain product lays the weight out anew for every call, which costs most when few rows share it: finetuning on one
-short sequence at a time runs at half of the machine's rate. Packed once for a block, the same weight serves every
-forward and backward in it. The sums are taken in another order, so results differ by rounding.
+A plain product converts the weight to this layout in every call, which is expensive if few rows share it: finetuning on
+one short sequence at a time runs at half of the machine's speed. Here a weight is packed once for all forwards and
+backwards in a block. Sums are taken in another order, so results differ by rounding.
 """
 
 from collections.abc import Iterable
@@ -15,18 +15,18 @@ from torch.overrides import TorchFunctionMode
 
 from dualform.models.compat import has_packed_products, pack_weight, packed_product
 
-# Packed copies, forwards and backwards, triple the memory of weights; beyond this size that is not worth its speed.
-_MOST_BYTES = 2 << 30
+# The packed copies for forward and backward triple the memory of the weights, which is not worth it beyond this size.
+_MAX_BYTES = 2 << 30
 
 
 class PackedProducts(TorchFunctionMode):
-    """While active, products with the given weights are packed ones.
+    """While active, products with the given weights use their packed copies.
 
-    The weights must not be written to inside the block. A parameter that is patched with other data
-    (`edit.applied`) is noticed, and multiplied plainly for as long as that lasts.
+    The weights must not be written to inside the block. A parameter that is temporarily patched with other data
+    (`edit.applied`) is detected and multiplied without packing.
 
     Args:
-        weights: Two-dimensional, `(d_out, d_in)`, of `nn.Linear` modules.
+        weights: Weights of `nn.Linear` modules, `(d_out, d_in)`.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
@@ -37,7 +37,7 @@ class PackedProducts(TorchFunctionMode):
         if func is F.linear and not kwargs and len(args) >= 2:
             pack = self._packs.get(id(args[1]))
             x = args[0]
-            if pack is not None and pack.fits(x):
+            if pack is not None and pack.can_multiply(x):
                 bias = args[2] if len(args) > 2 else None
                 if torch.is_grad_enabled() and x.requires_grad:
                     out = _Product.apply(x, pack)  # type: ignore[no-untyped-call]
@@ -52,23 +52,23 @@ class PackedProducts(TorchFunctionMode):
 
 
 def packable(weights: list[Tensor]) -> bool:
-    """Whether these weights can be packed here: oneDNN at hand, a CPU, float32, and not too large."""
+    """Whether these weights can be packed: oneDNN is available, and they are float32, on the CPU and not too large."""
     if not has_packed_products():
         return False
-    plain = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
-    return plain and sum(weight.numel() * 4 for weight in weights) <= _MOST_BYTES
+    supported = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
+    return supported and sum(weight.numel() * 4 for weight in weights) <= _MAX_BYTES
 
 
 class _Pack:
-    """One weight, packed when first used in either direction."""
+    """One weight, packed on first use in each direction."""
 
     def __init__(self, weight: Tensor) -> None:
-        # Held, so that its id stays its own.
+        # The reference keeps the weight alive, so that no other tensor gets its id.
         self._weight = weight
         self._address = weight.data_ptr()
         self._packed: dict[str, Tensor] = {}
 
-    def fits(self, x: Tensor) -> bool:
+    def can_multiply(self, x: Tensor) -> bool:
         weight = self._weight
         frozen = not (torch.is_grad_enabled() and weight.requires_grad)
         return frozen and weight.data_ptr() == self._address and x.dtype == weight.dtype and x.numel() > 0
@@ -91,7 +91,7 @@ class _Pack:
 
 
 class _Product(torch.autograd.Function):
-    """x W^T with W frozen: only x has a gradient."""
+    """x W^T with a frozen W: only x gets a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pack: _Pack) -> Tensor:

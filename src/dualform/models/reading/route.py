@@ -1,4 +1,4 @@
-"""What a way of reading a model provides."""
+"""The interface of a route: one way to run a model on a shared prefix and many queries."""
 
 from typing import Any, Protocol
 
@@ -10,11 +10,11 @@ from dualform.models.structure.anatomy import Anatomy
 
 
 class EncodedPrefix(Protocol):
-    """What every query of a group reads before its own tokens."""
+    """The prefix that all queries share, encoded once."""
 
     @property
     def length(self) -> int:
-        """Tokens of the prefix."""
+        """Number of tokens."""
         ...
 
     @property
@@ -24,7 +24,7 @@ class EncodedPrefix(Protocol):
 
 
 class Route(Protocol):
-    """A way through transformers; all ways give the same numbers."""
+    """One way to run a model; all routes give the same numbers."""
 
     name: str
     anatomy: Anatomy
@@ -36,5 +36,5 @@ class Route(Protocol):
     def read(
         self, prefix: Any, queries: list[Query], layout: Layout, want: Recording
     ) -> tuple[Tensor, Tensor, Trace | None]:
-        """Logits `(scored, vocab)`, hidden states `(scored, d_model)`, trace."""
+        """Logits `(scored, vocab)` and hidden states `(scored, d_model)` at `layout.scored_rows`, and the trace."""
         ...

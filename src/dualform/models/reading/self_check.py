@@ -1,4 +1,4 @@
-"""Each faster way of reading a model must agree with the naive one, on a small case that is read at load."""
+"""Self-check at load: each faster route must agree with the naive route on a small example."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,31 +23,31 @@ from dualform.ops.rounding import at_least_float32
 
 @dataclass(frozen=True)
 class Verification:
-    """What the self-check found when the model was loaded."""
+    """Result of the self-check when the model was loaded."""
 
     implementation: str
-    """Attention implementation of the model's own forward, which the naive route was compared with."""
+    """Attention implementation of the model's own forward, with which the naive route was compared."""
     causality: float
     """Largest change of earlier logits when the last token changes, relative to the largest logit."""
     deviation: float
-    """Largest difference between naive route and the model's own forward, relative to the largest entry."""
+    """Largest difference between the naive route and the model's own forward, relative to the largest entry."""
     unverified: tuple[str, ...] = ()
-    """What could not be compared, in words."""
+    """Descriptions of what could not be compared."""
     switches: tuple["CheckedSwitch", ...] = ()
-    """Lengths at which the model begins to compute something else, shortest first."""
+    """The model's switch lengths, shortest first."""
 
 
 @dataclass(frozen=True)
 class CheckedSwitch:
-    """A switch length, and whether the route was compared with the naive one beyond it."""
+    """A switch length, and whether the route agrees with the naive route beyond it."""
 
     switch: SwitchLength
     agrees: bool
-    """The route was right on a row beyond this length; otherwise longer rows are read on the naive route."""
+    """Whether the route may be used for rows beyond this length; if not, they are read on the naive route."""
     deviation: float | None
-    """Relative to the largest entry; None where no row of this length was read."""
+    """Largest difference, relative to the largest entry; None if no row of this length was compared."""
     why: str = ""
-    """Why it was not compared, or what it raised."""
+    """Why nothing was compared, or the error that was raised."""
 
 
 ROUTES = {route.name: route for route in (PackedRoute, MaskedRoute, RepeatedRoute, NaiveRoute)}
@@ -57,14 +57,14 @@ def require_known_route(name: str | None) -> None:
     """Check that a route of this name exists.
 
     Raises:
-        ModelError: It does not.
+        ModelError: It does not exist.
     """
     if name is not None and name not in ROUTES:
         raise ModelError(f"unknown route {name!r}: choose one of {', '.join(ROUTES)}")
 
 
 def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = None) -> tuple[Route, tuple[str, ...]]:
-    """The fastest route that gives the naive route's numbers on a small case.
+    """The fastest route that agrees with the naive route on a small example.
 
     Args:
         model: In eval mode.
@@ -72,10 +72,10 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
         insist: Accept only the route of this name.
 
     Returns:
-        The route, and for each faster one why it was refused.
+        The route, and for each faster route the reason why it was refused.
 
     Raises:
-        ModelError: The route insisted upon is unknown or refused, or the naive route fails.
+        ModelError: The route `insist` is unknown or refused, or the naive route fails.
     """
     require_known_route(insist)
     naive = NaiveRoute(model, anatomy)
@@ -95,15 +95,16 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
         try:
             difference = largest_difference(expected, check_readings(model, ROUTES[name](model, anatomy)))
         except Exception as error:
-            # Whatever a family's code makes of a route that does not suit it (KeyError, AttributeError, an empty
-            # AssertionError, ...): another route may suit it.
+            # A family's code may raise anything (KeyError, AttributeError, an empty AssertionError, ...) on a route
+            # that it does not support; another route may still work.
             refused.append(f"{name}: {type_and_first_line(error)}")
             continue
         if difference < tolerance(model):
             return ROUTES[name](model, anatomy), tuple(refused)
         refused.append(f"{name}: log-probabilities or records differ from the naive forward's by {difference:.1e}")
     raise ModelError(
-        f"route {insist!r} does not read this model rightly: {'; '.join(refused)}. Leave out the route, or take naive."
+        f"route {insist!r} does not agree with the naive route on this model: {'; '.join(refused)}. Leave out the "
+        "route, or choose naive."
     )
 
 
@@ -117,12 +118,12 @@ def _naive_readings(model: PreTrainedModel, naive: NaiveRoute) -> list[Tensor]:
 
 
 def checked_lengths(model: PreTrainedModel) -> list[int]:
-    """Tokens of rows that reach a little beyond each switch length that is short enough to be checked."""
-    return sorted({one.length + 3 for one in switch_lengths(model.config) if can_be_checked(model, one)})
+    """Row lengths, in tokens, that are slightly longer than each switch length that can be checked."""
+    return sorted({switch.length + 3 for switch in switch_lengths(model.config) if can_be_checked(model, switch)})
 
 
 def can_be_checked(model: PreTrainedModel, switch: SwitchLength) -> bool:
-    """Whether a row beyond a switch length is short enough to be read at load, and within the model's positions."""
+    """Whether a row beyond a switch length is short enough to be read at load and within the model's positions."""
     if switch.reach == "token":
         return switch.length <= longest_check(model)
     return switch.length <= LONGEST_CHECK
@@ -132,32 +133,27 @@ def longest_check(model: PreTrainedModel) -> int:
     """The longest window, in tokens, that the self-check fills in this model."""
     config = text_config(model.config)
     positions = getattr(config, "max_position_embeddings", None)
-    # Learned positions end there, and the check reads some tokens beyond the window (`check_readings`).
+    # The check reads some tokens beyond the window (`check_readings`), and learned positions end at this maximum.
     return min(LONGEST_CHECK, positions - _BEYOND) if isinstance(positions, int) and positions > 0 else LONGEST_CHECK
 
 
 def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> Iterator[CheckedSwitch]:
-    """Compare a route with the naive one beyond every switch length that is short enough.
-
-    Args:
-        model: In eval mode.
-        anatomy: Its anatomy.
-        route: The one chosen.
+    """Compare a route with the naive route beyond every switch length that is short enough.
 
     Yields:
-        Every switch length of the model, shortest first.
+        One result per switch length of the model, shortest first.
     """
     naive = NaiveRoute(model, anatomy)
     for switch in switch_lengths(model.config):
         if isinstance(route, NaiveRoute):
             yield CheckedSwitch(switch, True, 0.0)
         elif switch.reach == "every length":
-            # Two lengths never share a prefix there, so there is nothing that a faster route could reuse.
-            yield CheckedSwitch(switch, False, None, "a forward of every length is another function")
+            # Forwards of two lengths never share a prefix there, so a faster route has nothing to reuse.
+            yield CheckedSwitch(switch, False, None, "the states of all tokens change with every further token")
         elif switch.reach == "token" and switch.length == window_of(model) <= longest_check(model):
-            yield CheckedSwitch(switch, True, None, "the choice of the route was made behind a prefix longer than this")
+            yield CheckedSwitch(switch, True, None, "the route was chosen with a prefix longer than this")
         elif not can_be_checked(model, switch):
-            yield CheckedSwitch(switch, False, None, f"longer than the {longest_check(model)} tokens of the check")
+            yield CheckedSwitch(switch, False, None, f"longer than the {longest_check(model)} tokens of the self-check")
         else:
             length = switch.length + 3
             try:
@@ -170,19 +166,19 @@ def check_switches(model: PreTrainedModel, anatomy: Anatomy, route: Route) -> It
 
 
 def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = None) -> list[Tensor]:
-    """Log-probabilities and records of three queries with answers of one to three tokens, behind a prefix.
+    """Log-probabilities and records of three queries with answers of one to three tokens, after a prefix.
 
     Args:
         model: In eval mode.
-        route: Reads them.
-        n_prefix: Tokens of the prefix; default: a few, or more than a short sliding window holds. Behind a longer one
-            there are fewer answers, to save time.
+        route: The route to use.
+        n_prefix: Number of tokens of the prefix, with fewer queries and answers to save time. None for a few tokens, or
+            slightly more than a short sliding window.
     """
-    # A prefix that a short sliding window cannot hold shows whether the route knows the window.
+    # A prefix longer than a short sliding window tests whether the route handles the window.
     window = window_of(model)
     length = (window + 3 if 0 < window <= longest_check(model) else 9) if n_prefix is None else n_prefix
     tokens = ordinary_ids(model, length + 40)
-    # Families may treat special tokens unlike others: RoBERTa does not count padding among the positions.
+    # Families may treat special tokens differently: RoBERTa does not count padding among the positions.
     for place, special in zip((2, length + 1, 5, length + 12, 8, length + 14), special_ids(model), strict=False):
         tokens[place] = special
     own = tokens[length:]
@@ -194,25 +190,26 @@ def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = 
     if n_prefix is not None:
         queries = [Query(queries[0].prompt, queries[0].answers[1:2]), Query(queries[1].prompt, queries[1].answers[:1])]
     layout = lay_out(queries, "prompt", input_device(model))
-    # Attention outputs can be recorded only where every W_O is known; answers and scores need none.
-    some = bool(route.anatomy.layers)
-    want = Recording(output=route.anatomy.knows_outputs, scores=some, head_output=some)
+    # Attention outputs can be recorded only if every W_O is known; scores need no W_O.
+    has_layers = bool(route.anatomy.layers)
+    want = Recording(output=route.anatomy.knows_outputs, scores=has_layers, head_output=has_layers)
     logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
-    found = [layout.score(torch.log_softmax(at_least_float32(logits), dim=-1))]
+    readings = [layout.score(torch.log_softmax(at_least_float32(logits), dim=-1))]
     if n_prefix is None:
-        found.append(_short_reading(model, route))
+        readings.append(_short_reading(model, route))
     if trace is not None and trace.scores is not None:
         visible = trace.mask[:, None, None] & torch.isfinite(trace.scores)
-        found.append(trace.scores.masked_fill(~visible, 0.0))
-        found += [record for record in (trace.output, trace.head_output) if record is not None]
-    return found
+        readings.append(trace.scores.masked_fill(~visible, 0.0))
+        readings += [record for record in (trace.output, trace.head_output) if record is not None]
+    return readings
 
 
 def _short_reading(model: PreTrainedModel, route: Route) -> Tensor:
-    """Log-probabilities of one answer, behind a prefix of ordinary tokens, to a query with special ones.
+    """Log-probabilities of one answer to a query with special tokens, after a prefix of ordinary tokens.
 
-    Two departures can cancel behind a single prefix: RoBERTa counts positions from one more than its padding id and
-    leaves padding out, so with id 0 and one padding token in the prefix the query stands where any other family has it.
+    With a single prefix, two deviations can cancel: RoBERTa counts positions from one more than its padding id and
+    skips padding, so with id 0 and one padding token in the prefix the query has the same positions as in other
+    families.
     """
     tokens = ordinary_ids(model, 8, start=60)
     tokens[4:6] = (*special_ids(model), *tokens[4:6])[:2]
@@ -223,26 +220,26 @@ def _short_reading(model: PreTrainedModel, route: Route) -> Tensor:
 
 
 LONGEST_CHECK = 1024
-"""The longest window, in tokens, that the self-check fills; longer ones would cost a real model many seconds."""
+"""The longest window, in tokens, that the self-check fills; a longer one would take a real model many seconds."""
 _BEYOND = 12
-"""Positions beyond a window that the self-check may reach: three of the prefix and its longest query."""
+"""How many positions beyond a window the self-check uses: three of the prefix and its longest query."""
 
 
 def window_of(model: PreTrainedModel) -> int:
-    """How far back layers with a sliding window look, tokens; 0 when there are none."""
+    """Size of the sliding window in tokens; 0 without one."""
     config = text_config(model.config)
-    # GPT-Neo has a name of its own for it.
+    # GPT-Neo calls it `window_size`.
     return int(getattr(config, "sliding_window", None) or getattr(config, "window_size", None) or 0)
 
 
-def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest deviation, relative to the largest entry of each tensor; NaN where one of them has a NaN."""
-    # Python's max would lose a NaN that is not the first.
+def largest_difference(expected: list[Tensor], actual: list[Tensor]) -> float:
+    """Largest deviation, relative to the largest entry of each expected tensor; NaN if any tensor has a NaN."""
+    # Python's max would drop a NaN that is not the first entry.
     return float(
         torch.stack(
             [
                 (a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-9)
-                for a, b in zip(expected, found, strict=True)
+                for a, b in zip(expected, actual, strict=True)
             ]
         ).max()
     )

@@ -1,4 +1,4 @@
-"""The text of each token of a sequence, so that they joined are the sequence's text."""
+"""The text of each token of a sequence; joined, these texts are the text of the whole sequence."""
 
 import codecs
 import re
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
-# Bytes of one character; where a vocabulary does not say its tokens' bytes, a longer run that makes no text is none.
+# Most bytes of one UTF-8 character: without a character after that many tokens, none is to come.
 _LONGEST_CHARACTER = 4
 _PLAIN_BYTES = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _BYTE_OF = {
@@ -18,41 +18,40 @@ _BYTE_OF = {
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
-    """Each token's part of the text.
+    """The part of the text that each token stands for.
 
-    A token of a byte-level vocabulary may be a piece of one character, and means nothing alone. Its part is then '',
-    and the token that completes the character gets it. Bytes that never become a character are shown as U+FFFD; one
-    that stands in the text is a character like others.
+    A token of a byte-level vocabulary may be only a part of a character. Its text is then '', and the token that
+    completes the character gets the whole character. Bytes that never form a character become U+FFFD.
 
     Args:
-        tokenizer: Whose tokens they are.
+        tokenizer: The tokenizer of the ids.
         ids: Token ids.
 
     Returns:
-        One text a token; joined, they are what the tokenizer decodes the whole to.
+        One text per token; joined, they equal the decoded sequence.
     """
 
-    def decode(some: Sequence[int]) -> str:
-        text = tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def decode(part: Sequence[int]) -> str:
+        text = tokenizer.decode(list(part), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 
     texts: list[str] = []
-    # What is before `start` no longer matters; what is before `told` is in the texts already. Decoding from a little
-    # before tells whether a space belongs to a token, and costs the same for every token of a long text.
-    start = told = 0
+    # Tokens before `done` have their texts already. Decoding starts at `start`, one step earlier: this shows whether a
+    # space belongs to the token, at the same cost for every token of a long text.
+    start = done = 0
     for end in range(1, len(ids) + 1):
-        before, now = decode(ids[start:told]), decode(ids[start:end])
-        if end < len(ids) and now.endswith(_BROKEN) and _is_unfinished(tokenizer, ids[told:end]):
+        before, now = decode(ids[start:done]), decode(ids[start:end])
+        if end < len(ids) and now.endswith(_BROKEN) and _is_unfinished(tokenizer, ids[done:end]):
             texts.append("")
             continue
         texts.append(now[len(before) :])
-        start, told = told, end
+        start, done = done, end
     return tuple(texts)
 
 
 def _is_unfinished(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
-    """Whether tokens whose text ends in U+FFFD end within a character, so that a later one may complete it."""
+    """Whether tokens whose text ends in U+FFFD end inside a character that later tokens may complete."""
     parts = [_bytes_of(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
@@ -63,7 +62,7 @@ def _is_unfinished(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bo
 
 
 def _bytes_of(token: str) -> bytes | None:
-    """What a token stands for; None where its name does not say."""
+    """The bytes of a token; None if its name does not show them."""
     if re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
         return bytes.fromhex(token[3:5])
     if token.endswith(_BROKEN):

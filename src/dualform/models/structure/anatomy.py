@@ -93,7 +93,7 @@ class Anatomy:
         block = self.layers[layer].block
         return f"layer {layer}" if block is None or block == layer else f"layer {layer} (block {block})"
 
-    def without(self, *letters: str) -> tuple[str, ...]:
+    def missing_projections(self, *letters: str) -> tuple[str, ...]:
         """Layers where one of these projections was not found, with the reasons.
 
         Args:
@@ -128,7 +128,7 @@ class Anatomy:
             ModelError: Some layer's could not be found.
         """
         self.require_layers("finetuning W_K and W_V")
-        if missing := self.without("W_K", "W_V"):
+        if missing := self.missing_projections("W_K", "W_V"):
             raise ModelError(
                 f"W_K and W_V were not found everywhere ({_few(missing)}). This model can be read (zsl, icl, probe) "
                 "but not finetuned: leave out ft with --learners zsl,icl,probe."

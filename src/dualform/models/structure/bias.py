@@ -73,7 +73,7 @@ def output_linears(anatomy: Anatomy) -> tuple[str, ...]:
     Raises:
         ModelError: W_O of some layer is not known.
     """
-    if missing := anatomy.without("W_O"):
+    if missing := anatomy.missing_projections("W_O"):
         raise ModelError(f"nothing can be written into W_O where it was not found ({'; '.join(missing)})")
     return tuple(layer.W_O for layer in anatomy.layers if layer.W_O is not None)
 

@@ -93,7 +93,7 @@ class Blocks:
             states = first_input(args, kwargs) if hidden is None else hidden
             return states if companions is None else (states, *companions)
 
-        hooks.instead(self.names[layer], forward)
+        hooks.replace_forward(self.names[layer], forward)
 
 
 def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:

@@ -14,7 +14,7 @@ from dualform.models.compat import can_set_attention, set_config_attention
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import frozen, read_again_backward
 from dualform.models.reading.attention import NAME, AttentionCall, attention_backend, plain_attention
-from dualform.models.reading.watch import AttentionTrace, AttentionTracer
+from dualform.models.reading.attention_tracer import AttentionTrace, AttentionTracer
 from dualform.models.structure.anatomy import is_linear
 from dualform.models.structure.probing import probe_tokens
 
@@ -156,7 +156,7 @@ def _looking(
 
     def see(module: nn.Module, attention: AttentionTrace) -> None:
         joined = attention.head_output.transpose(1, 2).flatten(2)
-        out = attention.head_output if attention.passed_on is None else attention.passed_on
+        out = attention.head_output if attention.returned is None else attention.returned
         observed.seen.append(
             AttentionUse(
                 module, attention.query, attention.key, attention.value, out, joined, observed.now, heads_first=True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import input_device
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.forward import forward_rows, watching
+from dualform.models.reading.forward import forward_rows, observing_attention
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.structure.anatomy import LayerAnatomy
@@ -96,23 +96,26 @@ def _factors_before(lm: LanguageModel) -> Tensor:
     """What W_Q's output is multiplied by before it is an attention query, `(layer,)`; 1 where no number says it."""
     layers = lm.anatomy.layers
     factors = torch.ones(len(layers), dtype=torch.float64)
-    written: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     queries: dict[int, Tensor] = {}
     names = list(dict.fromkeys(layer.W_Q.module for layer in layers if layer.W_Q is not None))
 
     def keep(number: int, x: Tensor, out: Tensor) -> None:
-        written[names[number]] = out.detach().double().cpu().reshape(-1, out.shape[-1])
+        outputs[names[number]] = out.detach().double().cpu().reshape(-1, out.shape[-1])
+
+    def keep_query(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        queries[layer] = query.double().cpu()
 
     with Hooks(lm.model) as hooks:
         hooks.after_each(names, keep)
         ids = torch.tensor([_tokens(lm, 17, 8)], device=input_device(lm.model))
-        with watching(lm.model, lm.anatomy, lambda layer, q, k, v: queries.update({layer: q.double().cpu()})):
+        with observing_attention(lm.model, lm.anatomy, keep_query):
             forward_rows(lm.model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
     uses = [layer.W_Q.module for layer in layers if layer.W_Q is not None]
     for i, layer in enumerate(layers):
         # A linear that several layers use shows its last use alone.
-        if layer.W_Q is not None and uses.count(layer.W_Q.module) == 1 and layer.W_Q.module in written and i in queries:
-            factors[i] = _factor(layer, written[layer.W_Q.module], queries[i])
+        if layer.W_Q is not None and uses.count(layer.W_Q.module) == 1 and layer.W_Q.module in outputs and i in queries:
+            factors[i] = _factor(layer, outputs[layer.W_Q.module], queries[i])
     return factors
 
 

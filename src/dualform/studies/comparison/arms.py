@@ -57,7 +57,7 @@ def possible_arms(lm: LanguageModel, config: ComparisonConfig) -> Arms:
     notes = [f"Left out: {name}, and the measures that need it: {reason}" for name, reason in no_learners.items()]
     if FINETUNED not in no_learners:
         notes += [f"Left out: the control {name}: {reason}" for name, reason in no_controls.items()]
-        if (missing := lm.anatomy.without("W_O")) and FINETUNED in config.learners:
+        if (missing := lm.anatomy.missing_projections("W_O")) and FINETUNED in config.learners:
             notes.append(f"Left out: SimAOU, which compares attention outputs: {first_few(missing)}.")
     if lm.anatomy.left_out:
         n = len(lm.anatomy.layers)

@@ -332,7 +332,7 @@ class ControlBuilder:
             k = min(self.demonstrations.k_effective, len(task.demonstration_pool))
             demonstrations = draw_demonstrations(task, k, self.demonstrations.seed)
         encoder = Encoder(lm, task, self.experiment.config.opening)
-        demonstrations = encoder.fit(demonstrations, self.experiment.queries, self.experiment.context)
+        demonstrations = encoder.truncate_to_context(demonstrations, self.experiment.queries, self.experiment.context)
         return encoder.demonstrations(demonstrations)
 
     def other_demonstrations(self) -> DemonstrationSet:

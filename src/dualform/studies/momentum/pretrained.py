@@ -141,7 +141,7 @@ def _tokens(lm: LanguageModel, source: TextSource) -> Iterator[tuple[int, ...]]:
     """
     tokens = TextTokenizer(lm.tokenizer, lm.model, lm.name)
     for document in source.documents():
-        ids = tokens.text(document)
+        ids = tokens.encode_plain(document)
         tokens.require_rows(ids, source.shown)
         yield ids
 

@@ -274,7 +274,7 @@ def prompts(
         warnings.simplefilter("ignore", UserWarning)
         encoder = Encoder(lm, task)
         queries = [encoder.query(example) for example in queries_of(config, task)]
-        kept = encoder.fit(drawn, queries, config.recipe_of(seed).length, any_label=True)
+        kept = encoder.truncate_to_context(drawn, queries, config.recipe_of(seed).length, any_label=True)
     return encoder.demonstrations(kept).prefix, queries, kept.k_effective
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dualform.models.reading.watch import AttentionTracer
+from dualform.models.reading.attention_tracer import AttentionTracer
 
 
 def random(*shape, seed=0):
