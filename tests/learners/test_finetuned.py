@@ -295,7 +295,7 @@ class TestWhatCannotBeLearned:
         setting = fresh("llama")
         lost = dataclasses.replace(setting.lm.anatomy.layers[0], W_K=None, unclear=("W_K is lost",))
         lm = dataclasses.replace(setting.lm, anatomy=Anatomy((lost, setting.lm.anatomy.layers[1]), True))
-        with pytest.raises(ModelError, match=r"not found everywhere \(layer 0: W_K is lost\)"):
+        with pytest.raises(ModelError, match=r"not found in every layer \(layer 0: W_K is lost\)"):
             Finetuned(setting.encoder.opening, RATE).adapt(lm, setting.demonstrations)
 
 

@@ -304,5 +304,5 @@ def test_a_model_without_known_output_projections_is_refused():
         setting.lm.anatomy.layers[1],
     )
     lm = replace(setting.lm, anatomy=replace(setting.lm.anatomy, layers=layers))
-    with pytest.raises(ModelError, match=r"nothing can be folded into W_O where it was not found \(layer 0: "):
+    with pytest.raises(ModelError, match=r"W_O was not found in every layer \(layer 0: "):
         folded(setting).adapt(lm, setting.demonstrations)

@@ -226,7 +226,7 @@ def test_a_model_that_cannot_be_read_layer_by_layer_is_refused_and_left_as_it_wa
         model.model.embed_tokens.register_forward_hook(lambda module, args, out: embedded.append(out)),
         model.model.norm.register_forward_hook(lambda module, args, out: out + embedded[-1]),
     ]
-    with pytest.raises(ModelError, match="layers cannot be read one by one"):
+    with pytest.raises(ModelError, match="logits cannot be computed layer by layer"):
         LayerCausal(setting.encoder.opening, RATE).adapt(lm, setting.demonstrations)
     for handle in handles:
         handle.remove()

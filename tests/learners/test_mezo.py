@@ -357,5 +357,5 @@ def test_a_model_whose_keys_are_not_known_is_refused():
     setting = fresh("llama")
     lost = dataclasses.replace(setting.lm.anatomy.layers[0], W_K=None, unclear=("W_K is lost",))
     lm = dataclasses.replace(setting.lm, anatomy=Anatomy((lost, setting.lm.anatomy.layers[1]), True))
-    with pytest.raises(ModelError, match=r"not found everywhere \(layer 0: W_K is lost\)"):
+    with pytest.raises(ModelError, match=r"not found in every layer \(layer 0: W_K is lost\)"):
         learner(setting).adapt(lm, setting.demonstrations)

@@ -229,5 +229,5 @@ def test_a_model_whose_attention_output_is_not_known_is_refused():
     lm = wrapped(BY_NAME["llama"])
     layers = (lm.anatomy.layers[0], replace(lm.anatomy.layers[1], W_O=None, unclear=("not seen",)))
     other = LanguageModel("x", lm.model, lm.tokenizer, replace(lm.anatomy, layers=layers), lm.route, ())
-    with pytest.raises(ModelError, match=r"where it was not found \(layer 1: not seen\)"):
+    with pytest.raises(ModelError, match=r"not found in every layer \(layer 1: not seen\)"):
         Thought(OPENING, QUERIES).adapt(other, DEMONSTRATIONS)

@@ -188,7 +188,7 @@ class TestAttentionThatCannotBeRecorded:
             ("diffllama", "computes attention in several parts"),
             ("xlnet", "multiplies queries with keys by einsum"),
             ("reformer", "normalises its scores without softmax"),
-            ("cpmant", "attends from 1 x 37 to 37 positions where the input has 5 tokens"),
+            ("cpmant", "attends from 1 x 37 to 37 positions for an input of 5 tokens"),
         ],
     )
     def test_is_named_and_answers_are_read_all_the_same(self, model_type, reason):
@@ -201,7 +201,7 @@ class TestAttentionThatCannotBeRecorded:
         assert lm.anatomy.layers == ()
         assert all(reason in one for one in lm.anatomy.left_out)
         assert answers_off(lm, tiny_family(model_type)) < 2e-4
-        with pytest.raises(ModelError, match="finetuning W_K and W_V needs attention that can be recorded"):
+        with pytest.raises(ModelError, match="finetuning W_K and W_V needs attention layers that can be recorded"):
             key_value_rows(lm.model, lm.anatomy)
 
     def test_a_context_without_a_limit_is_none(self):

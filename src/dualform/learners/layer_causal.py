@@ -53,7 +53,7 @@ class LayerCausal:
 
         Raises:
             TrainingError: A loss became NaN or infinite; the message names rate and step.
-            ModelError: W_K and W_V of this model are not known, or its layers cannot be read one by one.
+            ModelError: W_K and W_V of this model are not known, or its logits cannot be computed layer by layer.
         """
         start = time.perf_counter()
         blocks = find_blocks(lm.model, lm.anatomy)
@@ -96,7 +96,7 @@ def layer_losses(
     Yields:
         Mean cross-entropy of the learned tokens, nats.
     """
-    with blocks.apart() as outputs, watch:
+    with blocks.detached() as outputs, watch:
         logits, _ = forward_rows(lm.model, learned - 1, gradients=True, input_ids=tokens, use_cache=False)
     targets = tokens[0, learned]
     last = token_loss(logits, targets)

@@ -25,7 +25,7 @@ from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, 
 from dualform.models.reading.layout import Layout, Probe, Query, lay_out
 from dualform.models.reading.route import EncodedPrefix
 from dualform.models.structure.anatomy import row_axis
-from dualform.models.structure.mlp_inputs import MLPInputs, at_mlps, find_mlp_inputs
+from dualform.models.structure.mlp_inputs import MLPInputs, find_mlp_inputs, hooked_mlps
 from dualform.ops.folding import rank_one_factors
 
 
@@ -111,7 +111,7 @@ class RankOneModel:
         def keep_residual(layer: int, u: Tensor, out: Tensor) -> None:
             context.u[layer].append(u[:, first:])
 
-        with at_mlps(self.lm.model, self.inputs, keep_input, keep_residual):
+        with hooked_mlps(self.lm.model, self.inputs, keep_input, keep_residual):
             self.lm.route.read(self.prompted, queries, layout, NO_RECORDING)
         return context
 
@@ -132,7 +132,7 @@ class RankOneModel:
             context.a[layer].pop(0)
             return _added(out, first, context.u[layer].pop(0) - u[:, first:])
 
-        with at_mlps(self.lm.model, self.inputs, changed, handed_on):
+        with hooked_mlps(self.lm.model, self.inputs, changed, handed_on):
             yield
 
     def _n_before(self, prefix: EncodedPrefix) -> int:

@@ -23,7 +23,7 @@ from dualform.models.reading.language_model import NO_RECORDING, LanguageModel
 from dualform.models.reading.layout import Layout, Query, lay_out
 from dualform.models.reading.route import EncodedPrefix
 from dualform.models.structure.anatomy import row_axis
-from dualform.models.structure.mlp_inputs import MLPInputs, at_mlps, find_mlp_inputs
+from dualform.models.structure.mlp_inputs import MLPInputs, find_mlp_inputs, hooked_mlps
 from dualform.ops.folding import rank_one_sum
 from dualform.ops.rounding import at_least_float32
 
@@ -193,7 +193,7 @@ class _Reader:
         def at_block(layer: int, u: Tensor, out: Tensor) -> None:
             pass
 
-        with Hooks(self.lm.model) as hooks, at_mlps(self.lm.model, self.inputs, at_linear, at_block):
+        with Hooks(self.lm.model) as hooks, hooked_mlps(self.lm.model, self.inputs, at_linear, at_block):
             hooks.after_each(self.outputs, lambda layer, x, out: see("output", layer, own(out)))
             self.lm.route.read(prefix, self.texts, self.layout, NO_RECORDING)
 

@@ -131,7 +131,7 @@ def test_the_operations_of_a_layer_causal_step_are_those_that_torch_counts(famil
     with KeyValueTraining(model, lm.anatomy) as training:
 
         def step():
-            with blocks.apart() as outputs:
+            with blocks.detached() as outputs:
                 logits, _ = forward_rows(model, rows, gradients=True, input_ids=IDS, use_cache=False)
             for one in [logits, *(blocks.unembed(output[0, rows]) for output in outputs[:-1])]:
                 loss = torch.nn.functional.cross_entropy(one, IDS[0, 1:])

@@ -91,5 +91,5 @@ def test_when_peft_fails_half_way_the_model_is_as_before(monkeypatch):
 def test_a_model_whose_queries_are_not_known_is_refused():
     anatomy = wrapped(BY_NAME["llama"]).anatomy
     lost = dataclasses.replace(anatomy.layers[1], W_Q=None, unclear=("W_Q is lost",))
-    with pytest.raises(ModelError, match=r"not found everywhere \(layer 1: W_Q is lost\): leave out lora"):
+    with pytest.raises(ModelError, match=r"not found in every layer \(layer 1: W_Q is lost\)\. Leave out lora"):
         LoraTraining(tiny_model("llama"), Anatomy((anatomy.layers[0], lost), True), 8, 0)

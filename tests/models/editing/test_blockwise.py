@@ -171,7 +171,7 @@ def test_a_norm_of_another_kind_is_told_and_carries_nothing():
     blocks = find_blocks(lm.model, lm.anatomy)
     block = lm.model.get_submodule(blocks.names[1])
     block.post_attention_layernorm = torch.nn.LayerNorm(32)
-    with pytest.warns(UserWarning, match=r"behind W_O of layers \[1\] stands a norm"):
+    with pytest.warns(UserWarning, match=r"the norm after W_O of layers \[1\] is not a root-mean-square norm"):
         norms = find_output_norms(lm, blocks)
     assert not norms[1].before(torch.ones(2, 32), torch.ones(2, 32)).any()
 

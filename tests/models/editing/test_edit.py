@@ -316,7 +316,7 @@ def test_masking_gradients_instead_would_move_other_rows():
 def test_a_model_whose_keys_are_not_known_is_refused():
     anatomy = wrapped(BY_NAME["llama"]).anatomy
     lost = dataclasses.replace(anatomy.layers[1], W_K=None, unclear=("W_K is lost",))
-    with pytest.raises(ModelError, match=r"W_K and W_V were not found everywhere \(layer 1: W_K is lost\)"):
+    with pytest.raises(ModelError, match=r"W_K and W_V were not found in every layer \(layer 1: W_K is lost\)"):
         KeyValueTraining(tiny_model("llama"), Anatomy((anatomy.layers[0], lost), True))
 
 
@@ -426,9 +426,9 @@ class TestPartsThatCannotBeTrained:
             lm.anatomy.layers[0], W_V=dataclasses.replace(lm.anatomy.layers[0].W_V, module="model.norm")
         )
         anatomy = Anatomy((odd, lm.anatomy.layers[1]), True)
-        with pytest.raises(ModelError, match=r"model\.norm is no linear, so W_V in it cannot be trained apart"):
+        with pytest.raises(ModelError, match=r"model\.norm is not a linear, so W_V in it cannot be trained"):
             value_rows(lm.model, anatomy, 0)
-        with pytest.raises(ModelError, match=r"model\.norm is no linear, so W_K and W_V in it cannot"):
+        with pytest.raises(ModelError, match=r"model\.norm is not a linear, so W_K and W_V in it cannot"):
             edit.key_value_rows(lm.model, anatomy)
 
     def test_stacked_experts_are_named(self):
@@ -443,7 +443,7 @@ class TestPartsThatCannotBeTrained:
         )
         with torch.random.fork_rng(devices=[]):
             model = transformers.MixtralForCausalLM(config).eval()
-        words = r"model\.layers\.0\.mlp\..* of shape \(.*\) is no linear's weight, .* Choose a model without experts"
+        words = r"model\.layers\.0\.mlp\..* of shape \(.*\) is not the weight of a linear, .* Choose a model without experts"
         with pytest.raises(ModelError, match=words):
             mlp_rows(model, find_anatomy(model))
 

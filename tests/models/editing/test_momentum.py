@@ -19,7 +19,7 @@ from dualform.models.editing.momentum import (
     momentum_of,
     remove_momentum,
     restore_momentum,
-    seen_by,
+    visible_from_mask,
 )
 from dualform.models.loading.load import load_model
 from dualform.models.reading.capture import Recording
@@ -342,8 +342,8 @@ def test_lags_count_what_is_seen() -> None:
 def test_masks_of_all_kinds_say_the_same(lowest: float) -> None:
     visible = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
     additive = torch.zeros(1, 1, 3, 3).masked_fill(~visible, lowest) + torch.randn(1, 1, 3, 3) * 5
-    assert torch.equal(seen_by(additive), visible[:, 0])
-    assert torch.equal(seen_by(visible), visible[:, 0])
+    assert torch.equal(visible_from_mask(additive), visible[:, 0])
+    assert torch.equal(visible_from_mask(visible), visible[:, 0])
 
 
 # Mistakes.

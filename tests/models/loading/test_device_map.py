@@ -277,7 +277,7 @@ class TestWhatCannotBeDone:
 
     def test_no_untrained_twin_is_built_beside_a_model_that_does_not_fit(self, folders):
         with pytest.raises(
-            ModelError, match=r"divided by a device map.* Leave out the controls untrained and embeddings"
+            ModelError, match=r"divided over devices by a device map.* Leave out the controls untrained and embeddings"
         ):
             untrained(divided(folders["llama"], "llama"), seed=0)
 

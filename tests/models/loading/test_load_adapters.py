@@ -59,7 +59,7 @@ def test_it_computes_what_peft_computes(settings: dict[str, Any], base: Path, tm
     assert lm.name == str(adapter)
     (note,) = lm.notes
     assert "is a LoRA adapter (rank 3" in note
-    assert f"merged into its base {base}" in note
+    assert f"merged into its base model {base}" in note
     assert not any("lora" in name for name, _ in lm.model.named_parameters())
 
 
@@ -168,8 +168,11 @@ def test_an_adapter_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> 
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     settings = json.loads((adapter / "adapter_config.json").read_text())
     for changes, message in (
-        ({"target_modules": ["q_proj", "v_proj"]}, "does not fit its base .* is missing from the adapter, and 3 more"),
-        ({"target_modules": ["k_proj"]}, "does not fit its base"),
+        (
+            {"target_modules": ["q_proj", "v_proj"]},
+            "does not match its base model .* is missing from the adapter, and 3 more",
+        ),
+        ({"target_modules": ["k_proj"]}, "does not match its base model"),
         ({"target_modules": ["nowhere"]}, "nowhere"),
         ({"r": 5}, "size mismatch"),
         ({"peft_type": "IA3"}, "an adapter of the kind IA3; dualform reads LoRA"),
@@ -180,11 +183,11 @@ def test_an_adapter_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> 
             load_model(str(adapter))
     small = save_tiny("llama", tmp_path / "small", num_hidden_layers=1)
     (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(small)}))
-    with pytest.raises(ModelError, match=r"does not fit its base .* is left over in the adapter"):
+    with pytest.raises(ModelError, match=r"does not match its base model .* is unexpected in the adapter"):
         load_model(str(adapter))
 
 
 def test_quantized_and_offloaded_bases_are_refused(base: Path, tmp_path: Path) -> None:
     adapter = save_adapter(base, tmp_path / "adapter")
-    with pytest.raises(ModelError, match="its base is not wholly in memory"):
+    with pytest.raises(ModelError, match="its base model is not entirely in memory"):
         load_model(str(adapter), device_map={"": "disk"})

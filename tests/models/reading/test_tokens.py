@@ -121,7 +121,7 @@ class TestOpening:
         note = opening_tokens(byte_level()).note
         assert note is not None
         assert "'<s>'" in note
-        assert "nothing in front" in note
+        assert "adds nothing before a text" in note
         note = opening_tokens(byte_level(template="</s> $A"), "bos").note
         assert note is not None
         assert "'<s>'" in note

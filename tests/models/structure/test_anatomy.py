@@ -187,7 +187,7 @@ class TestWhatCannotBeLookedInto:
         model = tiny_model(family)
         expected = [weight.clone() for weight in model.parameters()]
         with pytest.raises(
-            ModelError, match=rf"probing took .+{FUSED[family][0]} for {letter} of layer 0, but nudging"
+            ModelError, match=rf"probing identified .+{FUSED[family][0]} as {letter} of layer 0, but changing it"
         ):
             find_anatomy(model)
         assert all(torch.equal(weight, before) for weight, before in zip(model.parameters(), expected, strict=True))
@@ -204,7 +204,7 @@ class TestWhatCannotBeLookedInto:
 
         monkeypatch.setattr(under_test, "_rows_that_move", shortened)
         model = tiny_model("gpt2")
-        with pytest.raises(ModelError, match="for W_K of layer 0, but nudging it did not move what it should"):
+        with pytest.raises(ModelError, match="as W_K of layer 0, but changing it did not change exactly the keys"):
             find_anatomy(model)
 
     def test_a_projection_made_by_two_linears_is_unclear_in_words(self):
@@ -225,10 +225,10 @@ class TestWhatCannotBeLookedInto:
         assert found.layers[1].W_V is not None
         (sentence,) = found.unclear
         assert sentence == (
-            "layer 1: W_K should be 16 rows of one linear, but 16 rows of model.layers.1.self_attn.k_proj.a, "
-            "16 rows of model.layers.1.self_attn.k_proj.b move it"
+            "layer 1: W_K should be 16 rows of one linear, but it depends on 16 rows of "
+            "model.layers.1.self_attn.k_proj.a, 16 rows of model.layers.1.self_attn.k_proj.b"
         )
-        with pytest.raises(ModelError, match=r"W_K and W_V were not found everywhere \(layer 1: W_K should be 16"):
+        with pytest.raises(ModelError, match=r"W_K and W_V were not found in every layer \(layer 1: W_K should be 16"):
             found.require_key_value()
 
     def test_an_output_projection_that_is_not_there_is_unclear_in_words(self):
@@ -237,14 +237,14 @@ class TestWhatCannotBeLookedInto:
         found = find_anatomy(model)
         assert found.layers[0].W_O is None
         assert found.unclear == (
-            "layer 0: W_O should read the heads alone, but the first linear behind them, model.layers.0.mlp.gate_proj, "
-            "reads more",
+            "layer 0: W_O should read only the heads' output, but the first linear after the heads, "
+            "model.layers.0.mlp.gate_proj, reads more",
         )
         found.require_key_value()  # W_O is not needed for finetuning
 
     def test_a_layer_without_keys_can_still_be_described(self):
         layer = dataclasses.replace(wrapped(BY_NAME["llama"]).anatomy.layers[0], W_K=None, unclear=("W_K is lost",))
-        with pytest.raises(ModelError, match=r"This model can be read .zsl, icl, probe. but not finetuned"):
+        with pytest.raises(ModelError, match=r"Without them this model cannot be finetuned"):
             Anatomy((layer,), True).require_key_value()
 
 
@@ -254,7 +254,7 @@ def test_a_weight_that_is_computed_from_others_is_none_that_can_be_changed(token
     lm = LanguageModel.wrap(model, tokenizer, "llama")
     assert lm.anatomy.layers[0].W_O is None
     assert any("layer 0: W_O" in line for line in lm.anatomy.unclear)
-    with pytest.raises(ModelError, match="W_O where it was not found"):
+    with pytest.raises(ModelError, match="W_O was not found in every layer"):
         require_editable_outputs(lm)
 
 

@@ -134,5 +134,5 @@ def test_a_switch_whose_model_cannot_be_built_or_that_adds_more_than_biases_is_n
 def test_an_output_projection_that_was_not_found_is_named():
     anatomy = wrapped(BY_NAME["llama"]).anatomy
     lost = dataclasses.replace(anatomy.layers[1], W_O=None, unclear=("W_O is lost",))
-    with pytest.raises(ModelError, match=r"where it was not found \(layer 1: W_O is lost\)"):
+    with pytest.raises(ModelError, match=r"not found in every layer \(layer 1: W_O is lost\)"):
         output_linears(Anatomy((anatomy.layers[0], lost), True))

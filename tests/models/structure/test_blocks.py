@@ -20,7 +20,7 @@ WITH_DTYPE = [(case, torch.float32, 1e-6) for case in CASES] + [(case, torch.flo
 
 def read(blocks):
     """Every block's output and the logits of a plain forward."""
-    with torch.no_grad(), blocks.apart() as outputs:
+    with torch.no_grad(), blocks.detached() as outputs:
         logits = blocks.model(input_ids=IDS, use_cache=False).logits
     return outputs, logits
 
@@ -72,7 +72,7 @@ class TestEveryFamily:
     def test_no_gradient_leaves_a_block_downwards(self, case):
         model = case.model()
         blocks = find_blocks(model, find_anatomy(model))
-        with blocks.apart() as outputs:
+        with blocks.detached() as outputs:
             loss = model(input_ids=IDS, use_cache=False).logits.square().mean()
         assert all(output.requires_grad for output in outputs)
         below = dict(model.get_submodule(blocks.names[0]).named_parameters())
@@ -88,7 +88,7 @@ class TestEveryFamily:
     def test_gradients_through_unembedding_are_the_models(self, case):
         model = case.model()
         blocks = find_blocks(model, find_anatomy(model))
-        with blocks.apart() as outputs:
+        with blocks.detached() as outputs:
             logits = model(input_ids=IDS, use_cache=False).logits
         (expected,) = torch.autograd.grad(logits[0, 3:7].square().mean(), outputs[-1])
         hidden = outputs[-1].detach().requires_grad_()
@@ -100,7 +100,7 @@ class TestEveryFamily:
         before = [set(vars(module)) for module in model.modules()]
         anatomy = find_anatomy(model)
         blocks = find_blocks(model, anatomy)
-        with pytest.raises(RuntimeError, match="in the middle"), blocks.apart():
+        with pytest.raises(RuntimeError, match="in the middle"), blocks.detached():
             raise RuntimeError("in the middle")
         # Ids, and with them the head, are of another width than these.
         with pytest.raises(RuntimeError):
@@ -148,20 +148,20 @@ class TestWhatCannotBeTakenApart:
         lm = wrapped(BY_NAME["llama"])
         astray = dataclasses.replace(lm.anatomy.layers[0], attention="model.norm")
         anatomy = dataclasses.replace(lm.anatomy, layers=(astray, lm.anatomy.layers[1]))
-        with pytest.raises(ModelError, match=r"LlamaForCausalLM: model\.norm lies in no list of layers"):
+        with pytest.raises(ModelError, match=r"LlamaForCausalLM: model\.norm is in no list of layers"):
             find_blocks(lm.model, anatomy)
 
     def test_a_layer_without_attention_is_named(self):
         lm = wrapped(BY_NAME["llama"])
         anatomy = dataclasses.replace(lm.anatomy, layers=lm.anatomy.layers[:1])
-        with pytest.raises(ModelError, match=r"one attention each \(model\.layers\.1 is not\)"):
+        with pytest.raises(ModelError, match=r"one attention module each \(model\.layers\.1 does not fit\)"):
             find_blocks(lm.model, anatomy)
 
     def test_two_attentions_in_a_block_are_named(self):
         lm = wrapped(BY_NAME["llama"])
         first = lm.anatomy.layers[0]
         anatomy = dataclasses.replace(lm.anatomy, layers=(first, first, lm.anatomy.layers[1]))
-        with pytest.raises(ModelError, match=r"one attention each \(model\.layers\.0 is not\)"):
+        with pytest.raises(ModelError, match=r"one attention module each \(model\.layers\.0 does not fit\)"):
             find_blocks(lm.model, anatomy)
 
     def test_blocks_that_run_twice_are_refused(self):
@@ -177,7 +177,7 @@ class TestWhatCannotBeTakenApart:
             lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
         )
         model.model.layers[1].register_forward_hook(twice)
-        with pytest.raises(ModelError, match="not once each in order"):
+        with pytest.raises(ModelError, match="expected each block once, in order"):
             find_blocks(model, anatomy)
 
     def test_blocks_that_return_something_else_are_refused(self):
@@ -185,7 +185,7 @@ class TestWhatCannotBeTakenApart:
         anatomy = find_anatomy(model)
         model.model.layers[1].register_forward_hook(lambda module, args, out: {"hidden": out})
         model.model.norm.register_forward_pre_hook(lambda module, args: args[0]["hidden"])
-        with pytest.raises(ModelError, match=r"model\.layers\.1 returns dict without hidden states"):
+        with pytest.raises(ModelError, match=r"model\.layers\.1 returns dict; expected hidden states"):
             find_blocks(model, anatomy)
 
     def test_logits_that_depend_on_more_than_the_last_block_are_refused(self):
@@ -194,7 +194,7 @@ class TestWhatCannotBeTakenApart:
         embedded = []
         model.model.embed_tokens.register_forward_hook(lambda module, args, out: embedded.append(out))
         model.model.norm.register_forward_hook(lambda module, args, out: out + embedded[-1])
-        with pytest.raises(ModelError, match=r"model\.layers\.1, read .* differ from the model's by \d.* of the larg"):
+        with pytest.raises(ModelError, match=r"model\.layers\.1 alone differ from the model's by \d.* of the larg"):
             find_blocks(model, anatomy)
 
 

@@ -9,7 +9,7 @@ import transformers
 from dualform.errors import ModelError
 from dualform.models.structure import mlp_inputs as under_test
 from dualform.models.structure.find_anatomy import find_anatomy
-from dualform.models.structure.mlp_inputs import at_mlps, find_mlp_inputs
+from dualform.models.structure.mlp_inputs import find_mlp_inputs, hooked_mlps
 from tests.models.editing.test_edit import Snapshot
 from tests.models.reference import BY_NAME, CASES, assert_no_hooks, wrapped
 from tests.tiny import randomise_, tiny_model
@@ -63,7 +63,7 @@ class TestEveryFamily:
         a, u = {}, {}
         with (
             torch.no_grad(),
-            at_mlps(lm.model, found, lambda i, name, x, out: a.update({i: x}), lambda i, x, out: u.update({i: x})),
+            hooked_mlps(lm.model, found, lambda i, name, x, out: a.update({i: x}), lambda i, x, out: u.update({i: x})),
         ):
             lm.model(input_ids=IDS, use_cache=False)
         for layer, reader in enumerate(found):
@@ -83,7 +83,7 @@ class TestEveryFamily:
         with torch.no_grad():
             expected = model(input_ids=IDS, use_cache=False).logits
         found = find_mlp_inputs(model, anatomy)
-        with torch.no_grad(), at_mlps(model, found, lambda *seen: None, lambda *seen: None):
+        with torch.no_grad(), hooked_mlps(model, found, lambda *seen: None, lambda *seen: None):
             assert torch.equal(model(input_ids=IDS, use_cache=False).logits, expected)
         before.assert_restored(model)
 
@@ -99,7 +99,7 @@ class TestEveryFamily:
             def at_block(layer, u, out):
                 return out * by_block if layer == last else None
 
-            with torch.no_grad(), at_mlps(lm.model, found, at_linear, at_block):
+            with torch.no_grad(), hooked_mlps(lm.model, found, at_linear, at_block):
                 return lm.model(input_ids=IDS, use_cache=False).logits
 
         as_it_is = logits(1, 1)
@@ -158,7 +158,9 @@ def test_a_block_that_is_no_residual_stream_plus_mlp_is_refused(family, override
     with pytest.raises(ModelError) as raised:
         find_mlp_inputs(model, anatomy)
     linear = {"bloom": "h.0.mlp.dense_h_to_4h", "opt": "layers.0.fc1"}[family]
-    assert f"{linear} held, its output does not move as the residual stream at its MLP does" in str(raised.value)
+    assert f"{linear} fixed, its output should change exactly as the residual stream at its MLP does" in str(
+        raised.value
+    )
     assert str(raised.value).endswith("Choose another model.")
     assert_no_hooks(model)
 
@@ -169,7 +171,7 @@ def test_a_way_around_the_readers_is_seen():
     mlp = model.model.layers[1].mlp
     plain = mlp.forward
     mlp.forward = lambda x: plain(x) + x
-    with pytest.raises(ModelError, match=r"model\.layers\.1: with the answers of .*up_proj held, its output does not"):
+    with pytest.raises(ModelError, match=r"model\.layers\.1: with the outputs of .*up_proj fixed, its output should"):
         find_mlp_inputs(model, anatomy)
     assert_no_hooks(model)
 
@@ -188,7 +190,7 @@ def test_experts_are_refused():
     randomise_(model, 0)
     model.eval()
     anatomy = find_anatomy(model)
-    with pytest.raises(ModelError, match=r"is no linear's weight, so it is unknown .* Choose a model without experts"):
+    with pytest.raises(ModelError, match=r"is not the weight of a linear, .* Choose a model without experts"):
         find_mlp_inputs(model, anatomy)
 
 
@@ -196,7 +198,7 @@ def test_a_block_without_an_mlp_is_refused():
     model = tiny_model("llama")
     anatomy = find_anatomy(model)
     model.model.layers[1].mlp.forward = lambda x: x * 0
-    with pytest.raises(ModelError, match=r"model\.layers\.1 has no linear outside its attention that is run"):
+    with pytest.raises(ModelError, match=r"model\.layers\.1 runs no linear outside its attention"):
         find_mlp_inputs(model, anatomy)
 
 
@@ -230,13 +232,15 @@ def test_an_mlp_of_another_width_than_the_block_is_refused():
     mlp = model.model.layers[0].mlp
     plain = mlp.forward
     mlp.forward = lambda x: plain(torch.cat([x, x], dim=1))[:, : x.shape[1]]
-    with pytest.raises(ModelError, match=r"reads a tensor of shape \(1, 10, 32\), the block one of \(1, 5, 32\)"):
+    with pytest.raises(
+        ModelError, match=r"of shape \(1, 10, 32\); expected the residual stream, of shape \(1, 5, 32\)"
+    ):
         find_mlp_inputs(model, anatomy)
 
 
 def test_a_block_without_hidden_states_is_named():
     with pytest.raises(
-        ModelError, match=r"a\.block is given NoneType instead of hidden states \(batch, pos, d_model\)"
+        ModelError, match=r"the input of a\.block is NoneType; expected hidden states \(batch, pos, d_model\)"
     ):
         under_test._hidden_states("a.block", None)
 
@@ -246,7 +250,7 @@ def test_hooks_are_gone_also_when_the_body_raises():
     found = find_mlp_inputs(lm.model, lm.anatomy)
     with (
         pytest.raises(RuntimeError, match="half-way"),
-        at_mlps(lm.model, found, lambda *seen: None, lambda *seen: None),
+        hooked_mlps(lm.model, found, lambda *seen: None, lambda *seen: None),
     ):
         raise RuntimeError("half-way")
     assert_no_hooks(lm.model)

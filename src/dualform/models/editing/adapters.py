@@ -1,4 +1,4 @@
-"""peft's LoRA adapters: trained for the length of a block and read off as weight changes, or merged from a folder."""
+"""peft's LoRA adapters: trained inside a context manager and returned as weight changes, or merged from a folder."""
 
 import warnings
 from pathlib import Path
@@ -20,9 +20,9 @@ from dualform.plain_text import plain
 
 
 class LoraTraining:
-    """Adapters on the modules that hold W_Q and W_V; a fused module is adapted whole.
+    """LoRA adapters on the modules that contain W_Q and W_V; a fused module is adapted as a whole.
 
-    Use as a context manager; the model is as before when the block ends, also when it raises.
+    Use as a context manager; the model is restored when the block ends, also if it raises.
     """
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rank: int, seed: int) -> None:
@@ -31,19 +31,21 @@ class LoraTraining:
         self._seed = seed
         anatomy.require_layers("LoRA")
         if missing := anatomy.missing_projections("W_Q", "W_V"):
-            raise ModelError(f"W_Q and W_V were not found everywhere ({'; '.join(missing)}): leave out lora.")
-        held = [rows.module for layer in anatomy.layers for rows in (layer.W_Q, layer.W_V) if rows is not None]
-        # Once each: a fused module holds both, layers may share one, and its change must not be read off twice.
-        self._names = list(dict.fromkeys(held))
+            raise ModelError(
+                f"W_Q and W_V, which LoRA needs, were not found in every layer ({'; '.join(missing)}). Leave out lora."
+            )
+        modules = [rows.module for layer in anatomy.layers for rows in (layer.W_Q, layer.W_V) if rows is not None]
+        # Distinct, because a fused module contains both and layers may share a module.
+        self._names = list(dict.fromkeys(modules))
         tied = tied_linears(model)
         self._sharing = {name: tied.get(name, (name,)) for name in self._names}
         self._required: dict[str, bool] = {}
-        require_unquantized(model, "so adapters trained on them would be compared with nothing")
+        require_unquantized(model, "so adapters trained on them could not be compared with other learners")
         require_in_memory(model)
         self._peft: Any = None
 
     def __enter__(self) -> "LoraTraining":
-        # peft takes seconds to import, and not everyone trains adapters.
+        # peft takes seconds to import.
         with quietly():
             from peft import LoraConfig, get_peft_model
 
@@ -59,7 +61,7 @@ class LoraTraining:
         try:
             with torch.random.fork_rng(), warnings.catch_warnings(), quietly():
                 torch.manual_seed(self._seed)
-                # Advice for people who save adapters; nothing is saved here.
+                # peft warns about saving adapters, but none are saved here.
                 warnings.simplefilter("ignore")
                 self._peft = get_peft_model(self._model, config)
             self._share_adapters()
@@ -74,7 +76,7 @@ class LoraTraining:
             self._peft.unload()
             self._peft = None
         for name in self._all_names:
-            # Left behind when peft itself failed half-way.
+            # If peft raised, some modules may still be wrapped.
             module: Any = self._model.get_submodule(name)
             if hasattr(module, "base_layer"):
                 self._model.set_submodule(name, module.base_layer)
@@ -86,7 +88,7 @@ class LoraTraining:
         return list(dict.fromkeys(name for sharing in self._sharing.values() for name in sharing))
 
     def _share_adapters(self) -> None:
-        """Modules that share a weight share its adapter, so that the weight has one change."""
+        """Give modules that share a weight the same adapter, so that the weight has one change."""
         for name, sharing in self._sharing.items():
             first: Any = self._model.get_submodule(name)
             for other in sharing:
@@ -95,76 +97,76 @@ class LoraTraining:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The adapters' matrices."""
+        """The trainable matrices of the adapters."""
         return [weight for weight in self._model.parameters() if weight.requires_grad]
 
     def deltas(self) -> tuple[WeightDelta, ...]:
-        """What the adapters add to each weight, as a full matrix."""
-        found = []
+        """The change of each adapted weight, as a full matrix."""
+        deltas = []
         for name in self._names:
             adapter: Any = self._model.get_submodule(name)
             delta = adapter.get_delta_weight("default").detach().float().clone()
-            found.append(WeightDelta(f"{name}.weight", row_axis(adapter.base_layer), None, delta))
-        return tuple(found)
+            deltas.append(WeightDelta(f"{name}.weight", row_axis(adapter.base_layer), None, delta))
+        return tuple(deltas)
 
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def merge_adapter_(model: PreTrainedModel, folder: Path, base: str) -> str:
-    """Add the changes that a LoRA adapter holds to a model's weights.
+    """Merge a LoRA adapter into its base model.
 
     Args:
-        model: The adapter's base; it is changed in place.
-        folder: With `adapter_config.json` and `adapter_model.safetensors`, as peft writes them.
-        base: The base's name, for the note.
+        model: The adapter's base model, changed in place.
+        folder: Folder with `adapter_config.json` and `adapter_model.safetensors`, as written by peft.
+        base: The base model's name, for messages.
 
     Returns:
-        A note that says what was merged.
+        A note about what was merged.
 
     Raises:
         UnusableFileError: The adapter's files are missing, pickled or damaged.
-        ModelError: The adapter is of another kind than LoRA or does not fit its base, or the base's weights are
-            quantized or not in memory.
+        ModelError: The adapter is not a LoRA adapter or does not match its base, or the base's weights are quantized or
+            not in memory.
     """
     settings = read_json(folder / "adapter_config.json")
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise ModelError(
-            f"{folder} holds an adapter of the kind {plain(str(kind))}; dualform reads LoRA. Merge it into its base "
-            "with peft, and give the checkpoint that comes out."
+            f"{folder} contains an adapter of type {plain(str(kind))}, but dualform supports only LoRA. Merge it into "
+            "its base model with peft, and give the merged checkpoint."
         )
     if (folder / "adapter_model.bin").exists() and not (folder / ADAPTER_WEIGHTS).exists():
         raise UnusableFileError(
-            f"the adapter's weights are pickled (adapter_model.bin), and reading a pickle can run code: convert them "
-            f"to {ADAPTER_WEIGHTS}"
+            f"the adapter's weights are pickled (adapter_model.bin), and loading a pickle can run code. Convert them "
+            f"to {ADAPTER_WEIGHTS}."
         )
     stored = set(tensor_shapes(folder / ADAPTER_WEIGHTS))
     require_unquantized(model, "so an adapter cannot be merged into them")
     if any(weight.is_meta for weight in model.parameters()):
         raise ModelError(
-            f"{folder} is an adapter, and its base is not wholly in memory. Load it without --device-map, or merge the "
-            "adapter first."
+            f"{folder} is an adapter, and its base model is not entirely in memory. Load it without --device-map, or "
+            "merge the adapter first."
         )
     with quietly():
-        # peft takes seconds to import, and not everyone reads adapters.
+        # peft takes seconds to import.
         from peft import PeftModel, get_peft_model_state_dict
 
-    _give_biases_(model, stored)
+    _add_zero_biases_(model, stored)
     with torch.random.fork_rng(), warnings.catch_warnings(), quietly():
-        # What peft warns of here is checked below by name.
+        # peft warns about missing and unexpected weights, which are checked below.
         warnings.simplefilter("ignore")
         wrapped = PeftModel.from_pretrained(model, str(folder))
         used = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
         odd = sorted(used - stored) + sorted(stored - used - set(wrapped.state_dict()))
         if odd:
             raise ModelError(
-                f"{folder} does not fit its base {base}: {plain(odd[0])} is "
-                f"{'missing from' if odd[0] in used else 'left over in'} the adapter"
-                f"{f', and {len(odd) - 1} more' if len(odd) > 1 else ''}. Give the base that it was trained on."
+                f"{folder} does not match its base model {base}: {plain(odd[0])} is "
+                f"{'missing from' if odd[0] in used else 'unexpected in'} the adapter"
+                f"{f', and {len(odd) - 1} more' if len(odd) > 1 else ''}. Give the base model that it was trained on."
             )
         n_modules = sum(name.endswith("lora_A") for name, _ in wrapped.named_modules())
-        # NaN in an adapter is an error here, instead of in every answer.
+        # With `safe_merge` NaN in an adapter is an error here.
         merged = wrapped.merge_and_unload(safe_merge=True)
     forget_adapters(merged)
     assert merged is model
@@ -173,12 +175,12 @@ def merge_adapter_(model: PreTrainedModel, folder: Path, base: str) -> str:
     rank = settings.get("r")
     return (
         f"{folder} is a LoRA adapter (rank {plain(str(rank))}, on {n_modules} linear layers); it was merged into its "
-        f"base {plain(base)}."
+        f"base model {plain(base)}."
     )
 
 
-def _give_biases_(model: PreTrainedModel, stored: set[str]) -> None:
-    """Zeros as biases where an adapter brings biases for linears without: peft merges none into nothing."""
+def _add_zero_biases_(model: PreTrainedModel, stored: set[str]) -> None:
+    """Add zero biases to linears without bias for which the adapter has one, because peft would not merge it."""
     modules = dict(model.named_modules())
     for key in stored:
         name = key.removeprefix("base_model.model.").removesuffix(".lora_B.bias")

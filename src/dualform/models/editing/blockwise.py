@@ -1,8 +1,8 @@
-"""A forward taken one block at a time: all texts pass a block before any of them passes the next.
+"""Block-wise forward: all texts pass through one block before any of them passes through the next.
 
-Between two blocks weights may change, so that what comes later already lives with what came earlier, and still every
-text passes every block once. Nothing of the model is written anew: its own forward runs, along the route that reads
-it, with all blocks but one skipped.
+Weights may be changed between two blocks. Later blocks then receive hidden states that include earlier changes,
+although every text passes through every block only once. The model's own forward is used, with all blocks but one
+skipped.
 """
 
 from collections.abc import Sequence
@@ -30,97 +30,96 @@ from dualform.models.structure.tying import tied_linears
 
 @dataclass(frozen=True)
 class BlockActivations:
-    """One block at all tokens of some texts, the prefix's left out, `token` in the order of the texts."""
+    """Activations of one block at all tokens of several texts, in order and without the prefix."""
 
     before: Tensor
-    """Hidden states that the block received, `(token, d_model)`."""
+    """The block's input, `(token, d_model)`."""
     head_output: Tensor
     """Input of W_O, heads joined, `(token, head * d_head)`."""
     output: Tensor
     """Output of W_O, `(token, d_model)`."""
     after: Tensor | None
-    """Hidden states that the block returned, `(token, d_model)`; None where the forward stopped behind W_O."""
+    """The block's output, `(token, d_model)`; None if the forward stopped after W_O (`BlockwiseForward.peek`)."""
 
 
 def require_separable(lm: LanguageModel, blocks: Blocks) -> None:
-    """Check that a block needs no more of the blocks before it than their hidden states.
+    """Check that each block depends on earlier blocks only through their hidden states.
 
-    Each block runs by itself, with the others skipped, and must return what it does in the model's own forward.
-    One that reads a router's state (Zaya), or keys and values of an earlier block, does not.
-
-    Args:
-        lm: The model.
-        blocks: Its residual blocks.
+    Each block runs with all others skipped and must return the same as in the model's own forward. A block that uses a
+    router's state (Zaya), or keys and values of an earlier block, fails this check.
 
     Raises:
-        ModelError: A block returns something else, or fails.
+        ModelError: A block returns something else, or raises.
     """
-    # Other tokens than `find_blocks` read, so that what it kept of the blocks' other outputs is not right for them.
+    # Different tokens from those of `find_blocks`, whose `companions` are therefore wrong for them.
     ids = torch.tensor([ordinary_ids(lm.model, 5, start=20)], device=lm.device)
-    given, handed_on = _hidden_states(lm.model, blocks, ids)
+    inputs, outputs = _hidden_states(lm.model, blocks, ids)
     family = type(lm.model).__name__
-    for layer, (before, after) in enumerate(zip(given, handed_on, strict=True)):
+    for layer, (before, after) in enumerate(zip(inputs, outputs, strict=True)):
         reason = ""
         try:
-            with blocks.skipped_but(layer):
-                (found,) = _hidden_states(lm.model, blocks, ids, {layer: before})[1]
-            difference = largest_difference([after], [found])
+            with blocks.all_skipped_but(layer):
+                (actual,) = _hidden_states(lm.model, blocks, ids, {layer: before})[1]
+            difference = largest_difference([after], [actual])
             if not difference < tolerance(lm.model):
-                reason = f"without the others its output is off by {difference:.1e} of the largest entry"
+                reason = f"run alone, its output is off by {difference:.1e} of the largest entry"
         except Exception as error:
-            reason = f"without the others it raises {type_and_first_line(error)}"
+            reason = f"run alone, it raises {type_and_first_line(error)}"
         if reason:
             raise ModelError(
                 f"{family}: {blocks.names[layer]} needs more of the blocks before it than their hidden states "
-                f"({reason}), so its forward cannot be taken one block at a time."
+                f"({reason}), so the model cannot be run block by block. Choose another model."
             )
 
 
 def _hidden_states(
-    model: PreTrainedModel, blocks: Blocks, ids: Tensor, instead: dict[int, Tensor] | None = None
+    model: PreTrainedModel, blocks: Blocks, ids: Tensor, replacement: dict[int, Tensor] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What each block receives and returns in one forward.
+    """Inputs and outputs of the blocks in one forward.
 
     Args:
         model: The model.
         blocks: Its blocks.
-        ids: Tokens, `(1, pos)`.
-        instead: What one block is given instead; that block alone is then looked at, and the forward ends with it.
+        ids: Token ids, `(1, pos)`.
+        replacement: Index of one block -> hidden states to use as its input. Only this block is then recorded, and the
+            forward stops after it.
     """
-    given: list[Tensor] = []
-    handed_on: list[Tensor] = []
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def enter(layer: int, x: Tensor | None) -> Tensor:
+    def before_block(layer: int, x: Tensor | None) -> Tensor:
         if x is None:
-            raise ModelError(f"{type(model).__name__}: {blocks.names[layer]} is not given hidden states by that name.")
-        states = x if instead is None else instead[layer].to(x.device)
-        given.append(states.clone())
+            raise ModelError(
+                f"{type(model).__name__}: {blocks.names[layer]} has no input named hidden_states. Choose another model."
+            )
+        states = x if replacement is None else replacement[layer].to(x.device)
+        inputs.append(states.clone())
         return states
 
     with Hooks(model) as hooks, torch.no_grad():
 
-        def leave(x: Any, out: Tensor) -> None:
-            handed_on.append(out.clone())
-            if instead is not None:
+        def after_block(x: Any, out: Tensor) -> None:
+            outputs.append(out.clone())
+            if replacement is not None:
                 hooks.stop()
 
         for layer, name in enumerate(blocks.names):
-            if instead is None or layer in instead:
-                hooks.before(name, partial(enter, layer))
-                hooks.after(name, leave)
+            if replacement is None or layer in replacement:
+                hooks.before(name, partial(before_block, layer))
+                hooks.after(name, after_block)
         forward_rows(model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
-    return given, handed_on
+    return inputs, outputs
 
 
 class BlockwiseForward:
-    """Some texts behind one prefix, taken through the blocks one at a time. Gradients are off throughout.
+    """Runs texts after a shared prefix through the blocks one at a time, without gradients.
 
     Args:
-        lm: The model; its weights may change between steps, its prefix does not follow them.
+        lm: The model. Its weights may change between steps; the prefix keeps the keys and values it was encoded with.
         blocks: Its residual blocks.
-        prefix: What stands before each text.
-        groups: Texts that share a row (`row_groups`), as queries. Tokens of answers are passed on as well, in the
-            order of `lay_out`; the routes `repeated` and `naive` take queries without answers only.
+        prefix: The encoded prefix of all texts.
+        groups: Groups of texts that share a row (`row_groups`), as queries. Tokens of answers are processed, too, in
+            the order of `lay_out`; the routes `repeated` and `naive` accept only queries without answers.
 
     Raises:
         ContextError: A text goes beyond a switch length (`LanguageModel.require_usable_prefix`).
@@ -142,20 +141,20 @@ class BlockwiseForward:
         return len(self._groups)
 
     def advance(self, group: int, layer: int) -> BlockActivations:
-        """Take a group through the next block; its hidden states are then the block's output.
+        """Run a group through the next block, and keep the block's output as the group's hidden states.
 
         Args:
             group: Index of the group.
-            layer: The block: 0 first, then one more at every call for this group.
+            layer: Index of the block: 0 at the first call for a group, one more at each later call.
         """
-        seen, handed_on = self._run(group, layer, to_the_end=True)
-        self._hidden[group] = handed_on
-        return seen
+        activations, output = self._run(group, layer, to_the_end=True)
+        self._hidden[group] = output
+        return activations
 
     def peek(self, group: int, layer: int) -> BlockActivations:
-        """The next block's attention alone; the group does not advance."""
-        seen, _ = self._run(group, layer, to_the_end=False)
-        return seen
+        """Run only the attention of the group's next block; the group does not advance."""
+        activations, _ = self._run(group, layer, to_the_end=False)
+        return activations
 
     def _run(self, number: int, layer: int, to_the_end: bool) -> tuple[BlockActivations, Tensor | None]:
         group, hidden = self._groups[number], self._hidden[number]
@@ -163,24 +162,24 @@ class BlockwiseForward:
         assert W_O is not None
         kept: dict[str, Tensor] = {}
 
-        def enter(x: Tensor) -> Tensor:
+        def before_block(x: Tensor) -> Tensor:
             kept["before"] = x if hidden is None else hidden.view(x.shape).to(x.device)
             return kept["before"]
 
-        def leave_attention(x: Tensor, out: Tensor) -> None:
+        def after_attention(x: Tensor, out: Tensor) -> None:
             kept["head_output"], kept["output"] = x, out
             if not to_the_end:
                 hooks.stop()
 
-        def leave(x: Any, out: Tensor) -> None:
+        def after_block(x: Any, out: Tensor) -> None:
             kept["after"] = out
             hooks.stop()
 
         block = self._blocks.names[layer]
-        with Hooks(self._lm.model) as hooks, torch.no_grad(), self._blocks.skipped_but(layer):
-            hooks.before(block, enter)
-            hooks.after(W_O, leave_attention)
-            hooks.after(block, leave)
+        with Hooks(self._lm.model) as hooks, torch.no_grad(), self._blocks.all_skipped_but(layer):
+            hooks.before(block, before_block)
+            hooks.after(W_O, after_attention)
+            hooks.after(block, after_block)
             self._lm.route.read(self._prefix, list(group.queries), group.layout, Recording())
         own = {
             name: value.reshape(-1, value.shape[-1])[group.rows.to(value.device)].to(group.rows.device)
@@ -194,16 +193,16 @@ class _Group:
     queries: tuple[Query, ...]
     layout: Layout
     rows: Tensor
-    """Where the texts' tokens are in the flattened `(batch * pos)` of the model's forward, `(token,)`."""
+    """Indices of the texts' tokens in the flattened `(batch * pos)` of the model's forward, `(token,)`."""
 
     @classmethod
     def of(cls, lm: LanguageModel, queries: Sequence[Query], n_prefix: int) -> "_Group":
-        # The head is not needed: one scored row is the fewest that a forward can have.
+        # Logits are not needed, but a forward must have at least one scored row.
         layout = lay_out(queries, device=lm.device)
         layout = replace(layout, scored_rows=layout.scored_rows[:1])
         lengths = [len(query.prompt) for query in queries]
         if lm.route.name == "naive":
-            # The prefix is read along with the one text.
+            # The naive route runs the prefix together with the single text.
             rows = torch.arange(n_prefix, n_prefix + lengths[0])
         elif lm.route.name == "repeated":
             rows = torch.cat([torch.arange(n) + i * max(lengths) for i, n in enumerate(lengths)])
@@ -213,7 +212,7 @@ class _Group:
 
 
 def row_groups(lm: LanguageModel, texts: Sequence[Query]) -> list[list[int]]:
-    """Texts that can share a row of a `BlockwiseForward`, as indices, each once."""
+    """Indices of the texts grouped into rows for a `BlockwiseForward`, each index once."""
     if lm.route.name == "naive":
         return [[i] for i in range(len(texts))]
     return lm.groups(texts)
@@ -223,18 +222,21 @@ def require_editable_outputs(lm: LanguageModel) -> None:
     """Check that W_O of every layer is known and can be changed.
 
     Raises:
-        ModelError: It is not.
+        ModelError: W_O of some layer is unknown, quantized, or shared by several layers.
     """
     require_unquantized(lm.model, "so nothing can be folded into them")
     lm.anatomy.require_layers("folding")
     if missing := lm.anatomy.missing_projections("W_O"):
-        raise ModelError(f"{lm.name}: nothing can be folded into W_O where it was not found ({'; '.join(missing)})")
-    tied = tied_linears(lm.model)
-    held = [tied.get(layer.W_O, (layer.W_O,))[0] for layer in lm.anatomy.layers if layer.W_O is not None]
-    if shared := [name for name in dict.fromkeys(held) if held.count(name) > 1]:
         raise ModelError(
-            f"{lm.name}: {shared[0]} is W_O of {held.count(shared[0])} layers at once, so that what is folded into one "
-            "of them changes the others too"
+            f"{lm.name}: W_O was not found in every layer ({'; '.join(missing)}), so nothing can be folded into it. "
+            "Choose another model."
+        )
+    tied = tied_linears(lm.model)
+    names = [tied.get(layer.W_O, (layer.W_O,))[0] for layer in lm.anatomy.layers if layer.W_O is not None]
+    if shared := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ModelError(
+            f"{lm.name}: {shared[0]} is W_O of {names.count(shared[0])} layers at once, but folding must change each "
+            "layer separately. Choose another model."
         )
     for layer in lm.anatomy.layers:
         assert layer.W_O is not None

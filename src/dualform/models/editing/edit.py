@@ -1,7 +1,7 @@
-"""Changes to weights: learned as explicit deltas, applied to the model for the length of a block, never left behind.
+"""Weight changes: trained as explicit deltas and applied to the model inside a context manager.
 
-A delta next to the frozen weight moves only the rows it names, whatever the optimiser does, and is there to be read
-afterwards. (Masking gradients would not do: weight decay or momentum moves the other rows all the same.)
+A delta next to a frozen weight changes only the selected rows, whatever the optimiser does, and can be read off after
+training. (Masking gradients is not enough: weight decay or momentum would change the other rows, too.)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,15 +30,15 @@ class WeightDelta:
     parameter: str
     """Full name, such as `model.layers.0.self_attn.k_proj.weight`."""
     axis: int
-    """Axis of the parameter that counts output features."""
+    """The parameter's axis of output features."""
     index: Tensor | None
-    """Which of them, `(row,)`; None for all."""
+    """Indices of the changed output features, `(row,)`; None for all."""
     delta: Tensor
-    """What is added, float32 (float64 for a float64 model), of the parameter's shape but for `row` entries on `axis`. A
-    linear's bias that does not exist counts as zeros."""
+    """The change, float32 (float64 for a float64 model), of the parameter's shape with `row` entries on `axis`. A
+    missing bias of a linear counts as zeros."""
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """`weight` with the change, in its own dtype; the sum is taken in float32 so that small changes survive it."""
+        """`weight` with the change, in its own dtype; the sum is computed in at least float32."""
         delta = self.delta.to(weight.device)
         wide = at_least_float32(weight)
         if self.index is None:
@@ -48,17 +48,17 @@ class WeightDelta:
 
 @contextmanager
 def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[None]:
-    """A block in which a model has the changes; afterwards its parameters are the tensors from before, bit for bit.
+    """Context manager in which a model's weights are changed; afterwards the original tensors are back, bit for bit.
 
     Raises:
-        ModelError: Its weights are quantized.
+        ModelError: The model's weights are quantized.
     """
     if deltas:
         require_unquantized(model, "so they cannot be changed")
     with ExitStack() as stack:
         for change in deltas:
             owner = model.get_submodule(change.parameter.rpartition(".")[0])
-            # An offloaded linear without a bias takes one for the length of its forward, like any other change.
+            # For an offloaded linear, `patched` also adds a missing bias.
             if lacks_bias(owner, change.parameter) and hook_of(owner) is None:
                 stack.enter_context(_bias_patched(owner, change))
             else:
@@ -69,7 +69,7 @@ def applied(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> Iterator[N
 
 
 def _other_names(model: PreTrainedModel, parameter: str) -> list[str]:
-    """Of a weight that several modules have, where these hold it apart: offloaded ones do."""
+    """The other names of a tied weight if it is offloaded, because each module then has its own copy."""
     path, _, last = parameter.rpartition(".")
     if hook_of(model.get_submodule(path)) is None:
         return []
@@ -84,12 +84,12 @@ def _bias_patched(owner: nn.Module, change: WeightDelta) -> Iterator[None]:
         owner.bias = nn.Parameter(change.added_to(zeros), requires_grad=False)
         yield
     finally:
-        # As `nn.Linear(bias=False)` leaves it.
+        # The same state as after `nn.Linear(bias=False)`.
         owner.register_parameter("bias", None)
 
 
 def lacks_bias(module: nn.Module, parameter: str) -> bool:
-    """True where `parameter` names the bias of a linear that has none."""
+    """True if `parameter` is the name of the bias of a linear without bias."""
     return parameter.endswith(".bias") and is_linear(module) and getattr(module, "bias", None) is None
 
 
@@ -97,14 +97,14 @@ def require_trainable(model: PreTrainedModel) -> None:
     """Check that a model's weights can be trained.
 
     Raises:
-        ModelError: They are quantized or offloaded.
+        ModelError: The weights are quantized or offloaded.
     """
     require_unquantized(model, "so they cannot be trained")
     require_in_memory(model)
 
 
 class _Delta(nn.Module):
-    """Parametrization: the frozen original plus a trained delta on some rows."""
+    """Parametrization of a weight: the frozen original plus a trainable delta of selected rows."""
 
     def __init__(self, original: Tensor, axis: int, index: Tensor | None) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class _Delta(nn.Module):
         if index is not None:
             shape[axis] = len(index)
         self.axis = axis
-        # At least float32, so that small steps survive; in float64 a coarser change would undo what float64 is for.
+        # At least float32, so that small steps are not lost in rounding.
         dtype = torch.float32 if original.dtype.itemsize < 4 else original.dtype
         self.delta = nn.Parameter(torch.zeros(shape, dtype=dtype, device=original.device))
         self.register_buffer("index", None if index is None else index.to(original.device))
@@ -126,22 +126,22 @@ class _Delta(nn.Module):
 
 
 class WeightTraining:
-    """Some output features of some linears (weights and biases), trainable through deltas that start at zero.
+    """Makes selected output features of linears (weights and biases) trainable through deltas that start at zero.
 
-    Use as a context manager; the model is as before when the block ends, also when it raises. `parameters` are the
-    deltas to optimise, `deltas()` what they have become. All else is frozen.
+    Use as a context manager; the model is restored when the block ends, also if it raises. Optimise `parameters`, then
+    read the result with `deltas()`. All other weights are frozen.
 
     Args:
-        model: Whose weights.
-        rows: Name of a linear -> its output features to train, `(row,)`, None for all; see `key_value_rows`,
-            `value_rows` and `mlp_rows`.
+        model: The model.
+        rows: Name of a linear -> indices of the output features to train, `(row,)`, None for all; see
+            `key_value_rows`, `value_rows` and `mlp_rows`.
     """
 
     def __init__(self, model: PreTrainedModel, rows: Mapping[str, Tensor | None]) -> None:
         self._model = model
         self._targets = dict(rows)
         tied = tied_linears(model)
-        # A weight that several modules share gets one delta, and each of these modules reads it.
+        # Modules that share a weight share one delta.
         self._sharing = {name: tied.get(name, (name,)) for name in self._targets}
         self._trained: list[tuple[str, _Delta]] = []
         self._required: dict[str, bool] = {}
@@ -160,7 +160,7 @@ class WeightTraining:
                     axis = row_axis(module) if name == "weight" else 0
                     delta = _Delta(parameter, axis, index)
                     for sharer in self._sharing[module_name]:
-                        # The check would run `right_inverse`-less round trips for nothing: shape and dtype are kept.
+                        # `unsafe` skips a check of shape and dtype, which do not change.
                         parametrize.register_parametrization(
                             self._model.get_submodule(sharer), name, delta, unsafe=True
                         )
@@ -180,21 +180,21 @@ class WeightTraining:
 
     @torch.no_grad()
     def move_by_rounding_(self, generator: torch.Generator) -> None:
-        """Let the deltas start at one unit in the last place of every trained weight, up or down at random.
+        """Start the deltas at plus or minus one unit in the last place of each trained weight, with random signs.
 
         Args:
-            generator: On the CPU; decides the signs, parameter by parameter in the order of training.
+            generator: Random generator on the CPU, used parameter by parameter in the order of `parameters`.
         """
         for name, delta in self._trained:
-            path, _, kept = name.rpartition(".")
-            original = getattr(self._model.get_submodule(path).parametrizations, kept).original
+            path, _, last = name.rpartition(".")
+            original = getattr(self._model.get_submodule(path).parametrizations, last).original
             rows = (
                 original if delta.index is None else original.index_select(delta.axis, delta.index.to(original.device))
             )
             delta.delta.copy_(last_place_move(rows, generator))
 
     def deltas(self) -> tuple[WeightDelta, ...]:
-        """A copy of the deltas as they are now."""
+        """A copy of the current deltas."""
         return tuple(
             WeightDelta(name, delta.axis, delta.index if delta.index is None else delta.get_buffer("index").clone(),
                         delta.delta.detach().clone())
@@ -211,10 +211,10 @@ class WeightTraining:
 
 
 class KeyValueTraining(WeightTraining):
-    """W_K and W_V of every layer, trainable: what finetuning means in arXiv:2212.10559.
+    """`WeightTraining` of W_K and W_V of every layer, which is finetuning as defined in arXiv:2212.10559.
 
     Raises:
-        ModelError: W_K and W_V of this model are not known.
+        ModelError: W_K or W_V of some layer is unknown.
     """
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
@@ -225,44 +225,44 @@ def key_value_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor
     """W_K and W_V of every layer, for `WeightTraining`.
 
     Returns:
-        Name of a linear -> its output features that are W_K or W_V, `(row,)`; None for all of them.
+        Name of a linear -> indices of its output features that belong to W_K or W_V, `(row,)`; None for all.
 
     Raises:
-        ModelError: They are not known everywhere, or lie in a module that is no linear.
+        ModelError: W_K or W_V of some layer is unknown, or is not in a linear.
     """
     anatomy.require_key_value()
     projections = [rows for layer in anatomy.layers for rows in (layer.W_K, layer.W_V) if rows is not None]
-    return _merged(model, projections, "W_K and W_V")
+    return _merge_rows(model, projections, "W_K and W_V")
 
 
 def value_rows(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> dict[str, Tensor | None]:
     """W_V of one layer, for `WeightTraining`.
 
     Raises:
-        ModelError: It is not known, or lies in a module that is no linear.
+        ModelError: W_V is unknown, or is not in a linear.
     """
-    found = anatomy.layers[layer]
-    if found.W_V is None:
+    attention = anatomy.layers[layer]
+    if attention.W_V is None:
         raise ModelError(
-            f"W_V was not found in {anatomy.title(layer)}, {found.attention} ({'; '.join(found.unclear)}), so it "
-            "cannot be trained alone. Train W_K and W_V of another model."
+            f"W_V was not found in {anatomy.title(layer)}, {attention.attention} ({'; '.join(attention.unclear)}), so "
+            "it cannot be trained. Choose another model."
         )
-    return _merged(model, [found.W_V], "W_V")
+    return _merge_rows(model, [attention.W_V], "W_V")
 
 
 def mlp_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | None]:
     """All linears of every block outside its attention module, for `WeightTraining`.
 
     Raises:
-        ModelError: Blocks or their attention are not known, a block has no such linear, or holds a matrix that is
-            no linear's (experts stacked in one tensor).
+        ModelError: The blocks or their attention are unknown, or a block has no such linear or a matrix that is not in
+            a linear (experts stacked in one tensor).
     """
-    found: dict[str, Tensor | None] = {}
+    rows: dict[str, Tensor | None] = {}
     for number, (block, layer) in enumerate(zip(block_names(model, anatomy), anatomy.layers, strict=True)):
         if None in (layer.W_Q, layer.W_K, layer.W_V, layer.W_O):
             raise ModelError(
                 f"{layer.attention}: not all of its linears were found ({'; '.join(layer.unclear)}), so those of the "
-                f"MLP of layer {number} cannot be told from them."
+                f"MLP of layer {number} cannot be identified. Choose another model."
             )
         linears = []
         for name, module in model.get_submodule(block).named_modules(prefix=block):
@@ -274,17 +274,20 @@ def mlp_rows(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor | Non
             for matrix, weight in module.named_parameters(recurse=False):
                 if weight.dim() > 1:
                     raise ModelError(
-                        f"{name}.{matrix} of shape {tuple(weight.shape)} is no linear's weight, so the MLP of layer "
-                        f"{number} cannot be trained as a whole. Choose a model without experts."
+                        f"{name}.{matrix} of shape {tuple(weight.shape)} is not the weight of a linear, so the MLP of "
+                        f"layer {number} cannot be trained as a whole. Choose a model without experts."
                     )
         if not linears:
-            raise ModelError(f"{block} has no linear outside its attention, so layer {number} has no MLP to train.")
-        found.update(dict.fromkeys(linears))
-    return found
+            raise ModelError(
+                f"{block} has no linear outside its attention, so layer {number} has no MLP to train. Choose another "
+                "model."
+            )
+        rows.update(dict.fromkeys(linears))
+    return rows
 
 
-def _merged(model: PreTrainedModel, projections: Sequence[LinearRows], what: str) -> dict[str, Tensor | None]:
-    """Linear -> the rows of all the projections in it, None for all of them."""
+def _merge_rows(model: PreTrainedModel, projections: Sequence[LinearRows], what: str) -> dict[str, Tensor | None]:
+    """Name of each linear -> sorted indices of the rows of all projections in it, None if these are all its rows."""
     rows: dict[str, list[Tensor]] = {}
     for projection in projections:
         rows.setdefault(projection.module, []).append(projection.index)
@@ -292,7 +295,7 @@ def _merged(model: PreTrainedModel, projections: Sequence[LinearRows], what: str
     for name, indices in rows.items():
         module = model.get_submodule(name)
         if not is_linear(module):
-            raise ModelError(f"{name} is no linear, so {what} in it cannot be trained apart")
+            raise ModelError(f"{name} is not a linear, so {what} in it cannot be trained. Choose another model.")
         index = torch.cat(indices).unique()
         merged[name] = None if len(index) == module.get_parameter("weight").shape[row_axis(module)] else index
     return merged

@@ -1,7 +1,7 @@
-"""Causal linear attention in softmax attention's place, with the momentum that gradient descent really has.
+"""Causal linear attention in place of softmax attention, optionally with momentum.
 
-Linear attention is gradient descent on its past, one step a token. Heavy-ball and Nesterov momentum of that descent
-have a dual form, which is not the decaying sum of values that arXiv:2212.10559 adds: here both can be trained.
+Linear attention is gradient descent with one step per token. Heavy-ball and Nesterov momentum for this descent have a
+dual form, which differs from the decaying sum of values that arXiv:2212.10559 adds.
 """
 
 from typing import get_args
@@ -18,15 +18,15 @@ from dualform.ops.momentum_dual import MomentumKind, momentum_linear_attention
 
 
 class LinearAttention(nn.Module):
-    """o_t = M_t q_t with M_t a sum of v_i k_i^T over the tokens so far, by plain descent or with momentum.
+    """o_t = M_t q_t, where M_t is the sum of v_i k_i^T over the tokens so far, without or with momentum.
 
-    Queries and keys pass elu + 1, as usual. Sums grow with the past, and with momentum by 1 / (1 - eta) more, so each
-    head's output is brought to a root mean square of 1; no parameters are added. Dropout of attention weights, of which
-    there are none, does not apply.
+    The feature map of queries and keys is elu + 1. The sums grow with the number of tokens, and with momentum by a
+    further factor of 1 / (1 - eta), so each head's output is normalised to a root mean square of 1. No parameters are
+    added, and attention dropout does not apply.
 
     Args:
         kind: `none`, `heavy-ball` or `nesterov`.
-        eta: In [0, 1).
+        eta: Momentum coefficient, in [0, 1).
 
     Source:
         Linear attention: arXiv:2006.16236; a norm in place of the normaliser: arXiv:2210.10340.
@@ -41,31 +41,35 @@ class LinearAttention(nn.Module):
         """The heads' output, `(batch, q_pos, head, d_head)`.
 
         Raises:
-            ConfigError: Something else than whole, unpadded sequences is asked for.
+            ConfigError: The input is not a batch of whole sequences without padding.
         """
         if call.mask is not None or call.query.shape[2] != call.key.shape[2]:
-            raise ConfigError("linear attention reads whole sequences only: no padding, no packing, no cache")
+            raise ConfigError(
+                "linear attention supports whole sequences only, but got padding, packing or a cache. Give sequences "
+                "of equal length, and use_cache=False."
+            )
         groups = call.query.shape[1] // call.key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (call.key, call.value))
-        # The usual scale of the scores, shared between the two.
+        # Query and key each get the square root of the scores' scale.
         q, k = (F.elu(x * call.scale**0.5) + 1 for x in (call.query, key))
         out = momentum_linear_attention(q, k, value, self._eta, kind=self._kind)
         return F.rms_norm(out, out.shape[-1:], eps=1e-6).transpose(1, 2)
 
 
 def apply_linear_attention(model: PreTrainedModel, kind: MomentumKind = "none", eta: float = 0.0) -> None:
-    """Have every layer of a model attend linearly; made for models that are then trained and asked in one go.
+    """Use linear attention in every layer of a model.
 
-    A saved model's config does not tell of it, so that what is loaded again attends by softmax.
+    For models that are trained and evaluated in one process: it is not stored in the config, so a saved model is loaded
+    with softmax attention.
 
     Args:
-        model: One that computes attention through transformers' registry.
+        model: A model whose family uses transformers' attention registry.
         kind: `none`, `heavy-ball` or `nesterov`.
-        eta: In [0, 1).
+        eta: Momentum coefficient, in [0, 1).
 
     Raises:
-        ConfigError: No such `kind`, `eta` is out of range, or the model computes attention in code of its own.
-        ModelError: No attention was seen in it.
+        ConfigError: `kind` is unknown, `eta` is out of range, or the family does not use the attention registry.
+        ModelError: The model has no attention that dualform recognises.
     """
     if kind not in get_args(MomentumKind):
         raise ConfigError(f"kind {kind!r} is unknown: choose one of {', '.join(get_args(MomentumKind))}")

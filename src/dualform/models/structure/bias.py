@@ -1,8 +1,8 @@
-"""Can a checkpoint of this family hold a bias for W_O? Found by building the family's own class without weights.
+"""Finding out whether a checkpoint of a family can hold a bias for W_O.
 
-A bias that the class does not know would be left out in silence when the checkpoint is loaded. Many families have a
-switch in their config (llama's `attention_bias`); which one it is, and what else it brings, is tried out on the meta
-device, so that no table of families is kept.
+A bias that the family's class does not have would be ignored when the checkpoint is loaded. Many families have a
+switch in their config (llama's `attention_bias`). It is found by building the family's class without weights, on the
+meta device, so that no list of families is needed.
 """
 
 import copy
@@ -21,31 +21,27 @@ from dualform.models.structure.anatomy import Anatomy, is_linear
 
 @dataclass(frozen=True)
 class BiasForm:
-    """Whether W_O of every layer can have a bias in an ordinary checkpoint, and what that takes."""
+    """Whether W_O of every layer can have a bias in an ordinary checkpoint, and how."""
 
     kind: Literal["present", "switch", "none"]
-    """`present`: each has one. `switch`: a boolean of the model's own config gives each of them one. `none`: there
-    is no way to write one."""
+    """`present`: every W_O has a bias. `switch`: a boolean in the model's config adds one to each. `none`: the family
+    does not support it."""
     switch: str | None
     """Name of that boolean."""
     new: tuple[str, ...]
-    """Full names of the biases of W_O that the switch brings."""
+    """Full names of the biases of W_O that the switch adds."""
     others: tuple[str, ...]
-    """Full names of the biases that come with them (of W_Q, W_K, W_V, ...); zeros leave the model as it is."""
+    """Full names of further biases that the switch adds (of W_Q, W_K, W_V, ...), to be set to zero."""
 
 
 def output_bias(model: PreTrainedModel, anatomy: Anatomy) -> BiasForm:
-    """Find out how a bias of W_O can be written for this model. No weights are read or copied.
-
-    Args:
-        model: Any causal language model.
-        anatomy: Its anatomy.
+    """Find out how a bias of W_O can be stored for a model. No weights are read or copied.
 
     Returns:
-        The way; of several switches, the one that brings the fewest other biases.
+        The form; of several possible switches, the one that adds the fewest other biases.
 
     Raises:
-        ModelError: W_O of some layer is not known.
+        ModelError: W_O of some layer is unknown.
     """
     wanted = {f"{name}.bias" for name in output_linears(anatomy)}
     before = _shapes(model)
@@ -53,35 +49,37 @@ def output_bias(model: PreTrainedModel, anatomy: Anatomy) -> BiasForm:
     if not missing:
         return BiasForm("present", None, (), ())
     without = {f"{name}.bias" for name, module in model.named_modules() if is_linear(module)} - before.keys()
-    found: list[BiasForm] = []
+    forms: list[BiasForm] = []
     for switch in _switches(model.config):
         try:
             after = _shapes(skeleton(model, switched(model.config, switch)))
         except Exception:
-            # Whatever a family's code raises, the switch is not to be had.
+            # Whatever the family's code raises, this switch cannot be used.
             continue
         added = after.keys() - before.keys()
         unchanged = all(after.get(name) == shape for name, shape in before.items())
         if unchanged and missing <= added <= without:
-            found.append(BiasForm("switch", switch, tuple(sorted(missing)), tuple(sorted(added - missing))))
-    return min(found, key=lambda form: len(form.others), default=BiasForm("none", None, (), ()))
+            forms.append(BiasForm("switch", switch, tuple(sorted(missing)), tuple(sorted(added - missing))))
+    return min(forms, key=lambda form: len(form.others), default=BiasForm("none", None, (), ()))
 
 
 def output_linears(anatomy: Anatomy) -> tuple[str, ...]:
-    """Names of W_O, first layer first.
+    """Names of W_O of each layer.
 
     Raises:
-        ModelError: W_O of some layer is not known.
+        ModelError: W_O of some layer is unknown.
     """
     if missing := anatomy.missing_projections("W_O"):
-        raise ModelError(f"nothing can be written into W_O where it was not found ({'; '.join(missing)})")
+        raise ModelError(
+            f"W_O was not found in every layer ({'; '.join(missing)}), so it cannot be changed. Choose another model."
+        )
     return tuple(layer.W_O for layer in anatomy.layers if layer.W_O is not None)
 
 
 def switched(config: PretrainedConfig, switch: str | None) -> PretrainedConfig:
-    """A copy of a config with one boolean of its text part turned over (none for None), to build or save a model with.
+    """A copy of a config with one boolean of its text part inverted (`switch`; None for no change).
 
-    The copy forgets which attention the model runs with and that its weights once were quantized.
+    The attention implementation and the quantization settings are removed from the copy.
     """
     changed = copy.deepcopy(config)
     set_config_attention(changed, None)
@@ -94,7 +92,7 @@ def switched(config: PretrainedConfig, switch: str | None) -> PretrainedConfig:
 
 
 def skeleton(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """A model of the same class without weights, on the meta device; `config` becomes its own."""
+    """A model of the same class on the meta device, so without weights; it uses `config` itself, not a copy."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         built = build_from_config(type(model), config, model.dtype)
         restore_momentum(built)
@@ -109,5 +107,5 @@ def _switches(config: PretrainedConfig) -> Iterator[str]:
 
 
 def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
-    # Tied weights have two names, and a switch must lose neither.
+    # Tied weights have two names, and a switch must keep both.
     return {name: weight.shape for name, weight in model.named_parameters(remove_duplicate=False)}

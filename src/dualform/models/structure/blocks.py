@@ -1,8 +1,7 @@
-"""The residual blocks of a model, and what stands between the last one's output and the logits.
+"""The residual blocks of a model, and the logits computed from any block's output (logit lens).
 
-No table of names is kept. Blocks are the members of the list of layers that the attention modules lie in. Final norm,
-projection, head and soft cap are whatever the model's own forward does once every block has returned the hidden
-states that are to be read: the idea of the "logit lens", without knowing the family.
+Works without a table of family names. The blocks are the members of the module list that contains the attention
+modules. Final norm, projection, head and soft cap are applied by the model's own forward, with every block skipped.
 """
 
 from collections.abc import Iterator
@@ -24,22 +23,21 @@ from dualform.models.structure.probing import probe_tokens
 
 @dataclass(frozen=True)
 class Blocks:
-    """The residual blocks, first one first. Build it with `find_blocks`."""
+    """The residual blocks, in order. Build it with `find_blocks`."""
 
     model: PreTrainedModel = field(repr=False)
     names: tuple[str, ...]
     """Name of each block's module."""
     companions: tuple[tuple[Any, ...] | None, ...] = field(repr=False)
-    """What each block returns behind its hidden states; None where it returns them alone."""
+    """The other entries of the tuple that each block returns after its hidden states; None if it returns no tuple."""
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits, were the last block's output `hidden`.
+        """Logits computed from hidden states as if they were the last block's output.
 
-        The model's own forward runs with every block skipped, so that final norm, projections, head and soft
-        caps are its own. Gradients flow from logits to `hidden` where they are enabled.
+        The model's own forward runs with every block skipped. Gradients flow from the logits to `hidden` if enabled.
 
         Args:
-            hidden: Hidden states as blocks hand them on, `(..., d_model)`.
+            hidden: Hidden states as returned by a block, `(..., d_model)`.
 
         Returns:
             Logits, `(..., vocab)`.
@@ -47,7 +45,7 @@ class Blocks:
         Source:
             Logit lens: nostalgebraist, "interpreting GPT: the logit lens" (2020).
         """
-        # A row for each, so that no position is beyond what the model was built for.
+        # One row for each position, so that the context length cannot be exceeded.
         rows = hidden.reshape(-1, 1, hidden.shape[-1])
         ids = probe_tokens(self.model, 1).expand(len(rows), 1)
         with self._all_skipped(rows):
@@ -55,13 +53,13 @@ class Blocks:
         return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
 
     @contextmanager
-    def apart(self) -> Iterator[list[Tensor]]:
-        """A block in which no gradient flows from a residual block to anything before it, the embeddings included.
+    def detached(self) -> Iterator[list[Tensor]]:
+        """Context manager in which no gradient flows from a residual block to earlier blocks or the embeddings.
 
-        Outputs are the same, bit for bit.
+        The model's outputs do not change, bit for bit.
 
         Yields:
-            The blocks' hidden states, `(batch, pos, d_model)` each, as they are computed, with their graphs.
+            A list that the forward fills with the output of each block, `(batch, pos, d_model)`, with its graph.
         """
         outputs: list[Tensor] = []
         with Hooks(self.model) as hooks:
@@ -71,8 +69,8 @@ class Blocks:
             yield outputs
 
     @contextmanager
-    def skipped_but(self, layer: int) -> Iterator[None]:
-        """A block in which all residual blocks but one return the hidden states that they are given."""
+    def all_skipped_but(self, layer: int) -> Iterator[None]:
+        """Context manager in which all residual blocks but one return their input unchanged."""
         with Hooks(self.model) as hooks:
             for other in set(range(len(self.names))) - {layer}:
                 self._skip(hooks, other, None)
@@ -80,7 +78,7 @@ class Blocks:
 
     @contextmanager
     def _all_skipped(self, hidden: Tensor) -> Iterator[None]:
-        """Every residual block returns `hidden`, whatever it is given."""
+        """Every residual block returns `hidden`, whatever its input."""
         with Hooks(self.model) as hooks:
             for layer in range(len(self.names)):
                 self._skip(hooks, layer, hidden)
@@ -108,32 +106,32 @@ def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
 
     Raises:
         ModelError: The layers are not a plain stack of residual blocks, or the logits depend on more than the last
-            block's output.
+            block's hidden states.
     """
     names = block_names(model, anatomy)
     family = type(model).__name__
-    seen: list[tuple[str, Any]] = []
+    outputs: list[tuple[str, Any]] = []
 
     def keep(name: str, x: Any, out: Any) -> None:
-        seen.append((name, out))
+        outputs.append((name, out))
 
     ids = probe_tokens(model)
     with Hooks(model) as hooks, torch.no_grad():
         for name in names:
             hooks.after(name, partial(keep, name), whole=True)
         logits = model(input_ids=ids, use_cache=False).logits
-    if [name for name, _ in seen] != list(names):
+    if (order := [name for name, _ in outputs]) != list(names):
         raise ModelError(
-            f"{family}: its blocks ran as {[name for name, _ in seen]}, not once each in order, so there is no output "
-            "of a layer to read logits from."
+            f"{family}: its blocks ran in the order {order}; expected each block once, in order. Choose another model."
         )
     hidden = None
     companions: list[tuple[Any, ...] | None] = []
-    for name, out in seen:
+    for name, out in outputs:
         hidden = out[0] if isinstance(out, tuple) and out else out
         if not (isinstance(hidden, Tensor) and hidden.shape[:-1] == ids.shape):
             raise ModelError(
-                f"{family}: {name} returns {type(out).__name__} without hidden states (batch, pos, d_model)."
+                f"{family}: {name} returns {type(out).__name__}; expected hidden states (batch, pos, d_model), alone "
+                "or first in a tuple. Choose another model."
             )
         companions.append(out[1:] if isinstance(out, tuple) else None)
     assert hidden is not None
@@ -142,16 +140,16 @@ def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
         with torch.no_grad():
             difference = largest_difference([logits], [blocks.unembed(hidden)])
     except Exception as error:
-        # What follows the blocks may need more of them than hidden states, and fails in a way of its own.
+        # The rest of the model may need more than hidden states and may then raise anything.
         raise ModelError(
-            f"{family}: the output of {names[-1]} cannot be read by itself through what follows it "
-            f"({type_and_first_line(error)}), so layers cannot be read one by one."
+            f"{family}: computing logits from the hidden states of {names[-1]} alone raised "
+            f"{type_and_first_line(error)}, so logits cannot be computed layer by layer. Choose another model."
         ) from error
     if not difference < tolerance(model):
         raise ModelError(
-            f"{family}: the output of {names[-1]}, read through what follows it, gives logits that differ from the "
-            f"model's by {difference:.1e} of the largest. They depend on more than that output, so layers cannot be "
-            "read one by one."
+            f"{family}: logits computed from the hidden states of {names[-1]} alone differ from the model's logits by "
+            f"{difference:.1e} of the largest one. They depend on more than these states, so logits cannot be computed "
+            "layer by layer. Choose another model."
         )
     return blocks
 
@@ -160,7 +158,7 @@ def block_names(model: PreTrainedModel, anatomy: Anatomy) -> tuple[str, ...]:
     """Names of the residual blocks, one for each layer.
 
     Raises:
-        ModelError: The layers' attention modules do not lie one by one in the members of a single list of layers.
+        ModelError: The members of the list of layers do not have exactly one attention module each.
     """
     family = type(model).__name__
     anatomy.require_layers("reading a model block by block")
@@ -169,7 +167,8 @@ def block_names(model: PreTrainedModel, anatomy: Anatomy) -> tuple[str, ...]:
         name = block_of(model, layer.attention)
         if name is None:
             raise ModelError(
-                f"{family}: {layer.attention} lies in no list of layers, so its residual block is unknown."
+                f"{family}: {layer.attention} is in no list of layers, so its residual block is unknown. Choose "
+                "another model."
             )
         names.append(name)
     stack = names[0].rpartition(".")[0]
@@ -177,14 +176,14 @@ def block_names(model: PreTrainedModel, anatomy: Anatomy) -> tuple[str, ...]:
     if names != members:
         odd = next((name for name in [*members, *names] if names.count(name) != 1 or name not in members), names[0])
         raise ModelError(
-            f"{family}: its layers are not a plain stack of blocks with one attention each ({odd} is not), so it "
-            "cannot be taken apart block by block."
+            f"{family}: its layers are not a plain stack of blocks with one attention module each ({odd} does not "
+            "fit), so it cannot be run block by block. Choose another model."
         )
     return tuple(names)
 
 
 def block_of(model: PreTrainedModel, name: str) -> str | None:
-    """The member of a list of modules that a module lies in; None where it lies in no list."""
+    """Name of the module list's member that contains a module; None if the module is in no list."""
     parts = name.split(".")
     for depth in range(1, len(parts)):
         if isinstance(model.get_submodule(".".join(parts[:depth])), nn.ModuleList | nn.Sequential):
@@ -192,12 +191,12 @@ def block_of(model: PreTrainedModel, name: str) -> str | None:
     return None
 
 
-def _detached(given: Any) -> Any:
-    """Every tensor in plain containers cut off from its graph."""
-    if isinstance(given, Tensor):
-        return given.detach()
-    if type(given) in (tuple, list):
-        return type(given)(_detached(one) for one in given)
-    if type(given) is dict:
-        return {key: _detached(one) for key, one in given.items()}
-    return given
+def _detached(arguments: Any) -> Any:
+    """The arguments with every tensor in plain containers detached from its graph."""
+    if isinstance(arguments, Tensor):
+        return arguments.detach()
+    if type(arguments) in (tuple, list):
+        return type(arguments)(_detached(entry) for entry in arguments)
+    if type(arguments) is dict:
+        return {key: _detached(entry) for key, entry in arguments.items()}
+    return arguments

@@ -1,4 +1,4 @@
-"""One forward of a model on a few tokens, observed: every use of attention and of a linear, with its graph."""
+"""Observing one forward of a model on a few tokens: every run of attention and of a linear, with its graph."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,54 +21,55 @@ from dualform.models.structure.probing import probe_tokens
 
 @dataclass
 class AttentionUse:
-    """One use of attention in the probing forward."""
+    """One run of attention in the observed forward."""
 
     module: nn.Module
     query: Tensor
     key: Tensor
     value: Tensor
     out: Tensor
-    """What the family's own code goes on with, in its graph."""
+    """The heads' output that the family's code continues with, with its graph."""
     joined: Tensor
-    """Heads joined, `(batch, q_pos, head * d_value)`."""
+    """The heads' output with heads joined, `(batch, q_pos, head * d_value)`."""
     time: int
-    """When it ran, counted in linears and uses of attention."""
+    """Number of linears and attentions that ran before it."""
     heads_first: bool = False
-    """Whether `out` has heads in front of positions: `(batch, head, q_pos, d_value)`, the first two perhaps joined."""
+    """Whether `out` is `(batch, head, q_pos, d_value)`, perhaps with the first two axes joined."""
 
 
 @dataclass
 class LinearUse:
-    """One use of a linear."""
+    """One run of a linear in the observed forward."""
 
     module: nn.Module
     input: Tensor
     output: Tensor
     time: int
+    """Number of linears and attentions that ran before it."""
     use: int
-    """How often the linear had run before."""
+    """Number of earlier runs of the same linear."""
 
 
 @dataclass
 class ObservedForward:
-    """What passed in one forward on a few tokens."""
+    """Every run of attention and of a linear in one forward on a few tokens."""
 
-    seen: list[AttentionUse] = field(default_factory=list)
+    attention: list[AttentionUse] = field(default_factory=list)
     linears: list[LinearUse] = field(default_factory=list)
     unrecognised: dict[nn.Module, str] = field(default_factory=dict)
-    """Modules with a softmax that is not attention as it is known here, and what is different."""
+    """Modules with a softmax that is not attention of a known form -> what is different."""
     n_tokens: int = 0
     starts: dict[nn.Module, list[int]] = field(default_factory=dict)
-    """When each module began to run."""
+    """The times at which each module started to run."""
 
     def start(self, module: nn.Module, time: int) -> int:
-        """When the run of a module began that was in progress at a time; 0 for one that never was."""
+        """Start of the module's run that was in progress at a time; 0 if there was none."""
         return max((start for start in self.starts.get(module, ()) if start <= time), default=0)
 
     @property
     def now(self) -> int:
-        """Uses of attention and of linears so far: the clock by which `time` counts."""
-        return len(self.seen) + len(self.linears)
+        """Number of linears and attentions that ran so far, the unit of `time`."""
+        return len(self.attention) + len(self.linears)
 
 
 class _ProbeBackend:
@@ -82,14 +83,14 @@ class _ProbeBackend:
         out = plain_attention(call)
         if self._nudge is not None:
             out = self._nudge(out)
-        self._observed.seen.append(
+        self._observed.attention.append(
             AttentionUse(module, call.query, call.key, call.value, out, out.flatten(2), self._observed.now)
         )
         return out
 
 
 def use_registry(model: PreTrainedModel) -> bool:
-    """Have dualform's function compute attention; False where the family does not take another function."""
+    """Set dualform's attention function; return False if the family does not use the attention registry."""
     if not can_set_attention(model):
         return False
     model.set_attn_implementation(NAME)
@@ -97,23 +98,23 @@ def use_registry(model: PreTrainedModel) -> bool:
 
 
 def use_eager(model: PreTrainedModel) -> None:
-    """Have the family's plain code compute attention, with a softmax to be seen."""
+    """Set the family's eager attention, whose softmax can be traced."""
     if can_set_attention(model):
         model.set_attn_implementation("eager")
     else:
-        # The setter refuses such families, the config does not.
+        # transformers' setter rejects such families, so set it in the config.
         set_config_attention(model.config, "eager")
 
 
 def observe_forward(
     model: PreTrainedModel, registry: bool, nudge: Callable[[Tensor], Tensor] | None = None
 ) -> ObservedForward:
-    """One forward on a few tokens: every attention seen, and what passed through every linear.
+    """Run a model on a few tokens and observe every attention and every linear.
 
     Args:
         model: The model.
-        registry: Where to look for attention.
-        nudge: Changes the heads' output, on its way to the model.
+        registry: Whether attention uses transformers' registry; it is traced otherwise.
+        nudge: Changes the heads' output before the model continues; None leaves it unchanged.
     """
     observed = ObservedForward()
     uses: dict[nn.Module, int] = {}
@@ -128,7 +129,7 @@ def observe_forward(
         observed.starts.setdefault(module, []).append(observed.now)
 
     def begin_graph(x: Any, out: Tensor) -> Tensor:
-        # Not the output itself: families that scale it in place may not do so to a leaf.
+        # The sum, because a family may scale the output in place, which is not allowed for a leaf tensor.
         return out + torch.zeros((), dtype=out.dtype, device=out.device, requires_grad=True)
 
     ids = probe_tokens(model)
@@ -140,13 +141,14 @@ def observe_forward(
             else:
                 hooks.before(module, partial(begin, module))
         hooks.after(model.get_input_embeddings(), begin_graph)
-        with torch.enable_grad(), frozen(model), read_again_backward(model), _looking(model, registry, observed, nudge):
+        attention = _observing_attention(model, registry, observed, nudge)
+        with torch.enable_grad(), frozen(model), read_again_backward(model), attention:
             model(input_ids=ids, use_cache=False)
     return observed
 
 
 @contextmanager
-def _looking(
+def _observing_attention(
     model: PreTrainedModel, registry: bool, observed: ObservedForward, nudge: Callable[[Tensor], Tensor] | None
 ) -> Iterator[None]:
     if registry:
@@ -154,16 +156,14 @@ def _looking(
             yield
         return
 
-    def see(module: nn.Module, attention: AttentionTrace) -> None:
-        joined = attention.head_output.transpose(1, 2).flatten(2)
-        out = attention.head_output if attention.returned is None else attention.returned
-        observed.seen.append(
-            AttentionUse(
-                module, attention.query, attention.key, attention.value, out, joined, observed.now, heads_first=True
-            )
+    def keep(module: nn.Module, trace: AttentionTrace) -> None:
+        joined = trace.head_output.transpose(1, 2).flatten(2)
+        out = trace.head_output if trace.returned is None else trace.returned
+        observed.attention.append(
+            AttentionUse(module, trace.query, trace.key, trace.value, out, joined, observed.now, heads_first=True)
         )
 
-    watch = AttentionTracer([m for m in model.modules() if m is not model], 1, see, nudge=nudge)
-    with watch:
+    tracer = AttentionTracer([m for m in model.modules() if m is not model], 1, keep, nudge=nudge)
+    with tracer:
         yield
-    observed.unrecognised = dict(watch.unrecognised)
+    observed.unrecognised = dict(tracer.unrecognised)

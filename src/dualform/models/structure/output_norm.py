@@ -1,7 +1,7 @@
-"""Norms between W_O and the residual stream: which change before the norm makes a wanted change behind it.
+"""Norms between W_O and the residual stream, and how to make a given change after such a norm.
 
-Most families add W_O's output to the residual stream as it is. Some (Gemma 2 and 3, OLMo 2) normalise it first; a
-change that is wanted in the stream must then be made through that norm.
+Most families add W_O's output to the residual stream directly. Some (Gemma 2 and 3, OLMo 2) normalise it first, so that
+a change of the residual stream must be converted to a change before the norm.
 """
 
 import warnings
@@ -17,31 +17,31 @@ from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import is_linear
 from dualform.models.structure.blocks import Blocks
 
-# A channel whose gain is below this part of the mean is not pushed as hard as the inverse would have it.
+# Relative to the mean scale; it damps the inverse in channels whose gain is much smaller.
 _DAMPING = 0.1
 
 
 @dataclass(frozen=True)
 class OutputNorm:
-    """What stands between one layer's W_O and the residual stream."""
+    """The norm between one layer's W_O and the residual stream, if any."""
 
     gain: Tensor | None = field(default=None, repr=False)
-    """Of a root-mean-square norm, `(d_model,)`; None where nothing stands there."""
+    """Gain of a root-mean-square norm, `(d_model,)`; None without a norm."""
     opaque: bool = False
-    """A norm stands there, but not one of root mean squares: no change can be made through it."""
+    """True for a norm of another kind, for which changes cannot be converted."""
 
     def before(self, change: Tensor, output: Tensor) -> Tensor:
-        """What W_O's output must change by so that the residual stream changes by `change`, to first order.
+        """The change of W_O's output that changes the residual stream by `change`, to first order.
 
-        The norm's scale is taken from `output`: what it becomes is meant to be as long. Channels that the norm all
-        but closes are changed less than the inverse says.
+        The norm's scale is computed from `output`, assuming that the changed output has the same norm. The inverse is
+        damped in channels with a very small gain.
 
         Args:
-            change: Wanted in the residual stream, `(token, d_model)`.
-            output: W_O's output there, `(token, d_model)`.
+            change: Desired change of the residual stream, `(token, d_model)`.
+            output: W_O's output at the same tokens, `(token, d_model)`.
 
         Returns:
-            `(token, d_model)`; zeros behind an opaque norm.
+            `(token, d_model)`; zeros for an opaque norm.
         """
         if self.opaque:
             return torch.zeros_like(change)
@@ -54,18 +54,10 @@ class OutputNorm:
 
 
 def find_output_norms(lm: LanguageModel, blocks: Blocks) -> tuple[OutputNorm, ...]:
-    """What stands behind each layer's W_O, seen in one small forward.
-
-    Args:
-        lm: The model.
-        blocks: Its residual blocks.
-
-    Returns:
-        One for each layer. A warning says where a norm was found that is not of root mean squares.
-    """
+    """The norm after each layer's W_O, found by one short forward; warns about norms that are not root-mean-square."""
     model = lm.model
     last: dict[int, Tensor] = {}
-    found: dict[int, nn.Module] = {}
+    norm_modules: dict[int, nn.Module] = {}
     with Hooks(model) as hooks:
         for number, (layer, block) in enumerate(zip(lm.anatomy.layers, blocks.names, strict=True)):
             assert layer.W_O is not None
@@ -78,19 +70,19 @@ def find_output_norms(lm: LanguageModel, blocks: Blocks) -> tuple[OutputNorm, ..
                 if is_linear(module) or list(module.children()) or not list(module.parameters(recurse=False)):
                     continue
 
-                def meet(x: Any, number: int = number, module: nn.Module = module) -> None:
+                def check(x: Any, number: int = number, module: nn.Module = module) -> None:
                     if x is not None and x is last.get(number):
-                        found[number] = module
+                        norm_modules[number] = module
 
-                hooks.before(module, meet)
+                hooks.before(module, check)
         with torch.no_grad():
             size = model.get_input_embeddings().weight.shape[0]
             model(input_ids=torch.arange(5, 10, device=lm.device)[None] % size, use_cache=False)
-    norms = tuple(_describe(found.get(number), model.config) for number in range(len(blocks.names)))
+    norms = tuple(_describe(norm_modules.get(number), model.config) for number in range(len(blocks.names)))
     if opaque := [number for number, norm in enumerate(norms) if norm.opaque]:
         warnings.warn(
-            f"{lm.name}: behind W_O of layers {opaque} stands a norm that is not of root mean squares, so a fold there "
-            "cannot make good for what earlier layers missed",
+            f"{lm.name}: the norm after W_O of layers {opaque} is not a root-mean-square norm, so the fold in these "
+            "layers cannot correct errors of earlier layers",
             stacklevel=3,
         )
     return norms
@@ -107,7 +99,7 @@ def _describe(module: nn.Module | None, config: Any) -> OutputNorm:
         try:
             gain = module(ones)[0]
         except Exception:
-            # A module that reads more than what it is called with first is no norm of it alone.
+            # A module that needs further arguments is not a norm.
             return OutputNorm(opaque=True)
         slope = torch.linspace(-2, 3, d_model, dtype=weight.dtype, device=where)[None]
         expected = gain * slope / slope.square().mean().sqrt()

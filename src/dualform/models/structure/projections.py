@@ -1,4 +1,4 @@
-"""Which linears' output features are W_Q, W_K and W_V of a layer, and which linear is W_O: read off gradients."""
+"""Identifying W_Q, W_K, W_V and W_O of an observed attention layer from gradients."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from dualform.models.structure.observe import AttentionUse, LinearUse, ObservedF
 
 
 def head_repeats(key: Tensor, value: Tensor) -> int:
-    """How many heads in a row are copies of the first, of keys and values alike."""
+    """How often each head is repeated, in both keys and values; 1 without repeats."""
     n = key.shape[1]
     for repeats in range(n, 1, -1):
         if n % repeats == 0 and all(
@@ -21,20 +21,28 @@ def head_repeats(key: Tensor, value: Tensor) -> int:
 
 
 def rows_around(
-    tensor: Tensor, seen: AttentionUse, observed: ObservedForward, names: Mapping[nn.Module, str], expected: int
+    tensor: Tensor, use: AttentionUse, observed: ObservedForward, names: Mapping[nn.Module, str], expected: int
 ) -> list[LinearRows]:
-    """The rows that move a tensor: of linears in the attention module, else of those around it, the nearest first."""
-    name = names[seen.module]
+    """The rows that a tensor depends on, of linears in the attention module, else of those in the modules around it.
+
+    Args:
+        tensor: Query, key or value of `use`.
+        use: The run of attention.
+        observed: The observed forward.
+        names: Name of every module.
+        expected: Number of rows that the projection should have; the search ends at exactly that many in one linear.
+    """
+    name = names[use.module]
     modules = {other: module for module, other in names.items()}
     first: list[LinearRows] = []
     while name:
         inner = set(modules[name].modules())
-        # A module may have run before, in a loop or in another layer: its outputs of then are not meant.
-        start = observed.start(modules[name], seen.time)
+        # Outputs of earlier runs of the module, in a loop or in another layer, do not count.
+        start = observed.start(modules[name], use.time)
         outputs = {
-            names[at.module]: at.output
-            for at in observed.linears
-            if start <= at.time < seen.time and at.module in inner
+            names[linear.module]: linear.output
+            for linear in observed.linears
+            if start <= linear.time < use.time and linear.module in inner
         }
         rows = _rows_that_move(tensor, outputs)
         if len(rows) == 1 and len(rows[0].index) == expected:
@@ -49,7 +57,7 @@ def rows_around(
 
 
 def _rows_that_move(tensor: Tensor, outputs: Mapping[str, Tensor]) -> list[LinearRows]:
-    """The output features of linears that have a gradient from a random projection of `tensor`."""
+    """The output features with a gradient from a random projection of `tensor`."""
     outputs = {name: output for name, output in outputs.items() if output.requires_grad}
     if not tensor.requires_grad or not outputs:
         return []
@@ -72,47 +80,45 @@ def _direction(like: Tensor) -> Tensor:
 
 
 def output_linear(
-    names: Mapping[nn.Module, str], seen: AttentionUse, observed: ObservedForward
+    names: Mapping[nn.Module, str], use: AttentionUse, observed: ObservedForward
 ) -> tuple[str | None, int, str, str | None]:
-    """W_O: its name, which use of the linear it is, what stands in front of it; or what is unclear."""
-    later = sorted((at for at in observed.linears if at.time > seen.time), key=lambda at: at.time)
-    for at in later:
-        if not at.input.requires_grad:
+    """W_O: name, index of the linear's run, description of the operation before it, and the problem if not found."""
+    later = sorted((linear for linear in observed.linears if linear.time > use.time), key=lambda linear: linear.time)
+    for linear in later:
+        if not linear.input.requires_grad:
             continue
         (gradient,) = torch.autograd.grad(
-            (at.input * _direction(at.input)).sum(), [seen.out], retain_graph=True, allow_unused=True
+            (linear.input * _direction(linear.input)).sum(), [use.out], retain_graph=True, allow_unused=True
         )
         if gradient is None or not (gradient != 0).any():
             continue
-        name = names[at.module]
-        if at.input.numel() != seen.joined.numel():
-            return (
-                None,
-                0,
-                "",
-                f"W_O should read the heads' {seen.joined.shape[-1]} features, but the first linear behind them, "
-                f"{name}, reads {at.input.shape[-1]}",
+        name = names[linear.module]
+        if linear.input.numel() != use.joined.numel():
+            problem = (
+                f"W_O should read the heads' {use.joined.shape[-1]} features, but the first linear after the heads, "
+                f"{name}, reads {linear.input.shape[-1]}"
             )
-        return name, at.use, _between(at, seen), None
-    return None, 0, "", "W_O should be a linear that reads the heads, but no linear does"
+            return None, 0, "", problem
+        return name, linear.use, _operation_before(linear, use), None
+    return None, 0, "", "W_O should be a linear that reads the heads' output, but no linear does"
 
 
-def _between(at: LinearUse, seen: AttentionUse) -> str:
-    """What happens to the heads' output on its way into W_O."""
-    read = at.input.reshape(seen.joined.shape)
-    if torch.equal(read, seen.joined):
+def _operation_before(linear: LinearUse, use: AttentionUse) -> str:
+    """Description of the operation between the heads' output and W_O; empty if there is none."""
+    inputs = linear.input.reshape(use.joined.shape)
+    if torch.equal(inputs, use.joined):
         return ""
-    # One token and one feature of W_O's input: which of the heads' features does it depend on?
-    token, n_heads = seen.joined.shape[1] - 1, seen.query.shape[1]
-    for feature in range(seen.joined.shape[-1]):
-        (gradient,) = torch.autograd.grad(read[0, token, feature], [seen.out], retain_graph=True, allow_unused=True)
+    # Find the heads' features that one feature of W_O's input depends on, at one token.
+    token, n_heads = use.joined.shape[1] - 1, use.query.shape[1]
+    for feature in range(use.joined.shape[-1]):
+        (gradient,) = torch.autograd.grad(inputs[0, token, feature], [use.out], retain_graph=True, allow_unused=True)
         if gradient is None or not (gradient != 0).any():
-            # A gate may be shut, or a rectifier at rest.
+            # A closed gate or an inactive rectifier.
             continue
-        if seen.heads_first:
+        if use.heads_first:
             gradient = gradient.reshape(1, n_heads, -1, gradient.shape[-1]).transpose(1, 2)
-        moved = (gradient.reshape(seen.joined.shape) != 0)[0]
-        width = seen.joined.shape[-1] // n_heads
+        moved = (gradient.reshape(use.joined.shape) != 0)[0]
+        width = use.joined.shape[-1] // n_heads
         head = slice(feature // width * width, (feature // width + 1) * width)
         if moved[:token].any():
             return "an operation across tokens"
@@ -121,4 +127,4 @@ def _between(at: LinearUse, seen: AttentionUse) -> str:
         if int(moved[token, head].sum()) == int(moved.sum()):
             return "an operation within each head, such as a norm"
         return "an operation across heads, such as a norm"
-    return "an operation that is not known"
+    return "an unknown operation"

@@ -1,4 +1,4 @@
-"""Which modules share a weight: what is changed in one of them is changed in all, and is one change."""
+"""Finding modules that share a weight, so that a change in one of them changes all."""
 
 from torch import nn
 
@@ -6,16 +6,13 @@ from dualform.models.compat import own_parameters
 
 
 def tied_linears(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Modules that multiply by the same weight, such as the block that several of Zamba's layers share.
-
-    Args:
-        model: Any model.
+    """Groups of modules with the same two-dimensional weight, such as the block that several layers of Zamba share.
 
     Returns:
-        Name of each module with a two-dimensional weight that others have too -> the names of all of them, the first
-        one first. A module under two names is named once.
+        Name of each module in a group -> names of all modules of the group, in the model's order. A module with two
+        names is listed once. Embeddings are left out.
     """
-    # Offloading breaks the identity of tied weights; transformers remembers which they were.
+    # Offloaded tied weights are no longer the same tensor, but transformers keeps the names of tied weights.
     source_of: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     groups: dict[object, list[str]] = {}
     for name, module in model.named_modules():

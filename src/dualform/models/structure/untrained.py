@@ -1,4 +1,4 @@
-"""The same model before it learned anything: what a measure says of the architecture alone."""
+"""Untrained copies of a model, a control for what a measure shows about the architecture alone."""
 
 import copy
 from dataclasses import replace
@@ -13,31 +13,32 @@ from dualform.models.reading.language_model import LanguageModel
 
 
 def untrained(lm: LanguageModel, *, seed: int, keep_embeddings: bool = False) -> LanguageModel:
-    """A second model of the same architecture, with weights as at initialisation.
+    """A model of the same architecture with newly initialised weights.
 
     Args:
-        lm: The trained model. Left as it is.
-        seed: Of the weights; equal seeds give equal weights, on every device.
-        keep_embeddings: Copy the trained embeddings (tokens, learned positions, output head) and draw the rest.
-            Norms and projections next to the embeddings belong to the rest.
+        lm: The trained model; it is not changed.
+        seed: Seed of the weights; equal seeds give equal weights on every device.
+        keep_embeddings: Copy the trained embeddings (tokens, learned positions, output head) and initialise all other
+            weights, including norms and projections next to the embeddings.
 
     Returns:
-        The model, probed and checked like any other, with the tokenizer, dtype and device of `lm`. It is read along
-        the same route where that passes the self-check: with weights this small a wrong route could pass as well.
+        The model, probed and checked like any other, with the tokenizer, dtype and device of `lm`. It uses the route of
+        `lm` if that passes the self-check, because with such small weights an incorrect route might pass, too.
 
     Raises:
-        ModelError: The model cannot be built anew from its config, or is one that does not fit on one device.
+        ModelError: The config does not describe the model's weights, or the model is divided over several devices or
+            offloaded.
 
     Source:
-        The untrained baselines of arXiv:2311.07772v4 (all weights drawn; embeddings trained only). Weights are drawn
-        by the family's own initialisation in transformers, at the scale that the config names.
+        The untrained baselines of arXiv:2311.07772v4 (all weights random; only embeddings trained). Weights are
+        initialised by the family's code in transformers, at the scale given in the config.
     """
     if len(set(getattr(lm.model, "hf_device_map", None) or {"": ""}.values())) > 1 or lm.offloaded:
         raise ModelError(
-            f"{lm.name} is divided by a device map, and an untrained model of its size would be built whole. Leave out "
-            "the controls untrained and embeddings."
+            f"{lm.name} is divided over devices by a device map, but an untrained model is built on one device. Leave "
+            "out the controls untrained and embeddings."
         )
-    model = _drawn(lm.model, seed)
+    model = _initialise(lm.model, seed)
     if keep_embeddings:
         _copy_embeddings(lm, model)
     model = model.to(lm.device)
@@ -49,28 +50,28 @@ def untrained(lm: LanguageModel, *, seed: int, keep_embeddings: bool = False) ->
     return replace(wrapped, max_row=lm.max_row, max_examples=lm.max_examples)
 
 
-def _drawn(trained: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """On the CPU, with the trained model's shapes and dtypes."""
+def _initialise(trained: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A newly initialised model on the CPU, with the trained model's shapes and dtypes."""
     config = copy.deepcopy(trained.config)
-    # Left by checkpoints whose weights were unpacked on loading; ours are plain numbers from the start.
+    # A checkpoint whose weights were dequantized on loading still has this entry.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would seed other devices as well, which are not forked.
+        # torch.manual_seed would also seed other devices, whose generators are not saved here.
         torch.default_generator.manual_seed(seed)
         model = build_from_config(type(trained), config, trained.dtype)
-    expected, found = (
-        {name: tuple(weight.shape) for name, weight in one.named_parameters()} for one in (trained, model)
+    expected, actual = (
+        {name: tuple(weight.shape) for name, weight in each.named_parameters()} for each in (trained, model)
     )
-    if found != expected:
-        odd = next(name for name in [*expected, *found] if found.get(name) != expected.get(name))
+    if actual != expected:
+        odd = next(name for name in [*expected, *actual] if actual.get(name) != expected.get(name))
         raise ModelError(
-            f"{type(trained).__name__}: built anew from its config, {odd} has shape {found.get(odd, 'none')} instead "
-            f"of {expected.get(odd, 'none')}, so there is no untrained model to compare with. Leave out that control."
+            f"{type(trained).__name__}: in a model built from its config, {odd} has shape {actual.get(odd, 'none')} "
+            f"instead of {expected.get(odd, 'none')}, so no untrained model can be built. Leave out that control."
         )
     for name, weight in trained.named_parameters():
-        drawn = model.get_parameter(name)
-        drawn.data = drawn.data.to(weight.dtype)
+        parameter = model.get_parameter(name)
+        parameter.data = parameter.data.to(weight.dtype)
     return model
 
 
@@ -79,7 +80,7 @@ def _copy_embeddings(lm: LanguageModel, model: PreTrainedModel) -> None:
     head = lm.model.get_output_embeddings()
     with torch.no_grad():
         for name, module in lm.model.named_modules():
-            # An embedding inside attention would be a position bias, which is no embedding of anything read.
+            # An embedding inside attention is a position bias, not an embedding of tokens.
             if (isinstance(module, nn.Embedding) and not name.startswith(attention)) or module is head:
                 for kind, weight in module.named_parameters(recurse=False):
                     model.get_submodule(name).get_parameter(kind).copy_(weight)
