@@ -175,7 +175,7 @@ def test_an_adapter_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> 
         ({"target_modules": ["k_proj"]}, "does not match its base model"),
         ({"target_modules": ["nowhere"]}, "nowhere"),
         ({"r": 5}, "size mismatch"),
-        ({"peft_type": "IA3"}, "an adapter of the kind IA3; dualform reads LoRA"),
+        ({"peft_type": "IA3"}, "an adapter of type IA3, but dualform supports only LoRA"),
         ({"peft_type": None}, "an adapter of the kind None"),
     ):
         (adapter / "adapter_config.json").write_text(json.dumps(settings | changes))
