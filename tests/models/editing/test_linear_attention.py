@@ -157,7 +157,7 @@ def test_it_is_read_by_the_naive_route_alone_and_rightly() -> None:
     lm = LanguageModel.wrap(model, tiny_tokenizer(), "tiny")
     assert lm.route.name == "naive"
     assert [refusal.partition(":")[0] for refusal in lm.refused] == ["packed", "packed-mask", "repeated"]
-    assert "under softmax only" in lm.refused[0]
+    assert "for softmax attention only" in lm.refused[0]
     table = lm.log_probabilities(lm.encode(PREFIX), QUERIES)
     for query, row in zip(QUERIES, table, strict=True):
         expected = naive_scores(model, PREFIX, query)

@@ -194,7 +194,9 @@ class TestWhatCannotBeTakenApart:
         embedded = []
         model.model.embed_tokens.register_forward_hook(lambda module, args, out: embedded.append(out))
         model.model.norm.register_forward_hook(lambda module, args, out: out + embedded[-1])
-        with pytest.raises(ModelError, match=r"model\.layers\.1 alone differ from the model's by \d.* of the larg"):
+        with pytest.raises(
+            ModelError, match=r"model\.layers\.1 alone differ from the model's logits by \d.* of the larg"
+        ):
             find_blocks(model, anatomy)
 
 

@@ -205,7 +205,7 @@ def test_a_block_without_an_mlp_is_refused():
 def test_attention_whose_output_is_not_known_is_refused():
     lm = wrapped(BY_NAME["llama"])
     layers = (lm.anatomy.layers[0], replace(lm.anatomy.layers[1], W_O=None, unclear=("not seen",)))
-    with pytest.raises(ModelError, match=r"layers\.1\.self_attn: its W_O was not found \(not seen\), so what"):
+    with pytest.raises(ModelError, match=r"layers\.1\.self_attn: its W_O was not found \(not seen\), so the"):
         find_mlp_inputs(lm.model, replace(lm.anatomy, layers=layers))
 
 

@@ -115,7 +115,7 @@ def test_the_bounds_of_a_row_and_the_dtype_are_those_of_the_trained_model():
 def test_weights_that_the_trained_model_keeps_in_another_dtype_are_in_it_here_too():
     model = tiny_model("llama", dtype=torch.bfloat16)
     model.model.norm.float()
-    found = under_test._drawn(model, 1)
+    found = under_test._initialise(model, 1)
     assert found.model.norm.weight.dtype == torch.float32
     assert found.lm_head.weight.dtype == torch.bfloat16
 

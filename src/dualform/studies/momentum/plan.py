@@ -214,7 +214,7 @@ def _written_by(lm: LanguageModel, source: TextSource) -> tuple[float, float]:
     some, whole = _beginning(source)
     tokenizer = TextTokenizer(lm.tokenizer, lm.model, lm.name)
     start = time.process_time()
-    tokens = sum(len(tokenizer.text(document)) for document in some)
+    tokens = sum(len(tokenizer.encode_plain(document)) for document in some)
     seconds = time.process_time() - start
     size = sum(map(len, some))
     share = (whole or size) / max(1, size)
