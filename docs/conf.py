@@ -44,10 +44,10 @@ def read_as_markdown(app: Any, what: str, name: str, obj: Any, options: Any, lin
         if len(pieces) % 2 == 0:
             continue
         prose = [piece.replace("|", "\\|").replace("*", "\\*") for piece in pieces[::2]]
-        shown = prose[0]
+        text = prose[0]
         for code, after in zip(pieces[1::2], prose[1:], strict=True):
-            shown += f"``{code}``" + ("\\ " if re.match(r"\w", after) else "") + after
-        lines[number] = shown
+            text += f"``{code}``" + ("\\ " if re.match(r"\w", after) else "") + after
+        lines[number] = text
     if what in ("attribute", "property"):
         # A first line that shows nothing, or napoleon takes everything before the first colon for a type.
         lines.insert(0, "\\ ")
