@@ -24,7 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two studies that cost nothing: what the command does with them is the same."""
     for name in ("constructed", "shift"):
         monkeypatch.setitem(regression.STUDIES, name, small_laboratory.__name__)
-    small_laboratory.made.clear()
+    small_laboratory.computed.clear()
 
 
 def numbers(folder: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def small_momentum(texts: dict[str, Any], **changes: Any) -> MomentumConfig:
 
 
 def write_task(folder: Path, words: tuple[str, str] = ("a", "b"), name: str = "letters") -> str:
-    """A task of which a query takes a handful of tokens."""
+    """A task with queries of a few tokens."""
     texts = [f"{first}{second}" for first in "cdefgh" for second in "klmnop"]
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         rows = [(text, words[number % 2]) for number, text in enumerate(texts)]
@@ -59,21 +59,21 @@ def report_of(study: MomentumStudy) -> MomentumReport:
 
 
 def arm(study: MomentumStudy, name: str) -> MomentumArm:
-    (found,) = [one for one in report_of(study).arms if one.name == name]
-    return found
+    (result,) = [arm_ for arm_ in report_of(study).arms if arm_.name == name]
+    return result
 
 
 def numbers(result: Result) -> dict[str, Any]:
-    """All but times."""
-    found = result.model_dump(mode="json", by_alias=True, exclude={"environment"})
-    for one in found["momentum"]["arms"]:
-        del one["step_ratio"]
-    return found
+    """A result without times."""
+    values = result.model_dump(mode="json", by_alias=True, exclude={"environment"})
+    for arm_ in values["momentum"]["arms"]:
+        del arm_["step_ratio"]
+    return values
 
 
 @torch.no_grad()
 def loss_by_hand(model: PreTrainedModel, tokens: Path, length: int, most: int) -> float:
-    """A window at a time, from the tokens on disk."""
+    """The mean loss, one window at a time, from the tokens on disk."""
     ids = np.fromfile(tokens, "<u2")
     nats = []
     for start in spread_windows(len(ids), length, most // length):

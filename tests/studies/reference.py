@@ -1,4 +1,4 @@
-"""What the measures answer to: one query, layer and head at a time, written with transformers and torch alone."""
+"""A reference of the measures: one query, layer and head at a time, with transformers and torch alone."""
 
 import copy
 import importlib
@@ -19,8 +19,8 @@ SCALE = 1 / math.sqrt(D_HEAD)
 
 
 @dataclass
-class Seen:
-    """One forward of one sequence, layer by layer."""
+class Recorded:
+    """The activations of one sequence, layer by layer."""
 
     logits: Tensor
     q: list[Tensor] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Seen:
     """Output of W_O, `(pos, d_model)`."""
 
     def key(self, layer: int, head: int) -> Tensor:
-        """Keys that query head `head` looks at, `(pos, d_head)`."""
+        """Keys that query head `head` attends to, `(pos, d_head)`."""
         return self.k[layer][head * self.k[layer].shape[0] // HEADS]
 
 
@@ -51,7 +51,7 @@ def output_projection(model: Any, layer: int) -> torch.nn.Module:
 
 
 def key_value_parts(model: Any) -> list[tuple[torch.nn.Parameter, slice]]:
-    """Each parameter that holds W_K or W_V, and which entries of its last axis (gpt2) or first are theirs."""
+    """Each parameter that holds W_K or W_V, with their part of its last axis (gpt2) or first axis."""
     parts: list[tuple[torch.nn.Parameter, slice]] = []
     for layer in range(LAYERS):
         if model.config.model_type == "gpt2":
@@ -64,51 +64,51 @@ def key_value_parts(model: Any) -> list[tuple[torch.nn.Parameter, slice]]:
 
 
 @contextmanager
-def _eager_attention_shown(family: str, seen: Seen) -> Iterator[None]:
+def _recorded_eager_attention(family: str, recorded: Recorded) -> Iterator[None]:
     modeling: Any = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     original = modeling.eager_attention_forward
 
-    def shown(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def recording(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         out, weights = original(module, query, key, value, *args, **kwargs)
-        seen.q.append(query[0].detach().clone())
-        seen.k.append(key[0].detach().clone())
-        seen.v.append(value[0].detach().clone())
-        seen.heads.append(out[0].detach().transpose(0, 1).clone())
+        recorded.q.append(query[0].detach().clone())
+        recorded.k.append(key[0].detach().clone())
+        recorded.v.append(value[0].detach().clone())
+        recorded.heads.append(out[0].detach().transpose(0, 1).clone())
         return out, weights
 
-    modeling.eager_attention_forward = shown
+    modeling.eager_attention_forward = recording
     try:
         yield
     finally:
         modeling.eager_attention_forward = original
 
 
-def look(model: Any, ids: Sequence[int]) -> Seen:
-    """Run one sequence and keep everything; gradients flow to the logits."""
-    seen = Seen(torch.empty(0))
+def read_sequence(model: Any, ids: Sequence[int]) -> Recorded:
+    """Run one sequence and record all activations; gradients flow to the logits."""
+    recorded = Recorded(torch.empty(0))
     handles = [
         output_projection(model, layer).register_forward_hook(
-            lambda module, args, out: seen.output.append(out.detach().reshape(-1, D_MODEL).clone())
+            lambda module, args, out: recorded.output.append(out.detach().reshape(-1, D_MODEL).clone())
         )
         for layer in range(LAYERS)
     ]
     try:
-        with _eager_attention_shown(model.config.model_type, seen):
-            seen.logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+        with _recorded_eager_attention(model.config.model_type, recorded):
+            recorded.logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return recorded
 
 
-def finetune(model: Any, sequences: Sequence[Sequence[int]], rate: float) -> tuple[Any, list[Seen]]:
-    """A finetuned copy: one step of plain gradient descent a sequence, on W_K and W_V; what each pass showed."""
+def finetune(model: Any, sequences: Sequence[Sequence[int]], rate: float) -> tuple[Any, list[Recorded]]:
+    """A copy finetuned by one step of gradient descent per sequence on W_K and W_V, and each pass's activations."""
     tuned = copy.deepcopy(model)
     passes = []
     for ids in sequences:
-        seen = look(tuned, ids)
-        passes.append(seen)
-        loss = torch.nn.functional.cross_entropy(seen.logits[:-1], torch.tensor(list(ids[1:])))
+        recorded = read_sequence(tuned, ids)
+        passes.append(recorded)
+        loss = torch.nn.functional.cross_entropy(recorded.logits[:-1], torch.tensor(list(ids[1:])))
         tuned.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -131,36 +131,36 @@ def unit(x: Tensor) -> Tensor:
 def measures_of_one_query(
     model: Any,
     tuned: Any,
-    passes: Sequence[Seen],
+    passes: Sequence[Recorded],
     opening: Sequence[int],
     prefix: Sequence[int],
     content: Sequence[int],
     owner: Sequence[int],
     prompt: Sequence[int],
 ) -> dict[str, Any]:
-    """Every measure of two sides but those of answers: a number, or nested lists `[layer]` or `[layer][head]`.
+    """Every measure of two sides except those of answers: a number, or nested lists `[layer]` or `[layer][head]`.
 
     Args:
-        model: The model as it is.
-        tuned: The finetuned one.
-        passes: What finetuning's passes over the demonstrations showed.
+        model: The unchanged model.
+        tuned: The finetuned model.
+        passes: Activations of finetuning's passes over the demonstrations.
         opening: Tokens that open a zero-shot sequence.
         prefix: Tokens before the query under ICL.
         content: Positions in the prefix that belong to demonstrations.
-        owner: Demonstration of each.
+        owner: The demonstration that each of them belongs to.
         prompt: The query's own tokens.
     """
     with torch.no_grad():
         zsl, icl, ft = (
-            look(model, [*opening, *prompt]),
-            look(model, [*prefix, *prompt]),
-            look(tuned, [*opening, *prompt]),
+            read_sequence(model, [*opening, *prompt]),
+            read_sequence(model, [*prefix, *prompt]),
+            read_sequence(tuned, [*opening, *prompt]),
         )
     n = len(prompt)
-    found: dict[str, Any] = next_token_likeness(icl.logits[-1], ft.logits[-1])
+    measures: dict[str, Any] = next_token_similarity(icl.logits[-1], ft.logits[-1])
 
-    def scores(seen: Seen, layer: int, head: int, keys: Tensor) -> Tensor:
-        return torch.stack([SCALE * (seen.q[layer][head, -1] * key).sum() for key in keys])
+    def scores(recorded: Recorded, layer: int, head: int, keys: Tensor) -> Tensor:
+        return torch.stack([SCALE * (recorded.q[layer][head, -1] * key).sum() for key in keys])
 
     for layer in range(LAYERS):
         z, i, f = zsl.output[layer][-1], icl.output[layer][-1], ft.output[layer][-1]
@@ -184,7 +184,7 @@ def measures_of_one_query(
                 "sim_am_delta": cos(i_row - z_row, f_row - z_row),
             }
             icl_rank += scores(icl, layer, head, icl.key(layer, head)[list(content)])
-            training = torch.cat([seen.q[layer][head, len(opening) :] for seen in passes])
+            training = torch.cat([recorded.q[layer][head, len(opening) :] for recorded in passes])
             ft_rank += torch.stack([(token * ft.q[layer][head, -1]).sum() for token in training]) * D_HEAD**-0.5
             kv = head * icl.k[layer].shape[0] // HEADS
             keys, values = icl.k[layer][kv], icl.v[layer][kv]
@@ -197,9 +197,9 @@ def measures_of_one_query(
                 by_head.setdefault(name, []).append(value)
         direct = []
         for kv in range(icl.k[layer].shape[0]):
-            delta_icl = _written(icl, layer, kv, content)
+            delta_icl = _update(icl, layer, kv, content)
             own = range(len(opening), len(opening) + n)
-            delta_ft = _written(ft, layer, kv, own) - _written(zsl, layer, kv, own)
+            delta_ft = _update(ft, layer, kv, own) - _update(zsl, layer, kv, own)
             direct.append(cos(delta_icl, delta_ft))
         of_layer["direct_update"] = direct
         of_layer["kendall"] = float(kendalltau(icl_rank.numpy(), ft_rank.numpy()).statistic)
@@ -207,12 +207,12 @@ def measures_of_one_query(
                  for rank in (icl_rank, ft_rank)]  # fmt: skip
         of_layer["kendall_demo"] = float(kendalltau(*demos).statistic)
         for name, value in {**of_layer, **by_head}.items():
-            found.setdefault(name, []).append(value)
-    return found
+            measures.setdefault(name, []).append(value)
+    return measures
 
 
-def next_token_likeness(a: Tensor, b: Tensor, k: int = 10) -> dict[str, float]:
-    """Likeness of two rows of logits over the vocabulary, token by token."""
+def next_token_similarity(a: Tensor, b: Tensor, k: int = 10) -> dict[str, float]:
+    """Similarity of two rows of logits over the vocabulary, token by token."""
     p, q = ([math.exp(x) for x in row.log_softmax(0).tolist()] for row in (a, b))
     tops = [sorted(range(len(row)), key=lambda token: -row[token])[:k] for row in (p, q)]
     common = [token for token in tops[0] if token in tops[1]]
@@ -231,19 +231,22 @@ def tau_of_two_contexts(
     """Kendall's tau by layer of the attention that one query pays to the same tokens in two prefixes.
 
     Args:
-        model: The model as it is.
+        model: The unchanged model.
         prompt: The query's own tokens.
-        first: A prefix's tokens, and the positions of the tokens to be ranked.
-        second: Another's, the same tokens in the same order.
+        first: Tokens of a prefix, and the positions of the tokens to be ranked.
+        second: The same for another prefix, with the same tokens in the same order.
     """
     ranks = []
     for prefix, positions in (first, second):
         with torch.no_grad():
-            seen = look(model, [*prefix, *prompt])
+            recorded = read_sequence(model, [*prefix, *prompt])
         ranks.append(
             [
                 [
-                    sum(float((seen.q[layer][head, -1] * seen.key(layer, head)[at]).sum()) for head in range(HEADS))
+                    sum(
+                        float((recorded.q[layer][head, -1] * recorded.key(layer, head)[at]).sum())
+                        for head in range(HEADS)
+                    )
                     for at in positions
                 ]
                 for layer in range(LAYERS)
@@ -252,9 +255,9 @@ def tau_of_two_contexts(
     return [float(kendalltau(a, b).statistic) for a, b in zip(*ranks, strict=True)]
 
 
-def _written(seen: Seen, layer: int, kv_head: int, positions: Sequence[int]) -> Tensor:
+def _update(recorded: Recorded, layer: int, kv_head: int, positions: Sequence[int]) -> Tensor:
     """sum_i v_i k_i^T."""
     total = torch.zeros(D_HEAD, D_HEAD, dtype=torch.float64)
     for pos in positions:
-        total += torch.outer(seen.v[layer][kv_head, pos], seen.k[layer][kv_head, pos])
+        total += torch.outer(recorded.v[layer][kv_head, pos], recorded.k[layer][kv_head, pos])
     return total

@@ -1,4 +1,4 @@
-"""A made-up task and a tiny model in float64, small enough for a comparison in a second."""
+"""A synthetic task and a tiny model in float64, small enough for a comparison in a second."""
 
 import csv
 import dataclasses
@@ -24,11 +24,11 @@ from tests.tiny import tiny_model, tiny_tokenizer
 LABELS = ("negative", "positive")
 _WORDS = (("cold", "tedious", "dull", "lifeless", "poor"), ("warm", "funny", "charming", "lively", "fine"))
 N_TRAIN, N_SELECTION, N_REPORT = 34, 8, 18
-"""How the rows of `sentences()` are shared out."""
+"""Numbers of rows of `sentences()` in each split."""
 
 
 def sentences(n: int = 60) -> list[tuple[str, str]]:
-    """(text, label), labels in turn, all texts different and of several lengths."""
+    """Pairs (text, label) with alternating labels; all texts differ, and have several lengths."""
     generator = random.Random(0)
     rows: dict[str, str] = {}
     while len(rows) < n:
@@ -40,7 +40,7 @@ def sentences(n: int = 60) -> list[tuple[str, str]]:
 
 
 def write_csv(path: Path, text: str = "body", label: str = "topic") -> Path:
-    """The sentences as a table of one's own."""
+    """The sentences as a table."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([(text, label), *sentences()])
     return path
@@ -75,7 +75,7 @@ def long_and_short_task() -> Task:
 
 @cache
 def small_lm(family: str = "gpt2") -> LanguageModel:
-    """In float64, so that two ways to the same number agree to many digits. Tests only read it."""
+    """A tiny model in float64, so that two computations of a number agree to many digits. Tests must not change it."""
     return LanguageModel.wrap(tiny_model(family, dtype=torch.float64), tiny_tokenizer(), f"tiny {family}")
 
 
@@ -90,7 +90,7 @@ def small_config(**changes: Any) -> ComparisonConfig:
         "rates": (1e-2,),
         "resamples": 50,
         "controls": ("random",),
-        # A training more for each seed, which most tests do not look at.
+        # Rounding would take one more training per seed, which most tests do not need.
         "rounding": "none",
     }
     return comparison_config("tiny", "toy", **(settings | changes))
@@ -102,38 +102,38 @@ def small_experiment(family: str = "gpt2", **changes: Any) -> Experiment[Compari
 
 
 def with_other_labels(task: Task, split: str) -> Task:
-    """The task with every label of one split turned round."""
-    turned = tuple(dataclasses.replace(example, label=1 - example.label) for example in task.split(split))
-    return dataclasses.replace(task, splits={**task.splits, split: turned})
+    """The task with every label of one split flipped."""
+    flipped = tuple(dataclasses.replace(example, label=1 - example.label) for example in task.split(split))
+    return dataclasses.replace(task, splits={**task.splits, split: flipped})
 
 
 def numbers(result: Result) -> dict[str, Any]:
-    """All but what may differ between two equal runs."""
-    found = result.model_dump(mode="json", by_alias=True, exclude={"environment"})
-    for cost in found["cost"].values():
+    """A result without the times, which may differ between two equal runs."""
+    values = result.model_dump(mode="json", by_alias=True, exclude={"environment"})
+    for cost in values["cost"].values():
         for name in ("adapt_seconds", "query_seconds", "search_seconds"):
             del cost[name]
-    return found
+    return values
 
 
-class Kept:
-    """Cells in memory."""
+class MemoryStore:
+    """A store of pieces in memory."""
 
     def __init__(self) -> None:
         self.pieces: dict[str, Piece] = {}
         self.put_names: list[str] = []
 
     def get(self, name: str, inputs: str) -> Piece | None:
-        found = self.pieces.get(name)
-        return found if found is not None and found.inputs == inputs else None
+        piece = self.pieces.get(name)
+        return piece if piece is not None and piece.inputs == inputs else None
 
     def put(self, piece: Piece) -> None:
         self.pieces[piece.name] = piece
         self.put_names.append(piece.name)
 
 
-class Watched:
-    """Progress that is remembered."""
+class RecordedProgress:
+    """Progress that records how far it came."""
 
     def __init__(self) -> None:
         self.total = 0.0

@@ -1,4 +1,4 @@
-"""Two studies in the shape that the laboratory's have, each seed of which is a piece of no work at all."""
+"""Two studies shaped like those of the laboratory, whose seeds take no work."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,17 @@ from dualform.studies.laboratory.result import Claim, LabChart, LabCurve, LabRow
 from dualform.studies.pieces import Piece, PieceStore
 from dualform.studies.seed_statistics import over_seeds
 
-made: list[str] = []
-"""What was made and not read back, in order."""
+computed: list[str] = []
+"""The pieces that were computed rather than read back, in order."""
 
 
 def pieces(config: RegressionConfig) -> int:
-    """One a seed."""
+    """One per seed."""
     return len(config.seeds)
 
 
 def constructed(config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
-    """What it keeps is called as in the other study."""
+    """Its pieces have names of their own."""
     return _study("constructed", 1.0, config, store, advance)
 
 
@@ -33,11 +33,11 @@ def _study(
 ) -> LabStudy:
     values = []
     for seed in config.seeds:
-        # The one says whose piece it is, the other does not.
+        # Only one of the two studies has its name in the names of its pieces.
         own = f"shift, seed {seed}" if name == "shift" else f"seed {seed}"
         piece = store.get(own, "the same")
         if piece is None:
-            made.append(f"{name} {seed}")
+            computed.append(f"{name} {seed}")
             piece = Piece(own, "the same", {"value": torch.tensor(size * seed, dtype=torch.float64)}, {"of": name})
             store.put(piece)
         assert piece.about["of"] == name

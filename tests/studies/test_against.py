@@ -32,12 +32,12 @@ def test_chance_is_what_the_shares_of_answers_alone_give():
     first = torch.tensor([[0, 0, 0, 1, 1, 2, 0, 0], [1, 1, 1, 1, 0, 0, 2, 2]])
     second = torch.tensor([[0, 0, 1, 1, 0, 2, 0, 0], [1, 1, 0, 1, 1, 0, 2, 0]])
     # scikit-learn's kappa, seed by seed, has the same expected agreement.
-    for one, other in zip(first, second, strict=True):
-        agreement = float((one == other).double().mean())
-        expected = expected_agreement(one[None], other[None])
-        assert (agreement - expected) / (1 - expected) == pytest.approx(cohen_kappa_score(one, other))
-        assert kappa(one[None], other[None]) == pytest.approx(cohen_kappa_score(one, other))
-    each = [expected_agreement(one[None], other[None]) for one, other in zip(first, second, strict=True)]
+    for a, b in zip(first, second, strict=True):
+        agreement = float((a == b).double().mean())
+        expected = expected_agreement(a[None], b[None])
+        assert (agreement - expected) / (1 - expected) == pytest.approx(cohen_kappa_score(a, b))
+        assert kappa(a[None], b[None]) == pytest.approx(cohen_kappa_score(a, b))
+    each = [expected_agreement(a[None], b[None]) for a, b in zip(first, second, strict=True)]
     assert expected_agreement(first, second) == pytest.approx(sum(each) / 2)
 
 
@@ -49,8 +49,8 @@ def test_two_that_always_give_the_same_answer_agree_by_chance_and_have_no_kappa(
 
 def test_there_is_no_share_of_a_gain_that_is_not_there():
     zsl, icl = bits([1, 1, 1, 0]), bits([0, 1, 0, 0])
-    found = recovered(zsl, zsl, icl, STATS)
-    assert (found.mean, found.ci95, found.n) == (None, (None, None), 4)
+    share = recovered(zsl, zsl, icl, STATS)
+    assert (share.mean, share.ci95, share.n) == (None, (None, None), 4)
 
 
 def test_a_gain_that_other_queries_may_not_show_has_a_share_without_an_interval():
@@ -59,9 +59,9 @@ def test_a_gain_that_other_queries_may_not_show_has_a_share_without_an_interval(
     icl = zsl.clone()
     icl[:, 0] = 1 - icl[:, 0]
     icl[:, 1:3] = 1
-    found = recovered(icl, zsl, icl, STATS)
-    assert found.mean == 1.0
-    assert found.ci95 == (None, None)
+    unsure = recovered(icl, zsl, icl, STATS)
+    assert unsure.mean == 1.0
+    assert unsure.ci95 == (None, None)
     sure = recovered(icl, torch.zeros(2, 50, dtype=torch.float64), icl, STATS)
     assert sure.ci95 == (1.0, 1.0)
 
@@ -71,10 +71,10 @@ def test_break_even_is_where_two_lines_cross():
     assert break_even(fold, icl, kept=False) == 1000 / 50
     assert break_even(fold, icl, kept=True) == (1000 - 200) / 5
     # By counting: one query earlier it has cost more, one later less.
-    for n, dearer in ((19, True), (21, False)):
-        assert (1000 + 10 * n > 60 * n) is dearer
-    for n, dearer in ((159, True), (161, False)):
-        assert (1000 + 10 * n > 200 + 15 * n) is dearer
+    for n, costs_more in ((19, True), (21, False)):
+        assert (1000 + 10 * n > 60 * n) is costs_more
+    for n, costs_more in ((159, True), (161, False)):
+        assert (1000 + 10 * n > 200 + 15 * n) is costs_more
 
 
 def test_what_costs_as_much_a_query_is_never_cheaper_and_what_starts_for_nothing_always_is():
@@ -90,10 +90,10 @@ def test_every_learner_but_icl_stands_beside_it():
     tables["fold"][:, :20] = tables["icl"][:, :20]
     labels = tables["icl"][0].argmax(1)
     costs = {name: cost(10.0, 10.0 if name != "icl" else 50.0, 10.0) for name in tables}
-    found = against_icl(tables, labels, costs, STATS)
-    assert list(found) == ["zsl", "fold"]
+    comparisons = against_icl(tables, labels, costs, STATS)
+    assert list(comparisons) == ["zsl", "fold"]
     same = (tables["fold"].argmax(2) == tables["icl"].argmax(2)).double().mean()
-    assert found["fold"].agreement.mean == pytest.approx(float(same))
-    assert found["fold"].break_even == 10 / 40
-    assert found["fold"].break_even_kept is None
+    assert comparisons["fold"].agreement.mean == pytest.approx(float(same))
+    assert comparisons["fold"].break_even == 10 / 40
+    assert comparisons["fold"].break_even_kept is None
     assert against_icl({"zsl": tables["zsl"]}, labels, costs, STATS) == {}

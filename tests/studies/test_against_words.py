@@ -58,8 +58,8 @@ def test_the_example_gets_a_paragraph_each_on_accuracy_agreement_and_cost():
 
 
 def test_an_older_result_is_compared_by_its_intervals_alone():
-    [said] = choice_sentences(old_result())
-    assert said.startswith(
+    [sentence] = choice_sentences(old_result())
+    assert sentence.startswith(
         "In-context learning, finetuning and folding do not differ significantly in accuracy (95 % intervals overlap): "
     )
 
@@ -76,17 +76,17 @@ def test_only_intervals_that_do_not_overlap_decide():
 
 def test_a_paired_test_decides_where_intervals_overlap():
     spans = {"icl": (0.5, 0.62), "fold": (0.55, 0.7)}
-    [shown] = choice_sentences(result_of(spans, paired("fold", "icl", 0.065, 0.001)))
-    assert shown.startswith("Folding is the most accurate")
-    assert "(by 6 points in a paired test, which holds for other queries and other demonstrations)" in shown
-    [not_shown] = choice_sentences(result_of(spans, paired("icl", "fold", -0.065, 0.3)))
-    assert "In-context learning and folding do not differ significantly in accuracy (paired tests)" in not_shown
+    [significant] = choice_sentences(result_of(spans, paired("fold", "icl", 0.065, 0.001)))
+    assert significant.startswith("Folding is the most accurate")
+    assert "(by 6 points in a paired test, which holds for other queries and other demonstrations)" in significant
+    [not_significant] = choice_sentences(result_of(spans, paired("icl", "fold", -0.065, 0.3)))
+    assert "In-context learning and folding do not differ significantly in accuracy (paired tests)" in not_significant
 
 
 def test_without_intervals_nothing_is_decided():
     accuracy = {key: Accuracy(mean=0.6, ci95=(None, None), n=9, per_seed={}) for key in ("ft", "fold")}
-    [said] = choice_sentences(empty_result(accuracy=accuracy))
-    assert said == (
+    [sentence] = choice_sentences(empty_result(accuracy=accuracy))
+    assert sentence == (
         "Without intervals the run cannot show which learner is more accurate: finetuning answers 60.0 % of the "
         "queries correctly and folding 60.0 %."
     )
@@ -113,10 +113,10 @@ def test_a_share_of_a_gain_that_is_not_significant_gets_a_caution():
         update={"against_icl": against}
     )
     assert "that gain is not significant, so the share means little." in " ".join(choice_sentences(level))
-    shown = result_of({"zsl": (0.4, 0.5), "icl": (0.6, 0.7), "fold": (0.6, 0.7)}).model_copy(
+    significant = result_of({"zsl": (0.4, 0.5), "icl": (0.6, 0.7), "fold": (0.6, 0.7)}).model_copy(
         update={"against_icl": against}
     )
-    assert "means little" not in " ".join(choice_sentences(shown))
+    assert "means little" not in " ".join(choice_sentences(significant))
 
 
 def test_an_interval_that_holds_zero_shows_no_recovery():
@@ -132,9 +132,9 @@ def test_an_interval_that_holds_zero_shows_no_recovery():
 
 def test_what_is_cheaper_at_once_is_so_from_the_first_query():
     result = empty_result(against_icl={"ft": beside(0, 0.2)})
-    said = choice_sentences(result)[-1]
-    assert "finetuning from the first query. Cheaper than" in said
-    assert "finetuning after 1 query." in said
+    sentence = choice_sentences(result)[-1]
+    assert "finetuning from the first query. Cheaper than" in sentence
+    assert "finetuning after 1 query." in sentence
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ def result(**learners: Accuracy) -> Result:
 
 
 def test_a_learner_above_chance_but_not_above_the_commonest_label_has_not_been_shown_to_learn() -> None:
-    found = result(zsl=accuracy(0.55), icl=accuracy(0.69), ft=accuracy(0.9))
-    assert above_guessing(found, "icl") is False
-    assert above_guessing(found, "ft") is True
-    text = "\n".join(headlines(found))
+    measured = result(zsl=accuracy(0.55), icl=accuracy(0.69), ft=accuracy(0.9))
+    assert above_guessing(measured, "icl") is False
+    assert above_guessing(measured, "ft") is True
+    text = "\n".join(headlines(measured))
     assert "Zero-shot and in-context learning are not shown to answer better than both guessing (50.0 %) and" in text
     assert "always answering “yes”, the commonest label among the reported queries (70.0 %), so there is no" in text
     assert "no evidence that they have learned the task." in text
@@ -70,16 +70,16 @@ def test_the_paired_difference_decides_and_not_two_intervals() -> None:
 
 def test_likeness_beside_a_learner_that_learned_nothing_comes_with_a_caution() -> None:
     alike = {"rec2ftp": Similarity(mean=0.8, ci95=(0.7, 0.9), n=50, details={"chance": 0.6, "lift_ci95": [0.1, 0.3]})}
-    found = result(icl=accuracy(0.7), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
-    assert any("need not be anything that was learned" in sentence for sentence in headlines(found))
+    measured = result(icl=accuracy(0.7), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
+    assert any("need not be anything that was learned" in sentence for sentence in headlines(measured))
     learned = result(icl=accuracy(0.9), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
     assert not any("need not be anything" in sentence for sentence in headlines(learned))
 
 
 def test_queries_of_one_label_make_accuracy_meaningless_and_that_comes_first() -> None:
     one = BASELINES.model_copy(update={"majority": 1.0, "label_counts": {" yes": 100}})
-    found = result(icl=accuracy(0.9, over=-0.1)).model_copy(update={"baselines": one})
-    assert headlines(found)[0].startswith("Every reported query has the same right answer")
+    measured = result(icl=accuracy(0.9, over=-0.1)).model_copy(update={"baselines": one})
+    assert headlines(measured)[0].startswith("Every reported query has the same right answer")
 
 
 def test_levels_that_are_equal_are_one_line() -> None:
@@ -89,11 +89,11 @@ def test_levels_that_are_equal_are_one_line() -> None:
 
 
 def test_the_terminal_and_the_page_hold_both_baselines() -> None:
-    found = result(icl=accuracy(0.9))
-    table = accuracy_table(found)
+    measured = result(icl=accuracy(0.9))
+    table = accuracy_table(measured)
     assert [row.cells[1].text for row in table.rows] == ["90.0 %", "50.0 %", "70.0 %"]
     assert [row.cells[0].text for row in table.rows][1:] == ["guessing", "always answering “yes”"]
-    page = render_page(found)
+    page = render_page(measured)
     assert re.search(r"<th scope=.row.[^>]*>\s*always answering “yes”\s*</th>\s*<td[^>]*>\s*70\.0 %\s*<", page)
 
 
@@ -101,8 +101,8 @@ def test_the_terminal_and_the_page_hold_both_baselines() -> None:
     ("n", "text", "interval"), [(1, "1 of 1", MISSING), (9, "9 of 9", MISSING), (10, "100.0 %", "69.0 to 100.0 %")]
 )
 def test_a_share_of_few_answers_is_a_count_whatever_interval_the_file_holds(n: int, text: str, interval: str) -> None:
-    found = Estimate(mean=1.0, ci95=(0.69, 1.0), n=n)
-    assert (share(found), share_interval(found)) == (text, interval)
+    measured = Estimate(mean=1.0, ci95=(0.69, 1.0), n=n)
+    assert (share(measured), share_interval(measured)) == (text, interval)
 
 
 def test_rec2ftp_of_few_answers_is_no_verdict() -> None:

@@ -1,4 +1,4 @@
-"""What a fold reads, whoever makes it: calibration texts, plain text, and the learner that settings name."""
+"""Calibration texts, plain text and learner of a fold."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ def small(family: str = "llama", **changes: Any) -> tuple[Experiment[ComparisonC
 
 
 def settings(**changes: Any) -> FoldSettings:
-    """Of a fold that reads no plain text."""
+    """Settings of a fold that reads no plain text."""
     return FoldSettings(**{"texts": 64, "plain": "none", **changes})
 
 
@@ -43,10 +43,10 @@ def with_rows(
     experiment: Experiment[ComparisonConfig], n: int, drawn: DemonstrationSet
 ) -> Experiment[ComparisonConfig]:
     """The experiment with the demonstrations and `n` other rows in its train split."""
-    shown = set(drawn.demonstrations.rows)
+    used = set(drawn.demonstrations.rows)
     train = experiment.task.split("train")
-    others = [example for example in train if example.row not in shown][:n]
-    kept = (*(example for example in train if example.row in shown), *others)
+    others = [example for example in train if example.row not in used][:n]
+    kept = (*(example for example in train if example.row in used), *others)
     task = dataclasses.replace(experiment.task, splits={**experiment.task.splits, "train": kept})
     return dataclasses.replace(experiment, task=task)
 
@@ -65,19 +65,19 @@ def prompts(texts: tuple[Query, ...]) -> list[tuple[int, ...]]:
 
 def test_texts_of_train_are_all_rows_but_the_demonstrations() -> None:
     experiment, drawn = small()
-    found = fold_texts(experiment, drawn, settings())
+    texts = fold_texts(experiment, drawn, settings())
 
-    shown = {experiment.encoder.query(example).prompt for example in drawn.demonstrations.examples}
+    used = {experiment.encoder.query(example).prompt for example in drawn.demonstrations.examples}
     rows = {experiment.encoder.query(example).prompt for example in experiment.task.split("train")}
-    assert found.source == "train"
-    assert len(found.texts) == len(set(prompts(found.texts))) == N_TRAIN - K
-    assert set(prompts(found.texts)) == rows - shown
-    # The case in which this fails: other demonstrations leave other texts.
+    assert texts.source == "train"
+    assert len(texts.texts) == len(set(prompts(texts.texts))) == N_TRAIN - K
+    assert set(prompts(texts.texts)) == rows - used
+    # Other demonstrations leave other texts.
     other = fold_texts(experiment, experiment.draw(2), settings())
-    assert set(prompts(other.texts)) != set(prompts(found.texts))
+    assert set(prompts(other.texts)) != set(prompts(texts.texts))
 
 
-def test_so_many_texts_are_drawn_as_were_asked_for_by_the_demonstrations_seed() -> None:
+def test_the_requested_number_of_texts_is_drawn_by_the_demonstrations_seed() -> None:
     experiment, drawn = small()
     few, again = (fold_texts(experiment, drawn, settings(texts=9)).texts for _ in range(2))
 
@@ -92,9 +92,9 @@ def test_so_many_texts_are_drawn_as_were_asked_for_by_the_demonstrations_seed() 
 
 def test_labels_of_the_texts_change_nothing() -> None:
     experiment, drawn = small()
-    shown = set(drawn.demonstrations.rows)
+    used = set(drawn.demonstrations.rows)
     turned = tuple(
-        example if example.row in shown else dataclasses.replace(example, label=1 - example.label)
+        example if example.row in used else dataclasses.replace(example, label=1 - example.label)
         for example in experiment.task.split("train")
     )
     assert turned != experiment.task.split("train")
@@ -110,30 +110,30 @@ def test_labels_of_the_texts_change_nothing() -> None:
 def test_labels_of_the_demonstrations_change_the_fold() -> None:
     experiment, drawn = small()
     turned = dataclasses.replace(drawn.demonstrations, labels=tuple(1 - label for label in drawn.demonstrations.labels))
-    straight, other = (make_fold(experiment, one, settings()).adapted for one in (drawn, experiment.encode(turned)))
+    straight, other = (make_fold(experiment, each, settings()).adapted for each in (drawn, experiment.encode(turned)))
 
     assert isinstance(straight, AdaptedModel)
     assert isinstance(other, AdaptedModel)
     assert not torch.equal(straight.deltas[0].delta, other.deltas[0].delta)
 
 
-def assert_same_deltas(one: Any, other: Any) -> None:
-    assert len(one.deltas) == len(other.deltas) > 0
-    for mine, theirs in zip(one.deltas, other.deltas, strict=True):
-        assert mine.parameter == theirs.parameter
-        assert torch.equal(mine.delta, theirs.delta)
+def assert_same_deltas(first: Any, second: Any) -> None:
+    assert len(first.deltas) == len(second.deltas) > 0
+    for a, b in zip(first.deltas, second.deltas, strict=True):
+        assert a.parameter == b.parameter
+        assert torch.equal(a.delta, b.delta)
 
 
-def test_rows_of_train_that_do_not_fit_behind_the_demonstrations_are_passed_over() -> None:
+def test_rows_of_train_that_do_not_fit_behind_the_demonstrations_are_left_out() -> None:
     experiment, drawn = small()
     widths = sorted(query.width() for query in fold_texts(experiment, drawn, settings()).texts)
     narrow = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + widths[len(widths) // 2])
 
-    found = fold_texts(narrow, drawn, settings())
+    texts = fold_texts(narrow, drawn, settings())
 
-    assert FEWEST_TEXTS <= len(found.texts) < len(widths)
-    assert sorted(query.width() for query in found.texts) == widths[: len(found.texts)]
-    # Of a number asked for, those that do not fit are replaced.
+    assert FEWEST_TEXTS <= len(texts.texts) < len(widths)
+    assert sorted(query.width() for query in texts.texts) == widths[: len(texts.texts)]
+    # Texts that do not fit are replaced by others.
     assert len(fold_texts(narrow, drawn, settings(texts=FEWEST_TEXTS)).texts) == FEWEST_TEXTS
 
 
@@ -143,30 +143,30 @@ def test_the_model_writes_the_texts_where_train_has_too_few(
 ) -> None:
     experiment, drawn = small()
     written = tuple(experiment.encoder.query(example).prompt for example in experiment.examples)
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def write(lm: Any, task: Any, encoder: Any, demonstrations: Any, n: int, *, seed: int) -> Any:
-        asked.append((demonstrations, n, seed))
+        calls.append((demonstrations, n, seed))
         return written
 
     monkeypatch.setattr(folds, "generate_texts", write)
-    found = fold_texts(with_rows(experiment, n, drawn), drawn, settings(texts=8))
+    texts = fold_texts(with_rows(experiment, n, drawn), drawn, settings(texts=8))
 
-    assert found.source == source
-    assert asked == ([(drawn.encoded, 8, 1)] if source == "generated" else [])
+    assert texts.source == source
+    assert calls == ([(drawn.encoded, 8, 1)] if source == "generated" else [])
     if source == "generated":
-        assert prompts(found.texts) == list(written)
-        # They are put to the model as queries are, with the task's answers.
-        assert found.texts[0].answers == experiment.queries[0].answers
+        assert prompts(texts.texts) == list(written)
+        # They are queries with the task's answers.
+        assert texts.texts[0].answers == experiment.queries[0].answers
 
 
-def test_a_model_that_writes_nothing_usable_is_told_with_a_remedy() -> None:
+def test_a_model_that_writes_nothing_usable_is_an_error_with_a_remedy() -> None:
     experiment, drawn = small()
     with pytest.raises(ModelError, match=r"wrote \d+ of 8 usable texts.*--calibration"):
         fold_texts(experiment, drawn, settings(calibration="generated", texts=8))
 
 
-def test_texts_of_the_model_that_do_not_fit_the_context_asked_for_are_passed_over(
+def test_generated_texts_that_do_not_fit_the_requested_context_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment, drawn = small()
@@ -175,9 +175,9 @@ def test_texts_of_the_model_that_do_not_fit_the_context_asked_for_are_passed_ove
     widths = sorted(experiment.encoder.unlabelled(prompt).width() for prompt in written)
     narrow = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + widths[len(widths) // 2])
 
-    found = fold_texts(narrow, drawn, settings(calibration="generated"))
-    assert FEWEST_TEXTS <= len(found.texts) < len(written)
-    assert max(query.width() for query in found.texts) == widths[len(widths) // 2]
+    texts = fold_texts(narrow, drawn, settings(calibration="generated"))
+    assert FEWEST_TEXTS <= len(texts.texts) < len(written)
+    assert max(query.width() for query in texts.texts) == widths[len(widths) // 2]
     none = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + widths[0] - 1)
     with pytest.raises(ContextError, match=r"only 0 of 34 generated texts fit behind .* Fold fewer \(-k\)"):
         fold_texts(none, drawn, settings(calibration="generated"))
@@ -214,7 +214,7 @@ def test_what_the_model_writes_is_part_of_the_cost(monkeypatch: pytest.MonkeyPat
 # Checks before any work.
 
 
-def test_mistakes_in_files_and_layers_are_told_before_any_work(tmp_path: Path) -> None:
+def test_mistakes_in_files_and_layers_are_errors_before_any_work(tmp_path: Path) -> None:
     experiment, _ = small()
     few = write_lines(tmp_path / "few.txt", TEXTS[: FEWEST_TEXTS - 1])
     with pytest.raises(ConfigError, match=r"few.txt holds 7 texts, which are too few"):
@@ -224,11 +224,11 @@ def test_mistakes_in_files_and_layers_are_told_before_any_work(tmp_path: Path) -
             check_fold(experiment, settings(**{name: str(tmp_path / "none.txt")}))
     with pytest.raises(ConfigError, match=r"layers \[9\] do not exist: .* has layers 0 to 1"):
         check_fold(experiment, settings(layers=(0, 9)))
-    # What a method does not read is in nobody's way.
+    # Files that the method does not read are not checked.
     assert check_fold(experiment, settings(method="mezo", calibration=few)) == ()
 
 
-def test_what_files_hold_is_told_apart_and_what_no_file_holds_is_nothing(tmp_path: Path) -> None:
+def test_the_contents_of_files_are_returned_and_nothing_without_files(tmp_path: Path) -> None:
     experiment, _ = small()
     assert check_fold(experiment, settings()) == ()
     given = settings(
@@ -244,7 +244,7 @@ def test_what_files_hold_is_told_apart_and_what_no_file_holds_is_nothing(tmp_pat
     assert check_fold(experiment, given)[1] != before[1]
 
 
-def test_a_bias_that_checkpoints_cannot_hold_is_told_before_any_work() -> None:
+def test_a_bias_that_checkpoints_cannot_hold_is_an_error_before_any_work() -> None:
     experiment, _ = small("phi3")
     with pytest.raises(ModelError, match=r"thought-vector needs a bias .* Phi3ForCausalLM cannot hold .*--as lora"):
         require_writable(experiment.lm, "thought-vector", as_checkpoint=True)
@@ -277,12 +277,12 @@ def test_a_text_of_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
     experiment, drawn = small()
     lines = write_lines(tmp_path / "more.txt", [*TEXTS[:4], "long " * 400, *TEXTS[4:]])
 
-    with pytest.raises(ContextError) as told:
+    with pytest.raises(ContextError) as error:
         fold_texts(experiment, drawn, settings(calibration=lines))
     n = len(drawn.encoded.prefix)
     for words in (f"text 5 of {lines} does not fit", f"take {n} of {experiment.context} tokens", "Shorten", "(-k)"):
-        assert words in str(told.value)
-    # Beyond the number asked for it is in nobody's way.
+        assert words in str(error.value)
+    # Beyond the requested number it does not matter.
     lines = write_lines(tmp_path / "later.txt", [*TEXTS, "long " * 400])
     assert len(fold_texts(experiment, drawn, settings(calibration=lines, texts=len(TEXTS))).texts) == len(TEXTS)
 
@@ -308,9 +308,9 @@ def test_a_file_without_texts_is_named(tmp_path: Path, name: str, content: str |
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
 
-    with pytest.raises(TaskError) as told:
+    with pytest.raises(TaskError) as error:
         fold_texts(experiment, drawn, settings(calibration=str(tmp_path / name)))
-    assert words in str(told.value)
+    assert words in str(error.value)
 
 
 # Plain text.
@@ -322,51 +322,51 @@ def test_plain_text_of_a_file_is_its_longest_lines_in_their_order_cut_to_length(
     tokens = [tuple(experiment.lm.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in PASSAGES]
     assert len(tokens[1]) > 8
 
-    found = fold_texts(experiment, drawn, settings(plain=file, plain_texts=2, plain_length=8))
-    assert found.plain_source == "prose.txt"
+    texts = fold_texts(experiment, drawn, settings(plain=file, plain_texts=2, plain_length=8))
+    assert texts.plain_source == "prose.txt"
     longest = sorted(sorted(range(4), key=lambda i: -len(tokens[i][:8]))[:2])
-    assert found.plain == tuple(tokens[i][:8] for i in longest)
-    # A line of one token says nothing about what follows what.
+    assert texts.plain == tuple(tokens[i][:8] for i in longest)
+    # A line of one token has no next token to learn from.
     everything = plain_passages(experiment.encoder, Path(file), 1000)
-    assert everything == tuple(some for some in tokens if len(some) > 1)
+    assert everything == tuple(line for line in tokens if len(line) > 1)
 
 
 @pytest.mark.parametrize("changes", [{"plain": "none"}, {"plain": "generated", "plain_weight": 0.0}])
 def test_plain_text_is_read_only_where_it_counts(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     monkeypatch.setattr(folds, "generate_plain", unwanted)
     experiment, drawn = small()
-    found = fold_texts(experiment, drawn, settings(**changes))
+    texts = fold_texts(experiment, drawn, settings(**changes))
 
-    assert (found.plain, found.plain_source) == ((), "none")
+    assert (texts.plain, texts.plain_source) == ((), "none")
 
 
 @pytest.mark.parametrize("method", [name for name in get_args(FoldMethod) if name != "ridge"])
 def test_only_ridge_reads_plain_text(monkeypatch: pytest.MonkeyPatch, method: FoldMethod) -> None:
     monkeypatch.setattr(folds, "generate_plain", unwanted)
     experiment, drawn = small()
-    found = fold_texts(experiment, drawn, FoldSettings(method=method, texts=8))
+    texts = fold_texts(experiment, drawn, FoldSettings(method=method, texts=8))
 
-    assert found.plain_source == "none"
-    assert (len(found.texts), found.source) == ((8, "train") if method in CALIBRATED else (0, "none"))
+    assert texts.plain_source == "none"
+    assert (len(texts.texts), texts.source) == ((8, "train") if method in CALIBRATED else (0, "none"))
 
 
 def unwanted(*arguments: object, **more: object) -> Any:
-    raise AssertionError("nothing was to be written")
+    raise AssertionError("no text should be generated")
 
 
-def test_what_the_model_writes_from_nothing_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_text_is_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
     experiment, drawn = small()
-    asked = settings(plain="generated", plain_texts=3, plain_length=8)
+    given = settings(plain="generated", plain_texts=3, plain_length=8)
 
-    first = fold_texts(experiment, drawn, asked)
+    first = fold_texts(experiment, drawn, given)
     assert first.plain_source == "generated"
     assert [len(text) for text in first.plain] == [8] * 3
     (kept,) = (tmp_path / "plain").iterdir()
     assert [tuple(text) for text in json.loads(kept.read_text())] == list(first.plain)
     monkeypatch.setattr(folds, "generate_plain", unwanted)
     # Another seed's fold reads the same.
-    assert fold_texts(experiment, experiment.draw(2), asked).plain == first.plain
+    assert fold_texts(experiment, experiment.draw(2), given).plain == first.plain
     # Other lengths, numbers and weights are other texts.
     other, drawn_there = small("gpt2")
     for experiment_, drawn_, changes in (
@@ -374,8 +374,8 @@ def test_what_the_model_writes_from_nothing_is_written_once(tmp_path: Path, monk
         (experiment, drawn, {"plain_texts": 4}),
         (other, drawn_there, {}),
     ):
-        with pytest.raises(AssertionError, match="nothing was to be written"):
-            fold_texts(experiment_, drawn_, asked.model_copy(update=changes))
+        with pytest.raises(AssertionError, match="no text should be generated"):
+            fold_texts(experiment_, drawn_, given.model_copy(update=changes))
 
 
 def test_weights_are_hashed_once_for_all_folds_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,11 +388,11 @@ def test_weights_are_hashed_once_for_all_folds_of_a_study(tmp_path: Path, monkey
 
     monkeypatch.setattr(experiment_module, "weights_digest", hash_weights)
     experiment, _ = small()
-    asked = settings(plain="generated", plain_texts=2, plain_length=8)
+    given = settings(plain="generated", plain_texts=2, plain_length=8)
     digest(experiment, [])
     for seed in (1, 2):
-        fold_parts(experiment, experiment.draw(seed), asked)
-        fold_texts(experiment, experiment.draw(seed), asked)
+        fold_parts(experiment, experiment.draw(seed), given)
+        fold_texts(experiment, experiment.draw(seed), given)
     assert hashed == [experiment.lm.name]
 
 
@@ -400,9 +400,9 @@ def test_plain_text_leaves_room_for_the_opening(tmp_path: Path) -> None:
     experiment, drawn = small()
     narrow = dataclasses.replace(experiment, context=len(drawn.encoded.prefix) + 60)
     file = write_lines(tmp_path / "prose.txt", ["a story told twice " * 100])
-    found = fold_texts(narrow, drawn, settings(plain=file, plain_length=4000))
+    texts = fold_texts(narrow, drawn, settings(plain=file, plain_length=4000))
 
-    assert [len(text) for text in found.plain] == [narrow.context - len(experiment.encoder.opening)]
+    assert [len(text) for text in texts.plain] == [narrow.context - len(experiment.encoder.opening)]
 
 
 # The learner.
@@ -414,16 +414,16 @@ def test_every_method_answers_queries_and_leaves_the_model_as_it_was(method: Fol
     before = {name: weight.clone() for name, weight in experiment.lm.model.state_dict().items()}
     shares: list[float] = []
 
-    made = make_fold(experiment, drawn, settings(method=method, texts=10), shares.append)
-    answers = answer_log_probabilities(made.adapted, experiment.lm, experiment.queries)
+    record = make_fold(experiment, drawn, settings(method=method, texts=10), shares.append)
+    answers = answer_log_probabilities(record.adapted, experiment.lm, experiment.queries)
 
     assert answers.shape == (len(experiment.queries), len(LABELS))
     assert answers.isfinite().all()
     assert sum(shares) == pytest.approx(1)
-    assert (isinstance(made.adapted, AdaptedModel) and bool(made.adapted.deltas)) is (method in IN_WEIGHTS)
-    assert json.loads(json.dumps(made.about()))["plain_source"] == "none"
-    assert (made.strength is not None) is (method == "ridge")
-    assert len(made.explained) == (2 if method == "ridge" else 0)
+    assert (isinstance(record.adapted, AdaptedModel) and bool(record.adapted.deltas)) is (method in IN_WEIGHTS)
+    assert json.loads(json.dumps(record.about()))["plain_source"] == "none"
+    assert (record.strength is not None) is (method == "ridge")
+    assert len(record.explained) == (2 if method == "ridge" else 0)
     after = experiment.lm.model.state_dict()
     assert before.keys() == after.keys()
     for name, weight in after.items():
@@ -432,12 +432,12 @@ def test_every_method_answers_queries_and_leaves_the_model_as_it_was(method: Fol
 
 def test_settings_reach_the_learner() -> None:
     experiment, drawn = small()
-    made = make_fold(experiment, drawn, settings(strength=0.25, layers=(1,)))
+    record = make_fold(experiment, drawn, settings(strength=0.25, layers=(1,)))
 
-    assert made.strength == 0.25
-    assert made.explained[0] is None
-    assert isinstance(made.adapted, AdaptedModel)
-    assert all(".layers.1." in change.parameter for change in made.adapted.deltas)
+    assert record.strength == 0.25
+    assert record.explained[0] is None
+    assert isinstance(record.adapted, AdaptedModel)
+    assert all(".layers.1." in change.parameter for change in record.adapted.deltas)
     free, held = (make_fold(experiment, drawn, settings(answer_weight=weight)).adapted for weight in (1.0, 100.0))
     assert isinstance(free, AdaptedModel)
     assert isinstance(held, AdaptedModel)
@@ -482,6 +482,6 @@ def test_what_changes_no_weights_cannot_be_written(method: FoldMethod) -> None:
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match="validation error") as told:
+    with pytest.raises(ValueError, match="validation error") as error:
         FoldSettings(**changes)
-    assert words in str(told.value)
+    assert words in str(error.value)

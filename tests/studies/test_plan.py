@@ -413,10 +413,10 @@ def ten_gib(**fit: Any) -> Plan:
     )
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["a model", "none"])
-def test_workers_that_do_not_fit_together_are_told_how_many_would(told: bool):
-    one = ten_gib() if told else replace(ten_gib(), fit=None)
-    plan = plan_sweep("s", groups((one, 4, 0)), workers=2, machine=MACHINE)
+@pytest.mark.parametrize("estimated", [True, False], ids=["a model", "none"])
+def test_workers_that_do_not_fit_together_have_fewer_workers_as_an_option(estimated: bool):
+    single = ten_gib() if estimated else replace(ten_gib(), fit=None)
+    plan = plan_sweep("s", groups((single, 4, 0)), workers=2, machine=MACHINE)
     assert plan.fit is not None
     assert (plan.fit.needed, plan.fit.room, plan.fit.fits) == (20 * GIB, 16 * GIB, False)
     (option,) = plan.fit.options

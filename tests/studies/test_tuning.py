@@ -37,45 +37,45 @@ class Training:
 
 def test_without_a_known_rate_all_are_tried_on_the_selection_queries() -> None:
     training = Training()
-    found = training.train(None)
+    search = training.train(None)
     right = torch.tensor(training.experiment.selection_labels)
 
     assert training.tried == sorted(RATES)
-    assert [trial.learning_rate for trial in found.trials] == sorted(RATES)
+    assert [trial.learning_rate for trial in search.trials] == sorted(RATES)
     scores = {}
-    for trial in found.trials:
+    for trial in search.trials:
         table = answer_log_probabilities(
             training.adapt(trial.learning_rate), training.experiment.lm, training.experiment.selection_queries
         )
         accuracy = float((table.argmax(dim=1) == right).double().mean())
         assert trial.validation_accuracy == pytest.approx(accuracy)
         scores[trial.learning_rate] = (accuracy, float(table.gather(1, right[:, None]).mean()))
-    assert found.learning_rate == max(scores, key=scores.__getitem__)
-    assert [trial.learning_rate for trial in found.trials if trial.chosen] == [found.learning_rate]
+    assert search.learning_rate == max(scores, key=scores.__getitem__)
+    assert [trial.learning_rate for trial in search.trials if trial.chosen] == [search.learning_rate]
     assert sum(training.shares) == pytest.approx(1)
 
 
 def test_a_known_rate_is_used_without_a_search() -> None:
     training = Training()
-    found = training.train(1e-3)
-    (trial,) = found.trials
+    search = training.train(1e-3)
+    (trial,) = search.trials
 
     assert training.tried == [1e-3]
-    assert (found.learning_rate, trial.learning_rate, trial.seed, trial.learner) == (1e-3, 1e-3, 7, "ft")
+    assert (search.learning_rate, trial.learning_rate, trial.seed, trial.learner) == (1e-3, 1e-3, 7, "ft")
     assert (trial.status, trial.chosen) == ("finished", True)
     # It was not tested, and does not say so.
     assert (trial.validation_accuracy, trial.validation_log_probability) == (None, None)
-    assert (trial.first_loss, trial.last_loss) == (found.best.losses[0], found.best.losses[-1])
+    assert (trial.first_loss, trial.last_loss) == (search.best.losses[0], search.best.losses[-1])
     assert training.shares == [1.0]
 
 
 def test_a_known_rate_that_diverges_gives_way_to_the_next_lower() -> None:
     training = Training(limit=5e-4)
-    found = training.train(1e-2)
+    search = training.train(1e-2)
 
     assert training.tried == [1e-2, 1e-3, 1e-4]
-    assert found.learning_rate == 1e-4
-    assert [(trial.learning_rate, trial.status, trial.chosen) for trial in found.trials] == [
+    assert search.learning_rate == 1e-4
+    assert [(trial.learning_rate, trial.status, trial.chosen) for trial in search.trials] == [
         (1e-2, "diverged", False),
         (1e-3, "diverged", False),
         (1e-4, "finished", True),
@@ -101,9 +101,9 @@ def test_a_known_rate_whose_answers_are_no_numbers_gives_way_too(monkeypatch: py
         return answer_log_probabilities(adapted, lm, queries)
 
     monkeypatch.setattr(tuning, "answer_log_probabilities", first_is_nan)
-    found = training.train(1e-2)
+    search = training.train(1e-2)
 
-    assert found.learning_rate == 1e-3
+    assert search.learning_rate == 1e-3
     # Some queries are enough to see it.
     assert max(calls) <= 4
 

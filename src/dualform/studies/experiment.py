@@ -104,7 +104,7 @@ class Experiment(Generic[Config]):
 
     @cached_property
     def weights_digest(self) -> str:
-        """`weights_digest` of the model, computed once: the study returns the weights to what they are now."""
+        """`weights_digest` of the model, cached because a study leaves the weights unchanged."""
         return weights_digest(self.lm)
 
     @property

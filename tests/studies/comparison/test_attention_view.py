@@ -26,7 +26,7 @@ from dualform.studies.comparison.run import Comparison, compare
 from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.experiment import DemonstrationSet
 from dualform.studies.pieces import Piece
-from tests.studies.reference import finetune, look, plain_model
+from tests.studies.reference import finetune, plain_model, read_sequence
 from tests.studies.small import numbers, small_config, small_experiment, small_lm, small_task
 from tests.tiny import HEADS, LAYERS
 
@@ -135,7 +135,7 @@ def taus(record: AttentionRecord, family: str, ranks_of: QueryAttention, scores_
     experiment, encoded = small_experiment(family, **SETTINGS), drawn(family).encoded
     assert ranks_of.ft_ranks is not None
     with torch.no_grad():
-        seen = look(plain_model(family), [*encoded.prefix, *experiment.queries[scores_of].prompt])
+        seen = read_sequence(plain_model(family), [*encoded.prefix, *experiment.queries[scores_of].prompt])
     taus = []
     for layer, ranks in enumerate(ranks_of.ft_ranks.rows(record.n_layers)):
         keys = [seen.key(layer, head)[list(encoded.content)] for head in range(HEADS)]

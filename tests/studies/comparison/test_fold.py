@@ -29,7 +29,7 @@ from dualform.studies.pieces import Piece
 from dualform.studies.statistics import Statistics
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
-from tests.studies.small import Watched, numbers, sentences, small_config, small_lm, small_task, write_choices
+from tests.studies.small import RecordedProgress, numbers, sentences, small_config, small_lm, small_task, write_choices
 
 PROSE = ["a cold and plain morning, and with wit and grace it went", "one of the worst films of the year", "so it is"]
 LEARNERS = ("zsl", "icl", "ft", "fold")
@@ -231,7 +231,7 @@ def test_choices_of_a_querys_own_can_be_folded(prose: str, choices: Task, method
 
 
 def test_progress_counts_the_fold(prose: str) -> None:
-    watched = Watched()
+    watched = RecordedProgress()
     settings = config(prose, learners=("zsl", "icl", "fold"), seeds=(1,))
     compare(settings, lm=small_lm("llama"), task=small_task(), progress=watched)
 

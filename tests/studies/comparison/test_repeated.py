@@ -19,7 +19,7 @@ from dualform.studies.comparison.run import Comparison, compare
 from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.work import controlled_queries
 from dualform.studies.experiment import Experiment
-from tests.studies.small import Kept, numbers, small_config, small_task
+from tests.studies.small import MemoryStore, numbers, small_config, small_task
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TAME, WILD = 1e-2, 30.0
@@ -153,7 +153,7 @@ def test_the_model_is_as_before_and_a_second_run_gives_the_same() -> None:
 
 
 def test_a_seed_that_was_kept_gives_the_same_numbers() -> None:
-    kept = Kept()
+    kept = MemoryStore()
     settings = small_config(rates=(WILD,), **CHANGES)
     first = compare(settings, lm=float32_lm(), task=small_task(), pieces=kept)
     second = compare(settings, lm=float32_lm(), task=small_task(), pieces=kept)

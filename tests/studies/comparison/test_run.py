@@ -24,8 +24,8 @@ from dualform.tasks.demonstrations import draw_demonstrations
 from tests.studies.small import (
     N_REPORT,
     N_SELECTION,
-    Kept,
-    Watched,
+    MemoryStore,
+    RecordedProgress,
     numbers,
     small_config,
     small_lm,
@@ -345,7 +345,7 @@ def test_one_seed_needs_no_choice() -> None:
 
 
 def test_the_choice_of_a_seed_is_kept_and_not_made_twice() -> None:
-    store = Kept()
+    store = MemoryStore()
     settings = small_config(seeds=(1, 2), select="both", rates=SELECT_RATES)
     first = compare(settings, lm=small_lm(), task=small_task(), pieces=store)
     names = ["choosing, seed 1", "choosing, seed 2", f"seed {first.records[0].seed}"]
@@ -456,7 +456,7 @@ def test_the_models_own_limit_bounds_the_context() -> None:
 
 
 def test_finished_seeds_are_not_run_again() -> None:
-    store = Kept()
+    store = MemoryStore()
     compare(small_config(), lm=small_lm(), task=small_task(), pieces=store)
     del store.pieces["seed 2"]
 
@@ -468,7 +468,7 @@ def test_finished_seeds_are_not_run_again() -> None:
 
 @pytest.mark.parametrize("split", ["report", "selection", "train"])
 def test_seeds_finished_with_other_data_are_run_again(split: str) -> None:
-    store = Kept()
+    store = MemoryStore()
     compare(small_config(), lm=small_lm(), task=small_task(), pieces=store)
 
     compare(small_config(), lm=small_lm(), task=with_other_labels(small_task(), split), pieces=store)
@@ -477,7 +477,7 @@ def test_seeds_finished_with_other_data_are_run_again(split: str) -> None:
 
 
 def test_seeds_finished_with_other_weights_are_run_again() -> None:
-    store = Kept()
+    store = MemoryStore()
     compare(small_config(), lm=small_lm(), task=small_task(), pieces=store)
     model = tiny_model("gpt2", seed=1, dtype=torch.float64)
 
@@ -509,7 +509,7 @@ def test_a_subset_of_learners_measures_what_it_can() -> None:
     ],
 )
 def test_the_progress_bar_ends_at_its_announced_total(changes: dict[str, Any]) -> None:
-    progress = Watched()
+    progress = RecordedProgress()
     compare(small_config(**changes), lm=small_lm(), task=small_task(), progress=progress)
 
     assert progress.total > 0

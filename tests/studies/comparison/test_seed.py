@@ -7,7 +7,7 @@ from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.reading_cache import ReadingCache
 from dualform.studies.comparison.run import compare, compare_seed, seeds_behind
-from tests.studies.small import Kept, numbers, small_config, small_lm, small_task
+from tests.studies.small import MemoryStore, numbers, small_config, small_lm, small_task
 
 TWO_RATES: dict[str, Any] = {"rates": (1e-3, 1e-2), "seeds": (1, 2, 3)}
 
@@ -15,7 +15,7 @@ TWO_RATES: dict[str, Any] = {"rates": (1e-3, 1e-2), "seeds": (1, 2, 3)}
 def test_seeds_run_alone_are_put_together_to_what_all_at_once_give() -> None:
     config = small_config(**TWO_RATES, learners=("zsl", "icl", "ft", "lora", "probe"), lora_rates=(1e-3, 1e-2))
     whole = compare(config, lm=small_lm(), task=small_task()).result
-    store = Kept()
+    store = MemoryStore()
     for seed in config.seeds:
         compare_seed(config, seed, lm=small_lm(), task=small_task(), pieces=store)
 
@@ -27,7 +27,7 @@ def test_seeds_run_alone_are_put_together_to_what_all_at_once_give() -> None:
 
 def test_a_later_seed_takes_the_learning_rate_of_the_first_and_not_its_own() -> None:
     config = small_config(**TWO_RATES)
-    store = Kept()
+    store = MemoryStore()
     first = compare_seed(config, 1, lm=small_lm(), task=small_task(), pieces=store).records[0]
     later = compare_seed(config, 3, lm=small_lm(), task=small_task(), pieces=store).records[0]
 
@@ -37,7 +37,7 @@ def test_a_later_seed_takes_the_learning_rate_of_the_first_and_not_its_own() -> 
 
 
 def test_a_later_seed_without_the_first_runs_that_too() -> None:
-    store = Kept()
+    store = MemoryStore()
 
     compare_seed(small_config(**TWO_RATES), 3, lm=small_lm(), task=small_task(), pieces=store)
 

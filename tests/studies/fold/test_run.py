@@ -1,4 +1,4 @@
-"""A fold on disk is the fold that was measured, and nothing is on disk where there is none."""
+"""A fold on disk is the fold that was measured, and a failed fold leaves nothing on disk."""
 
 import ast
 import contextlib
@@ -38,7 +38,7 @@ from dualform.studies.fold.config import FoldConfig, fold_config
 from dualform.studies.fold.run import SavedFold, fold, truncated, verified
 from dualform.studies.fold.words import headlines
 from dualform.studies.folds import make_fold, perplexity_passages
-from tests.studies.small import Watched, small_task
+from tests.studies.small import RecordedProgress, small_task
 from tests.tiny import save_tiny, tiny_tokenizer
 
 # peft says of each linear without a bias that an adapter with one cannot be merged, which the card says too.
@@ -93,23 +93,23 @@ def loaded(folder: Path) -> LanguageModel:
 
 @pytest.fixture(params=["llama"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    found = Place(tmp_path, request.param)
-    save_tiny(found.family, found.base)
-    Path(found.prose).write_text("\n".join(PROSE) + "\n", encoding="utf-8")
-    return found
+    folders = Place(tmp_path, request.param)
+    save_tiny(folders.family, folders.base)
+    Path(folders.prose).write_text("\n".join(PROSE) + "\n", encoding="utf-8")
+    return folders
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[SeedRecord]:
-    """Answers behind the results that are made from now on."""
-    found: list[SeedRecord] = []
+    """The seed records behind all further results."""
+    records: list[SeedRecord] = []
 
-    def kept(config: Any, lm: Any, asked: Any, outcomes: Any, seconds: float) -> Any:
-        found.extend(outcomes)
-        return summarise(config, lm, asked, outcomes, seconds)
+    def summarise_and_keep(config: Any, lm: Any, description: Any, outcomes: Any, seconds: float) -> Any:
+        records.extend(outcomes)
+        return summarise(config, lm, description, outcomes, seconds)
 
-    monkeypatch.setattr(study, "summarise", kept)
-    return found
+    monkeypatch.setattr(study, "summarise", summarise_and_keep)
+    return records
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def changed_weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Te
 
 @pytest.mark.parametrize("place", ["llama", "gpt2", "gemma3"], indirect=True)
 def test_a_folder_loads_and_answers_zero_shot_as_was_measured(place: Place, measured: list[SeedRecord]) -> None:
-    watched = Watched()
+    watched = RecordedProgress()
     config = place.config()
     written = fold(config, place.to, lm=place.lm(), task=small_task(), progress=watched)
 
@@ -195,7 +195,7 @@ def test_the_card_tells_what_was_folded_and_how_good_it_is(place: Place) -> None
 
 
 def program_of(folder: Path, base: Path | None = None) -> dict[str, Any]:
-    """What the card's own program leaves behind, run as it stands there but for the paths."""
+    """The variables of the model card's program after it was run with real paths."""
     (program,) = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     assert "dualform" not in program
     program = program.replace("path/to/this/folder", str(folder)).replace("path/to/the/base/model", str(base))
@@ -205,15 +205,15 @@ def program_of(folder: Path, base: Path | None = None) -> dict[str, Any]:
         exec(program, names)
     # The last line is the answer that was measured when the card was written.
     answer, _, scores = program.splitlines()[-1].removeprefix("# When it was made: ").partition(" ")
-    said, _, found = printed.getvalue().partition(" ")
-    assert said == answer
+    answer_now, _, scores_now = printed.getvalue().partition(" ")
+    assert answer_now == answer
     for word, score in ast.literal_eval(scores).items():
-        assert ast.literal_eval(found)[word] == pytest.approx(score, abs=1e-3)
+        assert ast.literal_eval(scores_now)[word] == pytest.approx(score, abs=1e-3)
     return names
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "lora"])
-def test_the_cards_own_program_finds_the_cards_numbers(place: Place, measured: list[SeedRecord], form: str) -> None:
+def test_the_program_of_the_card_reproduces_its_numbers(place: Place, measured: list[SeedRecord], form: str) -> None:
     tokenizer = tiny_tokenizer()
     # Opens with a token that dualform would not choose by itself, closes with another, and is made for chat.
     tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -238,7 +238,7 @@ def test_the_cards_own_program_finds_the_cards_numbers(place: Place, measured: l
     right = sum(words[example.label] == answer for example, answer in zip(examples, answers, strict=True))
     assert f"| `folded, zero-shot` | {right / len(examples):.3f} |" in card
     prompted = [words[i] for i in measured[0].log_probabilities["icl"].argmax(1).tolist()]
-    same = sum(one == other for one, other in zip(answers, prompted, strict=True))
+    same = sum(answer == other for answer, other in zip(answers, prompted, strict=True))
     assert f"as the prompted one on {same / len(examples):.1%} of the queries" in card
     # Cohen's expected agreement, from the answers that were counted here.
     chance = sum(answers.count(word) * prompted.count(word) for word in words) / len(examples) ** 2
@@ -248,7 +248,7 @@ def test_the_cards_own_program_finds_the_cards_numbers(place: Place, measured: l
     if chance < 1:
         assert against.kappa == pytest.approx((same / len(examples) - chance) / (1 - chance))
     zero_shot = measured[0].log_probabilities["zsl"].argmax(1).tolist()
-    same = sum(words[one] == other for one, other in zip(zero_shot, prompted, strict=True))
+    same = sum(words[answer] == other for answer, other in zip(zero_shot, prompted, strict=True))
     assert f"The base, zero-shot, does so on {same / len(examples):.1%}" in card
     for part in ("`</s>` (1), as the tokenizer does by itself", repr(task.template.prompt), *words):
         assert part in card, part
@@ -339,7 +339,7 @@ def state(lm: LanguageModel) -> dict[str, torch.Tensor]:
 
 def assert_same_state(lm: LanguageModel, before: dict[str, torch.Tensor]) -> None:
     after = lm.model.state_dict()
-    # Names too: a lent bias must not stay.
+    # Names too: a temporary bias must not stay.
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
@@ -389,10 +389,10 @@ def test_what_changes_no_weights_is_refused_before_any_work(
 
 
 def test_settings_are_checked_together() -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         fold_config("m", "t", rank=0, form="gguf", fold={"texts": 1})
     for words in ("rank: ", "'gguf'", "'checkpoint' or 'lora'", "fold.texts: ", "(given 1)"):
-        assert words in str(told.value)
+        assert words in str(error.value)
     with pytest.raises(ConfigError, match="k 0 leaves nothing to fold: give at least one demonstration"):
         fold_config("m", "t", k=0)
     assert fold_config("m", "t", limit=0, seeds=None).limit is None
@@ -420,7 +420,7 @@ def folded(place: Place) -> tuple[Experiment[FoldConfig], AdaptedModel]:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_weights_that_are_not_those_in_memory_are_told(
+def test_weights_that_differ_from_those_in_memory_are_an_error(
     place: Place, folded: tuple[Experiment[FoldConfig], AdaptedModel]
 ) -> None:
     experiment, adapted = folded
@@ -431,12 +431,12 @@ def test_weights_that_are_not_those_in_memory_are_told(
         return value * 1.01 if name.endswith("o_proj.weight") else value
 
     changed_weights(place.to, moved)
-    with pytest.raises(ModelError, match=r"gives log-probabilities that differ .* nats, so it was removed"):
+    with pytest.raises(ModelError, match=r"log-probabilities differ from those in memory by .* nats, so it was removed"):
         check()
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_weights_that_give_no_numbers_are_told(
+def test_weights_that_give_no_numbers_are_an_error(
     place: Place, folded: tuple[Experiment[FoldConfig], AdaptedModel]
 ) -> None:
     experiment, adapted = folded
@@ -463,7 +463,7 @@ def test_a_folder_that_does_not_load_is_told(place: Place, folded: tuple[Experim
 
 
 @pytest.fixture(params=["llama", "gpt2"])
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Experiment[FoldConfig], AdaptedModel]:
+def experiment_and_fold(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Experiment[FoldConfig], AdaptedModel]:
     place = Place(tmp_path, request.param)
     save_tiny(place.family, place.base)
     Path(place.prose).write_text("\n".join(PROSE) + "\n", encoding="utf-8")
@@ -477,20 +477,24 @@ def weights_of(deltas: tuple[WeightDelta, ...]) -> list[WeightDelta]:
     return [change for change in deltas if change.delta.dim() == 2]
 
 
-def test_an_adapter_of_full_rank_loses_nothing(made: tuple[Experiment[FoldConfig], AdaptedModel]) -> None:
-    experiment, adapted = made
+def test_an_adapter_of_full_rank_loses_nothing(
+    experiment_and_fold: tuple[Experiment[FoldConfig], AdaptedModel],
+) -> None:
+    experiment, adapted = experiment_and_fold
     whole, kept = truncated(experiment.lm, experiment.encoder.opening, adapted, 10_000)
 
     assert kept == pytest.approx(1, abs=1e-5)
     for before, after in zip(adapted.deltas, whole.deltas, strict=True):
         assert before.parameter == after.parameter
         torch.testing.assert_close(after.delta, before.delta, rtol=0, atol=1e-5)
-    answers = [answer_log_probabilities(one, experiment.lm, experiment.queries) for one in (adapted, whole)]
+    answers = [answer_log_probabilities(model, experiment.lm, experiment.queries) for model in (adapted, whole)]
     torch.testing.assert_close(answers[1], answers[0], rtol=0, atol=1e-4)
 
 
-def test_an_adapter_of_rank_one_keeps_the_largest_direction(made: tuple[Experiment[FoldConfig], AdaptedModel]) -> None:
-    experiment, adapted = made
+def test_an_adapter_of_rank_one_keeps_the_largest_direction(
+    experiment_and_fold: tuple[Experiment[FoldConfig], AdaptedModel],
+) -> None:
+    experiment, adapted = experiment_and_fold
     cut, kept = truncated(experiment.lm, experiment.encoder.opening, adapted, 1)
 
     values = [torch.linalg.svdvals(change.delta.double()) for change in weights_of(adapted.deltas)]
@@ -502,7 +506,7 @@ def test_an_adapter_of_rank_one_keeps_the_largest_direction(made: tuple[Experime
     assert biases == [change for change in cut.deltas if change.delta.dim() == 1]
     _, more = truncated(experiment.lm, experiment.encoder.opening, adapted, 2)
     assert more > kept
-    # What stands before every query is read with the weights that are left, too.
+    # The opening is read with the cut weights too.
     with applied(experiment.lm.model, cut.deltas):
         expected = experiment.lm.encode(experiment.encoder.opening)
     for (k, v), (k_expected, v_expected) in zip(cut.prefix.layers, expected.layers, strict=True):
@@ -510,8 +514,8 @@ def test_an_adapter_of_rank_one_keeps_the_largest_direction(made: tuple[Experime
         assert torch.equal(v, v_expected)
 
 
-def test_no_change_is_kept_whole(made: tuple[Experiment[FoldConfig], AdaptedModel]) -> None:
-    experiment, adapted = made
+def test_no_change_is_kept_whole(experiment_and_fold: tuple[Experiment[FoldConfig], AdaptedModel]) -> None:
+    experiment, adapted = experiment_and_fold
     zeros = tuple(
         WeightDelta(change.parameter, change.axis, change.index, torch.zeros_like(change.delta))
         for change in adapted.deltas

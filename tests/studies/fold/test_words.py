@@ -80,19 +80,19 @@ def test_cautions_come_first(changes: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "shown"),
+    ("share", "displayed"),
     [(-0.2, "undefined"), (0.0, "0.0 %"), (0.5, "50.0 %"), (1.5, "150.0 %"), (1.51, "undefined"), (None, MISSING)],
 )
-def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, shown: str) -> None:
+def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, displayed: str) -> None:
     result = folded(share=share)
-    assert recovered_share(result.against_icl["fold"]) == shown
-    said = " ".join(headlines(result))
-    if share is None or shown == "undefined":
-        assert "gain over zero-shot is undefined" in said
+    assert recovered_share(result.against_icl["fold"]) == displayed
+    text = " ".join(headlines(result))
+    if share is None or displayed == "undefined":
+        assert "gain over zero-shot is undefined" in text
     else:
-        assert f"It keeps {shown} of the prompt's gain over zero-shot" in said
-        assert shown in printed(against_table(result))
-    if shown == "undefined":
+        assert f"It keeps {displayed} of the prompt's gain over zero-shot" in text
+        assert displayed in printed(against_table(result))
+    if displayed == "undefined":
         assert "undefined" in printed(against_table(result))
 
 
@@ -103,8 +103,8 @@ def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, 
 def test_text_and_table_show_the_same_break_even(queries: float | None, words: str) -> None:
     result = folded(break_even=queries)
     assert f"read with every query {words}" in " ".join(headlines(result))
-    shown = words.removeprefix("after ").removesuffix(" queries").replace("from the first query", "0")
-    assert shown in printed(against_table(result))
+    displayed = words.removeprefix("after ").removesuffix(" queries").replace("from the first query", "0")
+    assert displayed in printed(against_table(result))
 
 
 def test_a_comparison_has_no_such_verdict() -> None:

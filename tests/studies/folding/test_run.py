@@ -38,7 +38,7 @@ from dualform.studies.pieces import Piece
 from dualform.studies.statistics import Statistics
 from dualform.tasks.sources import load_task
 from dualform.tasks.task import Task
-from tests.studies.small import Kept, Watched, sentences, small_lm, small_task
+from tests.studies.small import MemoryStore, RecordedProgress, sentences, small_lm, small_task
 
 PROSE = ["a cold and plain morning, and with wit and grace it went", "one of the worst films of the year", "so it is"]
 SETTINGS: dict[str, Any] = {
@@ -230,7 +230,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, failing: FoldMethod | None = None) 
 
 def test_a_fold_that_lies_on_several_axes_is_made_once(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = counted(monkeypatch)
-    kept, watched = Kept(), Watched()
+    kept, watched = MemoryStore(), RecordedProgress()
     found = run(config(prose), pieces=kept, progress=watched)
 
     # The default, two other methods, two other numbers of texts, one of demonstrations.
@@ -271,7 +271,7 @@ def unwanted(*arguments: object, **more: object) -> Any:
 
 
 def test_a_run_that_stops_goes_on_where_it_stopped(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Kept()
+    kept = MemoryStore()
     with monkeypatch.context() as patch:
         patch.setattr(kept, "put", lambda piece: stop_at(kept, piece, 6))
         with pytest.raises(KeyboardInterrupt):
@@ -286,14 +286,14 @@ def test_a_run_that_stops_goes_on_where_it_stopped(prose: str, monkeypatch: pyte
     assert numbers(found.result) == numbers(run(config(prose)).result)
 
 
-def stop_at(kept: Kept, piece: Piece, n: int) -> None:
+def stop_at(kept: MemoryStore, piece: Piece, n: int) -> None:
     if len(kept.pieces) == n:
         raise KeyboardInterrupt
-    Kept.put(kept, piece)
+    MemoryStore.put(kept, piece)
 
 
 def test_other_weights_do_not_use_the_pieces(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Kept()
+    kept = MemoryStore()
     asked = config(prose, axes=(), seeds=(1,))
     run(asked, pieces=kept)
     made = counted(monkeypatch)

@@ -33,14 +33,14 @@ from dualform.studies.laboratory.constructed import (
 from dualform.studies.laboratory.result import LabStudy
 from dualform.studies.laboratory.words import as_it_should, counted
 from dualform.tasks.task import Task
-from tests.studies.small import Kept
+from tests.studies.small import MemoryStore
 
 CONFIG = RegressionConfig(studies=("constructed",), seeds=(1, 2), dimension=3, points=4, steps=0.01)
 
 
 @pytest.fixture(scope="module")
-def store() -> Kept:
-    return Kept()
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def told() -> list[tuple[float, str]]:
 
 
 @pytest.fixture(scope="module")
-def found(store: Kept, told: list[tuple[float, str]]) -> LabStudy:
+def found(store: MemoryStore, told: list[tuple[float, str]]) -> LabStudy:
     return constructed(CONFIG, store, lambda amount, doing: told.append((amount, doing)))
 
 
@@ -71,9 +71,9 @@ def test_every_claim_holds_and_every_case_that_must_fail_fails(found: LabStudy) 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_seed_without_a_number_leaves_nothing_found(
-    lost: int, found: LabStudy, store: Kept, monkeypatch: pytest.MonkeyPatch
+    lost: int, found: LabStudy, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Kept()
+    kept = MemoryStore()
     kept.pieces = dict(store.pieces)
     name = f"constructed, seed {lost + 1}"
     about = copy.deepcopy(kept.pieces[name].about)
@@ -156,7 +156,7 @@ def test_the_chart_is_one_at_the_layers_own_rate(found: LabStudy) -> None:
 
 
 def test_a_killed_run_goes_on_with_what_is_finished(
-    found: LabStudy, store: Kept, told: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
+    found: LabStudy, store: MemoryStore, told: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{what}, seed {seed}" for seed in (1, 2) for what in ("constructed", "trained toy")]
     assert store.put_names == names
@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_with_what_is_finished(
     assert constructed(CONFIG, store).model_dump() == found.model_dump()
 
 
-def test_other_settings_make_other_pieces(found: LabStudy, store: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_settings_make_other_pieces(found: LabStudy, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
     def exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def test_other_settings_make_other_pieces(found: LabStudy, store: Kept, monkeypa
 
     monkeypatch.setattr(study, "_exact", exact)
     monkeypatch.setattr(study, "_toy", toy)
-    kept = Kept()
+    kept = MemoryStore()
     kept.pieces = dict(store.pieces)
     constructed(CONFIG.model_copy(update={"steps": 2.0, "seeds": (1,)}), kept)
     assert made == ["toy"]

@@ -22,7 +22,7 @@ from dualform.studies.laboratory.result import Claim, LabCurve, LabRow, LabStudy
 from dualform.studies.laboratory.words import as_it_should
 from dualform.studies.pieces import Piece
 from dualform.studies.seed_statistics import over_seeds, paired_difference
-from tests.studies.small import Kept
+from tests.studies.small import MemoryStore
 
 SEEDS = (1, 2)
 NAMES = ["without noise", "noise 0.5"]
@@ -46,16 +46,16 @@ def config() -> RegressionConfig:
 
 
 @pytest.fixture(scope="module")
-def store() -> Kept:
-    return Kept()
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, store: Kept) -> LabStudy:
+def found(config: RegressionConfig, store: MemoryStore) -> LabStudy:
     return layers(config, store)
 
 
-def errors_of(store: Kept, setting: str, mixer: Mixer) -> Tensor:
+def errors_of(store: MemoryStore, setting: str, mixer: Mixer) -> Tensor:
     """`(seed, point)`."""
     return torch.stack([store.pieces[f"layers, {setting}, {mixer}, seed {seed}"].tensors["errors"] for seed in SEEDS])
 
@@ -81,7 +81,7 @@ def test_every_mixer_has_a_curve_and_a_row_in_each_setting(found: LabStudy) -> N
     assert LabStudy.model_validate_json(found.model_dump_json()) == found
 
 
-def test_errors_are_those_of_the_trained_model(found: LabStudy, store: Kept, config: RegressionConfig) -> None:
+def test_errors_are_those_of_the_trained_model(found: LabStudy, store: MemoryStore, config: RegressionConfig) -> None:
     tasks = study._tasks(config, 0.5)
     shape = SequenceModelConfig("delta", dimension=3, width=8, layers=1, heads=2, mlp=8, chunk=10)
     model = train_sequence_model(shape, tasks, Training(2, 4, 5e-3), 2)
@@ -100,7 +100,7 @@ def test_errors_are_those_of_the_trained_model(found: LabStudy, store: Kept, con
     assert parameters == over_seeds([float(sum(parameter.numel() for parameter in model.parameters()))])
 
 
-def test_differences_are_to_softmax_seed_by_seed(found: LabStudy, store: Kept) -> None:
+def test_differences_are_to_softmax_seed_by_seed(found: LabStudy, store: MemoryStore) -> None:
     for table, name in zip(found.tables, NAMES, strict=True):
         assert row(table, "softmax").cells[2] is None
         means = {mixer: errors_of(store, name, mixer)[:, 1:].mean(1).tolist() for mixer in MIXERS}
@@ -151,7 +151,7 @@ def test_what_is_smaller_than_asked_for_is_told(found: LabStudy) -> None:
     assert study._notes_on_size(RegressionConfig(dimension=5, points=15)) == []
 
 
-def test_it_says_what_the_numbers_say(found: LabStudy, store: Kept) -> None:
+def test_it_says_what_the_numbers_say(found: LabStudy, store: MemoryStore) -> None:
     for name, table in zip(NAMES, found.tables, strict=True):
         means = {mixer: float(errors_of(store, name, mixer)[:, 1:].mean()) for mixer in MIXERS}
         best = min(means, key=lambda mixer: means[mixer])
@@ -171,13 +171,15 @@ def test_it_says_what_the_numbers_say(found: LabStudy, store: Kept) -> None:
     assert any("not adjusted for 10 comparisons" in note for note in found.notes)
 
 
-def test_what_was_done_before_it_was_stopped_is_kept(found: LabStudy, store: Kept, config: RegressionConfig) -> None:
-    half = Kept()
+def test_what_was_done_before_it_was_stopped_is_kept(
+    found: LabStudy, store: MemoryStore, config: RegressionConfig
+) -> None:
+    half = MemoryStore()
 
     def put(piece: Piece) -> None:
         if len(half.put_names) == 3:
             raise KeyboardInterrupt
-        Kept.put(half, piece)
+        MemoryStore.put(half, piece)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(half, "put", put)
@@ -194,7 +196,7 @@ def rounded(study: LabStudy) -> str:
 
 
 def test_nothing_that_was_kept_is_done_again(
-    found: LabStudy, store: Kept, config: RegressionConfig, monkeypatch: pytest.MonkeyPatch
+    found: LabStudy, store: MemoryStore, config: RegressionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("train_sequence_model", "equivalence_errors"):
         monkeypatch.setattr(study, name, None)
@@ -204,13 +206,13 @@ def test_nothing_that_was_kept_is_done_again(
     assert len(told) == len(set(told)) == pieces(config) == 2 * len(MIXERS) * 2 + 1
 
 
-def test_other_steps_make_other_pieces(store: Kept, config: RegressionConfig) -> None:
+def test_other_steps_make_other_pieces(store: MemoryStore, config: RegressionConfig) -> None:
     tasks = study._tasks(config, 0.0)
     wanted = "layers, without noise, softmax, seed 1"
     other = config.model_copy(update={"steps": 3 / study.STEPS})
     asked: list[str] = []
 
-    class Asked(Kept):
+    class Asked(MemoryStore):
         def get(self, name: str, inputs: str) -> Piece | None:
             if name == wanted:
                 asked.append(inputs)
@@ -224,10 +226,10 @@ def test_other_steps_make_other_pieces(store: Kept, config: RegressionConfig) ->
 
 
 def test_a_training_that_diverges_is_left_out_and_told(
-    store: Kept, config: RegressionConfig, monkeypatch: pytest.MonkeyPatch
+    store: MemoryStore, config: RegressionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = train_sequence_model
-    kept = Kept()
+    kept = MemoryStore()
     kept.pieces = {name: piece for name, piece in store.pieces.items() if "delta" not in name}
 
     def diverging(shape: SequenceModelConfig, tasks: Any, training: Training, seed: int) -> Any:
@@ -261,14 +263,14 @@ def test_a_setting_in_which_nothing_could_be_trained_has_an_answer(
         fast_weights("mesa", k, k, k, ridge=1e-12)
 
     monkeypatch.setattr(study, "train_sequence_model", diverging)
-    found = layers(config.model_copy(update={"seeds": (1,)}), Kept())
+    found = layers(config.model_copy(update={"seeds": (1,)}), MemoryStore())
     assert found.answer.startswith("Without noise: no model could be trained. Noise 0.5: no model could be trained.")
     assert sum("not positive definite" in note for note in found.notes) == 2 * len(MIXERS)
     assert any(note.startswith("One seed has no interval") for note in found.notes)
 
 
-def test_one_seed_puts_no_layer_ahead(store: Kept, config: RegressionConfig) -> None:
-    one = Kept()
+def test_one_seed_puts_no_layer_ahead(store: MemoryStore, config: RegressionConfig) -> None:
+    one = MemoryStore()
     one.pieces = dict(store.pieces)
     found = layers(config.model_copy(update={"seeds": (1,)}), one)
     assert one.put_names == ["layers, equivalences"]

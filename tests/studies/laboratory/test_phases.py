@@ -30,7 +30,7 @@ from dualform.studies.laboratory.phases_compared import NOISES, NOISY, SHAPES
 from dualform.studies.laboratory.result import LabStudy
 from dualform.studies.laboratory.ridge_strength import RidgeProfile, best_strength, ridge_profile
 from dualform.studies.seed_statistics import over_seeds
-from tests.studies.small import Kept
+from tests.studies.small import MemoryStore
 
 SEEDS = (1, 2)
 
@@ -50,8 +50,8 @@ def config() -> RegressionConfig:
 
 
 @pytest.fixture(scope="module")
-def store() -> Kept:
-    return Kept()
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def told() -> list[tuple[float, str]]:
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, store: Kept, told: list[tuple[float, str]]) -> LabStudy:
+def found(config: RegressionConfig, store: MemoryStore, told: list[tuple[float, str]]) -> LabStudy:
     return phases(config, store, lambda amount, doing: told.append((amount, doing)))
 
 
@@ -74,7 +74,7 @@ def numbers(study: LabStudy) -> list[float]:
     return [mean(cell) for table in study.tables for row in table.rows for cell in row.cells]
 
 
-def model_of(store: Kept, number: int) -> Decoders:
+def model_of(store: MemoryStore, number: int) -> Decoders:
     shape = (*SHAPES, *NOISY)[number]
     model = Decoders(DecoderConfig(3, shape.width, shape.layers, HEADS), SEEDS)
     model.load_state_dict(store.pieces[shape.name].tensors)
@@ -82,7 +82,7 @@ def model_of(store: Kept, number: int) -> Decoders:
 
 
 def test_every_shape_is_trained_once_and_told(
-    found: LabStudy, config: RegressionConfig, store: Kept, told: list[tuple[float, str]]
+    found: LabStudy, config: RegressionConfig, store: MemoryStore, told: list[tuple[float, str]]
 ) -> None:
     names = [shape.name for shape in (*SHAPES, *NOISY)]
     assert store.put_names == names
@@ -91,7 +91,7 @@ def test_every_shape_is_trained_once_and_told(
 
 
 def test_distances_are_those_of_the_trained_models_predictions(
-    found: LabStudy, config: RegressionConfig, store: Kept
+    found: LabStudy, config: RegressionConfig, store: MemoryStore
 ) -> None:
     number = 4
     model, tasks = model_of(store, number), tasks_of(config)
@@ -108,7 +108,9 @@ def test_distances_are_those_of_the_trained_models_predictions(
         assert mean(row.cells[table.columns.index(name)]) == pytest.approx(mean(over_seeds(expected)), rel=1e-4)
 
 
-def test_implied_weights_are_as_far_apart_as_ilwd_says(found: LabStudy, config: RegressionConfig, store: Kept) -> None:
+def test_implied_weights_are_as_far_apart_as_ilwd_says(
+    found: LabStudy, config: RegressionConfig, store: MemoryStore
+) -> None:
     sequences = drawn(tasks_of(config, NOISES[-1]), 48)
     x, y = sequences.x[:16, :-1], sequences.y[:16, :-1]
     asked = torch.randn(16, 12, 3, generator=stream("queries", 0), dtype=torch.float64)
@@ -170,7 +172,7 @@ def test_larger_tasks_are_cut_and_it_is_said() -> None:
     assert "5 dimensions and 10 examples rather than 20 and 40" in note
 
 
-def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, store: Kept) -> None:
+def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, store: MemoryStore) -> None:
     before = list(store.put_names)
     again = phases(config, store, lambda amount, doing: None)
     assert store.put_names == before

@@ -20,10 +20,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is what is tested here, whose studies have tests of their own."""
     for name in ("constructed", "shift"):
         monkeypatch.setitem(regression.STUDIES, name, small_laboratory.__name__)
-    small_laboratory.made.clear()
+    small_laboratory.computed.clear()
 
 
-class Kept:
+class MemoryStore:
     """Cells in memory."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ def test_studies_are_run_in_the_order_of_reading_whatever_the_order_of_asking() 
 
     assert result.laboratory is not None
     assert [study.name for study in result.laboratory.studies] == ["constructed", "shift"]
-    assert small_laboratory.made == [f"{name} {seed}" for name in ("constructed", "shift") for seed in (1, 2, 3)]
+    assert small_laboratory.computed == [f"{name} {seed}" for name in ("constructed", "shift") for seed in (1, 2, 3)]
     assert (result.study, result.config["studies"]) == ("regression", ["shift", "constructed"])
     assert result.warnings == ["3 seeds: Student's intervals over so few are wide, and rest on normality."]
     assert Result.from_json(result.to_json()) == result
@@ -79,15 +79,15 @@ def test_the_work_ahead_is_told_in_pieces_of_the_studies_chosen() -> None:
 
 
 def test_what_two_studies_call_by_one_name_is_kept_apart_and_never_made_twice() -> None:
-    store = Kept()
+    store = MemoryStore()
     whole, _ = run_laboratory(config("constructed", "shift"), pieces=store)
     assert list(store.pieces) == [f"{name}, seed {seed}" for name in ("constructed", "shift") for seed in (1, 2, 3)]
 
     del store.pieces["shift, seed 2"]
-    small_laboratory.made.clear()
+    small_laboratory.computed.clear()
     again, _ = run_laboratory(config("constructed", "shift"), pieces=store)
 
-    assert small_laboratory.made == ["shift 2"]
+    assert small_laboratory.computed == ["shift 2"]
     assert numbers(again) == numbers(whole)
 
 
@@ -97,7 +97,7 @@ def test_a_study_that_was_not_chosen_is_not_even_loaded(monkeypatch: pytest.Monk
     with pytest.raises(ModuleNotFoundError, match="not_there"):
         run_laboratory(config("constructed", "shift"))
     # All are looked for before any is run.
-    assert small_laboratory.made == ["constructed 1", "constructed 2", "constructed 3"]
+    assert small_laboratory.computed == ["constructed 1", "constructed 2", "constructed 3"]
 
 
 def test_every_study_has_a_home() -> None:

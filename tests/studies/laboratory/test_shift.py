@@ -28,7 +28,7 @@ from dualform.studies.laboratory.shift import (
     shifted,
     sparse,
 )
-from tests.studies.small import Kept
+from tests.studies.small import MemoryStore
 
 SEEDS = (1, 2)
 HOME = RegressionTasks(3, 6)
@@ -47,12 +47,12 @@ def config() -> RegressionConfig:
 
 
 @pytest.fixture(scope="module")
-def store() -> Kept:
-    return Kept()
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, store: Kept) -> LabStudy:
+def found(config: RegressionConfig, store: MemoryStore) -> LabStudy:
     told: list[float] = []
     study = shift(config, store, lambda amount, doing: told.append(amount))
     assert told == [1.0] * pieces(config)
@@ -69,7 +69,7 @@ def numbers(study: LabStudy) -> list[float]:
     return [mean(cell) for table in study.tables for row in table.rows for cell in row.cells]
 
 
-def test_losses_in_the_table_are_those_of_the_trained_models(found: LabStudy, store: Kept) -> None:
+def test_losses_in_the_table_are_those_of_the_trained_models(found: LabStudy, store: MemoryStore) -> None:
     model = Decoders(DecoderConfig(3, SHAPE.width, SHAPE.layers, causal_transformers.HEADS), SEEDS)
     model.load_state_dict(store.pieces[SHAPE.name].tensors)
     sequences = drawn(replace(HOME, input_scale=2.0), 48)
@@ -129,7 +129,7 @@ def test_costs_are_over_as_trained_seed_by_seed() -> None:
     assert reading(3.0, 4.0).costs(reading(1.0, 2.0)) == [3.0, 2.0]
 
 
-def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, store: Kept) -> None:
+def test_it_goes_on_where_it_was_stopped(found: LabStudy, config: RegressionConfig, store: MemoryStore) -> None:
     again = shift(config, store, lambda amount, doing: None)
     assert store.put_names == [SHAPE.name]
     assert again.answer == found.answer

@@ -40,7 +40,7 @@ from dualform.studies.laboratory.trained_measured import (
 from dualform.studies.laboratory.trained_view import SCALES, SHARES
 from dualform.studies.pieces import Piece
 from dualform.studies.seed_statistics import over_seeds
-from tests.studies.small import Kept
+from tests.studies.small import MemoryStore
 
 SEEDS = (1, 2)
 
@@ -60,8 +60,8 @@ def config() -> RegressionConfig:
 
 
 @pytest.fixture(scope="module")
-def store() -> Kept:
-    return Kept()
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def told() -> list[tuple[float, str]]:
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, store: Kept, told: list[tuple[float, str]]) -> LabStudy:
+def found(config: RegressionConfig, store: MemoryStore, told: list[tuple[float, str]]) -> LabStudy:
     return trained(config, store, lambda amount, doing: told.append((amount, doing)))
 
 
@@ -79,7 +79,7 @@ def cells_of(found: LabStudy, table: int, row: str) -> list[Any]:
     return one.cells
 
 
-def model_of(store: Kept, place: int) -> InContextTransformer:
+def model_of(store: MemoryStore, place: int) -> InContextTransformer:
     """One layer, after its training."""
     weights = {name: value[-1, place] for name, value in store.pieces[ONE.name].tensors.items()}
     return InContextTransformer(SelfAttentionConfig(3), weights).double()
@@ -114,7 +114,7 @@ def test_rates_for_the_median_task_are_better_on_it_and_worse_on_average(config:
 
 
 def test_each_architecture_is_a_piece(
-    config: RegressionConfig, found: LabStudy, store: Kept, told: list[tuple[float, str]]
+    config: RegressionConfig, found: LabStudy, store: MemoryStore, told: list[tuple[float, str]]
 ) -> None:
     assert told == [(1.0, one.name) for one in ARCHITECTURES]
     assert store.put_names == [one.name for one in ARCHITECTURES]
@@ -123,7 +123,7 @@ def test_each_architecture_is_a_piece(
 
 
 def test_losses_are_those_of_the_trained_models_and_of_descent(
-    config: RegressionConfig, found: LabStudy, store: Kept
+    config: RegressionConfig, found: LabStudy, store: MemoryStore
 ) -> None:
     losses, medians, steps, zeros, apart = [], [], [], [], []
     best = best_rates(tasks_of(config))[1, False]
@@ -215,10 +215,10 @@ def test_a_claim_must_be_true_of_every_seed_and_what_must_fail_of_none() -> None
 
 
 def test_an_architecture_that_explodes_is_left_out_and_the_others_go_on(
-    config: RegressionConfig, store: Kept, found: LabStudy, monkeypatch: pytest.MonkeyPatch
+    config: RegressionConfig, store: MemoryStore, found: LabStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = train_together
-    kept = Kept()
+    kept = MemoryStore()
     kept.pieces = {name: piece for name, piece in store.pieces.items() if name not in (TWO.name, ONE.name)}
 
     def exploding(shape: SelfAttentionConfig, tasks: Any, training: Training, *args: Any, **settings: Any) -> Any:
@@ -260,13 +260,13 @@ def test_as_many_examples_as_there_may_be_can_be_trained_on() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStudy, store: Kept) -> None:
-    half = Kept()
+def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStudy, store: MemoryStore) -> None:
+    half = MemoryStore()
 
     def put(piece: Piece) -> None:
         if len(half.put_names) == 2:
             raise KeyboardInterrupt
-        Kept.put(half, piece)
+        MemoryStore.put(half, piece)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(half, "put", put)

@@ -20,7 +20,7 @@ from dualform.studies.momentum.result import PretrainedMomentum
 from dualform.studies.pieces import NoPieceStore, Piece
 from dualform.studies.seed_statistics import paired_difference
 from tests.studies.momentum_setting import small_momentum, write_texts
-from tests.studies.small import Kept
+from tests.studies.small import MemoryStore
 from tests.tiny import BOS_ID, save_tiny
 
 STEPS = 2
@@ -43,12 +43,12 @@ def asked(texts: dict[str, Any], model: str) -> MomentumConfig:
 
 
 @pytest.fixture(scope="module")
-def store() -> Kept:
-    return Kept()
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture(scope="module")
-def found(asked: MomentumConfig, model: str, store: Kept) -> list[PretrainedMomentum]:
+def found(asked: MomentumConfig, model: str, store: MemoryStore) -> list[PretrainedMomentum]:
     return put_into(asked, model, store)
 
 
@@ -91,7 +91,7 @@ def test_perplexity_at_inference_is_that_of_the_model_with_momentum(
     assert found[1].perplexity != pytest.approx(base, rel=1e-2)
 
 
-def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[PretrainedMomentum], store: Kept) -> None:
+def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[PretrainedMomentum], store: MemoryStore) -> None:
     hardly, much = found
     assert hardly.difference is not None
     assert much.difference is not None
@@ -129,14 +129,14 @@ def test_the_models_files_and_the_global_random_state_are_left_alone(asked: Mome
 
 
 def test_it_goes_on_where_it_was_stopped(
-    asked: MomentumConfig, model: str, found: list[PretrainedMomentum], store: Kept
+    asked: MomentumConfig, model: str, found: list[PretrainedMomentum], store: MemoryStore
 ) -> None:
-    half = Kept()
+    half = MemoryStore()
 
     def put(piece: Piece) -> None:
         if len(half.put_names) == 4:
             raise KeyboardInterrupt
-        Kept.put(half, piece)
+        MemoryStore.put(half, piece)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(half, "put", put)
@@ -172,7 +172,7 @@ def test_other_weights_or_text_under_the_same_name_make_other_pieces(
     name = str(save_tiny("gpt2", tmp_path / "gpt2"))
     config = small_momentum(write_texts(tmp_path), seeds=(1,), pretrained=(name,), pretrained_etas=(0.3,))
     config = config.model_copy(update={"pretrained_steps": 1})
-    kept = Kept()
+    kept = MemoryStore()
     put_into(config, name, kept)
     n = len(kept.put_names)
     change(config, tmp_path)

@@ -20,7 +20,7 @@ from dualform.studies.momentum.result import MomentumRegression, RegressionCurve
 from dualform.studies.pieces import Piece
 from dualform.studies.seed_statistics import over_seeds, paired_difference
 from tests.studies.momentum_setting import small_momentum, write_texts
-from tests.studies.small import Kept
+from tests.studies.small import MemoryStore
 
 STEPS = 4
 
@@ -43,12 +43,12 @@ def asked(texts: dict[str, Any]) -> MomentumConfig:
 
 
 @pytest.fixture(scope="module")
-def store() -> Kept:
-    return Kept()
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture(scope="module")
-def found(asked: MomentumConfig, store: Kept) -> MomentumRegression:
+def found(asked: MomentumConfig, store: MemoryStore) -> MomentumRegression:
     return regress(asked, store)
 
 
@@ -57,7 +57,7 @@ def curve(found: MomentumRegression, arm: str, condition: float) -> RegressionCu
     return one
 
 
-def errors_of(store: Kept, arm: str) -> Tensor:
+def errors_of(store: MemoryStore, arm: str) -> Tensor:
     """`(seed, condition, point)`."""
     return torch.stack([store.pieces[f"regression, {arm}, seed {seed}"].tensors["errors"] for seed in (1, 2)])
 
@@ -69,7 +69,7 @@ def test_every_arm_has_a_curve_for_each_condition_number(found: MomentumRegressi
     assert all(len(one.loss) == 16 for one in found.curves)
 
 
-def test_errors_are_those_of_the_trained_models(found: MomentumRegression, store: Kept) -> None:
+def test_errors_are_those_of_the_trained_models(found: MomentumRegression, store: MemoryStore) -> None:
     arm = Arm("momentum", 0.3)
     mixture = [RegressionTasks(5, 16, condition=condition) for condition in CONDITIONS]
     model = train_sequence_model(SHAPE, mixture, Training(STEPS), 2, prepare=prepare_for(arm))
@@ -82,7 +82,7 @@ def test_errors_are_those_of_the_trained_models(found: MomentumRegression, store
             assert told == over_seeds(errors_of(store, arm.name)[:, number, point].tolist())
 
 
-def test_arms_of_a_seed_begin_alike_and_see_the_same(found: MomentumRegression, store: Kept) -> None:
+def test_arms_of_a_seed_begin_alike_and_see_the_same(found: MomentumRegression, store: MemoryStore) -> None:
     vanilla, hardly, much = (errors_of(store, name) for name in ("vanilla", "momentum 1e-09", "momentum 0.3"))
     torch.testing.assert_close(hardly, vanilla, rtol=1e-3, atol=1e-4)
     assert (much - vanilla).abs().max() > 1e-2
@@ -91,7 +91,7 @@ def test_arms_of_a_seed_begin_alike_and_see_the_same(found: MomentumRegression, 
 
 @pytest.mark.parametrize(("arm", "beside"), [("momentum 0.3", "vanilla"), ("heavy-ball 0.3", "linear")])
 def test_differences_are_of_log_errors_but_for_the_first_point(
-    found: MomentumRegression, store: Kept, arm: str, beside: str
+    found: MomentumRegression, store: MemoryStore, arm: str, beside: str
 ) -> None:
     for number, condition in enumerate(CONDITIONS):
         logs = [errors_of(store, name)[:, number, 1:].log().mean(1).tolist() for name in (arm, beside)]
@@ -119,13 +119,13 @@ def test_exact_predictors_stand_beside(found: MomentumRegression) -> None:
     assert sum(p.mean or 0 for p in ball.loss) <= sum(p.mean or 0 for p in descent.loss) + 1e-9
 
 
-def test_it_goes_on_where_it_was_stopped(asked: MomentumConfig, found: MomentumRegression, store: Kept) -> None:
-    half = Kept()
+def test_it_goes_on_where_it_was_stopped(asked: MomentumConfig, found: MomentumRegression, store: MemoryStore) -> None:
+    half = MemoryStore()
 
     def put(piece: Piece) -> None:
         if len(half.put_names) == 3:
             raise KeyboardInterrupt
-        Kept.put(half, piece)
+        MemoryStore.put(half, piece)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(half, "put", put)
@@ -138,7 +138,7 @@ def test_it_goes_on_where_it_was_stopped(asked: MomentumConfig, found: MomentumR
     assert sum(steps) == 5 * 2 * STEPS
 
 
-def test_other_numbers_of_steps_make_other_pieces(texts: dict[str, Any], store: Kept, tmp_path: Path) -> None:
+def test_other_numbers_of_steps_make_other_pieces(texts: dict[str, Any], store: MemoryStore, tmp_path: Path) -> None:
     config = small_momentum(texts, etas=(), seeds=(1,), regress=True, regression_steps=1)
     n = len(store.put_names)
     regress(config, store)

@@ -45,7 +45,7 @@ from tests.studies.momentum_setting import (
     write_task,
     write_texts,
 )
-from tests.studies.small import Kept, Watched, write_csv
+from tests.studies.small import MemoryStore, RecordedProgress, write_csv
 
 TOKENS = 400
 """Of test text at each length."""
@@ -360,7 +360,7 @@ def test_a_study_that_is_stopped_between_runs_goes_on(
     texts: dict[str, Any], letters: str, uninterrupted: MomentumStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_momentum(texts, tasks=(letters,), k=1, limit=4)
-    kept = Kept()
+    kept = MemoryStore()
     with monkeypatch.context() as patch:
         patch.setattr(kept, "put", stopping(kept, 3))
         with pytest.raises(KeyboardInterrupt):
@@ -374,17 +374,17 @@ def test_a_study_that_is_stopped_between_runs_goes_on(
     assert same(study, uninterrupted)
 
 
-def stopping(kept: Kept, n: int) -> Callable[[Piece], None]:
+def stopping(kept: MemoryStore, n: int) -> Callable[[Piece], None]:
     def put(piece: Piece) -> None:
         if len(kept.put_names) == n:
             raise KeyboardInterrupt
-        Kept.put(kept, piece)
+        MemoryStore.put(kept, piece)
 
     return put
 
 
 def test_a_finished_study_trains_nothing_again_and_progress_adds_up(texts: dict[str, Any], tmp_path: Path) -> None:
-    config, kept, bars = small_momentum(texts), Kept(), (Watched(), Watched())
+    config, kept, bars = small_momentum(texts), MemoryStore(), (RecordedProgress(), RecordedProgress())
     first, again = (compare_momentum(config, tmp_path, pieces=kept, progress=bar) for bar in bars)
     assert len(kept.put_names) == len(set(kept.put_names)) == 5
     assert again.result.momentum == first.result.momentum
@@ -413,7 +413,7 @@ def test_other_text_or_another_recipe_under_the_same_name_makes_other_pieces(
     recipe = load_recipe("tiny", **RECIPE).model_dump(mode="json")
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     config = small_momentum(given, recipe=str(tmp_path / "own.yaml"), etas=(0.3,), seeds=(1,), settings={})
-    kept = Kept()
+    kept = MemoryStore()
     before = compare_momentum(config, tmp_path / "run", pieces=kept)
     n = len(kept.put_names)
     # Into the same folder, where checkpoints of the first lie.
@@ -426,7 +426,7 @@ def test_other_text_or_another_recipe_under_the_same_name_makes_other_pieces(
 
 
 def test_a_task_that_changes_is_asked_again_and_nothing_is_trained_again(texts: dict[str, Any], tmp_path: Path) -> None:
-    path, kept = write_task(tmp_path), Kept()
+    path, kept = write_task(tmp_path), MemoryStore()
     config = small_momentum(texts, seeds=(1,), tasks=(path,), k=1, limit=4)
     compare_momentum(config, tmp_path / "run", pieces=kept)
     n = len(kept.put_names)
@@ -437,7 +437,7 @@ def test_a_task_that_changes_is_asked_again_and_nothing_is_trained_again(texts: 
     assert [doing for doing in told.told if "step" in doing] == [
         f"{name}, seed 1: step 6/6, from the checkpoint" for name in ("vanilla", "momentum 0.3")
     ]
-    fresh = compare_momentum(config, tmp_path / "run", pieces=Kept())
+    fresh = compare_momentum(config, tmp_path / "run", pieces=MemoryStore())
     assert numbers(after.result) == numbers(fresh.result)
 
 
@@ -520,7 +520,7 @@ def test_other_mistakes_are_told_before_anything_is_trained(
 ) -> None:
     own = {"short": (short(tmp_path),), "letters": (letters,)}
     given = {name: own.get(value, value) if isinstance(value, str) else value for name, value in changes.items()}
-    kept = Kept()
+    kept = MemoryStore()
     with pytest.raises(kind) as told:
         compare_momentum(small_momentum(texts, **given), tmp_path / "run", pieces=kept)
     assert words in str(told.value)

@@ -21,8 +21,8 @@ from dualform.studies.selection.summary import COUNTED
 from dualform.studies.selection.trials import trials_table
 from dualform.tasks.task import Task
 from tests.studies.small import (
-    Kept,
-    Watched,
+    MemoryStore,
+    RecordedProgress,
     long_and_short_task,
     numbers,
     small_config,
@@ -606,7 +606,7 @@ def test_every_rate_diverged() -> None:
 
 
 def test_finished_seeds_are_not_run_again(study: SelectionStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, seeds = Kept(), []
+    kept, seeds = MemoryStore(), []
     run_seed = selection_module._run_seed
 
     def stopping(sets: Any, drawn: Any, *rest: Any) -> Any:
@@ -619,7 +619,7 @@ def test_finished_seeds_are_not_run_again(study: SelectionStudy, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         selection(config(), lm=small_lm(), task=small_task(), pieces=kept)
     assert kept.put_names == ["seed 3", "seed 1"]
-    progress = Watched()
+    progress = RecordedProgress()
     done = selection(config(), lm=small_lm(), task=small_task(), pieces=kept, progress=progress)
 
     assert seeds == [3, 1, 2, 2]
@@ -628,7 +628,7 @@ def test_finished_seeds_are_not_run_again(study: SelectionStudy, monkeypatch: py
 
 
 def test_seeds_finished_on_other_texts_or_labels_are_run_again(study: SelectionStudy) -> None:
-    kept = Kept()
+    kept = MemoryStore()
     settings = config(seeds=(1,), rates=(1e-2,), orders=1)
     selection(settings, lm=small_lm(), task=small_task(), pieces=kept)
     labels = [1 - example.label for example in study.found.examples["untouched"]]
@@ -638,7 +638,7 @@ def test_seeds_finished_on_other_texts_or_labels_are_run_again(study: SelectionS
 
 
 def test_progress_ends_where_it_said_it_would() -> None:
-    progress = Watched()
+    progress = RecordedProgress()
     settings = config(seeds=(1,), rates=(1e-2, 1e30), similarity_limit=5)
     selection(settings, lm=small_lm(), task=small_task(), progress=progress)
 

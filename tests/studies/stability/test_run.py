@@ -35,7 +35,7 @@ from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import TaskOptions
 from dualform.tasks.raw import RawTask
 from dualform.tasks.task import Example, Task
-from tests.studies.small import Kept, Watched, long_and_short_task, sentences, small_lm, small_task
+from tests.studies.small import MemoryStore, RecordedProgress, long_and_short_task, sentences, small_lm, small_task
 from tests.tiny import tiny_model, tiny_tokenizer
 
 N_QUERIES = 8
@@ -579,7 +579,7 @@ class StoppedError(Exception):
     """In place of whatever ends a process."""
 
 
-class Stopping(Kept):
+class Stopping(MemoryStore):
     """Cells that are pulled away after so many pieces."""
 
     def __init__(self, after: int) -> None:
@@ -612,7 +612,7 @@ def test_a_study_that_is_stopped_goes_on_and_gives_the_same_numbers(after: int) 
 
 
 def test_a_piece_survives_its_file(tmp_path: Path) -> None:
-    store = Kept()
+    store = MemoryStore()
     whole = stability(small(), lms=[small_lm()], task=small_task(), pieces=store)
     for number, (name, piece) in enumerate(store.pieces.items()):
         # A file each: what is read stays mapped.
@@ -627,7 +627,7 @@ def test_a_piece_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_pieces_made_with_other_weights_are_made_again() -> None:
-    store = Kept()
+    store = MemoryStore()
     stability(small(), lms=[small_lm()], task=small_task(), pieces=store)
     other = LanguageModel.wrap(tiny_model("gpt2", seed=3, dtype=torch.float64), tiny_tokenizer(), "tiny")
 
@@ -657,7 +657,7 @@ def test_the_model_is_as_before() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"further_rates": (1e-4,)}, {"ft_seeds": 0}, {"rates": (1e-2,)}])
 def test_the_bar_ends_where_it_said_it_would(changes: dict[str, Any]) -> None:
-    progress, again, store = Watched(), Watched(), Kept()
+    progress, again, store = RecordedProgress(), RecordedProgress(), MemoryStore()
     stability(small(**changes), lms=[small_lm()], task=small_task(), progress=progress, pieces=store)
     stability(small(**changes), lms=[small_lm()], task=small_task(), progress=again, pieces=store)
 
