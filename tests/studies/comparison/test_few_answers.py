@@ -17,7 +17,7 @@ from dualform.studies.comparison.summary import summarise
 from dualform.studies.facts import baseline_notes, baselines_of
 from dualform.studies.statistics import Statistics
 from dualform.tasks.task import Example, Task, Template
-from tests.studies.comparison.test_summary import asked, made_up, summary
+from tests.studies.comparison.test_summary import description, made_up, summary
 from tests.studies.small import small_config, small_lm
 
 STATS = Statistics(400, ("1",))
@@ -101,7 +101,7 @@ def test_a_share_of_a_gain_of_few_answers_has_no_interval(gained: int, has_inter
 def with_ft_fixing(n: int) -> Any:
     """One seed in which FT puts right exactly `n` answers that zero-shot had wrong, and ICL all of these."""
     record = made_up(1)
-    labels = torch.tensor([example.label for example in asked().examples])
+    labels = torch.tensor([example.label for example in description().examples])
     answer_right = torch.nn.functional.one_hot(labels, 2).double().log_softmax(1)
     answer_wrong = torch.nn.functional.one_hot(1 - labels, 2).double().log_softmax(1)
     tables = record.log_probabilities
@@ -173,7 +173,7 @@ def test_queries_of_one_label_are_pointed_out() -> None:
 def test_a_comparison_reports_the_baselines_and_what_each_learner_has_over_them() -> None:
     records = [made_up(seed) for seed in (1, 2, 3)]
     result = summary(records)
-    labels = np.array([example.label for example in asked().examples])
+    labels = np.array([example.label for example in description().examples])
     share = max(np.mean(labels == 0), np.mean(labels == 1))
     assert result.baselines is not None
     assert result.baselines.majority == pytest.approx(share)
@@ -265,7 +265,7 @@ def test_free_text_choices_have_no_classes() -> None:
 
 def test_a_single_label_among_the_reported_queries_is_a_warning() -> None:
     task = task_with([1] * 18)
-    one_label = asked(task)
+    one_label = description(task)
     record = made_up(1, task)
     result = summarise(small_config(seeds=(1,)), small_lm(), one_label, [record], 1.0)
     assert any("all 18 reported queries" in warning for warning in result.warnings)
