@@ -123,7 +123,7 @@ def test_a_folder_without_a_result_is_refused(dualform: Command, folder: str) ->
     done = dualform("report", folder)
 
     assert done.code == 2
-    assert f"error: {folder} holds no result.json: give the folder of a finished run" in done.message
+    assert f"error: {folder} has no result.json: give the folder of a finished run" in done.message
     assert not (Path(folder) / "report.html").exists()
 
 

@@ -34,7 +34,7 @@ def test_a_folder_that_is_neither_a_runs_nor_a_sweeps_is_refused(dualform: Calla
     done = dualform("report", tmp_path)
 
     assert done.code == 2
-    assert "holds no result.json: give the folder of a finished run, or of a sweep with its sweep.json" in done.message
+    assert "has no result.json: give the folder of a finished run, or of a sweep with its sweep.json" in done.message
 
 
 def test_a_damaged_sweep_is_told(dualform: Callable[..., Done], tmp_path: Path) -> None:
@@ -43,4 +43,4 @@ def test_a_damaged_sweep_is_told(dualform: Callable[..., Done], tmp_path: Path) 
     done = dualform("report", tmp_path)
 
     assert done.code == 2
-    assert "sweep.json is no sweep that this version can read" in done.message
+    assert "sweep.json is not a sweep that this version can read" in done.message

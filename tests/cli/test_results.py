@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dualform.cli.results import results
 from dualform.runs.cell_store import CellKey, CellStore
-from dualform.runs.sweep_cells import made_by
+from dualform.runs.sweep_cells import code_identity
 from tests.cli.conftest import Done
 from tests.runs.test_results import HOSTILE
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
         for seed in (1, 2):
             facts = {"study": "compare", "model": model, "task": "sst2", "seed": seed, "accuracy.icl": 0.5 + seed / 10}
             store.write(
-                CellKey({**made_by(), "model": model, "seed": seed}),
+                CellKey({**code_identity(), "model": model, "seed": seed}),
                 {"a.bin": b"abc"},
                 {**facts, "seconds": 1.234567 * seed},
             )
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 def big(seed: int) -> CellKey:
     """Key of a cell of the larger model."""
-    return CellKey({**made_by(), "model": "big", "seed": seed})
+    return CellKey({**code_identity(), "model": "big", "seed": seed})
 
 
 def test_the_list_shows_what_cells_are_and_how_they_did(listed: Command, folder: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_store_is_checked_byte_by_byte(listed: Command, folder: Path) -> None:
     done = listed(folder, "--verify")
     assert done.code == 1
     assert done.out.splitlines() == [
-        f"cell {big(1).short} is damaged: a.bin is not what was written. "
+        f"cell {big(1).short} is damaged: a.bin has changed since it was written. "
         "It counts as missing; the same sweep computes it again."
     ]
     path.unlink()
@@ -238,13 +238,13 @@ def test_cells_of_other_source_code_are_listed_and_exported_and_said_to_be_of_no
     listed: Command, folder: Path, tmp_path: Path
 ) -> None:
     facts = {"study": "compare", "model": "old", "task": "sst2", "seed": 1}
-    for identity in ({**made_by(), "source": "0123456789abcdef", "model": "old"}, {"dualform": "0.1.0"}):
+    for identity in ({**code_identity(), "source": "0123456789abcdef", "model": "old"}, {"dualform": "0.1.0"}):
         CellStore(folder).write(CellKey(identity), {"a.bin": b"abc"}, facts)
     done = listed(folder)
 
     assert "2 cells of these were computed by other source code than this" in done.message
     assert len([line for line in done.out.splitlines() if "old" in line]) == 2
-    picked = f"source!={made_by()['source']}"
+    picked = f"source!={code_identity()['source']}"
     assert listed(folder, "--where", picked, "--to", tmp_path / "old.parquet").code == 0
     table = pq.read_table(tmp_path / "old.parquet")
     assert set(table.column("source").to_pylist()) == {"0123456789abcdef", ""}

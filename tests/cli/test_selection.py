@@ -99,7 +99,7 @@ def test_a_stopped_study_goes_on_and_gives_the_numbers_of_one_that_was_not(
     done = dualform(*arguments, "--out", stopped)
 
     assert done.code == 0, done.err
-    assert "seed 1: finished earlier, read back" in (stopped / "log.txt").read_text()
+    assert "seed 1: finished earlier, reused" in (stopped / "log.txt").read_text()
     assert numbers(result_of(stopped)) == numbers(result_of(whole))
     one, two = (pq.read_table(folder / "examples.parquet") for folder in (whole, stopped))
     assert one.equals(two)

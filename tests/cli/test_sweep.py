@@ -43,7 +43,7 @@ def test_a_sweep_runs_tells_its_failures_and_goes_on_from_its_folder(
     assert done.code == 1
     assert "[1/4] gpt2-tickets, seed 1: finished in" in done.err
     assert "nowhere-tickets, seed 1: failed: " in done.err
-    assert "seed 1 failed, whose learning rates this one takes" in done.message
+    assert "seed 1 failed, from which this seed takes its learning rates" in done.message
     assert (tmp_path / "out" / "gpt2-tickets" / "report.html").exists()
     assert "gpt2" in done.out
 

@@ -301,7 +301,7 @@ def test_an_owner_elsewhere_is_dead_when_it_gives_no_sign_for_long_and_alive_wit
     first = local.claim(key())
     assert first is not None
     rewrite(local, host="elsewhere", beat=7)
-    assert local.dead_claim(key()) == ""
+    assert local.stale_heartbeat(key()) == ""
     later(monkeypatch, 60)
     rewrite(local, host="elsewhere", beat=8)
     assert local.is_claimed(key())
@@ -311,13 +311,13 @@ def test_an_owner_elsewhere_is_dead_when_it_gives_no_sign_for_long_and_alive_wit
     assert not local.is_claimed(key())
 
     # A worker that has only just begun has seen nothing for long, and takes the sweep's word for this sign of life.
-    dead = local.dead_claim(key())
+    stale_heartbeat = local.stale_heartbeat(key())
     monkeypatch.setattr(claims, "_seen", {})
     assert local.claim(key()) is None
     rewrite(local, beat=9)
-    assert local.claim(key(), dead) is None
+    assert local.claim(key(), stale_heartbeat) is None
     rewrite(local, beat=8)
-    second = local.claim(key(), dead)
+    second = local.claim(key(), stale_heartbeat)
     assert second is not None
     second.release()
     first.release()

@@ -123,7 +123,7 @@ def test_a_kept_seed_comes_back_to_whoever_asks_under_the_same_settings(folder: 
     for name, tensor in mine.tensors.items():
         torch.testing.assert_close(theirs.tensors[name], tensor, rtol=0, atol=0, equal_nan=True)
     assert folder.get("seed 2", mine.inputs) is None
-    assert "seed 1: finished earlier, read back" in (folder.path / "log.txt").read_text()
+    assert "seed 1: finished earlier, reused" in (folder.path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("changes", [{"k": 5}, {"rates": (1e-3,)}, {"model": "other"}, {"loss_on": "label"}])
@@ -387,7 +387,7 @@ def test_the_page_is_made_again_from_the_result_alone(folder: RunFolder) -> None
 
 
 def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no result\.json: give the folder of a finished run"):
+    with pytest.raises(ConfigError, match=r"has no result\.json: give the folder of a finished run"):
         read_result(tmp_path)
 
 
@@ -398,10 +398,10 @@ def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:
 def test_a_result_that_cannot_be_read_is_named(tmp_path: Path, text: str | bytes) -> None:
     (tmp_path / "result.json").write_bytes(text if isinstance(text, bytes) else text.encode())
 
-    with pytest.raises(ConfigError, match=r"result\.json is no result that this version can read") as told:
+    with pytest.raises(ConfigError, match=r"result\.json is not a result that this version can read") as caught:
         read_result(tmp_path)
-    assert "validation error" not in str(told.value)
-    assert "Restore the file" in str(told.value)
+    assert "validation error" not in str(caught.value)
+    assert "Restore the file" in str(caught.value)
 
 
 def test_settings_with_words_of_any_language_are_kept(tmp_path: Path) -> None:
@@ -455,5 +455,5 @@ def test_a_damaged_record_is_told_with_what_to_do(folder: RunFolder, text: str) 
     finish(folder)
     (folder.path / "attention.json").write_text(text)
 
-    with pytest.raises(ConfigError, match=r"attention\.json is no record .* delete the file"):
+    with pytest.raises(ConfigError, match=r"attention\.json is not a record .* delete the file"):
         write_report(folder.path)

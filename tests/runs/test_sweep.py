@@ -72,17 +72,17 @@ class Serial:
         self._perform = perform
         self._waiting: list[CellJob] = []
         self.done: list[CellJob] = []
-        self._warm = ""
+        self._loaded = ""
 
-    def submit(self, work: CellJob) -> None:
-        self._waiting.append(work)
+    def submit(self, job: CellJob) -> None:
+        self._waiting.append(job)
 
     def collect(self, timeout: float) -> list[JobOutcome]:
         if not self._waiting:
             return []
-        _, place = best_match([self._warm], self._waiting)
+        _, place = best_match([self._loaded], self._waiting)
         self.done.append(self._waiting.pop(place))
-        self._warm = self.done[-1].affinity
+        self._loaded = self.done[-1].affinity
         return [outcome_from_text(perform_text(job_to_text(self.done[-1], self._perform, 1)))]
 
     def idle_affinities(self) -> list[str]:
@@ -102,9 +102,9 @@ class Deadly(Serial):
 
     def collect(self, timeout: float) -> list[JobOutcome]:
         if self._waiting and self._deaths[self._waiting[0].digest] < self._times:
-            work = self._waiting.pop(0)
-            self._deaths[work.digest] += 1
-            return [JobOutcome(work.digest, "lost", 0.0, "the worker was killed")]
+            job = self._waiting.pop(0)
+            self._deaths[job.digest] += 1
+            return [JobOutcome(job.digest, "lost", 0.0, "the worker was killed")]
         return super().collect(timeout)
 
 
@@ -114,8 +114,8 @@ def run(engine: Engine, store: Path = Path("store"), retries: int = 2, **changes
 
 
 def result_of(state: GroupState, store: Path = Path("store")) -> Result:
-    assert state.whole is not None
-    cell = CellStore(store).find(state.whole.cell.key, verify=True)
+    assert state.result_cell is not None
+    cell = CellStore(store).find(state.result_cell.cell.key, verify=True)
     assert cell is not None
     return Result.from_json(cell.read("result.json").decode())
 
@@ -144,7 +144,7 @@ def test_the_first_seed_is_computed_before_those_that_take_its_rates(place: Path
     engine = Serial()
     run(engine)
 
-    assert [work.payload["seed"] for work in engine.done] == [1, 2, 3, None]
+    assert [job.payload["seed"] for job in engine.done] == [1, 2, 3, None]
 
 
 def test_models_are_loaded_once_and_zero_shot_is_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_models_are_loaded_once_and_zero_shot_is_read_once(place: Path, monkeypa
     run(Serial(), models=["gpt2", "llama"], grid={"k": [2, 4]}, settings=WITHOUT_K)
 
     assert sorted(loads) == ["gpt2", "llama"]
-    held = worker._warm
+    held = worker._loaded
     assert held is not None
     # k 2 and k 4 ask the same queries: one group of them, read once for six seeds.
     assert len(held.memory) == 1
@@ -177,18 +177,18 @@ def test_a_cell_that_fails_takes_no_other_with_it(place: Path) -> None:
     good, bad = states
     assert [state.status for state in good.states] == ["finished"] * 4
     assert {state.status for state in bad.seeds} == {"failed"}
-    assert bad.whole is None
+    assert bad.result_cell is None
     first, second, _ = bad.seeds
     assert first.failure is not None
     assert second.failure is not None
     assert "nowhere" in first.failure.message
-    assert second.failure.message == "seed 1 failed, whose learning rates this one takes"
+    assert second.failure.message == "seed 1 failed, from which this seed takes its learning rates"
     store = CellStore("store")
     kept = store.failure(first.cell.key)
     assert kept is not None
     assert kept["message"] == first.failure.message
     # A mistake of the user's is not tried again.
-    assert sum(work.payload["settings"]["model"] == "nowhere" for work in engine.done) == 1
+    assert sum(job.payload["settings"]["model"] == "nowhere" for job in engine.done) == 1
 
 
 def test_a_fault_is_kept_with_its_traceback(place: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_worker_that_dies_is_forgiven_twice_and_no_more(place: Path) -> None:
 def test_a_damaged_cell_is_found_and_computed_again(place: Path, which: str) -> None:
     (state,) = run(Serial())
     expected = numbers(result_of(state))
-    damaged = state.seeds[1] if which == "seed" else state.whole
+    damaged = state.seeds[1] if which == "seed" else state.result_cell
     assert damaged is not None
     folder = place / "store" / "cells" / damaged.cell.key.digest[:2] / damaged.cell.key.digest
     (file,) = folder.glob("outcome*" if which == "seed" else "result*")
@@ -249,8 +249,8 @@ def test_a_damaged_cell_is_found_and_computed_again(place: Path, which: str) -> 
     assert CellStore("store").find(damaged.cell.key, verify=True) is None
     if which == "seed":
         # What it was put together to is there still; without it the damage comes to light.
-        assert state.whole is not None
-        CellStore("store").drop(state.whole.cell.key)
+        assert state.result_cell is not None
+        CellStore("store").drop(state.result_cell.cell.key)
 
     sweep = Sweep(grid()[1], CellStore("store"), Serial())
     handed: list[FinishedCell | None] = []
@@ -283,9 +283,9 @@ def test_what_another_computes_is_waited_for_and_not_computed_twice(place: Path)
                 if state.status == "elsewhere":
                     # The other has finished while we looked away.
                     release()
-                    state.look_at = 0
+                    state.next_check = 0
 
-    sweep.watcher = Watch()
+    sweep.observer = Watch()
     sweep.run()
 
     assert seen[:2] == ["running", "elsewhere"]
@@ -422,7 +422,7 @@ def test_a_groups_time_is_that_of_its_seeds_and_its_data_lie_where_the_sweep_say
 def test_a_comparison_that_chooses_its_seed_is_one_cell(place: Path) -> None:
     (state,) = run(Serial(), settings={**SETTINGS, "select": "icl"})
 
-    assert state.whole is state.seeds[0]
+    assert state.result_cell is state.seeds[0]
     result = result_of(state)
     config = state.group.config
     assert isinstance(config, ComparisonConfig)
@@ -469,7 +469,7 @@ def test_a_cell_that_is_a_whole_run_goes_on_from_its_finished_parts(
 ) -> None:
     changes = {"study": study, "seeds": "1..2", **WHOLE[study]}
     (state,) = run(Serial(), Path("undisturbed"), **changes)
-    assert state.whole is state.seeds[0]
+    assert state.result_cell is state.seeds[0]
     assert state.seeds[0].failure is None
 
     kept: list[str] = []
@@ -546,7 +546,7 @@ def test_a_password_in_the_stores_url_stays_out_of_all_that_is_written(
     slurm = Serial()
     slurm.name = "slurm"
     Sweep(groups, store, slurm).run()
-    assert all("s3cr3t" not in json.dumps(work.payload) for work in slurm.done)
+    assert all("s3cr3t" not in json.dumps(job.payload) for job in slurm.done)
     assert {cell.facts["seed"] for cell in store.cells()} == {1, 2, None}
 
 
@@ -558,8 +558,8 @@ def saying_where(payload: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_cell_with_right_hashes_and_wrong_content_is_computed_again(place: Path) -> None:
     (state,) = run(Serial(), seeds=1, settings=QUICK)
-    assert state.whole is not None
-    store, key = CellStore("store"), state.whole.cell.key
+    assert state.result_cell is not None
+    store, key = CellStore("store"), state.result_cell.cell.key
     store.drop(key)
     store.write(key, {"result.json": b"[" * 100_000, "examples.parquet": b"PAR1"}, {})
     config, groups = grid(seeds=1, settings=QUICK)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dualform.models.loading.identity import model_identity
-from dualform.runs.sweep_cells import DigestCache, assembled, cells_of
+from dualform.runs.sweep_cells import DigestCache, cells_of, combined_cell
 from dualform.runs.sweep_config import Group, SweepConfig, expand
 from dualform.tasks.digest import task_digest
 from dualform.tasks.sources import load_task
@@ -96,13 +96,13 @@ def test_a_choice_among_seeds_and_other_studies_are_one_cell(place: Path) -> Non
 
 
 def test_what_seeds_are_put_together_to_hangs_on_which_finished(place: Path) -> None:
-    every = assembled(group(), [1, 2, 3], DigestCache())
-    some = assembled(group(), [3, 1], DigestCache())
+    every = combined_cell(group(), [1, 2, 3], DigestCache())
+    some = combined_cell(group(), [3, 1], DigestCache())
 
     assert every.key != some.key
     assert some.settings.model_dump()["seeds"] == (1, 3)
     assert set(some.pieces) == {"seed 1", "seed 3"}
-    assert assembled(group(settings={"k": 4, "resamples": 20}), [1, 2, 3], DigestCache()).key != every.key
+    assert combined_cell(group(settings={"k": 4, "resamples": 20}), [1, 2, 3], DigestCache()).key != every.key
 
 
 def test_a_model_is_told_by_its_weights_and_not_by_its_name(place: Path) -> None:

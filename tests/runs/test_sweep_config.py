@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from dualform.errors import ConfigError
-from dualform.runs.sweep_config import SweepConfig, expand, groups_of, listed, read_sweep_file
-from dualform.runs.sweep_run import described
+from dualform.runs.sweep_config import SweepConfig, expand, groups_of, listed_configs, read_sweep_file
+from dualform.runs.sweep_run import sweep_settings
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config, read_config
 from dualform.studies.folding.config import FoldingConfig
 from dualform.studies.laboratory.config import RegressionConfig
@@ -158,7 +158,7 @@ def test_a_sweep_written_in_python_is_a_list_of_configurations(tmp_path: Path) -
 
     # What the sweep's folder keeps of it gives the same runs.
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "sweep.yaml").write_text(yaml.safe_dump(listed("mine", found)))
+    (tmp_path / "kept" / "sweep.yaml").write_text(yaml.safe_dump(listed_configs("mine", found)))
     again, same = read_sweep_file(tmp_path / "kept")
     assert again.name == "mine"
     assert [group.config for group in same] == [group.config for group in found]
@@ -251,11 +251,11 @@ def test_the_command_line_can_and_the_sweeps_folder_does_not_keep_it(tmp_path: P
     (tmp_path / "grid.yaml").write_text("models: [a]\ntasks: [mr]\n")
     config, found = read_sweep_file(tmp_path / "grid.yaml", trust_remote_code=True)
     assert [getattr(group.config, "trust_remote_code", None) for group in found] == [True]
-    assert "trust" not in yaml.safe_dump(described(config, found))
+    assert "trust" not in yaml.safe_dump(sweep_settings(config, found))
 
     # What Python allows is its own; a folder that is handed on allows nothing.
     (tmp_path / "sweep.yaml").write_text(
-        yaml.safe_dump(listed("mine", groups_of([comparison_config("a", "mr", trust_remote_code=True)])))
+        yaml.safe_dump(listed_configs("mine", groups_of([comparison_config("a", "mr", trust_remote_code=True)])))
     )
     for trusted in (False, True):
         _, found = read_sweep_file(tmp_path, trust_remote_code=trusted)

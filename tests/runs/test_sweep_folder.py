@@ -50,7 +50,7 @@ def test_a_folder_without_a_sweep_and_a_damaged_one_are_told(tmp_path):
     with pytest.raises(ConfigError, match=r"has no sweep\.json\. Give the folder of a sweep"):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match="is no sweep that this version can read"):
+    with pytest.raises(ConfigError, match="is not a sweep that this version can read"):
         read_sweep(tmp_path)
 
 

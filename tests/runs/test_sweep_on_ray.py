@@ -48,8 +48,8 @@ def test_a_sweep_on_ray_gives_the_numbers_of_this_process_though_a_worker_was_ki
     assert (tmp_path / "died").exists()
     assert [one.status for one in state.states] == ["finished"] * 3
     assert max(one.attempts for one in state.states) == 2
-    assert state.whole is not None
-    cell = CellStore("store").find(state.whole.cell.key, verify=True)
+    assert state.result_cell is not None
+    cell = CellStore("store").find(state.result_cell.cell.key, verify=True)
     assert cell is not None
     config = groups[0].config
     assert isinstance(config, ComparisonConfig)

@@ -37,7 +37,7 @@ def report(
     of_sweep = holds_sweep(folder)
     if not of_sweep and not (folder / "result.json").exists():
         raise ConfigError(
-            f"{folder} holds no result.json: give the folder of a finished run, or of a sweep with its {SWEEP_FILE} "
+            f"{folder} has no result.json: give the folder of a finished run, or of a sweep with its {SWEEP_FILE} "
             "(see --out)."
         )
     say(f"The page: {write_sweep_report(folder) if of_sweep else write_report(folder)}")

@@ -67,7 +67,7 @@ def sweep(
     # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
     check_sweep_tasks(file)
     from dualform.cli.printing import print_json
-    from dualform.cli.sweep_table import watching
+    from dualform.cli.sweep_table import show_progress
     from dualform.models.loading.placement import size_in_bytes
     from dualform.runs.cell_store import CellStore
     from dualform.runs.engines.base import EngineName, EngineOptions
@@ -110,10 +110,10 @@ def sweep(
     try:
         with (
             open_tracker(track, project="dualform", run_name=folder.name, config=about, folder=folder) as tracker,
-            watching() as watcher,
+            show_progress() as observer,
         ):
             result = run_sweep(
-                config, groups, opened, out=folder, store=cells, retries=retries, watcher=watcher, overwrite=overwrite
+                config, groups, opened, out=folder, store=cells, retries=retries, observer=observer, overwrite=overwrite
             )
             tracker.finish(numbers_of_sweep(result), [folder / name for name in ("report.html", "sweep.json")])
         kill = False

@@ -66,7 +66,7 @@ class Lines:
 
 
 @contextmanager
-def watching() -> Iterator[SweepObserver]:
+def show_progress() -> Iterator[SweepObserver]:
     """A live table for the length of the block on a terminal; plain lines elsewhere."""
     console = PlainConsole(stderr=True)
     if not console.is_terminal:

@@ -1,16 +1,16 @@
-"""The store of cells: what a sweep has computed, each cell under the hash of everything that determines it.
+"""The store of a sweep's results. Each cell is stored under the hash of everything that determines it.
 
     cells/ab/abcdef.../cell.json              identity, facts, and the hash of every file; written last
-    cells/ab/abcdef.../outcome-0123....bin    files, named for their content
-    cells/ab/abcdef.../failure.json           why it failed, until it succeeds
-    pieces/ab/abcdef.../0123....piece         finished parts of a cell under way, removed when it is finished
-    claims/abcdef....json                     who computes it at the moment
-    locks/ab                                  taken while a cell is written (local file systems)
-    log.txt                                   what was found damaged and when (local file systems)
+    cells/ab/abcdef.../outcome-0123....bin    files, with a hash of their content in the name
+    cells/ab/abcdef.../failure.json           why the cell failed, until it succeeds
+    pieces/ab/abcdef.../0123....piece         finished pieces of an unfinished cell
+    claims/abcdef....json                     the process that computes the cell at the moment
+    locks/ab                                  locked while a cell is written (local file systems)
+    log.txt                                   damaged cells, with the time they were found (local file systems)
 
-A cell counts as finished if its cell.json is whole, belongs to the folder it lies in, and all its files are there; a
-writer that dies at any moment leaves a cell that is missing, and whose remains the next writer removes. A finished cell
-is never written over, so whoever has found one can read it to the end.
+A cell is finished if its cell.json is complete and belongs to its folder, and all its files exist. A writer that is
+killed leaves an incomplete cell, which counts as missing and which the next writer replaces. Finished cells are never
+overwritten, so readers need no lock.
 """
 
 import contextlib
@@ -40,30 +40,30 @@ _log = logging.getLogger(__name__)
 _CELL, _FAILURE = "cell.json", "failure.json"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MOST_OF_RECORD = 8 << 20
-"""Bytes of the largest cell.json or failure.json that is read; a usual one has some thousands."""
+"""Largest size in bytes of a cell.json or failure.json; a typical one has a few thousand."""
 _MOST_OF_FILE = 2 << 30
-"""Bytes of the largest other file."""
+"""Largest size in bytes of any other file."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
-class DamagedCell(StorageError):  # noqa: N818 (the cell is; the message says what of it)
-    """A cell that was finished once and no longer holds what was written."""
+class DamagedCell(StorageError):  # noqa: N818
+    """A finished cell whose files are missing or have changed."""
 
 
 @dataclass(frozen=True, eq=False)
 class CellKey:
-    """What determines a cell: equal identities, equal cells.
+    """Identifies a cell by everything that determines its content.
 
     Raises:
         ValueError: The identity holds a number that is not finite.
-        TypeError: It holds something that JSON does not.
+        TypeError: The identity holds a value that JSON cannot represent.
     """
 
     identity: dict[str, Any]
-    """Resolved settings, version, digest of the data, identity of the model: plain JSON."""
+    """Resolved settings, version, digests of the data and the model, as plain JSON."""
 
     def __post_init__(self) -> None:
-        # As it will be read back: tuples are lists, keys are text.
+        # In the form in which JSON is read back: tuples become lists, and keys become text.
         object.__setattr__(self, "identity", json.loads(_canonical(self.identity)))
 
     @cached_property
@@ -73,7 +73,7 @@ class CellKey:
 
     @property
     def short(self) -> str:
-        """The digest's first 12 digits, for people."""
+        """The digest's first 12 digits, for messages."""
         return self.digest[:12]
 
     def __eq__(self, other: object) -> bool:
@@ -99,20 +99,20 @@ class FinishedCell:
     digest: str
     identity: dict[str, Any]
     facts: dict[str, Any]
-    """What is worth listing: names -> plain JSON."""
+    """Facts for listings: names -> plain JSON."""
     files: dict[str, StoredFile]
     finished: str
     """ISO time, UTC."""
     version: str
-    """Of dualform, that wrote it."""
+    """Version of dualform that wrote the cell."""
     _storage: Storage = field(repr=False, compare=False)
 
     def read(self, name: str) -> bytes:
         """Content of one of its files.
 
         Raises:
-            KeyError: It has no such file.
-            DamagedCell: The file is missing, or its content is not what was written.
+            KeyError: The cell has no such file.
+            DamagedCell: The file is missing or has changed.
         """
         stored = self.files[name]
         path = f"{_folder(self.digest)}/{_file_name(name, stored.sha256)}"
@@ -121,36 +121,37 @@ class FinishedCell:
         except FileNotFoundError:
             raise _damaged(self.digest, f"{name} is missing") from None
         except UnexpectedFileError:
-            raise _damaged(self.digest, f"{name} is larger than what was written") from None
+            raise _damaged(self.digest, f"{name} is larger than when it was written") from None
         if hashlib.sha256(data).hexdigest() != stored.sha256:
-            raise _damaged(self.digest, f"{name} is not what was written")
+            raise _damaged(self.digest, f"{name} has changed since it was written")
         return data
 
 
 @dataclass(frozen=True)
 class FailedCell:
-    """A cell that has not succeeded so far."""
+    """A cell that failed and has not been computed since."""
 
     digest: str
     identity: dict[str, Any]
-    """Empty where only the digest was known."""
+    """Empty if only the digest is known."""
     facts: dict[str, Any]
     failure: dict[str, Any]
-    """Message, traceback and what else whoever ran it noted."""
+    """Message, traceback, number of attempts and whether the worker was lost."""
     failed: str
     """ISO time, UTC."""
     version: str
 
 
 class CellStore:
-    """Holds cells at any place that fsspec reaches.
+    """A store of cells in a folder, or at a URL that fsspec supports.
 
     Args:
         url: A folder, or a URL such as `s3://bucket/store`.
-        writable: Make it if need be, and show that it can be written to. Without, nothing is written, not even the log.
+        writable: Create the store if it does not exist, and check that it can be written to. If False, nothing is
+            written, not even the log.
 
     Raises:
-        StorageError: The place cannot be opened, or not be written to.
+        StorageError: The store cannot be opened or written to.
     """
 
     def __init__(self, url: str | Path, *, writable: bool = True) -> None:
@@ -160,25 +161,25 @@ class CellStore:
 
     @property
     def url(self) -> str:
-        """Opens this store from another process too: an absolute path or a URL, credentials included."""
+        """Absolute path or URL from which any process can open this store; may contain credentials."""
         return self._storage.url
 
     @property
     def shown(self) -> str:
-        """The URL for people, pages and logs: without credentials, on one line."""
+        """The URL for messages, pages and logs, without credentials and on one line."""
         return plain(redacted(self._storage.url))
 
     @property
     def shared(self) -> bool:
-        """Whether other processes see what lies in it."""
+        """Whether other processes can access this store."""
         return self._storage.shared
 
     def find(self, key: CellKey | str, verify: bool = False) -> FinishedCell | None:
-        """A finished cell; None if it is missing, half-written or damaged, which the log then tells.
+        """A finished cell; None if it is missing, or is incomplete or damaged, which is logged.
 
         Args:
-            key: Of the cell, or its digest.
-            verify: Read all its files and compare their hashes; else their presence and sizes are looked at.
+            key: Key of the cell, or its digest.
+            verify: Read all files and compare their hashes; otherwise only their existence and sizes are checked.
 
         Raises:
             StorageError: The store cannot be read.
@@ -190,14 +191,14 @@ class CellStore:
             self.log(f"{error}")
             return None
         if cell is None and set(self._storage.sizes(_folder(digest))) - {_FAILURE}:
-            self.log(f"cell {digest[:12]} is half-written: its writer has not finished, or died")
+            self.log(f"cell {digest[:12]} is incomplete: its writer is still running, or was killed")
         return cell
 
     def load(self, key: CellKey | str, verify: bool = False) -> FinishedCell | None:
-        """As `find`, but None means that there is no cell.json.
+        """A finished cell, as from `find`, but a damaged cell is an error; None if there is no cell.json.
 
         Raises:
-            DamagedCell: There is one, and it or a file of the cell is not what was written.
+            DamagedCell: The cell.json or a file of the cell is missing or has changed.
         """
         digest = _digest(key)
         folder = _folder(digest)
@@ -208,19 +209,19 @@ class CellStore:
         except UnexpectedFileError:
             raise _damaged(digest, f"{_CELL} is larger than any that dualform writes") from None
         record = _unsealed(data, _CellRecord, digest, _CELL)
-        # Not before: a writer may have put them in place while cell.json was read.
+        # Listed after cell.json was read, because a writer may have added files meanwhile.
         sizes = self._storage.sizes(folder)
         files = {name: StoredFile(stored.sha256, stored.size) for name, stored in record.files.items()}
         for name, stored in files.items():
             if not _NAME.fullmatch(name):
-                raise _damaged(digest, "it lists a file of a name that is not allowed")
+                raise _damaged(digest, "it lists a file with an invalid name")
             if stored.size > _MOST_OF_FILE:
                 raise _damaged(digest, f"{name} is larger than any that dualform writes")
             size = sizes.get(_file_name(name, stored.sha256))
             if size is None:
                 raise _damaged(digest, f"{name} is missing")
             if size != stored.size:
-                raise _damaged(digest, f"{name} has {size} bytes of {stored.size}")
+                raise _damaged(digest, f"{name} has {size} bytes instead of {stored.size}")
         cell = FinishedCell(
             digest, record.identity, record.facts, files, record.finished, record.dualform, self._storage
         )
@@ -230,23 +231,24 @@ class CellStore:
         return cell
 
     def write(self, key: CellKey, files: dict[str, bytes], facts: dict[str, Any]) -> FinishedCell:
-        """Keep a finished cell.
+        """Store a finished cell.
 
         Args:
-            key: What determines it.
-            files: Name -> content. Names are letters, digits, `_`, `-` and `.`, and do not begin with `-` or `.`.
-            facts: What is worth listing: names -> plain JSON; numbers that are not finite become None.
+            key: Key of the cell.
+            files: Name -> content. Names consist of letters, digits, `_`, `-` and `.`, and do not begin with `-` or
+                `.`.
+            facts: Facts for listings: names -> plain JSON; numbers that are not finite become None.
 
         Returns:
-            The cell as it lies in the store now: the earlier one, where another writer was first.
+            The cell in the store; if another process has stored it before, that one.
 
         Raises:
-            StorageError: No space or no permission; the store is as before.
-            ValueError: A name that is not allowed.
+            StorageError: No space or no permission; the store is unchanged.
+            ValueError: A name is invalid.
         """
-        wrong = [name for name in files if not _NAME.fullmatch(name)]
-        if wrong:
-            raise ValueError(f"files of a cell cannot be called {wrong}: use letters, digits, '_', '-' and '.'.")
+        invalid = [name for name in files if not _NAME.fullmatch(name)]
+        if invalid:
+            raise ValueError(f"invalid names of a cell's files: {invalid}. Use letters, digits, '_', '-' and '.'.")
         folder = _folder(key.digest)
         stored = {name: StoredFile(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()}
         record = _CellRecord(
@@ -260,37 +262,37 @@ class CellStore:
         sealed = _sealed(record)
         if len(sealed) > _MOST_OF_RECORD or any(len(data) > _MOST_OF_FILE for data in files.values()):
             raise StorageError(
-                f"cell {key.short} is too large for a store: {len(sealed)} bytes of facts (of {_MOST_OF_RECORD}), "
-                f"files of {', '.join(str(len(data)) for data in files.values())} bytes (of {_MOST_OF_FILE}). Run "
-                "fewer queries at a time."
+                f"cell {key.short} is too large for a store: {len(sealed)} bytes of facts (limit {_MOST_OF_RECORD}), "
+                f"files of {', '.join(str(len(data)) for data in files.values())} bytes (limit {_MOST_OF_FILE}). Use "
+                "fewer queries."
             )
-        with self._storage.lock(key.digest[:2]) as alone:
-            there = self.find(key, verify=True)
-            if there is None:
+        with self._storage.lock(key.digest[:2]) as locked:
+            cell = self.find(key, verify=True)
+            if cell is None:
                 for name, data in files.items():
                     self._storage.write(f"{folder}/{_file_name(name, stored[name].sha256)}", data)
                 self._storage.write(f"{folder}/{_CELL}", sealed)
-                there = FinishedCell(
+                cell = FinishedCell(
                     key.digest, key.identity, record.facts, stored, record.finished, __version__, self._storage
                 )
-            if alone:
-                # Nobody else is writing, so the rest is of those that died, or of a cell that was damaged.
-                mine = {_CELL} | {_file_name(name, file.sha256) for name, file in there.files.items()}
-                leftover = set(self._storage.sizes(folder)) - mine
+            if locked:
+                # No other process writes this cell, so all other files are left from killed writers or damaged cells.
+                current = {_CELL} | {_file_name(name, file.sha256) for name, file in cell.files.items()}
+                leftover = set(self._storage.sizes(folder)) - current
             else:
                 leftover = {_FAILURE}
             for name in leftover:
                 with contextlib.suppress(StorageError):
                     self._storage.remove(f"{folder}/{name}")
-        return there
+        return cell
 
     def fail(self, key: CellKey, failure: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
-        """Keep why a cell failed, in place of an earlier failure.
+        """Store why a cell failed, in place of an earlier failure.
 
         Args:
-            key: Of the cell.
+            key: Key of the cell.
             failure: Plain JSON: message, traceback, lost, attempts.
-            facts: What a listing of failures should show beside it, such as model and task.
+            facts: Facts for listings of failures, such as model and task.
 
         Raises:
             StorageError: No space or no permission.
@@ -307,12 +309,12 @@ class CellStore:
             self._storage.write(f"{_folder(key.digest)}/{_FAILURE}", _sealed(record))
 
     def failure(self, key: CellKey | str) -> dict[str, Any] | None:
-        """Why a cell failed; None if it did not, or has succeeded since."""
+        """Why a cell failed; None if it has not failed, or has been computed since."""
         failed = self._failed(_digest(key))
         return None if failed is None else failed.failure
 
     def piece(self, key: CellKey | str, name: str) -> bytes | None:
-        """A finished part of a cell that is not finished itself; None if it is missing or damaged."""
+        """A finished piece of an unfinished cell; None if it is missing or damaged."""
         try:
             data = self._storage.read(_piece_path(_digest(key), name), _MOST_OF_FILE)
         except FileNotFoundError:
@@ -326,7 +328,7 @@ class CellStore:
         return data[64:]
 
     def keep_piece(self, key: CellKey | str, name: str, data: bytes) -> None:
-        """Keep a finished part of a cell, in place of an earlier one of that name.
+        """Store a finished piece of a cell, in place of an earlier one with that name.
 
         Raises:
             StorageError: No space or no permission.
@@ -334,32 +336,32 @@ class CellStore:
         self._storage.write(_piece_path(_digest(key), name), hashlib.sha256(data).hexdigest().encode() + data)
 
     def drop_pieces(self, key: CellKey | str) -> None:
-        """Remove the parts of a cell, which its end has made useless."""
+        """Remove the pieces of a cell, which are not needed once it is finished."""
         folder = _piece_folder(_digest(key))
         for name in self._storage.sizes(folder):
             self._storage.remove(f"{folder}/{name}")
         self._storage.remove_folder(folder)
 
-    def dead_claim(self, key: CellKey | str) -> str:
-        """What `claim` takes as `dead`, where this process has seen no sign of life of a cell's owner for too long."""
-        return claims.dead_claim(self._storage, _digest(key))
+    def stale_heartbeat(self, key: CellKey | str) -> str:
+        """The last heartbeat of a cell's owner if it was too long ago, else empty; an argument of `claim`."""
+        return claims.stale_heartbeat(self._storage, _digest(key))
 
-    def claim(self, key: CellKey | str, dead: str = "") -> CellClaim | None:
-        """Take a cell for this process; None while a live owner holds it.
+    def claim(self, key: CellKey | str, stale_heartbeat: str = "") -> CellClaim | None:
+        """Claim a cell for this process; None if a live owner holds it.
 
-        Another may have finished it just before: look with `find` once more after this.
+        Another process may have finished the cell just before, so call `find` again afterwards.
 
         Args:
-            key: Of the cell.
-            dead: What `dead_claim` found in another process; empty if nothing.
+            key: Key of the cell.
+            stale_heartbeat: Result of `stale_heartbeat` in another process.
 
         Raises:
             StorageError: No space or no permission.
         """
-        return claims.take(self._storage, _digest(key), dead)
+        return claims.take(self._storage, _digest(key), stale_heartbeat)
 
     def is_claimed(self, key: CellKey | str) -> bool:
-        """Whether a live owner is computing a cell."""
+        """Whether a live process is computing a cell."""
         return claims.is_claimed(self._storage, _digest(key))
 
     def cells(self, verify: bool = False) -> Iterator[FinishedCell]:
@@ -370,21 +372,21 @@ class CellStore:
                 yield cell
 
     def failures(self) -> Iterator[FailedCell]:
-        """All cells that failed and have not succeeded since, by digest."""
+        """All cells that failed and have not been computed since, by digest."""
         for digest in self.digests():
             failed = self._failed(digest)
             if failed is not None:
                 yield failed
 
     def digests(self) -> Iterator[str]:
-        """Of all cells of which anything is there, finished or not, in order."""
+        """Digests of all cells that have any file, finished or not, in order."""
         for start in self._storage.folders("cells"):
             for digest in self._storage.folders(f"cells/{start}"):
                 if _DIGEST.fullmatch(digest) and digest.startswith(start):
                     yield digest
 
     def damage(self) -> Iterator[DamagedCell]:
-        """Read and rehash everything: an error, not raised, for each cell that is not what was written."""
+        """Read all cells and check their hashes; yields an error, without raising it, for each damaged cell."""
         for digest in self.digests():
             try:
                 self.load(digest, verify=True)
@@ -392,14 +394,14 @@ class CellStore:
                 yield error
 
     def drop(self, key: CellKey | str) -> None:
-        """Remove a cell, finished, failed or damaged; a reader at work on it finds it damaged.
+        """Remove a cell, whether it is finished, failed or damaged. Processes that read it will find it damaged.
 
         Raises:
             StorageError: No permission.
         """
         folder = _folder(_digest(key))
         with self._storage.lock(_digest(key)[:2]):
-            # First, so that what is left of it is a cell half-written, should this be cut short.
+            # Removed first, so that an interruption leaves an incomplete cell.
             self._storage.remove(f"{folder}/{_CELL}")
             for name in self._storage.sizes(folder):
                 self._storage.remove(f"{folder}/{name}")
@@ -407,12 +409,12 @@ class CellStore:
             self.drop_pieces(key)
 
     def log(self, text: str) -> None:
-        """Add a line to the store's log, once for each text; where there is no log file, to Python's logging."""
+        """Add a line to the store's log, or to Python's logging if there is no log file; each text is logged once."""
         if text in self._logged:
             return
         self._logged.add(text)
         line = plain(redacted(text))
-        # A store that can only be read is read without one.
+        # A read-only store has no log.
         with contextlib.suppress(StorageError, FileNotFoundError):
             if not self._writable or self._storage.append("log.txt", f"{_now()} {line}"):
                 return
@@ -431,7 +433,7 @@ class CellStore:
             self.log(f"{error}")
             return None
         if self.find(digest) is not None:
-            # Its writer died before it could remove the failure.
+            # The writer of the finished cell was killed before it removed the failure.
             return None
         return FailedCell(digest, record.identity, record.facts, record.failure, record.failed, record.dualform)
 
@@ -468,26 +470,26 @@ _SEAL = '{\n "checksum": "%s",\n'
 
 
 def _sealed(record: _Record) -> bytes:
-    """JSON whose first entry is the SHA-256 of every byte behind it."""
+    """JSON whose first entry is the SHA-256 of all bytes after it."""
     body = json.dumps(record.model_dump(by_alias=True), indent=1, allow_nan=False)[2:]
     return (_SEAL % hashlib.sha256(body.encode()).hexdigest() + body).encode()
 
 
 def _unsealed(data: bytes, kind: type[R], digest: str, name: str) -> R:
-    """The record of a cell, shown to be whole and to belong to it."""
+    """The record in a file, after checking that it is intact and belongs to the cell."""
     head = len(_SEAL % ("0" * 64))
     if data[:head] != (_SEAL % hashlib.sha256(data[head:]).hexdigest()).encode():
-        raise _damaged(digest, f"{name} is truncated or changed")
+        raise _damaged(digest, f"{name} is truncated or has changed")
     try:
         fields = json.loads(data)
         del fields["checksum"]
         record = kind.model_validate(fields)
-        _canonical(fields)  # what could not be written must not be passed on either
-        right = record.digest == CellKey(record.identity).digest == digest
+        _canonical(fields)  # raises an error for values that dualform would not have written
+        belongs = record.digest == CellKey(record.identity).digest == digest
     except (ValidationError, ValueError, TypeError, RecursionError):
         raise _damaged(digest, f"{name} does not follow the schema of this version") from None
-    if not right:
-        raise _damaged(digest, f"{name} is another cell's: its identity does not belong to this address")
+    if not belongs:
+        raise _damaged(digest, f"{name} belongs to another cell: its identity does not match its folder")
     return record
 
 
@@ -500,7 +502,7 @@ def _damaged(digest: str, reason: str) -> DamagedCell:
 def _digest(key: CellKey | str) -> str:
     digest = key.digest if isinstance(key, CellKey) else key
     if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest!r} is no digest of a cell: 64 hexadecimal digits are expected.")
+        raise ValueError(f"{digest!r} is not a cell's digest of 64 hexadecimal digits.")
     return digest
 
 
@@ -522,7 +524,7 @@ def _file_name(name: str, sha256: str) -> str:
 
 
 def _canonical(value: Any) -> bytes:
-    """One spelling for each JSON value: sorted keys, no spaces, ASCII."""
+    """The canonical text of a JSON value: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

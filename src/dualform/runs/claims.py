@@ -1,11 +1,11 @@
-"""Claims: who computes a cell at the moment, so that two sweeps on one store share the work.
+"""Claims on cells, by which several sweeps on one store avoid computing the same cell.
 
-A claim is a courtesy, not what keeps a store right: should two compute one cell all the same, the first to finish is
-kept. So it may err on the side of going on: an owner on this machine whose process is gone has lost its claim at once,
-any other after `STALE_SECONDS` without a sign of life.
+Claims save time but do not protect the store: if two processes compute the same cell, the result of the first is kept.
+A claim expires at once if its owner was a process of this machine that has ended, and otherwise after `STALE_SECONDS`
+without a heartbeat.
 
-The clocks of two machines need not agree, so no time is written down: an owner counts its signs of life, and whoever
-looks measures with its own clock for how long it has seen the same number.
+Because the clocks of machines can differ, no times are stored. An owner counts its heartbeats, and an observer measures
+with its own clock for how long the count has not changed.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ STALE_SECONDS = 90.0
 
 
 class CellClaim:
-    """A cell taken for this process until `release`, or the end of a `with` block.
+    """A claim of this process on a cell, until `release` or the end of a `with` block.
 
-    A thread gives a sign of life every `BEAT_SECONDS`.
+    A thread writes a heartbeat every `BEAT_SECONDS`.
     """
 
     def __init__(self, storage: Storage, digest: str, owner: "_Owner") -> None:
@@ -47,11 +47,11 @@ class CellClaim:
 
     @property
     def lost(self) -> bool:
-        """Another has taken the cell over, because this process gave no sign of life for too long."""
+        """Whether another process has taken the cell over, because this one wrote no heartbeat for too long."""
         return self._lost
 
     def release(self) -> None:
-        """Give the cell back; a second time does nothing, and a full or vanished disk raises nothing."""
+        """Release the cell. Can be called more than once, and ignores errors of the disk."""
         if self._ended.is_set():
             return
         self._ended.set()
@@ -72,7 +72,7 @@ class CellClaim:
         for beat in itertools.count(1):
             if self._ended.wait(BEAT_SECONDS):
                 return
-            # A disk that is full for now must not end the run; the next beat may pass.
+            # A full disk must not end the run; the next heartbeat may succeed.
             with contextlib.suppress(StorageError, FileNotFoundError), self._storage.lock(self.digest[:2]):
                 if not self._is_mine():
                     self._lost = True
@@ -84,24 +84,25 @@ class CellClaim:
         return owner is not None and owner.token == self._owner.token
 
 
-def take(storage: Storage, digest: str, dead: str = "") -> CellClaim | None:
-    """A claim on a cell; None while a live owner, this process included, holds one.
+def take(storage: Storage, digest: str, stale_heartbeat: str = "") -> CellClaim | None:
+    """Claim a cell; None if a live owner, which may be this process, holds it.
 
     Args:
-        storage: Of the store.
-        digest: Of the cell.
-        dead: What `dead_claim` found in another process: a process that has only just begun has seen no claim for long.
+        storage: Storage of the store.
+        digest: Digest of the cell.
+        stale_heartbeat: Result of `stale_heartbeat` in another process, because a new process has not observed the
+            owner for long enough.
 
     Raises:
         StorageError: The claim cannot be written.
     """
     mine = _Owner.here()
-    # Of all who find a dead owner's claim, one at a time may remove it; else the second removes the first one's own.
+    # Locked, because otherwise two processes could remove a dead owner's claim, the second one that of the first.
     with storage.lock(digest[:2]):
         taken = _create(storage, digest, mine)
         if not taken:
             owner = _read(storage, digest)
-            if owner is not None and owner.sign != dead and _is_alive(storage, digest, owner):
+            if owner is not None and owner.heartbeat != stale_heartbeat and _is_alive(storage, digest, owner):
                 return None
             storage.remove(_path(digest))
             taken = _create(storage, digest, mine)
@@ -109,7 +110,7 @@ def take(storage: Storage, digest: str, dead: str = "") -> CellClaim | None:
         return None
     claim = CellClaim(storage, digest, mine)
     if not storage.local and not claim._is_mine():
-        # Without locks, another may have done the same between our looks; the later one stands.
+        # Without locks, another process may have claimed the cell at the same time; the later claim is valid.
         claim.release()
         return None
     return claim
@@ -121,26 +122,26 @@ def is_claimed(storage: Storage, digest: str) -> bool:
     return owner is not None and _is_alive(storage, digest, owner)
 
 
-def dead_claim(storage: Storage, digest: str) -> str:
-    """The last sign of life of a cell's owner, where it was too long ago; empty where it lives or there is none."""
+def stale_heartbeat(storage: Storage, digest: str) -> str:
+    """The last heartbeat of a cell's owner if it was too long ago; empty if the owner is alive or there is none."""
     owner = _read(storage, digest)
-    return "" if owner is None or _is_alive(storage, digest, owner) else owner.sign
+    return "" if owner is None or _is_alive(storage, digest, owner) else owner.heartbeat
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """A process somewhere, and how often it has given a sign of life."""
+    """A process, and the number of its heartbeats."""
 
     host: str
     space: str
-    """Boot and process namespace of the host: within one of these, process ids mean something."""
+    """Boot id and process namespace of the host, within which process ids are unique."""
     pid: int
     started: str
-    """When the process began, in the kernel's words: tells it from a later one of the same id."""
+    """Start time of the process in the kernel's format; distinguishes it from a later process with the same id."""
     token: str
-    """The claim's own, random."""
+    """Random text, unique to the claim."""
     beat: float
-    """Signs of life so far. Seconds since 1970 in claims of earlier versions; another number is another sign."""
+    """Number of heartbeats so far. In claims of earlier versions, seconds since 1970."""
 
     @classmethod
     def here(cls) -> Self:
@@ -149,43 +150,45 @@ class _Owner:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self | None:
-        """None where it cannot be read: the claim was being written when its owner or disk died."""
+        """The owner in a claim's file; None if the file is invalid, for example because writing it was interrupted."""
         try:
             owner = cls(**json.loads(data))
             texts = (owner.host, owner.space, owner.started, owner.token)
-            well = type(owner.pid) is int and isinstance(owner.beat, int | float) and all(type(t) is str for t in texts)
+            valid = (
+                type(owner.pid) is int and isinstance(owner.beat, int | float) and all(type(t) is str for t in texts)
+            )
         except (ValueError, TypeError, RecursionError):
             return None
-        return owner if well else None
+        return owner if valid else None
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     @property
-    def sign(self) -> str:
-        """Its last sign of life, unlike any other."""
+    def heartbeat(self) -> str:
+        """Its last heartbeat, as a unique text."""
         return f"{self.token} {self.beat}"
 
     @property
     def is_gone(self) -> bool:
-        """A process of this machine that has ended."""
+        """Whether the owner is a process of this machine that has ended."""
         here = bool(self.space) and (self.host, self.space) == (socket.gethostname(), _space())
         return here and _started(self.pid) != self.started
 
 
 _seen: dict[tuple[str, str], tuple[str, float]] = {}
-"""Store and cell -> the last sign of life of its owner, and when this process first saw it, by its monotonic clock."""
+"""Store and cell -> the last heartbeat of the cell's owner, and the monotonic time when this process first saw it."""
 _seen_lock = threading.Lock()
 
 
 def _is_alive(storage: Storage, digest: str, owner: _Owner) -> bool:
     if owner.is_gone:
         return False
-    place, now = (storage.url, digest), time.monotonic()
+    cell, now = (storage.url, digest), time.monotonic()
     with _seen_lock:
-        sign, since = _seen.get(place, ("", now))
-        if sign != owner.sign:
-            _seen[place] = (owner.sign, now)
+        heartbeat, since = _seen.get(cell, ("", now))
+        if heartbeat != owner.heartbeat:
+            _seen[cell] = (owner.heartbeat, now)
             return True
     return now - since <= STALE_SECONDS
 
@@ -211,7 +214,7 @@ def _read(storage: Storage, digest: str) -> _Owner | None:
 
 @cache
 def _space() -> str:
-    """Empty where the system does not tell, and owners are judged by their beat alone."""
+    """Boot id and process namespace; empty if the system has none, and owners are judged by their heartbeats only."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -220,9 +223,9 @@ def _space() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine began; None where it is gone, or killed and only not yet buried."""
+    """Start time of a process of this machine; None if it has ended or is a zombie."""
     try:
-        # The name in brackets, its second field, may hold spaces and brackets itself.
+        # The second field, the name in brackets, may itself contain spaces and brackets.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None

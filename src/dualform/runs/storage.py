@@ -1,7 +1,7 @@
-"""Where a store's bytes lie: a folder of this machine, or any place that fsspec reaches.
+"""Storage of a store's files: a folder of this machine, or any file system that fsspec supports.
 
-Both do the same few things. A write is whole or not at all: on a file system by a temporary file, sync and rename, in
-a bucket because an object appears when its upload is complete. Nothing is renamed away from local file systems.
+Writes are atomic: on a local file system by a temporary file, sync and rename, and in a bucket because an object
+appears when its upload is complete. Only local files are renamed.
 """
 
 import contextlib
@@ -26,71 +26,70 @@ _LOCK_SECONDS = 60.0
 
 
 class UnexpectedFileError(StorageError):
-    """A file such as no writer of a store leaves: larger than what is read, or a device or pipe."""
+    """A file that no store contains: larger than the limit, or a device or pipe."""
 
 
 class Storage(Protocol):
-    """Files below one place, by paths relative to it with forward slashes."""
+    """Files below a root, addressed by relative paths with forward slashes."""
 
     url: str
-    """Opens the same place from anywhere: an absolute path or a URL, with any credentials that were given in it. Never
-    to be printed or written: see `redacted`."""
+    """Absolute path or URL of the root. It may contain credentials, so print or store only its `redacted` form."""
     local: bool
     shared: bool
-    """Whether another process sees the same files."""
+    """Whether other processes can access the same files."""
 
     def read(self, path: str, limit: int) -> bytes:
         """Content of a file.
 
         Args:
-            path: Of the file.
-            limit: Most bytes that are read.
+            path: Path of the file.
+            limit: Largest size in bytes that is read.
 
         Raises:
-            FileNotFoundError: There is none.
-            UnexpectedFileError: It is larger than `limit`, or no regular file.
-            StorageError: It is there and cannot be read.
+            FileNotFoundError: The file does not exist.
+            UnexpectedFileError: It is larger than `limit`, or not a regular file.
+            StorageError: It exists but cannot be read.
         """
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file, wholly or not at all, folders on the way included.
+        """Write a file atomically, and create its folders.
 
         Raises:
             StorageError: No space, no permission.
         """
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file unless one is there; False if one is. Exclusive on local file systems, best effort elsewhere."""
+        """Write a file unless it exists; returns whether it was written. Reliable only on local file systems."""
 
     def remove(self, path: str) -> None:
-        """Remove a file; none there is well."""
+        """Remove a file if it exists."""
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder if it is empty."""
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Name -> bytes of each file right in a folder; empty without the folder."""
+        """Size in bytes of each file directly in a folder, by name; empty if the folder does not exist."""
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders right in a folder, sorted; empty without the folder."""
+        """Sorted names of the folders directly in a folder; empty if the folder does not exist."""
 
     def lock(self, name: str) -> AbstractContextManager[bool]:
-        """Held by one thread of one process of one machine at a time; gives False where that cannot be had."""
+        """Hold an exclusive lock in the block; the value is False if locks are not available."""
 
     def append(self, path: str, line: str) -> bool:
-        """Add a line to a text file; False where nothing can be appended to."""
+        """Add a line to a text file; returns False if the storage cannot append."""
 
 
 def open_storage(url: str | Path, *, writable: bool) -> Storage:
-    """The place that a path or URL names.
+    """The storage at a path or URL.
 
     Args:
-        url: Such as `runs/store`, `file:///data/store`, `memory://store` or `s3://bucket/store`.
-        writable: Make it if need be and show that it can be written to.
+        url: A path or URL, such as `runs/store`, `file:///data/store`, `memory://store` or `s3://bucket/store`.
+        writable: Create the folder if it does not exist, and check that it can be written to.
 
     Raises:
-        ConfigError: No installed package knows the URL, or what knows it refuses it.
-        StorageError: The place cannot be reached or written to.
+        ConfigError: No installed package supports the URL, or it is invalid.
+        StorageError: The storage cannot be reached or written to.
     """
     text = str(url)
     if "://" not in text:
@@ -101,13 +100,16 @@ def open_storage(url: str | Path, *, writable: bool) -> Storage:
     try:
         system, path = url_to_fs(text)
     except OSError as error:
-        raise StorageError(f"cannot reach the store {_shown(text)}: {_reason(error)}.") from error
+        raise StorageError(f"cannot reach the store {_redacted_path(text)}: {_reason(error)}.") from error
     except ImportError as error:
-        raise ConfigError(f"cannot open the store {_shown(text)}: {_reason(error)}. Install that package.") from error
-    except Exception as error:
-        # Each of fsspec's file systems has exceptions of its own.
         raise ConfigError(
-            f"cannot open the store {_shown(text)}: {_reason(error)}. Give a folder or a URL that fsspec knows."
+            f"cannot open the store {_redacted_path(text)}: {_reason(error)}. Install that package."
+        ) from error
+    except Exception as error:
+        # Each file system of fsspec has its own exceptions.
+        raise ConfigError(
+            f"cannot open the store {_redacted_path(text)}: {_reason(error)}. Give a folder or a URL that fsspec "
+            "supports."
         ) from error
     if isinstance(system, LocalFileSystem):
         return _Local(Path(path), writable=writable)
@@ -126,14 +128,14 @@ class _Local:
                 writable_dir(self._folder, _REMEDY)
 
     def read(self, path: str, limit: int) -> bytes:
-        place = self._folder / path
-        with _explained(place, "read"):
+        target = self._folder / path
+        with _explained(target, "read"):
             try:
-                # Looked at before it is opened: opening a pipe waits for its other end.
-                if not stat.S_ISREG(place.stat().st_mode):
-                    raise UnexpectedFileError(f"cannot read {plain(str(place))}: it is no regular file.")
-                with place.open("rb") as file:
-                    return _within(limit, file.read(limit + 1), str(place))
+                # Checked before opening, because opening a pipe would block.
+                if not stat.S_ISREG(target.stat().st_mode):
+                    raise UnexpectedFileError(f"cannot read {plain(str(target))}: it is not a regular file.")
+                with target.open("rb") as file:
+                    return _within_limit(limit, file.read(limit + 1), str(target))
             except NotADirectoryError as error:
                 raise FileNotFoundError(*error.args) from error
 
@@ -168,7 +170,7 @@ class _Local:
     def sizes(self, folder: str) -> dict[str, int]:
         sizes = {}
         for entry in self._entries(folder):
-            # Another process may have removed or renamed it since: its temporary files come and go.
+            # Another process may have removed it since, for example a temporary file.
             with contextlib.suppress(FileNotFoundError):
                 if entry.is_file():
                     sizes[entry.name] = entry.stat().st_size
@@ -179,7 +181,7 @@ class _Local:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[bool]:
-        # The lock is the kernel's: it ends with the process that holds it, however that dies.
+        # A lock of the kernel, which is released when its process ends in any way.
         path = self._folder / "locks" / name
         try:
             import fcntl
@@ -190,7 +192,7 @@ class _Local:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except PermissionError:  # another user's
+            except PermissionError:  # the file belongs to another user
                 descriptor = -1
         if descriptor < 0:
             yield False
@@ -201,7 +203,7 @@ class _Local:
             yield held
         finally:
             if held:
-                # Said aloud: a process forked meanwhile has inherited the file, and would hold the lock.
+                # Unlocked explicitly, because a process forked meanwhile has inherited the file and the lock.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
@@ -234,9 +236,9 @@ class _Remote:
 
     def read(self, path: str, limit: int) -> bytes:
         with _explained(self._at(path), "read"):
-            # A range of an empty object is an error in some buckets; nothing that is read here is ever empty.
+            # Some buckets reject a range of an empty object, but no file of a store is empty.
             data = bytes(self._system.cat_file(self._at(path), end=limit + 1)) if limit else b""
-            return _within(limit, data, self._at(path))
+            return _within_limit(limit, data, self._at(path))
 
     def write(self, path: str, data: bytes) -> None:
         with _explained(self._at(path)):
@@ -278,7 +280,7 @@ class _Remote:
         return f"{self._root}/{path}"
 
     def _make_parent(self, path: str) -> None:
-        # Buckets have no folders; sftp and its like do.
+        # Needed for file systems with folders, such as sftp, and not for buckets.
         self._system.makedirs(self._at(path).rpartition("/")[0], exist_ok=True)
 
     def _entries(self, folder: str) -> list[dict[str, Any]]:
@@ -295,10 +297,10 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _explained(path: Path | str, doing: str = "write") -> Iterator[None]:
-    """As `explain_storage_errors`, for whatever the operating system or a bucket may refuse."""
+def _explained(path: Path | str, action: str = "write") -> Iterator[None]:
+    """Raise all errors of the operating system or a bucket as StorageError, see `explain_storage_errors`."""
     try:
-        if doing == "write":
+        if action == "write":
             with explain_storage_errors(Path(path), _REMEDY):
                 yield
         else:
@@ -306,20 +308,20 @@ def _explained(path: Path | str, doing: str = "write") -> Iterator[None]:
     except DualformError:
         raise
     except Exception as error:
-        if doing != "write" and isinstance(error, FileNotFoundError):
+        if action != "write" and isinstance(error, FileNotFoundError):
             raise
-        # Buckets and servers raise whatever their clients raise, few of them an OSError.
-        raise StorageError(f"cannot {doing} {_shown(str(path))}: {_reason(error)}. {_REMEDY}") from error
+        # The clients of buckets and servers have their own exceptions, few of which are OSErrors.
+        raise StorageError(f"cannot {action} {_redacted_path(str(path))}: {_reason(error)}. {_REMEDY}") from error
 
 
-def _within(limit: int, data: bytes, path: str) -> bytes:
+def _within_limit(limit: int, data: bytes, path: str) -> bytes:
     if len(data) > limit:
-        raise UnexpectedFileError(f"cannot read {_shown(path)}: it has more than {limit} bytes.")
+        raise UnexpectedFileError(f"cannot read {_redacted_path(path)}: it has more than {limit} bytes.")
     return data
 
 
 def _in_memory(system: Any) -> bool:
-    """Whether a file system, or the one that it wraps, is of this process alone."""
+    """Whether a file system, or the one that it wraps, is in the memory of this process."""
     from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
     while system is not None:
@@ -330,18 +332,18 @@ def _in_memory(system: Any) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Why something was refused, in one line without credentials."""
+    """The message of an error on one line, without credentials."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    # Clients quote the path and query of what they asked for, without the scheme that `redacted` knows a URL by.
+    # Clients quote the path and query of a URL without its scheme, which `redacted` would not recognise.
     return plain(re.sub(r"\?[^\s'\"<>)]+", "?***", redacted(" ".join(str(text).split())))).rstrip(".")
 
 
-def _shown(path: str) -> str:
+def _redacted_path(path: str) -> str:
     return plain(redacted(path))
 
 
 def _link(temporary: Path, target: Path, data: bytes) -> bool:
-    """Give a complete file its name unless that is taken: the one step that is exclusive on NFS too."""
+    """Give a complete file its name unless the name is taken; hard links are exclusive on NFS too."""
     try:
         os.link(temporary, target)
     except FileExistsError:
@@ -349,7 +351,7 @@ def _link(temporary: Path, target: Path, data: bytes) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        # No hard links here. Whoever reads it meanwhile may find it empty, unless kept out by a lock.
+        # Without hard links, a reader that holds no lock may see an empty file.
         try:
             with target.open("xb") as file:
                 file.write(data)
@@ -358,12 +360,12 @@ def _link(temporary: Path, target: Path, data: bytes) -> bool:
     return True
 
 
-def _wait_for(take: Any) -> bool:
-    """Whether a lock was had before patience ended, on a file system that has locks."""
+def _wait_for(acquire: Any) -> bool:
+    """Whether a lock could be acquired within `_LOCK_SECONDS`; False if the file system has no locks."""
     until = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
-            take()
+            acquire()
         except BlockingIOError:
             if time.monotonic() > until:
                 return False

@@ -1,14 +1,14 @@
-"""A run's folder: what was asked, what was found, and the finished pieces that make a killed run go on.
+"""The folder of a run: its settings and results, and the finished pieces from which an interrupted run is resumed.
 
-    config.yaml        the settings, enough to run it again
+    config.yaml        all settings, from which the run can be repeated
     result.json        the numbers
     examples.parquet   every learner's answer to every query
-    report.html        the page
-    attention.json     where a comparison's learners looked, for the page's explorer; only where it was asked for
-    log.txt            what happened when
-    cells-.../         finished pieces, such as seeds, only while the run is under way
+    report.html        the report
+    attention.json     attention of a comparison's learners, for the explorer in the report; only if requested
+    log.txt            a log with times
+    cells-.../         finished pieces, such as seeds, until the run is finished
 
-Each file is written wholly or not at all.
+Each file is written atomically.
 """
 
 import hashlib
@@ -36,24 +36,25 @@ from dualform.source_digest import source_digest
 from dualform.studies.pages import render_page
 from dualform.studies.pieces import Piece
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 _FILES = ("config.yaml", "result.json", "examples.parquet", "report.html", "attention.json")
 _REMEDY = "Free some space or choose another folder with --out."
 LARGEST_RESULT = 1 << 30
-"""Bytes of a file of results that is read."""
+"""Largest size in bytes of a file of results that is read."""
 
 
 class RunFolder:
-    """Holds one run.
+    """The folder of one run.
 
     Args:
-        path: Made if need be.
-        config: The run's settings.
-        overwrite: Allow a folder that holds the result of other settings; it is lost once the first piece is finished.
+        path: Path of the folder, which is created if it does not exist.
+        config: Settings of the run.
+        overwrite: Allow a folder that holds the result of other settings, which is overwritten when the first piece is
+            finished.
 
     Raises:
-        StorageError: The folder cannot be made or written to.
+        StorageError: The folder cannot be created or written to.
         ConfigError: It holds the result of other settings, and `overwrite` is off.
     """
 
@@ -64,14 +65,14 @@ class RunFolder:
             )
         self.path = writable_dir(path, _REMEDY)
         self._settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        # Pieces made under other settings, or by other code, must never be mixed in.
+        # Pieces of other settings or other code must not be reused.
         self._key = hashlib.sha256(f"{source_digest()}\n{self._settings}".encode()).hexdigest()[:12]
-        about = [str(getattr(config, name)) for name in ("model", "recipe", "task") if getattr(config, name, None)]
-        self.log(f"dualform {__version__}: {' on '.join(about) or type(config).__name__}")
+        names = [str(getattr(config, name)) for name in ("model", "recipe", "task") if getattr(config, name, None)]
+        self.log(f"dualform {__version__}: {' on '.join(names) or type(config).__name__}")
 
     def get(self, name: str, inputs: str) -> Piece | None:
-        """A piece finished earlier under the same settings; None if there is none, or one that must not be used."""
-        path = self._cell(name)
+        """A piece that was finished earlier with the same settings and inputs; None if there is none."""
+        path = self._piece_path(name)
         if not path.exists():
             return None
         try:
@@ -82,12 +83,12 @@ class RunFolder:
         if piece.name != name or piece.inputs != inputs:
             self.log(f"{name}: model or data have changed since it finished; running it again")
             return None
-        self.log(f"{name}: finished earlier, read back")
+        self.log(f"{name}: finished earlier, reused")
         return piece
 
     def put(self, piece: Piece) -> None:
-        """Keep a finished piece."""
-        path = self._cell(piece.name)
+        """Store a finished piece."""
+        path = self._piece_path(piece.name)
         with explain_storage_errors(path, _REMEDY):
             path.parent.mkdir(exist_ok=True)
         with atomic_write(path, _REMEDY) as temporary:
@@ -96,12 +97,12 @@ class RunFolder:
         self.log(f"{piece.name}: finished")
 
     def finish(self, result: Result, examples: pa.Table, attention: AttentionRecord | None = None) -> None:
-        """Write everything that the folder promises, the result last, and drop the pieces.
+        """Write all files of a finished run, the result last, and remove the pieces.
 
         Args:
-            result: What was found.
-            examples: Every answer to every query.
-            attention: Where the learners looked; None where nobody asked, and an earlier run's file is then removed.
+            result: Result of the run.
+            examples: Every learner's answer to every query.
+            attention: Attention of the learners; if None, the file of an earlier run is removed.
         """
         with atomic_write(self.path / "examples.parquet", _REMEDY) as temporary:
             pq.write_table(examples, temporary)
@@ -116,28 +117,28 @@ class RunFolder:
         for warning in result.warnings:
             self.log(f"note: {warning}")
         self.log(f"finished in {result.environment['seconds']} s")
-        shutil.rmtree(self._cells, ignore_errors=True)
+        shutil.rmtree(self._pieces, ignore_errors=True)
         for name in _FILES:
             for leftover in self.path.glob(f".{name}.[0-9]*.tmp"):
-                # Of a run that was killed while it wrote.
+                # From a run that was killed while it wrote the file.
                 leftover.unlink(missing_ok=True)
 
     def log(self, text: str) -> None:
-        """Add a line to `log.txt`, made plain: names come from anywhere, and logs are read on terminals."""
+        """Add a line to `log.txt`, without control characters that a name might contain."""
         path = self.path / "log.txt"
         with explain_storage_errors(path, _REMEDY), path.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {plain(text)}\n")
 
     @property
-    def _cells(self) -> Path:
+    def _pieces(self) -> Path:
         return self.path / f"cells-{self._key}"
 
-    def _cell(self, name: str) -> Path:
-        plain = re.sub(r"[^\w.]+", "-", name)[-60:]
-        if plain != name.replace(" ", "-"):
-            # Names of models are paths at times; the digest keeps apart what the letters that remain do not.
-            plain += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]
-        return self._cells / f"{plain}.safetensors"
+    def _piece_path(self, name: str) -> Path:
+        stem = re.sub(r"[^\w.]+", "-", name)[-60:]
+        if stem != name.replace(" ", "-"):
+            # The digest keeps names different, such as those of models that are paths.
+            stem += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]
+        return self._pieces / f"{stem}.safetensors"
 
     def _write_text(self, name: str, text: str) -> None:
         with atomic_write(self.path / name, _REMEDY) as temporary:
@@ -145,7 +146,7 @@ class RunFolder:
 
 
 def holds_other_result(folder: Path, config: BaseModel) -> bool:
-    """Whether a folder holds a finished run of other settings, which must not be lost by accident."""
+    """Whether a folder holds a finished run with other settings, or a result that cannot be read."""
     if not (folder / "result.json").exists():
         return False
     try:
@@ -155,7 +156,7 @@ def holds_other_result(folder: Path, config: BaseModel) -> bool:
 
 
 def free_folder(base: Path, config: BaseModel) -> Path:
-    """`base`, or where other settings' result lies there, `base` with a few letters that stand for these settings."""
+    """`base`, or with a digest of the settings in its name if `base` holds the result of other settings."""
     if not holds_other_result(base, config):
         return base
     key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:6]
@@ -166,57 +167,57 @@ def read_result(folder: Path) -> Result:
     """The result of a finished run.
 
     Raises:
-        ConfigError: The folder holds no result, or one that is damaged or that a newer version of dualform wrote.
+        ConfigError: The folder holds no result, or one that is damaged or was written by a newer version of dualform.
     """
     path = folder / "result.json"
-    if not _is_there(path):
-        raise ConfigError(f"{show_path(folder)} holds no result.json: give the folder of a finished run (see --out).")
+    if not _exists(path):
+        raise ConfigError(f"{show_path(folder)} has no result.json: give the folder of a finished run (see --out).")
     return read_record(path, Result.from_json, "result", "Restore the file, or run the study again.")
 
 
 def read_attention(folder: Path) -> AttentionRecord | None:
-    """Where the learners of a finished comparison looked; None where the folder does not hold it.
+    """The attention of a finished comparison's learners; None if it was not recorded.
 
     Raises:
-        ConfigError: The file cannot be read, or is not of this schema.
+        ConfigError: The file cannot be read, or does not follow the schema.
     """
     path = folder / "attention.json"
-    remedy = "Run the comparison again, or delete the file and the page will do without the explorer."
-    if not _is_there(path):
+    remedy = "Run the comparison again, or delete the file; the report then has no explorer."
+    if not _exists(path):
         return None
     return read_record(path, AttentionRecord.from_json, "record", remedy)
 
 
-def read_record(path: Path, read: Callable[[str], Found], noun: str, remedy: str) -> Found:
-    """What a JSON file of results holds.
+def read_record(path: Path, parse: Callable[[str], T], noun: str, remedy: str) -> T:
+    """Read a JSON file of results.
 
     Args:
-        path: The file.
-        read: Makes it of the text; raises ValueError where the text is damaged, ConfigError where it is too new.
-        noun: What the file should hold, in a word.
-        remedy: What to do about a damaged file.
+        path: Path of the file.
+        parse: Converts the text to the result; raises ValueError if it is damaged, ConfigError if it is too new.
+        noun: What the file should contain, for messages.
+        remedy: What the user can do about a damaged file, for messages.
 
     Raises:
         ConfigError: It cannot be read, is damaged or was written by a newer version of dualform.
     """
     content = read_bytes(path, LARGEST_RESULT, ConfigError, remedy)
     try:
-        return read(content.decode("utf-8"))
+        return parse(content.decode("utf-8"))
     except ConfigError as error:
         raise ConfigError(f"{show_path(path)}: {error}.") from error
     except ValueError as error:
         reason = str(error).splitlines()[0]
         if isinstance(error, ValidationError):
-            # Its first line only counts the problems.
+            # The first line of the message only counts the problems.
             first = error.errors(include_input=False)[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
         raise ConfigError(
-            f"{show_path(path)} is no {noun} that this version can read ({plain(reason)[:300]}). {remedy}"
+            f"{show_path(path)} is not a {noun} that this version can read ({plain(reason)[:300]}). {remedy}"
         ) from error
 
 
-def _is_there(path: Path) -> bool:
-    """Whether there is anything of that name; a name that cannot be one is for the reader to explain."""
+def _exists(path: Path) -> bool:
+    """Whether a path exists; True for invalid paths, so that reading them raises an error."""
     try:
         return os.path.lexists(path)
     except ValueError:
@@ -224,14 +225,14 @@ def _is_there(path: Path) -> bool:
 
 
 def write_report(folder: Path) -> Path:
-    """Rebuild the page of a finished run.
+    """Write the report of a finished run anew.
 
     Returns:
-        Path of the page.
+        Path of the report.
 
     Raises:
-        ConfigError: The folder holds no result, or a damaged one, or damaged attention.
-        StorageError: The page cannot be written.
+        ConfigError: The folder holds no result, or its result or attention record is damaged.
+        StorageError: The report cannot be written.
     """
     page = folder / "report.html"
     text = render_page(read_result(folder), read_attention(folder))

@@ -1,4 +1,4 @@
-"""Which cells a sweep's groups consist of, and what each one's key in the store is."""
+"""The cells of a sweep's groups and their keys in the store."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +18,8 @@ from dualform.studies.study import STUDIES, SeedBySeed
 from dualform.tasks.digest import task_digest
 from dualform.tasks.sources import load_task
 
-# Where things lie, and what only the summary reads, decide nothing about a seed's numbers.
-PLACES = {"data_dir", "offload_folder"}
+PATH_SETTINGS = {"data_dir", "offload_folder"}
+"""Settings that a cell's key leaves out, because paths do not affect its numbers."""
 
 
 @dataclass(frozen=True)
@@ -29,59 +29,59 @@ class GroupCell:
     key: CellKey
     group: Group
     seed: int | None
-    """None: the whole study, or what a comparison's seeds are put together to."""
+    """None for a cell that runs the whole study, or that combines finished seeds."""
     after: tuple[CellKey, ...] = ()
-    """Cells that must be finished first: for a seed the one whose learning rates it takes."""
+    """Cells that must be finished first, such as the seed from which another seed takes its learning rates."""
     pieces: Mapping[str, CellKey] = field(default_factory=dict)
-    """Name of a piece (`seed 3`) -> the cell that holds it: the cell's own, and those it reads."""
+    """Name of a piece, such as `seed 3` -> the cell that holds it: this cell, or one that it reads."""
     config: BaseModel | None = None
-    """In place of the group's, when seeds failed: the settings with those that finished."""
+    """Settings restricted to the seeds that finished, in a cell that combines them."""
 
     @property
     def settings(self) -> BaseModel:
-        """What to run."""
+        """Settings of the study to run."""
         return self.config or self.group.config
 
     @property
     def affinity(self) -> str:
-        """What a worker should have loaded for it."""
+        """The models and task that a worker needs for the cell."""
         models = STUDIES[self.group.study].models(self.group.config)
         return f"{' '.join(models)} {getattr(self.group.config, 'task', '')}"
 
 
 class DigestCache:
-    """Digests of models and data, each found once."""
+    """Digests of models and data, each computed once."""
 
     def __init__(self) -> None:
-        self._found: dict[Any, str] = {}
+        self._digests: dict[Any, str] = {}
 
     def model(self, name: str) -> str:
-        """See `model_identity`."""
-        return self._once(("model", name), lambda: model_identity(name))
+        """Digest of a model, see `model_identity`."""
+        return self._cached(("model", name), lambda: model_identity(name))
 
     def task(self, config: StudyConfig) -> str:
-        """See `task_digest`.
+        """Digest of a configuration's task, see `task_digest`.
 
         Raises:
             DualformError: The task cannot be found or used.
         """
         columns = ("text", "label", "choices", "prompt", "label_words", "separator", "skip_bad_rows", "truncate")
         names = ("task", "data_dir", *columns, "reads_paper_rows")
-        read = tuple(repr(getattr(config, name)) for name in names)
-        return self._once(("task", *read), lambda: task_digest(config.load_task()))
+        values = tuple(repr(getattr(config, name)) for name in names)
+        return self._cached(("task", *values), lambda: task_digest(config.load_task()))
 
     def other_task(self, name: str, data_dir: str | None) -> str:
-        """The same of a task by its name."""
-        return self._once(("other", name, data_dir), lambda: task_digest(load_task(name, data_dir=data_dir)))
+        """Digest of a further task, given by its name."""
+        return self._cached(("other", name, data_dir), lambda: task_digest(load_task(name, data_dir=data_dir)))
 
     def file(self, name: str) -> str:
-        """Digest of a file's content; of nothing where there is none, which the run will say."""
-        return self._once(("file", name), lambda: _digest_of(Path(name).expanduser()))
+        """Digest of a file's content; of an empty file if it does not exist, which the run itself reports."""
+        return self._cached(("file", name), lambda: _digest_of(Path(name).expanduser()))
 
-    def _once(self, key: Any, find: Callable[[], str]) -> str:
-        if key not in self._found:
-            self._found[key] = find()
-        return self._found[key]
+    def _cached(self, key: Any, compute: Callable[[], str]) -> str:
+        if key not in self._digests:
+            self._digests[key] = compute()
+        return self._digests[key]
 
 
 def _digest_of(path: Path) -> str:
@@ -92,9 +92,9 @@ def _digest_of(path: Path) -> str:
 
 
 def cells_of(group: Group, identities: DigestCache) -> list[GroupCell]:
-    """The cells of a group: its seeds, each one, where the study runs them one at a time; else the study as a whole.
+    """The cells of a group: one for each seed if the study runs seed by seed, else one for the whole study.
 
-    What seeds are put together to is a cell too, see `assembled`.
+    Finished seeds are combined in a further cell, see `combined_cell`.
 
     Raises:
         DualformError: A task cannot be found or used.
@@ -102,80 +102,80 @@ def cells_of(group: Group, identities: DigestCache) -> list[GroupCell]:
     config: Any = group.config
     seeds = STUDIES[group.study].seed_by_seed
     if seeds is None or not seeds.possible(config):
-        settings = config.model_dump(mode="json", exclude=PLACES)
-        return [GroupCell(_key(group.study, settings, digests(group.study, config, identities)), group, None)]
+        settings = config.model_dump(mode="json", exclude=PATH_SETTINGS)
+        return [GroupCell(_key(group.study, settings, input_digests(group.study, config, identities)), group, None)]
     keys = _seed_keys(group, seeds, identities)
-    found = []
+    cells = []
     for seed in config.seeds:
-        behind = seeds.before(config, seed)
-        pieces = {f"seed {one}": keys[one] for one in behind}
-        found.append(GroupCell(keys[seed], group, seed, tuple(keys[one] for one in behind[:-1]), pieces))
-    return found
+        needed = seeds.before(config, seed)
+        pieces = {f"seed {each}": keys[each] for each in needed}
+        cells.append(GroupCell(keys[seed], group, seed, tuple(keys[each] for each in needed[:-1]), pieces))
+    return cells
 
 
-def assembled(group: Group, seeds: Sequence[int], identities: DigestCache) -> GroupCell:
-    """The cell in which finished seeds are put together.
+def combined_cell(group: Group, seeds: Sequence[int], identities: DigestCache) -> GroupCell:
+    """The cell that combines finished seeds into a group's result.
 
     Args:
-        group: One whose seeds are cells.
-        seeds: Those that finished, at least one.
-        identities: Where digests are kept.
+        group: A group with a cell per seed.
+        seeds: The seeds that finished, at least one.
+        identities: Cached digests of models and data.
     """
     config: Any = group.config
     study = STUDIES[group.study]
     assert study.seed_by_seed is not None
     keys = _seed_keys(group, study.seed_by_seed, identities)
-    # The first seed may serve the others, so the order stays.
+    # In the configured order, because other seeds may depend on the first.
     finished = tuple(seed for seed in config.seeds if seed in seeds)
     kept = config.model_copy(update={"seeds": finished})
-    settings = kept.model_dump(mode="json", exclude=PLACES)
+    settings = kept.model_dump(mode="json", exclude=PATH_SETTINGS)
     parts = {"settings": settings, "parts": [keys[seed].digest for seed in finished]}
-    read = digests(group.study, config, identities)
-    key = CellKey({"cell": study.result_name, **made_by(), "read": read, **parts})
+    read = input_digests(group.study, config, identities)
+    key = CellKey({"cell": study.result_name, **code_identity(), "read": read, **parts})
     pieces = {f"seed {seed}": keys[seed] for seed in finished}
     return GroupCell(key, group, None, tuple(pieces.values()), pieces, kept)
 
 
-def digests(study: str, config: Any, identities: DigestCache) -> dict[str, Any]:
-    """Digests of everything outside its settings on which a study's numbers depend."""
+def input_digests(study: str, config: Any, identities: DigestCache) -> dict[str, Any]:
+    """Digests of the models, tasks and files on which a study's numbers depend."""
     reads = STUDIES[study].reads(config)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if reads.models:
-        found["models"] = [identities.model(name) for name in reads.models]
+        result["models"] = [identities.model(name) for name in reads.models]
     if reads.task:
-        found["task"] = identities.task(config)
+        result["task"] = identities.task(config)
     if reads.other_tasks:
-        found["other_tasks"] = [identities.other_task(name, config.data_dir) for name in reads.other_tasks]
+        result["other_tasks"] = [identities.other_task(name, config.data_dir) for name in reads.other_tasks]
     if reads.files:
-        found["files"] = [identities.file(name) for name in reads.files]
-    return found
+        result["files"] = [identities.file(name) for name in reads.files]
+    return result
 
 
 def _seed_keys(group: Group, seeds: SeedBySeed, identities: DigestCache) -> dict[int, CellKey]:
     config: Any = group.config
-    settings = config.model_dump(mode="json", exclude=PLACES | seeds.only_summary)
-    read = digests(group.study, config, identities)
+    settings = config.model_dump(mode="json", exclude=PATH_SETTINGS | seeds.only_summary)
+    read = input_digests(group.study, config, identities)
     kind = f"{STUDIES[group.study].result_name} seed"
-    found = {}
+    keys = {}
     for seed in config.seeds:
-        # A seed that depends on no other is the same cell whoever comes first.
+        # The first seed is part of the key only if this seed depends on it.
         (first, *_) = seeds.before(config, seed)
-        found[seed] = _key(kind, {**settings, "seed": seed, "rates_of": first}, read)
-    return found
+        keys[seed] = _key(kind, {**settings, "seed": seed, "rates_of": first}, read)
+    return keys
 
 
 def _key(kind: str, settings: dict[str, Any], read: dict[str, Any]) -> CellKey:
-    return CellKey({"cell": kind, **made_by(), "settings": settings, "read": read})
+    return CellKey({"cell": kind, **code_identity(), "settings": settings, "read": read})
 
 
-def made_by() -> dict[str, str]:
-    """What every cell's identity says of the code that computes it."""
+def code_identity() -> dict[str, str]:
+    """Version and source digest of dualform, which are part of every cell's identity."""
     return {"dualform": __version__, "source": source_digest()}
 
 
 def by_digest(cells: Iterable[GroupCell]) -> dict[str, GroupCell]:
-    """Cells by the digest of their key; one that two groups share is kept once."""
-    found: dict[str, GroupCell] = {}
+    """Cells by the digest of their key; a cell that several groups share is included once."""
+    unique: dict[str, GroupCell] = {}
     for cell in cells:
-        found.setdefault(cell.key.digest, cell)
-    return found
+        unique.setdefault(cell.key.digest, cell)
+    return unique

@@ -205,7 +205,7 @@ def groups_of(configs: Iterable[BaseModel]) -> list[Group]:
     return _with_different_names(groups)
 
 
-def listed(name: str, groups: Iterable[Group]) -> dict[str, Any]:
+def listed_configs(name: str, groups: Iterable[Group]) -> dict[str, Any]:
     """A list of configurations as YAML can keep it: what `sweep.yaml` holds for a sweep written in Python."""
     return {
         "name": name,

@@ -1,4 +1,4 @@
-"""What a sweep will cost: its groups' plans, less what the store holds already."""
+"""Estimates the cost of a sweep, without the cells that are already in the store."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from dualform.studies.plan import GroupPlan, Plan, machine_for, no_announcement,
 from dualform.studies.study import STUDIES
 
 LOCAL = "estimated for the local engine on this machine"
-"""What is noted in every sweep's plan: what machines of a cluster can do is not known here."""
+"""A note in every sweep's plan, because the machines of a cluster are not known."""
 
 
 def plan_groups(
@@ -23,20 +23,20 @@ def plan_groups(
     workers: int | None = None,
     told: Callable[[str], None] = no_announcement,
 ) -> Plan:
-    """A sweep's plan, estimated for the local engine on this machine.
+    """Estimate the cost of a sweep, for the local engine on this machine.
 
     Args:
-        name: What it is called.
-        groups: Of the sweep.
-        store: URL of the store in which finished cells are looked for; nothing is written, and none there is empty.
-        workers: Cells at a time; None for one for every two cores, two at least.
+        name: Name of the sweep.
+        groups: Groups of the sweep.
+        store: URL of the store of finished cells, which may be missing; nothing is written.
+        workers: Cells at a time; by default one for every two cores, and at least two.
         told: As `plan_of` takes it.
 
     Raises:
         DualformError: As `plan_of`, of any of its groups.
     """
     cells, identities = CellStore(store, writable=False), DigestCache()
-    # All data are read before the machine is measured, which takes seconds: a mistake in them is reported at once.
+    # All data are read before the machine is measured, so that errors in the data are reported at once.
     cells_of_groups = [cells_of(group, identities) for group in groups]
     machine: Machine | None = None
     plans = []
@@ -48,5 +48,5 @@ def plan_groups(
         plans.append(GroupPlan(group.name, " ".join(models), plan, len(own), finished))
     n = workers or max(2, cores() // 2)
     threads = max(1, torch.get_num_threads() // n)
-    made = plan_sweep(name, plans, workers=n, machine=machine or this_machine(), threads=threads)
-    return replace(made, notes=(*made.notes, LOCAL))
+    sweep_plan = plan_sweep(name, plans, workers=n, machine=machine or this_machine(), threads=threads)
+    return replace(sweep_plan, notes=(*sweep_plan.notes, LOCAL))

@@ -1,4 +1,4 @@
-"""A sweep from its file to its folder: what `dualform sweep` does, for Python."""
+"""Runs a sweep into its folder, as `dualform sweep` does."""
 
 import contextlib
 import io
@@ -22,8 +22,8 @@ from dualform.runs.engines.base import Engine, EngineName
 from dualform.runs.engines.performing import one_line
 from dualform.runs.store import RunFolder
 from dualform.runs.sweep import GroupState, SilentObserver, Sweep, SweepObserver, cells_record
-from dualform.runs.sweep_cells import PLACES
-from dualform.runs.sweep_config import Group, SweepConfig, listed
+from dualform.runs.sweep_cells import PATH_SETTINGS
+from dualform.runs.sweep_config import Group, SweepConfig, listed_configs
 from dualform.runs.sweep_folder import write_sweep
 from dualform.runs.worker import ATTENTION, EXAMPLES, RESULT
 from dualform.studies.facts import environment
@@ -33,11 +33,11 @@ from dualform.sweep_result import SweepGroup, SweepResult
 _REMEDY = "Free some space or choose another folder with --out."
 
 
-def described(config: SweepConfig, groups: Sequence[Group]) -> dict[str, Any]:
-    """What `sweep.yaml` in a sweep's folder holds: enough to run it again from there."""
+def sweep_settings(config: SweepConfig, groups: Sequence[Group]) -> dict[str, Any]:
+    """The content of `sweep.yaml` in a sweep's folder, from which the sweep can be run again."""
     if config.models or not {"model", "models"} & STUDIES[config.study].fields():
         return config.model_dump(mode="json", exclude_defaults=True)
-    return listed(config.name, groups)
+    return listed_configs(config.name, groups)
 
 
 def run_sweep(
@@ -48,24 +48,25 @@ def run_sweep(
     out: Path,
     store: CellStore,
     retries: int = 2,
-    watcher: SweepObserver | None = None,
+    observer: SweepObserver | None = None,
     overwrite: bool = False,
 ) -> SweepResult:
-    """Run a sweep into a folder: a run's folder for each group, and a page over all.
+    """Run a sweep; write the folder of each group and the report of the sweep.
+
+    When the sweep is interrupted, the folder holds the results so far.
 
     Args:
-        config: The sweep's own, from `read_sweep_file`.
-        groups: Its groups.
-        engine: From `open_engine`; it is left open.
-        out: Folder, made if need be; a group's folder of an earlier call is written over.
-        store: Where cells are kept.
-        retries: How often a cell whose worker died is tried again.
-        watcher: Is told of every change.
-        overwrite: Let the sweep take the place of another one in `out`.
+        config: Settings of the sweep, from `read_sweep_file`.
+        groups: Groups of the sweep, from `read_sweep_file`.
+        engine: Runs the cells, from `open_engine`; it is not closed.
+        out: Folder of the sweep, created if it does not exist; folders of groups are overwritten.
+        store: Store of finished cells.
+        retries: Number of further attempts for a cell whose worker died.
+        observer: Notified of every change.
+        overwrite: Whether another sweep in `out` may be replaced.
 
     Returns:
-        What was found. Cells that failed are told in it and raise nothing. When the sweep is stopped, what there is
-        so far is in the folder.
+        The results. Failed cells are listed there and raise no error.
 
     Raises:
         ConfigError: `out` holds another sweep or other runs.
@@ -75,8 +76,8 @@ def run_sweep(
     start = time.perf_counter()
     if engine.name in get_args(EngineName) and not store.shared:
         raise ConfigError(
-            f"the store {store.shown} lies in the memory of this process, where the workers of engine {engine.name!r} "
-            "do not see it: give a folder, or the URL of a bucket"
+            f"the store {store.shown} is in the memory of this process, which the workers of engine {engine.name!r} "
+            "cannot access: give a folder, or the URL of a bucket"
         )
     prepare_folder(out, config, groups, overwrite=overwrite)
     sweep = Sweep(
@@ -84,22 +85,22 @@ def run_sweep(
         store,
         engine,
         retries=retries,
-        about={"sweep": config.name},
-        watcher=watcher or SilentObserver(),
+        facts={"sweep": config.name},
+        observer=observer or SilentObserver(),
     )
     records: dict[str, SweepGroup] = {}
 
     def finished(state: GroupState, cell: FinishedCell | None) -> None:
         records[state.group.name] = _write_group(out, state, cell)
 
-    def so_far() -> SweepResult:
+    def current_result() -> SweepResult:
         seconds = round(time.perf_counter() - start, 1)
-        # Where cells were computed, and by how many threads, their groups' results say.
+        # The groups' results name the device and threads that computed them.
         here = environment(torch.device("cpu"), seconds)
         return SweepResult(
             dualform=__version__,
             name=config.name,
-            config=described(config, groups),
+            config=sweep_settings(config, groups),
             environment={name: value for name, value in here.items() if name not in ("device", "threads")},
             engine=f"{engine.name}, {engine.workers} worker{'' if engine.workers == 1 else 's'}",
             groups=[records.get(state.group.name) or _group_record(state, None) for state in sweep.states],
@@ -111,35 +112,35 @@ def run_sweep(
     try:
         sweep.run(finished)
     except BaseException:
-        # What stopped it is to be told, not what comes of writing to a disk that may be full.
+        # The error that stopped the sweep matters more than one from writing to a full disk.
         with contextlib.suppress(StorageError):
-            write_sweep(out, so_far())
+            write_sweep(out, current_result())
         raise
-    result = so_far()
+    result = current_result()
     write_sweep(out, result)
     return result
 
 
 def prepare_folder(out: Path, config: SweepConfig, groups: Sequence[Group], *, overwrite: bool = False) -> None:
-    """Make a sweep's folder and write `sweep.yaml` into it.
+    """Create a sweep's folder and write `sweep.yaml` into it.
 
     Raises:
-        ConfigError: It holds another sweep, or other runs where the groups' are to be, and `overwrite` is off.
-        StorageError: It cannot be written to.
+        ConfigError: The folder holds another sweep, or a run in the folder of a group, and `overwrite` is off.
+        StorageError: The folder cannot be written to.
     """
-    text = yaml.safe_dump(described(config, groups), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(sweep_settings(config, groups), sort_keys=False, allow_unicode=True)
     file = out / "sweep.yaml"
     if not overwrite:
         if file.exists() and not _same(file, text):
             raise ConfigError(
-                f"{out} holds another sweep. Choose another folder with --out, or give --overwrite; finished cells are "
-                "in the store and are not computed again."
+                f"{out} holds another sweep. Choose another folder with --out, or give --overwrite; finished cells "
+                "stay in the store and are not computed again."
             )
         run = next((group.name for group in groups if (out / group.name / "result.json").exists()), None)
         if run is not None and not file.exists():
             raise ConfigError(
-                f"{out / run} holds a run that is not this sweep's. Choose another folder with --out, or give "
-                "--overwrite."
+                f"{out / run} holds a run that does not belong to this sweep. Choose another folder with --out, or "
+                "give --overwrite."
             )
     writable_dir(out, _REMEDY)
     with atomic_write(file, _REMEDY) as temporary:
@@ -147,7 +148,7 @@ def prepare_folder(out: Path, config: SweepConfig, groups: Sequence[Group], *, o
 
 
 def _same(file: Path, text: str) -> bool:
-    """Whether a sweep.yaml says what a text says; one that cannot be read does not."""
+    """Whether a sweep.yaml can be read and has the same content as a text."""
     try:
         return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == yaml.safe_load(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -159,20 +160,20 @@ def _write_group(out: Path, state: GroupState, cell: FinishedCell | None) -> Swe
     result: Result | None = None
     if cell is not None:
         result, table, attention = _read_group(cell)
-        # The same cell serves wherever its data lie; here they lie where these settings say.
-        places = {name: value for name in PLACES if (value := getattr(group.config, name, None)) is not None}
-        result = result.model_copy(update={"config": {**result.config, **places}})
-        whole = state.whole
-        assert whole is not None
-        RunFolder(out / group.name, whole.cell.settings, overwrite=True).finish(result, table, attention)
+        # A cell does not depend on the paths of its data, so those of this sweep are filled in.
+        paths = {name: value for name in PATH_SETTINGS if (value := getattr(group.config, name, None)) is not None}
+        result = result.model_copy(update={"config": {**result.config, **paths}})
+        result_cell = state.result_cell
+        assert result_cell is not None
+        RunFolder(out / group.name, result_cell.cell.settings, overwrite=True).finish(result, table, attention)
     return _group_record(state, result)
 
 
 def _read_group(cell: FinishedCell) -> tuple[Result, pa.Table, AttentionRecord | None]:
-    """What a group's cell holds.
+    """The result, examples table and attention record in a group's cell.
 
     Raises:
-        DamagedCell: Its files are as they were written, and not what a cell of this kind holds.
+        DamagedCell: The cell's files have the right hashes but do not hold these.
     """
     try:
         result = Result.from_json(cell.read(RESULT).decode())
@@ -185,7 +186,7 @@ def _read_group(cell: FinishedCell) -> tuple[Result, pa.Table, AttentionRecord |
 
 def _group_record(state: GroupState, result: Result | None) -> SweepGroup:
     group = state.group
-    missing = [one.cell.seed for one in state.seeds if one.status == "failed"]
+    missing = [each.cell.seed for each in state.seeds if each.status == "failed"]
     return SweepGroup(
         name=group.name,
         study=group.study,
@@ -198,20 +199,20 @@ def _group_record(state: GroupState, result: Result | None) -> SweepGroup:
 
 
 def _warnings(groups: Sequence[GroupState]) -> list[str]:
-    """What a reader must know about the sweep as a whole."""
-    found = []
-    missing = [group for group in groups if group.whole is None or group.whole.status == "failed"]
+    """Warnings about missing results."""
+    warnings = []
+    missing = [group for group in groups if group.result_cell is None or group.result_cell.status == "failed"]
     partly = [
         group for group in groups if group not in missing and any(state.status == "failed" for state in group.seeds)
     ]
     if missing:
-        found.append(f"{len(missing)} of {len(groups)} groups have no result: {', '.join(_names(missing))}.")
+        warnings.append(f"{len(missing)} of {len(groups)} groups have no result: {', '.join(_names(missing))}.")
     if partly:
-        found.append(
-            f"In {', '.join(_names(partly))} some seeds failed: their results stand on the others, and seeds that fail "
-            "may not fail at random."
+        warnings.append(
+            f"Some seeds failed in {', '.join(_names(partly))}. The results of these groups are based on the other "
+            "seeds and may be biased if failures depend on the seed."
         )
-    return found
+    return warnings
 
 
 def _names(groups: Sequence[GroupState]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a sweep's worker does with one cell; models and zero-shot readings stay warm between cells."""
+"""Computes one cell of a sweep in a worker, which keeps its model and zero-shot readings between cells."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ from dualform.models.reading.language_model import LanguageModel
 from dualform.result import Result
 from dualform.runs.cell_store import CellKey, CellStore, DamagedCell
 from dualform.runs.flat_numbers import numbers_of
-from dualform.runs.sweep_cells import DigestCache, digests, made_by
+from dualform.runs.sweep_cells import DigestCache, code_identity, input_digests
 from dualform.source_digest import source_digest
 from dualform.studies.pieces import Piece
 from dualform.studies.settings import StudyConfig
@@ -36,119 +36,120 @@ from dualform.tasks.task import Task
 OUTCOME, RESULT, EXAMPLES, ATTENTION = "outcome.safetensors", "result.json", "examples.parquet", "attention.json"
 ENVIRONMENT = "env:"
 ELSEWHERE = "elsewhere"
-"""Fact of a cell that another process is computing at the moment."""
+"""Fact that reports that another process is computing the cell."""
 
 
 class CellRequest(BaseModel):
-    """What a worker is told, as plain JSON."""
+    """A cell to compute, as plain JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str
-    """URL of the store; or `env:NAME`, where it stands in an environment variable because it holds a password."""
+    """URL of the store, or `env:NAME` for the environment variable that holds it, if it contains a password."""
     identity: dict[str, Any]
-    """The cell's own, see `CellKey`."""
+    """Identity of the cell, see `CellKey`."""
     study: str
     settings: dict[str, Any]
-    """The study's configuration, all seeds."""
+    """The study's configuration, with all seeds."""
     seed: int | None
     pieces: dict[str, dict[str, Any]]
     """Name of a piece -> identity of the cell that holds it."""
     folder: str
-    """From which relative paths start, as far as there is such a folder where the worker is."""
-    about: dict[str, Any]
-    """Facts to list beside what is found: sweep, group, model, task, options."""
+    """Folder to which relative paths refer, if it exists on the worker's machine."""
+    facts: dict[str, Any]
+    """Facts to store with the result: sweep, group, model, task, options."""
     memory: int = 1 << 30
-    """Bytes of zero-shot readings to keep."""
-    dead: str = ""
-    """Last sign of life of an earlier owner that the sweep has given up, see `CellStore.claim`."""
+    """Bytes of zero-shot readings to cache."""
+    stale_heartbeat: str = ""
+    """Last heartbeat of an earlier owner that stopped responding, see `CellStore.claim`."""
 
 
 def perform(payload: dict[str, Any]) -> dict[str, Any]:
-    """Compute one cell and keep it in the store.
+    """Compute one cell and write it to the store.
 
     Args:
         payload: A `CellRequest`.
 
     Returns:
-        Facts: `seconds` and `reused`; or only `elsewhere`, when another process is at it.
+        `seconds` and `reused`; or only `elsewhere` if another process is computing the cell.
 
     Raises:
         DualformError: A user's mistake.
     """
-    work = CellRequest(**payload)
-    with contextlib.chdir(work.folder) if Path(work.folder).is_dir() else contextlib.nullcontext():
-        return _perform(work)
+    request = CellRequest(**payload)
+    with contextlib.chdir(request.folder) if Path(request.folder).is_dir() else contextlib.nullcontext():
+        return _perform(request)
 
 
-def _perform(work: CellRequest) -> dict[str, Any]:
-    store = CellStore(_store_url(work.store))
-    key = CellKey(work.identity)
+def _perform(request: CellRequest) -> dict[str, Any]:
+    store = CellStore(_store_url(request.store))
+    key = CellKey(request.identity)
     if store.find(key, verify=True) is not None:
         return {"reused": True}
-    claim = store.claim(key, work.dead)
+    claim = store.claim(key, request.stale_heartbeat)
     if claim is None:
         return {ELSEWHERE: True}
     with claim:
-        # Whoever had the claim before may have finished it.
+        # The previous owner of the claim may have finished the cell.
         if store.find(key, verify=True) is not None:
             return {"reused": True}
         start = time.perf_counter()
         try:
-            files, result = _compute(work, store)
+            files, result = _compute(request, store)
         except BaseException:
-            # Whatever went wrong may have left the model as it should not be, or the memory full.
-            _let_go()
+            # The error may have left the model modified, or the memory full.
+            _release_model()
             raise
         seconds = round(time.perf_counter() - start, 2)
-        store.write(key, files, {**work.about, **_facts(result), "seconds": seconds})
+        store.write(key, files, {**request.facts, **_facts(result), "seconds": seconds})
         store.drop_pieces(key)
     return {"reused": False, "seconds": seconds}
 
 
-def _store_url(given: str) -> str:
-    if not given.startswith(ENVIRONMENT):
-        return given
-    name = given.removeprefix(ENVIRONMENT)
+def _store_url(url: str) -> str:
+    if not url.startswith(ENVIRONMENT):
+        return url
+    name = url.removeprefix(ENVIRONMENT)
     if name not in os.environ:
         raise ConfigError(
-            f"the URL of the store stands in ${name}, which the job was not given: let Slurm pass the environment on "
-            "(--export=ALL, its default), or take credentials out of the URL"
+            f"the URL of the store should be in the environment variable {name}, which is not set in this job: let "
+            "Slurm export the environment (--export=ALL, its default), or remove the credentials from the URL"
         )
     return os.environ[name]
 
 
-def _let_go() -> None:
-    global _warm
-    _warm = None
+def _release_model() -> None:
+    global _loaded
+    _loaded = None
 
 
-def _require_unchanged(work: CellRequest, config: BaseModel) -> None:
-    """Check that what the cell's key was made from is what lies here now.
+def _require_same_inputs(request: CellRequest, config: BaseModel) -> None:
+    """Check that the code, the model and the data are those from which the cell's key was computed.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: They are not.
     """
-    made = {name: work.identity.get(name) for name in made_by()}
-    if made["source"] is not None and made != made_by():
+    code = {name: request.identity.get(name) for name in code_identity()}
+    if code["source"] is not None and code != code_identity():
         raise ConfigError(
             f"this worker runs other source code of dualform (version {__version__}, source {source_digest()}) than "
-            f"the sweep (version {made['dualform']}, source {made['source']}): install the same on every machine, or, "
-            "where the code was changed while the sweep ran, start it again"
+            f"the sweep (version {code['dualform']}, source {code['source']}): install the same code on every machine; "
+            "if it was changed while the sweep ran, start the sweep again"
         )
-    named = work.identity.get("read")
-    if named is not None and named != CellKey(digests(work.study, config, DigestCache())).identity:
+    inputs = request.identity.get("read")
+    if inputs is not None and inputs != CellKey(input_digests(request.study, config, DigestCache())).identity:
         raise ConfigError(
-            "model or data are not what they were when the sweep began, or are others on this machine: start it again"
+            "the model or the data have changed since the sweep started, or differ on this machine: start the sweep "
+            "again"
         )
 
 
 class CellPieces:
-    """Finished parts of one cell, from which it goes on when its worker is killed.
+    """Finished pieces of one cell, from which it is resumed after its worker was killed.
 
     Args:
-        store: Where they are kept, until the cell itself is finished.
-        key: Of the cell.
+        store: Store that keeps the pieces until the cell is finished.
+        key: Key of the cell.
     """
 
     def __init__(self, store: CellStore, key: CellKey) -> None:
@@ -156,7 +157,7 @@ class CellPieces:
         self._key = key
 
     def get(self, name: str, inputs: str) -> Piece | None:
-        """The piece, if it was finished and made from the same inputs."""
+        """The piece, if it is finished and was computed from the same inputs."""
         data = self._store.piece(self._key, name)
         if data is None:
             return None
@@ -168,19 +169,20 @@ class CellPieces:
         return piece if (piece.name, piece.inputs) == (name, inputs) else None
 
     def put(self, piece: Piece) -> None:
-        """Keep it."""
+        """Store a finished piece."""
         self._store.keep_piece(self._key, piece.name, piece.to_bytes())
 
 
 class StorePieces:
-    """A comparison's pieces: its seeds each in a cell of the store, others with the cell that is being computed.
+    """Pieces of a study that runs seed by seed: each seed in its own cell, others with the cell that is computed.
 
     Args:
-        store: Where.
-        key: Of the cell that is being computed.
+        store: Store of the cells.
+        key: Key of the cell that is computed.
         keys: Name of a piece -> key of its cell.
-        about: Facts that all of them share.
-        own: The piece that is being computed, which is held back so that it can be written with what it found.
+        facts: Facts to store with the cells.
+        current: Name of the piece that is computed. It is not stored but kept as `current_piece`, because its cell is
+            written later, together with its facts.
     """
 
     def __init__(
@@ -188,20 +190,20 @@ class StorePieces:
         store: CellStore,
         key: CellKey,
         keys: Mapping[str, CellKey],
-        about: dict[str, Any],
-        own: str | None = None,
+        facts: dict[str, Any],
+        current: str | None = None,
     ) -> None:
         self._store = store
-        self._parts = CellPieces(store, key)
+        self._pieces = CellPieces(store, key)
         self._keys = keys
-        self._about = about
-        self._own = own
-        self.held: Piece | None = None
+        self._facts = facts
+        self._current = current
+        self.current_piece: Piece | None = None
 
     def get(self, name: str, inputs: str) -> Piece | None:
-        """The piece, if its cell is finished and was made from the same inputs."""
+        """The piece, if its cell is finished and was computed from the same inputs."""
         if name not in self._keys:
-            return self._parts.get(name, inputs)
+            return self._pieces.get(name, inputs)
         cell = self._store.find(self._keys[name])
         if cell is None:
             return None
@@ -215,38 +217,38 @@ class StorePieces:
         else:
             if piece.name == name and piece.inputs == inputs:
                 return piece
-            reason = "was made from other inputs"
+            reason = "was computed from other inputs"
         self._store.log(f"{name} of {cell.digest[:12]} {reason}; running it again")
-        # Its hashes are right, so the store itself would never let another take its place.
+        # The store never overwrites a cell whose hashes are right, so it must be removed.
         self._store.drop(cell.digest)
         return None
 
     def put(self, piece: Piece) -> None:
-        """Keep it."""
-        if piece.name == self._own:
-            self.held = piece
+        """Store a finished piece."""
+        if piece.name == self._current:
+            self.current_piece = piece
         elif piece.name in self._keys:
-            about = {**self._about, "seed": int(piece.name.removeprefix("seed "))}
-            self._store.write(self._keys[piece.name], {OUTCOME: piece.to_bytes()}, about)
+            facts = {**self._facts, "seed": int(piece.name.removeprefix("seed "))}
+            self._store.write(self._keys[piece.name], {OUTCOME: piece.to_bytes()}, facts)
         else:
-            self._parts.put(piece)
+            self._pieces.put(piece)
 
 
 @dataclass
 class _LoadedModel:
-    """The model that this process has at hand, and what it has read."""
+    """The model that this process has loaded, with its cached readings."""
 
     settings: dict[str, Any]
     lm: LanguageModel
     memory: ReadingCache
     task: str | None = None
-    """Digest of the task whose readings are in the memory."""
+    """Digest of the task whose readings are cached."""
 
 
-_warm: _LoadedModel | None = None
+_loaded: _LoadedModel | None = None
 
 
-_HOW_LOADED = (
+_LOADING_SETTINGS = (
     "device",
     "dtype",
     "route",
@@ -259,10 +261,10 @@ _HOW_LOADED = (
 
 
 class _ReusedModels:
-    """Models and tasks for a cell: the model that this process has at hand where it is the one, file by file.
+    """Loads models and tasks for a cell; the model of the previous cell is reused if it is the same.
 
     Args:
-        most_bytes: Of zero-shot readings to keep.
+        most_bytes: Bytes of zero-shot readings to cache.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -271,71 +273,71 @@ class _ReusedModels:
 
     @property
     def memory(self) -> ReadingCache | None:
-        """What the model at hand has read."""
-        return None if _warm is None else _warm.memory
+        """Cached readings of the loaded model."""
+        return None if _loaded is None else _loaded.memory
 
     def load_model(self, config: StudyConfig, name: str) -> LanguageModel:
         """The model that a configuration names."""
-        global _warm
-        load = {name: getattr(config, name) for name in _HOW_LOADED}
+        global _loaded
+        load = {name: getattr(config, name) for name in _LOADING_SETTINGS}
         settings = {"model": name, "identity": model_identity(name), "memory": self._most_bytes, **load}
-        if _warm is None or _warm.settings != settings:
-            # Let the one at hand go first: two may not fit.
+        if _loaded is None or _loaded.settings != settings:
+            # Release the loaded model first, because two may not fit into memory.
             self.release()
-            _warm = _LoadedModel(settings, config.load_model(name), ReadingCache(self._most_bytes))
-        if _warm.task != self._task:
-            # Readings of another task's rows.
-            _warm.memory.clear()
-            _warm.task = self._task
-        return _warm.lm
+            _loaded = _LoadedModel(settings, config.load_model(name), ReadingCache(self._most_bytes))
+        if _loaded.task != self._task:
+            # The cached readings are of another task's rows.
+            _loaded.memory.clear()
+            _loaded.task = self._task
+        return _loaded.lm
 
     def load_task(self, config: StudyConfig) -> Task:
-        """The task that a configuration names, read anew."""
+        """The task that a configuration names, read again for every cell."""
         task = config.load_task()
         self._task = task_digest(task)
         return task
 
     def release(self) -> None:
-        """Let the model at hand go."""
-        _let_go()
+        """Release the loaded model."""
+        _release_model()
 
 
-def _compute(work: CellRequest, store: CellStore) -> tuple[dict[str, bytes], Result]:
-    """A cell's files, and the result that its facts are taken from."""
-    study = STUDIES[work.study]
-    config = study.config()(**work.settings)
-    _require_unchanged(work, config)
-    models = _ReusedModels(work.memory)
-    own = CellKey(work.identity)
+def _compute(request: CellRequest, store: CellStore) -> tuple[dict[str, bytes], Result]:
+    """A cell's files, and the result from which its facts are read."""
+    study = STUDIES[request.study]
+    config = study.config()(**request.settings)
+    _require_same_inputs(request, config)
+    models = _ReusedModels(request.memory)
+    key = CellKey(request.identity)
     if study.seed_by_seed is None:
-        return _finished(_run_whole(study, config, store, own, models))
-    keys = {name: CellKey(identity) for name, identity in work.pieces.items()}
-    if work.seed is None:
-        cells = StorePieces(store, own, keys, work.about)
-        whole = study.run(config, StudyContext(cells, models=models))
+        return _output_files(_run_study(study, config, store, key, models))
+    keys = {name: CellKey(identity) for name, identity in request.pieces.items()}
+    if request.seed is None:
+        pieces = StorePieces(store, key, keys, request.facts)
+        output = study.run(config, StudyContext(pieces, models=models))
         if keys:
-            whole = replace(whole, result=_with_time_of(whole.result, store, keys.values()))
-        return _finished(whole)
-    cells = StorePieces(store, own, keys, work.about, own=f"seed {work.seed}")
-    piece, result = study.seed_by_seed.run(config, work.seed, StudyContext(cells, models=models))
-    return {OUTCOME: (cells.held or piece).to_bytes()}, result
+            output = replace(output, result=_with_time_of(output.result, store, keys.values()))
+        return _output_files(output)
+    pieces = StorePieces(store, key, keys, request.facts, current=f"seed {request.seed}")
+    piece, result = study.seed_by_seed.run(config, request.seed, StudyContext(pieces, models=models))
+    return {OUTCOME: (pieces.current_piece or piece).to_bytes()}, result
 
 
-def _run_whole(study: Study, config: BaseModel, store: CellStore, own: CellKey, models: ModelSource) -> StudyOutput:
-    """A study that is one cell; its finished pieces and large files are kept until it is finished."""
-    folder = cache_dir() / "cells" / own.digest
+def _run_study(study: Study, config: BaseModel, store: CellStore, key: CellKey, models: ModelSource) -> StudyOutput:
+    """Run a study as one cell; its pieces and large files are kept until it is finished, so that it can be resumed."""
+    folder = cache_dir() / "cells" / key.digest
     folder.mkdir(parents=True, exist_ok=True)
-    output = study.run(config, StudyContext(CellPieces(store, own), folder=folder, models=models))
+    output = study.run(config, StudyContext(CellPieces(store, key), folder=folder, models=models))
     shutil.rmtree(folder, ignore_errors=True)
     return output
 
 
-def _finished(output: StudyOutput) -> tuple[dict[str, bytes], Result]:
+def _output_files(output: StudyOutput) -> tuple[dict[str, bytes], Result]:
     return _files(output.result, output.answers, output.attention), output.result
 
 
 def _with_time_of(result: Result, store: CellStore, keys: Iterable[CellKey]) -> Result:
-    """The result with the seconds that its seeds took, and not those of putting them together."""
+    """The result with the total run time of its seeds instead of the time to combine them."""
     cells = [store.find(key) for key in keys]
     seconds = sum(float(cell.facts.get("seconds") or 0) for cell in cells if cell is not None)
     return result.model_copy(update={"environment": {**result.environment, "seconds": round(seconds, 1)}})
@@ -349,7 +351,7 @@ def _files(result: Result, table: pa.Table, attention: AttentionRecord | None = 
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    """What a listing of cells shows: the means, without their intervals."""
+    """The facts of a cell: names of the learners and all means, without intervals."""
     means = {
         name.replace("/", "."): value
         for name, value in numbers_of(result).items()
