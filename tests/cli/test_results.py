@@ -187,11 +187,11 @@ def test_cells_are_dropped_only_when_named_and_said_twice(listed: Command, folde
     [
         (["none"], r"none holds no cells. Give the store of a sweep"),
         (["nosuch://x"], "cannot open the store nosuch://x"),
-        (["STORE", "--where", "modle=x"], "no column is called 'modle'. There are model"),
-        (["STORE", "--where", "seed"], "--where 'seed' cannot be read"),
+        (["STORE", "--where", "modle=x"], "no column is called 'modle'. Columns include model"),
+        (["STORE", "--where", "seed"], "--where 'seed' is not a condition"),
         (["STORE", "--columns", "nothing"], "no column is called 'nothing'"),
         (["STORE", "--sort", "nothing"], "no column is called 'nothing'"),
-        (["STORE", "--to", "x.xlsx"], "give a file that ends in .parquet"),
+        (["STORE", "--to", "x.xlsx"], "use a file name ending in .parquet"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_2(listed: Command, folder: Path, arguments: list[str], message: str) -> None:

@@ -192,14 +192,14 @@ def test_a_filter_answers_to_the_obvious_loop(table: pa.Table) -> None:
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("model", r"--where 'model' cannot be read: give NAME=VALUE"),
-        ("=x", "cannot be read"),
-        ("\x1b[2J", r"--where '\\x1b\[2J' cannot be read"),
-        ("modle=x", "no column is called 'modle'. There are model"),
-        ("seed=x", "column seed holds numbers; 'x' is none"),
-        ("seed=1..x", "column seed holds numbers; 'x' is none"),
-        ("seed>", "column seed holds numbers; '' is none"),
-        ("folded=maybe", "column folded holds true or false, not 'maybe'"),
+        ("model", r"--where 'model' is not a condition: give NAME=VALUE"),
+        ("=x", "is not a condition"),
+        ("\x1b[2J", r"--where '\\x1b\[2J' is not a condition"),
+        ("modle=x", "no column is called 'modle'. Columns include model"),
+        ("seed=x", "column seed holds numbers, but 'x' is not a number"),
+        ("seed=1..x", "column seed holds numbers, but 'x' is not a number"),
+        ("seed>", "column seed holds numbers, but '' is not a number"),
+        ("folded=maybe", "column folded holds booleans: compare it with true or false, not 'maybe'"),
     ],
 )
 def test_a_condition_that_makes_no_sense_is_named(table: pa.Table, condition: str, message: str) -> None:
@@ -210,7 +210,7 @@ def test_a_condition_that_makes_no_sense_is_named(table: pa.Table, condition: st
 def test_a_name_that_may_be_several_columns_is_named(store: CellStore) -> None:
     table = one_row({"accuracy.icl": 0.5, "time.icl": 1.0}, store)
 
-    with pytest.raises(ConfigError, match=r"'icl' may be any of the columns accuracy.icl, time.icl"):
+    with pytest.raises(ConfigError, match=r"'icl' matches several columns, accuracy.icl, time.icl"):
         where(table, ["icl>0"])
 
 
@@ -219,7 +219,7 @@ def test_columns_come_in_the_order_asked_for(table: pa.Table) -> None:
     assert set(select(table, ["accuracy.*"]).column_names) == {"accuracy.icl", "accuracy.ft"}
     assert select(table, ["*"]).column_names == table.column_names
     assert select(table, ["icl", "accuracy.icl"]).column_names == ["accuracy.icl"]
-    with pytest.raises(ConfigError, match=r"no column is called 'acuracy\.icl'\. There are accuracy\.icl"):
+    with pytest.raises(ConfigError, match=r"no column is called 'acuracy\.icl'\. Columns include accuracy\.icl"):
         select(table, ["acuracy.icl"])
     with pytest.raises(ConfigError, match="no column is called"):
         select(table, ["nothing*"])
@@ -275,7 +275,7 @@ def test_an_unknown_ending_and_a_place_that_refuses_are_named(table: pa.Table, t
     (tmp_path / "file").write_text("mine")
 
     with pytest.raises(
-        ConfigError, match=r"results\.xlsx: give a file that ends in \.parquet, \.csv, \.tex, \.md, \.jsonl"
+        ConfigError, match=r"results\.xlsx: use a file name ending in \.parquet, \.csv, \.tex, \.md, \.jsonl"
     ):
         export(table, tmp_path / "results.xlsx")
     with pytest.raises(StorageError, match=r"cannot write .*file.*--to"):

@@ -396,7 +396,7 @@ def test_a_folder_of_another_sweep_or_of_other_runs_is_not_written_over_unless_a
     config, groups = grid(seeds=1)
     (place / "runs" / groups[0].name).mkdir(parents=True)
     (place / "runs" / groups[0].name / "result.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"holds a run that is not this sweep's"):
+    with pytest.raises(ConfigError, match=r"holds a run that does not belong to this sweep"):
         run_sweep(config, groups, Serial(), out=Path("runs"), store=CellStore("store"))
 
     (place / "out").mkdir()
@@ -522,7 +522,7 @@ def test_a_worker_of_other_source_code_says_so_and_computes_nothing(
 def test_a_store_in_the_memory_of_this_process_is_refused_where_others_do_the_work(place: Path) -> None:
     config, groups = grid(seeds=1)
     engine = open_engine("local", workers=1)
-    with pytest.raises(ConfigError, match="lies in the memory of this process"):
+    with pytest.raises(ConfigError, match="is in the memory of this process"):
         run_sweep(config, groups, engine, out=Path("out"), store=CellStore("memory://somewhere"))
     assert not Path("out").exists()
 

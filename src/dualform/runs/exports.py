@@ -1,8 +1,8 @@
-r"""A table as a file that others read: Parquet, CSV, LaTeX, Markdown, JSON lines.
+r"""Writes tables to Parquet, CSV, LaTeX, Markdown and JSON lines.
 
-Parquet and JSON lines keep every value as it is. The others are read by spreadsheets, TeX and browsers, which obey
-what they read: there, characters that steer are written out (see `dualform.plain_text`), each format's own signs are
-escaped, and in CSV a text that begins as a formula would gets an apostrophe before it.
+Parquet and JSON lines keep all values unchanged. In the other formats, which spreadsheets, TeX and browsers interpret,
+control characters are written out (see `dualform.plain_text`), the special characters of the format are escaped, and
+CSV texts that would be read as formulas get a leading apostrophe.
 """
 
 import csv
@@ -24,19 +24,19 @@ _REMEDY = "Free some space or choose another file with --to."
 
 
 def export(table: pa.Table, path: Path) -> None:
-    """Write a table in the format that the path's ending names.
+    """Write a table to a file, in the format given by its extension.
 
     Args:
-        table: Of text, numbers and truth values.
-        path: Ends in .parquet, .csv, .tex, .md or .jsonl; the folder is made if need be.
+        table: A table of texts, numbers and booleans.
+        path: Path ending in .parquet, .csv, .tex, .md or .jsonl; its folder is created if it does not exist.
 
     Raises:
-        ConfigError: Another ending.
+        ConfigError: The extension is unknown.
         StorageError: The file cannot be written.
     """
     to_bytes = _WRITERS.get(path.suffix.lower())
     if to_bytes is None:
-        raise ConfigError(f"cannot export to {plain(str(path))}: give a file that ends in {', '.join(_WRITERS)}.")
+        raise ConfigError(f"cannot export to {plain(str(path))}: use a file name ending in {', '.join(_WRITERS)}.")
     data = to_bytes(table)
     writable_dir(path.parent, _REMEDY)
     with atomic_write(path, _REMEDY) as temporary:
@@ -44,7 +44,7 @@ def export(table: pa.Table, path: Path) -> None:
 
 
 def to_csv(table: pa.Table) -> str:
-    """Comma-separated text, numbers in full, empty where there is none."""
+    """CSV text with all digits of numbers; missing values are empty."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow([_no_formula(name) for name in table.column_names])
@@ -54,12 +54,12 @@ def to_csv(table: pa.Table) -> str:
 
 
 def to_jsonl(table: pa.Table) -> str:
-    """A JSON object a line, in ASCII."""
+    """One JSON object per line, in ASCII."""
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in records(table))
 
 
 def to_markdown(table: pa.Table) -> str:
-    """A pipe table, numbers to four digits and aligned to the right."""
+    """A Markdown table with numbers to four digits, aligned right."""
     head = [_markdown(name) for name in table.column_names]
     rule = ["---:" if _is_number(table, name) else "---" for name in table.column_names]
     body = [[_markdown(short(value)) for value in row] for row in _rows(table)]
@@ -67,7 +67,7 @@ def to_markdown(table: pa.Table) -> str:
 
 
 def to_latex(table: pa.Table) -> str:
-    r"""A `tabular` that needs the package booktabs, numbers to four digits."""
+    r"""A LaTeX `tabular` with numbers to four digits; it needs the package booktabs."""
     columns = "".join("r" if _is_number(table, name) else "l" for name in table.column_names)
     head = _latex_row(table.column_names)
     body = "".join(_latex_row([short(value) for value in row]) for row in _rows(table))
@@ -78,7 +78,7 @@ def to_latex(table: pa.Table) -> str:
 
 
 def records(table: pa.Table) -> list[dict[str, Any]]:
-    """A dictionary a row; numbers that are not finite are None, as in all of our JSON."""
+    """One dictionary per row; numbers that are not finite are None."""
     return [
         {name: value if _exists(value) else None for name, value in zip(table.column_names, row, strict=True)}
         for row in _rows(table)
@@ -86,7 +86,7 @@ def records(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def short(value: Any) -> str:
-    """A value for people: one harmless line, numbers to four digits, empty where there is none."""
+    """A value as one line without control characters, numbers to four digits; empty if missing."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -114,8 +114,8 @@ def _full(value: Any) -> str:
 
 
 def _no_formula(text: str) -> str:
-    shown = plain(text)
-    return f"'{shown}" if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
+    text = plain(text)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _markdown(text: str) -> str:
@@ -133,7 +133,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 _MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]|~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
-# Brackets and stars in braces: behind the end of a row, TeX would take them for the row's options.
+# Brackets and stars are put in braces, because after the end of a row TeX would read them as options of the row.
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
     | {

@@ -1,4 +1,4 @@
-"""A result as flat names and numbers, which is what a dashboard compares runs by."""
+"""Flattens a result to names and numbers, as dashboards need them."""
 
 import math
 import re
@@ -12,81 +12,80 @@ from dualform.sweep_result import SweepResult
 
 LEFT_OUT = frozenset(
     {
-        # What was asked, not what was found; trackers get the settings beside the numbers.
+        # Settings and environment, which trackers receive separately.
         *("config", "environment", "model", "task"),
-        # One number a seed, layer, head or label: `result.json` has them, and a table of runs would drown in them.
+        # Fields with a number for each seed, layer, head or label are too many for a table of runs.
         *("per_seed", "per_layer", "per_layer_ci95", "per_layer_q", "per_head", "counts", "details", "by_control"),
         *("k_effective_per_seed", "DemonstrationReport.rows", "DemonstrationReport.tokens"),
     }
 )
-"""Fields that are not told, of whatever record or of the one that is named before the dot."""
+"""Fields that are left out, in all records or in the record that is named before the dot."""
 
 _LONGEST = 80
 
 
 def numbers_of(result: Result) -> dict[str, float]:
-    """What a study found, as flat names and numbers.
+    """The numbers of a study's result under flat names.
 
-    A name is the path in `result.json`, such as `accuracy/icl`, with a mean in place of its record. What stands beside
-    a mean comes under its own name first: `ci95/accuracy/icl/low`, `n/accuracy/icl`. So no name is the beginning of
-    another's path, which trackers that keep a file a name could not hold. Lists are named by what tells their records
-    apart: `rate_sweep/0.001/accuracy`. Letters that some tracker refuses become `_`.
+    A name is the path in `result.json`, such as `accuracy/icl`, where the mean stands for its record. The other fields
+    of the record come first in their names: `ci95/accuracy/icl/low`, `n/accuracy/icl`. Thus no name is a prefix of
+    another's path, which trackers that store each name as a file require. Records in lists are named by the fields
+    that identify them: `rate_sweep/0.001/accuracy`. Characters that some tracker rejects become `_`.
 
     Args:
-        result: Any study's.
+        result: Result of any study.
 
     Returns:
-        Finite numbers, in the result's order; what is None there is left out, and so is what `LEFT_OUT` says.
-        `seconds` is the time of the run.
+        All finite numbers in the order of the result, without the fields in `LEFT_OUT`. `seconds` is the run time.
     """
-    found = dict(_walk(result, ()))
+    numbers = dict(_walk(result, ()))
     seconds = result.environment.get("seconds")
     if isinstance(seconds, int | float):
-        found[("seconds",)] = float(seconds)
-    return _named(found)
+        numbers[("seconds",)] = float(seconds)
+    return _join_names(numbers)
 
 
 def numbers_of_sweep(sweep: SweepResult) -> dict[str, float]:
-    """What a sweep found: how many cells ended how, and each group's accuracy and similarity.
+    """The numbers of a sweep under flat names: cells by status, and the accuracy and similarity of each group.
 
     Args:
-        sweep: As in `sweep.json`.
+        sweep: The sweep, as in `sweep.json`.
 
     Returns:
-        `cells/finished`, `cells/reused`, `cells/failed`, `cells/pending`, `seconds` where known, and names such as
+        `cells/finished`, `cells/reused`, `cells/failed`, `cells/pending`, `seconds` if known, and names such as
         `accuracy/GROUP/icl`.
     """
-    found: dict[tuple[str, ...], float] = {
+    numbers: dict[tuple[str, ...], float] = {
         ("cells", status): float(sum(cell.status == status for cell in sweep.cells))
         for status in ("finished", "reused", "failed", "pending")
     }
     if sweep.seconds is not None:
-        found[("seconds",)] = sweep.seconds
+        numbers[("seconds",)] = sweep.seconds
     for group in sweep.groups:
         if group.result is None:
             continue
         for path, number in _walk(group.result, ()):
             if path[0] in ("accuracy", "similarity"):
-                found[(path[0], group.name, *path[1:])] = number
-    return _named(found)
+                numbers[(path[0], group.name, *path[1:])] = number
+    return _join_names(numbers)
 
 
 def clean(part: str) -> str:
-    """One part of a name with letters, digits, `_`, `-`, `.` and spaces alone, at most 80 long, never empty."""
-    plain = re.sub(r"[^A-Za-z0-9_.\- ]", "_", part)[:_LONGEST].strip(" ")
-    # `.` and `..` would be folders to a tracker that keeps a file a name.
-    return plain if plain.strip(".") else "_"
+    """One part of a name, reduced to at most 80 letters, digits, `_`, `-`, `.` and spaces; never empty."""
+    text = re.sub(r"[^A-Za-z0-9_.\- ]", "_", part)[:_LONGEST].strip(" ")
+    # `.` and `..` would be folders for trackers that store each name as a file.
+    return text if text.strip(".") else "_"
 
 
-def _named(found: Mapping[tuple[str, ...], float]) -> dict[str, float]:
+def _join_names(numbers: Mapping[tuple[str, ...], float]) -> dict[str, float]:
     names: dict[str, float] = {}
-    for path, number in found.items():
-        name = whole = "/".join(clean(part) for part in path)
-        # Two names of models may differ in nothing but the letters that were taken out.
-        again = 2
+    for path, number in numbers.items():
+        name = base = "/".join(clean(part) for part in path)
+        # Names that differ only in replaced characters are numbered.
+        count = 2
         while name in names:
-            name = f"{whole}-{again}"
-            again += 1
+            name = f"{base}-{count}"
+            count += 1
         names[name] = number
     return names
 
@@ -97,11 +96,11 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
         if math.isfinite(value):
             yield path, float(value)
     elif isinstance(value, BaseModel):
-        fields = _told(value)
+        fields = _included_fields(value)
         if "mean" in fields:
             yield from _walk(fields.pop("mean"), path)
-            for name, beside in fields.items():
-                yield from _walk(beside, (name, *path))
+            for name, part in fields.items():
+                yield from _walk(part, (name, *path))
         else:
             for name, part in fields.items():
                 yield from _walk(part, (*path, name))
@@ -114,7 +113,7 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     elif isinstance(value, list):
         for place, record in enumerate(value):
             if isinstance(record, Record) and record.named_by is not None:
-                yield from _walk(_told(record), (*path, _name(record, place)))
+                yield from _walk(_included_fields(record), (*path, _name(record, place)))
 
 
 def _name(record: Record, place: int) -> str:
@@ -130,8 +129,9 @@ def _name(record: Record, place: int) -> str:
     return "-".join(parts) or f"{place + 1:02d}"
 
 
-def _told(record: BaseModel) -> dict[str, Any]:
-    """A record's fields but those that are left out, and those that its name in a list tells."""
+def _included_fields(record: BaseModel) -> dict[str, Any]:
+    """A record's fields without those in `LEFT_OUT` and those in its name in a list."""
     kind = type(record)
-    untold = {*LEFT_OUT, *(getattr(kind, "named_by", None) or ())}
-    return {name: getattr(record, name) for name in kind.model_fields if not untold & {name, f"{kind.__name__}.{name}"}}
+    left_out = {*LEFT_OUT, *(getattr(kind, "named_by", None) or ())}
+    names = [name for name in kind.model_fields if not left_out & {name, f"{kind.__name__}.{name}"}]
+    return {name: getattr(record, name) for name in names}

@@ -1,4 +1,4 @@
-"""What a store holds, as a table: a row a cell, a column for every name that occurs."""
+"""The cells of a store as a table, with one row per cell and one column per fact."""
 
 import difflib
 import json
@@ -20,15 +20,15 @@ _RANGE = re.compile(r"\s*(\S+?)\.\.(\S+?)\s*")
 
 
 def results_table(cells: Iterable[FinishedCell]) -> pa.Table:
-    """A row for each cell, in the cells' order.
+    """One row for each cell, in the order of the cells.
 
-    Facts are columns under their own names, the identity's entries behind `identity.`; both in dotted names where they
-    are nested, such as `accuracy.icl` and `identity.settings.k`. A list is a column of JSON text. A column is of
-    integers, numbers or truth values if all its values are, else of text; what a cell does not have is null.
+    Columns are named after facts, or after entries of the identity with the prefix `identity.`. Nested entries have
+    dotted names, such as `accuracy.icl` and `identity.settings.k`. Lists are stored as JSON text. A column holds
+    integers, numbers or booleans if all its values are of that type, and otherwise text; missing values are null.
 
     Returns:
-        Columns `key`, the facts, `finished`, `dualform` (its version), `source` (digest of the code that computed the
-        cell; a sweep reuses those of its own code alone) and the identity's, the best known facts first.
+        The columns `key`, the facts, `finished`, `dualform` (its version), `source` (digest of the code that computed
+        the cell; a sweep reuses only cells of its own code) and those of the identity, with the most used facts first.
     """
     return _table(
         {
@@ -43,10 +43,11 @@ def results_table(cells: Iterable[FinishedCell]) -> pa.Table:
 
 
 def failures_table(cells: Iterable[FailedCell]) -> pa.Table:
-    """As `results_table`, for cells that failed: with `failed` for the time, and what is known of the failure.
+    """One row for each failed cell, as in `results_table`.
 
     Returns:
-        The failure's entries are columns behind `failure.`, such as `failure.message`.
+        As for `results_table`, with the time in `failed` and the entries of the failure in columns such as
+        `failure.message`.
     """
     return _table(
         {
@@ -62,30 +63,30 @@ def failures_table(cells: Iterable[FailedCell]) -> pa.Table:
 
 
 def of_other_source(table: pa.Table) -> int:
-    """How many rows of `results_table` were computed by other code than this, so that no sweep reuses them."""
+    """The number of rows of `results_table` that were computed by other code, which sweeps do not reuse."""
     if "source" not in table.column_names:
         return 0
     return sum(source != source_digest() for source in table.column("source").to_pylist())
 
 
 def where(table: pa.Table, conditions: Sequence[str]) -> pa.Table:
-    """The rows for which all conditions hold.
+    """The rows that satisfy all conditions.
 
     Args:
-        table: Of results.
-        conditions: Such as `model=smollm2-135m`, `task=sst2,cr`, `seed=1..3` (both ends included), `task!=mr`,
-            `accuracy.icl>0.7`, `model=smol*` (`*` for any letters), `accuracy.ft=` (no value). A name's last parts are
-            enough where only one column ends with them.
+        table: A table of results.
+        conditions: Conditions such as `model=smollm2-135m`, `task=sst2,cr`, `seed=1..3` (both ends included),
+            `task!=mr`, `accuracy.icl>0.7`, `model=smol*` (`*` for any letters), `accuracy.ft=` (no value). The last
+            parts of a column's name suffice if they are unique.
 
     Raises:
-        ConfigError: A condition cannot be read, or names no column.
+        ConfigError: A condition has invalid syntax, or names an unknown column.
     """
     keep = [True] * table.num_rows
     for condition in conditions:
         parts = _CONDITION.fullmatch(condition)
         if parts is None:
             raise ConfigError(
-                f"--where {condition!r} cannot be read: give NAME=VALUE, with =, !=, <, <=, > or >=, "
+                f"--where {condition!r} is not a condition: give NAME=VALUE, with =, !=, <, <=, > or >=, "
                 "such as task=sst2 or 'accuracy.icl>0.7'."
             )
         if not table.num_rows:
@@ -98,48 +99,48 @@ def where(table: pa.Table, conditions: Sequence[str]) -> pa.Table:
 
 
 def select(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Some columns, in the order asked for.
+    """The named columns, in the order of the names.
 
     Args:
-        table: Of results.
-        names: As in `where`; `accuracy.*` stands for all that begin with `accuracy.`, in the table's order.
+        table: A table of results.
+        names: Names as in `where`; `accuracy.*` stands for all columns that begin with `accuracy.`.
 
     Raises:
-        ConfigError: A name that no column has.
+        ConfigError: A name is unknown.
     """
-    chosen: list[str] = []
+    selected: list[str] = []
     for name in names:
         pattern = _pattern(name) if "*" in name else None
-        found = [column for column in table.column_names if pattern.fullmatch(column)] if pattern else []
-        chosen += found or [find_column(table, name)]
-    return table.select(list(dict.fromkeys(chosen)))
+        matches = [column for column in table.column_names if pattern.fullmatch(column)] if pattern else []
+        selected += matches or [find_column(table, name)]
+    return table.select(list(dict.fromkeys(selected)))
 
 
 def sort(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Rows in order of some columns, the first one foremost.
+    """Rows sorted by columns, the first of which has priority.
 
     Args:
-        table: Of results.
-        names: As in `where`; a `-` before one turns its order round. Empty values come last either way.
+        table: A table of results.
+        names: Names as in `where`; a `-` before a name sorts in descending order. Empty values always come last.
 
     Raises:
-        ConfigError: A name that no column has.
+        ConfigError: A name is unknown.
     """
     order = list(range(table.num_rows))
     for name in reversed(names):
         values = table.column(find_column(table, name.removeprefix("-"))).to_pylist()
         present = [row for row in order if values[row] is not None]
-        # Sorting is stable, so columns sorted earlier still order what this one leaves equal.
+        # Sorting is stable, so rows that are equal in this column keep their order by the other columns.
         present.sort(key=lambda row: values[row], reverse=name.startswith("-"))
         order = present + [row for row in order if values[row] is None]
     return table.take(pa.array(order, pa.int64()))
 
 
 def overview(table: pa.Table) -> pa.Table:
-    """The columns that a first look needs: what the cells are, `options.*` included, accuracies, how long they took.
+    """The columns for an overview: model, task, seed, options, accuracies, failures and seconds.
 
-    A column that says nothing (empty throughout) is left out, and one that has the same value in all of several rows
-    too, unless it is the model or the task.
+    Empty columns are left out. Columns with the same value in all of several rows are left out too, except for model,
+    task, accuracies and failures.
     """
     names = [name for name in _FIRST if name in table.column_names and name != "learners"]
     names += [name for name in table.column_names if name.startswith("options.")]
@@ -155,10 +156,10 @@ def overview(table: pa.Table) -> pa.Table:
 
 
 def find_column(table: pa.Table, name: str) -> str:
-    """The column of this name, or the only one whose last parts it is.
+    """The column with this name, or the only column whose name ends with it.
 
     Raises:
-        ConfigError: There is none, or several.
+        ConfigError: There is no such column, or there are several.
     """
     name = name.strip()
     if name in table.column_names:
@@ -168,20 +169,20 @@ def find_column(table: pa.Table, name: str) -> str:
         return ending[0]
     if ending:
         listed = ", ".join(plain(column) for column in ending[:5])
-        raise ConfigError(f"{name!r} may be any of the columns {listed}: give the whole name.")
+        raise ConfigError(f"{name!r} matches several columns, {listed}: give the full name.")
     near = difflib.get_close_matches(name, table.column_names, 3) or table.column_names[:12]
     listed = ", ".join(plain(column) for column in near)
-    raise ConfigError(f"no column is called {name!r}. There are {listed}; --columns '*' shows all.")
+    raise ConfigError(f"no column is called {name!r}. Columns include {listed}; --columns '*' shows all.")
 
 
 def _source(cell: FinishedCell | FailedCell) -> str:
-    """Digest of the code that computed a cell; empty for one that was written before it was kept."""
+    """Digest of the code that computed a cell; empty for cells of early versions, which did not store it."""
     source = cell.identity.get("source")
     return source if isinstance(source, str) else ""
 
 
 def _named(cell: FinishedCell | FailedCell) -> dict[str, Any]:
-    # A fact must not pass for what the store itself says of a cell.
+    # A fact must not be mistaken for a column that the store itself defines.
     reserved = {*_OWN, "failed"}
     facts = {
         f"facts.{name}" if name in reserved or name.startswith(("identity.", "failure.")) else name: value
@@ -190,14 +191,14 @@ def _named(cell: FinishedCell | FailedCell) -> dict[str, Any]:
     return {**facts, **_flat(cell.identity, "identity.")}
 
 
-def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested entries under dotted names; without recursion, because a store may hold any depth."""
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested entries under dotted names; without recursion, because entries can be nested to any depth."""
     flat: dict[str, Any] = {}
-    waiting = [(f"{before}{name}", entry) for name, entry in reversed(value.items())]
-    while waiting:
-        name, entry = waiting.pop()
+    remaining = [(f"{prefix}{name}", entry) for name, entry in reversed(value.items())]
+    while remaining:
+        name, entry = remaining.pop()
         if isinstance(entry, dict) and entry:
-            waiting += [(f"{name}.{below}", deeper) for below, deeper in reversed(entry.items())]
+            remaining += [(f"{name}.{key}", nested) for key, nested in reversed(entry.items())]
         else:
             flat[name] = json.dumps(entry) if isinstance(entry, list | dict) else entry
     return flat
@@ -205,13 +206,13 @@ def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     listed = list(rows)
-    names = sorted(dict.fromkeys(name for row in listed for name in row), key=_place)
+    names = sorted(dict.fromkeys(name for row in listed for name in row), key=_column_order)
     columns = {_encodable(name): _column([row.get(name) for row in listed]) for name in names}
     return pa.table(columns or {"key": _column([])})
 
 
-def _place(name: str) -> tuple[int, int]:
-    """Orders columns; those of one place stay as they came."""
+def _column_order(name: str) -> tuple[int, int]:
+    """Sort key of columns; columns with equal keys keep their order."""
     if name == "key":
         return 0, 0
     if name in _FIRST:
@@ -239,12 +240,12 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _encodable(text: str) -> str:
-    """Halves of characters, which JSON can hold and UTF-8 cannot, are written out."""
+    """Escape unpaired surrogates, which JSON can hold but UTF-8 cannot."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _test(kind: pa.DataType, name: str, sign: str, wanted: str) -> Callable[[Any], bool]:
-    """What a condition says of a value."""
+    """A function that tells whether a value satisfies a condition."""
     if sign == "!=":
         equal = _test(kind, name, "=", wanted)
         return lambda value: not equal(value)
@@ -253,7 +254,7 @@ def _test(kind: pa.DataType, name: str, sign: str, wanted: str) -> Callable[[Any
         if not wanted:
             return lambda value: value is None or value == ""
         numeric = bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-        return _any_of([_alternative(one.strip(), read, numeric) for one in wanted.split(",") if one.strip()])
+        return _any_of([_alternative(text.strip(), read, numeric) for text in wanted.split(",") if text.strip()])
     bound = read(wanted)
     compare: dict[str, Callable[[Any], bool]] = {
         "<": lambda value: bool(value < bound),
@@ -285,13 +286,13 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _reader(kind: pa.DataType, name: str) -> Callable[[str], Any]:
-    """Turns a condition's text into a value that a column's own can be compared with."""
+    """A function that converts a condition's text to the type of a column."""
     if pa.types.is_boolean(kind):
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
         def truth(text: str) -> bool:
             if text.lower() not in words:
-                raise ConfigError(f"column {plain(name)} holds true or false, not {text!r}.")
+                raise ConfigError(f"column {plain(name)} holds booleans: compare it with true or false, not {text!r}.")
             return words[text.lower()]
 
         return truth
@@ -305,7 +306,7 @@ def _reader(kind: pa.DataType, name: str) -> Callable[[str], Any]:
             try:
                 return float(text)
             except ValueError:
-                raise ConfigError(f"column {plain(name)} holds numbers; {text!r} is none.") from None
+                raise ConfigError(f"column {plain(name)} holds numbers, but {text!r} is not a number.") from None
 
         return number
     return str
