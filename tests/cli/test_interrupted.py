@@ -193,7 +193,7 @@ def test_ctrl_c_while_a_command_starts_is_one_line(out: Path, workplace: Path, s
     # From the first moment at which it is dualform's to answer: Python itself takes a while before.
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from dualform.cli import interrupts; interrupts.answer(); print('up', flush=True);"
+        "from dualform.cli import interrupts; interrupts.install(); print('up', flush=True);"
         "from dualform.cli.main import main; main()"
     )
     process = subprocess.Popen(

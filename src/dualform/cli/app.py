@@ -1,4 +1,4 @@
-"""The command `dualform`: all commands by their names."""
+"""The command `dualform` with all its subcommands."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,7 +1,7 @@
-"""Commands by name, each imported when it is named or listed.
+"""Commands by name, each imported when it is called or listed.
 
-A study's command is the function of the study's name in `dualform.cli`, or what is made from the study's record alone:
-of a package of your own, and of every study of ours that needs nothing else.
+The command of a study is the function or group with the study's name in `dualform.cli` if there is one; otherwise, and
+for studies of other packages, it is generated from the study.
 """
 
 import inspect
@@ -65,12 +65,12 @@ class CommandGroup(TyperGroup):
         self._built: dict[str, Any] = {}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All names: ours, then those of other packages."""
+        """All names: those of this package, then those of other packages."""
         added = [name for name in STUDIES.names() if name not in STUDIES.own]
         return [*STUDIES.own, *self.further, *added]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name; None without one."""
+        """The command with this name, or None."""
         if cmd_name not in self._built:
             if cmd_name in self.further:
                 module, _, name = self.further[cmd_name].partition(":")
@@ -83,12 +83,12 @@ class CommandGroup(TyperGroup):
         return self._built[cmd_name]
 
     def of_study(self, command: Command, name: str) -> Command:
-        """A study's command as it is offered here."""
+        """The command to offer for a study's command; subclasses can change it."""
         return command
 
 
 def _built(command: Command, name: str) -> Any:
-    """What typer makes of a command."""
+    """Convert a command to a click command."""
     holder = typer.Typer(add_completion=False)
     if isinstance(command, typer.Typer):
         holder.add_typer(command, name=name)

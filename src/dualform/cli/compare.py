@@ -1,4 +1,4 @@
-"""`dualform compare`: the main job."""
+"""`dualform compare`: compares prompting, finetuning and folding."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dualform.studies.comparison.config import ComparisonConfig, comparison_conf
 
 @study_command(ComparisonConfig, folder="MODEL-TASK")
 def compare(settings: dict[str, Any], run: RunOptions) -> None:
-    """Adapt one model by prompt and by finetuning on the same demonstrations, look inside, compare.
+    """Adapt a model by prompting and by finetuning with the same demonstrations, and compare their effects inside it.
 
     Examples:
       dualform compare smollm2-135m reviews
@@ -25,7 +25,7 @@ def compare(settings: dict[str, Any], run: RunOptions) -> None:
     """
     refuse_unread(ComparisonConfig, settings)
     config = comparison_config(**settings)
-    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    # Read before the large libraries are loaded, so that errors in the data are reported at once.
     task = config.load_local_task()
 
     preset = [] if config.preset == "default" else [config.preset]

@@ -1,4 +1,4 @@
-"""`dualform doctor`: how a model is read, and what could not be verified."""
+"""`dualform doctor`: the structure found in a model, and the checks of how it is read."""
 
 import json
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from dualform.cli.guard import quiet_transformers
 from dualform.studies.settings import StudyConfig
 
 LOADING = ("device", "dtype", "trust_remote_code", "device_map", "max_memory", "offload_folder", "quantize")
-"""Settings of every study that say how a model is loaded."""
+"""Settings of every study that determine how a model is loaded."""
 
 
 @study_command(StudyConfig, only=LOADING)
@@ -19,7 +19,7 @@ def doctor(
     model: Annotated[str, typer.Argument(help="As for compare")],
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
 ) -> None:
-    """Show the layout found, the route that runs, the self-checks, and what is left unverified.
+    """Show the structure found in a model, the route that is used, the self-checks, and what could not be verified.
 
     Examples:
       dualform doctor smollm2-135m
@@ -37,20 +37,20 @@ def doctor(
 
     quiet_transformers()
     lm = load_model(model, **settings)
-    found = examine(lm)
+    examination = examine(lm)
     if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print(json.dumps(examination.as_dict(), indent=2))
         return
     console = PlainConsole()
-    facts = Table("what", "found", title=Text(model), title_justify="left")
-    for what, value in found.facts.items():
-        facts.add_row(what, Text(value))
+    facts = Table("property", "value", title=Text(model), title_justify="left")
+    for name, value in examination.facts.items():
+        facts.add_row(name, Text(value))
     console.print(facts)
-    checks = Table("check", "outcome", "largest deviation")
-    for check in found.checks:
+    checks = Table("check", "result", "largest deviation")
+    for check in examination.checks:
         checks.add_row(check.name, "passed" if check.passed else Text(check.note or "failed", style="red"), check.shown)
     console.print(checks)
-    for note in found.notes:
+    for note in examination.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
-    for note in found.unverified:
+    for note in examination.unverified:
         console.print(Text(f"Not verified: {note}", style="yellow"))

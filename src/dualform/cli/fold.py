@@ -1,4 +1,4 @@
-"""`dualform fold`: the prompt written into an ordinary checkpoint."""
+"""`dualform fold`: folds a prompt into the weights of an ordinary checkpoint."""
 
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -16,13 +16,13 @@ from dualform.studies.fold_settings import FoldMethod, require_weights
 def fold(
     settings: dict[str, Any],
     to: Annotated[Path, option("Folder of the new checkpoint or adapter", OUTPUT, "--to")],
-    overwrite: Annotated[bool, option("Replace a checkpoint or adapter that is there", OUTPUT)] = False,
+    overwrite: Annotated[bool, option("Replace an existing checkpoint or adapter", OUTPUT)] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fold a prompt of demonstrations into the weights and write an ordinary checkpoint.
 
-    The folded model is asked zero-shot: a query costs its own tokens and no more. No gradient is taken, and no
-    label is read but those of the demonstrations.
+    The folded model is used without a prompt, so a query costs only its own tokens. Folding computes no gradients
+    and uses no labels except those of the demonstrations.
 
     Examples:
       dualform fold smollm2-135m reviews --to folded --verify
@@ -33,11 +33,11 @@ def fold(
     """
     method = settings.get("fold", {}).get("method")
     if method in get_args(FoldMethod):
-        # Before anything about settings of such a method.
+        # Checked first, because other messages would not apply to such a method.
         require_weights(method)
     refuse_unread(FoldConfig, settings)
     config = fold_config(**settings)
-    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    # Read before the large libraries are loaded, so that errors in the data are reported at once.
     task = config.load_local_task()
     if only_planned(config):
         return
@@ -53,8 +53,8 @@ def fold(
     else:
         _print(written.result)
     say(f"\nThe {'adapter' if config.form == 'lora' else 'checkpoint'}: {to}")
-    say(f"Its numbers: {to}/result.json; dualform report {to} makes a page of them.")
-    say(f"For the hub: dualform push {to} OWNER/NAME shows what would be sent.")
+    say(f"Its numbers: {to}/result.json; dualform report {to} writes a report of them.")
+    say(f"For the hub: dualform push {to} OWNER/NAME shows what would be uploaded.")
 
 
 def _print(result: Any) -> None:

@@ -1,4 +1,4 @@
-"""`dualform folding`: what folding depends on, and what it does to everything else."""
+"""`dualform folding`: which settings folding depends on, and its effects on other tasks."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dualform.studies.folding.config import FoldingConfig, folding_config
 
 @study_command(FoldingConfig, folder="MODEL-TASK-folding")
 def folding(settings: dict[str, Any], run: RunOptions) -> None:
-    """Fold one prompt in many ways and say what decides how well it goes.
+    """Fold a prompt with different settings, and report which of them matter.
 
     Examples:
       dualform folding smollm2-135m reviews --axes method
@@ -20,7 +20,7 @@ def folding(settings: dict[str, Any], run: RunOptions) -> None:
       dualform folding smollm2-135m reviews --transfer tweets --compose subj --perplexity prose.txt
     """
     config = folding_config(**settings)
-    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    # Read before the large libraries are loaded, so that errors in the data are reported at once.
     task = config.load_local_task()
 
     run_study(

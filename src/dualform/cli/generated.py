@@ -1,4 +1,4 @@
-"""A study's command, made from its configuration: each field is an option, described by the field itself."""
+"""Generates a study's command from its configuration: each field becomes an option, with the field's description."""
 
 import inspect
 import types
@@ -20,19 +20,19 @@ from dualform.studies.fold_settings import require_used
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a configuration as the command line has it."""
+    """A field of a configuration as an option or argument of a command."""
 
     path: tuple[str, ...]
-    """Names that lead to the field: `("fold", "texts")`."""
+    """Names that lead to the field, such as `("fold", "texts")`."""
     field: FieldInfo
     default: Any
     option: Option
     names: tuple[str, ...]
-    """On the command line; empty for a positional argument."""
+    """Names of the option; empty for a positional argument."""
     kind: Any
-    """Type of what is typed."""
+    """Type of the option's value, for typer."""
     read: Callable[[Any], Any]
-    """Value of the field from what was typed."""
+    """Converts the option's value to the field's."""
 
     @property
     def parameter(self) -> str:
@@ -41,55 +41,55 @@ class Setting:
 
     @property
     def help(self) -> str:
-        """First sentence of the description, and the default."""
-        shown = self.option.default or _shown(self.default, self.field.annotation, self.option, self.names)
+        """First sentence of the description, with the default."""
+        default = self.option.default or _format_default(self.default, self.field.annotation, self.option, self.names)
         if self.path[-1].endswith("limit") and self.option.null and self.default is not None:
-            shown += f"; 0 for {self.option.null}"
+            default += f"; 0 for {self.option.null}"
         text = first_sentence(self.field.description or "")
-        return _without_markup(f"{text} ({shown})" if shown else text)
+        return _escape_markup(f"{text} ({default})" if default else text)
 
 
 def settings_of(config: type[BaseModel], only: Collection[str] = ()) -> list[Setting]:
-    """All settings that the command of a study takes, in the order of `--help`.
+    """All settings of a study's command, in the order of `--help`.
 
-    A configuration may name the fields that are no options of its command in `without_options`, and other names of
-    options in `option_names`, by the field's path (`fold.method`).
+    A configuration class can list fields without options in `without_options`, and set the names of options in
+    `option_names`; both use the paths of fields, such as `fold.method`.
 
     Args:
-        config: The configuration.
-        only: Fields to take, where not all are.
+        config: The configuration class.
+        only: Fields to include; all of them by default.
     """
     without = set(getattr(config, "without_options", ()))
     renamed: dict[str, tuple[str, ...]] = getattr(config, "option_names", {})
-    found = [
+    settings = [
         _setting(path, field, default, renamed.get(".".join(path), ()))
         for path, field, default in _fields(config)
         if not {".".join(path), path[0]} & without and (not only or path[0] in only)
     ]
-    arguments = sorted((one for one in found if one.option.argument), key=lambda one: one.option.argument)
-    options = [one for one in found if not one.option.argument]
-    return [*arguments, *sorted(options, key=lambda one: _rank(one.option.panel))]
+    arguments = sorted((each for each in settings if each.option.argument), key=lambda each: each.option.argument)
+    options = [each for each in settings if not each.option.argument]
+    return [*arguments, *sorted(options, key=lambda each: _rank(each.option.panel))]
 
 
 def _rank(panel: str) -> float:
-    """Panels that only one study has stand behind those of the protocol."""
+    """Sort key of panels; those of a single study follow the panel of the protocol."""
     return PANELS.index(panel) if panel in PANELS else PANELS.index(PROTOCOL) + 0.5
 
 
 def flags_of(config: type[BaseModel]) -> dict[str, str]:
     """The option of each field, by the field's path: `{"fold.texts": "--fold-texts", ...}`."""
-    return {".".join(one.path): one.names[-1] for one in settings_of(config) if one.names}
+    return {".".join(setting.path): setting.names[-1] for setting in settings_of(config) if setting.names}
 
 
 def refuse_unread(config: type[BaseModel], settings: dict[str, Any]) -> None:
-    """Refuse settings of a fold that its method does not look at.
+    """Check that the given settings of a fold are used by its method.
 
     Args:
-        config: The study's configuration, whose options are named.
-        settings: What was given of it.
+        config: The study's configuration class, for the names of the options.
+        settings: The given settings.
 
     Raises:
-        ConfigError: There are some.
+        ConfigError: The method does not use some of them.
     """
     names = {path.removeprefix("fold."): flag for path, flag in flags_of(config).items()}
     require_used(settings.get("fold", {}), names)
@@ -98,16 +98,16 @@ def refuse_unread(config: type[BaseModel], settings: dict[str, Any]) -> None:
 def study_command(
     config: type[BaseModel], folder: str = "", only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command that takes each field of a configuration as an option.
+    """Turn a function into a command that has an option for each field of a configuration.
 
-    The function's parameter `settings` gets what was given of the fields, as a dictionary; groups of settings are
-    dictionaries of their own. A parameter `run` gets the options around a run (`--out`, `--overwrite`, `--json`,
-    `--track`). Any other parameter is an option of this command alone, declared as typer wants it.
+    The function's parameter `settings` receives the given settings as a dictionary, in which groups of settings are
+    nested dictionaries. A parameter `run` receives the general options of a run (`--out`, `--overwrite`, `--json`,
+    `--track`). All other parameters become further options and are declared as for typer.
 
     Args:
-        config: The configuration.
-        folder: What the folder of a run is called unless `--out` names another, for `--help`.
-        only: Fields to take, where not all are.
+        config: The configuration class.
+        folder: Default name of the run's folder, for `--help`.
+        only: Fields to include; all of them by default.
 
     Returns:
         The decorator.
@@ -117,27 +117,27 @@ def study_command(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = dict(inspect.signature(function, eval_str=True).parameters)
         own.pop("settings")
-        runs = own.pop("run", None) is not None
-        around = {one.name: one for one in (run_options(folder) if runs else ())}
+        has_run = own.pop("run", None) is not None
+        general = {parameter.name: parameter for parameter in (run_options(folder) if has_run else ())}
         parameters = [
             *(parameter for setting in settings for parameter in _parameters(setting)),
-            *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*around.values(), *own.values())),
+            *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*general.values(), *own.values())),
         ]
 
         @guarded
         def command(**given: Any) -> None:
-            # `dualform plan` leaves out what says nothing about the cost of a run.
-            more: dict[str, Any] = {name: given.get(name, one.default) for name, one in own.items()}
-            if runs:
-                more["run"] = RunOptions(**{name: given.get(name, one.default) for name, one in around.items()})
-            function(settings=read_settings(settings, given), **more)
+            # `dualform plan` omits options that do not affect the cost of a run.
+            further: dict[str, Any] = {name: given.get(name, each.default) for name, each in own.items()}
+            if has_run:
+                further["run"] = RunOptions(**{name: given.get(name, each.default) for name, each in general.items()})
+            function(settings=read_settings(settings, given), **further)
 
         command.__name__ = function.__name__
         command.__doc__ = function.__doc__
         command.__module__ = function.__module__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters}
-        # Typer would look through to the wrapped function, which takes anything.
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        # Otherwise typer would use the signature of the wrapped function.
         del command.__wrapped__  # type: ignore[attr-defined]
         return command
 
@@ -145,34 +145,34 @@ def study_command(
 
 
 def read_settings(settings: list[Setting], given: dict[str, Any]) -> dict[str, Any]:
-    """What was given of a configuration's fields.
+    """The given values of a configuration's fields.
 
     Args:
         settings: The settings of a command.
-        given: Its parameters' values; None where an option was not given.
+        given: Values of its parameters; None for an option that was not given.
 
     Returns:
-        Field -> value, without those that were not given; a group of settings is a dictionary.
+        Field -> value for the fields that were given; a group of settings is a nested dictionary.
 
     Raises:
-        ConfigError: Something cannot be read, or was given twice.
+        ConfigError: A value is invalid, or was given twice.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         value = given.get(setting.parameter)
-        if (single := setting.option.single) and (one := given.get(_name_of(single))) is not None:
+        if (flag := setting.option.single) and (number := given.get(_name_of(flag))) is not None:
             if value is not None:
-                raise ConfigError(f"{single} {one} and {setting.names[-1]} {value} were both given: choose one.")
-            _put(found, setting.path, (one,))
+                raise ConfigError(f"{flag} {number} and {setting.names[-1]} {value} were both given: choose one.")
+            _store(values, setting.path, (number,))
         elif value is not None:
-            _put(found, setting.path, setting.read(value))
-    return found
+            _store(values, setting.path, setting.read(value))
+    return values
 
 
-def _put(found: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _store(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for group in path[:-1]:
-        found = found.setdefault(group, {})
-    found[path[-1]] = value
+        values = values.setdefault(group, {})
+    values[path[-1]] = value
 
 
 def _parameters(setting: Setting) -> Iterator[inspect.Parameter]:
@@ -183,9 +183,9 @@ def _parameters(setting: Setting) -> Iterator[inspect.Parameter]:
     else:
         info = typer.Option(*setting.names, help=setting.help, rich_help_panel=option.panel, show_default=False)
     if option.single:
-        text = f"A single one, in place of {setting.names[-1]}" if option.several else setting.help
-        one = typer.Option(option.single, help=text, rich_help_panel=option.panel, show_default=False)
-        yield _parameter(_name_of(option.single), Annotated[int | None, one], required=False)
+        text = f"A single value, in place of {setting.names[-1]}" if option.several else setting.help
+        single = typer.Option(option.single, help=text, rich_help_panel=option.panel, show_default=False)
+        yield _parameter(_name_of(option.single), Annotated[int | None, single], required=False)
     if setting.names or option.argument:
         kind = setting.kind if required else setting.kind | None
         yield _parameter(setting.parameter, Annotated[kind, info], required=required)
@@ -201,7 +201,7 @@ def _name_of(flag: str) -> str:
 
 
 def _fields(config: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], FieldInfo, Any]]:
-    """Path, field and default: a class's own fields before those that it shares with other studies."""
+    """Path, field and default of each field; a class's own fields come before inherited ones."""
     seen: set[str] = set()
     for kind in config.__mro__:
         for name in inspect.get_annotations(kind):
@@ -219,7 +219,7 @@ def _fields(config: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], FieldInf
 
 
 def _setting(path: tuple[str, ...], field: FieldInfo, default: Any, names: tuple[str, ...]) -> Setting:
-    option = next((one for one in field.metadata if isinstance(one, Option)), Option())
+    option = next((entry for entry in field.metadata if isinstance(entry, Option)), Option())
     kind, read = _kind_and_reader(path[-1], field.annotation)
     if option.repeated or (option.argument and get_origin(field.annotation) is tuple):
         kind, read = list[str], option.read or tuple
@@ -234,8 +234,8 @@ def _setting(path: tuple[str, ...], field: FieldInfo, default: Any, names: tuple
 
 
 def _kind_and_reader(name: str, annotation: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Type of what is typed for a field, and how its value is read from that."""
-    choices = [one for one in _alternatives(annotation) if one is not types.NoneType]
+    """Type of a field's option, and the function that converts its value to the field's."""
+    choices = [kind for kind in _alternatives(annotation) if kind is not types.NoneType]
     if len(choices) == 1 and get_origin(choices[0]) is tuple:
         parts = _alternatives(get_args(choices[0])[0])
         if parts == [int]:
@@ -250,21 +250,21 @@ def _kind_and_reader(name: str, annotation: Any) -> tuple[Any, Callable[[Any], A
         return choices[0], lambda value: value
     if float in choices:
         return str, lambda text: parse_number_or_word(name, text, _words(choices))
-    # Text, or one of a few words: a wrong one is reported with all other mistakes, by the configuration.
+    # Text or one of several words; the configuration checks it together with all other settings.
     return str, lambda text: text
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """The members of a union; a type by itself is its only one."""
+    """The members of a union, or the type itself."""
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [one for part in get_args(annotation) for one in _alternatives(part)]
+        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
     return [annotation]
 
 
 def _words(alternatives: list[Any]) -> tuple[str, ...]:
-    return tuple(word for one in alternatives if get_origin(one) is Literal for word in get_args(one))
+    return tuple(word for kind in alternatives if get_origin(kind) is Literal for word in get_args(kind))
 
 
 def first_sentence(text: str) -> str:
@@ -274,31 +274,31 @@ def first_sentence(text: str) -> str:
     return (words if end < 0 else words[:end]).removesuffix(".").replace("`", "")
 
 
-def _without_markup(text: str) -> str:
-    """Text in which rich takes no square bracket for a style."""
+def _escape_markup(text: str) -> str:
+    """Escape square brackets, which rich would read as styles."""
     return text.replace("[", "\\[")
 
 
-def _shown(value: Any, annotation: Any, option: Option, names: tuple[str, ...]) -> str:
-    """A default as a user would type it; empty where there is none to speak of."""
+def _format_default(value: Any, annotation: Any, option: Option, names: tuple[str, ...]) -> str:
+    """A default as a user would type it; empty if there is none."""
     if value is None:
         return option.null
     if isinstance(value, bool):
         on, _, off = names[0].partition("/")
         return (on if value else off).lstrip("-") if off and (value or not off.startswith("--no-")) else ""
     if isinstance(value, tuple):
-        return _shown_list(value, annotation)
+        return _format_list(value, annotation)
     if isinstance(value, dict):
         return ""
     return _number(value) if isinstance(value, float) else str(value)
 
 
-def _shown_list(values: tuple[Any, ...], annotation: Any) -> str:
+def _format_list(values: tuple[Any, ...], annotation: Any) -> str:
     words = _words(_alternatives(get_args(annotation)[0]))
     if words and values == words:
         return "all"
-    whole = all(isinstance(value, int) for value in values)
-    if whole and len(values) > 2 and values == tuple(range(values[0], values[0] + len(values))):
+    integers = all(isinstance(value, int) for value in values)
+    if integers and len(values) > 2 and values == tuple(range(values[0], values[0] + len(values))):
         return f"{values[0]}..{values[-1]}"
     return ",".join(_number(value) if isinstance(value, float) else str(value) for value in values)
 

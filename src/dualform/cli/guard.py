@@ -1,4 +1,4 @@
-"""What every command does with an error: one clear message, and the exit code that says whose mistake it was."""
+"""Error handling of all commands: one message and an exit code, and a clean terminal."""
 
 import functools
 import logging
@@ -19,32 +19,32 @@ from dualform.redaction import redacted
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _LONGEST_MESSAGE = 3500
-"""Characters of an error that are shown."""
+"""Most characters of an error message that are printed."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def guarded(command: Callable[P, T]) -> Callable[P, T]:
-    """Exit 2 with the message on a user's mistake, 130 on ctrl-C; faults pass through and exit 1."""
+    """Let a command exit with 2 and a message on a user's mistake, and with 130 on ctrl-C."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            interrupts.command_runs()
+            interrupts.command_started()
             _quiet_libraries()
-            wrong = unreadable_argument()
-            if wrong is not None:
-                raise ConfigError(wrong)
+            problem = unreadable_argument()
+            if problem is not None:
+                raise ConfigError(problem)
             return command(*args, **kwargs)
         except DualformError as error:
-            say(f"error: {_shortened(redacted(str(error)))}")
+            say(f"error: {_shorten(redacted(str(error)))}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             say("stopped")
             raise typer.Exit(130) from None
         except Exception as error:
-            if interrupts.was_asked() and not isinstance(error, typer.Exit):
-                # What a library has made of ctrl-C.
+            if interrupts.was_interrupted() and not isinstance(error, typer.Exit):
+                # A library has converted the KeyboardInterrupt to an error of its own.
                 say("stopped")
                 raise typer.Exit(130) from None
             message = refusal(error)
@@ -56,8 +56,8 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def _shortened(message: str) -> str:
-    """A message with its middle left out where it is very long: what was given may be pages of text."""
+def _shorten(message: str) -> str:
+    """Cut the middle out of a very long message, which may quote pages of text."""
     if len(message) <= _LONGEST_MESSAGE:
         return message
     half = _LONGEST_MESSAGE // 2
@@ -65,26 +65,26 @@ def _shortened(message: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line for the user, or a few, on standard error; nothing in it steers the terminal, whoever wrote it."""
+    """Print a message to standard error, without control characters that it might contain."""
     print(plain(text, lines=True), file=sys.stderr, flush=True)
 
 
 def quiet_transformers() -> None:
-    """Turn off transformers' own bars, which would be drawn across ours; call it before a model is loaded."""
+    """Turn off the progress bars of transformers, which would disturb ours; call it before a model is loaded."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    interrupts.work_begins()
+    interrupts.work_started()
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' own bars and chatter off the terminal; our own warnings are shown as plain lines."""
+    """Suppress progress bars and messages of libraries, and print warnings of this package as plain lines."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Where it is installed, peft imports it, and it remarks on a kernel that only a GPU machine needs.
+    # If installed, peft imports it, and it warns about a kernel that only GPUs need.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:

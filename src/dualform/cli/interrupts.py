@@ -1,65 +1,65 @@
-"""What ctrl-C does to a command, at whatever moment it comes: one line, exit code 130, no traceback.
+"""Handling of ctrl-C: at any time it ends a command with one line, exit code 130 and no traceback.
 
-Python raises KeyboardInterrupt wherever it is at that moment. In the middle of an import that leaves half of a library
-behind, and libraries turn it into errors of their own or swallow it. So until a command begins its work, the process
-ends at once, since there is nothing yet to clean up; and once it works, an import is let finish first.
+Python raises KeyboardInterrupt at the line that is running. During an import, this leaves a library half imported, and
+some libraries convert or suppress the exception. Therefore the process exits at once if a command has not yet started
+its work, because there is nothing to clean up; later, a running import is completed first.
 """
 
 import os
 import signal
 from types import FrameType
 
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 _IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
-_command_runs = False
-_works = False
-_asked = False
+_command_started = False
+_work_started = False
+_was_interrupted = False
 
 
-def answer() -> None:
-    """Take ctrl-C over from Python, unless the process was started with it ignored, as in the background of a shell."""
+def install() -> None:
+    """Install the handler, unless the process was started with ctrl-C ignored, as in the background of a shell."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
 
 
-def ignore() -> None:
-    """The command has ended: an impatient ctrl-C should not spoil its last words."""
+def ignore_interrupts() -> None:
+    """Ignore ctrl-C once the command has ended, so that its last output stays complete."""
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def command_runs() -> None:
-    """From here on `KeyboardInterrupt` is answered by the command itself."""
-    global _command_runs
-    _command_runs = True
+def command_started() -> None:
+    """Mark that the command handles `KeyboardInterrupt` itself from now on."""
+    global _command_started
+    _command_started = True
 
 
-def work_begins() -> None:
-    """From here on there may be something to clean up: folders, other processes."""
-    global _works
-    _works = True
+def work_started() -> None:
+    """Mark that there may be something to clean up from now on, such as folders or other processes."""
+    global _work_started
+    _work_started = True
 
 
-def was_asked() -> bool:
-    """Whether ctrl-C has come, whatever a library has made of it."""
-    return _asked
+def was_interrupted() -> bool:
+    """Whether ctrl-C was pressed, even if a library has suppressed the exception."""
+    return _was_interrupted
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    global _asked
-    again, _asked = _asked, True
-    if not _command_runs or (_is_importing(frame) and not _works):
+    global _was_interrupted
+    again, _was_interrupted = _was_interrupted, True
+    if not _command_started or (_is_importing(frame) and not _work_started):
         os.write(2, b"stopped\n")
         os._exit(130)
     if _is_importing(frame) and not again and hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, _look_again)
-        signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
+        signal.signal(signal.SIGALRM, _check_import)
+        signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS, _POLL_SECONDS)
         return
     raise KeyboardInterrupt
 
 
-def _look_again(number: int, frame: FrameType | None) -> None:
+def _check_import(number: int, frame: FrameType | None) -> None:
     if not _is_importing(frame):
         signal.setitimer(signal.ITIMER_REAL, 0)
         raise KeyboardInterrupt

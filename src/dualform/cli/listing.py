@@ -1,4 +1,4 @@
-"""`dualform models` and `dualform tasks`: what is available here."""
+"""`dualform models` and `dualform tasks`: the models and tasks that are available."""
 
 import json
 from typing import Annotated
@@ -12,7 +12,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 
 @guarded
 def models(as_json: _Json = False) -> None:
-    """List the models that need no hub, and what else may be named.
+    """List the models that are available without the hub, and the other kinds of models that can be used.
 
     Examples:
       dualform models
@@ -32,7 +32,7 @@ def models(as_json: _Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("model", "parameters", "here", "what it is")
+    table = Table("model", "parameters", "available", "description")
     for row in rows:
         table.add_row(
             Text(str(row["name"])),
@@ -45,7 +45,7 @@ def models(as_json: _Json = False) -> None:
     console.print(
         "Also: a folder with a checkpoint or a LoRA adapter, a .gguf file, or any causal model on the hub by its id."
     )
-    console.print("[bold]dualform doctor MODEL[/bold] says how one is read and what could not be verified.")
+    console.print("[bold]dualform doctor MODEL[/bold] shows how a model is read and what could not be verified.")
 
 
 @guarded
@@ -53,7 +53,7 @@ def tasks(
     data_dir: Annotated[str | None, typer.Option(help="Folder with data sets (or $DUALFORM_DATA)")] = None,
     as_json: _Json = False,
 ) -> None:
-    """List the tasks that are known here.
+    """List the available tasks.
 
     Examples:
       dualform tasks
@@ -68,16 +68,16 @@ def tasks(
     from dualform.cli.printing import PlainConsole
     from dualform.tasks.sources import available_tasks
 
-    found = available_tasks(data_dir)
+    summaries = available_tasks(data_dir)
     if as_json:
-        print(json.dumps([asdict(summary) for summary in found], indent=2))
+        print(json.dumps([asdict(summary) for summary in summaries], indent=2))
         return
-    table = Table("task", "label words", "here", "where from")
-    for summary in found:
+    table = Table("task", "label words", "available", "source")
+    for summary in summaries:
         words = ", ".join(summary.label_words) if summary.label_words else "each example's own choices"
-        # Names come from files: as plain strings, square brackets in them would be read as markup.
-        here = "yes" if summary.local else "on first use"
-        table.add_row(Text(summary.name), Text(words), here, Text(str(summary.where)))
+        # As Text, because square brackets in strings would be read as markup.
+        available = "yes" if summary.local else "on first use"
+        table.add_row(Text(summary.name), Text(words), available, Text(str(summary.where)))
     console = PlainConsole()
     console.print(table)
     console.print("Also: a CSV, TSV, JSONL or Parquet file with --text and --label, a YAML file, or a hub data set.")

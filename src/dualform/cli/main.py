@@ -1,4 +1,4 @@
-"""`dualform`: the entry point. It imports nothing before it can answer ctrl-C, and the rest takes a second."""
+"""The entry point of `dualform`. Imports, which take a second, follow after the handler of ctrl-C is installed."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from dualform.cli import interrupts
 
 
 def main() -> None:
-    """Entry point: exit 0 on success, 2 on a user's mistake, 130 on ctrl-C, 1 on a fault."""
-    interrupts.answer()
+    """Run a command: exit code 0 on success, 2 on a user's mistake, 130 on ctrl-C, 1 on any other error."""
+    interrupts.install()
     try:
         from dualform.cli.app import app
 
         app()
     finally:
-        interrupts.ignore()
+        interrupts.ignore_interrupts()
 
 
 def __getattr__(name: str) -> Any:

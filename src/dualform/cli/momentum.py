@@ -1,4 +1,4 @@
-"""`dualform momentum`: models with momentum attention trained from nothing, beside vanilla ones."""
+"""`dualform momentum`: trains models with and without momentum attention from scratch, and compares them."""
 
 import os
 from functools import partial
@@ -17,7 +17,7 @@ from dualform.option import OUTPUT
 from dualform.studies.momentum.config import MomentumConfig, TrainingConfig, momentum_config
 
 app = typer.Typer(
-    name="momentum", help="Momentum attention (arXiv:2212.10559) beside vanilla attention.", no_args_is_help=True
+    name="momentum", help="Compare momentum attention (arXiv:2212.10559) with vanilla attention.", no_args_is_help=True
 )
 
 
@@ -26,10 +26,10 @@ app = typer.Typer(
 def train(
     settings: dict[str, Any],
     to: Annotated[Path, option("Folder of checkpoints and losses", OUTPUT, "--to")],
-    cost: Annotated[bool, option("Say what the recipe costs, and train nothing", OUTPUT)] = False,
+    cost: Annotated[bool, option("Print the cost of the recipe, and train nothing", OUTPUT)] = False,
     track: Track = "none",
 ) -> None:
-    """Train a language model from nothing, with or without momentum; goes on where it was interrupted.
+    """Train a language model from scratch, with or without momentum; an interrupted training is resumed.
 
     Examples:
       dualform momentum train prose.txt --to runs/momentum --eta 0.3 --validation other.txt
@@ -42,27 +42,28 @@ def train(
     from dualform.studies.momentum.training import cost_sentences, train_alone
 
     config = checked(TrainingConfig, settings)
-    chosen = load_recipe(config.recipe, **config.settings)
+    recipe = load_recipe(config.recipe, **config.settings)
     if cost:
-        for sentence in cost_sentences(chosen):
+        for sentence in cost_sentences(recipe):
             print(sentence)
         return
-    if only_planned(partial(_plan_of_training, chosen, config)):
+    if only_planned(partial(_plan_of_training, recipe, config)):
         return
     from dualform.cli.progress import progress_bar
     from dualform.runs.trackers import open_tracker
 
     quiet_transformers()
     momentum = config.model_dump(include={"eta", "learned", "normalised"})
-    about = {**chosen.model_dump(mode="json"), **momentum}
-    # Of several processes that train together, one has the numbers.
-    asked = track if os.environ.get("RANK", "0") == "0" else "none"
-    name = to.resolve().name
-    with open_tracker(asked, project="dualform-momentum", run_name=name, config=about, folder=to) as tracker:
+    tracked_settings = {**recipe.model_dump(mode="json"), **momentum}
+    # Of several processes that train together, only the first one tracks the numbers.
+    trackers = track if os.environ.get("RANK", "0") == "0" else "none"
+    with open_tracker(
+        trackers, project="dualform-momentum", run_name=to.resolve().name, config=tracked_settings, folder=to
+    ) as tracker:
         try:
             with progress_bar() as bar:
                 trained = train_alone(
-                    chosen,
+                    recipe,
                     config.corpus,
                     to,
                     validation=config.validation,
@@ -72,17 +73,17 @@ def train(
                     tracker=tracker,
                 )
         except KeyboardInterrupt:
-            say("The last checkpoint is kept: the same command goes on from it.")
+            say("The last checkpoint is kept; run the same command to resume from it.")
             raise
         tracker.finish({"seconds": trained.step_seconds}, [to / "losses.jsonl"])
     last = trained.losses[-1]
-    shown = f"training loss {last.loss:.3f}" + (
-        "" if last.validation is None else f", validation loss {last.validation:.3f} nats a token"
+    losses = f"training loss {last.loss:.3f}" + (
+        "" if last.validation is None else f", validation loss {last.validation:.3f} nats per token"
     )
-    print(f"{last.step:,} steps, {last.tokens:,} tokens: {shown}.")
+    print(f"{last.step:,} steps, {last.tokens:,} tokens: {losses}.")
     say(f"\nThe model: {trained.checkpoint}")
-    for how in tracker.where:
-        say(how)
+    for hint in tracker.where:
+        say(hint)
 
 
 def _plan_of_training(recipe: Any, config: TrainingConfig, machine: Any) -> Any:
@@ -95,7 +96,7 @@ def _plan_of_training(recipe: Any, config: TrainingConfig, machine: Any) -> Any:
 @app.command()
 @study_command(MomentumConfig, folder="momentum-RECIPE")
 def compare(settings: dict[str, Any], run: RunOptions) -> None:
-    """Train vanilla and momentum models from the same beginnings on the same text, several seeds, and compare.
+    """Train vanilla and momentum models from the same initial weights on the same text, with several seeds.
 
     Examples:
       dualform momentum compare train.txt --validation validation.txt --test test.txt

@@ -1,4 +1,4 @@
-"""How values are written on the command line, and the options that every study has."""
+"""Options that several commands share."""
 
 import os
 from pathlib import Path
@@ -13,27 +13,27 @@ from dualform.option import PROTOCOL
 
 
 def option(text: str, panel: str, *names: str) -> Any:
-    """An option without a default of its own: settings have their defaults in the study's configuration."""
+    """An option that shows no default, because defaults are in the study's configuration."""
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
 
 
 Overwrite = Annotated[bool, option("Allow --out to hold the result of other settings", OUTPUT)]
 AsJson = Annotated[bool, option("Print result.json to standard output", OUTPUT, "--json")]
-Track = Annotated[str, option("Of trackio,wandb,mlflow; they keep the numbers on this machine (none)", OUTPUT)]
+Track = Annotated[str, option("Trackers: trackio, wandb, mlflow; numbers stay on this machine (none)", OUTPUT)]
 TrustRemoteCode = Annotated[bool, option("Run code that comes with the checkpoint", MACHINE)]
-MaxCells = Annotated[int | None, option("Most cells that the file may ask for (10000)", PROTOCOL, "--max-cells")]
+MaxCells = Annotated[int | None, option("Largest number of cells of a sweep (10000)", PROTOCOL, "--max-cells")]
 
 
 def store_url(given: str | None) -> str:
-    """Where finished cells of sweeps lie: as given, else `$DUALFORM_STORE`, else `runs/store`."""
+    """The store of finished cells: the given one, else `$DUALFORM_STORE`, else `runs/store`."""
     return given or os.environ.get("DUALFORM_STORE") or "runs/store"
 
 
 def cell_limit(given: int | None) -> int:
-    """Most cells of a sweep: as given, else the usual limit.
+    """Largest number of cells of a sweep: the given one, else the default.
 
     Raises:
-        ConfigError: Less than one.
+        ConfigError: It is less than one.
     """
     from dualform.runs.sweep_config import MOST_CELLS
 
@@ -43,6 +43,6 @@ def cell_limit(given: int | None) -> int:
 
 
 def default_folder(models: tuple[str, ...], task: str, *more: str) -> Path:
-    """`runs/MODEL-TASK`, paths cut to their last name."""
+    """`runs/MODEL-TASK`, where paths are reduced to their last part."""
     parts = [*(Path(model).resolve().name for model in models), Path(task).resolve().stem, *more]
     return Path("runs") / "-".join(part.replace(":", "-") for part in parts)

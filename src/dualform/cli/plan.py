@@ -1,4 +1,4 @@
-"""`dualform plan`: what a command will cost, before it runs."""
+"""`dualform plan`: estimates the cost of a command before it is run."""
 
 import inspect
 import json
@@ -23,10 +23,10 @@ class _Planned(CommandGroup):
     further: ClassVar[Mapping[str, str]] = {"sweep": "dualform.cli.plan:sweep"}
 
     def of_study(self, command: Command, name: str) -> Command:
-        """What says what the study's command, or each of its commands, would cost."""
+        """The command, or group of commands, that plans a study's command."""
         if not isinstance(command, typer.Typer):
             return _planned(command, name)
-        group = typer.Typer(help=f"The same of {name}.", no_args_is_help=True)
+        group = typer.Typer(help=f"Plan the commands of {name}.", no_args_is_help=True)
         for each in command.registered_commands:
             assert each.callback is not None
             group.command(each.name)(_planned(each.callback, f"{name} {each.name or each.callback.__name__}"))
@@ -36,7 +36,7 @@ class _Planned(CommandGroup):
 app = typer.Typer(
     name="plan",
     cls=_Planned,
-    help="Tokens, operations, memory and time of a command, before it runs; and what would fit where it does not.",
+    help="Estimate tokens, operations, memory and time of a command before it is run, and what to change if it does not fit.",
     no_args_is_help=True,
 )
 
@@ -46,23 +46,23 @@ def _no_options() -> None:
     pass
 
 
-Measure = Annotated[bool, option("Measure this machine anew", MACHINE, "--measure")]
+Measure = Annotated[bool, option("Measure the speed of this machine again", MACHINE, "--measure")]
 
-# Where a run's files go says nothing about its cost.
 _LEFT_OUT = {"out", "overwrite", "to", "track", "cost"}
+"""Options of a command that do not affect its cost."""
 
 
-def _planned(command: Callable[..., Any], called: str) -> Callable[..., None]:
-    """A command that takes the options of another, and says what that one would cost."""
+def _planned(command: Callable[..., Any], name: str) -> Callable[..., None]:
+    """A command that takes the options of another one and estimates its cost."""
     hints = get_type_hints(command, include_extras=True)
     given = inspect.signature(command).parameters
-    kept = [one.replace(annotation=hints[name]) for name, one in given.items() if name not in _LEFT_OUT]
+    parameters = [each.replace(annotation=hints[key]) for key, each in given.items() if key not in _LEFT_OUT]
     own = [("measure", Measure), *([] if "as_json" in given else [("as_json", AsJson)])]
-    kept += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=what) for name, what in own
+    parameters += [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind) for key, kind in own
     ]
-    # What is left out may have no default; it is not looked at.
-    needed = {name: Path("nowhere") for name in ("to",) if name in given}
+    # A required option that is left out needs a value, which is not used.
+    unused = {key: Path("unused") for key in ("to",) if key in given}
 
     @guarded
     def plan(**options: Any) -> None:
@@ -70,42 +70,41 @@ def _planned(command: Callable[..., Any], called: str) -> Callable[..., None]:
         if "as_json" not in given:
             options.pop("as_json")
 
-        def tell(what: Any) -> None:
+        def planner(settings: Any) -> None:
             from dualform.studies.plan import machine_for, plan_of
 
             quiet_transformers()
-            # A training that is no study has a function in place of a configuration.
-            if callable(what):
-                made = what(machine_for(None, measure=measure))
+            # Training outside a study passes a function instead of a configuration.
+            if callable(settings):
+                result = settings(machine_for(None, measure=measure))
             else:
-                made = plan_of(what, measure=measure, announce=say)
-            show(made, as_json)
+                result = plan_of(settings, measure=measure, announce=say)
+            show(result, as_json)
 
-        with planning(tell):
-            # The exit code and the message of a mistake are those of the command.
-            command(**needed, **options)
+        with planning(planner):
+            # The command reports errors in its options itself.
+            command(**unused, **options)
 
-    shown = [one.replace(annotation=one.annotation) for one in kept]
-    plan.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-    plan.__annotations__ = {one.name: one.annotation for one in kept}
+    plan.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    plan.__annotations__ = {each.name: each.annotation for each in parameters}
     plan.__name__ = command.__name__
-    plan.__doc__ = _help(command, called)
-    # Typer would look through to the wrapped function, which takes anything.
+    plan.__doc__ = _help(command, name)
+    # Otherwise typer would use the signature of the wrapped function.
     del plan.__wrapped__  # type: ignore[attr-defined]
     return plan
 
 
-def _help(command: Callable[..., Any], called: str) -> str:
-    first, _, examples = inspect.cleandoc(command.__doc__ or "").partition("Examples:\n")
-    told = f"What `dualform {called}` with these options will cost: {first.splitlines()[0][0].lower()}"
-    told += first.splitlines()[0][1:]
-    # Of the options left out only these stand in an example.
-    shown = [
-        re.sub(r" --(?:to|out) \S+| --cost\b", "", line).replace(f"dualform {called}", f"dualform plan {called}")
+def _help(command: Callable[..., Any], name: str) -> str:
+    description, _, examples = inspect.cleandoc(command.__doc__ or "").partition("Examples:\n")
+    first_line = description.splitlines()[0]
+    text = f"Estimate the cost of `dualform {name}` with these options: {first_line[0].lower()}{first_line[1:]}"
+    # No other options that are left out occur in the examples.
+    lines = [
+        re.sub(r" --(?:to|out) \S+| --cost\b", "", line).replace(f"dualform {name}", f"dualform plan {name}")
         for line in examples.splitlines()
         if line.strip()
     ][:2]
-    return told + ("\n\nExamples:\n" + "\n\n".join(shown) if shown else "")
+    return text + ("\n\nExamples:\n" + "\n\n".join(lines) if lines else "")
 
 
 @guarded
@@ -118,7 +117,7 @@ def sweep(
     max_cells: MaxCells = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a sweep will cost: all its cells, less those that are finished.
+    """Estimate the cost of a sweep: all its cells, except those that are finished.
 
     Examples:
       dualform plan sweep grid.yaml
@@ -134,13 +133,13 @@ def sweep(
 
 
 def print_sweep_plan(config: Any, groups: Sequence[Any], store: str, workers: int | None, as_json: bool) -> None:
-    """Print what a sweep will cost.
+    """Print the estimated cost of a sweep.
 
     Args:
-        config: The sweep's.
-        groups: Its groups.
-        store: URL of the store, where finished cells are found.
-        workers: Cells at a time; None for what the local engine takes by itself.
+        config: Settings of the sweep.
+        groups: Groups of the sweep.
+        store: URL of the store of finished cells.
+        workers: Cells at a time; None for the default of the local engine.
         as_json: Print the plan as JSON instead of tables.
     """
     from dualform.runs.sweep_plan import plan_groups
@@ -149,7 +148,7 @@ def print_sweep_plan(config: Any, groups: Sequence[Any], store: str, workers: in
 
 
 def show(plan: Any, as_json: bool) -> None:
-    """Print a plan: a table of its parts, memory, and what would fit where it does not."""
+    """Print a plan: a table of its parts, its memory, and options if it does not fit."""
     if as_json:
         sys.stdout.write(json.dumps(plan.as_dict(), indent=2) + "\n")
         return
@@ -160,19 +159,19 @@ def show(plan: Any, as_json: bool) -> None:
 
     console = PlainConsole()
     parts = Table("part", title=Text(plan.command), title_justify="left")
-    for heading in ("tokens", "of them backwards", "TFLOP", "time"):
+    for heading in ("tokens", "backward tokens", "TFLOP", "time"):
         parts.add_column(heading, justify="right")
     for part in plan.parts:
         cost = part.cost
         parts.add_row(Text(part.name), *_numbers(cost), _range(part))
     parts.add_section()
-    parts.add_row("all", *_numbers(plan.cost), spoken(plan.seconds))
+    parts.add_row("all", *_numbers(plan.cost), format_seconds(plan.seconds))
     console.print(parts)
     if plan.memory:
-        memory = Table("memory at the peak", title_justify="left")
+        memory = Table("peak memory", title_justify="left")
         memory.add_column("GiB", justify="right")
-        for what, n in plan.memory.items():
-            memory.add_row(Text(what), f"{n / 2**30:.2f}")
+        for name, n in plan.memory.items():
+            memory.add_row(Text(name), f"{n / 2**30:.2f}")
         memory.add_section()
         memory.add_row("all", f"{plan.peak / 2**30:.2f}")
         console.print(memory)
@@ -180,54 +179,53 @@ def show(plan: Any, as_json: bool) -> None:
         console.print(Text(sentence))
     for note in plan.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
-    say("\nNothing was run but samples to estimate from." if plan.sampled else "\nNothing was run.")
+    say("\nNothing was run except samples for the estimates." if plan.sampled else "\nNothing was run.")
 
 
 def sentences(plan: Any) -> list[str]:
-    """What a plan comes to, in words."""
+    """A plan's time and memory in sentences, with options if it does not fit."""
     least, most = plan.seconds_range
-    told = f"It will take about {spoken(plan.seconds)}"
+    time = f"It will take about {format_seconds(plan.seconds)}"
     if most > 1.05 * least:
         why = f": {'; '.join(plan.why)}" if plan.why else ""
-        told += f" ({spoken(least)} to {spoken(most)}{why})"
+        time += f" ({format_seconds(least)} to {format_seconds(most)}{why})"
     machine = plan.machine
     if machine is not None:
-        told += f", with {machine.threads} thread{'s' if machine.threads != 1 else ''} on {machine.device}"
+        time += f", with {machine.threads} thread{'s' if machine.threads != 1 else ''} on {machine.device}"
         if machine.ram and not machine.gpu:
-            told += f", and {plan.peak / 2**30:.1f} of {machine.ram / 2**30:.1f} GiB of memory"
-    found = [told + "."]
+            time += f", and {plan.peak / 2**30:.1f} of {machine.ram / 2**30:.1f} GiB of memory"
+    lines = [time + "."]
     fit = plan.fit
     if fit is None or fit.fits:
-        return found
-    found.append(
-        f"It does not fit: {fit.needed / 2**30:.1f} GiB are needed and there are {fit.room / 2**30:.1f} GiB of "
-        f"{fit.where}."
+        return lines
+    lines.append(
+        f"It does not fit: {fit.needed / 2**30:.1f} GiB are needed, but only {fit.room / 2**30:.1f} GiB of "
+        f"{fit.where} are available."
     )
     for each in fit.options:
         verdict = "would fit" if each.fits else "would not fit either"
-        more = f" ({each.note})" if each.note else ""
-        found.append(f"  {each.how}: {each.bytes / 2**30:.1f} GiB, {verdict}{more}")
+        note = f" ({each.note})" if each.note else ""
+        lines.append(f"  {each.how}: {each.bytes / 2**30:.1f} GiB, {verdict}{note}")
     if not any(each.fits for each in fit.options):
-        found.append("Take a smaller model, or a machine with more memory.")
-    return found
+        lines.append("Use a smaller model, or a machine with more memory.")
+    return lines
 
 
 def _numbers(cost: Any) -> tuple[str, str, str]:
-    def whole(n: float) -> str:
+    def rounded(n: float) -> str:
         return f"{n:,.0f}" if n else ""
 
-    return whole(cost.forwards), whole(cost.backwards), f"{cost.flops / 1e12:,.3f}" if cost.flops else ""
+    return rounded(cost.forwards), rounded(cost.backwards), f"{cost.flops / 1e12:,.3f}" if cost.flops else ""
 
 
 def _range(part: Any) -> str:
-    told = spoken(part.cost.seconds)
     if part.least is None or part.least.seconds > 0.95 * part.cost.seconds:
-        return told
-    return f"{spoken(part.least.seconds)} to {spoken((part.most or part.cost).seconds)}"
+        return format_seconds(part.cost.seconds)
+    return f"{format_seconds(part.least.seconds)} to {format_seconds((part.most or part.cost).seconds)}"
 
 
-def spoken(seconds: float) -> str:
-    """A time to be read at a glance."""
+def format_seconds(seconds: float) -> str:
+    """A time in a suitable unit: `9.0 s`, `12 min`, `3.5 h`, `2.1 days`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 90:

@@ -1,6 +1,6 @@
-"""Whether a command is to be carried out or only reckoned: `dualform plan` runs the very command and stops it there.
+"""Lets `dualform plan` run a command up to the point where its settings are checked, and take the plan from there.
 
-So a plan takes exactly the options that the command takes, and tells mistakes in them exactly as it does.
+Thus a plan accepts the options of its command and reports the same errors.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,23 +12,23 @@ _planner: ContextVar[Callable[[Any], None] | None] = ContextVar("dualform_planne
 
 
 @contextmanager
-def planning(tell: Callable[[Any], None]) -> Iterator[None]:
-    """A block in which commands hand what they would run to `tell` and do nothing else."""
-    token = _planner.set(tell)
+def planning(planner: Callable[[Any], None]) -> Iterator[None]:
+    """A block in which commands pass their settings to `planner` instead of running."""
+    token = _planner.set(planner)
     try:
         yield
     finally:
         _planner.reset(token)
 
 
-def only_planned(what: Any) -> bool:
-    """Inside `planning`: tell what would be run. Whether that was so, and the command has nothing left to do.
+def only_planned(settings: Any) -> bool:
+    """Inside a `planning` block, plan a run and return True, so that the command stops; otherwise return False.
 
     Args:
-        what: A study's checked settings; or a function that makes the plan from a machine.
+        settings: A study's checked settings, or a function that returns the plan for a machine.
     """
-    tell = _planner.get()
-    if tell is None:
+    planner = _planner.get()
+    if planner is None:
         return False
-    tell(what)
+    planner(settings)
     return True

@@ -1,8 +1,8 @@
-"""A study on the terminal: what it found in words, its tables, what to beware of.
+"""Prints results to the terminal.
 
-Names and words of models and data sets may hold what steers a terminal: escape sequences that recolour it, rename its
-window or hide a link, marks that turn the direction of writing. Whatever is printed goes through here or `guard.say`,
-which show such characters for what they are.
+Texts from models and data sets may contain control characters: escape sequences that change colours, rename the window
+or hide a link, or marks that reverse the writing direction. All output goes through this module or `guard.say`, which
+print such characters in an escaped form.
 """
 
 import re
@@ -20,17 +20,17 @@ from dualform.report.table import Table
 
 
 class PlainConsole(Console):
-    """A console on which only rich's own colours steer the terminal, whatever the text."""
+    """A console that escapes control characters in texts; only rich's own styles reach the terminal."""
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
-        """As rich, with the text of each piece made plain; colours are added later, from the pieces' styles."""
+        """Render as rich does, and escape the text of each segment, to which rich adds colours later."""
         for segment in super().render(renderable, options):
             text = segment.text if segment.control else plain(segment.text, lines=True)
             yield segment if text == segment.text else Segment(text, segment.style, segment.control)
 
 
 def print_study(verdict: Iterable[str], tables: Iterable[Table | RichTable], warnings: Iterable[str]) -> None:
-    """Print to standard output; text from models and data sets is no markup and steers nothing."""
+    """Print a study's sentences, tables and warnings to standard output."""
     console = PlainConsole()
     for sentence in verdict:
         console.print(Text(plain(sentence)))
@@ -43,16 +43,16 @@ def print_study(verdict: Iterable[str], tables: Iterable[Table | RichTable], war
 
 
 def print_json(text: str) -> None:
-    """Print JSON to standard output, every character that steers a terminal as the escape that JSON has for it.
+    """Print JSON to standard output, with control characters as JSON escapes.
 
     Args:
-        text: Valid JSON; such characters stand only within its strings, so its meaning stays as it was.
+        text: Valid JSON, in which such characters occur only within strings.
     """
-    sys.stdout.write(re.sub(r"[^\n\x20-\x7e]", _as_json, text) + "\n")
+    sys.stdout.write(re.sub(r"[^\n\x20-\x7e]", _escape, text) + "\n")
 
 
-def _as_json(found: re.Match[str]) -> str:
-    character = found.group()
+def _escape(match: re.Match[str]) -> str:
+    character = match.group()
     if plain(character) == character:
         return character
     units = character.encode("utf-16-be", "surrogatepass")

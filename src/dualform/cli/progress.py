@@ -1,4 +1,4 @@
-"""The bar: on a terminal only, on standard error, so that `--json` and pipes stay clean."""
+"""A progress bar on standard error, shown only on a terminal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,27 +11,27 @@ from dualform.plain_text import plain
 
 
 class Bar:
-    """Draws a study's progress."""
+    """Shows the progress of a study."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("getting model and data", total=None)
+        self._task = progress.add_task("loading model and data", total=None)
 
     def start(self, total: float) -> None:
-        """So much work lies ahead."""
+        """Set the amount of remaining work."""
         (task,) = self._progress.tasks
-        # Said anew behind the choice of a seed, and with each model: what is done is done.
+        # Called again after a seed was selected and for each model, so completed work is kept.
         self._progress.update(self._task, total=task.completed + total)
 
     def advance(self, amount: float, doing: str) -> None:
-        """So much of it is done."""
-        # No markup: a name in square brackets is a name.
+        """Add completed work, and show what is being done."""
+        # Escaped, because rich would read square brackets in names as markup.
         self._progress.update(self._task, advance=amount, description=escape(plain(doing)))
 
 
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
-    """A bar for the length of the block; nothing at all where standard error is no terminal."""
+    """Show a bar during the block; nothing is shown if standard error is not a terminal."""
     console = PlainConsole(stderr=True)
     columns = (
         TextColumn("{task.description:<34}"),

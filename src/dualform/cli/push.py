@@ -1,4 +1,4 @@
-"""`dualform push`: a folded model to the hub, shown before anything is sent."""
+"""`dualform push`: uploads a folded model to the hub, after showing what would be uploaded."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +11,14 @@ from dualform.cli.options import OUTPUT, option
 
 @guarded
 def push(
-    folder: Annotated[Path, typer.Argument(help="what dualform fold wrote", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder written by dualform fold", show_default=False)],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub", show_default=False)],
-    upload: Annotated[bool, option("Send it; without, it is only checked and shown", OUTPUT)] = False,
-    public: Annotated[bool, option("Let everybody see it (private)", OUTPUT)] = False,
-    accept_terms: Annotated[bool, option("You keep to the terms that the base model comes under", OUTPUT)] = False,
-    message: Annotated[str | None, option("Of the commit", OUTPUT)] = None,
+    upload: Annotated[bool, option("Upload the folder; otherwise it is only checked and shown", OUTPUT)] = False,
+    public: Annotated[bool, option("Create a public repository (private)", OUTPUT)] = False,
+    accept_terms: Annotated[bool, option("Confirm that you keep to the terms of the base model", OUTPUT)] = False,
+    message: Annotated[str | None, option("Commit message", OUTPUT)] = None,
 ) -> None:
-    """Show what would be sent to the hub, and with --upload send it: one commit, a private repository.
+    """Show what would be uploaded to the hub; with --upload, upload it in one commit to a private repository.
 
     Examples:
       dualform push folded me/smollm2-reviews
@@ -33,14 +33,14 @@ def push(
     plan = plan_upload(folder, repository, private=not public, accept_terms=accept_terms)
     _print(plan)
     if not upload:
-        say("\nNothing was sent. The same command with --upload sends it.")
+        say("\nNothing was uploaded. Add --upload to upload it.")
         return
-    sent = send(plan, message=message)
-    say(f"\nSent: {sent.address}")
-    if public and sent.private:
+    uploaded = send(plan, message=message)
+    say(f"\nUploaded: {uploaded.address}")
+    if public and uploaded.private:
         say(
-            f"Note: {plan.repo_id} was there already and is private, and --public changes only what it makes. Its "
-            "settings on the hub open it."
+            f"Note: {plan.repo_id} already exists and is private; --public applies only to new repositories. Change "
+            "its visibility in its settings on the hub."
         )
 
 

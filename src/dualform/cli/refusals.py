@@ -1,8 +1,7 @@
-"""What the operating system refuses, in the one line that a user's mistake gets.
+"""One-line messages for errors of the operating system that were not handled elsewhere.
 
-Files are checked where they are read and written, with messages of their own. What reaches a command all the same (a
-name that is too long for the file system, a folder where a file should be, a disk that fails) comes from the machine or
-from the user, and is no fault of dualform's.
+Most are handled, with messages of their own, where files are read and written. Those that reach a command (a name that
+is too long for the file system, a folder in place of a file, a failing disk) are not errors of the program.
 """
 
 import errno
@@ -28,9 +27,9 @@ _REFUSALS = {
 
 
 def refusal(error: BaseException) -> str | None:
-    """The message for an error that the operating system caused; None where it is a fault of the program."""
+    """The message for an error caused by the operating system; None for an error of the program."""
     if isinstance(error, MemoryError):
-        return "this machine has too little memory for what was asked. Ask for less, or use a larger machine."
+        return "this machine has too little memory for this command. Reduce its size, or use a larger machine."
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         name = plain(str(error.filename))[:200] if error.filename is not None else "a file"
         return f"{name} cannot be used: {_REFUSALS[error.errno]}. Check the path, or choose another."
@@ -38,7 +37,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def unreadable_argument(arguments: list[str] | None = None) -> str | None:
-    """The message for a command line that is not text; None where all of it is.
+    """The message for a command line with an argument that is not text, or None.
 
     Bytes that are not UTF-8 reach Python as lone surrogates, which no file of results can hold.
     """

@@ -10,7 +10,7 @@ from dualform.studies.laboratory.config import LAB_NAMES, RegressionConfig, regr
 
 @study_command(RegressionConfig, folder="regress-STUDY")
 def regress(settings: dict[str, Any], run: RunOptions) -> None:
-    """The laboratory: is attention gradient descent where theory says so, and where does it stop being so?
+    """Run the laboratory: test where attention is gradient descent, as theory predicts, and where it is not.
 
     Examples:
       dualform regress

@@ -1,4 +1,4 @@
-"""`dualform report`: the page of a finished run or of a sweep, made again."""
+"""`dualform report`: writes the report of a finished run or of a sweep again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def report(
         typer.Option(help="Also save the accuracy chart: a .svg, .pdf, .png or .html file", show_default=False),
     ] = None,
 ) -> None:
-    """Rebuild report.html from result.json, or a sweep's from sweep.json.
+    """Write report.html again from result.json, or for a sweep from sweep.json.
 
     Examples:
       dualform report runs/smollm2-135m-reviews
@@ -34,15 +34,15 @@ def report(
     from dualform.runs.sweep_folder import SWEEP_FILE, holds_sweep, read_sweep, write_sweep_report
     from dualform.studies.comparison.charts import accuracy_chart
 
-    of_sweep = holds_sweep(folder)
-    if not of_sweep and not (folder / "result.json").exists():
+    is_sweep = holds_sweep(folder)
+    if not is_sweep and not (folder / "result.json").exists():
         raise ConfigError(
             f"{folder} has no result.json: give the folder of a finished run, or of a sweep with its {SWEEP_FILE} "
             "(see --out)."
         )
-    say(f"The page: {write_sweep_report(folder) if of_sweep else write_report(folder)}")
+    say(f"The page: {write_sweep_report(folder) if is_sweep else write_report(folder)}")
     if chart is not None:
-        if of_sweep:
+        if is_sweep:
             from dualform.runs.sweep_charts import accuracy_by_task_chart
 
             drawn = accuracy_by_task_chart(read_sweep(folder))
@@ -50,6 +50,6 @@ def report(
             drawn = accuracy_chart(read_result(folder))
         if drawn is None:
             raise ConfigError(f"{folder} holds no accuracy, so there is nothing to draw.")
-        writable_dir(chart.parent, "Choose another place with --chart.")
+        writable_dir(chart.parent, "Choose another folder with --chart.")
         save_chart(drawn, chart)
         say(f"The chart: {chart}")

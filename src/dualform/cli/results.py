@@ -1,4 +1,4 @@
-"""`dualform results`: what a store holds, listed, filtered, exported, checked."""
+"""`dualform results`: lists, filters, exports, checks and removes the cells of a store."""
 
 import json
 from pathlib import Path
@@ -27,18 +27,20 @@ def results(
         list[str] | None,
         typer.Option(
             "--where",
-            help="Only cells such that NAME=VALUE (also !=, <, <=, >, >=; a,b for either, 1..3 for a range, * for any "
-            "letters); several must all hold",
+            help="Only cells with NAME=VALUE (also !=, <, <=, >, >=; a,b for either, 1..3 for a range, * for any "
+            "letters); can be repeated, and all conditions must hold",
             show_default=False,
         ),
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(help="Columns, with commas between; * for any letters", show_default=False)
+        str | None, typer.Option(help="Columns, separated by commas; * for any letters", show_default=False)
     ] = None,
     order: Annotated[
         str | None,
         typer.Option(
-            "--sort", help="Columns to sort by, -NAME for the largest first; else model, task, seed", show_default=False
+            "--sort",
+            help="Columns to sort by, -NAME for descending order; by default model, task, seed",
+            show_default=False,
         ),
     ] = None,
     to: Annotated[
@@ -46,14 +48,16 @@ def results(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON, all columns")] = False,
     all_columns: Annotated[bool, typer.Option("--all", help="All columns")] = False,
-    long: Annotated[bool, typer.Option("--long", help="All columns, one below the other")] = False,
-    failed: Annotated[bool, typer.Option("--failed", help="List what failed instead, with its message")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="As --failed, and show where it failed")] = False,
+    long: Annotated[bool, typer.Option("--long", help="All columns, one per line")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="List failed cells with their error messages")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="As --failed, with tracebacks")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read and rehash every file, and name what is damaged")
+        bool, typer.Option("--verify", help="Read all files, check their hashes and list damaged cells")
     ] = False,
-    drop: Annotated[bool, typer.Option("--drop", help="Remove the cells that --where or --failed picks")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --drop: do it, not only say what it would do")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove the cells selected by --where or --failed")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --drop: remove them; otherwise they are only counted")
+    ] = False,
 ) -> None:
     """List, filter and export the cells of a store.
 
@@ -80,7 +84,7 @@ def results(
     from dualform.source_digest import source_digest
 
     if drop and not (conditions or failed or traceback):
-        raise ConfigError("--drop removes cells: say which ones with --where or --failed (--where 'key=*' is all).")
+        raise ConfigError("--drop needs --where or --failed to select cells (--where 'key=*' selects all).")
     opened = CellStore(store_url(store), writable=drop and yes)
     present = sum(1 for _ in opened.digests())
     if not present:
@@ -91,31 +95,31 @@ def results(
 
     failures = {cell.digest: cell for cell in opened.failures()}
     finished = [] if failed or traceback else list(opened.cells())
-    whole = failures_table(failures.values()) if failed or traceback else results_table(finished)
-    table = where(whole, conditions or [])
+    all_cells = failures_table(failures.values()) if failed or traceback else results_table(finished)
+    table = where(all_cells, conditions or [])
     if table.num_rows:
-        usual = [name for name in ("study", "model", "task", "group", "seed") if name in table.column_names]
-        table = sort(table, _listed(order) if order else usual)
-    chosen = table
+        default_order = [name for name in ("study", "model", "task", "group", "seed") if name in table.column_names]
+        table = sort(table, _split(order) if order else default_order)
+    selected = table
     if table.num_rows and columns:
-        chosen = select(table, _listed(columns))
+        selected = select(table, _split(columns))
     elif not (all_columns or long or as_json or (to is not None and to.suffix.lower() not in (".tex", ".md"))):
-        chosen = overview(table)
+        selected = overview(table)
 
     if to is not None:
-        export(chosen, to)
-        say(f"{_count(chosen.num_rows, 'row')}: {plain(str(to))}")
+        export(selected, to)
+        say(f"{_count(selected.num_rows, 'row')}: {plain(str(to))}")
     elif as_json:
-        print(json.dumps(records(chosen), indent=2))
+        print(json.dumps(records(selected), indent=2))
     elif not table.num_rows:
         kind = "failed" if failed or traceback else "finished"
-        say(f"No {kind} cell{' is such' if conditions and whole.num_rows else ''}.")
+        say(f"No {kind} cell{' matches' if conditions and all_cells.num_rows else ''}.")
     elif traceback:
         _print_failures([failures[key] for key in table.column("key").to_pylist()])
     elif long:
-        _print_long(chosen)
+        _print_long(selected)
     else:
-        _print_table(chosen)
+        _print_table(selected)
     if drop:
         _drop(opened, table.column("key").to_pylist(), yes)
     elif not as_json and to is None:
@@ -123,13 +127,13 @@ def results(
         others = 0 if failed or traceback else of_other_source(table)
         if others:
             say(
-                f"{_count(others, 'cell')} of these {'was' if others == 1 else 'were'} computed by other source code "
-                "than this, so a sweep does not reuse "
-                f"{'it' if others == 1 else 'them'} (--where 'source!={source_digest()}' lists such cells)"
+                f"{_count(others, 'cell')} of these {'was' if others == 1 else 'were'} computed by other source code, "
+                f"so a sweep does not reuse {'it' if others == 1 else 'them'} (--where 'source!={source_digest()}' "
+                "lists such cells)"
             )
 
 
-def _listed(names: str) -> list[str]:
+def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
@@ -137,13 +141,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _summary(store: "CellStore", present: int, shown: int, failed: int, of_failures: bool, finished: int) -> str:
-    whole = failed if of_failures else finished
-    parts = [f"{_count(shown, 'cell')}{f' of {whole}' if shown != whole else ''} in {store.shown}"]
+def _summary(store: "CellStore", present: int, matching: int, failed: int, of_failures: bool, finished: int) -> str:
+    total = failed if of_failures else finished
+    parts = [f"{_count(matching, 'cell')}{f' of {total}' if matching != total else ''} in {store.shown}"]
     if failed and not of_failures:
-        parts.append(f"{failed} failed (--failed shows them)")
+        parts.append(f"{failed} failed (list them with --failed)")
     if not of_failures and present > finished + failed:
-        parts.append(f"{present - finished - failed} half-written or damaged (--verify tells)")
+        parts.append(f"{present - finished - failed} incomplete or damaged (check with --verify)")
     return "; ".join(parts)
 
 
@@ -154,18 +158,18 @@ def _print_table(table: "pa.Table") -> None:
     from dualform.cli.printing import PlainConsole
     from dualform.runs.exports import short
 
-    drawn = Table()
+    output = Table()
     for name in table.column_names:
         is_text = str(table.schema.field(name).type) in ("string", "bool")
-        drawn.add_column(Text(short(name)), justify="left" if is_text else "right", overflow="fold")
+        output.add_column(Text(short(name)), justify="left" if is_text else "right", overflow="fold")
     for row in table.to_pylist():
-        # As plain strings, square brackets in names would be read as markup.
-        drawn.add_row(*(Text(_cut(short(row[name]), 12 if name == "key" else 60)) for name in table.column_names))
-    PlainConsole().print(drawn)
+        # As Text, because square brackets in strings would be read as markup.
+        output.add_row(*(Text(_cut(short(row[name]), 12 if name == "key" else 60)) for name in table.column_names))
+    PlainConsole().print(output)
 
 
 def _cut(text: str, length: int) -> str:
-    # A fact may be a megabyte long; --long shows it whole.
+    # A fact can be very long; --long prints it in full.
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -184,10 +188,10 @@ def _print_failures(failures: "list[FailedCell]") -> None:
     from dualform.plain_text import plain
 
     for cell in failures:
-        named = [
+        names = [
             str(cell.facts[name]) for name in ("study", "model", "task", "seed") if cell.facts.get(name) is not None
         ]
-        print(plain(f"{' '.join(named) or 'cell'} ({cell.digest[:12]}): {cell.failure.get('message', '')}"))
+        print(plain(f"{' '.join(names) or 'cell'} ({cell.digest[:12]}): {cell.failure.get('message', '')}"))
         text = plain(str(cell.failure.get("traceback") or ""), lines=True).rstrip("\n")
         if text:
             print("\n".join(f"    {line}" for line in text.split("\n")))
@@ -198,14 +202,14 @@ def _verify(store: "CellStore", present: int) -> None:
     for error in store.damage():
         damaged += 1
         print(error)
-    say(f"{_count(present, 'cell')} read and rehashed: {damaged or 'none'} damaged.")
+    say(f"{_count(present, 'cell')} checked: {damaged or 'none'} damaged.")
     if damaged:
         raise typer.Exit(1)
 
 
 def _drop(store: "CellStore", keys: list[str], yes: bool) -> None:
     if not yes:
-        say(f"This would remove {_count(len(keys), 'cell')}; add --yes to do it.")
+        say(f"This would remove {_count(len(keys), 'cell')}. Add --yes to remove {'it' if len(keys) == 1 else 'them'}.")
         return
     for key in keys:
         store.drop(key)

@@ -1,4 +1,4 @@
-"""What every study's command does around its one call: folder, progress bar, files, tables or JSON."""
+"""Runs a study for its command: folder, progress bar, files, and the printed result."""
 
 import contextlib
 import inspect
@@ -16,23 +16,23 @@ from dualform.option import OUTPUT
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a command that leaves a folder with what it found."""
+    """Options of all commands that write a run's folder."""
 
     out: Path | None
-    """Folder of the run, if one was named."""
+    """Folder of the run; None for the default."""
     overwrite: bool
-    """Allow `out` to hold the result of other settings."""
+    """Whether the result of other settings in `out` may be overwritten."""
     as_json: bool
-    """Print the result instead of showing it."""
+    """Print the result as JSON instead of tables."""
     track: str
-    """Trackers that get the numbers, see `open_tracker`."""
+    """Trackers that receive the numbers, see `open_tracker`."""
 
 
 def run_options(folder: str) -> tuple[inspect.Parameter, ...]:
     """Parameters of a command for the fields of `RunOptions`.
 
     Args:
-        folder: What the run's folder is called unless `--out` names another.
+        folder: Default name of the run's folder, for `--help`.
     """
     out = Annotated[Path | None, option(f"Folder of the run. Default: runs/{folder}", OUTPUT, "--out")]
     declared: tuple[tuple[str, Any, Any], ...] = (
@@ -56,20 +56,19 @@ def run_study(
     default: Path,
     kept: str,
 ) -> None:
-    """Run a study into its folder and print what it found.
+    """Run a study, write its folder and print the result.
 
     Args:
-        name: The study's.
-        config: Its settings.
-        options: Where the folder goes and how the result is shown.
-        task: The task, if it was read to check it.
-        default: The folder if none was named; where another run's result lies there, a few letters are added to its
-            name.
-        kept: What finished pieces are called, in the plural.
+        name: Name of the study.
+        config: Settings of the study.
+        options: The folder, and how the result is printed.
+        task: The task, if it has already been loaded.
+        default: Folder to use without `--out`; if it holds the result of other settings, a digest is added to its name.
+        kept: Plural noun for the finished pieces, for a message.
     """
     if only_planned(config):
         return
-    # Loading these takes a second or two, which `--help` need not wait for.
+    # Imported here, because these take a second or two and `--help` does not need them.
     from dualform.cli.printing import print_json, print_study
     from dualform.cli.progress import progress_bar
     from dualform.runs.flat_numbers import numbers_of
@@ -77,11 +76,11 @@ def run_study(
     from dualform.runs.trackers import check_tracker, open_tracker
     from dualform.studies.study import STUDIES, LoadOnDemand, StudyContext
 
-    # A slip is told before a folder is made.
+    # Checked before a folder is created.
     check_tracker(options.track)
     study = STUDIES[name]
     path = options.out or free_folder(default, config)
-    made = _missing(path)
+    new_folders = _missing(path)
     folder = RunFolder(path, config, overwrite=options.overwrite)
     quiet_transformers()
     settings = config.model_dump(mode="json")
@@ -90,35 +89,35 @@ def run_study(
     ) as tracker:
         try:
             with progress_bar() as bar:
-                found = study.run(config, StudyContext(folder, bar, folder.path, LoadOnDemand(task)))
+                output = study.run(config, StudyContext(folder, bar, folder.path, LoadOnDemand(task)))
         except KeyboardInterrupt:
-            say(f"Finished {kept} are kept: the same command goes on where it stopped.")
+            say(f"Finished {kept} are kept; run the same command to resume.")
             raise
         except DualformError:
-            _remove_unused(made)
+            _remove_unused(new_folders)
             raise
-        result = found.result
-        folder.finish(result, found.answers, found.attention)
+        result = output.result
+        folder.finish(result, output.answers, output.attention)
         tracker.finish(numbers_of(result), [folder.path / name for name in ("report.html", "result.json")])
     if options.as_json:
         print_json(result.to_json())
     else:
         print_study(study.view.headlines(result), study.view.tables(result), result.warnings)
     say(f"\nThe page: {folder.path / 'report.html'}")
-    for how in tracker.where:
-        say(how)
+    for hint in tracker.where:
+        say(hint)
 
 
 def _missing(folder: Path) -> list[Path]:
-    """`folder` and those above it that do not exist, innermost first."""
+    """`folder` and its parents that do not exist, innermost first."""
     return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
 
 
-def _remove_unused(made: list[Path]) -> None:
-    """Remove folders made for a run that failed before it kept anything but its log."""
-    if not made or not made[0].is_dir() or {path.name for path in made[0].iterdir()} > {"log.txt"}:
+def _remove_unused(folders: list[Path]) -> None:
+    """Remove the folders created for a run that failed before it wrote anything but its log."""
+    if not folders or not folders[0].is_dir() or {path.name for path in folders[0].iterdir()} > {"log.txt"}:
         return
     with contextlib.suppress(OSError):
-        (made[0] / "log.txt").unlink(missing_ok=True)
-        for folder in made:
+        (folders[0] / "log.txt").unlink(missing_ok=True)
+        for folder in folders:
             folder.rmdir()

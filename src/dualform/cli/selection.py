@@ -1,4 +1,4 @@
-"""`dualform selection`: how much each way of choosing seed, order and rate flatters each learner."""
+"""`dualform selection`: how much selecting seed, order or learning rate inflates a learner's accuracy."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dualform.studies.selection.config import SelectionConfig, selection_config
 
 @study_command(SelectionConfig, folder="MODEL-TASK-selection")
 def selection(settings: dict[str, Any], run: RunOptions) -> None:
-    """Measure how much choosing seed, order and rate flatters ICL and FT, and whether similarity depends on it.
+    """Measure how much selecting seed, order and rate inflates accuracy, and whether similarity depends on it.
 
     Examples:
       dualform selection smollm2-135m reviews
@@ -20,7 +20,7 @@ def selection(settings: dict[str, Any], run: RunOptions) -> None:
       dualform selection ./checkpoint tickets.csv --text body --label topic --seeds 1..4 --limit 100
     """
     config = selection_config(**settings)
-    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    # Read before the large libraries are loaded, so that errors in the data are reported at once.
     task = config.load_local_task()
 
     run_study(

@@ -1,4 +1,4 @@
-"""`dualform stability`: how much depends on which demonstrations were drawn, and in which order."""
+"""`dualform stability`: how much accuracy depends on the choice and order of the demonstrations."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dualform.studies.stability.config import StabilityConfig, stability_config
 
 @study_command(StabilityConfig, folder="MODELS-TASK-stability")
 def stability(settings: dict[str, Any], run: RunOptions) -> None:
-    """Measure how ICL and FT vary over demonstration sets, orders and labels, and when they collapse.
+    """Measure how much ICL and FT vary over demonstration sets, orders and labels, and when they collapse.
 
     Examples:
       dualform stability smollm2-135m --task reviews
@@ -20,7 +20,7 @@ def stability(settings: dict[str, Any], run: RunOptions) -> None:
       dualform stability ./checkpoint --task tickets.csv --text body --label topic --seeds 1..8 --ft-seeds 4
     """
     config = stability_config(**settings)
-    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    # Read before the large libraries are loaded, so that errors in the data are reported at once.
     task = config.load_local_task()
 
     run_study(

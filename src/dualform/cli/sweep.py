@@ -1,4 +1,4 @@
-"""`dualform sweep`: a grid of runs."""
+"""`dualform sweep`: runs a grid of settings."""
 
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -20,29 +20,29 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML grid, a Python file, or the folder of a sweep")],
     engine: Annotated[str, option("local, ray or slurm (local)", RUNNING)] = "local",
     workers: Annotated[int | None, option("Cells at a time (one for every two cores, two at least)", RUNNING)] = None,
-    threads: Annotated[int | None, option("Threads of each worker (cores over workers)", RUNNING)] = None,
-    resume: Annotated[bool, option("Insist that the sweep was begun before", RUNNING, "--resume")] = False,
-    dry_run: Annotated[bool, option("Say what would be run and what it costs, and stop", RUNNING, "--dry-run")] = False,
-    retries: Annotated[int, option("How often a cell is tried again when its worker died (2)", RUNNING)] = 2,
+    threads: Annotated[int | None, option("Threads per worker (cores divided by workers)", RUNNING)] = None,
+    resume: Annotated[bool, option("Require that the sweep was started before", RUNNING, "--resume")] = False,
+    dry_run: Annotated[bool, option("Estimate the cost of the sweep, and stop", RUNNING, "--dry-run")] = False,
+    retries: Annotated[int, option("Further attempts for a cell whose worker died (2)", RUNNING)] = 2,
     max_cells: MaxCells = None,
     trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path | None, option("Folder of the sweep. Default: runs/sweep-NAME", OUTPUT, "--out")] = None,
-    overwrite: Annotated[bool, option("Let it take the place of another sweep in --out", OUTPUT)] = False,
+    overwrite: Annotated[bool, option("Replace another sweep in --out", OUTPUT)] = False,
     store: Annotated[
         str | None, option("Folder or URL of finished cells ($DUALFORM_STORE, else runs/store)", OUTPUT)
     ] = None,
     as_json: Annotated[bool, option("Print sweep.json to standard output", OUTPUT, "--json")] = False,
     track: Track = "none",
     address: Annotated[str | None, option("Ray cluster, such as auto or ray://HOST:10001", CLUSTER)] = None,
-    gpus: Annotated[float | None, option("GPUs of each worker (0)", CLUSTER)] = None,
-    memory: Annotated[str | None, option("Memory of each worker, such as 8GB", CLUSTER)] = None,
-    partition: Annotated[str | None, option("Slurm's", CLUSTER)] = None,
-    minutes: Annotated[int | None, option("Longest time that Slurm gives a cell (240)", CLUSTER)] = None,
+    gpus: Annotated[float | None, option("GPUs per worker (0)", CLUSTER)] = None,
+    memory: Annotated[str | None, option("Memory per worker, such as 8GB", CLUSTER)] = None,
+    partition: Annotated[str | None, option("Slurm partition", CLUSTER)] = None,
+    minutes: Annotated[int | None, option("Slurm's time limit for a cell (240)", CLUSTER)] = None,
     slurm: Annotated[
-        list[str] | None, option("A Slurm parameter, such as account=NAME; again for more", CLUSTER)
+        list[str] | None, option("A Slurm parameter, such as account=NAME; can be repeated", CLUSTER)
     ] = None,
 ) -> None:
-    """Run a study over models, tasks, seeds and settings; what is finished is never computed again.
+    """Run a study over models, tasks, seeds and settings; finished cells are not computed again.
 
     Examples:
       dualform sweep grid.yaml
@@ -64,7 +64,7 @@ def sweep(
 
       grid: {k: [4, 16]}
     """
-    # Before the libraries are loaded that a model needs: a slip in a table is reported at once.
+    # Read before the large libraries are loaded, so that errors in the data are reported at once.
     check_sweep_tasks(file)
     from dualform.cli.printing import print_json
     from dualform.cli.sweep_table import show_progress
@@ -82,7 +82,7 @@ def sweep(
     folder = out or (file if file.is_dir() else Path("runs") / f"sweep-{folder_name(config.name)}")
     if resume and not (folder / "sweep.yaml").exists():
         raise ConfigError(
-            f"{folder} holds no sweep that could go on: leave --resume out, or name its folder with --out."
+            f"{folder} holds no sweep to resume: leave --resume out, or give the sweep's folder with --out."
         )
     quiet_transformers()
     if dry_run:
@@ -104,33 +104,40 @@ def sweep(
     if engine not in get_args(EngineName):
         raise ConfigError(f"unknown engine {engine!r}: choose one of {', '.join(get_args(EngineName))}")
     cells = CellStore(store_url(store))
-    opened = LazyEngine(engine, lambda: open_engine(engine, workers=workers, threads=threads, options=options))
+    lazy_engine = LazyEngine(engine, lambda: open_engine(engine, workers=workers, threads=threads, options=options))
     kill = True
-    about = {"sweep": config.name, "groups": len(groups)}
+    facts = {"sweep": config.name, "groups": len(groups)}
     try:
         with (
-            open_tracker(track, project="dualform", run_name=folder.name, config=about, folder=folder) as tracker,
+            open_tracker(track, project="dualform", run_name=folder.name, config=facts, folder=folder) as tracker,
             show_progress() as observer,
         ):
             result = run_sweep(
-                config, groups, opened, out=folder, store=cells, retries=retries, observer=observer, overwrite=overwrite
+                config,
+                groups,
+                lazy_engine,
+                out=folder,
+                store=cells,
+                retries=retries,
+                observer=observer,
+                overwrite=overwrite,
             )
             tracker.finish(numbers_of_sweep(result), [folder / name for name in ("report.html", "sweep.json")])
         kill = False
     except KeyboardInterrupt:
-        say("Finished cells are kept: the same command goes on where it stopped.")
+        say("Finished cells are kept; run the same command to resume.")
         raise
     finally:
-        opened.close(kill=kill)
+        lazy_engine.close(kill=kill)
     if as_json:
         print_json(result.to_json())
     else:
         _print(result)
     say(f"\nThe page: {folder / 'report.html'}")
-    for how in tracker.where:
-        say(how)
+    for hint in tracker.where:
+        say(hint)
     if any(cell.status == "failed" for cell in result.cells):
-        # Everything else is there; a script should notice all the same.
+        # The other results are written, but a script must be able to notice failures.
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""How a sweep under way is shown: a live table on a terminal, a line a cell elsewhere."""
+"""The progress of a running sweep: a live table on a terminal, otherwise one line per cell."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ _EVERY_SECONDS = 0.5
 
 
 class LiveTable:
-    """Draws a row a group, busy ones first."""
+    """Shows one row per group, those with running cells first."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -27,7 +27,7 @@ class LiveTable:
         self._drawn = 0.0
 
     def changed(self, groups: Sequence[GroupState], state: CellState | None) -> None:
-        """Draw anew, but not more often than an eye sees."""
+        """Redraw the table, at most every `_EVERY_SECONDS`."""
         now = time.monotonic()
         if now - self._drawn >= _EVERY_SECONDS or state is None:
             self._drawn = now
@@ -35,23 +35,23 @@ class LiveTable:
 
 
 class Lines:
-    """Says a line on standard error for every cell that is done, and for what a user would wonder at."""
+    """Prints a line to standard error for every cell that is done, retried or computed elsewhere."""
 
     def __init__(self) -> None:
-        self._all = 0
+        self._n_cells = 0
         self._done: set[str] = set()
-        self._told: set[tuple[str, int]] = set()
+        self._reported: set[tuple[str, int]] = set()
 
     def changed(self, groups: Sequence[GroupState], state: CellState | None) -> None:
-        """Say it, if there is something to say."""
+        """Print a line if the cell's new status calls for one."""
         if state is None:
             return
-        self._all = self._all or len({one.cell.key.digest for group in groups for one in group.seeds})
-        what = "" if state.cell.seed is None else f", seed {state.cell.seed}"
-        name = f"{plain(state.cell.group.name)}{what}"
+        self._n_cells = self._n_cells or len({seed.cell.key.digest for group in groups for seed in group.seeds})
+        seed = "" if state.cell.seed is None else f", seed {state.cell.seed}"
+        name = f"{plain(state.cell.group.name)}{seed}"
         key = state.cell.key.digest
-        if state.status in ("elsewhere", "waiting") and (key, state.attempts) not in self._told:
-            self._told.add((key, state.attempts))
+        if state.status in ("elsewhere", "waiting") and (key, state.attempts) not in self._reported:
+            self._reported.add((key, state.attempts))
             if state.status == "elsewhere":
                 say(f"{name}: another process is computing it")
             elif state.attempts:
@@ -60,14 +60,14 @@ class Lines:
             return
         if not (state.cell.seed is None and state.cell.pieces):
             self._done.add(key)
-        how = {"finished": f"finished in {state.seconds} s", "reused": "finished earlier"}.get(state.status)
-        how = how or f"failed: {state.failure.message if state.failure else ''}"
-        say(f"[{len(self._done)}/{self._all}] {name}: {plain(how)}")
+        status = {"finished": f"finished in {state.seconds} s", "reused": "finished earlier"}.get(state.status)
+        status = status or f"failed: {state.failure.message if state.failure else ''}"
+        say(f"[{len(self._done)}/{self._n_cells}] {name}: {plain(status)}")
 
 
 @contextmanager
 def show_progress() -> Iterator[SweepObserver]:
-    """A live table for the length of the block on a terminal; plain lines elsewhere."""
+    """Show a sweep's progress during the block: a live table on a terminal, otherwise plain lines."""
     console = PlainConsole(stderr=True)
     if not console.is_terminal:
         yield Lines()
@@ -77,36 +77,36 @@ def show_progress() -> Iterator[SweepObserver]:
 
 
 def progress_table(groups: Sequence[GroupState], seconds: float) -> Table:
-    """How far each group is, and all together.
+    """The progress of each group and of the whole sweep.
 
     Args:
-        groups: Of the sweep.
-        seconds: Since it began.
+        groups: Groups of the sweep.
+        seconds: Seconds since it started.
     """
     table = Table(box=None, pad_edge=False)
-    for name in ("group", "", "done", "running", "failed", "seconds a cell"):
+    for name in ("group", "", "done", "running", "failed", "seconds per cell"):
         table.add_column(name, justify="left" if name in ("group", "") else "right", no_wrap=True)
 
     def order(group: GroupState) -> tuple[bool, bool]:
         busy = any(state.status in ("running", "elsewhere") for state in group.states)
         return not busy, all(state.done for state in group.states)
 
-    shown = sorted(groups, key=order)
-    for group in shown[:_MOST_ROWS]:
+    ordered = sorted(groups, key=order)
+    for group in ordered[:_MOST_ROWS]:
         states = group.seeds
         done = sum(state.done for state in states)
         failed = sum(state.status == "failed" for state in group.states)
-        taken = [state.seconds for state in states if state.seconds is not None]
+        times = [state.seconds for state in states if state.seconds is not None]
         table.add_row(
             Text(plain(group.group.name), overflow="ellipsis"),
             ProgressBar(total=len(states), completed=done, width=16),
             f"{done}/{len(states)}",
             str(sum(state.status in ("running", "elsewhere") for state in group.states) or ""),
             Text(str(failed or ""), style="red"),
-            f"{sum(taken) / len(taken):.0f}" if taken else "",
+            f"{sum(times) / len(times):.0f}" if times else "",
         )
-    if len(shown) > _MOST_ROWS:
-        table.add_row(f"and {len(shown) - _MOST_ROWS} more groups")
+    if len(ordered) > _MOST_ROWS:
+        table.add_row(f"and {len(ordered) - _MOST_ROWS} more groups")
     states = [state for group in groups for state in group.seeds]
     done = sum(state.done for state in states)
     table.add_section()
@@ -122,7 +122,7 @@ def progress_table(groups: Sequence[GroupState], seconds: float) -> Table:
 
 
 def remaining(states: Sequence[CellState], seconds: float) -> str:
-    """What is left at the pace so far, once some cells were computed."""
+    """The remaining time at the current rate; empty before the first cell is computed."""
     computed = sum(state.status == "finished" for state in states)
     left = sum(not state.done for state in states)
     if not computed or not left:

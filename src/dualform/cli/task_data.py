@@ -1,4 +1,4 @@
-"""A look at a sweep's data before anything that takes seconds to load."""
+"""Reads the local data of a sweep, before the large libraries are loaded."""
 
 from pathlib import Path
 
@@ -10,13 +10,12 @@ _TEXTS = ("text", "label", "choices", "prompt", "separator")
 
 
 def check_sweep_tasks(file: Path) -> None:
-    """Read the tasks of a sweep's YAML file that lie on this machine.
+    """Read the tasks of a sweep's YAML file that are on this machine, to report errors in them early.
 
-    What is wrong with the file itself is left to `read_sweep_file`, and so is a task whose columns an axis of the grid
-    changes.
+    Errors in the YAML file itself are left to `read_sweep_file`, as are tasks whose columns are varied in the grid.
 
     Raises:
-        TaskError: One cannot be found or used.
+        TaskError: A task cannot be found or used.
     """
     path = file / "sweep.yaml" if file.is_dir() else file
     if path.suffix.lower() not in (".yaml", ".yml"):
@@ -33,14 +32,14 @@ def check_sweep_tasks(file: Path) -> None:
     shared = shared if isinstance(shared, dict) else {}
     tasks = given.get("configs") or given.get("tasks") or ()
     for entry in [tasks] if isinstance(tasks, str | dict) else tasks if isinstance(tasks, list) else ():
-        one = {"task": entry} if isinstance(entry, str) else entry
-        if not isinstance(one, dict) or not isinstance(one.get("task"), str):
+        task = {"task": entry} if isinstance(entry, str) else entry
+        if not isinstance(task, dict) or not isinstance(task.get("task"), str):
             continue
-        about = {name: value for name, value in {**shared, **one}.items() if name in names and value is not None}
-        if all(isinstance(about.get(name, ""), str) for name in (*_TEXTS, "data_dir")):
+        settings = {name: value for name, value in {**shared, **task}.items() if name in names and value is not None}
+        if all(isinstance(settings.get(name, ""), str) for name in (*_TEXTS, "data_dir")):
             for name in ("prompt", "separator"):
-                about[name] = unescape(about.get(name))
-            data_dir = about.pop("data_dir", None)
+                settings[name] = unescape(settings.get(name))
+            data_dir = settings.pop("data_dir", None)
             from dualform.tasks.sources import load_local_task
 
-            load_local_task(one["task"], TaskOptions(**about), data_dir)
+            load_local_task(task["task"], TaskOptions(**settings), data_dir)

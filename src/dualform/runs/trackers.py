@@ -1,9 +1,8 @@
-"""A run's numbers on the dashboards that people have: trackio, wandb and mlflow, one or several at once.
+"""Sends a run's numbers to the experiment trackers trackio, wandb and mlflow, to one or several at once.
 
-Nothing is sent anywhere unless it is asked for: wandb keeps an offline run in the run's folder, mlflow a store there,
-and trackio its own database on this machine; a server that the environment names is not asked for by that. What these
-packages would send home of their own accord is turned off. A tracker that fails costs its own numbers and a warning,
-never the run.
+By default all numbers stay on this machine: wandb writes an offline run and mlflow a store into the run's folder, and
+trackio uses its own local database. A server in an environment variable is used only with `:online`. Telemetry of these
+packages is turned off. If a tracker fails, a warning is shown and the run continues without it.
 """
 
 import contextlib
@@ -27,35 +26,35 @@ from dualform.errors import ConfigError
 from dualform.runs.flat_numbers import clean
 
 KNOWN = ("trackio", "wandb", "mlflow")
-"""Trackers by the name of their package."""
+"""Trackers, by the names of their packages."""
 
-_FORMS = "trackio, wandb, mlflow, none, several with commas; each with :online, such as wandb:online, sends them away"
+_FORMS = "trackio, wandb, mlflow or none, or several with commas; :online, as in wandb:online, sends them to a server"
 
 
 class _Backend(Protocol):
-    """One tracker with one run begun."""
+    """A run of one tracker."""
 
     where: str
-    """How its numbers are looked at, one sentence."""
+    """How to view its numbers, one line."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers after so many steps."""
+        """Log numbers of a step."""
         ...
 
     def finish(self, summary: Mapping[str, float], files: Sequence[Path]) -> None:
-        """The run's last numbers and its files."""
+        """Log the final numbers and files."""
         ...
 
     def close(self, failed: bool) -> None:
-        """End the run; nothing comes after it."""
+        """End the run."""
         ...
 
 
 class RunTracker:
-    """Takes a run's numbers to every tracker that was asked for; made by `open_tracker`.
+    """Passes a run's numbers to all requested trackers; created by `open_tracker`.
 
-    As a context it closes itself, and marks the run as failed when the block raises. Every method may be called from
-    code that knows nothing of trackers: none of them raises because a tracker fails.
+    As a context manager, it closes the run, and marks it as failed if the block raises an error. No method raises an
+    error when a tracker fails.
     """
 
     def __init__(self, backends: Mapping[str, _Backend]) -> None:
@@ -64,11 +63,11 @@ class RunTracker:
 
     @property
     def where(self) -> list[str]:
-        """How to look at the numbers, a line for each tracker that has not failed, after the end too."""
+        """How to view the numbers, one line for each tracker that has not failed; also after the run has ended."""
         return list(self._where.values())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers after so many steps, such as a training step's loss.
+        """Log numbers of a step, such as the training loss.
 
         Args:
             step: Counted from 1.
@@ -77,21 +76,21 @@ class RunTracker:
         self._each(lambda backend: backend.log(step, values))
 
     def finish(self, summary: Mapping[str, float], files: Sequence[Path] = ()) -> None:
-        """The run's last numbers and files; the run is closed then.
+        """Log the final numbers and files, and end the run.
 
         Args:
-            summary: Flat name -> number, such as `numbers_of` gives.
-            files: Such as `report.html` and `result.json`; those that do not exist are left out.
+            summary: Flat name -> number, such as from `numbers_of`.
+            files: Files to keep, such as `report.html` and `result.json`; those that do not exist are left out.
         """
         present = [path for path in files if path.is_file()]
         self._each(lambda backend: backend.finish(summary, present))
         self.close()
 
     def close(self, failed: bool = False) -> None:
-        """End the run, if it has not ended yet.
+        """End the run if it has not ended yet.
 
         Args:
-            failed: Whether it ended before it was done.
+            failed: Mark the run as failed.
         """
         self._each(lambda backend: backend.close(failed))
         self._backends.clear()
@@ -109,66 +108,65 @@ class RunTracker:
             try:
                 call(backend)
             except Exception as error:
-                # Whatever it is: hours of work must not end because a dashboard did.
+                # Any error is caught, because a tracker must not end a run that may have taken hours.
                 del self._backends[name], self._where[name]
-                # It would seem under way for ever, and its threads and processes would stay.
+                # Closed, so that the tracker does not list the run as active, and its threads and processes end.
                 with contextlib.suppress(Exception):
                     backend.close(True)
                 _give_up(name, error)
 
 
 def check_tracker(spec: str) -> tuple[tuple[str, bool], ...]:
-    """Read what was asked for, before any work.
+    """Check the requested trackers, before any work.
 
     Args:
         spec: See `open_tracker`.
 
     Returns:
-        Name of each tracker, and whether it may send the numbers away.
+        Name of each tracker, and whether it may send numbers to a server.
 
     Raises:
-        ConfigError: Unknown tracker, or its package is not installed, or no server is named for `mlflow:online`.
+        ConfigError: A tracker is unknown, its package is not installed, or `mlflow:online` has no server.
     """
-    found: dict[str, bool] = {}
+    trackers: dict[str, bool] = {}
     for part in (part.strip() for part in spec.split(",")):
-        name, colon, how = part.partition(":")
+        name, colon, mode = part.partition(":")
         if part in ("", "none"):
             continue
-        if name not in KNOWN or (colon and how != "online"):
-            nearest = get_close_matches(part, [*KNOWN, "none", *(f"{one}:online" for one in KNOWN)], n=1)
+        if name not in KNOWN or (colon and mode != "online"):
+            nearest = get_close_matches(part, [*KNOWN, "none", *(f"{known}:online" for known in KNOWN)], n=1)
             hint = f" Did you mean {nearest[0]}?" if nearest else ""
-            raise ConfigError(f"unknown tracker {part!r}.{hint} Choose of: {_FORMS}.")
+            raise ConfigError(f"unknown tracker {part!r}.{hint} Choose from {_FORMS}.")
         if importlib.util.find_spec(name) is None:
             package = "mlflow-skinny" if name == "mlflow" else name
             raise ConfigError(
-                f"tracker {name!r} needs a package that is not installed. Try pip install 'dualform[trackers]', or "
-                f"pip install {package} alone."
+                f"tracker {name!r} needs a package that is not installed: pip install 'dualform[trackers]', or only "
+                f"pip install {package}."
             )
         if name == "mlflow" and colon and not os.environ.get("MLFLOW_TRACKING_URI"):
             raise ConfigError(
-                "mlflow:online needs the address of a server. Set MLFLOW_TRACKING_URI, or ask for mlflow alone, which "
-                "keeps a store in the run's folder."
+                "mlflow:online needs the address of a server. Set MLFLOW_TRACKING_URI, or use mlflow without :online, "
+                "which writes a store into the run's folder."
             )
-        found[name] = bool(colon)
-    return tuple(found.items())
+        trackers[name] = bool(colon)
+    return tuple(trackers.items())
 
 
 def open_tracker(spec: str, *, project: str, run_name: str, config: Mapping[str, Any], folder: Path) -> RunTracker:
-    """Begin a run with every tracker that was asked for.
+    """Start a run with all requested trackers.
 
     Args:
         spec: `trackio` (its database on this machine, `$TRACKIO_DIR`), `wandb` (an offline run in the folder),
             `wandb:online`, `trackio:online` (to `$TRACKIO_SPACE_ID` or `$TRACKIO_SERVER_URL`), `mlflow` (a store in
-            the folder, or the files or SQLite database that `$MLFLOW_TRACKING_URI` names; a server that it names gets
-            nothing, and a warning says so), `mlflow:online` (to `$MLFLOW_TRACKING_URI`, whatever it is), several with
-            commas, or `none`.
-        project: Under which the tracker gathers runs.
-        run_name: The run's own name.
-        config: Its settings, plain JSON.
-        folder: The run's, made if need be; wandb and mlflow keep theirs in it.
+            the folder, or the files or SQLite database in `$MLFLOW_TRACKING_URI`; a server there is not used, with a
+            warning), `mlflow:online` (to any `$MLFLOW_TRACKING_URI`), several with commas, or `none`.
+        project: Project to which the tracker adds the run.
+        run_name: Name of the run.
+        config: Settings of the run, plain JSON.
+        folder: Folder of the run, created if it does not exist; wandb and mlflow write into it.
 
     Returns:
-        The tracker. One that could not begin is left out with a warning.
+        The tracker, without those that could not be started, for which a warning is shown.
 
     Raises:
         ConfigError: As for `check_tracker`.
@@ -186,25 +184,23 @@ def open_tracker(spec: str, *, project: str, run_name: str, config: Mapping[str,
 
 def _give_up(name: str, error: Exception) -> None:
     reason = _unsecret(" ".join(str(error).split()))[:300] or type(error).__name__
-    # On this line, wherever the call came from: the command line shows the warnings of this package alone.
-    warnings.warn(
-        f"the tracker {name} failed and gets no more numbers ({reason}); the run goes on without it.", stacklevel=2
-    )
+    # Attributed to this module for every caller, because the command line shows only warnings of this package.
+    warnings.warn(f"the tracker {name} failed ({reason}); the run continues without it.", stacklevel=2)
 
 
 def _unsecret(text: str) -> str:
-    """Addresses without the passwords and tokens that they may carry, for a screen and a log."""
+    """Remove passwords and tokens from the addresses in a text."""
     return re.sub(r"(token=)[^&\s'\"]+", r"\1...", re.sub(r"//[^/@\s]+@", "//...@", text))
 
 
 def _stays_here(uri: str) -> bool:
-    """Whether a store of mlflow is files of this machine; what we do not know is not."""
+    """Whether a store of mlflow consists of files on this machine; False for unknown schemes."""
     if uri in ("databricks", "databricks-uc", "uc"):
         return False
     parts = urlsplit(uri)
     if parts.scheme == "file":
         return parts.netloc in ("", "localhost")
-    # A path has no scheme, or on Windows a drive's letter.
+    # A path has no scheme, or on Windows the letter of a drive.
     return len(parts.scheme) < 2 or parts.scheme.partition("+")[0] == "sqlite"
 
 
@@ -215,8 +211,7 @@ class _Trackio:
         with _quiet(), contextlib.nullcontext() if online else _at_home():
             import trackio
 
-            # In a context of its own, for trackio ends the run that it finds under way: a sweep and its cells are at
-            # once.
+            # In a separate context, because otherwise trackio would end an active run, such as that of a sweep.
             self._run = Context().run(
                 trackio.init,
                 project=project,
@@ -232,7 +227,7 @@ class _Trackio:
         self._run.log(dict(values), step=step)
 
     def finish(self, summary: Mapping[str, float], files: Sequence[Path]) -> None:
-        # Without a step: it goes after the last one.
+        # Without a step, trackio logs it after the last one.
         self._run.log(dict(summary))
         with _quiet():
             for path in files:
@@ -244,10 +239,10 @@ class _Trackio:
 
 
 class _Wandb:
-    """A run of wandb, offline unless asked otherwise."""
+    """A run of wandb, offline by default."""
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path, online: bool) -> None:
-        # Reports of its own crashes, which it would send offline, too; read when it is imported.
+        # Turns off crash reports, which wandb sends even offline; read when wandb is imported.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -273,7 +268,7 @@ class _Wandb:
         self._run.summary.update(dict(summary))
         inside = Path(self._run.dir)
         for path in files:
-            # A copy: wandb would leave a link that breaks when the folder is moved.
+            # Copied, because wandb would create a link that breaks when the folder is moved.
             shutil.copyfile(path, inside / path.name)
             self._run.save(str(inside / path.name), base_path=str(inside), policy="end")
 
@@ -282,27 +277,26 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of mlflow, in the run's folder unless the environment names another store; a server when asked for."""
+    """A run of mlflow, in the run's folder unless the environment names another store; on a server only if online."""
 
     _EVERY = 5.0
-    """Seconds between two writes: a request, or a file a name, for every step would slow training down."""
+    """Seconds between two writes, because writing every step would slow training down."""
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path, online: bool) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not online and not _stays_here(uri):
             warnings.warn(
-                f"mlflow keeps its numbers in {folder}, and nothing goes to {_unsecret(uri)}: that takes "
-                "--track mlflow:online.",
+                f"mlflow writes to {folder} and sends nothing to {_unsecret(uri)}; use --track mlflow:online to send it.",
                 stacklevel=1,
             )
             uri = ""
         if uri.startswith("http"):
-            # It would ask a server that is down for minutes, at every write.
+            # Otherwise every write would retry for minutes if the server is down.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         if not uri:
-            # A database needs more than mlflow-skinny has; a folder of files is read by every mlflow.
+            # mlflow-skinny has no support for databases, and every version of mlflow reads a folder of files.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (folder / "mlflow").absolute().as_uri()
         from mlflow import MlflowClient
@@ -324,7 +318,7 @@ class _Mlflow:
             try:
                 return str(self._client.create_experiment(project))
             except Exception:
-                # Another process of the sweep may have been first.
+                # Another process of the sweep may have created it meanwhile.
                 known = self._client.get_experiment_by_name(project)
                 if known is None:
                     raise
@@ -355,12 +349,12 @@ class _Mlflow:
 
 
 def clean_path(name: str) -> str:
-    """A name of any caller's as every tracker takes it."""
+    """A name in a form that every tracker accepts."""
     return "/".join(clean(part) for part in name.split("/"))
 
 
 def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """`fold.method` and `ridge`: mlflow's parameters are words without a nest."""
+    """Settings under dotted names, as text, such as `fold.method` and `ridge`; mlflow has no nested parameters."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             for inner, text in _flat(value):
@@ -370,30 +364,30 @@ def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by names that trackio takes: a `_` in front is its own."""
+    """Settings under names that trackio accepts, without a leading `_`."""
     return {re.sub("^_+", "", str(key)) or "setting": value for key, value in config.items()}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A block in which trackio prints nothing, for standard output is the user's, and its warnings are errors.
+    """Suppress trackio's output in the block, and raise its warnings as errors.
 
     Raises:
-        RuntimeError: trackio warned. It swallows its own failures, and a run would seem tracked that is not.
+        RuntimeError: trackio gave a warning, which is how it reports that it cannot track the run.
     """
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("always")
         yield
-    told = [str(warning.message) for warning in caught if "rackio" in str(warning.message)]
-    if told:
-        raise RuntimeError(told[0])
+    messages = [str(warning.message) for warning in caught if "rackio" in str(warning.message)]
+    if messages:
+        raise RuntimeError(messages[0])
 
 
 @contextlib.contextmanager
 def _at_home() -> Iterator[None]:
-    """A block in which trackio keeps to this machine, whatever the environment says.
+    """Keep trackio on this machine in the block, whatever the environment variables are.
 
-    It would ask the hub who the user is where a token is saved, and log to a server that the environment names.
+    Otherwise it would query the hub for the user of a saved token, and log to a server named in the environment.
     """
     from huggingface_hub import constants
 
