@@ -77,7 +77,7 @@ def test_the_same_command_again_reads_what_is_there(
     stop_before = 4
     done = dualform(*arguments, "--out", out)
     assert done.code == 130
-    assert "Finished folds are kept: the same command goes on where it stopped." in done.message
+    assert "Finished folds are kept; run the same command to resume." in done.message
     assert not (out / "result.json").exists()
     assert len(made) == 4
 

@@ -138,7 +138,7 @@ def test_help_is_the_first_sentence_of_the_description_and_the_default(shell: Cl
     assert lines["--rates"] == "<str> Rates tried (1e-4,3e-2,10)"
     assert lines["--colours"] == "<str> Of red,green (all)"
     assert lines["--seeds"] == "<str> Which seeds (1..3)"
-    assert lines["--seed"] == "<int> A single one, in place of --seeds"
+    assert lines["--seed"] == "<int> A single value, in place of --seeds"
     assert lines["--some-limit"] == "<int> Most of them (5; 0 for all)"
     assert lines["--strength"] == "<str> A number, or auto (0.5)"
     assert lines["--patience"] == "<int> How patient, in [rates] (2)"

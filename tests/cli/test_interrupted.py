@@ -1,4 +1,4 @@
-"""A run that is stopped, whenever and however, leaves nothing half-written and goes on where it stopped."""
+"""A run that is stopped, whenever and however, leaves no incomplete file and can be resumed."""
 
 import os
 import re
@@ -65,7 +65,7 @@ def test_a_stopped_run_goes_on_and_gives_the_numbers_of_one_that_was_not(
         seeds = counted(patch, stop_before=2)
         done = dualform(*arguments, "--out", stopped)
     assert done.code == 130
-    assert done.message == "Finished seeds are kept: the same command goes on where it stopped. stopped"
+    assert done.message == "Finished seeds are kept; run the same command to resume. stopped"
     assert done.out == ""
     assert seeds == [1]
     assert len(list(stopped.glob("cells-*/seed-1.safetensors"))) == 1
@@ -164,7 +164,7 @@ def test_a_process_that_is_stopped_goes_on(
     assert printed == ""
     assert "Traceback" not in said
     if number == signal.SIGINT:
-        assert said.endswith("Finished seeds are kept: the same command goes on where it stopped.\nstopped\n")
+        assert said.endswith("Finished seeds are kept; run the same command to resume.\nstopped\n")
         assert_nothing_half_written(out)
     assert not (out / "result.json").exists()
     before = (out / "log.txt").read_text()

@@ -68,7 +68,7 @@ def test_a_model_is_trained_and_can_be_loaded(
     assert done.code == 0, done.err
     losses = read_losses(tmp_path / "run" / "losses.jsonl")
     expected = rf"6 steps, 768 tokens: training loss {losses[-1].loss:.3f}, validation loss "
-    assert re.fullmatch(expected + rf"{losses[-1].validation:.3f} nats a token\.\n", done.out)
+    assert re.fullmatch(expected + rf"{losses[-1].validation:.3f} nats per token\.\n", done.out)
     checkpoint = tmp_path / "run" / f"checkpoint-{STEPS}"
     assert done.message == f"The model: {checkpoint}"
     settings = momentum_of(load_model(str(checkpoint), device="cpu").model)
@@ -107,7 +107,7 @@ def test_training_that_is_stopped_goes_on(
         )
         done = dualform(*arguments, "--to", tmp_path / "run")
     assert done.code == 130
-    assert done.message == "The last checkpoint is kept: the same command goes on from it. stopped"
+    assert done.message == "The last checkpoint is kept; run the same command to resume from it. stopped"
     assert done.out == ""
 
     assert dualform(*arguments, "--to", tmp_path / "run").code == 0
@@ -250,7 +250,7 @@ def test_a_study_that_is_stopped_goes_on(
     stop_before = 1
     done = dualform("momentum", "compare", *quick, "--out", out)
     assert done.code == 130
-    assert done.message == "Finished runs are kept: the same command goes on where it stopped. stopped"
+    assert done.message == "Finished runs are kept; run the same command to resume. stopped"
     assert not (out / "result.json").exists()
 
     stop_before = -1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dualform.cli.plan import sentences, spoken
+from dualform.cli.plan import format_seconds, sentences
 from dualform.models.cost import machine
 from dualform.studies.plan import Cost, GroupPlan, Plan, PricedPart, plan_sweep
 from tests.cli.conftest import QUICK, SMALL, Done
@@ -99,9 +99,9 @@ def test_a_model_that_does_not_fit_is_no_mistake_and_what_would_is_told(
     done = dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK)
     assert done.code == 0
     shown = " ".join(done.out.split())
-    assert "It does not fit: 0.5 GiB are needed and there are 0.5 GiB of memory." in shown
+    assert "It does not fit: 0.5 GiB are needed, but only 0.5 GiB of memory are available." in shown
     assert "--dtype bfloat16: 0.5 GiB, would not fit either" in shown
-    assert "Take a smaller model, or a machine with more memory." in shown
+    assert "Use a smaller model, or a machine with more memory." in shown
 
 
 def test_training_with_momentum_can_be_planned(dualform: Command, asked: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_workers_of_a_sweep_that_do_not_fit_together_are_told_so() -> None:
     plan = plan_sweep("s", [GroupPlan("m-t", "m", alone, 4)], workers=2, machine=fixed_machine())
     assert sentences(plan) == [
         "It will take about 9.0 s, with 1 thread on cpu, and 20.0 of 16.0 GiB of memory.",
-        "It does not fit: 20.0 GiB are needed and there are 16.0 GiB of memory.",
+        "It does not fit: 20.0 GiB are needed, but only 16.0 GiB of memory are available.",
         "  fewer workers: --workers 1: 10.0 GiB, would fit",
     ]
 
@@ -143,7 +143,7 @@ def test_the_reason_for_a_range_is_told_where_there_is_one() -> None:
 def test_help_speaks_of_the_plan(dualform: Command) -> None:
     done = dualform("plan", "compare", "--help")
     shown = " ".join(done.out.split())
-    assert "What `dualform compare` with these options will cost: adapt one model" in shown
+    assert "Estimate the cost of `dualform compare` with these options: adapt a model" in shown
     assert "dualform plan compare smollm2-135m reviews" in shown
     assert "--measure" in shown
     assert "--overwrite" not in shown
@@ -152,7 +152,7 @@ def test_help_speaks_of_the_plan(dualform: Command) -> None:
 
 def test_times_are_spoken_at_a_glance() -> None:
     times = [0.04, 9.9, 12, 89, 130, 700, 5399, 5401, 200_000, 1e9]
-    assert [spoken(seconds) for seconds in times] == [
+    assert [format_seconds(seconds) for seconds in times] == [
         "0.0 s", "9.9 s", "12 s", "89 s", "2.2 min", "12 min", "90 min", "1.5 h", "2.3 days", "11,574.1 days",
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`dualform push`: what would be sent is shown, and sent only when that is asked for."""
+"""`dualform push`: what would be uploaded is shown, and uploaded only with --upload."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,14 +65,14 @@ def test_without_upload_everything_is_shown_and_nothing_sent(folder: Path, hub: 
         assert path.name in shown
     assert "base_model: org/base" in done.out
     assert "license: apache-2.0" in done.out
-    assert done.message == "Nothing was sent. The same command with --upload sends it."
+    assert done.message == "Nothing was uploaded. Add --upload to upload it."
 
 
 def test_upload_sends_what_was_shown(folder: Path, hub: Hub) -> None:
     done = run(folder, NAME, "--upload", "--message", "First")
 
     assert done.code == 0, done.err
-    assert done.message == f"Sent: {hub.url}/{NAME}/commit/{'1' * 40}"
+    assert done.message == f"Uploaded: {hub.url}/{NAME}/commit/{'1' * 40}"
     assert hub.repositories[NAME]["private"]
     assert hub.repositories[NAME]["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert hub.one("/commit/").lines[0]["value"]["summary"] == "First"
@@ -95,7 +95,7 @@ def test_a_private_repository_stays_private_and_that_is_said(folder: Path, hub: 
     done = run(folder, NAME, "--upload", "--public")
     assert done.code == 0, done.err
     assert hub.repositories[NAME]["private"]
-    assert f"Note: {NAME} was there already and is private" in done.err
+    assert f"Note: {NAME} already exists and is private" in done.err
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_real_study_that_is_stopped_goes_on_and_gives_the_numbers_of_one_that_
     arguments = ["regress", "--study", "layers", "--seed", "1", "--dimension", "2", "--points", "2", "--steps", "1e-3"]
     done = dualform(*arguments, "--out", out)
     assert done.code == 130
-    assert done.message == "Finished trainings are kept: the same command goes on where it stopped. stopped"
+    assert done.message == "Finished trainings are kept; run the same command to resume. stopped"
     assert done.out == ""
     assert not (out / "result.json").exists()
     before = list(trained)

@@ -67,7 +67,7 @@ def test_the_list_shows_what_cells_are_and_how_they_did(listed: Command, folder:
     assert "study" not in done.out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.out.splitlines() if "│" in line]
     assert [row[::2][:2] for row in rows] == [["big", "1"], ["big", "2"], ["small", "1"], ["small", "2"]]
-    assert done.message == f"4 cells in {folder}; 2 failed (--failed shows them)"
+    assert done.message == f"4 cells in {folder}; 2 failed (list them with --failed)"
 
 
 def test_the_default_store_is_that_of_the_runs_here(
@@ -148,7 +148,7 @@ def test_failures_are_listed_with_message_and_where_they_happened(listed: Comman
 def test_a_store_is_checked_byte_by_byte(listed: Command, folder: Path) -> None:
     done = listed(folder, "--verify")
     assert (done.code, done.out) == (0, "")
-    assert done.message == "6 cells read and rehashed: none damaged."
+    assert done.message == "6 cells checked: none damaged."
 
     path = next((folder / "cells" / big(1).digest[:2]).glob("*/a-*.bin"))
     path.write_bytes(b"abd")
@@ -162,17 +162,17 @@ def test_a_store_is_checked_byte_by_byte(listed: Command, folder: Path) -> None:
     ]
     path.unlink()
     assert "3 cells in" in listed(folder).message
-    assert "1 half-written or damaged (--verify tells)" in listed(folder).message
+    assert "1 incomplete or damaged (check with --verify)" in listed(folder).message
 
 
 def test_cells_are_dropped_only_when_named_and_said_twice(listed: Command, folder: Path) -> None:
     done = listed(folder, "--drop", "--yes")
     assert done.code == 2
-    assert "--drop removes cells: say which ones with --where or --failed" in done.message
+    assert "--drop needs --where or --failed to select cells" in done.message
 
     done = listed(folder, "--drop", "--where", "model=big")
     assert done.code == 0
-    assert "This would remove 2 cells; add --yes" in done.message
+    assert "This would remove 2 cells. Add --yes" in done.message
     assert len(json.loads(listed(folder, "--json").out)) == 4
 
     done = listed(folder, "--drop", "--where", "model=big", "--yes")
@@ -207,7 +207,7 @@ def test_a_filter_that_nothing_fulfils_says_so(listed: Command, folder: Path) ->
     done = listed(folder, "--where", "seed=9")
 
     assert (done.code, done.out) == (0, "")
-    assert "No finished cell is such." in done.message
+    assert "No finished cell matches." in done.message
     assert "0 cells of 4" in done.message
 
 
@@ -242,7 +242,7 @@ def test_cells_of_other_source_code_are_listed_and_exported_and_said_to_be_of_no
         CellStore(folder).write(CellKey(identity), {"a.bin": b"abc"}, facts)
     done = listed(folder)
 
-    assert "2 cells of these were computed by other source code than this" in done.message
+    assert "2 cells of these were computed by other source code, so" in done.message
     assert len([line for line in done.out.splitlines() if "old" in line]) == 2
     picked = f"source!={code_identity()['source']}"
     assert listed(folder, "--where", picked, "--to", tmp_path / "old.parquet").code == 0

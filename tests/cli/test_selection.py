@@ -94,7 +94,7 @@ def test_a_stopped_study_goes_on_and_gives_the_numbers_of_one_that_was_not(
         patch.setattr(selection, "_run_seed", stopping)
         done = dualform(*arguments, "--out", stopped)
     assert done.code == 130
-    assert "Finished seeds are kept: the same command goes on where it stopped." in done.message
+    assert "Finished seeds are kept; run the same command to resume." in done.message
     assert not (stopped / "result.json").exists()
     done = dualform(*arguments, "--out", stopped)
 

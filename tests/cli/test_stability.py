@@ -269,7 +269,7 @@ def test_a_stopped_study_goes_on_and_gives_the_numbers_of_one_that_was_not(
         done = dualform(*arguments, "--out", stopped)
     assert done.code == 130
     assert done.out == ""
-    assert done.message == "Finished sets are kept: the same command goes on where it stopped. stopped"
+    assert done.message == "Finished sets are kept; run the same command to resume. stopped"
     assert not (stopped / "result.json").exists()
     assert not list(stopped.rglob("*.tmp"))
 

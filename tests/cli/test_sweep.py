@@ -57,7 +57,7 @@ def test_a_sweep_runs_tells_its_failures_and_goes_on_from_its_folder(
     ("arguments", "message"),
     [
         (["none.yaml"], "none.yaml is not there"),
-        (["grid.yaml", "--resume", "--out", "nothing"], "nothing holds no sweep that could go on"),
+        (["grid.yaml", "--resume", "--out", "nothing"], "nothing holds no sweep to resume"),
         (["grid.yaml", "--engine", "dask"], "unknown engine 'dask': choose one of local, ray, slurm"),
         (["grid.yaml", "--retries", "-1"], "retries -1 must be 0 or more"),
         (["grid.yaml", "--memory", "much"], "memory: 'much' is no size: write it like 500MB"),

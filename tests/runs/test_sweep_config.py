@@ -90,19 +90,19 @@ def test_other_studies_are_swept_too() -> None:
     [
         ({"models": []}, "models is empty"),
         ({"grid": {"k": []}}, "k is empty"),
-        ({"grid": {"k": [4]}, "settings": {"k": 8}}, "k stands under settings and under grid"),
-        ({"grid": {"seeds": [1]}}, "seeds cannot stand under grid"),
+        ({"grid": {"k": [4]}, "settings": {"k": 8}}, "k is in both settings and grid"),
+        ({"grid": {"seeds": [1]}}, "seeds cannot be in grid"),
         ({"settings": {"kk": 4}}, r"model a, task sst2: kk: Extra inputs are not permitted"),
         ({"grid": {"k": [4, -1]}}, r"model a, task sst2, k -1: k: Input should be greater than or equal to 0"),
-        ({"exclude": [{"modle": "a"}]}, "modle is no axis; these are: model, task"),
-        ({"exclude": [{"model": ["a", "b"]}]}, "exclude leaves nothing"),
-        ({"grid": {"k": [4, 4]}}, "an axis names a value twice"),
-        ({"grid": {"k": list(range(30000))}}, "360000 cells, and a sweep takes 10000 at most.*--max-cells 360000"),
+        ({"exclude": [{"modle": "a"}]}, "modle is not an axis; the axes are model, task"),
+        ({"exclude": [{"model": ["a", "b"]}]}, "exclude removes all combinations"),
+        ({"grid": {"k": [4, 4]}}, "remove the repeated value"),
+        ({"grid": {"k": list(range(30000))}}, "360000 cells, more than the limit of 10000.*--max-cells 360000"),
         ({"models": [{"dtype": "float64"}]}, "must be a name, or a mapping with `model: NAME`"),
         ({"settings": {"preset": "dai2024"}}, "unknown preset 'dai2024': choose one of default, dai2023"),
-        ({"study": "regress"}, "regress has no models and tasks"),
-        ({"settings": {"seeds": [1]}}, "seeds cannot stand under settings"),
-        ({"tasks": [{"task": "mr", "k": 2}], "grid": {"k": [4, 8]}}, "k stands beside mr and under grid"),
+        ({"study": "regress"}, "study regress has no setting for models"),
+        ({"settings": {"seeds": [1]}}, "seeds cannot be in settings"),
+        ({"tasks": [{"task": "mr", "k": 2}], "grid": {"k": [4, 8]}}, "k is set both for mr and in grid"),
     ],
 )
 def test_a_mistake_is_named_with_its_value(changes: dict[str, Any], message: str) -> None:
@@ -123,11 +123,14 @@ def test_a_mistake_is_named_with_its_value(changes: dict[str, Any], message: str
             "270000 cells",
         ),
         ("configs: [{study: compare, model: a, task: mr, seeds: 0..10000}]\n", "more than 10000 seeds"),
-        ("models: [a]\ntasks: [mr]\nstudy: tuning\n", "study: 'tuning' is no study: choose one of compare, stability"),
+        (
+            "models: [a]\ntasks: [mr]\nstudy: tuning\n",
+            "study: 'tuning' is not a study: choose one of compare, stability",
+        ),
         ("modles: [a]\n", "modles: Extra inputs"),
         ("configs: 3\n", "configs should be a list"),
-        ("configs: []\nmodels: [a]\n", "models cannot stand beside configs"),
-        ("configs: [{study: x}]\n", r"configs\[0\] names no study: compare, stability"),
+        ("configs: []\nmodels: [a]\n", "models cannot be combined with configs"),
+        ("configs: [{study: x}]\n", r"configs\[0\] needs a study: one of compare, stability"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, text: str, message: str) -> None:
@@ -167,9 +170,9 @@ def test_a_sweep_written_in_python_is_a_list_of_configurations(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("configs = 3", "must leave a list of study configurations"),
+        ("configs = 3", "must assign a list of study configurations"),
         ("configs = []", "configs is empty"),
-        ("configs = [3]", r"configs\[0\] is a int, no study's configuration"),
+        ("configs = [3]", r"configs\[0\] is a int, not the configuration of a study"),
         ("1 / 0", "raised ZeroDivisionError: division by zero"),
         ("import sys; sys.exit(3)", "raised SystemExit: 3"),
     ],
@@ -195,7 +198,7 @@ def test_names_that_no_file_system_takes_are_cut_to_bytes() -> None:
 
 
 def test_the_same_configuration_twice_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"configs\[1\] is the same as one before it"):
+    with pytest.raises(ConfigError, match=r"configs\[1\] is equal to an earlier one"):
         groups_of([comparison_config("a", "mr")] * 2)
     with pytest.raises(ConfigError, match=r"configs\[0\] is a SweepConfig"):
         groups_of([SweepConfig()])
@@ -227,7 +230,7 @@ def test_the_limit_of_cells_counts_all_seeds_and_can_be_raised(tmp_path: Path) -
     )
     for name in ("grid.yaml", "mine.py"):
         assert len(read_sweep_file(tmp_path / name, max_cells=30)[1]) == 3
-        with pytest.raises(ConfigError, match="30 cells, and a sweep takes 29 at most"):
+        with pytest.raises(ConfigError, match="30 cells, more than the limit of 29"):
             read_sweep_file(tmp_path / name, max_cells=29)
 
 
@@ -274,9 +277,9 @@ def test_a_runs_settings_do_not_bring_the_permission_along(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("configs: [{study: [compare]}]", r"configs\[0\] names no study"),
+        ("configs: [{study: [compare]}]", r"configs\[0\] needs a study"),
         ("models: yes\ntasks: sst2", "models: should be a name or a list of names"),
-        ("models: a\ntasks: [no]", "tasks: False is no name; .* put a name in quotes"),
+        ("models: a\ntasks: [no]", "tasks: False is not a name; .* put a name in quotes"),
         ("models: a\ntasks: sst2\nname: yes", "name: .* string .given True.; .* put a name in quotes"),
         ("models: a\ntasks: sst2\nname: 2024-01-01", "name: .*; .* put a name in quotes"),
         ("models: a\ntasks: sst2\nseeds: 1.5", "seeds: should be a number, a range such as 1..7, or a list"),
@@ -326,5 +329,5 @@ def test_a_study_without_model_task_and_seeds_is_swept_over_its_settings(
         ("seedless-size-1", None, None),
         ("seedless-size-2", None, None),
     ]
-    with pytest.raises(ConfigError, match="seedless has no models and tasks"):
+    with pytest.raises(ConfigError, match="study seedless has no setting for models"):
         expand(SweepConfig(study="seedless", models=("gpt2",)))

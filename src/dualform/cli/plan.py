@@ -36,7 +36,8 @@ class _Planned(CommandGroup):
 app = typer.Typer(
     name="plan",
     cls=_Planned,
-    help="Estimate tokens, operations, memory and time of a command before it is run, and what to change if it does not fit.",
+    help="Estimate tokens, operations, memory and time of a command before it is run; if it does not fit, list what "
+    "would.",
     no_args_is_help=True,
 )
 

@@ -287,7 +287,8 @@ class _Mlflow:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not online and not _stays_here(uri):
             warnings.warn(
-                f"mlflow writes to {folder} and sends nothing to {_unsecret(uri)}; use --track mlflow:online to send it.",
+                f"mlflow writes to {folder} and sends nothing to {_unsecret(uri)}; use --track mlflow:online to send "
+                "numbers there.",
                 stacklevel=1,
             )
             uri = ""
