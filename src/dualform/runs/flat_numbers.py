@@ -38,7 +38,7 @@ def numbers_of(result: Result) -> dict[str, float]:
     Returns:
         All finite numbers in the order of the result, without the fields in `LEFT_OUT`. `seconds` is the run time.
     """
-    numbers = dict(_walk(result, ()))
+    numbers = dict(_numbers_in(result, ()))
     seconds = result.environment.get("seconds")
     if isinstance(seconds, int | float):
         numbers[("seconds",)] = float(seconds)
@@ -64,7 +64,7 @@ def numbers_of_sweep(sweep: SweepResult) -> dict[str, float]:
     for group in sweep.groups:
         if group.result is None:
             continue
-        for path, number in _walk(group.result, ()):
+        for path, number in _numbers_in(group.result, ()):
             if path[0] in ("accuracy", "similarity"):
                 numbers[(path[0], group.name, *path[1:])] = number
     return _join_names(numbers)
@@ -90,7 +90,7 @@ def _join_names(numbers: Mapping[tuple[str, ...], float]) -> dict[str, float]:
     return names
 
 
-def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
+def _numbers_in(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
     """Every number below `value`, with its path."""
     if isinstance(value, int | float):
         if math.isfinite(value):
@@ -98,22 +98,22 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     elif isinstance(value, BaseModel):
         fields = _included_fields(value)
         if "mean" in fields:
-            yield from _walk(fields.pop("mean"), path)
+            yield from _numbers_in(fields.pop("mean"), path)
             for name, part in fields.items():
-                yield from _walk(part, (name, *path))
+                yield from _numbers_in(part, (name, *path))
         else:
             for name, part in fields.items():
-                yield from _walk(part, (*path, name))
+                yield from _numbers_in(part, (*path, name))
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _walk(part, (*path, str(key)))
+            yield from _numbers_in(part, (*path, str(key)))
     elif isinstance(value, tuple) and len(value) == 2:
         for end, part in zip(("low", "high"), value, strict=True):
-            yield from _walk(part, (*path, end))
+            yield from _numbers_in(part, (*path, end))
     elif isinstance(value, list):
         for place, record in enumerate(value):
             if isinstance(record, Record) and record.named_by is not None:
-                yield from _walk(_included_fields(record), (*path, _name(record, place)))
+                yield from _numbers_in(_included_fields(record), (*path, _name(record, place)))
 
 
 def _name(record: Record, place: int) -> str:

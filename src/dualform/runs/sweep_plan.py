@@ -21,7 +21,7 @@ def plan_groups(
     groups: Sequence[Group],
     store: str,
     workers: int | None = None,
-    told: Callable[[str], None] = no_announcement,
+    announce: Callable[[str], None] = no_announcement,
 ) -> Plan:
     """Estimate the cost of a sweep, for the local engine on this machine.
 
@@ -30,10 +30,10 @@ def plan_groups(
         groups: Groups of the sweep.
         store: URL of the store of finished cells, which may be missing; nothing is written.
         workers: Cells at a time; by default one for every two cores, and at least two.
-        told: As `plan_of` takes it.
+        announce: As for `plan_of`.
 
     Raises:
-        DualformError: As `plan_of`, of any of its groups.
+        DualformError: As for `plan_of`, for any of the groups.
     """
     cells, identities = CellStore(store, writable=False), DigestCache()
     # All data are read before the machine is measured, so that errors in the data are reported at once.
@@ -44,7 +44,7 @@ def plan_groups(
         machine = machine_for(group.config)
         finished = sum(cells.find(cell.key) is not None for cell in own)
         models = STUDIES[group.study].models(group.config)
-        plan = plan_of(group.config, machine, announce=told)
+        plan = plan_of(group.config, machine, announce=announce)
         plans.append(GroupPlan(group.name, " ".join(models), plan, len(own), finished))
     n = workers or max(2, cores() // 2)
     threads = max(1, torch.get_num_threads() // n)
