@@ -706,7 +706,7 @@ def test_a_password_in_the_url_reaches_neither_the_log_nor_what_is_shown(
     store.log("cannot reach memory://me:secret@place/store?key=secret now")
 
     assert store.url == "memory://me:secret@place/store"
-    assert store.shown == "memory://***@place/store"
+    assert store.redacted_url == "memory://***@place/store"
     assert "secret" not in caplog.text
     assert "memory://***@place/store?***" in caplog.text
 

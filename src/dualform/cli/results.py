@@ -85,16 +85,16 @@ def results(
 
     if drop and not (conditions or failed or traceback):
         raise ConfigError("--drop needs --where or --failed to select cells (--where 'key=*' selects all).")
-    opened = CellStore(store_url(store), writable=drop and yes)
-    present = sum(1 for _ in opened.digests())
+    cell_store = CellStore(store_url(store), writable=drop and yes)
+    present = sum(1 for _ in cell_store.digests())
     if not present:
-        raise ConfigError(f"{opened.shown} holds no cells. Give the store of a sweep: a folder or a URL.")
+        raise ConfigError(f"{cell_store.redacted_url} holds no cells. Give the store of a sweep: a folder or a URL.")
     if verify:
-        _verify(opened, present)
+        _verify(cell_store, present)
         return
 
-    failures = {cell.digest: cell for cell in opened.failures()}
-    finished = [] if failed or traceback else list(opened.cells())
+    failures = {cell.digest: cell for cell in cell_store.failures()}
+    finished = [] if failed or traceback else list(cell_store.cells())
     all_cells = failures_table(failures.values()) if failed or traceback else results_table(finished)
     table = where(all_cells, conditions or [])
     if table.num_rows:
@@ -121,9 +121,9 @@ def results(
     else:
         _print_table(selected)
     if drop:
-        _drop(opened, table.column("key").to_pylist(), yes)
+        _drop(cell_store, table.column("key").to_pylist(), yes)
     elif not as_json and to is None:
-        say(_summary(opened, present, table.num_rows, len(failures), failed or traceback, len(finished)))
+        say(_summary(cell_store, present, table.num_rows, len(failures), failed or traceback, len(finished)))
         others = 0 if failed or traceback else of_other_source(table)
         if others:
             say(
@@ -143,7 +143,7 @@ def _count(number: int, noun: str) -> str:
 
 def _summary(store: "CellStore", present: int, matching: int, failed: int, of_failures: bool, finished: int) -> str:
     total = failed if of_failures else finished
-    parts = [f"{_count(matching, 'cell')}{f' of {total}' if matching != total else ''} in {store.shown}"]
+    parts = [f"{_count(matching, 'cell')}{f' of {total}' if matching != total else ''} in {store.redacted_url}"]
     if failed and not of_failures:
         parts.append(f"{failed} failed (list them with --failed)")
     if not of_failures and present > finished + failed:

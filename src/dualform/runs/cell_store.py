@@ -165,7 +165,7 @@ class CellStore:
         return self._storage.url
 
     @property
-    def shown(self) -> str:
+    def redacted_url(self) -> str:
         """The URL for messages, pages and logs, without credentials and on one line."""
         return plain(redacted(self._storage.url))
 
@@ -418,7 +418,7 @@ class CellStore:
         with contextlib.suppress(StorageError, FileNotFoundError):
             if not self._writable or self._storage.append("log.txt", f"{_now()} {line}"):
                 return
-        _log.warning("%s: %s", self.shown, line)
+        _log.warning("%s: %s", self.redacted_url, line)
 
     def _failed(self, digest: str) -> FailedCell | None:
         try:

@@ -263,7 +263,7 @@ class Sweep:
 
     def _store_for_workers(self) -> str:
         """The store's URL, or the variable that holds it if it has a password, because submitit writes it to files."""
-        if self.engine.name != "slurm" or self.store.shown == self.store.url:
+        if self.engine.name != "slurm" or self.store.redacted_url == self.store.url:
             return self.store.url
         os.environ[STORE_VARIABLE] = self.store.url
         return ENVIRONMENT + STORE_VARIABLE

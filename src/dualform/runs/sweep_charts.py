@@ -87,21 +87,21 @@ def gain_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
         for key in learners_of(results)
         if key != "zsl"
     }
-    rows = {key: own for key, own in rows.items() if own}
+    rows = {key: panel_rows for key, panel_rows in rows.items() if panel_rows}
     if not rows:
         return None
-    reach = max(abs(row["gain"]) for own in rows.values() for row in own) or 1.0
+    reach = max(abs(row["gain"]) for panel_rows in rows.values() for row in panel_rows) or 1.0
     tasks, names = _tasks(results), _names(results)
     drawn = []
-    for key, own in rows.items():
+    for key, panel_rows in rows.items():
         plot = Plot(
             Names("model", names, angle=-35, room=130),
             Names("task", tasks, room=70),
             hover=("learner", "group", ("gain", "+.1f", "minus zero-shot, points"), ("accuracy", ".1%")),
         )
-        plot.cells(own, heat_colours("gain", reach))
+        plot.cells(panel_rows, heat_colours("gain", reach))
         # With more columns the numbers would overlap.
-        labelled = [row | {"words": f"{row['gain']:+.1f}", "ink": ink_on(row["gain"], reach)} for row in own]
+        labelled = [row | {"words": f"{row['gain']:+.1f}", "ink": ink_on(row["gain"], reach)} for row in panel_rows]
         # One layer for each text colour, because the colour scale is that of the cells.
         for ink in dict.fromkeys(row["ink"] for row in labelled if len(names) <= MOST_SLICES):
             plot.texts([row for row in labelled if row["ink"] == ink], "words", color=ink)
@@ -120,16 +120,16 @@ def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
         key: [row for group, result in results if (row := _place_row(key, group, result)) is not None]
         for key in judged_measures(results)
     }
-    rows = {key: own for key, own in rows.items() if own}
+    rows = {key: panel_rows for key, panel_rows in rows.items() if panel_rows}
     if not rows:
         return None
-    every = [row for own in rows.values() for row in own]
+    every = [row for panel_rows in rows.values() for row in panel_rows]
     domain = place_axis(row[end] for row in every for end in ("low", "high"))
     names = [name for name in names if any(row["model"] == name for row in every)]
     tasks = [task for task in _tasks(results) if any(row["task"] == task for row in every)]
     key = legend(1, labelLimit=300) if len(names) > 1 else None
     drawn = []
-    for measure, own in rows.items():
+    for measure, panel_rows in rows.items():
         plot = Plot(
             Numbers("mean", "0: floor, 1: ceiling", ".1f", domain, nice=False, clamp=True),
             _task_rows(tasks),
@@ -148,8 +148,8 @@ def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
         )
         for end in (0, 1):
             plot.thin(end, strokeDash=[4, 4], color=MEASURE_COLOUR, strokeWidth=1.5)
-        plot.intervals(own, width=2.5)
-        plot.dots(own, shapes("model", _shapes(names), key), size=60)
+        plot.intervals(panel_rows, width=2.5)
+        plot.dots(panel_rows, shapes("model", _shapes(names), key), size=60)
         height = (LANE * len(names) + 12) * len(tasks)
         drawn.append(plot.chart(width=WIDE // 2, height=height, title=measure_of(measure).title))
     return panels(drawn, columns=2, gap=LABEL_GAP, row_gap=ROW_GAP)
@@ -161,7 +161,7 @@ def cost_by_model_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
     by_slice = group_by_slice(results)
     if len(by_slice) > MOST_SLICES:
         return None
-    rows = [row for name, own in by_slice.items() for row in _cost_rows(name, own)]
+    rows = [row for name, slice_results in by_slice.items() for row in _cost_rows(name, slice_results)]
     if len(rows) < 2:
         return None
     names = [name for name in map(category, by_slice) if any(row["model"] == name for row in rows)]
@@ -207,8 +207,8 @@ def _lanes_chart(
     if len(results) > MOST_GROUPS:
         return None
     by_slice = {}
-    for name, own in group_by_slice(results).items():
-        both = [rows_of(group, result) for group, result in own]
+    for name, slice_results in group_by_slice(results).items():
+        both = [rows_of(group, result) for group, result in slice_results]
         marks, seeds = [row for each, _ in both for row in each], [row for _, each in both for row in each]
         if marks:
             by_slice[name] = (marks, seeds)
@@ -331,11 +331,11 @@ def _task_rows(tasks: Sequence[str]) -> Names:
     return Names("task", tasks, room=LABEL_GAP - 8, ruled=True)
 
 
-def _cost_rows(name: str, own: GroupResults) -> list[dict[str, Any]]:
+def _cost_rows(name: str, slice_results: GroupResults) -> list[dict[str, Any]]:
     """Means of each learner over the tasks for which its accuracy and cost are known."""
     rows = []
-    for key in learners_of(own):
-        with_cost = [(group, result) for group, result in own if key in result.cost]
+    for key in learners_of(slice_results):
+        with_cost = [(group, result) for group, result in slice_results if key in result.cost]
         flops = mean_over_tasks(with_cost, lambda result, key=key: finite(result.cost[key].flops))  # type: ignore[misc]
         accuracy = mean_over_tasks(with_cost, accuracy_of(key), SHARE_RANGE)
         if flops is not None and accuracy is not None and flops.mean > 0:
@@ -359,30 +359,30 @@ def _axis_chart(axis: str, results: GroupResults) -> alt.TopLevelMixin | None:
         if axis in group.options:
             rest = {name: value for name, value in group.options.items() if name != axis}
             by_panel.setdefault(group_name(group.model_copy(update={"options": rest})), []).append((group, result))
-    by_panel = {name: own for name, own in by_panel.items() if len({str(g.options[axis]) for g, _ in own}) > 1}
+    by_panel = {name: panel for name, panel in by_panel.items() if len({str(g.options[axis]) for g, _ in panel}) > 1}
     if not by_panel or len(by_panel) > 24:
         return None
     rows = {
         name: [
             row
-            for group, result in own
+            for group, result in panel
             for key in learners_in_order(result.accuracy)
             if (row := _axis_row(axis, key, group, result.accuracy[key])) is not None
         ]
-        for name, own in by_panel.items()
+        for name, panel in by_panel.items()
     }
-    keys = learners_in_order(dict.fromkeys(row["key"] for own in rows.values() for row in own))
-    values = sorted({row["at"] for own in rows.values() for row in own})
+    keys = learners_in_order(dict.fromkeys(row["key"] for panel_rows in rows.values() for row in panel_rows))
+    values = sorted({row["at"] for panel_rows in rows.values() for row in panel_rows})
     # Geometric steps (4, 8, 16) are evenly spaced only on a log axis.
     log = values[0] > 0 and values[-1] / values[0] >= 8 and len(values) > 2
-    ends = [row[end] for own in rows.values() for row in own for end in ("low", "high")]
+    ends = [row[end] for panel_rows in rows.values() for row in panel_rows for end in ("low", "high")]
     if not ends:
         return None
     low, high = around(ends, part=0)
     x = Numbers("at", axis, "~g", log=log, nice=False, padding=14, ticks=values, grid=False)
     drawn = [
         line_chart(
-            own,
+            panel_rows,
             x,
             Numbers("accuracy", "accuracy", ".0%", (max(0.0, low), min(1.0, high))),
             colour=_colour(keys),
@@ -393,8 +393,8 @@ def _axis_chart(axis: str, results: GroupResults) -> alt.TopLevelMixin | None:
             height=190,
             title=name,
         )
-        for name, own in rows.items()
-        if own
+        for name, panel_rows in rows.items()
+        if panel_rows
     ]
     return panels(drawn, columns=2, gap=64, row_gap=ROW_GAP)
 

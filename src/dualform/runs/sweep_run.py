@@ -76,8 +76,8 @@ def run_sweep(
     start = time.perf_counter()
     if engine.name in get_args(EngineName) and not store.shared:
         raise ConfigError(
-            f"the store {store.shown} is in the memory of this process, which the workers of engine {engine.name!r} "
-            "cannot access: give a folder, or the URL of a bucket"
+            f"the store {store.redacted_url} is in the memory of this process, which the workers of engine "
+            f"{engine.name!r} cannot access: give a folder, or the URL of a bucket"
         )
     prepare_folder(out, config, groups, overwrite=overwrite)
     sweep = Sweep(

@@ -73,8 +73,8 @@ def grid_table(sweep: SweepResult) -> Table:
         blank = (BLANK,) * (len(columns) - 2)
         rows.append(Row((BLANK, Cell(name), *blank), style="group", where="page"))
         rows += [_grid_row(name if place == 0 else "", group, learners, agreeing) for place, group in enumerate(groups)]
-        own = [(group, group.result) for group in groups if group.result is not None]
-        rows += _mean_rows(own, learners, agreeing)
+        slice_results = [(group, group.result) for group in groups if group.result is not None]
+        rows += _mean_rows(slice_results, learners, agreeing)
     note = (
         "Means over tasks weight all tasks equally and include only tasks on which every learner was run; their "
         "intervals are over tasks."
@@ -134,9 +134,13 @@ def _points_or_count(estimate: Estimate) -> Cell:
     return Cell(estimate.mean, "points", n=estimate.n, shown=share(estimate) if is_few(estimate) else None)
 
 
-def _mean_rows(own: GroupResults, learners: Sequence[str], agreeing: Sequence[str]) -> list[Row]:
+def _mean_rows(slice_results: GroupResults, learners: Sequence[str], agreeing: Sequence[str]) -> list[Row]:
     """The row of means over the tasks on which all learners were run; no row for fewer than two such tasks."""
-    shared = [(group, result) for group, result in own if all(accuracy_of(key)(result) is not None for key in learners)]
+    shared = [
+        (group, result)
+        for group, result in slice_results
+        if all(accuracy_of(key)(result) is not None for key in learners)
+    ]
     means = [mean_over_tasks(shared, accuracy_of(key), SHARE_RANGE) for key in learners]
     usable = [mean for mean in means if mean is not None and mean.n >= 2]
     if not means or len(usable) < len(means):
@@ -178,8 +182,10 @@ def option_table(axis: str, values: Sequence[Any], results: GroupResults) -> Tab
             rest = {name: value for name, value in group.options.items() if name != axis}
             by_rest.setdefault(slice_name(group.model_copy(update={"options": rest})), []).append((group, result))
     rows = []
-    for name, own in by_rest.items():
-        by_value = {option_text(value): [each for each in own if each[0].options[axis] == value] for value in values}
+    for name, block_results in by_rest.items():
+        by_value = {
+            option_text(value): [each for each in block_results if each[0].options[axis] == value] for value in values
+        }
         tasks = set.intersection(*({group.task for group, _ in each} for each in by_value.values() if each))
         block = []
         for text, each in by_value.items():
@@ -269,10 +275,10 @@ def cost_table(results: GroupResults) -> Table:
         Column("cheaper after (prompt cached)", "count"),
     )
     rows = []
-    for name, own in group_by_slice(results).items():
+    for name, slice_results in group_by_slice(results).items():
         block = []
-        for key in learners_of(own):
-            with_cost = [(group, result) for group, result in own if key in result.cost]
+        for key in learners_of(slice_results):
+            with_cost = [(group, result) for group, result in slice_results if key in result.cost]
             if with_cost:
                 mean = partial(_mean_cost, with_cost, key)
                 block.append(
@@ -290,7 +296,7 @@ def cost_table(results: GroupResults) -> Table:
                     )
                 )
         if block:
-            tasks = plural(len({group.task for group, _ in own}), "task")
+            tasks = plural(len({group.task for group, _ in slice_results}), "task")
             rows += [_group(f"{name}, mean over {tasks}", len(columns)), *block]
     note = (
         "Seconds were measured in workers that share the machine, so compare them only within this sweep. Tokens and "
