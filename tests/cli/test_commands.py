@@ -80,7 +80,7 @@ def test_an_unknown_command_exits_2(dualform: Command) -> None:
     assert "comprae" in done.err
 
 
-def test_the_page_is_made_again(dualform: Command, finished: Path) -> None:
+def test_the_report_is_written_again(dualform: Command, finished: Path) -> None:
     page = finished / "report.html"
     before = page.read_bytes()
     page.unlink()
@@ -188,7 +188,7 @@ def test_tasks_of_no_folder_are_refused(dualform: Command) -> None:
     ("model", "route", "reached"),
     [("llama", "packed", "through the registry"), ("xglm", "packed-mask", "watched from underneath")],
 )
-def test_the_doctor_says_how_a_model_is_read(dualform: Command, model: str, route: str, reached: str) -> None:
+def test_the_doctor_shows_how_a_model_is_read(dualform: Command, model: str, route: str, reached: str) -> None:
     done = dualform("doctor", model, COLUMNS="200")
     found = json.loads(dualform("doctor", model, "--json").out)
 
@@ -238,7 +238,7 @@ def test_only_our_own_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == "note: ours\n"
 
 
-def test_a_command_that_is_stopped_says_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_command_prints_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
     @guarded
     def command() -> None:
         raise KeyboardInterrupt

@@ -162,7 +162,7 @@ def test_tables_go_to_standard_output_and_the_rest_to_standard_error(dualform: C
     assert "Accuracy" not in done.err
 
 
-def test_without_a_folder_the_run_goes_below_runs(dualform: Command, workplace: Path) -> None:
+def test_without_a_folder_the_run_is_written_below_runs(dualform: Command, workplace: Path) -> None:
     done = dualform("compare", "./gpt2/", "tickets.csv", *QUICK)
 
     assert done.code == 0
@@ -184,7 +184,7 @@ def test_without_a_folder_the_result_of_other_settings_is_kept(
     assert result_of(second)["config"]["resamples"] == 60
 
 
-def test_the_papers_protocol_runs_and_says_what_it_flatters(dualform: Command, out: Path) -> None:
+def test_the_papers_protocol_runs_and_reports_what_it_inflates(dualform: Command, out: Path) -> None:
     arguments = ["--seeds", "1..3", "--rates", "1e-3,1e-2", "--preset", "dai2023"]
     done = dualform("compare", "gpt2", "tickets.csv", *SMALL, *arguments, "--out", out)
     found = result_of(out)
@@ -216,7 +216,7 @@ def test_the_seed_can_be_chosen_on_other_queries_than_those_reported(dualform: C
 
 
 @pytest.mark.filterwarnings("ignore:label words 'short' and 'long' begin with the same token")
-def test_all_controls_can_be_asked_for_at_once(dualform: Command, out: Path, real_page: None) -> None:
+def test_all_controls_can_be_requested_at_once(dualform: Command, out: Path, real_page: None) -> None:
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--controls", "all", "--out", out)
     found = result_of(out)
 
@@ -333,7 +333,7 @@ def test_all_queries_are_reported_when_the_limit_is_0(dualform: Command, out: Pa
 
 
 @pytest.mark.filterwarnings("default")
-def test_demonstrations_that_do_not_fit_are_left_out_and_said(dualform: Command, out: Path) -> None:
+def test_demonstrations_that_do_not_fit_are_left_out_and_reported(dualform: Command, out: Path) -> None:
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--context", "85", "--out", out)
     found = result_of(out)
 
@@ -345,7 +345,7 @@ def test_demonstrations_that_do_not_fit_are_left_out_and_said(dualform: Command,
     assert any("4 demonstrations were requested, but fewer fit" in warning for warning in found["warnings"])
 
 
-def test_one_rate_that_diverges_is_dropped_and_said(dualform: Command, out: Path) -> None:
+def test_a_rate_that_diverges_is_dropped_and_reported(dualform: Command, out: Path) -> None:
     arguments = [*QUICK, "--rates", "1e-3,1e30", "--out", out]
     assert dualform("compare", "gpt2", "tickets.csv", *arguments).code == 0
 

@@ -45,7 +45,7 @@ def _assert_near(found: Any, expected: Any, tolerance: float, where: str = "") -
         assert found == expected, where
 
 
-def test_doctor_says_how_a_model_is_divided(dualform: Command) -> None:
+def test_doctor_shows_how_a_model_is_divided(dualform: Command) -> None:
     done = dualform("doctor", "gpt2", "--max-memory", "cpu=100KB", "--json")
     assert done.code == 0, done.err
     facts = json.loads(done.out)["facts"]
@@ -83,7 +83,7 @@ def test_a_folded_checkpoint_is_not_written_from_disk(dualform: Command, tmp_pat
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="weights are quantized by bitsandbytes")
-def test_quantized_weights_answer_and_the_result_says_what_they_cannot_do(
+def test_quantized_weights_can_be_used_and_the_result_states_their_limits(
     dualform: Command, tmp_path: Path, out: Path
 ) -> None:
     save_tiny("llama", tmp_path / "wide", hidden_size=64, intermediate_size=128)

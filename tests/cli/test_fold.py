@@ -71,7 +71,7 @@ def assert_refused(done: Done, to: Path, *words: str) -> None:
     assert lies_at(to) == []
 
 
-def test_a_fold_prints_what_it_is_worth_and_leaves_a_checkpoint(
+def test_a_fold_prints_its_accuracy_and_writes_a_checkpoint(
     dualform: Command, quick: list[str], to: Path, workplace: Path
 ) -> None:
     done = dualform("fold", "llama", "tickets.csv", *quick, "--to", to)
@@ -142,7 +142,9 @@ def test_an_option_that_the_method_does_not_look_at_is_refused(dualform: Command
     assert_refused(done, to, "method thought-vector does not use --plain, --strength: leave that out")
 
 
-def test_an_adapter_is_written_beside_the_base(dualform: Command, quick: list[str], to: Path, workplace: Path) -> None:
+def test_an_adapter_is_written_for_the_base_model(
+    dualform: Command, quick: list[str], to: Path, workplace: Path
+) -> None:
     done = dualform("fold", "llama", "tickets.csv", *quick, "--as", "lora", "--rank", "2", "--to", to)
 
     assert done.code == 0, done.err
@@ -160,7 +162,7 @@ def test_an_adapter_is_written_beside_the_base(dualform: Command, quick: list[st
     assert not torch.allclose(before, after, atol=1e-3)
 
 
-def test_perplexity_and_a_check_in_a_fresh_process_are_told(dualform: Command, quick: list[str], to: Path) -> None:
+def test_perplexity_and_a_check_in_a_fresh_process_are_reported(dualform: Command, quick: list[str], to: Path) -> None:
     prose = quick[-1]
     done = dualform("fold", "llama", "tickets.csv", *quick, "--perplexity", prose, "--verify", "--to", to)
 
@@ -226,7 +228,7 @@ def test_where_to_is_not_left_to_chance(dualform: Command, quick: list[str]) -> 
     assert "--to" in done.err
 
 
-def test_what_is_there_is_replaced_only_when_asked_for(
+def test_an_existing_checkpoint_is_replaced_only_on_request(
     dualform: Command, quick: list[str], to: Path, workplace: Path
 ) -> None:
     shutil.copytree(workplace / "llama", to)
@@ -279,7 +281,7 @@ def test_ctrl_c_leaves_nothing(
     assert lies_at(to) == []
 
 
-def test_kill_9_while_it_writes_leaves_no_checkpoint_and_the_next_attempt_goes_well(
+def test_kill_9_during_writing_leaves_no_checkpoint_and_the_next_attempt_succeeds(
     dualform: Command, quick: list[str], to: Path, workplace: Path, tmp_path: Path
 ) -> None:
     arguments = ["fold", "llama", "tickets.csv", *quick, "--to", str(to)]

@@ -212,7 +212,7 @@ def test_a_terminal_keeps_the_tables_shape_and_rich_its_own_colours() -> None:
     assert "\x1b]0;t" in captured.get()
 
 
-def test_json_on_a_terminal_is_harmless_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_on_a_terminal_is_harmless_and_has_the_same_content(capsys: pytest.CaptureFixture[str]) -> None:
     told = {text: [text, "größer 日本"] for text in TEXTS}
     print_json(json.dumps(told, ensure_ascii=False, indent=1))
     out = capsys.readouterr().out

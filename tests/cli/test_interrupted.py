@@ -54,7 +54,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_stopped_run_goes_on_and_gives_the_numbers_of_one_that_was_not(
+def test_a_stopped_run_resumes_and_gives_the_numbers_of_an_uninterrupted_one(
     dualform: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1..3", "--rates", "1e-3,1e-2"]
@@ -125,7 +125,7 @@ def test_other_settings_do_not_use_what_is_left_of_a_stopped_run(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)], ids=["ctrl-C", "kill -9"]
 )
-def test_a_process_that_is_stopped_goes_on(
+def test_a_stopped_process_resumes(
     dualform: Command, out: Path, workplace: Path, number: signal.Signals, code: int
 ) -> None:
     arguments = [
@@ -189,7 +189,7 @@ def wait_for(path: Path, words: str, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.4, 1.0, 2.0])
-def test_ctrl_c_while_a_command_starts_is_one_line(out: Path, workplace: Path, seconds: float) -> None:
+def test_ctrl_c_while_a_command_starts_prints_one_line(out: Path, workplace: Path, seconds: float) -> None:
     # From the first moment at which it is dualform's to answer: Python itself takes a while before.
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"

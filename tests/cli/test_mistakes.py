@@ -285,7 +285,7 @@ def test_a_fault_of_ours_is_not_taken_for_a_users_mistake(
         dualform("compare", "gpt2", "tickets.csv", *QUICK, "--out", out)
 
 
-def test_one_message_says_it_all(dualform: Command, out: Path) -> None:
+def test_one_message_lists_all_mistakes(dualform: Command, out: Path) -> None:
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--preset", "nonsense", "--out", out)
 
     assert re.fullmatch(r"error: [^\n]+\n", done.err)

@@ -88,7 +88,7 @@ def test_without_eta_the_model_is_vanilla_and_loads_anywhere(
     assert model.config.num_hidden_layers == 2
 
 
-def test_training_that_is_stopped_goes_on(
+def test_a_stopped_training_resumes(
     dualform: Command, alone: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stop:
@@ -121,7 +121,7 @@ def test_training_that_is_stopped_goes_on(
     assert "is of another run: its config.dualform_momentum.normalised is False, not True" in done.message
 
 
-def test_a_cost_is_told_and_nothing_is_trained(dualform: Command, tmp_path: Path) -> None:
+def test_a_cost_is_printed_and_nothing_is_trained(dualform: Command, tmp_path: Path) -> None:
     arguments = ["owner/corpus", "--recipe", "124m", "--cost"]
     done = dualform("momentum", "train", *arguments, "--to", tmp_path / "run")
 
@@ -235,7 +235,7 @@ def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
 
-def test_a_study_that_is_stopped_goes_on(
+def test_a_stopped_study_resumes(
     dualform: Command, quick: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -352,7 +352,7 @@ def test_mistakes_in_a_comparison_are_named(
 
 
 @pytest.mark.parametrize("missing", ["--validation", "--test", "corpus"])
-def test_texts_that_were_not_named_are_asked_for(dualform: Command, texts: dict[str, str], missing: str) -> None:
+def test_missing_texts_are_an_error(dualform: Command, texts: dict[str, str], missing: str) -> None:
     given = {"corpus": [texts["corpus"]], "--validation": ["--validation", "a.txt"], "--test": ["--test", "b.txt"]}
     done = dualform(
         "momentum", "compare", *(part for name, parts in given.items() if name != missing for part in parts)

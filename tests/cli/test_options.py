@@ -38,7 +38,7 @@ def test_a_range_that_runs_backwards_is_named_with_the_right_one() -> None:
         parse_whole_numbers("9,3..1")
 
 
-def test_a_range_of_very_many_seeds_is_refused_before_it_is_made() -> None:
+def test_a_range_of_very_many_seeds_is_refused_before_it_is_expanded() -> None:
     assert len(parse_whole_numbers("1..10000")) == 10_000
     with pytest.raises(ConfigError, match=r"seeds '3,0\.\.10000': 0\.\.10000 are more than 10000 seeds"):
         parse_whole_numbers("3,0..10000")

@@ -79,7 +79,7 @@ def test_options_reach_the_plan(dualform: Command, asked: list[dict[str, Any]]) 
     assert [one["measure"] for one in asked] == [False, False, True]
 
 
-def test_mistakes_are_told_as_by_the_command_itself(dualform: Command, asked: list[dict[str, Any]]) -> None:
+def test_mistakes_are_reported_as_by_the_command_itself(dualform: Command, asked: list[dict[str, Any]]) -> None:
     for mistake in (
         ["compare", "gpt2", "missing.csv"],
         ["compare", "./missing", "tickets.csv", *SMALL],
@@ -92,7 +92,7 @@ def test_mistakes_are_told_as_by_the_command_itself(dualform: Command, asked: li
         assert planned.message == run.message
 
 
-def test_a_model_that_does_not_fit_is_no_mistake_and_what_would_is_told(
+def test_a_model_that_does_not_fit_is_no_mistake_and_alternatives_are_listed(
     dualform: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "this_machine", lambda *given, **more: fixed_machine(ram=GIB // 2))
@@ -124,7 +124,7 @@ def test_training_with_momentum_can_be_planned(dualform: Command, asked: list[di
     assert trained == 2 * 2 * 4096
 
 
-def test_workers_of_a_sweep_that_do_not_fit_together_are_told_so() -> None:
+def test_workers_of_a_sweep_that_do_not_fit_together_are_reported() -> None:
     alone = Plan("compare m t", (PricedPart("ft", Cost(seconds=9.0)),), {"weights": 10 * GIB})
     plan = plan_sweep("s", [GroupPlan("m-t", "m", alone, 4)], workers=2, machine=fixed_machine())
     assert sentences(plan) == [
@@ -134,7 +134,7 @@ def test_workers_of_a_sweep_that_do_not_fit_together_are_told_so() -> None:
     ]
 
 
-def test_the_reason_for_a_range_is_told_where_there_is_one() -> None:
+def test_the_reason_for_a_range_is_given_if_there_is_one() -> None:
     parts = (PricedPart("ft", Cost(seconds=40.0), Cost(seconds=20.0), None, ("a search stops early",)),)
     assert sentences(Plan("s", parts)) == ["It will take about 40 s (20 s to 40 s: a search stops early)."]
     assert sentences(Plan("s", (replace(parts[0], why=()),))) == ["It will take about 40 s (20 s to 40 s)."]

@@ -14,7 +14,7 @@ def progress() -> Progress:
     return Progress(console=Console(file=io.StringIO()), disable=True)
 
 
-def test_the_bar_counts_what_is_done_of_what_lies_ahead(progress: Progress) -> None:
+def test_the_bar_counts_completed_and_remaining_work(progress: Progress) -> None:
     bar = Bar(progress)
     (task,) = progress.tasks
     assert task.total is None
@@ -25,7 +25,7 @@ def test_the_bar_counts_what_is_done_of_what_lies_ahead(progress: Progress) -> N
     assert (task.completed, task.total, task.description) == (4, 10, "seed 1: reading queries")
 
 
-def test_what_lies_ahead_is_added_to_what_is_done(progress: Progress) -> None:
+def test_remaining_work_is_added_to_completed_work(progress: Progress) -> None:
     # A study says anew what lies ahead once it knows: behind the choice of a seed, and with each model.
     bar = Bar(progress)
     (task,) = progress.tasks

@@ -78,7 +78,7 @@ def test_upload_sends_what_was_shown(folder: Path, hub: Hub) -> None:
     assert hub.one("/commit/").lines[0]["value"]["summary"] == "First"
 
 
-def test_public_and_terms_are_asked_for_by_name(folder: Path, hub: Hub) -> None:
+def test_public_and_terms_need_their_own_options(folder: Path, hub: Hub) -> None:
     write_card(folder, "gemma")
     refused = run(folder, NAME, "--upload")
     assert refused.code == 2
@@ -90,7 +90,7 @@ def test_public_and_terms_are_asked_for_by_name(folder: Path, hub: Hub) -> None:
     assert "Gemma's terms ask for a file NOTICE" in " ".join(done.out.split())
 
 
-def test_a_private_repository_stays_private_and_that_is_said(folder: Path, hub: Hub) -> None:
+def test_a_private_repository_stays_private_with_a_note(folder: Path, hub: Hub) -> None:
     hub.repositories[NAME] = {"private": True, "files": {}}
     done = run(folder, NAME, "--upload", "--public")
     assert done.code == 0, done.err
@@ -116,7 +116,7 @@ def test_a_mistake_is_one_sentence_and_two(folder: Path, hub: Hub, arguments: tu
     assert "Traceback" not in done.err
 
 
-def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
     done = run(tmp_path / "nowhere", NAME)
     assert done.code == 2
     assert "no folder at" in done.message
@@ -124,7 +124,7 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["checkpoint", "lora"])
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
-def test_what_fold_writes_arrives_whole_and_loads_where_it_arrives(
+def test_a_folded_checkpoint_is_uploaded_completely_and_loads_there(
     dualform: Callable[..., Done], hub: Hub, tmp_path: Path, form: str
 ) -> None:
     base, prose = tmp_path / "base", tmp_path / "prose.txt"

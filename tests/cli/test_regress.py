@@ -128,7 +128,7 @@ def test_mistakes_are_named(dualform: Command, out: Path, arguments: list[str], 
     assert not out.exists()
 
 
-def test_a_real_study_that_is_stopped_goes_on_and_gives_the_numbers_of_one_that_was_not(
+def test_a_stopped_real_study_resumes_and_gives_the_numbers_of_an_uninterrupted_one(
     dualform: Command, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(regression_layers, "_TESTED", 16)

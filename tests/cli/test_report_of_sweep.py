@@ -8,7 +8,9 @@ from tests.cli.conftest import Done
 from tests.report.example_sweep import empty_sweep, example_sweep
 
 
-def test_the_page_of_a_sweep_is_made_again_and_its_chart_saved(dualform: Callable[..., Done], tmp_path: Path) -> None:
+def test_the_report_of_a_sweep_is_written_again_and_its_chart_saved(
+    dualform: Callable[..., Done], tmp_path: Path
+) -> None:
     page = write_sweep(tmp_path / "sweep", example_sweep())
     before = page.read_text(encoding="utf-8")
     page.unlink()
@@ -37,7 +39,7 @@ def test_a_folder_that_is_neither_a_runs_nor_a_sweeps_is_refused(dualform: Calla
     assert "has no result.json: give the folder of a finished run, or of a sweep with its sweep.json" in done.message
 
 
-def test_a_damaged_sweep_is_told(dualform: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_damaged_sweep_is_reported(dualform: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{}", encoding="utf-8")
 
     done = dualform("report", tmp_path)

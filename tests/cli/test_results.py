@@ -105,7 +105,7 @@ def test_json_has_all_columns_and_nothing_else_is_printed(listed: Command, folde
 
 
 @pytest.mark.parametrize(("ending", "columns"), [("parquet", 14), ("tex", 5), ("md", 5)])
-def test_exports_for_programs_hold_all_columns_and_those_for_papers_the_usual_ones(
+def test_exports_for_programs_have_all_columns_and_those_for_papers_the_overview(
     listed: Command, folder: Path, tmp_path: Path, ending: str, columns: int
 ) -> None:
     to = tmp_path / "out" / f"table.{ending}"
@@ -165,7 +165,7 @@ def test_a_store_is_checked_byte_by_byte(listed: Command, folder: Path) -> None:
     assert "1 incomplete or damaged (check with --verify)" in listed(folder).message
 
 
-def test_cells_are_dropped_only_when_named_and_said_twice(listed: Command, folder: Path) -> None:
+def test_cells_are_dropped_only_when_selected_and_confirmed(listed: Command, folder: Path) -> None:
     done = listed(folder, "--drop", "--yes")
     assert done.code == 2
     assert "--drop needs --where or --failed to select cells" in done.message
@@ -194,7 +194,9 @@ def test_cells_are_dropped_only_when_named_and_said_twice(listed: Command, folde
         (["STORE", "--to", "x.xlsx"], "use a file name ending in .parquet"),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_2(listed: Command, folder: Path, arguments: list[str], message: str) -> None:
+def test_a_mistake_gives_one_message_and_exit_code_2(
+    listed: Command, folder: Path, arguments: list[str], message: str
+) -> None:
     done = listed(*[str(folder) if argument == "STORE" else argument for argument in arguments])
 
     assert (done.code, done.out) == (2, "")
@@ -203,7 +205,7 @@ def test_a_mistake_is_one_message_and_exit_2(listed: Command, folder: Path, argu
     assert not Path("none").exists()
 
 
-def test_a_filter_that_nothing_fulfils_says_so(listed: Command, folder: Path) -> None:
+def test_a_filter_without_matches_is_reported(listed: Command, folder: Path) -> None:
     done = listed(folder, "--where", "seed=9")
 
     assert (done.code, done.out) == (0, "")
@@ -234,7 +236,7 @@ def test_the_help_shows_how(listed: Command) -> None:
     assert "--where 'accuracy.icl>0.7'" in done.out
 
 
-def test_cells_of_other_source_code_are_listed_and_exported_and_said_to_be_of_no_use_to_a_sweep(
+def test_cells_of_other_source_code_are_listed_and_exported_with_a_note(
     listed: Command, folder: Path, tmp_path: Path
 ) -> None:
     facts = {"study": "compare", "model": "old", "task": "sst2", "seed": 1}

@@ -77,7 +77,7 @@ def test_the_folder_is_named_after_model_task_and_study(
     assert (tmp_path / "runs" / "gpt2-tickets-selection" / "result.json").exists()
 
 
-def test_a_stopped_study_goes_on_and_gives_the_numbers_of_one_that_was_not(
+def test_a_stopped_study_resumes_and_gives_the_numbers_of_an_uninterrupted_one(
     dualform: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["selection", "gpt2", "tickets.csv", *QUICK]

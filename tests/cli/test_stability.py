@@ -99,7 +99,7 @@ def test_the_table_has_every_runs_answer_to_every_query(main_job: Any) -> None:
     assert all(row["label"] == row["query"] % 2 for row in rows)
 
 
-def test_the_page_can_be_made_again(dualform: Command, main_job: Any, real_page: None) -> None:
+def test_the_report_can_be_written_again(dualform: Command, main_job: Any, real_page: None) -> None:
     _, folder = main_job
     before = (folder / "report.html").read_bytes()
 
@@ -117,7 +117,7 @@ def test_tables_go_to_standard_output_and_the_rest_to_standard_error(dualform: C
     assert "Note" not in done.err
 
 
-def test_without_a_folder_the_run_goes_below_runs_by_all_models(dualform: Command, workplace: Path) -> None:
+def test_without_a_folder_the_run_is_written_below_runs_by_all_models(dualform: Command, workplace: Path) -> None:
     done = dualform("stability", "./gpt2/", "llama", *SMALL, "--ft-seeds", "0", "--label-seeds", "0")
 
     assert done.code == 0
@@ -246,7 +246,7 @@ def test_the_result_of_other_settings_is_not_written_over(dualform: Command, out
 # Interrupted.
 
 
-def test_a_stopped_study_goes_on_and_gives_the_numbers_of_one_that_was_not(
+def test_a_stopped_study_resumes_and_gives_the_numbers_of_an_uninterrupted_one(
     dualform: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

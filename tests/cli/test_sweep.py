@@ -33,7 +33,7 @@ def grid(workplace: Path) -> Path:
     return path
 
 
-def test_a_sweep_runs_tells_its_failures_and_goes_on_from_its_folder(
+def test_a_sweep_runs_reports_its_failures_and_resumes_from_its_folder(
     dualform: Callable[..., Done], grid: Path, tmp_path: Path
 ) -> None:
     where = ("--store", tmp_path / "store", "--out", tmp_path / "out", "--workers", "1")
@@ -65,7 +65,7 @@ def test_a_sweep_runs_tells_its_failures_and_goes_on_from_its_folder(
         (["grid.yaml", "--slurm", "account"], "--slurm 'account' should look like account=NAME"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_run(
+def test_a_mistake_is_reported_before_anything_is_run(
     dualform: Callable[..., Done], grid: Path, arguments: list[str], message: str
 ) -> None:
     done = dualform("sweep", *arguments)
@@ -74,7 +74,7 @@ def test_a_mistake_is_told_before_anything_is_run(
     assert message in done.message
 
 
-def test_a_task_that_does_not_exist_is_told_before_anything_is_run(
+def test_a_task_that_does_not_exist_is_reported_before_anything_is_run(
     dualform: Callable[..., Done], workplace: Path, tmp_path: Path
 ) -> None:
     (workplace / "other.yaml").write_text("models: [gpt2]\ntasks: [missing.csv]\nsettings: {text: body}\n")
@@ -102,7 +102,7 @@ def drawn(groups: list[GroupState]) -> str:
     return console.export_text()
 
 
-def test_the_live_table_counts_and_says_what_is_left() -> None:
+def test_the_live_table_counts_cells_and_shows_the_remaining_time() -> None:
     text = drawn(states("finished", "reused", "running", "failed", "waiting"))
 
     assert "3/5" in text
@@ -160,7 +160,7 @@ def with_code(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_checkpoints_code_runs_when_the_command_line_says_so_and_never_for_a_plan(
+def test_a_checkpoints_code_runs_only_if_the_command_line_allows_it_and_never_for_a_plan(
     dualform: Callable[..., Done], with_code: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "this_machine", lambda *given, **more: fixed_machine())

@@ -59,7 +59,7 @@ def test_training_sends_every_step(dualform: Command, tmp_path: Path) -> None:
     assert found.data.metrics["seconds"] > 0
 
 
-def test_of_several_processes_that_train_together_one_has_the_numbers(
+def test_of_several_processes_that_train_together_one_tracks_the_numbers(
     dualform: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dualform.runs import trackers
@@ -85,7 +85,7 @@ def test_of_several_processes_that_train_together_one_has_the_numbers(
 @pytest.mark.parametrize(
     "command", [["compare", "gpt2", "tickets.csv", *QUICK, "--out"], ["momentum", "train", "corpus.txt", "--to"]]
 )
-def test_a_slip_in_a_trackers_name_costs_nothing(dualform: Command, out: Path, command: list[str]) -> None:
+def test_a_mistake_in_a_trackers_name_is_reported_at_once(dualform: Command, out: Path, command: list[str]) -> None:
     done = dualform(*command, out, "--track", "wandbb")
 
     assert done.code == 2

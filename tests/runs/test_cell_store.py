@@ -106,7 +106,7 @@ def test_an_identity_is_plain_json(identity: dict[str, Any], error: type[Excepti
 # ---- round trip
 
 
-def test_what_was_written_is_found_by_whoever_asks_for_the_same(url: str) -> None:
+def test_a_written_cell_is_found_by_an_equal_key(url: str) -> None:
     written = CellStore(url).write(key(), files(), facts())
 
     for found in (CellStore(url).find(key()), CellStore(url, writable=False).find(key().digest, verify=True)):
@@ -146,7 +146,7 @@ def test_a_store_opens_from_elsewhere_by_its_url(url: str, tmp_path: Path, monke
     assert CellStore(store.url).find(key(), verify=True) is not None
 
 
-def test_empty_and_binary_and_alike_files_are_kept_apart(url: str) -> None:
+def test_empty_binary_and_equal_files_are_stored_separately(url: str) -> None:
     odd = {"empty": b"", "a.bin": bytes(range(256)), "b.bin": bytes(range(256)), "no_ending": b"x", "a.b.c": b"\r\n"}
 
     cell = CellStore(url).write(key(), odd, {})
@@ -171,7 +171,7 @@ def test_numbers_that_do_not_exist_are_none_among_the_facts(store: CellStore) ->
     assert store.find(key()) == cell
 
 
-def test_text_of_any_kind_comes_back_as_it_was(store: CellStore) -> None:
+def test_any_text_is_read_back_unchanged(store: CellStore) -> None:
     hostile = {"a": "\x1b[31m\x00\u202e</script>", "\ud800": "\ud800", "b": "|&_%$#{}~^\\\"'"}
 
     store.write(CellKey({"task": hostile}), {}, hostile)
@@ -212,7 +212,7 @@ def test_a_digest_is_64_hexadecimal_digits(store: CellStore, digest: str) -> Non
 # ---- failures
 
 
-def test_a_failure_is_kept_until_the_cell_succeeds(url: str) -> None:
+def test_a_failure_is_stored_until_the_cell_succeeds(url: str) -> None:
     store = CellStore(url)
     store.fail(key(), {"message": "first"})
     store.fail(key(), {"message": "CUDA", "traceback": "line\nline", "attempts": 2, "lost": False}, {"model": "tiny"})
@@ -229,7 +229,7 @@ def test_a_failure_is_kept_until_the_cell_succeeds(url: str) -> None:
     assert store.failure(key(2)) is None
 
 
-def test_a_failure_says_nothing_against_a_finished_cell(store: CellStore) -> None:
+def test_a_failure_does_not_affect_a_finished_cell(store: CellStore) -> None:
     put(store)
     # Another sweep's, which was slower; or the writer died between its last two steps.
     store.fail(key(), {"message": "late"})
@@ -376,7 +376,7 @@ def test_json_of_any_depth_is_no_cell(store: CellStore) -> None:
     assert store.find(key()) is None
 
 
-def test_what_a_dead_writer_left_is_no_cell_and_goes_at_the_next_write(store: CellStore) -> None:
+def test_files_of_a_killed_writer_are_no_cell_and_are_removed_at_the_next_write(store: CellStore) -> None:
     folder_of(store).mkdir(parents=True)
     for name in ("answers-0123456789abcdef.bin", ".cell.json.123.tmp", ".answers-00.bin.9.tmp"):
         (folder_of(store) / name).write_bytes(b"half")
@@ -515,7 +515,7 @@ def test_a_writer_that_stopped_for_good_does_not_block_others(
 # ---- places that refuse
 
 
-def test_a_full_disk_is_one_message_and_the_store_as_before(tmpfs: Path) -> None:
+def test_a_full_disk_gives_one_message_and_leaves_the_store_unchanged(tmpfs: Path) -> None:
     store = CellStore(tmpfs / "store")
     put(store, 1, 20_000)
     before = everything(tmpfs / "store" / "cells")
@@ -533,7 +533,7 @@ def test_a_full_disk_is_one_message_and_the_store_as_before(tmpfs: Path) -> None
     assert len(everything(folder_of(store, 2))) == 3
 
 
-def test_a_read_only_disk_is_one_message_and_can_still_be_listed(tmpfs: Path) -> None:
+def test_a_read_only_disk_gives_one_message_and_can_still_be_listed(tmpfs: Path) -> None:
     store = CellStore(tmpfs / "store")
     put(store)
     store.fail(key(2), {"message": "x"})
@@ -567,7 +567,7 @@ def _no_file_beyond(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_refusal_of_any_kind_is_one_message(store: CellStore) -> None:
+def test_any_error_of_the_storage_gives_one_message(store: CellStore) -> None:
     with (
         _no_file_beyond(50_000),
         pytest.raises(StorageError, match=r"cannot write .*: the file would be larger than .*--store"),
@@ -653,7 +653,7 @@ class _Refusing(MemoryFileSystem):
         (ConnectionError("reset \x1b[31m"), r"reset \\x1b"),
     ],
 )
-def test_a_bucket_that_refuses_is_one_message(
+def test_an_error_of_a_bucket_gives_one_message(
     error: OSError, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.register_implementation("refusing", _Refusing, clobber=True)
@@ -691,7 +691,7 @@ def test_a_place_that_cannot_be_reached_is_named(url: str, message: str) -> None
         "simplecache::ftp://me:secret@127.0.0.1:1/store",
     ],
 )
-def test_a_store_that_is_refused_is_one_line_without_its_password(url: str) -> None:
+def test_a_store_that_cannot_be_opened_gives_one_line_without_its_password(url: str) -> None:
     with pytest.raises(DualformError) as caught:
         list(CellStore(url, writable=False).digests())
     message = str(caught.value)
@@ -711,7 +711,7 @@ def test_a_password_in_the_url_reaches_neither_the_log_nor_what_is_shown(
     assert "memory://***@place/store?***" in caplog.text
 
 
-def test_pieces_are_kept_until_the_cell_is_dropped_and_a_damaged_one_is_none(store: CellStore) -> None:
+def test_pieces_are_stored_until_the_cell_is_dropped_and_damaged_ones_are_ignored(store: CellStore) -> None:
     for name, data in (("seed 1", b"one"), ("seed 2", b"two"), ("../../x", b"odd")):
         store.keep_piece(key(), name, data)
     assert [store.piece(key(), name) for name in ("seed 1", "seed 2", "../../x", "seed 3")] == [

@@ -64,7 +64,7 @@ time.sleep(60)
     process.stdout.close()
 
 
-def test_a_cell_is_claimed_once_until_it_is_given_back(store: CellStore) -> None:
+def test_a_cell_can_be_claimed_once_until_it_is_released(store: CellStore) -> None:
     with store.claim(key()) or pytest.fail("taken") as claim:
         assert store.claim(key()) is None
         assert CellStore(store.url).claim(key().digest) is None
@@ -159,7 +159,7 @@ def test_whose_claim_may_be_taken(local: CellStore, changes: dict[str, Any], tak
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
-def test_a_claim_that_cannot_be_read_is_nobodys(local: CellStore, content: bytes) -> None:
+def test_a_claim_that_cannot_be_read_has_no_owner(local: CellStore, content: bytes) -> None:
     path_of(local).parent.mkdir()
     path_of(local).write_bytes(content)
 
@@ -183,7 +183,7 @@ def test_an_owner_gives_signs_of_life(store: CellStore, monkeypatch: pytest.Monk
         assert not claim.lost
 
 
-def test_an_owner_whose_cell_was_taken_learns_of_it_and_leaves_the_new_claim(
+def test_an_owner_notices_that_its_claim_was_lost_and_leaves_the_new_claim(
     store: CellStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "BEAT_SECONDS", 0.01)
@@ -274,7 +274,7 @@ def test_a_claim_without_hard_links_is_exclusive_too(local: CellStore, monkeypat
     assert list(path_of(local).parent.iterdir()) == []
 
 
-def test_a_system_that_does_not_tell_of_processes_goes_by_signs_of_life(
+def test_without_process_information_claims_depend_on_heartbeats(
     local: CellStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "_space", lambda: "")
@@ -295,7 +295,7 @@ def test_clocks_that_do_not_agree_make_no_difference(local: CellStore, monkeypat
             assert local.is_claimed(key())
 
 
-def test_an_owner_elsewhere_is_dead_when_it_gives_no_sign_for_long_and_alive_with_each_new_one(
+def test_an_owner_elsewhere_is_dead_after_a_long_time_without_heartbeat(
     local: CellStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = local.claim(key())

@@ -43,7 +43,7 @@ def test_every_study_has_numbers_that_every_tracker_can_hold(make: Any) -> None:
         assert not [parent for parent in parents if parent in numbers], "a file cannot be a folder, too"
 
 
-def test_a_name_is_the_path_in_the_result_and_the_interval_stands_under_its_own() -> None:
+def test_a_name_is_the_path_in_the_result_and_the_interval_has_its_own() -> None:
     result = example_result()
     numbers = numbers_of(result)
     icl, similarity = result.accuracy["icl"], result.similarity["sim_aou"]
@@ -79,7 +79,7 @@ def test_lists_are_named_by_what_tells_their_records_apart() -> None:
     assert numbers[f"laboratory/studies/{study.name}/claims/01/holds"] == float(study.claims[0].holds)
 
 
-def test_every_list_of_records_in_the_schema_is_either_told_or_left_out_on_purpose() -> None:
+def test_every_list_of_records_in_the_schema_is_included_or_left_out_on_purpose() -> None:
     others = {"dualform.sweep_result", "dualform.attention_record"}
     records = [kind for kind in models() if kind.__module__ not in others]
     listed = {

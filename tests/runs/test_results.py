@@ -96,7 +96,7 @@ def test_values_of_several_kinds_are_a_column_of_text(store: CellStore) -> None:
     assert set(table.column("number").to_pylist()) == {0.5, 1, 2, 3, 4, 5}
 
 
-def test_a_fact_does_not_pass_for_what_the_store_says(store: CellStore) -> None:
+def test_a_fact_is_not_mistaken_for_a_column_of_the_store(store: CellStore) -> None:
     table = one_row({"key": "mine", "finished": "never", "identity.a": 2, "dualform": "9"}, store)
 
     row = table.to_pylist()[0]
@@ -214,7 +214,7 @@ def test_a_name_that_may_be_several_columns_is_named(store: CellStore) -> None:
         where(table, ["icl>0"])
 
 
-def test_columns_come_in_the_order_asked_for(table: pa.Table) -> None:
+def test_columns_come_in_the_requested_order(table: pa.Table) -> None:
     assert select(table, ["seed", "model"]).column_names == ["seed", "model"]
     assert set(select(table, ["accuracy.*"]).column_names) == {"accuracy.icl", "accuracy.ft"}
     assert select(table, ["*"]).column_names == table.column_names
@@ -235,7 +235,7 @@ def test_rows_are_sorted_by_several_columns_empty_ones_last(table: pa.Table) -> 
     assert sort(table, []).equals(table)
 
 
-def test_the_overview_leaves_out_what_says_nothing(table: pa.Table) -> None:
+def test_the_overview_leaves_out_uninformative_columns(table: pa.Table) -> None:
     assert set(overview(table).column_names) == {*("model", "task", "seed", "accuracy.icl", "accuracy.ft", "seconds")}
     small = overview(where(table, ["model=big", "task=mr"]))
     assert small.column_names == ["model", "task", "seed", "accuracy.icl", "seconds"]
@@ -299,7 +299,7 @@ def test_every_export_of_hostile_text_is_whole_and_without_characters_that_steer
         assert "x" * 1_000_000 in text
 
 
-def test_parquet_and_json_lines_keep_hostile_text_as_it_is(hostile: pa.Table, tmp_path: Path) -> None:
+def test_parquet_and_json_lines_keep_hostile_text_unchanged(hostile: pa.Table, tmp_path: Path) -> None:
     export(hostile, tmp_path / "x.parquet")
     (read,) = pq.read_table(tmp_path / "x.parquet").to_pylist()
     for row in (read, json.loads(to_jsonl(hostile))):

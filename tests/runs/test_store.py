@@ -110,7 +110,7 @@ def test_a_finished_folder_holds_what_was_promised_and_no_pieces(folder: RunFold
     assert all(f"note: {warning}" in log for warning in comparison().result.warnings)
 
 
-def test_a_kept_seed_comes_back_to_whoever_asks_under_the_same_settings(folder: RunFolder) -> None:
+def test_a_stored_seed_is_reused_with_the_same_settings(folder: RunFolder) -> None:
     mine = pieces()[0]
     folder.put(mine)
 
@@ -127,20 +127,20 @@ def test_a_kept_seed_comes_back_to_whoever_asks_under_the_same_settings(folder: 
 
 
 @pytest.mark.parametrize("changes", [{"k": 5}, {"rates": (1e-3,)}, {"model": "other"}, {"loss_on": "label"}])
-def test_a_seed_kept_under_other_settings_is_not_used(folder: RunFolder, changes: dict[str, Any]) -> None:
+def test_a_seed_stored_with_other_settings_is_not_used(folder: RunFolder, changes: dict[str, Any]) -> None:
     folder.put(pieces()[0])
 
     assert RunFolder(folder.path, CONFIG.model_copy(update=changes)).get("seed 1", pieces()[0].inputs) is None
 
 
-def test_a_seed_made_from_other_inputs_is_not_used(folder: RunFolder) -> None:
+def test_a_seed_of_other_inputs_is_not_used(folder: RunFolder) -> None:
     folder.put(pieces()[0])
 
     assert folder.get("seed 1", "other") is None
     assert "seed 1: model or data have changed" in (folder.path / "log.txt").read_text()
 
 
-def test_a_seed_kept_by_other_source_code_is_not_used(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_stored_by_other_source_code_is_not_used(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.put(pieces()[0])
     monkeypatch.setattr(store, "source_digest", lambda: "of another day")
 
@@ -180,7 +180,7 @@ def test_a_damaged_piece_is_run_again(folder: RunFolder, damage: Any) -> None:
     assert "seed 1: seed-1.safetensors is damaged" in (folder.path / "log.txt").read_text()
 
 
-def test_a_run_goes_on_behind_a_damaged_piece(folder: RunFolder) -> None:
+def test_a_run_continues_after_a_damaged_piece(folder: RunFolder) -> None:
     for piece in pieces():
         folder.put(piece)
     cells_of(folder.path)[1].write_bytes(b"half")
@@ -207,7 +207,7 @@ HARD_NAMES = [
 ]
 
 
-def test_pieces_may_be_called_by_paths_of_any_length_and_are_kept_apart(folder: RunFolder) -> None:
+def test_pieces_can_be_named_by_paths_of_any_length(folder: RunFolder) -> None:
     # Studies of several models name their pieces by model, and a model may be a path.
     for number, name in enumerate(HARD_NAMES[2:]):
         folder.put(Piece(name, "abc", {"x": torch.tensor([float(number)])}, {"number": number}))
@@ -267,7 +267,7 @@ def test_only_a_runs_own_pieces_are_dropped_at_the_end(folder: RunFolder) -> Non
     assert names(folder.path) == PROMISED | {others[0].parent.name, "cells-of-mine", ".notes.md.1.tmp"}
 
 
-def test_the_result_of_other_settings_is_not_written_over_unless_asked_to(folder: RunFolder) -> None:
+def test_the_result_of_other_settings_is_overwritten_only_on_request(folder: RunFolder) -> None:
     finish(folder)
     log = (folder.path / "log.txt").read_bytes()
 
@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_no_half_written_settings(tmp_path: Path) -> None:
     assert "config.yaml" not in names(tmp_path / "one")
 
 
-def test_a_full_disk_is_named_when_a_seed_is_kept(folder: RunFolder, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_is_reported_when_a_seed_is_stored(folder: RunFolder, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("no_space")
 
     with pytest.raises(StorageError, match=r"seed-1\.safetensors: the disk is full"):
@@ -327,7 +327,7 @@ def test_a_full_disk_is_named_when_a_seed_is_kept(folder: RunFolder, request: py
 
 
 @pytest.mark.parametrize("step", ["examples.parquet", "report.html", "result.json"])
-def test_a_disk_that_fills_at_the_end_leaves_the_earlier_result_as_it_was(
+def test_a_disk_that_fills_at_the_end_leaves_the_earlier_result_unchanged(
     folder: RunFolder, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(folder)
@@ -352,7 +352,7 @@ def test_a_disk_that_fills_at_the_end_leaves_the_earlier_result_as_it_was(
     assert len(cells_of(folder.path)) == 1
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
     with pytest.raises(StorageError, match=r"file/run: a part of the path is a file\. .* --out"):
@@ -374,7 +374,7 @@ def test_any_other_fault_while_writing_leaves_the_old_file(folder: RunFolder, mo
     assert names(folder.path) == PROMISED
 
 
-def test_the_page_is_made_again_from_the_result_alone(folder: RunFolder) -> None:
+def test_the_report_can_be_written_again_from_the_result(folder: RunFolder) -> None:
     finish(folder)
     page = folder.path / "report.html"
     whole = page.read_bytes()
@@ -413,7 +413,7 @@ def test_settings_with_words_of_any_language_are_kept(tmp_path: Path) -> None:
     assert folder.get("seed 1", "abc") is not None
 
 
-def test_where_learners_looked_lies_beside_the_result_and_is_read_back(folder: RunFolder) -> None:
+def test_attention_is_stored_next_to_the_result_and_read_back(folder: RunFolder) -> None:
     record = comparison().attention
     assert record is not None
 
@@ -423,7 +423,7 @@ def test_where_learners_looked_lies_beside_the_result_and_is_read_back(folder: R
     assert read_attention(folder.path) == record
 
 
-def test_a_run_without_it_leaves_no_earlier_runs_behind(folder: RunFolder) -> None:
+def test_a_run_without_attention_removes_that_of_an_earlier_run(folder: RunFolder) -> None:
     (folder.path / "attention.json").write_text("of another run")
 
     finish(folder)
@@ -451,7 +451,7 @@ def test_the_rebuilt_page_shows_where_learners_looked(folder: RunFolder, monkeyp
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', "\x00"])
-def test_a_damaged_record_is_told_with_what_to_do(folder: RunFolder, text: str) -> None:
+def test_a_damaged_record_is_reported_with_a_remedy(folder: RunFolder, text: str) -> None:
     finish(folder)
     (folder.path / "attention.json").write_text(text)
 

@@ -191,7 +191,7 @@ def test_a_cell_that_fails_takes_no_other_with_it(place: Path) -> None:
     assert sum(job.payload["settings"]["model"] == "nowhere" for job in engine.done) == 1
 
 
-def test_a_fault_is_kept_with_its_traceback(place: Path) -> None:
+def test_a_fault_is_stored_with_its_traceback(place: Path) -> None:
     (state,) = run(Serial(perform="tests.runs.test_sweep:raising"), seeds=1)
 
     failure = state.seeds[0].failure
@@ -348,7 +348,7 @@ def test_two_swapped_rows_of_an_embedding_are_another_model(place: Path) -> None
     assert before is not None
 
 
-def test_what_changes_while_a_sweep_runs_is_told_and_not_kept(place: Path) -> None:
+def test_changes_of_inputs_during_a_sweep_are_reported(place: Path) -> None:
     sweep = Sweep(grid(seeds=1)[1], CellStore("store"), Serial())
     text = (place / "tickets.csv").read_text()
     (place / "tickets.csv").write_text(text.replace("story", "tale"))
@@ -360,7 +360,7 @@ def test_what_changes_while_a_sweep_runs_is_told_and_not_kept(place: Path) -> No
     assert list(CellStore("store").cells()) == []
 
 
-def test_a_store_that_the_driver_does_not_see_is_told_and_ends_the_sweep(place: Path) -> None:
+def test_a_store_that_the_driver_cannot_access_ends_the_sweep(place: Path) -> None:
     (state,) = run(Serial(perform="tests.runs.test_sweep:writing_elsewhere"), seeds=1)
 
     failure = state.seeds[0].failure
@@ -373,7 +373,7 @@ def writing_elsewhere(payload: dict[str, Any]) -> dict[str, Any]:
     return worker.perform({**payload, "store": "another"})
 
 
-def test_a_store_that_is_full_ends_the_sweep_with_one_message_and_what_there_is_so_far(place: Path) -> None:
+def test_a_full_store_ends_the_sweep_with_one_message_and_partial_results(place: Path) -> None:
     config, groups = grid()
     with pytest.raises(StorageError, match="the disk is full"):
         run_sweep(
@@ -392,7 +392,7 @@ def full_on_seed_2(payload: dict[str, Any]) -> dict[str, Any]:
     return worker.perform(payload)
 
 
-def test_a_folder_of_another_sweep_or_of_other_runs_is_not_written_over_unless_asked(place: Path) -> None:
+def test_a_folder_of_another_sweep_or_of_other_runs_is_overwritten_only_on_request(place: Path) -> None:
     config, groups = grid(seeds=1)
     (place / "runs" / groups[0].name).mkdir(parents=True)
     (place / "runs" / groups[0].name / "result.json").write_text("{}")
@@ -407,7 +407,7 @@ def test_a_folder_of_another_sweep_or_of_other_runs_is_not_written_over_unless_a
     assert read_sweep_file(Path("out"))[0].seeds == (1,)
 
 
-def test_a_groups_time_is_that_of_its_seeds_and_its_data_lie_where_the_sweep_says(place: Path) -> None:
+def test_a_groups_time_is_that_of_its_seeds_and_its_paths_are_those_of_the_sweep(place: Path) -> None:
     config, groups = grid(seeds="1..2", settings={**SETTINGS, "data_dir": str(place)})
     sweep = run_sweep(config, groups, Serial(), out=Path("out"), store=CellStore("store"))
 
@@ -464,7 +464,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("study", list(WHOLE))
-def test_a_cell_that_is_a_whole_run_goes_on_from_its_finished_parts(
+def test_a_cell_of_a_whole_run_resumes_from_its_finished_pieces(
     place: Path, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"study": study, "seeds": "1..2", **WHOLE[study]}
@@ -507,7 +507,7 @@ def test_cells_of_other_source_code_are_not_reused(place: Path, monkeypatch: pyt
     assert len(list(CellStore("store").cells())) == 4
 
 
-def test_a_worker_of_other_source_code_says_so_and_computes_nothing(
+def test_a_worker_with_other_source_code_reports_it_and_computes_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = Sweep(grid(seeds=1)[1], CellStore("store"), Serial())
@@ -593,7 +593,7 @@ def driver(out: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", script(), out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def test_a_sweep_whose_driver_and_workers_are_killed_goes_on_and_two_at_once_share_the_work(place: Path) -> None:
+def test_a_sweep_whose_driver_and_workers_are_killed_resumes_and_two_sweeps_share_the_work(place: Path) -> None:
     settings = {"limit": 4, "selection_limit": 4, "resamples": 10, "learners": ["zsl", "icl"], "controls": []}
     grid_of_24 = GRID | {"models": ["gpt2", "llama"], "settings": settings, "grid": {"k": [1, 2, 3, 4]}}
     (place / "grid.yaml").write_text(json.dumps(grid_of_24))

@@ -33,7 +33,7 @@ def digests(**changes: Any) -> dict[int | None, str]:
     return {cell.seed: cell.key.digest for cell in cells_of(group(**changes), DigestCache())}
 
 
-def test_a_comparison_has_a_cell_a_seed_and_the_later_ones_wait_for_the_first(place: Path) -> None:
+def test_a_comparison_has_a_cell_per_seed_and_the_later_ones_wait_for_the_first(place: Path) -> None:
     first, second, third = cells_of(group(), DigestCache())
 
     assert [cell.seed for cell in (first, second, third)] == [1, 2, 3]
@@ -105,7 +105,7 @@ def test_what_seeds_are_put_together_to_hangs_on_which_finished(place: Path) -> 
     assert combined_cell(group(settings={"k": 4, "resamples": 20}), [1, 2, 3], DigestCache()).key != every.key
 
 
-def test_a_model_is_told_by_its_weights_and_not_by_its_name(place: Path) -> None:
+def test_a_model_is_identified_by_its_weights_and_not_by_its_name(place: Path) -> None:
     same = model_identity("gpt2")
     shutil.copytree(place / "gpt2", place / "copy")
     assert model_identity(str(place / "copy")) == same
@@ -126,7 +126,7 @@ def test_a_model_is_told_by_its_weights_and_not_by_its_name(place: Path) -> None
     assert model_identity("no/such-model") != model_identity("no/other-model")
 
 
-def test_a_task_is_told_by_its_rows_and_not_by_its_file(tmp_path: Path) -> None:
+def test_a_task_is_identified_by_its_rows_and_not_by_its_file(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_csv(tmp_path / name / "mine.csv")

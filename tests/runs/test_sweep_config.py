@@ -133,13 +133,13 @@ def test_a_mistake_is_named_with_its_value(changes: dict[str, Any], message: str
         ("configs: [{study: x}]\n", r"configs\[0\] needs a study: one of compare, stability"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_cannot_be_used_is_reported(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_sweep_file(tmp_path / "grid.yaml")
 
 
-def test_a_missing_file_and_a_folder_of_something_else_are_told(tmp_path: Path) -> None:
+def test_a_missing_file_and_another_folder_are_reported(tmp_path: Path) -> None:
     for name in ("none.yaml", "none.py"):
         with pytest.raises(ConfigError, match="none"):
             read_sweep_file(tmp_path / name)
@@ -177,13 +177,13 @@ def test_a_sweep_written_in_python_is_a_list_of_configurations(tmp_path: Path) -
         ("import sys; sys.exit(3)", "raised SystemExit: 3"),
     ],
 )
-def test_a_python_file_that_leaves_something_else_is_told(tmp_path: Path, text: str, message: str) -> None:
+def test_a_python_file_without_configurations_is_reported(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_sweep_file(tmp_path / "mine.py")
 
 
-def test_a_python_file_can_import_what_lies_beside_it(tmp_path: Path) -> None:
+def test_a_python_file_can_import_modules_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "beside_the_sweep.py").write_text("KS = (4, 8)\n")
     (tmp_path / "mine.py").write_text(
         "from beside_the_sweep import KS\nfrom dualform import comparison_config\n"
@@ -197,7 +197,7 @@ def test_names_that_no_file_system_takes_are_cut_to_bytes() -> None:
     assert len(found.name.encode()) <= 120
 
 
-def test_the_same_configuration_twice_is_told() -> None:
+def test_the_same_configuration_twice_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"configs\[1\] is equal to an earlier one"):
         groups_of([comparison_config("a", "mr")] * 2)
     with pytest.raises(ConfigError, match=r"configs\[0\] is a SweepConfig"):

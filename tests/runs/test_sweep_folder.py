@@ -14,7 +14,7 @@ def quick_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dualform.runs.sweep_folder.render_sweep", lambda sweep: f"<html>{sweep.name}</html>")
 
 
-def test_a_sweep_is_read_back_as_it_was_written(tmp_path):
+def test_a_written_sweep_is_read_back_unchanged(tmp_path):
     page = write_sweep(tmp_path / "sweep", example_sweep())
     assert page == tmp_path / "sweep" / "report.html"
     assert read_sweep(tmp_path / "sweep") == example_sweep()
@@ -38,7 +38,7 @@ def test_the_table_has_a_row_a_group_and_learner(tmp_path):
     assert results_table(empty_sweep()).num_rows == 0
 
 
-def test_the_page_is_made_again_and_nothing_else_is_touched(tmp_path):
+def test_the_report_is_written_again_and_nothing_else_is_changed(tmp_path):
     write_sweep(tmp_path, example_sweep())
     (tmp_path / "report.html").unlink()
     before = (tmp_path / "sweep.json").stat().st_mtime_ns
@@ -46,7 +46,7 @@ def test_the_page_is_made_again_and_nothing_else_is_touched(tmp_path):
     assert (tmp_path / "sweep.json").stat().st_mtime_ns == before
 
 
-def test_a_folder_without_a_sweep_and_a_damaged_one_are_told(tmp_path):
+def test_a_folder_without_a_sweep_and_a_damaged_sweep_are_reported(tmp_path):
     with pytest.raises(ConfigError, match=r"has no sweep\.json\. Give the folder of a sweep"):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text("{", encoding="utf-8")
@@ -54,7 +54,7 @@ def test_a_folder_without_a_sweep_and_a_damaged_one_are_told(tmp_path):
         read_sweep(tmp_path)
 
 
-def test_a_folder_in_the_way_is_told(tmp_path: Path):
+def test_a_folder_in_place_of_a_file_is_reported(tmp_path: Path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cannot write .*file.* Free some space"):
         write_sweep(tmp_path / "file", empty_sweep())

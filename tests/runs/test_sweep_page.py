@@ -49,14 +49,14 @@ def test_the_grid_marks_the_highest_and_what_is_not_significantly_different(html
     assert "mean over 6 tasks" in text_of(page)
 
 
-def test_groups_are_linked_beside_the_page_and_a_lost_one_is_not(page):
+def test_groups_with_a_result_are_linked_and_others_are_not(page):
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert "./gemma3-270m-agnews/report.html" in links
     assert not any("gemma3-270m-cb" in link for link in links)
     assert all(link.startswith(("./", "#")) for link in links)
 
 
-def test_failures_are_told_with_their_traceback_folded(page):
+def test_failures_are_listed_with_a_collapsed_traceback(page):
     text = text_of(page)
     assert "TrainingError: finetuning on seed 2 gave NaN at step 3" in text
     assert "Traceback (most recent call last)" in text
@@ -157,7 +157,7 @@ def test_text_of_others_cannot_break_out_of_the_page(html):
     assert all(link.startswith(("./%3C", "#")) for link in links)
 
 
-def test_a_groups_address_is_never_another_than_a_folder_beside_the_page():
+def test_a_groups_address_is_always_a_folder_next_to_the_page():
     group = example_sweep().groups[0]
     for name, address in (
         ("javascript:alert(1)", "./javascript%3Aalert%281%29/report.html"),

@@ -71,7 +71,7 @@ def test_without_tests_and_intervals_nothing_is_decided():
     assert all(learners_above_zero_shot(result) is None for _, result in bare)
 
 
-def test_the_mean_over_tasks_is_students_over_one_number_a_task():
+def test_the_mean_over_tasks_has_students_interval_over_one_number_per_task():
     results = [each for each in comparison_results(example_sweep()) if each[0].model == "smollm2-135m"]
     gap = mean_over_tasks(results, difference_of("icl", "ft"))
     values = [(result.accuracy["icl"].mean or 0) - (result.accuracy["ft"].mean or 0) for _, result in results]
@@ -128,7 +128,7 @@ def test_many_models_and_options_are_left_to_the_table():
     assert not any("mean accuracy over" in sentence for sentence in sweep_verdict(sweep_over_k()))
 
 
-def test_other_studies_are_pointed_to_and_a_sweep_without_results_says_so():
+def test_other_studies_are_mentioned_and_so_are_missing_results():
     assert any("other studies" in each and "stability" in each for each in sweep_verdict(mixed_sweep()))
     assert sweep_verdict(empty_sweep()) == ["No group of this sweep has a result yet. 3 cells: 3 not started."]
     assert sweep_verdict(example_sweep(groups=[])) == []

@@ -212,7 +212,7 @@ def mlflow_run(uri: str) -> Any:
     return found
 
 
-def test_mlflow_goes_to_the_store_that_the_environment_names(
+def test_mlflow_writes_to_the_store_named_in_the_environment(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("mlflow")
@@ -224,7 +224,7 @@ def test_mlflow_goes_to_the_store_that_the_environment_names(
     assert mlflow_run(uri).data.metrics["accuracy/icl"] == 0.75
 
 
-def test_a_run_that_raises_is_marked_as_failed_and_its_steps_are_kept(run: Path) -> None:
+def test_a_run_with_an_error_is_marked_as_failed_and_keeps_its_steps(run: Path) -> None:
     needs("mlflow")
     tracker = open_tracker("mlflow", project="dualform", run_name="x", config={}, folder=run)
     tracker.log(1, {"loss": 2.0})
@@ -234,7 +234,7 @@ def test_a_run_that_raises_is_marked_as_failed_and_its_steps_are_kept(run: Path)
     assert (found.info.status, found.data.metrics) == ("FAILED", {"loss": 2.0})
 
 
-def test_a_tracker_that_fails_in_the_middle_costs_one_warning_and_the_others_go_on(
+def test_a_tracker_that_fails_during_a_run_gives_one_warning_and_the_others_continue(
     run: Path, trackio_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("mlflow")
@@ -255,7 +255,9 @@ def test_a_tracker_that_fails_in_the_middle_costs_one_warning_and_the_others_go_
     assert [row.get("loss") for row in SQLiteStorage.get_logs("half", "x")] == [3.0, 2.0, 1.0, None]
 
 
-def test_a_tracker_that_cannot_begin_costs_one_warning_and_no_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_cannot_start_gives_one_warning_and_the_run_continues(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs("mlflow")
     # A file where a store should be, as a typing error in the environment may have it.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (run / "result.json").as_uri())
@@ -267,7 +269,7 @@ def test_a_tracker_that_cannot_begin_costs_one_warning_and_no_run(run: Path, mon
     tracker.finish(SUMMARY, [run / "report.html"])
 
 
-def test_a_server_that_does_not_answer_costs_one_warning_without_its_password(
+def test_a_server_that_does_not_answer_gives_one_warning_without_its_password(
     run: Path, no_network: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("mlflow")
@@ -284,7 +286,7 @@ def test_a_server_that_does_not_answer_costs_one_warning_without_its_password(
     "uri",
     ["http://me:secret@127.0.0.1:9", "https://example.org", "databricks", "databricks://mine", "postgresql://h/d"],
 )
-def test_a_server_that_nobody_asked_for_gets_nothing(
+def test_nothing_is_sent_to_a_server_without_online(
     run: Path, no_network: list[Any], monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     needs("mlflow")
@@ -360,7 +362,7 @@ def test_no_tracker_does_nothing(spec: str, run: Path) -> None:
         ("trackio,tensorboard", "unknown tracker 'tensorboard'."),
     ],
 )
-def test_an_unknown_tracker_is_told_before_any_work(spec: str, words: str) -> None:
+def test_an_unknown_tracker_is_reported_before_any_work(spec: str, words: str) -> None:
     needs("trackio")
     with pytest.raises(ConfigError) as caught:
         check_tracker(spec)
@@ -369,7 +371,7 @@ def test_an_unknown_tracker_is_told_before_any_work(spec: str, words: str) -> No
 
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])
-def test_a_missing_package_is_told_with_what_brings_it(
+def test_a_missing_package_is_reported_with_how_to_install_it(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -381,7 +383,7 @@ def test_a_missing_package_is_told_with_what_brings_it(
     )
 
 
-def test_what_was_asked_for_is_read_once_each() -> None:
+def test_each_requested_tracker_is_read_once() -> None:
     for package in trackers.KNOWN:
         needs(package)
     assert check_tracker("trackio, wandb:online,mlflow,trackio") == (

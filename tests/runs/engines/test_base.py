@@ -50,7 +50,7 @@ def test_a_package_that_is_not_installed_is_named_with_what_brings_it(monkeypatc
         open_engine(extra)
 
 
-def test_a_worker_takes_what_it_has_loaded_before_what_is_heavier():
+def test_a_worker_prefers_jobs_with_its_model_to_larger_jobs():
     waiting = [
         CellJob("1", {}, affinity="a", weight=9),
         CellJob("2", {}, affinity="b", weight=1),
@@ -60,7 +60,7 @@ def test_a_worker_takes_what_it_has_loaded_before_what_is_heavier():
     assert best_match(["c", "b"], waiting) == (1, 2)
 
 
-def test_a_work_that_fits_nobody_goes_to_a_new_worker_heaviest_first():
+def test_jobs_without_a_matching_worker_go_to_a_new_worker_largest_first():
     waiting = [
         CellJob("1", {}, affinity="a", weight=1),
         CellJob("2", {}, affinity="b", weight=5),

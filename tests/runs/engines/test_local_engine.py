@@ -23,7 +23,7 @@ def engine(tmp_path) -> Iterator[Engine]:
     engine.close(kill=True)
 
 
-def test_works_finish_fail_or_are_lost_and_each_is_told_once(engine):
+def test_jobs_finish_fail_or_are_lost_and_each_is_reported_once(engine):
     payloads: dict[str, dict[str, Any]] = {
         "good": {"value": 1.5},
         "mistake": {"do": "mistake"},
@@ -67,7 +67,7 @@ def test_works_finish_fail_or_are_lost_and_each_is_told_once(engine):
     assert engine.collect(0) == []
 
 
-def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine):
+def test_a_worker_keeps_its_model_and_gets_the_jobs_that_need_it(engine):
     engine.submit(CellJob("a1", {"do": "sleep", "seconds": 0.5}, affinity="a"))
     engine.submit(CellJob("b1", {"do": "sleep", "seconds": 0.5}, affinity="b"))
     assert engine.idle_affinities() == []
@@ -108,7 +108,7 @@ def test_a_worker_killed_while_idle_costs_no_work(engine):
     assert collect_outcomes(engine, 1)["second"].status == "finished"
 
 
-def test_what_works_print_goes_to_a_log_file_only(engine, tmp_path, capfd):
+def test_output_of_jobs_goes_only_to_a_log_file(engine, tmp_path, capfd):
     engine.submit(CellJob("talker", {"do": "print"}))
     assert collect_outcomes(engine, 1)["talker"].status == "finished"
     engine.close()
@@ -116,7 +116,7 @@ def test_what_works_print_goes_to_a_log_file_only(engine, tmp_path, capfd):
     assert "".join(path.read_text() for path in (tmp_path / "logs").iterdir()) == "chatter\nmore chatter\n"
 
 
-def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine):
+def test_workers_have_the_requested_threads_and_the_drivers_environment(engine):
     variables = {
         "OMP_NUM_THREADS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -32,14 +32,14 @@ def test_torch_gets_the_threads_of_the_work(threads):
         ("tests.runs.engines.works:nothing", "AttributeError"),
     ],
 )
-def test_a_work_function_that_cannot_be_found_is_a_failure(function, reason):
+def test_a_function_that_cannot_be_found_is_a_failure(function, reason):
     outcome = perform({}, function=function)
     assert outcome.status == "failed"
     assert outcome.message.startswith(reason)
     assert not outcome.mistake
 
 
-def test_a_hostile_message_is_one_harmless_line():
+def test_a_hostile_message_becomes_one_harmless_line():
     hostile = "a\x1b[2J\nb\r\0\u202ec" + "<script>" * 200_000
     line = one_line(TaskError(hostile))
     assert line.startswith("TaskError: a\N{REPLACEMENT CHARACTER}[2J b")

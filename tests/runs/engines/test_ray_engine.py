@@ -41,7 +41,7 @@ def engine(logs) -> Iterator[Engine]:
     assert not ray.is_initialized()
 
 
-def test_works_finish_fail_or_are_lost_each_is_told_once_and_nothing_is_printed(engine, logs, capfd):
+def test_jobs_finish_fail_or_are_lost_each_is_reported_once_and_nothing_is_printed(engine, logs, capfd):
     payloads: dict[str, dict[str, Any]] = {"good": {"value": 1.5}, "after": {"value": 2}}
     payloads |= {name: {"do": name} for name in ("mistake", "fault", "die", "print")}
     for name, payload in payloads.items():
@@ -77,7 +77,7 @@ def begin_both(engine: Engine, folder: Path) -> None:
     wait_for(lambda: engine.collect(0.2) == [] and all(has_text(path) for path in files), seconds=60)
 
 
-def test_a_worker_keeps_what_it_has_loaded_and_gets_the_work_that_fits(engine, tmp_path):
+def test_a_worker_keeps_its_model_and_gets_the_jobs_that_need_it(engine, tmp_path):
     begin_both(engine, tmp_path)
     (tmp_path / "go").touch()
     first = collect_outcomes(engine, 2)
@@ -116,7 +116,7 @@ def test_a_worker_killed_while_idle_costs_no_work(engine):
     assert collect_outcomes(engine, 1)["second"].status == "finished"
 
 
-def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine):
+def test_workers_have_the_requested_threads_and_the_drivers_environment(engine):
     variables = {
         "OMP_NUM_THREADS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -126,7 +126,7 @@ def test_threads_are_those_asked_for_and_the_environment_is_the_driver_s(engine)
     assert collect_outcomes(engine, 1)["look"].facts == variables
 
 
-def test_a_process_that_has_joined_a_cluster_keeps_it_and_is_told_what_finds_no_room(engine):
+def test_a_process_that_has_joined_a_cluster_keeps_it_and_is_warned_of_workers_that_do_not_fit(engine):
     with pytest.warns(UserWarning, match=r"2 Ray workers need 5 CPU each: 0 of them fit now"):
         second = open_engine("ray", workers=2, threads=5, perform=WORKS)
     assert second.idle_affinities() == ["", ""]
@@ -142,7 +142,7 @@ def test_gpus_that_this_machine_does_not_have_are_refused(engine):
         _choose_workers(1, 1, EngineOptions(gpus=1), warn=False)
 
 
-def test_a_worker_that_cannot_start_is_told_and_not_tried_for_ever(engine, monkeypatch):
+def test_a_worker_that_cannot_start_is_an_error_after_some_attempts(engine, monkeypatch):
     monkeypatch.setattr("dualform.runs.engines.ray_engine.JobActor", Broken)
     monkeypatch.setattr("dualform.runs.engines.ray_engine.START_ATTEMPTS", 1)
     second = open_engine("ray", workers=1, threads=1, perform=WORKS)
@@ -299,7 +299,7 @@ main(Path(sys.argv[1]))
 """
 
 
-def test_a_node_that_is_killed_loses_its_own_work_and_the_rest_goes_on(tmp_path):
+def test_a_killed_node_loses_only_its_own_jobs(tmp_path):
     said = run_script(tmp_path, NODES).communicate(timeout=120)[0].splitlines()
     assert said[0].startswith("lost the Ray worker is gone: ActorDiedError"), said
     assert said[0].isprintable()

@@ -72,7 +72,7 @@ def test_killing_cancels_the_jobs(local, tmp_path):
     wait_for(lambda: not is_alive(int((tmp_path / "pid").read_text())), seconds=5)
 
 
-def test_a_batch_is_one_array_with_what_was_asked_for(slurm, tmp_path):
+def test_a_batch_is_one_array_with_the_requested_resources(slurm, tmp_path):
     options = EngineOptions(
         log_dir=tmp_path / "jobs",
         partition="long",
