@@ -102,10 +102,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_command(*arguments: str | Path, **environment: str) -> Done:
     """Run a command in this process; a fault of ours is raised as it is."""
-    found = CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return Done(found.exit_code, found.stdout, found.stderr)
+    result = CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def result_of(folder: Path) -> dict[str, Any]:
     """`result.json`, which must follow the schema."""
     text = (folder / "result.json").read_text(encoding="utf-8")
     Result.from_json(text)
-    found: dict[str, Any] = json.loads(text)
-    return found
+    result: dict[str, Any] = json.loads(text)
+    return result
 
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:

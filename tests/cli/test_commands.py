@@ -190,26 +190,26 @@ def test_tasks_of_no_folder_are_refused(dualform: Command) -> None:
 )
 def test_the_doctor_shows_how_a_model_is_read(dualform: Command, model: str, route: str, reached: str) -> None:
     done = dualform("doctor", model, COLUMNS="200")
-    found = json.loads(dualform("doctor", model, "--json").out)
+    result = json.loads(dualform("doctor", model, "--json").out)
 
     assert done.code == 0
-    assert found["facts"]["route"] == route
-    assert found["facts"]["attention reached"] == reached
-    assert found["facts"]["layers"] == "2"
-    assert found["facts"]["W_K (layer 0)"] != "not found"
-    assert found["checks"]
-    assert all(check["passed"] for check in found["checks"])
-    assert all(check["name"] in done.out for check in found["checks"])
+    assert result["facts"]["route"] == route
+    assert result["facts"]["attention reached"] == reached
+    assert result["facts"]["layers"] == "2"
+    assert result["facts"]["W_K (layer 0)"] != "not found"
+    assert result["checks"]
+    assert all(check["passed"] for check in result["checks"])
+    assert all(check["name"] in done.out for check in result["checks"])
     assert "Not verified: " in done.out
 
 
 def test_the_doctor_shows_what_fails(dualform: Command, tmp_path: Path) -> None:
     save_tiny("mpt", tmp_path / "mpt")
 
-    found = json.loads(dualform("doctor", tmp_path / "mpt", "--json").out)
+    result = json.loads(dualform("doctor", tmp_path / "mpt", "--json").out)
 
-    assert found["facts"]["route"] == "naive"
-    assert not all(check["passed"] for check in found["checks"])
+    assert result["facts"]["route"] == "naive"
+    assert not all(check["passed"] for check in result["checks"])
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["gpt2", "--dtype", "int8"], ["gpt2", "--device", "gpu"]])

@@ -71,22 +71,22 @@ def test_the_folder_holds_exactly_what_was_promised(main_job: Any) -> None:
 
 def test_the_result_begins_as_promised(main_job: Any) -> None:
     _, folder = main_job
-    found = result_of(folder)
+    result = result_of(folder)
 
-    assert list(found)[:5] == ["schema", "dualform", "study", "config", "environment"]
-    assert found["schema"] == 2
-    assert found["study"] == "comparison"
-    assert found["config"] == yaml.safe_load((folder / "config.yaml").read_text())
-    assert {"python", "torch", "transformers", "device", "threads", "seconds"} <= found["environment"].keys()
+    assert list(result)[:5] == ["schema", "dualform", "study", "config", "environment"]
+    assert result["schema"] == 2
+    assert result["study"] == "comparison"
+    assert result["config"] == yaml.safe_load((folder / "config.yaml").read_text())
+    assert {"python", "torch", "transformers", "device", "threads", "seconds"} <= result["environment"].keys()
 
 
 def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
     _, folder = main_job
-    found = result_of(folder)
+    result = result_of(folder)
 
-    assert list(found["accuracy"]) == LEARNERS
+    assert list(result["accuracy"]) == LEARNERS
     for learner in LEARNERS:
-        accuracy = found["accuracy"][learner]
+        accuracy = result["accuracy"][learner]
         assert accuracy.keys() == {"mean", "ci95", "n", "per_seed", "per_label", "macro_f1", "over_majority"}
         assert accuracy["n"] == (8 if learner == "zsl" else 16)
         if learner == "zsl":
@@ -95,46 +95,46 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
         else:
             assert 0 <= accuracy["ci95"][0] <= accuracy["mean"] <= accuracy["ci95"][1] <= 1
         assert list(accuracy["per_seed"]) == ["1", "2"]
-        predictions = found["predictions"][learner]
+        predictions = result["predictions"][learner]
         assert 0.5 <= predictions["majority_share"] <= 1
         assert predictions["entropy"] >= 0
-        cost = found["cost"][learner]
+        cost = result["cost"][learner]
         assert {"adapt_seconds", "query_seconds", "tokens", "flops"} <= cost.keys()
         assert cost["tokens"] > 0
         assert cost["flops"] > 0
-    assert set(MEASURES) <= found["similarity"].keys()
+    assert set(MEASURES) <= result["similarity"].keys()
     for name in MEASURES:
-        measure = found["similarity"][name]
+        measure = result["similarity"][name]
         assert {"mean", "ci95", "n", "per_layer"} <= measure.keys()
         assert (measure["per_layer"] is not None) == (name in LAYERED), name
         if name in LAYERED:
             assert len(measure["per_layer"]) == 2
             assert -1 <= measure["mean"] <= 1
             assert measure["n"] == 16
-    assert set(found["controls"]) == set(CHEAP_CONTROLS)
-    for control, measures in found["controls"].items():
+    assert set(result["controls"]) == set(CHEAP_CONTROLS)
+    for control, measures in result["controls"].items():
         assert {"mean", "ci95", "n"} <= measures["sim_aou"].keys()
         assert measures["sim_aou"]["n"] == 16, control
-    calibrated = found["calibrated"]["sim_aou"]
+    calibrated = result["calibrated"]["sim_aou"]
     assert {"mean", "ci95", "n", "score", "control", "floor", "ceiling", "minimum_detectable"} <= calibrated.keys()
-    assert len(found["similarity"]["sim_aou"]["per_layer_q"]) == 2
-    assert len(found["tests"]) == 6 * 5 / 2
+    assert len(result["similarity"]["sim_aou"]["per_layer_q"]) == 2
+    assert len(result["tests"]) == 6 * 5 / 2
     # More is read for context than for zero-shot, and only finetuning is told apart by rates.
-    assert found["cost"]["icl"]["tokens"] > found["cost"]["zsl"]["tokens"] == found["cost"]["ft"]["tokens"]
-    assert {trial["learner"] for trial in found["trials"]} == {"ft", "lora"}
+    assert result["cost"]["icl"]["tokens"] > result["cost"]["zsl"]["tokens"] == result["cost"]["ft"]["tokens"]
+    assert {trial["learner"] for trial in result["trials"]} == {"ft", "lora"}
 
 
 def test_the_result_names_the_demonstrations(main_job: Any) -> None:
     _, folder = main_job
-    found = result_of(folder)["demonstrations"]
+    result = result_of(folder)["demonstrations"]
 
-    assert (found["k_requested"], found["k_effective"]) == (4, 4)
-    assert list(found["rows"]) == ["1", "2"]
-    for rows in found["rows"].values():
+    assert (result["k_requested"], result["k_effective"]) == (4, 4)
+    assert list(result["rows"]) == ["1", "2"]
+    for rows in result["rows"].values():
         assert len(set(rows)) == 4
         assert all(0 <= row < 60 for row in rows)
     # Balanced: row numbers of the table tell the label.
-    assert sorted(row % 2 for row in found["rows"]["1"]) == [0, 0, 1, 1]
+    assert sorted(row % 2 for row in result["rows"]["1"]) == [0, 0, 1, 1]
 
 
 def test_the_table_has_every_learners_answer_to_every_query(main_job: Any) -> None:
@@ -187,30 +187,30 @@ def test_without_a_folder_the_result_of_other_settings_is_kept(
 def test_the_papers_protocol_runs_and_reports_what_it_inflates(dualform: Command, out: Path) -> None:
     arguments = ["--seeds", "1..3", "--rates", "1e-3,1e-2", "--preset", "dai2023"]
     done = dualform("compare", "gpt2", "tickets.csv", *SMALL, *arguments, "--out", out)
-    found = result_of(out)
+    result = result_of(out)
 
     assert done.code == 0
-    assert list(found["accuracy"]) == ["zsl", "icl", "ft"]
-    assert found["config"]["probe"] == "label0"
-    assert found["config"]["rates"] == [1e-3, 1e-2]
-    assert found["task"]["selection_split"] == found["task"]["report_split"]
-    assert len(found["accuracy"]["icl"]["per_seed"]) == 1
-    assert len(found["trials"]) == 2
-    said = " ".join(found["warnings"])
-    assert "was chosen among 3 for the accuracy of ICL on the reported queries" in said
-    assert "chosen on the reported queries, as in the paper, so FT's accuracy is biased upwards" in said
-    assert set(found["controls"]) == {*CHEAP_CONTROLS, "random_released"}
+    assert list(result["accuracy"]) == ["zsl", "icl", "ft"]
+    assert result["config"]["probe"] == "label0"
+    assert result["config"]["rates"] == [1e-3, 1e-2]
+    assert result["task"]["selection_split"] == result["task"]["report_split"]
+    assert len(result["accuracy"]["icl"]["per_seed"]) == 1
+    assert len(result["trials"]) == 2
+    notes = " ".join(result["warnings"])
+    assert "was chosen among 3 for the accuracy of ICL on the reported queries" in notes
+    assert "chosen on the reported queries, as in the paper, so FT's accuracy is biased upwards" in notes
+    assert set(result["controls"]) == {*CHEAP_CONTROLS, "random_released"}
 
 
 def test_the_seed_can_be_chosen_on_other_queries_than_those_reported(dualform: Command, out: Path) -> None:
     arguments = ["--seeds", "1..3", "--rates", "1e-3,1e-2", "--select", "both"]
     assert dualform("compare", "gpt2", "tickets.csv", *QUICK, *arguments, "--out", out).code == 0
 
-    found = result_of(out)
-    assert found["config"]["select"] == "both"
-    assert found["task"]["selection_split"] != found["task"]["report_split"]
-    (seed,) = found["demonstrations"]["rows"]
-    (note,) = [warning for warning in found["warnings"] if "was chosen among 3" in warning]
+    result = result_of(out)
+    assert result["config"]["select"] == "both"
+    assert result["task"]["selection_split"] != result["task"]["report_split"]
+    (seed,) = result["demonstrations"]["rows"]
+    (note,) = [warning for warning in result["warnings"] if "was chosen among 3" in warning]
     assert note.startswith(f"Seed {seed} was chosen among 3 for the accuracy of ICL and FT (mean) on the selection")
     assert note.endswith("The reported queries were not used.")
 
@@ -218,22 +218,22 @@ def test_the_seed_can_be_chosen_on_other_queries_than_those_reported(dualform: C
 @pytest.mark.filterwarnings("ignore:label words 'short' and 'long' begin with the same token")
 def test_all_controls_can_be_requested_at_once(dualform: Command, out: Path, real_page: None) -> None:
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--controls", "all", "--out", out)
-    found = result_of(out)
+    result = result_of(out)
 
     assert done.code == 0
-    assert found["config"]["controls"] == list(CONTROLS.own)
-    assert set(found["controls"]) == {*CONTROLS.own, "batch_sequential"} - {"rates"}
-    assert [point["learning_rate"] for point in found["rate_sweep"]] == [1e-2]
+    assert result["config"]["controls"] == list(CONTROLS.own)
+    assert set(result["controls"]) == {*CONTROLS.own, "batch_sequential"} - {"rates"}
+    assert [point["learning_rate"] for point in result["rate_sweep"]] == [1e-2]
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_controls_can_be_left_out(dualform: Command, out: Path, real_page: None) -> None:
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--controls", "none", "--out", out)
-    found = result_of(out)
+    result = result_of(out)
 
     assert done.code == 0
-    assert found["config"]["controls"] == []
-    assert found["controls"] == found["calibrated"] == {}
+    assert result["config"]["controls"] == []
+    assert result["controls"] == result["calibrated"] == {}
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
 
 
@@ -241,10 +241,10 @@ def test_controls_can_be_named(dualform: Command, out: Path) -> None:
     arguments = ["--controls", "position_shift, icl_order", "--control-limit", "5"]
     assert dualform("compare", "gpt2", "tickets.csv", *QUICK, *arguments, "--out", out).code == 0
 
-    found = result_of(out)
-    assert list(found["controls"]) == ["position_shift", "icl_order"]
-    assert found["controls"]["icl_order"]["sim_aou"]["n"] == 5
-    assert found["similarity"]["sim_aou"]["n"] == 8
+    result = result_of(out)
+    assert list(result["controls"]) == ["position_shift", "icl_order"]
+    assert result["controls"]["icl_order"]["sim_aou"]["n"] == 5
+    assert result["similarity"]["sim_aou"]["n"] == 8
 
 
 def test_another_tasks_demonstrations_can_be_shown(dualform: Command, out: Path) -> None:
@@ -266,21 +266,21 @@ def test_seeds_can_be_written_in_several_ways(
     base = [*SMALL, "--learners", "zsl,icl"]
     assert dualform("compare", "gpt2", "tickets.csv", *base, *arguments, "--out", out).code == 0
 
-    found = result_of(out)
-    assert found["config"]["seeds"] == seeds
-    assert list(found["demonstrations"]["rows"]) == [str(seed) for seed in seeds]
+    result = result_of(out)
+    assert result["config"]["seeds"] == seeds
+    assert list(result["demonstrations"]["rows"]) == [str(seed) for seed in seeds]
 
 
 def test_a_family_outside_the_attention_registry_runs_whole(dualform: Command, out: Path) -> None:
     done = dualform("compare", "xglm", "tickets.csv", *SMALL, "--seeds", "1", "--out", out)
-    found = result_of(out)
+    result = result_of(out)
 
     assert done.code == 0
-    assert found["model"]["architecture"] == "XGLMForCausalLM"
-    assert found["model"]["route"] == "packed-mask"
-    assert list(found["accuracy"]) == LEARNERS
-    assert set(MEASURES) <= found["similarity"].keys()
-    assert all(found["similarity"][name]["mean"] is not None for name in LAYERED)
+    assert result["model"]["architecture"] == "XGLMForCausalLM"
+    assert result["model"]["route"] == "packed-mask"
+    assert list(result["accuracy"]) == LEARNERS
+    assert set(MEASURES) <= result["similarity"].keys()
+    assert all(result["similarity"][name]["mean"] is not None for name in LAYERED)
 
 
 def test_a_yaml_task_runs_whole(dualform: Command, out: Path, workplace: Path) -> None:
@@ -297,12 +297,12 @@ def test_a_yaml_task_runs_whole(dualform: Command, out: Path, workplace: Path) -
     arguments = [*SMALL[4:], "--seeds", "1", "--learners", "zsl,icl,ft"]
 
     done = dualform("compare", "llama", "films.yaml", *arguments, "--out", out)
-    found = result_of(out)
+    result = result_of(out)
 
     assert done.code == 0
-    assert found["task"]["name"] == "film-tickets"
-    assert found["task"]["label_words"] == ["bad", "good"]
-    assert re.fullmatch(r"Review: a .*\nSentiment:", found["task"]["prompt"])
+    assert result["task"]["name"] == "film-tickets"
+    assert result["task"]["label_words"] == ["bad", "good"]
+    assert re.fullmatch(r"Review: a .*\nSentiment:", result["task"]["prompt"])
     columns = pq.read_schema(out / "examples.parquet").names
     assert columns[5:] == ["log_probability:bad", "log_probability:good"]
 
@@ -312,13 +312,13 @@ def test_a_multiple_choice_task_runs_whole_without_the_probe(dualform: Command, 
     arguments = ["--text", "goal", *SMALL[4:], "--seeds", "1"]
 
     done = dualform("compare", "gpt2", "endings.jsonl", *arguments, "--out", out)
-    found = result_of(out)
+    result = result_of(out)
 
     assert done.code == 0
-    assert list(found["accuracy"]) == ["zsl", "icl", "ft", "lora", "fold"]
-    assert "The probe was left out: free-text choices have no classes to predict." in found["warnings"]
-    assert found["task"]["label_words"] is None
-    assert found["predictions"]["icl"]["majority_label"] is None
+    assert list(result["accuracy"]) == ["zsl", "icl", "ft", "lora", "fold"]
+    assert "The probe was left out: free-text choices have no classes to predict." in result["warnings"]
+    assert result["task"]["label_words"] is None
+    assert result["predictions"]["icl"]["majority_label"] is None
     rows = pq.read_table(out / "examples.parquet").to_pylist()
     # Even rows have two choices, odd ones three; what is not there has no log-probability.
     assert all((row["log_probability:2"] is None) == (row["query"] % 2 == 0) for row in rows)
@@ -335,35 +335,35 @@ def test_all_queries_are_reported_when_the_limit_is_0(dualform: Command, out: Pa
 @pytest.mark.filterwarnings("default")
 def test_demonstrations_that_do_not_fit_are_left_out_and_reported(dualform: Command, out: Path) -> None:
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--context", "85", "--out", out)
-    found = result_of(out)
+    result = result_of(out)
 
     assert done.code == 0
     assert re.search(r"^note: 4 demonstrations take \d+ tokens, but a context of 85 leaves", done.err, re.MULTILINE)
-    demonstrations = found["demonstrations"]
+    demonstrations = result["demonstrations"]
     assert 0 < demonstrations["k_effective"] < demonstrations["k_requested"] == 4
     assert len(demonstrations["rows"]["1"]) == demonstrations["k_effective"]
-    assert any("4 demonstrations were requested, but fewer fit" in warning for warning in found["warnings"])
+    assert any("4 demonstrations were requested, but fewer fit" in warning for warning in result["warnings"])
 
 
 def test_a_rate_that_diverges_is_dropped_and_reported(dualform: Command, out: Path) -> None:
     arguments = [*QUICK, "--rates", "1e-3,1e30", "--out", out]
     assert dualform("compare", "gpt2", "tickets.csv", *arguments).code == 0
 
-    found = result_of(out)
-    assert [(trial["learning_rate"], trial["status"]) for trial in found["trials"]] == [
+    result = result_of(out)
+    assert [(trial["learning_rate"], trial["status"]) for trial in result["trials"]] == [
         (1e-3, "finished"),
         (1e30, "diverged"),
     ]
-    assert any("dropped: ft at 1e+30" in warning for warning in found["warnings"])
+    assert any("dropped: ft at 1e+30" in warning for warning in result["warnings"])
 
 
 def test_the_same_command_gives_the_same_numbers(dualform: Command, tmp_path: Path) -> None:
-    found = []
+    result = []
     for name in ("one", "two"):
         dualform("compare", "gpt2", "tickets.csv", *QUICK, "--out", tmp_path / name)
-        found.append(result_of(tmp_path / name))
+        result.append(result_of(tmp_path / name))
 
-    assert numbers(found[0]) == numbers(found[1])
+    assert numbers(result[0]) == numbers(result[1])
 
 
 def test_a_json_run_prints_the_file_and_nothing_else(dualform: Command, out: Path) -> None:

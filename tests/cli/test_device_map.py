@@ -17,32 +17,32 @@ Command = Callable[..., Done]
 
 
 def test_a_comparison_from_disk_has_the_numbers_of_one_in_memory(dualform: Command, tmp_path: Path) -> None:
-    found = {}
+    result = {}
     for name, more in (("memory", []), ("disk", ["--device-map", '{"": "disk"}'])):
         # Weights on disk are not trained.
         read = ["--learners", "zsl,icl,fold,probe"]
         done = dualform("compare", "llama", "tickets.csv", *QUICK, *read, "--out", tmp_path / name, *more)
         assert done.code == 0, done.err
-        found[name] = numbers(result_of(tmp_path / name))
-    assert found["disk"]["config"].pop("device_map") == {"": "disk"}
-    assert found["memory"]["config"].pop("device_map") is None
+        result[name] = numbers(result_of(tmp_path / name))
+    assert result["disk"]["config"].pop("device_map") == {"": "disk"}
+    assert result["memory"]["config"].pop("device_map") is None
     # The whole model's products are packed, which adds up in another order; learning amplifies the rounding.
-    _assert_near(found["disk"], found["memory"], tolerance=2e-3)
+    _assert_near(result["disk"], result["memory"], tolerance=2e-3)
 
 
-def _assert_near(found: Any, expected: Any, tolerance: float, where: str = "") -> None:
+def _assert_near(result: Any, expected: Any, tolerance: float, where: str = "") -> None:
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
+        assert result.keys() == expected.keys(), where
         for key in expected:
-            _assert_near(found[key], expected[key], tolerance, f"{where}.{key}")
+            _assert_near(result[key], expected[key], tolerance, f"{where}.{key}")
     elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for one, other in zip(found, expected, strict=True):
-            _assert_near(one, other, tolerance, where)
+        assert len(result) == len(expected), where
+        for item, expected_item in zip(result, expected, strict=True):
+            _assert_near(item, expected_item, tolerance, where)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=tolerance, rel=tolerance, nan_ok=True), where
+        assert result == pytest.approx(expected, abs=tolerance, rel=tolerance, nan_ok=True), where
     else:
-        assert found == expected, where
+        assert result == expected, where
 
 
 def test_doctor_shows_how_a_model_is_divided(dualform: Command) -> None:

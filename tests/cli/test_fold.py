@@ -83,8 +83,8 @@ def test_a_fold_prints_its_accuracy_and_writes_a_checkpoint(
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {path.name for path in to.iterdir()}
     words = " ".join(done.out.split())
     assert "Folded 4 demonstrations into llama (ridge): zero-shot, it agrees with the prompted model on " in words
-    for some in ("of 8 queries (by chance ", "Accuracy", "in-context"):
-        assert some in words, some
+    for text in ("of 8 queries (by chance ", "Accuracy", "in-context"):
+        assert text in words, text
     # The page says what the terminal said, first of all.
     assert dualform("report", to).code == 0
     page = " ".join(html.unescape((to / "report.html").read_text(encoding="utf-8")).split())
@@ -127,14 +127,14 @@ def test_options_reach_the_settings(dualform: Command, quick: list[str], to: Pat
     done = dualform("fold", "llama", "tickets.csv", *quick, *options, "--json", "--to", to)
 
     assert done.code == 0, done.err
-    found = json.loads(done.out)
-    config = found["config"]
+    result = json.loads(done.out)
+    config = result["config"]
     assert (config["text"], config["label"], config["k"], config["limit"]) == ("body", "topic", 4, 8)
     assert config["fold"]["calibration"] == str(lines)
     assert (config["fold"]["strength"], config["fold"]["answer_weight"], config["fold"]["layers"]) == (0.5, 3, [0, 1])
     assert config["fold"]["plain_weight"] == 7
     assert (config["balanced"], config["context"], config["dtype"]) == (False, 300, "float64")
-    assert (found["fold"]["source"], found["fold"]["texts"], found["fold"]["strength"]) == ("more.txt", 10, 0.5)
+    assert (result["fold"]["source"], result["fold"]["texts"], result["fold"]["strength"]) == ("more.txt", 10, 0.5)
 
 
 def test_an_option_that_the_method_does_not_look_at_is_refused(dualform: Command, quick: list[str], to: Path) -> None:
@@ -307,13 +307,13 @@ def test_kill_9_during_writing_leaves_no_checkpoint_and_the_next_attempt_succeed
             assert time.monotonic() < end
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-        printed, said = process.communicate(timeout=PATIENCE)
+        printed, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == -signal.SIGKILL
     assert printed == ""
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
     assert not to.exists()
 
     (left,) = lies_at(to)

@@ -43,15 +43,15 @@ def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(
     assert done.err.split() == ["The", "page:", *str(out / "report.html").split()]
     for words in ("ridge", "thought-vector", "zero-shot"):
         assert words in done.out.lower(), words
-    found = result_of(out)
-    assert found["study"] == "folding"
-    assert [(point["axis"], point["value"]) for point in found["folding"]["points"]] == [
+    result = result_of(out)
+    assert result["study"] == "folding"
+    assert [(point["axis"], point["value"]) for point in result["folding"]["points"]] == [
         ("method", "ridge"),
         ("method", "thought-vector"),
         ("k", "2"),
         ("k", "4"),
     ]
-    assert found["folding"]["perplexity"]["source"] == "prose.txt"
+    assert result["folding"]["perplexity"]["source"] == "prose.txt"
     log = (out / "log.txt").read_text(encoding="utf-8")
     for words in ("llama on tickets.csv", "seed 2, ft: finished", "seed 1, fold ridge of 2 "):
         assert words in log
@@ -64,12 +64,12 @@ def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(
 def test_the_same_command_again_reads_what_is_there(
     dualform: Command, quick: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[int, str]] = []
+    folds: list[tuple[int, str]] = []
 
     def counted(experiment: object, drawn: object, settings: object, *rest: object) -> object:
-        if len(made) == stop_before:
+        if len(folds) == stop_before:
             raise KeyboardInterrupt
-        made.append((drawn.demonstrations.seed, settings.method))  # type: ignore[attr-defined]
+        folds.append((drawn.demonstrations.seed, settings.method))  # type: ignore[attr-defined]
         return make_fold(experiment, drawn, settings, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(study, "make_fold", counted)
@@ -79,19 +79,19 @@ def test_the_same_command_again_reads_what_is_there(
     assert done.code == 130
     assert "Finished folds are kept; run the same command to resume." in done.message
     assert not (out / "result.json").exists()
-    assert len(made) == 4
+    assert len(folds) == 4
 
     stop_before = -1
     done = dualform(*arguments, "--out", out)
     assert done.code == 0, done.err
     # Three ways (the default lies on both axes) of two seeds, each once.
-    assert len(made) == 6
+    assert len(folds) == 6
     assert "seed 1, ft" not in (out / "log.txt").read_text(encoding="utf-8")
     whole = out.with_name("whole")
     assert dualform(*arguments, "--out", whole).code == 0
     assert numbers(result_of(out)) == numbers(result_of(whole))
-    one, two = (pq.read_table(folder / "examples.parquet") for folder in (out, whole))
-    assert one.equals(two)
+    first, second = (pq.read_table(folder / "examples.parquet") for folder in (out, whole))
+    assert first.equals(second)
 
 
 def test_options_reach_the_settings(dualform: Command, quick: list[str], prose: str, out: Path, tmp_path: Path) -> None:

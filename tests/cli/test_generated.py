@@ -132,8 +132,8 @@ def test_what_cannot_be_read_is_named(shell: CliRunner, words: list[str], messag
 
 
 def test_help_is_the_first_sentence_of_the_description_and_the_default(shell: CliRunner) -> None:
-    shown = shell.invoke(app(), ["--help"]).output
-    lines = {match[1]: " ".join(match[2].split()) for match in re.finditer(r"│[ *]*(-{0,2}\w[\w-]*)(.*?)│", shown)}
+    output = shell.invoke(app(), ["--help"]).output
+    lines = {match[1]: " ".join(match[2].split()) for match in re.finditer(r"│[ *]*(-{0,2}\w[\w-]*)(.*?)│", output)}
 
     assert lines["--rates"] == "<str> Rates tried (1e-4,3e-2,10)"
     assert lines["--colours"] == "<str> Of red,green (all)"
@@ -145,10 +145,10 @@ def test_help_is_the_first_sentence_of_the_description_and_the_default(shell: Cl
     assert lines["--cold"] == "--no-cold <bool> Whether it is cold"
     assert lines["--heads"] == "--tails <bool> Which side (heads)"
     assert lines["model"] == "<str> What is asked [required]"
-    assert re.findall(r"╭─ (.*?) ─", shown) == [
+    assert re.findall(r"╭─ (.*?) ─", output) == [
         "Arguments", "Options", "Protocol", "Folding", "Output"
     ]  # fmt: skip
-    places = [shown.index(name) for name in (" model ", " source ", "--rates", "--cold", "--seeds", "--strength")]
+    places = [output.index(name) for name in (" model ", " source ", "--rates", "--cold", "--seeds", "--strength")]
     assert places == sorted(places)
 
 

@@ -114,11 +114,11 @@ def test_a_hostile_data_set_yields_a_harmless_terminal_page_and_folder(
     assert page.evaluate("window.harmed") is None
     assert page.title() == "dualform: gpt2 on hostile"
     assert page.locator("main img, main b, main base, main meta").count() == 0
-    shown = page.inner_text("main")
-    assert r"bad</b>\x1b[38;5;46;7m" in shown
-    assert r"\u202edoog\x07</script>{{ 1 }}" in shown
+    page_text = page.inner_text("main")
+    assert r"bad</b>\x1b[38;5;46;7m" in page_text
+    assert r"\u202edoog\x07</script>{{ 1 }}" in page_text
     # The browser's own tabs stand between the cells of a table.
-    assert steers(shown.replace("\t", " ")) == set()
+    assert steers(page_text.replace("\t", " ")) == set()
     draw_all(page)
     assert undrawn(page) == []
     phone = open_page(out / "report.html", width=PHONE)
@@ -196,9 +196,9 @@ def test_whatever_is_printed_on_a_terminal_steers_nothing(capsys: pytest.Capture
     for text in TEXTS:
         say(text)
     print_study(TEXTS, sweep_tables(hostile), TEXTS)
-    found = capsys.readouterr()
-    assert steers(found.out + found.err) == set()
-    assert r"\x1b]0;a new title\x07" in found.err
+    captured = capsys.readouterr()
+    assert steers(captured.out + captured.err) == set()
+    assert r"\x1b]0;a new title\x07" in captured.err
 
 
 def test_a_terminal_keeps_the_tables_shape_and_rich_its_own_colours() -> None:
@@ -213,11 +213,11 @@ def test_a_terminal_keeps_the_tables_shape_and_rich_its_own_colours() -> None:
 
 
 def test_json_on_a_terminal_is_harmless_and_has_the_same_content(capsys: pytest.CaptureFixture[str]) -> None:
-    told = {text: [text, "größer 日本"] for text in TEXTS}
-    print_json(json.dumps(told, ensure_ascii=False, indent=1))
+    content = {text: [text, "größer 日本"] for text in TEXTS}
+    print_json(json.dumps(content, ensure_ascii=False, indent=1))
     out = capsys.readouterr().out
     assert steers(out) == set()
-    assert json.loads(out) == told
+    assert json.loads(out) == content
     assert "größer 日本" in out
 
 
@@ -229,5 +229,5 @@ def test_the_bar_shows_what_is_being_done_as_plain_text(
         bar.start(len(TEXTS))
         for text in TEXTS:
             bar.advance(1, text)
-    found = capsys.readouterr()
-    assert steers(found.out + found.err) == set()
+    captured = capsys.readouterr()
+    assert steers(captured.out + captured.err) == set()

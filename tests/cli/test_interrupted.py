@@ -77,11 +77,11 @@ def test_a_stopped_run_resumes_and_gives_the_numbers_of_an_uninterrupted_one(
     assert seeds == [2, 3]
     assert {path.name for path in stopped.iterdir()} == PROMISED | ATTENTION
     assert (stopped / "attention.json").read_bytes() == (whole / "attention.json").read_bytes()
-    found, expected = result_of(stopped), result_of(whole)
-    assert numbers(found) == numbers(expected)
+    result, expected = result_of(stopped), result_of(whole)
+    assert numbers(result) == numbers(expected)
     # Tables are in the same order, too.
-    assert list(found["accuracy"]) == list(expected["accuracy"])
-    assert list(found["similarity"]) == list(expected["similarity"])
+    assert list(result["accuracy"]) == list(expected["accuracy"])
+    assert list(result["similarity"]) == list(expected["similarity"])
     assert rows_of(stopped) == rows_of(whole)
 
 
@@ -156,15 +156,15 @@ def test_a_stopped_process_resumes(
     try:
         wait_for(out / "log.txt", "seed 1: finished", process)
         process.send_signal(number)
-        printed, said = process.communicate(timeout=PATIENCE)
+        printed, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == code, said
+    assert process.returncode == code, errors
     assert printed == ""
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
     if number == signal.SIGINT:
-        assert said.endswith("Finished seeds are kept; run the same command to resume.\nstopped\n")
+        assert errors.endswith("Finished seeds are kept; run the same command to resume.\nstopped\n")
         assert_nothing_half_written(out)
     assert not (out / "result.json").exists()
     before = (out / "log.txt").read_text()
@@ -209,13 +209,13 @@ def test_ctrl_c_while_a_command_starts_prints_one_line(out: Path, workplace: Pat
         assert process.stdout.readline() == "up\n"
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
-        printed, said = process.communicate(timeout=PATIENCE)
+        printed, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
     assert (process.returncode, printed) == (130, "")
-    assert said.splitlines()[-1] == "stopped"
-    assert len(said.splitlines()) <= 2
+    assert errors.splitlines()[-1] == "stopped"
+    assert len(errors.splitlines()) <= 2
 
 
 def test_what_a_library_makes_of_ctrl_c_is_still_ctrl_c(

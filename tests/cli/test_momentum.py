@@ -50,10 +50,10 @@ def alone(texts: dict[str, str]) -> list[str]:
 
 def numbers(folder: Path) -> dict[str, Any]:
     """All but times."""
-    found = result_of(folder)
-    for arm in found["momentum"]["arms"]:
+    result = result_of(folder)
+    for arm in result["momentum"]["arms"]:
         del arm["step_ratio"]
-    return {name: value for name, value in found.items() if name != "environment"}
+    return {name: value for name, value in result.items() if name != "environment"}
 
 
 # One model.
@@ -133,8 +133,8 @@ def test_a_cost_is_printed_and_nothing_is_trained(dualform: Command, tmp_path: P
     (flops,) = re.findall(r"^([\d.e+]+) floating-point operations", operations)
     # Six for each weight and token, and some for attention.
     assert 0.8 < float(flops) / (6 * float(parameters) * 1e6 * int(tokens.replace(",", ""))) < 1.5
-    (told,) = re.findall(r"([\d,.]+) hours\.$", hours)
-    assert float(told.replace(",", "")) == pytest.approx(float(flops) / 4e14 / 3600, rel=0.05)
+    (printed,) = re.findall(r"([\d,.]+) hours\.$", hours)
+    assert float(printed.replace(",", "")) == pytest.approx(float(flops) / 4e14 / 3600, rel=0.05)
     assert not (tmp_path / "run").exists()
 
 
@@ -216,16 +216,16 @@ def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
     assert {path.name for path in out.iterdir() if path.is_file()} == PROMISED
     assert f"The page: {out / 'report.html'}" in done.message
     # A long path, which the task's name is here, is folded wherever the line ends.
-    told = done.out.replace("\n", "")
+    printed = done.out.replace("\n", "")
     for words in ("vanilla", "momentum 0.3", "letters", "gpt2"):
-        assert words in told, words
+        assert words in printed, words
     assert "least squares" in done.out
-    found = result_of(out)
-    assert found["study"] == "momentum"
-    assert [arm["name"] for arm in found["momentum"]["arms"]] == ["vanilla", "momentum 0.3"]
-    assert [one["eta"] for one in found["momentum"]["pretrained"]] == [0.1, 0.3]
-    assert len(found["momentum"]["regression"]["curves"]) == 2 * 3
-    assert "One seed has no interval: train several, with --seeds 1..5." in found["warnings"]
+    result = result_of(out)
+    assert result["study"] == "momentum"
+    assert [arm["name"] for arm in result["momentum"]["arms"]] == ["vanilla", "momentum 0.3"]
+    assert [each["eta"] for each in result["momentum"]["pretrained"]] == [0.1, 0.3]
+    assert len(result["momentum"]["regression"]["curves"]) == 2 * 3
+    assert "One seed has no interval: train several, with --seeds 1..5." in result["warnings"]
     log = (out / "log.txt").read_text(encoding="utf-8")
     for words in ("momentum 0.3, seed 1: finished", "momentum 0.3, step: finished", "regression, vanilla, seed 1: fin"):
         assert words in log
@@ -238,12 +238,12 @@ def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
 def test_a_stopped_study_resumes(
     dualform: Command, quick: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    started: list[str] = []
 
     def counted(config: Any, trained: Any, arm: Any, *rest: Any) -> Any:
-        if len(asked) == stop_before:
+        if len(started) == stop_before:
             raise KeyboardInterrupt
-        asked.append(arm.name)
+        started.append(arm.name)
         return ask(config, trained, arm, *rest)
 
     monkeypatch.setattr(study, "ask", counted)
@@ -255,7 +255,7 @@ def test_a_stopped_study_resumes(
 
     stop_before = -1
     assert dualform("momentum", "compare", *quick, "--out", out).code == 0
-    assert asked == ["vanilla", "momentum 0.3"]
+    assert started == ["vanilla", "momentum 0.3"]
     whole = out.with_name("whole")
     assert dualform("momentum", "compare", *quick, "--out", whole).code == 0
     assert numbers(out) == numbers(whole)

@@ -17,35 +17,35 @@ Command = Callable[..., Done]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What was asked of the machine; measuring one takes seconds."""
-    found: list[dict[str, Any]] = []
+    recorded: list[dict[str, Any]] = []
 
     def this_machine(device: str = "cpu", dtype: str = "float32", **more: Any) -> machine.Machine:
-        found.append({"device": device, "dtype": dtype, **more})
+        recorded.append({"device": device, "dtype": dtype, **more})
         return fixed_machine(device=device, dtype=dtype)
 
     monkeypatch.setattr(machine, "this_machine", this_machine)
-    return found
+    return recorded
 
 
-def told(done: Done) -> dict[str, Any]:
+def printed_plan(done: Done) -> dict[str, Any]:
     assert done.code == 0, done.err
-    found: dict[str, Any] = json.loads(done.out)
-    return found
+    recorded: dict[str, Any] = json.loads(done.out)
+    return recorded
 
 
-def test_a_plan_shows_parts_memory_and_time_and_runs_nothing(dualform: Command, asked: list[dict[str, Any]]) -> None:
+def test_a_plan_shows_parts_memory_and_time_and_runs_nothing(dualform: Command, requests: list[dict[str, Any]]) -> None:
     # Other tests leave runs in the folder that they share.
     before = sorted(Path().rglob("*"))
     done = dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK)
 
     assert done.code == 0, done.err
     assert done.message.endswith("Nothing was run.")
-    shown = " ".join(done.out.split())
+    output = " ".join(done.out.split())
     for words in ("compare gpt2 tickets", "tokens", "TFLOP", "packed", "control random", "weights", "GiB of memory."):
-        assert words in shown
-    assert re.search(r"It will take about [\d.]+ s, with 1 thread on cpu", shown)
+        assert words in output
+    assert re.search(r"It will take about [\d.]+ s, with 1 thread on cpu", output)
     assert sorted(Path().rglob("*")) == before
 
 
@@ -60,8 +60,8 @@ def test_a_plan_shows_parts_memory_and_time_and_runs_nothing(dualform: Command, 
     ],
     ids=lambda command: command[0],
 )
-def test_every_study_can_be_planned(command: list[str], dualform: Command, asked: list[dict[str, Any]]) -> None:
-    plan = told(dualform("plan", *command, "--json"))
+def test_every_study_can_be_planned(command: list[str], dualform: Command, requests: list[dict[str, Any]]) -> None:
+    plan = printed_plan(dualform("plan", *command, "--json"))
     assert plan["command"].startswith(command[0])
     assert plan["tokens_forwards"] > 0
     assert plan["flops"] > 0
@@ -70,16 +70,16 @@ def test_every_study_can_be_planned(command: list[str], dualform: Command, asked
     assert plan["fit"]["fits"]
 
 
-def test_options_reach_the_plan(dualform: Command, asked: list[dict[str, Any]]) -> None:
-    few = told(dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK, "--json"))
-    more = told(dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK, "--dtype", "bfloat16", "--json"))
+def test_options_reach_the_plan(dualform: Command, requests: list[dict[str, Any]]) -> None:
+    few = printed_plan(dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK, "--json"))
+    more = printed_plan(dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK, "--dtype", "bfloat16", "--json"))
     assert more["memory"]["weights"] * 2 == few["memory"]["weights"]
-    assert [one["dtype"] for one in asked] == ["float32", "bfloat16"]
+    assert [each["dtype"] for each in requests] == ["float32", "bfloat16"]
     dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK, "--measure")
-    assert [one["measure"] for one in asked] == [False, False, True]
+    assert [each["measure"] for each in requests] == [False, False, True]
 
 
-def test_mistakes_are_reported_as_by_the_command_itself(dualform: Command, asked: list[dict[str, Any]]) -> None:
+def test_mistakes_are_reported_as_by_the_command_itself(dualform: Command, requests: list[dict[str, Any]]) -> None:
     for mistake in (
         ["compare", "gpt2", "missing.csv"],
         ["compare", "./missing", "tickets.csv", *SMALL],
@@ -98,27 +98,29 @@ def test_a_model_that_does_not_fit_is_no_mistake_and_alternatives_are_listed(
     monkeypatch.setattr(machine, "this_machine", lambda *given, **more: fixed_machine(ram=GIB // 2))
     done = dualform("plan", "compare", "gpt2", "tickets.csv", *QUICK)
     assert done.code == 0
-    shown = " ".join(done.out.split())
-    assert "It does not fit: 0.5 GiB are needed, but only 0.5 GiB of memory are available." in shown
-    assert "--dtype bfloat16: 0.5 GiB, would not fit either" in shown
-    assert "Use a smaller model, or a machine with more memory." in shown
+    output = " ".join(done.out.split())
+    assert "It does not fit: 0.5 GiB are needed, but only 0.5 GiB of memory are available." in output
+    assert "--dtype bfloat16: 0.5 GiB, would not fit either" in output
+    assert "Use a smaller model, or a machine with more memory." in output
 
 
-def test_training_with_momentum_can_be_planned(dualform: Command, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_training_with_momentum_can_be_planned(
+    dualform: Command, requests: list[dict[str, Any]], tmp_path: Path
+) -> None:
     text = tmp_path / "prose.txt"
     text.write_text("a warm and funny film about a cold and tedious plot\n" * 400, encoding="utf-8")
     settings = ["--set", "tokens=4096", "--set", "vocab_size=300"]
-    plan = told(dualform("plan", "momentum", "train", text, *settings, "--json"))
+    plan = printed_plan(dualform("plan", "momentum", "train", text, *settings, "--json"))
     (training,) = (part for part in plan["parts"] if part["name"] == "training: vanilla")
     assert training["tokens_forwards"] == training["tokens_backwards"] == 4096
-    slower = told(dualform("plan", "momentum", "train", text, *settings, "--eta", "0.3", "--json"))
+    slower = printed_plan(dualform("plan", "momentum", "train", text, *settings, "--eta", "0.3", "--json"))
     assert slower["flops"] > plan["flops"]
     arms = ["--validation", text, "--test", text, "--etas", "0.3", "--controls", "none", "--seeds", "1..2"]
     assert "A tokenizer is being learned" in dualform("plan", "momentum", "train", text, *settings).err
     done = dualform("plan", "momentum", "compare", text, *arms, *settings)
     assert "A tokenizer is being learned" in done.err
     assert done.message.endswith("Nothing was run but samples to estimate from.")
-    both = told(dualform("plan", "momentum", "compare", text, *arms, *settings, "--json"))
+    both = printed_plan(dualform("plan", "momentum", "compare", text, *arms, *settings, "--json"))
     assert {part["name"] for part in both["parts"]} >= {"training: vanilla", "training: momentum", "validation"}
     trained = sum(part["tokens_backwards"] for part in both["parts"] if part["name"].startswith("training"))
     assert trained == 2 * 2 * 4096
@@ -142,11 +144,11 @@ def test_the_reason_for_a_range_is_given_if_there_is_one() -> None:
 
 def test_help_speaks_of_the_plan(dualform: Command) -> None:
     done = dualform("plan", "compare", "--help")
-    shown = " ".join(done.out.split())
-    assert "Estimate the cost of `dualform compare` with these options: adapt a model" in shown
-    assert "dualform plan compare smollm2-135m reviews" in shown
-    assert "--measure" in shown
-    assert "--overwrite" not in shown
+    output = " ".join(done.out.split())
+    assert "Estimate the cost of `dualform compare` with these options: adapt a model" in output
+    assert "dualform plan compare smollm2-135m reviews" in output
+    assert "--measure" in output
+    assert "--overwrite" not in output
     assert "--to" not in " ".join(dualform("plan", "fold", "--help").out.split()).replace("--tolerance", "")
 
 
@@ -157,22 +159,22 @@ def test_times_are_spoken_at_a_glance() -> None:
     ]  # fmt: skip
 
 
-def test_a_sweep_is_the_sum_of_its_groups(dualform: Command, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_sweep_is_the_sum_of_its_groups(dualform: Command, requests: list[dict[str, Any]], tmp_path: Path) -> None:
     grid = tmp_path / "grid.yaml"
     settings = "text: body, label: topic, limit: 8, selection_limit: 6, learners: [zsl, icl], controls: []"
     grid.write_text(
         f"models: [gpt2]\ntasks: [tickets.csv]\nseeds: 1..2\nsettings: {{{settings}}}\ngrid: {{k: [2, 4]}}\n",
         encoding="utf-8",
     )
-    plan = told(dualform("plan", "sweep", grid, "--store", tmp_path / "store", "--workers", "1", "--json"))
+    plan = printed_plan(dualform("plan", "sweep", grid, "--store", tmp_path / "store", "--workers", "1", "--json"))
     alone = [
-        told(dualform("plan", "compare", "gpt2", "tickets.csv", *SMALL[:4], "-k", k, "--limit", "8",
+        printed_plan(dualform("plan", "compare", "gpt2", "tickets.csv", *SMALL[:4], "-k", k, "--limit", "8",
                       "--selection-limit", "6", "--learners", "zsl,icl", "--seeds", "1..2", "--controls", "none",
                       "--json"))
         for k in ("2", "4")
     ]  # fmt: skip
-    assert plan["tokens_forwards"] == sum(one["tokens_forwards"] for one in alone)
-    assert plan["seconds"] < sum(one["seconds"] for one in alone)
+    assert plan["tokens_forwards"] == sum(each["tokens_forwards"] for each in alone)
+    assert plan["seconds"] < sum(each["seconds"] for each in alone)
     names = [part["name"] for part in plan["parts"]][1:]
     assert names == ["gpt2-tickets-k-2 (2 of 2 cells)", "gpt2-tickets-k-4 (2 of 2 cells)"]
     assert "estimated for the local engine on this machine" in plan["notes"]

@@ -24,10 +24,10 @@ NAME = "me/folded"
 def run(*arguments: str | Path) -> Done:
     app = typer.Typer()
     app.command()(push)
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return Done(found.exit_code, found.stdout, found.stderr)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture
@@ -48,21 +48,21 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    with served() as found:
+    with served() as result:
         # As HF_ENDPOINT sets it when the client is imported.
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        yield found
+        monkeypatch.setattr(constants, "ENDPOINT", result.url)
+        yield result
 
 
 def test_without_upload_everything_is_shown_and_nothing_sent(folder: Path, hub: Hub) -> None:
     done = run(folder, NAME)
 
     assert done.code == 0, done.err
-    assert hub.asked == []
-    shown = " ".join(done.out.split())
-    assert f"to {NAME} (private): " in shown
+    assert hub.requests == []
+    output = " ".join(done.out.split())
+    assert f"to {NAME} (private): " in output
     for path in folder.iterdir():
-        assert path.name in shown
+        assert path.name in output
     assert "base_model: org/base" in done.out
     assert "license: apache-2.0" in done.out
     assert done.message == "Nothing was uploaded. Add --upload to upload it."
@@ -83,7 +83,7 @@ def test_public_and_terms_need_their_own_options(folder: Path, hub: Hub) -> None
     refused = run(folder, NAME, "--upload")
     assert refused.code == 2
     assert "--accept-terms" in refused.message
-    assert hub.asked == []
+    assert hub.requests == []
     done = run(folder, NAME, "--upload", "--accept-terms", "--public")
     assert done.code == 0, done.err
     assert not hub.repositories[NAME]["private"]
@@ -133,10 +133,10 @@ def test_a_folded_checkpoint_is_uploaded_completely_and_loads_there(
     write_csv(tmp_path / "tickets.csv")
     prose.write_text("a cold and plain morning, and with wit and grace it went\none of the worst films\n", "utf-8")
     small = ["--text", "body", "--label", "topic", "-k", "4", "--limit", "8", "--resamples", "50", "--fold-texts", "12"]
-    made = dualform(
+    done = dualform(
         *("fold", base, tmp_path / "tickets.csv", *small, "--plain", prose, "--as", form, "--to", tmp_path / "folded")
     )
-    assert made.code == 0, made.err
+    assert done.code == 0, done.err
     done = run(tmp_path / "folded", NAME, "--upload")
     assert done.code == 0, done.err
     assert "license: mit" in done.out

@@ -42,8 +42,8 @@ def test_claims_are_printed_and_a_whole_folder_is_left(dualform: Command, out: P
         assert words in done.out, words
     assert max(map(len, done.out.splitlines()[4:-1])) <= 80
     assert done.message == f"The page: {out / 'report.html'}"
-    found = result_of(out)
-    assert (found["study"], found["config"]["seeds"]) == ("regression", [1, 2, 3])
+    result = result_of(out)
+    assert (result["study"], result["config"]["seeds"]) == ("regression", [1, 2, 3])
     assert len(pq.read_table(out / "examples.parquet").to_pylist()) == 10
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "must fail: fails, as it should" in page
@@ -88,18 +88,18 @@ def test_the_folder_is_named_after_the_studies_and_other_settings_need_another(
 
 
 def test_without_a_study_all_are_run(dualform: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+    started: list[Any] = []
 
     def seen(config: Any, **more: Any) -> Any:
-        asked.append(config)
+        started.append(config)
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(regression, "run_laboratory", seen)
     done = dualform("regress")
     assert done.code == 130
-    assert asked[0].studies == ("constructed", "trained", "phases", "layers", "shift")
-    assert asked[0].seeds == (1, 2, 3, 4, 5)
+    assert started[0].studies == ("constructed", "trained", "phases", "layers", "shift")
+    assert started[0].seeds == (1, 2, 3, 4, 5)
     assert (tmp_path / "runs" / "regress").is_dir()
 
 
@@ -162,8 +162,8 @@ def test_a_stopped_real_study_resumes_and_gives_the_numbers_of_an_uninterrupted_
 
     whole = out.with_name("whole")
     assert dualform(*arguments, "--out", whole).code == 0
-    found, expected = (numbers(folder)["laboratory"]["studies"][0] for folder in (out, whole))
-    assert found["charts"] == expected["charts"]
-    assert found["tables"] == expected["tables"]
+    result, expected = (numbers(folder)["laboratory"]["studies"][0] for folder in (out, whole))
+    assert result["charts"] == expected["charts"]
+    assert result["tables"] == expected["tables"]
     # What is computed anew each time, in sums whose order is the machine's, may differ in its last digit.
-    assert [one["holds"] for one in found["claims"]] == [one["holds"] for one in expected["claims"]]
+    assert [each["holds"] for each in result["claims"]] == [each["holds"] for each in expected["claims"]]

@@ -26,10 +26,10 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str | Path) -> Done:
-        found = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if found.exception is not None and not isinstance(found.exception, SystemExit):
-            raise found.exception
-        return Done(found.exit_code, found.stdout, found.stderr)
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
 
     return run
 

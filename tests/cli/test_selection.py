@@ -24,9 +24,9 @@ def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(dualform: 
     for words in ("Accuracy of what was chosen", "What was chosen, and the search for it", "SimAOU", "none on report"):
         assert words in done.out
     assert "held against 10 queries that nothing was chosen on" in " ".join(done.out.split())
-    found = result_of(out)
-    assert found["study"] == "selection"
-    assert [(each["select"], each["select_on"]) for each in found["selection"]["choices"]] == [
+    result = result_of(out)
+    assert result["study"] == "selection"
+    assert [(each["select"], each["select_on"]) for each in result["selection"]["choices"]] == [
         ("none", "report"),
         ("icl", "validation"),
         ("icl", "report"),
@@ -35,7 +35,7 @@ def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(dualform: 
         ("both", "validation"),
         ("both", "report"),
     ]
-    assert {"selected", "untouched", "optimism", "tokens", "trials"} == found["selection"]["choices"][0]["scores"][
+    assert {"selected", "untouched", "optimism", "tokens", "trials"} == result["selection"]["choices"][0]["scores"][
         "icl"
     ].keys()
     log = (out / "log.txt").read_text()
@@ -101,8 +101,8 @@ def test_a_stopped_study_resumes_and_gives_the_numbers_of_an_uninterrupted_one(
     assert done.code == 0, done.err
     assert "seed 1: finished earlier, reused" in (stopped / "log.txt").read_text()
     assert numbers(result_of(stopped)) == numbers(result_of(whole))
-    one, two = (pq.read_table(folder / "examples.parquet") for folder in (whole, stopped))
-    assert one.equals(two)
+    first, second = (pq.read_table(folder / "examples.parquet") for folder in (whole, stopped))
+    assert first.equals(second)
 
 
 @pytest.mark.parametrize(

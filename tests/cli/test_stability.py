@@ -63,13 +63,13 @@ def test_the_folder_holds_exactly_what_was_promised(main_job: Any) -> None:
 
 def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
     _, folder = main_job
-    found = result_of(folder)
+    result = result_of(folder)
 
-    assert list(found)[:5] == ["schema", "dualform", "study", "config", "environment"]
-    assert (found["schema"], found["study"]) == (2, "stability")
+    assert list(result)[:5] == ["schema", "dualform", "study", "config", "environment"]
+    assert (result["schema"], result["study"]) == (2, "stability")
     # Smallest first: the tiny llama has fewer parameters.
-    assert list(found["stability"]["models"]) == ["llama", "gpt2"]
-    for model in found["stability"]["models"].values():
+    assert list(result["stability"]["models"]) == ["llama", "gpt2"]
+    for model in result["stability"]["models"].values():
         assert list(model["learners"]) == ["zsl", "icl", "ft"]
         for name, n in (("zsl", 1), ("icl", 6), ("ft", 4)):
             learner = model["learners"][name]
@@ -82,7 +82,7 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
             assert len(true) == n
         assert list(model["learners"]["icl"]["labels"]) == ["true", "random", "flipped"]
         assert [trial["learning_rate"] for trial in model["trials"]] == [1e-2]
-    questions = Counter(contrast["question"] for contrast in found["stability"]["contrasts"])
+    questions = Counter(contrast["question"] for contrast in result["stability"]["contrasts"])
     assert questions == {"ft_beside_icl": 4, "size": 4}
 
 
@@ -161,12 +161,12 @@ def test_a_multiple_choice_task_runs_whole_without_calibration(
 
 
 def test_the_same_command_gives_the_same_numbers(dualform: Command, tmp_path: Path) -> None:
-    found = []
+    result = []
     for name in ("one", "two"):
         assert dualform("stability", "gpt2", *SMALL, "--out", tmp_path / name).code == 0
-        found.append(result_of(tmp_path / name))
+        result.append(result_of(tmp_path / name))
 
-    assert json.dumps(stable(found[0])) == json.dumps(stable(found[1]))
+    assert json.dumps(stable(result[0])) == json.dumps(stable(result[1]))
 
 
 # Mistakes.

@@ -48,9 +48,9 @@ def test_a_sweep_runs_reports_its_failures_and_resumes_from_its_folder(
     assert "gpt2" in done.out
 
     again = dualform("sweep", tmp_path / "out", "--resume", *where[:2], "--json", "--workers", "1")
-    found = json.loads(again.out)
-    assert [cell["status"] for cell in found["cells"]] == ["reused", "reused", "failed", "failed"]
-    assert found["engine"] == "local, 1 worker"
+    result = json.loads(again.out)
+    assert [cell["status"] for cell in result["cells"]] == ["reused", "reused", "failed", "failed"]
+    assert result["engine"] == "local, 1 worker"
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_a_task_that_does_not_exist_is_reported_before_anything_is_run(
 def states(*statuses: str) -> list[GroupState]:
     """A group of so many seeds, in these states."""
     group = Group("tiny\x1b[31m-toy", "compare", comparison_config("tiny", "toy"), "tiny", "toy", {})
-    found = [CellState(GroupCell(CellKey({"seed": seed}), group, seed)) for seed in range(len(statuses))]
-    for state, status in zip(found, statuses, strict=True):
+    result = [CellState(GroupCell(CellKey({"seed": seed}), group, seed)) for seed in range(len(statuses))]
+    for state, status in zip(result, statuses, strict=True):
         state.status = status  # type: ignore[assignment]
         state.seconds = 30.0 if status == "finished" else None
         state.failure = CellFailure(message="no\x1b]0;room\x07", traceback="") if status == "failed" else None
-    return [GroupState(group, found)]
+    return [GroupState(group, result)]
 
 
 def drawn(groups: list[GroupState]) -> str:
@@ -120,11 +120,11 @@ def test_lines_say_each_cell_once_and_nothing_that_could_move_a_cursor(capsys: p
         lines.changed(groups, state)
     lines.changed(groups, None)
 
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 2
-    assert "[2/3]" in said
-    assert "\x1b" not in said
-    assert "\x07" not in said
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 2
+    assert "[2/3]" in errors
+    assert "\x1b" not in errors
+    assert "\x07" not in errors
 
 
 def test_the_live_table_is_drawn_at_once_and_then_not_more_often_than_an_eye_sees() -> None:
@@ -135,13 +135,13 @@ def test_the_live_table_is_drawn_at_once_and_then_not_more_often_than_an_eye_see
         def update(self, table: object) -> None:
             self.n += 1
 
-    shown = Shown()
-    table = LiveTable(shown)  # type: ignore[arg-type]
+    display = Shown()
+    table = LiveTable(display)  # type: ignore[arg-type]
     groups = states("running", "waiting")
     for _ in range(5):
         table.changed(groups, groups[0].seeds[0])
 
-    assert shown.n == 1
+    assert display.n == 1
 
 
 @pytest.fixture

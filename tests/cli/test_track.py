@@ -26,8 +26,8 @@ def tracked(folder: Path, project: str) -> tuple[Any, Any]:
     """The only run of a folder's store, and who can tell more."""
     mlflow = pytest.importorskip("mlflow")
     client = mlflow.MlflowClient(tracking_uri=(folder / "mlflow").as_uri())
-    (found,) = client.search_runs([client.get_experiment_by_name(project).experiment_id])
-    return found, client
+    (logged_run,) = client.search_runs([client.get_experiment_by_name(project).experiment_id])
+    return logged_run, client
 
 
 def test_a_study_sends_its_numbers_and_its_page(dualform: Command, out: Path) -> None:
@@ -37,11 +37,11 @@ def test_a_study_sends_its_numbers_and_its_page(dualform: Command, out: Path) ->
     assert done.code == 0, done.err
     assert json.loads(done.out) == result_of(out)
     assert done.message.endswith(f"mlflow: mlflow ui --backend-store-uri {(out / 'mlflow').as_uri()}")
-    found, client = tracked(out, "dualform")
-    assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
-    assert found.data.metrics["accuracy/icl"] == result_of(out)["accuracy"]["icl"]["mean"]
-    assert found.data.params["k"] == "4"
-    assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"report.html", "result.json"}
+    logged_run, client = tracked(out, "dualform")
+    assert (logged_run.info.run_name, logged_run.info.status) == ("run", "FINISHED")
+    assert logged_run.data.metrics["accuracy/icl"] == result_of(out)["accuracy"]["icl"]["mean"]
+    assert logged_run.data.params["k"] == "4"
+    assert {file.path for file in client.list_artifacts(logged_run.info.run_id)} == {"report.html", "result.json"}
 
 
 def test_training_sends_every_step(dualform: Command, tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_training_sends_every_step(dualform: Command, tmp_path: Path) -> None:
     done = dualform("momentum", "train", corpus, *settings, "--device", "cpu", "--track", "mlflow", "--to", to)
 
     assert done.code == 0, done.err
-    found, client = tracked(to, "dualform-momentum")
-    steps = client.get_metric_history(found.info.run_id, "loss")
+    logged_run, client = tracked(to, "dualform-momentum")
+    steps = client.get_metric_history(logged_run.info.run_id, "loss")
     assert [step.step for step in steps] == list(range(1, STEPS + 1))
     assert [step.value for step in steps] == [record.loss for record in read_losses(to / "losses.jsonl")]
-    assert found.data.metrics["seconds"] > 0
+    assert logged_run.data.metrics["seconds"] > 0
 
 
 def test_of_several_processes_that_train_together_one_tracks_the_numbers(
@@ -64,11 +64,11 @@ def test_of_several_processes_that_train_together_one_tracks_the_numbers(
 ) -> None:
     from dualform.runs import trackers
 
-    asked: list[str] = []
+    requested: list[str] = []
     open_tracker = trackers.open_tracker
 
     def noted(spec: str, **more: Any) -> Any:
-        asked.append(spec)
+        requested.append(spec)
         return open_tracker("none", **more)
 
     monkeypatch.setattr(trackers, "open_tracker", noted)
@@ -79,7 +79,7 @@ def test_of_several_processes_that_train_together_one_tracks_the_numbers(
     # As torchrun sets it for the others.
     monkeypatch.setenv("RANK", "1")
     dualform(*command)
-    assert asked == ["mlflow", "none"]
+    assert requested == ["mlflow", "none"]
 
 
 @pytest.mark.parametrize(
@@ -99,5 +99,5 @@ def test_a_mistake_in_a_run_ends_the_tracked_run_as_failed(dualform: Command, ou
     done = dualform("compare", "./nowhere", "tickets.csv", *QUICK, "--track", "mlflow", "--out", out)
 
     assert done.code == 2
-    found, _ = tracked(out, "dualform")
-    assert found.info.status == "FAILED"
+    logged_run, _ = tracked(out, "dualform")
+    assert logged_run.info.status == "FAILED"

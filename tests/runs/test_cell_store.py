@@ -66,14 +66,14 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_key_is_its_identity_however_that_is_spelt() -> None:
-    one, same = CellKey({"b": (1, 2.0), "a": {"x": None}}), CellKey({"a": {"x": None}, "b": [1, 2.0]})
+    first, same = CellKey({"b": (1, 2.0), "a": {"x": None}}), CellKey({"a": {"x": None}, "b": [1, 2.0]})
 
-    assert one == same
-    assert len({one, same}) == 1
-    assert one.digest == same.digest
-    assert one.identity == {"a": {"x": None}, "b": [1, 2.0]}
-    assert one.short == one.digest[:12]
-    assert CellKey(json.loads(json.dumps(one.identity))).digest == one.digest
+    assert first == same
+    assert len({first, same}) == 1
+    assert first.digest == same.digest
+    assert first.identity == {"a": {"x": None}, "b": [1, 2.0]}
+    assert first.short == first.digest[:12]
+    assert CellKey(json.loads(json.dumps(first.identity))).digest == first.digest
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_an_identity_is_plain_json(identity: dict[str, Any], error: type[Excepti
 def test_a_written_cell_is_found_by_an_equal_key(url: str) -> None:
     written = CellStore(url).write(key(), files(), facts())
 
-    for found in (CellStore(url).find(key()), CellStore(url, writable=False).find(key().digest, verify=True)):
-        assert found == written
-        assert found is not None
-        assert (found.digest, found.identity, found.facts) == (key().digest, key().identity, facts())
-        assert {name: found.read(name) for name in found.files} == files()
-        assert found.version == __version__
-        assert found.finished.endswith("+00:00")
+    for stored in (CellStore(url).find(key()), CellStore(url, writable=False).find(key().digest, verify=True)):
+        assert stored == written
+        assert stored is not None
+        assert (stored.digest, stored.identity, stored.facts) == (key().digest, key().identity, facts())
+        assert {name: stored.read(name) for name in stored.files} == files()
+        assert stored.version == __version__
+        assert stored.finished.endswith("+00:00")
 
 
 def test_a_cell_of_another_identity_is_not_found(url: str) -> None:
@@ -176,9 +176,9 @@ def test_any_text_is_read_back_unchanged(store: CellStore) -> None:
 
     store.write(CellKey({"task": hostile}), {}, hostile)
 
-    found = store.find(CellKey({"task": hostile}), verify=True)
-    assert found is not None
-    assert found.facts == hostile
+    stored = store.find(CellKey({"task": hostile}), verify=True)
+    assert stored is not None
+    assert stored.facts == hostile
 
 
 def test_a_finished_cell_is_never_written_over(url: str) -> None:
@@ -314,9 +314,9 @@ def test_a_damaged_cell_is_redone_and_then_whole(store: CellStore, name: str) ->
 
     store.write(key(), {"outcome.json": b"new"}, {"seed": 7})
 
-    found = store.find(key(), verify=True)
-    assert found is not None
-    assert found.facts == {"seed": 7}
+    stored = store.find(key(), verify=True)
+    assert stored is not None
+    assert stored.facts == {"seed": 7}
     assert len(everything(folder_of(store))) == 2
 
 

@@ -75,7 +75,7 @@ def test_lists_are_named_by_what_tells_their_records_apart() -> None:
     assert laboratory.laboratory is not None
     study = laboratory.laboratory.studies[0]
     numbers = numbers_of(laboratory)
-    assert numbers[f"laboratory/studies/{study.name}/claims/01/found"] == study.claims[0].found.mean
+    assert numbers[f"laboratory/studies/{study.name}/claims/01/found"] == study.claims[0].nested.mean
     assert numbers[f"laboratory/studies/{study.name}/claims/01/holds"] == float(study.claims[0].holds)
 
 
@@ -99,7 +99,7 @@ def lists_in(annotation: Any, inside: bool = False) -> set[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {annotation} if inside else set()
     deeper = inside or typing.get_origin(annotation) is list
-    return {found for part in typing.get_args(annotation) for found in lists_in(part, deeper)}
+    return {nested for part in typing.get_args(annotation) for nested in lists_in(part, deeper)}
 
 
 def test_numbers_that_do_not_exist_are_left_out() -> None:
@@ -117,19 +117,19 @@ def test_numbers_that_do_not_exist_are_left_out() -> None:
 
 
 def test_names_that_differ_in_refused_letters_alone_stay_apart() -> None:
-    one = example_stability()
-    assert one.stability is not None
-    some = next(iter(one.stability.models.values()))
+    result = example_stability()
+    assert result.stability is not None
+    summary = next(iter(result.stability.models.values()))
     names = ("./a:b", "./a?b", "..", "/", "模型", "x" * 300, "per_seed", "task")
-    models = dict.fromkeys(names, some)
-    many = one.model_copy(update={"stability": one.stability.model_copy(update={"models": models})})
+    models = dict.fromkeys(names, summary)
+    many = result.model_copy(update={"stability": result.stability.model_copy(update={"models": models})})
     numbers = numbers_of(many)
-    told = {name: number for name, number in numbers.items() if name.startswith("stability/models/")}
-    single = one.model_copy(update={"stability": one.stability.model_copy(update={"models": {"a": some}})})
+    included = {name: number for name, number in numbers.items() if name.startswith("stability/models/")}
+    single = result.model_copy(update={"stability": result.stability.model_copy(update={"models": {"a": summary}})})
     each = sum(name.startswith("stability/models/") for name in numbers_of(single))
     assert each > 0
-    assert len(told) == each * len(names)
-    assert all(clean(part) == part for name in told for part in name.split("/"))
+    assert len(included) == each * len(names)
+    assert all(clean(part) == part for name in included for part in name.split("/"))
 
 
 @pytest.mark.parametrize(

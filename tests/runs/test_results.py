@@ -43,9 +43,9 @@ def fill(store: CellStore) -> None:
         for task in ("sst2", "mr"):
             for seed in (1, 2, 3):
                 accuracy = {"icl": 0.6 + seed / 10} | ({"ft": 0.5} if model == "small" else {})
-                found = {"model": model, "task": task, "seed": seed, "accuracy": accuracy, "seconds": seed * 1.5}
+                facts = {"model": model, "task": task, "seed": seed, "accuracy": accuracy, "seconds": seed * 1.5}
                 identity = {"settings": {"k": 4, "seed": seed, "model": model, "task": task, "rates": [1e-3, 0.01]}}
-                store.write(CellKey(identity), {}, {"study": "compare", "folded": model == "big", **found})
+                store.write(CellKey(identity), {}, {"study": "compare", "folded": model == "big", **facts})
 
 
 @pytest.fixture(scope="module")

@@ -42,9 +42,9 @@ def pieces() -> list[Piece]:
     return [outcome.to_piece() for outcome in comparison().records]
 
 
-def finish(folder: RunFolder, found: Comparison | None = None) -> None:
-    found = found or comparison()
-    folder.finish(found.result, examples_table(found.description, found.records))
+def finish(folder: RunFolder, output: Comparison | None = None) -> None:
+    output = output or comparison()
+    folder.finish(output.result, examples_table(output.description, output.records))
 
 
 def names(folder: Path) -> set[str]:
@@ -433,21 +433,21 @@ def test_a_run_without_attention_removes_that_of_an_earlier_run(folder: RunFolde
 
 
 def test_the_rebuilt_page_shows_where_learners_looked(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[Any] = []
+    records: list[Any] = []
     finish(folder)
     record = comparison().attention
     assert record is not None
     (folder.path / "attention.json").write_text(record.to_json(), encoding="utf-8")
 
     def page(result: Result, attention: Any) -> str:
-        shown.append(attention)
+        records.append(attention)
         return "a page"
 
     monkeypatch.setattr(store, "render_page", page)
 
     write_report(folder.path)
 
-    assert shown == [record]
+    assert records == [record]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', "\x00"])

@@ -63,7 +63,7 @@ def grid(**changes: Any) -> tuple[SweepConfig, list[Group]]:
 
 
 class Serial:
-    """An engine that does one work after the other in this process, in the words that workers are told."""
+    """An engine that does one work after the other in this process, as workers receive them."""
 
     name = "serial"
     workers = 1
@@ -341,7 +341,7 @@ def test_two_swapped_rows_of_an_embedding_are_another_model(place: Path) -> None
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     (state,) = run(Serial(), **changes)
 
-    assert {one.status for one in state.states} == {"finished"}
+    assert {each.status for each in state.states} == {"finished"}
     config = state.group.config
     assert isinstance(config, ComparisonConfig)
     assert numbers(result_of(state)) == numbers(compare(config).result)
@@ -380,9 +380,9 @@ def test_a_full_store_ends_the_sweep_with_one_message_and_partial_results(place:
             config, groups, Serial("tests.runs.test_sweep:full_on_seed_2"), out=Path("out"), store=CellStore("store")
         )
 
-    found = SweepResult.from_json(Path("out/sweep.json").read_text())
-    assert [cell.status for cell in found.cells] == ["finished", "pending", "pending"]
-    assert found.groups[0].result is None
+    result = SweepResult.from_json(Path("out/sweep.json").read_text())
+    assert [cell.status for cell in result.cells] == ["finished", "pending", "pending"]
+    assert result.groups[0].result is None
     assert [cell.facts["seed"] for cell in CellStore("store").cells(verify=True)] == [1]
 
 
@@ -563,9 +563,9 @@ def test_a_cell_with_right_hashes_and_wrong_content_is_computed_again(place: Pat
     store.drop(key)
     store.write(key, {"result.json": b"[" * 100_000, "examples.parquet": b"PAR1"}, {})
     config, groups = grid(seeds=1, settings=QUICK)
-    found = run_sweep(config, groups, Serial(), out=Path("out"), store=store)
+    result = run_sweep(config, groups, Serial(), out=Path("out"), store=store)
 
-    assert found.groups[0].result is not None
+    assert result.groups[0].result is not None
 
 
 @cache
@@ -621,9 +621,9 @@ def test_a_sweep_whose_driver_and_workers_are_killed_resumes_and_two_sweeps_shar
     assert all(cell.status in ("finished", "reused") for sweep in results for cell in sweep.cells)
     computed = [cell.key for sweep in results for cell in sweep.cells if cell.status == "finished"]
     assert len(computed) == len(set(computed))
-    one, two = ([numbers(group.result) for group in sweep.groups if group.result] for sweep in results)
-    assert one == two
-    assert len(one) == 8
+    first, second = ([numbers(group.result) for group in sweep.groups if group.result] for sweep in results)
+    assert first == second
+    assert len(first) == 8
 
 
 def wait_for(condition: Any, process: "subprocess.Popen[bytes]", seconds: float = 240) -> None:

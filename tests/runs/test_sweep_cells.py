@@ -25,8 +25,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def group(**changes: Any) -> Group:
     task = {"task": "tickets.csv", "text": "body", "label": "topic"}
     given: dict[str, Any] = {"models": ["gpt2"], "tasks": [task], "seeds": "1..3", "settings": {"k": 4}}
-    (found,) = expand(SweepConfig(**(given | changes)))
-    return found
+    (result,) = expand(SweepConfig(**(given | changes)))
+    return result
 
 
 def digests(**changes: Any) -> dict[int | None, str]:
@@ -97,11 +97,11 @@ def test_a_choice_among_seeds_and_other_studies_are_one_cell(place: Path) -> Non
 
 def test_what_seeds_are_put_together_to_hangs_on_which_finished(place: Path) -> None:
     every = combined_cell(group(), [1, 2, 3], DigestCache())
-    some = combined_cell(group(), [3, 1], DigestCache())
+    partial = combined_cell(group(), [3, 1], DigestCache())
 
-    assert every.key != some.key
-    assert some.settings.model_dump()["seeds"] == (1, 3)
-    assert set(some.pieces) == {"seed 1", "seed 3"}
+    assert every.key != partial.key
+    assert partial.settings.model_dump()["seeds"] == (1, 3)
+    assert set(partial.pieces) == {"seed 1", "seed 3"}
     assert combined_cell(group(settings={"k": 4, "resamples": 20}), [1, 2, 3], DigestCache()).key != every.key
 
 
@@ -114,7 +114,7 @@ def test_a_model_is_identified_by_its_weights_and_not_by_its_name(place: Path) -
     data = bytearray(weights.read_bytes())
     header = int.from_bytes(data[:8], "little")
     offsets = [
-        one["data_offsets"][0] for name, one in json.loads(data[8 : 8 + header]).items() if name != "__metadata__"
+        first["data_offsets"][0] for name, first in json.loads(data[8 : 8 + header]).items() if name != "__metadata__"
     ]
     data[8 + header + max(offsets)] ^= 1
     weights.write_bytes(bytes(data))
@@ -130,10 +130,10 @@ def test_a_task_is_identified_by_its_rows_and_not_by_its_file(tmp_path: Path) ->
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_csv(tmp_path / name / "mine.csv")
-    one, two = (load_task(tmp_path / name / "mine.csv", text="body", label="topic") for name in ("one", "two"))
-    assert task_digest(one) == task_digest(two)
+    first, second = (load_task(tmp_path / name / "mine.csv", text="body", label="topic") for name in ("one", "two"))
+    assert task_digest(first) == task_digest(second)
 
     other = load_task(tmp_path / "one" / "mine.csv", text="body", label="topic", prompt="{text} is")
-    assert task_digest(other) != task_digest(one)
+    assert task_digest(other) != task_digest(first)
     choices = load_task(write_choices(tmp_path / "c.jsonl"), text="goal", choices="choices")
-    assert task_digest(choices) != task_digest(one)
+    assert task_digest(choices) != task_digest(first)

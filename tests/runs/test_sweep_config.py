@@ -22,41 +22,41 @@ def groups(**changes: Any) -> list[Any]:
 
 
 def test_a_grid_is_every_combination_of_its_axes_once() -> None:
-    found = groups(grid={"k": [4, 16], "label_rule": ["true", "random"]})
+    expanded = groups(grid={"k": [4, 16], "label_rule": ["true", "random"]})
 
-    assert len(found) == 2 * 2 * 2 * 2
-    configs = [group.config for group in found]
+    assert len(expanded) == 2 * 2 * 2 * 2
+    configs = [group.config for group in expanded]
     expected = itertools.product("ab", ("sst2", "mr"), (4, 16), ("true", "random"))
-    assert {(one.model, one.task, one.k, one.label_rule) for one in configs} == set(expected)
-    assert all(one.seeds == (1, 2, 3) for one in configs)
-    assert len({group.name for group in found}) == 16
-    assert found[0].name == "a-sst2-k-4-label_rule-true"
-    assert found[0].options == {"k": 4, "label_rule": "true"}
+    assert {(each.model, each.task, each.k, each.label_rule) for each in configs} == set(expected)
+    assert all(each.seeds == (1, 2, 3) for each in configs)
+    assert len({group.name for group in expanded}) == 16
+    assert expanded[0].name == "a-sst2-k-4-label_rule-true"
+    assert expanded[0].options == {"k": 4, "label_rule": "true"}
 
 
 def test_what_is_excluded_is_not_run_and_nothing_else_is_lost() -> None:
-    found = groups(exclude=[{"model": "a", "task": "mr"}])
+    expanded = groups(exclude=[{"model": "a", "task": "mr"}])
 
-    assert [group.name for group in found] == ["a-sst2", "b-sst2", "b-mr"]
+    assert [group.name for group in expanded] == ["a-sst2", "b-sst2", "b-mr"]
     assert [group.name for group in groups(exclude=[{"model": ["a", "b"], "task": "mr"}])] == ["a-sst2", "b-sst2"]
 
 
 def test_a_task_and_a_model_bring_settings_of_their_own() -> None:
     task = {"task": "mine.csv", "text": "body", "label": "topic"}
-    found = groups(models=[{"model": "org/a", "dtype": "bfloat16"}, "b"], tasks=[task, "mr"])
+    expanded = groups(models=[{"model": "org/a", "dtype": "bfloat16"}, "b"], tasks=[task, "mr"])
 
-    first = found[0].config
+    first = expanded[0].config
     assert (first.text, first.label, first.dtype) == ("body", "topic", "bfloat16")
-    assert (found[1].config.text, found[2].config.dtype) == (None, "float32")
-    assert [group.name for group in found] == ["a-mine", "a-mr", "b-mine", "b-mr"]
-    assert (found[0].model, found[0].task) == ("a", "mine")
+    assert (expanded[1].config.text, expanded[2].config.dtype) == (None, "float32")
+    assert [group.name for group in expanded] == ["a-mine", "a-mr", "b-mine", "b-mr"]
+    assert (expanded[0].model, expanded[0].task) == ("a", "mine")
 
 
 def test_an_axis_reaches_into_a_group_of_settings() -> None:
-    found = groups(settings={"fold": {"texts": 64}}, grid={"fold.strength": [0.01, "gcv"]})
+    expanded = groups(settings={"fold": {"texts": 64}}, grid={"fold.strength": [0.01, "gcv"]})
 
-    assert [group.config.fold.strength for group in found[:2]] == [0.01, "gcv"]
-    assert {group.config.fold.texts for group in found} == {64}
+    assert [group.config.fold.strength for group in expanded[:2]] == [0.01, "gcv"]
+    assert {group.config.fold.texts for group in expanded} == {64}
 
 
 @pytest.mark.parametrize(("given", "seeds"), [("1..3", (1, 2, 3)), ("1,4", (1, 4)), (5, (5,)), ([2, 3], (2, 3))])
@@ -66,19 +66,19 @@ def test_seeds_are_read_as_on_the_command_line(given: Any, seeds: tuple[int, ...
 
 def test_a_label_rule_that_yaml_takes_for_a_truth_value_is_read_as_the_word(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text("models: [a]\ntasks: [mr]\ngrid: {label_rule: [true, random]}\n")
-    _, found = read_sweep_file(tmp_path / "grid.yaml")
+    _, expanded = read_sweep_file(tmp_path / "grid.yaml")
 
-    assert [group.config.label_rule for group in found if isinstance(group.config, ComparisonConfig)] == [
+    assert [group.config.label_rule for group in expanded if isinstance(group.config, ComparisonConfig)] == [
         "true",
         "random",
     ]
 
 
 def test_other_studies_are_swept_too() -> None:
-    found = groups(study="stability", models=["a"])
-    assert isinstance(found[0].config, StabilityConfig)
-    assert found[0].config.models == ("a",)
-    assert found[0].name == "a-sst2-stability"
+    expanded = groups(study="stability", models=["a"])
+    assert isinstance(expanded[0].config, StabilityConfig)
+    assert expanded[0].config.models == ("a",)
+    assert expanded[0].name == "a-sst2-stability"
 
     (laboratory,) = groups(study="regress", models=(), tasks=(), settings={"studies": ("constructed",)})
     assert isinstance(laboratory.config, RegressionConfig)
@@ -152,19 +152,19 @@ def test_a_sweep_written_in_python_is_a_list_of_configurations(tmp_path: Path) -
         "from dualform import comparison_config\n"
         "configs = [comparison_config('a', 'mr', k=k, seeds=(1, 2)) for k in (4, 8)]\n"
     )
-    config, found = read_sweep_file(tmp_path / "mine.py")
+    config, expanded = read_sweep_file(tmp_path / "mine.py")
 
     assert config.name == "mine"
-    assert [group.config.k for group in found if isinstance(group.config, ComparisonConfig)] == [4, 8]
+    assert [group.config.k for group in expanded if isinstance(group.config, ComparisonConfig)] == [4, 8]
     # Names of folders must differ though models and tasks do not.
-    assert len({group.name for group in found}) == 2
+    assert len({group.name for group in expanded}) == 2
 
     # What the sweep's folder keeps of it gives the same runs.
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "sweep.yaml").write_text(yaml.safe_dump(listed_configs("mine", found)))
+    (tmp_path / "kept" / "sweep.yaml").write_text(yaml.safe_dump(listed_configs("mine", expanded)))
     again, same = read_sweep_file(tmp_path / "kept")
     assert again.name == "mine"
-    assert [group.config for group in same] == [group.config for group in found]
+    assert [group.config for group in same] == [group.config for group in expanded]
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_a_python_file_can_import_modules_of_its_folder(tmp_path: Path) -> None:
 
 
 def test_names_that_no_file_system_takes_are_cut_to_bytes() -> None:
-    (found,) = groups(models=["m" + "\u5b57" * 90], tasks=["mr"])
-    assert len(found.name.encode()) <= 120
+    (expanded,) = groups(models=["m" + "\u5b57" * 90], tasks=["mr"])
+    assert len(expanded.name.encode()) <= 120
 
 
 def test_the_same_configuration_twice_is_an_error() -> None:
@@ -212,7 +212,7 @@ def test_folders_that_only_capitals_tell_apart_get_other_names() -> None:
 
 def test_a_bare_number_is_one_seed_in_every_studys_settings() -> None:
     for study in ("compare", "stability", "selection", "folding"):
-        assert [one.config.seeds for one in groups(study=study, models=["a"], tasks=["mr"], seeds=20)] == [(20,)]
+        assert [each.config.seeds for each in groups(study=study, models=["a"], tasks=["mr"], seeds=20)] == [(20,)]
     for config in (
         comparison_config("a", "mr", seeds=20),
         StabilityConfig(models=("a",), task="mr", seeds=20),  # type: ignore[arg-type]
@@ -252,17 +252,17 @@ def test_a_file_cannot_allow_a_checkpoints_code_to_run(tmp_path: Path, text: str
 
 def test_the_command_line_can_and_the_sweeps_folder_does_not_keep_it(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text("models: [a]\ntasks: [mr]\n")
-    config, found = read_sweep_file(tmp_path / "grid.yaml", trust_remote_code=True)
-    assert [getattr(group.config, "trust_remote_code", None) for group in found] == [True]
-    assert "trust" not in yaml.safe_dump(sweep_settings(config, found))
+    config, expanded = read_sweep_file(tmp_path / "grid.yaml", trust_remote_code=True)
+    assert [getattr(group.config, "trust_remote_code", None) for group in expanded] == [True]
+    assert "trust" not in yaml.safe_dump(sweep_settings(config, expanded))
 
     # What Python allows is its own; a folder that is handed on allows nothing.
     (tmp_path / "sweep.yaml").write_text(
         yaml.safe_dump(listed_configs("mine", groups_of([comparison_config("a", "mr", trust_remote_code=True)])))
     )
     for trusted in (False, True):
-        _, found = read_sweep_file(tmp_path, trust_remote_code=trusted)
-        assert [getattr(group.config, "trust_remote_code", None) for group in found] == [trusted]
+        _, expanded = read_sweep_file(tmp_path, trust_remote_code=trusted)
+        assert [getattr(group.config, "trust_remote_code", None) for group in expanded] == [trusted]
 
 
 def test_a_runs_settings_do_not_bring_the_permission_along(tmp_path: Path) -> None:
@@ -301,8 +301,8 @@ def test_what_yaml_reads_as_something_else_is_refused(tmp_path: Path, lines: str
 def test_settings_that_are_truth_values_are_taken(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("models: a\ntasks: sst2\nstudy: folding\nsettings: {ft: no, k: 3}\n")
-    _, found = read_sweep_file(path)
-    config = found[0].config
+    _, expanded = read_sweep_file(path)
+    config = expanded[0].config
     assert isinstance(config, FoldingConfig)
     assert (config.ft, config.k) == (False, 3)
 

@@ -46,8 +46,8 @@ def test_a_sweep_on_ray_gives_the_numbers_of_this_process_though_a_worker_was_ki
         engine.close(kill=True)
 
     assert (tmp_path / "died").exists()
-    assert [one.status for one in state.states] == ["finished"] * 3
-    assert max(one.attempts for one in state.states) == 2
+    assert [each.status for each in state.states] == ["finished"] * 3
+    assert max(each.attempts for each in state.states) == 2
     assert state.result_cell is not None
     cell = CellStore("store").find(state.result_cell.cell.key, verify=True)
     assert cell is not None

@@ -134,24 +134,24 @@ def test_wandb_keeps_an_offline_run_in_the_runs_folder(run: Path, no_network: li
     assert (offline / "files" / "report.html").read_text(encoding="utf-8") == "<p>page</p>"
     assert not (offline / "files" / "report.html").is_symlink()
     (log,) = offline.glob("*.wandb")
-    found: list[Any] = []
+    logged: list[Any] = []
     # wandb's own process writes the last records after it has said that it is done.
     for _ in range(600):
-        found = list(wandb_records(log))
-        if found and found[-1].HasField("exit"):
+        logged = list(wandb_records(log))
+        if logged and logged[-1].HasField("exit"):
             break
         time.sleep(0.05)
-    losses = [json.loads(value) for record in found for value in told(record.history.item, "loss")]
+    losses = [json.loads(value) for record in logged for value in values_of(record.history.item, "loss")]
     assert losses == [1.0, 0.5, 1 / 3]
-    summary = [json.loads(value) for record in found for value in told(record.summary.update, "accuracy/icl")]
+    summary = [json.loads(value) for record in logged for value in values_of(record.summary.update, "accuracy/icl")]
     assert summary[-1] == 0.75
-    settings = next(record.run.config.update for record in found if record.HasField("run"))
+    settings = next(record.run.config.update for record in logged if record.HasField("run"))
     assert {item.key: json.loads(item.value_json) for item in settings}["fold"] == CONFIG["fold"]
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
 
 
-def told(items: Any, name: str) -> list[str]:
+def values_of(items: Any, name: str) -> list[str]:
     """Values of one number among the items of a record of wandb."""
     return [item.value_json for item in items if name in (item.key, "/".join(item.nested_key))]
 
@@ -185,19 +185,19 @@ def test_mlflow_keeps_a_store_in_the_runs_folder(run: Path, no_network: list[Any
     assert no_network == []
     uri = (run / "mlflow").as_uri()
     assert where == f"mlflow: mlflow ui --backend-store-uri {uri}"
-    found = mlflow_run(uri)
-    assert found.info.run_name == "tiny-sst2"
-    assert found.info.status == "FINISHED"
-    assert found.data.metrics == {"loss": 1 / 3, "learning_rate": 0.01, **SUMMARY}
-    assert found.data.params["fold.method"] == "ridge"
-    assert found.data.params["seeds"] == "[1, 2]"
+    logged = mlflow_run(uri)
+    assert logged.info.run_name == "tiny-sst2"
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics == {"loss": 1 / 3, "learning_rate": 0.01, **SUMMARY}
+    assert logged.data.params["fold.method"] == "ridge"
+    assert logged.data.params["seeds"] == "[1, 2]"
 
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
-    steps = client.get_metric_history(found.info.run_id, "loss")
+    steps = client.get_metric_history(logged.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in steps] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"report.html", "result.json"}
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"report.html", "result.json"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -208,8 +208,8 @@ def mlflow_run(uri: str) -> Any:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("dualform")
     assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
-    return found
+    (logged,) = client.search_runs([experiment.experiment_id])
+    return logged
 
 
 def test_mlflow_writes_to_the_store_named_in_the_environment(
@@ -230,8 +230,8 @@ def test_a_run_with_an_error_is_marked_as_failed_and_keeps_its_steps(run: Path) 
     tracker.log(1, {"loss": 2.0})
     with pytest.raises(ZeroDivisionError), tracker:
         raise ZeroDivisionError
-    found = mlflow_run((run / "mlflow").as_uri())
-    assert (found.info.status, found.data.metrics) == ("FAILED", {"loss": 2.0})
+    logged = mlflow_run((run / "mlflow").as_uri())
+    assert (logged.info.status, logged.data.metrics) == ("FAILED", {"loss": 2.0})
 
 
 def test_a_tracker_that_fails_during_a_run_gives_one_warning_and_the_others_continue(
