@@ -58,7 +58,7 @@ def test_without_upload_everything_is_shown_and_nothing_sent(folder: Path, hub: 
     done = run(folder, NAME)
 
     assert done.code == 0, done.err
-    assert hub.requests == []
+    assert hub.asked == []
     output = " ".join(done.out.split())
     assert f"to {NAME} (private): " in output
     for path in folder.iterdir():
@@ -83,7 +83,7 @@ def test_public_and_terms_need_their_own_options(folder: Path, hub: Hub) -> None
     refused = run(folder, NAME, "--upload")
     assert refused.code == 2
     assert "--accept-terms" in refused.message
-    assert hub.requests == []
+    assert hub.asked == []
     done = run(folder, NAME, "--upload", "--accept-terms", "--public")
     assert done.code == 0, done.err
     assert not hub.repositories[NAME]["private"]

@@ -75,7 +75,7 @@ def test_lists_are_named_by_what_tells_their_records_apart() -> None:
     assert laboratory.laboratory is not None
     study = laboratory.laboratory.studies[0]
     numbers = numbers_of(laboratory)
-    assert numbers[f"laboratory/studies/{study.name}/claims/01/found"] == study.claims[0].nested.mean
+    assert numbers[f"laboratory/studies/{study.name}/claims/01/found"] == study.claims[0].found.mean
     assert numbers[f"laboratory/studies/{study.name}/claims/01/holds"] == float(study.claims[0].holds)
 
 
