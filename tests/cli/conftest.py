@@ -22,14 +22,14 @@ SMALL = [
     *("--text", "body", "--label", "topic"),
     *("-k", "4", "--limit", "8", "--selection-limit", "6", "--resamples", "50"),
 ]
-"""Settings that make a comparison a matter of a second."""
+"""Settings of a comparison that takes a second."""
 QUICK = [*SMALL, "--seeds", "1", "--learners", "zsl,icl,ft", "--rates", "1e-2", "--controls", "random"]
-"""Half a second."""
+"""Settings of a comparison that takes half a second."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has run in this process."""
+    """The outcome of a command that ran in this process."""
 
     code: int
     out: str
@@ -37,13 +37,13 @@ class Done:
 
     @property
     def message(self) -> str:
-        """Standard error as one line, for messages that a terminal's width breaks."""
+        """Standard error as one line, because messages are wrapped to the terminal's width."""
         return " ".join(self.err.split())
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _options_read_once() -> Iterator[None]:
-    """A runner builds the whole command line anew for each command, which takes longer than most commands here."""
+    """Build the command line once, because building it takes longer than most commands here."""
     build = typer.main.get_command
     ours = build(app)
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def _options_read_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_at_a_shell(workplace: Path) -> Iterator[None]:
-    """Commands run in the workplace; what they set for a whole process is put back."""
+    """Run commands in the user's folder, and restore what they change in the process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
         patch.setattr(warnings, "showwarning", warnings.showwarning)
@@ -80,12 +80,12 @@ def _as_at_a_shell(workplace: Path) -> Iterator[None]:
 
 @pytest.fixture
 def real_page() -> None:
-    """For a test that looks at the page: it is drawn, which takes a second."""
+    """Requested by tests of the page: it is rendered, which takes a second."""
 
 
 @pytest.fixture
 def quick_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages have tests of their own; commands that run in another process draw theirs."""
+    """Replace the page by a short text, except in commands that run in another process."""
     if "real_page" not in request.fixturenames:
         monkeypatch.setattr(store, "render_page", lambda result, attention=None: f"<html>{result.study}</html>")
 
@@ -101,7 +101,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_command(*arguments: str | Path, **environment: str) -> Done:
-    """Run a command in this process; a fault of ours is raised as it is."""
+    """Run a command in this process; unexpected errors are raised."""
     result = CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -116,7 +116,7 @@ def dualform() -> Callable[..., Done]:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Where a run goes."""
+    """Folder of a run."""
     return tmp_path / "run"
 
 
@@ -129,7 +129,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
-    """All but what may differ between two equal runs."""
+    """A result without the parts that differ between equal runs."""
     cost = {
         learner: {name: value for name, value in cost.items() if not name.endswith("_seconds")}
         for learner, cost in result["cost"].items()

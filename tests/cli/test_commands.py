@@ -19,7 +19,7 @@ Command = Callable[..., Done]
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> list[str]:
-    """All of them, those of groups behind their group's name."""
+    """Names of all commands; those in groups follow the name of the group."""
     if not hasattr(command, "list_commands"):
         return [" ".join(path)]
     names = command.list_commands(None)
@@ -31,7 +31,7 @@ COMMANDS = commands(typer.main.get_command(app))
 
 @pytest.fixture(scope="module")
 def finished(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; tests only read it, or make its page again."""
+    """A finished run; tests only read it, or write its report again."""
     from typer.testing import CliRunner
 
     folder = tmp_path_factory.mktemp("finished") / "run"

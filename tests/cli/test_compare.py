@@ -34,7 +34,7 @@ LAYERED = set(MEASURES) - {"rec2ftp", "agreement", "top_k_overlap", "overlap_cos
 def main_job(
     workplace: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """The main job through the installed entry point, warnings as errors, once for all tests that look at it."""
+    """A comparison through the installed entry point, with warnings as errors, run once for several tests."""
     folder = tmp_path_factory.mktemp("main") / "run"
     arguments = ["compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1,2", "--json", "--out", str(folder)]
     return shell(workplace, *arguments), folder
@@ -119,7 +119,7 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
     assert {"mean", "ci95", "n", "score", "control", "floor", "ceiling", "minimum_detectable"} <= calibrated.keys()
     assert len(result["similarity"]["sim_aou"]["per_layer_q"]) == 2
     assert len(result["tests"]) == 6 * 5 / 2
-    # More is read for context than for zero-shot, and only finetuning is told apart by rates.
+    # More is read for context than for zero-shot, and only finetuning has learning rates.
     assert result["cost"]["icl"]["tokens"] > result["cost"]["zsl"]["tokens"] == result["cost"]["ft"]["tokens"]
     assert {trial["learner"] for trial in result["trials"]} == {"ft", "lora"}
 

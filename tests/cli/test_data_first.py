@@ -1,4 +1,4 @@
-"""Data are checked before anything that takes seconds to load, and a run that fails at once leaves no folder."""
+"""Data are checked before the large libraries are loaded, and a run that fails at once leaves no folder."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`dualform fold`: a checkpoint or an adapter from the command line, whole or not at all."""
+"""`dualform fold`: writes a checkpoint or an adapter, atomically."""
 
 import html
 import json
@@ -34,7 +34,7 @@ PROSE = "a cold and plain morning, and with wit and grace it went\none of the wo
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings that make a fold a matter of a second."""
+    """Settings of a fold that takes a second."""
     prose = tmp_path_factory.mktemp("texts") / "prose.txt"
     prose.write_text(PROSE, encoding="utf-8")
     small = ["--text", "body", "--label", "topic", "-k", "4", "--limit", "8", "--resamples", "50"]
@@ -43,12 +43,12 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def to(tmp_path: Path) -> Path:
-    """Where the checkpoint goes."""
+    """Folder of the checkpoint."""
     return tmp_path / "out" / "folded"
 
 
 def loaded(folder: Path) -> torch.Tensor:
-    """Logits of a checkpoint that anybody can load, after any prompt."""
+    """Logits of a checkpoint after a prompt, with transformers only."""
     ids = AutoTokenizer.from_pretrained(folder)("Review: a warm and funny film", return_tensors="pt").input_ids
     with torch.no_grad():
         logits: torch.Tensor = AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
@@ -57,7 +57,7 @@ def loaded(folder: Path) -> torch.Tensor:
 
 
 def lies_at(to: Path) -> list[str]:
-    """Everything in the folder's parent, hidden things too."""
+    """All files in the folder's parent, including hidden ones."""
     return sorted(path.name for path in to.parent.iterdir()) if to.parent.exists() else []
 
 

@@ -26,7 +26,7 @@ def prose(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def quick(prose: str) -> list[str]:
-    """A second: two axes, two methods."""
+    """A study of a second: two axes, two methods."""
     small = ["--text", "body", "--label", "topic", "-k", "4", "--limit", "8", "--selection-limit", "6"]
     small += ["--resamples", "50", "--seeds", "1,2", "--rates", "1e-2", "--fold-texts", "12", "--plain", prose]
     return [*small, "--axes", "method,k", "--methods", "ridge,thought-vector", "--ks", "2"]

@@ -1,4 +1,4 @@
-"""A command made from a configuration that no study has: what is declared with the fields is what the shell gets."""
+"""A command generated from a configuration: its options are those declared with the fields."""
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
@@ -51,7 +51,7 @@ class Toy(Shared):
     files: Annotated[tuple[str, ...], Option(OUTPUT, repeated=True)] = ()
     """Files, one at a time."""
     hidden: int = 1
-    """Nobody's business."""
+    """An internal setting."""
     inner: Inner = Inner(strength=0.5)
     """A group."""
 

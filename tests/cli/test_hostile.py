@@ -1,4 +1,4 @@
-"""A data set made to do harm yields a harmless page, a harmless terminal, and one clear message at worst."""
+"""A malicious data set gives a harmless page and terminal output, or one clear message."""
 
 import csv
 import json
@@ -62,11 +62,11 @@ TEXTS = [*SCRIPTS, *STEERING, *ODD]
 LABELS = ("<b onclick='window.harmed=9'>bad</b>\x1b[38;5;46;7m", "\u202edoog\x07</script>{{ 1 }}")
 
 OF_RICH = re.compile(r"\x1b\[\??[0-9;]*[A-Za-z]")
-"""What rich itself writes: colours, and the bar's moves."""
+"""Escape sequences of rich itself: colours, and movements of the bar."""
 
 
 def steers(text: str) -> set[str]:
-    """Characters in a terminal's output that steer it and are not rich's own; the bar goes back to its line's start."""
+    """Control characters in the output that rich did not write; the bar returns to the start of its line."""
     ours = OF_RICH.sub("", text)
     return {
         each for each in ours if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") and each not in "\n\r\u200d"
@@ -84,7 +84,7 @@ def write(path: Path, lines: list[tuple[str, str]], names: tuple[str, str] = ("b
 
 
 as_notes = pytest.mark.filterwarnings("default::UserWarning:dualform")
-"""Warnings are errors in the suite; a user sees them as notes, which quote words of the data too."""
+"""Shown as notes to users, but errors in this suite; they can quote words of the data."""
 
 
 @pytest.fixture

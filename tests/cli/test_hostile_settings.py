@@ -1,4 +1,4 @@
-"""Settings, options and files of results made to do harm: exit code 2 and one message, before a model is loaded."""
+"""Settings, options and files of results that are malicious give exit code 2 and one message, before a model is loaded."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ Run = Callable[..., Done]
 
 
 def refused(done: Done, *words: str) -> None:
-    """One message, and nothing in it that steers or fills the terminal."""
+    """Check for a single short message without control characters."""
     assert done.code == 2, done.err
     assert "Traceback" not in done.err
     assert len(done.err) < 4_000

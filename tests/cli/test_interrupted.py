@@ -29,7 +29,7 @@ PATIENCE = 120
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, stop_before: int | None = None) -> list[int]:
-    """The seeds that are run from now on; a ctrl-C comes when the seed `stop_before` is about to start."""
+    """The seeds that are run; ctrl-C is pressed before the seed `stop_before` starts."""
     run_seed = compute_seed
     seeds: list[int] = []
 

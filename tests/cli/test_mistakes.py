@@ -225,7 +225,7 @@ def half_a_table(table: Any, where: Path) -> None:
 
 @pytest.fixture
 def finished(dualform: Command, out: Path) -> dict[str, bytes]:
-    """A run that is there already."""
+    """The folder of an earlier run."""
     assert dualform("compare", "gpt2", "tickets.csv", *QUICK, "--out", out).code == 0
     return {path.name: path.read_bytes() for path in out.iterdir()}
 

@@ -37,7 +37,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def quick(texts: dict[str, str]) -> list[str]:
-    """Vanilla and momentum, one seed: a second."""
+    """A study of a second: vanilla and momentum, one seed."""
     given = [texts["corpus"], "--validation", texts["validation"], "--test", texts["test"], *SETTINGS]
     return [*given, "--etas", "0.3", "--controls", "none", "--seed", "1", "--resamples", "50", "--device", "cpu"]
 
@@ -49,7 +49,7 @@ def alone(texts: dict[str, str]) -> list[str]:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """All but times."""
+    """A result without its times."""
     result = result_of(folder)
     for arm in result["momentum"]["arms"]:
         del arm["step_ratio"]

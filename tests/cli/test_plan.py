@@ -18,7 +18,7 @@ Command = Callable[..., Done]
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What was asked of the machine; measuring one takes seconds."""
+    """Arguments of all calls of `this_machine`, which is replaced because measuring takes seconds."""
     recorded: list[dict[str, Any]] = []
 
     def this_machine(device: str = "cpu", dtype: str = "float32", **more: Any) -> machine.Machine:

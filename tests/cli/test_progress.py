@@ -1,4 +1,4 @@
-"""The bar says how far a study is, and shows nothing where there is no terminal."""
+"""The bar shows the progress of a study, and nothing without a terminal."""
 
 import io
 

@@ -32,7 +32,7 @@ def run(*arguments: str | Path) -> Done:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A real checkpoint with a card."""
+    """A folder with a checkpoint and a model card."""
     save_tiny("llama", tmp_path / "folded")
     write_card(tmp_path / "folded", "apache-2.0")
     return tmp_path / "folded"

@@ -21,7 +21,7 @@ SMALL = ["--study", "constructed", "--study", "shift", "--seeds", "1..3"]
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two studies that cost nothing: what the command does with them is the same."""
+    """Two fast studies; the command treats all studies alike."""
     for name in ("constructed", "shift"):
         monkeypatch.setitem(regression.STUDIES, name, small_laboratory.__name__)
     small_laboratory.computed.clear()

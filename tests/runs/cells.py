@@ -1,4 +1,4 @@
-"""Cells for tests of the store: small, their content known from their number, and processes that come and go."""
+"""Cells for tests of the store: small cells with a content that depends on their number, and further processes."""
 
 import hashlib
 import subprocess
@@ -26,7 +26,7 @@ def facts(number: int = 1) -> dict[str, object]:
 
 
 def in_another_process(code: str, *arguments: object) -> list[str]:
-    """What a script prints, by lines. It may fork: its process has one thread."""
+    """The lines that a script prints in a new process, which has one thread and may fork."""
     script = textwrap.dedent(code)
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT

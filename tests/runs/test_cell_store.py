@@ -24,7 +24,7 @@ from tests.runs.cells import facts, files, in_another_process, key
 
 @pytest.fixture(params=["path", "file", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The same store everywhere."""
+    """URL of a store, on each kind of storage."""
     memory = f"memory://{tmp_path.name}-{os.getpid()}/store"
     return {"path": str(tmp_path / "store"), "file": f"file://{tmp_path}/store", "memory": memory}[request.param]
 
@@ -330,7 +330,7 @@ def test_another_cells_folder_under_this_address_is_no_cell(store: CellStore) ->
 
 
 def _reseal(path: Path, **changes: Any) -> None:
-    """Change a cell.json as somebody would who knows how it is sealed."""
+    """Change a cell.json and its checksum."""
     record = {**json.loads(path.read_bytes()), **changes}
     del record["checksum"]
     body = json.dumps(record, indent=1)[2:]
@@ -626,7 +626,7 @@ def test_looking_makes_nothing(tmp_path: Path) -> None:
 
 
 class _Refusing(MemoryFileSystem):
-    """A bucket that takes no more."""
+    """A bucket that rejects all writes."""
 
     protocol = "refusing"
     store: dict[str, Any] = {}  # noqa: RUF012 (as its base class has it)

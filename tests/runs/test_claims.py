@@ -31,7 +31,7 @@ def path_of(store: CellStore) -> Path:
 
 
 def rewrite(store: CellStore, **changes: Any) -> dict[str, Any]:
-    """Change what a claim says of its owner."""
+    """Change the owner in a claim."""
     path = path_of(store)
     owner = {**json.loads(path.read_bytes()), **changes}
     path.write_text(json.dumps(owner))
@@ -39,7 +39,7 @@ def rewrite(store: CellStore, **changes: Any) -> dict[str, Any]:
 
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let this process's own clock be so many seconds on."""
+    """Advance the clock of this process by some seconds."""
     now = time.monotonic()
     monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=lambda: now + seconds))
 

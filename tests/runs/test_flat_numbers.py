@@ -25,8 +25,8 @@ STUDIES = {
     "momentum": example_momentum,
     "laboratory": example_laboratory,
 }
-UNTOLD_LISTS = {"CurvePoint", "Estimate", "LabChart", "LabCurve", "LabRow", "LabTable", "StabilityRun", "Trial"}
-"""Records that are told nowhere in a list: points of curves, rows of tables, single runs."""
+LEFT_OUT_LISTS = {"CurvePoint", "Estimate", "LabChart", "LabCurve", "LabRow", "LabTable", "StabilityRun", "Trial"}
+"""Records whose lists are left out: points of curves, rows of tables, single runs."""
 
 
 @pytest.mark.parametrize("make", STUDIES.values(), ids=STUDIES)
@@ -86,7 +86,7 @@ def test_every_list_of_records_in_the_schema_is_included_or_left_out_on_purpose(
         inside for kind in records for field in kind.model_fields.values() for inside in lists_in(field.annotation)
     }
     named = {kind: kind.named_by for kind in listed if issubclass(kind, Record) and kind.named_by is not None}
-    assert {kind.__name__ for kind in listed} == {kind.__name__ for kind in named} | UNTOLD_LISTS
+    assert {kind.__name__ for kind in listed} == {kind.__name__ for kind in named} | LEFT_OUT_LISTS
     for kind, names in named.items():
         assert set(names) <= set(kind.model_fields)
     fields = {name for kind in records for name in kind.model_fields}
@@ -95,7 +95,7 @@ def test_every_list_of_records_in_the_schema_is_included_or_left_out_on_purpose(
 
 
 def lists_in(annotation: Any, inside: bool = False) -> set[type[BaseModel]]:
-    """Records that stand in a list somewhere in an annotation."""
+    """Records that occur in lists in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {annotation} if inside else set()
     deeper = inside or typing.get_origin(annotation) is list

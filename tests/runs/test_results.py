@@ -50,7 +50,7 @@ def fill(store: CellStore) -> None:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """Tests only read it, as everything does that takes tables."""
+    """A table that tests only read."""
     store = CellStore(tmp_path_factory.mktemp("filled"))
     fill(store)
     return results_table(store.cells())

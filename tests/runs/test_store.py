@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture(autouse=True)
 def _one_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real page, but drawn once for each result: drawing takes a second."""
+    """The real page, rendered once for each result because it takes a second."""
     monkeypatch.setattr(store, "render_page", lambda result, attention=None: _page(result.to_json()))
 
 
@@ -73,7 +73,7 @@ def _page(text: str) -> str:
 
 @pytest.fixture
 def no_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every sync of a written file finds the disk full."""
+    """Let every sync of a file fail with a full disk."""
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -223,12 +223,12 @@ def test_pieces_can_be_named_by_paths_of_any_length(folder: RunFolder) -> None:
     assert names(folder.path.parent) == {"one"}
 
 
-@pytest.mark.parametrize(("kept", "asked"), [("seed 1", "seed-1"), ("seed-1", "seed 1")])
-def test_a_piece_is_never_taken_for_another_of_a_like_name(folder: RunFolder, kept: str, asked: str) -> None:
-    folder.put(Piece(kept, "abc", {}, {}))
+@pytest.mark.parametrize(("stored", "requested"), [("seed 1", "seed-1"), ("seed-1", "seed 1")])
+def test_a_piece_is_never_taken_for_another_of_a_like_name(folder: RunFolder, stored: str, requested: str) -> None:
+    folder.put(Piece(stored, "abc", {}, {}))
 
-    assert folder.get(asked, "abc") is None
-    assert folder.get(kept, "abc") is not None
+    assert folder.get(requested, "abc") is None
+    assert folder.get(stored, "abc") is not None
 
 
 def test_a_piece_put_twice_is_the_later_one(folder: RunFolder) -> None:

@@ -63,7 +63,7 @@ def grid(**changes: Any) -> tuple[SweepConfig, list[Group]]:
 
 
 class Serial:
-    """An engine that does one work after the other in this process, as workers receive them."""
+    """An engine that runs one job after the other in this process."""
 
     name = "serial"
     workers = 1
@@ -93,7 +93,7 @@ class Serial:
 
 
 class Deadly(Serial):
-    """One whose workers die so many times over each work."""
+    """An engine whose workers die several times for each job."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -456,11 +456,11 @@ WHOLE: dict[str, dict[str, Any]] = {
     # A comparison that chooses its seed is one cell too.
     "compare": {"settings": {**SETTINGS, "select": "icl"}},
 }
-"""Studies of which a cell is a whole run, as small as they go."""
+"""Small settings of studies that are one cell."""
 
 
 class Killed(BaseException):
-    """What no worker outlives."""
+    """An error that ends any worker."""
 
 
 @pytest.mark.parametrize("study", list(WHOLE))
@@ -585,7 +585,7 @@ engine.close()
 
 
 def finished_cells() -> dict[str, str]:
-    """Digest -> when it was finished."""
+    """Digest -> time when the cell was finished."""
     return {cell.digest: cell.finished for cell in CellStore("store", writable=False).cells(verify=True)}
 
 
@@ -635,7 +635,7 @@ def wait_for(condition: Any, process: "subprocess.Popen[bytes]", seconds: float 
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
+    """Child processes of a process."""
     return [
         int(number)
         for task in Path(f"/proc/{pid}/task").iterdir()

@@ -10,7 +10,7 @@ from tests.report.example_sweep import empty_sweep, example_sweep, sweep_over_k
 
 @pytest.fixture(autouse=True)
 def quick_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages have tests of their own."""
+    """Pages are tested elsewhere."""
     monkeypatch.setattr("dualform.runs.sweep_folder.render_sweep", lambda sweep: f"<html>{sweep.name}</html>")
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("ray")
 
 
 def dying_once(payload: dict[str, Any]) -> dict[str, Any]:
-    """The work function, but the first cell's process is killed while it computes, its claim in hand."""
+    """Compute a cell, but kill the process of the first one while it holds its claim."""
     died = Path(payload["folder"]) / "died"
     if not died.exists():
         died.touch()

@@ -1,4 +1,4 @@
-"""Trackers: the packages themselves, each keeping its numbers on this machine, read back where that can be done."""
+"""The real packages of all trackers, with their numbers on this machine, which are read back if possible."""
 
 import json
 import os
@@ -27,7 +27,7 @@ needs = pytest.importorskip
 
 @pytest.fixture(scope="module")
 def trackio_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where trackio keeps its databases: it looks once, when it is imported."""
+    """Folder of trackio's databases, which trackio reads once when it is imported."""
     assert "trackio" not in sys.modules
     folder = tmp_path_factory.mktemp("trackio")
     with pytest.MonkeyPatch.context() as patch:
@@ -37,7 +37,7 @@ def trackio_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished run's folder, its name hard on URLs; the environment asks for nothing."""
+    """The folder of a finished run, with a name that URLs must escape; no tracker is set in the environment."""
     for name in HOME:
         # So that what is set in a test is gone after it.
         monkeypatch.setenv(name, "")
@@ -51,7 +51,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every connection that this process tries to make to another machine; none succeeds."""
+    """All connections to other machines that this process tries to open; none succeeds."""
     tried: list[Any] = []
     connect = socket.socket.connect
 
@@ -71,7 +71,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def track(spec: str, run: Path, name: str = "tiny-sst2") -> list[str]:
-    """A run of three steps from beginning to end; how it is looked at."""
+    """Track a run of three steps, and return the hint on how to view it."""
     with open_tracker(spec, project="dualform", run_name=name, config=CONFIG, folder=run) as tracker:
         where = tracker.where
         for step in (1, 2, 3):
@@ -157,7 +157,7 @@ def values_of(items: Any, name: str) -> list[str]:
 
 
 def wandb_records(log: Path) -> Iterator[Any]:
-    """What wandb would send when it is asked to: a log as LevelDB keeps it, blocks of 32 KiB with records in pieces."""
+    """Records in wandb's offline log, which has LevelDB's format: blocks of 32 KiB with divided records."""
     from wandb.proto import wandb_internal_pb2 as protocol
 
     data = log.read_bytes()
@@ -317,7 +317,7 @@ def test_online_needs_the_name_of_a_server(run: Path) -> None:
 
 
 class Failing:
-    """A tracker whose dashboard is gone, and whether it was closed all the same."""
+    """A tracker whose server is gone, and whether it was closed."""
 
     where = "nowhere"
 

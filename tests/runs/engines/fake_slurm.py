@@ -1,4 +1,4 @@
-"""Slurm's commands as far as submitit uses them, on this machine and for a test: `fake_slurm.py COMMAND FOLDER ...`."""
+"""The commands of Slurm that submitit uses, imitated on this machine for tests: `fake_slurm.py COMMAND FOLDER ...`."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def sbatch(folder: Path, script: str) -> None:
-    """Starts the tasks of the script's array, or the one job."""
+    """Starts the tasks of the script's array, or its single job."""
     number = str(1000 + len(list(folder.glob("script-*"))))
     text = Path(script).read_text()
     (folder / f"script-{number}").write_text(text)
@@ -34,12 +34,12 @@ def sbatch(folder: Path, script: str) -> None:
 
 
 def srun(folder: Path, *command: str) -> None:
-    """Runs what follows the options."""
+    """Runs the command that follows the options."""
     command = command[command.index("--error") + 2 :]
     os.execvp(command[0], command)
 
 
-def squeue(folder: Path, *asked: str) -> None:
+def squeue(folder: Path, *options: str) -> None:
     """Names the jobs that run."""
     print(*(path.name.removeprefix("pid-") for path in folder.glob("pid-*")), sep="\n")
 

@@ -199,6 +199,6 @@ def test_no_worker_outlives_its_driver(tmp_path, how):
     assert all(is_alive(pid) for pid in workers)
     # To the whole foreground group, as a terminal does on ctrl-C.
     os.killpg(driver.pid, how)
-    said = driver.communicate(timeout=30)[0]
-    assert said == ("interrupted\n" if how == signal.SIGINT else "")
+    output = driver.communicate(timeout=30)[0]
+    assert output == ("interrupted\n" if how == signal.SIGINT else "")
     wait_for(lambda: not any(is_alive(pid) for pid in workers), seconds=5)

@@ -68,7 +68,7 @@ def test_jobs_finish_fail_or_are_lost_each_is_reported_once_and_nothing_is_print
 
 
 def begin_both(engine: Engine, folder: Path) -> None:
-    """Works a1 and b1, one on each worker however long one of them takes to start."""
+    """Start jobs a1 and b1, one on each worker."""
     files = [folder / "a1", folder / "b1"]
     for path in files:
         engine.submit(
@@ -153,7 +153,7 @@ def test_a_worker_that_cannot_start_is_an_error_after_some_attempts(engine, monk
 
 
 def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.Popen[str]":
-    """A driver of its own: this process has its cluster already."""
+    """Run a driver in a new process, because this one has its cluster already."""
     path = tmp_path / "driver.py"
     path.write_text(script)
     return subprocess.Popen(
@@ -192,9 +192,9 @@ def test_a_process_without_the_token_is_refused(engine, tmp_path, monkeypatch):
     address = ray.get_runtime_context().gcs_address
     assert "keys" in run_script(tmp_path, STRANGER, address).communicate(timeout=60)[0]
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    said = run_script(tmp_path, STRANGER, address).communicate(timeout=60)[0]
-    assert "AuthenticationError" in said
-    assert "keys" not in said
+    output = run_script(tmp_path, STRANGER, address).communicate(timeout=60)[0]
+    assert "AuthenticationError" in output
+    assert "keys" not in output
 
 
 OWN_CLUSTER = """
@@ -300,8 +300,8 @@ main(Path(sys.argv[1]))
 
 
 def test_a_killed_node_loses_only_its_own_jobs(tmp_path):
-    said = run_script(tmp_path, NODES).communicate(timeout=120)[0].splitlines()
-    assert said[0].startswith("lost the Ray worker is gone: ActorDiedError"), said
-    assert said[0].isprintable()
+    output = run_script(tmp_path, NODES).communicate(timeout=120)[0].splitlines()
+    assert output[0].startswith("lost the Ray worker is gone: ActorDiedError"), output
+    assert output[0].isprintable()
     # The cluster is somebody else's: it was left, not ended.
-    assert said[1:] == ["['finished', 'finished']", "False"]
+    assert output[1:] == ["['finished', 'finished']", "False"]

@@ -22,7 +22,7 @@ WORKS = "tests.runs.engines.works:perform"
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Path:
-    """Folder of a pretended Slurm whose commands are found first."""
+    """Folder of an imitation of Slurm, which comes first in the path."""
     commands = tmp_path / "commands"
     commands.mkdir()
     for name in ("sbatch", "srun", "squeue", "scancel"):
@@ -87,8 +87,8 @@ def test_a_batch_is_one_array_with_the_requested_resources(slurm, tmp_path):
     outcomes = collect_outcomes(engine, 3)
     assert {name: outcome.facts["value"] for name, outcome in outcomes.items()} == {"0": 0, "1": 1, "2": 2}
     (script,) = slurm.glob("script-*")
-    asked = set(re.findall(r"#SBATCH --(\S+)", script.read_text()))
-    assert asked >= {
+    options_in_script = set(re.findall(r"#SBATCH --(\S+)", script.read_text()))
+    assert options_in_script >= {
         "array=0-2%2",
         "partition=long",
         "time=90",

@@ -27,7 +27,7 @@ def has_text(path: Path) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Running: neither gone nor a zombie that nobody has waited for."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

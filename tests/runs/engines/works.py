@@ -1,4 +1,4 @@
-"""Work functions for the tests of engines, which their workers import by name."""
+"""Functions that run jobs in the tests of engines; workers import them by name."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ _STATE: dict[str, int] = {"works": 0}
 
 
 def perform(payload: dict[str, Any]) -> dict[str, Any]:
-    """What `payload["do"]` says, and who did it."""
+    """Do what `payload["do"]` says, and return the id of the process."""
     _STATE["works"] += 1
     if "begun" in payload:
         Path(payload["begun"]).write_text(str(os.getpid()))
@@ -41,7 +41,7 @@ def perform(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def begin_and_end(payload: dict[str, Any]) -> dict[str, Any]:
-    """Leaves a file at its beginning and one at its end."""
+    """Write a file at the beginning and one at the end."""
     Path(payload["begun"]).write_text(str(os.getpid()))
     time.sleep(payload["seconds"])
     Path(payload["done"]).touch()
@@ -55,4 +55,4 @@ class Broken:
         raise ModuleNotFoundError("no module named dualform on this node")
 
     def ping(self) -> None:
-        """Never comes to it."""
+        """Not reached."""
