@@ -1,4 +1,4 @@
-"""Settings, options and files of results that are malicious give exit code 2 and one message, before a model is loaded."""
+"""Malicious settings, options and result files give exit code 2 and one message, before a model is loaded."""
 
 import os
 import sys

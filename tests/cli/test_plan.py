@@ -119,7 +119,7 @@ def test_training_with_momentum_can_be_planned(
     assert "A tokenizer is being learned" in dualform("plan", "momentum", "train", text, *settings).err
     done = dualform("plan", "momentum", "compare", text, *arms, *settings)
     assert "A tokenizer is being learned" in done.err
-    assert done.message.endswith("Nothing was run but samples to estimate from.")
+    assert done.message.endswith("Nothing was run except samples for the estimates.")
     both = printed_plan(dualform("plan", "momentum", "compare", text, *arms, *settings, "--json"))
     assert {part["name"] for part in both["parts"]} >= {"training: vanilla", "training: momentum", "validation"}
     trained = sum(part["tokens_backwards"] for part in both["parts"] if part["name"].startswith("training"))

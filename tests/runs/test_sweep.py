@@ -621,9 +621,11 @@ def test_a_sweep_whose_driver_and_workers_are_killed_resumes_and_two_sweeps_shar
     assert all(cell.status in ("finished", "reused") for sweep in results for cell in sweep.cells)
     computed = [cell.key for sweep in results for cell in sweep.cells if cell.status == "finished"]
     assert len(computed) == len(set(computed))
-    first, second = ([numbers(group.result) for group in sweep.groups if group.result] for sweep in results)
-    assert first == second
-    assert len(first) == 8
+    first_numbers, second_numbers = (
+        [numbers(group.result) for group in sweep.groups if group.result] for sweep in results
+    )
+    assert first_numbers == second_numbers
+    assert len(first_numbers) == 8
 
 
 def wait_for(condition: Any, process: "subprocess.Popen[bytes]", seconds: float = 240) -> None:
