@@ -77,12 +77,8 @@ def _hidden_states(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs of the blocks in one forward.
 
-    Args:
-        model: The model.
-        blocks: Its blocks.
-        ids: Token ids, `(1, pos)`.
-        replacement: Index of one block -> hidden states to use as its input. Only this block is then recorded, and the
-            forward stops after it.
+    `replacement` maps the index of one block to hidden states to use as its input. Only this block is then recorded,
+    and the forward stops after it.
     """
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []

@@ -182,8 +182,7 @@ class WeightTraining:
     def move_by_rounding_(self, generator: torch.Generator) -> None:
         """Start the deltas at plus or minus one unit in the last place of each trained weight, with random signs.
 
-        Args:
-            generator: Random generator on the CPU, used parameter by parameter in the order of `parameters`.
+        The generator must be on the CPU; it is used parameter by parameter in the order of `parameters`.
         """
         for name, delta in self._trained:
             path, _, last = name.rpartition(".")

@@ -260,9 +260,7 @@ def apply_momentum(
 def restore_momentum(model: PreTrainedModel, registry: bool = True) -> None:
     """Add the momentum that a model's config describes; learned parameters get their initial values.
 
-    Args:
-        model: The model.
-        registry: Use dualform's attention function if the family allows it; attention is traced otherwise.
+    It uses dualform's attention function if `registry` is True and the family allows it, else it traces attention.
 
     Raises:
         ModelError: The config lists attention modules that the model does not have.

@@ -82,12 +82,7 @@ class Trace:
         return {name: record for name in names if (record := getattr(self, name)) is not None}
 
     def real_heads(self, n: int, of_keys: bool = False) -> Tensor | None:
-        """True for heads that are not padding, `(layer, head)`; None if all are real.
-
-        Args:
-            n: Number of heads of the tensor to mask.
-            of_keys: Count key-value heads instead of query heads.
-        """
+        """True for heads that are not padding, `(layer, n)`; None if all are real. `of_keys` counts key-value heads."""
         if self.sizes is None:
             return None
         counts = [size.n_kv_heads if of_keys else size.n_heads for size in self.sizes]

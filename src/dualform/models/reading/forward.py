@@ -147,12 +147,9 @@ def keys_values(model: PreTrainedModel, anatomy: Anatomy, tokens: tuple[int, ...
 def observing_attention(
     model: PreTrainedModel, anatomy: Anatomy, callback: Callable[[int, Tensor, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Pass each layer's query, key and value to a callback, in every ordinary forward of one row in the block.
+    """Pass each layer's attention to a callback, in every ordinary forward of one row in the block.
 
-    Args:
-        model: The model.
-        anatomy: Its anatomy.
-        callback: Receives the layer's index, query `(head, pos, d_head)`, key and value `(kv_head, pos, d_head)`.
+    The callback receives the layer's index, query `(head, pos, d_head)`, and key and value `(kv_head, pos, d_head)`.
     """
     order = LayerOrder(model, anatomy)
     if anatomy.registry:

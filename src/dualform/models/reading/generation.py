@@ -269,16 +269,7 @@ class _Writer:
 
 
 class _Sampler:
-    """Samples many continuations of one sequence, which is encoded once.
-
-    Args:
-        lm: The model.
-        start: The sequence, at least one token.
-        generator: Random generator on the CPU.
-        temperature: Sampling temperature, above 0.
-        top_p: In (0, 1].
-        specials: Whether special tokens may be sampled.
-    """
+    """Samples many continuations of one sequence (`start`, at least one token), which is encoded once."""
 
     def __init__(
         self,

@@ -310,13 +310,7 @@ class LanguageModel:
             )
 
     def crossed_switch(self, n_prefix: int, query: Query, probe: Probe = "prompt") -> SwitchLength | None:
-        """The switch length that prevents using the route for a query after a prefix; None if the route is correct.
-
-        Args:
-            n_prefix: Number of tokens of the prefix.
-            query: The query after it.
-            probe: As in `read_group`.
-        """
+        """The switch length that prevents using the route for a query after `n_prefix` tokens; None without one."""
         if self.verification is None or isinstance(self.route, NaiveRoute) or not self.verification.switches:
             return None
         switches = [check.switch for check in self.verification.switches]
@@ -324,12 +318,7 @@ class LanguageModel:
         return first_crossed(switches, checked, n_prefix, n_prefix + query.longest(probe))
 
     def require_usable_prefix(self, n_prefix: int, queries: Sequence[Query], probe: Probe = "prompt") -> None:
-        """Check that the route is correct for all queries, so that none would be run on the naive route.
-
-        Args:
-            n_prefix: Number of tokens of the prefix.
-            queries: The queries after it.
-            probe: As in `read_group`.
+        """Check that no query after a prefix of `n_prefix` tokens would have to be run on the naive route.
 
         Raises:
             ContextError: A query goes beyond a switch length.

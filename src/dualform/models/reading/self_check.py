@@ -63,23 +63,20 @@ def require_known_route(name: str | None) -> None:
         raise ModelError(f"unknown route {name!r}: choose one of {', '.join(ROUTES)}")
 
 
-def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = None) -> tuple[Route, tuple[str, ...]]:
-    """The fastest route that agrees with the naive route on a small example.
-
-    Args:
-        model: In eval mode.
-        anatomy: Its anatomy.
-        insist: Accept only the route of this name.
+def choose_route(
+    model: PreTrainedModel, anatomy: Anatomy, requested: str | None = None
+) -> tuple[Route, tuple[str, ...]]:
+    """The fastest route that agrees with the naive route on a small example, for a model in eval mode.
 
     Returns:
-        The route, and for each faster route the reason why it was refused.
+        The route (`requested`, if given), and for each faster route the reason why it was refused.
 
     Raises:
-        ModelError: The route `insist` is unknown or refused, or the naive route fails.
+        ModelError: The requested route is unknown or refused, or the naive route fails.
     """
-    require_known_route(insist)
+    require_known_route(requested)
     naive = NaiveRoute(model, anatomy)
-    names = [insist] if insist else [name for name in ROUTES if anatomy.registry or name != "packed"]
+    names = [requested] if requested else [name for name in ROUTES if anatomy.registry or name != "packed"]
     refused: list[str] = []
     expected = None
     for name in names:
@@ -103,7 +100,7 @@ def choose_route(model: PreTrainedModel, anatomy: Anatomy, insist: str | None = 
             return ROUTES[name](model, anatomy), tuple(refused)
         refused.append(f"{name}: log-probabilities or records differ from the naive forward's by {difference:.1e}")
     raise ModelError(
-        f"route {insist!r} does not agree with the naive route on this model: {'; '.join(refused)}. Leave out the "
+        f"route {requested!r} does not agree with the naive route on this model: {'; '.join(refused)}. Leave out the "
         "route, or choose naive."
     )
 

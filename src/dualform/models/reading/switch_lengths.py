@@ -89,13 +89,7 @@ def row_wide(switches: Iterable[SwitchLength]) -> tuple[SwitchLength, ...]:
 
 
 def same_prefix_states(switches: Iterable[SwitchLength], shorter: int, longer: int) -> bool:
-    """Whether the first tokens of a row have the same states in a shorter and a longer forward.
-
-    Args:
-        switches: The model's switch lengths.
-        shorter: Number of tokens of the shorter forward.
-        longer: Number of tokens of the longer forward.
-    """
+    """Whether the first tokens of a row have the same states in forwards of `shorter` and of `longer` tokens."""
     for switch in row_wide(switches):
         if longer <= switch.length or shorter == longer:
             continue

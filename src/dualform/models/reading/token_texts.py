@@ -21,14 +21,8 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple
     """The part of the text that each token stands for.
 
     A token of a byte-level vocabulary may be only a part of a character. Its text is then '', and the token that
-    completes the character gets the whole character. Bytes that never form a character become U+FFFD.
-
-    Args:
-        tokenizer: The tokenizer of the ids.
-        ids: Token ids.
-
-    Returns:
-        One text per token; joined, they equal the decoded sequence.
+    completes the character gets the whole character. Bytes that never form a character become U+FFFD. Joined, the
+    texts equal the decoded sequence.
     """
 
     def decode(part: Sequence[int]) -> str:

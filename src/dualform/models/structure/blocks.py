@@ -95,14 +95,7 @@ class Blocks:
 
 
 def find_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Blocks:
-    """Find the residual blocks and check, on one small forward, that the last one's output unembeds to the logits.
-
-    Args:
-        model: In eval mode; not changed.
-        anatomy: Its anatomy.
-
-    Returns:
-        The blocks, one for each layer of the anatomy.
+    """Find the residual blocks, one per layer, and check that `unembed` gives the logits for the last block's output.
 
     Raises:
         ModelError: The layers are not a plain stack of residual blocks, or the logits depend on more than the last

@@ -54,14 +54,7 @@ None."""
 
 
 def find_mlp_inputs(model: PreTrainedModel, anatomy: Anatomy) -> tuple[MLPInputs, ...]:
-    """Find the MLP input projections of a model by probing it.
-
-    Args:
-        model: In eval mode; not changed.
-        anatomy: Its anatomy.
-
-    Returns:
-        The verified input projections of each block, in order.
+    """Find the MLP input projections of each block, in order, by probing a model in eval mode, and verify them.
 
     Raises:
         ModelError: The blocks or their attention are unknown, a block has no MLP or a mixture of experts, or its output
@@ -89,14 +82,7 @@ def find_mlp_inputs(model: PreTrainedModel, anatomy: Anatomy) -> tuple[MLPInputs
 def hooked_mlps(
     model: PreTrainedModel, inputs: Sequence[MLPInputs], at_linear: LinearCallback, at_block: BlockCallback
 ) -> Iterator[None]:
-    """Context manager that calls back at every MLP of every forward; callbacks observe (return None) or replace.
-
-    Args:
-        model: The model.
-        inputs: From `find_mlp_inputs`.
-        at_linear: Called after each MLP input projection.
-        at_block: Called after each block.
-    """
+    """Context manager that calls `at_linear` after each MLP input projection and `at_block` after each block."""
     with Hooks(model) as hooks:
         for layer, block_inputs in enumerate(inputs):
             _add_hooks(hooks, layer, block_inputs, at_linear, at_block)

@@ -109,12 +109,9 @@ def use_eager(model: PreTrainedModel) -> None:
 def observe_forward(
     model: PreTrainedModel, registry: bool, nudge: Callable[[Tensor], Tensor] | None = None
 ) -> ObservedForward:
-    """Run a model on a few tokens and observe every attention and every linear.
+    """Run a model on a few tokens and observe every attention, through the registry or a tracer, and every linear.
 
-    Args:
-        model: The model.
-        registry: Whether attention uses transformers' registry; it is traced otherwise.
-        nudge: Changes the heads' output before the model continues; None leaves it unchanged.
+    `nudge` changes the heads' output before the model continues.
     """
     observed = ObservedForward()
     uses: dict[nn.Module, int] = {}

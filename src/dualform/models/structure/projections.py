@@ -25,12 +25,7 @@ def rows_around(
 ) -> list[LinearRows]:
     """The rows that a tensor depends on, of linears in the attention module, else of those in the modules around it.
 
-    Args:
-        tensor: Query, key or value of `use`.
-        use: The run of attention.
-        observed: The observed forward.
-        names: Name of every module.
-        expected: Number of rows that the projection should have; the search ends at exactly that many in one linear.
+    The search ends at the first module in which exactly `expected` rows of one linear are found.
     """
     name = names[use.module]
     modules = {other: module for module, other in names.items()}
