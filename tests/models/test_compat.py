@@ -39,7 +39,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("module", "owner", "name"), NAMES)
-def test_a_private_name_is_where_it_was(module, owner, name):
+def test_a_private_name_exists(module, owner, name):
     assert hasattr(getattr(import_module(module), owner), name), f"{module}.{owner}.{name} has moved"
 
 
@@ -54,7 +54,7 @@ class TestAttentionImplementation:
             model.set_attn_implementation(name)
             assert compat.attention_implementation(model) == name
 
-    def test_it_can_be_set_and_forgotten_behind_the_setters_back(self):
+    def test_it_can_be_set_and_unset_in_the_config(self):
         config = copy.deepcopy(tiny_model("llama").config)
         compat.set_config_attention(config, "eager")
         assert transformers.AutoModelForCausalLM.from_config(config).config._attn_implementation == "eager"
@@ -73,7 +73,7 @@ class TestModels:
         built = compat.build_from_config(type(llama), copy.deepcopy(llama.config), torch.bfloat16)
         assert type(built) is type(llama)
         assert built.dtype == torch.bfloat16
-        shapes = [{name: one.shape for name, one in model.named_parameters()} for model in (built, llama)]
+        shapes = [{name: weight.shape for name, weight in model.named_parameters()} for model in (built, llama)]
         assert shapes[0] == shapes[1]
 
     def test_a_saved_config_says_where_it_came_from(self, llama):
@@ -128,7 +128,7 @@ class TestAccelerate:
         compat.set_accelerate_hook(module, other)
         assert compat.accelerate_hook(module) is other
 
-    def test_an_accelerator_is_noticed_and_forgotten(self):
+    def test_an_accelerator_is_detected_and_reset(self):
         if compat.accelerate_knows_processes():
             pytest.skip("accelerate was set up in this process before")
         try:
@@ -142,7 +142,7 @@ class TestAccelerate:
 
 
 class TestModules:
-    def test_a_plain_tensor_can_stand_for_a_parameter(self):
+    def test_a_plain_tensor_can_replace_a_parameter(self):
         linear = nn.Linear(2, 2, bias=False)
         original = linear.weight
         compat.own_parameters(linear)["weight"] = torch.zeros(2, 2)
@@ -197,21 +197,21 @@ def private_names(source: str, own: set[str], borrowed: set[str]) -> set[str]:
         own: Names that dualform defines somewhere.
         borrowed: Names that torch's, transformers' and accelerate's objects have, which count on anything but `self`.
     """
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             on_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
             if node.attr not in own or (node.attr in borrowed and not on_self):
-                found.add(node.attr)
+                names.add(node.attr)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             module = getattr(node, "module", None) or ""
             parts = [*module.split("."), *(part for alias in node.names for part in alias.name.split("."))]
             if not module.startswith("dualform"):
-                found |= {part for part in parts if is_private(part)}
+                names |= {part for part in parts if is_private(part)}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _LOOKUPS:
-            texts = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-            found |= {text for text in texts if is_private(text)}
-    return found
+            texts = [x.value for x in node.args if isinstance(x, ast.Constant) and isinstance(x.value, str)]
+            names |= {text for text in texts if is_private(text)}
+    return names
 
 
 _LOOKUPS = {"getattr", "setattr", "hasattr", "delattr", "get", "pop"}
@@ -222,28 +222,28 @@ def is_private(name: str) -> bool:
 
 
 def defined_names(source: str) -> set[str]:
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             on_self = isinstance(node, ast.Name) or (isinstance(node.value, ast.Name) and node.value.id == "self")
             if on_self:
-                found.add(node.id if isinstance(node, ast.Name) else node.attr)
-    return found
+                names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return names
 
 
 def test_no_other_file_uses_a_private_name(llama):
     sources = {path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py")}
     own = set().union(*map(defined_names, sources.values()))
-    borrowed = {name for one in (llama, llama.config, Accelerator, torch.zeros(1)) for name in dir(one)}
-    found = {
+    borrowed = {name for owner in (llama, llama.config, Accelerator, torch.zeros(1)) for name in dir(owner)}
+    names = {
         (path, name)
         for path, source in sources.items()
         if path not in ("models/compat.py", RAY)
         for name in private_names(source, own, borrowed)
     }
-    assert found == set(ALLOWED)
+    assert names == set(ALLOWED)
 
 
 @pytest.mark.parametrize(

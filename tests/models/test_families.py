@@ -45,7 +45,7 @@ def read(model_type: str) -> LanguageModel:
 
 
 @pytest.mark.parametrize("model_type", KINDS)
-def test_answers_and_what_w_o_receives_are_the_untouched_models(model_type):
+def test_answers_and_inputs_of_w_o_are_those_of_the_unmodified_model(model_type):
     lm, plain = read(model_type), tiny_family(model_type)
     between, block = KINDS[model_type]
     assert answers_off(lm, plain) < 2e-4
@@ -57,7 +57,7 @@ def test_answers_and_what_w_o_receives_are_the_untouched_models(model_type):
 
 
 @pytest.mark.parametrize("model_type", ["bitnet", "qwen3_next", "gpt_oss", "gemma4_text", "deepseek_v3"])
-def test_softmax_of_the_scores_times_values_is_what_stands_in_front_of_a_gate(model_type):
+def test_softmax_of_the_scores_times_values_is_the_input_of_a_gate(model_type):
     lm = read(model_type)
     examination = examine(lm)
     (check,) = [check for check in examination.checks if check.name.startswith("softmax")]
@@ -68,12 +68,12 @@ def test_softmax_of_the_scores_times_values_is_what_stands_in_front_of_a_gate(mo
 
 class TestBlocksWithoutAttention:
     def test_are_named_with_what_they_have_instead(self):
-        found = read("qwen3_next").anatomy
-        assert len(found.layers) == 1
-        assert found.left_out[0].startswith("block 0: no softmax attention (Qwen3NextGatedDeltaNet")
+        anatomy = read("qwen3_next").anatomy
+        assert len(anatomy.layers) == 1
+        assert anatomy.left_out[0].startswith("block 0: no softmax attention (Qwen3NextGatedDeltaNet")
         assert examine(read("qwen3_next")).facts["layers"] == "1, at blocks 1"
 
-    def test_their_state_is_not_lost_on_the_way_through_a_row(self):
+    def test_the_state_of_blocks_without_attention_is_kept_in_a_row(self):
         # Recurrent state cannot be packed: a route that shares rows would mix the queries' states.
         lm = read("bamba")
         assert lm.route.name == "naive"
@@ -117,7 +117,7 @@ class TestAWeightOfSeveralLayers:
         torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-4)
         assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
         # Still one parameter under both of its names.
-        first, second = (one.attention for one in lm.anatomy.layers)
+        first, second = (layer.attention for layer in lm.anatomy.layers)
         assert model.get_submodule(first).k_proj.weight is model.get_submodule(second).k_proj.weight
 
     def test_has_one_adapter(self):
@@ -133,7 +133,7 @@ class TestAWeightOfSeveralLayers:
 
 
 class TestLayersOfDifferentShapes:
-    def test_are_padded_with_zeros_and_say_so(self):
+    def test_are_padded_with_zeros_and_have_their_sizes_recorded(self):
         lm = read("gemma4_text")
         assert [layer.d_head for layer in lm.anatomy.layers] == [8, 16]
         want = Recording(q=True, head_output=True, update=True)
@@ -154,7 +154,7 @@ class TestLayersOfDifferentShapes:
         assert ft.training_q.shape == (2, 4, 4, 16)
 
 
-def test_latent_attention_hands_out_the_keys_and_values_that_it_attends_to():
+def test_latent_attention_returns_the_keys_and_values_that_it_attends_to():
     lm = read("deepseek_v3")
     assert lm.route.name == "packed-mask"
     layer = lm.anatomy.layers[0]
@@ -191,7 +191,7 @@ class TestAttentionThatCannotBeRecorded:
             ("cpmant", "attends from 1 x 37 to 37 positions for an input of 5 tokens"),
         ],
     )
-    def test_is_named_and_answers_are_read_all_the_same(self, model_type, reason):
+    def test_is_named_and_answers_are_still_read(self, model_type, reason):
         try:
             lm = read(model_type)
         except ModelError as error:
@@ -199,7 +199,7 @@ class TestAttentionThatCannotBeRecorded:
             assert "later tokens" in str(error)  # noqa: PT017 # the other outcome is checked below
             return
         assert lm.anatomy.layers == ()
-        assert all(reason in one for one in lm.anatomy.left_out)
+        assert all(reason in line for line in lm.anatomy.left_out)
         assert answers_off(lm, tiny_family(model_type)) < 2e-4
         with pytest.raises(ModelError, match="finetuning W_K and W_V needs attention layers that can be recorded"):
             key_value_rows(lm.model, lm.anatomy)
@@ -225,13 +225,13 @@ class TestAttentionThatCannotBeRecorded:
 
 def demonstrations(ids: tuple[int, ...]) -> EncodedDemonstrations:
     """One sequence, its last token the answer."""
-    made: EncodedDemonstrations = SimpleNamespace(  # type: ignore[assignment] # all that training reads
+    demonstrations: EncodedDemonstrations = SimpleNamespace(  # type: ignore[assignment] # all that training reads
         sequences=(ids,), n_answer_tokens=(1,), demonstration_of=(0,) * (len(ids) - 1), content=(), prefix=ids
     )
-    return made
+    return demonstrations
 
 
-def test_rows_that_are_read_apart_are_joined_with_the_sizes_of_their_layers():
+def test_rows_that_are_read_separately_are_joined_with_the_sizes_of_their_layers():
     lm = read("gemma4_text")
     want = Recording(q=True)
     parts = [lm.read_group(lm.encode(PREFIX), QUERIES, [index], want) for index in (1, 0)]

@@ -59,8 +59,8 @@ def test_observing_a_transformer_changes_nothing_bit_for_bit():
                 hooks.before_call(module, lambda args, kwargs: None)
                 hooks.after(module, lambda x, out: None)
                 hooks.after(module, lambda x, out: None, whole=True)
-            found = model(input_ids=ids).logits
-    assert torch.equal(found, expected)
+            logits = model(input_ids=ids).logits
+    assert torch.equal(logits, expected)
     assert len(seen) >= len(list(model.modules())) - 2
     assert_no_hooks(model)
 
@@ -88,7 +88,7 @@ def test_of_a_tuple_the_first_entry_is_replaced_and_the_others_stay(stack):
     assert stack.passed_on == "untouched"
 
 
-def test_a_whole_output_is_passed_on_as_it_is(stack):
+def test_a_whole_output_is_passed_unchanged(stack):
     seen = []
     with Hooks(stack) as hooks:
         hooks.after("ten", lambda x, out: seen.append(out), whole=True)
@@ -112,7 +112,7 @@ def test_all_arguments_can_be_replaced(stack):
     assert stack.passed_on == "more"
 
 
-def test_a_module_is_answered_for_and_its_hooks_still_run(stack):
+def test_a_modules_forward_is_replaced_and_its_hooks_still_run(stack):
     seen = []
     with Hooks(stack) as hooks:
         hooks.replace_forward("ten", lambda *args, **kwargs: (first_input(args, kwargs), "skipped"))
@@ -123,7 +123,7 @@ def test_a_module_is_answered_for_and_its_hooks_still_run(stack):
     assert float(stack(ZERO).max()) == 12
 
 
-def test_a_forward_that_was_replaced_before_is_put_back(stack):
+def test_a_forward_that_was_replaced_before_is_restored(stack):
     def before(hidden_states):
         return hidden_states, "from before"
 
@@ -143,7 +143,7 @@ def test_modules_are_numbered_for_one_callback(stack):
     assert seen == [1, 0, 1]
 
 
-def test_no_module_runs_behind_a_stop_and_the_program_goes_on(stack):
+def test_no_module_runs_after_a_stop_and_the_program_continues(stack):
     with Hooks(stack) as hooks:
         hooks.after("one", lambda x, out: hooks.stop())
         stack(ZERO)
@@ -165,7 +165,7 @@ def test_a_stop_ends_the_block_of_its_own_hooks_only(stack):
     assert_no_hooks(stack)
 
 
-def test_inner_hooks_go_and_outer_ones_stay(stack):
+def test_inner_hooks_are_removed_and_outer_ones_stay(stack):
     with Hooks(stack) as outer:
         outer.after("ten", lambda x, out: out + 1)
         with Hooks(stack) as inner:

@@ -32,7 +32,7 @@ class TestEveryFamily:
         before.assert_restored(model)
         assert torch.equal(torch.get_rng_state(), random_state)
 
-    def test_what_is_read_off_does_what_the_adapters_did(self, family):
+    def test_the_deltas_have_the_effect_of_the_adapters(self, family):
         model = tiny_model(family)
         untrained = model(IDS).logits
         with lora(family, model) as training:
@@ -45,7 +45,7 @@ class TestEveryFamily:
             torch.testing.assert_close(model(IDS).logits, trained, rtol=1e-4, atol=1e-4)
         assert (trained - untrained).abs().max() > 0.01
 
-    def test_adapters_sit_on_the_modules_of_w_q_and_w_v_and_have_the_rank_asked_for(self, family):
+    def test_adapters_are_on_the_modules_of_w_q_and_w_v_and_have_the_requested_rank(self, family):
         anatomy = wrapped(BY_NAME[family]).anatomy
         model = tiny_model(family)
         names = {rows.module for layer in anatomy.layers for rows in (layer.W_Q, layer.W_V)}

@@ -51,7 +51,7 @@ def twin(lm, blocks, prefix, prompt):
 
 @pytest.mark.parametrize("prefix", [(), PREFIX])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_block_sees_and_hands_on_what_it_does_in_a_whole_forward(family, prefix):
+def test_every_block_has_the_inputs_and_outputs_of_a_whole_forward(family, prefix):
     lm = loaded(family)
     blocks = find_blocks(lm.model, lm.anatomy)
     groups = [[TEXTS[i] for i in indices] for indices in row_groups(lm, TEXTS)]
@@ -62,9 +62,9 @@ def test_every_block_sees_and_hands_on_what_it_does_in_a_whole_forward(family, p
         looked = [forward.peek(number, layer) for number in range(len(forward))]
         passed = [forward.advance(number, layer) for number in range(len(forward))]
         for name in ("before", "head_output", "output", "after"):
-            found = torch.cat([getattr(seen, name) for seen in passed])
-            wanted = torch.cat([one[name, layer] for one in expected])
-            assert torch.allclose(found, wanted, atol=2e-5 * float(wanted.abs().max())), (name, layer)
+            actual = torch.cat([getattr(seen, name) for seen in passed])
+            wanted = torch.cat([activations[name, layer] for activations in expected])
+            assert torch.allclose(actual, wanted, atol=2e-5 * float(wanted.abs().max())), (name, layer)
         for early, late in zip(looked, passed, strict=True):
             assert early.after is None
             assert torch.equal(early.output, late.output)
@@ -86,11 +86,11 @@ def test_all_routes_take_the_same_steps(route):
         BlockwiseForward(packed, own, packed.encode(PREFIX), flat),
     )
     for layer in range(len(lm.anatomy.layers)):
-        found = torch.cat([slow.advance(number, layer).after for number in range(len(slow))])
-        assert torch.allclose(found, fast.advance(0, layer).after, atol=1e-4)
+        actual = torch.cat([slow.advance(number, layer).after for number in range(len(slow))])
+        assert torch.allclose(actual, fast.advance(0, layer).after, atol=1e-4)
 
 
-def test_answers_of_several_tokens_are_passed_on_as_branches():
+def test_answers_of_several_tokens_are_processed_as_branches():
     lm = loaded("llama")
     blocks = find_blocks(lm.model, lm.anatomy)
     forward: Any = BlockwiseForward(lm, blocks, lm.encode(PREFIX), [BRANCHED])
@@ -140,16 +140,16 @@ def test_a_quantized_output_projection_is_refused():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_change_told_in_front_of_the_norm_is_the_change_behind_it(family):
+def test_a_change_before_the_norm_gives_the_change_after_it(family):
     lm = loaded(family)
     blocks = find_blocks(lm.model, lm.anatomy)
     norms = find_output_norms(lm, blocks)
     seen = BlockwiseForward(lm, blocks, lm.encode(PREFIX), [TEXTS]).advance(0, 0)
     wanted = 1e-3 * torch.randn(seen.output.shape, generator=torch.Generator().manual_seed(0))
-    told = norms[0].before(wanted, seen.output)
+    change = norms[0].before(wanted, seen.output)
     if family not in ("gemma3", "olmo2"):
         assert norms[0].gain is None
-        assert torch.equal(told, wanted)
+        assert torch.equal(change, wanted)
         return
     (module,) = [
         module
@@ -157,7 +157,7 @@ def test_a_change_told_in_front_of_the_norm_is_the_change_behind_it(family):
         if name == "post_attention_layernorm"
     ]
     with torch.no_grad():
-        became = module(seen.output + told) - module(seen.output)
+        became = module(seen.output + change) - module(seen.output)
     # The norm takes out the part along the output itself, and channels it all but closes are damped: most is left.
     assert torch.nn.functional.cosine_similarity(became, wanted, dim=-1).mean() > 0.9
     # Told as it is, the change would be another one.
@@ -166,7 +166,7 @@ def test_a_change_told_in_front_of_the_norm_is_the_change_behind_it(family):
     assert (became - wanted).norm() < (naive - wanted).norm()
 
 
-def test_a_norm_of_another_kind_is_told_and_carries_nothing():
+def test_a_norm_of_another_kind_gives_a_warning_and_no_change():
     lm = loaded("gemma3")
     blocks = find_blocks(lm.model, lm.anatomy)
     block = lm.model.get_submodule(blocks.names[1])
@@ -183,7 +183,7 @@ def test_blocks_that_need_hidden_states_alone_are_separable(family):
     assert_no_hooks(lm.model)
 
 
-def test_blocks_that_read_the_router_of_an_earlier_one_are_not_taken_apart():
+def test_blocks_that_read_an_earlier_blocks_router_are_not_separable():
     # Zaya's router adds the states of the router before it, which a stepped-over block would not have computed.
     lm = LanguageModel.wrap(tiny_family("zaya"), tiny_tokenizer(), "zaya")
     blocks = find_blocks(lm.model, lm.anatomy)

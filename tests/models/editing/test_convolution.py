@@ -30,8 +30,8 @@ def tokens(n: int, rows: int = 1) -> Tensor:
 
 def logits_of(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
-    return found
+        logits: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
+    return logits
 
 
 def kernels(model: PreTrainedModel) -> list[Tensor]:
@@ -117,15 +117,15 @@ def test_a_model_begins_as_it_was_bit_for_bit(name: str, training: bool) -> None
 
 @EVERY_NAME
 @pytest.mark.parametrize("taps", [1, TAPS, WINDOW + 2])
-def test_it_is_the_sum_that_it_is_said_to_be(name: str, taps: int) -> None:
+def test_it_equals_the_documented_sum(name: str, taps: int) -> None:
     case, ids = BY_NAME[name], tokens(WINDOW + 5)
     model = convolved(case, taps)
-    found = logits_of(model, ids)
-    assert largest_difference([by_the_sum(case, model, ids)], [found]) < 2e-5
-    assert largest_difference([logits_of(case.model(), ids)], [found]) > 1e-2
+    logits = logits_of(model, ids)
+    assert largest_difference([by_the_sum(case, model, ids)], [logits]) < 2e-5
+    assert largest_difference([logits_of(case.model(), ids)], [logits]) > 1e-2
 
 
-def test_sequences_shorter_than_the_taps_have_what_there_is() -> None:
+def test_sequences_shorter_than_the_taps_use_all_their_tokens() -> None:
     case = BY_NAME["llama"]
     model = convolved(case)
     for n in (1, 2, 3):
@@ -143,10 +143,10 @@ def test_padding_changes_nothing(name: str, side: str) -> None:
     mask = torch.cat([torch.zeros_like(padding), real] if side == "left" else [real, torch.zeros_like(padding)], dim=1)
     positions = torch.cat([(mask.cumsum(1) - 1).clamp(min=0), torch.arange(9 + n)[None]])
     batch = torch.cat([padded, tokens(9 + n)])
-    found = logits_of(model, batch, attention_mask=torch.cat([mask, torch.ones_like(mask)]), position_ids=positions)
-    own = found[:1, n:] if side == "left" else found[:1, :9]
+    logits = logits_of(model, batch, attention_mask=torch.cat([mask, torch.ones_like(mask)]), position_ids=positions)
+    own = logits[:1, n:] if side == "left" else logits[:1, :9]
     assert largest_difference([alone], [own]) < 2e-5
-    assert largest_difference([logits_of(model, tokens(9 + n))], [found[1:]]) < 2e-5
+    assert largest_difference([logits_of(model, tokens(9 + n))], [logits[1:]]) < 2e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
@@ -154,9 +154,9 @@ def test_packed_sequences_do_not_see_one_another(name: str) -> None:
     model = convolved(BY_NAME[name])
     first, second = tokens(7), tokens(11)
     positions = torch.cat([torch.arange(7), torch.arange(11)])[None]
-    found = logits_of(model, torch.cat([first, second], dim=1), position_ids=positions)
+    logits = logits_of(model, torch.cat([first, second], dim=1), position_ids=positions)
     apart = torch.cat([logits_of(model, first), logits_of(model, second)], dim=1)
-    assert largest_difference([apart], [found]) < 2e-5
+    assert largest_difference([apart], [logits]) < 2e-5
 
 
 @EVERY_NAME
@@ -178,17 +178,17 @@ def test_generation_with_the_cache_is_generation_without(name: str) -> None:
 def test_a_prompt_read_in_parts_is_a_prompt_read_at_once(name: str) -> None:
     model = convolved(BY_NAME[name])
     ids = tokens(WINDOW + 9)
-    cache, found = None, []
+    cache, pieces = None, []
     for part in ids.split([6, 1, 2, 16], dim=1):
         with torch.no_grad():
             out = model(input_ids=part, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        found.append(out.logits)
-    assert largest_difference([logits_of(model, ids)], [torch.cat(found, dim=1)]) < 2e-5
+        pieces.append(out.logits)
+    assert largest_difference([logits_of(model, ids)], [torch.cat(pieces, dim=1)]) < 2e-5
 
 
 @EVERY_NAME
-def test_the_same_routes_read_it_as_without_and_tell_the_same(name: str) -> None:
+def test_the_same_routes_are_used_as_without_and_agree(name: str) -> None:
     case = BY_NAME[name]
     model = convolved(case)
     lm = LanguageModel.wrap(model, tiny_tokenizer(), "tiny")
@@ -198,13 +198,13 @@ def test_the_same_routes_read_it_as_without_and_tell_the_same(name: str) -> None
         expected = naive_scores(model, PREFIX, query).double()
         torch.testing.assert_close(row[: len(expected)], expected, atol=2e-4, rtol=1e-4)
     layout, want = lay_out(QUERIES), Recording(output=True, scores=True)
-    found = []
+    records = []
     for route in (choose_route(model, lm.anatomy, "naive")[0], lm.route):
         logits, hidden, trace = route.read(route.encode(PREFIX), list(QUERIES), layout, want)
         assert trace is not None
         assert trace.output is not None
-        found.append([logits, hidden, trace.output])
-    assert largest_difference(*found) < 2e-5
+        records.append([logits, hidden, trace.output])
+    assert largest_difference(*records) < 2e-5
 
 
 @EVERY_NAME
@@ -247,7 +247,7 @@ def test_kernels_get_gradients_that_are_right_from_zero_on() -> None:
 
 
 @pytest.mark.parametrize("name", ["xglm", "falcon", "bloom"])
-def test_families_with_attention_code_of_their_own_are_refused(name: str) -> None:
+def test_families_with_their_own_attention_code_are_refused(name: str) -> None:
     model = BY_NAME[name].model()
     ids = tokens(9)
     plain = logits_of(model, ids)
@@ -263,7 +263,7 @@ def test_fewer_than_one_tap_is_refused(taps: int) -> None:
         apply_convolution(tiny_model("llama"), taps)
 
 
-def test_it_does_not_take_the_place_of_momentum_or_of_another_in_silence() -> None:
+def test_momentum_or_another_convolution_is_not_silently_replaced() -> None:
     model = tiny_model("llama")
     apply_momentum(model, 0.3)
     with pytest.raises(ConfigError, match="has momentum or a convolution already"):
@@ -275,5 +275,5 @@ def test_it_does_not_take_the_place_of_momentum_or_of_another_in_silence() -> No
         apply_convolution(model)
     with pytest.raises(ConfigError, match=r"has a convolution already \(apply_convolution\)"):
         apply_momentum(model, 0.3)
-    assert all(torch.equal(one, two) for one, two in zip(kernels(model), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kernels(model), before, strict=True))
     assert momentum_of(model) is None

@@ -125,7 +125,7 @@ class TestApplied:
             assert torch.equal(model(IDS).logits, expected)
 
 
-def test_a_bias_that_does_not_exist_is_lent_and_taken_away_again():
+def test_a_missing_bias_is_added_temporarily():
     model = tiny_model("llama")
     before = Snapshot(model)
     name = "model.layers.0.self_attn.o_proj"
@@ -144,7 +144,7 @@ def test_a_bias_that_does_not_exist_is_lent_and_taken_away_again():
     before.assert_restored(model)
 
 
-def test_a_missing_weight_that_is_no_bias_is_not_made_up():
+def test_a_missing_weight_other_than_a_bias_is_not_added():
     model = tiny_model("llama")
     with pytest.raises(AttributeError), applied(model, [WeightDelta("lm_head.scale", 0, None, torch.ones(3))]):
         pass
@@ -155,10 +155,10 @@ def test_a_small_change_of_a_half_precision_weight_is_added_before_rounding(inde
     weight = torch.ones(3, 2, dtype=torch.bfloat16)
     # Three quarters of bfloat16's spacing above 1: it rounds up, and two halves of it would each round away.
     change = 0.75 * 2**-7
-    found = WeightDelta("w", 0, index, torch.full((3 if index is None else 2, 2), change)).added_to(weight)
-    assert found.dtype == torch.bfloat16
-    assert found[0, 0] == 1 + 2**-7
-    assert found[1, 0] == (1 + 2**-7 if index is None else 1)
+    changed = WeightDelta("w", 0, index, torch.full((3 if index is None else 2, 2), change)).added_to(weight)
+    assert changed.dtype == torch.bfloat16
+    assert changed[0, 0] == 1 + 2**-7
+    assert changed[1, 0] == (1 + 2**-7 if index is None else 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -284,17 +284,17 @@ def test_a_move_by_rounding_is_of_the_trained_rows_alone_and_follows_its_seed():
     model = tiny_model("gpt2")
     weights = dict(model.named_parameters())
     before = Snapshot(model)
-    found = []
+    runs = []
     for seed in (1, 1, 2):
         with KeyValueTraining(model, anatomy) as training:
             training.move_by_rounding_(torch.Generator().manual_seed(seed))
-            found.append(training.deltas())
+            runs.append(training.deltas())
     before.assert_restored(model)
-    for delta in found[0]:
+    for delta in runs[0]:
         rows = weights[delta.parameter].index_select(delta.axis, delta.index)
         assert torch.equal((rows + delta.delta) != rows, rows != 0)
         torch.testing.assert_close(rows + delta.delta, rows, rtol=2**-22, atol=0.0)
-    same, again, other = ([delta.delta for delta in deltas] for deltas in found)
+    same, again, other = ([delta.delta for delta in deltas] for deltas in runs)
     assert all(map(torch.equal, same, again))
     assert not any(torch.equal(a, b) for a, b in zip(same, other, strict=True) if a.any())
 
@@ -351,11 +351,11 @@ MLP_WORDS = (".mlp.", ".ffn.", ".fc1", ".fc2")
 class TestOtherParts:
     def test_the_mlp_is_every_linear_of_the_blocks_outside_attention(self, family):
         lm = wrapped(BY_NAME[family])
-        found = mlp_rows(lm.model, lm.anatomy)
+        rows = mlp_rows(lm.model, lm.anatomy)
         named = [name for name, module in lm.model.named_modules() if is_linear(module)]
-        assert list(found) == [name for name in named if any(word in name for word in MLP_WORDS)]
-        assert set(found.values()) == {None}
-        assert len(found) >= 2 * len(lm.anatomy.layers)
+        assert list(rows) == [name for name in named if any(word in name for word in MLP_WORDS)]
+        assert set(rows.values()) == {None}
+        assert len(rows) >= 2 * len(lm.anatomy.layers)
 
     def test_the_values_of_a_layer_are_its_w_v_alone(self, family):
         lm = wrapped(BY_NAME[family])
@@ -368,10 +368,13 @@ class TestOtherParts:
     def test_keys_and_values_are_what_key_value_training_trains(self, family):
         lm = wrapped(BY_NAME[family])
         rows = edit.key_value_rows(lm.model, lm.anatomy)
-        with WeightTraining(tiny_model(family), rows) as one, KeyValueTraining(tiny_model(family), lm.anatomy) as other:
-            for found, expected in zip(one.deltas(), other.deltas(), strict=True):
-                assert (found.parameter, found.axis) == (expected.parameter, expected.axis)
-                assert found.delta.shape == expected.delta.shape
+        with (
+            WeightTraining(tiny_model(family), rows) as first,
+            KeyValueTraining(tiny_model(family), lm.anatomy) as second,
+        ):
+            for actual, expected in zip(first.deltas(), second.deltas(), strict=True):
+                assert (actual.parameter, actual.axis) == (expected.parameter, expected.axis)
+                assert actual.delta.shape == expected.delta.shape
 
     @pytest.mark.parametrize("part", ["mlp", "values"])
     def test_training_moves_this_part_and_nothing_else_and_leaves_the_model_as_before(self, family, part):
@@ -389,15 +392,15 @@ class TestOtherParts:
             for name, weight in model.named_parameters():
                 module_name, _, kind = name.rpartition(".")
                 moved = (weight != before.state[name]).movedim(row_axis_of(model, module_name, kind), 0)
-                found = moved.flatten(1).any(1) if moved.dim() > 1 else moved
-                expected = torch.zeros_like(found)
+                changed = moved.flatten(1).any(1) if moved.dim() > 1 else moved
+                expected = torch.zeros_like(changed)
                 if module_name in rows:
                     index = rows[module_name]
                     expected[slice(None) if index is None else index] = True
-                assert not (found & ~expected).any(), name
+                assert not (changed & ~expected).any(), name
                 # OPT's ReLU leaves some of its units dead on these few tokens.
                 dead = 0.2 if family == "opt" else 0.0
-                assert (found & expected).sum() >= (1 - dead) * expected.sum(), name
+                assert (changed & expected).sum() >= (1 - dead) * expected.sum(), name
         before.assert_restored(model)
 
 
@@ -413,14 +416,14 @@ class TestPartsThatCannotBeTrained:
         with pytest.raises(ModelError, match=words):
             value_rows(lm.model, Anatomy((lm.anatomy.layers[0], lost), True), 1)
 
-    def test_attention_that_was_not_found_hides_the_mlp(self):
+    def test_without_known_attention_the_mlp_is_unknown(self):
         lm = wrapped(BY_NAME["llama"])
         lost = dataclasses.replace(lm.anatomy.layers[1], W_O=None, unclear=("W_O is lost",))
         words = r"model\.layers\.1\.self_attn: not all of its linears were found \(W_O is lost\), .* layer 1 cannot"
         with pytest.raises(ModelError, match=words):
             mlp_rows(lm.model, Anatomy((lm.anatomy.layers[0], lost), True))
 
-    def test_a_module_that_is_no_linear_is_named(self):
+    def test_a_module_that_is_not_a_linear_is_named(self):
         lm = wrapped(BY_NAME["llama"])
         odd = dataclasses.replace(
             lm.anatomy.layers[0], W_V=dataclasses.replace(lm.anatomy.layers[0].W_V, module="model.norm")
@@ -467,7 +470,7 @@ class TestPackedProducts:
         return lm.log_probabilities(lm.encode((1, 2, 3)), self.QUERIES)
 
     @pytest.mark.parametrize("family", ["llama", "gemma3", "opt", "xglm", "gptj"])
-    def test_changes_of_the_mlp_take_effect_when_lent_and_when_trained(self, family):
+    def test_changes_of_the_mlp_take_effect_when_patched_and_when_trained(self, family):
         lm = LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family)
         rows = mlp_rows(lm.model, lm.anatomy)
         assert isinstance(lm.packed_products(), PackedProducts)
@@ -479,22 +482,22 @@ class TestPackedProducts:
                 deltas = training.deltas()
                 trained = self.read(lm)
             with applied(lm.model, deltas):
-                lent = self.read(lm)
-            return before, trained, lent, self.read(lm)
+                patched = self.read(lm)
+            return before, trained, patched, self.read(lm)
 
         expected = run()
         with lm.packed_products():
-            found = run()
-        for one, other in zip(found, expected, strict=True):
+            actual = run()
+        for value, other in zip(actual, expected, strict=True):
             # Two orders of summing, through three steps of descent.
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-        before, trained, lent, after = found
-        torch.testing.assert_close(lent, trained, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+        before, trained, patched, after = actual
+        torch.testing.assert_close(patched, trained, rtol=1e-5, atol=1e-5)
         assert (trained - before).abs().max() > 0.01
         # Packed copies are used again, the same as before.
         assert torch.equal(after, before)
 
-    def test_a_weight_that_is_written_to_instead_would_not_be_seen(self):
+    def test_a_weight_that_is_written_in_place_would_not_be_noticed(self):
         linear = nn.Linear(32, 16, bias=False).requires_grad_(False)
         x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), PackedProducts([linear.weight]):

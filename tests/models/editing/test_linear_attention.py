@@ -42,8 +42,8 @@ def linear(kind: MomentumKind, family: str = "llama", eta: float = ETA, **overri
 
 def logits_of(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
-    return found
+        logits: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
+    return logits
 
 
 def by_the_formula(call: AttentionCall, kind: MomentumKind, eta: float) -> Tensor:
@@ -84,10 +84,10 @@ def test_every_layer_follows_the_formula(kind: MomentumKind, family: str, overri
 
 def test_its_kinds_differ_from_one_another_and_from_softmax() -> None:
     ids = tokens(20)
-    found = [logits_of(tiny_model("llama", dtype=torch.float64), ids)]
-    found += [logits_of(linear(kind), ids) for kind in KINDS]
-    for number, one in enumerate(found):
-        assert all((one - other).abs().max() > 1e-2 for other in found[:number])
+    all_logits = [logits_of(tiny_model("llama", dtype=torch.float64), ids)]
+    all_logits += [logits_of(linear(kind), ids) for kind in KINDS]
+    for number, logits in enumerate(all_logits):
+        assert all((logits - other).abs().max() > 1e-2 for other in all_logits[:number])
 
 
 @pytest.mark.parametrize("kind", ["heavy-ball", "nesterov"])
@@ -105,7 +105,7 @@ def test_a_token_changes_nothing_before_it(kind: MomentumKind) -> None:
     changed = ids.clone()
     # Beyond the first chunk of the fast form.
     changed[0, 70] = (ids[0, 70] + 1) % VOCABULARY
-    before, after = (logits_of(linear(kind), one) for one in (ids, changed))
+    before, after = (logits_of(linear(kind), row) for row in (ids, changed))
     torch.testing.assert_close(before[:, :70], after[:, :70], atol=1e-10, rtol=1e-10)
     assert not torch.allclose(before[:, 71:], after[:, 71:], atol=1e-4)
 
@@ -119,7 +119,7 @@ def test_a_batch_is_its_rows() -> None:
     torch.testing.assert_close(logits_of(model, ids, attention_mask=torch.ones_like(ids)), logits_of(model, ids))
 
 
-def test_the_sum_of_values_can_stand_beside_it() -> None:
+def test_the_sum_of_values_can_be_added_to_it() -> None:
     model = linear("none")
     apply_momentum(model, 0.3)
     seen = []
@@ -152,7 +152,7 @@ def test_no_parameter_is_added_and_the_mode_stays(kind: MomentumKind) -> None:
     assert list(model.state_dict()) == names
 
 
-def test_it_is_read_by_the_naive_route_alone_and_rightly() -> None:
+def test_only_the_naive_route_is_used_and_is_correct() -> None:
     model = linear("heavy-ball")
     lm = LanguageModel.wrap(model, tiny_tokenizer(), "tiny")
     assert lm.route.name == "naive"
@@ -198,7 +198,7 @@ def test_a_sliding_window_that_hides_something_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["xglm", "falcon", "bloom"])
-def test_families_with_attention_code_of_their_own_are_refused(name: str) -> None:
+def test_families_with_their_own_attention_code_are_refused(name: str) -> None:
     model = BY_NAME[name].model()
     with pytest.raises(ConfigError, match=rf"{type(model).__name__} computes attention in its own code.*llama or"):
         apply_linear_attention(model)
@@ -216,7 +216,7 @@ def test_families_with_attention_code_of_their_own_are_refused(name: str) -> Non
 def test_a_mistake_is_named_and_leaves_the_model_alone(settings: dict[str, Any], words: str) -> None:
     model, ids = tiny_model("llama"), tokens(9)
     plain = logits_of(model, ids)
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as raised:
         apply_linear_attention(model, **settings)
-    assert words in str(told.value)
+    assert words in str(raised.value)
     assert torch.equal(logits_of(model, ids), plain)

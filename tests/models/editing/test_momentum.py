@@ -43,8 +43,8 @@ def tokens(n: int, rows: int = 1) -> Tensor:
 
 def logits_of(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
-    return found
+        logits: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
+    return logits
 
 
 def windows(model: Any, n_layers: int) -> list[int | None]:
@@ -106,9 +106,9 @@ def test_every_family_follows_the_formula(case: Case) -> None:
     plain = logits_of(case.model(), ids)
     model = case.model()
     apply_momentum(model, ETA)
-    found = logits_of(model, ids)
-    assert largest_difference([by_the_formula(case, ids, ETA)], [found]) < 2e-5
-    assert largest_difference([plain], [found]) > 1e-2
+    logits = logits_of(model, ids)
+    assert largest_difference([by_the_formula(case, ids, ETA)], [logits]) < 2e-5
+    assert largest_difference([plain], [logits]) > 1e-2
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox", "xglm"])
@@ -175,15 +175,15 @@ def test_padding_changes_nothing(case: Case, side: str) -> None:
     takes_positions = "position_ids" in inspect.signature(type(model).forward).parameters
     # A second, longer row makes the batch one in which padding is needed.
     batch = torch.cat([padded, tokens(9 + n)])
-    found = logits_of(
+    logits = logits_of(
         model,
         batch,
         attention_mask=torch.cat([mask, torch.ones_like(mask)]),
         **({"position_ids": torch.cat([positions, torch.arange(9 + n)[None]])} if takes_positions else {}),
     )
-    own = found[:1, n:] if side == "left" else found[:1, :9]
+    own = logits[:1, n:] if side == "left" else logits[:1, :9]
     assert largest_difference([alone], [own]) < 2e-5
-    assert largest_difference([logits_of(model, tokens(9 + n))], [found[1:]]) < 2e-5
+    assert largest_difference([logits_of(model, tokens(9 + n))], [logits[1:]]) < 2e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "gpt_neox", "mistral-sliding_window=16"])
@@ -192,9 +192,9 @@ def test_packed_sequences_do_not_see_one_another(name: str) -> None:
     apply_momentum(model, ETA)
     first, second = tokens(7), tokens(11)
     positions = torch.cat([torch.arange(7), torch.arange(11)])[None]
-    found = logits_of(model, torch.cat([first, second], dim=1), position_ids=positions)
+    logits = logits_of(model, torch.cat([first, second], dim=1), position_ids=positions)
     apart = torch.cat([logits_of(model, first), logits_of(model, second)], dim=1)
-    assert largest_difference([apart], [found]) < 2e-5
+    assert largest_difference([apart], [logits]) < 2e-5
 
 
 @pytest.mark.parametrize("case", _GENERATES, ids=str)
@@ -224,13 +224,13 @@ def test_a_prompt_read_in_parts_is_a_prompt_read_at_once(name: str) -> None:
     ids = tokens(WINDOW + 9)
     whole = logits_of(model, ids)
     cache = None
-    found = []
+    pieces = []
     for part in ids.split([6, 7, 1, 11], dim=1):
         with torch.no_grad():
             out = model(input_ids=part, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        found.append(out.logits)
-    assert largest_difference([whole], [torch.cat(found, dim=1)]) < 2e-5
+        pieces.append(out.logits)
+    assert largest_difference([whole], [torch.cat(pieces, dim=1)]) < 2e-5
 
 
 @EVERY_CASE
@@ -244,13 +244,13 @@ def test_the_same_routes_read_it_as_without(case: Case) -> None:
     queries = [Query(tuple(tokens(4)[0].tolist()), ((5,), (6, 7))), Query(tuple(tokens(9)[0].tolist()), ((8, 9, 10),))]
     layout = lay_out(queries)
     want = Recording(output=True, scores=True)
-    found = []
+    records = []
     for route in (naive, chosen):
         logits, hidden, trace = route.read(route.encode(tuple(tokens(20)[0].tolist())), queries, layout, want)
         assert trace is not None
         assert trace.output is not None
-        found.append([logits, hidden, trace.output])
-    assert largest_difference(*found) < 2e-5
+        records.append([logits, hidden, trace.output])
+    assert largest_difference(*records) < 2e-5
 
 
 def test_what_is_recorded_has_the_momentum_in_it() -> None:
@@ -331,7 +331,7 @@ def test_a_learned_eta_gets_a_gradient_that_is_right() -> None:
 # Masks.
 
 
-def test_lags_count_what_is_seen() -> None:
+def test_lags_count_visible_tokens() -> None:
     # Padding, then two tokens; one hidden token between the second and the third.
     visible = torch.tensor([[[False, True, False, False], [False, True, False, True]]])
     assert lags(visible)[0, 1].tolist() == [2, 1, 1, 0]
@@ -339,7 +339,7 @@ def test_lags_count_what_is_seen() -> None:
 
 
 @pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min])
-def test_masks_of_all_kinds_say_the_same(lowest: float) -> None:
+def test_masks_of_all_kinds_give_the_same_visibility(lowest: float) -> None:
     visible = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
     additive = torch.zeros(1, 1, 3, 3).masked_fill(~visible, lowest) + torch.randn(1, 1, 3, 3) * 5
     assert torch.equal(visible_from_mask(additive), visible[:, 0])
@@ -363,13 +363,13 @@ def test_masks_of_all_kinds_say_the_same(lowest: float) -> None:
 )
 def test_a_mistake_is_named_and_leaves_the_model_alone(settings: dict[str, Any], words: str) -> None:
     model = tiny_model("llama")
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as raised:
         apply_momentum(model, **settings)
-    assert words in str(told.value)
+    assert words in str(raised.value)
     assert momentum_of(model) is None
 
 
-def test_momentum_is_not_put_on_twice() -> None:
+def test_momentum_cannot_be_added_twice() -> None:
     model = tiny_model("llama")
     apply_momentum(model, ETA)
     with pytest.raises(ConfigError, match="has momentum already"):
@@ -385,7 +385,7 @@ def test_a_config_of_another_model_is_refused() -> None:
         restore_momentum(other)
 
 
-def test_momentum_that_a_block_could_not_put_on_leaves_what_was_there() -> None:
+def test_a_failed_momentum_block_keeps_the_earlier_momentum() -> None:
     model = tiny_model("llama")
     settings = apply_momentum(model, ETA)
     ids = tokens(12)
@@ -432,17 +432,17 @@ def soft_capped() -> Any:
     return model.eval()
 
 
-def test_a_family_that_is_in_the_registry_and_cannot_be_read_there_is_watched(tmp_path: Path) -> None:
+def test_a_family_in_the_registry_that_cannot_use_it_is_traced(tmp_path: Path) -> None:
     model = soft_capped()
     assert not find_anatomy(model).registry
     ids = tokens(12)
     plain = logits_of(model, ids)
     apply_momentum(model, ETA)
-    found = logits_of(model, ids)
-    assert largest_difference([plain], [found]) > 1e-2
+    logits = logits_of(model, ids)
+    assert largest_difference([plain], [logits]) > 1e-2
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    assert largest_difference([found], [logits_of(load_model(str(tmp_path)).model, ids)]) < 1e-6
+    assert largest_difference([logits], [logits_of(load_model(str(tmp_path)).model, ids)]) < 1e-6
     remove_momentum(model)
     assert torch.equal(logits_of(model, ids), plain)
     assert not model._forward_pre_hooks

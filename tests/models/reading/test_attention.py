@@ -57,7 +57,7 @@ def mask(dtype):
 
 class TestAttendWithLse:
     @pytest.mark.parametrize("with_mask", [False, True])
-    def test_it_is_attention_and_the_logarithm_of_its_normaliser(self, tensors, mask, with_mask, dtype):
+    def test_it_is_attention_and_the_log_sum_exp_of_its_scores(self, tensors, mask, with_mask, dtype):
         given = mask.expand(2, 3, -1, -1) if with_mask else None
         query, key, value = tensors
         out, lse = attend_with_lse(query, key, value, 0.7, given)
@@ -82,7 +82,7 @@ class TestAttendWithLse:
         assert out.dtype == torch.bfloat16
         assert lse.dtype == torch.float32
 
-    def test_a_query_that_sees_nothing_gets_nothing_and_counts_for_nothing(self, tensors, mask, dtype):
+    def test_a_fully_masked_query_has_output_zero_and_weight_zero(self, tensors, mask, dtype):
         mask = mask.clone()
         mask[:, :, 2] = -torch.inf
         query, key, value = tensors
@@ -101,12 +101,12 @@ class TestMerge:
         for first, last in zip((0, *cuts), (*cuts, 13), strict=True):
             own_mask = mask[..., first:last] if with_mask else None
             parts.append(attend_with_lse(query, key[..., first:last, :], value[..., first:last, :], 0.7, own_mask))
-        found = merge(parts)
+        actual = merge(parts)
         expected, _ = obvious(query, key, value, 0.7, mask if with_mask else None)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[dtype])
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE[dtype])
 
-    def test_a_part_that_sees_nothing_adds_nothing(self, tensors, dtype):
+    def test_a_fully_masked_part_adds_nothing(self, tensors, dtype):
         query, key, value = tensors
         blind = torch.full((2, 1, 7, 4), -torch.inf, dtype=dtype)
         parts = [
@@ -123,7 +123,7 @@ class TestMerge:
         parts = [attend_with_lse(query, key, value, 1.0) for key, value in zip(keys, values, strict=True)]
         assert merge(parts).item() == 2.0
 
-    def test_averaging_the_parts_would_not_do(self, tensors):
+    def test_averaging_the_parts_would_be_wrong(self, tensors):
         query, key, value = tensors
         parts = [attend_with_lse(query, key[..., s, :], value[..., s, :], 0.7) for s in (slice(4), slice(4, None))]
         average = (parts[0][0] + parts[1][0]) / 2
@@ -142,20 +142,20 @@ class TestPlainAttention:
         )
         causal = torch.zeros(6, 6, dtype=torch.float64).masked_fill(~torch.ones(6, 6).tril().bool(), -torch.inf)
         mask = {"causal": None, "boolean": (causal == 0)[None, None], "additive": causal[None, None]}[masked]
-        found = plain_attention(AttentionCall(query, key, value, mask, 0.3, None))
+        actual = plain_attention(AttentionCall(query, key, value, mask, 0.3, None))
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         expected, _ = obvious(query, key, value, 0.3, causal)
-        torch.testing.assert_close(found, expected.transpose(1, 2), rtol=0, atol=1e-14)
+        torch.testing.assert_close(actual, expected.transpose(1, 2), rtol=0, atol=1e-14)
 
-    def test_one_token_alone_sees_all_keys(self):
+    def test_a_single_token_attends_to_all_keys(self):
         query, key, value = random(1, 2, 1, 8), random(1, 2, 5, 8, seed=1), random(1, 2, 5, 8, seed=2)
-        found = plain_attention(AttentionCall(query, key, value, None, 0.3, None))
-        torch.testing.assert_close(found.transpose(1, 2), obvious(query, key, value, 0.3)[0], rtol=0, atol=1e-14)
+        actual = plain_attention(AttentionCall(query, key, value, None, 0.3, None))
+        torch.testing.assert_close(actual.transpose(1, 2), obvious(query, key, value, 0.3)[0], rtol=0, atol=1e-14)
 
 
 class TestTheRegisteredFunction:
     @pytest.mark.parametrize("case", [case for case in CASES if case.registry], ids=route_id)
-    def test_without_a_tap_the_model_is_as_transformers_has_it(self, case):
+    def test_without_a_backend_the_model_is_as_in_transformers(self, case):
         ids = torch.arange(3, 60)[None]
         model = case.model()
         model.set_attn_implementation(NAME)
@@ -179,10 +179,10 @@ class TestTheRegisteredFunction:
         assert (unmasked - alone).abs().max() > 0.01
 
     @pytest.mark.parametrize(("name", "value"), [("softcap", 30.0), ("bias", torch.ones(4)), ("is_causal", False)])
-    def test_a_keyword_that_it_does_not_know_is_named(self, name, value):
+    def test_an_unknown_keyword_is_named(self, name, value):
         query = random(1, 2, 3, 8)
-        shown = r"a tensor of shape \(4,\)" if name == "bias" else str(value)
-        with pytest.raises(ModelError, match=f"Identity calls attention with {name}={shown}, which dualform does"):
+        text = r"a tensor of shape \(4,\)" if name == "bias" else str(value)
+        with pytest.raises(ModelError, match=f"Identity calls attention with {name}={text}, which dualform does"):
             attention._attention(nn.Identity(), query, query, query, None, **{name: value})
 
     def test_keywords_without_meaning_to_attention_pass(self):
@@ -197,7 +197,7 @@ class TestTheRegisteredFunction:
         assert out.shape == (1, 3, 2, 8)
         assert weights is None
 
-    def test_a_tap_is_in_force_within_its_block_and_thread_alone(self):
+    def test_a_backend_is_active_only_within_its_block_and_thread(self):
         class Zero:
             builds_mask = True
 
@@ -223,7 +223,7 @@ class TestTheRegisteredFunction:
         assert torch.equal(before, forward())
         assert torch.equal(before, elsewhere[0])
 
-    def test_a_tap_ends_when_its_block_raises(self):
+    def test_a_backend_ends_when_its_block_raises(self):
         class Fails:
             builds_mask = True
 
@@ -252,10 +252,10 @@ def test_a_sink_is_one_more_key_without_a_value():
     # Against softmax written out in float64, one query at a time.
     query, key, value = (random(1, heads, 5, 8) for heads in (4, 2, 2))
     sink = torch.tensor([0.5, -1.0, 2.0, 0.0])
-    found, _ = attention._attention(nn.Identity(), query, key, value, None, s_aux=sink)
+    actual, _ = attention._attention(nn.Identity(), query, key, value, None, s_aux=sink)
     for head in range(4):
         for position in range(5):
             logits = key[0, head // 2, : position + 1].double() @ query[0, head, position].double() / 8**0.5
             weights = torch.cat([logits, sink[head : head + 1].double()]).softmax(0)[:-1]
             expected = weights @ value[0, head // 2, : position + 1].double()
-            torch.testing.assert_close(found[0, position, head].double(), expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(actual[0, position, head].double(), expected, rtol=1e-5, atol=1e-6)

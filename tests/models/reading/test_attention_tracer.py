@@ -17,7 +17,7 @@ SCALE = 0.3
 
 
 class Attention(nn.Module):
-    """Computes attention in the way that it is told."""
+    """Computes attention in one of several ways."""
 
     def __init__(self, way):
         super().__init__()
@@ -92,7 +92,7 @@ def test_the_kernels_own_defaults_are_known():
     torch.testing.assert_close(torch.softmax(scores, dim=-1) @ VALUE[:, :, :5], out)
 
 
-def test_products_and_softmax_outside_the_modules_are_none_of_ours():
+def test_products_and_softmax_outside_the_modules_are_ignored():
     seen = []
     with AttentionTracer([], 2, lambda where, attention: seen.append(attention)):
         Attention("operator")(QUERY, KEY, VALUE)
@@ -100,7 +100,7 @@ def test_products_and_softmax_outside_the_modules_are_none_of_ours():
     assert seen == []
 
 
-def test_a_softmax_that_follows_no_product_is_no_attention():
+def test_a_softmax_without_a_product_before_it_is_not_attention():
     class Router(nn.Module):
         def forward(self, x):
             return F.softmax(x, dim=-1) @ x.transpose(-1, -2)
@@ -112,7 +112,7 @@ def test_a_softmax_that_follows_no_product_is_no_attention():
     assert seen == []
 
 
-def test_a_softmax_over_more_than_the_keys_is_no_attention_that_we_know():
+def test_a_softmax_over_more_than_the_keys_is_not_recognised():
     class Sink(nn.Module):
         def forward(self, query, key, value):
             scores = torch.cat([query @ key.transpose(-1, -2), torch.zeros(2, 3, 5, 1)], dim=-1)
@@ -125,7 +125,7 @@ def test_a_softmax_over_more_than_the_keys_is_no_attention_that_we_know():
     assert seen == []
 
 
-def test_a_module_that_raises_does_not_keep_the_watch_inside_it():
+def test_a_module_that_raises_is_left_by_the_tracer():
     class Fails(nn.Module):
         def forward(self, query, key):
             query @ key.transpose(-1, -2)

@@ -28,7 +28,7 @@ LATENT = {
 }  # fmt: skip
 
 
-def made(family, **settings):
+def tiny_model_of(family, **settings):
     with torch.random.fork_rng(devices=[]):
         config = getattr(transformers, f"{family}Config")(**COMMON, **settings)
         model = getattr(transformers, f"{family}ForCausalLM")(config)
@@ -36,18 +36,18 @@ def made(family, **settings):
     return model.eval()
 
 
-def test_latent_attention_hands_out_keys_and_values_whatever_its_cache_holds(tokenizer):
-    lm = LanguageModel.wrap(made("DeepseekV3", **LATENT), tokenizer, "deepseek")
+def test_latent_attention_returns_keys_and_values_whatever_is_in_its_cache(tokenizer):
+    lm = LanguageModel.wrap(tiny_model_of("DeepseekV3", **LATENT), tokenizer, "deepseek")
     assert lm.route.name == "packed-mask"
-    found, expected = lm.encode(PREFIX).layers, keys_values(lm.model, lm.anatomy, PREFIX).layers
-    assert [(key.shape, value.shape) for key, value in found] == [((4, 42, 12), (4, 42, 8))] * 2
-    for layer, pair in zip(found, expected, strict=True):
+    actual, expected = lm.encode(PREFIX).layers, keys_values(lm.model, lm.anatomy, PREFIX).layers
+    assert [(key.shape, value.shape) for key, value in actual] == [((4, 42, 12), (4, 42, 8))] * 2
+    for layer, pair in zip(actual, expected, strict=True):
         for a, b in zip(layer, pair, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_what_such_a_cache_holds_is_not_moved_as_if_it_were_keys(tokenizer):
-    lm = LanguageModel.wrap(made("DeepseekV3", **LATENT), tokenizer, "deepseek")
+def test_entries_of_such_a_cache_are_not_used_as_keys(tokenizer):
+    lm = LanguageModel.wrap(tiny_model_of("DeepseekV3", **LATENT), tokenizer, "deepseek")
     prefix = lm.encode(PREFIX)
     if prefix.attended is None:  # type: ignore[attr-defined]
         pytest.skip("this release of transformers caches keys and values of latent attention")
@@ -61,6 +61,6 @@ def test_an_ordinary_cache_is_kept_once(tokenizer):
     assert lm.encode(PREFIX).attended is None  # type: ignore[attr-defined]
 
 
-def test_a_family_that_views_heads_as_one_axis_takes_the_fast_route(tokenizer):
-    model = made("JetMoe", num_key_value_heads=2, kv_channels=8, num_local_experts=4)
+def test_a_family_that_merges_head_axes_uses_the_fast_route(tokenizer):
+    model = tiny_model_of("JetMoe", num_key_value_heads=2, kv_channels=8, num_local_experts=4)
     assert LanguageModel.wrap(model, tokenizer, "jetmoe").route.name == "packed"

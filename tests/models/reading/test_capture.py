@@ -32,17 +32,17 @@ RTOL, ATOL = 1e-5, 5e-6
 
 def traces(lm, prefix, probe="prompt", want=EVERYTHING):
     """Each query's own part of the trace, in the order of `QUERIES`."""
-    found = {}
+    by_index = {}
     for readings in lm.read(lm.encode(prefix), QUERIES, want, probe):
         trace = readings.trace
         assert trace is not None
         for row, index in enumerate(readings.queries):
             seen = int(trace.mask[row].sum())
             assert trace.mask[row, :seen].all()  # real tokens first
-            one = {f.name: getattr(trace, f.name)[row] for f in dataclasses.fields(Recording)}
-            one["scores"] = one["scores"][..., :seen]
-            found[index] = one
-    return [found[index] for index in range(len(QUERIES))]
+            record = {f.name: getattr(trace, f.name)[row] for f in dataclasses.fields(Recording)}
+            record["scores"] = record["scores"][..., :seen]
+            by_index[index] = record
+    return [by_index[index] for index in range(len(QUERIES))]
 
 
 def attention_at_the_end(case, ids):
@@ -60,9 +60,9 @@ def falcon_alibi_attention_at_the_end(model, ids):
     heads, size = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
     slopes = torch.tensor([2 ** (-8 * (head + 1) / heads) for head in range(heads)])
     bias = slopes[:, None] * torch.arange(ids.shape[1])
-    found = []
+    outputs = []
     for block in model.transformer.h:
-        block.self_attention.query_key_value.register_forward_hook(lambda module, args, out: found.append(out[0]))
+        block.self_attention.query_key_value.register_forward_hook(lambda module, args, out: outputs.append(out[0]))
     try:
         with torch.no_grad():
             model(input_ids=ids, use_cache=False)
@@ -70,7 +70,7 @@ def falcon_alibi_attention_at_the_end(model, ids):
         for block in model.transformer.h:
             block.self_attention.query_key_value._forward_hooks.clear()
     maps = []
-    for fused in found:
+    for fused in outputs:
         by_head = fused.view(-1, heads, 3, size)
         raw = torch.einsum("hd,khd->hk", by_head[-1, :, 0], by_head[:, :, 1])
         maps.append(torch.softmax((raw + bias) / math.sqrt(size), dim=-1))
@@ -81,10 +81,10 @@ def outputs_at_the_end(case, ids):
     """What each layer's W_O puts out at the last token, of shape `(layer, d_model)`."""
     model = plain(case)
     names = [layer.W_O for layer in wrapped(case).anatomy.layers]
-    found = []
+    outputs = []
     handles = [
         model.get_submodule(name).register_forward_hook(
-            lambda module, args, out: found.append(out.reshape(-1, out.shape[-1])[-1])
+            lambda module, args, out: outputs.append(out.reshape(-1, out.shape[-1])[-1])
         )
         for name in names
     ]
@@ -94,7 +94,7 @@ def outputs_at_the_end(case, ids):
     finally:
         for handle in handles:
             handle.remove()
-    return torch.stack(found)
+    return torch.stack(outputs)
 
 
 class TestWhatIsRecordedIsWhatTheModelDoes:
@@ -103,9 +103,9 @@ class TestWhatIsRecordedIsWhatTheModelDoes:
     @pytest.mark.parametrize("case", CASES, ids=route_id)
     def test_scores_after_softmax_are_the_familys_own_attention(self, case, prefix, probe):
         for query, trace in zip(QUERIES, traces(wrapped(case), prefix, probe), strict=True):
-            found = torch.softmax(torch.cat([trace["demo_scores"], trace["scores"]], dim=-1), dim=-1)
+            weights = torch.softmax(torch.cat([trace["demo_scores"], trace["scores"]], dim=-1), dim=-1)
             expected = attention_at_the_end(case, probed_ids(prefix, query, probe))
-            torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
+            torch.testing.assert_close(weights, expected, rtol=RTOL, atol=ATOL)
 
     @pytest.mark.parametrize("probe", ["prompt", "label0"])
     @pytest.mark.parametrize("prefix", [PREFIX, ()], ids=["demonstrations", "nothing"])
@@ -120,12 +120,12 @@ class TestWhatIsRecordedIsWhatTheModelDoes:
     @pytest.mark.parametrize(("case", "route"), [(c, r) for c, r in ROUTES if r != "naive"], ids=route_id)
     def test_every_route_records_what_the_naive_one_does(self, case, route, prefix, probe):
         expected = traces(wrapped(case, "naive"), prefix, probe)
-        for one, other in zip(traces(wrapped(case, route), prefix, probe), expected, strict=True):
-            assert one.keys() == other.keys()
-            for name in one:
+        for record, other in zip(traces(wrapped(case, route), prefix, probe), expected, strict=True):
+            assert record.keys() == other.keys()
+            for name in record:
                 # Scores and updates reach tens, and float32 resolves a part in ten million of the largest.
                 largest = max(other[name][other[name].isfinite()].abs().flatten().tolist(), default=0.0)
-                torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=2e-6 * max(largest, 1.0))
+                torch.testing.assert_close(record[name], other[name], rtol=1e-5, atol=2e-6 * max(largest, 1.0))
 
     @pytest.mark.parametrize("case", CASES, ids=route_id)
     def test_head_outputs_are_attention_over_values_and_updates_sums_of_products(self, case):
@@ -155,9 +155,9 @@ class TestWhatIsRecordedIsWhatTheModelDoes:
                 q = trace["q"][layer]
                 repeated = key.repeat_interleave(len(q) // len(key), dim=0)
                 expected = scale * torch.einsum("hd,hkd->hk", q, repeated)
-                found = torch.cat([trace["demo_scores"], trace["scores"]], dim=-1)[layer]
-                seen = found.isfinite()
-                torch.testing.assert_close(found[seen], expected[seen], rtol=1e-5, atol=2e-5)
+                scores = torch.cat([trace["demo_scores"], trace["scores"]], dim=-1)[layer]
+                seen = scores.isfinite()
+                torch.testing.assert_close(scores[seen], expected[seen], rtol=1e-5, atol=2e-5)
 
     @pytest.mark.parametrize("name", ["gemma3", "gpt_neo", "mistral-sliding_window=16"])
     def test_a_demonstration_token_outside_the_window_has_score_minus_infinity(self, name):
@@ -171,19 +171,19 @@ class TestWhatIsRecordedIsWhatTheModelDoes:
 
     def test_the_first_label_word_is_another_place_than_the_prompts_end(self):
         lm = wrapped(BY_NAME["llama"])
-        for one, other in zip(traces(lm, PREFIX), traces(lm, PREFIX, "label0"), strict=True):
-            assert (one["output"] - other["output"]).abs().max() > 0.01
-            assert one["scores"].shape != other["scores"].shape
+        for first, second in zip(traces(lm, PREFIX), traces(lm, PREFIX, "label0"), strict=True):
+            assert (first["output"] - second["output"]).abs().max() > 0.01
+            assert first["scores"].shape != second["scores"].shape
 
 
-class TestOnlyWhatIsAskedForIsKept:
-    def test_nothing_asked_for_is_false(self):
+class TestOnlyRequestedFieldsAreRecorded:
+    def test_a_recording_of_nothing_is_false(self):
         assert not Recording()
         assert Recording(q=True)
 
     @pytest.mark.parametrize("field", dataclasses.fields(Recording), ids=lambda field: field.name)
     @pytest.mark.parametrize("name", ["llama", "xglm", "bloom", "mpt"])
-    def test_one_thing_asked_for_is_the_one_thing_kept(self, name, field):
+    def test_only_the_requested_field_is_recorded(self, name, field):
         lm = wrapped(BY_NAME[name])
         for readings in lm.read(lm.encode(PREFIX), QUERIES, Recording(**{field.name: True})):
             kept = {f.name for f in dataclasses.fields(Trace) if getattr(readings.trace, f.name) is not None}
@@ -238,7 +238,7 @@ def logits_and_hidden(lm, want):
     return logits, hidden
 
 
-class TestRecordingLooksOnAndLeaves:
+class TestRecordingChangesNothing:
     @pytest.mark.parametrize(("case", "route"), ROUTES, ids=route_id)
     def test_outputs_are_the_same_bit_for_bit_and_no_hook_remains(self, case, route):
         lm = wrapped(case, route)
@@ -250,7 +250,7 @@ class TestRecordingLooksOnAndLeaves:
 
     @pytest.mark.parametrize("where", ["encode", "read"])
     @pytest.mark.parametrize(("case", "route"), ROUTES, ids=route_id)
-    def test_when_the_model_raises_no_hook_and_no_watch_remains(self, case, route, where):
+    def test_when_the_model_raises_no_hook_and_no_tracer_remains(self, case, route, where):
         lm = wrapped(case, route)
         before = logits_and_hidden(lm, EVERYTHING)
         prefix = lm.encode(PREFIX)
@@ -276,7 +276,7 @@ class TestRecordingLooksOnAndLeaves:
         with pytest.raises(AssertionError, match="_forward_hooks on lm_head"):
             assert_no_hooks(model)
 
-    def test_outputs_of_an_unknown_output_projection_are_refused_in_words(self, tokenizer):
+    def test_recording_outputs_without_a_known_output_projection_is_an_error(self, tokenizer):
         lm: Any = LanguageModel.wrap(tiny_model("llama"), tokenizer, "llama")
         lost = dataclasses.replace(lm.anatomy.layers[1], W_O=None, unclear=("W_O should be the one linear",))
         anatomy = Anatomy((lm.anatomy.layers[0], lost), registry=True)

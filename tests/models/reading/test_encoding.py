@@ -45,7 +45,7 @@ class TestDemonstrations:
         )
         assert lm.tokenizer.decode(encoded.prefix) == expected
 
-    def test_content_is_the_sequences_without_what_opens_them(self, lm):
+    def test_content_is_the_sequences_without_the_opening(self, lm):
         task = sentiment()
         encoder = Encoder(lm, task)
         encoded = encoder.demonstrations(some_demonstrations(task))
@@ -85,11 +85,11 @@ class TestDemonstrations:
         chosen = some_demonstrations(task)
         flipped = dataclasses.replace(chosen, labels=tuple(1 - label for label in chosen.labels))
         encoder = Encoder(lm, task)
-        for one, other in zip(
+        for first, second in zip(
             encoder.demonstrations(chosen).sequences, encoder.demonstrations(flipped).sequences, strict=True
         ):
-            assert one[:-1] == other[:-1]
-            assert one[-1] != other[-1]
+            assert first[:-1] == second[:-1]
+            assert first[-1] != second[-1]
 
     def test_no_demonstrations_leave_the_opening(self, lm):
         task = sentiment()
@@ -120,7 +120,7 @@ class TestDemonstrations:
 class TestFiller:
     @pytest.mark.parametrize("separator", [None, "\n\n", " -- "])
     @pytest.mark.parametrize("length", [1, 2, 3, 30, 31])
-    def test_it_is_the_opening_and_separators_over_and_over(self, lm, separator, length):
+    def test_filler_is_the_opening_and_repeated_separators(self, lm, separator, length):
         encoder = Encoder(lm, sentiment(template=Template("Review: {text} Sentiment:", separator)))
         again = (EOS_ID,) if separator is None else ids(lm, separator)
         filler = encoder.filler(length)
@@ -137,11 +137,11 @@ class TestFiller:
         assert len(filler) == len(encoded.prefix)
         assert not {filler[position] for position in encoded.content} & set(ids(lm, "Review: positive Sentiment:"))
 
-    def test_without_separators_it_is_the_opening_over_and_over(self, lm):
+    def test_without_separators_filler_is_the_repeated_opening(self, lm):
         encoder = Encoder(lm, sentiment(template=Template("Review: {text} Sentiment:", "")))
         assert encoder.filler(5) == (BOS_ID,) * 5
 
-    def test_with_nothing_between_and_nothing_before_it_is_full_stops(self, lm):
+    def test_without_separator_and_opening_filler_is_full_stops(self, lm):
         bare = with_tokenizer(lm, bos_token=None, eos_token=None)
         encoder = Encoder(bare, sentiment(template=Template("Review: {text} Sentiment:", "")))
         filler = encoder.filler(6)
@@ -162,7 +162,7 @@ class TestQueries:
         assert query.answers == (ids(lm, " positive"), ids(lm, " lukewarm"))
         assert [len(answer) for answer in query.answers] == [1, len(ids(lm, " lukewarm"))]
 
-    def test_a_word_is_written_as_it_is_behind_the_prompt(self, lm):
+    def test_a_word_is_encoded_as_it_follows_the_prompt(self, lm):
         # This tokenizer takes the space before a word away at the start of a text, as SentencePiece's do.
         def strip(backend):
             backend.normalizer = tokenizers.normalizers.Strip(left=True, right=False)
@@ -213,7 +213,7 @@ class TestLabelWords:
         with pytest.raises(LabelWordError, match=r"answer ' ø' becomes no token with this tokenizer. Choose another"):
             Encoder(with_tokenizer(lm, forget), sentiment(("positive", "ø")))
 
-    def test_two_words_that_begin_alike_get_a_warning_that_names_them(self, lm):
+    def test_two_words_with_the_same_first_token_get_a_warning_that_names_them(self, lm):
         first = ids(lm, " lukewarm")[0]
         assert ids(lm, " lukecold")[0] == first
         with pytest.warns(UserWarning, match=rf"'lukewarm' and 'lukecold' begin with the same token \({first}\)"):
@@ -226,7 +226,7 @@ class TestLabelWords:
         assert caught == []
 
 
-class TestFit:
+class TestTruncateToContext:
     @pytest.fixture
     def parts(self, lm):
         task = sentiment()

@@ -19,7 +19,7 @@ class TestEveryFamily:
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
         with torch.no_grad():
             again = model.get_output_embeddings()(hidden)
-        # XGLM, Falcon and the like put nothing behind the head; the rows are the head's own input.
+        # XGLM, Falcon and similar families apply nothing after the head; the rows are the head's own input.
         torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
         assert not logits.requires_grad
         assert_no_hooks(model)
@@ -39,17 +39,17 @@ class TestEveryFamily:
 
     def test_a_prefixs_keys_and_values_are_those_of_transformers_own_cache(self, case):
         lm = wrapped(case)
-        found = keys_values(lm.model, lm.anatomy, PREFIX)
+        actual = keys_values(lm.model, lm.anatomy, PREFIX)
         cache = transformers.DynamicCache()
         with torch.no_grad():
             plain(case)(IDS, use_cache=True, **cache_argument(plain(case), cache))
-        assert found.length == len(PREFIX)
-        assert len(found.layers) == len(cache.layers)
-        for (key, value), layer in zip(found.layers, cache.layers, strict=True):
+        assert actual.length == len(PREFIX)
+        assert len(actual.layers) == len(cache.layers)
+        for (key, value), layer in zip(actual.layers, cache.layers, strict=True):
             torch.testing.assert_close(key, layer.keys[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(value, layer.values[0], rtol=1e-5, atol=1e-5)
 
-    def test_watching_shows_every_layer_and_changes_no_bit(self, case):
+    def test_observing_attention_reports_every_layer_and_changes_no_bit(self, case):
         lm = wrapped(case)
         with torch.no_grad():
             expected = lm.model(IDS, use_cache=False).logits
@@ -58,8 +58,8 @@ class TestEveryFamily:
             torch.no_grad(),
             observing_attention(lm.model, lm.anatomy, lambda layer, q, k, v: seen.update({layer: (q, k, v)})),
         ):
-            found = lm.model(IDS, use_cache=False).logits
-        assert torch.equal(found, expected)
+            actual = lm.model(IDS, use_cache=False).logits
+        assert torch.equal(actual, expected)
         assert sorted(seen) == list(range(len(lm.anatomy.layers)))
         for number, layer in enumerate(lm.anatomy.layers):
             query, key, value = seen[number]
@@ -67,7 +67,7 @@ class TestEveryFamily:
             assert key.shape == value.shape == (layer.n_kv_heads, len(PREFIX), layer.d_head)
         assert_no_hooks(lm.model)
 
-    def test_after_the_block_nothing_is_watched_even_when_it_raised(self, case):
+    def test_after_the_block_nothing_is_observed_even_when_it_raised(self, case):
         lm = wrapped(case)
         seen = []
         with (
@@ -81,7 +81,7 @@ class TestEveryFamily:
         assert_no_hooks(lm.model)
 
 
-def test_a_model_that_raises_behind_the_cut_loses_the_cut_all_the_same():
+def test_a_model_that_raises_in_its_head_keeps_no_hook():
     model = BY_NAME["llama"].model()
 
     def fails(module, args, out):

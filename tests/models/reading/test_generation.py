@@ -33,7 +33,7 @@ class Setting:
         return generate_texts(self.lm, self.task, self.encoder, self.demonstrations, n, seed=seed, **settings)
 
 
-def made(family="llama", template=TEMPLATE, k=3, lm=None, **fields):
+def build_setting(family="llama", template=TEMPLATE, k=3, lm=None, **fields):
     lm = wrapped(BY_NAME[family]) if lm is None else lm
     task = sentiment()
     splits = {
@@ -50,7 +50,7 @@ def text_of(ids):
 
 
 def obvious(model, start, head, n, max_tokens, temperature, top_p, generator):
-    """Sampling with the whole sequence read anew for every token; `head` ids are the beginning of what is written."""
+    """Sampling with a whole forward for every token; `head` ids are the first ones of the text."""
     texts: list[str | None] = [None] * n
     rows: dict[int, list[int]] = {number: [] for number in range(n)}
     for _ in range(max_tokens):
@@ -80,8 +80,8 @@ def obvious(model, start, head, n, max_tokens, temperature, top_p, generator):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_samples_what_the_obvious_loop_samples(family, monkeypatch):
-    setting = made(family)
+def test_it_samples_the_same_as_a_plain_loop(family, monkeypatch):
+    setting = build_setting(family)
     settings = {"temperature": 1.5, "top_p": 0.9}
     sampled = []
     write = under_test._Writer.write
@@ -105,27 +105,27 @@ def test_it_samples_what_the_obvious_loop_samples(family, monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "xglm"])
 class TestThreeFamilies:
     def test_a_prompt_has_the_tokens_of_a_real_query(self, family):
-        setting = made(family)
+        setting = build_setting(family)
         prompts = setting.write(5)
         assert len(set(prompts)) == 5
         for ids in prompts:
             text = text_of(ids)
-            said = re.fullmatch(r"Review: (.*)e", text, re.DOTALL)
-            assert said
-            assert said[1].strip()
-            assert "e" not in said[1]
-            assert setting.encoder.query(Example({"text": said[1]}, 0, 0)).prompt == ids
+            match = re.fullmatch(r"Review: (.*)e", text, re.DOTALL)
+            assert match
+            assert match[1].strip()
+            assert "e" not in match[1]
+            assert setting.encoder.query(Example({"text": match[1]}, 0, 0)).prompt == ids
 
     def test_the_seed_decides_what_is_written(self, family):
-        setting = made(family)
+        setting = build_setting(family)
         assert setting.write(seed=1) == setting.write(seed=1)
         assert setting.write(seed=1) != setting.write(seed=2)
 
     def test_the_demonstrations_decide_too(self, family):
-        assert made(family).write() != made(family, k=1).write()
+        assert build_setting(family).write() != build_setting(family, k=1).write()
 
     def test_the_model_is_as_before_and_no_gradient_is_ever_taken(self, family):
-        setting = made(family, lm=LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family))
+        setting = build_setting(family, lm=LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family))
         before = Snapshot(setting.lm.model)
         state = torch.get_rng_state()
         enabled = []
@@ -156,15 +156,15 @@ def written(monkeypatch):
 
 class TestWhatIsKept:
     def test_copies_of_demonstrations_and_duplicates_are_thrown_away(self, written):
-        setting = made(template=Template("Review: {text} Sentiment:"), k=2)
-        shown = [example.fields["text"] for example in some_demonstrations(setting.task, 2).examples]
-        texts = [f"Review: {said} Sentiment:" for said in (*shown, "a film", "a  film", "a film")]
+        setting = build_setting(template=Template("Review: {text} Sentiment:"), k=2)
+        demonstrations = [example.fields["text"] for example in some_demonstrations(setting.task, 2).examples]
+        texts = [f"Review: {text} Sentiment:" for text in (*demonstrations, "a film", "a  film", "a film")]
         written(*texts, None, "Review: two Sentiment:", "Review: three Sentiment:")
-        found = [text_of(ids) for ids in setting.write(3)]
-        assert found == ["Review: a film Sentiment:", "Review: a  film Sentiment:", "Review: two Sentiment:"]
+        texts_written = [text_of(ids) for ids in setting.write(3)]
+        assert texts_written == ["Review: a film Sentiment:", "Review: a  film Sentiment:", "Review: two Sentiment:"]
 
-    def test_space_around_a_text_goes(self, written):
-        setting = made(template=Template("Review: {text}\nSentiment:", separator="\n\n"))
+    def test_space_around_a_text_is_removed(self, written):
+        setting = build_setting(template=Template("Review: {text}\nSentiment:", separator="\n\n"))
         written("Review:  fine \nSentiment:", "Review:\nSentiment:", "Review: \nSentiment:", "Review: \n \nSentiment:")
         assert [text_of(ids) for ids in setting.write(1)] == ["Review: fine\nSentiment:"]
         written("Review:\nSentiment:", "Review: \nSentiment:", "Review: \n \nSentiment:")
@@ -172,27 +172,27 @@ class TestWhatIsKept:
             setting.write(1, tries_per_text=3)
 
     def test_a_text_that_runs_into_the_next_one_is_thrown_away(self, written):
-        setting = made(template=Template("Review: {text}\nSentiment:", separator="\n\n"))
+        setting = build_setting(template=Template("Review: {text}\nSentiment:", separator="\n\n"))
         written("Review: one\n\nReview: two\nSentiment:", "Review: three\nSentiment:")
         assert [text_of(ids) for ids in setting.write(1)] == ["Review: three\nSentiment:"]
 
     def test_every_field_of_a_template_must_come_and_repeats_must_agree(self, written):
         template = Template("{premise} Question: {hypothesis}. {{True}} or {premise}? Answer:")
-        setting = made(template=template, premise="wit", hypothesis="grace")
+        setting = build_setting(template=template, premise="wit", hypothesis="grace")
         written(
             "it rains Question: it is wet. {True} or it rains? Answer:",
             "it rains Question: it is wet. {True} or it snows? Answer:",
             "it rains. {True} or it rains? Answer:",
             " a Question: b. {True} or a? Answer:",
         )
-        found = [text_of(ids) for ids in setting.write(2)]
-        assert found == [
+        texts_written = [text_of(ids) for ids in setting.write(2)]
+        assert texts_written == [
             "it rains Question: it is wet. {True} or it rains? Answer:",
             "a Question: b. {True} or a? Answer:",
         ]
 
     def test_too_few_texts_are_counted_with_their_reasons(self, written):
-        setting = made(template=Template("Review: {text} Sentiment:"))
+        setting = build_setting(template=Template("Review: {text} Sentiment:"))
         written("Review: a Sentiment:", "Review: a Sentiment:", None, None, "Review: Sentiment:")
         message = (
             "llama wrote 1 of 3 usable texts in 6 tries (3 did not reach ' Sentiment:' within 7 tokens; 1 were copies "
@@ -202,14 +202,14 @@ class TestWhatIsKept:
         with pytest.raises(ModelError, match=re.escape(message)):
             setting.write(3, max_tokens=7, tries_per_text=2)
 
-    def test_no_more_are_written_than_are_asked_for(self, written):
-        setting = made(template=Template("Review: {text} Sentiment:"))
+    def test_no_more_texts_are_returned_than_requested(self, written):
+        setting = build_setting(template=Template("Review: {text} Sentiment:"))
         written(*(f"Review: {number} Sentiment:" for number in range(9)))
         assert len(setting.write(2)) == 2
 
 
 def test_the_likeliest_token_alone_writes_one_text_over_and_over():
-    setting = made()
+    setting = build_setting()
     with pytest.raises(ModelError, match=r"llama wrote [01] of 3 usable texts in 6 tries"):
         setting.write(3, top_p=1e-9, tries_per_text=2)
     # With all tokens in play it writes three.
@@ -217,28 +217,28 @@ def test_the_likeliest_token_alone_writes_one_text_over_and_over():
 
 
 def test_a_template_without_words_at_its_end_is_named():
-    setting = made(template=Template("Review: {text}"))
+    setting = build_setting(template=Template("Review: {text}"))
     with pytest.raises(ConfigError, match=re.escape("the prompt 'Review: {text}' ends in a field")):
         setting.write()
 
 
 def test_a_template_that_begins_with_a_field_is_written_from_the_start():
-    setting = made(template=Template("{text}e"))
+    setting = build_setting(template=Template("{text}e"))
     for ids in setting.write(3):
         text = text_of(ids)
         assert text.index("e") == len(text) - 1
         assert text[0] == text.strip()[0]
 
 
-def test_nothing_to_begin_with_is_named():
-    setting = made(template=Template("{text}e"), k=0)
+def test_a_missing_first_token_is_named():
+    setting = build_setting(template=Template("{text}e"), k=0)
     nothing = dataclasses.replace(setting.demonstrations, prefix=())
     with pytest.raises(ConfigError, match="there is no token to begin with"):
         dataclasses.replace(setting, demonstrations=nothing).write()
 
 
 def test_demonstrations_that_fill_the_context_are_named():
-    setting = made("gpt2")
+    setting = build_setting("gpt2")
     n_head = len(tiny_tokenizer()("Review:")["input_ids"])
     full = dataclasses.replace(setting.demonstrations, prefix=(5,) * (POSITIONS - n_head))
     with pytest.raises(ContextError, match=f"take {POSITIONS} tokens of a context of {POSITIONS}"):
@@ -251,7 +251,7 @@ def test_demonstrations_that_fill_the_context_are_named():
 
 def test_a_model_that_gives_nan_is_named():
     lm = LanguageModel.wrap(tiny_model("gpt2"), tiny_tokenizer(), "gpt2")
-    setting = made(lm=lm)
+    setting = build_setting(lm=lm)
     with torch.no_grad():
         lm.model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(NumericalError, match=re.escape("gpt2 in torch.float32: a logit is NaN")):
@@ -271,7 +271,7 @@ def test_a_model_that_gives_nan_is_named():
 )
 def test_a_setting_that_cannot_be_used_is_named(settings, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        made().write(**settings)
+        build_setting().write(**settings)
 
 
 @pytest.mark.parametrize("kept", [(1, 2), (0, 2), (0, 1, 1), (2, 2)], ids=str)
@@ -280,10 +280,10 @@ def test_layers_that_skip_or_share_places_in_the_cache_are_read_whole(kept):
     model.model.layers = torch.nn.ModuleList([model.model.layers[i] for i in kept])
     lm = LanguageModel.wrap(model, tiny_tokenizer(), "llama")
     sampler = under_test._Sampler(lm, (0, 30, 31, 32), torch.Generator().manual_seed(0), 1.0, 1e-6)
-    found: list[int] = []
+    sampled: list[int] = []
 
     def keep(number: int, token: int) -> bool:
-        found.append(token)
+        sampled.append(token)
         return True
 
     sampler.run(1, 5, keep)
@@ -291,13 +291,13 @@ def test_layers_that_skip_or_share_places_in_the_cache_are_read_whole(kept):
     for _ in range(5):
         with torch.no_grad():
             row.append(int(model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
-    assert found == row[4:]
+    assert sampled == row[4:]
 
 
 class TestPlainText:
     @pytest.mark.parametrize("family", ["llama", "gpt2", "xglm", "bloom", "gemma3"])
-    def test_it_is_sampled_as_the_obvious_loop_samples_it(self, family):
-        found = generate_plain(wrapped(BY_NAME[family]), (0,), 5, 20, seed=3, temperature=1.5, top_p=0.9, rows=3)
+    def test_plain_text_is_the_same_as_from_a_plain_loop(self, family):
+        sampled = generate_plain(wrapped(BY_NAME[family]), (0,), 5, 20, seed=3, temperature=1.5, top_p=0.9, rows=3)
         generator = torch.Generator().manual_seed(3)
         expected = []
         for n in (3, 2):
@@ -312,7 +312,7 @@ class TestPlainText:
                 drawn = order.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
                 rows = [[*row, token] for row, token in zip(rows, drawn.tolist(), strict=True)]
             expected += [tuple(row[1:]) for row in rows]
-        assert found == tuple(expected)
+        assert sampled == tuple(expected)
 
     def test_every_text_is_of_full_length_and_without_special_tokens(self):
         texts = generate_plain(wrapped(BY_NAME["llama"]), (0,), 40, 30, seed=0, temperature=3.0, top_p=1.0)
@@ -328,8 +328,8 @@ class TestPlainText:
     def test_the_seed_decides_what_is_written_and_the_model_is_as_before(self):
         lm = LanguageModel.wrap(tiny_model("llama"), tiny_tokenizer(), "llama")
         before = Snapshot(lm.model)
-        one, same, other = (generate_plain(lm, (0,), 2, 8, seed=seed) for seed in (1, 1, 2))
-        assert one == same != other
+        first, again, other = (generate_plain(lm, (0,), 2, 8, seed=seed) for seed in (1, 1, 2))
+        assert first == again != other
         before.assert_restored(lm.model)
 
     def test_a_context_that_is_too_short_is_named(self):

@@ -53,20 +53,20 @@ def scores(lm, prefix, queries=QUERIES, probe="prompt"):
     return table
 
 
-class TestTheEngineGivesTheObviousNumbers:
+class TestReadingsEqualPlainForwards:
     @pytest.mark.parametrize("prefix", [PREFIX, OPENING, ()], ids=["demonstrations", "opening", "nothing"])
     @pytest.mark.parametrize(("case", "route"), ROUTES, ids=route_id)
-    def test_every_right_route_gives_the_label_log_probabilities_of_plain_forwards(self, case, route, prefix):
-        found = scores(wrapped(case, route), prefix)
-        for query, row in zip(QUERIES, found, strict=True):
+    def test_every_correct_route_gives_the_label_log_probabilities_of_plain_forwards(self, case, route, prefix):
+        actual = scores(wrapped(case, route), prefix)
+        for query, row in zip(QUERIES, actual, strict=True):
             expected = expected_scores(case, prefix, query)
             torch.testing.assert_close(row[: len(query.answers)], expected, rtol=RELATIVE, atol=0)
             assert torch.isneginf(row[len(query.answers) :]).all()
 
     @pytest.mark.parametrize(("case", "route"), ROUTES, ids=route_id)
-    def test_where_the_inside_is_read_does_not_move_the_answers(self, case, route):
-        found = scores(wrapped(case, route), PREFIX, probe="label0")
-        for query, row in zip(QUERIES, found, strict=True):
+    def test_the_place_of_the_probe_does_not_change_the_answers(self, case, route):
+        actual = scores(wrapped(case, route), PREFIX, probe="label0")
+        for query, row in zip(QUERIES, actual, strict=True):
             expected = expected_scores(case, PREFIX, query)
             torch.testing.assert_close(row[: len(query.answers)], expected, rtol=RELATIVE, atol=0)
 
@@ -75,8 +75,8 @@ class TestTheEngineGivesTheObviousNumbers:
     )
     def test_in_float64_the_routes_agree_to_ten_digits(self, case, route):
         # Sharper than float32 can be: a wrong mask of small effect cannot pass for rounding.
-        found = scores(wrapped(case, route, torch.float64), PREFIX)
-        for query, row in zip(QUERIES, found, strict=True):
+        actual = scores(wrapped(case, route, torch.float64), PREFIX)
+        for query, row in zip(QUERIES, actual, strict=True):
             expected = expected_scores(case, PREFIX, query, torch.float64)
             torch.testing.assert_close(row[: len(query.answers)], expected, rtol=1e-10, atol=0)
 
@@ -107,12 +107,12 @@ class TestTheEngineGivesTheObviousNumbers:
             handle.remove()
 
     def test_forgetting_the_prefix_is_far_outside_the_tolerance(self):
-        found = scores(wrapped(BY_NAME["llama"]), PREFIX)[2]
+        actual = scores(wrapped(BY_NAME["llama"]), PREFIX)[2]
         without = expected_scores(BY_NAME["llama"], (), QUERIES[2])
-        assert ((found - without) / without).abs().max() > 1e5 * RELATIVE
+        assert ((actual - without) / without).abs().max() > 1e5 * RELATIVE
 
 
-class TestAQueryStandsAlone:
+class TestQueriesAreIndependent:
     # Not bitwise: rows of other lengths make the matrix products add in another order.
     TOLERANCE = 2e-6
 
@@ -184,7 +184,7 @@ class TestReadings:
         assert lm.log_probabilities(lm.encode(PREFIX), []).shape == (0, 0)
         assert lm.groups([]) == []
 
-    def test_a_query_without_answers_can_still_be_looked_into(self):
+    def test_a_query_without_answers_can_still_be_recorded(self):
         lm = wrapped(BY_NAME["llama"])
         (readings,) = lm.read(lm.encode(PREFIX), [Query((5, 6, 7), ())], Recording(output=True))
         assert readings.log_probabilities.shape == (1, 0)
@@ -193,7 +193,7 @@ class TestReadings:
         assert readings.trace.output.shape == (1, 2, 32)
         assert readings.next_token.shape == (1, 384)
 
-    def test_nothing_is_traced_unless_asked_for(self):
+    def test_nothing_is_recorded_unless_requested(self):
         lm = wrapped(BY_NAME["llama"])
         assert all(readings.trace is None for readings in lm.read(lm.encode(()), QUERIES))
 
@@ -213,7 +213,7 @@ class TestReadings:
 
 class TestChoiceOfRoute:
     @pytest.mark.parametrize("case", CASES, ids=route_id)
-    def test_the_fastest_right_route_runs_and_the_refused_ones_say_why(self, case):
+    def test_the_fastest_correct_route_is_used_and_refused_ones_have_a_reason(self, case):
         lm = wrapped(case)
         assert lm.route.name == case.routes[0]
         faster = [name for name in ("packed", "packed-mask", "repeated", "naive") if name not in case.routes]
@@ -222,7 +222,7 @@ class TestChoiceOfRoute:
         assert [reason.split(":")[0] for reason in lm.refused] == passed_over
 
     @pytest.mark.parametrize("case", [case for case in CASES if len(case.routes) < 4], ids=route_id)
-    def test_a_wrong_route_cannot_be_insisted_upon(self, case):
+    def test_an_incorrect_route_is_refused_even_if_requested(self, case):
         for route in {"packed", "packed-mask", "repeated"} - set(case.routes):
             with pytest.raises(
                 ModelError, match=f"^route '{route}' does not agree with the naive route on this model: {route}: "
@@ -247,14 +247,14 @@ class TestChoiceOfRoute:
     @pytest.mark.parametrize(
         ("dtype", "why"), [(torch.float32, "differ from"), (torch.float16, "cannot be checked in")]
     )
-    def test_a_window_longer_than_the_usual_check_is_filled_nonetheless(self, dtype, why, tokenizer):
+    def test_a_window_longer_than_the_usual_check_is_filled(self, dtype, why, tokenizer):
         # A short check would accept packed-mask, which is right as long as no window is full.
         lm = LanguageModel.wrap(tiny_model("gpt_neo", window_size=250, dtype=dtype), tokenizer, "gpt_neo")
         assert lm.route.name == "repeated"
         assert len(lm.refused) == 1
         assert why in lm.refused[0]
 
-    def test_where_a_window_is_too_long_to_fill_no_route_runs_that_might_not_keep_it(self, tokenizer):
+    def test_with_a_window_too_long_to_check_no_route_that_might_ignore_it_is_used(self, tokenizer):
         config = transformers.Gemma2Config(**COMMON, head_dim=8, sliding_window=1025)
         lm = LanguageModel.wrap(_random(transformers.Gemma2ForCausalLM, config), tokenizer, "gemma2")
         assert lm.route.name == "repeated"
@@ -305,7 +305,7 @@ def _random(model_class, config):
     return model.eval()
 
 
-class TestWhatWrapKnows:
+class TestProperties:
     def test_wrapping_puts_the_model_into_eval_mode(self, tokenizer):
         model = tiny_model("llama").train()
         assert not LanguageModel.wrap(model, tokenizer, "llama").model.training
@@ -319,7 +319,7 @@ class TestWhatWrapKnows:
             assert dataclasses.replace(lm, tokenizer=tokenizer).bos == expected
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_the_longest_sequence_is_read_off_the_config(self, family):
+    def test_the_longest_sequence_comes_from_the_config(self, family):
         # Bloom names no limit.
         assert wrapped(BY_NAME[family]).max_positions == (None if family == "bloom" else 512)
 
@@ -327,8 +327,8 @@ class TestWhatWrapKnows:
         assert wrapped(BY_NAME["llama"]).device == torch.device("cpu")
 
 
-class TestAttentionThatDualformsFunctionDoesNotKnow:
-    def test_a_soft_cap_is_read_by_watching_the_familys_own_code(self, tokenizer):
+class TestUnsupportedAttention:
+    def test_a_model_with_a_soft_cap_is_read_by_tracing_its_own_code(self, tokenizer):
         config = transformers.Gemma2Config(**COMMON, head_dim=16, sliding_window=WINDOW, attn_logit_softcapping=1.0)
         lm = LanguageModel.wrap(_random(transformers.Gemma2ForCausalLM, config), tokenizer, "gemma2")
         assert not lm.anatomy.registry

@@ -22,15 +22,15 @@ def branches(query, probe):
 
 def written_out(query, probe):
     """(token, position, branch) of each own token, branch None for the prompt."""
-    found: list[tuple[int, int, int | None]] = [(token, i, None) for i, token in enumerate(query.prompt)]
+    tokens: list[tuple[int, int, int | None]] = [(token, i, None) for i, token in enumerate(query.prompt)]
     for answer, branch in enumerate(branches(query, probe)):
-        found += [(token, len(query.prompt) + i, answer) for i, token in enumerate(branch)]
-    return found
+        tokens += [(token, len(query.prompt) + i, answer) for i, token in enumerate(branch)]
+    return tokens
 
 
 @settings(max_examples=60, deadline=None)
 @given(SOME_QUERIES, PROBE)
-def test_a_token_sees_its_query_up_to_itself_but_no_other_answer(queries, probe):
+def test_a_token_attends_to_its_query_up_to_itself_but_to_no_other_answer(queries, probe):
     layout = lay_out(queries, probe)
     for example, query in enumerate(queries):
         tokens = written_out(query, probe)
@@ -43,7 +43,7 @@ def test_a_token_sees_its_query_up_to_itself_but_no_other_answer(queries, probe)
 @given(SOME_QUERIES, PROBE)
 def test_the_row_holds_every_token_once_with_its_position(queries, probe):
     layout = lay_out(queries, probe)
-    expected = [one for query in queries for one in written_out(query, probe)]
+    expected = [entry for query in queries for entry in written_out(query, probe)]
     assert layout.tokens.tolist() == [token for token, _, _ in expected]
     assert layout.offsets.tolist() == [position for _, position, _ in expected]
     assert layout.own.sum() == len(expected)
@@ -53,7 +53,7 @@ def test_the_row_holds_every_token_once_with_its_position(queries, probe):
 
 @settings(max_examples=60, deadline=None)
 @given(SOME_QUERIES, PROBE)
-def test_padding_sees_itself_and_nobody_sees_padding(queries, probe):
+def test_padding_attends_to_itself_and_no_token_attends_to_padding(queries, probe):
     layout = lay_out(queries, probe)
     padding = ~layout.own
     assert layout.visible.diagonal(dim1=1, dim2=2).all()
@@ -68,24 +68,24 @@ def test_scores_are_means_over_each_answers_tokens(queries, probe, seed):
     generator = torch.Generator().manual_seed(seed)
     # A different number for every (row, token): a slip of one row or one token shows.
     table = torch.randn(len(layout.tokens), 51, generator=generator, dtype=torch.float64)
-    found = layout.score(table[layout.scored_rows])
+    scores = layout.score(table[layout.scored_rows])
     start = 0
     for example, query in enumerate(queries):
         first = start + len(query.prompt)
         for answer, (word, branch) in enumerate(zip(query.answers, branches(query, probe), strict=True)):
             rows = [start + len(query.prompt) - 1, *range(first, first + len(word) - 1)]
             expected = sum(float(table[row, token]) for row, token in zip(rows, word, strict=True)) / len(word)
-            assert found[example, answer] == pytest.approx(expected, rel=1e-12)
+            assert scores[example, answer] == pytest.approx(expected, rel=1e-12)
             first += len(branch)
-        assert torch.isneginf(found[example, len(query.answers) :]).all()
+        assert torch.isneginf(scores[example, len(query.answers) :]).all()
         assert layout.scored_rows[layout.first_scored[example]] == start + len(query.prompt) - 1
         start += query.width(probe)
-    assert found.shape == (len(queries), max(len(query.answers) for query in queries))
+    assert scores.shape == (len(queries), max(len(query.answers) for query in queries))
 
 
 @settings(max_examples=60, deadline=None)
 @given(SOME_QUERIES, PROBE)
-def test_the_probe_is_the_prompts_end_or_the_first_answers_and_sees_all_before_it(queries, probe):
+def test_the_probe_is_the_end_of_the_prompt_or_first_answer_and_attends_to_all_before_it(queries, probe):
     layout = lay_out(queries, probe)
     for example, query in enumerate(queries):
         expected = len(query.prompt) + (len(query.answers[0]) if probe == "label0" else 0) - 1
@@ -117,7 +117,7 @@ def test_memory_of_a_row_does_not_grow_with_the_number_of_queries():
     assert largest(1000) == largest(100) <= 64
 
 
-def test_queries_of_like_length_share_a_row():
+def test_queries_of_similar_length_share_a_row():
     queries = [Query((2,) * n, ((3,),)) for n in (9, 2, 8, 1)]
     assert group(queries, 17, 2, "prompt") == [[3, 1], [2, 0]]
 

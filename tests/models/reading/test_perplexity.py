@@ -18,8 +18,8 @@ def lm():
 
 @pytest.mark.parametrize("opening", [(0,), (), (0, 4)])
 def test_losses_are_those_of_transformers(lm, opening):
-    found = text_losses(lm, opening, TEXTS)
-    for row, text in zip(found, TEXTS, strict=True):
+    losses = text_losses(lm, opening, TEXTS)
+    for row, text in zip(losses, TEXTS, strict=True):
         ids = torch.tensor([[*opening, *text]])
         labels = ids.clone()
         labels[0, : len(opening)] = -100

@@ -29,36 +29,36 @@ def layer(bias: bool) -> nn.Linear:
 @needs_onednn
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 5, 48), (7, 48), (2, 3, 4, 48)])
-def test_packed_products_are_plain_ones_forwards_and_backwards(bias, shape):
+def test_packed_products_equal_plain_ones_forwards_and_backwards(bias, shape):
     linear = layer(bias)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     expected = linear(x)
     (wanted,) = torch.autograd.grad(expected.square().sum(), x)
 
     with PackedProducts([linear.weight]):
-        found = linear(x)
-        (gradient,) = torch.autograd.grad(found.square().sum(), x)
+        actual = linear(x)
+        (gradient,) = torch.autograd.grad(actual.square().sum(), x)
         with torch.no_grad():
             read = linear(x)
 
-    torch.testing.assert_close(found, expected, **CLOSE)
+    torch.testing.assert_close(actual, expected, **CLOSE)
     torch.testing.assert_close(read, expected, **CLOSE)
     torch.testing.assert_close(gradient, wanted, **CLOSE)
 
 
 @needs_onednn
-def test_a_weight_that_other_data_are_lent_to_is_multiplied_plainly():
+def test_a_patched_weight_is_multiplied_plainly():
     linear = layer(bias=False)
     x = torch.randn(4, 48)
     with torch.no_grad(), PackedProducts([linear.weight]):
         linear(x)
         original = linear.weight.data
         linear.weight.data = original + 1
-        lent = linear(x)
+        patched = linear(x)
         linear.weight.data = original
         back = linear(x)
 
-    assert torch.equal(lent, F.linear(x, original + 1))
+    assert torch.equal(patched, F.linear(x, original + 1))
     torch.testing.assert_close(back, F.linear(x, original), **CLOSE)
 
 
@@ -81,7 +81,7 @@ def test_other_dtypes_and_large_models_are_not_packed():
 
 
 @needs_onednn
-def test_lending_unchanged_keys_and_values_changes_no_bit_of_packed_readings():
+def test_patching_unchanged_keys_and_values_changes_no_bit_of_packed_readings():
     # What finetuning with learning rate 0 does: K and V get other memory, so they must not be packed before either.
     lm = LanguageModel.wrap(tiny_model("llama"), tiny_tokenizer(), "llama")
     queries = [Query((5, 6, 7), ((8,), (9, 10)))]
@@ -91,14 +91,14 @@ def test_lending_unchanged_keys_and_values_changes_no_bit_of_packed_readings():
     with lm.packed_products():
         expected = lm.log_probabilities(lm.encode((1, 2)), queries)
         with applied(lm.model, nothing):
-            found = lm.log_probabilities(lm.encode((1, 2)), queries)
+            actual = lm.log_probabilities(lm.encode((1, 2)), queries)
 
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @needs_onednn
 @pytest.mark.parametrize("family", ["llama", "xglm", "gemma3", "opt"])
-def test_a_model_reads_the_same_with_packed_products_and_lent_weights_are_seen(family):
+def test_packed_products_do_not_change_readings_and_patched_weights_take_effect(family):
     lm = LanguageModel.wrap(tiny_model(family), tiny_tokenizer(), family)
     queries = [Query((5, 6, 7), ((8,), (9, 10))), Query((11, 12), ((13,), (14,)))]
     rows = lm.anatomy.layers[0].W_K
@@ -113,9 +113,9 @@ def test_a_model_reads_the_same_with_packed_products_and_lent_weights_are_seen(f
 
     expected, moved = read()
     with lm.packed_products():
-        found, found_moved = read()
+        actual, actual_moved = read()
 
-    torch.testing.assert_close(found, expected, **CLOSE)
-    torch.testing.assert_close(found_moved, moved, **CLOSE)
+    torch.testing.assert_close(actual, expected, **CLOSE)
+    torch.testing.assert_close(actual_moved, moved, **CLOSE)
     # The change is large enough to show.
     assert (moved - expected).abs().max() > 1e-3

@@ -75,7 +75,7 @@ CLASSES = {
 }
 
 
-def made(name, **changed):
+def build_model(name, **changed):
     config = config_of(name)
     for field, value in changed.items():
         setattr(config, field, value)
@@ -100,7 +100,7 @@ QUERIES = (LONG, SHORT, ACROSS)
 @torch.no_grad()
 def expected_scores(model, prefix, query):
     """transformers alone: each answer's token from what stands before it, each forward by a model that read nothing."""
-    found = []
+    means = []
     for answer in query.answers:
         row, terms = [*prefix, *query.prompt], []
         for token in answer:
@@ -109,8 +109,8 @@ def expected_scores(model, prefix, query):
             logits = fresh(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
             terms.append(torch.log_softmax(logits.double(), -1)[token])
             row.append(token)
-        found.append(torch.stack(terms).mean())
-    return torch.stack(found)
+        means.append(torch.stack(terms).mean())
+    return torch.stack(means)
 
 
 def wrapped(model, tokenizer, route=None):
@@ -127,7 +127,7 @@ def assert_right(lm, model, prefix, queries=QUERIES):
 class TestAnswersOnBothSidesOfASwitchLength:
     @pytest.mark.parametrize("name", CLASSES)
     def test_are_those_of_one_uncached_forward_a_token(self, name, tokenizer):
-        model = made(name)
+        model = build_model(name)
         lm = wrapped(model, tokenizer)
         for prefix in (PREFIX, PREFIX + PREFIX):
             assert_right(lm, model, prefix)
@@ -135,12 +135,12 @@ class TestAnswersOnBothSidesOfASwitchLength:
     @pytest.mark.parametrize("name", ["phi3", "dynamic"])
     @pytest.mark.parametrize("route", ["repeated", "naive"])
     def test_whatever_the_route(self, name, route, tokenizer):
-        model = made(name)
+        model = build_model(name)
         assert_right(wrapped(model, tokenizer, route), model, PREFIX)
 
     @pytest.mark.parametrize(("name", "far"), [("phimoe", {"sliding_window": 1030}), ("llama4", {"floor_scale": 1040})])
     def test_also_where_it_is_too_long_to_be_checked(self, name, far, tokenizer):
-        model = made(name, **far)
+        model = build_model(name, **far)
         if name == "llama4":
             for layer in model.model.layers:
                 layer.self_attn.floor_scale = far["floor_scale"]
@@ -148,7 +148,7 @@ class TestAnswersOnBothSidesOfASwitchLength:
         assert_right(lm, model, tokens(1024, 5), (Query(tokens(20, 6), ((20,),)),))
 
     def test_a_long_rows_frequencies_do_not_outlive_it(self, tokenizer):
-        model = made("dynamic")
+        model = build_model("dynamic")
         lm = wrapped(model, tokenizer)
         prefix = lm.encode(PREFIX)
         before = lm.log_probabilities(prefix, [LONG])
@@ -157,17 +157,17 @@ class TestAnswersOnBothSidesOfASwitchLength:
         assert_right(lm, model, PREFIX, (SHORT,))
 
     def test_the_switch_is_far_outside_the_tolerance(self):
-        model = made("phi3")
+        model = build_model("phi3")
         with torch.no_grad():
             at_once = model(input_ids=torch.tensor([[*PREFIX, *LONG.prompt]])).logits[0, 35].log_softmax(-1)
             alone = model(input_ids=torch.tensor([PREFIX])).logits[0, 35].log_softmax(-1)
         assert (at_once - alone).abs().max() > 0.1
 
 
-class TestTheInside:
+class TestTraceBeyondASwitchLength:
     @pytest.mark.parametrize("probe", ["prompt", "label0"])
     def test_is_that_of_the_forward_that_ends_at_the_probe(self, probe, tokenizer):
-        model = made("phi3")
+        model = build_model("phi3")
         lm = wrapped(model, tokenizer)
         everything = Recording(output=True, scores=True, demo_scores=True, q=True, head_output=True)
         indices = (2, 0, 1)
@@ -186,18 +186,18 @@ class TestTheInside:
             torch.testing.assert_close(readings.trace.output[row, 1], kept[0], rtol=0, atol=2e-5)
             assert readings.trace.mask[row].sum() == len(ids) - len(PREFIX)
 
-    def test_cannot_be_taken_apart_beyond_a_switch_length(self, tokenizer):
-        lm = wrapped(made("phi3"), tokenizer)
+    def test_a_separate_prefix_cannot_be_used_beyond_a_switch_length(self, tokenizer):
+        lm = wrapped(build_model("phi3"), tokenizer)
         prefix = lm.encode(PREFIX)
         lm.require_usable_prefix(prefix.length, [SHORT])
         message = r"computes a different function beyond 48 tokens \(longrope.*makes a row of 67\."
         with pytest.raises(ContextError, match=message):
             lm.require_usable_prefix(prefix.length, QUERIES)
         with pytest.raises(ContextError, match=message):
-            BlockwiseForward(lm, None, prefix, [[LONG]])  # type: ignore[arg-type] # refused before blocks are looked at
+            BlockwiseForward(lm, None, prefix, [[LONG]])  # type: ignore[arg-type] # refused before blocks are used
 
-    def test_edited_keys_and_values_are_not_passed_over(self, tokenizer):
-        lm = wrapped(made("phi3"), tokenizer)
+    def test_edited_keys_and_values_are_not_ignored(self, tokenizer):
+        lm = wrapped(build_model("phi3"), tokenizer)
         edited = dataclasses.replace(lm.encode(PREFIX), edited=True)
         lm.read_group(edited, QUERIES, [1])
         with pytest.raises(ContextError, match="beyond 48 tokens"):
@@ -217,7 +217,7 @@ class TestCollection:
         ],
     )
     def test_finds_what_the_family_does(self, name, expected):
-        assert [(one.length, one.reach) for one in switch_lengths(config_of(name))] == expected
+        assert [(switch.length, switch.reach) for switch in switch_lengths(config_of(name))] == expected
 
     def test_finds_frequencies_that_differ_from_layer_to_layer(self):
         config = transformers.Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=16)
@@ -225,14 +225,14 @@ class TestCollection:
             "full_attention": {**LONGROPE, "original_max_position_embeddings": 100},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         }
-        assert [(one.length, one.reach) for one in switch_lengths(config)] == [(16, "token"), (100, "row")]
+        assert [(switch.length, switch.reach) for switch in switch_lengths(config)] == [(16, "token"), (100, "row")]
 
-    def test_finds_that_only_so_many_keys_are_attended_to(self):
+    def test_finds_the_number_of_keys_that_are_attended_to(self):
         for config, length in (
             (transformers.DogeConfig(keep_window_size=24), 24),
             (transformers.DeepseekV32Config(index_topk=24), 24),
         ):
-            assert [(one.length, one.reach) for one in switch_lengths(config)] == [(length, "every length")]
+            assert [(switch.length, switch.reach) for switch in switch_lengths(config)] == [(length, "every length")]
 
     def test_finds_nothing_in_a_plain_model(self):
         for config in (transformers.LlamaConfig(**COMMON), transformers.GPT2Config(), transformers.OPTConfig()):
@@ -240,7 +240,7 @@ class TestCollection:
         assert switch_lengths(transformers.Qwen2MoeConfig(**MOE, sliding_window=40)) == ()
 
 
-def test_forwards_of_two_lengths_are_alike_on_one_side_only():
+def test_prefix_states_are_the_same_on_one_side_of_the_switch_only():
     row, every = (SwitchLength(48, "longrope", "row"),), (SwitchLength(48, "dynamic", "every length"),)
     assert same_prefix_states(row, 40, 48)
     assert not same_prefix_states(row, 48, 49)

@@ -36,19 +36,19 @@ def test_each_token_has_its_own_text() -> None:
 
 
 @pytest.mark.parametrize("character", ["ï", "語", "😀"])
-def test_a_character_of_several_tokens_stands_at_the_last_of_them(character: str) -> None:
+def test_a_character_of_several_tokens_belongs_to_the_last_of_them(character: str) -> None:
     parts = texts_of(f"{character} film")
     pieces = len(character.encode())
     assert parts == (*[""] * (pieces - 1), character, " film")
 
 
-def test_one_at_a_time_such_tokens_would_be_no_text() -> None:
+def test_decoding_such_tokens_one_at_a_time_gives_no_text() -> None:
     """The case in which the claim fails: tokens decoded alone."""
     ids = TOKENIZER("語", add_special_tokens=False)["input_ids"]
     assert "".join(TOKENIZER.decode([each]) for each in ids) == "\ufffd" * 3
 
 
-def test_bytes_that_are_no_character_are_shown_as_such() -> None:
+def test_invalid_bytes_become_replacement_characters() -> None:
     start = TOKENIZER("語", add_special_tokens=False)["input_ids"][0]
     film = TOKENIZER(" film", add_special_tokens=False)["input_ids"]
     parts = token_texts(TOKENIZER, [start, *film])
@@ -57,16 +57,16 @@ def test_bytes_that_are_no_character_are_shown_as_such() -> None:
 
 
 @pytest.mark.parametrize("text", ["\ufffd", "\ufffd\ufffd", "語\ufffd", "\ufffd語"])
-def test_a_replacement_character_of_the_text_is_a_character_like_others(text: str) -> None:
+def test_a_replacement_character_in_the_text_is_kept(text: str) -> None:
     expected = [part for character in text for part in (*[""] * (len(character.encode()) - 1), character)]
     assert texts_of(f"{text} film") == (*expected, " film")
 
 
-def test_tokens_behind_a_replacement_character_keep_their_own_texts() -> None:
+def test_tokens_after_a_replacement_character_keep_their_own_texts() -> None:
     assert texts_of(" film\ufffd film positive film") == (" film", "", "", "\ufffd", " film", " positive", " film")
 
 
-def test_bytes_for_lack_of_a_word_are_read_likewise() -> None:
+def test_byte_fallback_tokens_are_decoded_as_well() -> None:
     tokenizer = byte_fallback()
     names = ["<0xE8>", "<0xAA>", "<0x9E>", "\u2581film", "\ufffd", "\u2581film", "\u2581film"]
     ids = tokenizer.convert_tokens_to_ids(names)
@@ -74,7 +74,7 @@ def test_bytes_for_lack_of_a_word_are_read_likewise() -> None:
 
 
 @pytest.mark.real
-def test_a_packaged_vocabulary_merges_nothing_behind_a_replacement_character() -> None:
+def test_a_packaged_vocabulary_merges_nothing_after_a_replacement_character() -> None:
     if not is_local(PACKAGED):
         pytest.skip("not in the cache")
     tokenizer = AutoTokenizer.from_pretrained(packaged_model(PACKAGED))

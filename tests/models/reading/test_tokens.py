@@ -110,13 +110,13 @@ class TestOpening:
             (None, {"bos_token": None, "eos_token": None}, ()),
         ],
     )
-    def test_it_is_what_the_tokenizer_puts_in_front_else_its_first_or_last_token(self, template, settings, expected):
+    def test_it_is_what_the_tokenizer_adds_else_its_bos_or_eos_token(self, template, settings, expected):
         tokenizer = byte_level("[gMASK]", "<sop>", template=template, **settings)
-        found = opening_tokens(tokenizer)
-        assert found.tokens == expected
-        assert found.ids == tuple(tokenizer.convert_tokens_to_ids(list(expected)))
+        opening = opening_tokens(tokenizer)
+        assert opening.tokens == expected
+        assert opening.ids == tuple(tokenizer.convert_tokens_to_ids(list(expected)))
 
-    def test_only_what_differs_from_the_tokenizers_own_way_is_noted(self):
+    def test_only_an_opening_that_differs_from_the_tokenizers_own_is_noted(self):
         assert opening_tokens(byte_level(template="<s> $A")).note is None
         note = opening_tokens(byte_level()).note
         assert note is not None
@@ -134,7 +134,7 @@ class TestOpening:
         assert ids == {"none": (), "bos": (0,), "eos": (1,), "[gMASK]<sop>": tuple(named.values())}
         assert opening_tokens(tokenizer, "Once ").ids == own_ids(tokenizer, "Once ")
 
-    def test_a_token_that_is_not_there_is_named(self):
+    def test_a_missing_token_is_named(self):
         with pytest.raises(ConfigError, match="opening 'bos' requests a token that this tokenizer does not define"):
             opening_tokens(byte_level(bos_token=None), "bos")
 
@@ -142,7 +142,7 @@ class TestOpening:
 class TestSpecialTokensInTexts:
     @pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
     @pytest.mark.parametrize("text", ["a <s>b</s> c", "</s>", "<s><s>", "a<s", "x </s> y <s> z"])
-    def test_they_are_encoded_as_the_text_that_they_are(self, base, maker, text):
+    def test_names_of_special_tokens_are_encoded_as_plain_text(self, base, maker, text):
         tokenizer = maker()
         ids = texts_of(tokenizer, base).encode_plain(text)
         names = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -152,7 +152,7 @@ class TestSpecialTokensInTexts:
         spelled = "".join(tokenizer.convert_ids_to_tokens(list(ids))).replace("Ġ", SPACE).replace(" ", SPACE)
         assert spelled.removeprefix(SPACE) == text.replace(" ", SPACE)
 
-    def test_texts_without_any_are_encoded_as_ever(self, base):
+    def test_texts_without_such_names_are_encoded_as_usual(self, base):
         for maker in MAKERS.values():
             tokenizer = maker()
             for text in ("some text", "Text: a < b\nTone:", " two  spaces ", ""):
@@ -189,7 +189,7 @@ class TestSpecialTokensInTexts:
         assert "own words contain special tokens ('<|user|>', '<|model|>')" in notes
         assert "'<|model|>' in 1 of 1 texts" in notes
 
-    def test_they_are_noted_with_how_many_texts_hold_them(self, base):
+    def test_names_of_special_tokens_are_noted_with_the_number_of_texts(self, base):
         encoder = Encoder(under(base, unigram()), sentiment(template=Template(PROMPT, "\n")))
         for number, text in enumerate(["a <s> b", "a <s> b", "c </s> d <s>", "plain"]):
             encoder.query(Example({"text": text}, 0, number))
@@ -228,20 +228,20 @@ class TestSeparators:
         chosen = draw_demonstrations(task, 4, 1)
         encoded = encoder.demonstrations(chosen)
         query = encoder.query(task.split("test")[0])
-        shown = [
+        texts = [
             task.template.render(example) + task.answers(example)[label] + separator
             for example, label in zip(chosen.examples, chosen.labels, strict=True)
         ]
         ids = (*encoded.prefix[len(encoder.opening) :], *query.prompt)
-        found = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
+        actual = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
         query_text = task.template.render(task.split("test")[0])
-        together = own_ids(tokenizer, "".join(shown) + query_text)
+        together = own_ids(tokenizer, "".join(texts) + query_text)
         expected = "".join(tokenizer.convert_ids_to_tokens(list(together)))
         if "adds a space at the start of a text" in " ".join(encoder.notes()):
             # The prompts' own space, which is written before each of them; noted.
             assert tokenizer.convert_ids_to_tokens(encoded.prefix[1]) == SPACE
             expected = expected.replace("Text:", f"{SPACE}Text:").removeprefix(SPACE)
-        assert found == expected
+        assert actual == expected
 
     def test_a_line_break_stays_where_it_can_be_written_and_no_space_comes_before_it(self, base):
         for first in (True, False):
@@ -305,7 +305,7 @@ class TestRows:
             Encoder(lm, sentiment(), "<sep>")
         assert encoder.tokens.without_rows == ("<sep>",)
 
-    def test_all_splits_are_looked_through_only_where_the_tokenizer_knows_such_tokens(self, base):
+    def test_all_splits_are_checked_only_if_the_tokenizer_has_tokens_without_rows(self, base):
         examples = tuple(Example({"text": f"text {i}"}, i % 2, i) for i in range(4))
         odd = (*examples, Example({"text": "a <sep>"}, 0, 4))
         task = sentiment()

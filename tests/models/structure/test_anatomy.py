@@ -103,7 +103,7 @@ class TestRows:
         assert (seen[0] == 0).all()
 
 
-class TestTheRest:
+class TestOtherTests:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_heads_output_and_registry_are_right(self, family):
         lm = wrapped(BY_NAME[family])
@@ -142,7 +142,7 @@ class TestTheRest:
         assert conv.weight.shape[row_axis(conv)] == linear.weight.shape[row_axis(linear)] == 6
 
 
-class TestWhatCannotBeLookedInto:
+class TestModelsThatCannotBeProbed:
     @pytest.mark.parametrize(
         ("config", "model_class"),
         [
@@ -169,7 +169,7 @@ class TestWhatCannotBeLookedInto:
 
     @pytest.mark.parametrize(("wrong", "letter"), [(1, "W_K"), (2, "W_V")])
     @pytest.mark.parametrize("family", ["gpt2", "bloom", "falcon"])
-    def test_nudging_finds_out_when_the_gradients_were_read_wrongly(self, family, wrong, letter, monkeypatch):
+    def test_nudging_detects_misread_gradients(self, family, wrong, letter, monkeypatch):
         probed = under_test._rows_that_move
         calls = []
 
@@ -193,12 +193,12 @@ class TestWhatCannotBeLookedInto:
         assert all(torch.equal(weight, before) for weight, before in zip(model.parameters(), expected, strict=True))
 
     @pytest.mark.parametrize("missing", [3, 5])
-    def test_nudging_finds_out_when_a_row_is_missing(self, missing, monkeypatch):
+    def test_nudging_detects_a_missing_row(self, missing, monkeypatch):
         probed = under_test._rows_that_move
 
         def shortened(tensor, linears):
             (rows,) = probed(tensor, linears)
-            # The last entry twice, so that the count does not give it away.
+            # The last entry twice, so that the number of rows stays the same.
             kept = torch.cat([rows.index[:missing], rows.index[missing + 1 :], rows.index[-1:]])
             return [LinearRows(rows.module, kept, False)]
 
@@ -207,7 +207,7 @@ class TestWhatCannotBeLookedInto:
         with pytest.raises(ModelError, match="as W_K of layer 0, but changing it did not change exactly the keys"):
             find_anatomy(model)
 
-    def test_a_projection_made_by_two_linears_is_unclear_in_words(self):
+    def test_a_projection_made_by_two_linears_has_a_reason(self):
         class Sum(torch.nn.Module):
             def __init__(self, a):
                 super().__init__()
@@ -220,27 +220,27 @@ class TestWhatCannotBeLookedInto:
         model = tiny_model("llama")
         attention = model.model.layers[1].self_attn
         attention.k_proj = Sum(attention.k_proj)
-        found = find_anatomy(model)
-        assert found.layers[1].W_K is None
-        assert found.layers[1].W_V is not None
-        (sentence,) = found.unclear
+        anatomy = find_anatomy(model)
+        assert anatomy.layers[1].W_K is None
+        assert anatomy.layers[1].W_V is not None
+        (sentence,) = anatomy.unclear
         assert sentence == (
             "layer 1: W_K should be 16 rows of one linear, but it depends on 16 rows of "
             "model.layers.1.self_attn.k_proj.a, 16 rows of model.layers.1.self_attn.k_proj.b"
         )
         with pytest.raises(ModelError, match=r"W_K and W_V were not found in every layer \(layer 1: W_K should be 16"):
-            found.require_key_value()
+            anatomy.require_key_value()
 
-    def test_an_output_projection_that_is_not_there_is_unclear_in_words(self):
+    def test_a_missing_output_projection_has_a_reason(self):
         model = tiny_model("llama")
         model.model.layers[0].self_attn.o_proj = torch.nn.Identity()
-        found = find_anatomy(model)
-        assert found.layers[0].W_O is None
-        assert found.unclear == (
+        anatomy = find_anatomy(model)
+        assert anatomy.layers[0].W_O is None
+        assert anatomy.unclear == (
             "layer 0: W_O should read only the heads' output, but the first linear after the heads, "
             "model.layers.0.mlp.gate_proj, reads more",
         )
-        found.require_key_value()  # W_O is not needed for finetuning
+        anatomy.require_key_value()  # W_O is not needed for finetuning
 
     def test_a_layer_without_keys_can_still_be_described(self):
         layer = dataclasses.replace(wrapped(BY_NAME["llama"]).anatomy.layers[0], W_K=None, unclear=("W_K is lost",))
@@ -248,7 +248,7 @@ class TestWhatCannotBeLookedInto:
             Anatomy((layer,), True).require_key_value()
 
 
-def test_a_weight_that_is_computed_from_others_is_none_that_can_be_changed(tokenizer):
+def test_a_weight_that_is_computed_from_others_cannot_be_changed(tokenizer):
     model = tiny_model("llama")
     torch.nn.utils.parametrizations.weight_norm(model.model.layers[0].self_attn.o_proj)
     lm = LanguageModel.wrap(model, tokenizer, "llama")
@@ -258,7 +258,7 @@ def test_a_weight_that_is_computed_from_others_is_none_that_can_be_changed(token
         require_editable_outputs(lm)
 
 
-def test_a_first_layer_that_reads_nothing_is_no_error(tokenizer):
+def test_a_first_layer_with_zero_input_is_not_an_error(tokenizer):
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[0].input_layernorm.weight.zero_()

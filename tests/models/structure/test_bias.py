@@ -68,7 +68,7 @@ def test_a_switch_that_also_brings_biases_of_the_mlp_is_not_taken_for_attentions
     assert {name.split(".")[-2] for name in form.others} == {"q_proj", "k_proj", "v_proj"}
 
 
-def test_looking_changes_neither_the_model_nor_its_config_nor_the_random_state():
+def test_finding_the_form_changes_neither_the_model_nor_its_config_nor_the_random_state():
     model = tiny_model("llama")
     anatomy = find_anatomy(model)
     config = copy.deepcopy(model.config.to_dict())

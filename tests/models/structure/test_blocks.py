@@ -40,7 +40,7 @@ def test_the_last_blocks_output_unembeds_to_the_models_logits_and_the_first_ones
     [("gemma3", {"final_logit_softcapping": 2.0}), ("opt", {"word_embed_proj_dim": 16})],
     ids=["soft cap", "projection"],
 )
-def test_what_the_family_does_behind_the_blocks_is_done(family, overrides):
+def test_the_familys_operations_after_the_blocks_are_applied(family, overrides):
     model = tiny_model(family, **overrides)
     anatomy = find_anatomy(model)
     blocks = find_blocks(model, anatomy)
@@ -56,14 +56,14 @@ def test_what_the_family_does_behind_the_blocks_is_done(family, overrides):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 class TestEveryFamily:
-    def test_a_block_holds_its_layers_attention_and_no_other(self, case):
+    def test_a_block_contains_its_layers_attention_and_no_other(self, case):
         lm = wrapped(case)
         names = block_names(lm.model, lm.anatomy)
         assert len(set(names)) == len(lm.anatomy.layers)
         for i, layer in enumerate(lm.anatomy.layers):
             assert [layer.attention.startswith(f"{name}.") for name in names] == [j == i for j in range(len(names))]
 
-    def test_taking_blocks_apart_changes_no_bit_of_the_logits(self, case):
+    def test_detaching_blocks_changes_no_bit_of_the_logits(self, case):
         lm = wrapped(case)
         _, logits = read(find_blocks(lm.model, lm.anatomy))
         with torch.no_grad():
@@ -92,8 +92,8 @@ class TestEveryFamily:
             logits = model(input_ids=IDS, use_cache=False).logits
         (expected,) = torch.autograd.grad(logits[0, 3:7].square().mean(), outputs[-1])
         hidden = outputs[-1].detach().requires_grad_()
-        (found,) = torch.autograd.grad(blocks.unembed(hidden[0, 3:7]).square().mean(), hidden)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        (gradient,) = torch.autograd.grad(blocks.unembed(hidden[0, 3:7]).square().mean(), hidden)
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
     def test_nothing_stays_on_the_model_also_when_the_body_raises(self, case):
         model = case.model()
@@ -112,8 +112,8 @@ class TestEveryFamily:
 
 def grads(loss, weights):
     """Which of the weights get a gradient."""
-    found = torch.autograd.grad(loss, list(weights), retain_graph=True, allow_unused=True)
-    return [gradient is not None for gradient in found]
+    gradients = torch.autograd.grad(loss, list(weights), retain_graph=True, allow_unused=True)
+    return [gradient is not None for gradient in gradients]
 
 
 def test_hidden_states_of_any_shape_and_number_are_unembedded():
@@ -127,7 +127,7 @@ def test_hidden_states_of_any_shape_and_number_are_unembedded():
         torch.testing.assert_close(blocks.unembed(hidden[1, 7]), logits[1, 7], rtol=1e-5, atol=1e-5)
 
 
-def test_a_forward_of_the_modules_own_is_put_back():
+def test_a_modules_own_forward_is_restored():
     model = tiny_model("llama")
     block = model.model.layers[1]
     own = block.forward
@@ -143,7 +143,7 @@ def test_the_member_of_the_outermost_list_is_the_block():
     assert block_of(model, "transformer.wte") is None
 
 
-class TestWhatCannotBeTakenApart:
+class TestModelsWithoutSeparateBlocks:
     def test_attention_in_no_list_is_named(self):
         lm = wrapped(BY_NAME["llama"])
         astray = dataclasses.replace(lm.anatomy.layers[0], attention="model.norm")

@@ -39,58 +39,58 @@ IN_SOURCE = {
 }
 
 
-def short(reader):
+def short(block_inputs):
     """Names within the block."""
-    start = len(reader.block) + 1
-    norm = None if reader.norm is None else reader.norm[start:]
-    return tuple(name[start:] for name in reader.linears), norm, reader.parallel
+    start = len(block_inputs.block) + 1
+    norm = None if block_inputs.norm is None else block_inputs.norm[start:]
+    return tuple(name[start:] for name in block_inputs.linears), norm, block_inputs.parallel
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 class TestEveryFamily:
-    def test_what_reads_is_what_the_source_says(self, case):
+    def test_input_projections_are_those_of_the_source_code(self, case):
         lm = wrapped(case)
-        found = find_mlp_inputs(lm.model, lm.anatomy)
-        assert len(found) == len(lm.anatomy.layers)
-        for reader, layer in zip(found, lm.anatomy.layers, strict=True):
-            assert short(reader) == IN_SOURCE[case.family]
-            assert layer.attention.startswith(f"{reader.block}.")
-            assert reader.W_O == layer.W_O
+        inputs = find_mlp_inputs(lm.model, lm.anatomy)
+        assert len(inputs) == len(lm.anatomy.layers)
+        for block_inputs, layer in zip(inputs, lm.anatomy.layers, strict=True):
+            assert short(block_inputs) == IN_SOURCE[case.family]
+            assert layer.attention.startswith(f"{block_inputs.block}.")
+            assert block_inputs.W_O == layer.W_O
 
     def test_the_norm_of_u_is_a(self, case):
         lm = wrapped(case)
-        found = find_mlp_inputs(lm.model, lm.anatomy)
+        inputs = find_mlp_inputs(lm.model, lm.anatomy)
         a, u = {}, {}
         with (
             torch.no_grad(),
-            hooked_mlps(lm.model, found, lambda i, name, x, out: a.update({i: x}), lambda i, x, out: u.update({i: x})),
+            hooked_mlps(lm.model, inputs, lambda i, name, x, out: a.update({i: x}), lambda i, x, out: u.update({i: x})),
         ):
             lm.model(input_ids=IDS, use_cache=False)
-        for layer, reader in enumerate(found):
+        for layer, block_inputs in enumerate(inputs):
             assert u[layer].shape == a[layer].shape == (*IDS.shape, 32)
-            if reader.parallel:
+            if block_inputs.parallel:
                 # There u is what attention has been added to, and that the MLP does not read.
-                assert not torch.allclose(lm.model.get_submodule(reader.norm)(u[layer]), a[layer], atol=1e-2)
-            elif reader.norm is None:
+                assert not torch.allclose(lm.model.get_submodule(block_inputs.norm)(u[layer]), a[layer], atol=1e-2)
+            elif block_inputs.norm is None:
                 assert torch.equal(a[layer], u[layer])
             else:
-                torch.testing.assert_close(lm.model.get_submodule(reader.norm)(u[layer]), a[layer])
+                torch.testing.assert_close(lm.model.get_submodule(block_inputs.norm)(u[layer]), a[layer])
 
-    def test_looking_changes_no_bit_and_leaves_nothing(self, case):
+    def test_hooks_change_no_bit_and_leave_nothing(self, case):
         model = case.model()
         anatomy = find_anatomy(model)
         before = Snapshot(model)
         with torch.no_grad():
             expected = model(input_ids=IDS, use_cache=False).logits
-        found = find_mlp_inputs(model, anatomy)
-        with torch.no_grad(), hooked_mlps(model, found, lambda *seen: None, lambda *seen: None):
+        inputs = find_mlp_inputs(model, anatomy)
+        with torch.no_grad(), hooked_mlps(model, inputs, lambda *seen: None, lambda *seen: None):
             assert torch.equal(model(input_ids=IDS, use_cache=False).logits, expected)
         before.assert_restored(model)
 
-    def test_an_answer_replaces_what_is_read_and_what_is_handed_on(self, case):
+    def test_a_replacement_is_used_for_linears_and_blocks(self, case):
         lm = wrapped(case)
-        found = find_mlp_inputs(lm.model, lm.anatomy)
-        last = len(found) - 1
+        inputs = find_mlp_inputs(lm.model, lm.anatomy)
+        last = len(inputs) - 1
 
         def logits(by_linear, by_block):
             def at_linear(layer, name, a, out):
@@ -99,7 +99,7 @@ class TestEveryFamily:
             def at_block(layer, u, out):
                 return out * by_block if layer == last else None
 
-            with torch.no_grad(), hooked_mlps(lm.model, found, at_linear, at_block):
+            with torch.no_grad(), hooked_mlps(lm.model, inputs, at_linear, at_block):
                 return lm.model(input_ids=IDS, use_cache=False).logits
 
         as_it_is = logits(1, 1)
@@ -121,9 +121,9 @@ class TestEveryFamily:
     ],
     ids=["sequential gpt_neox", "falcon with two norms"],
 )
-def test_settings_within_a_family_are_told_apart(family, overrides, expected):
+def test_settings_within_a_family_are_distinguished(family, overrides, expected):
     model = tiny_model(family, **overrides)
-    assert {short(reader) for reader in find_mlp_inputs(model, find_anatomy(model))} == {expected}
+    assert {short(block_inputs) for block_inputs in find_mlp_inputs(model, find_anatomy(model))} == {expected}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -152,7 +152,7 @@ def test_no_gradient_is_ever_enabled():
     ],
     ids=["residual behind the norm", "norm behind the sum"],
 )
-def test_a_block_that_is_no_residual_stream_plus_mlp_is_refused(family, overrides):
+def test_a_block_that_is_not_residual_stream_plus_mlp_is_refused(family, overrides):
     model = tiny_model(family, **overrides)
     anatomy = find_anatomy(model)
     with pytest.raises(ModelError) as raised:
@@ -165,7 +165,7 @@ def test_a_block_that_is_no_residual_stream_plus_mlp_is_refused(family, override
     assert_no_hooks(model)
 
 
-def test_a_way_around_the_readers_is_seen():
+def test_a_path_around_the_input_projections_is_detected():
     model = tiny_model("llama")
     anatomy = find_anatomy(model)
     mlp = model.model.layers[1].mlp
@@ -247,10 +247,10 @@ def test_a_block_without_hidden_states_is_named():
 
 def test_hooks_are_gone_also_when_the_body_raises():
     lm = wrapped(BY_NAME["gpt2"])
-    found = find_mlp_inputs(lm.model, lm.anatomy)
+    inputs = find_mlp_inputs(lm.model, lm.anatomy)
     with (
         pytest.raises(RuntimeError, match="half-way"),
-        hooked_mlps(lm.model, found, lambda *seen: None, lambda *seen: None),
+        hooked_mlps(lm.model, inputs, lambda *seen: None, lambda *seen: None),
     ):
         raise RuntimeError("half-way")
     assert_no_hooks(lm.model)

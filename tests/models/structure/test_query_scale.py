@@ -31,16 +31,16 @@ SCALES = {
 @pytest.mark.parametrize("family", SCALES)
 def test_a_query_in_the_place_of_a_key_is_scaled_as_the_family_scales_its_scores(family: str) -> None:
     lm = lm_of(family)
-    found = query_scale(lm)
+    scale = query_scale(lm)
     d = lm.anatomy.layers[0].d_head
     # OPT and XGLM multiply W_Q's output beforehand: both recorded queries hold that factor already.
     before = d**-0.5 if family in ("opt", "xglm") else 1.0
 
     # A product of two recorded queries is before^2 times that of two plain ones.
     expected = torch.full((len(lm.anatomy.layers),), SCALES[family](d) / before**2, dtype=torch.float64)
-    torch.testing.assert_close(found.as_attention, expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(scale.as_attention, expected, rtol=1e-3, atol=0)
     twice = torch.full_like(expected, 1 / d / before**2)
-    torch.testing.assert_close(found.twice, twice, rtol=1e-3, atol=0)
+    torch.testing.assert_close(scale.twice, twice, rtol=1e-3, atol=0)
 
 
 def test_a_model_is_measured_once_and_another_one_by_itself() -> None:

@@ -1,4 +1,4 @@
-"""A second model, drawn anew: other weights, everything else the same."""
+"""An untrained model: other weights, everything else the same."""
 
 import copy
 import dataclasses
@@ -27,26 +27,26 @@ def weights(lm):
 class TestEveryFamily:
     def test_every_weight_differs_from_the_trained_ones_and_comes_back_with_the_seed(self, case):
         lm = wrapped(case)
-        one, again, other = (untrained(lm, seed=seed) for seed in (1, 1, 2))
+        first, again, other = (untrained(lm, seed=seed) for seed in (1, 1, 2))
         trained = weights(lm)
-        assert weights(one).keys() == trained.keys()
-        for name, weight in weights(one).items():
+        assert weights(first).keys() == trained.keys()
+        for name, weight in weights(first).items():
             assert weight.shape == trained[name].shape
             assert weight.dtype == trained[name].dtype
             assert not torch.equal(weight, trained[name]), name
             assert torch.equal(weight, weights(again)[name]), name
             assert torch.equal(weight, weights(other)[name]) == any(part in name for part in CONSTANT), name
 
-    def test_it_is_drawn_as_transformers_draws_a_new_model(self, case):
+    def test_it_is_initialised_as_by_transformers(self, case):
         lm = wrapped(case)
-        found = untrained(lm, seed=1)
+        fresh = untrained(lm, seed=1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            expected = type(lm.model)(copy.deepcopy(found.model.config))
+            expected = type(lm.model)(copy.deepcopy(fresh.model.config))
         for name, weight in expected.named_parameters():
-            assert torch.equal(weights(found)[name], weight), name
+            assert torch.equal(weights(fresh)[name], weight), name
 
-    def test_kept_embeddings_are_the_trained_ones_to_the_bit_and_nothing_else_is(self, case):
+    def test_only_embeddings_equal_the_trained_ones_bit_for_bit(self, case):
         lm = wrapped(case)
         drawn, kept = untrained(lm, seed=1), untrained(lm, seed=1, keep_embeddings=True)
         head = lm.model.get_output_embeddings()
@@ -69,35 +69,35 @@ class TestEveryFamily:
         before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
         config, state = lm.model.config.to_json_string(), torch.get_rng_state()
         implementation = lm.model.config._attn_implementation
-        found = untrained(lm, seed=1, keep_embeddings=True)
+        fresh = untrained(lm, seed=1, keep_embeddings=True)
         assert torch.equal(torch.get_rng_state(), state)
         assert lm.model.config.to_json_string() == config
         assert lm.model.config._attn_implementation == implementation
-        assert found.model.config is not lm.model.config
+        assert fresh.model.config is not lm.model.config
         with torch.no_grad():
-            for weight in found.model.parameters():
+            for weight in fresh.model.parameters():
                 weight.zero_()
         assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
 
-    def test_it_is_found_where_the_trained_one_is_and_read_along_the_same_route(self, case):
+    def test_it_has_the_anatomy_and_route_of_the_trained_model(self, case):
         lm = wrapped(case)
-        found = untrained(lm, seed=1)
-        assert found.name == f"{lm.name}-untrained-1"
-        assert found.route.name == lm.route.name
-        assert found.refused == lm.refused
-        assert found.tokenizer is lm.tokenizer
-        assert not found.model.training
-        for one, other in zip(found.anatomy.layers, lm.anatomy.layers, strict=True):
-            assert one.W_O == other.W_O
+        fresh = untrained(lm, seed=1)
+        assert fresh.name == f"{lm.name}-untrained-1"
+        assert fresh.route.name == lm.route.name
+        assert fresh.refused == lm.refused
+        assert fresh.tokenizer is lm.tokenizer
+        assert not fresh.model.training
+        for first, other in zip(fresh.anatomy.layers, lm.anatomy.layers, strict=True):
+            assert first.W_O == other.W_O
             for letter in ("W_Q", "W_K", "W_V"):
-                assert getattr(one, letter).module == getattr(other, letter).module
-                assert torch.equal(getattr(one, letter).index, getattr(other, letter).index)
+                assert getattr(first, letter).module == getattr(other, letter).module
+                assert torch.equal(getattr(first, letter).index, getattr(other, letter).index)
 
     def test_it_answers_as_a_plain_forward_of_its_weights_does(self, case):
-        found = untrained(wrapped(case), seed=1, keep_embeddings=True)
+        fresh = untrained(wrapped(case), seed=1, keep_embeddings=True)
         plain = case.model()
-        plain.load_state_dict(found.model.state_dict())
-        table = found.log_probabilities(found.encode(OPENING), QUERIES)
+        plain.load_state_dict(fresh.model.state_dict())
+        table = fresh.log_probabilities(fresh.encode(OPENING), QUERIES)
         for row, query in zip(table, QUERIES, strict=True):
             scores = naive_scores(plain, OPENING, query).double()
             torch.testing.assert_close(row[: len(scores)], scores, rtol=1e-5, atol=1e-5)
@@ -106,37 +106,37 @@ class TestEveryFamily:
 def test_the_bounds_of_a_row_and_the_dtype_are_those_of_the_trained_model():
     lm = LanguageModel.wrap(tiny_model("llama", dtype=torch.bfloat16), tiny_tokenizer(), "llama")
     lm = dataclasses.replace(lm, max_row=77, max_examples=5)
-    found = untrained(lm, seed=1)
-    assert (found.max_row, found.max_examples) == (77, 5)
-    assert found.model.dtype == torch.bfloat16
+    fresh = untrained(lm, seed=1)
+    assert (fresh.max_row, fresh.max_examples) == (77, 5)
+    assert fresh.model.dtype == torch.bfloat16
     assert untrained(lm, seed=1, keep_embeddings=True).name == "llama-untrained-1-embeddings-kept"
 
 
 def test_weights_that_the_trained_model_keeps_in_another_dtype_are_in_it_here_too():
     model = tiny_model("llama", dtype=torch.bfloat16)
     model.model.norm.float()
-    found = under_test._initialise(model, 1)
-    assert found.model.norm.weight.dtype == torch.float32
-    assert found.lm_head.weight.dtype == torch.bfloat16
+    fresh = under_test._initialise(model, 1)
+    assert fresh.model.norm.weight.dtype == torch.float32
+    assert fresh.lm_head.weight.dtype == torch.bfloat16
 
 
-def test_marks_of_a_quantized_file_do_not_hinder():
+def test_the_config_of_a_dequantized_file_is_accepted():
     model = tiny_model("llama")
     model.config.quantization_config = GgufConfig(dequantize=True)
     lm = LanguageModel.wrap(model, tiny_tokenizer(), "llama")
-    found = untrained(lm, seed=1)
-    assert not hasattr(found.model.config, "quantization_config")
+    fresh = untrained(lm, seed=1)
+    assert not hasattr(fresh.model.config, "quantization_config")
     assert hasattr(lm.model.config, "quantization_config")
 
 
-def test_where_the_route_is_refused_another_is_chosen():
+def test_if_the_route_is_refused_another_is_chosen():
     lm = wrapped(BY_NAME["mpt"])
     astray = dataclasses.replace(lm, route=wrapped(BY_NAME["llama"]).route)
     assert astray.route.name == "packed"
-    found = untrained(astray, seed=1)
+    fresh = untrained(astray, seed=1)
     # With weights this small the self-check may let more pass than with trained ones; never the one it refused.
-    assert found.route.name != "packed"
-    assert any(word.startswith("packed: ") for word in found.refused) or not found.anatomy.registry
+    assert fresh.route.name != "packed"
+    assert any(word.startswith("packed: ") for word in fresh.refused) or not fresh.anatomy.registry
 
 
 def test_a_model_that_its_config_does_not_describe_is_refused():
@@ -161,8 +161,8 @@ def test_a_packaged_model_has_an_untrained_twin():
     from dualform.models.loading.load import load_model
 
     lm = load_model("smollm2-135m", device="cpu")
-    found = untrained(lm, seed=0, keep_embeddings=True)
-    assert found.route.name == lm.route.name
-    assert torch.equal(found.model.get_input_embeddings().weight, lm.model.get_input_embeddings().weight)
-    std = float(found.model.model.layers[3].mlp.up_proj.weight.detach().std())
+    fresh = untrained(lm, seed=0, keep_embeddings=True)
+    assert fresh.route.name == lm.route.name
+    assert torch.equal(fresh.model.get_input_embeddings().weight, lm.model.get_input_embeddings().weight)
+    std = float(fresh.model.model.layers[3].mlp.up_proj.weight.detach().std())
     assert std == pytest.approx(lm.model.config.initializer_range, rel=0.01)
