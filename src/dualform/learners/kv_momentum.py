@@ -177,12 +177,12 @@ def _visible(n_before: int, n_own: int, window: int | None, device: torch.device
 
 
 def _read_through_attention(lm: LanguageModel, before: Layers, own: tuple[int, ...], first_position: int) -> Layers:
-    tap = _BehindKeysValues(LayerOrder(lm.model, lm.anatomy), before)
+    backend = _BehindKeysValues(LayerOrder(lm.model, lm.anatomy), before)
     ids = torch.tensor([own], device=lm.device)
     positions = torch.arange(first_position, first_position + len(own), device=lm.device)[None]
-    with attention_backend(tap):
+    with attention_backend(backend):
         forward_rows(lm.model, ids.new_tensor([len(own) - 1]), input_ids=ids, position_ids=positions, use_cache=False)
-    return tuple(tap.seen[layer] for layer in range(len(lm.anatomy.layers)))
+    return tuple(backend.seen[layer] for layer in range(len(lm.anatomy.layers)))
 
 
 def _read_through_cache(lm: LanguageModel, before: Layers, own: tuple[int, ...], first_position: int) -> Layers:

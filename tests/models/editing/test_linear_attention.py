@@ -174,7 +174,9 @@ PACKED = {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}
 
 @pytest.mark.parametrize("inputs", [PADDED, PACKED], ids=["padding", "packing"])
 def test_padding_and_packing_are_refused(inputs: dict[str, Tensor]) -> None:
-    with pytest.raises(ConfigError, match="supports whole sequences only, but got padding, packing or a cache"):
+    with pytest.raises(
+        ConfigError, match="supports whole sequences only, but got padding, packing, a sliding window or a cache"
+    ):
         logits_of(linear("none"), tokens(6), **inputs)
 
 
@@ -183,9 +185,9 @@ def test_a_cache_is_refused() -> None:
     with torch.no_grad():
         cache = model(input_ids=ids, use_cache=True).past_key_values
     for more in (tokens(1), tokens(3)):
-        with pytest.raises(ConfigError, match="packing or a cache"), torch.no_grad():
+        with pytest.raises(ConfigError, match="a sliding window or a cache"), torch.no_grad():
             model(input_ids=more, past_key_values=cache)
-    with pytest.raises(ConfigError, match="packing or a cache"):
+    with pytest.raises(ConfigError, match="a sliding window or a cache"):
         model.generate(input_ids=ids, max_new_tokens=2, do_sample=False, pad_token_id=1)
 
 

@@ -170,7 +170,8 @@ class _Placement:
     valid: Tensor | None
     """False for padding, `(batch or 1, pos)`; None without padding."""
     segments: Tensor | None
-    """Number of the sequence that a token belongs to, `(batch or 1, pos)`; None for one sequence."""
+    """Position of the first token of each token's sequence, -1 for padding, `(batch or 1, pos)`; None for one
+    sequence."""
 
 
 _UNPADDED = _Placement(None, None)

@@ -300,7 +300,7 @@ class LanguageModel:
         )
 
     def _require_rows(self, ids: Sequence[int]) -> None:
-        # On a GPU, such an id would end the process's use of the device.
+        # On a GPU, such an id would make the device unusable for the rest of the process.
         rows = n_ids(self.model)
         unknown = sorted({token for token in ids if not 0 <= token < rows})
         if unknown:

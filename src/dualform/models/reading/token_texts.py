@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
-# Most bytes of one UTF-8 character: without a character after that many tokens, none is to come.
+# Most bytes of a UTF-8 character. If token names do not show bytes, this many tokens without a character are invalid.
 _LONGEST_CHARACTER = 4
 _PLAIN_BYTES = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _BYTE_OF = {

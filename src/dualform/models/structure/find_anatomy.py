@@ -227,7 +227,7 @@ def _verify(model: PreTrainedModel, anatomy: Anatomy) -> None:
     with torch.no_grad():
         before = _first_layer(model, anatomy.registry)
         if not all(tensor.isfinite().all() for tensor in before):
-            # NaN never compares as changed; the route's self-check reports such weights.
+            # NaN always compares as changed; the route's self-check reports such weights.
             return
         if first.W_K is not None and first.W_V is not None:
             for letter, rows, moving in (("W_K", first.W_K, 1), ("W_V", first.W_V, 2)):
