@@ -175,7 +175,7 @@ PACKED = {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}
 @pytest.mark.parametrize("inputs", [PADDED, PACKED], ids=["padding", "packing"])
 def test_padding_and_packing_are_refused(inputs: dict[str, Tensor]) -> None:
     with pytest.raises(
-        ConfigError, match="supports whole sequences only, but got padding, packing, a sliding window or a cache"
+        ConfigError, match="needs whole sequences, but got padding, packing, a sliding window or a cache"
     ):
         logits_of(linear("none"), tokens(6), **inputs)
 
@@ -195,7 +195,7 @@ def test_a_sliding_window_that_hides_something_is_refused() -> None:
     model = BY_NAME["mistral-sliding_window=16"].model()
     apply_linear_attention(model)
     logits_of(model, tokens(15))
-    with pytest.raises(ConfigError, match="whole sequences only"):
+    with pytest.raises(ConfigError, match="needs whole sequences"):
         logits_of(model, tokens(20))
 
 

@@ -45,8 +45,8 @@ class LinearAttention(nn.Module):
         """
         if call.mask is not None or call.query.shape[2] != call.key.shape[2]:
             raise ConfigError(
-                "linear attention supports whole sequences only, but got padding, packing, a sliding window or a cache. Give "
-                "sequences of equal length without a window, and use_cache=False."
+                "linear attention needs whole sequences, but got padding, packing, a sliding window or a cache. "
+                "Give sequences of equal length without a window, and use_cache=False."
             )
         groups = call.query.shape[1] // call.key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (call.key, call.value))
