@@ -68,17 +68,17 @@ def test_the_paired_difference_decides_and_not_two_intervals() -> None:
     assert above_guessing(result(icl=collapsed), "icl") is False
 
 
-def test_likeness_beside_a_learner_that_learned_nothing_comes_with_a_caution() -> None:
+def test_similarity_to_a_learner_that_learned_nothing_comes_with_a_caution() -> None:
     alike = {"rec2ftp": Similarity(mean=0.8, ci95=(0.7, 0.9), n=50, details={"chance": 0.6, "lift_ci95": [0.1, 0.3]})}
     measured = result(icl=accuracy(0.7), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
-    assert any("need not be anything that was learned" in sentence for sentence in headlines(measured))
+    assert any("the similarity may not come from learning the task" in sentence for sentence in headlines(measured))
     learned = result(icl=accuracy(0.9), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
-    assert not any("need not be anything" in sentence for sentence in headlines(learned))
+    assert not any("may not come from learning" in sentence for sentence in headlines(learned))
 
 
 def test_queries_of_one_label_make_accuracy_meaningless_and_that_comes_first() -> None:
-    one = BASELINES.model_copy(update={"majority": 1.0, "label_counts": {" yes": 100}})
-    measured = result(icl=accuracy(0.9, over=-0.1)).model_copy(update={"baselines": one})
+    one_label = BASELINES.model_copy(update={"majority": 1.0, "label_counts": {" yes": 100}})
+    measured = result(icl=accuracy(0.9, over=-0.1)).model_copy(update={"baselines": one_label})
     assert headlines(measured)[0].startswith("Every reported query has the same right answer")
 
 
@@ -107,9 +107,9 @@ def test_a_share_of_few_answers_is_a_count_whatever_interval_the_file_holds(n: i
 
 def test_rec2ftp_of_few_answers_is_no_verdict() -> None:
     few = Similarity(mean=1.0, ci95=(1.0, 1.0), n=1, details={"chance": 0.4, "lift_ci95": [0.5, 0.7]})
-    [sentence] = [each for each in headlines(empty_result(similarity={"rec2ftp": few})) if "put right" in each]
-    assert "Of 1 answer that finetuning put right, context put right 1" in sentence
-    assert "too few to say" in sentence
+    [sentence] = [each for each in headlines(empty_result(similarity={"rec2ftp": few})) if "corrected" in each]
+    assert "Of the 1 answer that finetuning corrected, ICL corrected 1" in sentence
+    assert "too few for a conclusion" in sentence
     assert "%" not in sentence
 
 

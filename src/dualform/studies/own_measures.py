@@ -30,11 +30,11 @@ class OwnMeasure(Measure):
 REC2FTP = Measure(
     name="rec2ftp",
     title="Rec2FTP",
-    meaning="Of the answers that finetuning put right, the share that context put right too.",
+    meaning="Of the wrong zero-shot answers that finetuning corrected, the share that context corrected too.",
     caution="Compare it with its chance level: a good in-context learner recovers many answers by luck.",
     source="arXiv:2212.10559v3, section 4.3; the chance level is dualform's own",
     range=(0, 1),
-    chance="the share that context put right of all answers that were wrong before",
+    chance="the share that context corrected of all wrong zero-shot answers",
     counts_answers=True,
 )
 """Computed by the study, because it needs the answers to all queries at once."""

@@ -68,7 +68,7 @@ class StudyConfig(BaseModel):
     label_rule: LabelRule = "true"
     """Labels shown: true, shuffled among the demonstrations, random, or flipped."""
     seeds: Annotated[Seeds, Option(single="--seed")] = (1, 2, 3)
-    """Demonstration seeds, such as 1..7 or 1,4,9. A number by itself is that seed alone."""
+    """Demonstration seeds, such as 1..7 or 1,4,9. A single number is that seed alone."""
     context: int = Field(default=2048, ge=8)
     """Longest sequence, tokens. The model's own limit holds where it is lower; demonstrations that do not fit are left
     out."""
@@ -80,9 +80,9 @@ class StudyConfig(BaseModel):
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     """Learning rates of ft, which is SGD."""
     patience: int = Field(default=2, ge=1)
-    """Stop a search after so many rates in a row that are worse than the best."""
+    """Stop a search after this many rates in a row that are worse than the best."""
     loss_on: LossOn = "all"
-    """Finetune on all tokens of a sequence, or on the label word alone. The paper learns all."""
+    """Finetune on all tokens of a sequence, or on the label word alone. The paper trains on all."""
     probe: Probe = "prompt"
     """Token at which activations are compared: prompt, which predicts the label, or label0, the first label word. The
     code released with the paper uses the label word."""
@@ -100,13 +100,13 @@ class StudyConfig(BaseModel):
     """Run code that comes with the checkpoint."""
     device_map: Annotated[str | dict[str, str | int] | None, Option(MACHINE)] = None
     """Divide the model: auto, balanced, sequential, or JSON. JSON is a mapping from modules to cpu, disk or the number
-    of a GPU. Numbers are those of the undivided model."""
+    of a GPU. Results are the same as for the undivided model."""
     max_memory: Annotated[str | dict[str | int, str | int] | None, Option(MACHINE)] = None
     """Most weights on each device, such as cpu=2GiB,0=10GiB; the rest is read from disk."""
     offload_folder: Annotated[str | None, Option(MACHINE)] = None
     """Folder for weights that are read from disk. A safetensors checkpoint is read in place and needs none."""
     quantize: Annotated[Literal["8bit", "4bit"] | None, Option(MACHINE)] = None
-    """8bit or 4bit weights: accuracy of zsl and icl only. The weights are stored by bitsandbytes."""
+    """8bit or 4bit weights, stored by bitsandbytes; only for the accuracy of zsl and icl."""
 
     @field_validator("prompt", "separator", "label_words", "opening")
     @classmethod
