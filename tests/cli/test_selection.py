@@ -21,9 +21,9 @@ def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(dualform: 
     assert done.code == 0, done.err
     assert {path.name for path in out.iterdir()} == PROMISED
     assert done.err.split() == ["The", "page:", *str(out / "report.html").split()]
-    for words in ("Accuracy of what was chosen", "What was chosen, and the search for it", "SimAOU", "none on report"):
+    for words in ("Accuracy of the chosen settings", "Chosen settings and search", "SimAOU", "none on report"):
         assert words in done.out
-    assert "held against 10 queries that nothing was chosen on" in " ".join(done.out.split())
+    assert "evaluated on 10 untouched queries" in " ".join(done.out.split())
     result = result_of(out)
     assert result["study"] == "selection"
     assert [(each["select"], each["select_on"]) for each in result["selection"]["choices"]] == [
@@ -113,7 +113,7 @@ def test_a_stopped_study_resumes_and_gives_the_numbers_of_an_uninterrupted_one(
         (["--rates", "fast"], ["rates 'fast'", "such as 1e-4,1e-3"]),
         (["--orders", "0"], ["orders: ", "(given 0)"]),
         (["--untouched-limit", "-3"], ["untouched_limit: ", "(given -3)"]),
-        (["-k", "0"], ["k 0 leaves nothing to choose among"]),
+        (["-k", "0"], ["k 0 leaves no demonstrations to choose"]),
         (["--rates", "1e30"], ["ft, seed 1: every learning rate diverged (1e+30)", "--rates"]),
     ],
 )

@@ -8,7 +8,7 @@ from dualform.studies.selection.result import Choice, ChoiceScore, Selection, Se
 
 
 def example_selection(**changes: Any) -> SelectionResult:
-    """Five ways of choosing, one of which chooses nothing; `changes` replace whole fields."""
+    """Five choices, one of them `none`; `changes` replace whole fields."""
     fields: dict[str, Any] = {
         "dualform": "0.1.0",
         "study": "selection",
@@ -23,28 +23,51 @@ def example_selection(**changes: Any) -> SelectionResult:
             "report_split": "test",
         },
         "selection": study(
-            choice("icl", "report", icl=(0.052, 0.011, 0.093), ft=(0.004, -0.02, 0.03), likeness=(0.12, 0.1, 0.14)),
             choice(
-                "ft", "report", icl=(-0.01, -0.05, 0.03), ft=(0.061, 0.032, 0.09), likeness=(0.2, 0.18, 0.22), seed=2
+                "icl", "report", icl=(0.052, 0.011, 0.093), ft=(0.004, -0.02, 0.03), similarity_score=(0.12, 0.1, 0.14)
             ),
             choice(
-                "both", "report", icl=(0.05, 0.01, 0.09), ft=(0.06, 0.03, 0.09), likeness=(0.16, 0.14, 0.18), seed=3
+                "ft",
+                "report",
+                icl=(-0.01, -0.05, 0.03),
+                ft=(0.061, 0.032, 0.09),
+                similarity_score=(0.2, 0.18, 0.22),
+                seed=2,
             ),
-            choice("both", "validation", icl=(0.01, -0.02, 0.04), ft=(0.0, -0.03, 0.03), likeness=(0.15, 0.13, 0.17)),
             choice(
-                "none", "report", icl=(0.0, -0.02, 0.02), ft=(0.0, -0.02, 0.02), likeness=(0.17, 0.15, 0.19), seed=4
+                "both",
+                "report",
+                icl=(0.05, 0.01, 0.09),
+                ft=(0.06, 0.03, 0.09),
+                similarity_score=(0.16, 0.14, 0.18),
+                seed=3,
+            ),
+            choice(
+                "both",
+                "validation",
+                icl=(0.01, -0.02, 0.04),
+                ft=(0.0, -0.03, 0.03),
+                similarity_score=(0.15, 0.13, 0.17),
+            ),
+            choice(
+                "none",
+                "report",
+                icl=(0.0, -0.02, 0.02),
+                ft=(0.0, -0.02, 0.02),
+                similarity_score=(0.17, 0.15, 0.19),
+                seed=4,
             ),
         ),
     }
     return SelectionResult(**(fields | changes))
 
 
-def study(*choices: Choice, reach: float = 0.08) -> Selection:
+def study(*choices: Choice, width: float = 0.08) -> Selection:
     """A study of these choices."""
     measures = {key for each in choices for key in each.similarity}
     return Selection(
         choices=list(choices),
-        similarity_range={key: estimate((reach, reach - 0.03, reach + 0.03)) for key in measures},
+        similarity_range={key: estimate((width, width - 0.03, width + 0.03)) for key in measures},
         n_validation=100,
         n_report=200,
         n_untouched=300,
@@ -57,12 +80,12 @@ def choice(
     *,
     icl: tuple[float | None, float | None, float | None],
     ft: tuple[float | None, float | None, float | None],
-    likeness: tuple[float | None, float | None, float | None] = (0.1, 0.08, 0.12),
+    similarity_score: tuple[float | None, float | None, float | None] = (0.1, 0.08, 0.12),
     tokens: tuple[float | None, float | None] = (1_200_000, 1_900_000),
     seed: int = 1,
     similarity: Mapping[str, Estimate] | None = None,
 ) -> Choice:
-    """One way of choosing, with the optimism (mean and interval) that it has for ICL and FT."""
+    """A choice with this optimism (mean and interval) for ICL and FT."""
     return Choice(
         select=select,
         select_on=select_on,
@@ -71,7 +94,7 @@ def choice(
         learning_rate=0.01,
         scores={"icl": score(icl, 0.7, tokens[0], 35), "ft": score(ft, 0.66, tokens[1], 36)},
         similarity=(
-            {"sim_aou": estimate(likeness), "sim_am": estimate((0.6 + seed / 1000, 0.58, 0.62))}
+            {"sim_aou": estimate(similarity_score), "sim_am": estimate((0.6 + seed / 1000, 0.58, 0.62))}
             if similarity is None
             else dict(similarity)
         ),

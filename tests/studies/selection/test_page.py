@@ -20,7 +20,7 @@ def page(html) -> Page:
 
 
 def attacked() -> Result:
-    """The example in which every text that others wrote is an attack."""
+    """The example with every text from outside replaced by an attack."""
     choices = [
         choice(
             attack,
@@ -54,10 +54,10 @@ def test_a_complete_study_has_every_section_and_chart(page):
 
 def test_the_page_shows_the_numbers_that_the_result_holds(page):
     text = " ".join(page.text)
-    for shown in ("dualform: selection for smollm2-135m on reviews", "ICL on report", "seed 2, order 1, rate 0.01"):
-        assert shown in text
-    for shown in ("72.1 %", "+6.1", "+3.2 to +9.0", "1,900,000", "SimAOU", "0.180 to 0.220", "highest less lowest"):
-        assert shown in text
+    for expected in ("dualform: selection for smollm2-135m on reviews", "ICL on report", "seed 2, order 1, rate 0.01"):
+        assert expected in text
+    for expected in ("72.1 %", "+6.1", "+3.2 to +9.0", "1,900,000", "SimAOU", "0.180 to 0.220", "highest minus lowest"):
+        assert expected in text
     assert "134,515,008" in text
 
 

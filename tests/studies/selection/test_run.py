@@ -69,7 +69,7 @@ def picked(choice: Choice) -> tuple[int, int, float]:
 
 def relabelled(task: Task, name: QuerySet, study: SelectionStudy, labels: Sequence[int]) -> Task:
     """The task with other labels for one set of the report split's queries."""
-    new = {id(example): label for example, label in zip(study.found.examples[name], labels, strict=True)}
+    new = {id(example): label for example, label in zip(study.trials.examples[name], labels, strict=True)}
     split = tuple(
         dataclasses.replace(example, label=new[id(example)]) if id(example) in new else example
         for example in task.split(task.report_split)
@@ -81,20 +81,20 @@ def relabelled(task: Task, name: QuerySet, study: SelectionStudy, labels: Sequen
 
 
 @pytest.mark.filterwarnings("ignore:.*demonstrations take:UserWarning")
-def test_no_selection_is_run_in_more_orders_than_the_smallest_has() -> None:
+def test_no_set_is_run_in_more_orders_than_the_smallest_has() -> None:
     done = run(long_and_short_task(), k=3, context=220, orders=5, rates=(1e-2,))
 
-    assert {len(one.rows) for one in done.found.ascending} == {2, 3}
-    assert {len(one.icl["report"]) for one in done.found.ascending} == {2}
-    (note,) = [note for note in done.result.warnings if "orders of each selection" in note]
-    assert note.startswith("5 orders of each selection were requested, but some selections have only 2")
+    assert {len(one.rows) for one in done.trials.ascending} == {2, 3}
+    assert {len(one.icl["report"]) for one in done.trials.ascending} == {2}
+    (note,) = [note for note in done.result.warnings if "orders of each set" in note]
+    assert note.startswith("5 orders of each set were requested, but some sets have only 2")
 
 
-def test_nothing_is_noted_where_every_selection_has_the_orders_requested() -> None:
+def test_there_is_no_note_if_every_set_has_the_requested_orders() -> None:
     done = run(seeds=(1,), rates=(1e-2,), orders=2)
 
-    assert {len(one.icl["report"]) for one in done.found.ascending} == {2}
-    assert not any("orders of each selection" in note for note in done.result.warnings)
+    assert {len(one.icl["report"]) for one in done.trials.ascending} == {2}
+    assert not any("orders of each set" in note for note in done.result.warnings)
 
 
 # Leaks.
@@ -112,9 +112,9 @@ def test_labels_of_the_report_split_that_one_trial_alone_gets_right_change_nothi
     planted = run(_also(task, study, leaked["untouched"]))
     after = choices(planted.result)
 
-    answers = getattr(planted.found.ascending[seed], learner)
+    answers = getattr(planted.trials.ascending[seed], learner)
     for name in ("report", "untouched"):
-        labels = [example.label for example in planted.found.examples[name]]
+        labels = [example.label for example in planted.trials.examples[name]]
         assert answers[name][place].argmax(dim=1).tolist() == labels
     for select in ("icl", "ft", "both"):
         one, two = before[select, "validation"], after[select, "validation"]
@@ -138,9 +138,9 @@ def _leaking_trial(study: SelectionStudy, learner: str) -> tuple[int, int, dict[
     """A trial that the report queries would not choose, and that answers them unlike every other: its answers."""
     found = [
         (seed, place, {name: getattr(one, learner)[name][place].argmax(dim=1).tolist() for name in SETS})
-        for seed, one in enumerate(study.found.ascending)
+        for seed, one in enumerate(study.trials.ascending)
         for place in range(len(getattr(one, learner)["report"]))
-        if learner == "ft" or place < study.found.budget.orders["report"]
+        if learner == "ft" or place < study.trials.budget.orders["report"]
     ]
     now = picked(choices(study.result)[learner, "report"])
     for seed, place, answers in found:
@@ -152,13 +152,13 @@ def _leaking_trial(study: SelectionStudy, learner: str) -> tuple[int, int, dict[
 
 
 def _chosen_bytes(choice: Choice) -> bytes:
-    """What was chosen, and all that is known of it on the validation queries."""
+    """The chosen settings and their scores on the validation queries."""
     scores = {learner: (score.selected, score.tokens, score.trials) for learner, score in choice.scores.items()}
     return json.dumps([picked(choice), repr(scores)]).encode()
 
 
 def test_untouched_labels_change_no_choice_at_all(study: SelectionStudy) -> None:
-    labels = [1 - example.label for example in study.found.examples["untouched"]]
+    labels = [1 - example.label for example in study.trials.examples["untouched"]]
     turned = choices(run(relabelled(small_task(), "untouched", study, labels)).result)
 
     for name, before in choices(study.result).items():
@@ -170,18 +170,18 @@ def test_untouched_labels_change_no_choice_at_all(study: SelectionStudy) -> None
 
 
 def test_the_three_sets_share_no_text(study: SelectionStudy) -> None:
-    texts = [{example.fields["text"] for example in study.found.examples[name]} for name in SETS]
+    texts = [{example.fields["text"] for example in study.trials.examples[name]} for name in SETS]
 
     assert [len(some) for some in texts] == [6, 8, 10]
     assert len(set.union(*texts)) == 24
 
 
-def test_a_text_that_stands_twice_in_the_report_split_is_not_both_reported_and_untouched(study: SelectionStudy) -> None:
+def test_a_text_that_occurs_twice_in_the_report_split_is_not_both_reported_and_untouched(study: SelectionStudy) -> None:
     task = small_task()
     split = task.split("report")
     again = tuple(dataclasses.replace(example, row=1000 + example.row) for example in split)
     doubled = dataclasses.replace(task, splits={**task.splits, "report": (*split, *again)})
-    found = run(doubled, seeds=(1,), rates=(1e-2,), orders=1).found.examples
+    found = run(doubled, seeds=(1,), rates=(1e-2,), orders=1).trials.examples
 
     reported, untouched = ({example.fields["text"] for example in found[name]} for name in ("report", "untouched"))
     assert not reported & untouched
@@ -192,7 +192,7 @@ def test_a_text_that_stands_twice_in_the_report_split_is_not_both_reported_and_u
 
 
 def test_icl_may_read_as_many_tokens_as_ft_and_uses_them(study: SelectionStudy) -> None:
-    budget, seeds = study.found.budget, study.found.seeds
+    budget, seeds = study.trials.budget, study.trials.seeds
     for name in ("validation", "report"):
         orders = budget.orders[name]
         assert orders >= 1
@@ -218,7 +218,7 @@ def _queries(name: str) -> Sequence[Any]:
 
 def test_orders_that_are_given_are_run_whatever_they_cost() -> None:
     done = run(seeds=(1,), rates=(1e-2,), orders=9)
-    one, scores = done.found.seeds[0], choices(done.result)["both", "validation"].scores
+    one, scores = done.trials.seeds[0], choices(done.result)["both", "validation"].scores
 
     assert len(one.icl["validation"]) == 9
     assert scores["icl"].trials == 9
@@ -238,8 +238,8 @@ def test_no_more_orders_are_tried_than_there_are() -> None:
     assert search_budget(config(rates=rates), four, {"validation": 10, "report": 10}).orders["report"] == 24
 
 
-def test_what_is_not_searched_for_costs_nothing(study: SelectionStudy) -> None:
-    found, budget = choices(study.result), study.found.budget
+def test_without_a_search_the_cost_is_zero(study: SelectionStudy) -> None:
+    found, budget = choices(study.result), study.trials.budget
     for learner in ("icl", "ft"):
         none = found["none", "report"].scores[learner]
         assert (none.tokens, none.trials) == (0.0, 1)
@@ -345,7 +345,7 @@ def _listed(weights: Tensor) -> list[int]:
     return [query for query, times in enumerate(weights.int().tolist()) for _ in range(times)]
 
 
-def test_every_resample_draws_each_set_by_itself_and_as_many_queries_as_it_has() -> None:
+def test_every_resample_draws_each_set_independently_and_with_its_own_size() -> None:
     weights = made_up(torch.Generator().manual_seed(0), sizes=(30, 30, 30)).resampled(20)
 
     for each in weights.values():
@@ -364,7 +364,7 @@ def test_ties_go_to_the_surer_trial_then_to_the_lower_seed_order_and_rate(select
     def chosen(log_probability: Tensor) -> tuple[int, ...]:
         each = dict.fromkeys(SETS, table(log_probability))
         tables = TrialTables(each, each, first=2, middle=1)
-        picks = tables.choose(select, "validation", tables.everything())
+        picks = tables.choose(select, "validation", tables.unit_weights())
         return int(picks.seed), int(picks.order), int(picks.rate)
 
     equal = torch.full((3, 2, 5), -1.0, dtype=torch.float64)
@@ -383,9 +383,9 @@ def test_impossible_right_answers_of_queries_that_were_not_drawn_do_not_spoil_a_
     tables.icl["report"].log_probability[0, 0, 0] = -torch.inf
     weights = {name: torch.tensor([[0.0, 2, 1, 1]], dtype=torch.float64) for name in SETS}
 
-    standing = tables.icl["report"].standing(weights["report"])
+    scores = tables.icl["report"].scores(weights["report"])
 
-    assert standing.log_probability.isfinite().all()
+    assert scores.log_probability.isfinite().all()
 
 
 def test_a_best_score_among_trials_that_are_all_alike_is_too_good_and_a_fixed_one_is_not() -> None:
@@ -395,7 +395,7 @@ def test_a_best_score_among_trials_that_are_all_alike_is_too_good_and_a_fixed_on
         tables = made_up(generator, seeds=6, orders=4, rates=4, sizes=(60, 60, 120))
         for select, name in CHOICES:
             for learner in ("icl", "ft"):
-                optimism = float(tables.optimism(select, name, learner, tables.everything()))
+                optimism = float(tables.optimism(select, name, learner, tables.unit_weights()))
                 found.setdefault((select, name, learner), []).append(optimism)
     mean = {key: sum(values) / len(values) for key, values in found.items()}
 
@@ -439,7 +439,7 @@ def test_resamples_left_where_they_fall_lie_above_the_estimate() -> None:
     for _ in range(20):
         tables = made_up(generator, seeds=8, orders=5, rates=2, sizes=(40, 60, 100))
         resampled = tables.optimism("icl", "report", "icl", tables.resampled(100)).mean()
-        differences.append(float(resampled - tables.optimism("icl", "report", "icl", tables.everything())))
+        differences.append(float(resampled - tables.optimism("icl", "report", "icl", tables.unit_weights())))
 
     # The best of 40 lies 2.2 standard deviations up, of twice the variance 3.1: a difference of 0.9 x 6 points.
     assert 0.03 < sum(differences) / len(differences) < 0.08
@@ -454,7 +454,7 @@ def test_the_first_seed_is_the_settings_own_and_the_middle_rate_the_middle_of_th
 
 def test_choices_are_those_of_the_trials_answers(study: SelectionStudy) -> None:
     """Once more from the answers, one trial after the other."""
-    found = study.found
+    found = study.trials
     for name in ("validation", "report"):
         labels = torch.tensor([example.label for example in found.examples[name]])
 
@@ -490,7 +490,7 @@ def test_scores_are_accuracies_and_optimism_their_difference(study: SelectionStu
             assert score.optimism.ci95 == score.selected.ci95 == (None, None)
 
 
-def test_likeness_of_what_was_chosen_is_what_a_comparison_measures(study: SelectionStudy) -> None:
+def test_similarity_of_what_was_chosen_is_what_a_comparison_measures(study: SelectionStudy) -> None:
     choice = choices(study.result)["both", "validation"]
     settings = small_config(seeds=(choice.seed,), rates=(choice.learning_rate,), controls=(), limit=8)
     compared = compare(settings, lm=small_lm(), task=small_task()).result
@@ -508,11 +508,11 @@ def test_likeness_of_what_was_chosen_is_what_a_comparison_measures(study: Select
             assert estimate.per_seed[str(choice.seed)] == compared.accuracy[learner].mean
 
 
-def test_rec2ftp_is_that_of_the_very_trials_chosen(study: SelectionStudy) -> None:
-    labels = torch.tensor([example.label for example in study.found.examples["report"]])
-    wrong = study.found.zsl.argmax(dim=1) != labels
+def test_rec2ftp_is_that_of_the_chosen_trials(study: SelectionStudy) -> None:
+    labels = torch.tensor([example.label for example in study.trials.examples["report"]])
+    wrong = study.trials.zsl.argmax(dim=1) != labels
     for choice in choices(study.result).values():
-        one = next(one for one in study.found.seeds if one.seed == choice.seed)
+        one = next(one for one in study.trials.seeds if one.seed == choice.seed)
         icl = one.icl["report"][choice.order].argmax(dim=1) == labels
         ft = one.ft["report"][one.rates.index(choice.learning_rate)].argmax(dim=1) == labels
         fixed = int((ft & wrong).sum())
@@ -521,7 +521,7 @@ def test_rec2ftp_is_that_of_the_very_trials_chosen(study: SelectionStudy) -> Non
         assert choice.similarity["rec2ftp"].mean == expected
 
 
-def test_the_range_of_likeness_is_that_over_the_choices(study: SelectionStudy) -> None:
+def test_the_range_of_similarity_is_that_over_the_choices(study: SelectionStudy) -> None:
     assert study.result.selection is not None
     for name, reach in study.result.selection.similarity_range.items():
         means = [choice.similarity[name].mean for choice in study.result.selection.choices]
@@ -535,7 +535,7 @@ def test_the_range_of_likeness_is_that_over_the_choices(study: SelectionStudy) -
     assert (study.result.selection.similarity_range["sim_aou"].mean or 0) > 0.01
 
 
-def test_likeness_cannot_depend_on_a_choice_among_one() -> None:
+def test_similarity_cannot_depend_on_a_choice_among_one() -> None:
     done = run(seeds=(1,), rates=(1e-2,), orders=1).result
 
     assert done.selection is not None
@@ -543,10 +543,10 @@ def test_likeness_cannot_depend_on_a_choice_among_one() -> None:
     for name in ("sim_aou", "sim_am", "kendall"):
         reach = done.selection.similarity_range[name]
         assert (reach.mean, *reach.ci95) == (0.0, 0.0, 0.0)
-    assert any("One demonstration seed" in warning for warning in done.warnings)
+    assert any("Only one demonstration seed" in warning for warning in done.warnings)
 
 
-def test_likeness_is_measured_on_as_many_report_queries_as_were_asked_for() -> None:
+def test_similarity_is_measured_on_as_many_report_queries_as_requested() -> None:
     done = run(seeds=(1,), rates=(1e-2,), orders=1, similarity_limit=3).result
 
     assert choices(done)["none", "report"].similarity["sim_aou"].n == 3
@@ -571,7 +571,7 @@ def test_the_result_says_what_it_is_of_and_survives_its_file(study: SelectionStu
     assert list(result.accuracy) == ["zsl", "icl", "ft"]
 
 
-def test_all_of_fts_trials_are_told_and_each_seeds_best_is_marked(study: SelectionStudy) -> None:
+def test_all_trials_of_ft_are_reported_and_the_best_of_each_seed_is_marked(study: SelectionStudy) -> None:
     trials = study.result.trials
     assert [(trial.seed, trial.learning_rate) for trial in trials] == [(seed, rate) for seed in SEEDS for rate in RATES]
     for seed in SEEDS:
@@ -581,16 +581,16 @@ def test_all_of_fts_trials_are_told_and_each_seeds_best_is_marked(study: Selecti
         assert all(trial.first_loss is not None for trial in mine)
 
 
-def test_diverged_trials_are_told_and_never_chosen() -> None:
+def test_diverged_trials_are_reported_and_never_chosen() -> None:
     done = run(seeds=(1, 2), rates=(1e-2, 1e30), orders=1)
 
     assert [trial.status for trial in done.result.trials] == ["finished", "diverged"] * 2
-    assert done.found.seeds[0].rates == (1e-2,)
+    assert done.trials.seeds[0].rates == (1e-2,)
     assert {choice.learning_rate for choice in choices(done.result).values()} == {1e-2}
     both = choices(done.result)["both", "report"].scores["ft"]
     # Its tokens are spent all the same.
     assert both.trials == 2
-    assert both.tokens == sum(done.found.budget.ft["report"].values())
+    assert both.tokens == sum(done.trials.budget.ft["report"].values())
     assert any("1e+30 (seed 1), 1e+30 (seed 2)" in warning for warning in done.result.warnings)
 
 
@@ -631,13 +631,13 @@ def test_seeds_finished_on_other_texts_or_labels_are_run_again(study: SelectionS
     kept = MemoryStore()
     settings = config(seeds=(1,), rates=(1e-2,), orders=1)
     selection(settings, lm=small_lm(), task=small_task(), pieces=kept)
-    labels = [1 - example.label for example in study.found.examples["untouched"]]
+    labels = [1 - example.label for example in study.trials.examples["untouched"]]
     selection(settings, lm=small_lm(), task=relabelled(small_task(), "untouched", study, labels), pieces=kept)
 
     assert kept.put_names == ["seed 1", "seed 1"]
 
 
-def test_progress_ends_where_it_said_it_would() -> None:
+def test_progress_ends_at_its_total() -> None:
     progress = RecordedProgress()
     settings = config(seeds=(1,), rates=(1e-2, 1e30), similarity_limit=5)
     selection(settings, lm=small_lm(), task=small_task(), progress=progress)
@@ -646,14 +646,14 @@ def test_progress_ends_where_it_said_it_would() -> None:
     assert progress.done == pytest.approx(progress.total)
 
 
-def test_every_answer_stands_in_the_table(study: SelectionStudy) -> None:
-    rows = trials_table(study.asked, study.found).to_pylist()
-    n_orders = max(study.found.budget.orders.values())
+def test_every_answer_is_in_the_table(study: SelectionStudy) -> None:
+    rows = trials_table(study.description, study.trials).to_pylist()
+    n_orders = max(study.trials.budget.orders.values())
 
     assert len(rows) == 8 + len(SEEDS) * (n_orders + len(RATES)) * (6 + 8 + 10)
     of = [row for row in rows if (row["learner"], row["seed"], row["learning_rate"]) == ("ft", 2, 1e-2)]
     assert [row["set"] for row in of] == ["validation"] * 6 + ["report"] * 8 + ["untouched"] * 10
-    one = next(one for one in study.found.seeds if one.seed == 2)
+    one = next(one for one in study.trials.seeds if one.seed == 2)
     for row, answers in zip([row for row in of if row["set"] == "report"], one.ft["report"][1], strict=True):
         assert row["order"] is None
         assert [row["log_probability:negative"], row["log_probability:positive"]] == answers.tolist()
@@ -683,19 +683,21 @@ def test_multiple_choice_works(tmp_path: Path) -> None:
     assert len(found) == len(CHOICES)
     assert found["both", "report"].scores["icl"].selected.mean is not None
     assert "agreement" in found["both", "report"].similarity
-    names = trials_table(done.asked, done.found).column_names
+    names = trials_table(done.description, done.trials).column_names
     assert [name for name in names if name.startswith("log_probability")] == [f"log_probability:{i}" for i in range(3)]
 
 
 # Mistakes and shortages.
 
 
-def test_too_few_rows_for_all_sets_are_shared_out_and_that_is_said() -> None:
+def test_too_few_rows_for_all_sets_are_divided_with_a_warning() -> None:
     done = run(seeds=(1,), rates=(1e-2,), orders=1, limit=200, untouched_limit=400)
 
     assert done.result.selection is not None
     assert (done.result.selection.n_report, done.result.selection.n_untouched) == (9, 9)
-    message = "The report split has 18 rows, too few for all the queries asked for: 9 are the report queries and 9 the"
+    message = (
+        "The report split has only 18 rows, too few for all requested queries: 9 are report queries and 9 untouched"
+    )
     assert any(warning.startswith(message) for warning in done.result.warnings)
 
 
@@ -711,21 +713,21 @@ def test_a_report_split_of_one_text_leaves_nothing_untouched() -> None:
     task = small_task()
     one = task.split("report")[:1]
     alone = dataclasses.replace(task, splits={**task.splits, "report": one})
-    with pytest.raises(ConfigError, match="report split 'report' of task 'toy' has 1 rows, which leaves no queries"):
+    with pytest.raises(ConfigError, match="report split 'report' of task 'toy' has 1 rows, which leaves no untouched"):
         run(alone)
     with pytest.raises(ConfigError, match="has 3 rows"):
         run(dataclasses.replace(task, splits={**task.splits, "report": one * 3}))
 
 
-def test_a_task_that_selects_where_it_reports_is_refused() -> None:
-    with pytest.raises(ConfigError, match="task 'toy' selects and reports on one split, 'report'"):
+def test_a_task_with_one_split_for_selection_and_report_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="task 'toy' uses one split, 'report', for selection and report"):
         run(dataclasses.replace(small_task(), selection_split="report"))
 
 
-def test_untouched_queries_that_do_not_fit_are_named_before_any_work() -> None:
+def test_untouched_queries_that_do_not_fit_are_reported_before_any_work() -> None:
     """Demonstrations must leave room for the longest untouched query too."""
     task = small_task()
-    reported = {id(example) for example in run(seeds=(1,), rates=(1e-2,), orders=1).found.examples["report"]}
+    reported = {id(example) for example in run(seeds=(1,), rates=(1e-2,), orders=1).trials.examples["report"]}
     split = tuple(
         example
         if id(example) in reported
@@ -746,7 +748,7 @@ def test_untouched_queries_that_do_not_fit_are_named_before_any_work() -> None:
     [
         ({"seeds": (1, 1)}, r"seeds \[1, 1\] must be different"),
         ({"rates": ()}, r"rates \[\] must lie between"),
-        ({"k": 0}, "k 0 leaves nothing to choose among"),
+        ({"k": 0}, "k 0 leaves no demonstrations to choose"),
         ({"orders": 0}, r"orders: .*\(given 0\)"),
         ({"untouched_limit": -1}, r"untouched_limit: .*\(given -1\)"),
         ({"select_on": "report"}, "select_on"),

@@ -25,28 +25,28 @@ def test_another_study_has_no_tables():
     assert all(table(empty_result(study="selection")).row_count == 0 for table in TABLES)
 
 
-def test_scores_stand_beside_their_optimism():
+def test_a_row_contains_the_scores_and_their_optimism():
     [row] = [
         line
         for line in printed(optimism_table(example_selection()), width=200).splitlines()
         if "FT on report" in line and "finetuned" in line
     ]
-    assert all(shown in row for shown in ("72.1 %", "66.0 %", "+6.1", "+3.2 to +9.0"))
+    assert all(expected in row for expected in ("72.1 %", "66.0 %", "+6.1", "+3.2 to +9.0"))
 
 
-def test_what_was_chosen_stands_beside_what_its_search_read():
+def test_a_row_contains_the_chosen_settings_and_the_cost_of_the_search():
     [row] = [
         line
         for line in printed(choices_table(example_selection()), width=200).splitlines()
         if "FT on report" in line and "finetuned" in line
     ]
-    assert all(shown in row for shown in ("seed 2, order 1, rate 0.01", "1,900,000", "36"))
+    assert all(expected in row for expected in ("seed 2, order 1, rate 0.01", "1,900,000", "36"))
 
 
-def test_the_range_closes_each_measure():
+def test_the_range_is_the_last_row_of_each_measure():
     lines = [line for line in printed(similarity_table(example_selection())).splitlines() if "SimAOU" in line]
     assert len(lines) == 6
-    assert "highest less lowest" in lines[-1]
+    assert "highest minus lowest" in lines[-1]
     assert "0.050 to 0.110" in lines[-1]
 
 

@@ -1,4 +1,4 @@
-"""Selection: how much choosing a seed, an order or a learning rate flatters."""
+"""Selection: how much choosing a seed, an order or a learning rate inflates accuracy."""
 
 from dualform.studies.study import study_in
 

@@ -1,4 +1,4 @@
-"""A selection study as charts: one function a chart, each None where the result has nothing to draw."""
+"""The charts of a selection study. Each function returns None if the result has nothing to draw."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import finite
 from dualform.report.palette import MEASURE_COLOUR, learner_style, learners_in_order
 from dualform.studies.selection.result import Choice, SelectionResult
-from dualform.studies.selection.words import choice_name, chosen
+from dualform.studies.selection.words import choice_name, chosen_trial
 
 NAME_GAP = 130
-"""Pixels that the choices' names take left of a panel."""
+"""Width in pixels of the choices' names left of a panel."""
 
 
 def optimism_chart(result: SelectionResult) -> alt.TopLevelMixin | None:
-    """Optimism of every choice for each learner, in points with 95 % interval; zero as a line."""
+    """Optimism of every choice for each learner, in points with 95 % intervals, and a line at zero."""
     rows = [row for choice in _choices(result) for row in _optimism_rows(choice)]
     if not rows:
         return None
-    shown = {row["learner"] for row in rows}
+    titles = {row["learner"] for row in rows}
     keys = learners_in_order(dict.fromkeys(key for choice in _choices(result) for key in choice.scores))
-    keys = [key for key in keys if learner_style(key).title in shown]
+    keys = [key for key in keys if learner_style(key).title in titles]
     chart = dot_chart(
         rows,
         names=_names(rows),
@@ -36,8 +36,8 @@ def optimism_chart(result: SelectionResult) -> alt.TopLevelMixin | None:
             ("choice", "", "chosen by"),
             "chosen",
             "learner",
-            ("selected", ".1%", "where it was chosen"),
-            ("untouched", ".1%"),
+            ("selected", ".1%", "on selecting queries"),
+            ("untouched", ".1%", "on untouched queries"),
             ("optimism", "+.1f", "optimism, points"),
             *interval_hints("+.1f")[:2],
         ),
@@ -47,11 +47,11 @@ def optimism_chart(result: SelectionResult) -> alt.TopLevelMixin | None:
 
 
 def similarity_by_choice_chart(result: SelectionResult) -> alt.TopLevelMixin | None:
-    """Each measure of similarity under each choice, with 95 % interval; scales differ."""
+    """Each similarity measure for each choice, with 95 % intervals; scales differ."""
     choices = _choices(result)
-    drawn = []
+    charts = []
     for key in in_order(dict.fromkeys(key for choice in choices for key in choice.similarity)):
-        rows = [_named(choice) | row for choice in choices if (row := interval_row(choice.similarity.get(key)))]
+        rows = [_choice_fields(choice) | row for choice in choices if (row := interval_row(choice.similarity.get(key)))]
         if rows:
             chart = dot_chart(
                 rows,
@@ -64,8 +64,8 @@ def similarity_by_choice_chart(result: SelectionResult) -> alt.TopLevelMixin | N
                 height=24 * len({row["choice"] for row in rows}),
                 title=measure_of(key).title,
             )
-            drawn.append(chart)
-    return panels(drawn, columns=2, gap=NAME_GAP, row_gap=74)
+            charts.append(chart)
+    return panels(charts, columns=2, gap=NAME_GAP, row_gap=74)
 
 
 def _choices(result: SelectionResult) -> list[Choice]:
@@ -76,8 +76,8 @@ def _names(rows: list[dict[str, Any]]) -> Names:
     return Names("choice", list(dict.fromkeys(row["choice"] for row in rows)), room=NAME_GAP - 6)
 
 
-def _named(choice: Choice) -> dict[str, Any]:
-    return {"choice": choice_name(choice), "chosen": chosen(choice)}
+def _choice_fields(choice: Choice) -> dict[str, Any]:
+    return {"choice": choice_name(choice), "chosen": chosen_trial(choice)}
 
 
 def _optimism_rows(choice: Choice) -> list[dict[str, Any]]:
@@ -87,5 +87,5 @@ def _optimism_rows(choice: Choice) -> list[dict[str, Any]]:
         if row := interval_row(score.optimism, 100):
             shares = {"selected": finite(score.selected.mean), "untouched": finite(score.untouched.mean)}
             optimism = {"learner": learner_style(key).title, "optimism": row["mean"]}
-            rows.append(_named(choice) | optimism | shares | row)
+            rows.append(_choice_fields(choice) | optimism | shares | row)
     return rows

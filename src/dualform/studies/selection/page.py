@@ -1,4 +1,4 @@
-"""A selection study as one HTML file that needs no network."""
+"""The HTML report of a selection study."""
 
 from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import count, decimal, decimal_interval, finite, percent
@@ -16,35 +16,28 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     DEMONSTRATION,
     (
         "choice",
-        "A demonstration seed, an order of ICL's demonstrations and FT's learning rate, taken because they scored "
-        "best: by ICL's accuracy, by FT's, or by both. “none” takes the first seed and order and the middle rate.",
+        "A demonstration seed, an order of ICL's demonstrations and a learning rate for FT, chosen by ICL's accuracy, "
+        "FT's accuracy or the mean of both. “none” is the first seed and order and the middle rate.",
     ),
-    ("on validation, on report", "The queries on which the candidates were scored."),
-    ("selected", "Accuracy of what was chosen, on the queries that it was chosen on."),
-    ("untouched", "Its accuracy on queries that nothing was chosen on."),
+    ("on validation, on report", "The selecting queries: those on which the candidates were compared."),
+    ("selected", "Accuracy of the chosen settings on the selecting queries."),
+    ("untouched", "Their accuracy on queries that were not used for any choice."),
     (
         "optimism",
-        "Selected less untouched: what a best score owes to luck, and to the two sets of queries not being equally "
-        "hard.",
+        "Selected minus untouched: how much the best score owes to chance, plus any difference in difficulty between "
+        "the two sets of queries.",
     ),
-    ("tokens searched", "Tokens read forwards in search of the choice; a backward pass counts as two."),
+    ("tokens searched", "Tokens read to make the choice; a backward pass counts as two forward passes."),
     (
         "95 % interval",
-        "Bootstrap over queries; that of an optimism repeats the choice in every resample. Two that overlap are not "
-        "distinguished here.",
+        "Bootstrap over queries; for an optimism, the choice is repeated in every resample. Two results with "
+        "overlapping intervals are not called different.",
     ),
 )
 
 
 def render(result: SelectionResult) -> str:
-    """The report of a selection study as one HTML document, ready to be written as UTF-8.
-
-    Args:
-        result: The result; sections without data are left out.
-
-    Returns:
-        The whole page, readable offline and printable.
-    """
+    """A self-contained HTML page that needs no network; sections without data are left out."""
     choices = result.selection.choices if result.selection is not None else []
     return study_page(
         result,
@@ -55,32 +48,31 @@ def render(result: SelectionResult) -> str:
             Figure(
                 "optimism",
                 optimism_chart(result),
-                "Optimism of each way of choosing for each learner, with its 95 % interval.",
-                "Optimism: accuracy where it was chosen less accuracy on untouched queries. Dots are means, bars 95 % "
-                "intervals. A bar clear of zero, on the right, is a score that choosing made too high.",
+                "Optimism of each choice for each learner, with 95 % intervals.",
+                "Optimism: accuracy on the selecting queries minus accuracy on untouched queries. Dots are means, bars "
+                "95 % intervals. If the whole bar lies right of zero, the choice inflates the accuracy.",
             )
         ],
         facts=_facts(result),
         sections=[
             Section(
                 "choices",
-                "What choosing does to accuracy",
-                note="Each way of choosing is scored on the queries that it was chosen on and on others that "
-                "nothing "
-                f"was chosen on. The difference is its optimism. {_baselines(result)}".rstrip(),
+                "How much does a choice inflate accuracy?",
+                note="Accuracy of the chosen settings on the selecting queries and on untouched queries; the "
+                f"difference is the optimism of the choice. {_baselines(result)}".rstrip(),
                 tables=[optimism_table(result)],
             ),
-            Section("search", "What was searched", tables=[choices_table(result)]),
+            Section("search", "Chosen settings and search", tables=[choices_table(result)]),
             Section(
                 "similarity",
-                "What choosing does to similarity",
-                note="Similarity of context and finetuning for what was chosen. The highest less the lowest is never "
-                "below zero: compare it with the scores' own intervals.",
+                "Does similarity depend on the choice?",
+                note="Similarity of in-context learning and finetuning with the chosen settings. The highest minus the "
+                "lowest score is never negative, so compare the intervals of the scores instead.",
                 charts=[
                     Figure(
                         "similarity",
                         similarity_by_choice_chart(result),
-                        "Each measure of similarity under each way of choosing, with its 95 % interval.",
+                        "Each similarity measure for each choice, with 95 % intervals.",
                         "Dots are means, bars 95 % intervals. Scales differ.",
                     )
                 ],
@@ -92,36 +84,36 @@ def render(result: SelectionResult) -> str:
 
 
 def _baselines(result: SelectionResult) -> str:
-    """What guessing and the commonest label would give on each set of queries; empty where it is not known."""
+    """The accuracy of guessing and of always giving the commonest label on each set of queries; empty if unknown."""
     levels = result.selection.baselines if result.selection is not None else {}
     parts = [
-        f"on the {count(each.n)} {name} queries guessing gives {percent(each.chance)}, {majority_answer(result, each)} "
-        f"{percent(each.majority)}"
+        f"on the {count(each.n)} {name} queries, guessing gives {percent(each.chance)} and "
+        f"{majority_answer(result, each)} {percent(each.majority)}"
         for name, each in levels.items()
     ]
-    return f"Without reading a query: {'; '.join(parts)}." if parts else ""
+    return f"Baselines: {'; '.join(parts)}." if parts else ""
 
 
 def _facts(result: SelectionResult) -> list[Fact]:
-    """For each learner the largest optimism, and how far the first measure moves."""
+    """The largest optimism of each learner, and the range of the first two measures over the choices."""
     if result.selection is None:
         return []
     cards = []
     choices = result.selection.choices
     for key, title in (("icl", "ICL: largest optimism"), ("ft", "FT: largest optimism")):
-        found = [
+        candidates = [
             (optimism, choice)
             for choice in choices
             if choice.select != "none" and key in choice.scores
             if (optimism := finite(choice.scores[key].optimism.mean)) is not None
         ]
-        if found:
-            optimism, choice = max(found, key=lambda each: each[0])
+        if candidates:
+            optimism, choice = max(candidates, key=lambda each: each[0])
             interval = difference_interval(choice.scores[key].optimism.ci95)
             cards.append(Fact(title, difference(optimism), f"points, {interval}, {choice_name(choice)}"))
     for key in in_order(result.selection.similarity_range)[:2]:
-        reach = result.selection.similarity_range[key]
-        title = f"{measure_of(key).title}: highest less lowest"
-        cards.append(Fact(title, decimal(reach.mean), decimal_interval(reach.ci95)))
-    cards.append(Fact("untouched queries", count(result.selection.n_untouched), f"{len(choices)} ways of choosing"))
+        score_range = result.selection.similarity_range[key]
+        title = f"{measure_of(key).title}: highest minus lowest"
+        cards.append(Fact(title, decimal(score_range.mean), decimal_interval(score_range.ci95)))
+    cards.append(Fact("untouched queries", count(result.selection.n_untouched), f"{len(choices)} choices"))
     return cards

@@ -1,4 +1,4 @@
-"""What a selection study costs: every seed, order and rate answers three sets of queries."""
+"""The cost of a selection study, estimated before it runs."""
 
 import time
 
@@ -13,29 +13,32 @@ from dualform.studies.selection.run import search_budget, seed_parts, three_sets
 
 
 def plan(config: SelectionConfig, machine: Machine) -> Plan:
-    """What a study with these settings will cost. Every rate is tried on every seed, so that nothing is left open."""
+    """The estimated cost of the study. It has no uncertain part, since every rate is tried on every seed."""
     lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
     sets = three_sets(config, lm, task)
-    drawn = sets.together().draw_all(config.seeds)
+    demonstration_sets = sets.together().draw_all(config.seeds)
     tokenising = time.process_time() - start
     costs = prices(config, lm, machine)
-    budget = search_budget(config, drawn, {"validation": sets.width("validation"), "report": sets.width("report")})
+    budget = search_budget(
+        config, demonstration_sets, {"validation": sets.width("validation"), "report": sets.width("report")}
+    )
     n_orders = max(budget.orders.values())
     opening = len(sets.experiment.encoder.opening)
     parts = surrounding_parts(costs, tokenising)
     parts.append(PricedPart("packing weights", costs.packing(backwards=True)))
     parts.append(PricedPart("zsl", costs.cost(encode(opening) + read(sets.experiment.queries, opening))))
-    parts += [costs.part(part) for one in drawn.values() for part in seed_parts(sets, one, n_orders)]
-    sequences = [len(ids) for one in drawn.values() for ids in one.encoded.sequences]
+    parts += [costs.part(part) for each in demonstration_sets.values() for part in seed_parts(sets, each, n_orders)]
+    encoded = [each.encoded for each in demonstration_sets.values()]
+    lengths = [len(ids) for each in encoded for ids in each.sequences]
     memory = memory_of(
         costs,
         base=machine.base,
-        prefix=max(len(one.encoded.prefix) for one in drawn.values()),
+        prefix=max(len(each.prefix) for each in encoded),
         queries=[query for name in SETS for query in sets.queries[name]],
-        longest_training=max(sequences, default=0),
-        learned=max(sequences, default=1) - 1,
+        longest_training=max(lengths, default=0),
+        learned=max(lengths, default=1) - 1,
         learners=3,
         recorded=True,
         trains=True,

@@ -1,4 +1,4 @@
-"""What a selection study found, as in its `result.json`."""
+"""The schema of a selection study's `result.json`."""
 
 from typing import Literal
 
@@ -6,64 +6,65 @@ from dualform.result import Baselines, Estimate, Learner, Measure, Number, Query
 
 
 class ChoiceScore(Record):
-    """What one way of choosing does for one learner."""
+    """The accuracy of one choice's settings for one learner, and the cost of the search."""
 
     selected: Estimate
-    """Accuracy of what was chosen, on the queries that it was chosen on."""
+    """Accuracy of the chosen settings on the queries by which they were chosen."""
     untouched: Estimate
-    """Its accuracy on queries on which nothing was chosen."""
+    """Accuracy of the chosen settings on queries that were not used for any choice."""
     optimism: Estimate
-    """The first less the second; its interval repeats the choice in every resample."""
+    """`selected` minus `untouched`; the choice is repeated in every resample for the interval."""
     tokens: Number
-    """Tokens read in search of it; a backward pass counts as two forward ones, and no search as 0."""
+    """Tokens read by the search; a backward pass counts as two forward passes; 0 without a search."""
     trials: int
-    """How many were compared; 1 is no search."""
+    """Number of trials compared; 1 without a search."""
 
 
 class Choice(Record):
-    """One way of choosing: by whose accuracy, on which queries."""
+    """Settings chosen by one accuracy on one set of queries."""
 
     named_by = ("select", "select_on")
 
     select: str
-    """By whose accuracy: `icl`, `ft`, `both` or `none` (the first seed, the order drawn and the middle rate)."""
+    """Accuracy by which the choice is made: `icl`, `ft`, `both` (their mean) or `none` (no choice: first seed, order
+    drawn, middle rate)."""
     select_on: str
-    """On which queries: `validation` or `report`; for `none`, `report` stands in."""
+    """Queries by which the choice is made: `validation` or `report`; always `report` for `none`."""
     seed: int
-    """Demonstration seed chosen."""
+    """Chosen demonstration seed."""
     order: int
-    """Order of ICL's demonstrations chosen."""
+    """Chosen order of ICL's demonstrations."""
     learning_rate: float
-    """FT's learning rate chosen."""
+    """Chosen learning rate of FT."""
     scores: dict[Learner, ChoiceScore]
     """Scores of `icl` and `ft`."""
     similarity: dict[Measure, Estimate]
-    """Value of each measure for the seed and rate chosen, ICL in the order drawn, which is FT's; `rec2ftp` is that of
-    the very trials chosen."""
+    """Each measure for the chosen seed and rate, with ICL in the order drawn, which is also FT's; `rec2ftp` uses ICL in
+    the chosen order."""
 
 
 class Selection(Record):
-    """What `dualform selection` found."""
+    """Results of `dualform selection`."""
 
     choices: list[Choice]
     """`none`, then `icl`, `ft` and `both`, each on `validation` and on `report`."""
     similarity_range: dict[Measure, Estimate]
-    """Highest less lowest value of each measure over the choices, never below 0; its interval resamples queries, the
-    choices stay."""
+    """Highest minus lowest value of each measure over the choices, never negative; queries are resampled for the
+    interval, with fixed choices."""
     n_validation: int
-    """Queries to choose on, not reported."""
+    """Number of validation queries, used for choices only."""
     n_report: int
-    """Reported queries, to choose on as the paper does."""
+    """Number of reported queries, by which choices are also made, as in the paper."""
     n_untouched: int
-    """Queries on which nothing was chosen."""
+    """Number of queries that were not used for any choice."""
     baselines: dict[QuerySet, Baselines] = {}
     """Chance and majority baseline of `validation`, `report` and `untouched`."""
 
 
 class SelectionResult(Result):
-    """What a selection study found."""
+    """Result of a selection study."""
 
     study: Literal["selection"] = "selection"
     """Always `selection`."""
     selection: Selection | None = None
-    """What a selection study found."""
+    """Results of the selection study."""

@@ -1,8 +1,8 @@
-"""How much each way of choosing seed, order and rate flatters each learner, and whether similarity depends on it.
+"""Runs the selection study.
 
-Every trial, ICL under each seed and order and FT under each seed and rate, answers three disjoint sets of queries:
-validation, report, and untouched ones. All ways of choosing are then played on the same answers
-(`selection.choosing`): what was chosen on one set is then tested on the untouched queries.
+Every trial (ICL with each seed and order, FT with each seed and rate) answers three disjoint sets of queries:
+validation, report and untouched. All choices are then made from these answers (`selection.choosing`), by the
+validation or the report queries, and evaluated on the untouched queries.
 """
 
 import random
@@ -41,17 +41,16 @@ _SILENT = SilentProgress()
 _NO_PIECES = NoPieceStore()
 
 MEASURES = ("sim_aou", "sim_aou_raw", "sim_am", "sim_am_delta", "kendall", "direct_update", "agreement")
-"""Measures of similarity computed in every trial of FT; Rec2FTP is computed from answers."""
+"""Similarity measures computed for every trial of FT; Rec2FTP is computed from the answers."""
 
 
 @dataclass(frozen=True)
 class SelectionStudy:
-    """A finished study."""
+    """The result of a study and the trials from which it was computed."""
 
     result: SelectionResult
-    asked: TaskDescription
-    found: AllTrials
-    """Answer by answer."""
+    description: TaskDescription
+    trials: AllTrials
 
 
 @accepts_cells
@@ -64,92 +63,95 @@ def selection(
     pieces: PieceStore = _NO_PIECES,
     progress: Progress = _SILENT,
 ) -> SelectionStudy:
-    """Run the study.
+    """The result of a selection study. Equal settings give equal numbers.
 
     Args:
-        config: What to run.
-        lm: A model at hand, instead of the one that `config.model` names.
-        task: A task at hand, instead of the one that `config.task` names.
-        pieces: Keeps each finished seed.
-        progress: Is told how far the work is.
-
-    Returns:
-        The result and all that it was made of; equal settings give equal numbers.
+        config: The settings.
+        lm: A loaded model to use in place of the one named by `config.model`.
+        task: A loaded task to use in place of the one named by `config.task`.
+        pieces: Stores each finished seed, so that an interrupted study can continue.
+        progress: Receives the progress of the study.
 
     Raises:
-        DualformError: A mistake in the settings, the model or the data, named.
+        DualformError: The settings, the model or the data are invalid.
     """
     start = time.perf_counter()
     task = task or config.load_task()
     lm = lm or config.load_model(config.model)
     sets = three_sets(config, lm, task)
     experiment = sets.experiment
-    # Drawn first of all, so that demonstrations or queries that do not fit are named before any work is done.
-    everything = sets.together()
-    drawn = everything.draw_all(config.seeds)
-    inputs = digest(everything, drawn.values())
-    budget = search_budget(config, drawn, {"validation": sets.width("validation"), "report": sets.width("report")})
+    # Draw all sets first, so that demonstrations or queries that do not fit the context raise before any work is done.
+    together = sets.together()
+    demonstration_sets = together.draw_all(config.seeds)
+    inputs = digest(together, demonstration_sets.values())
+    budget = search_budget(
+        config, demonstration_sets, {"validation": sets.width("validation"), "report": sets.width("report")}
+    )
     n_orders = max(budget.orders.values())
     notes = sets.notes
     if config.orders is not None and n_orders < config.orders:
         notes = (
             *notes,
-            f"{config.orders} orders of each selection were requested, but some selections have only {n_orders}, "
-            f"because few of their demonstrations fit or some of them are equal. Every seed was run in {n_orders}.",
+            f"{config.orders} orders of each set were requested, but some sets have only {n_orders}, because few of "
+            f"their demonstrations fit or some are equal. Every set was run in {n_orders}.",
         )
-    work = {seed: sum(part.work.passes for part in seed_parts(sets, one, n_orders)) for seed, one in drawn.items()}
+    work = {
+        seed: sum(part.work.passes for part in seed_parts(sets, each, n_orders))
+        for seed, each in demonstration_sets.items()
+    }
     progress.start(sum(work.values()))
     seeds: list[SeedTrials] = []
     with lm.packed_products():
-        zero_shot = ZeroShot(experiment.encoder.opening).adapt(lm, drawn[config.seeds[0]].encoded)
+        zero_shot = ZeroShot(experiment.encoder.opening).adapt(lm, demonstration_sets[config.seeds[0]].encoded)
         zsl = answer_log_probabilities(zero_shot, lm, experiment.queries)
-        for seed, one in drawn.items():
+        for seed, demonstration_set in demonstration_sets.items():
             name = f"seed {seed}"
             piece = pieces.get(name, inputs)
             if piece is None:
 
-                def report(amount: float, doing: str = name) -> None:
-                    progress.advance(amount, doing)
+                def report(amount: float, message: str = name) -> None:
+                    progress.advance(amount, message)
 
-                piece = _to_piece(name, inputs, _run_seed(sets, one, n_orders, zero_shot, report))
+                seed_trials = _run_seed(sets, demonstration_set, n_orders, zero_shot, report)
+                piece = _to_piece(name, inputs, seed_trials)
                 pieces.put(piece)
             else:
                 progress.advance(work[seed], f"{name} was finished earlier")
             seeds.append(_from_piece(piece))
     facts = {**model_facts(lm), "inputs": inputs, "refused_routes": list(lm.refused)}
-    asked = TaskDescription.of(experiment, notes)
-    found = AllTrials(sets.examples, tuple(seeds), zsl, budget, facts, notes)
-    result = summarise_selection(config, asked, found, environment(lm.device, time.perf_counter() - start))
-    return SelectionStudy(result, asked, found)
+    description = TaskDescription.of(experiment, notes)
+    trials = AllTrials(sets.examples, tuple(seeds), zsl, budget, facts, notes)
+    result = summarise_selection(config, description, trials, environment(lm.device, time.perf_counter() - start))
+    return SelectionStudy(result, description, trials)
 
 
 def run(config: SelectionConfig, context: StudyContext) -> StudyOutput:
-    """The study, as `Study.run`."""
+    """Runs the study; see `Study.run`."""
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
-    found = selection(config, lm=lm, task=task, pieces=context.pieces, progress=context.progress)
-    return StudyOutput(found.result, trials_table(found.asked, found.found))
+    study = selection(config, lm=lm, task=task, pieces=context.pieces, progress=context.progress)
+    return StudyOutput(study.result, trials_table(study.description, study.trials))
 
 
 @dataclass(frozen=True)
 class QuerySets:
-    """Three sets of queries, none of which shares a text with another."""
+    """Three sets of queries, without a text in common."""
 
     experiment: Experiment[SelectionConfig]
-    """Its queries are the report set, its selection queries the validation set."""
+    """Setup in which the queries are the report set and the selection queries the validation set."""
     examples: dict[QuerySet, tuple[Example, ...]]
     queries: dict[QuerySet, tuple[Query, ...]]
     similar: tuple[int, ...]
-    """Places of the report queries on which similarity is measured."""
+    """Indices of the report queries on which similarity is measured."""
     notes: tuple[str, ...]
 
     def width(self, name: QuerySet) -> int:
-        """Tokens of a set's queries."""
+        """Number of tokens of a set's queries."""
         return sum(query.width() for query in self.queries[name])
 
     def together(self) -> Experiment[SelectionConfig]:
-        """A setup in which untouched queries count as reported: demonstrations must fit next to them too."""
+        """Setup in which the untouched queries are reported too, since demonstrations must fit together with them."""
         return replace(
             self.experiment,
             examples=(*self.experiment.examples, *self.examples["untouched"]),
@@ -161,28 +163,28 @@ def three_sets(config: SelectionConfig, lm: LanguageModel, task: Task) -> QueryS
     """Validation queries from the selection split; report and untouched ones from the report split.
 
     Raises:
-        ConfigError: Nothing is left for one of them.
+        ConfigError: The splits have too few rows, or the task has a single split for both.
     """
     if task.selection_split == task.report_split:
         raise ConfigError(
-            f"task {task.name!r} selects and reports on one split, {task.report_split!r}: give it a split for each"
+            f"task {task.name!r} uses one split, {task.report_split!r}, for selection and report: give it two splits"
         )
     split = task.split(task.report_split)
     notes: tuple[str, ...] = ()
     n_report = len(split) // 2 if config.limit is None else config.limit
     rest = _rest(task, n_report)
-    wanted = n_report if config.untouched_limit is None else config.untouched_limit
-    if len(rest) < wanted:
+    n_untouched = n_report if config.untouched_limit is None else config.untouched_limit
+    if len(rest) < n_untouched:
         n_report = min(n_report, len(split) // 2)
         rest = _rest(task, n_report) if n_report else ()
         if not rest:
             raise ConfigError(
                 f"the report split {task.report_split!r} of task {task.name!r} has {len(split)} rows, which leaves no "
-                "queries untouched: give a task with at least two different ones"
+                "untouched queries: it needs at least two different texts"
             )
         notes = (
-            f"The report split has {len(split)} rows, too few for all the queries asked for: {n_report} are the report "
-            f"queries and {min(len(rest), wanted)} the untouched ones.",
+            f"The report split has only {len(split)} rows, too few for all requested queries: {n_report} are report "
+            f"queries and {min(len(rest), n_untouched)} untouched queries.",
         )
     experiment = replace(Experiment.of(config.model_copy(update={"limit": n_report}), lm, task), config=config)
     untouched = sample(rest, config.untouched_limit)
@@ -201,100 +203,108 @@ def three_sets(config: SelectionConfig, lm: LanguageModel, task: Task) -> QueryS
 
 
 def _rest(task: Task, n_report: int) -> tuple[Example, ...]:
-    """Examples of the report split that a report set of this size leaves over, but those whose text it holds too."""
+    """Examples of the report split that are not in a report set of this size, without those with an equal text."""
     split = task.split(task.report_split)
     texts = {task.template.render(example) for example in sample(split, n_report)}
     return tuple(example for example in split if task.template.render(example) not in texts)
 
 
 def search_budget(
-    config: SelectionConfig, drawn: Mapping[int, DemonstrationSet], widths: Mapping[SelectOn, int]
+    config: SelectionConfig, demonstration_sets: Mapping[int, DemonstrationSet], widths: Mapping[SelectOn, int]
 ) -> Budget:
-    """What FT's search reads, and how many orders ICL may try for no more than that.
+    """The tokens that FT's search reads, and how many orders ICL may try with the same budget.
 
-    An FT trial reads its training tokens three times over (a backward pass counts as two forward ones) and the queries
-    on which it is scored; an ICL trial reads the demonstrations and the queries once. What the study reads besides, to
-    find out how much a search flatters, no search would read: it is not counted.
+    An FT trial counts its training tokens three times (a backward pass counts as two forward passes) plus the queries
+    by which it is scored; an ICL trial reads the demonstrations and the queries once. What the study reads in addition
+    to estimate optimism is not counted, since a search alone would not read it.
 
     Args:
-        config: Rates, and orders where they are given.
-        drawn: Every seed's demonstrations.
-        widths: Tokens of all queries of a set.
+        config: FT's rates, and the orders if given.
+        demonstration_sets: The demonstrations of every seed.
+        widths: Number of tokens of all queries of each selecting set.
 
     Returns:
-        The same number of orders for every seed of a set: those that the settings name, else the most that each
-        seed's budget pays for; at least one and no more than every seed has. Sets differ, as longer ones spend more of
-        the budget on reading.
+        The same number of orders for every seed: the one in the settings, or else the largest that is within the budget
+        of every seed; at least 1, and no more than every set has. It differs between selecting sets, since more of
+        the budget is spent on reading longer ones.
     """
     orders: dict[SelectOn, int] = {}
     icl: dict[SelectOn, dict[int, float]] = {}
     ft: dict[SelectOn, dict[int, float]] = {}
     for name, width in widths.items():
-        one = {seed: len(each.encoded.prefix) + width for seed, each in drawn.items()}
+        icl_trial = {seed: len(each.encoded.prefix) + width for seed, each in demonstration_sets.items()}
         ft[name] = {
             seed: len(config.grid) * (training_work(each.encoded, opening=0).charged.passes + width)
-            for seed, each in drawn.items()
+            for seed, each in demonstration_sets.items()
         }
-        affordable = min(int(ft[name][seed] // one[seed]) for seed in drawn)
-        available = min(each.demonstrations.n_orders for each in drawn.values())
+        affordable = min(int(ft[name][seed] // icl_trial[seed]) for seed in demonstration_sets)
+        available = min(each.demonstrations.n_orders for each in demonstration_sets.values())
         orders[name] = max(1, min(config.orders or affordable, available))
-        icl[name] = {seed: float(orders[name] * tokens) for seed, tokens in one.items()}
+        icl[name] = {seed: float(orders[name] * tokens) for seed, tokens in icl_trial.items()}
     return Budget(orders, icl, ft)
 
 
-def _training_tokens(drawn: DemonstrationSet) -> int:
-    return sum(map(len, drawn.encoded.sequences))
+def _training_tokens(demonstration_set: DemonstrationSet) -> int:
+    return sum(map(len, demonstration_set.encoded.sequences))
 
 
 def order_work(sets: QuerySets, prefix: int) -> Work:
-    """ICL in one order: its demonstrations, and three sets of queries behind them."""
+    """Work of ICL in one order: reading `prefix` tokens of demonstrations and the three sets of queries."""
     return encode(prefix) + sum((read(sets.queries[name], prefix) for name in SETS), Work())
 
 
-def rate_work(sets: QuerySets, drawn: DemonstrationSet) -> Work:
-    """FT at one rate: training, and three sets of queries."""
+def rate_work(sets: QuerySets, demonstration_set: DemonstrationSet) -> Work:
+    """Work of FT at one rate: training and reading the three sets of queries."""
     experiment = sets.experiment
     opening = len(experiment.encoder.opening)
-    training = training_work(drawn.encoded, experiment.config.loss_on, opening=opening)
+    training = training_work(demonstration_set.encoded, experiment.config.loss_on, opening=opening)
     return training + sum((read_changed(sets.queries[name], opening) for name in SETS), Work())
 
 
-def inside_work(sets: QuerySets, drawn: DemonstrationSet) -> Work:
-    """Zero-shot, ICL in the order drawn and FT at each rate, read again with their inside, and measured."""
+def similarity_work(sets: QuerySets, demonstration_set: DemonstrationSet) -> Work:
+    """Work of similarity: reading with zero-shot, ICL and FT at each rate while recording, and the measures."""
     experiment = sets.experiment
     opening, probe, rates = len(experiment.encoder.opening), experiment.config.probe, len(experiment.config.grid)
-    similar = [experiment.queries[place] for place in sets.similar]
-    work = read(similar, opening, probe) + read(similar, len(drawn.encoded.prefix), probe)
+    similar = [experiment.queries[index] for index in sets.similar]
+    work = read(similar, opening, probe) + read(similar, len(demonstration_set.encoded.prefix), probe)
     work += read_changed(similar, opening, probe) * rates
     for group in rows(similar, probe):
         widest = max(similar[i].width(probe) for i in group)
-        work += Work.of(MeasureComputation(len(group), widest, len(drawn.encoded.content), relaxed=False)) * rates
+        work += (
+            Work.of(MeasureComputation(len(group), widest, len(demonstration_set.encoded.content), relaxed=False))
+            * rates
+        )
     return work
 
 
-def seed_parts(sets: QuerySets, drawn: DemonstrationSet, n_orders: int) -> list[WorkPart]:
-    """All that one seed takes."""
-    shown = [sets.experiment.encode(order).encoded for order in drawn.demonstrations.in_orders(n_orders)]
+def seed_parts(sets: QuerySets, demonstration_set: DemonstrationSet, n_orders: int) -> list[WorkPart]:
+    """The work of one seed."""
+    orders = demonstration_set.demonstrations.in_orders(n_orders)
+    prefixes = [len(sets.experiment.encode(order).encoded.prefix) for order in orders]
     return [
-        WorkPart("icl", sum((order_work(sets, len(encoded.prefix)) for encoded in shown), Work())),
-        WorkPart("ft", rate_work(sets, drawn) * len(sets.experiment.config.grid)),
-        WorkPart("likeness", inside_work(sets, drawn)),
+        WorkPart("icl", sum((order_work(sets, prefix) for prefix in prefixes), Work())),
+        WorkPart("ft", rate_work(sets, demonstration_set) * len(sets.experiment.config.grid)),
+        WorkPart("similarity", similarity_work(sets, demonstration_set)),
     ]
 
 
 def _run_seed(
-    sets: QuerySets, drawn: DemonstrationSet, n_orders: int, zero_shot: AdaptedModel, report: Callable[[float], None]
+    sets: QuerySets,
+    demonstration_set: DemonstrationSet,
+    n_orders: int,
+    zero_shot: AdaptedModel,
+    report: Callable[[float], None],
 ) -> SeedTrials:
-    """All trials of one seed, and how similar ICL and FT are inside in each."""
+    """All trials of one seed, and the similarity of ICL and FT at each rate."""
     experiment, config, lm = sets.experiment, sets.experiment.config, sets.experiment.lm
-    seed = drawn.demonstrations.seed
+    seed = demonstration_set.demonstrations.seed
     in_context: list[AdaptedModel] = []
     icl: list[dict[QuerySet, Tensor]] = []
-    for demonstrations in drawn.demonstrations.in_orders(n_orders):
+    for demonstrations in demonstration_set.demonstrations.in_orders(n_orders):
         encoded = experiment.encode(demonstrations).encoded
         adapted = InContext().adapt(lm, encoded)
         icl.append(_answers(sets, adapted))
-        # Only the order drawn is looked into.
+        # Similarity is measured in the order drawn only.
         in_context = in_context or [adapted]
         report(order_work(sets, len(encoded.prefix)).passes)
     finetuned: dict[float, AdaptedModel] = {}
@@ -302,31 +312,31 @@ def _run_seed(
     trials: list[Trial] = []
     for rate in config.grid:
         try:
-            adapted = Finetuned(experiment.encoder.opening, rate, config.loss_on).adapt(lm, drawn.encoded)
+            adapted = Finetuned(experiment.encoder.opening, rate, config.loss_on).adapt(lm, demonstration_set.encoded)
             ft.append(_answers(sets, adapted))
             finetuned[rate] = adapted
             trials.append(_trial(experiment, seed, rate, adapted, ft[-1]["validation"]))
         except NumericalError:
             trials.append(_trial(experiment, seed, rate, None, None))
-        report(rate_work(sets, drawn).passes)
+        report(rate_work(sets, demonstration_set).passes)
     if not finetuned:
         tried = ", ".join(f"{rate:g}" for rate in config.grid)
         raise TrainingError(f"ft, seed {seed}: every learning rate diverged ({tried}). Give lower ones with --rates.")
     return SeedTrials(
         seed=seed,
-        rows=drawn.demonstrations.rows,
-        prefix_tokens=len(drawn.encoded.prefix),
-        training_tokens=_training_tokens(drawn),
+        rows=demonstration_set.demonstrations.rows,
+        prefix_tokens=len(demonstration_set.encoded.prefix),
+        training_tokens=_training_tokens(demonstration_set),
         icl={name: torch.stack([answers[name] for answers in icl]) for name in SETS},
         ft={name: torch.stack([answers[name] for answers in ft]) for name in SETS},
         rates=tuple(finetuned),
         trials=tuple(trials),
-        measures=_measures(sets, drawn, zero_shot, in_context[0], tuple(finetuned.values()), report),
+        measures=_measures(sets, demonstration_set, zero_shot, in_context[0], tuple(finetuned.values()), report),
     )
 
 
 def _answers(sets: QuerySets, adapted: AdaptedModel) -> dict[QuerySet, Tensor]:
-    """Each set is read by itself: not even rounding lets one set's texts into another's answers."""
+    """Log-probabilities of the answers. Each set is read separately, so that none affects another, even by rounding."""
     return {name: answer_log_probabilities(adapted, sets.experiment.lm, sets.queries[name]) for name in SETS}
 
 
@@ -358,57 +368,57 @@ def _trial(
 
 def _measures(
     sets: QuerySets,
-    drawn: DemonstrationSet,
+    demonstration_set: DemonstrationSet,
     zero_shot: AdaptedModel,
     in_context: AdaptedModel,
     finetuned: Sequence[AdaptedModel],
     report: Callable[[float], None],
 ) -> dict[str, Tensor]:
-    """Similarity of ICL in the order drawn and FT at each rate, `(rate, example)`, layers and heads averaged."""
+    """Measures of ICL in the order drawn and FT at each rate, `(rate, example)`, averaged over layers and heads."""
     experiment = sets.experiment
-    queries = [experiment.queries[place] for place in sets.similar]
-    recordings = recordings_for(experiment.lm.anatomy, len(drawn.encoded.sequences))
-    shown = DemonstrationTokens.of(drawn.encoded, experiment.lm.device)
-    prompted = PromptedSide.of(in_context, shown.content, shown)
+    queries = [experiment.queries[index] for index in sets.similar]
+    recordings = recordings_for(experiment.lm.anatomy, len(demonstration_set.encoded.sequences))
+    tokens = DemonstrationTokens.of(demonstration_set.encoded, experiment.lm.device)
+    prompted = PromptedSide.of(in_context, tokens.content, tokens)
     probe = experiment.config.probe
-    found: dict[str, Tensor] = {}
-    inside = inside_work(sets, drawn).passes
+    measures: dict[str, Tensor] = {}
+    passes = similarity_work(sets, demonstration_set).passes
     for indices in experiment.lm.groups(queries, probe):
         zsl = zero_shot.read_group(queries, indices, recordings.zsl, probe)
         icl = prompted.side(in_context.read_group(queries, indices, recordings.context, probe))
-        for place, adapted in enumerate(finetuned):
+        for rate_index, adapted in enumerate(finetuned):
             readings = adapted.read_group(queries, indices, recordings.weights, probe)
-            measured = compute_measures(zsl, icl, trained_side(adapted, readings, zsl, shown))
+            measured = compute_measures(zsl, icl, trained_side(adapted, readings, zsl, tokens))
             for name in MEASURES:
                 if name in measured:
-                    table = found.setdefault(
+                    table = measures.setdefault(
                         name, torch.full((len(finetuned), len(queries)), torch.nan, dtype=torch.float64)
                     )
-                    table[place, list(indices)] = _overall(measured[name])
-        report(inside * len(indices) / len(queries))
-    return found
+                    table[rate_index, list(indices)] = _mean_over_heads_and_layers(measured[name])
+        report(passes * len(indices) / len(queries))
+    return measures
 
 
-def _overall(values: Tensor) -> Tensor:
-    """`(example, ...)` -> means over heads, then over layers, `(example,)`."""
+def _mean_over_heads_and_layers(values: Tensor) -> Tensor:
+    """Means over heads, then over layers: `(example, ...)` -> `(example,)`."""
     while values.dim() > 1:
         values = values.nanmean(dim=-1)
     return values
 
 
-def _to_piece(name: str, inputs: str, one: SeedTrials) -> Piece:
-    groups: dict[str, Mapping[str, Tensor]] = {"icl": one.icl, "ft": one.ft, "measures": one.measures}  # type: ignore[dict-item]
+def _to_piece(name: str, inputs: str, trials: SeedTrials) -> Piece:
+    groups: dict[str, Mapping[str, Tensor]] = {"icl": trials.icl, "ft": trials.ft, "measures": trials.measures}  # type: ignore[dict-item]
     return Piece(
         name=name,
         inputs=inputs,
         tensors={f"{group}/{key}": value for group, tensors in groups.items() for key, value in tensors.items()},
         about={
-            "seed": one.seed,
-            "rows": one.rows,
-            "prefix_tokens": one.prefix_tokens,
-            "training_tokens": one.training_tokens,
-            "rates": one.rates,
-            "trials": [trial.model_dump() for trial in one.trials],
+            "seed": trials.seed,
+            "rows": trials.rows,
+            "prefix_tokens": trials.prefix_tokens,
+            "training_tokens": trials.training_tokens,
+            "rates": trials.rates,
+            "trials": [trial.model_dump() for trial in trials.trials],
         },
     )
 

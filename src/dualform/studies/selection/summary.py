@@ -1,4 +1,4 @@
-"""From every trial's answers to a `Selection`: what each way of choosing takes, and how much it flatters."""
+"""Computes the results of a selection study from the answers of all trials."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,68 +14,69 @@ from dualform.studies.facts import TaskDescription, baselines_of, demonstration_
 from dualform.studies.selection.choosing import CHOICES, QuerySet, Select, SelectOn, TrialTables
 from dualform.studies.selection.config import SelectionConfig
 from dualform.studies.selection.result import Choice, ChoiceScore, Selection, SelectionResult
-from dualform.studies.selection.trials import AllTrials, middle_place
+from dualform.studies.selection.trials import AllTrials, middle_index
 from dualform.studies.statistics import Statistics
 
 COUNTED = ("rec2ftp", "agreement")
-"""Measures that are shares of answers."""
+"""Measures that are shares of answers, which get no interval for few answers."""
 
 
 def summarise_selection(
-    config: SelectionConfig, asked: TaskDescription, found: AllTrials, environment: dict[str, Any]
+    config: SelectionConfig, description: TaskDescription, trials: AllTrials, environment: dict[str, Any]
 ) -> SelectionResult:
-    """All trials as one result.
+    """The result of the study. It is deterministic, including the intervals.
+
+    Its `accuracy` is on the report queries over all seeds without a choice: ICL in the order drawn, FT at the middle
+    rate or the nearest one that did not diverge.
 
     Args:
         config: The settings.
-        asked: The report queries.
-        found: At least one seed's trials.
+        description: The task and its report queries.
+        trials: The trials of at least one seed.
         environment: See `Result.environment`.
-
-    Returns:
-        The result; equal trials give equal numbers, intervals included. `accuracy` is on the report queries, over all
-        seeds, with nothing chosen: ICL in the order drawn, FT at the middle rate (or the nearest that finished).
     """
-    summary = _Summary(config, found, found.tables(config.grid))
-    made = [summary.choice(select, select_on) for select, select_on in CHOICES]
-    choices = [one.choice for one in made]
-    sizes = {name: len(examples) for name, examples in found.examples.items()}
+    summary = _Summary(config, trials, trials.tables(config.grid))
+    measured = [summary.choice(select, select_on) for select, select_on in CHOICES]
+    choices = [each.choice for each in measured]
+    sizes = {name: len(examples) for name, examples in trials.examples.items()}
     return task_result(
         SelectionResult,
         "selection",
         config,
-        asked,
-        model=found.facts,
+        description,
+        model=trials.facts,
         environment=environment,
-        warnings=_warnings(config, asked, found, choices),
-        task={**task_facts(asked), "n_untouched": sizes["untouched"]},
-        demonstrations=demonstration_report(config.k, {one.seed: (one.rows, one.prefix_tokens) for one in found.seeds}),
-        accuracy=summary.unchosen(asked.task.label_words),
+        warnings=_warnings(config, description, trials, choices),
+        task={**task_facts(description), "n_untouched": sizes["untouched"]},
+        demonstrations=demonstration_report(
+            config.k, {each.seed: (each.rows, each.prefix_tokens) for each in trials.seeds}
+        ),
+        accuracy=summary.unchosen(description.task.label_words),
         trials=summary.trials(),
         selection=Selection(
             choices=choices,
-            similarity_range=summary.ranges(made),
+            similarity_range=summary.ranges(measured),
             n_validation=sizes["validation"],
             n_report=sizes["report"],
             n_untouched=sizes["untouched"],
-            baselines={name: baselines_of(asked.task, examples) for name, examples in found.examples.items()},
+            baselines={name: baselines_of(description.task, examples) for name, examples in trials.examples.items()},
         ),
     )
 
 
 @dataclass(frozen=True)
 class _ChoiceMeasures:
-    """A choice, and what its similarity is made of."""
+    """A choice, and the terms of its similarity measures."""
 
     choice: Choice
     shares: dict[str, Tensor]
-    """Measure -> what each query adds above and below the line, `(example, 2)`."""
+    """Measure -> what each query adds to its numerator and denominator, `(example, 2)`."""
 
 
 @dataclass(frozen=True)
 class _Summary:
     config: SelectionConfig
-    found: AllTrials
+    all_trials: AllTrials
     tables: TrialTables
 
     @cached_property
@@ -83,28 +84,28 @@ class _Summary:
         return self.tables.resampled(self.config.resamples)
 
     def choice(self, select: Select, select_on: SelectOn) -> _ChoiceMeasures:
-        """One way of choosing: what it takes, what that scores, how alike ICL and FT are then."""
-        picks = self.tables.choose(select, select_on, self.tables.everything())
+        """One choice with its scores and the similarity of ICL and FT."""
+        picks = self.tables.choose(select, select_on, self.tables.unit_weights())
         seed, order, rate = int(picks.seed), int(picks.order), int(picks.rate)
-        taken = self.found.ascending[seed]
-        stats = Statistics(self.config.resamples, (str(taken.seed),))
+        trials_of_seed = self.all_trials.ascending[seed]
+        stats = Statistics(self.config.resamples, (str(trials_of_seed.seed),))
         scores = {}
         for learner, setting in (("icl", order), ("ft", rate)):
             tables = self.tables.of(learner)
-            tokens, trials = self.search(learner, select, select_on, seed)
+            tokens, n_trials = self.search(learner, select, select_on, seed)
             scores[learner] = ChoiceScore(
                 selected=stats.share(tables[select_on].right[seed, setting][None]),
                 untouched=stats.share(tables["untouched"].right[seed, setting][None]),
                 optimism=self.tables.optimism_estimate(select, select_on, learner, self._resamples),
                 tokens=tokens,
-                trials=trials,
+                trials=n_trials,
             )
         shares = self.shares(seed, order, rate)
         return _ChoiceMeasures(
             Choice(
                 select=select,
                 select_on=select_on,
-                seed=taken.seed,
+                seed=trials_of_seed.seed,
                 order=order,
                 learning_rate=self.config.grid[rate],
                 scores=scores,
@@ -114,69 +115,68 @@ class _Summary:
         )
 
     def search(self, learner: str, select: Select, select_on: SelectOn, seed: int) -> tuple[float, int]:
-        """Tokens that were read in search of a learner's setting, and trials that were compared; one is no search."""
-        budget = self.found.budget
-        paid = (budget.icl if learner == "icl" else budget.ft)[select_on]
+        """Tokens read to choose a learner's setting, and the number of trials compared; 1 without a search."""
+        budget = self.all_trials.budget
+        tokens = (budget.icl if learner == "icl" else budget.ft)[select_on]
         compared = self.tables.of(learner)[select_on].compared
         if select in (learner, "both"):
-            return sum(paid.values()), int(compared.sum())
+            return sum(tokens.values()), int(compared.sum())
         if select == "icl":
-            # FT's rate is chosen for the seed that ICL took.
-            return paid[self.found.ascending[seed].seed], int(compared[seed].sum())
+            # FT's rate is chosen for ICL's seed only.
+            return tokens[self.all_trials.ascending[seed].seed], int(compared[seed].sum())
         return 0.0, 1
 
     def shares(self, seed: int, order: int, rate: int) -> dict[str, Tensor]:
-        """Every measure as a ratio of totals over queries.
+        """Numerator and denominator of every measure for each query, `(example, 2)`.
 
-        ICL in the order drawn stands beside FT, whichever order was chosen: FT was trained in that order, and the
-        similarity of two updates by different orders is that of their orders too. Rec2FTP alone, made of answers, is
-        that of the very trials chosen.
+        FT is compared with ICL in the order drawn, in which it was trained, since another order would lower the
+        similarity. Only Rec2FTP, which is computed from answers, uses ICL in the chosen order.
         """
-        one = self.found.ascending[seed]
-        place = one.rates.index(self.config.grid[rate])
-        found = {}
-        labels = torch.tensor([example.label for example in self.found.examples["report"]])
-        fixed = self.tables.ft["report"].right[seed, rate] * (self.found.zsl.argmax(dim=1) != labels)
-        found["rec2ftp"] = torch.stack([fixed * self.tables.icl["report"].right[seed, order], fixed], dim=-1)
-        for name, values in one.measures.items():
-            there = values[place].isfinite()
-            found[name] = torch.stack([values[place].where(there, 0.0), there.double()], dim=-1)
-        return found
+        trials = self.all_trials.ascending[seed]
+        rate_index = trials.rates.index(self.config.grid[rate])
+        shares = {}
+        labels = torch.tensor([example.label for example in self.all_trials.examples["report"]])
+        fixed = self.tables.ft["report"].right[seed, rate] * (self.all_trials.zsl.argmax(dim=1) != labels)
+        shares["rec2ftp"] = torch.stack([fixed * self.tables.icl["report"].right[seed, order], fixed], dim=-1)
+        for name, values in trials.measures.items():
+            defined = values[rate_index].isfinite()
+            shares[name] = torch.stack([values[rate_index].where(defined, 0.0), defined.double()], dim=-1)
+        return shares
 
-    def ranges(self, made: Sequence[_ChoiceMeasures]) -> dict[str, Estimate]:
-        """Highest less lowest value of each measure over the choices; the interval resamples queries, choices stay.
+    def ranges(self, measured: Sequence[_ChoiceMeasures]) -> dict[str, Estimate]:
+        """Highest minus lowest value of each measure over the choices; queries are resampled, with fixed choices.
 
-        A range is never below 0, and noise alone makes it larger: it is to be read beside the choices' own intervals.
+        A range is never negative and grows with noise, so it must be read together with the intervals of the choices.
         """
-        found = {}
-        for name in made[0].shares:
+        ranges = {}
+        for name in measured[0].shares:
             columns: list[Tensor] = []
-            for one in made:
-                mine = one.shares[name]
-                # Choices that took the same are one: their difference is 0, not what rounding leaves of it.
-                if bool(mine[:, 1].sum() > 0) and not any(torch.equal(mine, other) for other in columns):
-                    columns.append(mine)
+            for each in measured:
+                shares = each.shares[name]
+                # Equal choices are kept once: their difference is exactly 0, not a rounding error.
+                if bool(shares[:, 1].sum() > 0) and not any(torch.equal(shares, other) for other in columns):
+                    columns.append(shares)
             if not columns:
-                found[name] = Estimate(mean=None, ci95=(None, None), n=0)
+                ranges[name] = Estimate(mean=None, ci95=(None, None), n=0)
                 continue
             together = torch.cat(columns, dim=-1)
             ends = Statistics(self.config.resamples, ()).interval_of(_range, together[None])
             mean = float(_range(together.sum(dim=0, keepdim=True)))
             n = int(min(each[:, 1].sum() for each in columns))
             few = name in COUNTED and n < FEWEST_FOR_INTERVAL
-            found[name] = Estimate(mean=mean, ci95=(None, None) if few else ends, n=n)
-        return found
+            ranges[name] = Estimate(mean=mean, ci95=(None, None) if few else ends, n=n)
+        return ranges
 
     def unchosen(self, label_words: Sequence[str] | None) -> dict[str, Accuracy]:
-        """Accuracy on the report queries over all seeds, with nothing chosen."""
-        seeds = self.found.ascending
-        stats = Statistics(self.config.resamples, tuple(str(one.seed) for one in seeds))
-        labels = torch.tensor([example.label for example in self.found.examples["report"]])
-        middle = [self.config.grid[middle_place(there.tolist())] for there in self.tables.ft["report"].compared]
+        """Accuracy on the report queries over all seeds, without a choice."""
+        seeds = self.all_trials.ascending
+        stats = Statistics(self.config.resamples, tuple(str(each.seed) for each in seeds))
+        labels = torch.tensor([example.label for example in self.all_trials.examples["report"]])
+        middle = [self.config.grid[middle_index(finished.tolist())] for finished in self.tables.ft["report"].compared]
         tables = {
-            "zsl": [self.found.zsl] * len(seeds),
-            "icl": [one.icl["report"][0] for one in seeds],
-            "ft": [one.ft["report"][one.rates.index(rate)] for one, rate in zip(seeds, middle, strict=True)],
+            "zsl": [self.all_trials.zsl] * len(seeds),
+            "icl": [each.icl["report"][0] for each in seeds],
+            "ft": [each.ft["report"][each.rates.index(rate)] for each, rate in zip(seeds, middle, strict=True)],
         }
         return {
             learner: stats.accuracy(learner, torch.stack([each.argmax(dim=1) for each in answers]), labels, label_words)
@@ -184,44 +184,46 @@ class _Summary:
         }
 
     def trials(self) -> list[Trial]:
-        """FT's trials; of each seed the best on the validation queries is marked."""
+        """FT's trials; the best of each seed on the validation queries is marked as chosen."""
         table = self.tables.ft["validation"]
-        best = table.standing(self.tables.everything()["validation"]).best()[0]
-        chosen = {one.seed: self.config.grid[int(place)] for one, place in zip(self.found.ascending, best, strict=True)}
+        best = table.scores(self.tables.unit_weights()["validation"]).best()[0]
+        seeds = self.all_trials.ascending
+        chosen = {each.seed: self.config.grid[int(rate)] for each, rate in zip(seeds, best, strict=True)}
         return [
-            trial.model_copy(update={"chosen": trial.learning_rate == chosen[one.seed]})
-            for one in self.found.seeds
-            for trial in one.trials
+            trial.model_copy(update={"chosen": trial.learning_rate == chosen[each.seed]})
+            for each in self.all_trials.seeds
+            for trial in each.trials
         ]
 
 
 def _ratio(measure: str, columns: Tensor, stats: Statistics) -> Estimate:
-    """`(example, 2)` -> the ratio of its totals."""
-    above, below = columns.sum(dim=0).tolist()
+    """The ratio of the totals of two columns, `(example, 2)`."""
+    numerator, denominator = columns.sum(dim=0).tolist()
     interval = stats.share_interval if measure in COUNTED else stats.ratio
     ends = interval(columns[None, :, 0], columns[None, :, 1])
-    return Estimate(mean=above / below if below else None, ci95=ends, n=int(below))
+    return Estimate(mean=numerator / denominator if denominator else None, ci95=ends, n=int(denominator))
 
 
 def _range(totals: Tensor) -> Tensor:
-    """Totals above and below the line in turn, `(resample, column)` -> highest less lowest ratio, `(resample,)`."""
+    """Highest minus lowest ratio, `(resample,)`, from alternating numerators and denominators, `(resample, column)`."""
     ratios = totals[..., ::2] / totals[..., 1::2]
     return ratios.amax(dim=-1) - ratios.amin(dim=-1)
 
 
 def _warnings(
-    config: SelectionConfig, asked: TaskDescription, found: AllTrials, choices: Sequence[Choice]
+    config: SelectionConfig, description: TaskDescription, trials: AllTrials, choices: Sequence[Choice]
 ) -> list[str]:
-    said = few_demonstrations(config.k, {one.seed: len(one.rows) for one in found.seeds}, asked.context)
-    if len(found.seeds) == 1:
-        said.append("One demonstration seed: ICL's order and FT's rate were chosen, but no demonstrations.")
-    diverged = [trial for one in found.seeds for trial in one.trials if trial.status == "diverged"]
+    warnings = few_demonstrations(config.k, {each.seed: len(each.rows) for each in trials.seeds}, description.context)
+    if len(trials.seeds) == 1:
+        warnings.append("Only one demonstration seed: ICL's order and FT's rate were chosen, but no demonstrations.")
+    diverged = [trial for each in trials.seeds for trial in each.trials if trial.status == "diverged"]
     if diverged:
-        shown = ", ".join(f"{trial.learning_rate:g} (seed {trial.seed})" for trial in diverged)
-        said.append(f"The loss became NaN or infinite, and these of FT's trials were dropped: {shown}.")
+        names = ", ".join(f"{trial.learning_rate:g} (seed {trial.seed})" for trial in diverged)
+        warnings.append(f"The loss of FT became NaN or infinite at these learning rates, which were left out: {names}.")
     edges = {config.grid[0], config.grid[-1]}
     at_edge = sorted({choice.learning_rate for choice in choices if choice.select != "none"} & edges)
     if len(config.grid) > 1 and at_edge:
-        shown = ", ".join(f"{rate:g}" for rate in at_edge)
-        said.append(f"Some choices took a learning rate at the edge of its grid ({shown}). Widen the grid.")
-    return [*said, *low_precision(config.dtype), *slow_route(found.facts["route"], found.facts["refused_routes"])]
+        rates = ", ".join(f"{rate:g}" for rate in at_edge)
+        warnings.append(f"The chosen learning rate is sometimes at the edge of its grid ({rates}). Widen the grid.")
+    route, refused = trials.facts["route"], trials.facts["refused_routes"]
+    return [*warnings, *low_precision(config.dtype), *slow_route(route, refused)]

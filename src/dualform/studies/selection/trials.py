@@ -1,4 +1,4 @@
-"""All trials of a selection study: their answers, what they cost, and the tables that choices are made from."""
+"""The trials of a selection study: their answers, their cost, and the tables from which choices are made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dualform.result import (
-    Trial,
-)
+from dualform.result import Trial
 from dualform.studies.answers import AnswerRows, answers_table
 from dualform.studies.facts import TaskDescription
 from dualform.studies.selection.choosing import SETS, QuerySet, SelectOn, TrialAnswers, TrialTables
@@ -23,109 +21,107 @@ class SeedTrials:
 
     seed: int
     rows: tuple[int, ...]
-    """Demonstrations' row numbers in the train split, in the order drawn."""
+    """Row numbers of the demonstrations in the train split, in the order drawn."""
     prefix_tokens: int
-    """Tokens of the demonstrations in a row: what an ICL trial reads once."""
+    """Tokens of the prompt with all demonstrations, which an ICL trial reads once."""
     training_tokens: int
-    """Tokens of the demonstrations one by one: what an FT trial trains on."""
+    """Tokens of the separate demonstrations, on which an FT trial trains."""
     icl: dict[QuerySet, Tensor]
-    """Log-probabilities of answers, nats, `(order, example, answer)`."""
+    """Log-probabilities of the answers in nats, `(order, example, answer)`."""
     ft: dict[QuerySet, Tensor]
-    """`(rate, example, answer)`, the rates of `rates`."""
+    """The same for FT at each rate of `rates`, `(rate, example, answer)`."""
     rates: tuple[float, ...]
-    """Those that did not diverge, ascending."""
+    """Learning rates that did not diverge, in ascending order."""
     trials: tuple[Trial, ...]
-    """FT's, diverged ones included."""
+    """The trials of FT, including those that diverged."""
     measures: dict[str, Tensor]
-    """Measure -> its value for ICL in the order drawn and FT at each rate, `(rate, example)`, over the queries on
-    which similarity is measured."""
+    """Each measure of ICL in the order drawn and FT at each rate, `(rate, example)`, on the queries for similarity."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a search may read, in forward tokens; a backward pass counts as two forward ones."""
+    """What the searches read, in tokens of forward passes; a backward pass counts as two."""
 
     orders: dict[SelectOn, int]
-    """Orders of each seed that ICL's budget pays for, by the set on which it is searched."""
+    """Number of orders of each seed within ICL's budget, by the selecting queries."""
     icl: dict[SelectOn, dict[int, float]]
-    """Tokens of all of ICL's trials on one seed, by set and seed."""
+    """Tokens of all of ICL's trials with one seed, by selecting queries and seed."""
     ft: dict[SelectOn, dict[int, float]]
-    """Tokens of all of FT's trials on one seed. A trial that diverges is paid for like any other."""
+    """Tokens of all of FT's trials with one seed, including those that diverge."""
 
 
 @dataclass(frozen=True)
 class AllTrials:
-    """All that a selection study's numbers are made of."""
+    """The trials of all seeds, and the queries that they answer."""
 
     examples: Mapping[QuerySet, tuple[Example, ...]]
     seeds: tuple[SeedTrials, ...]
-    """In the order of the settings."""
+    """In the order of the seeds in the settings."""
     zsl: Tensor
     """Zero-shot log-probabilities on the report queries, `(example, answer)`."""
     budget: Budget
     facts: dict[str, Any]
     """See `Result.model`."""
     notes: tuple[str, ...]
-    """What a reader must know about the sets of queries."""
+    """Notes on the sets of queries."""
 
     @property
     def ascending(self) -> tuple[SeedTrials, ...]:
-        """By seed: the order of the tables."""
-        return tuple(sorted(self.seeds, key=lambda one: one.seed))
+        """In ascending order of seeds, as in the tables."""
+        return tuple(sorted(self.seeds, key=lambda trials: trials.seed))
 
     def tables(self, grid: Sequence[float]) -> TrialTables:
-        """Right and wrong, of all trials.
-
-        Args:
-            grid: FT's rates, ascending; the settings of its tables.
-        """
-        labels = {name: torch.tensor([example.label for example in some]) for name, some in self.examples.items()}
+        """Correct answers and log-probabilities of all trials; `grid` holds FT's rates in ascending order."""
+        labels = {
+            name: torch.tensor([example.label for example in examples]) for name, examples in self.examples.items()
+        }
         seeds = self.ascending
         n_orders = len(seeds[0].icl["report"])
         icl, ft = {}, {}
-        finished = torch.tensor([[rate in one.rates for rate in grid] for one in seeds])
+        finished = torch.tensor([[rate in trials.rates for rate in grid] for trials in seeds])
         for name in SETS:
-            # Nothing is compared on untouched queries.
-            paid = self.budget.orders["report" if name == "untouched" else name]
-            answers = torch.stack([one.icl[name] for one in seeds])
-            icl[name] = _answered(answers, labels[name], (torch.arange(n_orders) < paid).expand(len(seeds), n_orders))
+            # No choice is made on untouched queries, so they have no budget of their own.
+            affordable = self.budget.orders["report" if name == "untouched" else name]
+            answers = torch.stack([trials.icl[name] for trials in seeds])
+            compared = (torch.arange(n_orders) < affordable).expand(len(seeds), n_orders)
+            icl[name] = _trial_answers(answers, labels[name], compared)
             n, width = answers.shape[2:]
             answers = torch.full((len(seeds), len(grid), n, width), -torch.inf, dtype=torch.float64)
-            for place, one in enumerate(seeds):
-                answers[place, finished[place]] = one.ft[name]
-            ft[name] = _answered(answers, labels[name], finished)
+            for index, trials in enumerate(seeds):
+                answers[index, finished[index]] = trials.ft[name]
+            ft[name] = _trial_answers(answers, labels[name], finished)
         first = seeds.index(self.seeds[0])
-        return TrialTables(icl, ft, first, middle_place(finished[first].tolist()))
+        return TrialTables(icl, ft, first, middle_index(finished[first].tolist()))
 
 
-def _answered(answers: Tensor, labels: Tensor, compared: Tensor) -> TrialAnswers:
+def _trial_answers(answers: Tensor, labels: Tensor, compared: Tensor) -> TrialAnswers:
     right = (answers.argmax(dim=3) == labels).double()
     at = labels.expand(answers.shape[:3])[..., None]
     return TrialAnswers(right, answers.gather(3, at)[..., 0], compared)
 
 
-def middle_place(finished: Sequence[bool]) -> int:
-    """The middle place (the lower of two), or the nearest finished one: lower ones first, as higher ones diverge."""
+def middle_index(finished: Sequence[bool]) -> int:
+    """The middle index (the lower of two) or the nearest finished one, first among lower rates, which diverge less."""
     middle = (len(finished) - 1) // 2
-    places = [*range(middle, -1, -1), *range(middle + 1, len(finished))]
-    return next(place for place in places if finished[place])
+    indices = [*range(middle, -1, -1), *range(middle + 1, len(finished))]
+    return next(index for index in indices if finished[index])
 
 
-def trials_table(asked: TaskDescription, found: AllTrials) -> pa.Table:
+def trials_table(description: TaskDescription, trials: AllTrials) -> pa.Table:
     """One row for each trial and query.
 
     Returns:
         Columns `learner`, `seed`, `order` (null for FT), `learning_rate` (null for ICL), `set` (validation, report,
-        untouched), and those of `answers_table`. Zero-shot, under the first seed, has read the report queries alone.
+        untouched), and those of `answers_table`. Zero-shot has rows for the report queries only, with the first seed.
     """
     runs: list[tuple[str, int, int | None, float | None, QuerySet, Tensor]] = []
-    runs.append(("zsl", found.seeds[0].seed, None, None, "report", found.zsl))
-    for one in found.seeds:
+    runs.append(("zsl", trials.seeds[0].seed, None, None, "report", trials.zsl))
+    for of_seed in trials.seeds:
+        seed = of_seed.seed
         for name in SETS:
-            runs += [("icl", one.seed, order, None, name, table) for order, table in enumerate(one.icl[name])]
-            runs += [
-                ("ft", one.seed, None, rate, name, table) for rate, table in zip(one.rates, one.ft[name], strict=True)
-            ]
+            runs += [("icl", seed, order, None, name, table) for order, table in enumerate(of_seed.icl[name])]
+            ft = zip(of_seed.rates, of_seed.ft[name], strict=True)
+            runs += [("ft", seed, None, rate, name, table) for rate, table in ft]
     columns = ("learner", "seed", "order", "learning_rate", "set")
-    blocks = [AnswerRows(dict(zip(columns, run, strict=False)), found.examples[run[4]], run[5]) for run in runs]
-    return answers_table(asked, blocks, {"order": pa.int64(), "learning_rate": pa.float64()})
+    blocks = [AnswerRows(dict(zip(columns, run, strict=False)), trials.examples[run[4]], run[5]) for run in runs]
+    return answers_table(description, blocks, {"order": pa.int64(), "learning_rate": pa.float64()})

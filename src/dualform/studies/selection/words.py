@@ -1,7 +1,7 @@
-"""What a selection study says in plain sentences, and no more than its intervals allow.
+"""The findings of a selection study in sentences.
 
-A choice is said to flatter a learner only where the 95 % interval of its optimism (accuracy on the queries that it was
-chosen on, less accuracy on queries that nothing was chosen on) lies above 0.
+The optimism of a choice is the accuracy on the selecting queries, by which it was made, minus that on untouched
+queries. A choice is said to inflate a learner's accuracy only if the 95 % interval of its optimism lies above 0.
 """
 
 from dualform.report.measures import in_order, measure_of
@@ -13,17 +13,17 @@ from dualform.studies.baseline_words import guessing_sentences
 from dualform.studies.selection.result import Choice, ChoiceScore, SelectionResult
 
 EQUAL_WITHIN = 0.1
-"""Two budgets count as equal when the larger is no more than this above the smaller, as a share of it."""
+"""Two budgets are called equal if the larger exceeds the smaller by at most this share."""
 
 
 def headlines(result: SelectionResult) -> list[str]:
-    """What the study found, most important first.
+    """The findings, the most important first.
 
     Args:
-        result: Any result; parts that are missing are passed over.
+        result: Any result; missing parts are skipped.
 
     Returns:
-        Plain sentences without markup; escape them before they go into a page. Empty without a selection study.
+        Plain text, which must be escaped for HTML. Empty if the result holds no selection study.
     """
     selection = result.selection
     if selection is None or not selection.choices:
@@ -31,34 +31,36 @@ def headlines(result: SelectionResult) -> list[str]:
     return [
         *guessing_sentences(result),
         *_overall(selection.choices),
-        *[sentence for choice in selection.choices for sentence in _flattery(choice)],
+        *[sentence for choice in selection.choices for sentence in _optimism(choice)],
         *_budgets(selection.choices),
         *_similarity(result),
-        f"Chosen on {plural(selection.n_validation, 'validation query', 'validation queries')} or "
-        f"{plural(selection.n_report, 'report query', 'report queries')}; held against "
-        f"{plural(selection.n_untouched, 'query', 'queries')} that nothing was chosen on.",
+        f"Based on choices by {plural(selection.n_validation, 'validation query', 'validation queries')} or "
+        f"{plural(selection.n_report, 'report query', 'report queries')}, evaluated on "
+        f"{plural(selection.n_untouched, 'untouched query', 'untouched queries')}.",
     ]
 
 
 def choice_name(choice: Choice) -> str:
-    """`ICL on report`: by whose accuracy, on which queries; the same for every two equal choices."""
-    return f"{_SELECTS.get(choice.select, choice.select)} on {choice.select_on}"
+    """`ICL on report`: the accuracy by which the choice was made, and the selecting queries."""
+    return f"{_SELECTORS.get(choice.select, choice.select)} on {choice.select_on}"
 
 
-_SELECTS = {"icl": "ICL", "ft": "FT", "both": "both", "none": "none"}
+_SELECTORS = {"icl": "ICL", "ft": "FT", "both": "both", "none": "none"}
 
 
-def chosen(choice: Choice) -> str:
+def chosen_trial(choice: Choice) -> str:
     """`seed 3, order 1, rate 0.01`."""
     return f"seed {choice.seed}, order {choice.order}, rate {choice.learning_rate:.3g}"
 
 
-def _act(choice: Choice) -> str:
+def _rule(choice: Choice) -> str:
     """`Choosing by in-context learning's accuracy on the report queries`."""
-    if choice.select == "none":
-        return "Choosing nothing"
-    whose = {"icl": "in-context learning's accuracy", "ft": "finetuning's accuracy", "both": "both learners' accuracy"}
-    return f"Choosing by {whose.get(choice.select, choice.select)} on the {choice.select_on} queries"
+    accuracy = {
+        "icl": "in-context learning's accuracy",
+        "ft": "finetuning's accuracy",
+        "both": "the mean of both accuracies",
+    }
+    return f"Choosing by {accuracy.get(choice.select, choice.select)} on the {choice.select_on} queries"
 
 
 def _scores(choice: Choice) -> list[tuple[str, ChoiceScore]]:
@@ -66,72 +68,76 @@ def _scores(choice: Choice) -> list[tuple[str, ChoiceScore]]:
 
 
 def _overall(choices: list[Choice]) -> list[str]:
-    """The largest optimism that is shown, or that none is."""
+    """The largest optimism that is significant, or that none is."""
     searched = [(choice, key, score) for choice in choices if choice.select != "none" for key, score in _scores(choice)]
     if not searched:
-        return ["Nothing was chosen, so nothing here says how much a choice flatters."]
-    with_interval = [(choice, key, score) for choice, key, score in searched if known(score.optimism.ci95)]
-    if not with_interval:
-        return ["Without intervals no choice is said to flatter a learner."]
-    shown = [
-        each for each in with_interval if _side(each[2].optimism) == 1 and finite(each[2].optimism.mean) is not None
+        return ["Nothing was chosen, so there is no conclusion on the optimism of a choice."]
+    if not any(known(score.optimism.ci95) for _, _, score in searched):
+        return ["No intervals, so no conclusion on the optimism of a choice."]
+    significant_scores = [
+        (choice, key, score)
+        for choice, key, score in searched
+        if _sign(score.optimism) == 1 and finite(score.optimism.mean) is not None
     ]
-    if not shown:
+    if not significant_scores:
         return [
-            "No way of choosing is shown to flatter a learner: every interval of accuracy where it was chosen less "
-            "accuracy on untouched queries reaches zero or lies below."
+            "No choice significantly inflates a learner's accuracy: no interval of accuracy on the selecting queries "
+            "minus accuracy on untouched queries lies above zero."
         ]
-    choice, key, score = max(shown, key=lambda each: finite(each[2].optimism.mean) or 0.0)
+    choice, key, score = max(significant_scores, key=lambda each: finite(each[2].optimism.mean) or 0.0)
     return [
-        f"{_act(choice)} flatters {learner_style(key).noun} most, by {_points(score.optimism)}; {len(shown)} of "
-        f"{len(searched)} accuracies chosen are shown to be too high."
+        f"{_rule(choice)} inflates the accuracy of {learner_style(key).noun} most, by {_points(score.optimism)}; "
+        f"{len(significant_scores)} of {len(searched)} accuracies of chosen settings are significantly too high."
     ]
 
 
-def _side(estimate: Estimate) -> int | None:
-    """Where an interval lies: 1 above zero, -1 below, 0 around it, None where it is unknown or of few answers."""
+def _sign(estimate: Estimate) -> int | None:
+    """1 if the interval lies above zero, -1 if below, 0 if it contains zero; None without one or for few answers."""
     if is_few(estimate):
         return None
     return apart(estimate.ci95, (0.0, 0.0))
 
 
-def _flattery(choice: Choice) -> list[str]:
+def _optimism(choice: Choice) -> list[str]:
+    """The optimism of one choice for each learner."""
     groups: dict[int | None, list[str]] = {}
     for key, score in _scores(choice):
         if finite(score.optimism.mean) is not None:
-            side, noun = _side(score.optimism), learner_style(key).noun
-            shown = side in (1, -1)
-            told = f"{noun} by {_points(score.optimism)}" if shown else f"{noun} ({_inside(score.optimism)})"
-            groups.setdefault(side, []).append(told)
+            sign, noun = _sign(score.optimism), learner_style(key).noun
+            points = f"by {_points(score.optimism)}" if sign in (1, -1) else f"({_points_in_brackets(score.optimism)})"
+            groups.setdefault(sign, []).append(f"{noun} {points}")
     if not groups:
         return []
     if choice.select == "none":
-        if 1 not in groups and -1 not in groups:
+        differing = groups.get(1, []) + groups.get(-1, [])
+        if not differing:
             return []
-        apart_from_zero = groups.get(1, []) + groups.get(-1, [])
         return [
-            f"Even where nothing is chosen the two sets of queries differ for {listed(apart_from_zero)}: they are not "
-            "equally hard, and every optimism here contains that difference."
+            f"Even without a choice, accuracy differs between the two sets of queries for {listed(differing)}: they "
+            "are not equally hard, and every optimism includes that difference."
         ]
     words = {
-        1: "flatters {}",
-        -1: "shows too low {}",
-        0: "is not shown to flatter {}",
-        None: "cannot be judged, without an interval, for {}",
+        1: "inflates {} of {}",
+        -1: "deflates {} of {}",
+        0: "does not significantly inflate {} of {}",
+        None: "allows no conclusion, without an interval, on {} of {}",
     }
-    clauses = [words[side].format(listed(groups[side])) for side in words if side in groups]
-    return [f"{_act(choice)} {', and '.join(clauses)}.{_unevenly(choice)}"]
+    clauses: list[str] = []
+    for sign in words:
+        if sign in groups:
+            clauses.append(words[sign].format("that" if clauses else "the accuracy", listed(groups[sign])))
+    return [f"{_rule(choice)} {', and '.join(clauses)}.{_uneven(choice)}"]
 
 
-def _unevenly(choice: Choice) -> str:
-    """Whether one learner gains more by the choice than the other."""
+def _uneven(choice: Choice) -> str:
+    """Whether the choice inflates the accuracy of one learner more than that of the other."""
     if not {"icl", "ft"} <= set(choice.scores):
         return ""
-    place = apart(choice.scores["icl"].optimism.ci95, choice.scores["ft"].optimism.ci95)
-    if not place:
+    order = apart(choice.scores["icl"].optimism.ci95, choice.scores["ft"].optimism.ci95)
+    if not order:
         return ""
-    more, less = ("icl", "ft") if place == 1 else ("ft", "icl")
-    return f" It favours {learner_style(more).noun} over {learner_style(less).noun}: the two intervals do not touch."
+    more, less = ("icl", "ft") if order == 1 else ("ft", "icl")
+    return f" It favours {learner_style(more).noun} over {learner_style(less).noun}: the two intervals do not overlap."
 
 
 def _points(estimate: Estimate) -> str:
@@ -140,85 +146,86 @@ def _points(estimate: Estimate) -> str:
     return f"{difference(estimate.mean)} points{interval}"
 
 
-def _inside(estimate: Estimate) -> str:
-    """The same for use within brackets: `+5.2 points, +1.0 to +9.3`."""
+def _points_in_brackets(estimate: Estimate) -> str:
+    """The same for use in brackets: `+5.2 points, +1.0 to +9.3`."""
     interval = f", {difference_interval(estimate.ci95)}" if known(estimate.ci95) else ""
     return f"{difference(estimate.mean)} points{interval}"
 
 
 def _budgets(choices: list[Choice]) -> list[str]:
-    """What was read in search of ICL's and of FT's choice; choices with the same search are reported together."""
-    found: dict[str, list[str]] = {}
+    """The tokens read to search for ICL's and FT's settings; choices with equal searches are reported together."""
+    names: dict[str, list[str]] = {}
     for choice in choices:
         if not {"icl", "ft"} <= set(choice.scores) or choice.select == "none":
             continue
         icl, ft = choice.scores["icl"], choice.scores["ft"]
-        one, two = finite(icl.tokens), finite(ft.tokens)
-        if one is None or two is None:
-            told = "the tokens read in search are unknown, so nothing says whether the budgets were equal"
+        icl_tokens, ft_tokens = finite(icl.tokens), finite(ft.tokens)
+        if icl_tokens is None or ft_tokens is None:
+            clause = "the number of tokens read by the search is unknown, so the budgets cannot be compared"
         else:
-            told = (
-                f"the search read {count(one)} tokens for in-context learning ({plural(icl.trials, 'trial')}) and "
-                f"{count(two)} for finetuning ({plural(ft.trials, 'trial')}): {_beside(one, two)}"
+            clause = (
+                f"the search read {count(icl_tokens)} tokens for in-context learning ({plural(icl.trials, 'trial')}) "
+                f"and {count(ft_tokens)} for finetuning ({plural(ft.trials, 'trial')}): "
+                f"{_compare_budgets(icl_tokens, ft_tokens)}"
             )
-        found.setdefault(told, []).append(choice_name(choice))
-    if len(found) == 1:
-        return [f"Under every choice {told}." for told in found]
-    return [f"Under {listed(names)} {told}." for told, names in found.items()]
+        names.setdefault(clause, []).append(choice_name(choice))
+    if len(names) == 1:
+        return [f"With every choice, {clause}." for clause in names]
+    return [f"With {listed(choices_named)}, {clause}." for clause, choices_named in names.items()]
 
 
-def _beside(icl: float, ft: float) -> str:
+def _compare_budgets(icl: float, ft: float) -> str:
     if max(icl, ft) == 0:
         return "neither was searched"
     if min(icl, ft) == 0:
-        return f"the budgets were not equal, {'finetuning' if ft == 0 else 'in-context learning'} was not searched"
+        return f"the budgets were unequal, since {'finetuning' if ft == 0 else 'in-context learning'} was not searched"
     ratio = max(icl, ft) / min(icl, ft)
     if ratio <= 1 + EQUAL_WITHIN:
         return f"equal budgets, within {100 * EQUAL_WITHIN:.0f} %"
-    more = "in-context learning" if icl > ft else "finetuning"
-    return f"the budgets were not equal, {more} had {significant(ratio)} times the other's"
+    larger = "in-context learning" if icl > ft else "finetuning"
+    return f"the budgets were unequal, {significant(ratio)} times as many tokens for {larger}"
 
 
 def _similarity(result: SelectionResult) -> list[str]:
-    """Whether similarity depends on how the pair was chosen.
+    """Whether the similarity of ICL and FT depends on the choice.
 
-    The highest less the lowest score is never below zero, so its interval alone proves nothing; the two scores'
-    own intervals must lie apart.
+    The highest minus the lowest score is never negative, so its interval cannot show this. The intervals of the two
+    scores are compared instead.
     """
     assert result.selection is not None
     choices = result.selection.choices
     if len(choices) < 2:
         return []
     if len({(choice.seed, choice.order, choice.learning_rate) for choice in choices}) == 1:
-        return [f"Every choice is the same ({chosen(choices[0])}), so similarity cannot depend on how it was chosen."]
+        return [f"Every choice is the same ({chosen_trial(choices[0])}), so similarity cannot depend on it."]
     sentences = []
     for key in in_order(dict.fromkeys(key for choice in choices for key in choice.similarity)):
-        found = [(choice, choice.similarity[key]) for choice in choices if key in choice.similarity]
-        found = [(choice, value) for choice, value in found if finite(value.mean) is not None]
-        if len(found) < 2:
+        scores = [(choice, choice.similarity[key]) for choice in choices if key in choice.similarity]
+        scores = [(choice, score) for choice, score in scores if finite(score.mean) is not None]
+        if len(scores) < 2:
             continue
-        low = min(found, key=lambda each: finite(each[1].mean) or 0.0)
-        high = max(found, key=lambda each: finite(each[1].mean) or 0.0)
-        if low[1].mean == high[1].mean:
-            sentences.append(f"{measure_of(key).title} is {decimal(low[1].mean)} under every choice.")
+        lowest = min(scores, key=lambda each: finite(each[1].mean) or 0.0)
+        highest = max(scores, key=lambda each: finite(each[1].mean) or 0.0)
+        if lowest[1].mean == highest[1].mean:
+            sentences.append(f"{measure_of(key).title} is {decimal(lowest[1].mean)} with every choice.")
             continue
-        sentence = f"{measure_of(key).title} lies between {_score(low)} and {_score(high)}"
-        reach = result.selection.similarity_range.get(key)
-        if reach is not None and finite(reach.mean) is not None:
-            interval = f" ({decimal_interval(reach.ci95)})" if known(reach.ci95) else ""
-            sentence += f", a range of {decimal(reach.mean)}{interval}"
-        place = apart(high[1].ci95, low[1].ci95)
-        said = {
-            1: "their intervals do not touch, so it depends on the choice",
-            0: "their intervals overlap, so it is not shown to depend on the choice",
-            None: "without intervals nothing says whether it depends on the choice",
-        }[None if place is None else max(place, 0)]
-        sentences.append(f"{sentence}; {said}.")
+        sentence = f"{measure_of(key).title} lies between {_score(lowest)} and {_score(highest)}"
+        score_range = result.selection.similarity_range.get(key)
+        if score_range is not None and finite(score_range.mean) is not None:
+            interval = f" ({decimal_interval(score_range.ci95)})" if known(score_range.ci95) else ""
+            sentence += f", a range of {decimal(score_range.mean)}{interval}"
+        order = apart(highest[1].ci95, lowest[1].ci95)
+        verdict = {
+            1: "their intervals do not overlap, so it depends on the choice",
+            0: "their intervals overlap, so it does not differ significantly between choices",
+            None: "no intervals, so no conclusion",
+        }[None if order is None else max(order, 0)]
+        sentences.append(f"{sentence}; {verdict}.")
     return sentences
 
 
-def _score(each: tuple[Choice, Estimate]) -> str:
+def _score(scored: tuple[Choice, Estimate]) -> str:
     """`0.102 (0.080 to 0.124; FT on report)`."""
-    choice, value = each
-    interval = f"{decimal_interval(value.ci95)}; " if known(value.ci95) else ""
-    return f"{decimal(value.mean)} ({interval}{choice_name(choice)})"
+    choice, score = scored
+    interval = f"{decimal_interval(score.ci95)}; " if known(score.ci95) else ""
+    return f"{decimal(score.mean)} ({interval}{choice_name(choice)})"
