@@ -33,7 +33,7 @@ def quick(prose: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("real_page")
-def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(
+def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
     dualform: Command, quick: list[str], prose: str, out: Path
 ) -> None:
     done = dualform("folding", "llama", "tickets.csv", *quick, "--perplexity", prose, "--out", out)
@@ -137,7 +137,7 @@ def test_the_folder_is_named_after_model_task_and_study(
         (["--methods", "magic"], ["'magic'", "'ridge'"]),
         (["--ks", "x"], ["'x'", "should look like"]),
         (["--ks", "0,4"], ["k 0 leaves nothing to fold"]),
-        (["--text-counts", "2,64"], ["text_counts [2] are too few to fold from: at least 8"]),
+        (["--text-counts", "2,64"], ["text_counts [2] are too few to fold from: give at least 8"]),
         (["--strengths", "0.1,strong"], ["strengths 'strong' should be a number such as 0.01, or gcv"]),
         (["--strengths", "-1"], ["strengths [-1.0] must be 0 or more and finite, or gcv"]),
         (["--layer-sets", "odd"], ["'odd'", "'first half'"]),

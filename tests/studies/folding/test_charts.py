@@ -100,7 +100,7 @@ def test_agreement_stands_beside_that_of_learners_without_a_fold_where_it_is_kno
 
 
 def test_perplexity_has_a_panel_only_where_it_is_known():
-    assert titles(axis_chart(example_folding(), "strength"))[-1] == "perplexity, folded over base"
+    assert titles(axis_chart(example_folding(), "strength"))[-1] == "perplexity, folded / base"
     assert titles(axis_chart(example_folding(), "k")) == ["accuracy", "agreement with ICL"]
 
 

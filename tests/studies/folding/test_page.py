@@ -25,7 +25,7 @@ def text_of(page: Page) -> str:
 
 
 def attacked() -> Result:
-    """The example in which every text that others wrote is an attack."""
+    """The example with every text from outside replaced by an attack."""
     hostile = study(
         points=[
             *(point(attack, attack, note=attack) for attack in ATTACKS),
@@ -52,23 +52,27 @@ def test_a_complete_study_has_every_section_and_chart(page):
     assert boxes == set(page.specs()) == {f"spec-{axis}" for axis in AXES}
 
 
-def test_sections_stand_in_the_order_of_reading(html):
+def test_sections_are_in_page_order(html):
     places = [html.index(f'<details id="{axis}"') for axis in AXES]
     assert places == sorted(places)
 
 
 def test_the_page_shows_the_numbers_that_the_result_holds(page):
     text = text_of(page)
-    for shown in ("dualform: folding for smollm2-135m on reviews", "Folding, 400 queries"):
-        assert shown in text
-    for shown in ("KV momentum A query still reads the prompt's keys. 72.4 % 69.4 to 75.4 %", "134,515,008", "1,158"):
-        assert shown in text
-    for shown in ("agnews 46.0 % 43.0 to 49.0 % 38.0 % 35.0 to 41.0 % -8.0 -11.0 to -5.0", "reviews + agnews"):
-        assert shown in text
+    for expected in ("dualform: folding for smollm2-135m on reviews", "Folding, 400 queries"):
+        assert expected in text
+    for expected in (
+        "KV momentum A query still reads the prompt's keys. 72.4 % 69.4 to 75.4 %",
+        "134,515,008",
+        "1,158",
+    ):
+        assert expected in text
+    for expected in ("agnews 46.0 % 43.0 to 49.0 % 38.0 % 35.0 to 41.0 % -8.0 -11.0 to -5.0", "reviews + agnews"):
+        assert expected in text
     assert "multiplies perplexity by 1.043 (1.021 to 1.066), from 18.20 to 18.98" in text
 
 
-def test_columns_without_a_number_are_left_out_and_icl_stands_where_it_moves(page):
+def test_columns_without_a_number_are_left_out_and_icl_is_shown_if_it_varies(page):
     text = text_of(page)
     assert "demonstrations accuracy ICL agreement with ICL recovered 2 58.0 %" in text
     assert "unlabelled texts accuracy agreement with ICL recovered 16 62.0 %" in text
@@ -112,7 +116,7 @@ def test_a_section_without_data_is_left_out(changes, section):
     assert "method" in page.ids()
 
 
-def test_a_study_without_finetuning_does_not_speak_of_it():
+def test_a_study_without_finetuning_does_not_mention_it():
     assert "finetun" not in text_of(Page(render_page(example_folding(folding=study(ft=None)))))
 
 

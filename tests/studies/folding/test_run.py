@@ -65,7 +65,7 @@ def prose(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def moods(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Another task: the same texts, asked for something else."""
+    """Another task: the same texts with another question."""
     path = tmp_path_factory.mktemp("tasks") / "moods.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = [
@@ -109,14 +109,14 @@ def accuracy(table: torch.Tensor, experiment: Experiment[Any]) -> float:
     return float((table.argmax(1) == experiment.labels).double().mean())
 
 
-# What is asked for.
+# The points of a configuration.
 
 
 def test_each_axis_varies_one_thing_of_the_default(prose: str) -> None:
-    asked = config(
+    requested = config(
         prose, axes=AXES, strengths=(0.5, "gcv"), layer_sets=("all", "last half"), sources=("train", "generated")
     )
-    points = asked.points(4)
+    points = requested.points(4)
 
     assert [(point.axis, point.value) for point in points] == [
         ("method", "ridge"),
@@ -134,15 +134,15 @@ def test_each_axis_varies_one_thing_of_the_default(prose: str) -> None:
         ("source", "train"),
         ("source", "generated"),
     ]
-    default = asked.default.settings.model_dump()
+    default = requested.default.settings.model_dump()
     names = {"method": "method", "texts": "texts", "strength": "strength", "layers": "layers", "source": "calibration"}
     for point in points:
         found = point.fold.settings.model_dump()
         differing = {name for name, value in found.items() if value != default[name]}
         assert differing <= {names.get(point.axis)}, point
-        assert (point.fold.k != asked.k) <= (point.axis == "k")
+        assert (point.fold.k != requested.k) <= (point.axis == "k")
     for axis in AXES:
-        assert sum(point.fold == asked.default for point in points if point.axis == axis) == 1, axis
+        assert sum(point.fold == requested.default for point in points if point.axis == axis) == 1, axis
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 12, 30])
@@ -159,7 +159,7 @@ def test_sets_of_layers_are_never_empty_and_halves_make_a_whole(n_layers: int) -
         assert (*(sets["first half"] or ()), *(sets["last half"] or ())) == tuple(range(n_layers))
 
 
-def test_sets_of_layers_lie_where_they_are_said_to() -> None:
+def test_sets_of_layers_contain_the_named_layers() -> None:
     assert layers_of_set("first quarter", 12) == (0, 1, 2)
     assert layers_of_set("last quarter", 12) == (9, 10, 11)
     assert layers_of_set("middle half", 12) == (3, 4, 5, 6, 7, 8)
@@ -170,7 +170,7 @@ def test_sets_of_layers_lie_where_they_are_said_to() -> None:
     [
         ({"k": 0}, "k 0 leaves nothing to fold"),
         ({"ks": (0, 4)}, "k 0 leaves nothing to fold"),
-        ({"text_counts": (2, 64)}, "text_counts [2] are too few to fold from: at least 8"),
+        ({"text_counts": (2, 64)}, "text_counts [2] are too few to fold from: give at least 8"),
         ({"methods": ("ridge", "ridge")}, "methods ['ridge', 'ridge'] must be different"),
         ({"strengths": (1.0, 1)}, "strengths [1.0, 1.0] must be different"),
         ({"axes": ("nonsense",)}, "'nonsense'"),
@@ -179,33 +179,33 @@ def test_sets_of_layers_lie_where_they_are_said_to() -> None:
         ({"transfer": ("toy",)}, "task toy is the study's own"),
         ({"compose": ("toy",)}, "task toy is the study's own"),
         ({"transfer": ("a", "a")}, "transfer ['a', 'a'] must be different"),
-        ({"compose": ("a",), "fold": {"method": "kv-momentum"}}, "kv-momentum changes none"),
+        ({"compose": ("a",), "fold": {"method": "kv-momentum"}}, "kv-momentum does not"),
         ({"seeds": (1, 1)}, "seeds [1, 1] must be different"),
         ({"rates": (-1.0,)}, "rates [-1.0] must lie between"),
         ({"perplexity_texts": 0}, "perplexity_texts: "),
         ({"fold": {"texts": 3}}, "fold.texts: "),
     ],
 )
-def test_settings_that_cannot_be_used_are_refused(prose: str, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError) as told:
+def test_invalid_settings_are_rejected(prose: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
         config(prose, **changes)
-    assert words in str(told.value)
+    assert words in str(raised.value)
 
 
-def test_all_mistakes_are_told_at_once(prose: str) -> None:
-    with pytest.raises(ConfigError) as told:
+def test_one_message_names_all_invalid_settings(prose: str) -> None:
+    with pytest.raises(ConfigError) as raised:
         config(prose, k=0, text_counts=(2,), transfer=("toy",))
     for words in ("k 0 leaves", "text_counts [2]", "task toy is"):
-        assert words in str(told.value)
+        assert words in str(raised.value)
 
 
 def test_a_configuration_comes_back_from_its_file(prose: str, tmp_path: Path) -> None:
-    asked = config(prose, strengths=(0.1, "gcv"), limit=0, fold={"layers": (0, 1), "strength": 0.3})
+    requested = config(prose, strengths=(0.1, "gcv"), limit=0, fold={"layers": (0, 1), "strength": 0.3})
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(asked.model_dump(mode="json")), encoding="utf-8")
+    path.write_text(yaml.safe_dump(requested.model_dump(mode="json")), encoding="utf-8")
 
-    assert asked.limit is None
-    assert FoldingConfig.read(path) == asked
+    assert requested.limit is None
+    assert FoldingConfig.read(path) == requested
     path.write_text("model: a\ntask: b\nfolds: 3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="folds: Extra inputs"):
         FoldingConfig.read(path)
@@ -250,19 +250,19 @@ def test_a_fold_that_lies_on_several_axes_is_made_once(prose: str, monkeypatch: 
 
 
 def test_a_second_run_reads_everything_back(prose: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = config(prose, perplexity=prose, ft=True)
-    store = RunFolder(tmp_path / "run", asked)
-    first = run(asked, pieces=store)
+    requested = config(prose, perplexity=prose, ft=True)
+    store = RunFolder(tmp_path / "run", requested)
+    first = run(requested, pieces=store)
     assert numbers(first.result) == numbers(whole(prose).result)
 
     made = counted(monkeypatch)
     for name in ("answer_log_probabilities", "text_losses", "train_at_best_rate"):
         monkeypatch.setattr(study, name, unwanted)
-    again = run(asked, pieces=RunFolder(tmp_path / "run", asked))
+    again = run(requested, pieces=RunFolder(tmp_path / "run", requested))
 
     assert made == []
     assert numbers(again.result) == numbers(first.result)
-    tables = [folding_table(one.asked, one.base, one.seeds) for one in (first, again)]
+    tables = [folding_table(one.description, one.base, one.seeds) for one in (first, again)]
     assert tables[0].equals(tables[1])
 
 
@@ -294,34 +294,34 @@ def stop_at(kept: MemoryStore, piece: Piece, n: int) -> None:
 
 def test_other_weights_do_not_use_the_pieces(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = MemoryStore()
-    asked = config(prose, axes=(), seeds=(1,))
-    run(asked, pieces=kept)
+    requested = config(prose, axes=(), seeds=(1,))
+    run(requested, pieces=kept)
     made = counted(monkeypatch)
-    folding(asked, lm=small_lm("gpt2"), task=small_task(), pieces=kept)
+    folding(requested, lm=small_lm("gpt2"), task=small_task(), pieces=kept)
 
     assert len(made) == 1
 
 
-def test_a_way_that_cannot_be_had_is_told_and_left_out(
+def test_a_fold_that_is_not_possible_is_reported_and_left_out(
     prose: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = counted(monkeypatch, failing="thought-vector")
-    asked = config(prose, axes=("method",))
-    found = run(asked, pieces=RunFolder(tmp_path / "run", asked))
+    requested = config(prose, axes=("method",))
+    found = run(requested, pieces=RunFolder(tmp_path / "run", requested))
 
     assert [point.value for point in points_of(found.result)] == ["ridge", "rank-one"]
-    (told,) = [warning for warning in found.result.warnings if "could not be folded" in warning]
-    assert told == "method thought-vector could not be folded: thought-vector is not for this model"
-    learners = set(folding_table(found.asked, found.base, found.seeds)["learner"].to_pylist())
+    (warning,) = [warning for warning in found.result.warnings if "could not be folded" in warning]
+    assert warning == "method thought-vector could not be folded: thought-vector is not for this model"
+    learners = set(folding_table(found.description, found.base, found.seeds)["learner"].to_pylist())
     assert not any("thought-vector" in learner for learner in learners)
     # That it failed is kept too.
     n = len(made)
-    again = run(asked, pieces=RunFolder(tmp_path / "run", asked))
+    again = run(requested, pieces=RunFolder(tmp_path / "run", requested))
     assert len(made) == n
     assert numbers(again.result) == numbers(found.result)
 
 
-def test_a_default_that_cannot_be_had_ends_the_study(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_fold_that_is_not_possible_ends_the_study(prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted(monkeypatch, failing="ridge")
     with pytest.raises(DualformError, match="ridge is not for this model"):
         run(config(prose))
@@ -337,20 +337,20 @@ def by_hand(lm: LanguageModel, experiment: Experiment[Any], deltas: Any) -> torc
         return answer_log_probabilities(adapted, lm, experiment.queries)
 
 
-def folded(asked: FoldingConfig, task: Task, seed: int) -> tuple[Experiment[Any], Any]:
+def folded(requested: FoldingConfig, task: Task, seed: int) -> tuple[Experiment[Any], Any]:
     """A task's default fold."""
-    experiment = Experiment.of(asked, small_lm("llama"), task)
-    adapted = make_fold(experiment, experiment.draw(seed), asked.fold).adapted
+    experiment = Experiment.of(requested, small_lm("llama"), task)
+    adapted = make_fold(experiment, experiment.draw(seed), requested.fold).adapted
     assert isinstance(adapted, AdaptedModel)
     return experiment, adapted.deltas
 
 
 def test_the_default_fold_answers_as_it_does_by_hand(prose: str) -> None:
-    asked = config(prose)
+    requested = config(prose)
     found = whole(prose)
     for seed in found.seeds:
-        experiment, deltas = folded(asked, small_task(), seed.seed)
-        table = seed.folds[asked.default].tensors["answers"]
+        experiment, deltas = folded(requested, small_task(), seed.seed)
+        table = seed.folds[requested.default].tensors["answers"]
         torch.testing.assert_close(table, by_hand(small_lm("llama"), experiment, deltas), rtol=0, atol=1e-10)
     torch.testing.assert_close(found.base["answers/"], by_hand(small_lm("llama"), experiment, ()), rtol=0, atol=1e-10)
     assert found.result.folding is not None
@@ -359,7 +359,7 @@ def test_the_default_fold_answers_as_it_does_by_hand(prose: str) -> None:
     assert (found.result.folding.zero_shot.n, found.result.folding.icl.n) == (8, 16)
 
 
-def test_each_number_of_demonstrations_stands_beside_its_own_prompt(prose: str) -> None:
+def test_each_number_of_demonstrations_is_compared_with_its_own_prompt(prose: str) -> None:
     found = whole(prose)
     lm = small_lm("llama")
     icl = {}
@@ -384,7 +384,7 @@ def test_each_number_of_demonstrations_stands_beside_its_own_prompt(prose: str) 
 
 def test_shares_recovered_are_those_of_against(prose: str) -> None:
     found = whole(prose)
-    labels = torch.tensor([example.label for example in found.asked.examples])
+    labels = torch.tensor([example.label for example in found.description.examples])
 
     def right(tables: list[torch.Tensor]) -> torch.Tensor:
         return (torch.stack(tables).argmax(2) == labels).double()
@@ -405,7 +405,7 @@ def test_costs_are_those_of_the_way_itself(prose: str) -> None:
     assert few.adapt_flops is not None
     assert many.adapt_flops is not None
     assert few.adapt_flops < many.adapt_flops
-    # Asked zero-shot, a fold reads the query alone; rank-one answers behind the whole prompt's keys and values.
+    # A fold reads the query alone; rank-one also reads the keys and values of the whole prompt.
     assert few.query_tokens == at(result, "method", "thought-vector").query_tokens
     rank_one = at(result, "method", "rank-one")
     assert rank_one.query_tokens is not None
@@ -415,29 +415,29 @@ def test_costs_are_those_of_the_way_itself(prose: str) -> None:
     assert few.strength is not None
 
 
-def test_a_point_says_what_it_could_not_have(prose: str) -> None:
+def test_a_point_has_a_note_on_missing_texts(prose: str) -> None:
     result = whole(prose).result
-    assert at(result, "texts", "64").note == "30 texts were to be had"
+    assert at(result, "texts", "64").note == "only 30 texts were available"
     assert at(result, "texts", "12").note == ""
 
 
-def test_demonstrations_that_do_not_fit_are_told(prose: str) -> None:
+def test_demonstrations_that_do_not_fit_are_reported(prose: str) -> None:
     experiment = Experiment.of(config(prose, k=8), small_lm("llama"), small_task())
     longest = max(query.width() for query in experiment.queries)
     room = max(len(experiment.draw(seed).encoded.prefix) for seed in (1, 2)) + longest - 25
-    asked = config(prose, axes=("k",), ks=(8,), context=room)
+    requested = config(prose, axes=("k",), ks=(8,), context=room)
     with pytest.warns(UserWarning, match="every learner gets the first"):
-        result = run(asked).result
+        result = run(requested).result
 
     note = at(result, "k", "8").note
     assert note.endswith("demonstrations fit")
-    fitted = int(note.split()[0])
+    fitted = int(note.split()[1])
     assert 0 < fitted < 8
-    assert f"Of 8 demonstrations {fitted} fit the context of {room} tokens." in result.warnings
+    assert f"Only {fitted} of 8 demonstrations fit the context of {room} tokens." in result.warnings
     assert at(result, "k", "4").note == ""
 
 
-def test_a_number_that_the_train_split_does_not_have_is_told_and_left_out(prose: str) -> None:
+def test_a_number_larger_than_the_train_split_is_reported_and_left_out(prose: str) -> None:
     result = run(config(prose, axes=("k",), ks=(2, 500))).result
     assert [point.value for point in points_of(result)] == ["2", "4"]
     (note,) = [note for note in result.warnings if "500" in note]
@@ -451,18 +451,18 @@ def test_other_texts_of_files_and_of_other_tasks_do_not_use_the_pieces(prose: st
     texts.write_text("\n".join(text for text, _ in sentences()), encoding="utf-8")
     plain.write_text("\n".join(PROSE), encoding="utf-8")
     other.write_text(Path(moods).read_text(encoding="utf-8"), encoding="utf-8")
-    asked = config(
+    requested = config(
         prose, axes=(), transfer=(str(other),), perplexity=str(plain), fold={"calibration": str(texts), "texts": 12}
     )
-    found = [run(asked).result.model["inputs"]]
-    assert run(asked).result.model["inputs"] == found[0]
+    found = [run(requested).result.model["inputs"]]
+    assert run(requested).result.model["inputs"] == found[0]
     for path in (texts, plain, other):
         path.write_text(path.read_text(encoding="utf-8").replace("and", "or"), encoding="utf-8")
-        found.append(run(asked).result.model["inputs"])
+        found.append(run(requested).result.model["inputs"])
     assert len(set(found)) == 4
 
 
-def test_finetuning_stands_beside_where_it_was_asked_for(prose: str) -> None:
+def test_finetuning_is_run_if_requested(prose: str) -> None:
     found, without = whole(prose).result, run(config(prose, axes=())).result
     assert found.folding is not None
     assert without.folding is not None
@@ -472,13 +472,13 @@ def test_finetuning_stands_beside_where_it_was_asked_for(prose: str) -> None:
 
 
 def test_perplexity_is_that_of_the_models_themselves(prose: str) -> None:
-    asked = config(prose, perplexity=prose)
+    requested = config(prose, perplexity=prose)
     found = whole(prose)
     lm = small_lm("llama")
     passages = [tuple(lm.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in PROSE]
     before, after = text_losses(lm, (0,), passages), []
     for seed in (1, 2):
-        experiment, deltas = folded(asked, small_task(), seed)
+        experiment, deltas = folded(requested, small_task(), seed)
         assert experiment.encoder.opening == (0,)
         with applied(lm.model, deltas):
             after.append(text_losses(lm, (0,), passages))
@@ -501,17 +501,17 @@ def test_perplexity_is_that_of_the_models_themselves(prose: str) -> None:
     assert at(found.result, "method", "ridge").perplexity_ratio == pytest.approx(perplexity.ratio.mean)
 
 
-def test_other_tasks_are_asked_by_hand(prose: str, moods: str) -> None:
-    asked = config(prose, axes=(), transfer=(moods,), compose=(moods,))
-    result = run(asked).result
+def test_answers_to_other_tasks_are_those_computed_by_hand(prose: str, moods: str) -> None:
+    requested = config(prose, axes=(), transfer=(moods,), compose=(moods,))
+    result = run(requested).result
     lm = small_lm("llama")
     other_task = load_task(moods)
-    there = Experiment.of(asked, lm, other_task)
+    there = Experiment.of(requested, lm, other_task)
     zero_shot = accuracy(by_hand(lm, there, ()), there)
     transferred, alone, together, together_here, own = [], [], [], [], []
     for seed in (1, 2):
-        here, deltas = folded(asked, small_task(), seed)
-        _, others = folded(asked, other_task, seed)
+        here, deltas = folded(requested, small_task(), seed)
+        _, others = folded(requested, other_task, seed)
         transferred.append(accuracy(by_hand(lm, there, deltas), there))
         alone.append(accuracy(by_hand(lm, there, others), there))
         together.append(accuracy(by_hand(lm, there, (*deltas, *others)), there))
@@ -533,7 +533,7 @@ def test_other_tasks_are_asked_by_hand(prose: str, moods: str) -> None:
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("inf"), float("nan")])
-def test_strengths_that_cannot_be_used_are_refused_before_any_work(prose: str, strength: float) -> None:
+def test_invalid_strengths_are_rejected_before_any_work(prose: str, strength: float) -> None:
     with pytest.raises(ConfigError, match=r"strengths \[.*\] must be 0 or more and finite, or gcv"):
         config(prose, strengths=(strength, "gcv"))
 
@@ -550,7 +550,7 @@ def test_the_model_is_left_as_it_was(prose: str) -> None:
 
 def test_the_table_has_every_answer(prose: str) -> None:
     found = whole(prose)
-    table = folding_table(found.asked, found.base, found.seeds)
+    table = folding_table(found.description, found.base, found.seeds)
 
     words = [f"log_probability:{word}" for word in small_task().label_words or ()]
     assert table.column_names == ["seed", "learner", "query", "label", "prediction", *words]
@@ -583,11 +583,11 @@ def test_labels_of_the_queries_change_accuracies_and_no_answers(prose: str) -> N
     task = small_task()
     turned = tuple(dataclasses.replace(example, label=1 - example.label) for example in task.split("report"))
     other = dataclasses.replace(task, splits={**task.splits, "report": turned})
-    asked = config(prose, axes=(), seeds=(1,))
-    straight, crooked = (folding(asked, lm=small_lm("llama"), task=one) for one in (task, other))
+    requested = config(prose, axes=(), seeds=(1,))
+    straight, crooked = (folding(requested, lm=small_lm("llama"), task=one) for one in (task, other))
 
-    table = straight.seeds[0].folds[asked.default].tensors["answers"]
-    assert torch.equal(table, crooked.seeds[0].folds[asked.default].tensors["answers"])
+    table = straight.seeds[0].folds[requested.default].tensors["answers"]
+    assert torch.equal(table, crooked.seeds[0].folds[requested.default].tensors["answers"])
     assert straight.result.folding is not None
     assert crooked.result.folding is not None
     assert straight.result.folding.icl.mean == pytest.approx(1 - (crooked.result.folding.icl.mean or 0))

@@ -8,9 +8,9 @@ from tests.studies.comparison.test_table import printed
 
 
 def test_tables_fit_in_eighty_columns_without_losing_a_number():
-    found = tables(example_folding())
-    assert len(found) == 1 + len(AXES) + 2
-    for table in found:
+    all_tables = tables(example_folding())
+    assert len(all_tables) == 1 + len(AXES) + 2
+    for table in all_tables:
         text = printed(table)
         assert max(len(line) for line in text.splitlines()) <= 80
         assert "…" not in text
@@ -21,7 +21,7 @@ def test_the_widest_numbers_still_fit():
     wide = wide.model_copy(update={"recovered": wide.recovered.model_copy(update={"mean": -123.456})})
     text = printed(axis_table(example_folding(folding=study(points=[wide])), "method"))
     assert max(len(line) for line in text.splitlines()) <= 80
-    assert all(shown in text for shown in ("undefined", "1234.50", "97.0 to 103.0 %"))
+    assert all(expected in text for expected in ("undefined", "1234.50", "97.0 to 103.0 %"))
 
 
 def test_another_study_has_no_tables():
@@ -30,7 +30,7 @@ def test_another_study_has_no_tables():
         assert table(empty_result(study="folding")).row_count == 0
 
 
-def test_a_point_stands_beside_icl_with_the_same_demonstrations():
+def test_a_row_contains_icl_with_the_same_demonstrations():
     [row] = [line for line in printed(axis_table(example_folding(), "k")).splitlines() if line.startswith("│ 8 ")]
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
         "8",
@@ -42,14 +42,14 @@ def test_a_point_stands_beside_icl_with_the_same_demonstrations():
     ]
 
 
-@pytest.mark.parametrize(("axis", "there"), [("strength", True), ("k", False)])
-def test_perplexity_has_a_column_only_where_it_is_known(axis, there):
-    assert ("perpl." in printed(axis_table(example_folding(), axis))) is there
+@pytest.mark.parametrize(("axis", "has_column"), [("strength", True), ("k", False)])
+def test_perplexity_has_a_column_only_if_it_is_known(axis, has_column):
+    assert ("perpl." in printed(axis_table(example_folding(), axis))) is has_column
 
 
-def test_a_sum_stands_beside_each_fold_alone():
+def test_a_row_contains_the_sum_and_the_fold_alone():
     [row, _] = [line for line in printed(compositions_table(example_folding())).splitlines() if "│ reviews │" in line]
-    assert all(shown in row for shown in ("66.0 %", "64.0 to 68.0 %", "71.0 %", "69.0 to 73.0 %"))
+    assert all(expected in row for expected in ("66.0 %", "64.0 to 68.0 %", "71.0 %", "69.0 to 73.0 %"))
 
 
 def test_square_brackets_in_a_name_are_no_markup():
@@ -59,7 +59,7 @@ def test_square_brackets_in_a_name_are_no_markup():
         transfer=[transfer(name, 0.5, around(0.0))],
         compositions=[composition([name], {name: (0.5, 0.5)})],
     )
-    found = tables(example_folding(folding=hostile))
-    assert len(found) == 4
-    for table in found[1:]:
+    hostile_tables = tables(example_folding(folding=hostile))
+    assert len(hostile_tables) == 4
+    for table in hostile_tables[1:]:
         assert name in printed(table, width=200)

@@ -1,4 +1,4 @@
-"""Folding: what the quality of a fold depends on."""
+"""Folding: what the accuracy of a fold depends on."""
 
 from dualform.studies.study import study_in
 

@@ -1,7 +1,6 @@
-"""A folding study as charts: one for each axis that was varied, None where there is nothing to draw.
+"""The charts of a folding study, one for each axis; None if there is nothing to draw.
 
-Ways that have a name stand below one another as dots; ways along a scale are joined by a line. Zero-shot, ICL and FT
-are lines to compare with. Text enters as data only.
+Values on a numeric scale are joined by a line, named values are rows of dots. Zero-shot, ICL and FT are drawn as lines.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +19,12 @@ from dualform.report.numerals import finite, known
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.result import Estimate
 from dualform.studies.folding.result import FoldingResult, FoldPoint
-from dualform.studies.folding.words import LOGARITHMIC, axis_name, is_scale, number_of, places, points_on
+from dualform.studies.folding.words import LOGARITHMIC, axis_name, is_scale, number_of, points_on, positions
 
 NAME_GAP = 130
-"""Pixels that names take left of a panel."""
+"""Width in pixels of the names left of a panel."""
 NUMBER_GAP = 56
-"""Pixels that an axis of numbers takes."""
+"""Width in pixels of a numeric axis."""
 ROW = 30
 
 FOLD = "fold"
@@ -33,39 +32,41 @@ FOLD = "fold"
 
 @dataclass(frozen=True)
 class _Panel:
-    """One number of the points, and what it is compared with."""
+    """One quantity of the points, and what it is compared with."""
 
     title: str
     format: str
     read: Callable[[FoldPoint], Estimate | None]
     references: dict[str, Estimate]
-    """Learner -> its level, drawn as a dashed line."""
+    """Learner -> its value, drawn as a dashed line."""
     level: float | None = None
-    """Where nothing has changed, drawn as a thin line."""
+    """The value for an unchanged model, drawn as a thin line."""
 
 
 def axis_chart(result: FoldingResult, axis: str) -> alt.TopLevelMixin | None:
-    """Accuracy, agreement with ICL and, where it is known, the ratio of perplexities over one axis.
+    """Accuracy, agreement with ICL and, if known, the ratio of perplexities along one axis.
 
     Args:
         result: Any result.
         axis: As in `FoldPoint.axis`.
 
     Returns:
-        Small multiples; None without points that have numbers.
+        A panel for each quantity; None without points that have numbers.
     """
     if result.folding is None:
         return None
     points = points_on(result.folding, axis)
-    along = is_scale(axis, points)
-    drawn = []
-    shown = [panel for panel in _panels(result) if any(_has_number(panel.read(point)) for point in points)]
-    keys = learners_in_order({FOLD, *(["icl"] if along else []), *(key for panel in shown for key in panel.references)})
-    for panel in shown:
-        drawn.append(_curve(axis, points, panel, keys) if along else _dots(points, panel, keys))
-    if along:
-        return panels(drawn, columns=3, gap=NUMBER_GAP, row_gap=84)
-    return panels(drawn, columns=2, gap=NAME_GAP, row_gap=74)
+    on_scale = is_scale(axis, points)
+    charts = []
+    with_numbers = [panel for panel in _panels(result) if any(_has_number(panel.read(point)) for point in points)]
+    keys = learners_in_order(
+        {FOLD, *(["icl"] if on_scale else []), *(key for panel in with_numbers for key in panel.references)}
+    )
+    for panel in with_numbers:
+        charts.append(_curve(axis, points, panel, keys) if on_scale else _dots(points, panel, keys))
+    if on_scale:
+        return panels(charts, columns=3, gap=NUMBER_GAP, row_gap=84)
+    return panels(charts, columns=2, gap=NAME_GAP, row_gap=74)
 
 
 def _panels(result: FoldingResult) -> list[_Panel]:
@@ -76,7 +77,7 @@ def _panels(result: FoldingResult) -> list[_Panel]:
     return [
         _Panel("accuracy", ".0%", lambda point: point.accuracy, _with_numbers(levels)),
         _Panel("agreement with ICL", ".0%", lambda point: point.agreement, _with_numbers(agreeing)),
-        _Panel("perplexity, folded over base", ".2f", _perplexity, {}, level=1.0),
+        _Panel("perplexity, folded / base", ".2f", _perplexity, {}, level=1.0),
     ]
 
 
@@ -106,21 +107,21 @@ def _row(point: FoldPoint, estimate: Estimate | None, learner: str) -> dict[str,
 
 
 def _rows(points: Sequence[FoldPoint], panel: _Panel) -> list[dict[str, Any]]:
-    found = [_row(point, panel.read(point), FOLD) for point in points]
-    return [row for row in found if row is not None]
+    rows = [_row(point, panel.read(point), FOLD) for point in points]
+    return [row for row in rows if row is not None]
 
 
 def _hover(panel: _Panel, rows: Sequence[dict[str, Any]], name: str) -> list[Hint]:
     spec = {".0%": ".1%", ".2f": ".3f"}[panel.format]
     *ends, n = interval_hints(spec)
-    sometimes: list[tuple[str, Hint]] = [
+    optional: list[tuple[str, Hint]] = [
         ("n", n),
         ("strength", ("strength", ".3~g", "ridge strength")),
         ("adapt", ("adapt", ".3s", "operations to fold")),
         ("note", "note"),
     ]
-    known_of_some = [hint for field, hint in sometimes if any(row[field] for row in rows)]
-    return ["learner", ("value", "", name), ("mean", spec, panel.title), *ends, *known_of_some]
+    present = [hint for field, hint in optional if any(row[field] for row in rows)]
+    return ["learner", ("value", "", name), ("mean", spec, panel.title), *ends, *present]
 
 
 def _colour(keys: Sequence[str]) -> alt.Color:
@@ -128,7 +129,7 @@ def _colour(keys: Sequence[str]) -> alt.Color:
 
 
 def _add_levels(plot: Plot, panel: _Panel) -> None:
-    """Levels to compare with: dashed in the learner's colour; where nothing has changed, thin and grey."""
+    """Adds the learners' values as dashed lines and the value for an unchanged model as a thin grey line."""
     if panel.level is not None:
         plot.thin(panel.level)
     for key in learners_in_order(panel.references):
@@ -141,7 +142,7 @@ def _add_levels(plot: Plot, panel: _Panel) -> None:
 
 def _dots(points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.LayerChart:
     rows = _rows(points, panel)
-    # All names in every panel, so that rows stay level with those of the next panel.
+    # All names in every panel, so that the rows of neighbouring panels are aligned.
     names = list(dict.fromkeys(category(point.value) for point in points))
     plot = Plot(
         Numbers("mean", format=panel.format, ticks=4, padding=6),
@@ -156,7 +157,7 @@ def _dots(points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> al
 
 
 def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> alt.LayerChart:
-    where = places(axis, points)
+    at_positions = positions(axis, points)
     rows = _rows(points, panel)
     prompted = [row for point in points if (row := _row(point, point.icl, "icl")) is not None]
     if panel.title != "accuracy":
@@ -164,20 +165,22 @@ def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence
     else:
         panel = replace(panel, references={key: each for key, each in panel.references.items() if key != "icl"})
     x: Names | Numbers
-    if where is None:
+    if at_positions is None:
         x = Names("value", list(dict.fromkeys(category(point.value) for point in points)), axis_name(axis))
     else:
-        at = dict(zip((category(point.value) for point in points), where, strict=True))
+        at = dict(zip((category(point.value) for point in points), at_positions, strict=True))
         for row in [*rows, *prompted]:
-            row["place"] = at[row["value"]]
+            row["position"] = at[row["value"]]
         x = Numbers(
-            "place",
+            "position",
             axis_name(axis),
             "~g",
-            log=axis in LOGARITHMIC and min(where) > 0,
+            log=axis in LOGARITHMIC and min(at_positions) > 0,
             nice=False,
             padding=12,
-            ticks=sorted({place for point, place in zip(points, where, strict=True) if number_of(point) is not None}),
+            ticks=sorted(
+                {position for point, position in zip(points, at_positions, strict=True) if number_of(point) is not None}
+            ),
             grid=False,
         )
     plot = Plot(
@@ -190,14 +193,14 @@ def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence
     if prompted:
         plot.line(prompted, width=1.6, strokeDash=[2, 2])
         plot.dots(prompted, size=26)
-    in_digits = {point.value for point in points if number_of(point) is not None}
-    if numbered := [row for row in rows if row["value"] in in_digits]:
+    numeric = {point.value for point in points if number_of(point) is not None}
+    if numbered := [row for row in rows if row["value"] in numeric]:
         plot.line(numbered)
         plot.dots(numbered, size=70)
-    if named := [row for row in rows if row["value"] not in in_digits]:
-        # What is chosen by a rule is not joined by the line.
+    if named := [row for row in rows if row["value"] not in numeric]:
+        # Values chosen by a rule are not joined by the line.
         plot.dots(named, size=110, shape="diamond")
-        if where is not None:
+        if at_positions is not None:
             plot.texts(named, "value", field="high", baseline="bottom", dy=-4, limit=120)
     plot.intervals(rows, width=2.5)
     return plot.chart(width=220, height=160, title=panel.title)

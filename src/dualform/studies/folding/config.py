@@ -1,4 +1,4 @@
-"""Settings of a study of folding, checked before a model loads."""
+"""Settings of a folding study, validated before a model is loaded."""
 
 import math
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ Source = Literal["train", "generated"]
 
 @dataclass(frozen=True)
 class FoldVariant:
-    """One way of folding."""
+    """A fold: its number of demonstrations and its settings."""
 
     k: int
-    """Demonstrations."""
+    """Number of demonstrations."""
     settings: FoldSettings
 
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """One way of folding as a place on an axis."""
+    """A fold as a point on an axis."""
 
     axis: Axis
     value: str
@@ -38,48 +38,46 @@ class PlannedPoint:
 
 
 class FoldingConfig(OneModelConfig):
-    """Which ways of folding are tried. Each axis varies one thing of the default fold, the others held."""
+    """The folds that are tried. Each axis varies one setting of the default fold."""
 
     without_options: ClassVar[frozenset[str]] = frozenset(
         {"fold.method", "fold.layers", "label_rule", "loss_on", "probe", "quantize"}
     )
 
     axes: Annotated[tuple[Axis, ...], Option(FOLDING)] = AXES
-    """Of method,k,texts,strength,layers,source: what is varied."""
+    """What is varied, out of method,k,texts,strength,layers,source."""
     methods: Annotated[tuple[FoldMethod, ...], Option(FOLDING)] = get_args(FoldMethod)
-    """Methods compared. They are the axis `method`: the default fold's texts, each with the published way of using
-    them."""
+    """Methods on the axis `method`. Each gets the default fold's texts and uses them as published."""
     ks: Annotated[tuple[int, ...], Option(FOLDING)] = (4, 8, 16, 32, 64, 128)
-    """Numbers of demonstrations tried. They are the axis `k`. Those that do not fit the context are left out of the
-    prompt, and numbers that the train split does not have out of the axis; the result says so."""
+    """Numbers of demonstrations on the axis `k`. Demonstrations that do not fit the context are left out of the prompt,
+    and numbers larger than the train split are left out of the axis, with a warning."""
     text_counts: Annotated[tuple[int, ...], Option(FOLDING)] = (16, 64, 256, 1024)
-    """Numbers of calibration texts tried. They are the axis `texts`."""
+    """Numbers of calibration texts on the axis `texts`."""
     strengths: Annotated[tuple[float | Literal["gcv"], ...], Option(FOLDING)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, "gcv")
-    """Ridge strengths tried. They are the axis `strength`."""
+    """Ridge strengths on the axis `strength`."""
     layer_sets: Annotated[tuple[LayerSet, ...], Option(FOLDING)] = get_args(LayerSet)
-    """Sets of layers tried: all, first half, last half, first quarter, last quarter, middle half. They are the axis
-    `layers`."""
+    """Sets of layers on the axis `layers`: all, first half, last half, first quarter, last quarter or middle half."""
     sources: Annotated[tuple[Source, ...], Option(FOLDING)] = get_args(Source)
-    """Sources of calibration texts tried, of train,generated. They are the axis `source`."""
+    """Sources of calibration texts on the axis `source`, out of train,generated."""
     transfer: Annotated[tuple[str, ...], Option(FOLDING)] = ()
-    """Other tasks whose queries the default fold is asked."""
+    """Other tasks whose queries the default fold answers."""
     compose: Annotated[tuple[str, ...], Option(FOLDING)] = ()
-    """Other tasks whose default folds are added to the study's own."""
+    """Other tasks whose default folds are added to that of the study's task."""
     perplexity: Annotated[str | None, Option(FOLDING)] = None
-    """File with plain text, a passage a line, on which perplexity is measured before and after."""
+    """File with one passage of plain text per line, on which perplexity is measured before and after folding."""
     perplexity_texts: Annotated[int, Option(FOLDING)] = Field(default=64, ge=1, le=MOST_TEXTS)
-    """Most passages of it."""
+    """Largest number of passages used for perplexity."""
     ft: Annotated[bool, Option(FOLDING)] = True
-    """Finetune on the same demonstrations as well, or not. The rate is the one that the selection split chooses."""
+    """Whether to finetune on the same demonstrations too, at the learning rate chosen on the selection split."""
     fold: FoldSettings = FoldSettings()
     """The default fold."""
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
         if self.k == 0 or 0 in self.ks:
-            problems.append("k 0 leaves nothing to fold: ask for at least one demonstration")
+            problems.append("k 0 leaves nothing to fold: give at least one demonstration")
         if few := [count for count in self.text_counts if count < FEWEST_TEXTS]:
-            problems.append(f"text_counts {few} are too few to fold from: at least {FEWEST_TEXTS}")
+            problems.append(f"text_counts {few} are too few to fold from: give at least {FEWEST_TEXTS}")
         if wrong := [strength for strength in self.strengths if strength != "gcv" and not 0 <= strength < math.inf]:
             problems.append(f"strengths {wrong} must be 0 or more and finite, or gcv")
         lists = ("axes", "methods", "ks", "text_counts", "strengths", "layer_sets", "sources", "transfer", "compose")
@@ -88,20 +86,21 @@ class FoldingConfig(OneModelConfig):
             if len(set(given)) != len(given):
                 problems.append(f"{name} {list(given)} must be different")
         if self.task in (*self.transfer, *self.compose):
-            problems.append(f"task {self.task} is the study's own: name others to transfer to or to compose with")
+            problems.append(f"task {self.task} is the study's own: give other tasks to transfer and compose")
         if self.compose and self.fold.calibration not in get_args(Source):
             problems.append(
-                f"calibration {self.fold.calibration} holds this task's texts, and compose folds others too: use train "
-                "or generated"
+                f"calibration {self.fold.calibration} contains texts of this task only, and compose folds other tasks "
+                "too: use train or generated"
             )
         if (self.transfer or self.compose) and self.fold.method not in IN_WEIGHTS:
             problems.append(
-                f"transfer and compose need a fold that changes weights, and {self.fold.method} changes none"
+                f"transfer and compose need a method that changes weights ({', '.join(IN_WEIGHTS)}), and "
+                f"{self.fold.method} does not"
             )
         return problems
 
     def reads(self) -> StudyInputs:
-        """The model, the task, other tasks, the fold's texts and those for perplexity."""
+        """The model, the task, the other tasks, the texts of the fold and those for perplexity."""
         perplexity = () if self.perplexity is None else (self.perplexity,)
         return StudyInputs(self.model_names, True, (*self.transfer, *self.compose), (*self.fold.files(), *perplexity))
 
@@ -111,12 +110,12 @@ class FoldingConfig(OneModelConfig):
         return FoldVariant(self.k, self.fold)
 
     def points(self, n_layers: int) -> tuple[PlannedPoint, ...]:
-        """All that is tried on a model of so many layers, axis by axis; k and texts have the default fold's too."""
+        """All points for a model with `n_layers` layers; the axes `k` and `texts` include the default fold's value."""
 
         def varied(**change: Any) -> FoldVariant:
             return FoldVariant(self.k, self.fold.model_copy(update=change))
 
-        found: list[PlannedPoint] = []
+        points: list[PlannedPoint] = []
         for axis in self.axes:
             folds: dict[str, FoldVariant] = {}
             if axis == "method":
@@ -131,12 +130,12 @@ class FoldingConfig(OneModelConfig):
                 folds = {name: varied(layers=layers_of_set(name, n_layers)) for name in self.layer_sets}
             else:
                 folds = {source: varied(calibration=source) for source in self.sources}
-            found += [PlannedPoint(axis, value, fold) for value, fold in folds.items()]
-        return tuple(found)
+            points += [PlannedPoint(axis, value, fold) for value, fold in folds.items()]
+        return tuple(points)
 
 
 def layers_of_set(name: LayerSet, n_layers: int) -> tuple[int, ...] | None:
-    """Which layers are meant; None for all. A set is never empty."""
+    """Indices of the layers in a set, at least one; None for all layers."""
     ends = {
         "first half": (0.0, 0.5),
         "last half": (0.5, 1.0),
@@ -152,5 +151,5 @@ def layers_of_set(name: LayerSet, n_layers: int) -> tuple[int, ...] | None:
 
 
 def folding_config(model: str, task: str, **settings: Any) -> FoldingConfig:
-    """A checked configuration of a study of folding, see `StudyConfig.from_settings`."""
+    """A validated configuration of a folding study; see `StudyConfig.from_settings`."""
     return FoldingConfig.from_settings(model=model, task=task, **settings)

@@ -1,4 +1,4 @@
-"""A folding study as one HTML file that needs no network."""
+"""The HTML report of a folding study."""
 
 from dualform.report.numerals import decimal, decimal_interval, percent, percent_interval
 from dualform.report.page import Fact, study_page, titled
@@ -31,36 +31,29 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     DEMONSTRATION,
     (
         "unlabelled text",
-        "An example without its label, on which the fold sees what the prompt changes inside the model.",
+        "An example without its label, on which the fold is fitted to what the prompt changes inside the model.",
     ),
-    ("agreement with ICL", "Share of the queries that the folded model answers as ICL does, rightly or wrongly."),
+    ("agreement with ICL", "Share of the queries that the folded model answers as ICL does, correctly or not."),
     (
         "recovered",
-        "(accuracy - zero-shot's) / (ICL's - zero-shot's): 100 % is all that the prompt gained. It can lie beyond 0 to "
-        "100 %, and swings widely where the prompt gained little.",
+        "(accuracy - zero-shot's) / (ICL's - zero-shot's): 100 % means the whole gain of the prompt. It can lie "
+        "outside 0 to 100 %, and is imprecise if the prompt gained little.",
     ),
     (
         "perplexity",
-        "exp of the mean negative log-probability of a token of plain text: low where the model expects what comes. "
-        "Folded over base: 1 where folding changed nothing.",
+        "exp of the mean negative log-probability of a token of plain text; lower is better. Folded / base is 1 if "
+        "folding changed nothing.",
     ),
     SEEDS_AND_QUERIES,
-    ("n", "Numbers that a mean is taken over: (seed, query) pairs."),
+    ("n", "Number of (seed, query) pairs in a mean."),
 )
 
 
 def render(result: FoldingResult) -> str:
-    """The report of a folding study as one HTML document, ready to be written as UTF-8.
-
-    Args:
-        result: The result; sections without data are left out.
-
-    Returns:
-        The whole page, readable offline and printable.
-    """
+    """A self-contained HTML page that needs no network; sections without data are left out."""
     folding = result.folding
     axes = axes_in_order(folding) if folding is not None else []
-    # Names of our own: an axis that this version does not know may be called anything.
+    # Unknown axes get a safe name, since theirs may contain anything.
     names = {axis: axis if axis in AXES else f"axis-{number}" for number, axis in enumerate(axes)}
     figures = {axis: _figure(result, axis, names[axis]) for axis in axes}
     return study_page(
@@ -78,7 +71,7 @@ def render(result: FoldingResult) -> str:
 def _sections(
     result: FoldingResult, folding: Folding | None, names: dict[str, str], figures: dict[str, Figure]
 ) -> list[Section]:
-    """One section an axis, the first one's chart on the first screen; then what folding does elsewhere."""
+    """A section for each axis (the chart of the first is at the top of the page), then plain text and other tasks."""
     if folding is None:
         return []
     first = next(iter(names), None)
@@ -86,7 +79,7 @@ def _sections(
         Section(
             "levels",
             "Without a fold",
-            note="Share of queries answered correctly by what the folds are compared with.",
+            note="Accuracy of zero-shot, in-context learning and finetuning, with which the folds are compared.",
             tables=[levels_table(result)],
         ),
         *(
@@ -101,50 +94,51 @@ def _sections(
         Section("plain", "Plain text", [perplexity_sentence(folding.perplexity)] if folding.perplexity else []),
         Section(
             "transfer",
-            "Another task",
+            "Other tasks",
             transfer_sentences(folding.transfer),
             tables=[transfer_table(result)],
-            note="The model folded for this task answers the queries of others: what did the fold change that it was "
-            "not made to change?",
+            note="Accuracy of the folded model on other tasks, compared with the base model: an unintended effect of "
+            "the fold.",
         ),
         Section(
             "compositions",
-            "Folds added up",
+            "Sums of folds",
             composition_sentences(folding.compositions),
             tables=[compositions_table(result)],
-            note="The changes of several folds added to one model, which then answers the queries of each of their "
-            "tasks. Alone: the task's own fold and no other.",
+            note="The weight changes of several folds are added to one model, which then answers the queries of each "
+            "task. Alone: the task's own fold only.",
         ),
     ]
 
 
 def _figure(result: FoldingResult, axis: str, name: str) -> Figure:
     joined = result.folding is not None and is_scale(axis, points_on(result.folding, axis))
-    dotted = "; dotted, ICL with the same demonstrations; dashed, the levels without a fold"
-    lines = dotted if joined else "; dashed, the levels without a fold"
+    dotted = " Dotted: ICL with the same demonstrations." if joined else ""
     return Figure(
         name,
         axis_chart(result, axis),
         f"Accuracy and agreement with in-context learning by {axis_name(axis)}, with 95 % intervals.",
-        f"Dots are means, bars 95 % intervals{lines}. Scales differ.",
+        f"Dots are means, bars 95 % intervals.{dotted} Dashed: accuracy without a fold. Scales differ.",
     )
 
 
 def _facts(result: FoldingResult) -> list[Fact]:
-    """The levels, the most accurate method, and what it does to plain text."""
+    """Accuracy without a fold, the most accurate fold, and the perplexity of plain text."""
     folding = result.folding
     if folding is None:
         return []
     cards = [
-        Fact(f"{name} accuracy", percent(each.mean), percent_interval(each.ci95))
-        for name, each in (("zero-shot", folding.zero_shot), ("ICL", folding.icl))
+        Fact(f"{name} accuracy", percent(accuracy.mean), percent_interval(accuracy.ci95))
+        for name, accuracy in (("zero-shot", folding.zero_shot), ("ICL", folding.icl))
     ]
     axis = next(iter(axes_in_order(folding)), None)
     best = best_point(points_on(folding, axis)) if axis is not None else None
     if axis is not None and best is not None:
         cards.append(Fact("best fold's accuracy", percent(best.accuracy.mean), f"{axis_name(axis)} {best.value}"))
-        cards.append(Fact("it answers as ICL", percent(best.agreement.mean), percent_interval(best.agreement.ci95)))
+        cards.append(
+            Fact("its agreement with ICL", percent(best.agreement.mean), percent_interval(best.agreement.ci95))
+        )
     if folding.perplexity is not None:
         ratio = folding.perplexity.ratio
-        cards.append(Fact("perplexity, folded over base", decimal(ratio.mean), decimal_interval(ratio.ci95)))
+        cards.append(Fact("perplexity, folded / base", decimal(ratio.mean), decimal_interval(ratio.ci95)))
     return cards

@@ -1,4 +1,4 @@
-"""What a study of folding costs: every way of folding, seed by seed."""
+"""The cost of a folding study, estimated before it runs."""
 
 import time
 from dataclasses import replace
@@ -16,7 +16,7 @@ from dualform.studies.planning import estimated_memory, merged, planned_model, p
 
 
 def plan(config: FoldingConfig, machine: Machine) -> Plan:
-    """What a study with these settings will cost. A way of folding that fails costs less than is estimated here."""
+    """The estimated cost of the study. A fold that fails costs less than estimated."""
     lm = planned_model(config, config.model)
     task = config.load_task()
     start = time.process_time()
@@ -24,23 +24,24 @@ def plan(config: FoldingConfig, machine: Machine) -> Plan:
     others = {}
     for name in dict.fromkeys((*config.transfer, *config.compose)):
         own = {"text": None, "label": None, "choices": None, "prompt": None, "label_words": None, "separator": None}
-        asked = config.model_copy(update={"task": name, **own})
-        others[name] = Experiment.of(asked, lm, asked.load_task())
+        other = config.model_copy(update={"task": name, **own})
+        others[name] = Experiment.of(other, lm, other.load_task())
     work = _work(config, experiment, others)
     tokenising = time.process_time() - start
     costs = prices(config, lm, machine)
     parts = surrounding_parts(costs, tokenising)
     parts.append(PricedPart("packing weights", costs.packing(config.ft)))
     parts += [costs.part(part) for part in work.parts()]
-    sequences = [len(ids) for one in work.drawn.values() for ids in one.encoded.sequences]
+    encoded = [each.encoded for each in work.demonstration_sets.values()]
+    lengths = [len(ids) for each in encoded for ids in each.sequences]
     largest = max(work.folds, key=lambda fold: fold_bytes(experiment, fold.settings))
     memory = memory_of(
         costs,
         base=machine.base,
-        prefix=max(len(one.encoded.prefix) for one in work.drawn.values()),
+        prefix=max(len(each.prefix) for each in encoded),
         queries=experiment.queries,
-        longest_training=max(sequences, default=0),
-        learned=max(sequences, default=1) - 1,
+        longest_training=max(lengths, default=0),
+        learned=max(lengths, default=1) - 1,
         learners=1,
         recorded=False,
         trains=config.ft,
@@ -54,17 +55,17 @@ def plan(config: FoldingConfig, machine: Machine) -> Plan:
 def _work(
     config: FoldingConfig, experiment: Experiment[FoldingConfig], others: dict[str, Experiment[FoldingConfig]]
 ) -> FoldingWork:
-    drawn: dict[tuple[int, int], DemonstrationSet] = {}
+    demonstration_sets: dict[tuple[int, int], DemonstrationSet] = {}
     points = config.points(experiment.lm.shape.n_layers)
     for k in dict.fromkeys([config.k, *(point.fold.k for point in points)]):
         with_k = replace(experiment, config=config.model_copy(update={"k": k}))
         try:
-            drawn |= {(seed, k): one for seed, one in with_k.draw_all(config.seeds).items()}
+            demonstration_sets |= {(seed, k): each for seed, each in with_k.draw_all(config.seeds).items()}
         except DualformError:
             if k == config.k:
                 raise
-    there = {(name, seed): others[name].draw(seed) for name in config.compose for seed in config.seeds}
+    other_sets = {(name, seed): others[name].draw(seed) for name in config.compose for seed in config.seeds}
     passages: tuple[tuple[int, ...], ...] = ()
     if config.perplexity is not None:
         passages = perplexity_passages(experiment, config.perplexity, config.perplexity_texts)
-    return FoldingWork(experiment, others, passages, drawn, there)
+    return FoldingWork(experiment, others, passages, demonstration_sets, other_sets)

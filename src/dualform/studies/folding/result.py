@@ -1,4 +1,4 @@
-"""What a folding study found, as in its `result.json`."""
+"""The schema of a folding study's `result.json`."""
 
 from typing import Literal
 
@@ -6,109 +6,109 @@ from dualform.result import Estimate, Number, Record, Result, TaskName
 
 
 class Perplexity(Record):
-    """What folding does to plain text."""
+    """Perplexity of plain text before and after folding."""
 
     source: str
-    """The file's name."""
+    """Name of the file."""
     tokens: int
-    """Tokens predicted."""
+    """Number of predicted tokens."""
     before: Number
     """Perplexity of the base model: exp of the mean negative log-probability of a token."""
     after: Estimate
-    """The same of the folded models; `n` counts seeds."""
+    """Perplexity of the folded models; `n` counts seeds."""
     ratio: Estimate
-    """Perplexity of the folded models over the base model's, all seeds' losses together; its interval resamples seeds
-    and texts, `n` counts texts."""
+    """Perplexity of the folded models divided by that of the base model, from the losses of all seeds; seeds and texts
+    are resampled for the interval, and `n` counts texts."""
 
 
 class FoldPoint(Record):
-    """One way of folding, over all seeds."""
+    """One fold, over all seeds."""
 
     named_by = ("axis", "value")
 
     axis: str
-    """What is varied: `method`, `k` (demonstrations), `texts` (how many), `strength`, `layers` or `source` (of the
-    texts)."""
+    """The setting that is varied: `method`, `k` (number of demonstrations), `texts` (number of texts), `strength`,
+    `layers` or `source` (of the texts)."""
     value: str
-    """Where on it, in words or digits, such as `ridge`, `16` or `first half`."""
+    """The value of that setting, such as `ridge`, `16` or `first half`."""
     accuracy: Estimate
     """Accuracy of the fold."""
     icl: Estimate
     """Accuracy of ICL with the same demonstrations."""
     agreement: Estimate
-    """As in `PromptingComparison`: share of queries answered as ICL does."""
+    """Share of queries answered as ICL does, as in `PromptingComparison`."""
     recovered: Estimate
-    """As in `PromptingComparison`, of the gain with these demonstrations."""
+    """Recovered share of ICL's gain with these demonstrations, as in `PromptingComparison`."""
     gained: int | None = None
-    """Right answers that ICL has more than zero-shot, over all pairs: the denominator of `recovered`."""
+    """Correct answers of ICL minus those of zero-shot, over all pairs: the denominator of `recovered`."""
     strength: Number = None
     """Ridge strength, mean over layers and seeds; None for other methods."""
     adapt_flops: Number = None
-    """Operations of folding once."""
+    """Floating-point operations of one fold."""
     query_tokens: Number = None
-    """Tokens read for one query, what stands before it included."""
+    """Tokens read for one query, including those before it."""
     perplexity_ratio: Number = None
-    """Perplexity on plain text, mean of the seeds' folded models over the base model's; None without `--perplexity` and
-    for methods that change no weights."""
+    """Perplexity of the folded models on plain text divided by that of the base model; None without `--perplexity` and
+    for methods that do not change weights."""
     note: str = ""
-    """What to know about this point, such as how many demonstrations fitted; often empty."""
+    """A remark on this point, such as how many demonstrations fit the context; often empty."""
 
 
 class Transfer(Record):
-    """A fold made for one task, asked another's queries."""
+    """A fold for one task evaluated on another task."""
 
     named_by = ("task",)
 
     task: str
     """The other task."""
     zero_shot: Estimate
-    """Accuracy of the base model there."""
+    """Accuracy of the base model on the other task."""
     folded: Estimate
-    """Accuracy there of the model folded for the study's own task."""
+    """Accuracy on the other task of the model folded for the study's task."""
     difference: Estimate
-    """The second less the first, query by query."""
+    """`folded` minus `zero_shot`, paired by query."""
     majority: Number = None
-    """Accuracy there of always giving the commonest label."""
+    """Accuracy of always giving the commonest label of the other task."""
 
 
 class Composition(Record):
-    """Several folds added up in one model."""
+    """The sum of several folds in one model."""
 
     named_by = ("parts",)
 
     parts: list[str]
     """Names of the tasks whose folds were added."""
     accuracy: dict[TaskName, Estimate]
-    """Accuracy of the sum on its queries."""
+    """Accuracy of the sum on each task."""
     alone: dict[TaskName, Estimate]
-    """Accuracy of the task's own fold on them."""
+    """Accuracy of each task's own fold on that task."""
     majority: dict[TaskName, Number] = {}
-    """Accuracy there of always giving the commonest label."""
+    """Accuracy of always giving the commonest label of each task."""
 
 
 class Folding(Record):
-    """What `dualform folding` found."""
+    """Results of `dualform folding`."""
 
     zero_shot: Estimate
     """Accuracy of the base model."""
     icl: Estimate
     """Accuracy of ICL with the study's `k` demonstrations."""
     ft: Estimate | None
-    """Accuracy of FT on them, at the rate that the selection split chooses for each seed; None with `--no-ft`."""
+    """Accuracy of FT on them, at the rate chosen on the selection split for each seed; None with `--no-ft`."""
     points: list[FoldPoint]
-    """Each way of folding, axis by axis; one that could not be had is left out, and `warnings` says why."""
+    """All folds, axis by axis; one that failed is left out, and `warnings` says why."""
     perplexity: Perplexity | None
-    """What the default fold does to plain text; None without `--perplexity`."""
+    """Effect of the default fold on plain text; None without `--perplexity`."""
     transfer: list[Transfer]
-    """The default fold asked other tasks' queries."""
+    """The default fold evaluated on other tasks."""
     compositions: list[Composition]
-    """The default fold added to other tasks' folds."""
+    """The default fold added to the folds of other tasks."""
 
 
 class FoldingResult(Result):
-    """What a folding study found."""
+    """Result of a folding study."""
 
     study: Literal["folding"] = "folding"
     """Always `folding`."""
     folding: Folding | None = None
-    """What a folding study found."""
+    """Results of the folding study."""

@@ -1,8 +1,8 @@
-"""What folding depends on: method, demonstrations, texts, ridge strength, layers; and what it does to everything else.
+"""Runs the folding study.
 
-For each seed every way of folding (`FoldingConfig.points`) is made once and answers the reported queries zero-shot,
-next to the base model, the prompt itself and finetuning. The default fold is then asked other tasks' queries, added to
-other tasks' folds, and read plain text.
+For each seed, every fold (`FoldingConfig.points`) is made once and answers the reported queries without the prompt, and
+is compared with the base model, ICL and finetuning. The default fold is also evaluated on other tasks, added to other
+tasks' folds, and evaluated on plain text.
 """
 
 import hashlib
@@ -44,14 +44,14 @@ _NO_PIECES = NoPieceStore()
 
 @dataclass(frozen=True)
 class FoldingStudy:
-    """A finished study."""
+    """The result of a study and the answers from which it was computed."""
 
     result: FoldingResult
-    asked: TaskDescription
+    description: TaskDescription
     base: dict[str, Tensor]
-    """What the base model said: `answers/` for the study's task, `answers/OTHER`, `plain`."""
+    """Answers of the base model: `answers/` for the study's task, `answers/OTHER` for other tasks, and `plain`."""
     seeds: tuple[SeedFolds, ...]
-    """Answer by answer."""
+    """The answers with each seed."""
 
 
 @accepts_cells
@@ -64,20 +64,17 @@ def folding(
     pieces: PieceStore = _NO_PIECES,
     progress: Progress = _SILENT,
 ) -> FoldingStudy:
-    """Run the study.
+    """The result of a folding study.
 
     Args:
-        config: What to run.
-        lm: A model at hand, instead of the one that `config.model` names.
-        task: A task at hand, instead of the one that `config.task` names.
-        pieces: Keeps each finished fold.
-        progress: Is told how far the work is.
-
-    Returns:
-        The result and all that it was made of.
+        config: The settings.
+        lm: A loaded model to use in place of the one named by `config.model`.
+        task: A loaded task to use in place of the one named by `config.task`.
+        pieces: Stores each finished fold, so that an interrupted study can continue.
+        progress: Receives the progress of the study.
 
     Raises:
-        DualformError: A mistake in the settings, model or data, named.
+        DualformError: The settings, the model or the data are invalid.
     """
     start = time.perf_counter()
     task = task or config.load_task()
@@ -87,47 +84,47 @@ def folding(
     with lm.packed_products():
         base, _ = study.run_zero_shot()
         seeds = tuple(study.run_seed(seed) for seed in config.seeds)
-    asked = TaskDescription.of(study.experiment, study.notes)
+    description = TaskDescription.of(study.experiment, study.notes)
     facts = {**model_facts(lm), "inputs": study.inputs, "refused_routes": list(lm.refused)}
     labels = {name: other.labels for name, other in study.others.items()}
     result = summarise_folding(
-        config, asked, base, seeds, labels, facts, environment(lm.device, time.perf_counter() - start)
+        config, description, base, seeds, labels, facts, environment(lm.device, time.perf_counter() - start)
     )
-    return FoldingStudy(result, asked, base, seeds)
+    return FoldingStudy(result, description, base, seeds)
 
 
 def run(config: FoldingConfig, context: StudyContext) -> StudyOutput:
-    """The study, as `Study.run`."""
+    """Runs the study; see `Study.run`."""
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
-    found = folding(config, lm=lm, task=task, pieces=context.pieces, progress=context.progress)
-    return StudyOutput(found.result, folding_table(found.asked, found.base, found.seeds))
+    study = folding(config, lm=lm, task=task, pieces=context.pieces, progress=context.progress)
+    return StudyOutput(study.result, folding_table(study.description, study.base, study.seeds))
 
 
 @dataclass(frozen=True)
 class _Study:
-    """Everything that the seeds share."""
+    """The setup that all seeds share."""
 
     config: FoldingConfig
     lm: LanguageModel
     experiment: Experiment[FoldingConfig]
     others: dict[str, Experiment[FoldingConfig]]
-    """Tasks to transfer to and to compose with, by name."""
+    """Other tasks, to transfer to and to compose with, by name."""
     plain: tuple[tuple[int, ...], ...]
-    """Passages for perplexity."""
-    drawn: dict[tuple[int, int], DemonstrationSet]
+    """Passages of plain text on which perplexity is measured."""
+    demonstration_sets: dict[tuple[int, int], DemonstrationSet]
     """(seed, k) -> demonstrations."""
-    drawn_there: dict[tuple[str, int], DemonstrationSet]
+    other_sets: dict[tuple[str, int], DemonstrationSet]
     """(task to compose with, seed) -> demonstrations."""
     missing: dict[int, str]
-    """k of which there are not so many demonstrations -> why."""
+    """k for which no demonstrations could be drawn -> the reason."""
     inputs: str
     pieces: PieceStore
     progress: Progress
     notes: tuple[str, ...]
-    made_last: dict[int, tuple[WeightDelta, ...]] = field(default_factory=dict)
-    """The default fold of the seed in hand: other tasks are asked it too."""
+    last_deltas: dict[int, tuple[WeightDelta, ...]] = field(default_factory=dict)
+    """The current seed -> weight changes of its default fold, which is also evaluated on other tasks."""
 
     @classmethod
     def of(
@@ -136,62 +133,75 @@ class _Study:
         experiment = Experiment.of(config, lm, task)
         others = {}
         for name in dict.fromkeys((*config.transfer, *config.compose)):
-            # Columns, prompts and words are those of the study's own task.
+            # Columns, prompts and label words in the settings apply to the study's own task only.
             own = {"text": None, "label": None, "choices": None, "prompt": None, "label_words": None, "separator": None}
-            asked = config.model_copy(update={"task": name, **own})
-            others[name] = Experiment.of(asked, lm, asked.load_task())
-        drawn_there = {
-            (name, seed): one for name in config.compose for seed, one in others[name].draw_all(config.seeds).items()
+            other = config.model_copy(update={"task": name, **own})
+            others[name] = Experiment.of(other, lm, other.load_task())
+        other_sets = {
+            (name, seed): each for name in config.compose for seed, each in others[name].draw_all(config.seeds).items()
         }
         plain: tuple[tuple[int, ...], ...] = ()
         if config.perplexity is not None:
             plain = perplexity_passages(experiment, config.perplexity, config.perplexity_texts)
-        wanted = dict.fromkeys([config.k, *(point.fold.k for point in config.points(len(lm.anatomy.layers)))])
-        drawn: dict[tuple[int, int], DemonstrationSet] = {}
+        ks = dict.fromkeys([config.k, *(point.fold.k for point in config.points(len(lm.anatomy.layers)))])
+        demonstration_sets: dict[tuple[int, int], DemonstrationSet] = {}
         missing: dict[int, str] = {}
         notes = []
-        for k in wanted:
-            there = replace(experiment, config=config.model_copy(update={"k": k}))
+        for k in ks:
+            with_k = replace(experiment, config=config.model_copy(update={"k": k}))
             try:
-                found = there.draw_all(config.seeds)
+                by_seed = with_k.draw_all(config.seeds)
             except DualformError as error:
                 if k == config.k:
                     raise
                 missing[k] = str(error)
                 continue
-            drawn |= {(seed, k): one for seed, one in found.items()}
-            fitted = min(len(drawn[seed, k].demonstrations.rows) for seed in config.seeds)
-            if fitted < k:
-                notes.append(f"Of {k} demonstrations {fitted} fit the context of {experiment.context} tokens.")
-        elsewhere = [
-            digest(other, [one for (task, _), one in drawn_there.items() if task == name])
+            demonstration_sets |= {(seed, k): each for seed, each in by_seed.items()}
+            fitting = min(len(each.demonstrations.rows) for each in by_seed.values())
+            if fitting < k:
+                notes.append(f"Only {fitting} of {k} demonstrations fit the context of {experiment.context} tokens.")
+        digests = [
+            digest(other, [each for (task, _), each in other_sets.items() if task == name])
             for name, other in others.items()
         ]
         for name in config.compose:
             check_fold(others[name], config.fold)
-        inputs = digest(experiment, drawn.values(), [*check_fold(experiment, config.fold), repr(plain), *elsewhere])
+        inputs = digest(
+            experiment, demonstration_sets.values(), [*check_fold(experiment, config.fold), repr(plain), *digests]
+        )
         return cls(
-            config, lm, experiment, others, plain, drawn, drawn_there, missing, inputs, pieces, progress, tuple(notes)
+            config,
+            lm,
+            experiment,
+            others,
+            plain,
+            demonstration_sets,
+            other_sets,
+            missing,
+            inputs,
+            pieces,
+            progress,
+            tuple(notes),
         )
 
     @property
     def folds(self) -> tuple[FoldVariant, ...]:
-        """Every way of folding once, the default first."""
+        """Every fold once, the default first."""
         return self.work.folds
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """Every number of demonstrations that is asked for and can be had."""
+        """Every number of demonstrations that is requested and available."""
         return self.work.ks
 
     @property
     def work(self) -> FoldingWork:
-        """What all steps take."""
-        return FoldingWork(self.experiment, self.others, self.plain, self.drawn, self.drawn_there)
+        """The work of all steps."""
+        return FoldingWork(self.experiment, self.others, self.plain, self.demonstration_sets, self.other_sets)
 
     @property
     def passes(self) -> float:
-        """All that lies ahead, as the progress bar counts it."""
+        """The total work in the units of the progress bar."""
         seeds, work = self.config.seeds, self.work
         steps = [work.zero_shot()]
         steps += [work.prompt(seed, k) for seed in seeds for k in self.ks]
@@ -201,44 +211,46 @@ class _Study:
         return sum(map(_passes, steps))
 
     def run_zero_shot(self) -> PieceContent:
-        """The base model, which no seed changes."""
+        """The answers of the base model, which are the same for all seeds."""
 
         def make() -> PieceContent:
-            answers = {"": self._ask(self.experiment, self._zero_shot())}
+            answers = {"": self._answers(self.experiment, self._zero_shot())}
             answers |= {
-                name: self._ask(experiment, self._zero_shot(experiment)) for name, experiment in self.others.items()
+                name: self._answers(experiment, self._zero_shot(experiment)) for name, experiment in self.others.items()
             }
             plain = {"plain": self._read_plain(())} if self.plain else {}
             return {f"answers/{name}": table for name, table in answers.items()} | plain, {}
 
-        return self._kept("zero-shot", self.work.zero_shot(), make)
+        return self._load_or_make("zero-shot", self.work.zero_shot(), make)
 
     def run_seed(self, seed: int) -> SeedFolds:
-        """All ways of folding one seed's demonstrations."""
+        """The answers of all learners with one seed."""
         prompted = {
-            k: self._kept(f"seed {seed}, prompt of {k}", self.work.prompt(seed, k), partial(self._prompt, seed, k))
+            k: self._load_or_make(
+                f"seed {seed}, prompt of {k}", self.work.prompt(seed, k), partial(self._prompt, seed, k)
+            )
             for k in self.ks
         }
         ft = (
-            self._kept(f"seed {seed}, ft", self.work.finetuning(seed), partial(self._finetune, seed))
+            self._load_or_make(f"seed {seed}, ft", self.work.finetuning(seed), partial(self._finetune, seed))
             if self.config.ft
             else None
         )
         folds = {
-            fold: self._kept(
-                f"seed {seed}, fold {_told(fold)}", self.work.fold(seed, fold), partial(self._fold, seed, fold)
+            fold: self._load_or_make(
+                f"seed {seed}, fold {_piece_name(fold)}", self.work.fold(seed, fold), partial(self._fold, seed, fold)
             )
             for fold in self.folds
         }
         elsewhere = {
-            name: self._kept(
+            name: self._load_or_make(
                 f"seed {seed}, task {name}", self.work.elsewhere(seed, name), partial(self._elsewhere, seed, name)
             )
             for name in self.others
         }
         return SeedFolds(
             seed=seed,
-            demonstrations={k: self.drawn[seed, k] for k in self.ks},
+            demonstrations={k: self.demonstration_sets[seed, k] for k in self.ks},
             prompted={k: tensors["answers"] for k, (tensors, _) in prompted.items()},
             ft=None if ft is None else ft[0]["answers"],
             trials=() if ft is None else tuple(Trial(**trial) for trial in ft[1]["trials"]),
@@ -246,8 +258,8 @@ class _Study:
             elsewhere={name: tensors for name, (tensors, _) in elsewhere.items()},
         )
 
-    def _kept(self, name: str, parts: Iterable[WorkPart], make: Callable[[], PieceContent]) -> PieceContent:
-        """A finished piece, or one made now and kept."""
+    def _load_or_make(self, name: str, parts: Iterable[WorkPart], make: Callable[[], PieceContent]) -> PieceContent:
+        """The content of a stored piece, or of a new one, which is stored."""
         piece = self.pieces.get(name, self.inputs)
         self.progress.advance(0, name)
         if piece is None:
@@ -258,69 +270,73 @@ class _Study:
         return piece.tensors, piece.about
 
     def _prompt(self, seed: int, k: int) -> PieceContent:
-        icl = InContext().adapt(self.lm, self.drawn[seed, k].encoded)
-        return {"answers": self._ask(self.experiment, icl)}, {}
+        icl = InContext().adapt(self.lm, self.demonstration_sets[seed, k].encoded)
+        return {"answers": self._answers(self.experiment, icl)}, {}
 
     def _finetune(self, seed: int) -> PieceContent:
-        config, drawn = self.config, self.drawn[seed, self.config.k]
+        config, demonstration_set = self.config, self.demonstration_sets[seed, self.config.k]
 
         def adapt(rate: float) -> AdaptedModel:
-            return Finetuned(self.experiment.encoder.opening, rate, config.loss_on).adapt(self.lm, drawn.encoded)
+            return Finetuned(self.experiment.encoder.opening, rate, config.loss_on).adapt(
+                self.lm, demonstration_set.encoded
+            )
 
-        # Each seed searches for itself: cells of one seed must not hang on those of another.
-        found = train_at_best_rate(adapt, config.rates, self.experiment, name="ft", seed=seed, known=None)
-        about = {"trials": [trial.model_dump() for trial in found.trials]}
-        return {"answers": self._ask(self.experiment, found.best)}, about
+        # Each seed searches for its own rate, so that the pieces of one seed do not depend on those of another.
+        search = train_at_best_rate(adapt, config.rates, self.experiment, name="ft", seed=seed, known=None)
+        about = {"trials": [trial.model_dump() for trial in search.trials]}
+        return {"answers": self._answers(self.experiment, search.best)}, about
 
     def _fold(self, seed: int, fold: FoldVariant) -> PieceContent:
         if fold.k in self.missing:
             return {}, {"failed": self.missing[fold.k]}
-        drawn = self.drawn[seed, fold.k]
+        demonstration_set = self.demonstration_sets[seed, fold.k]
         experiment = self._experiment_for(fold.k)
         try:
-            made = make_fold(experiment, drawn, fold.settings)
-            answers = self._ask(self.experiment, made.adapted)
+            folded = make_fold(experiment, demonstration_set, fold.settings)
+            answers = self._answers(self.experiment, folded.adapted)
         except DualformError as error:
             if fold == self.config.default or isinstance(error, StorageError):
                 raise
-            # One way of folding that cannot be had (a method on this family, texts that the model fails to write) is
-            # told in its place; the others go on.
+            # A fold that is not possible, such as a method that does not support this model, is reported with its
+            # reason, and the study continues.
             return {}, {"failed": str(error)}
-        if fold == self.config.default and isinstance(made.adapted, AdaptedModel):
-            self._remember(seed, made.adapted.deltas)
+        if fold == self.config.default and isinstance(folded.adapted, AdaptedModel):
+            self._remember(seed, folded.adapted.deltas)
         tensors = {"answers": answers}
-        if self.plain and fold.settings.method in IN_WEIGHTS and isinstance(made.adapted, AdaptedModel):
-            tensors["plain"] = self._read_plain(made.adapted.deltas)
-        cost = made.adapted.cost
-        about = {**made.about(), "adapt_flops": cost.flops, **query_cost(experiment, made.adapted.n_prefix)}
+        if self.plain and fold.settings.method in IN_WEIGHTS and isinstance(folded.adapted, AdaptedModel):
+            tensors["plain"] = self._read_plain(folded.adapted.deltas)
+        cost = folded.adapted.cost
+        about = {**folded.about(), "adapt_flops": cost.flops, **query_cost(experiment, folded.adapted.n_prefix)}
         return tensors, about
 
     def _elsewhere(self, seed: int, name: str) -> PieceContent:
-        """Another task's queries: asked the study's fold, its own fold, and the sum of both."""
+        """Answers to another task's queries of the study's fold, the task's own fold and the sum of both."""
         other = self.others[name]
-        if seed not in self.made_last:
-            # Its cell was there already, and keeps answers only.
-            self._remember(seed, self._deltas(self.experiment, self.drawn[seed, self.config.k]))
-        here = self.made_last[seed]
+        if seed not in self.last_deltas:
+            # The piece of this fold was loaded, and holds answers only.
+            self._remember(seed, self._deltas(self.experiment, self.demonstration_sets[seed, self.config.k]))
+        own = self.last_deltas[seed]
         tensors = {}
         if name in self.config.transfer:
-            tensors["transfer"] = self._ask(other, self._changed(other, here))
+            tensors["transfer"] = self._answers(other, self._changed(other, own))
         if name in self.config.compose:
-            there = self._deltas(other, self.drawn_there[name, seed])
-            both = (*here, *there)
-            tensors["alone"] = self._ask(other, self._changed(other, there))
-            tensors["sum"] = self._ask(other, self._changed(other, both))
-            tensors["sum_here"] = self._ask(self.experiment, self._changed(self.experiment, both))
+            others = self._deltas(other, self.other_sets[name, seed])
+            both = (*own, *others)
+            tensors["alone"] = self._answers(other, self._changed(other, others))
+            tensors["sum"] = self._answers(other, self._changed(other, both))
+            tensors["sum_here"] = self._answers(self.experiment, self._changed(self.experiment, both))
         return tensors, {}
 
     def _remember(self, seed: int, deltas: tuple[WeightDelta, ...]) -> None:
-        self.made_last.clear()
-        self.made_last[seed] = deltas
+        self.last_deltas.clear()
+        self.last_deltas[seed] = deltas
 
-    def _deltas(self, experiment: Experiment[FoldingConfig], drawn: DemonstrationSet) -> tuple[WeightDelta, ...]:
-        made = make_fold(experiment, drawn, self.config.fold)
-        assert isinstance(made.adapted, AdaptedModel)
-        return made.adapted.deltas
+    def _deltas(
+        self, experiment: Experiment[FoldingConfig], demonstration_set: DemonstrationSet
+    ) -> tuple[WeightDelta, ...]:
+        folded = make_fold(experiment, demonstration_set, self.config.fold)
+        assert isinstance(folded.adapted, AdaptedModel)
+        return folded.adapted.deltas
 
     def _changed(self, experiment: Experiment[FoldingConfig], deltas: tuple[WeightDelta, ...]) -> AdaptedModel:
         with applied(self.lm.model, deltas):
@@ -333,7 +349,7 @@ class _Study:
     def _experiment_for(self, k: int) -> Experiment[FoldingConfig]:
         return replace(self.experiment, config=self.config.model_copy(update={"k": k}))
 
-    def _ask(self, experiment: Experiment[FoldingConfig], adapted: Adapted) -> Tensor:
+    def _answers(self, experiment: Experiment[FoldingConfig], adapted: Adapted) -> Tensor:
         return answer_log_probabilities(adapted, self.lm, experiment.queries)
 
     def _read_plain(self, deltas: Sequence[WeightDelta]) -> Tensor:
@@ -342,11 +358,11 @@ class _Study:
 
 
 def _passes(parts: Iterable[WorkPart]) -> float:
-    """Work as the progress bar counts it."""
+    """Work in the units of the progress bar."""
     return sum(part.work.passes for part in parts)
 
 
-def _told(fold: FoldVariant) -> str:
-    """A way of folding as a name of a cell."""
+def _piece_name(fold: FoldVariant) -> str:
+    """A name for the piece of a fold, unique among settings."""
     settings = json.dumps(fold.settings.model_dump(mode="json"), sort_keys=True)
     return f"{fold.settings.method} of {fold.k} {hashlib.sha256(settings.encode()).hexdigest()[:10]}"

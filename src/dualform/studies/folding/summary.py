@@ -1,4 +1,4 @@
-"""From the answers of many folds to the numbers of a `Folding`."""
+"""Computes the results of a folding study from the answers of its folds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,56 +23,57 @@ from dualform.studies.statistics import Statistics, majority_label
 
 @dataclass(frozen=True)
 class FoldMeasurement:
-    """What one fold of one seed brought."""
+    """The answers of one fold with one seed."""
 
     tensors: dict[str, Tensor]
-    """`answers`, `(example, answer)`, and where it was read `plain`, `(text, 2)`; empty where the fold failed."""
+    """`answers`, `(example, answer)`, and `plain`, `(text, 2)`, if plain text was read; empty if the fold failed."""
     about: dict[str, Any]
-    """`failed` says why it did."""
+    """Facts about the fold; `failed` holds the reason if it failed."""
 
 
 @dataclass(frozen=True)
 class SeedFolds:
-    """All that one seed brought."""
+    """The answers of all learners with one seed."""
 
     seed: int
     demonstrations: dict[int, DemonstrationSet]
-    """By the number asked for."""
+    """Requested number of demonstrations -> demonstrations."""
     prompted: dict[int, Tensor]
-    """ICL's answers `(example, answer)`, by that number."""
+    """Requested number of demonstrations -> ICL's answers, `(example, answer)`."""
     ft: Tensor | None
     trials: tuple[Trial, ...]
     folds: dict[FoldVariant, FoldMeasurement]
     elsewhere: dict[str, dict[str, Tensor]]
-    """Other task -> `transfer`, `alone`, `sum` and `sum_here` (the sum asked the study's own queries), where asked."""
+    """Other task -> answers of the study's fold (`transfer`), the task's own fold (`alone`) and their sum (`sum`), and
+    answers of the sum to the study's queries (`sum_here`), as far as requested."""
 
 
 def summarise_folding(
     config: FoldingConfig,
-    asked: TaskDescription,
+    description: TaskDescription,
     base: Mapping[str, Tensor],
     seeds: Sequence[SeedFolds],
     labels: Mapping[str, Tensor],
     model: dict[str, Any],
     environment: dict[str, Any],
 ) -> FoldingResult:
-    """The whole study as a result.
+    """The result of the study.
 
     Args:
         config: The settings.
-        asked: The queries.
-        base: The base model's `answers/` (the study's task), `answers/OTHER` and `plain`.
-        seeds: At least one.
-        labels: Other task -> right answers, `(example,)`.
-        model: See `Result.model`; its `n_layers` says what the axis `layers` means.
+        description: The task and its reported queries.
+        base: Answers of the base model: `answers/` for the study's task, `answers/OTHER` for other tasks, and `plain`.
+        seeds: The answers with each seed, at least one.
+        labels: Other task -> correct answers, `(example,)`.
+        model: See `Result.model`; its `n_layers` determines the sets of layers.
         environment: See `Result.environment`.
     """
-    stats = Statistics(config.resamples, tuple(str(one.seed) for one in seeds))
-    own = torch.tensor([example.label for example in asked.examples])
+    stats = Statistics(config.resamples, tuple(str(each.seed) for each in seeds))
+    own_labels = torch.tensor([example.label for example in description.examples])
 
     def right(tables: Sequence[Tensor], task: str = "") -> Tensor:
-        """Answers of every seed -> 1 where right, `(seed, example)`."""
-        truth = labels[task] if task else own
+        """1 for correct answers, else 0, `(seed, example)`, from the answers with every seed."""
+        truth = labels[task] if task else own_labels
         return torch.stack([(table.argmax(dim=1) == truth).double() for table in tables])
 
     def zero_shot(task: str = "") -> Tensor:
@@ -82,16 +83,17 @@ def summarise_folding(
         return float((labels[task] == majority_label(labels[task])).double().mean())
 
     default = config.default
-    points, notes = [], []
+    points, warnings = [], []
     for planned in config.points(int(model["n_layers"])):
-        failed = [one.folds[planned.fold].about["failed"] for one in seeds if "failed" in one.folds[planned.fold].about]
-        if failed:
-            notes.append(f"{planned.axis} {planned.value} could not be folded: {failed[0]}")
+        about = [each.folds[planned.fold].about for each in seeds]
+        failures = [facts["failed"] for facts in about if "failed" in facts]
+        if failures:
+            warnings.append(f"{planned.axis} {planned.value} could not be folded: {failures[0]}")
             continue
         points.append(_point(planned, seeds, right, zero_shot(), base, stats))
     transfer = []
     for task in config.transfer:
-        folded = right([one.elsewhere[task]["transfer"] for one in seeds], task)
+        folded = right([each.elsewhere[task]["transfer"] for each in seeds], task)
         before = zero_shot(task)
         transfer.append(
             Transfer(
@@ -102,45 +104,46 @@ def summarise_folding(
                 majority=majority(task),
             )
         )
-    alone = stats.share(right([one.folds[default].tensors["answers"] for one in seeds]))
+    alone = stats.share(right([each.folds[default].tensors["answers"] for each in seeds]))
     compositions = [
         Composition(
             parts=[config.task, task],
             accuracy={
-                config.task: stats.share(right([one.elsewhere[task]["sum_here"] for one in seeds])),
-                task: stats.share(right([one.elsewhere[task]["sum"] for one in seeds], task)),
+                config.task: stats.share(right([each.elsewhere[task]["sum_here"] for each in seeds])),
+                task: stats.share(right([each.elsewhere[task]["sum"] for each in seeds], task)),
             },
             alone={
                 config.task: alone,
-                task: stats.share(right([one.elsewhere[task]["alone"] for one in seeds], task)),
+                task: stats.share(right([each.elsewhere[task]["alone"] for each in seeds], task)),
             },
-            majority={config.task: asked.baselines.majority, task: majority(task)},
+            majority={config.task: description.baselines.majority, task: majority(task)},
         )
         for task in config.compose
     ]
-    trained = [one.ft for one in seeds if one.ft is not None]
-    drawn = {one.seed: one.demonstrations[config.k] for one in seeds}
+    finetuned = [each.ft for each in seeds if each.ft is not None]
+    demonstration_sets = {each.seed: each.demonstrations[config.k] for each in seeds}
     return task_result(
         FoldingResult,
         "folding",
         config,
-        asked,
+        description,
         model=model,
         environment=environment,
-        warnings=[*notes, *few_seeds(len(seeds))],
+        warnings=[*warnings, *few_seeds(len(seeds))],
         demonstrations=demonstration_report(
-            config.k, {seed: (one.demonstrations.rows, len(one.encoded.prefix)) for seed, one in drawn.items()}
+            config.k,
+            {seed: (each.demonstrations.rows, len(each.encoded.prefix)) for seed, each in demonstration_sets.items()},
         ),
         folding=Folding(
             zero_shot=stats.share(zero_shot()[:1]),
-            icl=stats.share(right([one.prompted[config.k] for one in seeds])),
-            ft=stats.share(right(trained)) if len(trained) == len(seeds) else None,
+            icl=stats.share(right([each.prompted[config.k] for each in seeds])),
+            ft=stats.share(right(finetuned)) if len(finetuned) == len(seeds) else None,
             points=points,
-            perplexity=_perplexity(config, base, [one.folds[default] for one in seeds], stats),
+            perplexity=_perplexity(config, base, [each.folds[default] for each in seeds], stats),
             transfer=transfer,
             compositions=compositions,
         ),
-        trials=[trial for one in seeds for trial in one.trials],
+        trials=[trial for each in seeds for trial in each.trials],
     )
 
 
@@ -153,26 +156,26 @@ def _point(
     stats: Statistics,
 ) -> FoldPoint:
     fold = planned.fold
-    outcomes = [one.folds[fold] for one in seeds]
+    outcomes = [each.folds[fold] for each in seeds]
     tables = [outcome.tensors["answers"] for outcome in outcomes]
-    prompted = [one.prompted[fold.k] for one in seeds]
+    prompted = [each.prompted[fold.k] for each in seeds]
     same = torch.stack([(a.argmax(1) == b.argmax(1)).double() for a, b in zip(tables, prompted, strict=True)])
     ratio = None
     if all("plain" in outcome.tensors for outcome in outcomes):
-        # Over all seeds' tokens, as `Perplexity.ratio`.
+        # From the tokens of all seeds, as for `Perplexity.ratio`.
         ratio = perplexity(torch.cat([outcome.tensors["plain"] for outcome in outcomes])) / perplexity(base["plain"])
     strengths = [outcome.about["strength"] for outcome in outcomes]
-    fitted = min(len(one.demonstrations[fold.k].demonstrations.rows) for one in seeds)
-    read = {outcome.about["texts"] for outcome in outcomes}
-    said = []
-    if fitted < fold.k:
-        said.append(f"{fitted} demonstrations fit")
+    fitting = min(len(each.demonstrations[fold.k].demonstrations.rows) for each in seeds)
+    n_texts = {outcome.about["texts"] for outcome in outcomes}
+    notes = []
+    if fitting < fold.k:
+        notes.append(f"only {fitting} demonstrations fit")
     if planned.axis == "source" and {outcome.about["source"] for outcome in outcomes} != {planned.value}:
-        said.append("the train split has too few other rows, so the model wrote the texts")
+        notes.append("the train split has too few other rows, so the model generated the texts")
     if fold.settings.method in READS_PROMPT:
-        said.append(READS_PROMPT[fold.settings.method])
-    if planned.axis == "texts" and max(read) < fold.settings.texts:
-        said.append(f"{max(read)} texts were to be had")
+        notes.append(READS_PROMPT[fold.settings.method])
+    if planned.axis == "texts" and max(n_texts) < fold.settings.texts:
+        notes.append(f"only {max(n_texts)} texts were available")
     return FoldPoint(
         axis=planned.axis,
         value=planned.value,
@@ -185,7 +188,7 @@ def _point(
         adapt_flops=sum(outcome.about["adapt_flops"] for outcome in outcomes) / len(outcomes),
         query_tokens=sum(outcome.about["tokens"] for outcome in outcomes) / len(outcomes),
         perplexity_ratio=ratio,
-        note="; ".join(said),
+        note="; ".join(notes),
     )
 
 
@@ -196,8 +199,8 @@ def _perplexity(
         return None
     before = base["plain"]
     after = torch.stack([outcome.tensors["plain"] for outcome in outcomes])
-    each = torch.tensor([perplexity(one) for one in after], dtype=torch.float64)
-    # Nats of both models and tokens, `(seed, text, 3)`: their totals make the ratio of perplexities.
+    perplexities = torch.tensor([perplexity(losses) for losses in after], dtype=torch.float64)
+    # Losses of both models in nats and number of tokens, `(seed, text, 3)`; the ratio is computed from their totals.
     columns = torch.cat([after[..., :1], before.expand(len(after), -1, -1)], dim=-1)
 
     def ratio(totals: Tensor) -> Tensor:
@@ -208,7 +211,7 @@ def _perplexity(
         source=config.perplexity.replace("\\", "/").rpartition("/")[2],
         tokens=int(before[:, 1].sum()),
         before=perplexity(before),
-        after=stats.estimate(each[:, None]),
+        after=stats.estimate(perplexities[:, None]),
         ratio=Estimate(
             mean=float(ratio(columns.flatten(0, 1).sum(0))),
             ci95=stats.interval_of(ratio, columns),
@@ -217,22 +220,26 @@ def _perplexity(
     )
 
 
-def folding_table(asked: TaskDescription, base: Mapping[str, Tensor], seeds: Sequence[SeedFolds]) -> pa.Table:
+def folding_table(description: TaskDescription, base: Mapping[str, Tensor], seeds: Sequence[SeedFolds]) -> pa.Table:
     """One row for each seed, learner and query of the study's own task.
 
     Returns:
         Columns `seed`, `learner` (`zsl`, `icl k=32`, `ft`, `fold METHOD k=32 ...`), and those of `answers_table`.
     """
     rows: list[tuple[int, str, Tensor]] = []
-    for one in seeds:
-        rows.append((one.seed, "zsl", base["answers/"]))
-        rows += [(one.seed, f"icl k={k}", table) for k, table in one.prompted.items()]
-        if one.ft is not None:
-            rows.append((one.seed, "ft", one.ft))
-        for fold, outcome in one.folds.items():
+    for each in seeds:
+        rows.append((each.seed, "zsl", base["answers/"]))
+        rows += [(each.seed, f"icl k={k}", table) for k, table in each.prompted.items()]
+        if each.ft is not None:
+            rows.append((each.seed, "ft", each.ft))
+        for fold, outcome in each.folds.items():
             if "answers" in outcome.tensors:
                 changed = fold.settings.model_dump(exclude_defaults=True)
-                more = "".join(f" {name}={value}" for name, value in changed.items() if name != "method")
-                rows.append((one.seed, f"fold {fold.settings.method} k={fold.k}{more}", outcome.tensors["answers"]))
-    blocks = (AnswerRows({"seed": seed, "learner": learner}, asked.examples, table) for seed, learner, table in rows)
-    return answers_table(asked, blocks)
+                settings = "".join(f" {name}={value}" for name, value in changed.items() if name != "method")
+                rows.append(
+                    (each.seed, f"fold {fold.settings.method} k={fold.k}{settings}", outcome.tensors["answers"])
+                )
+    blocks = (
+        AnswerRows({"seed": seed, "learner": learner}, description.examples, table) for seed, learner, table in rows
+    )
+    return answers_table(description, blocks)

@@ -1,4 +1,4 @@
-"""The tables of a folding study, each declared once for the terminal, the page, files and data frames."""
+"""The tables of a folding study, for the terminal, the page, files and data frames."""
 
 from dualform.report.numerals import count, finite, known, scaled
 from dualform.report.phrases import is_undefined
@@ -11,7 +11,7 @@ from dualform.studies.folding.words import axes_in_order, axis_heading, axis_nam
 
 
 def tables(result: FoldingResult) -> list[Table]:
-    """All tables that have rows, in the order of reading; none without a folding study."""
+    """All tables with rows, in page order; none without a folding study."""
     if result.folding is None:
         return []
     axes = axes_in_order(result.folding)
@@ -33,7 +33,7 @@ def levels_table(result: FoldingResult) -> Table:
 
 
 def reference_levels(result: FoldingResult) -> dict[str, Estimate]:
-    """Zero-shot, ICL and, where it was run, FT."""
+    """Accuracy of zero-shot, ICL and, if it was run, FT."""
     if result.folding is None:
         return {}
     folding = result.folding
@@ -41,18 +41,18 @@ def reference_levels(result: FoldingResult) -> dict[str, Estimate]:
 
 
 def axis_table(result: FoldingResult, axis: str) -> Table:
-    """The points of one axis: accuracy, that of ICL with the same demonstrations, agreement, share recovered, cost."""
+    """The points of one axis, with ICL's accuracy for the same demonstrations."""
     points = points_on(result.folding, axis) if result.folding is not None else []
     columns = (
         Column(axis_name(axis)),
         Column("accuracy", "share", interval=True),
-        # Where ICL is everywhere at the study's own level, the page's table of levels shows it.
+        # If ICL's accuracy is the same for all points, the page shows it in the table of levels.
         Column("ICL", "share", where="everywhere" if _icl_varies(result, points) else "terminal"),
         Column("agreement with ICL", "share", short="as ICL"),
         Column("recovered", "share"),
         Column("ridge strength", "number", where="page"),
-        Column("to fold, TFLOP", "number", where="page"),
-        Column("tokens a query", "count", where="page"),
+        Column("cost of folding, TFLOP", "number", where="page"),
+        Column("tokens per query", "count", where="page"),
         Column("perplexity ratio", "ratio", short="perpl.\nratio"),
     )
     rows = tuple(
@@ -71,11 +71,13 @@ def axis_table(result: FoldingResult, axis: str) -> Table:
         )
         for point in points
     )
-    table = Table(axis_heading(axis), columns, rows, note=f"n = {_n(points)}. The other settings are in the config.")
+    table = Table(
+        axis_heading(axis), columns, rows, note=f"n = {_n(points)}. The configuration lists the other settings."
+    )
     filled = {
         "ridge strength": [point.strength for point in points],
-        "to fold, TFLOP": [point.adapt_flops for point in points],
-        "tokens a query": [point.query_tokens for point in points],
+        "cost of folding, TFLOP": [point.adapt_flops for point in points],
+        "tokens per query": [point.query_tokens for point in points],
         "perplexity ratio": [point.perplexity_ratio for point in points],
     }
     return without_columns(table, [name for name, values in filled.items() if not any(map(_known, values))])
@@ -94,8 +96,8 @@ def _where_known(value: object, cell: Cell) -> Cell:
 
 
 def _recovered(point: FoldPoint) -> Cell:
-    shown = known(point.recovered.ci95) and not is_undefined(point.recovered)
-    interval = point.recovered.ci95 if shown else None
+    defined = known(point.recovered.ci95) and not is_undefined(point.recovered)
+    interval = point.recovered.ci95 if defined else None
     return Cell(point.recovered.mean, "share", interval, point.recovered.n, recovered_share(point))
 
 
@@ -105,7 +107,7 @@ def _n(points: list[FoldPoint]) -> str:
 
 
 def transfer_table(result: FoldingResult) -> Table:
-    """Accuracy of the folded model on other tasks, and the difference from the base model in points."""
+    """Accuracy of the folded model on other tasks, and its difference from the base model in points."""
     columns = (
         Column("task"),
         Column("base model, zero-shot", "share", short="zero-shot"),
@@ -123,11 +125,11 @@ def transfer_table(result: FoldingResult) -> Table:
         )
         for each in (result.folding.transfer if result.folding is not None else [])
     )
-    return Table("Another task", columns, rows)
+    return Table("Other tasks", columns, rows)
 
 
 def compositions_table(result: FoldingResult) -> Table:
-    """Each sum of folds: accuracy on every task next to that of the task's own fold alone."""
+    """Accuracy of each sum of folds on every task, and that of the task's own fold alone."""
     columns = (
         Column("sum of"),
         Column("task"),
@@ -139,11 +141,11 @@ def compositions_table(result: FoldingResult) -> Table:
             (
                 Cell(parts_name(each)),
                 Cell(task),
-                estimate_cell(found, "share"),
+                estimate_cell(accuracy, "share"),
                 estimate_cell(each.alone[task], "share") if task in each.alone else Cell(None, "share"),
             )
         )
         for each in (result.folding.compositions if result.folding is not None else [])
-        for task, found in each.accuracy.items()
+        for task, accuracy in each.accuracy.items()
     )
-    return Table("Folds added up", columns, rows)
+    return Table("Sums of folds", columns, rows)

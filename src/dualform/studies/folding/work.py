@@ -1,4 +1,4 @@
-"""What a study of folding reads and computes, described before it runs: plan and progress bar are counted from it."""
+"""The work of a folding study, computed before it runs, for the plan and the progress bar."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,106 +15,106 @@ from dualform.studies.work import read_changed, search_part
 
 @dataclass(frozen=True)
 class FoldingWork:
-    """The steps of the study, each of which is kept once it is finished."""
+    """The work of each step of the study; the result of a step is stored once it is finished."""
 
     experiment: Experiment[FoldingConfig]
     others: Mapping[str, Experiment[FoldingConfig]]
-    """Tasks to transfer to and to compose with, by name."""
+    """Other tasks, to transfer to and to compose with, by name."""
     passages: Sequence[tuple[int, ...]]
     """Plain text on which perplexity is measured."""
-    drawn: Mapping[tuple[int, int], DemonstrationSet]
+    demonstration_sets: Mapping[tuple[int, int], DemonstrationSet]
     """(seed, k) -> demonstrations."""
-    drawn_there: Mapping[tuple[str, int], DemonstrationSet]
+    other_sets: Mapping[tuple[str, int], DemonstrationSet]
     """(task to compose with, seed) -> demonstrations."""
 
     @property
     def folds(self) -> tuple[FoldVariant, ...]:
-        """Every way of folding once, the default first."""
+        """Every fold once, the default first."""
         config = self.experiment.config
         points = config.points(self.experiment.lm.shape.n_layers)
         return tuple(dict.fromkeys([config.default, *(point.fold for point in points)]))
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """Every number of demonstrations that is asked for and can be had."""
-        return tuple(dict.fromkeys(k for _, k in self.drawn))
+        """Every number of demonstrations that is requested and available."""
+        return tuple(dict.fromkeys(k for _, k in self.demonstration_sets))
 
     def zero_shot(self) -> list[WorkPart]:
-        """The base model, which no seed changes."""
+        """The base model, which is the same for all seeds."""
         answers = (_answering(experiment) for experiment in (self.experiment, *self.others.values()))
         return [WorkPart("zsl", sum(answers, Work()) + self.perplexity())]
 
     def prompt(self, seed: int, k: int) -> list[WorkPart]:
-        """The queries behind the demonstrations."""
-        n = len(self.drawn[seed, k].encoded.prefix)
+        """ICL with `k` demonstrations."""
+        n = len(self.demonstration_sets[seed, k].encoded.prefix)
         return [WorkPart("icl", encode(n) + read(self.experiment.queries, n))]
 
     def finetuning(self, seed: int) -> list[WorkPart]:
-        """FT, its learning rate searched for, and its answers."""
+        """FT with the search for its learning rate, and reading the queries."""
         config, opening = self.experiment.config, len(self.experiment.encoder.opening)
-        one = training_work(self.drawn[seed, config.k].encoded, config.loss_on, opening=opening)
-        search = search_part("ft", one, config.rates, self.experiment, known=False)
+        training = training_work(self.demonstration_sets[seed, config.k].encoded, config.loss_on, opening=opening)
+        search = search_part("ft", training, config.rates, self.experiment, known=False)
         return [search, WorkPart("ft: reading", read_changed(self.experiment.queries, opening))]
 
     def fold(self, seed: int, fold: FoldVariant) -> list[WorkPart]:
-        """One way of folding, its answers and its perplexity; nothing where it cannot be had."""
-        drawn = self.drawn.get((seed, fold.k))
-        if drawn is None:
+        """One fold, reading the queries and the plain text; empty if the fold is not possible."""
+        demonstration_set = self.demonstration_sets.get((seed, fold.k))
+        if demonstration_set is None:
             return []
         config = self.experiment.config
         experiment = replace(self.experiment, config=config.model_copy(update={"k": fold.k}))
         try:
-            parts = fold_parts(experiment, drawn, fold.settings, f"fold: {fold.settings.method}")
+            parts = fold_parts(experiment, demonstration_set, fold.settings, f"fold: {fold.settings.method}")
         except DualformError:
             if fold == config.default:
                 raise
             return []
-        reading = read_changed(experiment.queries, fold_prefix(fold.settings, experiment, drawn))
+        reading = read_changed(experiment.queries, fold_prefix(fold.settings, experiment, demonstration_set))
         if reads_twice(fold.settings):
-            reading += read(experiment.queries, len(drawn.encoded.prefix))
+            reading += read(experiment.queries, len(demonstration_set.encoded.prefix))
         if fold.settings.method in IN_WEIGHTS:
             reading += self.perplexity()
         return [*parts, WorkPart("folds: reading", reading)]
 
     def elsewhere(self, seed: int, name: str) -> list[WorkPart]:
-        """Another task's queries: read with the study's fold, with the task's own fold, and with both."""
+        """Reading another task's queries with the study's fold, the task's own fold and the sum of both."""
         config, other = self.experiment.config, self.others[name]
         parts = []
         if name in config.transfer:
             parts.append(WorkPart("other tasks", _answering(other)))
         if name in config.compose:
-            parts += fold_parts(other, self.drawn_there[name, seed], config.fold, "other tasks")
+            parts += fold_parts(other, self.other_sets[name, seed], config.fold, "other tasks")
             parts.append(WorkPart("other tasks", _answering(other) * 2 + _answering(self.experiment)))
         return parts
 
     def perplexity(self) -> Work:
-        """The passages, each by itself."""
+        """Reading each passage of plain text separately."""
         opening = len(self.experiment.encoder.opening)
         return Work.of(*(Forward((opening + len(ids),), 0, len(ids)) for ids in self.passages))
 
     def parts(self) -> list[WorkPart]:
-        """Everything. Plain text that the model writes is written once, whichever fold is first to need it."""
-        found = self.zero_shot()
+        """All parts. The plain text that the model writes is counted once, since all folds share it."""
+        all_parts = self.zero_shot()
         for seed in self.experiment.config.seeds:
             for k in self.ks:
-                found += self.prompt(seed, k)
+                all_parts += self.prompt(seed, k)
             if self.experiment.config.ft:
-                found += self.finetuning(seed)
+                all_parts += self.finetuning(seed)
             for fold in self.folds:
-                found += self.fold(seed, fold)
+                all_parts += self.fold(seed, fold)
             for name in self.others:
-                found += self.elsewhere(seed, name)
-        written: set[str] = set()
-        once = []
-        for part in found:
-            if "plain text" in part.name and part.name in written:
+                all_parts += self.elsewhere(seed, name)
+        names: set[str] = set()
+        parts = []
+        for part in all_parts:
+            if "plain text" in part.name and part.name in names:
                 continue
-            written.add(part.name)
-            once.append(part)
-        return once
+            names.add(part.name)
+            parts.append(part)
+        return parts
 
 
 def _answering(experiment: Experiment[FoldingConfig]) -> Work:
-    """The opening and all queries behind it."""
+    """Reading all queries without demonstrations."""
     opening = len(experiment.encoder.opening)
     return encode(opening) + read_changed(experiment.queries, opening)

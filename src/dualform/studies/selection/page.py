@@ -30,8 +30,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("tokens searched", "Tokens read to make the choice; a backward pass counts as two forward passes."),
     (
         "95 % interval",
-        "Bootstrap over queries; for an optimism, the choice is repeated in every resample. Two results with "
-        "overlapping intervals are not called different.",
+        "Bootstrap over queries; for an optimism, the choice is repeated in every resample. Where two "
+        "intervals overlap, the difference does not count as significant.",
     ),
 )
 

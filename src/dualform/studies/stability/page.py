@@ -44,8 +44,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("flipped labels", "The same demonstrations, each with a wrong label."),
     (
         "95 % interval",
-        "Bootstrap over sets (for accuracy by demonstration labels, over sets and queries). Two results with "
-        "overlapping intervals are not called different.",
+        "Bootstrap over sets (for accuracy by demonstration labels, over sets and queries). Where two "
+        "intervals overlap, the difference does not count as significant.",
     ),
 )
 
