@@ -43,7 +43,7 @@ def test_without_points_that_have_numbers_there_is_no_chart(axis):
 @pytest.mark.parametrize("axis", ["k", "texts", "strength"])
 def test_amounts_lie_on_a_log_scale_at_their_own_numbers(axis):
     for panel in panels_of(axis_chart(example_folding(), axis)):
-        assert x_of(panel)["field"] == "place"
+        assert x_of(panel)["field"] == "position"
         assert x_of(panel)["scale"]["type"] == "log"
     [last] = [row for row in held(axis_chart(example_folding(), "texts"), "place") if row["value"] == "1,024"][:1]
     assert last["place"] == 1024
@@ -117,12 +117,12 @@ def test_an_axis_that_is_not_known_is_drawn_under_its_own_name():
     assert x_of(panel)["scale"]["type"] == "linear"
 
 
-def test_a_strength_chosen_by_a_rule_lies_where_it_fell_and_not_in_the_line():
+def test_a_strength_chosen_by_a_rule_is_placed_at_its_number_and_is_not_in_the_line():
     [panel, *_] = panels_of(axis_chart(example_folding(), "strength"))
     assert x_of(panel)["scale"]["type"] == "log"
     marks = {layer["mark"]["type"]: layer for layer in panel["layer"] if layer["mark"].get("shape") != "diamond"}
     assert [row["value"] for row in marks["line"]["data"]["values"]] == ["0.001", "0.01", "0.1", "1", "10"]
     [diamond] = [layer for layer in panel["layer"] if layer["mark"].get("shape") == "diamond"]
     [row] = diamond["data"]["values"]
-    assert (row["value"], row["place"]) == ("gcv", 0.03)
+    assert (row["value"], row["position"]) == ("gcv", 0.03)
     assert x_of(panel)["axis"]["values"] == [0.001, 0.01, 0.1, 1, 10]

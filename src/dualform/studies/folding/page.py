@@ -79,7 +79,7 @@ def _sections(
         Section(
             "levels",
             "Without a fold",
-            note="Accuracy of zero-shot, in-context learning and finetuning, with which the folds are compared.",
+            note="Accuracy of the learners with which the folds are compared.",
             tables=[levels_table(result)],
         ),
         *(
