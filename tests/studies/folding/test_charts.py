@@ -45,8 +45,8 @@ def test_amounts_lie_on_a_log_scale_at_their_own_numbers(axis):
     for panel in panels_of(axis_chart(example_folding(), axis)):
         assert x_of(panel)["field"] == "position"
         assert x_of(panel)["scale"]["type"] == "log"
-    [last] = [row for row in held(axis_chart(example_folding(), "texts"), "place") if row["value"] == "1,024"][:1]
-    assert last["place"] == 1024
+    [last] = [row for row in held(axis_chart(example_folding(), "texts"), "position") if row["value"] == "1,024"][:1]
+    assert last["position"] == 1024
 
 
 def test_zero_has_no_place_on_a_log_scale():
