@@ -82,9 +82,9 @@ def acts_alike(result: Result) -> str:
     if finite(place.mean) is None:
         return f"Inconclusive: the ceiling of {name} is not above its floor."
     return (
-        f"{_short_answer(place.ci95)}: on a scale from 0 (floor, nothing learned) to 1 (ceiling, the same learner "
-        "twice), the changes of the attention output by context and by finetuning have a similarity of "
-        f"{score_in_prose(place, most=2)} ({name}); {judgement(place)}."
+        f"{_short_answer(place.ci95)}: the updates of the attention output by context and by finetuning have a "
+        f"similarity of {score_in_prose(place, most=2)} by {name}, on a scale from 0 (floor: nothing learned) to 1 "
+        f"(ceiling: the same learner twice): {judgement(place)}."
     )
 
 

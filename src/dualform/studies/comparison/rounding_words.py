@@ -35,8 +35,7 @@ def rounding_sentences(result: Result, judged: str | None = None) -> list[str]:
     moved = _describe_moved_measure(result, judged) if judged else ""
     if moved:
         sentences.append(moved)
-    trained = _trained(result)
-    also = f" The controls that train ({listed(trained)}) were not repeated, but are affected too." if trained else ""
+    also = " Controls that train a model were not repeated, but are affected too." if _trained(result) else ""
     sentences.append(
         "No interval includes this effect. Use a lower learning rate (--rates) to reduce it, or --dtype float64 to "
         f"measure without it.{also}"
@@ -78,7 +77,7 @@ def _describe_moved_measure(result: Result, judged: str) -> str:
     moved = None if similarity is None else finite(similarity.rounding)
     if moved is None:
         return ""
-    sentence = f"{measure_of(judged).title} then changes by {decimal(moved)}"
+    sentence = f"The measure “{measure_of(judged).title}” changes by {decimal(moved)}"
     scaled = None if place is None else finite(place.rounding)
     sentence += f" (calibrated: by {hundredths(scaled)})" if scaled is not None else ""
     repeat = result.precision["ft"].similarity.get(judged)

@@ -147,7 +147,6 @@ def _compared_with_chance(result: Result) -> list[str]:
             f"The updates by ICL and by finetuning are more similar than chance: {numbers}.",
             *_matched_by_control(result, key, name),
             *_not_specific(result, key, name),
-            *_untrained(result, key, name),
         ]
     return []
 

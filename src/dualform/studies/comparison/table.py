@@ -180,7 +180,7 @@ def against_table(result: Result) -> Table:
         Column("learner"),
         Column("accuracy", "share", where="page"),
         Column("agreement with ICL", "share", short="as ICL", interval=True),
-        Column("share of ICL's gain", "share", short="of gain"),
+        Column("share of ICL's gain", "share", short="recovered"),
         Column("to adapt, TFLOP", "number", where="page"),
         Column(f"{QUERIES:,} queries, TFLOP", "number", where="page"),
         Column("cheaper than re-read prompt after, queries", "count", short="re-read"),
