@@ -118,6 +118,6 @@ def test_untrained_models_are_floors_of_changes_and_not_of_states() -> None:
 
 
 def test_more_orders_than_there_are_is_a_mistake() -> None:
-    with pytest.raises(ConfigError, match=r"orders 10: 3 demonstrations have no more than 6"):
+    with pytest.raises(ConfigError, match=r"orders 10: 3 demonstrations have only 6"):
         stability_config(("tiny",), "toy", k=3)
     assert stability_config(("tiny",), "toy", k=3, orders=6, ft_orders=2).orders == 6
