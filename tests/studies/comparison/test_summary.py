@@ -435,7 +435,10 @@ def test_a_search_done_once_is_charged_once() -> None:
 
 @pytest.mark.parametrize(
     ("n_seeds", "words"),
-    [(1, "One demonstration seed: the intervals do not include"), (3, "intervals over only 3 demonstration seeds")],
+    [
+        (1, "One demonstration seed: the intervals do not include"),
+        (3, "Bootstrap intervals over only 3 demonstration seeds"),
+    ],
 )
 def test_few_seeds_are_warned_about(n_seeds: int, words: str) -> None:
     seeds = SEEDS[:n_seeds]
