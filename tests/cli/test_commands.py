@@ -186,7 +186,7 @@ def test_tasks_of_no_folder_are_refused(dualform: Command) -> None:
 
 @pytest.mark.parametrize(
     ("model", "route", "reached"),
-    [("llama", "packed", "through the registry"), ("xglm", "packed-mask", "watched from underneath")],
+    [("llama", "packed", "through the registry"), ("xglm", "packed-mask", "by intercepting softmax")],
 )
 def test_the_doctor_shows_how_a_model_is_read(dualform: Command, model: str, route: str, reached: str) -> None:
     done = dualform("doctor", model, COLUMNS="200")

@@ -58,7 +58,10 @@ def test_doctor_shows_how_a_model_is_divided(dualform: Command) -> None:
     ("more", "words"),
     [
         (["--device-map", "fast"], ["unknown device map 'fast'", "auto, balanced, sequential"]),
-        (["--device-map", '{"": 7}'], ["'the whole model' goes to 7", "choose cpu, disk or the number of a GPU"]),
+        (
+            ["--device-map", '{"": 7}'],
+            ["'the whole model' goes to 7", "choose cpu, disk or the number of an available GPU"],
+        ),
         (["--device-map", '{"lm_head": "disk"}'], ["llama could not be loaded", "model.embed_tokens"]),
         (["--max-memory", "2GiB"], ["max_memory '2GiB' should look like cpu=2GiB,0=10GiB"]),
         (["--max-memory", "cpu=1GiB", "--device", "cpu"], ["device 'cpu' and device_map 'auto' were both given"]),
@@ -98,6 +101,6 @@ def test_quantized_weights_can_be_used_and_the_result_states_their_limits(
     assert result["controls"] == {}
     (note,) = [note for note in result["warnings"] if "8 bit" in note]
     assert any("depends a little on its neighbours" in note for note in result["warnings"])
-    assert "what was rounded away cannot be compared" in note
+    assert "a finetuning step is smaller than the rounding error" in note
     assert "ft, lora, fold and the measures that need them were left out" in note
     assert result["config"]["quantize"] == "8bit"

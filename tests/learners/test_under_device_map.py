@@ -94,7 +94,7 @@ def test_a_prefix_with_momentum_is_the_same_too(pairs):
 def test_learners_by_gradients_refuse_and_leave_the_model_as_it_was(learner, pairs):
     setting = pairs["llama"][0]
     before = state(setting.lm)
-    with pytest.raises(ModelError, match="offloaded to disk or CPU, where they can be read but not trained"):
+    with pytest.raises(ModelError, match="offloaded to disk or CPU and cannot be trained there"):
         learner(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
     assert_as_before(setting.lm, before)
 

@@ -48,7 +48,8 @@ def doctor(
     console.print(facts)
     checks = Table("check", "result", "largest deviation")
     for check in examination.checks:
-        checks.add_row(check.name, "passed" if check.passed else Text(check.note or "failed", style="red"), check.shown)
+        result = "passed" if check.passed else Text(check.note or "failed", style="red")
+        checks.add_row(check.name, result, check.deviation_text)
     console.print(checks)
     for note in examination.notes:
         console.print(Text(f"Note: {note}", style="yellow"))

@@ -24,7 +24,7 @@ from dualform.models.loading.offloading import (
     is_offloaded,
     named_weights,
     patched,
-    read_again_backward,
+    reload_in_backward,
     replace_hooks_,
     runs_on,
     weight_of,
@@ -153,7 +153,7 @@ class TestReading:
         lm.encode((0, 5, 6))
         assert mapped() == 0
         assert load_model(str(folder)).n_parameters
-        with torch.enable_grad(), frozen(lm.model), read_again_backward(lm.model):
+        with torch.enable_grad(), frozen(lm.model), reload_in_backward(lm.model):
             states = lm.model.get_input_embeddings()(torch.tensor([[4, 5, 6]])).requires_grad_()
             logits = lm.model(inputs_embeds=states, use_cache=False).logits
         assert mapped() == 0
@@ -241,7 +241,7 @@ class TestGradients:
             for module in lm.model.modules():
                 if hook := hook_of(module):
                     monkeypatch.setattr(hook, "value", _noted(hook.value, read))
-            with torch.enable_grad(), frozen(lm.model), read_again_backward(lm.model):
+            with torch.enable_grad(), frozen(lm.model), reload_in_backward(lm.model):
                 states = lm.model.get_input_embeddings()(torch.arange(4, 14)[None]).requires_grad_()
                 loss = lm.model(inputs_embeds=states, use_cache=False).logits.square().sum()
             read.clear()
@@ -258,7 +258,9 @@ class TestWhatCannotBeDone:
     def test_weights_are_trained_in_memory_only_and_the_message_says_what_to_do(self, whole, folders):
         folder = folders["llama"]
         lm = load_model(str(folder), device_map=DISK) if whole else divided(folder, "llama")
-        message = r"offloaded to disk or CPU.* not trained\. Load it whole: .*--dtype.*--learners zsl,icl,fold"
+        message = (
+            r"offloaded to disk or CPU and cannot be trained there\. Make it fit: .*--dtype.*--learners zsl,icl,fold"
+        )
         with pytest.raises(ModelError, match=message):
             KeyValueTraining(lm.model, lm.anatomy)
         with pytest.raises(ModelError, match=message):
@@ -286,7 +288,7 @@ class TestSaying:
     def test_the_doctor_says_where_weights_lie_and_what_was_used(self, folders):
         found = examine(divided(folders["llama"], "llama"))
         assert found.facts["weights"] == "0 MiB on cpu, 0 MiB on disk, read as they are needed"
-        assert found.facts["stored in"] == "32 bits, nothing rounded"
+        assert found.facts["stored in"] == "32 bits, not quantized"
         assert int(found.facts["peak memory"].split(" ")[0].replace(",", "")) > 50
         assert all(check.passed for check in found.checks)
         assert examine(load_model(str(folders["llama"]))).facts["weights"] == "0 MiB on cpu"

@@ -16,8 +16,8 @@ def test_it_finds_the_right_routes_right_and_the_wrong_ones_wrong(case):
     assert found.checks[-1].name == "softmax(scores) x values = head outputs"
     assert found.checks[-1].passed
     assert found.facts["route"] == case.routes[0]
-    assert found.facts["attention reached"] == ("through the registry" if case.registry else "watched from underneath")
-    assert found.unverified[0].startswith("W_K and W_V of layers after the first")
+    assert found.facts["attention reached"] == ("through the registry" if case.registry else "by intercepting softmax")
+    assert found.unverified[0].startswith("W_K and W_V after the first layer")
     assert found.as_dict()["facts"] == found.facts
 
 
@@ -39,12 +39,12 @@ def test_a_route_that_raises_is_a_finding(monkeypatch):
     lm = wrapped(BY_NAME["llama"], "naive")
     monkeypatch.setattr(PackedRoute, "read", raises)
     first = examine(lm).checks[0]
-    assert (first.passed, first.deviation, first.shown, first.note) == (False, None, "-", "RuntimeError: ")
+    assert (first.passed, first.deviation, first.deviation_text, first.note) == (False, None, "-", "RuntimeError: ")
 
 
 def test_it_shows_what_was_compared_with_the_untouched_model():
     checks = {check.name: check for check in examine(wrapped(BY_NAME["llama"])).checks}
-    assert checks["another last token leaves earlier logits alone"].deviation == 0
+    assert checks["changing the last token leaves earlier logits unchanged"].deviation == 0
     own = checks["naive forward = the model's own (sdpa)"]
     assert own.passed
     assert own.deviation is not None

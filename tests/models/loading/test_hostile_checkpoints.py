@@ -119,9 +119,9 @@ CONFIGS: dict[str, tuple[Damage, str | None]] = {
     "no layers": (config(num_hidden_layers=0), "num_hidden_layers is 0"),
     "layers below zero": (config(num_hidden_layers=-3), "num_hidden_layers is -3"),
     "a million layers": (config(num_hidden_layers=1_000_000), "num_hidden_layers is 1000000"),
-    "more layers than there are": (config(num_hidden_layers=9_000), "asks for 9,000 layers, and its weights hold 2"),
-    "a huge width": (config(hidden_size=1_000_000), "describes .* weights, and the files hold"),
-    "a huge vocabulary": (config(vocab_size=1_000_000_000), "describes .* weights, and the files hold"),
+    "more layers than there are": (config(num_hidden_layers=9_000), "describes 9,000 layers, but its weights have 2"),
+    "a huge width": (config(hidden_size=1_000_000), "describes .* weights, but the files contain"),
+    "a huge vocabulary": (config(vocab_size=1_000_000_000), "describes .* weights, but the files contain"),
     "heads that do not divide": (config(num_attention_heads=3), "not a multiple of the number of attention heads"),
     "text for a number": (config(hidden_size="thirty-two"), "hidden_size is 'thirty-two'.*whole number"),
     "a fraction": (config(num_hidden_layers=1.5), "num_hidden_layers is 1.5.*whole number"),
@@ -203,7 +203,7 @@ FILES: dict[str, tuple[Damage, str | None]] = {
 }  # fmt: skip
 # Seen only once the weights are in memory.
 LOADED: dict[str, tuple[Damage, str | None]] = {
-    "all weights NaN": (weights(all_nan), r"21 of its weights hold NaN .* \(model.embed_tokens.weight, "),
+    "all weights NaN": (weights(all_nan), r"21 of its weights contain NaN .* \(model.embed_tokens.weight, "),
     "one weight infinite": (
         weights(lambda tensors: tensors["model.norm.weight"].fill_(torch.inf)), "1 of its weights .*model.norm.weight"),
     "layers too many": (
@@ -295,7 +295,7 @@ def test_code_of_a_checkpoint_is_not_run_unasked_and_never_on_the_meta_device(fo
     )
     config(auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})(folder)
     (note,) = load_model(str(folder)).notes
-    assert "brings Python code of its own (evil.M), which was not run" in note
+    assert "comes with its own Python code (evil.M), which was not run" in note
     meta_model(str(folder))
     config(model_type="gpt99")(folder)
     for read in (load_model, meta_model):
@@ -348,21 +348,21 @@ def field(name: str, kind: int, value: bytes) -> bytes:
 
 ARCHITECTURE = field("general.architecture", 8, gguf_text("llama"))
 GGUFS: dict[str, tuple[bytes, str | None]] = {
-    "nothing": (b"", "cut off"),
-    "another magic": (b"FUGG" + bytes(99), "does not begin like a GGUF file"),
+    "nothing": (b"", "truncated"),
+    "another magic": (b"FUGG" + bytes(99), "is not a GGUF file"),
     "version 1": (gguf_file(version=1), "version 1"),
     "version of another byte order": (gguf_file(version=3 << 24), "version"),
-    "more tensors than bytes": (gguf_file(n_tensors=1 << 60), "cut off or damaged"),
+    "more tensors than bytes": (gguf_file(n_tensors=1 << 60), "truncated or damaged"),
     "more fields than bytes": (gguf_file(n_fields=1 << 60), "damaged"),
-    "a name without end": (gguf_file(struct.pack("<Q", 1 << 62)), "cut off or damaged"),
+    "a name without end": (gguf_file(struct.pack("<Q", 1 << 62)), "truncated or damaged"),
     "a name that is no text": (
         gguf_file(struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc" + struct.pack("<II", 4, 0)), "UTF-8"),
-    "a list without end": (gguf_file(field("a", 9, struct.pack("<IQ", 5, 1 << 60))), "cut off or damaged"),
-    "texts without end": (gguf_file(field("a", 9, struct.pack("<IQ", 8, 1 << 60))), "cut off or damaged"),
+    "a list without end": (gguf_file(field("a", 9, struct.pack("<IQ", 5, 1 << 60))), "truncated or damaged"),
+    "texts without end": (gguf_file(field("a", 9, struct.pack("<IQ", 8, 1 << 60))), "truncated or damaged"),
     "lists in lists": (gguf_file(field("a", 9, struct.pack("<IQ", 9, 1) * 99)), "damaged"),
     "an unknown type of value": (gguf_file(field("a", 99, b"")), "damaged"),
     "no architecture": (gguf_file(field("a", 4, struct.pack("<I", 1))), "architecture"),
-    "an unknown type of tensor": (gguf_file(kind=999), "unknown type"),
+    "an unknown type of tensor": (gguf_file(kind=999), "unknown data type"),
     "a tensor beyond the end": (gguf_file(shape=(1 << 40, 2)), "beyond the end"),
     "a tensor of absurd shape": (gguf_file(shape=(1 << 62, 1 << 62)), "beyond the end"),
     "an offset beyond the end": (gguf_file(offset=1 << 63), "beyond the end"),
@@ -372,7 +372,7 @@ GGUFS: dict[str, tuple[bytes, str | None]] = {
         gguf_file(ARCHITECTURE + field("llama.block_count", 4, struct.pack("<I", 1_000_000)), 2), "number of layers"),
     "an alignment of zero": (
         gguf_file(ARCHITECTURE + field("general.alignment", 4, struct.pack("<I", 0)), 2), "alignment"),
-    "no tensors": (gguf_file(n_tensors=0), "holds no weights"),
+    "no tensors": (gguf_file(n_tensors=0), "contains no weights"),
     "an unknown architecture": (gguf_file(field("general.architecture", 8, gguf_text("gpt99"))), "gpt99"),
     "nothing but an embedding": (gguf_file(), None),
 }  # fmt: skip

@@ -44,7 +44,7 @@ class TestFolders:
             load_model("some/deep/folder")
 
     def test_a_folder_that_is_no_checkpoint_is_named(self, tmp_path):
-        with pytest.raises(ModelError, match=f"{tmp_path} is a folder but holds no config.json"):
+        with pytest.raises(ModelError, match=f"{tmp_path} contains neither config.json"):
             load_model(str(tmp_path))
 
     @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ class TestFolders:
         config = json.loads((checkpoint / "config.json").read_text())
         (checkpoint / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
         with pytest.raises(
-            ModelError, match=f"{checkpoint}: the weights do not fit the config: .*c_attn.bias has shape"
+            ModelError, match=f"{checkpoint}: the weights do not match the config: .*c_attn.bias has shape"
         ):
             load_model(str(checkpoint))
 
@@ -108,7 +108,7 @@ class TestFolders:
 
     def test_a_model_without_an_output_head_is_an_error(self, checkpoint, monkeypatch):
         monkeypatch.setattr(transformers.GPT2LMHeadModel, "get_output_embeddings", lambda self: None)
-        with pytest.raises(ModelError, match=r"\(GPT2LMHeadModel\) has no output head over a vocabulary"):
+        with pytest.raises(ModelError, match=r"\(GPT2LMHeadModel\) has no output head, so it cannot score answers"):
             load_model(str(checkpoint))
 
     def test_a_model_without_attention_is_an_error(self, tmp_path):
@@ -143,11 +143,12 @@ class TestNames:
             load_model("smollm2-135")
         message = str(caught.value)
         assert message.startswith(
-            "'smollm2-135' is no packaged model (smollm2-135m, gemma3-270m) and no folder here, and the model hub "
-            "could not be reached ("
+            "'smollm2-135' is neither a packaged model (smollm2-135m, gemma3-270m) nor a local folder, and the model "
+            "hub could not be reached ("
         )
         assert "offline mode is enabled" in message
-        assert message.endswith("Did you mean smollm2-135m? Give a checkpoint folder, or try again with a network.")
+        remedy = "Give a checkpoint folder, or try again with a network connection."
+        assert message.endswith(f"Did you mean smollm2-135m? {remedy}")
 
     def test_a_name_like_no_other_gets_no_hint(self):
         with pytest.raises(HubError, match="'qwerty/uiop' is no packaged model") as caught:
@@ -271,5 +272,5 @@ def test_a_cache_below_a_file_cannot_be_written_and_says_what_to_set(tmp_path, m
 
 @pytest.mark.parametrize("address", ["https://example.org/owner/name", "s3://bucket/model"])
 def test_an_address_is_no_model(address):
-    with pytest.raises(ModelError, match=f"^{address} is an address.*Give a hub id"):
+    with pytest.raises(ModelError, match=f"^{address} is a URL.*Give a hub id"):
         load_model(address)

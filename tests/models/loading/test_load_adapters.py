@@ -104,8 +104,8 @@ def test_a_base_is_found_next_to_the_adapter_and_where_one_stands(
     ("name", "message"),
     [
         ("/nowhere/at/all", "its base '/nowhere/at/all' was not found: no model folder at .* Put the base there, or"),
-        (None, "adapter_config.json names no base_model_name_or_path"),
-        (7, "adapter_config.json names no base_model_name_or_path"),
+        (None, "adapter_config.json has no base_model_name_or_path"),
+        (7, "adapter_config.json has no base_model_name_or_path"),
         ("a\0b", "was not found: the model's name"),
         (".", "was not found: that is the adapter's own folder"),
         ("someone/model", "its base 'someone/model' was not found: .*could not be reached"),
@@ -131,14 +131,14 @@ def test_an_adapter_of_an_adapter_is_refused(base: Path, tmp_path: Path) -> None
     shutil.copytree(adapter, other)
     settings = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(adapter)}))
-    with pytest.raises(ModelError, match="is an adapter too"):
+    with pytest.raises(ModelError, match="is itself an adapter"):
         load_model(str(other))
 
 
 def test_weights_and_an_adapter_in_one_folder_are_refused_by_name(base: Path) -> None:
     # transformers loads both without a word.
     save_adapter(base, base)
-    with pytest.raises(ModelError, match=r"a whole model and an adapter next to it \(adapter_config.json\)"):
+    with pytest.raises(ModelError, match=r"both a full model and an adapter \(adapter_config.json\)"):
         load_model(str(base))
 
 

@@ -43,7 +43,7 @@ def test_unknown_names_are_reported_as_they_are_when_a_model_is_loaded(tmp_path:
     with pytest.raises(ModelError, match="no model folder at"):
         meta_model(str(tmp_path / "missing"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
+    with pytest.raises(ModelError, match=r"contains neither config\.json"):
         meta_model(str(tmp_path / "empty"))
     with pytest.raises(ConfigError, match="unknown dtype 'float8'"):
         meta_model(str(tmp_path), dtype="float8")

@@ -83,8 +83,8 @@ class TestReading:
         found = examine(lm)
         assert all(check.passed for check in found.checks)
         assert found.facts["stored in"] == lm.quantized
-        assert any("cannot be nudged" in note for note in found.unverified)
-        assert any("what was rounded away cannot be compared" in note for note in found.unverified)
+        assert any("not confirmed by perturbing them" in note for note in found.unverified)
+        assert any("a finetuning step is smaller than the rounding error" in note for note in found.unverified)
 
     def test_neighbours_show_in_eight_bits_unless_every_token_is_treated_by_itself(self, models):
         lm = models["llama"]["8bit"]
@@ -153,7 +153,7 @@ class TestSettings:
         [
             ({"quantize": "2bit"}, "quantize '2bit' is unknown: choose one of 8bit, 4bit"),
             ({"quantize": "8bit", "dtype": "float64"}, "dtype float64 is for exact comparisons"),
-            ({"quantize": "4bit", "device_map": {"": "disk"}}, "cannot go with weights on disk"),
+            ({"quantize": "4bit", "device_map": {"": "disk"}}, "cannot be combined with weights on disk"),
         ],
     )
     def test_a_mistake_is_named_before_anything_is_loaded(self, settings, words):
@@ -169,7 +169,9 @@ class TestSettings:
 
     def test_a_gguf_file_is_not_rounded_a_second_time(self, tmp_path):
         (tmp_path / "small.gguf").write_bytes(b"GGUF")
-        with pytest.raises(ConfigError, match="is quantized already and is unpacked on loading"):
+        with pytest.raises(
+            ConfigError, match="is a GGUF file, which is unpacked on loading and cannot be quantized again"
+        ):
             load_model(str(tmp_path / "small.gguf"), quantize="8bit")
 
     def test_studies_that_change_weights_refuse_and_a_comparison_of_prompts_does_not(self):

@@ -61,7 +61,7 @@ class TestAModelThatAttendsToLaterTokens:
     @pytest.mark.parametrize("route", [None, "naive"])
     @pytest.mark.parametrize("name", ["bert", "gemma3", "llama", "one layer"])
     def test_is_refused_on_every_route(self, name, route, tokenizer):
-        with pytest.raises(ModelError, match=r"attends to later tokens.*not a causal model"):
+        with pytest.raises(ModelError, match=r"is not causal: changing the last token.*Choose a causal language model"):
             LanguageModel.wrap(bidirectional(name), tokenizer, name, route)
 
     def test_a_causal_model_changes_no_earlier_logit_at_all(self, tokenizer):
@@ -89,7 +89,8 @@ class TestTheNaiveRouteAgreesWithTheModelsOwnForward:
         right = attention._softmax_attention
         monkeypatch.setattr(attention, "_softmax_attention", off)
         with pytest.raises(
-            ModelError, match=r"log-probabilities differ from those of the model's own forward \(sdpa\)"
+            ModelError,
+            match=r"log-probabilities with dualform's attention differ from those of the model's own forward \(sdpa",
         ):
             LanguageModel.wrap(tiny_model("llama"), tokenizer, "llama")
 
@@ -154,7 +155,7 @@ class TestNumbersThatAreNone:
         with torch.no_grad():
             model.model.layers[0].mlp.up_proj.weight.mul_(1e4)
             model.model.layers[0].mlp.down_proj.weight.mul_(1e4)
-        with pytest.raises(NumericalError, match=r"in float16: its weights are finite.*--dtype float32"):
+        with pytest.raises(NumericalError, match=r"in float16: the weights are finite.*--dtype float32"):
             LanguageModel.wrap(model, tokenizer, "llama")
 
     def test_a_token_that_is_ruled_out_everywhere_is_no_fault(self, tokenizer):

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dualform.files import atomic_write, cache_dir
 from dualform.models.compat import pack_weight, packed_product
-from dualform.models.loading.load import device_named
+from dualform.models.loading.load import torch_device
 from dualform.models.reading.attention import NAME
 from dualform.models.reading.products import packable
 from dualform.ops.rank import kendall_tau_b
@@ -166,7 +166,7 @@ def where_to_run(device: str) -> str:
     Raises:
         ConfigError: It cannot be used here.
     """
-    return str(device_named(device))
+    return str(torch_device(device))
 
 
 def cores() -> int:

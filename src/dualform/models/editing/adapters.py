@@ -12,8 +12,8 @@ from dualform.errors import ModelError
 from dualform.models.compat import forget_adapters
 from dualform.models.editing.edit import WeightDelta
 from dualform.models.loading.checkpoint_files import UnusableFileError, read_json, tensor_shapes
-from dualform.models.loading.offloading import require_, require_in_memory, requiring
-from dualform.models.loading.quantized import quietly, require_unquantized
+from dualform.models.loading.offloading import require_in_memory, requires_grad_flags, set_requires_grad_
+from dualform.models.loading.quantized import require_unquantized, without_library_warnings
 from dualform.models.structure.anatomy import Anatomy, row_axis
 from dualform.models.structure.tying import tied_linears
 from dualform.plain_text import plain
@@ -46,10 +46,10 @@ class LoraTraining:
 
     def __enter__(self) -> "LoraTraining":
         # peft takes seconds to import.
-        with quietly():
+        with without_library_warnings():
             from peft import LoraConfig, get_peft_model
 
-        self._required = requiring(self._model)
+        self._required = requires_grad_flags(self._model)
         transposed = row_axis(self._model.get_submodule(self._names[0])) == 1
         config = LoraConfig(
             r=self._rank,
@@ -59,7 +59,7 @@ class LoraTraining:
             fan_in_fan_out=transposed,
         )
         try:
-            with torch.random.fork_rng(), warnings.catch_warnings(), quietly():
+            with torch.random.fork_rng(), warnings.catch_warnings(), without_library_warnings():
                 torch.manual_seed(self._seed)
                 # peft warns about saving adapters, but none are saved here.
                 warnings.simplefilter("ignore")
@@ -81,7 +81,7 @@ class LoraTraining:
             if hasattr(module, "base_layer"):
                 self._model.set_submodule(name, module.base_layer)
         forget_adapters(self._model)
-        require_(self._model, self._required)
+        set_requires_grad_(self._model, self._required)
 
     @property
     def _all_names(self) -> list[str]:
@@ -148,12 +148,12 @@ def merge_adapter_(model: PreTrainedModel, folder: Path, base: str) -> str:
             f"{folder} is an adapter, and its base model is not entirely in memory. Load it without --device-map, or "
             "merge the adapter first."
         )
-    with quietly():
+    with without_library_warnings():
         # peft takes seconds to import.
         from peft import PeftModel, get_peft_model_state_dict
 
     _add_zero_biases_(model, stored)
-    with torch.random.fork_rng(), warnings.catch_warnings(), quietly():
+    with torch.random.fork_rng(), warnings.catch_warnings(), without_library_warnings():
         # peft warns about missing and unexpected weights, which are checked below.
         warnings.simplefilter("ignore")
         wrapped = PeftModel.from_pretrained(model, str(folder))

@@ -15,7 +15,13 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
-from dualform.models.loading.offloading import hook_of, patched, require_, require_in_memory, requiring
+from dualform.models.loading.offloading import (
+    hook_of,
+    patched,
+    require_in_memory,
+    requires_grad_flags,
+    set_requires_grad_,
+)
 from dualform.models.loading.quantized import require_unquantized
 from dualform.models.structure.anatomy import Anatomy, LinearRows, is_linear, row_axis
 from dualform.models.structure.blocks import block_names
@@ -148,7 +154,7 @@ class WeightTraining:
         require_trainable(model)
 
     def __enter__(self) -> Self:
-        self._required = requiring(self._model)
+        self._required = requires_grad_flags(self._model)
         self._model.requires_grad_(False)
         try:
             for module_name, index in self._targets.items():
@@ -206,7 +212,7 @@ class WeightTraining:
             for name in ("weight", "bias"):
                 if parametrize.is_parametrized(module, name):
                     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-        require_(self._model, self._required)
+        set_requires_grad_(self._model, self._required)
 
 
 class KeyValueTraining(WeightTraining):

@@ -1,1 +1,1 @@
-"""A name, folder, file or hub id in, a checked model out."""
+"""Loading: from a name, folder, file or hub id to a checked model."""

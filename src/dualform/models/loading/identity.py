@@ -1,4 +1,4 @@
-"""What distinguishes one model from another without loading it: a checkpoint may be edited while its name stays."""
+"""Digests that identify a model by its files, without loading it: a name may stay while a checkpoint changes."""
 
 import contextlib
 import hashlib
@@ -20,53 +20,53 @@ from torch import Tensor
 from dualform.errors import StorageError
 from dualform.files import atomic_write, cache_dir
 from dualform.models.loading.checkpoint_files import READ_BY_LOADING, require_file
-from dualform.models.loading.locate import explained, find_model, path_of
+from dualform.models.loading.locate import explain_loading_errors, find_model, path_of
 from dualform.models.loading.packaged import PACKAGED_MODELS
 
 _CHUNK = 16 << 20
-"""Bytes that are hashed at a time, each by a thread of its own."""
+"""Bytes of a chunk; chunks are hashed in parallel."""
 _SMALL = 1 << 20
-"""Files up to this size are hashed anew each time, which takes no longer than looking up their digest."""
+"""Files up to this size are always hashed, which is as fast as looking up their digest."""
 _SETTLED = 2.0
-"""Seconds after which a file's times tell whether it was changed again; file systems count in steps."""
+"""Age of a change, in seconds, from which file times reliably show a later one; file systems round them."""
 
 
 def model_identity(name: str) -> str:
-    """Digest of all bytes of a model's files.
+    """Digest of a model's files.
 
-    A packaged model has the digest of its package, one of the hub its commit. Of a folder everything that loading
-    reads counts: weights, config, tokenizer, code; of an adapter its own files and its base's. Digests of large files
-    are kept in the cache by size, times and inode, so that an unchanged file is read once.
+    For a folder it covers all files that loading reads: weights, config, tokenizer, code. For an adapter it also covers
+    its base model, for a packaged model it is that of the package, and a hub model is identified by its commit. Digests
+    of large files are cached by size, times and inode.
 
     Args:
-        name: As `load_model` takes it.
+        name: As in `load_model`.
 
     Returns:
-        Sixteen hexadecimal digits. For a hub model while the hub cannot be reached, a digest of its name.
+        16 hexadecimal digits. For a hub model, a digest of its name only if the hub cannot be reached.
 
     Raises:
-        ModelError: A file is no regular file or cannot be read, or an adapter's base is missing.
+        ModelError: A file is not regular or cannot be read, or an adapter's base model is missing.
     """
     if name in PACKAGED_MODELS:
         return PACKAGED_MODELS[name].sha256[:16]
-    found = hashlib.sha256()
-    with explained(name):
+    digest = hashlib.sha256()
+    with explain_loading_errors(name):
         path = path_of(name)
         if path.is_file():
-            found.update(file_digest(path).encode())
+            digest.update(file_digest(path).encode())
         elif path.is_dir():
             for file in _files_read(path):
-                found.update(f"{file.relative_to(path)} {file_digest(file)}".encode())
+                digest.update(f"{file.relative_to(path)} {file_digest(file)}".encode())
             if (path / "adapter_config.json").exists():
-                found.update(model_identity(find_model(name).base).encode())
+                digest.update(model_identity(find_model(name).base).encode())
         else:
-            found.update(name.encode())
-            found.update(_commit(name).encode())
-    return found.hexdigest()[:16]
+            digest.update(name.encode())
+            digest.update(_commit(name).encode())
+    return digest.hexdigest()[:16]
 
 
 def _files_read(folder: Path) -> Iterator[Path]:
-    """All files that loading may read, sorted by name; code and templates may lie one folder down."""
+    """All files that loading may read, sorted by name; code and templates also in subfolders."""
     deeper = [path for suffix in (".py", ".jinja") for path in folder.glob(f"*/*{suffix}")]
     for path in sorted((*folder.iterdir(), *deeper)):
         if path.suffix in (*READ_BY_LOADING, ".safetensors") and not path.is_dir():
@@ -74,16 +74,16 @@ def _files_read(folder: Path) -> Iterator[Path]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a tree of the file's chunks, in hexadecimal digits; from the cache where the file is as it was then.
+    """SHA-256 over the digests of a file's chunks, in hexadecimal digits; from the cache if the file is unchanged.
 
     Raises:
-        UnusableFileError: It is no regular file, or cannot be read.
+        UnusableFileError: It is not a regular file, or cannot be read.
     """
     require_file(path)
     status = path.stat()
     if status.st_size <= _SMALL:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    # An edit that puts a file's time of modification back changes ctime all the same.
+    # ctime changes even if an edit restores the modification time.
     state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
     kept = _kept_at(path)
     if kept is not None:
@@ -102,7 +102,7 @@ def file_digest(path: Path) -> str:
 
 
 def _kept_at(path: Path) -> Path | None:
-    """Where a file's digest is kept; None without a cache."""
+    """File in the cache that stores another file's digest; None without a cache."""
     with contextlib.suppress(StorageError, OSError):
         folder = cache_dir() / "digests"
         folder.mkdir(exist_ok=True)
@@ -121,29 +121,29 @@ def _digest_of(path: Path) -> str:
 
 
 def _tree(digest: Callable[[int], bytes], starts: Iterable[int]) -> str:
-    """Digest of the digests of chunks, which are computed side by side; hashlib lets other threads run."""
-    found = hashlib.sha256()
+    """Digest of the digests of all chunks, computed in parallel (hashlib releases the GIL)."""
+    total = hashlib.sha256()
     threads = min(8, os.cpu_count() or 1)
     pending = iter(starts)
     with ThreadPoolExecutor(threads) as pool:
-        # A few at a time, so that not all of a large model is asked for at once.
+        # In batches, so that a large model is not read all at once.
         while batch := list(islice(pending, 4 * threads)):
-            for one in pool.map(digest, batch):
-                found.update(one)
-    return found.hexdigest()
+            for chunk_digest in pool.map(digest, batch):
+                total.update(chunk_digest)
+    return total.hexdigest()
 
 
 def digest_of_weights(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:
-    """Digest of all bytes of weights in memory, of whatever device.
+    """Digest of weights in memory, on any device.
 
     Args:
         weights: Names and weights.
-        dtype: In which they will be loaded; None for their own.
+        dtype: Convert to this dtype first; None for their own.
 
     Returns:
-        Sixteen hexadecimal digits, equal for equal names, shapes, dtypes and bytes.
+        16 hexadecimal digits, equal for equal names, shapes, dtypes and bytes.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, weight in weights:
         whole = weight.detach().to(device="cpu", dtype=dtype or weight.dtype).contiguous()
         view = whole.flatten().view(torch.uint8).numpy().data
@@ -152,15 +152,15 @@ def digest_of_weights(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype 
             return hashlib.sha256(view[start : start + _CHUNK]).digest()
 
         content = _tree(chunk, range(0, len(view), _CHUNK)) if len(view) > _SMALL else hashlib.sha256(view).hexdigest()
-        found.update(f"{name} {tuple(weight.shape)} {whole.dtype} {content}\n".encode())
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {tuple(weight.shape)} {whole.dtype} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def cached_commit(name: str) -> str | None:
-    """Commit of the hub repository whose files in the cache are those of a model; None for any other model.
+    """Commit of a hub model that is in the local cache; None for any other model.
 
     Args:
-        name: As `load_model` takes it.
+        name: As in `load_model`.
     """
     if name in PACKAGED_MODELS or name.count("/") != 1 or Path(name).expanduser().exists():
         return None
@@ -174,10 +174,10 @@ def cached_commit(name: str) -> str | None:
 
 
 def _commit(name: str) -> str:
-    """Commit of a hub model, in the cache or else on the hub; empty where neither knows it."""
+    """Commit of a hub model, from the cache or the hub; empty if neither knows it."""
     if name.count("/") != 1:
         return ""
     with contextlib.suppress(OSError, HFValidationError, TransportError):
-        # Or the same sweep would find other cells once the model is in the cache.
+        # The hub is asked too, so that the identity does not change once the model is in the cache.
         return cached_commit(name) or HfApi().model_info(name, timeout=10).sha or ""
     return ""

@@ -1,7 +1,7 @@
-"""Weights of a file that have no place in the model that was built from its config.
+"""Checks of weights in a file that the model built from its config does not use.
 
-transformers leaves them out and goes on. Some change nothing (buffers of older versions, heads for other purposes);
-without others, such as layers or biases, the model computes something else than the one that was trained.
+transformers ignores such weights. Some are harmless (buffers of older versions, heads for other purposes); without
+others, such as layers or biases, the model computes something different from the one that was trained.
 """
 
 import importlib
@@ -23,40 +23,40 @@ _BUFFERS = re.compile(
     r"(^|\.)(position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|masked_bias|version)$"
     r"|\.(attn|attention|self_attn|self_attention)\.(bias|mask|causal_mask|masked_bias)$"
 )
-"""Computed anew by the model, whatever the file holds."""
+"""Buffers that the model computes itself."""
 _OTHER_PURPOSES = re.compile(
     r"(^|[._])(mtp\w*|nextn|eagle\w*|medusa\w*|vision\w*|visual|image\w*|audio\w*|speech\w*|mm_projector"
     r"|multi_modal\w*|v_head|value_head|score|classifier|reward_head|talker|token2wav|code2wav)(\.|$)"
     r"|\.(k|v|q|kv)_scale$"
 )
-"""Heads that draft tokens, other senses, values for reinforcement learning, and scales of a quantized cache."""
+"""Weights for other purposes: drafting tokens, images and audio, reinforcement learning, a quantized cache."""
 
 
-def judge_leftovers(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> tuple[str, ...]:
-    """Decide what it means that some weights of the file were left out.
+def check_unused_weights(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> tuple[str, ...]:
+    """Check the weights of a file that transformers left out.
 
     Args:
-        model: As it was built.
-        unexpected: Names of the weights that have no place in it, as transformers reports them.
-        name: Of the checkpoint, for messages.
+        model: The model as built.
+        unexpected: Names of the unused weights, as transformers reports them.
+        name: Name of the checkpoint, for messages.
 
     Returns:
-        Notes on weights whose absence may matter to a reader of results.
+        Notes on weights whose absence may matter.
 
     Raises:
-        ModelError: Layers, or weights of modules that are computed with, were left out.
+        ModelError: Layers, or weights of modules that the model computes with, were left out.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     buffers = {key for key, _ in model.named_buffers()}
-    left = sorted(key for key in unexpected if key not in buffers and not _BUFFERS.search(key))
+    unused = sorted(key for key in unexpected if key not in buffers and not _BUFFERS.search(key))
     surplus: dict[str, list[str]] = {}
     inside: list[str] = []
     others: list[str] = []
-    for key in left:
+    for key in unused:
         kind, where = _place(modules, key)
-        drafts = kind == "surplus" and _index(key, where) in _drafting(left, where)
+        drafts = kind == "surplus" and _index(key, where) in _drafting(unused, where)
         if drafts or _OTHER_PURPOSES.search(key) or (kind != "outside" and precision_of(model) is not None):
-            # Quantized layers keep their numbers under names of their own.
+            # Quantized layers store their numbers under different names.
             others.append(key)
         elif kind == "surplus":
             surplus.setdefault(where, []).append(key)
@@ -67,18 +67,20 @@ def judge_leftovers(model: PreTrainedModel, unexpected: Iterable[str], name: str
     for series, keys in surplus.items():
         _refuse_layers(model, modules[series], series, keys, name)
     if inside:
-        raise ModelError(_of_modules(model, inside, name))
+        raise ModelError(_describe_missing_parts(model, inside, name))
     if not others:
         return ()
     return (
-        f"{len(others)} {'weights' if len(others) > 1 else 'weight'} in the file of {name} "
-        f"{'have' if len(others) > 1 else 'has'} no place in {type(model).__name__} and {_were(others)} left out "
-        f"({_some(others)}).",
+        f"{len(others)} {'weights' if len(others) > 1 else 'weight'} in the file of {name} {_were(others)} ignored, "
+        f"because {type(model).__name__} has no such {'weights' if len(others) > 1 else 'weight'} ({_listed(others)}).",
     )
 
 
 def _place(modules: Mapping[str, nn.Module], key: str) -> tuple[str, str]:
-    """Where a weight would belong: `surplus` to a series of modules, `inside` a module that is there, or `outside`."""
+    """How a weight relates to the model, and to which module.
+
+    `surplus`: of a layer beyond the model's last; `inside`: of an existing module; `outside`: of none.
+    """
     parts = key.split(".")
     depth = len(parts) - 1
     while depth > 0 and ".".join(parts[:depth]) not in modules:
@@ -97,7 +99,7 @@ def _index(key: str, series: str) -> int:
 
 
 def _drafting(keys: Sequence[str], series: str) -> set[int]:
-    """Which modules of a series predict further tokens (DeepSeek's multi-token prediction), by the parts they have."""
+    """Indices of the modules of a series that predict further tokens (DeepSeek's multi-token prediction)."""
     of_series = (key for key in keys if key.startswith(f"{series}."))
     return {_index(key, series) for key in of_series if re.search(r"\.(eh_proj|enorm|hnorm|shared_head)\.", key)}
 
@@ -112,31 +114,31 @@ def _refuse_layers(model: PreTrainedModel, module: nn.Module, series: str, keys:
         cause = f"its config says {field}: {n_built}"
         remedy = f"Set {field} to {n_stored}, or give the checkpoint that belongs to this config."
     else:
-        cause = f"{type(model).__name__} was built from its config with {n_built}"
+        cause = f"{type(model).__name__} built from its config has {n_built}"
         remedy = "Give the config that belongs to these weights."
     raise ModelError(
-        f"{name}: the weights hold {n_stored} layers in {series}, but {cause}, so {len(keys)} weights would be "
-        f"left out ({_some(keys)}). {remedy}"
+        f"{name}: the weights have {n_stored} layers in {series}, but {cause}, so {len(keys)} weights would be "
+        f"ignored ({_listed(keys)}). {remedy}"
     )
 
 
-def _of_modules(model: PreTrainedModel, keys: Sequence[str], name: str) -> str:
+def _describe_missing_parts(model: PreTrainedModel, keys: Sequence[str], name: str) -> str:
     if all(key.startswith("rope_freqs") for key in keys):
-        return _rope_lost(name)
+        return _describe_lost_rope_factors(name)
     biases = all(key.endswith("bias") for key in keys)
     values: dict[str, Any] = vars(model.config.get_text_config())
     switches = [field for field, value in values.items() if "bias" in field and value is False]
     remedy = "Give the config that belongs to these weights."
     if biases and switches:
-        remedy = f"Of its config, one of these may have to be true: {', '.join(switches)}."
+        remedy = f"One of these may have to be true in its config: {', '.join(switches)}."
     return (
-        f"{name}: {len(keys)} {'biases' if biases else 'weights'} in the file have no place in the "
-        f"{type(model).__name__} that its config describes ({_some(keys)}); without them it would compute something "
-        f"else. {remedy}"
+        f"{name}: the {type(model).__name__} that its config describes has no place for {len(keys)} "
+        f"{'biases' if biases else 'weights'} in the file ({_listed(keys)}); without them its results would be wrong. "
+        f"{remedy}"
     )
 
 
-def _some(keys: Sequence[str]) -> str:
+def _listed(keys: Sequence[str]) -> str:
     return plain(", ".join(keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
@@ -144,17 +146,17 @@ def _were(keys: Sequence[str]) -> str:
     return "were" if len(keys) > 1 else "was"
 
 
-def note_on_head(model: PreTrainedModel) -> tuple[str, ...]:
-    """Note an output head of its own where the config says that it is the embedding, and correct the config.
+def untie_stored_head_(model: PreTrainedModel) -> tuple[str, ...]:
+    """Correct a config that ties the output head to the embedding although the file has a different head.
 
-    transformers compares the two when both are in the file, and keeps them apart where they differ. With the config as
-    it was, whatever is written from the model or built from its config would have the embedding in the head's place.
+    transformers then uses the head in the file. With the config unchanged, a checkpoint written from the model would
+    lose that head.
 
     Args:
-        model: As it was loaded; its config is changed.
+        model: The loaded model; its config is changed in place.
 
     Returns:
-        A note where that was so.
+        A note if the config was corrected.
     """
     configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -168,76 +170,76 @@ def note_on_head(model: PreTrainedModel) -> tuple[str, ...]:
     for config in configs:
         config.tie_word_embeddings = False
     return (
-        "The config says that the output head is the embedding (tie_word_embeddings), but the file has a head of its "
-        "own that differs. The head in the file is used, as transformers does.",
+        "The config says that the output head is the embedding (tie_word_embeddings), but the file contains a "
+        "different output head. The head in the file is used, as in transformers.",
     )
 
 
 def _tied_under_another_name(model: PreTrainedModel, head: nn.Module) -> bool:
-    # Some families embed by another matrix than the one that the head shares.
+    # In some families the head shares its matrix with another module than the input embedding.
     return sum(weight is head.weight for _, weight in model.named_parameters(remove_duplicate=False)) > 1
 
 
 @contextmanager
-def names_converted() -> Iterator[set[str]]:
-    """A block in which transformers' names of the GGUF tensors that it converts are noted down.
+def recorded_gguf_names() -> Iterator[set[str]]:
+    """Record the names of the GGUF tensors that transformers converts inside the block.
 
-    The set stays empty where it loads a file in another way, in which it reports itself what it left out.
+    The set stays empty if transformers loads the file in another way, where it reports unused tensors itself.
     """
     converter: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     original = converter.get_gguf_hf_weights_map
     names: set[str] = set()
 
-    def noted(*args: Any, **settings: Any) -> dict[str, str]:
-        found: dict[str, str] = original(*args, **settings)
-        names.update(found)
-        return found
+    def recording(*args: Any, **settings: Any) -> dict[str, str]:
+        weights_map: dict[str, str] = original(*args, **settings)
+        names.update(weights_map)
+        return weights_map
 
-    converter.get_gguf_hf_weights_map = noted
+    converter.get_gguf_hf_weights_map = recording
     try:
         yield names
     finally:
         converter.get_gguf_hf_weights_map = original
 
 
-def judge_gguf(
+def check_gguf_conversion(
     model: PreTrainedModel, stored: StoredWeights, converted: set[str], path: Path, name: str
 ) -> tuple[str, ...]:
-    """Decide what it means that tensors or settings of a GGUF file were left out in its conversion.
+    """Check the tensors and settings of a GGUF file that its conversion left out.
 
     Args:
-        model: As it was loaded.
-        stored: The file's header.
-        converted: Names from `names_converted`.
-        path: The file.
-        name: Of the checkpoint, for messages.
+        model: The loaded model.
+        stored: Header of the file.
+        converted: Names from `recorded_gguf_names`.
+        path: The GGUF file.
+        name: Name of the checkpoint, for messages.
 
     Returns:
-        Notes, as `judge_leftovers`.
+        Notes on omissions that may matter.
 
     Raises:
-        ModelError: What was left out changes what the model computes.
+        ModelError: An omission changes what the model computes.
     """
     _require_rope_scaling(model, stored.metadata, name)
     notes = _settings_lost(model, stored.metadata, name)
     if not converted:
         return notes
-    left = [
+    unused = [
         key
         for key in stored.shapes
-        # Experts are known without their ending, and an output matrix decides what the config says of tying.
+        # Experts are listed without `.weight`; the output matrix is handled by `untie_stored_head_`.
         if key not in converted and key.removesuffix(".weight") not in converted and key != "output.weight"
     ]
-    if any(_ROPE.search(key) for key in left) and not _all_ones(path, [key for key in left if _ROPE.search(key)]):
-        raise ModelError(_rope_lost(name))
-    left = [key for key in left if not _ROPE.search(key)]
-    needed = [key for key in left if _NEEDED_IN_GGUF.match(key) and ".nextn." not in key]
+    if any(_ROPE.search(key) for key in unused) and not _all_ones(path, [key for key in unused if _ROPE.search(key)]):
+        raise ModelError(_describe_lost_rope_factors(name))
+    unused = [key for key in unused if not _ROPE.search(key)]
+    needed = [key for key in unused if _NEEDED_IN_GGUF.match(key) and ".nextn." not in key]
     if needed:
-        raise ModelError(_of_modules(model, needed, name))
-    if left:
+        raise ModelError(_describe_missing_parts(model, needed, name))
+    if unused:
         notes += (
-            f"{len(left)} tensors in the file of {name} have no place in {type(model).__name__} and {_were(left)} left "
-            f"out ({_some(left)}).",
+            f"{len(unused)} tensors in the file of {name} {_were(unused)} ignored, because {type(model).__name__} has "
+            f"no such tensors ({_listed(unused)}).",
         )
     return notes
 
@@ -246,11 +248,10 @@ _ROPE = re.compile(r"rope_freqs|rope_factors")
 _NEEDED_IN_GGUF = re.compile(r"blk\.\d+\.|output|position_embd|token_embd|token_types")
 
 
-def _rope_lost(name: str) -> str:
+def _describe_lost_rope_factors(name: str) -> str:
     return (
-        f"{name}: the file scales its rotary positions by factors of their own (rope_freqs), as Llama 3.1 does, and "
-        "transformers' conversion of GGUF leaves them out: every answer would be wrong. Give the checkpoint in "
-        "safetensors."
+        f"{name}: the file scales rotary positions by stored factors (rope_freqs), as in Llama 3.1, which "
+        "transformers' conversion of GGUF ignores: every answer would be wrong. Give the safetensors checkpoint."
     )
 
 
@@ -271,8 +272,8 @@ def _require_rope_scaling(model: PreTrainedModel, metadata: Mapping[str, Any], n
     parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     if all(part.get("rope_type", "default") == "default" for part in parts):
         raise ModelError(
-            f"{name}: the file scales its rotary positions ({plain(str(kind))}, factor {factor:g}), and transformers' "
-            "conversion of GGUF leaves that out. Give the checkpoint in safetensors."
+            f"{name}: the file scales rotary positions ({plain(str(kind))}, factor {factor:g}), which transformers' "
+            "conversion of GGUF ignores. Give the safetensors checkpoint."
         )
 
 
@@ -285,7 +286,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "residual_scale": ("residual_multiplier",),
     "attention.scale": ("attention_multiplier", "scaling"),
 }
-"""Settings of a GGUF file that change what is computed, and their names in configs."""
+"""Settings of a GGUF file that change what the model computes, and their names in configs."""
 
 
 def _settings_lost(model: PreTrainedModel, metadata: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -297,12 +298,12 @@ def _settings_lost(model: PreTrainedModel, metadata: Mapping[str, Any], name: st
             continue
         if field == "attention.sliding_window" and value >= (getattr(config, "max_position_embeddings", 0) or 0):
             continue
-        known = [getattr(config, one, None) for one in names]
-        if not any(isinstance(one, int | float) and abs(value - one) <= 1e-4 * abs(value) for one in known):
+        known = [getattr(config, alias, None) for alias in names]
+        if not any(isinstance(other, int | float) and abs(value - other) <= 1e-4 * abs(value) for other in known):
             lost.append(f"{field} = {value:g}")
     if not lost:
         return ()
     return (
-        f"The file of {name} sets {', '.join(lost)}, which transformers' conversion of GGUF leaves out, so the model "
-        "may compute something else than the one that was trained. Prefer its checkpoint in safetensors.",
+        f"The file of {name} sets {', '.join(lost)}, which transformers' conversion of GGUF ignores, so the model may "
+        "differ from the one that was trained. Prefer its safetensors checkpoint.",
     )

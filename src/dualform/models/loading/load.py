@@ -1,4 +1,4 @@
-"""`load_model`: a name, a folder, an adapter, a GGUF file or a hub id in, a `LanguageModel` out."""
+"""`load_model`: loads a `LanguageModel` from a name, a folder, an adapter, a GGUF file or the hub."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,12 +34,17 @@ from dualform.models.loading.checkpoint_files import (
     read_json,
     stored_weights,
 )
-from dualform.models.loading.leftovers import judge_gguf, judge_leftovers, names_converted, note_on_head
-from dualform.models.loading.locate import FoundModel, explained, find_model
+from dualform.models.loading.leftovers import (
+    check_gguf_conversion,
+    check_unused_weights,
+    recorded_gguf_names,
+    untie_stored_head_,
+)
+from dualform.models.loading.locate import ModelLocation, explain_loading_errors, find_model
 from dualform.models.loading.meta_device import meta_device_model
 from dualform.models.loading.offloading import named_weights
 from dualform.models.loading.placement import DeviceMap, placement
-from dualform.models.loading.quantized import compute_as_asked_, precision_of, quietly
+from dualform.models.loading.quantized import precision_of, use_model_dtype_in_4bit_products_, without_library_warnings
 from dualform.models.reading.language_model import LanguageModel
 from dualform.plain_text import plain
 
@@ -58,30 +63,31 @@ def load_model(
     offload_folder: str | Path | None = None,
     quantize: str | None = None,
 ) -> LanguageModel:
-    """Load a causal language model and find its anatomy.
+    """Load a causal language model, find its attention layers and check how it is read.
 
     Args:
-        name: `smollm2-135m` or `gemma3-270m` (packaged), a folder with a checkpoint or with a LoRA adapter, a `.gguf`
-            file, or a hub id.
+        name: `smollm2-135m` or `gemma3-270m` (packaged), a folder with a checkpoint or a LoRA adapter, a `.gguf` file,
+            or a hub id.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: `float32` for everything that is compared; `bfloat16` rounds away small updates.
-        route: Insist on `packed`, `packed-mask`, `repeated` or `naive`; default: the fastest that passes the check.
-        trust_remote_code: Run code that comes with the checkpoint. Off unless asked for.
-        device_map: Divide the model: `auto`, `balanced` or `sequential` over all devices here, memory and disk, or
-            a mapping from modules to `cpu`, `disk` or the number of a GPU. Every learner works as on one device.
-        max_memory: Most bytes of weights on each, such as `cpu=2GiB,0=10GiB`; the rest goes to disk. Implies `auto`.
-        offload_folder: Where weights go that disk is to hold. A safetensors checkpoint is read where it lies and
-            needs none.
-        quantize: Weights in `8bit` or `4bit`, by bitsandbytes: for answers zero-shot and with demonstrations.
+        dtype: `float32` for anything that is compared; `bfloat16` rounds away small updates.
+        route: Require `packed`, `packed-mask`, `repeated` or `naive`; by default the fastest that passes its check.
+        trust_remote_code: Run code that comes with the checkpoint.
+        device_map: Split the model: `auto`, `balanced` or `sequential` over all devices, memory and disk, or a mapping
+            from modules to `cpu`, `disk` or the number of a GPU. Every learner works as on one device.
+        max_memory: Largest size of the weights on each device, such as `cpu=2GiB,0=10GiB`; the rest goes to disk.
+            Implies `device_map="auto"`.
+        offload_folder: Folder for weights that are offloaded to disk. Not needed for a safetensors checkpoint, which
+            is read in place.
+        quantize: Store weights in `8bit` or `4bit` (bitsandbytes); for zero-shot and in-context learning only.
 
     Returns:
-        The model, in eval mode, checked.
+        The model, in evaluation mode.
 
     Raises:
-        ModelError: No such model, no causal language model, or not one that dualform can look into.
-        HubError: The name is none of ours and the hub did not answer.
+        ModelError: No such model, not a causal language model, or one that dualform does not support.
+        HubError: The name is not a local model and the hub did not answer.
         StorageError: The cache cannot be written.
-        ConfigError: Unknown device, dtype or division, settings that exclude each other, or bitsandbytes is missing.
+        ConfigError: Unknown device, dtype or device map, incompatible settings, or bitsandbytes is not installed.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -89,85 +95,87 @@ def load_model(
         device=device, dtype=dtype, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder,
         quantize=quantize,
     )  # fmt: skip
-    where = device_named(device)
-    found = find_model(name)
-    if placed.quantize is not None and found.gguf is not None:
+    where = torch_device(device)
+    location = find_model(name)
+    if placed.quantize is not None and location.gguf is not None:
         raise ConfigError(
-            f"{name} is quantized already and is unpacked on loading: quantize {quantize} needs a checkpoint folder"
+            f"{name} is a GGUF file, which is unpacked on loading and cannot be quantized again: leave out quantize "
+            f"{quantize}, or give a checkpoint folder"
         )
-    if placed.quantize is not None and found.adapter is not None:
+    if placed.quantize is not None and location.adapter is not None:
         raise ConfigError(
-            f"{name} is an adapter, which is merged into its base, and weights in {quantize} cannot be added to: leave "
-            "out quantize"
+            f"{name} is an adapter, which is merged into its base model, and {quantize} weights cannot be changed: "
+            "leave out quantize"
         )
-    with explained(name):
-        files = examine_files(found, trust_remote_code)
-        config = read_config(found, trust_remote_code)
+    with explain_loading_errors(name):
+        files = examine_files(location, trust_remote_code)
+        config = read_config(location, trust_remote_code)
         files.require_agreement(config, DTYPES[dtype], trust_remote_code)
-        tokenizer = read_tokenizer(found, trust_remote_code)
-        arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code, **found.arguments}
-        if found.gguf is not None:
+        tokenizer = read_tokenizer(location, trust_remote_code)
+        arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code, **location.arguments}
+        if location.gguf is not None:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
         else:
             # Pickled weights can run code when they are read.
             arguments["use_safetensors"] = True
         arguments |= placed.arguments(DTYPES[dtype], where)
-        recorded: AbstractContextManager[set[str]] = nullcontext(set()) if found.gguf is None else names_converted()
-        # Weights made inside a caller's inference_mode could never take part in a gradient.
-        with quietly(), recorded as converted, torch.inference_mode(False):
-            model, report = _class_for(found.source, config).from_pretrained(
-                found.source,
+        is_gguf = location.gguf is not None
+        names: AbstractContextManager[set[str]] = recorded_gguf_names() if is_gguf else nullcontext(set())
+        # Weights created in a caller's inference_mode could not be differentiated later.
+        with without_library_warnings(), names as converted, torch.inference_mode(False):
+            model, report = _class_for(location.source, config).from_pretrained(
+                location.source,
                 **arguments,
                 dtype=DTYPES[dtype],
                 output_loading_info=True,
-                # Reported below with both shapes, which transformers' own error leaves out.
+                # Reported below with both shapes; transformers' own error does not name them.
                 ignore_mismatched_sizes=True,
             )
         if "device_map" not in arguments:
             model = model.to(where)
         if precision_of(model) is not None:
-            compute_as_asked_(model)
+            use_model_dtype_in_4bit_products_(model)
     if model.get_output_embeddings() is None:
-        raise ModelError(f"{name} ({type(model).__name__}) has no output head over a vocabulary to read answers from.")
-    notes = (*found.notes, *files.notes, *_judge(model, report, name), *note_on_head(model))
-    if found.gguf is not None and files.stored is not None:
-        notes += judge_gguf(model, files.stored, converted, Path(found.source) / found.gguf, name)
+        raise ModelError(f"{name} ({type(model).__name__}) has no output head, so it cannot score answers.")
+    notes = (*location.notes, *files.notes, *_check_report(model, report, name), *untie_stored_head_(model))
+    if location.gguf is not None and files.stored is not None:
+        notes += check_gguf_conversion(model, files.stored, converted, Path(location.source) / location.gguf, name)
     _require_finite(model, name)
-    if found.adapter is not None:
-        with explained(name), torch.inference_mode(False):
-            notes += (merge_adapter_(model, found.adapter, found.base),)
+    if location.adapter is not None:
+        with explain_loading_errors(name), torch.inference_mode(False):
+            notes += (merge_adapter_(model, location.adapter, location.base),)
     return _wrapped(model, tokenizer, name, route, notes)
 
 
-def _judge(model: Any, report: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Notes on what transformers reports of loading.
+def _check_report(model: Any, report: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Check transformers' loading report; return notes on harmless differences.
 
     Raises:
-        ModelError: The model is not the one in the file.
+        ModelError: The weights in the file are not those of the model.
     """
     if report["missing_keys"]:
-        # transformers would start them at random and go on.
+        # transformers would initialise them at random.
         missing = sorted(report["missing_keys"])
         raise ModelError(
-            f"{name} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:3])}"
+            f"{name}: {len(missing)} weights of {type(model).__name__} are missing ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}). Give a checkpoint of a causal language model."
         )
-    odd = [f"{key} has shape {tuple(stored)} in the file and {tuple(built)} by the config"
-           for key, stored, built in sorted(report.get("mismatched_keys") or ())]  # fmt: skip
-    odd += [" ".join(str(message).split()) for message in report.get("error_msgs") or ()]
-    if odd:
-        more = f"; and {len(odd) - 3} more" if len(odd) > 3 else ""
-        raise ModelError(f"{name}: the weights do not fit the config: {plain('; '.join(odd[:3])[:600])}{more}.")
-    return judge_leftovers(model, report["unexpected_keys"], name)
+    problems = [f"{key} has shape {tuple(stored)} in the file and {tuple(built)} by the config"
+                for key, stored, built in sorted(report.get("mismatched_keys") or ())]  # fmt: skip
+    problems += [" ".join(str(message).split()) for message in report.get("error_msgs") or ()]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ModelError(f"{name}: the weights do not match the config: {plain('; '.join(problems[:3])[:600])}{more}.")
+    return check_unused_weights(model, report["unexpected_keys"], name)
 
 
 def _require_finite(model: Any, name: str) -> None:
-    """Check that no weight in memory is NaN or infinite; one alone makes every answer NaN.
+    """Check that no weight in memory is NaN or infinite.
 
     Raises:
-        ModelError: One is.
+        ModelError: Some weights are.
     """
-    odd = [
+    names = [
         key
         for key, weight in named_weights(model)
         if not weight.is_meta
@@ -176,16 +184,16 @@ def _require_finite(model: Any, name: str) -> None:
         and weight.numel()
         and not all(torch.isfinite(end) for end in torch.aminmax(weight.detach()))
     ]
-    if odd:
-        cause = (
-            "The file itself may hold such numbers, or ones above 65504, which float16 cannot: try --dtype float32."
+    if names:
+        remedy = (
+            "The file may contain such numbers, or numbers above 65504, the largest in float16: try --dtype float32."
             if model.dtype == torch.float16
-            else "The file is damaged, or training that made it diverged. Give another checkpoint."
+            else "The file is damaged, or its training diverged. Give another checkpoint."
         )
         raise ModelError(
-            f"{name}: {len(odd)} of its weights hold NaN or infinite numbers in "
-            f"{str(model.dtype).removeprefix('torch.')} ({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}). "
-            f"{cause}"
+            f"{name}: {len(names)} of its weights contain NaN or infinite numbers in "
+            f"{str(model.dtype).removeprefix('torch.')} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}). "
+            f"{remedy}"
         )
 
 
@@ -197,23 +205,23 @@ def _wrapped(
     except DualformError:
         raise
     except Exception as error:
-        # Where transformers' own forward fails too, it is the config that asks for something impossible.
-        with explained(name), torch.no_grad():
+        # If the model's own forward fails too, report that error: the config is at fault.
+        with explain_loading_errors(name), torch.no_grad():
             model(input_ids=torch.arange(4, device=model.get_input_embeddings().weight.device)[None])
         raise error
     return replace(lm, notes=(*notes, *lm.notes))
 
 
 def _class_for(source: str, config: PreTrainedConfig) -> Any:
-    """The class to load with: transformers' own choice, or that of a model which was saved with momentum."""
+    """The class to load with: transformers' own, or one with momentum if the model was saved with it."""
     if not (Path(source) / "config.json").is_file():
         return AutoModelForCausalLM
     arm = str(getattr(config, "dualform_arm", ""))
     if arm and arm.split()[0] not in ("momentum", "normalised", "learned"):
-        # Loaded as it lies there, it would attend by softmax and say nothing of it.
+        # It would otherwise silently run with ordinary softmax attention.
         raise ModelError(
-            f"{source} was trained with the attention of “{arm}”, which cannot be restored from a "
-            "checkpoint. Models with momentum can."
+            f"{source} was trained with the attention variant “{arm}”, which cannot be restored from a checkpoint; "
+            "only variants with momentum can."
         )
     if getattr(config, ENTRY, None) is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForCausalLM
@@ -222,51 +230,53 @@ def _class_for(source: str, config: PreTrainedConfig) -> Any:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a look at a model's files has shown."""
+    """Facts about a model's files, from `examine_files`."""
 
     stored: StoredWeights | None
-    """None for a model of the hub, whose weights are fetched only on loading."""
+    """None for a model from the hub, whose weights are fetched only on loading."""
     quantized: bool
     notes: tuple[str, ...] = ()
 
     def require_agreement(self, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> None:
-        """Check, before anything is built, that the weights are those of the model that the config describes.
+        """Check, before the model is built, that the config describes a model of about the stored size.
 
         Raises:
-            UnusableFileError: The config asks for many more layers or weights than there are.
+            UnusableFileError: The config describes many more layers or weights than the files contain.
         """
         if self.stored is None:
             return
         n_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
         if isinstance(n_layers, int) and self.stored.layers and n_layers > 4 * self.stored.layers + 16:
             raise UnusableFileError(
-                f"its config asks for {n_layers:,} layers, and its weights hold {self.stored.layers}"
+                f"its config describes {n_layers:,} layers, but its weights have {self.stored.layers}"
             )
-        with _blamed_on("its config"):
+        with _attribute_errors_to("its config"):
             needed = sum(weight.numel() for weight in meta_device_model(config, dtype, trust_remote_code).parameters())
-        # Of quantized weights several may lie in one number.
+        # Several quantized weights may be stored in one number.
         held = self.stored.numbers * (8 if self.quantized else 1)
         if needed > 2 * held + 10_000_000:
-            raise UnusableFileError(f"its config describes {needed:,} weights, and the files hold {held:,}")
+            raise UnusableFileError(f"its config describes {needed:,} weights, but the files contain {held:,}")
 
 
-def examine_files(found: FoundModel, trust_remote_code: bool = False, *, needs_weights: bool = True) -> ModelFiles:
-    """Look over the files of a model without building anything.
+def examine_files(
+    location: ModelLocation, trust_remote_code: bool = False, *, needs_weights: bool = True
+) -> ModelFiles:
+    """Check a model's files before the model is built.
 
     Args:
-        found: From `find_model`.
-        trust_remote_code: Whether code that comes with the checkpoint is to be run.
-        needs_weights: Whether a folder without any weights is refused.
+        location: From `find_model`.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        needs_weights: Whether a folder without weights is an error.
 
     Raises:
-        UnusableFileError: A file is damaged, too large, no regular file, or asks for what must not be done.
-        ModelError: The checkpoint needs code of its own, which is not to be run.
+        UnusableFileError: A file is damaged, too large, not a regular file, or unsafe to load.
+        ModelError: The checkpoint needs its own code, which may not run.
     """
-    if found.gguf is not None:
-        return ModelFiles(gguf_weights(Path(found.source) / found.gguf), quantized=False)
-    folder = found.folder
+    if location.gguf is not None:
+        return ModelFiles(gguf_weights(Path(location.source) / location.gguf), quantized=False)
+    folder = location.folder
     if folder is None:
-        cached = try_to_load_from_cache(found.source, "config.json")
+        cached = try_to_load_from_cache(location.source, "config.json")
         config = read_json(Path(cached)) if isinstance(cached, str) else {}
         check_config(config)
         stored = None
@@ -277,58 +287,58 @@ def examine_files(found: FoundModel, trust_remote_code: bool = False, *, needs_w
         stored = stored_weights(folder, config) if needs_weights or has_weights(folder, config) else None
     quantized = any(key == "quantization_config" for part in (config, *config.values()) if isinstance(part, dict)
                     for key in part)  # fmt: skip
-    return ModelFiles(stored, quantized, _own_code(found.source, config, trust_remote_code))
+    return ModelFiles(stored, quantized, _own_code(location.source, config, trust_remote_code))
 
 
 def _own_code(source: str, config: Mapping[str, Any], trust_remote_code: bool) -> tuple[str, ...]:
-    """A note where a checkpoint brings code of its own in place of transformers' class."""
+    """A note if the checkpoint's own code was not run; an error if the model needs that code."""
     auto_map = config.get("auto_map")
     if not isinstance(auto_map, dict) or trust_remote_code:
         return ()
     file = plain(str(auto_map.get("AutoModelForCausalLM") or next(iter(auto_map.values()), "")))
     if config.get("model_type") not in CONFIG_MAPPING:
         raise ModelError(
-            f"{source} needs Python code that comes with it ({file}), which is not run unasked. Read that code, then "
-            "allow it with --trust-remote-code."
+            f"{source} needs Python code that comes with it ({file}), which is not run by default. Read that code, "
+            "then allow it with --trust-remote-code."
         )
     if "AutoModelForCausalLM" not in auto_map:
         return ()
     return (
-        f"The checkpoint brings Python code of its own ({file}), which was not run: transformers' class for "
-        f"{config['model_type']} was used.",
+        f"The checkpoint comes with its own Python code ({file}), which was not run; transformers' class for "
+        f"{config['model_type']} was used instead.",
     )
 
 
-def read_config(found: FoundModel, trust_remote_code: bool) -> PreTrainedConfig:
-    """A model's config; code that comes with it is run only where that is allowed."""
-    with _blamed_on("its config"):
+def read_config(location: ModelLocation, trust_remote_code: bool) -> PreTrainedConfig:
+    """Read a model's config; code that comes with it runs only if that is allowed."""
+    with _attribute_errors_to("its config"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            found.source, trust_remote_code=trust_remote_code, **found.arguments
+            location.source, trust_remote_code=trust_remote_code, **location.arguments
         )
-    if found.folder is None:
-        # Fetched only now.
-        cached = try_to_load_from_cache(found.source, "config.json")
+    if location.folder is None:
+        # The line above has just downloaded it.
+        cached = try_to_load_from_cache(location.source, "config.json")
         if isinstance(cached, str):
             check_config(read_json(Path(cached)))
     return config
 
 
-def read_tokenizer(found: FoundModel, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, or the one that its adapter was trained with."""
-    source: str | Path = found.source
-    if found.adapter is not None and (found.adapter / "tokenizer_config.json").is_file():
-        check_small_files(found.adapter)
-        source = found.adapter
-    with _blamed_on("its tokenizer"):
+def read_tokenizer(location: ModelLocation, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Read a model's tokenizer, or its adapter's if the adapter has one."""
+    source: str | Path = location.source
+    if location.adapter is not None and (location.adapter / "tokenizer_config.json").is_file():
+        check_small_files(location.adapter)
+        source = location.adapter
+    with _attribute_errors_to("its tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=trust_remote_code, **found.arguments
+            source, trust_remote_code=trust_remote_code, **location.arguments
         )
     return tokenizer
 
 
 @contextmanager
-def _blamed_on(part: str) -> Iterator[None]:
-    """A block in which a library's errors name the part of the checkpoint that they come from."""
+def _attribute_errors_to(part: str) -> Iterator[None]:
+    """Name the part of the checkpoint in errors that a library raises inside the block."""
     try:
         yield
     except Exception as error:
@@ -337,14 +347,14 @@ def _blamed_on(part: str) -> Iterator[None]:
         raise UnusableFileError(f"{part} cannot be used: {in_one_line(error)}") from error
 
 
-def device_named(device: str) -> torch.device:
-    """A device by name; `auto` is a GPU if there is one."""
+def torch_device(device: str) -> torch.device:
+    """The device of that name; `auto` is a GPU if there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
         if where.type == "meta":
-            raise RuntimeError("it stores no numbers")
+            raise RuntimeError("the meta device has no data")
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} cannot be used ({first_line(error)}); try --device cpu") from error

@@ -1,8 +1,8 @@
-"""Offloaded weights: they lie on disk or on the CPU, and are in place only while their module runs.
+"""Offloaded weights: stored on disk or the CPU, and loaded only while their module runs.
 
-accelerate brings them in. Outside its module's forward such a parameter lies on the meta device, with a shape and no
-numbers. This file adds what dualform needs besides: a weight's numbers, a changed weight for the length of a block, and
-a probing backward that reads weights again instead of holding all of them. Offloaded weights are read, not trained.
+accelerate loads them. Outside its module's forward, such a parameter is on the meta device and has no data. This file
+adds access to a weight's values, temporary changes of a weight, and a backward pass that reloads weights instead of
+keeping all of them in memory. Offloaded weights cannot be trained.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +19,15 @@ from dualform.errors import ModelError
 from dualform.models.compat import accelerate_hook, own_parameters, set_accelerate_hook
 
 Change = Callable[[Tensor], Tensor]
-"""From a weight to the one to be used in its place."""
+"""Maps a weight to the one to use in its place."""
 
 
 @dataclass
 class _Loaded:
-    """Which of a model's offloaded weights are in place at this moment."""
+    """Offloaded weights of a model that are loaded at the moment."""
 
     weights: dict[tuple[int, str], tuple[Tensor, Callable[[], Tensor]]] = field(default_factory=dict)
-    """Hook and name -> the tensor that its module computes with, and how to read it again."""
+    """(id of the hook, name of the parameter) -> the loaded tensor, and a function that reloads it."""
 
 
 class OffloadedWeights(AlignDevicesHook):
@@ -39,20 +39,20 @@ class OffloadedWeights(AlignDevicesHook):
 
     @classmethod
     def of(cls, hook: AlignDevicesHook, loaded: _Loaded) -> Self:
-        """The same hook as accelerate's."""
-        found = cls.__new__(cls)
-        found.__dict__.update(vars(hook), _changes={}, _unpatched={}, _loaded=loaded)
-        return found
+        """Copy accelerate's hook."""
+        copy = cls.__new__(cls)
+        copy.__dict__.update(vars(hook), _changes={}, _unpatched={}, _loaded=loaded)
+        return copy
 
     def value(self, module: nn.Module, name: str) -> Tensor:
-        """The numbers of one of the module's parameters, in its dtype, where the module computes."""
+        """Load one of the module's parameters, in its dtype, on the device on which the module runs."""
         value: Tensor = self.weights_map[name]
         known = own_parameters(module)[name]
         return value.to(device_in(self), value.dtype if known is None else known.dtype)
 
     @contextmanager
     def changed(self, module: nn.Module, name: str, change: Change) -> Iterator[None]:
-        """A block in which the module computes with a changed weight; a bias that does not exist counts as zeros."""
+        """Run the module with a changed weight inside the block; a missing bias counts as zeros."""
         changes = self._changes.setdefault(name, [])
         changes.append(change)
         try:
@@ -61,11 +61,11 @@ class OffloadedWeights(AlignDevicesHook):
             changes.remove(change)
             if not changes:
                 del self._changes[name]
-            # A forward that raised has not put them back.
-            self._put_back(module)
+            # Needed if the forward raised before it restored the weights.
+            self._restore(module)
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Bring the weights in, and patch them."""
+        """Load the weights and apply the changes."""
         moved = super().pre_forward(module, *args, **kwargs)
         parameters = own_parameters(module)
         for name, weight in parameters.items():
@@ -80,26 +80,26 @@ class OffloadedWeights(AlignDevicesHook):
         return moved
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """Drop them."""
-        self._put_back(module)
+        """Restore the parameters and release the weights."""
+        self._restore(module)
         for key in [key for key in self._loaded.weights if key[0] == id(self)]:
             del self._loaded.weights[key]
         return super().post_forward(module, output)
 
-    def _put_back(self, module: nn.Module) -> None:
+    def _restore(self, module: nn.Module) -> None:
         own_parameters(module).update(self._unpatched)
         self._unpatched.clear()
 
 
 def _zero_bias(module: nn.Module) -> Tensor:
-    """Zeros for a linear that has no bias."""
+    """A zero bias for a linear without one."""
     weight = module.get_parameter("weight")
     n_out = weight.shape[0 if isinstance(module, nn.Linear) else 1]
     return torch.zeros(n_out, dtype=weight.dtype, device=weight.device)
 
 
 def replace_hooks_(model: nn.Module) -> None:
-    """Replace accelerate's hooks of offloaded weights by ours, where there are any; twice is as good as once."""
+    """Replace accelerate's hooks of offloaded weights by `OffloadedWeights`; repeating this has no effect."""
     loaded = _Loaded()
 
     def replaced(hook: Any) -> Any:
@@ -115,7 +115,7 @@ def replace_hooks_(model: nn.Module) -> None:
 
 
 def hook_of(module: nn.Module) -> OffloadedWeights | None:
-    """The hook that brings in a module's own weights; None where these are simply there."""
+    """The hook that loads a module's own weights; None if they are not offloaded."""
     return next((hook for hook in _hooks(module) if isinstance(hook, OffloadedWeights)), None)
 
 
@@ -125,31 +125,31 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether some weights of a model are not in place between forwards."""
+    """Whether some weights of a model are offloaded."""
     return any(hook_of(module) is not None for module in model.modules())
 
 
 def require_in_memory(model: nn.Module) -> None:
-    """Check that weights can be trained as far as their place goes.
+    """Check that no weights are offloaded, so that they can be trained.
 
     Raises:
         ModelError: Some are offloaded.
     """
     if is_offloaded(model):
         raise ModelError(
-            f"{type(model).__name__}: some of its weights are offloaded to disk or CPU, where they can be read but not "
-            "trained. Load it whole: a smaller dtype (--dtype bfloat16), a larger --max-memory, a --device-map over "
-            "more GPUs or a smaller model; or compare what needs no gradients (--learners zsl,icl,fold)."
+            f"{type(model).__name__}: some of its weights are offloaded to disk or CPU and cannot be trained there. "
+            "Make it fit: a smaller dtype (--dtype bfloat16), a larger --max-memory, a --device-map over more GPUs or "
+            "a smaller model; or use only learners without gradients (--learners zsl,icl,fold)."
         )
 
 
 def device_in(hook: Any) -> torch.device:
-    """Where a hook has its module compute."""
+    """Device on which a hook's module runs."""
     return torch.device(hook.execution_device)
 
 
 def runs_on(module: nn.Module) -> torch.device:
-    """Where a module computes: under a device map not always where its weights lie."""
+    """Device on which a module runs, which under a device map may differ from that of its weights."""
     for hook in _hooks(module):
         if isinstance(hook, AlignDevicesHook) and hook.execution_device is not None:
             return device_in(hook)
@@ -157,12 +157,12 @@ def runs_on(module: nn.Module) -> torch.device:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model expects its token ids: the embeddings' device."""
+    """Device on which a model expects token ids, which is that of its embeddings."""
     return runs_on(model.get_input_embeddings())
 
 
 def weight_of(model: nn.Module, name: str) -> Tensor:
-    """The numbers of a parameter, wherever they lie, detached; not to be written to.
+    """Values of a parameter, loaded if it is offloaded; detached, and not to be written to.
 
     Args:
         model: The model.
@@ -175,19 +175,19 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
 
 
 def named_weights(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter once, tied ones under the name that comes first: offloading breaks their identity."""
+    """Every parameter once; tied ones are found by name, because offloading turns them into separate tensors."""
     source_of: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    met: set[str] = set()
+    sources: set[str] = set()
     for name, parameter in model.named_parameters():
         source = source_of.get(name, name)
-        if source not in met:
-            met.add(source)
+        if source not in sources:
+            sources.add(source)
             yield name, parameter
 
 
 @contextmanager
 def patched(model: nn.Module, name: str, change: Change) -> Iterator[None]:
-    """A block in which one parameter is another; afterwards it is the same tensor as before, bit for bit."""
+    """Replace a parameter's values inside the block; afterwards it is the same tensor as before, bit for bit."""
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
     hook = hook_of(module)
@@ -206,33 +206,33 @@ def patched(model: nn.Module, name: str, change: Change) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """A block in which no weight requires a gradient."""
-    before = requiring(model)
+    """Let no weight require a gradient inside the block."""
+    before = requires_grad_flags(model)
     model.requires_grad_(False)
     try:
         yield
     finally:
-        require_(model, before)
+        set_requires_grad_(model, before)
 
 
-def requiring(model: nn.Module) -> dict[str, bool]:
-    """Which weights require a gradient, by name: an offloaded one is another tensor after every forward."""
-    # Tied ones under each of their names, since a forward may part them.
+def requires_grad_flags(model: nn.Module) -> dict[str, bool]:
+    """Name of a weight -> whether it requires a gradient; by name, as every forward replaces offloaded tensors."""
+    # With all names of tied weights, which a forward may turn into separate tensors.
     return {name: weight.requires_grad for name, weight in model.named_parameters(remove_duplicate=False)}
 
 
-def require_(model: nn.Module, required: Mapping[str, bool]) -> None:
-    """Have those weights require a gradient that did, and no others."""
+def set_requires_grad_(model: nn.Module, required: Mapping[str, bool]) -> None:
+    """Restore the flags from `requires_grad_flags`."""
     for name, weight in model.named_parameters(remove_duplicate=False):
         weight.requires_grad_(required.get(name, weight.requires_grad))
 
 
 @contextmanager
-def read_again_backward(model: nn.Module) -> Iterator[None]:
-    """A block whose forwards leave no offloaded weight in the graph: the backward reads each again.
+def reload_in_backward(model: nn.Module) -> Iterator[None]:
+    """Keep offloaded weights out of the graph of forwards inside the block; the backward pass reloads each of them.
 
-    Without it the graph would hold every weight that the forward has passed, and so the whole model at once. The
-    weights must be frozen (`frozen`) and not patched.
+    Otherwise the graph would hold every weight that the forward used, and so the whole model. The weights must be
+    frozen (`frozen`) and not patched.
     """
     known = {id(hook._loaded): hook._loaded for hook in map(hook_of, model.modules()) if hook is not None}
     if not known:
@@ -240,14 +240,14 @@ def read_again_backward(model: nn.Module) -> Iterator[None]:
         return
 
     def pack(tensor: Tensor) -> "Tensor | _View":
-        # What is saved while a module runs, and lies in one of its weights, can be read again.
+        # A saved tensor that shares memory with a loaded weight can be reloaded.
         for loaded in known.values():
-            for weight, again in loaded.weights.values():
+            for weight, reload in loaded.weights.values():
                 if weight.device != tensor.device or weight.dtype != tensor.dtype or not weight.is_contiguous():
                     continue
-                offset, odd = divmod(tensor.data_ptr() - weight.data_ptr(), weight.element_size())
-                if not odd and 0 <= offset < weight.numel():
-                    return _View(again, tensor.shape, tensor.stride(), offset)
+                offset, remainder = divmod(tensor.data_ptr() - weight.data_ptr(), weight.element_size())
+                if not remainder and 0 <= offset < weight.numel():
+                    return _View(reload, tensor.shape, tensor.stride(), offset)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
@@ -256,18 +256,18 @@ def read_again_backward(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _View:
-    """A view of an offloaded weight that can be read again."""
+    """A view of an offloaded weight that can be reloaded."""
 
-    again: Callable[[], Tensor]
+    reload: Callable[[], Tensor]
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
-    """From the weight's first number."""
+    """Offset from the weight's first entry."""
 
 
 def _unpack(saved: "Tensor | _View") -> Tensor:
     if isinstance(saved, Tensor):
         return saved
     with torch.no_grad():
-        weight = saved.again().contiguous()
+        weight = saved.reload().contiguous()
     return weight.as_strided(saved.size, saved.stride, weight.storage_offset() + saved.offset)

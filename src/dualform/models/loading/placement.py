@@ -1,4 +1,4 @@
-"""Where a model's weights go, and in how many bits: one device, several, or partly to memory and disk."""
+"""Where a model's weights are stored, and in how many bits: on one device, several, or partly in memory and on disk."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ MAPS = ("auto", "balanced", "sequential")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}  # fmt: skip
 _BITS: dict[str, dict[str, Any]] = {
-    # Outliers set apart and multiplied in half precision, as arXiv:2208.07339 has it.
+    # Outliers are multiplied separately in half precision (arXiv:2208.07339).
     "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
 }
@@ -31,44 +31,45 @@ _BITS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is to be divided and stored. Build it with `placement`, which checks it."""
+    """How a model is split over devices and stored. Build it with `placement`, which checks the settings."""
 
     device_map: str | dict[str, str | int] | None = None
     """None: the whole model on one device."""
     max_memory: dict[str | int, int] | None = None
-    """Bytes of weights on each device, by the number of a GPU, `cpu` or `mps`; what does not fit goes to disk."""
+    """Bytes of weights on each device: the number of a GPU, `cpu` or `mps`; what does not fit goes to disk."""
     offload_folder: Path | None = None
-    """Where weights go that do not lie on disk as they are needed; a safetensors checkpoint is read where it lies."""
+    """Folder for weights that are offloaded to disk; not needed for a safetensors checkpoint, which is read in
+    place."""
     quantize: Quantize | None = None
 
     def arguments(self, dtype: "torch.dtype", device: "torch.device") -> dict[str, Any]:
-        """What to hand to `from_pretrained`.
+        """Arguments of `from_pretrained`.
 
         Args:
-            dtype: That products are computed in.
-            device: Where a model goes that is not divided.
+            dtype: Dtype of computation.
+            device: Device of a model that is not split.
 
         Raises:
             ConfigError: bitsandbytes is not installed.
             StorageError: The offload folder cannot be written.
         """
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         if self.device_map is not None:
-            found["device_map"] = self.device_map
-            # A copy: accelerate writes into it.
-            found["max_memory"] = None if self.max_memory is None else dict(self.max_memory)
+            arguments["device_map"] = self.device_map
+            # Copied because accelerate modifies it.
+            arguments["max_memory"] = None if self.max_memory is None else dict(self.max_memory)
             if self.offload_folder is not None:
                 remedy = "Choose another folder with --offload-folder."
-                found["offload_folder"] = str(writable_dir(self.offload_folder, remedy))
+                arguments["offload_folder"] = str(writable_dir(self.offload_folder, remedy))
         if self.quantize is not None:
             require_bitsandbytes(self.quantize)
             from transformers import BitsAndBytesConfig
 
             more = {"bnb_4bit_compute_dtype": dtype} if self.quantize == "4bit" else {}
-            found["quantization_config"] = BitsAndBytesConfig(**_BITS[self.quantize], **more)
-            # bitsandbytes cannot move a model once it is there.
-            found.setdefault("device_map", {"": str(device)})
-        return found
+            arguments["quantization_config"] = BitsAndBytesConfig(**_BITS[self.quantize], **more)
+            # bitsandbytes cannot move a model after loading.
+            arguments.setdefault("device_map", {"": str(device)})
+        return arguments
 
 
 def placement(
@@ -80,26 +81,26 @@ def placement(
     offload_folder: str | Path | None = None,
     quantize: str | None = None,
 ) -> Placement:
-    """Check and read the settings.
+    """Parse and check the settings.
 
     Args:
-        device: A device map leaves no room for one: `auto`.
-        dtype: Quantized weights are multiplied in float32 or less.
-        device_map: See `DeviceMap`; text may also be a mapping in JSON. Not given, `max_memory` or an offload folder
-            mean `auto`.
+        device: Must be `auto` together with a device map.
+        dtype: Must not be float64 together with quantization.
+        device_map: See `DeviceMap`; a mapping may also be given as JSON. Default: `auto` if `max_memory` or an offload
+            folder is given, otherwise one device.
         max_memory: `cpu=2GiB,0=10GiB`, or a mapping.
-        offload_folder: Where weights go that disk is to hold.
+        offload_folder: Folder for weights that are offloaded to disk.
         quantize: `8bit` or `4bit`.
 
     Raises:
-        ConfigError: Something cannot be used, or not together.
+        ConfigError: A setting is invalid, or two exclude each other.
     """
     if quantize is not None and quantize not in _BITS:
         raise ConfigError(f"quantize {quantize!r} is unknown: choose one of {', '.join(_BITS)}")
     if quantize is not None and dtype == "float64":
         raise ConfigError(
-            f"dtype float64 is for exact comparisons, and quantize {quantize} rounds weights to a handful of bits: "
-            "leave out one of them"
+            f"dtype float64 is for exact comparisons, but quantize {quantize} rounds weights to a few bits: leave out "
+            "one of them"
         )
     memory = _memory(max_memory)
     divided = _device_map(device_map)
@@ -107,25 +108,25 @@ def placement(
         divided = "auto"
     if isinstance(divided, dict) and memory is not None:
         raise ConfigError(
-            f"a device map that names modules ({next(iter(divided))!r}, ...) says where each goes, so max_memory "
-            f"({_shown(memory)}) has nothing to decide: leave out one of them"
+            f"a device map that names modules ({next(iter(divided))!r}, ...) already determines where each goes, so "
+            f"max_memory ({_format_memory(memory)}) would have no effect: leave out one of them"
         )
     if divided is not None and device != "auto":
         raise ConfigError(
-            f"device {device!r} and device_map {device_map or 'auto'!r} were both given: choose one (a device map of "
-            "CPU and disk: --max-memory cpu=2GiB)"
+            f"device {device!r} and device_map {device_map or 'auto'!r} were both given: choose one (to use only CPU "
+            "and disk: --max-memory cpu=2GiB)"
         )
     if quantize is not None and isinstance(divided, dict) and "disk" in divided.values():
-        raise ConfigError(f"quantize {quantize} cannot go with weights on disk: leave out one of them")
+        raise ConfigError(f"quantize {quantize} cannot be combined with weights on disk: leave out one of them")
     folder = None if offload_folder is None else Path(offload_folder).expanduser()
     return Placement(divided, memory, folder, quantize)  # type: ignore[arg-type] # looked up above
 
 
 def require_bitsandbytes(quantize: str) -> None:
-    """Check that quantizing is possible here.
+    """Check that bitsandbytes is installed.
 
     Raises:
-        ConfigError: bitsandbytes is missing.
+        ConfigError: It is not.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
@@ -140,45 +141,44 @@ def _device_map(given: DeviceMap | None) -> str | dict[str, str | int] | None:
     named = _read_map(given, expected) if isinstance(given, str) else given
     if not named:
         raise ConfigError(f"device map {given!r} names no module: {expected}")
-    found: dict[str, str | int] = {}
-    for module, where in named.items():
-        found[module] = int(where) if isinstance(where, str) and where.isdigit() else where
-        if found[module] != "disk":
-            _require_device(module, found[module])
+    devices: dict[str, str | int] = {}
+    for module, device in named.items():
+        devices[module] = int(device) if isinstance(device, str) and device.isdigit() else device
+        if devices[module] != "disk":
+            _require_device(module, devices[module])
         outer = next((key for key in named if key != module and (not key or module.startswith(f"{key}."))), None)
         if outer is not None:
-            # accelerate would put the outer one's weights where the inner one's are looked for.
+            # accelerate would look for the inner module's weights on the wrong device.
             raise ConfigError(
-                f"device map: {module!r} lies within {repr(outer) if outer else 'the whole model'}: name each part of "
-                "the model once"
+                f"device map: {module!r} is part of {repr(outer) if outer else 'the whole model'}, which is named too: "
+                "name each part of the model once"
             )
-    return found
+    return devices
 
 
 def _read_map(given: str, expected: str) -> Mapping[str, str | int]:
     if not given.lstrip().startswith("{"):
         raise ConfigError(f"unknown device map {given!r}: {expected}")
     try:
-        read: dict[str, str | int] = json.loads(given)
+        devices: dict[str, str | int] = json.loads(given)
     except ValueError as error:
-        raise ConfigError(f"device map {given!r} is no JSON ({error}): {expected}") from error
-    return read
+        raise ConfigError(f"device map {given!r} is not valid JSON ({error}): {expected}") from error
+    return devices
 
 
-def _require_device(module: str, where: Any) -> None:
-    # Settings are checked before torch is loaded, and few of them name devices.
+def _require_device(module: str, device: Any) -> None:
+    # Imported here because settings are checked before torch is loaded.
     import torch
 
-    known = isinstance(where, str | int) and not isinstance(where, bool)
     try:
-        if not known:
-            raise TypeError("no name of a device")
-        if torch.empty(1, device=where).is_meta:
-            raise TypeError("it stores no numbers")
+        if not isinstance(device, str | int) or isinstance(device, bool):
+            raise TypeError("not the name of a device")
+        if torch.empty(1, device=device).is_meta:
+            raise TypeError("the meta device has no data")
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(
-            f"device map: {module or 'the whole model'!r} goes to {where!r}, which cannot be used here "
-            f"({(str(error).splitlines() or [''])[0]}): choose cpu, disk or the number of a GPU that is there"
+            f"device map: {module or 'the whole model'!r} goes to {device!r}, which cannot be used here "
+            f"({(str(error).splitlines() or [''])[0]}): choose cpu, disk or the number of an available GPU"
         ) from error
 
 
@@ -190,39 +190,39 @@ def _memory(given: str | Mapping[str | int, str | int] | None) -> dict[str | int
         if not all(name and equals and size for name, equals, size in parts):
             raise ConfigError(f"max_memory {given!r} should look like cpu=2GiB,0=10GiB")
         given = {name.strip(): size.strip() for name, _, size in parts}
-    found: dict[str | int, int] = {}
+    memory: dict[str | int, int] = {}
     for name, size in given.items():
         place = int(name) if str(name).isdigit() else name
         if not isinstance(place, int) and place not in ("cpu", "mps"):
             raise ConfigError(f"max_memory: {name!r} should be cpu, mps or the number of a GPU, as in cpu=2GiB,0=10GiB")
-        found[place] = size_in_bytes(size, "max_memory")
-    if not found:
+        memory[place] = size_in_bytes(size, "max_memory")
+    if not memory:
         raise ConfigError("max_memory names no device: write it like cpu=2GiB,0=10GiB")
-    return found
+    return memory
 
 
 _LARGEST_SIZE = 1 << 60
 
 
 def size_in_bytes(size: str | int, setting: str) -> int:
-    """`500MB`, `2GiB`, `1.5GiB` or a number of bytes.
+    """Parse a size into bytes.
 
     Args:
-        size: What was given.
-        setting: What it is, for the message.
+        size: `500MB`, `2GiB`, `1.5GiB` or a number of bytes.
+        setting: Name of the setting, for the message.
 
     Raises:
-        ConfigError: Anything else.
+        ConfigError: The size cannot be parsed, or is larger than 1 EiB.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", str(size).strip().upper())
     if match is None:
-        raise ConfigError(f"{setting}: {size!r} is no size: write it like 500MB, 2GiB or 1.5GiB")
+        raise ConfigError(f"{setting}: {size!r} is not a size: write it like 500MB, 2GiB or 1.5GiB")
     number = float(match[1]) * _UNITS[match[2] or ""]
-    # A float of hundreds of digits is infinite; nothing has an exbibyte of memory.
+    # Hundreds of digits give an infinite float, which `int` would not accept.
     if number > _LARGEST_SIZE:
-        raise ConfigError(f"{setting}: a size of more than 1 EiB is none that a machine has: write it like 2GiB")
+        raise ConfigError(f"{setting}: the size must be at most 1 EiB: write it like 2GiB")
     return int(number)
 
 
-def _shown(memory: Mapping[str | int, int]) -> str:
+def _format_memory(memory: Mapping[str | int, int]) -> str:
     return ", ".join(f"{place}={size / (1 << 30):.3g}GiB" for place, size in memory.items())

@@ -1,4 +1,4 @@
-"""Weights stored in fewer bits than they had: what such a model can still be used for, and what not."""
+"""Quantized weights: what such a model can and cannot be used for."""
 
 import logging
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from torch import nn
 
 from dualform.errors import ModelError
 
-WHY = "what was rounded away cannot be compared"
-"""Why updates of such weights are not measured: a step of finetuning is smaller than the rounding."""
+UPDATES_LOST = "a finetuning step is smaller than the rounding error"
+"""Why updates of quantized weights are not measured."""
 
 
 def precision_of(model: Any) -> str | None:
-    """`8 bit`, `4 bit` or a method's name where weights are quantized; None where they are plain numbers."""
+    """How a model's weights are quantized: `8 bit`, `4 bit` or a method's name; None if they are not."""
     quantizer: Any = getattr(model, "hf_quantizer", None)
     settings = getattr(quantizer, "quantization_config", None)
     if settings is None or getattr(settings, "dequantize", False):
@@ -27,11 +27,11 @@ def precision_of(model: Any) -> str | None:
 
 
 def require_unquantized(model: nn.Module, why: str) -> None:
-    """Check that weights are plain numbers.
+    """Check that a model's weights are not quantized.
 
     Args:
-        model: Whose.
-        why: What follows where they are not, such as `so they cannot be trained`.
+        model: The model.
+        why: Consequence of quantization, for the message, such as `so they cannot be trained`.
 
     Raises:
         ModelError: They are quantized.
@@ -39,16 +39,16 @@ def require_unquantized(model: nn.Module, why: str) -> None:
     precision = precision_of(model)
     if precision is not None:
         raise ModelError(
-            f"{type(model).__name__}: its weights are stored in {precision}, {why}: {WHY}. Such a model answers "
-            "zero-shot and with demonstrations (--learners zsl,icl); load it without --quantize for the rest."
+            f"{type(model).__name__}: its weights are stored in {precision}, {why}: {UPDATES_LOST}. Use zero-shot and "
+            "in-context learning only (--learners zsl,icl), or load the model without --quantize."
         )
 
 
-def compute_as_asked_(model: nn.Module) -> None:
-    """Have 4-bit products on a CPU computed in the model's dtype.
+def use_model_dtype_in_4bit_products_(model: nn.Module) -> None:
+    """Compute 4-bit products on a CPU in the model's dtype.
 
-    Some CPUs have a kernel for them that rounds every activation to bfloat16, others have not: answers would depend on
-    the machine. bitsandbytes is asked not to say with every 8-bit product that inputs are rounded to half precision.
+    On some CPUs only, bitsandbytes uses a kernel that rounds activations to bfloat16, so results would depend on the
+    machine. Its warning that inputs of 8-bit products are rounded to half precision is silenced.
     """
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for module in model.modules():
@@ -58,10 +58,10 @@ def compute_as_asked_(model: nn.Module) -> None:
 
 @contextmanager
 def token_by_token(model: nn.Module) -> Iterator[None]:
-    """A block in which 8-bit products treat every token by itself, so that two ways of reading can be compared.
+    """Treat every token separately in 8-bit products inside the block, so that two routes can be compared.
 
-    Otherwise inputs that are large for any token of a row are multiplied apart for all of them: what a row holds beside
-    a token shows in it, by a few hundredths of a log-probability, and a wrong route could hide behind that.
+    Otherwise a feature that is an outlier for one token of a row is multiplied in higher precision for all of them.
+    Other tokens of the row then change a log-probability by a few hundredths, which could hide an error in a route.
     """
     states: list[Any] = [
         module.state for module in model.modules() if hasattr(getattr(module, "state", None), "threshold")
@@ -77,8 +77,8 @@ def token_by_token(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """A block without accelerate's remark that offloaded weights are offloaded, and bitsandbytes' on kernels."""
+def without_library_warnings() -> Iterator[None]:
+    """Silence accelerate's warning about offloaded weights, and bitsandbytes' about kernels, inside the block."""
     loggers = [logging.getLogger(name) for name in ("accelerate.big_modeling", "bitsandbytes.backends.cpu.ops")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

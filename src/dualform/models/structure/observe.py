@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dualform.models.compat import can_set_attention, set_config_attention
 from dualform.models.hooks import Hooks
-from dualform.models.loading.offloading import frozen, read_again_backward
+from dualform.models.loading.offloading import frozen, reload_in_backward
 from dualform.models.reading.attention import NAME, AttentionCall, attention_backend, plain_attention
 from dualform.models.reading.attention_tracer import AttentionTrace, AttentionTracer
 from dualform.models.structure.anatomy import is_linear
@@ -139,7 +139,7 @@ def observe_forward(
                 hooks.before(module, partial(begin, module))
         hooks.after(model.get_input_embeddings(), begin_graph)
         attention = _observing_attention(model, registry, observed, nudge)
-        with torch.enable_grad(), frozen(model), read_again_backward(model), attention:
+        with torch.enable_grad(), frozen(model), reload_in_backward(model), attention:
             model(input_ids=ids, use_cache=False)
     return observed
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dualform.learners.base import LEARNERS
 from dualform.learners.reading_cache import ReadingCache
-from dualform.models.loading.quantized import WHY
+from dualform.models.loading.quantized import UPDATES_LOST
 from dualform.models.reading.language_model import LanguageModel
 from dualform.progress import Progress
 from dualform.studies.comparison.arms import possible_arms
@@ -80,8 +80,8 @@ def set_up(
         learners = tuple(name for name in learners if name not in changing)
         left_out = f" {', '.join(changing)} and the measures that need them were left out." if changing else ""
         notes.append(
-            f"Weights are stored in {lm.quantized}: {WHY}, so only accuracy is reported, and answers may differ from "
-            f"those of unrounded weights.{left_out}"
+            f"Weights are stored in {lm.quantized}: {UPDATES_LOST}, so only accuracy is reported, and answers may "
+            f"differ from those of unrounded weights.{left_out}"
         )
         if lm.quantized == "8 bit":
             notes.append(
