@@ -81,7 +81,7 @@ def test_a_folded_checkpoint_is_not_written_from_disk(dualform: Command, tmp_pat
         *("fold", "llama", "tickets.csv", "--text", "body", "--label", "topic", "-k", "4", "--to", tmp_path / "to"),
         *("--device-map", '{"": "disk"}'),
     )
-    assert_refused(done, "not in memory (offloaded)", "without --device-map")
+    assert_refused(done, "is offloaded, but a checkpoint is written from memory", "without --device-map")
     assert not (tmp_path / "to").exists()
 
 

@@ -237,7 +237,7 @@ def test_an_existing_checkpoint_is_replaced_only_on_request(
     done = dualform(*arguments)
 
     assert done.code == 2
-    assert "folded exists already. Choose another folder, or ask for it to be overwritten" in done.message
+    assert "folded already exists. Choose another folder, or allow it to be overwritten" in done.message
     assert (to / "model.safetensors").read_bytes() == old
 
     done = dualform(*arguments, "--overwrite")

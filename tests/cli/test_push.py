@@ -87,7 +87,7 @@ def test_public_and_terms_need_their_own_options(folder: Path, hub: Hub) -> None
     done = run(folder, NAME, "--upload", "--accept-terms", "--public")
     assert done.code == 0, done.err
     assert not hub.repositories[NAME]["private"]
-    assert "Gemma's terms ask for a file NOTICE" in " ".join(done.out.split())
+    assert "Gemma's terms require a file NOTICE" in " ".join(done.out.split())
 
 
 def test_a_private_repository_stays_private_with_a_note(folder: Path, hub: Hub) -> None:
@@ -119,7 +119,7 @@ def test_a_mistake_is_one_sentence_and_two(folder: Path, hub: Hub, arguments: tu
 def test_a_folder_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
     done = run(tmp_path / "nowhere", NAME)
     assert done.code == 2
-    assert "no folder at" in done.message
+    assert "there is no folder" in done.message
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "lora"])
@@ -140,14 +140,14 @@ def test_a_folded_checkpoint_is_uploaded_completely_and_loads_there(
     done = run(tmp_path / "folded", NAME, "--upload")
     assert done.code == 0, done.err
     assert "license: mit" in done.out
-    assert "names no base model by its name on the hub" in " ".join(done.out.split())
+    assert "does not name the base model's hub id" in " ".join(done.out.split())
 
     arrived = tmp_path / "arrived"
     arrived.mkdir()
     for name, content in hub.repositories[NAME]["files"].items():
         (arrived / name).write_bytes(content)
     if form == "lora":
-        assert "adapter_config.json names its base as a folder of this machine" in " ".join(done.out.split())
+        assert "adapter_config.json names its base model by a local folder" in " ".join(done.out.split())
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(arrived))
     else:
         AutoModelForCausalLM.from_pretrained(arrived)

@@ -49,7 +49,7 @@ def _print(plan: Any) -> None:
     from rich.text import Text
 
     from dualform.cli.printing import PlainConsole
-    from dualform.models.export.upload import shown_card
+    from dualform.models.export.upload import card_metadata
 
     console = PlainConsole()
     kind = "private" if plan.private else "public"
@@ -61,7 +61,7 @@ def _print(plan: Any) -> None:
     console.print()
     console.print(table)
     console.print()
-    console.print(Text(f"The card's metadata:\n{shown_card(plan)}"))
+    console.print(Text(f"The card's metadata:\n{card_metadata(plan)}"))
     for note in plan.notes:
         console.print(Text(f"Note: {note}", style="yellow"))
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from dualform.errors import ConfigError, StorageError
-from dualform.models.export.checkpoint import whole_folder
+from dualform.models.export.checkpoint import atomic_folder
 
 SCHEMA = 1
 KEPT = 2
@@ -64,7 +64,7 @@ def write_checkpoint(
         for which, value in optimiser.state.get(parameter, {}).items()
     }
     checkpoint = folder / f"checkpoint-{step}"
-    with whole_folder(checkpoint, overwrite=True) as unfinished, _without_bars():
+    with atomic_folder(checkpoint, overwrite=True) as unfinished, _without_bars():
         # Names as they are in memory, for these are what is loaded again.
         model.save_pretrained(unfinished, save_original_format=False, max_shard_size="1TB")
         tokenizer.save_pretrained(unfinished)

@@ -22,7 +22,7 @@ from dualform.errors import ConfigError, TaskError
 from dualform.files import atomic_write, explain_storage_errors, writable_dir
 from dualform.lab.sources import TextSource
 from dualform.lab.tokenizer import tokenizer_digest, train_tokenizer
-from dualform.models.export.checkpoint import whole_folder
+from dualform.models.export.checkpoint import atomic_folder
 from dualform.progress import Progress, SilentProgress
 
 SCHEMA = 1
@@ -194,7 +194,7 @@ def _own_tokenizer(
         if json.loads(origin.read_text(encoding="utf-8")) == asked:
             return AutoTokenizer.from_pretrained(folder)
     tokenizer = train_tokenizer(_beginning(source.documents()), vocab_size)
-    with whole_folder(folder, overwrite=True) as unfinished:
+    with atomic_folder(folder, overwrite=True) as unfinished:
         tokenizer.save_pretrained(unfinished)
         (unfinished / origin.name).write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
     return tokenizer

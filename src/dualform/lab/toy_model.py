@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dualform.lab.token_world import BOS, EOS, IS, TokenWorld
 from dualform.lab.training import AfterStep, Training, fit
-from dualform.models.export.checkpoint import whole_folder
+from dualform.models.export.checkpoint import atomic_folder
 from dualform.ops.streams import stream, stream_seed
 
 _SPREAD = 0.2
@@ -112,7 +112,7 @@ def train_toy(
 
 def save_toy(model: PreTrainedModel, world: TokenWorld, folder: Path) -> Path:
     """Write model and tokenizer as a checkpoint that `load_model` loads; whole or not at all."""
-    with whole_folder(folder, overwrite=False) as unfinished:
+    with atomic_folder(folder, overwrite=False) as unfinished:
         model.save_pretrained(unfinished)
         world.tokenizer().save_pretrained(unfinished)
     return folder

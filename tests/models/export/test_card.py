@@ -116,7 +116,7 @@ def test_what_was_not_measured_is_left_out_and_said_to_be_missing():
 
 def test_one_demonstration_is_not_plural_and_a_parameter_without_a_layer_is_named_whole():
     card = model_card(dataclasses.replace(BARE, n_demonstrations=1, changed=("lm_head.weight",), rows=()))
-    assert "behind 1 demonstration." in card
+    assert "with 1 demonstration in its prompt." in card
     assert "- `lm_head.weight`\n" in card
     assert "in order: not recorded" in card
 

@@ -16,7 +16,7 @@ from dualform.errors import ConfigError, HubError
 from dualform.models.export import upload as hub_upload
 from dualform.models.export.card import CardFacts, model_card
 from dualform.models.export.licence import GEMMA_NOTICE, Licence
-from dualform.models.export.upload import Uploaded, UploadFile, plan_upload, shown_card, upload
+from dualform.models.export.upload import Uploaded, UploadFile, card_metadata, plan_upload, upload
 from tests.models.hub_stub import Hub, served
 
 FACTS = CardFacts(
@@ -93,7 +93,7 @@ def test_a_plan_names_every_file_its_size_and_the_cards_metadata(folder: Path) -
     assert (plan.licence, plan.notes) == (Licence("apache-2.0"), ())
     assert plan.card["base_model"] == "org/base"
     assert plan.card["datasets"] == ["stanfordnlp/sst2"]
-    assert "license: apache-2.0" in shown_card(plan).splitlines()
+    assert "license: apache-2.0" in card_metadata(plan).splitlines()
 
 
 @pytest.mark.usefixtures("no_network")
@@ -110,7 +110,7 @@ def test_an_adapter_may_go_too(adapter: Path) -> None:
 def test_a_name_that_is_none_is_told(folder: Path, repo_id: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_upload(folder, repo_id)
-    assert str(caught.value).startswith(f"{repo_id!r} is no name of a repository")
+    assert str(caught.value).startswith(f"{repo_id!r} is not a valid repository name")
     assert "OWNER/NAME" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -118,14 +118,14 @@ def test_a_name_that_is_none_is_told(folder: Path, repo_id: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("pytorch_model.bin", "may run code when they are read"),
-        ("optimizer.pt", "may run code when they are read"),
-        ("state/scaler.PKL", "may run code when they are read"),
-        ("modeling_custom.py", "no part of a checkpoint"),
-        (".env", "no part of a checkpoint"),
-        ("notes.txt", "no part of a checkpoint"),
-        ("checkpoint-10/config.json", "no part of a checkpoint"),
-        ("model\n.safetensors", "no part of a checkpoint"),
+        ("pytorch_model.bin", "may run code when they are loaded"),
+        ("optimizer.pt", "may run code when they are loaded"),
+        ("state/scaler.PKL", "may run code when they are loaded"),
+        ("modeling_custom.py", "not part of a checkpoint"),
+        (".env", "not part of a checkpoint"),
+        ("notes.txt", "not part of a checkpoint"),
+        ("checkpoint-10/config.json", "not part of a checkpoint"),
+        ("model\n.safetensors", "not part of a checkpoint"),
     ],
 )
 def test_what_is_no_part_of_a_checkpoint_keeps_all_from_being_sent(folder: Path, name: str, words: str) -> None:
@@ -172,7 +172,7 @@ def test_a_part_that_the_index_names_must_be_there(folder: Path) -> None:
     parts = {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     (folder / "model.safetensors").rename(folder / parts["w"])
-    with pytest.raises(ConfigError, match=r"lacks model-00002-of-00002\.safetensors: it is not whole"):
+    with pytest.raises(ConfigError, match=r"is incomplete: model-00002-of-00002\.safetensors missing"):
         plan_upload(folder, NAME)
     save_file({"v": torch.zeros(1)}, folder / parts["v"])
     assert len(plan_upload(folder, NAME).files) == 6
@@ -181,15 +181,15 @@ def test_a_part_that_the_index_names_must_be_there(folder: Path) -> None:
 def test_weights_cut_short_are_not_sent(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ConfigError, match="is no safetensors file"):
+    with pytest.raises(ConfigError, match="is not a valid safetensors file"):
         plan_upload(folder, NAME)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("# A model\n", "has no metadata at its top"),
-        ("---\n---\n# A model\n", "has no metadata at its top"),
+        ("# A model\n", "has no metadata at the top"),
+        ("---\n---\n# A model\n", "has no metadata at the top"),
         ("---\ntags: [a\n---\n", "cannot be read"),
         ("---\n- a\n---\n", "should be a dict"),
         ("---\nlicense: 3\n---\n", "license 3"),
@@ -209,7 +209,7 @@ def test_a_card_that_the_hub_would_refuse_is_told(folder: Path, text: str, words
 def test_what_a_card_lacks_is_noted(folder: Path, adapter: Path) -> None:
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# x\n", encoding="utf-8")
     notes = plan_upload(folder, NAME).notes
-    assert [note.partition(" ")[2].partition(",")[0] for note in notes[:1]] == ["card names no licence"]
+    assert [note.partition(" ")[2].partition(",")[0] for note in notes[:1]] == ["card has no licence"]
     assert len(notes) == 3
     about = {"base_model_name_or_path": "/home/me/models/base"}
     (adapter / "adapter_config.json").write_text(json.dumps(about), encoding="utf-8")
@@ -245,7 +245,7 @@ def test_gemma_goes_only_with_its_terms_accepted(folder: Path, adapter: Path, ho
 @pytest.mark.parametrize("licence", ["llama3.2", "cc-by-nc-4.0", "other", "openrail", "no-such-licence"])
 def test_terms_of_ones_own_are_for_a_person_to_accept(folder: Path, licence: str) -> None:
     (folder / "README.md").write_text(card(licence=Licence(licence, "my terms", "https://a.b/c")), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"comes under terms of its own \(https://a\.b/c\)"):
+    with pytest.raises(ConfigError, match=r"is subject to licence terms \(https://a\.b/c\)"):
         plan_upload(folder, NAME)
     assert plan_upload(folder, NAME, accept_terms=True).licence == Licence(licence, "my terms", "https://a.b/c")
 
@@ -253,7 +253,7 @@ def test_terms_of_ones_own_are_for_a_person_to_accept(folder: Path, licence: str
 def test_a_value_that_ends_in_dashes_does_not_hide_the_licence_behind_it(folder: Path) -> None:
     text = "---\ntags: [dualform]\nlicense_note: see---\nlicense: other\nlicense_name: x\n---\n# A\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"comes under terms of its own \(licence x\)"):
+    with pytest.raises(ConfigError, match=r"is subject to licence terms \(licence x\)"):
         plan_upload(folder, NAME)
 
 
@@ -311,7 +311,7 @@ def test_a_second_upload_goes_into_the_same_repository(folder: Path, hub: Hub) -
 
 def test_a_public_repository_gets_nothing_that_was_to_be_private(folder: Path, hub: Hub) -> None:
     hub.repositories[NAME] = {"private": False, "files": {}}
-    with pytest.raises(ConfigError, match="is there already and is public: nothing was sent"):
+    with pytest.raises(ConfigError, match="already exists and is public: nothing was uploaded"):
         upload(plan_upload(folder, NAME), endpoint=hub.url)
     assert [path.partition("?")[0] for path in hub.paths] == [f"GET /api/models/{NAME}"]
     upload(plan_upload(folder, NAME, private=False), endpoint=hub.url)
@@ -320,7 +320,7 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(folder: Path, h
 
 def test_weights_are_not_put_among_those_of_another_model(adapter: Path, hub: Hub) -> None:
     hub.repositories[NAME] = {"private": True, "files": {"README.md": b"", "model.safetensors": b""}}
-    with pytest.raises(ConfigError, match=r"holds model\.safetensors, weights of another model"):
+    with pytest.raises(ConfigError, match=r"contains model\.safetensors, weights of another model"):
         upload(plan_upload(adapter, NAME), endpoint=hub.url)
     assert hub.repositories[NAME]["files"] == {"README.md": b"", "model.safetensors": b""}
 
@@ -331,10 +331,10 @@ def test_weights_are_not_put_among_those_of_another_model(adapter: Path, hub: Hu
         ("/api/repos/create", 403, "this token may not write to me. Use one with write access"),
         ("/api/repos/create", 500, "the hub refused (HTTP 500: no luck\\x1b[31m)."),
         ("/commit/main", 403, "this token may not write to me"),
-        ("/commit/main", 409, "somebody else is changing me/folded at this moment. Try again"),
-        ("/commit/main", 404, "the hub has no such place as me/folded"),
-        ("/preupload/", 429, "asked too often"),
-        ("/info/lfs", 413, "the hub finds it too large"),
+        ("/commit/main", 409, "me/folded is being changed by someone else. Try again"),
+        ("/commit/main", 404, "the hub cannot find me/folded"),
+        ("/preupload/", 429, "too many requests"),
+        ("/info/lfs", 413, "it is too large for the hub"),
         ("/large/", 403, "this token may not write to me"),
         ("/api/validate-yaml", 400, "Invalid metadata in README.md. - no luck."),
     ],
@@ -350,15 +350,13 @@ def test_a_refusal_is_one_sentence(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(HubError) as caught:
         upload(plan_upload(folder, NAME), endpoint=hub.url)
-    assert str(caught.value).startswith("me/folded was not sent: ")
+    assert str(caught.value).startswith("me/folded was not uploaded: ")
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
     assert "hf_right" not in str(caught.value)
     assert not hub.repositories.get(NAME, {}).get("files")
     # What is left behind is not kept from whoever sent it.
-    assert (NAME in hub.repositories) == str(caught.value).endswith(
-        "The repository was made before, and is there, empty."
-    )
+    assert (NAME in hub.repositories) == str(caught.value).endswith("The repository was created and is empty.")
 
 
 @pytest.mark.filterwarnings("ignore:'?.* thrown while requesting:UserWarning")
@@ -373,13 +371,13 @@ def test_a_hub_that_does_not_say_what_is_there_is_not_sent_anything(
 
 
 def test_a_wrong_token_is_told(folder: Path, hub: Hub) -> None:
-    with pytest.raises(HubError, match=r"the hub does not know this token\. Log in anew with `hf auth login`"):
+    with pytest.raises(HubError, match=r"the access token is not valid\. Log in again with `hf auth login`"):
         upload(plan_upload(folder, NAME), endpoint=hub.url, token="hf_wrong")
 
 
 def test_no_token_is_told_before_anything_is_asked(folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_upload, "get_token", lambda: None)
-    with pytest.raises(HubError, match="no token for the hub: log in with `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(HubError, match="no access token for the hub: log in with `hf auth login`, or set HF_TOKEN"):
         upload(plan_upload(folder, NAME), endpoint=hub.url)
     assert hub.asked == []
 

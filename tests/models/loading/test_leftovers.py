@@ -1,4 +1,4 @@
-"""Weights of a file that have no place in the model: what changes the model is refused, the rest is noted."""
+"""Weights in a file that the model does not use: an error if they change its results, a note otherwise."""
 
 import importlib
 import json
@@ -44,7 +44,7 @@ LAYERS: dict[str, str] = {"llama": "num_hidden_layers", "gpt2": "n_layer", "gpt_
 def test_layers_beyond_the_config_are_refused_with_the_field_to_mend(family: str, tmp_path: Path) -> None:
     folder = save_tiny(family, tmp_path, **{LAYERS[family]: 3})
     with pytest.raises(
-        ModelError, match=rf"hold 3 layers in .*, but its config says {LAYERS[family]}: 2, so .* left out"
+        ModelError, match=rf"have 3 layers in .*, but its config says {LAYERS[family]}: 2, so .* ignored"
     ):
         load_model(str(told(folder, **{LAYERS[family]: 2})))
 
@@ -214,7 +214,10 @@ def test_the_head_of_a_gguf_file_is_no_leftover(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (tensor("rope_freqs.weight", 4, value=8.0), "scales rotary positions .*rope_freqs.* every answer"),
-        (tensor("blk.0.attn_q.bias", 32), r"1 biases in the file have no place .*blk\.0\.attn_q\.bias.*attention_bias"),
+        (
+            tensor("blk.0.attn_q.bias", 32),
+            r"has no place for 1 biases in the file .*blk\.0\.attn_q\.bias.*attention_bias",
+        ),
         (tensor("blk.1.attn_q_norm.weight", 8), r"blk\.1\.attn_q_norm\.weight"),
         (tensor("output_norm.bias", 32), r"output_norm\.bias"),
         (tensor("position_embd.weight", 512, 32), r"position_embd\.weight"),
@@ -233,7 +236,7 @@ def test_what_the_conversion_of_a_gguf_file_drops_is_refused(change: Change, mes
 
 
 def test_layers_of_a_gguf_file_beyond_its_count_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"9 weights in the file have no place .*blk\.2\."):
+    with pytest.raises(ModelError, match=r"has no place for 9 weights in the file .*blk\.2\."):
         load_model(str(save_gguf(tmp_path / "model.gguf", layers=3)))
 
 

@@ -103,12 +103,15 @@ def test_a_base_is_found_next_to_the_adapter_and_where_one_stands(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/nowhere/at/all", "its base '/nowhere/at/all' was not found: no model folder at .* Put the base there, or"),
+        (
+            "/nowhere/at/all",
+            "its base model '/nowhere/at/all' was not found: no model folder at .* Put the base model",
+        ),
         (None, "adapter_config.json has no base_model_name_or_path"),
         (7, "adapter_config.json has no base_model_name_or_path"),
-        ("a\0b", "was not found: the model's name"),
+        ("a\0b", "was not found: .* is not a valid model name"),
         (".", "was not found: that is the adapter's own folder"),
-        ("someone/model", "its base 'someone/model' was not found: .*could not be reached"),
+        ("someone/model", "its base model 'someone/model' was not found: .*could not be reached"),
     ],
 )
 def test_a_base_that_is_missing_is_named_with_the_remedy(

@@ -204,7 +204,7 @@ def program_of(folder: Path, base: Path | None = None) -> dict[str, Any]:
     with contextlib.redirect_stdout(printed):
         exec(program, names)
     # The last line is the answer that was measured when the card was written.
-    answer, _, scores = program.splitlines()[-1].removeprefix("# When it was made: ").partition(" ")
+    answer, _, scores = program.splitlines()[-1].removeprefix("# Output when the model was made: ").partition(" ")
     answer_now, _, scores_now = printed.getvalue().partition(" ")
     assert answer_now == answer
     for word, score in ast.literal_eval(scores).items():
@@ -239,18 +239,18 @@ def test_the_program_of_the_card_reproduces_its_numbers(place: Place, measured: 
     assert f"| `folded, zero-shot` | {right / len(examples):.3f} |" in card
     prompted = [words[i] for i in measured[0].log_probabilities["icl"].argmax(1).tolist()]
     same = sum(answer == other for answer, other in zip(answers, prompted, strict=True))
-    assert f"as the prompted one on {same / len(examples):.1%} of the queries" in card
+    assert f"the same answer to {same / len(examples):.1%} of the queries" in card
     # Cohen's expected agreement, from the answers that were counted here.
     chance = sum(answers.count(word) * prompted.count(word) for word in words) / len(examples) ** 2
-    assert f"chance alone would make it {chance:.1%}" in card
+    assert f"it would be {chance:.1%}" in card
     against = result.against_icl["fold"]
     assert against.expected == pytest.approx(chance)
     if chance < 1:
         assert against.kappa == pytest.approx((same / len(examples) - chance) / (1 - chance))
     zero_shot = measured[0].log_probabilities["zsl"].argmax(1).tolist()
     same = sum(words[answer] == other for answer, other in zip(zero_shot, prompted, strict=True))
-    assert f"The base, zero-shot, does so on {same / len(examples):.1%}" in card
-    for part in ("`</s>` (1), as the tokenizer does by itself", repr(task.template.prompt), *words):
+    assert f"The zero-shot base model agrees with the prompted one on {same / len(examples):.1%}" in card
+    for part in ("`</s>` (1), which the tokenizer adds by default", repr(task.template.prompt), *words):
         assert part in card, part
     assert "chat template" in card
 
@@ -366,9 +366,9 @@ def test_a_folder_in_the_way_is_refused_before_any_work(place: Place, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "of", raising(AssertionError("this is work")))
         run = partial(fold, place.config(), lm=place.lm(), task=small_task())
-        with pytest.raises(ConfigError, match=r"folded exists already. Choose another folder"):
+        with pytest.raises(ConfigError, match=r"folded already exists. Choose another folder"):
             run(place.to)
-        with pytest.raises(ConfigError, match="where the base model itself lies"):
+        with pytest.raises(ConfigError, match="the base model's own folder"):
             run(place.base, overwrite=True)
         with pytest.raises(ConfigError, match=r"is no folder with a config\.json"):
             run(Path(place.prose), overwrite=True)

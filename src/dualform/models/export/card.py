@@ -1,7 +1,7 @@
-"""The card of a folded model: Markdown that says what it is, from what and how it was made, and what it is good for.
+"""The model card of a folded model: what it is, how it was made, how to use it, and its limits.
 
-Names and settings come from data sets, folders and hubs. They are shown as code, sentences escaped, so that no
-Markdown, HTML or link in them gets active, whatever they hold.
+Names and settings may come from untrusted data sets, folders and hubs. They are formatted as code, and sentences are
+escaped, so that no Markdown, HTML or link in them takes effect.
 """
 
 import keyword
@@ -28,14 +28,14 @@ class MeasuredAccuracy:
     accuracy: float
     """In [0, 1]."""
     ci95: tuple[float, float] | None
-    """Ends of its 95 % interval; None where there is none."""
+    """95% confidence interval; None without one."""
     n: int
-    """Queries."""
+    """Number of queries."""
 
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """How the folded model was asked when it was measured: all that is needed to ask it again."""
+    """The prompt format in which the folded model was measured: all that is needed to reproduce it."""
 
     template: str
     """The prompt, with `{name}` for each field; `{{` and `}}` stand for braces."""
@@ -44,83 +44,83 @@ class PromptFacts:
     opening: Sequence[int]
     """Ids of the tokens before every prompt."""
     opening_names: Sequence[str]
-    """Their names in the vocabulary."""
+    """Names of these tokens in the vocabulary."""
     opening_is_own: bool
-    """Whether the tokenizer itself puts them in front of a text."""
+    """Whether the tokenizer adds them by default."""
     separator: str
     """Text between the demonstrations that were folded."""
     answers: Mapping[str, Sequence[int]] | None
-    """Each label word's tokens behind the prompt; None where each question brings its own choices."""
+    """Label word -> its token ids after the prompt; None if each question has its own choices."""
     tail: str
-    """What an answer stands behind: the prompt's last words."""
+    """Last words of the prompt, which precede the answer."""
     example: Mapping[str, float] | None = None
-    """Mean log-probability of each answer, nats, of a prompt whose fields are all `EXAMPLE`."""
+    """Answer -> mean log-probability, nats, for a prompt in which every field is `EXAMPLE`."""
     plain_text: bool = True
-    """Whether names of special tokens in a text are to be encoded as text."""
+    """Whether names of special tokens in a text are encoded as ordinary text."""
     dtype: str = "float32"
-    """In which it was measured."""
+    """Dtype of the model when it was measured."""
     trust_remote_code: bool = False
-    """Whether the base comes with code of its own."""
+    """Whether the base model comes with its own code."""
 
 
 EXAMPLE = "An example."
-"""Text of every field in the card's own question."""
+"""Text of every field in the card's example prompt."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card reports. What was not measured is left out of it."""
+    """Contents of a card; anything that was not measured is left out."""
 
     base: str
     """Hub id, packaged name or folder of the base model."""
     task: str
     """Name of the task."""
     n_demonstrations: int
-    """Demonstrations that were folded."""
+    """Number of demonstrations that were folded."""
     seed: int
-    """By which they were drawn."""
+    """Seed with which they were drawn."""
     rows: Sequence[int]
-    """Their rows in the train split, in order."""
+    """Row of each demonstration in the train split, in order."""
     method: str
-    """Name of the way of folding."""
+    """Name of the folding method."""
     settings: Mapping[str, object]
-    """Its settings by name."""
+    """Name of a setting of the method -> its value."""
     changed: Sequence[str]
     """Full names of the parameters that changed."""
     form: Literal["checkpoint", "adapter"] = "checkpoint"
     label_words: Sequence[str] = ()
-    """Answers that the task scores."""
+    """Answers of the task."""
     measured: Sequence[MeasuredAccuracy] = ()
     """Accuracies, in the order of the table."""
     agreement: float | None = None
-    """Share of held-out queries on which the folded model answers as the prompted one, in [0, 1]."""
+    """Share of held-out queries on which the folded and the prompted model give the same answer, in [0, 1]."""
     chance: float | None = None
-    """The same if both gave each answer as often as they do, independently of each other."""
+    """Agreement expected by chance, given how often each model gives each answer."""
     zero_shot_agreement: float | None = None
-    """The same of the base model, zero-shot."""
+    """Agreement of the base model, zero-shot, with the prompted one."""
     collapsed: tuple[str, float] | None = None
-    """The prompted model's most frequent answer and its share, where that is nearly all."""
+    """The prompted model's most frequent answer and its share, if it gives nearly always that answer."""
     prompt: PromptFacts | None = None
-    """How it was asked; None leaves the card without a question that can be run."""
+    """Prompt format; without it the card has no example program."""
     chat_template: bool = False
-    """Whether the base's tokenizer has a chat template, which a folded checkpoint has not."""
+    """Whether the base model's tokenizer has a chat template, which is removed from a folded checkpoint."""
     perplexity: tuple[float, float] | None = None
-    """Perplexity on plain text before and after, per token."""
+    """Perplexity per token of plain text, before and after folding."""
     notes: Sequence[str] = ()
-    """Sentences for the limits; plain text, not Markdown."""
+    """Sentences for the section on limits; plain text, not Markdown."""
     base_is_local: bool = False
-    """Whether `base` is a folder or file of this machine, which no hub knows, though its name may look so."""
+    """Whether `base` is a local folder or file, even if it looks like a hub id."""
     licence: Licence | None = None
-    """The base's, under which this one comes, too; None where it is not known."""
+    """Licence of the base model, which also applies to the folded one; None if unknown."""
     dataset: str | None = None
-    """Hub id of the data set that the task was read from; None for data of one's own."""
+    """Hub id of the task's data set; None for local data."""
 
 
 def model_card(facts: CardFacts) -> str:
     """Text of `README.md` for a folded model.
 
     Args:
-        facts: What to report.
+        facts: Contents of the card.
 
     Returns:
         Markdown with YAML front matter, ending in a newline.
@@ -136,7 +136,7 @@ def model_card(facts: CardFacts) -> str:
         *(
             ["## How to load it", _loading(facts)]
             if facts.prompt is None
-            else ["## How to ask it", _asking(facts, facts.prompt)]
+            else ["## How to use it", _usage(facts, facts.prompt)]
         ),
         "## What was folded",
         _folded(facts),
@@ -186,7 +186,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", flags=re.ASCII
 
 
 def _hub_base(facts: CardFacts) -> str | None:
-    """The base by its hub's name: hubs refuse a card whose base model is no name of theirs."""
+    """Hub id of the base model, if it has one: the hub rejects cards with other names."""
     if facts.base_is_local:
         return None
     if facts.base in PACKAGED_MODELS:
@@ -196,9 +196,9 @@ def _hub_base(facts: CardFacts) -> str | None:
 
 def _summary(facts: CardFacts) -> str:
     return (
-        f"The language model {_code(facts.base)}, changed so that without a prompt it answers the queries of the task "
-        f"{_code(facts.task)} as it would behind {_count(facts.n_demonstrations, 'demonstration')}. The change was "
-        "computed by forward passes alone; no gradient was taken."
+        f"The language model {_code(facts.base)}, changed so that without demonstrations it answers the queries of the "
+        f"task {_code(facts.task)} as it would with {_count(facts.n_demonstrations, 'demonstration')} in its prompt. "
+        "The change was computed by forward passes only, without gradients."
     )
 
 
@@ -218,32 +218,31 @@ def _loading(facts: CardFacts) -> str:
     return f"```python\n{code}\n```"
 
 
-def _asking(facts: CardFacts, prompt: PromptFacts) -> str:
-    """The prompt in words, then a program that asks as was measured."""
+def _usage(facts: CardFacts, prompt: PromptFacts) -> str:
+    """The prompt format, and a program that reproduces the measured setting."""
     pairs = zip(prompt.opening_names, prompt.opening, strict=True)
     names = ", ".join(f"{_code(name)} ({index})" for name, index in pairs)
-    by = "as the tokenizer does by itself" if prompt.opening_is_own else "which the tokenizer does not add by itself"
+    by = "which the tokenizer adds by default" if prompt.opening_is_own else "which the tokenizer does not add"
     lines = [
-        "It was made and measured with this prompt, and may answer otherwise when it is asked otherwise:",
+        "The model was made and measured with this prompt format, and may answer differently with another one:",
         "",
         f"- Opening tokens: {f'{names}, {by}' if names else 'none'}",
         f"- Prompt, as a Python string: {_code(ascii(prompt.template))}",
         f"- Answers: {', '.join(_code(word) for word in prompt.answers) if prompt.answers else 'the choices'}, each "
-        "behind one space. The answer is the one with the highest mean log-probability of its tokens.",
-        f"- Separator behind each folded demonstration, as a Python string: {_code(ascii(prompt.separator))}",
+        "after one space. The model's answer is the one with the highest mean log-probability of its tokens.",
+        f"- Separator after each folded demonstration, as a Python string: {_code(ascii(prompt.separator))}",
     ]
     if facts.chat_template:
         own = "was left out of this folder" if facts.form == "checkpoint" else "was not applied"
-        lines.append(f"- The base's chat template {own}: it would ask in another form.")
+        lines.append(f"- The base model's chat template {own}, because it would change the prompt format.")
     program = _program(facts, prompt)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", program)), default=0))
     base = f"\n\n`BASE` is the base model, {_code(facts.base)}." if facts.form == "adapter" else ""
-    shown = "\n".join(lines)
-    return f"{shown}\n\n{fence}python\n{program}\n{fence}{base}"
+    return "\n".join(lines) + f"\n\n{fence}python\n{program}\n{fence}{base}"
 
 
 def _program(facts: CardFacts, prompt: PromptFacts) -> str:
-    """Plain transformers, nothing of dualform: prints the answer and the scores of one question."""
+    """A program that prints the answer to one question and its scores; it uses transformers, not dualform."""
     remote = ", trust_remote_code=True" if prompt.trust_remote_code else ""
     adapter = facts.form == "adapter"
     source = "BASE" if adapter else "FOLDER"
@@ -256,10 +255,10 @@ def _program(facts: CardFacts, prompt: PromptFacts) -> str:
         lines.append(f"BASE = {_hub_base(facts) or 'path/to/the/base/model'!a}")
     lines += ["", f"OPENING = {list(prompt.opening)}  # token ids", f"PROMPT = {prompt.template!a}"]
     if prompt.answers is None:
-        lines.append(f"TAIL = {prompt.tail or ':'!a}  # what an answer stands behind")
+        lines.append(f"TAIL = {prompt.tail or ':'!a}  # end of the prompt, before the answer")
     else:
-        shown = ", ".join(f"{word!a}: {list(ids)}" for word, ids in prompt.answers.items())
-        lines.append(f"ANSWERS = {{{shown}}}  # token ids of each label word behind the prompt")
+        answers = ", ".join(f"{word!a}: {list(ids)}" for word, ids in prompt.answers.items())
+        lines.append(f"ANSWERS = {{{answers}}}  # token ids of each label word after the prompt")
     lines += [
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({source}{remote})",
@@ -279,26 +278,26 @@ def _program(facts: CardFacts, prompt: PromptFacts) -> str:
     if prompt.answers is None:
         lines.append("    answers = {each: encode(f'{TAIL} {each.strip()}')[len(encode(TAIL)) :] for each in choices}")
     lines += [
-        "    found = {}",
+        "    result = {}",
         f"    for answer, ids in {'answers' if prompt.answers is None else 'ANSWERS'}.items():",
         "        with torch.no_grad():",
         "            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]",
-        "        found[answer] = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).mean().item()",
-        "    return found",
+        "        result[answer] = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).mean().item()",
+        "    return result",
         "",
         "",
-        f"found = scores({_example_arguments(prompt)})",
-        "print(max(found, key=found.get), found)",
+        f"result = scores({_example_arguments(prompt)})",
+        "print(max(result, key=result.get), result)",
     ]
     if prompt.example:
         best = max(prompt.example.items(), key=lambda item: item[1])[0]
-        shown = ", ".join(f"{word!a}: {value:.4f}" for word, value in prompt.example.items())
-        lines.append(f"# When it was made: {ascii(best)[1:-1]} {{{shown}}}")
+        values = ", ".join(f"{word!a}: {value:.4f}" for word, value in prompt.example.items())
+        lines.append(f"# Output when the model was made: {ascii(best)[1:-1]} {{{values}}}")
     return "\n".join(lines)
 
 
 def _example_arguments(prompt: PromptFacts) -> str:
-    """Of the program's own question."""
+    """Arguments of the program's example question."""
     if all(name.isidentifier() and name.isascii() and not keyword.iskeyword(name) for name in prompt.fields):
         fields = ", ".join(f"{name}={EXAMPLE!a}" for name in prompt.fields)
     else:
@@ -322,7 +321,7 @@ def _folded(facts: CardFacts) -> str:
 
 
 def _changed(names: Sequence[str]) -> str:
-    """One line for all parameters that differ in a layer's number alone."""
+    """A list of parameters, with one line for all that differ only in the layer's index."""
     layers: dict[str, list[int]] = {}
     for name in names:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
@@ -349,24 +348,24 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _effect(facts: CardFacts) -> list[str]:
     parts: list[str] = []
     if facts.measured:
-        rows = ["| setting | accuracy | 95 % interval | queries |", "| --- | --- | --- | --- |"]
+        rows = ["| setting | accuracy | 95% CI | queries |", "| --- | --- | --- | --- |"]
         for row in facts.measured:
             interval = "" if row.ci95 is None else f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
             rows.append(f"| {_code(row.setting, table=True)} | {row.accuracy:.3f} | {interval} | {row.n} |")
         parts.append("\n".join(rows))
     lines: list[str] = []
     if facts.agreement is not None:
-        said = f"- The folded model answers as the prompted one on {facts.agreement:.1%} of the queries."
+        line = f"- The folded and the prompted model give the same answer to {facts.agreement:.1%} of the queries."
         if facts.chance is not None:
-            said += f" From how often either gives each answer, chance alone would make it {facts.chance:.1%}."
+            line += f" By chance, given how often each gives each answer, it would be {facts.chance:.1%}."
         if facts.zero_shot_agreement is not None:
-            said += f" The base, zero-shot, does so on {facts.zero_shot_agreement:.1%}."
-        lines.append(said)
+            line += f" The zero-shot base model agrees with the prompted one on {facts.zero_shot_agreement:.1%}."
+        lines.append(line)
     if facts.collapsed is not None:
         word, share = facts.collapsed
         lines.append(
-            f"- The prompted model gives one answer, {_code(word)}, to {share:.1%} of the queries: agreeing with it is "
-            "then little more than giving that answer."
+            f"- The prompted model gives one answer, {_code(word)}, to {share:.1%} of the queries, so agreement with "
+            "it means little more than giving that answer."
         )
     if facts.perplexity is not None:
         before, after = facts.perplexity
@@ -380,12 +379,12 @@ def _limits(facts: CardFacts) -> str:
     lines = [
         f"- It was made for {_code(facts.task)} with the prompt format and label words of that task. Other tasks, "
         "other formats and free text may have become worse.",
-        "- What the base model gets wrong, and the terms it comes under, hold for this one too.",
+        "- The base model's weaknesses and its licence apply to this model too.",
     ]
     if not facts.measured:
-        lines.append("- Its accuracy was not measured when it was made.")
+        lines.append("- Its accuracy was not measured.")
     if facts.perplexity is None:
-        lines.append("- What the change does to plain text was not measured.")
+        lines.append("- The effect of the change on plain text was not measured.")
     if facts.licence is not None and facts.licence.id == "gemma":
         lines.append(f"- {_plain(GEMMA_NOTICE)}.")
     lines += [f"- {_plain(note)}" for note in facts.notes]
@@ -397,24 +396,24 @@ def _count(n: int, noun: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A sentence in which nothing is active: every sign that Markdown, HTML or a link could be made of is escaped."""
+    """Escape every character of a sentence that could be part of Markdown, HTML or a link."""
     plain = _one_line(text).strip()
-    # A comma or a full stop at the end makes nothing, and reads better as it is.
+    # Commas and a final full stop are harmless, and read better unescaped.
     return re.sub(r"(?!\.$)[^\w\s,;'%]", lambda sign: f"\\{sign[0]}" if sign[0].isascii() else sign[0], plain).replace(
         "_", "\\_"
     )
 
 
 def _code(text: str, table: bool = False) -> str:
-    """Text as a code span, in which nothing is active: no emphasis, link, HTML or formula."""
+    """Text as a code span, in which emphasis, links, HTML and formulas have no effect."""
     plain = _one_line(text)
     fence = "`" * (max((len(run) for run in re.findall("`+", plain)), default=0) + 1)
     if table:
         plain = plain.replace("|", "\\|")
-    # One space on either side is taken off again, and keeps backticks and spaces at the ends as they are.
+    # Markdown strips one space on either side; adding it preserves backticks and spaces at the ends.
     return f"{fence} {plain} {fence}" if plain != plain.strip(" `") or not plain else f"{fence}{plain}{fence}"
 
 
 def _one_line(text: str) -> str:
-    """Control and format characters become spaces: a line's end would end the span, others show what is not there."""
+    """Replace control and format characters by spaces: a newline would end the span, others can disguise text."""
     return "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text)

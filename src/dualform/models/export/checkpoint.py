@@ -1,6 +1,6 @@
-"""Changes to weights, written so that others can use them: an ordinary checkpoint, or an adapter for peft.
+"""Writes changed weights as an ordinary checkpoint or as a peft adapter.
 
-Either is a folder that appears whole or not at all, and that transformers and peft load without any code of ours.
+Either is a folder that is written completely or not at all, and that transformers and peft load without dualform.
 """
 
 import copy
@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError, ModelError, StorageError
 from dualform.files import explain_storage_errors
 from dualform.models.editing.edit import WeightDelta, applied, lacks_bias
-from dualform.models.export.files import CARD, OF_A_STUDY, PART_OF_A_MODEL, WEIGHTS
+from dualform.models.export.files import CARD, MODEL_FILE, STUDY_FILES, WEIGHTS
 from dualform.models.hooks import Hooks
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.anatomy import Anatomy, is_linear, row_axis
@@ -45,35 +45,34 @@ def write_checkpoint(
     overwrite: bool = False,
     check: Callable[[Path], None] = lambda written: None,
 ) -> Path:
-    """Write the changed model as a checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` loads.
+    """Write the changed model as a checkpoint for `AutoModelForCausalLM.from_pretrained(folder)`.
 
-    The model in memory stays as it is, and unchanged weights are written from it without a copy. Where a change is a
-    bias that the model lacks, the family's own switch for it is set in the config, and the other biases that the
-    switch brings are zeros.
+    The model in memory is not changed or copied. If a change is a bias that the model does not have, the family's
+    config option for that bias is set; other biases that it adds are zero.
 
     Args:
         lm: The base model.
-        deltas: What to add. Sums are taken in float32 and written in the base's dtype.
-        folder: Where to; its parents are made.
+        deltas: The changes. They are added in float32 and written in the base model's dtype.
+        folder: Destination; parent folders are created.
         card: Text of `README.md`.
-        overwrite: Replace a checkpoint or adapter that is there. The old one stays until the new one is whole.
-        check: Called with what was written before it takes the folder's name; what it raises leaves all as it was.
+        overwrite: Replace an existing checkpoint or adapter once the new one is complete.
+        check: Called with the temporary folder before it is renamed to `folder`; if it raises, nothing changes.
 
     Returns:
         The folder: config, weights (safetensors), generation config, tokenizer and card. The tokenizer's chat template
-        is left out, since the change was made for plain prompts.
+        is left out, because the change was made for plain prompts.
 
     Raises:
-        ConfigError: The folder exists and `overwrite` is off, or is none that may be replaced.
-        ModelError: The model is quantized, a change names no parameter of it, or a bias that the family's
-            checkpoints cannot hold.
+        ConfigError: The folder exists and `overwrite` is False, or it must not be replaced.
+        ModelError: The model is quantized, or a change names an unknown parameter or a bias that checkpoints of this
+            family cannot store.
         StorageError: The disk is full or not writable.
     """
     check_target(lm, folder, overwrite)
     require_plain_weights(lm)
     switch, new_biases = _bias_switch(lm.model, lm.anatomy, deltas)
     shell = _shell(lm.model, switch, new_biases)
-    with whole_folder(folder, overwrite) as unfinished, torch.no_grad():
+    with atomic_folder(folder, overwrite) as unfinished, torch.no_grad():
         with applied(shell, deltas):
             shell.save_pretrained(unfinished)
         lm.tokenizer.save_pretrained(unfinished)
@@ -85,12 +84,12 @@ def write_checkpoint(
 
 @dataclass(frozen=True)
 class WrittenAdapter:
-    """An adapter on disk, and what its rank left out."""
+    """An adapter on disk, and how much of each change its rank preserves."""
 
     folder: Path
     kept: Mapping[str, float]
-    """Changed linear -> share of its change's squared norm that the adapter has, in [0, 1]; NaN where the weight
-    did not change."""
+    """Name of a changed linear -> share of the squared norm of its change that the adapter preserves, in [0, 1]; NaN
+    if the weight did not change."""
 
 
 def write_adapter(
@@ -103,43 +102,46 @@ def write_adapter(
     overwrite: bool = False,
     check: Callable[[Path], None] = lambda written: None,
 ) -> WrittenAdapter:
-    """Write the changes as a LoRA adapter that `peft.PeftModel.from_pretrained(base_model, folder)` loads.
+    """Write the changes as a LoRA adapter for `peft.PeftModel.from_pretrained(base_model, folder)`.
 
-    Each weight's change becomes its nearest matrix of rank `rank`. Biases go into peft's `lora_bias`, which also
-    serves linears that have none (peft says then that such an adapter cannot be merged).
+    Each weight's change is replaced by its best approximation of rank `rank`. Biases are stored as peft's `lora_bias`,
+    which also works for linears without a bias (peft cannot merge such an adapter).
 
     Args:
         lm: The base model.
-        deltas: What to add, to weights and biases of linears; the adapter is float32.
-        folder: Where to; its parents are made.
-        rank: Of every weight's change.
+        deltas: Changes of weights and biases of linears; the adapter is float32.
+        folder: Destination; parent folders are created.
+        rank: Rank of the adapter.
         card: Text of `README.md`.
-        base: What the adapter belongs to: a hub id or a folder, kept as `base_model_name_or_path`.
-        overwrite: Replace a checkpoint or adapter that is there. The old one stays until the new one is whole.
+        base: Hub id or folder of the base model, written as `base_model_name_or_path`.
+        overwrite: Replace an existing checkpoint or adapter once the new one is complete.
         check: As in `write_checkpoint`.
 
     Returns:
-        The folder, and what share of each change the rank keeps.
+        The folder, and the share of each change that the rank preserves.
 
     Raises:
-        ConfigError: As `write_checkpoint`; `rank` is below 1; there is no change.
-        ModelError: A change is of no linear's weight or bias, or of linears of two orientations.
+        ConfigError: As in `write_checkpoint`; or `rank` is below 1, or there is no change.
+        ModelError: A change is not of a linear's weight or bias, or the linears differ in orientation.
         StorageError: The disk is full or not writable.
 
     Source:
-        LoRA, arXiv:2106.09685, section 4.1, with alpha = r, so that the product is added as it is.
+        LoRA, arXiv:2106.09685, section 4.1, with alpha = r, so that the product is not scaled.
     """
-    # peft takes seconds to import, and not everyone writes adapters.
+    # Imported here because it is slow.
     from peft import LoraConfig
 
     check_target(lm, folder, overwrite)
     parts = _adapter_parts(lm.model, deltas, rank)
     names = list(parts)
     if not names:
-        raise ConfigError("there is no change to write. Give at least one.")
+        raise ConfigError("there is no change to write. Give at least one weight change.")
     axes = {row_axis(lm.model.get_submodule(name)) for name in names}
     if len(axes) > 1:
-        raise ModelError(f"{', '.join(names)} are not all stored one way round, as one adapter needs it.")
+        raise ModelError(
+            f"some of {', '.join(names)} are stored transposed and others are not, which one adapter cannot represent. "
+            "Write a checkpoint."
+        )
     tensors: dict[str, Tensor] = {}
     biased = any(part.bias is not None for part in parts.values())
     for name, part in parts.items():
@@ -159,7 +161,7 @@ def write_adapter(
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
-    with whole_folder(folder, overwrite) as unfinished:
+    with atomic_folder(folder, overwrite) as unfinished:
         config.save_pretrained(str(unfinished))
         _sort_modules(unfinished / "adapter_config.json")
         save_file(tensors, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -170,7 +172,7 @@ def write_adapter(
 
 @dataclass(frozen=True)
 class _AdapterPart:
-    """What an adapter has for one linear."""
+    """An adapter's tensors for one linear."""
 
     factors: LowRank
     bias: Tensor | None
@@ -178,7 +180,7 @@ class _AdapterPart:
 
 
 def _adapter_parts(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: int) -> dict[str, _AdapterPart]:
-    """By linear, first layer first."""
+    """Name of a linear -> its part of the adapter, first layer first."""
     weights, biases = _by_linear(model, deltas)
     parts = {}
     for name in sorted({*weights, *biases}, key=_natural):
@@ -191,15 +193,14 @@ def _adapter_parts(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: 
 
 @contextmanager
 def adapter_applied(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank: int) -> Iterator[None]:
-    """A block in which a model has the adapter of some changes next to its weights, as peft computes it.
+    """Apply an adapter inside the block in the way peft does: next to the weights, which are not changed.
 
-    Adding the product to the weights is the same but for rounding, which a deep model adds up to more than one would
-    allow two copies of one model. The weights are not touched.
+    Adding the product to the weights instead would give different rounding errors, which accumulate in a deep model.
 
     Args:
-        model: The base.
-        deltas: As `write_adapter` takes them.
-        rank: Likewise.
+        model: The base model.
+        deltas: As in `write_adapter`.
+        rank: As in `write_adapter`.
     """
 
     def add(part: _AdapterPart, x: Tensor, out: Tensor) -> Tensor:
@@ -214,52 +215,52 @@ def adapter_applied(model: PreTrainedModel, deltas: Sequence[WeightDelta], rank:
 
 
 def check_target(lm: LanguageModel, folder: Path, overwrite: bool) -> None:
-    """Check that a folder may be written or replaced; to be asked before long work, too.
+    """Check that a folder may be written or replaced; call it before long work as well.
 
     Raises:
-        ConfigError: It exists and `overwrite` is off, holds something else than a checkpoint or an adapter, or is
-            where the base model lies or the program runs.
-        StorageError: Nothing can be written there.
+        ConfigError: It exists and `overwrite` is False, contains anything other than a checkpoint or adapter, or is the
+            base model's or the current folder.
+        StorageError: It is not writable.
     """
     if not folder.exists() and not folder.is_symlink():
         parent = next(parent for parent in folder.absolute().parents if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise StorageError(f"nothing can be written below {parent}. Choose another folder.")
+            raise StorageError(f"{parent} is not writable. Choose another folder.")
         return
     here = Path.cwd()
     if folder.resolve() in (here, *here.parents):
-        # Replacing it would leave this process, and the shell it was started from, in a folder that is gone.
-        raise ConfigError(f"{folder} is, or holds, the current folder. Choose another folder.")
+        # Replacing it would leave this process and its shell in a deleted folder.
+        raise ConfigError(f"{folder} is, or contains, the current folder. Choose another folder.")
     for own in (lm.name, lm.model.config.name_or_path):
         if own and Path(own).is_dir() and Path(own).samefile(folder):
-            raise ConfigError(f"{folder} is where the base model itself lies. Choose another folder.")
+            raise ConfigError(f"{folder} is the base model's own folder. Choose another folder.")
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         return
     if not overwrite:
-        raise ConfigError(f"{folder} exists already. Choose another folder, or ask for it to be overwritten.")
+        raise ConfigError(f"{folder} already exists. Choose another folder, or allow it to be overwritten.")
     known = ("config.json", "adapter_config.json")
-    # Many programs have a config.json; only with weights is it a checkpoint's.
+    # Many programs write a config.json; weights show that this one belongs to a checkpoint.
     weights = folder.is_dir() and any(WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
     if folder.is_symlink() or not weights or not any((folder / name).is_file() for name in known):
         raise ConfigError(
-            f"{folder} is no folder with a {' or '.join(known)} and weights, so it will not be overwritten. Choose "
+            f"{folder} is not a folder with a {' or '.join(known)} and weights, so it will not be overwritten. Choose "
             "another folder, or remove it yourself."
         )
-    if strange := sorted(path.name for path in folder.iterdir() if not _belongs(path)):
+    if others := sorted(path.name for path in folder.iterdir() if not _is_checkpoint_file(path)):
         raise ConfigError(
-            f"{folder} holds {strange[0]} beside a checkpoint's own files, so it will not be overwritten. Choose "
+            f"{folder} contains {others[0]}, which is not part of a checkpoint, so it will not be overwritten. Choose "
             "another folder, or remove it yourself."
         )
 
 
-def _belongs(path: Path) -> bool:
-    """Whether something is a file of a checkpoint or adapter; folders, such as other checkpoints, are not."""
-    ours = path.name in OF_A_STUDY or PART_OF_A_MODEL.fullmatch(path.name) is not None
-    return ours and path.is_file() and not path.is_symlink()
+def _is_checkpoint_file(path: Path) -> bool:
+    """Whether a path is a file of a checkpoint or adapter; folders, such as other checkpoints, are not."""
+    known = path.name in STUDY_FILES or MODEL_FILE.fullmatch(path.name) is not None
+    return known and path.is_file() and not path.is_symlink()
 
 
 def require_plain_weights(lm: LanguageModel) -> None:
-    """Check that weights are plain floating-point ones, which alone can be added to and written.
+    """Check that all weights are ordinary floating-point tensors in memory, so that they can be changed and written.
 
     Raises:
         ModelError: They are quantized, or not in memory.
@@ -270,10 +271,10 @@ def require_plain_weights(lm: LanguageModel) -> None:
     for name, weight in lm.model.named_parameters():
         if weight.is_meta:
             raise ModelError(
-                f"{name} of {lm.name} is not in memory (offloaded), and a checkpoint is written from memory. Load the "
-                "model whole: without --device-map, or with room for all of it."
+                f"{name} of {lm.name} is offloaded, but a checkpoint is written from memory. Load the model without "
+                "--device-map, or allow enough memory for all of it."
             )
-        # float8 counts as floating point, but is a quantization with scales kept elsewhere.
+        # float8 counts as floating point, but its scales are stored elsewhere.
         if not weight.is_floating_point() or weight.dtype.itemsize < 2 or type(weight.data) is not Tensor:
             kind = weight.dtype if type(weight.data) is Tensor else type(weight.data).__name__
             raise ModelError(f"{lm.name} is quantized: {name} is {kind}. {remedy}")
@@ -282,7 +283,7 @@ def require_plain_weights(lm: LanguageModel) -> None:
 def _bias_switch(
     model: PreTrainedModel, anatomy: Anatomy, deltas: Sequence[WeightDelta]
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The config's switch for the biases that the model lacks, and all the biases that it brings."""
+    """The config option that adds the biases the model lacks, and all biases that it adds."""
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     lacking: list[str] = []
     for change in deltas:
@@ -295,18 +296,18 @@ def _bias_switch(
     if not lacking:
         return None, ()
     form = output_bias(model, anatomy)
-    brought = (*form.new, *form.others)
-    unknown = [name for name in lacking if name not in brought]
+    added = (*form.new, *form.others)
+    unknown = [name for name in lacking if name not in added]
     if unknown:
         raise ModelError(
-            f"checkpoints of {type(model).__name__} cannot hold {unknown[0]}: its linear has no bias, and no boolean "
-            "of its config gives it one. Leave biases out of the change."
+            f"checkpoints of {type(model).__name__} cannot store {unknown[0]}: its linear has no bias, and no option "
+            "of its config adds one. Leave biases out of the change."
         )
-    return form.switch, brought
+    return form.switch, added
 
 
 def _shell(model: PreTrainedModel, switch: str | None, new_biases: Sequence[str]) -> PreTrainedModel:
-    """A second model around the same tensors, with a config and biases of its own."""
+    """A second model that shares the tensors, with its own config and biases."""
     shell = skeleton(model, switched(model.config, switch))
     state = model.state_dict()
     for name in new_biases:
@@ -318,7 +319,7 @@ def _shell(model: PreTrainedModel, switch: str | None, new_biases: Sequence[str]
     except RuntimeError as error:
         raise ModelError(
             f"the weights in memory are not those of an ordinary {type(model).__name__}: "
-            f"{' '.join(str(error).split())[:300]}. Load the model afresh, without adapters or quantization."
+            f"{' '.join(str(error).split())[:300]}. Load the model again, without adapters or quantization."
         ) from error
     shell.requires_grad_(False)
     shell.tie_weights()
@@ -337,8 +338,8 @@ def _by_linear(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> tuple[d
         module = modules.get(name, nn.Identity())
         if not is_linear(module) or kind not in ("weight", "bias"):
             raise ModelError(
-                f"{change.parameter} is no weight or bias of a linear of {type(model).__name__}, so an adapter cannot "
-                "hold its change. Write a checkpoint."
+                f"{change.parameter} is not a weight or bias of a linear of {type(model).__name__}, so an adapter "
+                "cannot represent its change. Write a checkpoint."
             )
         weight = module.get_parameter("weight")
         shape = weight.shape if kind == "weight" else weight.shape[row_axis(module)]
@@ -351,7 +352,7 @@ def _by_linear(model: PreTrainedModel, deltas: Sequence[WeightDelta]) -> tuple[d
 
 
 def _sort_modules(path: Path) -> None:
-    """Name the modules in order: peft keeps them in a set, and the file shall be the same each time."""
+    """Sort the module names, which peft stores as a set, so that the file is reproducible."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(settings["target_modules"], key=_natural)
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -362,10 +363,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its name when the block ends well.
+def atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `folder` at the end of the block.
 
-    When the block raises, nothing is left of it, and what lay at `folder` is as before.
+    If the block raises, the temporary folder is removed and `folder` is not changed.
     """
     with explain_storage_errors(folder, _REMEDY):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -373,7 +374,7 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(
             dir=folder.parent, prefix=f"{_leftover_prefix(folder)}{os.getpid()}-"
         ) as temporary:
-            # One floor down, since the temporary folder itself is closed to all but its owner.
+            # A subfolder, because the temporary folder itself is accessible to its owner only.
             unfinished = Path(temporary) / "new"
             unfinished.mkdir()
             try:
@@ -382,7 +383,7 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 raise _system_error(error) from error
             for path in (*unfinished.rglob("*"), unfinished):
                 if path.is_file():
-                    # safetensors lets nobody but the owner read its files.
+                    # safetensors makes its files readable by their owner only.
                     path.chmod(unfinished.stat().st_mode & 0o666)
                 _sync(path)
             _exchange(unfinished, folder, Path(temporary) / "old", overwrite)
@@ -390,14 +391,14 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _leftover_prefix(folder: Path) -> str:
-    """How temporary folders of this machine beside `folder` begin; the process's number follows."""
+    """Prefix of this machine's temporary folders for `folder`; the process id follows."""
     return f".{folder.name}-{re.sub(r'[^A-Za-z0-9]', '', socket.gethostname())[:32]}-"
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that were killed while they wrote `folder` left beside it."""
+    """Remove temporary folders for `folder` of killed processes on this machine."""
     if os.name == "nt":
-        return  # Windows has no signal that only asks whether a process lives
+        return  # on Windows, os.kill cannot test whether a process exists
     prefix = _leftover_prefix(folder)
     for path in folder.parent.iterdir():
         match = re.fullmatch(re.escape(prefix) + r"(\d+)-\w+", path.name)
@@ -408,11 +409,11 @@ def _remove_leftovers(folder: Path) -> None:
         except ProcessLookupError:
             shutil.rmtree(path, ignore_errors=True)
         except (OSError, OverflowError):
-            continue  # another user's process, which lives
+            continue  # a running process of another user
 
 
 def _drop_chat_template(folder: Path) -> None:
-    """Remove the chat template from a tokenizer's files: it would put a question in another form than was measured."""
+    """Remove the chat template from a tokenizer's files, because the model was measured with plain prompts."""
     for name in ("chat_template.jinja", "chat_template.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
@@ -436,13 +437,15 @@ def _exchange(new: Path, folder: Path, old: Path, overwrite: bool) -> None:
         new.rename(folder)  # an empty folder may be there
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise ConfigError(f"{folder} has come to be meanwhile. Choose another folder.") from error
+            raise ConfigError(
+                f"{folder} was created by another process while this run was in progress. Choose another folder."
+            ) from error
         raise
 
 
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -451,6 +454,6 @@ def _sync(path: Path) -> None:
 
 
 def _system_error(error: SafetensorError) -> Exception:
-    """The operating system's refusal, which safetensors reports in words only."""
+    """The operating system's error, which safetensors reports as text only."""
     code = re.search(r"(?:os error|code:) (\d+)", str(error))
     return OSError(int(code[1]), str(error)) if code else error

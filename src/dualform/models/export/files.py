@@ -1,23 +1,23 @@
-"""Which files belong to a written model: they may be sent to the hub, and replaced when one is written anew."""
+"""Names of the files of an exported model, which may be uploaded, or replaced when a model is written again."""
 
 import re
 
 CARD = "README.md"
 
-PART_OF_A_MODEL = re.compile(
+MODEL_FILE = re.compile(
     r"README\.md|LICEN[CS]E(\.txt|\.md)?|NOTICE(\.txt|\.md)?|USE_POLICY\.md|\.gitattributes|"
     r"(adapter_|added_|chat_|config|generation_|model|preprocessor_|special_|tokenizer|vocab)[\w.-]*\.json|"
     r"(adapter_)?model[\w.-]*\.safetensors|(spiece|tokenizer)[\w.-]*\.model|(merges|vocab)[\w.-]*\.txt|"
     r"chat_[\w.-]*\.jinja|additional_chat_templates/[\w.-]+\.jinja",
     flags=re.ASCII,
 )
-"""Names of what belongs to a checkpoint or an adapter, seen from its folder."""
+"""Paths of a checkpoint's or adapter's files, relative to its folder."""
 
-OF_A_STUDY = ("result.json", "report.html")
-"""What `dualform fold` and `dualform report` leave next to a checkpoint."""
+STUDY_FILES = ("result.json", "report.html")
+"""Files that `dualform fold` and `dualform report` write next to a checkpoint."""
 
 WEIGHTS = re.compile(r"(adapter_)?model[\w.-]*\.safetensors(\.index\.json)?", flags=re.ASCII)
-"""Names of weights and of their index."""
+"""Names of weight files and their index."""
 
 PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|npy|npz|h5|msgpack)", flags=re.IGNORECASE)
 """Names of files that may run code when they are read."""

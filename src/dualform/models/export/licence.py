@@ -1,4 +1,4 @@
-"""Under which terms a base model comes: what is made from it comes under them, too."""
+"""The licence of a base model, which also applies to models derived from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,77 +20,76 @@ FREE = frozenset(
         *("odc-by", "bsl-1.0", "postgresql", "ncsa", "cdla-permissive-1.0", "cdla-permissive-2.0"),
     }
 )
-"""Licences, by their names on the hub, under which anyone may pass a changed model on for any use."""
+"""Licences (identifiers on the hub) under which anyone may redistribute a changed model for any use."""
 
 GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
-"""What these terms ask for beside every copy."""
+"""Notice that these terms require with every copy."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Terms as model cards name them."""
+    """A licence as named in model cards."""
 
     id: str
-    """The hub's name, such as `apache-2.0`, `gemma` or `other`."""
+    """Identifier on the hub, such as `apache-2.0`, `gemma` or `other`."""
     name: str | None = None
-    """Own name of an `other` licence."""
+    """Name of an `other` licence."""
     link: str | None = None
-    """Where its text is."""
+    """Link to its text."""
 
     @property
     def free(self) -> bool:
-        """Whether anyone may pass a changed model on for any use; False for licences that we do not know."""
+        """Whether anyone may redistribute a changed model for any use; False for unknown licences."""
         return self.id in FREE
 
 
 def licence_of(name: str, model_type: str = "") -> Licence | None:
-    """The licence of a model, as far as it can be found.
+    """Find the licence of a model.
 
     Args:
-        name: As `load_model` takes it. The hub is asked, once, where the model is one of its and its card lies not in
-            the cache.
-        model_type: Of the model's config; the gemma family comes under its own terms whatever its folder says.
+        name: As in `load_model`. For a hub model whose card is not in the cache, the hub is asked once.
+        model_type: `model_type` of the model's config; `gemma` is assumed for that family if no licence is found.
 
     Returns:
-        What its card, or our own list of packaged models, says; None where nothing does.
+        The licence in the model's card or in the list of packaged models; None if there is none.
     """
     path = Path(name).expanduser()
-    found = None
-    # In the order in which a model is looked for.
+    licence = None
+    # The same order as in `find_model`.
     if path.exists():
-        found = _read(path if path.is_dir() else path.parent)
+        licence = _read(path if path.is_dir() else path.parent)
     elif name in PACKAGED_MODELS:
         known = PACKAGED_MODELS[name].licence
-        found = Licence(known) if known else None
+        licence = Licence(known) if known else None
     elif name.count("/") <= 1:
-        found = _from_hub(name)
-    return found or (Licence("gemma") if model_type.startswith("gemma") else None)
+        licence = _from_hub(name)
+    return licence or (Licence("gemma") if model_type.startswith("gemma") else None)
 
 
 def licence_in(header: Mapping[str, Any]) -> Licence | None:
-    """What a card's front matter says."""
+    """The licence in a card's front matter."""
     given = header.get("license")
     names = [given] if isinstance(given, str) else given if isinstance(given, list) else []
     known = [name for name in names if isinstance(name, str) and name.strip()]
     if not known:
         return None
-    # Of several, the one that asks for most: all of them hold.
+    # All of several licences apply, so the most restrictive one is reported.
     chosen = next((name for name in known if name not in FREE), known[0])
     own, link = header.get("license_name"), header.get("license_link")
     return Licence(chosen, own if isinstance(own, str) else None, link if isinstance(link, str) else None)
 
 
 def front_matter(card: Path) -> dict[str, Any] | None:
-    """Metadata at the top of a model card, as the hub's own client reads it.
+    """Read the metadata at the top of a model card.
 
     Args:
         card: The file.
 
     Returns:
-        The map; None where the card has none, or an empty one.
+        The metadata; None if the card has none.
 
     Raises:
-        ValueError: It is no YAML, or no map of names.
+        ValueError: They are not a YAML mapping.
         OSError: The file cannot be read.
     """
     try:
@@ -100,12 +99,12 @@ def front_matter(card: Path) -> dict[str, Any] | None:
 
 
 _MOST_BYTES = 4 << 20
-"""Of a model card; a longer file is taken for none."""
+"""Largest size of a model card; a larger file is ignored."""
 
 
 def _read(folder: Path) -> Licence | None:
     try:
-        # Anyone's file: it may be a pipe, which would never end, or huge.
+        # The folder may be untrusted: the file could be huge, or a pipe that never ends.
         require_file(folder / "README.md", _MOST_BYTES)
         header = front_matter(folder / "README.md")
     except (OSError, ValueError):
@@ -120,6 +119,6 @@ def _from_hub(name: str) -> Licence | None:
             return _read(Path(cached).parent)
         data = HfApi().model_info(name, timeout=5).card_data
     except (OSError, ValueError, TransportError):
-        # The model itself may have come from the cache, without a network.
+        # A cached model can be used without a network.
         return None
     return licence_in(data.to_dict()) if data is not None else None  # type: ignore[no-untyped-call]
