@@ -291,9 +291,9 @@ def test_too_few_texts_and_bad_settings_are_named():
         folded(setting, texts=())
     with pytest.raises(ConfigError, match=r"ridge strength -1 must be 0 or more, or 'gcv'"):
         folded(setting, strength=-1)
-    with pytest.raises(ConfigError, match=r"weight of plain text -0\.5"):
+    with pytest.raises(ConfigError, match=r"weight of plain text is -0\.5"):
         folded(setting, plain_weight=-0.5)
-    with pytest.raises(ConfigError, match=r"predict an answer 0\.5 must be 1 or more"):
+    with pytest.raises(ConfigError, match=r"predict an answer is 0\.5; it must be 1 or more"):
         folded(setting, answer_weight=0.5)
 
 

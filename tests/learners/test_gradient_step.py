@@ -79,10 +79,10 @@ def test_a_step_of_no_length_is_zero_shot_bit_for_bit(lm):
 
 def test_what_it_cannot_learn_from_is_refused(lm):
     nothing = EncodedDemonstrations((0,), (), (), (), ())
-    with pytest.raises(ConfigError, match="answers of one token each; given 0, with"):
+    with pytest.raises(ConfigError, match="answers of one token each; given: 0 demonstrations"):
         learner(lm).adapt(lm, nothing)
     longer = dataclasses.replace(encoded(lm), n_answer_tokens=(2,) + (1,) * (K - 1))
-    with pytest.raises(ConfigError, match=r"given 5, with \[1, 2\] tokens"):
+    with pytest.raises(ConfigError, match=r"given: 5 demonstrations, with answers of \[1, 2\] tokens"):
         learner(lm).adapt(lm, longer)
     with pytest.raises(ConfigError, match="learning rate -1"):
         learner(lm, -1.0)

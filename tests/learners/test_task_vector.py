@@ -212,7 +212,7 @@ def test_the_cost_counts_demonstrations_once_and_every_text_behind_them():
     ("changes", "message"),
     [
         ({"texts": ()}, "texts is empty: give at least one"),
-        ({"texts": (Query((3,), ()),)}, "texts without answers cannot choose a layer"),
+        ({"texts": (Query((3,), ()),)}, "a layer cannot be chosen on texts without answers"),
         ({"layer": -1}, "layer -1 must be 0"),
         ({"search_texts": 0}, "search_texts 0 must be at least 1"),
     ],
@@ -224,7 +224,7 @@ def test_a_setting_that_cannot_be_used_is_named(changes, message):
 
 def test_a_layer_that_the_model_lacks_is_named():
     setting = fresh("llama")
-    with pytest.raises(ConfigError, match="layer 2: llama has the layers 0 to 1"):
+    with pytest.raises(ConfigError, match="layer 2 does not exist: llama has layers 0 to 1"):
         learner(setting, layer=2).adapt(setting.lm, setting.demonstrations)
 
 

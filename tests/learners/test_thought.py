@@ -216,7 +216,7 @@ def test_it_costs_each_prefix_once_and_each_text_behind_either():
     [
         ({"form": "tensor"}, "form 'tensor' is unknown: choose one of vector, matrix"),
         ({"strength": float("nan")}, "strength nan must be a finite number, such as 1"),
-        ({"texts": ()}, "texts are empty: a thought is a mean over tokens. Give at least one unlabelled text."),
+        ({"texts": ()}, "texts is empty, but the effect is averaged over texts. Give at least one unlabelled text."),
     ],
 )
 def test_bad_settings_are_named(settings, message):

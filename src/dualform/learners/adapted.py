@@ -1,4 +1,4 @@
-"""What every learner makes: one model, read behind some prefix with some changes of weight."""
+"""The result of every learner: a model with a prefix and possibly weight changes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,23 +19,23 @@ from dualform.models.reading.route import EncodedPrefix
 
 @dataclass(frozen=True)
 class AdaptationCost:
-    """What adapting once took."""
+    """Cost of adapting once."""
 
     seconds: float
     tokens: int
-    """Tokens read."""
+    """Number of tokens read."""
     flops: float
     """Floating-point operations."""
 
     @classmethod
     def of(cls, work: Work, shape: ModelShape, seconds: float) -> "AdaptationCost":
-        """What some work took, its overhead left out."""
+        """The cost of some work, without its overhead."""
         charged = work.charged
         return cls(seconds, int(charged.tokens), charged.flops(shape))
 
 
 class Adapted(Protocol):
-    """A model adapted to some demonstrations. Reading leaves no trace on the model."""
+    """A model adapted to some demonstrations. Reading does not change the underlying model."""
 
     @property
     def learner(self) -> str:
@@ -44,12 +44,12 @@ class Adapted(Protocol):
 
     @property
     def cost(self) -> AdaptationCost:
-        """What adapting took."""
+        """Cost of adapting."""
         ...
 
     @property
     def n_prefix(self) -> int:
-        """Tokens that stand before every query."""
+        """Number of tokens before every query."""
         ...
 
     def read_group(
@@ -61,7 +61,7 @@ class Adapted(Protocol):
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """The model behind a prefix, with changes to its weights lent while it reads: all learners but the probe."""
+    """A model with a prefix and weight changes, which are applied only while it reads."""
 
     learner: str
     lm: LanguageModel
@@ -69,26 +69,26 @@ class AdaptedModel:
     cost: AdaptationCost
     deltas: tuple[WeightDelta, ...] = ()
     losses: tuple[float, ...] = ()
-    """Training loss before each step, nats a token."""
+    """Training loss before each step, nats per token."""
     training_q: Tensor | None = field(default=None, repr=False)
-    """Attention queries at the demonstrations' tokens while training passed over them, `(layer, demo_pos, head,
-    d_head)`; `demo_pos` runs over `EncodedDemonstrations.content`."""
+    """Attention queries at the demonstrations' tokens during training, `(layer, demo_pos, head, d_head)`, where
+    `demo_pos` runs over `EncodedDemonstrations.content`."""
 
     @property
     def n_prefix(self) -> int:
-        """Tokens that stand before every query."""
+        """Number of tokens before every query."""
         return self.prefix.length
 
     def read_group(
         self, queries: Sequence[Query], indices: Sequence[int], want: Recording = NO_RECORDING, probe: Probe = "prompt"
     ) -> Readings:
-        """Read one group of queries, changes applied for as long as it takes."""
+        """Read one group of queries with the weight changes applied."""
         with applied(self.lm.model, self.deltas):
             return self.lm.read_group(self.prefix, queries, indices, want, probe)
 
 
 class Method(Protocol):
-    """A way to adapt a model to demonstrations, its settings given; `learners.base.Learner` is what studies run."""
+    """A way to adapt a model to demonstrations with fixed settings; studies run `learners.base.Learner`."""
 
     @property
     def name(self) -> str:
@@ -96,30 +96,33 @@ class Method(Protocol):
         ...
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """What adapting a model of that shape reads and trains."""
+        """Work of adapting a model of that shape."""
         ...
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> Adapted:
-        """Adapt `lm`; its weights are the same afterwards, bit for bit, also when this raises."""
+        """Adapt `lm`, whose weights are restored afterwards, bit for bit, even if this raises."""
         ...
 
 
 def answer_log_probabilities(
     adapted: Adapted, lm: LanguageModel, queries: Sequence[Query], after_group: Callable[[int], None] = lambda n: None
 ) -> Tensor:
-    """Mean log-probability of every answer, `(example, answer)`, float64 on the CPU, in the order of `queries`.
+    """Mean log-probability of every answer, in nats per token.
 
     Args:
-        adapted: Who answers.
-        lm: The model that it adapts, for the grouping.
-        queries: What is asked.
-        after_group: Told the number of queries read, after each group.
+        adapted: The adapted model.
+        lm: The underlying model, which determines the grouping.
+        queries: The queries.
+        after_group: Called after each group with its number of queries.
+
+    Returns:
+        `(example, answer)`, float64 on the CPU, in the order of `queries`; -inf for answers that a query does not have.
     """
     width = max((len(query.answers) for query in queries), default=0)
     table = torch.full((len(queries), width), -torch.inf, dtype=torch.float64)
     for indices in lm.groups(queries):
         readings = adapted.read_group(queries, indices)
-        found = readings.log_probabilities.double().cpu()
-        table[list(indices), : found.shape[1]] = found
+        scores = readings.log_probabilities.double().cpu()
+        table[list(indices), : scores.shape[1]] = scores
         after_group(len(indices))
     return table

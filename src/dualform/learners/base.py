@@ -1,8 +1,8 @@
-"""What a learner is, and all learners by name.
+"""The interface of a learner, and the registry of all learners.
 
-A learner adapts a model to demonstrations. It states what it needs and what it costs, so that a study can run it, leave
-it out with a reason, plan it and draw it without knowing its name. To add one, subclass `Learner`, write `adapt`, and
-name an instance in an entry point of the group `dualform.learners`.
+A learner adapts a model to demonstrations. It declares what it needs and what it costs, so that a study can run it,
+plan it, draw it, or leave it out with a reason, whatever its name. To add one, subclass `Learner`, implement `adapt`,
+and register an instance under the entry point group `dualform.learners`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dualform.registry import Registry
 from dualform.report.palette import LearnerStyle, style_of
 
 if TYPE_CHECKING:
-    # Settings name learners, and are checked before torch is loaded.
+    # Not imported at run time: settings name learners, and are checked before torch is imported.
     from dualform.learners.adapted import Adapted
     from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
     from dualform.models.reading.language_model import LanguageModel, Readings
@@ -32,22 +32,22 @@ class Setup(Protocol):
 
     @property
     def lm(self) -> LanguageModel:
-        """The model, its weights as they were loaded."""
+        """The model, with its original weights."""
         ...
 
     @property
     def task(self) -> Task:
-        """The task, all of its splits."""
+        """The task with all splits."""
         ...
 
     @property
     def encoder(self) -> Encoder:
-        """Turns the task's texts into tokens of the model."""
+        """Encodes the task's texts as tokens of the model."""
         ...
 
     @property
     def queries(self) -> tuple[Query, ...]:
-        """The reported queries, without their labels."""
+        """The queries that are reported, without labels."""
         ...
 
     @property
@@ -57,12 +57,12 @@ class Setup(Protocol):
 
     @property
     def context(self) -> int:
-        """Longest sequence, tokens."""
+        """Length of the longest sequence, in tokens."""
         ...
 
     @property
     def weights_digest(self) -> str:
-        """Digest of all bytes of the model's weights as they were loaded."""
+        """Digest of the model's original weights."""
         ...
 
     @property
@@ -76,30 +76,31 @@ class DemonstrationSet(Protocol):
 
     @property
     def demonstrations(self) -> Demonstrations:
-        """Examples, labels shown, seed."""
+        """The examples, their labels as shown, and the seed."""
         ...
 
     @property
     def encoded(self) -> EncodedDemonstrations:
-        """The same as tokens."""
+        """The demonstrations as tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class AdaptationContext:
-    """What a learner is given to adapt a model."""
+    """The arguments of `Learner.adapt`."""
 
     setup: Setup
     drawn: DemonstrationSet
+    """The demonstrations of one seed."""
     rate: float | None = None
-    """Learning rate to train at, for learners that name a grid of them."""
+    """Learning rate, for learners with a `grid`."""
     rounding_seed: int | None = None
-    """Seed of a move of every trained weight by one unit in its last place before training; None trains the weights as
-    they are. For learners that can be repeated."""
+    """Seed of a perturbation of every trained weight by one unit in its last place before training; None trains the
+    original weights. For learners with `can_repeat`."""
     report: Callable[[float], None] = lambda share: None
-    """To be called with each further share of the work that is done; the shares add up to 1."""
+    """Reports progress: call it with each further share of the work that is done; all shares add up to 1."""
     record: Callable[[Mapping[str, Any]], None] = lambda facts: None
-    """To be called with facts about how the model was adapted, as JSON has them, to be kept with the seed's numbers."""
+    """Stores facts about the adaptation, as JSON values, with the numbers of this seed."""
 
     @property
     def lm(self) -> LanguageModel:
@@ -118,84 +119,85 @@ class AdaptationContext:
 
     @property
     def demonstrations(self) -> Demonstrations:
-        """The seed's demonstrations."""
+        """The demonstrations of this seed."""
         return self.drawn.demonstrations
 
     @property
     def encoded(self) -> EncodedDemonstrations:
-        """The same as tokens."""
+        """The demonstrations as tokens."""
         return self.drawn.encoded
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """Tokens before every query, usually the beginning-of-sequence token alone."""
+        """Tokens before every query, usually only the beginning-of-sequence token."""
         return self.setup.encoder.opening
 
     @property
     def seed(self) -> int:
-        """Demonstration seed, for learners that draw random numbers."""
+        """The demonstration seed, for learners that draw random numbers."""
         return self.drawn.demonstrations.seed
 
     def demonstration_queries(self) -> tuple[Query, ...]:
-        """The demonstrations as queries, in order, for learners that read them one by one."""
+        """The demonstrations as queries, for learners that read them one by one."""
         return tuple(self.setup.encoder.query(example) for example in self.drawn.demonstrations.examples)
 
 
 class Learner(ABC):
-    """A way to adapt a model to demonstrations, as a study runs it.
+    """A way to adapt a model to demonstrations, as run by a study.
 
-    The class attributes say what a learner needs; a study leaves it out, with that reason, where it cannot be had.
+    The class attributes declare what a learner needs. A study that cannot provide it leaves the learner out and reports
+    the reason.
     """
 
     name: ClassVar[str]
-    """Short name, as in `--learners` and in results: letters, digits and underscores."""
+    """Short name for `--learners` and results: letters, digits and underscores."""
 
     title: ClassVar[str] = ""
-    """In a table or a chart; the name where not given."""
+    """Name in tables and charts; default: `name`."""
     noun: ClassVar[str] = ""
-    """In a sentence, such as `the nearest centroid`; the title where not given."""
+    """Name in sentences, such as `the nearest centroid`; default: `title`."""
     meaning: ClassVar[str] = ""
-    """One sentence for a reader who does not know it."""
+    """One sentence that explains the learner to readers of a report."""
     colour: ClassVar[str | None] = None
-    """CSS colour; one that is derived from the name where not given."""
+    """CSS colour in charts; by default derived from the name."""
 
     uses_demonstrations: ClassVar[bool] = True
-    """False where all seeds give the same model."""
+    """False if the adapted model is the same for all seeds."""
     needs_demonstrations: ClassVar[bool] = False
-    """There is nothing to learn from with k = 0."""
+    """Whether the learner cannot run with k = 0."""
     needs_label_words: ClassVar[bool] = False
-    """Multiple choice with free-text candidates has no classes to learn."""
+    """Whether the learner needs classes, which multiple choice with free-text candidates does not have."""
     changes_weights: ClassVar[bool] = False
-    """Weights stored in 8 or 4 bits cannot be changed."""
+    """Whether the learner changes weights, which is not possible for weights in 8 or 4 bits."""
     grid: ClassVar[str | None] = None
-    """Setting that holds the learning rates to search, such as `rates`; None for learners without a learning rate."""
+    """Name of the setting with the learning rates to search, such as `rates`; None without a learning rate."""
     can_repeat: ClassVar[bool] = False
-    """`adapt` follows `AdaptationContext.rounding_seed`, so that a study can measure the effect of rounding."""
+    """Whether `adapt` uses `AdaptationContext.rounding_seed`, so that a study can measure the effect of rounding."""
     answers_from: ClassVar[str | None] = None
-    """A learner whose readings this one answers from (`AnswersFromReadings`), so that queries are not read twice."""
+    """Name of a learner from whose readings this one can answer (`AnswersFromReadings`), to avoid reading twice."""
     compared_inside: ClassVar[bool] = False
-    """Its change of the model's inside is compared with ICL's and FT's, where it is a change of weights."""
+    """Whether its weight changes are compared with the updates of ICL and FT inside the model."""
 
     @abstractmethod
     def adapt(self, context: AdaptationContext) -> Adapted:
-        """Adapt the model; its weights are the same afterwards, bit for bit, also when this raises."""
+        """Adapt the model, whose weights must be restored afterwards, bit for bit, even if this raises."""
 
     def check(self, lm: LanguageModel, config: Any) -> None:  # noqa: B027
-        """Check before any work that the model allows this learner.
+        """Check, before any other work, that this learner can adapt the model.
 
         Args:
             lm: The model.
             config: The study's settings.
 
         Raises:
-            ModelError: It does not.
+            ModelError: It cannot.
         """
 
     def prepare(self, setup: Setup) -> tuple[str, ...]:
-        """Check before any work that all that is needed is there.
+        """Check, before any other work, that everything the learner needs is available.
 
         Returns:
-            What files of its own hold: a run that was stopped goes on only if they have not changed.
+            Digests of the learner's own files; a stopped run is resumed only if they are unchanged.
 
         Raises:
             DualformError: Something is missing.
@@ -203,13 +205,13 @@ class Learner(ABC):
         return ()
 
     def prefix_length(self, context: AdaptationContext) -> int:
-        """Tokens that stand before every query of the adapted model."""
+        """Number of tokens before every query of the adapted model."""
         return len(context.opening)
 
     def work(self, context: AdaptationContext) -> Work:
-        """What adapting once reads and trains; its cost, the progress bar and the plan are counted from this.
+        """Work of adapting once, from which its cost, the progress bar and the plan are computed.
 
-        By default: what stands before every query is read; with a `grid`, W_K and W_V are trained as FT trains them.
+        By default: reading the prefix; with a `grid`, training W_K and W_V as FT does.
         """
         if self.grid is None:
             return encode(self.prefix_length(context))
@@ -218,57 +220,57 @@ class Learner(ABC):
         return training_work(context.encoded, context.config.loss_on, opening=len(context.opening))
 
     def parts(self, context: AdaptationContext) -> list[WorkPart]:
-        """The same part by part, for learners whose data decide how much is done."""
+        """The work in parts with bounds, for learners whose amount of work depends on the data."""
         return [WorkPart(self.name, self.work(context))]
 
     def reading(self, context: AdaptationContext, queries: Sequence[Query], probe: Probe) -> Work:
-        """What the adapted model's reading of queries takes."""
+        """Work of reading queries with the adapted model."""
         work = read(queries, self.prefix_length(context), probe)
         if self.changes_weights:
-            # Changes are applied anew for every group.
+            # Weight changes are applied separately for every group.
             work += (Work.of(WeightChange()) * len(rows(queries, probe))).uncharged
         return work
 
     def extra_bytes(self, setup: Setup) -> int:
-        """Memory that adapting takes on top of that of a forward."""
+        """Memory that adapting needs in addition to a forward pass, bytes."""
         return 0
 
     def report(
         self, config: Any, facts: Sequence[Mapping[str, Any]], similarity: Mapping[str, Mapping[str, Similarity]]
     ) -> dict[str, Any]:
-        """Fields of a comparison's result that describe how the model was adapted and what that changed inside.
+        """Fields of a comparison's result about the adaptation and its similarity to ICL and FT.
 
         Args:
             config: The study's settings.
-            facts: What `AdaptationContext.record` was given, for each seed.
-            similarity: `icl` or `ft` -> measure -> similarity to its update, for learners that are `compared_inside`.
+            facts: For each seed, the facts passed to `AdaptationContext.record`.
+            similarity: `icl` or `ft` -> measure -> similarity to that update, for learners with `compared_inside`.
 
         Returns:
-            Field -> value; by default both, in `own` under the learner's name.
+            Field -> value; by default `own`, with facts and similarity under the learner's name.
         """
         inside = {
-            other: {name: one.model_dump(mode="json") for name, one in measures.items()}
+            other: {name: value.model_dump(mode="json") for name, value in measures.items()}
             for other, measures in similarity.items()
         }
         return {"own": {self.name: {"facts": list(facts), "similarity": inside}}}
 
     def check_forwards(self, config: Any) -> int:
-        """Short forwards of `check`."""
+        """Number of short forwards that `check` runs."""
         return 0
 
     @property
     def style(self) -> LearnerStyle:
-        """How charts, tables and sentences show it."""
+        """Its names and colour in charts, tables and sentences."""
         return style_of(self.name, self.title, self.noun, self.meaning, self.colour)
 
 
 class AnswersFromReadings(Protocol):
-    """An adapted model that can answer from another one's readings of the same queries."""
+    """An adapted model that can answer from another model's readings of the same queries."""
 
     def answer(self, readings: Readings) -> Readings:
-        """The readings with this model's answers in the place of the other one's."""
+        """Replace the answers in the other model's readings by this model's."""
         ...
 
 
 LEARNERS = Registry("dualform.learners", "learner", Learner)  # type: ignore[type-abstract]
-"""All learners: dualform's own and those of other packages."""
+"""All learners, including those of other packages."""

@@ -1,7 +1,7 @@
-"""Finetuning by gradient descent, one pass over the demonstrations, as arXiv:2212.10559 does it.
+"""Finetuning by gradient descent in one pass over the demonstrations, as in arXiv:2212.10559.
 
-W_K and W_V are trained, in turn by each demonstration; or another part of the model, or in a single step, to see what
-the similarity to in-context learning depends on.
+By default W_K and W_V are trained, with one step for each demonstration. Other parts of the model, or a single step,
+serve to find out what the similarity to in-context learning depends on.
 """
 
 import math
@@ -41,27 +41,27 @@ from dualform.models.reading.ordinary import ordinary_torch
 from dualform.ops.rounding import at_least_float32
 
 TrainedPart = Literal["key_value", "value_one_layer", "mlp"]
-"""What is trained: W_K and W_V of every layer (the paper's choice); W_V of the middle layer alone, the setting of the
-theory's single head; or every MLP, with attention frozen. Weights and biases in each case."""
+"""Weights and biases that are trained: W_K and W_V of every layer (as in the paper); W_V of the middle layer only, the
+setting of the theory's single head; or every MLP, with attention frozen."""
 
 Steps = Literal["sequential", "batch"]
-"""One step for each demonstration, or one for all: the sum of their gradients at the starting weights, so that to first
-order in the rate both move equally far."""
+"""One step for each demonstration, or a single step along the sum of all gradients at the initial weights. To first
+order in the rate, both change the weights equally."""
 
 Losses = Callable[[LanguageModel, Tensor, Tensor, AbstractContextManager[None]], Iterator[Tensor]]
-"""What a step descends: from the model, one sequence `(1, pos)`, the positions of its tokens to be learned
-`(learned,)`, and a block to run the model's forward in, to losses in nats a token. The first is the model's own."""
+"""Function from the model, one sequence `(1, pos)`, the positions of its tokens in the loss `(learned,)`, and a context
+in which to run the forward pass, to one or more losses in nats per token. The first is the model's own loss."""
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """SGD without momentum or decay, constant rate; W_K and W_V of every layer and a batch of one unless told so.
+    """SGD at a constant rate without momentum or weight decay, by default on W_K and W_V of every layer, batch size 1.
 
-    The rest of the model stays frozen; the deltas are float32, or float64 for a float64 model; dropout is off.
+    The rest of the model is frozen and dropout is off. Weight changes are float32, or float64 for a float64 model.
 
     Source:
-        arXiv:2212.10559v3, section 4.1 and appendix: same demonstrations in the same order as ICL, one epoch, loss
-        over all tokens of the sequence.
+        arXiv:2212.10559v3, section 4.1 and appendix: the same demonstrations in the same order as for ICL, one epoch,
+        loss over all tokens of the sequence.
     """
 
     opening: tuple[int, ...]
@@ -72,8 +72,8 @@ class Finetuned:
     part: TrainedPart = "key_value"
     steps: Steps = "sequential"
     moved: int | None = None
-    """Seed of a move of every trained weight by one unit in its last place before training, which the change then
-    includes; None trains the weights as they are. Repeating a training so shows how far it depends on rounding."""
+    """Seed of a perturbation of every trained weight by one unit in its last place before training, which is included
+    in the weight change; None trains the original weights. Shows how much a training depends on rounding."""
 
     def __post_init__(self) -> None:
         require_learning_rate(self.learning_rate)
@@ -83,11 +83,11 @@ class Finetuned:
 
     @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """Train, read off the deltas, put the weights back.
+        """Train, compute the weight changes, and restore the weights.
 
         Raises:
             TrainingError: The loss became NaN or infinite; the message names rate and step.
-            ModelError: The weights of this part are not known in this model, or cannot be trained apart.
+            ModelError: The weights of this part were not found in this model, or cannot be trained separately.
         """
         start = time.perf_counter()
         if self.part == "key_value":
@@ -106,7 +106,7 @@ class Finetuned:
         return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """A step on every demonstration."""
+        """A training step for every demonstration."""
         return training_work(demonstrations, self.loss_on, self.part, opening=len(self.opening))
 
 
@@ -125,7 +125,7 @@ class FinetuningLearner(Learner):
         return learner.adapt(context.lm, context.encoded)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
-        """W_K and W_V must be known everywhere, and in memory."""
+        """Check that W_K and W_V were found in every layer, and can be trained."""
         key_value_rows(lm.model, lm.anatomy)
         require_trainable(lm.model)
 
@@ -134,7 +134,7 @@ FINETUNING = FinetuningLearner()
 
 
 class GradientTraining(Protocol):
-    """Settings that every learner by gradients has."""
+    """Attributes that every gradient-based learner has."""
 
     @property
     def name(self) -> str:
@@ -148,11 +148,11 @@ class GradientTraining(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """Of the optimiser."""
+        """Learning rate of the optimiser."""
         ...
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """What training takes."""
+        """Work of training."""
         ...
 
 
@@ -165,15 +165,15 @@ def trained_model(
     seconds: float,
     training_q: Tensor | None = None,
 ) -> AdaptedModel:
-    """What a training run leaves behind, with its cost.
+    """Build the adapted model from the outcome of a training run.
 
     Args:
-        learner: Whose run it was.
-        lm: The model, its weights as before.
-        demonstrations: What was trained on.
-        deltas: The changes of weight.
-        losses: Before each step.
-        seconds: The run took.
+        learner: The learner that ran it.
+        lm: The model with its original weights.
+        demonstrations: The training data.
+        deltas: The weight changes.
+        losses: Loss before each step.
+        seconds: Duration of the run.
         training_q: See `AdaptedModel.training_q`.
 
     Raises:
@@ -181,7 +181,7 @@ def trained_model(
     """
     if not all(torch.isfinite(delta.delta).all() for delta in deltas):
         raise TrainingError(f"learning rate {learner.learning_rate:g}: the weights became infinite. Use a lower one.")
-    # Even the opening token's keys and values change with the weights.
+    # Keys and values of the opening depend on the weights.
     with applied(lm.model, deltas):
         prefix = lm.encode(learner.opening)
     cost = AdaptationCost.of(learner.work(lm.shape, demonstrations), lm.shape, seconds)
@@ -189,7 +189,7 @@ def trained_model(
 
 
 def require_learning_rate(rate: float) -> None:
-    """Check that an optimiser can use it.
+    """Check that a learning rate is in range.
 
     Raises:
         ConfigError: It is negative, or too large for float32.
@@ -198,17 +198,17 @@ def require_learning_rate(rate: float) -> None:
         raise ConfigError(f"learning rate {rate} must lie between 0 and {LARGEST_RATE:g}")
 
 
-def own_loss(
+def model_loss(
     lm: LanguageModel, tokens: Tensor, learned: Tensor, watch: AbstractContextManager[None]
 ) -> Iterator[Tensor]:
-    """The model's loss and no other."""
+    """The model's own loss; see `Losses`."""
     with watch:
         logits, _ = forward_rows(lm.model, learned - 1, gradients=True, input_ids=tokens, use_cache=False)
     yield token_loss(logits, tokens[0, learned])
 
 
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy, nats a token, of logits `(learned, vocab)` against ids `(learned,)`; at least in float32."""
+    """Mean cross-entropy, nats per token, of logits `(learned, vocab)` and ids `(learned,)`, in float32 at least."""
     return F.cross_entropy(at_least_float32(logits), targets)
 
 
@@ -219,29 +219,28 @@ def train(
     loss_on: LossOn,
     learning_rate: float,
     steps: Steps = "sequential",
-    losses_of: Losses = own_loss,
+    losses_of: Losses = model_loss,
 ) -> tuple[list[float], Tensor | None]:
-    """One pass of the optimiser over the demonstrations.
+    """Make one pass of the optimiser over the demonstrations.
 
     Args:
-        lm: Its trainable parameters are those of `optimiser`.
-        demonstrations: In the order of training.
-        optimiser: Any of torch's.
-        loss_on: Which tokens count.
-        learning_rate: For the error message.
-        steps: One for each sequence, or a single one along the sum of all gradients.
-        losses_of: What is descended: the gradients of all its losses are summed.
+        lm: The model, with the parameters of `optimiser` trainable.
+        demonstrations: The training data, in order.
+        optimiser: Any optimiser of torch.
+        loss_on: Which tokens count in the loss.
+        learning_rate: Learning rate, for the error message.
+        steps: One step for each sequence, or a single one along the sum of all gradients.
+        losses_of: Computes the losses, whose gradients are summed.
 
     Returns:
-        The model's own loss on each sequence with the weights it met, which is before each step where steps are
-        sequential, and the attention queries seen on the way, `(layer, demo_pos, head, d_head)` (None without
-        demonstrations).
+        The model's own loss on each sequence (before its step if steps are sequential), nats per token; and the
+        attention queries during training, `(layer, demo_pos, head, d_head)` (None without demonstrations).
 
     Raises:
         TrainingError: The loss became NaN or infinite.
     """
     losses: list[float] = []
-    seen: list[Tensor] = []
+    training_q: list[Tensor] = []
     optimiser.zero_grad()
     n_layers = len(lm.anatomy.layers)
     for step, (ids, n_answer) in enumerate(
@@ -271,10 +270,10 @@ def train(
         opening = len(ids) - _n_content(demonstrations, step - 1)
         if layers:
             queries = [layers[i][:, opening:].transpose(0, 1).to(lm.device) for i in range(n_layers)]
-            seen.append(stack_layers(queries, dim=0))
+            training_q.append(stack_layers(queries, dim=0))
     if steps == "batch" and losses:
         optimiser.step()
-    return losses, torch.cat(seen, dim=1) if seen else None
+    return losses, torch.cat(training_q, dim=1) if training_q else None
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[nn.Parameter]:

@@ -1,10 +1,10 @@
-"""The prompt's update written into the weights: W_O and its bias, layer by layer, by forward passes alone.
+"""Folding: writes the effect of a prompt into W_O and its bias, layer by layer, using forward passes only.
 
-Unlabelled texts are read twice side by side, once behind the demonstrations and once without. At each layer the change
-that the demonstrations make to the attention output is fitted, as a linear map of the joined heads, and added to W_O
-before the texts without demonstrations go on. So a later layer is fitted to what the folded earlier ones really hand
-on, and makes up for what they missed. Beside them plain texts are read, on which the map is asked to change nothing:
-they hold the model to what it could do before.
+Unlabelled texts are read twice in parallel, with and without the demonstrations before them. At each layer, the change
+that the demonstrations make to the attention output is regressed on the concatenated heads, and the resulting linear
+map is added to W_O before the texts without demonstrations continue to the next layer. Later layers are thus fitted to
+the output of folded earlier ones, and can correct their errors. Plain texts are read as well, on which the map should
+change nothing, so that the model keeps its other abilities.
 """
 
 import time
@@ -47,60 +47,62 @@ from dualform.ops.ridge import NormalEquations, RidgeFit
 
 @dataclass(frozen=True)
 class Folded:
-    """Ridge regression of the attention output's change on the joined heads.
+    """Ridge regression of the attention output's change on the concatenated heads.
 
-    At layer l, token t of an unlabelled text, with z the joined heads of the folded model and h the residual stream
-    that the block gets, the target is
+    At layer l and token t of an unlabelled text, let z be the concatenated heads of the folded model and h the residual
+    stream at the block's input. The target is
 
         y = o(prompted) - W_O z - b + h(prompted) - h(folded)
 
     and the map (dW, c) minimises sum ||y - dW z - c||^2 over all tokens plus the penalty; then W_O <- W_O + dW and
-    b <- b + c. The last two terms of y are what earlier layers missed; with them a layer makes good for its
-    predecessors, without them errors add up (`carry=False`).
+    b <- b + c. The last two terms of y are the error of earlier layers, which a layer thereby corrects; without them
+    (`carry=False`) errors accumulate.
     """
 
     opening: tuple[int, ...]
     """Tokens before every query, as in zero-shot."""
     texts: tuple[Query, ...] = field(repr=False)
-    """Unlabelled calibration texts, as queries are put to the model."""
+    """Unlabelled calibration texts, in the format of queries."""
     plain: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
-    """Token ids of plain texts, opening left out: on them the fold is asked to change nothing."""
+    """Token ids of plain texts without the opening, on which the fold should change nothing."""
     plain_weight: float = 10.0
-    """How much a token of plain text counts, a calibration token counting 1."""
+    """Weight of a plain-text token, relative to a calibration token."""
     answer_weight: float = 100.0
-    """How much a token that predicts an answer counts: the last of a text, and those of answers."""
+    """Weight of a token that predicts an answer's token, relative to other calibration tokens."""
     strength: float | Literal["gcv"] = "gcv"
     """Ridge penalty in units of an input's mean square, or `gcv`: generalised cross-validation in every layer."""
     layers: tuple[int, ...] | None = None
-    """Which layers are folded; None for all."""
+    """Indices of the layers to fold, 0 for the first; None for all."""
     carry: bool = True
-    """Add to a layer's target what the earlier ones missed."""
+    """Add the error of earlier layers to a layer's target."""
     bias: bool = True
-    """Fit a bias too, in a model without one at W_O as well."""
+    """Fit a bias too, even if W_O has none."""
     name: str = "fold"
 
     def __post_init__(self) -> None:
         if self.strength != "gcv" and not self.strength >= 0:
             raise ConfigError(f"ridge strength {self.strength} must be 0 or more, or 'gcv'")
         if not self.plain_weight >= 0:
-            raise ConfigError(f"the weight of plain text {self.plain_weight} must be 0 or more")
+            raise ConfigError(f"the weight of plain text is {self.plain_weight}; it must be 0 or more")
         if not self.answer_weight >= 1:
-            raise ConfigError(f"the weight of tokens that predict an answer {self.answer_weight} must be 1 or more")
+            raise ConfigError(
+                f"the weight of tokens that predict an answer is {self.answer_weight}; it must be 1 or more"
+            )
         require_texts(self.texts)
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """Fold; the base model is left as it is, bit for bit.
+        """Fold; the base model is not changed.
 
         Raises:
-            ModelError: W_O is not known or cannot be edited, or the layers are no plain stack of blocks.
-            ConfigError: A layer asked for does not exist.
+            ModelError: W_O was not found or cannot be edited, or the layers are not a simple stack of blocks.
+            ConfigError: A requested layer does not exist.
         """
         return self.fold(lm, demonstrations).adapted
 
     def fold(
         self, lm: LanguageModel, demonstrations: EncodedDemonstrations, after_layer: Callable[[], None] = lambda: None
     ) -> "Fold":
-        """Fold, and say how well each layer could be fitted. `after_layer` is called after each layer."""
+        """Fold, and return the regression of each layer too. `after_layer` is called after each layer."""
         start = time.perf_counter()
         require_editable_outputs(lm)
         require_layers(lm, self.layers)
@@ -111,9 +113,9 @@ class Folded:
         norms = find_output_norms(lm, blocks)
         with torch.no_grad():
             nothing = lm.encode(())
-            groups = _groups(lm, self.opening, self.texts)
+            groups = _text_groups(lm, self.opening, self.texts)
             prompted = BlockwiseForward(
-                lm, blocks, lm.encode(demonstrations.prefix), [group.behind_context for group in groups]
+                lm, blocks, lm.encode(demonstrations.prefix), [group.with_context for group in groups]
             )
             folded = BlockwiseForward(lm, blocks, nothing, [group.alone for group in groups])
             plain = BlockwiseForward(lm, blocks, nothing, _plain_groups(lm, self.opening, self.plain))
@@ -123,26 +125,26 @@ class Folded:
                 fit = None
                 equations = self._equations(lm, layer)
                 for number, group in enumerate(groups):
-                    aim = prompted.advance(number, layer)
+                    target = prompted.advance(number, layer)
                     if layer not in chosen:
                         continue
-                    seen = folded.peek(number, layer)
-                    missed = None
+                    current = folded.peek(number, layer)
+                    error = None
                     if self.carry:
-                        missed = norms[layer].before(aim.before - seen.before[group.text_rows], aim.output)
-                    _add(equations, aim, seen, group, missed, self.answer_weight)
-                here: tuple[WeightDelta, ...] = ()
+                        error = norms[layer].before(target.before - current.before[group.text_rows], target.output)
+                    _add_equations(equations, target, current, group, error, self.answer_weight)
+                layer_deltas: tuple[WeightDelta, ...] = ()
                 if layer in chosen:
                     for number in range(len(plain)):
                         equations.add(plain.peek(number, layer).head_output, None, self.plain_weight)
                     gcv = self.strength == "gcv"
                     fit = equations.cross_validated() if gcv else equations.solve(float(self.strength))
-                    here = _as_deltas(lm, layer, fit, self.bias)
-                with applied(lm.model, here):
-                    for walk in (folded, plain):
-                        for number in range(len(walk)):
-                            walk.advance(number, layer)
-                deltas += here
+                    layer_deltas = _as_deltas(lm, layer, fit, self.bias)
+                with applied(lm.model, layer_deltas):
+                    for forward in (folded, plain):
+                        for number in range(len(forward)):
+                            forward.advance(number, layer)
+                deltas += layer_deltas
                 fits.append(fit)
                 after_layer()
             with applied(lm.model, deltas):
@@ -159,9 +161,9 @@ class Folded:
         return NormalEquations(weight.shape[1 - axis], weight.shape[axis], intercept=self.bias, device=lm.device)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """Every text behind the demonstrations and alone, plain texts alone, and a regression for each folded layer.
+        """Texts with and without demonstrations, plain texts, and a regression for each folded layer.
 
-        The opening is read once more with the folded weights.
+        Reading the opening with the folded weights is overhead.
         """
         prefix, opening = len(demonstrations.prefix), len(self.opening)
         alone = [Query((*self.opening, *text.prompt), text.answers) for text in self.texts]
@@ -175,20 +177,20 @@ class Folded:
 
 @dataclass(frozen=True)
 class Fold:
-    """A finished fold."""
+    """The outcome of folding."""
 
     adapted: AdaptedModel
     fits: tuple[RidgeFit | None, ...] = field(repr=False)
-    """Of each layer; None where it was not folded."""
+    """Regression of each layer; None for layers that were not folded."""
 
     @property
     def strengths(self) -> tuple[float | None, ...]:
-        """Ridge strength of each layer."""
+        """Ridge penalty of each layer; None for layers that were not folded."""
         return tuple(None if fit is None else fit.strength for fit in self.fits)
 
     @property
     def explained(self) -> tuple[float | None, ...]:
-        """Share of the target's squares that each layer's map explains on its own rows, at most 1."""
+        """Share of the target's sum of squares that each layer's map explains on the calibration texts, at most 1."""
         return tuple(None if fit is None else fit.explained for fit in self.fits)
 
 
@@ -196,12 +198,12 @@ def require_texts(texts: Sequence[Query]) -> None:
     """Check that there are enough calibration texts.
 
     Raises:
-        ConfigError: There are not.
+        ConfigError: There are too few.
     """
     if len(texts) < FEWEST_TEXTS:
         raise ConfigError(
-            f"{len(texts)} calibration texts are too few to fold from: give at least {FEWEST_TEXTS}, better 256 "
-            "(unlabelled texts of the task, one a line, with --calibration)."
+            f"{len(texts)} calibration texts are too few to fold from: give at least {FEWEST_TEXTS}, preferably 256 "
+            "(unlabelled texts of the task, one per line, with --calibration)."
         )
 
 
@@ -218,38 +220,43 @@ def require_layers(lm: LanguageModel, layers: Sequence[int] | None) -> None:
 
 @dataclass(frozen=True)
 class _TextGroup:
-    """Calibration texts of one row, as both sides read them."""
+    """Calibration texts that share a row, as read with and without demonstrations."""
 
-    behind_context: tuple[Query, ...]
+    with_context: tuple[Query, ...]
+    """The texts after the demonstrations."""
     alone: tuple[Query, ...]
-    """With the opening as part of the text, because what it turns into changes as layers are folded."""
+    """The texts with the opening as part of them, because its activations change as layers are folded."""
     text_rows: Tensor
-    """Rows of `alone` that the other side has too, `(token,)`."""
+    """Rows of `alone` that belong to the texts, `(token,)`; the same tokens as in `with_context`."""
     opening_rows: Tensor
-    """The others."""
+    """Rows of `alone` that belong to openings."""
     answer_rows: Tensor
-    """Of the rows that both sides have, those that predict an answer's token, `(predictor,)`."""
+    """Indices into `text_rows` of tokens that predict an answer's token, `(predictor,)`."""
 
 
-def _groups(lm: LanguageModel, opening: tuple[int, ...], texts: Sequence[Query]) -> list[_TextGroup]:
+def _text_groups(lm: LanguageModel, opening: tuple[int, ...], texts: Sequence[Query]) -> list[_TextGroup]:
     branched = lm.route.name in ("packed", "packed-mask")
-    # Answers of several tokens are read too, all of them: queries will be scored on their tokens.
-    behind = [Query(text.prompt, text.answers if branched else ()) for text in texts]
-    alone = [Query((*opening, *text.prompt), text.answers) for text in behind]
-    found = []
+    # Answers are read too if their branches fit in the row, because queries are scored on their tokens.
+    with_context = [Query(text.prompt, text.answers if branched else ()) for text in texts]
+    alone = [Query((*opening, *text.prompt), text.answers) for text in with_context]
+    groups = []
     for indices in row_groups(lm, alone):
-        own: list[int] = []
-        opened: list[int] = []
-        predicting: list[int] = []
-        place = 0
+        text_rows: list[int] = []
+        opening_rows: list[int] = []
+        answer_rows: list[int] = []
+        start = 0
         for i in indices:
-            predicting += range(len(own) + len(behind[i].prompt) - 1, len(own) + behind[i].width())
-            opened += range(place, place + len(opening))
-            own += range(place + len(opening), place + alone[i].width())
-            place += alone[i].width()
-        rows = [torch.tensor(some, dtype=torch.long, device=lm.device) for some in (own, opened, predicting)]
-        found.append(_TextGroup(tuple(behind[i] for i in indices), tuple(alone[i] for i in indices), *rows))
-    return found
+            n_rows = len(text_rows)
+            answer_rows += range(n_rows + len(with_context[i].prompt) - 1, n_rows + with_context[i].width())
+            opening_rows += range(start, start + len(opening))
+            text_rows += range(start + len(opening), start + alone[i].width())
+            start += alone[i].width()
+        rows = (
+            torch.tensor(numbers, dtype=torch.long, device=lm.device)
+            for numbers in (text_rows, opening_rows, answer_rows)
+        )
+        groups.append(_TextGroup(tuple(with_context[i] for i in indices), tuple(alone[i] for i in indices), *rows))
+    return groups
 
 
 def _plain_groups(lm: LanguageModel, opening: tuple[int, ...], plain: Sequence[tuple[int, ...]]) -> list[list[Query]]:
@@ -257,24 +264,23 @@ def _plain_groups(lm: LanguageModel, opening: tuple[int, ...], plain: Sequence[t
     return [[queries[i] for i in indices] for indices in row_groups(lm, queries)]
 
 
-def _add(
+def _add_equations(
     equations: NormalEquations,
-    aim: BlockActivations,
-    seen: BlockActivations,
+    prompted: BlockActivations,
+    folded: BlockActivations,
     group: _TextGroup,
-    missed: Tensor | None,
+    error: Tensor | None,
     answer_weight: float,
 ) -> None:
-    heads = seen.head_output[group.text_rows]
-    target = aim.output - seen.output[group.text_rows]
-    target = target if missed is None else target + missed
+    heads = folded.head_output[group.text_rows]
+    target = prompted.output - folded.output[group.text_rows]
+    target = target if error is None else target + error
     equations.add(heads, target)
-    # These rows are among the former already.
+    # Already included above with weight 1.
     equations.add(heads[group.answer_rows], target[group.answer_rows], answer_weight - 1, known=True)
     if len(group.opening_rows):
-        # Behind the demonstrations the opening token stands far in front and is what it always was. It looks the same
-        # in front of every text.
-        equations.add(seen.head_output[group.opening_rows], None, known=True)
+        # Demonstrations come after the opening token and cannot change it, so its target is 0.
+        equations.add(folded.head_output[group.opening_rows], None, known=True)
 
 
 def _as_deltas(lm: LanguageModel, layer: int, fit: RidgeFit, bias: bool) -> tuple[WeightDelta, ...]:

@@ -1,7 +1,7 @@
-"""One explicit step of gradient descent on a linear layer, written into the weight that keeps it.
+"""One explicit step of gradient descent on a linear layer, applied to the weight that stores it.
 
-For models of the laboratory, whose inputs and targets are known: the step is taken on them alone, and nothing of it
-comes from attention. What attention to the same demonstrations does can then be laid beside it.
+For models of the laboratory, whose inputs and targets are known. The step does not use attention, so it can be compared
+with what attention to the same demonstrations does.
 """
 
 import time
@@ -26,7 +26,7 @@ from dualform.models.reading.ordinary import ordinary_torch
 
 @dataclass(frozen=True)
 class _LinearStep:
-    """A step of least squares on a linear layer."""
+    """A gradient step of least squares on a linear layer."""
 
     tokens: float
     examples: int
@@ -34,7 +34,7 @@ class _LinearStep:
     backward_tokens = 0.0
 
     def flops(self, shape: ModelShape) -> float:
-        """Prediction, and the gradient's outer products."""
+        """Predictions, and outer products of the gradient."""
         return 4.0 * self.examples * self.weights
 
 
@@ -45,7 +45,7 @@ class GradientStep:
     x_i is the vector of a demonstration's last prompt token, y_i that of its label word.
 
     Source:
-        The step of arXiv:2212.07677v2, section 2.
+        arXiv:2212.07677v2, section 2.
     """
 
     opening: tuple[int, ...]
@@ -53,15 +53,15 @@ class GradientStep:
     rate: float
     """eta."""
     parameter: str
-    """Full name of the weight in which W is kept."""
+    """Full name of the weight that contains W."""
     rows: slice
-    """Where in it: W's output features."""
+    """Rows of W in that weight (output features)."""
     columns: slice
-    """And its input features."""
+    """Columns of W in that weight (input features)."""
     inputs: Tensor
-    """x of every token, `(vocab, d)`."""
+    """Vector x of every token, `(vocab, d)`."""
     targets: Tensor
-    """y of every token, `(vocab, d_y)`."""
+    """Vector y of every token, `(vocab, d_y)`."""
     name: str = "gd"
 
     def __post_init__(self) -> None:
@@ -69,17 +69,18 @@ class GradientStep:
 
     @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """Take the step; attention queries at the demonstrations' tokens are recorded as finetuning does.
+        """Take the step, and record attention queries at the demonstrations' tokens as in finetuning.
 
         Raises:
-            ConfigError: There are no demonstrations, or an answer is not one token.
+            ConfigError: There are no demonstrations, or an answer has more than one token.
         """
         start = time.perf_counter()
         if not demonstrations.sequences or set(demonstrations.n_answer_tokens) != {1}:
             raise ConfigError(
-                "a gradient step needs demonstrations with answers of one token each; given "
-                f"{len(demonstrations.sequences)}, with {sorted(set(demonstrations.n_answer_tokens))} tokens. "
-                "Give one at least, and label words that are single tokens."
+                "a gradient step needs demonstrations with answers of one token each; given: "
+                f"{len(demonstrations.sequences)} demonstrations, with answers of "
+                f"{sorted(set(demonstrations.n_answer_tokens))} tokens. Give at least one demonstration, and label "
+                "words that are single tokens."
             )
         weight = weight_of(lm.model, self.parameter)
         W = weight[self.rows, self.columns].clone().requires_grad_()
@@ -87,7 +88,7 @@ class GradientStep:
         x, y = self.inputs[pairs[:, 0]].to(W), self.targets[pairs[:, 1]].to(W)
         loss = (x @ W.mT - y).square().sum() / (2 * len(pairs))
         (gradient,) = torch.autograd.grad(loss, W)
-        # In the weight's own precision: the likeness to context is checked to its last digits.
+        # In the weight's own precision, because tests compare the step with in-context learning to the last digits.
         delta = torch.zeros_like(weight)
         delta[self.rows, self.columns] = -self.rate * gradient
         deltas = (WeightDelta(self.parameter, 0, None, delta),)
@@ -99,13 +100,13 @@ class GradientStep:
         return AdaptedModel(self.name, lm, prefix, cost, deltas, (float(loss.detach()),), training_q)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """The step alone: the demonstrations are read by the model to record attention queries, not to learn."""
+        """The step only: the model's forwards serve to record attention queries, not to learn."""
         tokens = sum(map(len, demonstrations.sequences))
         return Work.of(_LinearStep(tokens, len(demonstrations.sequences), self.inputs.shape[1] * self.targets.shape[1]))
 
     def _queries(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> Tensor:
-        """At every token of `content`, each sequence read alone, `(layer, demo_pos, head, d_head)`."""
-        found = []
+        """Attention queries at every token of `content`, `(layer, demo_pos, head, d_head)`; sequences read alone."""
+        sequences = []
         for number, ids in enumerate(demonstrations.sequences):
             layers: dict[int, Tensor] = {}
 
@@ -117,5 +118,5 @@ class GradientStep:
                 forward_rows(lm.model, tokens.new_tensor([len(ids) - 1]), input_ids=tokens, use_cache=False)
             opening = len(ids) - demonstrations.demonstration_of.count(number)
             queries = [layers[i][:, opening:].transpose(0, 1) for i in range(len(lm.anatomy.layers))]
-            found.append(stack_layers(queries, dim=0))
-        return torch.cat(found, dim=1)
+            sequences.append(stack_layers(queries, dim=0))
+        return torch.cat(sequences, dim=1)

@@ -1,7 +1,7 @@
-"""The demonstrations read again and again: keys and values move towards what each reading makes of them.
+"""Repeated reading of the demonstrations, each of which moves their keys and values towards new ones.
 
-Nothing is written into weights. A query attends to the demonstrations as in-context learning does, only to keys and
-values that have been thought over.
+No weights are changed. Queries attend to the demonstrations as in in-context learning, but with the moved keys and
+values.
 """
 
 import time
@@ -31,10 +31,10 @@ Layers = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True)
 class KeyValueMomentum:
-    """In-context learning behind demonstrations that were read `passes` times.
+    """In-context learning with demonstrations that were read `passes` times.
 
-    Pass 1 is the ordinary forward. In pass t the demonstrations stand behind the keys and values (K, V) of pass t - 1,
-    all of which they see, and see their own preceding tokens as ever; then, for K and V alike,
+    Pass 1 is the ordinary forward. In pass t, each token of the demonstrations attends to all keys and values (K, V) of
+    pass t - 1, and to preceding tokens of the current pass. Then, for K and V alike,
 
         G_t = K_fresh - K_{t-1}     M_t = G_t + momentum * M_{t-1}     K_t = K_{t-1} + step * M_t
 
@@ -42,17 +42,18 @@ class KeyValueMomentum:
 
     Source:
         Deep-Thinking, arXiv:2305.13016, with the update, step 0.01 and momentum 0.9 of its released code (version 3
-        of the paper prints K_t = eta K_fresh + (1 - eta) K_{t-1}, which is ours at momentum 0). We depart in three
-        places. Demonstrations keep their positions in every reading, where the code
-        lets them count on: keys with rotary positions would otherwise differ by a rotation that says nothing. The
-        opening token keeps its first keys and values and is not read again: it is no demonstration, and many models
-        rest their attention on it. The number of passes, which the authors choose on labelled data, is fixed.
+        of the paper prints K_t = eta K_fresh + (1 - eta) K_{t-1}, which is this update with momentum 0). There are
+        three differences. Demonstrations keep their positions in every pass, whereas the code continues counting, so
+        that keys with rotary positions would also differ by a rotation. The opening token keeps its first keys and
+        values, because it is not a demonstration and serves as an attention sink in many models. The number of passes
+        is fixed, whereas the authors choose it on labelled data.
     """
 
     opening: tuple[int, ...]
-    """Tokens that open the prefix and are left as they are, usually the beginning-of-sequence token alone."""
+    """Tokens at the start of the prefix, which are not changed; usually only the beginning-of-sequence token."""
     passes: int = 10
-    """Times that the demonstrations are read, the ordinary reading included. Ten go about a third of the way."""
+    """Number of times the demonstrations are read, including the ordinary forward. With the default step and momentum,
+    ten passes move keys and values about a third of the way to convergence."""
     step: float = 0.01
     """eta, at least 0."""
     momentum: float = 0.9
@@ -72,122 +73,123 @@ class KeyValueMomentum:
 
     @torch.no_grad()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """Read the demonstrations over and over.
+        """Read the demonstrations repeatedly.
 
         Raises:
             ConfigError: The demonstrations' prefix does not begin with `opening`.
-            ModelError: The route reads queries without the prefix's keys and values, or computes positions itself.
+            ModelError: The model's route does not accept given keys, values and positions.
             NumericalError: Keys or values became NaN or infinite; the message names step and pass.
-            ContextError: The demonstrations go beyond a switch length (`LanguageModel.require_usable_prefix`).
+            ContextError: The demonstrations exceed a switch length (`LanguageModel.require_usable_prefix`).
         """
         start = time.perf_counter()
         prefix, n_fixed = demonstrations.prefix, len(self.opening)
         if prefix[:n_fixed] != self.opening:
             raise ConfigError(
                 f"the demonstrations begin with the tokens {list(prefix[:n_fixed])}, not with the opening "
-                f"{list(self.opening)}. Give the opening that they were encoded with."
+                f"{list(self.opening)}. Give the opening with which they were encoded."
             )
-        if self.passes > 1 and lm.route.name not in _READERS:
+        if self.passes > 1 and lm.route.name not in _ROUTES:
             raise ModelError(
-                f"{lm.name} is read by the route {lm.route.name!r}, which takes no keys and values from elsewhere at "
-                f"positions of our choice. Choose a model that is read by {' or '.join(_READERS)}."
+                f"{lm.name} is read by the route {lm.route.name!r}, which does not support given keys and values. "
+                f"Choose a model that is read by the route {' or '.join(_ROUTES)}."
             )
         encoded = lm.encode(prefix)
         if isinstance(encoded, CachedPrefix) and encoded.attended is not None and self.passes > 1:
             raise ModelError(
-                f"{lm.name} keeps something else than keys and values in its cache (latent attention), so they cannot "
-                "be moved by reading again. Choose another method of folding, or another model."
+                f"{lm.name} does not cache keys and values (latent attention), so they cannot be moved by further "
+                "passes. Choose another method of folding, or another model."
             )
         if self.passes > 1 and prefix[n_fixed:]:
             lm.require_usable_prefix(0, [Query(prefix, ())])
-            encoded = self._thought_over(lm, encoded, prefix, n_fixed)
+            encoded = self._read_repeatedly(lm, encoded, prefix, n_fixed)
         cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
         return AdaptedModel(self.name, lm, encoded, cost)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """The prefix once, and its demonstrations behind it in every further pass."""
+        """Reading the prefix once, and the demonstrations after it in every further pass."""
         n = len(demonstrations.prefix)
         own = n - len(self.opening)
         return encode(n) + (Work.of(Forward((own,), n)) * (self.passes - 1) if own else Work())
 
-    def _thought_over(
+    def _read_repeatedly(
         self, lm: LanguageModel, first: EncodedPrefix, tokens: tuple[int, ...], n_fixed: int
     ) -> EncodedPrefix:
-        """All readings but the first, from its keys and values; the first `n_fixed` tokens stay."""
-        read, prefix_of = _READERS[lm.route.name]
+        """All passes after the first, starting from its keys and values; the first `n_fixed` tokens do not change."""
+        read, make_prefix = _ROUTES[lm.route.name]
         fixed = [(key[:, :n_fixed], value[:, :n_fixed]) for key, value in first.layers]
-        # Small steps would be rounded away in half precision, so the running sums are at least float32.
+        # At least float32, because small steps would be rounded away in half precision.
         state = [[at_least_float32(part[:, n_fixed:]) for part in layer] for layer in first.layers]
         velocity = [[torch.zeros_like(part) for part in layer] for layer in state]
         dtypes = [[part.dtype for part in layer] for layer in first.layers]
 
-        def before() -> Layers:
-            """Keys and values of the whole prefix as they are now."""
+        def current() -> Layers:
+            """Current keys and values of the whole prefix."""
             return tuple(
                 (
-                    torch.cat([held[0], moved[0].to(kinds[0])], dim=1),
-                    torch.cat([held[1], moved[1].to(kinds[1])], dim=1),
+                    torch.cat([opening[0], demonstrations[0].to(kinds[0])], dim=1),
+                    torch.cat([opening[1], demonstrations[1].to(kinds[1])], dim=1),
                 )
-                for held, moved, kinds in zip(fixed, state, dtypes, strict=True)
+                for opening, demonstrations, kinds in zip(fixed, state, dtypes, strict=True)
             )
 
         for number in range(2, self.passes + 1):
-            fresh = read(lm, before(), tokens[n_fixed:], n_fixed)
-            for moved, speed, target in zip(state, velocity, fresh, strict=True):
+            fresh = read(lm, current(), tokens[n_fixed:], n_fixed)
+            for layer, speed, target in zip(state, velocity, fresh, strict=True):
                 for part in range(2):
-                    speed[part] = at_least_float32(target[part]) - moved[part] + self.momentum * speed[part]
-                    moved[part] = moved[part] + self.step * speed[part]
+                    speed[part] = at_least_float32(target[part]) - layer[part] + self.momentum * speed[part]
+                    layer[part] = layer[part] + self.step * speed[part]
             if not all(torch.isfinite(part).all() for layer in state for part in layer):
                 raise NumericalError(
                     f"step {self.step:g}, momentum {self.momentum:g}: keys or values became infinite in pass {number} "
                     f"of {self.passes}. Use a smaller step."
                 )
-        return replace(prefix_of(before(), tokens), edited=True)
+        return replace(make_prefix(current(), tokens), edited=True)
 
 
-class _BehindKeysValues:
-    """Attention to given keys and values of each layer, all visible, and to one's own preceding tokens."""
+class _AttentionToGiven:
+    """Attention of tokens to all given keys and values of each layer, and to their own preceding tokens."""
 
     builds_mask = False
 
-    def __init__(self, order: LayerOrder, before: Layers) -> None:
+    def __init__(self, order: LayerOrder, given: Layers) -> None:
         self._order = order
-        self._before = before
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self._given = given
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+        """Index of a layer -> keys and values of the tokens themselves."""
 
     def attend(self, module: nn.Module, call: AttentionCall) -> Tensor:
-        """Compute, and keep the tokens' own keys and values."""
+        """Compute attention, and record the tokens' own keys and values."""
         layer = self._order.next(module)
         if layer is None:
             raise ModelError("some of its attention is not a recorded layer, so its keys and values are not available")
-        self.seen[layer] = (call.key[0], call.value[0])
+        self.new[layer] = (call.key[0], call.value[0])
         key, value = (
-            torch.cat([old[None], own], dim=2)
-            for old, own in zip(self._before[layer], (call.key, call.value), strict=True)
+            torch.cat([given[None], own], dim=2)
+            for given, own in zip(self._given[layer], (call.key, call.value), strict=True)
         )
-        n_before, n_own = self._before[layer][0].shape[1], call.query.shape[2]
+        n_before, n_own = self._given[layer][0].shape[1], call.query.shape[2]
         visible = _visible(n_before, n_own, call.window, key.device)
         return plain_attention(replace(call, key=key, value=value, mask=visible[None, None]))
 
 
 def _visible(n_before: int, n_own: int, window: int | None, device: torch.device) -> Tensor:
-    """True where an own token sees a key, `(own, before + own)`; a window counts back along this row."""
+    """Attention mask `(own, before + own)`, True where attention is allowed; a window is measured along this row."""
     distance = (n_before + torch.arange(n_own, device=device))[:, None] - torch.arange(n_before + n_own, device=device)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
-def _read_through_attention(lm: LanguageModel, before: Layers, own: tuple[int, ...], first_position: int) -> Layers:
-    backend = _BehindKeysValues(LayerOrder(lm.model, lm.anatomy), before)
+def _read_through_attention(lm: LanguageModel, given: Layers, own: tuple[int, ...], first_position: int) -> Layers:
+    backend = _AttentionToGiven(LayerOrder(lm.model, lm.anatomy), given)
     ids = torch.tensor([own], device=lm.device)
     positions = torch.arange(first_position, first_position + len(own), device=lm.device)[None]
     with attention_backend(backend):
         forward_rows(lm.model, ids.new_tensor([len(own) - 1]), input_ids=ids, position_ids=positions, use_cache=False)
-    return tuple(backend.seen[layer] for layer in range(len(lm.anatomy.layers)))
+    return tuple(backend.new[layer] for layer in range(len(lm.anatomy.layers)))
 
 
-def _read_through_cache(lm: LanguageModel, before: Layers, own: tuple[int, ...], first_position: int) -> Layers:
-    n_before = before[0][0].shape[1]
-    cache = _cached(before, ()).repeated(1)
+def _read_through_cache(lm: LanguageModel, given: Layers, own: tuple[int, ...], first_position: int) -> Layers:
+    n_before = given[0][0].shape[1]
+    cache = _cached(given, ()).repeated(1)
     ids = torch.tensor([own], device=lm.device)
     positions = torch.arange(first_position, first_position + len(own), device=lm.device)[None]
     dtype = lm.model.dtype
@@ -212,7 +214,7 @@ def _cached(layers: Layers, tokens: tuple[int, ...]) -> CachedPrefix:
     return CachedPrefix(cache, tokens)
 
 
-_READERS: dict[
+_ROUTES: dict[
     str,
     tuple[
         Callable[[LanguageModel, Layers, tuple[int, ...], int], Layers],
@@ -222,5 +224,4 @@ _READERS: dict[
     "packed": (_read_through_attention, KeysValues),
     "packed-mask": (_read_through_cache, _cached),
 }
-"""For each route that can do it: how demonstrations are read behind given keys and values, and the prefix made of
-such."""
+"""Supported route -> function that reads tokens after given keys and values, and the type of prefix to return."""

@@ -1,4 +1,4 @@
-"""Layer-causal gradient descent: each layer learns from its own output alone, as context can only work."""
+"""Layer-causal gradient descent: each layer is trained on its own output only."""
 
 import time
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ from dualform.models.structure.blocks import Blocks, find_blocks
 
 @dataclass(frozen=True)
 class LayerCausal:
-    """W_K and W_V of every layer, each trained on the loss that the layer's own output has when it is unembedded.
+    """W_K and W_V of every layer, each trained on the loss of the layer's own output after unembedding.
 
-    A layer's input is cut off from what came before, so that no gradient flows from a layer to an earlier one; in a
-    prompt, too, information only flows upwards. All else is as in `Finetuned`: same demonstrations, order, tokens
-    learned, SGD, one pass, batch of one. `AdaptedModel.losses` are the last layer's, which are the model's own.
+    No gradient flows from a layer to an earlier one, just as in a prompt information flows only from lower to higher
+    layers. Everything else is as in `Finetuned`: demonstrations, order, tokens in the loss, SGD, one pass, batch size
+    1. `AdaptedModel.losses` are the last layer's, which are the model's own.
 
     Source:
         LCGD, arXiv:2311.07772v4, "Layer Causality". As in the released code, all layers see one forward with the
@@ -38,7 +38,7 @@ class LayerCausal:
     opening: tuple[int, ...]
     """Tokens before every query, as in zero-shot."""
     learning_rate: float
-    """To be chosen for itself: the rate that suits finetuning need not suit this."""
+    """Choose it separately: a rate that suits finetuning may not suit this learner."""
     loss_on: LossOn = "all"
     name: str = "lcgd"
     moved: int | None = None
@@ -49,11 +49,11 @@ class LayerCausal:
 
     @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """Train, read off the deltas, put the weights back.
+        """Train, compute the weight changes, and restore the weights.
 
         Raises:
             TrainingError: A loss became NaN or infinite; the message names rate and step.
-            ModelError: W_K and W_V of this model are not known, or its logits cannot be computed layer by layer.
+            ModelError: W_K and W_V were not found in this model, or its logits cannot be computed layer by layer.
         """
         start = time.perf_counter()
         blocks = find_blocks(lm.model, lm.anatomy)
@@ -74,33 +74,33 @@ class LayerCausal:
         return trained_model(self, lm, demonstrations, deltas, losses, seconds, training_q)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """A step on every demonstration, with a loss of every layer."""
+        """A training step for every demonstration, with a loss for every layer."""
         return training_work(demonstrations, self.loss_on, opening=len(self.opening), layer_causal=True)
 
 
 def layer_losses(
     blocks: Blocks, lm: LanguageModel, tokens: Tensor, learned: Tensor, watch: AbstractContextManager[None]
 ) -> Iterator[Tensor]:
-    """Each layer's own loss, last layer first, from one forward.
+    """Each layer's own loss, last layer first, from one forward pass.
 
-    Their gradients are apart by construction: the graph of each ends at its layer's input. Logits of one layer at a
-    time are held.
+    The graph of each loss ends at its layer's input, so the gradients are separate. The logits of only one layer are
+    in memory at a time.
 
     Args:
-        blocks: Of the model.
+        blocks: Blocks of the model.
         lm: The model.
         tokens: One sequence, `(1, pos)`.
-        learned: Positions of the tokens to be predicted, `(learned,)`.
-        watch: A block to run the forward in.
+        learned: Positions of the tokens in the loss, `(learned,)`.
+        watch: Context in which to run the forward pass.
 
     Yields:
-        Mean cross-entropy of the learned tokens, nats.
+        Mean cross-entropy of these tokens, nats per token.
     """
     with blocks.detached() as outputs, watch:
         logits, _ = forward_rows(lm.model, learned - 1, gradients=True, input_ids=tokens, use_cache=False)
     targets = tokens[0, learned]
     last = token_loss(logits, targets)
-    # Held here, a layer's logits and graph would outlive its turn.
+    # Free a layer's logits and graph before the next layer.
     del logits
     outputs.pop()
     yield last

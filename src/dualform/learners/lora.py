@@ -1,4 +1,4 @@
-"""LoRA, by peft: the finetuning that practice uses, as a plain point of reference."""
+"""LoRA by peft: the usual way to finetune in practice, as a reference."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from dualform.plain_text import first_few
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank updates of the modules that hold W_Q and W_V, AdamW, one pass, batch of one.
+    """Low-rank updates of the modules that contain W_Q and W_V, by AdamW, one pass, batch size 1.
 
     Source:
         arXiv:2106.09685, sections 4.1 and 4.2 (adapters on W_q and W_v).
@@ -35,7 +35,7 @@ class Lora:
     rank: int = 8
     loss_on: LossOn = "all"
     seed: int = 0
-    """Of the adapters' random start."""
+    """Seed of the adapters' initialisation."""
     name: str = "lora"
 
     def __post_init__(self) -> None:
@@ -45,11 +45,11 @@ class Lora:
 
     @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """Train adapters, read them off as weight changes, take them out again.
+        """Train adapters, convert them to weight changes, and remove them.
 
         Raises:
             TrainingError: The loss became NaN or infinite.
-            ModelError: W_Q and W_V of this model are not known.
+            ModelError: W_Q and W_V were not found in this model.
         """
         start = time.perf_counter()
         with LoraTraining(lm.model, lm.anatomy, self.rank, self.seed) as training:
@@ -60,7 +60,7 @@ class Lora:
         return trained_model(self, lm, demonstrations, deltas, losses, seconds)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """A step on every demonstration; gradients pass through W_K and W_V, and train adapters next to W_Q and W_V."""
+        """A training step for every demonstration."""
         return training_work(demonstrations, self.loss_on, "adapters", opening=len(self.opening))
 
 
@@ -77,11 +77,11 @@ class LoraLearner(Learner):
         return self._method(context).adapt(context.lm, context.encoded)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
-        """W_Q and W_V must be known everywhere, and in memory."""
+        """Check that W_Q and W_V were found in every layer, and can be trained."""
         require_trainable(lm.model)
         lm.anatomy.require_layers("LoRA")
         if missing := lm.anatomy.missing_projections("W_Q", "W_V"):
-            raise ModelError(f"W_Q and W_V were not found everywhere ({first_few(missing)})")
+            raise ModelError(f"W_Q and W_V were not found in every layer ({first_few(missing)})")
 
     def work(self, context: AdaptationContext) -> Work:
         """See `Lora`."""

@@ -1,4 +1,4 @@
-"""Finetuning without a backward pass: the loss on both sides of a random direction says how far to go along it."""
+"""Finetuning without a backward pass: gradients are estimated from losses at two points on a random line."""
 
 import math
 import time
@@ -23,30 +23,30 @@ from dualform.models.structure.anatomy import row_axis
 
 @dataclass(frozen=True)
 class MezoAtRate:
-    """Zeroth-order SGD on W_K and W_V of every layer: two forward passes a step, no gradient anywhere.
+    """Zeroth-order SGD on W_K and W_V of every layer, with two forward passes per step and no gradients.
 
     A step draws z ~ N(0, 1) for every trained weight, and moves by -learning_rate * g * z, where
-    g = (L(theta + epsilon z) - L(theta - epsilon z)) / (2 epsilon) estimates the slope of the loss L along z. L is
-    the mean negative log-probability of the answers' tokens, as finetuning on the label has it. z is never kept: the
-    generator is put back and draws it again. Learning rate 0 is zero-shot, bit for bit.
+    g = (L(theta + epsilon z) - L(theta - epsilon z)) / (2 epsilon) estimates the slope of the loss L along z. L is the
+    mean negative log-probability of the answers' tokens. z is not stored but drawn again from the same generator
+    state. Learning rate 0 gives zero-shot, bit for bit.
 
     Source:
-        MeZO (memory-efficient SPSA), arXiv:2305.17333, section 2, definition 1 and algorithm 1; epsilon 1e-3 as
-        there. It trains all weights in place; we train those that our finetuning trains, through
-        deltas lent to the model, so that theta comes back exactly. It takes 20,000 steps or more, with batches of 16
-        or 64; our defaults are what a few dozen demonstrations and a wait of minutes allow.
+        MeZO (memory-efficient SPSA), arXiv:2305.17333, section 2, definition 1 and algorithm 1, with the same epsilon.
+        The paper changes all weights in place; here only W_K and W_V change, through temporary deltas, so that theta
+        is restored exactly. The paper takes 20,000 steps or more with batches of 16 or 64; the defaults here suit a few
+        dozen demonstrations and a few minutes.
     """
 
     opening: tuple[int, ...]
     """Tokens before every query, as in zero-shot."""
     learning_rate: float
     epsilon: float = 1e-3
-    """How far to either side the loss is looked at, in units of z."""
+    """Distance in either direction at which the loss is evaluated, in units of z."""
     steps: int = 100
     seed: int = 0
-    """Of the directions and the batches."""
+    """Seed of directions and batches."""
     batch: int | None = 8
-    """Demonstrations that a step looks at, drawn anew each time without replacement; None for all."""
+    """Number of demonstrations in a step, drawn without replacement in each step; None for all."""
     name: str = "fold"
 
     def __post_init__(self) -> None:
@@ -63,49 +63,50 @@ class MezoAtRate:
 
     @torch.no_grad()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """Take the steps, the deltas lent to the model for each forward.
+        """Take the steps, with weight changes applied only during forward passes.
 
         Returns:
-            The adapted model; its `losses` are means of the two losses of each step, which is the loss before it up
-            to terms in epsilon squared.
+            The adapted model. Its `losses` are the means of the two losses of each step, which equal the loss before
+            the step up to terms in epsilon squared.
 
         Raises:
             TrainingError: A loss or weight became NaN or infinite; the message names rate and step.
-            ModelError: W_K and W_V of this model are not known.
+            ModelError: W_K and W_V were not found in this model.
         """
         start = time.perf_counter()
         weights = _zero_deltas(lm)
         generator = torch.Generator().manual_seed(self.seed)
-        shown = _as_queries(demonstrations)
+        examples = _as_queries(demonstrations)
         losses: list[float] = []
         work = Work()
-        for step in range(1, self.steps + 1 if shown else 1):
-            batch = shown
-            if self.batch is not None and self.batch < len(shown):
+        for step in range(1, self.steps + 1 if examples else 1):
+            batch = examples
+            if self.batch is not None and self.batch < len(examples):
                 batch = [
-                    shown[i] for i in sorted(torch.randperm(len(shown), generator=generator).tolist()[: self.batch])
+                    examples[i]
+                    for i in sorted(torch.randperm(len(examples), generator=generator).tolist()[: self.batch])
                 ]
             weights, loss = self._stepped(lm, batch, weights, generator, step)
             losses.append(loss)
             work += read(batch, 0) * 2
         if not all(torch.isfinite(change.delta).all() for change in weights):
             raise TrainingError(f"learning rate {self.learning_rate:g}: the weights became infinite. Use a lower one.")
-        # Even the opening token's keys and values change with the weights.
+        # Keys and values of the opening depend on the weights.
         with applied(lm.model, weights):
             prefix = lm.encode(self.opening)
         cost = AdaptationCost.of(work, lm.shape, time.perf_counter() - start)
         return AdaptedModel(self.name, lm, prefix, cost, weights, tuple(losses))
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """Two readings of a batch a step; of batches that are drawn, the mean over all draws."""
-        shown = _as_queries(demonstrations)
-        opened = (encode(len(self.opening)) + Work.of(WeightChange())).uncharged
-        if not shown:
-            return opened
-        share = min(self.batch or len(shown), len(shown)) / len(shown)
-        # A direction is drawn again for either side of it and for the step.
+        """Reading a batch twice per step; for random batches, the expected work."""
+        examples = _as_queries(demonstrations)
+        opening = (encode(len(self.opening)) + Work.of(WeightChange())).uncharged
+        if not examples:
+            return opening
+        share = min(self.batch or len(examples), len(examples)) / len(examples)
+        # A direction is drawn three times: for both sides, and for the step.
         moving = (Work.of(RandomDirection()) * 3 + Work.of(WeightChange()) * 2).uncharged
-        return (read(shown, 0) * (2 * share) + moving) * self.steps + opened
+        return (read(examples, 0) * (2 * share) + moving) * self.steps + opening
 
     def _stepped(
         self,
@@ -116,19 +117,19 @@ class MezoAtRate:
         step: int,
     ) -> tuple[tuple[WeightDelta, ...], float]:
         """The weights after a step, and the loss before it."""
-        drawn_at = generator.get_state()
+        state = generator.get_state()
 
         def along(by: float) -> tuple[WeightDelta, ...]:
-            generator.set_state(drawn_at)
+            generator.set_state(state)
             return _moved(weights, by, generator)
 
         slope, loss = slope_and_mean(lambda by: self._loss(lm, batch, along(by), step), self.epsilon)
         return along(-self.learning_rate * slope), loss
 
-    def _loss(self, lm: LanguageModel, shown: Sequence[Query], deltas: Sequence[WeightDelta], step: int) -> float:
+    def _loss(self, lm: LanguageModel, examples: Sequence[Query], deltas: Sequence[WeightDelta], step: int) -> float:
         where = f"at step {step} of {self.steps}"
         try:
-            loss = _mean_loss(lm, shown, deltas)
+            loss = _mean_loss(lm, examples, deltas)
         except NumericalError as error:
             raise TrainingError(f"{self._rate}: the loss is nan {where}. Use a lower one.") from error
         if not math.isfinite(loss):
@@ -142,27 +143,24 @@ class MezoAtRate:
 
 @dataclass(frozen=True)
 class MezoTrials:
-    """Several learning rates tried on the same demonstrations, with the same directions."""
+    """Trials of several learning rates on the same demonstrations, with the same directions."""
 
     best: AdaptedModel
-    """Trained at the rate chosen; its cost is that of this training, the search for the rate left out as for others."""
+    """The model trained at the chosen rate; its cost does not include the search."""
     learning_rate: float
     final_losses: dict[float, float]
-    """Rate -> loss on all demonstrations with the final weights, nats a token; NaN where it diverged."""
+    """Rate -> loss on all demonstrations with the final weights, nats per token; NaN if training diverged."""
 
 
 @dataclass(frozen=True)
 class Mezo:
-    """`MezoAtRate` at the learning rate, of several, that ends with the lowest loss on the demonstrations.
-
-    No label but theirs is looked at: the rate is chosen by what training itself descends.
-    """
+    """`MezoAtRate` at the learning rate with the lowest final loss on the demonstrations, without further labels."""
 
     opening: tuple[int, ...]
     """Tokens before every query, as in zero-shot."""
     learning_rates: tuple[float, ...] = (1e-7, 1e-6, 1e-5)
-    """Tried from low to high; of equal losses the lower rate wins. Trained weights number millions, and z moves them
-    all at once: rates that suit finetuning diverge here."""
+    """Rates to try; ties go to the lower one. They must be much lower than for finetuning, because a step moves
+    millions of weights at once."""
     epsilon: float = 1e-3
     """As in `MezoAtRate`."""
     steps: int = 100
@@ -180,11 +178,11 @@ class Mezo:
             self._at(rate)
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """The best of `search`; with one rate there is nothing to search.
+        """Train at the best rate; see `search`.
 
         Raises:
             TrainingError: Every rate diverged.
-            ModelError: W_K and W_V of this model are not known.
+            ModelError: W_K and W_V were not found in this model.
         """
         if len(self.learning_rates) == 1:
             return self._at(self.learning_rates[0]).adapt(lm, demonstrations)
@@ -192,20 +190,20 @@ class Mezo:
 
     @torch.no_grad()
     def search(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> MezoTrials:
-        """Try every rate.
+        """Try every rate, in ascending order.
 
         Raises:
             TrainingError: Every rate diverged.
-            ModelError: W_K and W_V of this model are not known.
+            ModelError: W_K and W_V were not found in this model.
         """
-        shown = _as_queries(demonstrations)
+        examples = _as_queries(demonstrations)
         final_losses: dict[float, float] = {}
         best: tuple[float, float, AdaptedModel] | None = None
         for rate in sorted(set(self.learning_rates)):
             final_losses[rate] = math.nan
             try:
                 adapted = self._at(rate).adapt(lm, demonstrations)
-                loss = _mean_loss(lm, shown, adapted.deltas)
+                loss = _mean_loss(lm, examples, adapted.deltas)
             except NumericalError:
                 continue
             if not math.isfinite(loss):
@@ -220,7 +218,7 @@ class Mezo:
         return MezoTrials(adapted, rate, final_losses)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """Training at each rate and a last look at the loss; the search for the rate is overhead."""
+        """Training at one rate; further rates and their final losses are overhead."""
         rates = len(set(self.learning_rates))
         once = self._at(self.learning_rates[0]).work(shape, demonstrations)
         if rates == 1:
@@ -233,15 +231,15 @@ class Mezo:
 
 
 def slope_and_mean(loss_at: Callable[[float], float], epsilon: float) -> tuple[float, float]:
-    """Central difference of a function of one number, and the mean of the two values it needs.
+    """Central difference of a loss along a direction, and the mean of the two losses.
 
     Args:
-        loss_at: The loss, so far along a direction.
-        epsilon: How far to look, above 0.
+        loss_at: The loss as a function of the distance along the direction.
+        epsilon: Distance of the two points, above 0.
 
     Returns:
-        Slope at 0, exact for quadratics whatever epsilon and off by epsilon^2 / 6 times the third derivative
-        otherwise; and the mean of both losses.
+        The slope at 0, with an error of epsilon^2 / 6 times the third derivative (exact for quadratic functions); and
+        the mean of both losses.
 
     Source:
         SPSA as in arXiv:2305.17333, definition 1: the projected gradient.
@@ -253,14 +251,14 @@ def slope_and_mean(loss_at: Callable[[float], float], epsilon: float) -> tuple[f
 def demonstration_loss(
     lm: LanguageModel, demonstrations: EncodedDemonstrations, deltas: Sequence[WeightDelta] = ()
 ) -> float:
-    """Mean negative log-probability of the answers' tokens, nats a token, each demonstration alone.
+    """Mean negative log-probability of the answers' tokens, nats per token, with each demonstration read alone.
 
-    Tokens are averaged within a demonstration, then demonstrations are; NaN without any.
+    Averaged over the tokens of each demonstration, then over demonstrations; NaN without demonstrations.
 
     Args:
         lm: The model.
-        demonstrations: What is answered.
-        deltas: Changes of weight to read it with.
+        demonstrations: The demonstrations.
+        deltas: Weight changes to apply.
 
     Raises:
         NumericalError: A log-probability is NaN.
@@ -268,14 +266,14 @@ def demonstration_loss(
     return _mean_loss(lm, _as_queries(demonstrations), deltas)
 
 
-def _mean_loss(lm: LanguageModel, shown: Sequence[Query], deltas: Sequence[WeightDelta]) -> float:
+def _mean_loss(lm: LanguageModel, examples: Sequence[Query], deltas: Sequence[WeightDelta]) -> float:
     with torch.no_grad(), applied(lm.model, deltas):
-        scores = lm.log_probabilities(lm.encode(()), shown)
+        scores = lm.log_probabilities(lm.encode(()), examples)
     return -float(scores.mean())
 
 
 def _as_queries(demonstrations: EncodedDemonstrations) -> list[Query]:
-    """Opening and prompt as the question, the shown answer as the only one to score."""
+    """The demonstrations as queries: opening and prompt, with the demonstrated answer as the only one."""
     return [
         Query(ids[:-n_answer], (ids[-n_answer:],))
         for ids, n_answer in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
@@ -283,7 +281,7 @@ def _as_queries(demonstrations: EncodedDemonstrations) -> list[Query]:
 
 
 def _zero_deltas(lm: LanguageModel) -> tuple[WeightDelta, ...]:
-    """No change yet, of every weight and bias in the rows of W_K and W_V, in a fixed order."""
+    """Zero changes of every weight and bias in the rows of W_K and W_V, in a fixed order."""
 
     def deltas() -> Iterator[WeightDelta]:
         for module_name, index in key_value_rows(lm.model, lm.anatomy).items():
@@ -302,7 +300,7 @@ def _zero_deltas(lm: LanguageModel) -> tuple[WeightDelta, ...]:
 
 
 def _moved(weights: Sequence[WeightDelta], by: float, generator: torch.Generator) -> tuple[WeightDelta, ...]:
-    """Every weight moved by so many z, drawn one parameter after the other."""
+    """Move every weight by `by` times z, where z is drawn for one parameter after the other."""
 
     def step(change: WeightDelta) -> Tensor:
         # Drawn on the CPU, so that a seed gives the same directions on every device.

@@ -1,4 +1,4 @@
-"""Logistic regression on the model's own last hidden state: what a linear reader gets out of the same examples."""
+"""A linear probe: logistic regression on the model's last hidden state, fitted to the demonstrations."""
 
 import time
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from dualform.models.reading.ordinary import ordinary_torch
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Hidden states behind the zero-shot prompt, standardised, into scikit-learn's logistic regression (L2, C = 1).
+    """Logistic regression (scikit-learn, L2, C = 1) on standardised hidden states of zero-shot prompts.
 
-    For tasks with label words only: free-text choices have no classes to regress on.
+    For tasks with label words only, because free-text choices have no classes.
     """
 
     opening: tuple[int, ...]
@@ -33,14 +33,14 @@ class LinearProbe:
     queries: tuple[Query, ...]
     """The demonstrations as queries, in order."""
     labels: tuple[int, ...]
-    """The labels that they show."""
+    """Label of each demonstration, as shown."""
     n_labels: int
     name: str = "probe"
 
     @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> "ProbedModel":
-        """Read the demonstrations one by one behind no context, and fit."""
-        # scikit-learn takes a second to import, and not everyone probes.
+        """Read each demonstration zero-shot, and fit the classifier."""
+        # Imported here because it is slow.
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -61,7 +61,7 @@ class LinearProbe:
         return ProbedModel(self.name, zero_shot, classifier, only, self.n_labels, cost)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """Every demonstration behind the opening, which zero-shot reads as well."""
+        """Reading every demonstration after the opening; the opening itself is counted for zero-shot."""
         return encode(len(self.opening)).uncharged + read(self.queries, len(self.opening))
 
 
@@ -72,8 +72,9 @@ class ProbedModel:
     learner: str
     zero_shot: AdaptedModel
     classifier: Any
-    """Fitted scikit-learn pipeline; None when the demonstrations show one label only."""
+    """Fitted scikit-learn pipeline; None if all demonstrations have the same label."""
     only_label: int
+    """The answer to every query if there is no classifier."""
     n_labels: int
     cost: AdaptationCost
 
@@ -85,19 +86,19 @@ class ProbedModel:
     def read_group(
         self, queries: Sequence[Query], indices: Sequence[int], want: Recording = NO_RECORDING, probe: Probe = "prompt"
     ) -> Readings:
-        """Read one group; the classifier's log-probabilities stand in for the label words' (-inf: never shown)."""
+        """Read one group of queries; answers are the classifier's log-probabilities (-inf for labels never shown)."""
         return self.answer(self.zero_shot.read_group(queries, indices, want, probe))
 
     def answer(self, readings: Readings) -> Readings:
-        """Zero-shot readings with the classifier's answers, for those who have read the queries already."""
+        """Replace the answers in zero-shot readings by the classifier's."""
         table = torch.full((len(readings.queries), self.n_labels), -torch.inf, dtype=torch.float64)
         if self.classifier is None:
             table[:, self.only_label] = 0.0
         else:
-            # A state far out on one side leaves the other label a probability that underflows to 0: -inf, then.
+            # A probability may underflow to 0, whose logarithm is -inf.
             with np.errstate(divide="ignore"):
-                found = self.classifier.predict_log_proba(readings.hidden.float().cpu().numpy())
-            table[:, list(self.classifier.classes_)] = torch.as_tensor(found, dtype=torch.float64)
+                scores = self.classifier.predict_log_proba(readings.hidden.float().cpu().numpy())
+            table[:, list(self.classifier.classes_)] = torch.as_tensor(scores, dtype=torch.float64)
         return Readings(readings.queries, table, readings.next_token, readings.hidden, readings.trace)
 
 
@@ -110,7 +111,7 @@ class ProbeLearner(Learner):
     answers_from = "zsl"
 
     def adapt(self, context: AdaptationContext) -> ProbedModel:
-        """Fit a classifier to the demonstrations' hidden states."""
+        """Fit the classifier to the demonstrations."""
         return self._method(context).adapt(context.lm, context.encoded)
 
     def work(self, context: AdaptationContext) -> Work:

@@ -1,4 +1,4 @@
-"""Zero-shot and in-context learning: nothing is learned but what the model makes of its prefix."""
+"""Zero-shot and in-context learning: the model is not changed, only its prefix."""
 
 import time
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class ZeroShot:
     name: str = "zsl"
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """The model as it is; `demonstrations` are not looked at."""
-        return _behind(self.name, lm, self.opening, self.work(lm.shape, demonstrations))
+        """Encode the opening; `demonstrations` are ignored."""
+        return _with_prefix(self.name, lm, self.opening, self.work(lm.shape, demonstrations))
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
         """The opening, read once."""
@@ -35,15 +35,15 @@ class InContext:
     name: str = "icl"
 
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """The model behind the demonstrations."""
-        return _behind(self.name, lm, demonstrations.prefix, self.work(lm.shape, demonstrations))
+        """Encode the demonstrations."""
+        return _with_prefix(self.name, lm, demonstrations.prefix, self.work(lm.shape, demonstrations))
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
         """The demonstrations, read once."""
         return encode(len(demonstrations.prefix))
 
 
-def _behind(learner: str, lm: LanguageModel, prefix: tuple[int, ...], work: Work) -> AdaptedModel:
+def _with_prefix(learner: str, lm: LanguageModel, prefix: tuple[int, ...], work: Work) -> AdaptedModel:
     start = time.perf_counter()
     encoded = lm.encode(prefix)
     seconds = time.perf_counter() - start
@@ -57,7 +57,7 @@ class ZeroShotLearner(Learner):
     uses_demonstrations = False
 
     def adapt(self, context: AdaptationContext) -> AdaptedModel:
-        """The model as it is."""
+        """Encode the opening."""
         return ZeroShot(context.opening).adapt(context.lm, context.encoded)
 
 
@@ -67,11 +67,11 @@ class InContextLearner(Learner):
     name = "icl"
 
     def adapt(self, context: AdaptationContext) -> AdaptedModel:
-        """The model behind the demonstrations."""
+        """Encode the demonstrations."""
         return InContext().adapt(context.lm, context.encoded)
 
     def prefix_length(self, context: AdaptationContext) -> int:
-        """The demonstrations."""
+        """Number of tokens of the demonstrations."""
         return len(context.encoded.prefix)
 
 

@@ -1,4 +1,4 @@
-"""The control for what finetuning writes into the weights: noise as large, in the same places."""
+"""A control for finetuning: random noise of the same size in the same weights."""
 
 import torch
 from torch import Tensor
@@ -9,18 +9,17 @@ from dualform.models.reading.language_model import LanguageModel
 
 
 def random_update(ft: AdaptedModel, lm: LanguageModel, opening: tuple[int, ...], seed: int) -> AdaptedModel:
-    """A finetuned model whose every change of weight is replaced by Gaussian noise of the same Frobenius norm.
+    """Replace every weight change of a finetuned model by Gaussian noise of the same Frobenius norm.
 
     Args:
-        ft: What finetuning made. Its changes are not changed.
+        ft: The finetuned model; it is not modified.
         lm: The model that it adapts.
         opening: Tokens before every query, as in zero-shot.
-        seed: Of the noise; equal seeds give equal noise.
+        seed: Seed of the noise.
 
     Returns:
-        The model with noise instead, at no cost. The norm is matched parameter by parameter, on the rows that were
-        trained; where nothing changed, nothing is added. `training_q` is finetuning's own: noise saw no
-        demonstrations.
+        The model with noise, with a cost of 0. The norm is matched for each parameter, over the rows that were trained;
+        a parameter that did not change gets no noise. `training_q` is that of finetuning.
     """
     generator = torch.Generator().manual_seed(seed)
     deltas = tuple(
@@ -33,7 +32,8 @@ def random_update(ft: AdaptedModel, lm: LanguageModel, opening: tuple[int, ...],
 
 
 def _noise_like(delta: Tensor, generator: torch.Generator) -> Tensor:
-    """Drawn on the CPU, so that every device has the same, even where it is scaled to nothing."""
+    """Noise of the same norm, drawn on the CPU so that it is the same on every device."""
+    # Drawn even if the norm is 0, so that later parameters get the same noise.
     noise = torch.randn(delta.shape, generator=generator, dtype=torch.float32).to(delta)
     norm = torch.linalg.vector_norm(delta, dtype=torch.float64)
     length = torch.linalg.vector_norm(noise, dtype=torch.float64)

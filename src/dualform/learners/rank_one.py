@@ -1,9 +1,9 @@
-"""A context as one rank-one change of weights a token: exact, and good for this one query alone.
+"""A context as a rank-one weight change for each token: exact, but valid for one query only.
 
-Behind its demonstrations a token reaches a block's MLP as another vector than without them. `ops.folding` gives the
-change of the MLP's first matrices that makes up for it, and the rest of the change travels along the residual stream.
-So the zero-shot forward, changed block by block and token by token, becomes the prompted one. It is an identity: a
-test that all parts are understood, never evidence of learning.
+Demonstrations change the vector with which a token enters a block's MLP. `ops.folding` computes the change of the MLP's
+first matrices that has the same effect, and the rest is added to the residual stream. Changed in this way for every
+block and token, the zero-shot forward gives the prompted one. This is an identity: it tests that the model's parts are
+understood, and is no evidence of learning.
 """
 
 import time
@@ -31,14 +31,14 @@ from dualform.ops.folding import rank_one_factors
 
 @dataclass(frozen=True)
 class RankOne:
-    """Zero-shot with the demonstrations' effect on each token written into the MLP that reads it.
+    """Zero-shot with the demonstrations' effect on each token written into the MLP weights that read it.
 
     Source:
         arXiv:2507.16003, the theorem on contextual blocks and its extension to skip connections: `dW = (W da) a^T /
-        ||a||^2` in the MLP's first matrices, and what context adds to the residual stream added behind the MLP. The
-        paper's block has no norms; here `a` is what the matrices really read, so norms are passed exactly. It treats
-        the last token; here every token of the query has its own change, so that later blocks attend to what they
-        would attend to behind the demonstrations.
+        ||a||^2` in the MLP's first matrices, and the context's change of the residual stream added after the MLP. The
+        paper's block has no norms; here `a` is the actual input of the matrices, after any norm. The paper treats the
+        last token; here every token of the query has its own change, so that attention in later blocks is that of the
+        prompted model too.
     """
 
     opening: tuple[int, ...]
@@ -47,10 +47,10 @@ class RankOne:
 
     @torch.no_grad()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> "RankOneModel":
-        """Encode demonstrations and opening; the changes are made when a query is read.
+        """Encode demonstrations and opening; weight changes are computed when a query is read.
 
         Raises:
-            ModelError: What reads the MLPs' inputs is unknown (`find_mlp_inputs`).
+            ModelError: The linears that read the MLPs' inputs were not found (`find_mlp_inputs`).
         """
         start = time.perf_counter()
         inputs = find_mlp_inputs(lm.model, lm.anatomy)
@@ -59,29 +59,29 @@ class RankOne:
         return RankOneModel(self.name, lm, prompted, opening, inputs, cost)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """Demonstrations and opening, each read once."""
+        """Reading demonstrations and opening once each."""
         return encode(len(demonstrations.prefix)) + encode(len(self.opening)) + short_forwards(FINDING_MLP_INPUTS)
 
 
 @dataclass(frozen=True)
 class RankOneModel:
-    """The zero-shot model, changed for every token of a query as its demonstrations would change it.
+    """The zero-shot model with a weight change for every token of a query.
 
-    Each query is read twice: behind the demonstrations, to see what they do, and behind the opening, changed.
+    Each query is read twice: after the demonstrations to compute the changes, and after the opening to apply them.
     """
 
     learner: str
     lm: LanguageModel
     prompted: EncodedPrefix
-    """The demonstrations, with what stands before them."""
+    """Opening and demonstrations."""
     opening: EncodedPrefix
-    """What stands before a query in zero-shot."""
+    """The prefix of zero-shot."""
     inputs: tuple[MLPInputs, ...]
     cost: AdaptationCost
 
     @property
     def n_prefix(self) -> int:
-        """Tokens that stand before every query when the changes are made; the changed model sees the opening alone."""
+        """Number of tokens before every query when changes are computed; the changed model reads only the opening."""
         return self.prompted.length
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ class RankOneModel:
         """Read one group of queries; the trace is that of the changed zero-shot forward.
 
         Raises:
-            ContextError: Queries behind the demonstrations go beyond a switch length.
+            ContextError: Demonstrations and queries together exceed a switch length.
         """
         chosen = [queries[i] for i in indices]
         self.lm.require_usable_prefix(self.prompted.length, chosen, probe)
@@ -100,7 +100,7 @@ class RankOneModel:
             return self.lm.read_group(self.opening, queries, indices, want, probe)
 
     def _in_context(self, queries: list[Query], layout: Layout) -> "_Context":
-        """Every block's `a` and `u` at the queries' own tokens, behind the demonstrations."""
+        """Every block's `a` and `u` at the queries' tokens after the demonstrations."""
         context = _Context(tuple([] for _ in self.inputs), tuple([] for _ in self.inputs))
         first = self._n_before(self.prompted)
 
@@ -117,7 +117,7 @@ class RankOneModel:
 
     @contextmanager
     def _changed(self, context: "_Context") -> Iterator[None]:
-        """Every own token with its own change of weights, taken from the front of `context`, forward by forward."""
+        """Apply each token's weight change inside the block; entries of `context` are consumed, one per forward."""
         first = self._n_before(self.opening)
 
         def changed(layer: int, name: str, a: Tensor, out: Tensor) -> Tensor:
@@ -128,28 +128,28 @@ class RankOneModel:
             left, right = rank_one_factors(W, own, context.a[layer][0] - own)
             return _added(out, first, left * (right * own).sum(-1, keepdim=True))
 
-        def handed_on(layer: int, u: Tensor, out: Tensor) -> Tensor:
+        def changed_output(layer: int, u: Tensor, out: Tensor) -> Tensor:
             context.a[layer].pop(0)
             return _added(out, first, context.u[layer].pop(0) - u[:, first:])
 
-        with hooked_mlps(self.lm.model, self.inputs, changed, handed_on):
+        with hooked_mlps(self.lm.model, self.inputs, changed, changed_output):
             yield
 
     def _n_before(self, prefix: EncodedPrefix) -> int:
-        """Positions in front of a query's own: only the naive route reads the prefix again and again."""
+        """Number of prefix positions in a forward: 0 unless the naive route reads the prefix with every query."""
         return prefix.length if isinstance(self.lm.route, NaiveRoute) else 0
 
 
 @dataclass(frozen=True)
 class _Context:
-    """By layer, one entry a forward (the slow routes need several for a group)."""
+    """Activations by layer, with one entry per forward (slow routes need several forwards for a group)."""
 
     a: tuple[list[Tensor], ...] = field(repr=False)
     """The MLP's input, `(batch, own_pos, d_model)`."""
     u: tuple[list[Tensor], ...] = field(repr=False)
-    """The residual stream at the MLP, of the same shape."""
+    """The residual stream at the MLP, `(batch, own_pos, d_model)`."""
 
 
 def _added(states: Tensor, first: int, change: Tensor) -> Tensor:
-    """`(batch, pos, d)` with a change from position `first` on."""
+    """States `(batch, pos, d)` with a change added from position `first` on."""
     return torch.cat([states[:, :first], states[:, first:] + change], dim=1) if first else states + change

@@ -1,7 +1,7 @@
-"""The search for a learning rate: a stated grid, one split that is not reported, every trial kept.
+"""Search for a learning rate over a fixed grid, on a split that is not reported; every trial is recorded.
 
-At a high rate training may be chaotic: rounding decides where it ends, and so does the machine. A search that may
-repeat a training from weights moved by rounding prefers, among rates that are equally accurate, one that is stable.
+At a high rate, training may be chaotic, so that its outcome depends on rounding and thus on the machine. The search can
+repeat a training from weights perturbed by rounding, and then prefers stable rates among equally accurate ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,23 +18,25 @@ from dualform.models.reading.ordinary import ordinary_torch
 from dualform.result import Trial
 
 STABLE_WITHIN = 0.01
-"""A training is stable if its repeat, from weights moved by rounding, moves no answer's log-probability further, in
-nats, and changes no answer. Two ways of reading the same weights in float32 differ by less than 1e-4 nats, so this
-leaves a training a hundred times that; 0.01 nats is 1 % of a probability."""
+"""Tolerance for stable trainings, in nats (0.01 nats is 1% of a probability).
+
+A training is stable if repeating it from weights perturbed by rounding changes no answer, and no answer's
+log-probability by more than this. Two routes of reading the same weights in float32 differ by less than 1e-4 nats.
+"""
 
 
 @dataclass(frozen=True)
 class RoundingSpread:
-    """How far apart a training and its repeat answer."""
+    """Difference between the answers of a training and its repetition."""
 
     largest: float
-    """Largest difference of an answer's log-probability, nats; infinite where the repeat diverged."""
+    """Largest difference of an answer's log-probability, nats; infinite if the repetition diverged."""
     flips: int
-    """Queries that the two answer differently."""
+    """Number of queries with different answers."""
 
     @classmethod
     def of(cls, table: Tensor, repeated: Tensor) -> "RoundingSpread":
-        """From both log-probabilities, `(example, answer)`; answers that a query does not have are -inf in both."""
+        """Compare two tables of log-probabilities, `(example, answer)`; both are -inf for answers that do not exist."""
         known = table.isfinite() & repeated.isfinite()
         difference = torch.where(known, table - repeated, 0.0).abs()
         flips = int((table.argmax(dim=1) != repeated.argmax(dim=1)).sum())
@@ -42,7 +44,7 @@ class RoundingSpread:
 
     @property
     def stable(self) -> bool:
-        """Within `STABLE_WITHIN`, and every answer the same."""
+        """Whether differences are at most `STABLE_WITHIN` and all answers are the same."""
         return self.largest <= STABLE_WITHIN and self.flips == 0
 
 
@@ -51,19 +53,19 @@ class RateSearch:
     """Outcome of a search."""
 
     best: AdaptedModel
-    """The model trained at the rate chosen."""
+    """The model trained at the chosen rate."""
     learning_rate: float
     trials: tuple[Trial, ...]
     repeat: AdaptedModel | None = None
-    """The same training repeated from weights moved by rounding; None where the search did not repeat it."""
+    """The same training repeated from weights perturbed by rounding; None if it was not repeated."""
 
 
 @dataclass(frozen=True)
-class _Finished:
-    """A rate that gave numbers."""
+class _FinishedTrial:
+    """A trial that did not diverge."""
 
     number: int
-    """Place in the grid."""
+    """Index of its rate in the grid."""
     accuracy: float
     log_probability: float
     table: Tensor
@@ -86,25 +88,25 @@ def search_rate(
     after_trial: Callable[[], None] = lambda: None,
     repeat: Callable[[float], AdaptedModel] | None = None,
 ) -> RateSearch:
-    """Try rates from low to high, and stop early once it is clear that higher ones are worse.
+    """Try rates in ascending order, and stop early once higher ones are clearly worse.
 
     Args:
-        adapt: Trains at a rate.
-        rates: The grid; tried in ascending order.
+        adapt: Trains at a given rate.
+        rates: The grid.
         lm: The model.
-        queries: Of the selection split.
-        labels: Their right answers.
-        seed: Demonstration seed, for the record.
-        patience: Stop after so many rates in a row that are less accurate than the best so far. A rate whose loss
-            diverges also ends the search: higher ones would diverge too.
+        queries: Queries of the selection split.
+        labels: Correct answer of each query.
+        seed: Demonstration seed, recorded in the trials.
+        patience: Stop after this many rates in a row that are less accurate than the best so far. The search also ends
+            when a rate diverges, because higher ones would too.
         after_trial: Called after each rate, tried or skipped.
-        repeat: Trains at a rate from weights moved by rounding. Given this, the search prefers a stable rate among
-            equals. None chooses by accuracy and log-probability alone.
+        repeat: Trains at a given rate from weights perturbed by rounding; makes the search prefer stable rates. None
+            chooses by accuracy and log-probability only.
 
     Returns:
-        The most accurate rate on `queries` (ties: higher mean log-probability of the right answer, then the lower
-        rate). With `repeat`, that rate's training is repeated if there are several rates; where it is not stable (see
-        `STABLE_WITHIN`), the next best rate that is stable and at least as accurate as the repeat is taken instead, if
+        The most accurate rate on `queries` (ties: the higher mean log-probability of the correct answer, then the lower
+        rate). With `repeat` and several rates, the training at that rate is repeated. If it is not stable (see
+        `STABLE_WITHIN`), the next best rate is chosen that is stable and at least as accurate as the repetition, if
         there is one.
 
     Raises:
@@ -113,8 +115,8 @@ def search_rate(
     grid = sorted(rates)
     right = torch.as_tensor(list(labels))
     trials: list[Trial] = []
-    finished: list[_Finished] = []
-    best: tuple[_Finished, AdaptedModel] | None = None
+    finished: list[_FinishedTrial] = []
+    best: tuple[_FinishedTrial, AdaptedModel] | None = None
     worse = 0
     learner = "?"
     for number, rate in enumerate(grid):
@@ -131,13 +133,13 @@ def search_rate(
             after_trial()
             continue
         learner = adapted.learner
-        one = _Finished(number, _accuracy(table, right), float(table.gather(1, right[:, None]).mean()), table)
-        finished.append(one)
-        worse = 0 if best is None or one.accuracy >= best[0].accuracy else worse + 1
-        if best is None or one.score > best[0].score:
-            best = (one, adapted)
+        trial = _FinishedTrial(number, _accuracy(table, right), float(table.gather(1, right[:, None]).mean()), table)
+        finished.append(trial)
+        worse = 0 if best is None or trial.accuracy >= best[0].accuracy else worse + 1
+        if best is None or trial.score > best[0].score:
+            best = (trial, adapted)
         losses = adapted.losses or (None,)
-        trials.append(_trial(learner, seed, rate, "finished", *one.score, losses[0], losses[-1]))
+        trials.append(_trial(learner, seed, rate, "finished", *trial.score, losses[0], losses[-1]))
         after_trial()
     if best is None:
         tried = ", ".join(f"{trial.learning_rate:g}" for trial in trials if trial.status == "diverged")
@@ -146,21 +148,21 @@ def search_rate(
         )
     (chosen, adapted), repeated = best, None
     if repeat is not None and len(grid) > 1:
-        spreads = _Repeats(repeat, grid, lm, queries, right)
-        chosen = _steady(finished, best[0], spreads)
-        repeated = spreads.models.get(chosen.number)
+        repetitions = _Repetitions(repeat, grid, lm, queries, right)
+        chosen = _prefer_stable(finished, best[0], repetitions)
+        repeated = repetitions.models.get(chosen.number)
         if chosen is not best[0]:
-            # Only the best so far was kept: the models of a whole grid would take too much memory.
+            # Only the best model was kept, to save memory.
             adapted = adapt(grid[chosen.number])
-        trials = [trial.model_copy(update=spreads.about(number)) for number, trial in enumerate(trials)]
+        trials = [record.model_copy(update=repetitions.fields(number)) for number, record in enumerate(trials)]
     trials = [
-        trial.model_copy(update={"learner": learner, "chosen": i == chosen.number}) for i, trial in enumerate(trials)
+        record.model_copy(update={"learner": learner, "chosen": i == chosen.number}) for i, record in enumerate(trials)
     ]
     return RateSearch(adapted, grid[chosen.number], tuple(trials), repeated)
 
 
-class _Repeats:
-    """Trainings repeated from weights moved by rounding, each once."""
+class _Repetitions:
+    """Trainings repeated from weights perturbed by rounding, each once."""
 
     def __init__(
         self,
@@ -172,45 +174,49 @@ class _Repeats:
     ) -> None:
         self._repeat, self._grid, self._lm, self._queries, self._right = repeat, grid, lm, queries, right
         self.models: dict[int, AdaptedModel] = {}
-        """The last repeat, by its place in the grid."""
+        """The last repetition, by the index of its rate in the grid."""
         self._spreads: dict[int, RoundingSpread] = {}
 
-    def measure(self, one: _Finished) -> tuple[RoundingSpread, float]:
-        """How far a rate's repeat is from it, and the repeat's accuracy (the rate's own where the repeat diverged)."""
+    def measure(self, trial: _FinishedTrial) -> tuple[RoundingSpread, float]:
+        """Repeat a trial; return the difference and the repetition's accuracy (the trial's own if it diverged)."""
         self.models.clear()
         try:
-            model = self._repeat(self._grid[one.number])
+            model = self._repeat(self._grid[trial.number])
             table = answer_log_probabilities(model, self._lm, self._queries)
         except NumericalError:
-            self._spreads[one.number] = RoundingSpread(float("inf"), 0)
-            return self._spreads[one.number], one.accuracy
-        self.models[one.number] = model
-        self._spreads[one.number] = spread = RoundingSpread.of(one.table, table)
+            self._spreads[trial.number] = RoundingSpread(float("inf"), 0)
+            return self._spreads[trial.number], trial.accuracy
+        self.models[trial.number] = model
+        self._spreads[trial.number] = spread = RoundingSpread.of(trial.table, table)
         return spread, _accuracy(table, self._right)
 
-    def about(self, number: int) -> dict[str, float | int]:
-        """Fields of a `Trial`."""
+    def fields(self, number: int) -> dict[str, float | int]:
+        """Fields of a `Trial` about its repetition."""
         spread = self._spreads.get(number)
         if spread is None or spread.largest == float("inf"):
             return {}
         return {"rounding": spread.largest, "rounding_flips": spread.flips}
 
 
-def _steady(finished: Sequence[_Finished], best: _Finished, repeats: _Repeats) -> _Finished:
-    """The best rate, or the next best that is stable and no less accurate than the best one turns out when repeated."""
-    spread, accuracy = repeats.measure(best)
+def _prefer_stable(
+    finished: Sequence[_FinishedTrial], best: _FinishedTrial, repetitions: _Repetitions
+) -> _FinishedTrial:
+    """The best trial if stable, else the next best stable trial that is as accurate as the best one's repetition."""
+    spread, accuracy = repetitions.measure(best)
     if spread.stable:
         return best
-    # The best accuracy was picked for being high; its repeat was not, so that rates as good as that are its equals.
+    # The accuracy of the best trial is biased upwards by the selection; that of its repetition is not.
     enough = min(best.accuracy, accuracy)
     others = sorted(
-        (one for one in finished if one is not best), key=lambda one: (*one.score, -one.number), reverse=True
+        (trial for trial in finished if trial is not best),
+        key=lambda trial: (*trial.score, -trial.number),
+        reverse=True,
     )
-    kept = dict(repeats.models)
-    for one in others:
-        if one.accuracy >= enough and repeats.measure(one)[0].stable:
-            return one
-    repeats.models = kept
+    kept = dict(repetitions.models)
+    for trial in others:
+        if trial.accuracy >= enough and repetitions.measure(trial)[0].stable:
+            return trial
+    repetitions.models = kept
     return best
 
 

@@ -1,4 +1,4 @@
-"""Readings kept, so that what many runs of one model ask alike is read once."""
+"""A cache of readings, so that queries that several runs of one model share are read once."""
 
 import time
 from collections.abc import Sequence
@@ -15,34 +15,34 @@ _Key = tuple[str, tuple[int, ...], tuple[Query, ...], tuple[int, ...], Recording
 
 
 class ReadingCache:
-    """Readings of one model with its weights as they are, up to a number of bytes.
+    """Readings of one model with unchanged weights, up to a number of bytes.
 
-    What does not fit any more is read anew each time: runs go through the same groups in the same order, and a memory
-    that lets the oldest go would have let each go just before it is asked for.
+    When it is full, nothing is replaced: runs read the same groups in the same order, so evicting the oldest entry
+    would remove each one just before it is needed.
 
     Args:
-        most_bytes: Of tensors.
+        most_bytes: Largest size of all tensors together.
     """
 
     def __init__(self, most_bytes: int = 1 << 30) -> None:
         self._most = most_bytes
         self._kept: dict[_Key, tuple[Readings, float]] = {}
         self.bytes = 0
-        """Held now."""
+        """Size of the cached tensors."""
 
     def get(self, key: _Key) -> tuple[Readings, float] | None:
-        """Readings kept under a key, and the seconds that they took."""
+        """Cached readings and the seconds that they took; None if there are none."""
         return self._kept.get(key)
 
     def put(self, key: _Key, readings: Readings, seconds: float) -> None:
-        """Keep readings, if there is room."""
+        """Cache readings, if there is room."""
         size = _bytes(readings)
         if key not in self._kept and self.bytes + size <= self._most:
             self._kept[key] = (readings, seconds)
             self.bytes += size
 
     def clear(self) -> None:
-        """Let everything go."""
+        """Remove all readings."""
         self._kept.clear()
         self.bytes = 0
 
@@ -51,12 +51,12 @@ class ReadingCache:
 
 
 class CachedModel:
-    """An adapted model whose readings are kept; for learners that leave the weights as they are.
+    """An adapted model whose readings are cached; for learners that do not change weights.
 
     Args:
-        adapted: Who reads.
-        memory: Of this model alone.
-        prefix: Tokens that stand before every query.
+        adapted: The model.
+        memory: Cache for this model only.
+        prefix: Tokens before every query.
     """
 
     def __init__(self, adapted: Adapted, memory: ReadingCache, prefix: Sequence[int]) -> None:
@@ -64,7 +64,7 @@ class CachedModel:
         self._memory = memory
         self._prefix = tuple(prefix)
         self.spared = 0.0
-        """Seconds that the last group took when it was read; 0 when it was read just now."""
+        """Seconds saved on the last group because it was cached; 0 if it was not."""
 
     @property
     def learner(self) -> str:
@@ -84,14 +84,14 @@ class CachedModel:
     def read_group(
         self, queries: Sequence[Query], indices: Sequence[int], want: Recording = NO_RECORDING, probe: Probe = "prompt"
     ) -> Readings:
-        """Read one group of queries, or give what was read when they were asked before."""
-        # The queries themselves are in the key: another sample of the task has other ones under the same numbers.
-        asked = tuple(queries[i] for i in indices)
-        key = (self.learner, self._prefix, asked, tuple(indices), want, probe)
-        found = self._memory.get(key)
-        if found is not None:
-            self.spared = found[1]
-            return found[0]
+        """Read one group of queries, or return the cached readings."""
+        # The key contains the queries, because indices mean different queries in another sample of the task.
+        group = tuple(queries[i] for i in indices)
+        key = (self.learner, self._prefix, group, tuple(indices), want, probe)
+        cached = self._memory.get(key)
+        if cached is not None:
+            readings, self.spared = cached
+            return readings
         self.spared = 0.0
         start = time.perf_counter()
         readings = self._adapted.read_group(queries, indices, want, probe)
@@ -100,6 +100,7 @@ class CachedModel:
 
 
 def _bytes(readings: Readings) -> int:
-    traced = [] if readings.trace is None else [getattr(readings.trace, one.name) for one in fields(readings.trace)]
+    trace = readings.trace
+    traced = [] if trace is None else [getattr(trace, field.name) for field in fields(trace)]
     tensors = (readings.log_probabilities, readings.next_token, readings.hidden, *traced)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))

@@ -1,4 +1,4 @@
-"""A context as one vector or one matrix a layer: the mean over many tokens of what it does to each."""
+"""Thought vectors and matrices: the mean effect of a context on many tokens, as one vector or matrix per layer."""
 
 import math
 import time
@@ -28,33 +28,32 @@ from dualform.ops.folding import rank_one_sum
 from dualform.ops.rounding import at_least_float32
 
 ThoughtForm = Literal["vector", "matrix"]
-"""A bias for attention's output alone, or also a change of the MLP's first matrices."""
+"""A bias for the attention output only, or also a change of the MLP's first matrices."""
 
 
 @dataclass(frozen=True)
 class Thought:
-    """Ordinary weights for what demonstrations do to unlabelled texts on average: two forwards a text, no gradients.
+    """The mean effect of demonstrations on unlabelled texts as weights, from two forwards per text without gradients.
 
-    Every token of every text counts alike, and every layer is seen in the unchanged model, so that what one layer
-    already brings about is not taken off what the next one gets.
+    Every token of every text counts equally. Every layer is measured in the unchanged model, so the effect of changes
+    in earlier layers is not subtracted.
 
-    In the form `matrix` the vector reaches the MLP as well, through the residual stream, beside the MLP's own change:
-    the mean part of the change is counted twice there, but in blocks whose attention and MLP stand side by side.
+    With the form `matrix`, the vector also reaches the MLP through the residual stream, in addition to the MLP's own
+    change, so the mean change is counted twice there (except in blocks with parallel attention and MLP).
 
     Source:
-        arXiv:2510.08734, thought vectors and thought matrices. There the vector stands behind the MLP (a bias of its
-        last matrix); here at W_O, where attention makes it and where norms behind the MLP do not rescale it.
+        arXiv:2510.08734, thought vectors and thought matrices. In the paper the vector is added after the MLP (a bias
+        of its last matrix); here it is added at W_O, where norms after the MLP do not rescale it.
     """
 
     opening: tuple[int, ...]
     """Tokens before every query, as in zero-shot."""
     texts: tuple[Query, ...]
-    """Unlabelled texts to see the demonstrations' effect on; only their prompts are read."""
+    """Unlabelled texts on which the effect is measured; only their prompts are read."""
     form: ThoughtForm = "vector"
     strength: float = 1.0
-    """Factor of what the form is named after: of the vector, or of the matrix (whose vector then keeps factor 1).
-    Were the MLP's inputs spread over all directions alike, d_model would make the matrix the best linear map; real
-    inputs share directions, and factors near it overshoot."""
+    """Factor of the vector or, with the form `matrix`, of the matrix only. If the MLP's inputs were isotropic, the
+    factor d_model would make the matrix the best linear map; for real inputs it is too large."""
     name: str = "fold"
 
     def __post_init__(self) -> None:
@@ -63,15 +62,17 @@ class Thought:
         if not math.isfinite(self.strength):
             raise ConfigError(f"strength {self.strength} must be a finite number, such as 1")
         if not self.texts:
-            raise ConfigError("texts are empty: a thought is a mean over tokens. Give at least one unlabelled text.")
+            raise ConfigError(
+                "texts is empty, but the effect is averaged over texts. Give at least one unlabelled text."
+            )
 
     @torch.no_grad()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> AdaptedModel:
-        """Read every text with and without the demonstrations, and take means.
+        """Read every text with and without the demonstrations, and average the differences.
 
         Raises:
-            ModelError: W_O of a layer is not known; for the form `matrix` also where it is unknown what reads the MLPs'
-                inputs (`find_mlp_inputs`).
+            ModelError: W_O of a layer was not found; for the form `matrix`, also if the linears that read the MLPs'
+                inputs were not found (`find_mlp_inputs`).
             ContextError: A text cannot follow a separately encoded prefix (`LanguageModel.require_usable_prefix`).
         """
         start = time.perf_counter()
@@ -81,10 +82,12 @@ class Thought:
         means = _Means()
         texts = [Query(text.prompt, ()) for text in self.texts]
         for indices in lm.groups(texts):
-            chosen = [texts[i] for i in indices]
-            means.take_in(_Reader(lm, inputs, outputs, chosen, lay_out(chosen, device=lm.device)), prompted, opening)
+            group = [texts[i] for i in indices]
+            means.add_group(
+                _TextReader(lm, inputs, outputs, group, lay_out(group, device=lm.device)), prompted, opening
+            )
         deltas = tuple(self._deltas(lm, outputs, inputs, means))
-        # Even the opening token's keys and values change with the weights.
+        # Keys and values of the opening depend on the weights.
         with applied(lm.model, deltas):
             prefix = lm.encode(self.opening)
         cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, time.perf_counter() - start)
@@ -96,9 +99,9 @@ class Thought:
         factor = self.strength if self.form == "vector" else 1.0
         for layer, W_O in enumerate(outputs):
             yield WeightDelta(f"{W_O}.bias", 0, None, factor * means.vector(layer))
-        for layer, found in enumerate(inputs):
+        for layer, mlp_inputs in enumerate(inputs):
             matrix = self.strength * means.matrix(layer)
-            for name in found.linears:
+            for name in mlp_inputs.linears:
                 module = lm.model.get_submodule(name)
                 weight = weight_of(lm.model, f"{name}.weight").float().to(matrix.device)
                 transposed = row_axis(module) == 1
@@ -106,7 +109,7 @@ class Thought:
                 yield WeightDelta(f"{name}.weight", row_axis(module), None, delta)
 
     def work(self, shape: ModelShape, demonstrations: EncodedDemonstrations) -> Work:
-        """Both prefixes, every text behind either of them, and the opening once more with the new weights."""
+        """Both prefixes, every text after each of them, and the opening once more with the new weights."""
         texts = [Query(text.prompt, ()) for text in self.texts]
         prompted, opening = len(demonstrations.prefix), len(self.opening)
         work = encode(prompted) + encode(opening) * 2 + read(texts, prompted) + read(texts, opening)
@@ -117,7 +120,7 @@ class Thought:
 
 
 class _Means:
-    """Sums over tokens, by layer; memory does not depend on how many there are."""
+    """Running means over tokens, by layer; memory does not depend on the number of tokens."""
 
     def __init__(self) -> None:
         self._outputs: dict[int, Tensor] = {}
@@ -125,29 +128,29 @@ class _Means:
         self._tokens = 0
 
     def vector(self, layer: int) -> Tensor:
-        """Mean change of attention's output, `(d_model,)`, float32."""
+        """Mean change of the attention output, `(d_model,)`, float32."""
         return (self._outputs[layer] / self._tokens).float()
 
     def matrix(self, layer: int) -> Tensor:
         """Thought matrix of the MLP's input, `(d_model, d_model)`, float32."""
         return (self._products[layer] / self._tokens).float()
 
-    def take_in(self, reader: "_Reader", prompted: EncodedPrefix, opening: EncodedPrefix) -> None:
-        """One group of texts, read behind either prefix."""
-        # The slow routes need several forwards for a group, so that each layer has a queue.
-        seen: dict[tuple[str, int], list[Tensor]] = {}
+    def add_group(self, reader: "_TextReader", prompted: EncodedPrefix, opening: EncodedPrefix) -> None:
+        """Read one group of texts after each prefix, and add the differences."""
+        # Queues, because slow routes need several forwards for a group.
+        queues: dict[tuple[str, int], list[Tensor]] = {}
 
-        def keep(what: str, layer: int, states: Tensor) -> None:
-            seen.setdefault((what, layer), []).append(states)
+        def record(kind: str, layer: int, states: Tensor) -> None:
+            queues.setdefault((kind, layer), []).append(states)
 
-        def compare(what: str, layer: int, states: Tensor) -> None:
-            change = seen[what, layer].pop(0) - states
-            if what == "output":
+        def compare(kind: str, layer: int, states: Tensor) -> None:
+            change = queues[kind, layer].pop(0) - states
+            if kind == "output":
                 self._add(self._outputs, layer, change.sum(dim=0))
             else:
                 self._add(self._products, layer, rank_one_sum(states, change))
 
-        reader.read(prompted, keep)
+        reader.read(prompted, record)
         reader.read(opening, compare)
         self._tokens += reader.n_tokens
 
@@ -156,14 +159,14 @@ class _Means:
         sums[layer] = sums[layer] + part if layer in sums else part
 
 
-See = Callable[[str, int, Tensor], None]
-"""Receives `output` (attention's, behind W_O) or `input` (the MLP's), layer, and states `(token, d_model)`, float32 at
-least, of the texts' own tokens."""
+StateCallback = Callable[[str, int, Tensor], None]
+"""Called with `output` (of attention, after W_O) or `input` (of the MLP), the layer's index, and the states of the
+texts' tokens, `(token, d_model)`, at least float32."""
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads one group of texts and shows what they look like inside, real tokens only."""
+class _TextReader:
+    """Reads one group of texts and passes their activations to a callback, without padding."""
 
     lm: LanguageModel
     inputs: tuple[MLPInputs, ...]
@@ -175,26 +178,26 @@ class _Reader:
     def n_tokens(self) -> int:
         return sum(len(text.prompt) for text in self.texts)
 
-    def read(self, prefix: EncodedPrefix, see: See) -> None:
+    def read(self, prefix: EncodedPrefix, callback: StateCallback) -> None:
         self.lm.require_usable_prefix(prefix.length, self.texts)
         first = prefix.length if isinstance(self.lm.route, NaiveRoute) else 0
         batch = len(self.texts) if isinstance(self.lm.route, RepeatedRoute) else 1
 
         def own(states: Tensor) -> Tensor:
-            # Some families flatten batch and position; a batch of several rows is padded behind each text.
+            # Some families flatten batch and position; rows of a batch are padded after each text.
             rows = states.reshape(batch, -1, states.shape[-1])[:, first:]
             rows = rows[self.layout.own] if batch > 1 else rows[0]
             return at_least_float32(rows)
 
         def at_linear(layer: int, name: str, a: Tensor, out: Tensor) -> None:
             if name == self.inputs[layer].linears[0]:
-                see("input", layer, own(a))
+                callback("input", layer, own(a))
 
         def at_block(layer: int, u: Tensor, out: Tensor) -> None:
             pass
 
         with Hooks(self.lm.model) as hooks, hooked_mlps(self.lm.model, self.inputs, at_linear, at_block):
-            hooks.after_each(self.outputs, lambda layer, x, out: see("output", layer, own(out)))
+            hooks.after_each(self.outputs, lambda layer, x, out: callback("output", layer, own(out)))
             self.lm.route.read(prefix, self.texts, self.layout, NO_RECORDING)
 
 

@@ -1,4 +1,4 @@
-"""What one pass of training over the demonstrations computes, and which tokens it learns."""
+"""The work of one training pass over the demonstrations, and the tokens in its loss."""
 
 from dualform.learners.options import LossOn
 from dualform.models.cost.work import (
@@ -21,14 +21,14 @@ def training_work(
     opening: int,
     layer_causal: bool = False,
 ) -> Work:
-    """One pass of training over the demonstrations, and the opening read anew with the changed weights.
+    """Work of one training pass over the demonstrations, and of reading the opening with the changed weights.
 
     Args:
-        demonstrations: In the order of training.
-        loss_on: Which tokens are learned.
-        weights: What is trained.
-        opening: Tokens before every query.
-        layer_causal: Every layer has a loss of its own, for which the blocks are found first.
+        demonstrations: The training sequences.
+        loss_on: Which tokens count in the loss.
+        weights: The weights that are trained.
+        opening: Number of tokens before every query.
+        layer_causal: Every layer has its own loss, for which the blocks must be found first.
     """
     steps = [
         Training(len(ids), len(learned_positions(ids, n, loss_on)), weights, layer_causal)
@@ -39,5 +39,5 @@ def training_work(
 
 
 def learned_positions(ids: tuple[int, ...], n_answer: int, loss_on: LossOn) -> range:
-    """Positions of the tokens to be predicted; the first token has nothing before it."""
+    """Positions of the tokens in the loss; the first token cannot be predicted."""
     return range(1 if loss_on == "all" else max(1, len(ids) - n_answer), len(ids))

@@ -24,11 +24,11 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What was measured; measuring itself takes seconds, and its numbers are nobody's business here."""
     done: list[tuple[str, str]] = []
 
-    def measured(device: str, dtype: str) -> Machine:
+    def measure_machine(device: str, dtype: str) -> Machine:
         done.append((device, dtype))
         return fixed_machine(device=device, dtype=dtype, dispatch=1e-6 * len(done))
 
-    monkeypatch.setattr(module, "measured", measured)
+    monkeypatch.setattr(module, "measure_machine", measure_machine)
     return done
 
 

@@ -163,7 +163,7 @@ def test_pickled_and_damaged_adapters_are_refused(base: Path, tmp_path: Path) ->
     with pytest.raises(ModelError, match=r"adapter_model.safetensors cannot be read"):
         load_model(str(adapter))
     torch.save({}, adapter / "adapter_model.bin")
-    with pytest.raises(ModelError, match=r"pickled \(adapter_model.bin\), and reading a pickle can run code"):
+    with pytest.raises(ModelError, match=r"pickled \(adapter_model.bin\), and loading a pickle can run code"):
         load_model(str(adapter))
 
 

@@ -1,8 +1,8 @@
-"""What this machine can do, measured once: the rates from which the time of a run is estimated.
+"""Speed of this machine, measured once; the time of a run is estimated from it.
 
-A run is matrix products, attention, and passes over memory, and each has a rate of its own that depends on how many
-rows it is done for at once. Products are taken over many different matrices in turn, as a model's layers are, because a
-single one would stay in the cache and promise a rate that no model reaches.
+A run consists of matrix products, attention and passes over memory. Each has its own rate, which depends on the number
+of rows processed at once. Products are measured over many different matrices in turn, like the layers of a model; a
+single matrix would stay in the cache and give a rate that no model reaches.
 """
 
 import contextlib
@@ -35,72 +35,72 @@ _STUDIES = "dualform.cli.compare, dualform.runs.store, dualform.studies.comparis
 _LABORATORY = "dualform.cli.momentum, dualform.runs.store, dualform.studies.laboratory.constructed"
 
 ROWS = (1, 16, 64, 256, 1024)
-"""Rows at which rates of products are measured; between them they are read off a straight line on logarithms."""
+"""Numbers of rows at which rates of products are measured; between them, rates are interpolated on a log scale."""
 
 _WIDTH = 768
 _MATRICES = 48
-"""Of `_WIDTH` columns and rows: together 113 MB in float32, more than caches hold."""
+"""Number of matrices with `_WIDTH` columns and rows: together 113 MB in float32, larger than the cache."""
 _CACHED = 1 << 14
-"""Numbers of a tensor that stays in the cache."""
+"""Entries of a tensor that fits into the cache."""
 _FRESH = 1 << 22
-"""Numbers of a tensor that does not, and whose memory is asked for anew each time."""
+"""Entries of a tensor that does not, so that each result is allocated anew."""
 _KEPT = 4
-"""So many results are kept before they are dropped: memory freed at once would be used again at once."""
+"""Results kept alive at a time; memory that is freed immediately would be reused from the cache."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates of one device in one dtype. All are what a quiet machine reaches, in the shapes of a model."""
+    """Rates of one device in one dtype, as reached by an idle machine with tensor shapes typical of a model."""
 
     device: str
     dtype: str
     threads: int
-    """Of torch."""
+    """Threads of torch."""
     cores: int
-    """That this process may use."""
+    """CPU cores available to this process."""
     ram: int
-    """Bytes."""
+    """Bytes of main memory."""
     gpu: int
-    """Bytes of the accelerator's memory; 0 without one."""
+    """Bytes of GPU memory; 0 without a GPU."""
     plain: tuple[float, ...]
-    """FLOP/s of plain products with as many rows as `ROWS` says, weights read from memory."""
+    """FLOP/s of ordinary matrix products, one rate for each entry of `ROWS`."""
     packed: tuple[float, ...]
-    """The same with packed weights (`models.products`); as `plain` where nothing is packed."""
+    """The same with packed weights (`models.reading.products`); equal to `plain` if weights are not packed."""
     attention: float
-    """FLOP/s of softmax attention, counted over all pairs that the kernel looks at."""
+    """FLOP/s of softmax attention, counted over all pairs that the kernel computes."""
     bandwidth: float
-    """Bytes/s that elementwise operations read and write where their results need fresh memory."""
+    """Bytes/s read and written by elementwise operations whose results need new memory."""
     cached: float
-    """The same where all stays in the cache."""
+    """Bytes/s read and written by elementwise operations within the cache."""
     exponentials: float
-    """Numbers/s of which an exponential is taken."""
+    """Exponentials per second."""
     dispatch: float
-    """Seconds that a call to a torch operation takes for no more than being one."""
+    """Overhead of a call to a torch operation, seconds."""
     block: float
-    """Seconds that Python takes for one transformer block, whatever its size."""
+    """Overhead of one transformer block in a forward pass, seconds."""
     block_training: float
-    """The same forwards and backwards."""
+    """Overhead of one transformer block in a forward and backward pass, seconds."""
     model: float
-    """What it takes for a model around its blocks."""
+    """Overhead outside the blocks in a forward pass, seconds."""
     model_training: float
-    """The same forwards and backwards."""
+    """Overhead outside the blocks in a forward and backward pass, seconds."""
     optimiser: float
-    """Seconds that a step of AdamW takes for one weight tensor, whatever its size."""
+    """Overhead of an AdamW step for one weight tensor, seconds."""
     ranking: tuple[float, float]
-    """Seconds of Kendall's tau of 64 and of 1024 numbers."""
+    """Seconds for Kendall's tau of 64 and of 1024 numbers."""
     copying: float
-    """Bytes/s at which weights that the system has in memory are copied into a model."""
+    """Bytes/s at which weights in the file cache are copied into a model."""
     start: float
-    """Seconds until Python has imported what a study of a language model needs."""
+    """Seconds to start Python and import a study of a language model."""
     base: int
-    """Bytes of memory that it takes then."""
+    """Bytes of memory used after that."""
     start_laboratory: float
-    """The same of what trains small models."""
+    """Seconds to start Python and import the laboratory."""
     base_laboratory: int
-    """Likewise."""
+    """Bytes of memory used after that."""
 
     def rate(self, rows: float, packed: bool) -> float:
-        """FLOP/s of products with so many rows."""
+        """FLOP/s of products with that number of rows."""
         rates = self.packed if packed else self.plain
         rows = min(max(rows, ROWS[0]), ROWS[-1])
         for (low, slow), (high, fast) in zip(
@@ -112,7 +112,13 @@ class Machine:
         return rates[-1]
 
     def passes(self, numbers: float, times: float, itemsize: int) -> float:
-        """Seconds of elementwise passes over a tensor of so many numbers, each reading two and writing one."""
+        """Seconds for elementwise passes over a tensor, each of which reads two tensors and writes one.
+
+        Args:
+            numbers: Entries of the tensor.
+            times: Number of passes.
+            itemsize: Bytes of an entry.
+        """
         moved = 3.0 * numbers * itemsize * times
         if numbers <= _CACHED:
             return moved / self.cached
@@ -123,12 +129,12 @@ class Machine:
 
 
 def this_machine(device: str = "cpu", dtype: str = "float32", *, measure: bool = False) -> Machine:
-    """The rates of this machine, measured the first time and kept in the cache; its memory, looked up each time.
+    """The rates of this machine, measured the first time and cached, and its current memory.
 
     Args:
-        device: `cpu`, `cuda`, `mps`, with a number where there are several.
+        device: `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: `float32`, `float64`, `bfloat16` or `float16`.
-        measure: Measure anew.
+        measure: Measure even if there are cached rates.
     """
     about = {
         "host": platform.node(),
@@ -142,17 +148,17 @@ def this_machine(device: str = "cpu", dtype: str = "float32", *, measure: bool =
         "dtype": dtype,
         "rows": ROWS,
     }
-    # A container's limits may be others the next time: memory is no rate, and is not kept.
+    # Memory is not cached, because a container's limits may change.
     ram, gpu = memory(device)
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     kept = cache_dir() / "machine" / f"{name}.json"
     if not measure:
-        # One that is damaged is measured anew.
+        # If the cached file is missing or damaged, measure.
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            found = json.loads(kept.read_text(encoding="utf-8"))
-            listed = ("plain", "packed", "ranking")
-            return Machine(**{**found, **{field: tuple(found[field]) for field in listed}, "ram": ram, "gpu": gpu})
-    machine = replace(measured(device, dtype), ram=ram, gpu=gpu)
+            rates = json.loads(kept.read_text(encoding="utf-8"))
+            tuples = {field: tuple(rates[field]) for field in ("plain", "packed", "ranking")}
+            return Machine(**{**rates, **tuples, "ram": ram, "gpu": gpu})
+    machine = replace(measure_machine(device, dtype), ram=ram, gpu=gpu)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as temporary:
         rates = {name: value for name, value in asdict(machine).items() if name not in ("ram", "gpu")}
@@ -161,21 +167,21 @@ def this_machine(device: str = "cpu", dtype: str = "float32", *, measure: bool =
 
 
 def where_to_run(device: str) -> str:
-    """The device that a name means: `auto` is a GPU where there is one.
+    """Name of the device to use: `auto` becomes a GPU if there is one.
 
     Raises:
-        ConfigError: It cannot be used here.
+        ConfigError: The device cannot be used here.
     """
     return str(torch_device(device))
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Number of cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory(device: str) -> tuple[int, int]:
-    """Bytes of main memory that this process may take, and of the accelerator's (0 without one)."""
+    """Bytes of main memory that this process may use, and of GPU memory (0 without a GPU)."""
     try:
         ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -189,11 +195,12 @@ def memory(device: str) -> tuple[int, int]:
 
 
 def container_limit(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that a container or a job's control group allows this process; None without a limit.
+    """Memory limit of this process's control group (a container or a job), bytes; None without a limit.
 
     Args:
-        groups: In which control groups the process is: `0::/path` (version 2), `4:memory:/path` (version 1).
-        root: Where these are mounted.
+        groups: File that lists the control groups of the process: `0::/path` (version 2) or `4:memory:/path`
+            (version 1).
+        root: Folder at which control groups are mounted.
     """
     try:
         lines = groups.read_text(encoding="utf-8").splitlines()
@@ -201,18 +208,18 @@ def container_limit(groups: Path = Path("/proc/self/cgroup"), root: Path = Path(
         return None
     limits = []
     for line in lines:
-        _, _, named = line.partition(":")
-        controllers, _, path = named.partition(":")
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if not controllers:
             top, file = root, "memory.max"
         elif "memory" in controllers.split(","):
             top, file = root / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # Every group above limits it as well. Inside a container the path may be the host's, and only the top is seen.
+        # Parent groups limit the process too. In a container the path may be the host's; only the top exists then.
         place = top / path.strip("/")
         for folder in (place, *place.parents):
-            # No limit is told as `max`, by version 1 as a number that no machine has.
+            # Without a limit, version 2 has `max` and version 1 a huge number.
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((folder / file).read_text(encoding="ascii")))
             if folder == top:
@@ -226,8 +233,8 @@ def _gpu_name(device: str) -> str:
 
 
 @torch.no_grad()
-def measured(device: str, dtype: str) -> Machine:
-    """Measure. What counts is processor time at the best of several moments, so that what else runs matters little."""
+def measure_machine(device: str, dtype: str) -> Machine:
+    """Measure all rates: the best of several trials, in processor time, so that other processes matter little."""
     where, kind = torch.device(device), getattr(torch, dtype)
     generator = torch.Generator().manual_seed(0)
 
@@ -270,10 +277,10 @@ def measured(device: str, dtype: str) -> Machine:
         optimiser=_optimiser_seconds(where, kind),
         ranking=(_ranking_seconds(64), _ranking_seconds(1024)),
         copying=_copy_rate(),
-        start=_started(_STUDIES)[0],
-        base=_started(_STUDIES)[1],
-        start_laboratory=_started(_LABORATORY)[0],
-        base_laboratory=_started(_LABORATORY)[1],
+        start=_import_cost(_STUDIES)[0],
+        base=_import_cost(_STUDIES)[1],
+        start_laboratory=_import_cost(_LABORATORY)[0],
+        base_laboratory=_import_cost(_LABORATORY)[1],
     )
 
 
@@ -283,40 +290,40 @@ def _product_rate(
     multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     where: torch.device,
 ) -> float:
-    """FLOP/s over different weights in turn; with many rows some of them do."""
-    some = weights if len(x) < 256 else weights[: len(weights) // 4]
+    """FLOP/s of products with different weights in turn; a quarter of the weights is enough with many rows."""
+    weights = weights if len(x) < 256 else weights[: len(weights) // 4]
 
-    def all_of_them() -> None:
-        for weight in some:
+    def multiply_all() -> None:
+        for weight in weights:
             multiply(x, weight)
 
-    return 2.0 * len(x) * _WIDTH**2 * len(some) / _best(all_of_them, where)
+    return 2.0 * len(x) * _WIDTH**2 * len(weights) / _best(multiply_all, where)
 
 
 def _best(call: Callable[[], object], where: torch.device, times: int = 1, seconds: float = 0.06) -> float:
-    """Seconds of a call: the best of what was tried in so long, three times at least."""
+    """Seconds of a call: the best of all trials within `seconds`, and of at least three."""
     now = _clock(where)
     call()
-    found: list[float] = []
+    durations: list[float] = []
     begin = now()
-    while now() - begin < seconds or len(found) < 3:
-        _settle(where)
+    while now() - begin < seconds or len(durations) < 3:
+        _synchronize(where)
         start = now()
         for _ in range(times):
             call()
-        _settle(where)
-        found.append((now() - start) / times)
-    return min(found)
+        _synchronize(where)
+        durations.append((now() - start) / times)
+    return min(durations)
 
 
 def _clock(where: torch.device) -> Callable[[], float]:
-    """What counts seconds: on processors the time that our threads had, so that waiting for others does not count."""
+    """A clock in seconds: on a CPU, processor time per thread, so that waiting for other processes does not count."""
     threads = torch.get_num_threads()
     return (lambda: time.process_time() / threads) if where.type == "cpu" else time.perf_counter
 
 
-def _settle(where: torch.device) -> None:
-    """Wait until an accelerator has done what it was told."""
+def _synchronize(where: torch.device) -> None:
+    """Wait for an accelerator to finish."""
     if where.type == "cuda":
         torch.cuda.synchronize(where)
     elif where.type == "mps":
@@ -324,7 +331,7 @@ def _settle(where: torch.device) -> None:
 
 
 def _overheads(where: torch.device, kind: torch.dtype, training: bool) -> tuple[float, float]:
-    """Seconds of a block and of what is around blocks, in models so small that their arithmetic takes no time."""
+    """Overhead of a block, and of the rest of the model, measured with models too small for arithmetic to matter."""
     few, many = 2, 8
     short, long = (_small_model_seconds(where, kind, layers, training) for layers in (few, many))
     block = max(0.0, long - short) / (many - few)
@@ -368,25 +375,25 @@ def _ranking_seconds(n: int) -> float:
 
 
 def _copy_rate() -> float:
-    given = torch.zeros(1 << 23)
-    return 4.0 * given.numel() / _best(lambda: given.clone(), torch.device("cpu"))
+    source = torch.zeros(1 << 23)
+    return 4.0 * source.numel() / _best(lambda: source.clone(), torch.device("cpu"))
 
 
 @cache
-def _started(modules: str) -> tuple[float, int]:
-    """Seconds and bytes of importing. Of processor time, as one thread does it and others may keep it waiting."""
+def _import_cost(modules: str) -> tuple[float, int]:
+    """Processor time in seconds, and bytes of memory, of importing modules in a new process."""
     code = (
         f"import {modules}, time; from dualform.models.cost.machine import peak_memory; "
         "print(time.process_time(), peak_memory())"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, memory = ran.stdout.split()
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, memory = process.stdout.split()
     return float(seconds), int(memory)
 
 
 def peak_memory() -> int:
-    """Bytes of main memory that this process has taken at most."""
-    # A process begins with the highest mark of the one that started it in getrusage, but not here.
+    """Peak memory of this process, bytes."""
+    # Preferred to getrusage, in which a process inherits the peak of its parent.
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
@@ -394,7 +401,7 @@ def peak_memory() -> int:
     try:
         import resource
     except ImportError:
-        # Windows has none.
+        # Not available on Windows.
         return 0
-    # Linux counts in KiB, macOS in bytes.
+    # In KiB on Linux, in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

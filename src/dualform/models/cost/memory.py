@@ -1,4 +1,4 @@
-"""How much memory a run needs, whether this machine has it, and by what options it would fit."""
+"""Memory that a run needs, whether this machine has it, and options with which it would fit."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,25 +7,26 @@ from typing import Any
 from dualform.models.cost.shape import ModelShape
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Of a number."""
+"""Bytes of a number."""
 
 _QUANTIZED = {"8bit": 1.0, "4bit": 0.5625}
-"""Bytes of a weight: in 4 bits every 64 share a scale of 4 bytes. Embeddings and the output head stay as they are."""
+"""Bytes of a quantized weight (in 4 bits, every 64 weights share a scale of 4 bytes). Embeddings and the output head
+are not quantized."""
 _ROOM = 0.9
-"""Share of the memory that a run may fill: the system and its buffers want some."""
+"""Share of the memory that a run may use; the rest is left for the system and buffers."""
 
 
 @dataclass(frozen=True)
 class MemoryOption:
-    """A way to run the model."""
+    """Command-line options with which a run needs less memory."""
 
     how: str
-    """Options of the command line."""
+    """The options."""
     bytes: int
-    """Peak on the device, or in main memory where that is where it runs."""
+    """Peak memory on the device on which it runs."""
     fits: bool
     note: str = ""
-    """What is lost by it."""
+    """Disadvantage of the option."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class MemoryEstimate:
     needed: int
     """Bytes."""
     room: int
-    """Bytes that there are; 0 where the system does not report them."""
+    """Available bytes; 0 if unknown."""
     options: tuple[MemoryOption, ...]
-    """Ways to run it, where the run as requested does not fit."""
+    """Alternatives, if the run as requested does not fit."""
 
     @property
     def fits(self) -> bool:
-        """Whether there is room, as far as is known."""
+        """Whether the run fits; True if the available memory is unknown."""
         return not self.room or self.needed <= _ROOM * self.room
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,15 +72,18 @@ def memory_estimate(
     """Compare the memory that a run needs with the machine's.
 
     Args:
-        shape: The model's.
-        memory: Bytes by what they are for, as a plan has them: `weights` and `packed copies` depend on dtype and
-            division, the rest on what is run.
-        dtype: The requested one.
-        device: Where it would run.
+        shape: Shape of the model.
+        memory: Purpose -> bytes, from the plan: `weights`, `packed copies`, `Python and libraries`, `loading`, and
+            others that depend on the study.
+        dtype: Requested dtype.
+        device: Requested device.
         ram: Bytes of main memory.
-        gpu: Bytes of the GPU's; 0 without one.
-        trains: Whether finetuning is requested, which quantized weights refuse.
-        divided: A device map or quantized weights are requested, so that weights lie elsewhere already.
+        gpu: Bytes of GPU memory; 0 without a GPU.
+        trains: Whether the run finetunes, which is not possible with quantized weights.
+        divided: Whether a device map or quantized weights are requested; no alternatives are given then.
+
+    Returns:
+        The estimate, with alternatives if the run does not fit.
     """
     on_gpu = not device.startswith("cpu") and gpu > 0
     room = gpu if on_gpu else ram
@@ -101,23 +105,24 @@ def memory_estimate(
         option("--device cpu", weight_bytes(shape, dtype) + rest, ram)
     if BYTES[dtype] > 2:
         n = weight_bytes(shape, "bfloat16") + base + rest / 2
-        option("--dtype bfloat16", n, room, "small updates are rounded away: similarity is not to be trusted")
+        option("--dtype bfloat16", n, room, "small updates are rounded away, so similarity is unreliable")
         if on_gpu:
             option("--device cpu --dtype bfloat16", weight_bytes(shape, "bfloat16") + rest / 2, ram, "as above")
     layer = layer_bytes(shape, dtype)
     if on_gpu:
-        # What the GPU does not hold, main memory does, and streams a layer at a time.
+        # Weights that do not fit on the GPU stay in main memory and are copied over one layer at a time.
         n = min(weight_bytes(shape, dtype), _ROOM * gpu - rest) + rest
         held = gpu + ram
         fits = weight_bytes(shape, dtype) + rest <= _ROOM * held and 2 * layer + rest <= _ROOM * gpu
-        note = f"{_gib(max(0.0, weight_bytes(shape, dtype) + rest - n))} in main memory; every forward brings it over"
+        outside = _gib(max(0.0, weight_bytes(shape, dtype) + rest - n))
+        note = f"{outside} in main memory, copied to the GPU in every forward"
         options.append(MemoryOption("--device-map auto", round(max(n, 2 * layer + rest)), fits, note))
     disk = 2 * layer + outside_bytes(shape, dtype) + base + rest
     option(
         "--device-map auto --offload-folder FOLDER",
         disk,
         room,
-        f"up to {_gib(weight_bytes(shape, dtype))} on disk; every forward reads it",
+        f"up to {_gib(weight_bytes(shape, dtype))} on disk, read in every forward",
     )
     for bits in _QUANTIZED:
         n = quantized_bytes(shape, bits, dtype) + base + rest
@@ -127,22 +132,22 @@ def memory_estimate(
 
 
 def weight_bytes(shape: ModelShape, dtype: str) -> int:
-    """Of all weights."""
+    """Bytes of all weights."""
     return shape.parameters * BYTES[dtype]
 
 
 def layer_bytes(shape: ModelShape, dtype: str) -> int:
-    """Of one block's linears and experts."""
+    """Bytes of one block's linears and experts."""
     return (shape.linears + shape.experts) // max(1, shape.n_layers) * BYTES[dtype]
 
 
 def outside_bytes(shape: ModelShape, dtype: str) -> int:
-    """Of embeddings, head and norms, which are not divided."""
+    """Bytes of embeddings, output head and norms, which are not split."""
     return (shape.parameters - shape.linears - shape.experts) * BYTES[dtype]
 
 
 def quantized_bytes(shape: ModelShape, bits: str, dtype: str) -> int:
-    """Of all weights when the linears of the blocks are stored in so many bits; experts stay as they are."""
+    """Bytes of all weights if the linears of the blocks are quantized (experts are not)."""
     return round(shape.linears * _QUANTIZED[bits]) + (shape.parameters - shape.linears) * BYTES[dtype]
 
 

@@ -1,9 +1,9 @@
 """The shape of a model, and the floating-point operations that follow from it.
 
-A shape is read off a model with weights, or off one on torch's meta device, which stores none, so that a model far too
-large for this machine can be counted on it. All counts are of multiplications and additions in linears, in the experts
-that a token is sent to, in attention and in the output head. Norms, activations and softmax are left out: they are
-bound by memory, not by arithmetic.
+A shape is taken from a model with weights or from one on torch's meta device, so that operations can be counted for a
+model that is too large for this machine. Counts include multiplications and additions in linears, in the experts that a
+token is sent to, in attention and in the output head. Norms, activations and softmax are left out, because their time
+is limited by memory bandwidth.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from dualform.models.reading.self_check import window_of
 from dualform.models.structure.anatomy import Anatomy, LayerAnatomy, LinearRows, is_linear, row_axis
 from dualform.models.structure.blocks import block_of
 
-# A linear whose last name is one of these holds W_K or W_V, alone or fused with others.
+# Last parts of the names of linears that contain W_K or W_V, alone or fused with others.
 _KEY_VALUE = frozenset(
     {"k_proj", "v_proj", "key", "value", "key_proj", "value_proj", "kv_proj", "qkv_proj", "qkv", "c_attn", "Wqkv"}
     | {"query_key_value", "to_k", "to_v"}
 )
 _EIGENDECOMPOSITION = 9.0
-"""Operations for each cube of the width of a symmetric matrix, by the usual count."""
+"""Operations of the eigendecomposition of a symmetric matrix, divided by the cube of its width."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,26 @@ class LayerShape:
     n_kv_heads: int
     d_head: int
     head_width: int
-    """Width of a head's output, which is `d_head` but for latent attention."""
+    """Width of a head's output; differs from `d_head` only in latent attention."""
     query: int
-    """Weights of W_Q, 0 where it is not known; the same of the following two."""
+    """Number of weights of W_Q; 0 if unknown."""
     key: int
+    """Number of weights of W_K; 0 if unknown."""
     value: int
+    """Number of weights of W_V; 0 if unknown."""
     shares_key_value: bool
-    """Keys and values are those of an earlier layer, so that W_K and W_V are trained there."""
+    """Keys and values are those of an earlier layer, so W_K and W_V are trained there."""
     d_out: int
-    """Width of what W_O puts out."""
+    """Width of the output of W_O."""
     mlp: int
-    """Weights of the block's linears outside attention."""
+    """Number of weights of the block's linears outside attention."""
     mlp_input: int
-    """Of these, weights of linears that read the MLP's input."""
+    """Number of weights of those linears that read the MLP's input."""
     block: float
-    """Weights of the whole block that one token is multiplied with."""
+    """Number of weights of the whole block that one token is multiplied with."""
 
     def attention(self, pairs: float) -> float:
-        """Operations for pairs of a query and a key: the score, and the value's share."""
+        """Operations for a number of query-key pairs: scores, and weighted sums of values."""
         return 2 * self.n_heads * (self.d_head + self.head_width) * pairs
 
 
@@ -66,68 +68,68 @@ class ModelShape:
 
     layers: tuple[LayerShape, ...]
     parameters: int
-    """Weights of the model, tied ones once."""
+    """Number of weights of the model; tied weights count once."""
     linears: int
-    """Weights of all linears but the output head."""
+    """Number of weights of all linears except the output head."""
     unpacked: int
-    """Weights of linears that are multiplied plainly: those that hold W_K or W_V, and gpt2's transposed ones."""
+    """Number of weights of linears that cannot be packed: those with W_K or W_V, and gpt2's transposed ones."""
     head: int
-    """Weights of the output head."""
+    """Number of weights of the output head."""
     vocabulary: int
     d_model: int
     d_inner: int
     """Width inside the MLP."""
     n_linears: int
-    """Modules."""
+    """Number of linear modules, without the output head."""
     window: int
-    """Tokens that layers with a sliding window look back; 0 without any."""
+    """Size of the sliding window, tokens; 0 without one."""
     n_windowed: int
-    """Layers that have one."""
+    """Number of layers with a sliding window."""
     registry: bool
-    """Attention is reached through transformers' registry, so that the packed route can be taken."""
+    """Attention is reached through transformers' registry, so the packed route can be used."""
     packable: bool
-    """Some weights can be packed (`models.reading.products`): all linears but the unpacked, and the head."""
+    """Some weights can be packed (`models.reading.products`)."""
     experts: int = 0
-    """Weights of a mixture's experts, which lie in one parameter of three axes instead of a linear each."""
+    """Number of weights of a mixture's experts that are stored in parameters with three axes."""
     experts_share: float = 0.0
-    """Of these, the share that one token is multiplied with."""
+    """Share of the experts that one token is sent to."""
     uncounted: int = 0
-    """Weights outside of linears whose operations are not counted, because their use is not known."""
+    """Number of weights whose operations are not counted, because their use is unknown."""
 
     @property
     def n_layers(self) -> int:
-        """Attention layers."""
+        """Number of attention layers."""
         return len(self.layers)
 
     @property
     def n_heads(self) -> int:
-        """Heads of the first layer; of all layers in nearly every family. The same holds for the next two."""
+        """Number of heads of the first layer; the same in all layers of nearly every family."""
         return self.layers[0].n_heads if self.layers else 0
 
     @property
     def n_kv_heads(self) -> int:
-        """Key-value heads."""
+        """Number of key-value heads of the first layer."""
         return self.layers[0].n_kv_heads if self.layers else 0
 
     @property
     def d_head(self) -> int:
-        """Width of a head."""
+        """Width of a head of the first layer."""
         return self.layers[0].d_head if self.layers else 0
 
     @property
     def key_value(self) -> int:
-        """Weights of W_K and W_V of all layers."""
+        """Number of weights of W_K and W_V in all layers."""
         return self.trained("key_value")[0]
 
     @property
     def multiplied(self) -> float:
-        """Weights that one token is multiplied with, the output head left out."""
+        """Number of weights that one token is multiplied with, without the output head."""
         return self.linears + self.experts * self.experts_share
 
     def trained(self, weights: TrainedWeights) -> tuple[int, int]:
-        """How many weights a step trains, and the first layer that holds any of them."""
+        """Number of weights that a step trains, and index of the first layer with any of them."""
         if weights == "key_value":
-            # The gradient of a weight that several layers share is computed in each of them.
+            # Layers with the keys and values of an earlier layer have no W_K and W_V of their own to train.
             return sum(layer.key + layer.value for layer in self.layers if not layer.shares_key_value), 0
         if weights == "value_one_layer":
             middle = self.n_layers // 2
@@ -137,30 +139,29 @@ class ModelShape:
         return 0, 0
 
     def forward(self, own: float, prefix: float = 0, scored: float = 1) -> float:
-        """Operations of reading one sequence behind a prefix whose keys and values are at hand.
+        """Operations of a forward pass over one sequence after a cached prefix.
 
-        Query-key and probability-value products are counted over the tokens that see one another (causal attention,
-        so about half of the square); layers with a sliding window are counted as if they saw all.
+        Products in attention are counted for pairs of tokens of which one may attend to the other (about half of all
+        pairs). Sliding windows are ignored.
 
         Args:
-            own: Tokens that are read.
-            prefix: Tokens before them that were read earlier.
-            scored: Tokens at which the output head is applied.
+            own: Number of tokens in the sequence.
+            prefix: Number of tokens before it, whose keys and values are cached.
+            scored: Number of tokens at which the output head is applied.
         """
         pairs = own * prefix + own * (own + 1) / 2
         return 2.0 * self.multiplied * own + self._attention(pairs) + 2.0 * self.head * scored
 
     def training(self, tokens: float, scored: float, weights: TrainedWeights = "key_value") -> float:
-        """Operations of one step on one sequence: forward, backward, and gradients of the trained weights.
+        """Operations of one training step on one sequence: forward, backward, and gradients of the trained weights.
 
-        The backward repeats the products of the first trained layer and of all behind it once for activations (twice
-        for attention's own two products), though the first layer needs only those behind its trained weights: an upper
-        bound by less than one layer's share.
+        For the first trained layer and all later ones, the backward pass counts each product once more (those in
+        attention twice). The first layer needs fewer, so this is an upper bound, by less than one layer.
 
         Args:
-            tokens: Tokens of the sequence.
-            scored: Tokens that are learned, at which the output head is applied.
-            weights: What is trained.
+            tokens: Number of tokens in the sequence.
+            scored: Number of tokens in the loss, at which the output head is applied.
+            weights: The weights that are trained.
         """
         trained, first = self.trained(weights)
         pairs = tokens * (tokens + 1) / 2
@@ -171,9 +172,9 @@ class ModelShape:
     def layer_causal_training(self, tokens: float, scored: float) -> float:
         """Operations of one step of layer-causal descent: forward, each layer's head, backward within each layer.
 
-        Nothing flows into a layer's input, so the backward leaves out the products with W_Q, W_K and W_V and, of the
-        four in attention, the one that leads to the queries. An MLP parallel to attention (gptj) is
-        counted all the same, though no gradient passes through it.
+        No gradient flows into a layer's input, so the backward pass has no products with W_Q, W_K and W_V, and of the
+        four in attention not the one for the queries. An MLP parallel to attention (gptj) is counted although no
+        gradient passes through it.
         """
         pairs = tokens * (tokens + 1) / 2
         spared = sum(
@@ -183,30 +184,30 @@ class ModelShape:
         return self.training(tokens, scored) - spared + (self.n_layers - 1) * 4.0 * self.head * scored
 
     def full_training(self, tokens: float, scored: float) -> float:
-        """Operations of one step that trains all weights on one sequence: three forwards."""
+        """Operations of one step that trains all weights on one sequence: three times a forward pass."""
         return 3.0 * self.forward(tokens, scored=scored)
 
     def ridge_equations(self, lengths: Sequence[int], layer: int) -> float:
-        """Operations of one layer's ridge fold on top of the forwards: a second look at attention, and Gram matrices.
+        """Operations of one layer's ridge regression apart from the forwards: attention once more, and Gram matrices.
 
         Args:
-            lengths: Tokens of each text.
-            layer: Index of the layer.
+            lengths: Number of tokens of each text.
+            layer: Index of the layer, 0 for the first.
         """
-        one, tokens = self.layers[layer], sum(lengths)
+        sizes, tokens = self.layers[layer], sum(lengths)
         pairs = sum(n * (n + 1) / 2 for n in lengths)
-        width = one.n_heads * one.head_width
-        projections = one.d_out * (2 * one.n_heads + 2 * one.n_kv_heads) * one.d_head
-        return 2.0 * projections * tokens + 4.0 * width * pairs + 2.0 * tokens * width * (width + one.d_out)
+        width = sizes.n_heads * sizes.head_width
+        projections = sizes.d_out * (2 * sizes.n_heads + 2 * sizes.n_kv_heads) * sizes.d_head
+        return 2.0 * projections * tokens + 4.0 * width * pairs + 2.0 * tokens * width * (width + sizes.d_out)
 
     def ridge_solution(self, layer: int) -> float:
         """Operations of solving one layer's ridge regression: an eigendecomposition and the products with it."""
-        one = self.layers[layer]
-        width = one.n_heads * one.head_width
-        return _EIGENDECOMPOSITION * width**3 + 4.0 * width**2 * one.d_out
+        sizes = self.layers[layer]
+        width = sizes.n_heads * sizes.head_width
+        return _EIGENDECOMPOSITION * width**3 + 4.0 * width**2 * sizes.d_out
 
     def thought_matrices(self, tokens: float) -> float:
-        """Operations of thought matrices: each token's rank-one change summed, and weights multiplied with the sums."""
+        """Operations of thought matrices: sums of rank-one changes, and products of weights with the sums."""
         d = self.d_model
         return sum(2.0 * tokens * d * d + 2.0 * layer.mlp_input * d for layer in self.layers)
 
@@ -219,32 +220,32 @@ def shape_of(model: PreTrainedModel, anatomy: Anatomy | None = None) -> ModelSha
 
     Args:
         model: With weights, or on the meta device.
-        anatomy: Where its projections lie. Without it they are taken to be those that the config describes, the same in
-            every layer, which a model on the meta device cannot be probed for.
+        anatomy: Its projections. Without it, sizes are taken from the config and assumed equal in all layers; this is
+            the only way for a model on the meta device.
 
     Raises:
-        ModelError: Without an anatomy: the config names no attention heads.
+        ModelError: There is no anatomy, and the config has no attention heads.
     """
     head = model.get_output_embeddings()
-    linears = {name: one for name, one in model.named_modules() if is_linear(one) and one is not head}
-    sizes = {name: _size(one) for name, one in linears.items()}
+    linears = {name: module for name, module in model.named_modules() if is_linear(module) and module is not head}
+    sizes = {name: _size(module) for name, module in linears.items()}
     experts, share, uncounted = _experts(model)
     if anatomy is None:
         layers = _layers_of_config(model, sizes, experts, share)
     else:
         layers = _layers(model, anatomy, sizes, experts, share)
-    # gpt2's transposed linears are not packed, whatever they hold.
-    plain = {name for name, one in linears.items() if type(one) is not nn.Linear or _holds_key_value(name)}
+    # gpt2's transposed linears cannot be packed.
+    unpacked = {name for name, module in linears.items() if type(module) is not nn.Linear or _contains_key_value(name)}
     config = model.config.get_text_config()
     d_model = int(model.get_input_embeddings().weight.shape[1])
     types = getattr(config, "layer_types", None) or ()
     window = window_of(model)
-    widest = max((max(one.get_parameter("weight").shape) for one in linears.values()), default=d_model)
+    widest = max((max(module.get_parameter("weight").shape) for module in linears.values()), default=d_model)
     return ModelShape(
         layers=layers,
         parameters=sum(weight.numel() for weight in model.parameters()),
         linears=sum(sizes.values()),
-        unpacked=sum(sizes[name] for name in plain),
+        unpacked=sum(sizes[name] for name in unpacked),
         head=_size(head),
         vocabulary=int(head.weight.shape[0]),
         d_model=d_model,
@@ -253,7 +254,7 @@ def shape_of(model: PreTrainedModel, anatomy: Anatomy | None = None) -> ModelSha
         window=window,
         n_windowed=sum("sliding" in str(kind) for kind in types) if types else (len(layers) if window else 0),
         registry=can_set_attention(model),
-        packable=type(head) is nn.Linear or len(plain) < len(linears),
+        packable=type(head) is nn.Linear or len(unpacked) < len(linears),
         experts=sum(experts.values()),
         experts_share=share,
         uncounted=uncounted,
@@ -261,14 +262,14 @@ def shape_of(model: PreTrainedModel, anatomy: Anatomy | None = None) -> ModelSha
 
 
 def shape_of_config(config: PreTrainedConfig) -> ModelShape:
-    """The shape of a model that is yet to be made from a config."""
+    """The shape of the model that a config describes."""
     return shape_of(meta_device_model(config, torch.float32))
 
 
 def _layers(
     model: PreTrainedModel, anatomy: Anatomy, sizes: Mapping[str, int], experts: Mapping[str, int], share: float
 ) -> tuple[LayerShape, ...]:
-    """Every layer as its anatomy has it."""
+    """The shape of every layer, from its anatomy."""
     d_model = model.get_input_embeddings().weight.shape[1]
 
     def of_rows(rows: LinearRows | None) -> int:
@@ -277,7 +278,7 @@ def _layers(
         module = model.get_submodule(rows.module)
         return len(rows.index) * int(module.get_parameter("weight").shape[1 - row_axis(module)])
 
-    def one(layer: LayerAnatomy) -> LayerShape:
+    def layer_shape(layer: LayerAnatomy) -> LayerShape:
         block = f"{block_of(model, layer.attention) or layer.attention}."
         inside = {name: n for name, n in sizes.items() if name.startswith(block)}
         mlp = {name: n for name, n in inside.items() if not f"{name}.".startswith(f"{layer.attention}.")}
@@ -297,16 +298,16 @@ def _layers(
             block=sum(inside.values()) + sent,
         )
 
-    return tuple(one(layer) for layer in anatomy.layers)
+    return tuple(layer_shape(layer) for layer in anatomy.layers)
 
 
 def _layers_of_config(
     model: PreTrainedModel, sizes: Mapping[str, int], experts: Mapping[str, int], share: float
 ) -> tuple[LayerShape, ...]:
-    """Equal layers, from what the config says of heads."""
+    """Equal layers, from the number and width of the heads in the config."""
     config = model.config.get_text_config()
     if not getattr(config, "num_attention_heads", None):
-        # As `find_anatomy`, which sees it in a forward.
+        # The same message as in `find_anatomy`, which runs a forward.
         raise ModelError(
             f"{type(model).__name__}: no softmax attention was seen in its forward, so there is nothing to compare. "
             "dualform reads causal transformers with attention layers."
@@ -317,12 +318,12 @@ def _layers_of_config(
     n_kv_heads = _kv_heads(config, n_heads)
     n_layers = int(config.num_hidden_layers)
     query, key = n_heads * d_head * d_model, n_kv_heads * d_head * d_model
-    # W_Q and W_O, W_K and W_V; the rest of the linears in numbered blocks is the MLP's.
+    # W_Q and W_O, W_K and W_V; all other linears in numbered blocks belong to the MLP.
     attention = 2 * query + 2 * key
     in_blocks = {name: n for name, n in sizes.items() if any(part.isdigit() for part in name.split("."))}
     blocks = sum(in_blocks.values())
     reading = sum(n for name, n in in_blocks.items() if _width(model, name) == d_model)
-    # W_O reads the joined heads, which often are as wide as the residual stream.
+    # W_O reads the concatenated heads, which are often as wide as the residual stream.
     reading -= n_layers * (attention if n_heads * d_head == d_model else attention - query)
     layer = LayerShape(
         n_heads=n_heads,
@@ -342,9 +343,9 @@ def _layers_of_config(
 
 
 def _experts(model: PreTrainedModel) -> tuple[dict[str, int], float, int]:
-    """Parameter -> weights of all experts in it, the share of experts that one token is sent to, and other weights.
+    """Number of expert weights by parameter, the share of experts that a token is sent to, and other uncounted weights.
 
-    How many experts a token is sent to stands in the config. What routes tokens is left out: it is small.
+    The number of experts for each token is taken from the config. Routers are left out because they are small.
     """
     config = model.config.get_text_config()
     n = _number(config, ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"))
@@ -365,7 +366,7 @@ def _experts(model: PreTrainedModel) -> tuple[dict[str, int], float, int]:
 
 
 def _number(config: object, names: tuple[str, ...]) -> int:
-    """The first of some settings that is a number; 0 without."""
+    """The first of these settings that is an integer; 0 if none is."""
     return next((value for name in names if type(value := getattr(config, name, None)) is int), 0)
 
 
@@ -376,19 +377,19 @@ def _width(model: PreTrainedModel, name: str) -> int:
 
 
 def _size(module: nn.Module) -> int:
-    """Entries of a linear's weight: in 4 bits two of them are stored as one."""
+    """Number of weights of a linear; its stored tensor is smaller in 4 bits, where two weights share a byte."""
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features
     return module.get_parameter("weight").numel()
 
 
-def _holds_key_value(name: str) -> bool:
+def _contains_key_value(name: str) -> bool:
     return name.rpartition(".")[2] in _KEY_VALUE
 
 
 def _kv_heads(config: Any, n_heads: int) -> int:
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
-        # Falcon's first generation: one head of keys and values for all.
+        # The first generation of Falcon has one key-value head.
         return 1
     for name in ("num_key_value_heads", "num_kv_heads"):
         if getattr(config, name, None) is not None:

@@ -1,9 +1,9 @@
-"""What is computed, described once: costs in a result, progress bars and plans are all counted from it.
+"""Descriptions of computations, from which costs in results, progress bars and plans are computed.
 
-`Work` is a list of steps. A step says how many tokens are read behind how many others, or which weights are trained on
-how many tokens; it knows neither model nor machine. Operations follow from it and a `ModelShape`, seconds from a
-`Machine` as well (`studies.plan_costs`). Nothing here loads torch, because settings name learners, which describe their
-work, and are checked before torch is loaded.
+`Work` is a list of steps. A step states how many tokens are read after a prefix of how many others, or which weights
+are trained on how many tokens, independently of model and machine. Operations follow from it and a `ModelShape`,
+seconds also from a `Machine` (`studies.plan_costs`). This module does not import torch, so that settings, which name
+learners, can be checked quickly.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from dualform.models.reading.layout import Probe, Query
 
 TrainedWeights = Literal["key_value", "value_one_layer", "mlp", "adapters"]
-"""What a step trains: W_K and W_V of every layer, W_V of the middle layer alone, every MLP, or adapters next to the
-weights, whose own products are left out."""
+"""What a step trains: W_K and W_V of every layer; W_V of the middle layer; every MLP; or adapters (whose own products
+are not counted)."""
 
 FINDING_BLOCKS = 1
-"""Short forwards that find the residual blocks (`models.structure.blocks`)."""
+"""Number of short forwards to find the residual blocks (`models.structure.blocks`)."""
 FINDING_MLP_INPUTS = 3
-"""Short forwards that find which linears read the MLPs' inputs (`models.structure.mlp_inputs`)."""
+"""Number of short forwards to find which linears read the MLPs' inputs (`models.structure.mlp_inputs`)."""
 SEPARATING_BLOCKS = 4
-"""Short forwards before a block-wise fold: blocks are found, shown to be separable (in a whole forward, then each by
-itself), and the norms behind them found."""
+"""Number of short forwards before a block-wise fold: to find the blocks and the norms after them, and to check that
+blocks can be run separately."""
 _SHORT = 5
 """Tokens of a short forward."""
 
 
 class WorkStep(Protocol):
-    """Something that is computed."""
+    """A step of a computation."""
 
     @property
     def tokens(self) -> float:
-        """Tokens that are read."""
+        """Number of tokens read."""
         ...
 
     @property
     def backward_tokens(self) -> float:
-        """Of these, tokens through which gradients are taken back."""
+        """Number of these tokens that take part in a backward pass."""
         ...
 
     def flops(self, shape: ModelShape) -> float:
@@ -50,41 +50,42 @@ class WorkStep(Protocol):
 
 
 class _NoTokens:
-    """A step that takes time alone: passes over memory, random numbers."""
+    """A step without tokens: passes over memory, random numbers."""
 
     tokens = 0.0
     backward_tokens = 0.0
 
     def flops(self, shape: ModelShape) -> float:
-        """None that are counted."""
+        """Always 0."""
         return 0.0
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Sequences read in one row, each of them behind the same prefix, whose keys and values are at hand."""
+    """Sequences read in one row, each after the same cached prefix."""
 
     own: tuple[int, ...]
-    """Tokens of each sequence."""
+    """Number of tokens of each sequence."""
     prefix: int = 0
+    """Number of tokens of the prefix."""
     scored: int = 0
-    """Tokens of all sequences at which the output head is applied."""
+    """Number of tokens, in all sequences, at which the output head is applied."""
 
     @property
     def tokens(self) -> float:
-        """All sequences'."""
+        """Tokens of all sequences."""
         return sum(self.own)
 
     backward_tokens = 0.0
 
     def flops(self, shape: ModelShape) -> float:
-        """Every sequence alone, and the head."""
+        """Every sequence, and the output head."""
         return sum(shape.forward(n, self.prefix, 0) for n in self.own) + shape.forward(0, 0, self.scored)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Whole sequences of one length read a few at a time, the head applied at every token, as validation does it."""
+    """Validation: sequences of one length, `micro_batch` at a time, with the output head applied at every token."""
 
     sequences: int
     length: int
@@ -92,27 +93,28 @@ class Evaluation:
 
     @property
     def tokens(self) -> float:
-        """All sequences'."""
+        """Tokens of all sequences."""
         return self.sequences * self.length
 
     backward_tokens = 0.0
 
     def flops(self, shape: ModelShape) -> float:
-        """A forward a sequence."""
+        """A forward pass for each sequence."""
         return self.sequences * shape.forward(self.length, 0, self.length)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Sequences written by the model, token by token, some side by side, behind a prefix."""
+    """Sequences generated token by token after a prefix."""
 
     own: tuple[int, ...]
-    """Tokens of each sequence."""
+    """Number of tokens of each sequence."""
     prefix: int
+    """Number of tokens of the prefix."""
 
     @property
     def tokens(self) -> float:
-        """All sequences'."""
+        """Tokens of all sequences."""
         return sum(self.own)
 
     backward_tokens = 0.0
@@ -124,14 +126,14 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Training:
-    """One step of descent on one sequence."""
+    """One training step on one sequence."""
 
     tokens: int
     learned: int
-    """Of these, tokens that are learned."""
+    """Number of tokens in the loss."""
     weights: TrainedWeights = "key_value"
     layer_causal: bool = False
-    """Every layer has a loss of its own."""
+    """Every layer has its own loss."""
 
     @property
     def backward_tokens(self) -> float:
@@ -147,7 +149,7 @@ class Training:
 
 @dataclass(frozen=True)
 class FullTraining:
-    """One step of AdamW on all weights: whole sequences, every token learned, a few sequences at a time."""
+    """One AdamW step on all weights, with all tokens in the loss, `micro_batch` sequences at a time."""
 
     sequences: int
     length: int
@@ -157,16 +159,16 @@ class FullTraining:
 
     @property
     def tokens(self) -> float:
-        """All sequences'."""
+        """Tokens of all sequences."""
         return self.sequences * self.length
 
     @property
     def backward_tokens(self) -> float:
-        """All of them."""
+        """Tokens of all sequences."""
         return self.tokens
 
     def flops(self, shape: ModelShape) -> float:
-        """Three forwards a sequence."""
+        """Three times a forward pass for each sequence."""
         once = shape.full_training(self.length, self.length)
         if self.attends_twice:
             once += 3 * sum(layer.attention(self.length * (self.length + 1) / 2) for layer in shape.layers)
@@ -175,11 +177,12 @@ class FullTraining:
 
 @dataclass(frozen=True)
 class RidgeRegression(_NoTokens):
-    """The ridge regression of one layer of a fold, its texts read already."""
+    """The ridge regression of one layer of a fold, without the forwards of its texts."""
 
     lengths: tuple[int, ...]
-    """Tokens of each text, opening included."""
+    """Number of tokens of each text, including the opening."""
     layer: int
+    """Index of the layer, 0 for the first."""
 
     def flops(self, shape: ModelShape) -> float:
         """Equations and their solution."""
@@ -188,10 +191,10 @@ class RidgeRegression(_NoTokens):
 
 @dataclass(frozen=True)
 class ThoughtMatrices(_NoTokens):
-    """A matrix a layer summed over the tokens of texts, and the MLP's first weights multiplied with it."""
+    """A matrix for each layer, summed over tokens, and its products with the MLP's input weights."""
 
     read: int
-    """Tokens of all texts."""
+    """Number of tokens of all texts."""
 
     def flops(self, shape: ModelShape) -> float:
         """Sums and products."""
@@ -200,7 +203,7 @@ class ThoughtMatrices(_NoTokens):
 
 @dataclass(frozen=True)
 class WeightChange(_NoTokens):
-    """Changes of W_K and W_V added to the weights for the length of a block."""
+    """Changes of W_K and W_V added to the weights, and removed afterwards."""
 
 
 @dataclass(frozen=True)
@@ -213,53 +216,53 @@ class MeasureComputation(_NoTokens):
     """All measures of one group of queries: ranks, attention maps, and the linear form of each head."""
 
     examples: int
-    """Queries of the group."""
+    """Number of queries."""
     seen: int
-    """Own tokens of the longest."""
+    """Number of tokens of the longest query."""
     demonstration_tokens: int
-    """Tokens that are ranked; 0 for none."""
+    """Number of demonstration tokens that are ranked; may be 0."""
     relaxed: bool = True
-    """The linear form is compared with the head's output, as for ICL alone."""
+    """The linear form is compared with the head's output; only for ICL."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Steps, each with how often it is done."""
+    """Steps, each with its number of repetitions."""
 
     steps: tuple[tuple[float, WorkStep], ...] = ()
-    """What the result of a run states as a learner's cost."""
+    """Steps that are reported as a learner's cost."""
     overhead: tuple[tuple[float, WorkStep], ...] = ()
-    """What is done around it: finding out how a model is built, reading the opening again with changed weights. Plans
-    and progress bars count it, a learner's cost does not."""
+    """Further steps, such as finding a model's blocks or reading the opening again with changed weights. They count in
+    plans and progress bars, but not in a learner's cost."""
 
     @classmethod
     def of(cls, *steps: WorkStep) -> Work:
-        """Some steps, once each."""
+        """Work that consists of these steps, once each."""
         return cls(tuple((1.0, step) for step in steps))
 
     @property
     def uncharged(self) -> Work:
-        """The same, all of it overhead."""
+        """The same work, all of it as overhead."""
         return Work((), self.steps + self.overhead)
 
     @property
     def charged(self) -> Work:
-        """The same without overhead."""
+        """The same work without its overhead."""
         return Work(self.steps)
 
     @property
     def tokens(self) -> float:
-        """Tokens that are read."""
+        """Number of tokens read."""
         return sum(times * step.tokens for times, step in self.steps + self.overhead)
 
     @property
     def backward_tokens(self) -> float:
-        """Of these, tokens through which gradients are taken back."""
+        """Number of these tokens that take part in a backward pass."""
         return sum(times * step.backward_tokens for times, step in self.steps + self.overhead)
 
     @property
     def passes(self) -> float:
-        """Tokens read, a backward pass counted as two forward ones: the unit of progress bars and search budgets."""
+        """Tokens read, with a backward pass counted as two forward passes: the unit of progress bars and budgets."""
         return self.tokens + 2 * self.backward_tokens
 
     def flops(self, shape: ModelShape) -> float:
@@ -267,11 +270,11 @@ class Work:
         return sum(times * step.flops(shape) for times, step in self.steps + self.overhead)
 
     def __add__(self, other: Work) -> Work:
-        """Both."""
+        """Both together."""
         return Work(self.steps + other.steps, self.overhead + other.overhead)
 
     def __mul__(self, times: float) -> Work:
-        """So many times over."""
+        """The same work, repeated."""
         return Work(_repeated(self.steps, times), _repeated(self.overhead, times))
 
 
@@ -283,24 +286,24 @@ def _repeated(steps: tuple[tuple[float, WorkStep], ...], times: float) -> tuple[
 
 
 def encode(tokens: int) -> Work:
-    """A prefix read once, every layer's keys and values kept."""
+    """Reading a prefix once and caching its keys and values."""
     return Work.of(Forward((tokens,))) if tokens else Work()
 
 
 def read(queries: Sequence[Query], prefix: int, probe: Probe = "prompt", *, head: bool = True) -> Work:
-    """Queries read behind a prefix, group by group as `LanguageModel.groups` has them.
+    """Reading queries after a prefix, grouped as in `LanguageModel.groups`.
 
     Args:
-        queries: All of them.
-        prefix: Tokens of the prefix.
-        probe: Where the inside is recorded, which decides how many tokens of answers are read.
-        head: Apply the output head at every token that predicts one of an answer's.
+        queries: The queries.
+        prefix: Number of tokens of the prefix.
+        probe: Position at which internals are recorded, which determines how many tokens of the answers are read.
+        head: Whether the output head is applied at tokens that predict an answer's token.
     """
     return Work.of(*(row_of([queries[i] for i in group], prefix, probe, head=head) for group in rows(queries, probe)))
 
 
 def rows(queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:
-    """Queries that share a row, as indices."""
+    """Indices of the queries that share a row, for each row."""
     from dualform.models.reading.language_model import LanguageModel
     from dualform.models.reading.layout import group
 
@@ -308,14 +311,14 @@ def rows(queries: Sequence[Query], probe: Probe = "prompt") -> list[list[int]]:
 
 
 def row_of(queries: Sequence[Query], prefix: int, probe: Probe = "prompt", *, head: bool = True) -> Forward:
-    """A group of queries as one row; see `read`."""
+    """Reading a group of queries as one row; see `read`."""
     own = tuple(query.width(probe) for query in queries)
     scored = sum(1 + sum(len(answer) - 1 for answer in query.answers) for query in queries)
     return Forward(own, prefix, scored if head else 0)
 
 
 def short_forwards(times: int) -> Work:
-    """A few tokens read to find out how the model is built, or to check what was found."""
+    """Short forwards that find or check how a model is built."""
     return (Work.of(Forward((_SHORT,))) * times).uncharged if times else Work()
 
 
@@ -325,29 +328,29 @@ class WorkPart:
 
     name: str
     work: Work
-    """What is expected."""
+    """Expected work."""
     least: Work | None = None
-    """Where the data decide how much is done: what is done in any case."""
+    """Lower bound, if the amount of work depends on the data."""
     most: Work | None = None
-    """And what is done at most."""
+    """Upper bound, if the amount of work depends on the data."""
     why: tuple[str, ...] = ()
-    """What decides how much is done."""
+    """What the amount of work depends on."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The price of some work on one machine."""
+    """Cost of work on one machine."""
 
     forwards: float = 0.0
-    """Tokens read."""
+    """Number of tokens read."""
     backwards: float = 0.0
-    """Of these, tokens through which gradients were taken back."""
+    """Number of these tokens that take part in a backward pass."""
     flops: float = 0.0
-    """Multiplications and additions of products and attention."""
+    """Multiplications and additions in matrix products and attention."""
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        """Both."""
+        """Both together."""
         return Cost(
             self.forwards + other.forwards,
             self.backwards + other.backwards,
@@ -356,19 +359,20 @@ class Cost:
         )
 
     def __mul__(self, times: float) -> Cost:
-        """So many times over."""
+        """The same cost, repeated."""
         return Cost(self.forwards * times, self.backwards * times, self.flops * times, self.seconds * times)
 
 
 @dataclass(frozen=True)
 class PricedPart:
-    """One part of a run with its price."""
+    """One part of a run with its cost."""
 
     name: str
     cost: Cost
+    """Expected cost."""
     least: Cost | None = None
-    """Where the data decide how much is done: what is done in any case. `cost` is then what is expected."""
+    """Lower bound, if the amount of work depends on the data."""
     most: Cost | None = None
-    """And what is done at most."""
+    """Upper bound, if the amount of work depends on the data."""
     why: tuple[str, ...] = ()
-    """What decides how much is done."""
+    """What the amount of work depends on."""
