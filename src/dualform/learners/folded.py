@@ -236,7 +236,7 @@ class _TextGroup:
 
 def _text_groups(lm: LanguageModel, opening: tuple[int, ...], texts: Sequence[Query]) -> list[_TextGroup]:
     branched = lm.route.name in ("packed", "packed-mask")
-    # Answers are read too if their branches fit in the row, because queries are scored on their tokens.
+    # Where the route supports branches, answers are read too, because queries are scored on their tokens.
     with_context = [Query(text.prompt, text.answers if branched else ()) for text in texts]
     alone = [Query((*opening, *text.prompt), text.answers) for text in with_context]
     groups = []
