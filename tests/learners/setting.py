@@ -21,10 +21,10 @@ EVERYTHING = Recording(**{field.name: True for field in fields(Recording)})
 
 @dataclass(frozen=True)
 class Setting:
-    """All of one test."""
+    """Model, task and data of a test."""
 
     lm: Any
-    """A `LanguageModel`; Any, because tests look into much that may be None."""
+    """A `LanguageModel`; Any, because tests use many attributes that may be None."""
     task: Task
     encoder: Encoder
     chosen: Demonstrations
@@ -63,14 +63,14 @@ def readings(adapted: Adapted, setting: Setting) -> list[Any]:
     return [adapted.read_group(setting.queries, indices, EVERYTHING) for indices in groups]
 
 
-def assert_same_readings(found: list[Any], expected: list[Any]) -> None:
+def assert_same_readings(actual: list[Any], expected: list[Any]) -> None:
     """Bit for bit, the inside included."""
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.queries == other.queries
+    assert len(actual) == len(expected)
+    for reading, other in zip(actual, expected, strict=True):
+        assert reading.queries == other.queries
         for name in ("log_probabilities", "next_token", "hidden"):
-            assert torch.equal(getattr(one, name), getattr(other, name)), name
-        first, second = one.trace.by_example(), other.trace.by_example()
+            assert torch.equal(getattr(reading, name), getattr(other, name)), name
+        first, second = reading.trace.by_example(), other.trace.by_example()
         assert first.keys() == second.keys()
         for name, record in first.items():
             assert torch.equal(record, second[name]), name

@@ -59,10 +59,10 @@ class TestEveryFamily:
         original = tiny_model(family).state_dict()
         moved = 0.0
         with applied(setting.lm.model, adapted.deltas):
-            found = setting.lm.model.state_dict()
-            assert found.keys() == expected.state_dict().keys()
+            actual = setting.lm.model.state_dict()
+            assert actual.keys() == expected.state_dict().keys()
             for name, weight in expected.state_dict().items():
-                torch.testing.assert_close(found[name], weight, rtol=RTOL, atol=ATOL)
+                torch.testing.assert_close(actual[name], weight, rtol=RTOL, atol=ATOL)
                 moved = max(moved, float((weight - original[name]).abs().max()))
         # A step that did nothing would agree with nothing done.
         assert moved > 1000 * ATOL
@@ -82,8 +82,8 @@ class TestEveryFamily:
         setting = fresh(family)
         zsl = ZeroShot(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
         adapted = Finetuned(setting.encoder.opening, 1e-3).adapt(setting.lm, setting.demonstrations)
-        for one, other in zip(readings(adapted, setting), readings(zsl, setting), strict=True):
-            assert not torch.equal(one.log_probabilities, other.log_probabilities)
+        for first, second in zip(readings(adapted, setting), readings(zsl, setting), strict=True):
+            assert not torch.equal(first.log_probabilities, second.log_probabilities)
 
     def test_the_order_of_the_demonstrations_matters(self, family):
         setting = fresh(family)
@@ -91,9 +91,9 @@ class TestEveryFamily:
         reverse = dataclasses.replace(
             setting.chosen, examples=setting.chosen.examples[::-1], labels=setting.chosen.labels[::-1]
         )
-        one = ft.adapt(setting.lm, setting.demonstrations)
+        first = ft.adapt(setting.lm, setting.demonstrations)
         other = ft.adapt(setting.lm, setting.encoder.demonstrations(reverse))
-        assert (one.deltas[0].delta - other.deltas[0].delta).abs().max() > 1e-4
+        assert (first.deltas[0].delta - other.deltas[0].delta).abs().max() > 1e-4
 
     def test_the_weights_are_as_before(self, family):
         setting = fresh(family)
@@ -157,17 +157,17 @@ class TestEveryFamily:
         ids = setting.demonstrations.sequences[2]
         third = plain_queries(family, setting.lm.anatomy, model, ids)[:, 1:]
         owner = torch.tensor(setting.demonstrations.demonstration_of)
-        found = adapted.training_q[:, owner == 2]
-        torch.testing.assert_close(found, third, rtol=1e-4, atol=1e-4)
+        actual = adapted.training_q[:, owner == 2]
+        torch.testing.assert_close(actual, third, rtol=1e-4, atol=1e-4)
         untrained = plain_queries(family, setting.lm.anatomy, tiny_model(family), ids)[:, 1:]
-        assert (found - untrained).abs().max() > 0.01
+        assert (actual - untrained).abs().max() > 0.01
 
 
 def plain_queries(family, anatomy, model, ids):
     """Attention queries of an ordinary forward, `(layer, pos, head, d_head)`: the projections, and what follows."""
-    found = []
+    results = []
     handles = [
-        model.get_submodule(layer.W_Q.module).register_forward_hook(lambda module, args, out: found.append(out[0]))
+        model.get_submodule(layer.W_Q.module).register_forward_hook(lambda module, args, out: results.append(out[0]))
         for layer in anatomy.layers
     ]
     with torch.no_grad():
@@ -175,7 +175,7 @@ def plain_queries(family, anatomy, model, ids):
     for handle in handles:
         handle.remove()
     queries = []
-    for number, (layer, out) in enumerate(zip(anatomy.layers, found, strict=True)):
+    for number, (layer, out) in enumerate(zip(anatomy.layers, results, strict=True)):
         q = out[:, layer.W_Q.index].view(len(ids), layer.n_heads, layer.d_head)
         if family == "xglm":
             q = q * layer.d_head**-0.5  # scaled before it meets the keys
@@ -352,10 +352,10 @@ class TestOtherParts:
         before.assert_restored(setting.lm.model)
         moved = set()
         with applied(setting.lm.model, adapted.deltas):
-            found = setting.lm.model.state_dict()
+            actual = setting.lm.model.state_dict()
             for name, weight in expected.state_dict().items():
-                torch.testing.assert_close(found[name], weight, rtol=RTOL, atol=ATOL)
-                if (found[name] - before.state[name]).abs().max() > 100 * ATOL:
+                torch.testing.assert_close(actual[name], weight, rtol=RTOL, atol=ATOL)
+                if (actual[name] - before.state[name]).abs().max() > 100 * ATOL:
                     moved.add(name)
         modules = set(part_rows(setting, part))
         assert {name.rpartition(".")[0] for name in moved} == modules
@@ -391,7 +391,7 @@ class TestOtherParts:
         ]
         batch: Any = Finetuned(setting.encoder.opening, RATE, steps="batch").adapt(setting.lm, setting.demonstrations)
         for change, *parts in zip(batch.deltas, *alone, strict=True):
-            torch.testing.assert_close(change.delta, sum(one.delta for one in parts), rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(change.delta, sum(part.delta for part in parts), rtol=1e-4, atol=1e-7)
         # Every sequence meets the starting weights; in turn, only the first does.
         assert torch.equal(batch.training_q, zero_shot_q(setting))
         sequential = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
@@ -404,7 +404,7 @@ class TestOtherParts:
 
         def apart(rate):
             """How far the two end from one another, relative to how far they went."""
-            one, other = (
+            first, second = (
                 torch.cat(
                     [
                         change.delta.flatten().double()
@@ -415,7 +415,7 @@ class TestOtherParts:
                 )
                 for steps in ("sequential", "batch")
             )
-            return float((one - other).norm() / other.norm())
+            return float((first - second).norm() / second.norm())
 
         assert apart(1e-3) < 0.2 * apart(1e-2) < 0.1
         # At the rates that finetuning uses they part.
@@ -427,9 +427,9 @@ class TestOtherParts:
             setting.chosen, examples=setting.chosen.examples[::-1], labels=setting.chosen.labels[::-1]
         )
         ft = Finetuned(setting.encoder.opening, RATE, steps="batch")
-        one = ft.adapt(setting.lm, setting.demonstrations)
+        first = ft.adapt(setting.lm, setting.demonstrations)
         other = ft.adapt(setting.lm, setting.encoder.demonstrations(reverse))
-        for a, b in zip(one.deltas, other.deltas, strict=True):
+        for a, b in zip(first.deltas, other.deltas, strict=True):
             torch.testing.assert_close(a.delta, b.delta, rtol=1e-4, atol=1e-7)
 
 

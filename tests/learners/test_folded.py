@@ -22,12 +22,12 @@ ORDINARY = ((7, 9, 11, 60, 70), (80, 81, 82, 83, 84, 85))
 def texts_of(setting, n=24):
     """Unlabelled texts: the tokens of the queries, rotated so that no two are alike."""
     prompts = [query.prompt for query in setting.queries]
-    found = []
+    results = []
     for i in range(n):
         prompt = prompts[i % len(prompts)]
         turn = i // len(prompts)
-        found.append(Query((*prompt[turn:-1], *prompt[:turn], prompt[-1]), setting.queries[0].answers))
-    return tuple(found)
+        results.append(Query((*prompt[turn:-1], *prompt[:turn], prompt[-1]), setting.queries[0].answers))
+    return tuple(results)
 
 
 def folded(setting, **options):
@@ -96,10 +96,10 @@ def test_the_fold_is_that_of_the_slow_obvious_way(family):
     texts = tuple(Query(text.prompt, ()) for text in texts_of(setting, 10))
     learner = folded(setting, texts=texts, strength=0.1, answer_weight=3.0, plain_weight=2.0)
     expected = obvious_fold(setting, learner)
-    found = learner.adapt(setting.lm, setting.demonstrations).deltas
-    assert [change.parameter for change in found] == [change.parameter for change in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert torch.allclose(one.delta, other.delta, atol=2e-3 * float(other.delta.abs().max())), one.parameter
+    actual = learner.adapt(setting.lm, setting.demonstrations).deltas
+    assert [change.parameter for change in actual] == [change.parameter for change in expected]
+    for first, second in zip(actual, expected, strict=True):
+        assert torch.allclose(first.delta, second.delta, atol=2e-3 * float(second.delta.abs().max())), first.parameter
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,7 +113,7 @@ def test_the_folded_model_answers_zero_shot_as_the_prompted_one_more_than_the_ba
     zsl = ZeroShot(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
     fold = learner.adapt(setting.lm, setting.demonstrations)
     aim, before, after = (
-        torch.cat([one.log_probabilities for one in readings(side, setting)]) for side in (icl, zsl, fold)
+        torch.cat([reading.log_probabilities for reading in readings(side, setting)]) for side in (icl, zsl, fold)
     )
     assert (after - aim).norm() < 0.7 * (before - aim).norm()
     assert fold.learner == "fold"
@@ -167,41 +167,41 @@ def test_every_route_folds_alike(route):
     slow = replace(slow, lm=type(slow.lm).wrap(slow.lm.model, slow.lm.tokenizer, "llama", route))
     texts = tuple(Query(text.prompt, ()) for text in texts_of(setting, 12))
     expected = folded(setting, texts=texts).adapt(setting.lm, setting.demonstrations)
-    found = folded(slow, texts=texts).adapt(slow.lm, slow.demonstrations)
-    for one, other in zip(found.deltas, expected.deltas, strict=True):
-        assert torch.allclose(one.delta, other.delta, atol=1e-3 * float(other.delta.abs().max()))
+    actual = folded(slow, texts=texts).adapt(slow.lm, slow.demonstrations)
+    for first, second in zip(actual.deltas, expected.deltas, strict=True):
+        assert torch.allclose(first.delta, second.delta, atol=1e-3 * float(second.delta.abs().max()))
 
 
 def test_grouping_does_not_matter():
     setting = fresh("llama")
     narrow = replace(setting.lm, max_row=20, max_examples=1)
     expected = folded(setting).adapt(setting.lm, setting.demonstrations)
-    found = folded(setting).adapt(narrow, setting.demonstrations)
-    for one, other in zip(found.deltas, expected.deltas, strict=True):
-        assert torch.allclose(one.delta, other.delta, atol=1e-3 * float(other.delta.abs().max()))
+    actual = folded(setting).adapt(narrow, setting.demonstrations)
+    for first, second in zip(actual.deltas, expected.deltas, strict=True):
+        assert torch.allclose(first.delta, second.delta, atol=1e-3 * float(second.delta.abs().max()))
 
 
 def test_making_good_for_earlier_layers_brings_the_hidden_states_nearer():
     setting = fresh("llama")
     icl = InContext().adapt(setting.lm, setting.demonstrations)
-    aim = torch.cat([one.hidden for one in readings(icl, setting)])
+    aim = torch.cat([reading.hidden for reading in readings(icl, setting)])
     left = {}
     for carry in (True, False):
         learner = folded(setting, texts=setting.queries * 10, plain=(), strength=1e-6, carry=carry)
         fold = learner.adapt(setting.lm, setting.demonstrations)
-        left[carry] = float((torch.cat([one.hidden for one in readings(fold, setting)]) - aim).norm())
+        left[carry] = float((torch.cat([reading.hidden for reading in readings(fold, setting)]) - aim).norm())
     assert left[True] < left[False]
 
 
 def test_the_tokens_that_predict_are_fitted_better_the_more_they_count():
     setting = fresh("llama")
     icl = InContext().adapt(setting.lm, setting.demonstrations)
-    aim = torch.cat([one.hidden for one in readings(icl, setting)])
+    aim = torch.cat([reading.hidden for reading in readings(icl, setting)])
     left = []
     for weight in (1.0, 1000.0):
         learner = folded(setting, texts=setting.queries * 10, strength=1e-2, answer_weight=weight)
         fold = learner.adapt(setting.lm, setting.demonstrations)
-        left.append(float((torch.cat([one.hidden for one in readings(fold, setting)]) - aim).norm()))
+        left.append(float((torch.cat([reading.hidden for reading in readings(fold, setting)]) - aim).norm()))
     assert left[1] < left[0]
 
 
@@ -279,8 +279,10 @@ def test_in_double_precision_changes_are_double():
 def test_what_it_reads_can_be_recorded():
     setting = fresh("llama")
     fold = folded(setting).adapt(setting.lm, setting.demonstrations)
-    (one,) = [fold.read_group(setting.queries, indices, EVERYTHING) for indices in setting.lm.groups(setting.queries)]
-    assert one.trace.output is not None
+    (reading,) = [
+        fold.read_group(setting.queries, indices, EVERYTHING) for indices in setting.lm.groups(setting.queries)
+    ]
+    assert reading.trace.output is not None
 
 
 def test_too_few_texts_and_bad_settings_are_named():

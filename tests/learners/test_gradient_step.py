@@ -58,13 +58,13 @@ def test_the_change_is_the_mean_of_errors_times_inputs(lm):
 
 
 def test_queries_are_those_at_the_demonstrations_words_and_labels(lm):
-    found = learner(lm).adapt(lm, encoded(lm)).training_q
-    assert found is not None
-    assert found.shape == (2, 2 * K, 1, lm.anatomy.layers[0].d_head)
+    actual = learner(lm).adapt(lm, encoded(lm)).training_q
+    assert actual is not None
+    assert actual.shape == (2, 2 * K, 1, lm.anatomy.layers[0].d_head)
     for number, example in enumerate(CHOSEN.examples):
         for place in (2 * number, 2 * number + 1):
-            assert torch.equal(found[1, place, 0, :3], WORLD.x[example.row])
-            assert not found[1, place, 0, 3:].any()
+            assert torch.equal(actual[1, place, 0, :3], WORLD.x[example.row])
+            assert not actual[1, place, 0, 3:].any()
 
 
 def test_a_step_of_no_length_is_zero_shot_bit_for_bit(lm):

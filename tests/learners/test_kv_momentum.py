@@ -101,8 +101,8 @@ class TestEveryFamily:
         setting = fresh(family)
         icl = InContext().adapt(setting.lm, setting.demonstrations)
         adapted = learner(setting, passes=2).adapt(setting.lm, setting.demonstrations)
-        found, expected = (answer_log_probabilities(one, setting.lm, setting.queries) for one in (adapted, icl))
-        assert (found - expected).abs().max() > 0.01
+        actual, expected = (answer_log_probabilities(model, setting.lm, setting.queries) for model in (adapted, icl))
+        assert (actual - expected).abs().max() > 0.01
 
     def test_it_is_the_obvious_rereading(self, family):
         setting = fresh(family)
@@ -110,19 +110,19 @@ class TestEveryFamily:
         prefix, n_fixed = setting.demonstrations.prefix, len(setting.encoder.opening)
         layers = thought_over(family, model, prefix, n_fixed, PASSES, STEP, MOMENTUM)
         adapted = learner(setting).adapt(setting.lm, setting.demonstrations)
-        for found, expected in zip(adapted.prefix.layers, layers, strict=True):
+        for actual, expected in zip(adapted.prefix.layers, layers, strict=True):
             for part in range(2):
-                torch.testing.assert_close(found[part], expected[part][0], rtol=RTOL, atol=ATOL)
+                torch.testing.assert_close(actual[part], expected[part][0], rtol=RTOL, atol=ATOL)
         expected = torch.stack([scores_behind(model, layers, query) for query in setting.queries])
-        found = answer_log_probabilities(adapted, setting.lm, setting.queries)
-        torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
+        actual = answer_log_probabilities(adapted, setting.lm, setting.queries)
+        torch.testing.assert_close(actual, expected, rtol=RTOL, atol=ATOL)
 
     def test_the_opening_stays_and_all_else_moves(self, family):
         setting = fresh(family)
         icl = InContext().adapt(setting.lm, setting.demonstrations)
         adapted = learner(setting).adapt(setting.lm, setting.demonstrations)
-        for found, first in zip(adapted.prefix.layers, icl.prefix.layers, strict=True):
-            assert all(torch.equal(found[part][:, :1], first[part][:, :1]) for part in range(2))
+        for actual, first in zip(adapted.prefix.layers, icl.prefix.layers, strict=True):
+            assert all(torch.equal(actual[part][:, :1], first[part][:, :1]) for part in range(2))
         # The first layer's keys depend on the token alone, so there is nothing new in them.
         moved = adapted.prefix.layers[-1][1] - icl.prefix.layers[-1][1]
         assert (moved[:, 1:].abs().amax((0, 2)) > 1e-4).all()
@@ -144,16 +144,16 @@ def test_with_step_one_and_no_momentum_each_reading_replaces_the_last():
     prefix = setting.demonstrations.prefix
     layers = thought_over("llama", tiny_model("llama"), prefix, 1, 3, 1.0, 0.0)
     adapted = learner(setting, passes=3, step=1.0, momentum=0.0).adapt(setting.lm, setting.demonstrations)
-    for found, expected in zip(adapted.prefix.layers, layers, strict=True):
-        torch.testing.assert_close(found[1], expected[1][0], rtol=RTOL, atol=ATOL)
+    for actual, expected in zip(adapted.prefix.layers, layers, strict=True):
+        torch.testing.assert_close(actual[1], expected[1][0], rtol=RTOL, atol=ATOL)
 
 
 def test_both_routes_that_can_do_it_agree():
     setting = fresh("llama")
     masked = LanguageModel.wrap(tiny_model("llama"), tiny_tokenizer(), "llama", "packed-mask")
-    one = learner(setting).adapt(setting.lm, setting.demonstrations)
+    first = learner(setting).adapt(setting.lm, setting.demonstrations)
     other = learner(setting).adapt(masked, setting.demonstrations)
-    for a, b in zip(one.prefix.layers, other.prefix.layers, strict=True):
+    for a, b in zip(first.prefix.layers, other.prefix.layers, strict=True):
         torch.testing.assert_close(a, b, rtol=RTOL, atol=ATOL)
 
 
@@ -163,9 +163,9 @@ def test_small_steps_survive_half_precision():
     icl = InContext().adapt(lm, setting.demonstrations)
     # bfloat16 keeps 8 bits: a thousandth of the way, taken at once, is rounded away from most entries.
     adapted = learner(setting, passes=30, step=0.001, momentum=0.9).adapt(lm, setting.demonstrations)
-    found, first = adapted.prefix.layers[-1][1], icl.prefix.layers[-1][1]
-    assert found.dtype == torch.bfloat16
-    assert (found != first)[:, 1:].float().mean() > 0.5
+    actual, first = adapted.prefix.layers[-1][1], icl.prefix.layers[-1][1]
+    assert actual.dtype == torch.bfloat16
+    assert (actual != first)[:, 1:].float().mean() > 0.5
 
 
 @pytest.mark.parametrize("opening", ["with", "without"])

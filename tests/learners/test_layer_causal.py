@@ -60,8 +60,8 @@ def twin(family, setting, rate, loss_on):
     for ids, n_answer in zip(setting.demonstrations.sequences, setting.demonstrations.n_answer_tokens, strict=True):
         gradients: dict[str, Any] = {}
         for layer in range(len(setting.lm.anatomy.layers)):
-            loss, found = layer_gradients(family, model, torch.tensor([ids]), n_answer, loss_on, layer)
-            gradients |= found
+            loss, actual = layer_gradients(family, model, torch.tensor([ids]), n_answer, loss_on, layer)
+            gradients |= actual
         losses.append(loss)
         with torch.no_grad():
             for name, index in rows.items():
@@ -91,9 +91,9 @@ class TestFourFamilies:
         original = tiny_model(family).state_dict()
         moved = 0.0
         with applied(setting.lm.model, adapted.deltas):
-            found = setting.lm.model.state_dict()
+            actual = setting.lm.model.state_dict()
             for name, weight in expected.state_dict().items():
-                torch.testing.assert_close(found[name], weight, rtol=RTOL, atol=ATOL)
+                torch.testing.assert_close(actual[name], weight, rtol=RTOL, atol=ATOL)
                 moved = max(moved, float((weight - original[name]).abs().max()))
         assert moved > 1000 * ATOL
 
@@ -114,8 +114,8 @@ class TestFourFamilies:
         for name in first:
             assert torch.equal(changes[LayerCausal, False][name], changes[LayerCausal, True][name])
             if name.endswith(".weight"):
-                one, other = changes[Finetuned, False][name], changes[Finetuned, True][name]
-                assert (one - other).abs().max() > 0.1 * one.abs().max()
+                normal, spoilt = changes[Finetuned, False][name], changes[Finetuned, True][name]
+                assert (normal - spoilt).abs().max() > 0.1 * normal.abs().max()
 
     def test_learning_rate_zero_is_zero_shot_to_the_bit(self, family):
         setting = fresh(family)
@@ -179,9 +179,9 @@ def test_with_a_single_layer_it_is_finetuning_to_the_bit():
     ft, lcgd = (
         learner(setting.encoder.opening, RATE).adapt(lm, setting.demonstrations) for learner in (Finetuned, LayerCausal)
     )
-    for one, other in zip(ft.deltas, lcgd.deltas, strict=True):
-        assert torch.equal(one.delta, other.delta)
-        assert one.delta.any()
+    for first, second in zip(ft.deltas, lcgd.deltas, strict=True):
+        assert torch.equal(first.delta, second.delta)
+        assert first.delta.any()
     assert lcgd.losses == ft.losses
 
 
@@ -192,7 +192,7 @@ def test_one_layers_logits_are_held_at_a_time(monkeypatch):
 
     def watched(logits, targets):
         nonlocal most
-        most = max(most, sum(one() is not None for one in alive))
+        most = max(most, sum(reference() is not None for reference in alive))
         alive.append(weakref.ref(logits))
         return token_loss(logits, targets)
 

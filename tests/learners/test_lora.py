@@ -55,10 +55,10 @@ class TestEveryFamily:
             before = setting.lm.model(IDS).logits
             logits = expected(IDS).logits
             with applied(setting.lm.model, adapted.deltas):
-                found = setting.lm.model(IDS).logits
+                actual = setting.lm.model(IDS).logits
         assert (logits - before).abs().max() > 0.05
         # AdamW divides by the size of a gradient: where that is near nothing, rounding decides the step.
-        torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(actual, logits, rtol=1e-3, atol=1e-3)
         table = answer_log_probabilities(adapted, setting.lm, setting.queries)
         for row, query in zip(table, setting.queries, strict=True):
             scores = naive_scores(expected, setting.encoder.opening, query).double()

@@ -52,12 +52,12 @@ def label_loss(model, demonstrations):
 
 def directions(setting, model, generator):
     """One standard normal for each target."""
-    found = []
+    results = []
     for _, weight, axis, index in targets(setting, model):
         shape = list(weight.shape)
         shape[axis] = len(index)
-        found.append(torch.randn(shape, generator=generator))
-    return found
+        results.append(torch.randn(shape, generator=generator))
+    return results
 
 
 @torch.no_grad()
@@ -199,10 +199,10 @@ def test_the_seed_decides_directions_and_batches():
     def deltas(**changes):
         return learner(setting, **{"batch": 2, "seed": 1} | changes).adapt(setting.lm, setting.demonstrations).deltas
 
-    one, same, other, whole = deltas(), deltas(), deltas(seed=2), deltas(batch=4)
-    assert all(torch.equal(a.delta, b.delta) for a, b in zip(one, same, strict=True))
-    assert not torch.equal(one[0].delta, other[0].delta)
-    assert not torch.equal(one[0].delta, whole[0].delta)
+    first, same, other, whole = deltas(), deltas(), deltas(seed=2), deltas(batch=4)
+    assert all(torch.equal(a.delta, b.delta) for a, b in zip(first, same, strict=True))
+    assert not torch.equal(first[0].delta, other[0].delta)
+    assert not torch.equal(first[0].delta, whole[0].delta)
     # A batch as large as the set is the set.
     assert all(torch.equal(a.delta, b.delta) for a, b in zip(whole, deltas(batch=None), strict=True))
 
@@ -286,7 +286,7 @@ class TestSearch:
         trials = self.search(setting, rates).search(setting.lm, setting.demonstrations)
         each = {rate: learner(setting, rate).adapt(setting.lm, setting.demonstrations) for rate in rates}
         losses = {
-            rate: demonstration_loss(setting.lm, setting.demonstrations, one.deltas) for rate, one in each.items()
+            rate: demonstration_loss(setting.lm, setting.demonstrations, item.deltas) for rate, item in each.items()
         }
         assert trials.final_losses == losses
         assert trials.learning_rate == min(losses, key=losses.__getitem__)
@@ -319,7 +319,7 @@ class TestSearch:
         monkeypatch.setattr(
             under_test,
             "_mean_loss",
-            lambda lm, shown, deltas: mean_loss(lm, shown, deltas) if deltas[0].delta.abs().max() < 0.1 else math.inf,
+            lambda lm, batch, deltas: mean_loss(lm, batch, deltas) if deltas[0].delta.abs().max() < 0.1 else math.inf,
         )
         trials = self.search(setting, (0.0, 1.0), steps=0).search(setting.lm, setting.demonstrations)
         assert math.isfinite(trials.final_losses[1.0])

@@ -37,18 +37,18 @@ class TestEveryFamily:
         def features(queries):
             return np.stack([last_hidden(model, (*opening, *query.prompt)) for query in queries])
 
-        shown = features([setting.encoder.query(example) for example in setting.chosen.examples])
-        mean, spread = shown.mean(0), shown.std(0)
-        classifier = LogisticRegression(max_iter=1000).fit((shown - mean) / spread, np.array(setting.chosen.labels))
+        hidden = features([setting.encoder.query(example) for example in setting.chosen.examples])
+        mean, spread = hidden.mean(0), hidden.std(0)
+        classifier = LogisticRegression(max_iter=1000).fit((hidden - mean) / spread, np.array(setting.chosen.labels))
         expected = classifier.predict_log_proba((features(setting.queries) - mean) / spread)
 
         adapted = probe(setting).adapt(setting.lm, setting.demonstrations)
-        found = torch.zeros(len(setting.queries), 2, dtype=torch.float64)
-        for one in readings(adapted, setting):
-            found[list(one.queries)] = one.log_probabilities
+        actual = torch.zeros(len(setting.queries), 2, dtype=torch.float64)
+        for reading in readings(adapted, setting):
+            actual[list(reading.queries)] = reading.log_probabilities
         # The solver stops at a gradient of 1e-4.
-        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-2, atol=1e-3)
-        assert (found.argmax(1).numpy() == classifier.predict((features(setting.queries) - mean) / spread)).all()
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-2, atol=1e-3)
+        assert (actual.argmax(1).numpy() == classifier.predict((features(setting.queries) - mean) / spread)).all()
         assert adapted.learner == "probe"
 
     def test_it_learns_what_it_was_shown(self, family):
@@ -61,11 +61,11 @@ class TestEveryFamily:
     def test_the_inside_is_that_of_zero_shot(self, family):
         setting = fresh(family)
         adapted = probe(setting).adapt(setting.lm, setting.demonstrations)
-        (one,) = readings(adapted, setting)
-        other = adapted.zero_shot.read_group(setting.queries, one.queries, EVERYTHING)
-        assert torch.equal(one.next_token, other.next_token)
-        assert torch.equal(one.trace.output, other.trace.output)
-        assert torch.equal(adapted.answer(other).log_probabilities, one.log_probabilities)
+        (reading,) = readings(adapted, setting)
+        other = adapted.zero_shot.read_group(setting.queries, reading.queries, EVERYTHING)
+        assert torch.equal(reading.next_token, other.next_token)
+        assert torch.equal(reading.trace.output, other.trace.output)
+        assert torch.equal(adapted.answer(other).log_probabilities, reading.log_probabilities)
         assert adapted.n_prefix == len(setting.encoder.opening)
 
     def test_the_weights_are_as_before_also_when_fitting_raises(self, family, monkeypatch):
@@ -82,7 +82,7 @@ class TestEveryFamily:
 def only(setting, label):
     """Demonstrations that show one label alone."""
     chosen = some_demonstrations(setting.task, 8)
-    kept = [i for i, shown in enumerate(chosen.labels) if shown == label]
+    kept = [i for i, other in enumerate(chosen.labels) if other == label]
     return type(chosen)(
         **{**vars(chosen), "examples": tuple(chosen.examples[i] for i in kept), "labels": (label,) * len(kept)}
     )
@@ -92,11 +92,11 @@ def only(setting, label):
 def test_with_one_class_shown_it_answers_that_class_for_certain(label):
     setting = fresh("llama")
     adapted = probe(setting, only(setting, label)).adapt(setting.lm, setting.demonstrations)
-    (one,) = readings(adapted, setting)
+    (reading,) = readings(adapted, setting)
     assert adapted.classifier is None
-    assert (one.predictions == label).all()
-    assert (one.log_probabilities[:, label] == 0).all()
-    assert torch.isneginf(one.log_probabilities[:, 1 - label]).all()
+    assert (reading.predictions == label).all()
+    assert (reading.log_probabilities[:, label] == 0).all()
+    assert torch.isneginf(reading.log_probabilities[:, 1 - label]).all()
 
 
 def test_without_demonstrations_it_answers_the_first_class():
@@ -124,5 +124,5 @@ def test_the_order_of_reading_does_not_mix_up_the_labels():
     whole = fresh("llama", k=8)
     expected = probe(whole).adapt(whole.lm, whole.demonstrations)
     query = [Query(q.prompt, q.answers) for q in setting.queries]
-    found = adapted.read_group(query, [0, 1]).log_probabilities
-    torch.testing.assert_close(found, expected.read_group(query, [0, 1]).log_probabilities, rtol=1e-2, atol=1e-3)
+    actual = adapted.read_group(query, [0, 1]).log_probabilities
+    torch.testing.assert_close(actual, expected.read_group(query, [0, 1]).log_probabilities, rtol=1e-2, atol=1e-3)

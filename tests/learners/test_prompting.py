@@ -79,10 +79,10 @@ def test_the_cost_is_the_prefix_and_nothing_else():
 def test_the_table_has_a_row_for_every_query_in_order_and_progress_is_told():
     setting = fresh("llama", max_examples=2)
     adapted = InContext().adapt(setting.lm, setting.demonstrations)
-    told: list[int] = []
-    table = answer_log_probabilities(adapted, setting.lm, setting.queries, told.append)
-    assert sum(told) == len(setting.queries)
-    assert len(told) == len(setting.lm.groups(setting.queries)) > 1
+    calls: list[int] = []
+    table = answer_log_probabilities(adapted, setting.lm, setting.queries, calls.append)
+    assert sum(calls) == len(setting.queries)
+    assert len(calls) == len(setting.lm.groups(setting.queries)) > 1
     assert table.dtype == torch.float64
     alone = torch.cat([answer_log_probabilities(adapted, setting.lm, [query]) for query in setting.queries])
     torch.testing.assert_close(table, alone, rtol=2e-6, atol=0)

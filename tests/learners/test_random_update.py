@@ -24,9 +24,9 @@ class TestEveryFamily:
         setting = fresh(family)
         ft = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
         kept = [change.delta.clone() for change in ft.deltas]
-        found = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
-        assert found.learner == "random_update"
-        for noise, change, before in zip(found.deltas, ft.deltas, kept, strict=True):
+        noisy = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
+        assert noisy.learner == "random_update"
+        for noise, change, before in zip(noisy.deltas, ft.deltas, kept, strict=True):
             assert torch.equal(change.delta, before)
             assert (noise.parameter, noise.axis) == (change.parameter, change.axis)
             assert noise.index is change.index
@@ -34,7 +34,7 @@ class TestEveryFamily:
             assert noise.delta.shape == change.delta.shape
             assert float(noise.delta.norm()) == pytest.approx(float(change.delta.norm()), rel=1e-5)
         # Of n numbers, the cosine with a given direction has a standard deviation of 1 / sqrt(n), taken per parameter.
-        for noise, change in zip(found.deltas, ft.deltas, strict=True):
+        for noise, change in zip(noisy.deltas, ft.deltas, strict=True):
             if change.delta.any():
                 cosine = torch.cosine_similarity(noise.delta.flatten(), change.delta.flatten(), dim=0)
                 assert abs(cosine) < 5 / change.delta.numel() ** 0.5
@@ -43,38 +43,38 @@ class TestEveryFamily:
         setting = fresh(family)
         before = Snapshot(setting.lm.model)
         ft = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
-        found = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
-        for one, other in zip(readings(found, setting), readings(ft, setting), strict=True):
-            assert (one.log_probabilities - other.log_probabilities).abs().max() > 1e-4
-        assert (found.prefix.layers[0][0] - ft.prefix.layers[0][0]).abs().max() > 1e-5
+        noisy = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
+        for first, second in zip(readings(noisy, setting), readings(ft, setting), strict=True):
+            assert (first.log_probabilities - second.log_probabilities).abs().max() > 1e-4
+        assert (noisy.prefix.layers[0][0] - ft.prefix.layers[0][0]).abs().max() > 1e-5
         before.assert_restored(setting.lm.model)
 
     def test_where_nothing_was_changed_nothing_is_added(self, family):
         setting = fresh(family)
         ft = Finetuned(setting.encoder.opening, 0.0).adapt(setting.lm, setting.demonstrations)
-        found = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
-        assert not flat(found).any()
+        noisy = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
+        assert not flat(noisy).any()
         zsl = ZeroShot(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
-        assert_same_readings(readings(found, setting), readings(zsl, setting))
+        assert_same_readings(readings(noisy, setting), readings(zsl, setting))
 
 
 def test_what_finetuning_saw_is_taken_over_and_nothing_is_paid():
     setting = fresh("llama")
     ft = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
-    found = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
-    assert found.training_q is ft.training_q
-    assert found.losses == ()
-    assert (found.cost.seconds, found.cost.tokens, found.cost.flops) == (0, 0, 0)
+    noisy = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
+    assert noisy.training_q is ft.training_q
+    assert noisy.losses == ()
+    assert (noisy.cost.seconds, noisy.cost.tokens, noisy.cost.flops) == (0, 0, 0)
 
 
 def test_equal_seeds_give_equal_noise_and_the_global_random_state_is_not_used():
     setting = fresh("llama")
     ft = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
     state = torch.get_rng_state()
-    one = flat(random_update(ft, setting.lm, setting.encoder.opening, seed=7))
+    noise = flat(random_update(ft, setting.lm, setting.encoder.opening, seed=7))
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(1)
-    assert torch.equal(flat(random_update(ft, setting.lm, setting.encoder.opening, seed=7)), one)
+    assert torch.equal(flat(random_update(ft, setting.lm, setting.encoder.opening, seed=7)), noise)
 
 
 def test_different_seeds_are_orthogonal_within_the_predicted_spread_and_finetunings_are_not():

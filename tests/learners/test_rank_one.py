@@ -57,9 +57,9 @@ def block_outputs(model, names, run):
     return [seen[name] for name in names]
 
 
-def relative(found, expected):
+def relative(actual, expected):
     """Largest deviation of a token, in units of its length."""
-    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    return float(((actual - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -72,12 +72,12 @@ def test_every_block_hands_on_what_it_hands_on_behind_the_demonstrations(case):
         ids = torch.tensor([[*PREFIX, *query.prompt]])
         model = plain(case)
         expected = block_outputs(model, names, lambda ids=ids, model=model: model(input_ids=ids, use_cache=False))
-        asked = [Query(query.prompt, ((7,),))]
+        chosen = [Query(query.prompt, ((7,),))]
         own = len(query.prompt)
-        found = block_outputs(lm.model, names, lambda asked=asked: adapted.read_group(asked, [0]))
-        bare = block_outputs(lm.model, names, lambda asked=asked: zero_shot.read_group(asked, [0]))
+        actual = block_outputs(lm.model, names, lambda chosen=chosen: adapted.read_group(chosen, [0]))
+        bare = block_outputs(lm.model, names, lambda chosen=chosen: zero_shot.read_group(chosen, [0]))
         for layer in range(len(names)):
-            assert relative(found[layer][-own:], expected[layer][-own:]) < 1e-5
+            assert relative(actual[layer][-own:], expected[layer][-own:]) < 1e-5
             assert relative(bare[layer][-own:], expected[layer][-own:]) > 1e-2
 
 
@@ -102,13 +102,13 @@ class TestFourFamilies:
         setting = fresh(family, max_examples=2)
         adapted = RankOne(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
         icl = InContext().adapt(setting.lm, setting.demonstrations)
-        for one, other in zip(readings(adapted, setting), readings(icl, setting), strict=True):
-            assert one.queries == other.queries
-            torch.testing.assert_close(one.next_token, other.next_token, rtol=1e-5, atol=2e-5)
-            torch.testing.assert_close(one.hidden, other.hidden, rtol=1e-4, atol=1e-4)
+        for first, second in zip(readings(adapted, setting), readings(icl, setting), strict=True):
+            assert first.queries == second.queries
+            torch.testing.assert_close(first.next_token, second.next_token, rtol=1e-5, atol=2e-5)
+            torch.testing.assert_close(first.hidden, second.hidden, rtol=1e-4, atol=1e-4)
             # The demonstrations are not there to be attended to.
-            assert one.trace.demo_scores.shape[-1] == len(setting.encoder.opening)
-            assert (one.trace.output - other.trace.output).abs().max() > 1e-2
+            assert first.trace.demo_scores.shape[-1] == len(setting.encoder.opening)
+            assert (first.trace.output - second.trace.output).abs().max() > 1e-2
         assert adapted.learner == "fold"
         assert adapted.n_prefix == icl.n_prefix == len(setting.demonstrations.prefix)
 
@@ -117,8 +117,8 @@ class TestFourFamilies:
         adapted = RankOne(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
         icl = InContext().adapt(setting.lm, setting.demonstrations)
         everyone = range(len(setting.queries))
-        one, other = (x.read_group(setting.queries, everyone, EVERYTHING, "label0") for x in (adapted, icl))
-        torch.testing.assert_close(one.log_probabilities, other.log_probabilities, rtol=1e-5, atol=2e-5)
+        first, second = (x.read_group(setting.queries, everyone, EVERYTHING, "label0") for x in (adapted, icl))
+        torch.testing.assert_close(first.log_probabilities, second.log_probabilities, rtol=1e-5, atol=2e-5)
 
     def test_one_explicit_change_of_weights_does_it_for_one_token_and_fails_another(self, family):
         lm = LanguageModel.wrap(BY_NAME[family].model(), wrapped(BY_NAME[family]).tokenizer, family)
@@ -161,7 +161,7 @@ class TestFourFamilies:
         handed_on = changed[0][2] + prompted[0][1] - bare[0][1]
         assert relative(handed_on, prompted[0][2]) < 1e-5
         # What the learner does in factors is the same.
-        names = [one.block for one in adapted.inputs]
+        names = [item.block for item in adapted.inputs]
         learners = block_outputs(lm.model, names, lambda: adapted.read_group(queries[:1], [0]))
         assert relative(handed_on, learners[0][-1]) < 1e-5
         # The change was made for one query; the other's block output it does not give.
@@ -189,9 +189,9 @@ def test_without_demonstrations_it_is_zero_shot():
     setting = fresh("gpt2", k=0)
     adapted = RankOne(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
     zero_shot = ZeroShot(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
-    for one, other in zip(readings(adapted, setting), readings(zero_shot, setting), strict=True):
-        assert torch.equal(one.log_probabilities, other.log_probabilities)
-        assert torch.equal(one.trace.output, other.trace.output)
+    for first, second in zip(readings(adapted, setting), readings(zero_shot, setting), strict=True):
+        assert torch.equal(first.log_probabilities, second.log_probabilities)
+        assert torch.equal(first.trace.output, second.trace.output)
 
 
 @pytest.mark.parametrize("case", [BY_NAME["llama"], BY_NAME["mpt"]], ids=str)
@@ -224,9 +224,9 @@ def test_on_a_real_model_it_answers_as_icl_does():
     assert lm.bos is not None
     opening = (lm.bos,)
     prefix = opening + sum(((*queries[i].prompt, *words[1 - i], *opening) for i in (0, 1)), ())
-    shown = demonstrations(prefix)
+    examples = demonstrations(prefix)
     learners = RankOne(opening), InContext(), ZeroShot(opening)
-    found, icl, zero_shot = (learner.adapt(lm, shown).read_group(queries, range(4)) for learner in learners)
+    actual, icl, zero_shot = (learner.adapt(lm, examples).read_group(queries, range(4)) for learner in learners)
     # Thirty layers of float32: as far as two routes' roundings lie apart.
-    torch.testing.assert_close(found.next_token, icl.next_token, rtol=0, atol=1e-3)
+    torch.testing.assert_close(actual.next_token, icl.next_token, rtol=0, atol=1e-3)
     assert (zero_shot.log_probabilities - icl.log_probabilities).abs().max() > 0.1

@@ -56,24 +56,24 @@ def search(monkeypatch):
         nobody: Any = None
         if repeats is not None:
             settings["repeat"] = repeat
-        found = search_rate(adapt, rates, nobody, [nobody] * 8, [0] * 8, seed=5, patience=patience, **settings)
-        return found, tried
+        result = search_rate(adapt, rates, nobody, [nobody] * 8, [0] * 8, seed=5, patience=patience, **settings)
+        return result, tried
 
     return run
 
 
-def statuses(found):
-    return [trial.status for trial in found.trials]
+def statuses(result):
+    return [trial.status for trial in result.trials]
 
 
 class TestTheChoice:
     def test_the_most_accurate_rate_wins(self, search):
-        found, tried = search({0.1: (3, -1.0), 0.2: (6, -2.0), 0.3: (5, -0.5)})
-        assert found.learning_rate == 0.2
-        assert found.best.rate == 0.2
+        result, tried = search({0.1: (3, -1.0), 0.2: (6, -2.0), 0.3: (5, -0.5)})
+        assert result.learning_rate == 0.2
+        assert result.best.rate == 0.2
         assert tried == [0.1, 0.2, 0.3]
-        assert [trial.validation_accuracy for trial in found.trials] == [3 / 8, 6 / 8, 5 / 8]
-        assert [trial.validation_log_probability for trial in found.trials] == [-1.0, -2.0, -0.5]
+        assert [trial.validation_accuracy for trial in result.trials] == [3 / 8, 6 / 8, 5 / 8]
+        assert [trial.validation_log_probability for trial in result.trials] == [-1.0, -2.0, -0.5]
 
     def test_a_tie_goes_to_the_higher_log_probability_of_the_right_answer(self, search):
         assert search({0.1: (5, -2.0), 0.2: (5, -1.0), 0.3: (5, -3.0)})[0].learning_rate == 0.2
@@ -82,25 +82,25 @@ class TestTheChoice:
         assert search({0.1: (4, -1.0), 0.2: (5, -1.0), 0.3: (5, -1.0)})[0].learning_rate == 0.2
 
     def test_exactly_one_trial_is_chosen_and_all_are_kept_in_order_of_rate(self, search):
-        found, _ = search({0.1: (5, -1.0), 0.2: (5, -1.0), 0.3: (4, -1.0), 0.4: (3, -1.0), 0.5: (8, -1.0)})
-        assert [trial.learning_rate for trial in found.trials] == [0.1, 0.2, 0.3, 0.4, 0.5]
-        assert [trial.chosen for trial in found.trials] == [True, False, False, False, False]
-        assert {(trial.learner, trial.seed) for trial in found.trials} == {("ft", 5)}
-        assert [(trial.first_loss, trial.last_loss) for trial in found.trials[:4]] == [(3.0, 1.0)] * 4
+        result, _ = search({0.1: (5, -1.0), 0.2: (5, -1.0), 0.3: (4, -1.0), 0.4: (3, -1.0), 0.5: (8, -1.0)})
+        assert [trial.learning_rate for trial in result.trials] == [0.1, 0.2, 0.3, 0.4, 0.5]
+        assert [trial.chosen for trial in result.trials] == [True, False, False, False, False]
+        assert {(trial.learner, trial.seed) for trial in result.trials} == {("ft", 5)}
+        assert [(trial.first_loss, trial.last_loss) for trial in result.trials[:4]] == [(3.0, 1.0)] * 4
 
 
 class TestStoppingEarly:
     def test_two_worse_rates_in_a_row_end_the_search(self, search):
-        found, tried = search({0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (3, -1.0), 0.4: (8, -1.0), 0.5: (8, -1.0)})
+        result, tried = search({0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (3, -1.0), 0.4: (8, -1.0), 0.5: (8, -1.0)})
         assert tried == [0.1, 0.2, 0.3]
-        assert statuses(found) == ["finished"] * 3 + ["skipped"] * 2
-        assert all(trial.validation_accuracy is None for trial in found.trials[3:])
-        assert found.learning_rate == 0.1
+        assert statuses(result) == ["finished"] * 3 + ["skipped"] * 2
+        assert all(trial.validation_accuracy is None for trial in result.trials[3:])
+        assert result.learning_rate == 0.1
 
     def test_a_rate_as_accurate_as_the_best_starts_the_count_anew(self, search):
-        found, tried = search({0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (5, -2.0), 0.4: (4, -1.0), 0.5: (8, -1.0)})
+        result, tried = search({0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (5, -2.0), 0.4: (4, -1.0), 0.5: (8, -1.0)})
         assert tried == [0.1, 0.2, 0.3, 0.4, 0.5]
-        assert found.learning_rate == 0.5
+        assert result.learning_rate == 0.5
 
     def test_more_patience_tries_more(self, search):
         outcomes = {0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (3, -1.0), 0.4: (8, -1.0)}
@@ -108,11 +108,11 @@ class TestStoppingEarly:
         assert search(outcomes, patience=1)[1] == [0.1, 0.2]
 
     def test_divergence_ends_the_search_and_marks_the_rest_skipped(self, search):
-        found, tried = search({0.1: (5, -1.0), 0.2: None, 0.3: (8, -1.0), 0.4: (8, -1.0)})
+        result, tried = search({0.1: (5, -1.0), 0.2: None, 0.3: (8, -1.0), 0.4: (8, -1.0)})
         assert tried == [0.1, 0.2]
-        assert statuses(found) == ["finished", "diverged", "skipped", "skipped"]
-        assert found.learning_rate == 0.1
-        diverged = found.trials[1]
+        assert statuses(result) == ["finished", "diverged", "skipped", "skipped"]
+        assert result.learning_rate == 0.1
+        diverged = result.trials[1]
         assert (diverged.learner, diverged.validation_accuracy, diverged.first_loss, diverged.chosen) == (
             "ft",
             None,
@@ -121,20 +121,20 @@ class TestStoppingEarly:
         )
 
     def test_answers_that_are_no_numbers_count_as_divergence(self, search):
-        found, tried = search({0.1: (5, -1.0), 0.2: (8, math.nan), 0.3: (8, -1.0)})
+        result, tried = search({0.1: (5, -1.0), 0.2: (8, math.nan), 0.3: (8, -1.0)})
         assert tried == [0.1, 0.2]
-        assert statuses(found) == ["finished", "diverged", "skipped"]
-        assert found.learning_rate == 0.1
+        assert statuses(result) == ["finished", "diverged", "skipped"]
+        assert result.learning_rate == 0.1
 
-    def test_every_rate_is_told_of_once_tried_or_skipped(self, search):
+    def test_after_trial_is_called_once_for_every_rate_tried_or_skipped(self, search):
         for outcomes in (
             {0.1: (5, -1.0), 0.2: (4, -1.0), 0.3: (3, -1.0), 0.4: (8, -1.0)},
             {0.1: (5, -1.0), 0.2: None, 0.3: (3, -1.0)},
             {0.1: (5, -1.0), 0.2: (6, -1.0)},
         ):
-            told: list[int] = []
-            search(outcomes, after_trial=lambda told=told: told.append(1))
-            assert len(told) == len(outcomes)
+            calls: list[int] = []
+            search(outcomes, after_trial=lambda calls=calls: calls.append(1))
+            assert len(calls) == len(outcomes)
 
 
 class TestStability:
@@ -143,48 +143,48 @@ class TestStability:
     OUTCOMES: ClassVar = {0.1: (4, -1.2), 0.2: (6, -2.0), 0.3: (6, -1.0)}
 
     def test_a_stable_best_rate_is_repeated_once_and_kept(self, search):
-        found, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.005)})
+        result, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.005)})
         assert tried == [0.1, 0.2, 0.3, -0.3]
-        assert (found.learning_rate, found.repeat.rate, found.repeat.repeated) == (0.3, 0.3, True)
-        assert [trial.rounding for trial in found.trials] == [None, None, pytest.approx(0.005)]
-        assert [trial.rounding_flips for trial in found.trials] == [None, None, 0]
+        assert (result.learning_rate, result.repeat.rate, result.repeat.repeated) == (0.3, 0.3, True)
+        assert [trial.rounding for trial in result.trials] == [None, None, pytest.approx(0.005)]
+        assert [trial.rounding_flips for trial in result.trials] == [None, None, 0]
 
     def test_among_equals_a_stable_rate_is_preferred(self, search):
-        found, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.1), 0.2: (6, -2.0)})
+        result, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.1), 0.2: (6, -2.0)})
         # The one that is taken is trained again: only the best so far was kept.
         assert tried == [0.1, 0.2, 0.3, -0.3, -0.2, 0.2]
-        assert (found.learning_rate, found.best.rate, found.repeat.rate) == (0.2, 0.2, 0.2)
-        assert [trial.chosen for trial in found.trials] == [False, True, False]
+        assert (result.learning_rate, result.best.rate, result.repeat.rate) == (0.2, 0.2, 0.2)
+        assert [trial.chosen for trial in result.trials] == [False, True, False]
 
     def test_an_answer_that_flips_is_not_stable_however_little_moves(self, search):
         # One answer of eight is another, and so are all right answers of the repeat worth no more than those of 0.2.
-        found, _ = search(self.OUTCOMES, repeats={0.3: (7, -1.0), 0.2: (6, -2.0)})
-        assert found.learning_rate == 0.2
-        assert found.trials[2].rounding_flips == 1
+        result, _ = search(self.OUTCOMES, repeats={0.3: (7, -1.0), 0.2: (6, -2.0)})
+        assert result.learning_rate == 0.2
+        assert result.trials[2].rounding_flips == 1
 
     def test_a_less_accurate_rate_is_no_equal(self, search):
-        found, tried = search({0.1: (4, -1.0), 0.2: (5, -2.0), 0.3: (6, -1.0)}, repeats={0.3: (6, -1.1)})
+        result, tried = search({0.1: (4, -1.0), 0.2: (5, -2.0), 0.3: (6, -1.0)}, repeats={0.3: (6, -1.1)})
         assert tried == [0.1, 0.2, 0.3, -0.3]
-        assert (found.learning_rate, found.repeat.rate) == (0.3, 0.3)
+        assert (result.learning_rate, result.repeat.rate) == (0.3, 0.3)
 
     def test_an_accuracy_that_the_repeat_does_not_reach_is_noise(self, search):
         outcomes = {0.1: (4, -1.0), 0.2: (5, -2.0), 0.3: (6, -1.0)}
-        found, _ = search(outcomes, repeats={0.3: (5, -1.1), 0.2: (5, -2.0)})
-        assert found.learning_rate == 0.2
+        result, _ = search(outcomes, repeats={0.3: (5, -1.1), 0.2: (5, -2.0)})
+        assert result.learning_rate == 0.2
 
     def test_where_no_equal_is_stable_the_best_stays_with_its_own_repeat(self, search):
-        found, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.1), 0.2: (6, -2.1)})
+        result, tried = search(self.OUTCOMES, repeats={0.3: (6, -1.1), 0.2: (6, -2.1)})
         assert tried == [0.1, 0.2, 0.3, -0.3, -0.2]
-        assert (found.learning_rate, found.best.rate, found.repeat.rate) == (0.3, 0.3, 0.3)
+        assert (result.learning_rate, result.best.rate, result.repeat.rate) == (0.3, 0.3, 0.3)
 
     def test_a_repeat_that_diverges_is_not_stable(self, search):
-        found, _ = search(self.OUTCOMES, repeats={0.3: None, 0.2: (6, -2.0)})
-        assert found.learning_rate == 0.2
-        assert found.trials[2].rounding is None
+        result, _ = search(self.OUTCOMES, repeats={0.3: None, 0.2: (6, -2.0)})
+        assert result.learning_rate == 0.2
+        assert result.trials[2].rounding is None
 
     def test_a_single_rate_leaves_nothing_to_prefer(self, search):
-        found, tried = search({0.3: (6, -1.0)}, repeats={})
-        assert (tried, found.repeat) == ([0.3], None)
+        result, tried = search({0.3: (6, -1.0)}, repeats={})
+        assert (tried, result.repeat) == ([0.3], None)
 
 
 class TestNothingToChoose:
@@ -198,7 +198,7 @@ class TestNothingToChoose:
 def test_it_searches_for_real_models_and_leaves_them_as_they_were():
     setting = fresh("llama")
     before = Snapshot(setting.lm.model)
-    found = search_rate(
+    result = search_rate(
         lambda rate: Finetuned(setting.encoder.opening, rate).adapt(setting.lm, setting.demonstrations),
         [0.02, 0.002, 1e37],
         setting.lm,
@@ -207,9 +207,9 @@ def test_it_searches_for_real_models_and_leaves_them_as_they_were():
         seed=1,
     )
     before.assert_restored(setting.lm.model)
-    assert statuses(found)[-1] in ("diverged", "skipped")
-    assert sum(trial.chosen for trial in found.trials) == 1
-    best = next(trial for trial in found.trials if trial.chosen)
-    assert found.learning_rate == best.learning_rate
-    assert found.best.losses == (best.first_loss, *found.best.losses[1:-1], best.last_loss)
-    assert best.validation_accuracy == max(trial.validation_accuracy or 0 for trial in found.trials)
+    assert statuses(result)[-1] in ("diverged", "skipped")
+    assert sum(trial.chosen for trial in result.trials) == 1
+    best = next(trial for trial in result.trials if trial.chosen)
+    assert result.learning_rate == best.learning_rate
+    assert result.best.losses == (best.first_loss, *result.best.losses[1:-1], best.last_loss)
+    assert best.validation_accuracy == max(trial.validation_accuracy or 0 for trial in result.trials)

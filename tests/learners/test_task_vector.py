@@ -34,10 +34,10 @@ def learner(setting, **changes):
 
 def states(family, model, ids):
     """Output of every block at the last token of a plain forward, `(layer, d_model)`."""
-    found = []
+    results = []
     handles = [
         block.register_forward_hook(
-            lambda module, args, out: found.append((out if torch.is_tensor(out) else out[0])[0, -1])
+            lambda module, args, out: results.append((out if torch.is_tensor(out) else out[0])[0, -1])
         )
         for block in model.get_submodule(BLOCKS[family])
     ]
@@ -45,7 +45,7 @@ def states(family, model, ids):
         model(input_ids=torch.tensor([ids]), use_cache=False)
     for handle in handles:
         handle.remove()
-    return torch.stack(found)
+    return torch.stack(results)
 
 
 def patched_scores(family, model, layer, vector, opening, query):
@@ -81,11 +81,11 @@ class TestEveryFamily:
             expected = torch.stack(
                 [patched_scores(family, model, layer, vector, opening, query) for query in setting.queries]
             )
-            found = answer_log_probabilities(adapted, setting.lm, setting.queries)
-            torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
+            actual = answer_log_probabilities(adapted, setting.lm, setting.queries)
+            torch.testing.assert_close(actual, expected, rtol=RTOL, atol=ATOL)
             zsl = answer_log_probabilities(ZeroShot(opening).adapt(setting.lm, setting.demonstrations), setting.lm,
                                            setting.queries)  # fmt: skip
-            assert (found - zsl).abs().max() > 0.01
+            assert (actual - zsl).abs().max() > 0.01
             assert adapted.n_prefix == len(opening)
             assert adapted.agreement == ()
 
@@ -118,10 +118,10 @@ class TestEveryFamily:
         icl = answer_log_probabilities(InContext().adapt(setting.lm, setting.demonstrations), setting.lm, texts)
         ranked = []
         for layer in range(len(setting.lm.anatomy.layers)):
-            one = learner(setting, layer=layer).adapt(setting.lm, setting.demonstrations)
-            found = answer_log_probabilities(one, setting.lm, texts)
-            same = float((found.argmax(1) == icl.argmax(1)).double().mean())
-            ranked.append((-same, float(kl_divergence(icl, found).mean()), layer))
+            model = learner(setting, layer=layer).adapt(setting.lm, setting.demonstrations)
+            actual = answer_log_probabilities(model, setting.lm, texts)
+            same = float((actual.argmax(1) == icl.argmax(1)).double().mean())
+            ranked.append((-same, float(kl_divergence(icl, actual).mean()), layer))
         adapted = learner(setting).adapt(setting.lm, setting.demonstrations)
         assert adapted.layer == min(ranked)[2]
         assert adapted.agreement == tuple(-same for same, _, _ in ranked)
@@ -144,15 +144,15 @@ class TestEveryFamily:
 def test_the_same_token_is_replaced_wherever_the_probe_is():
     setting = fresh("llama")
     adapted = learner(setting, layer=0).adapt(setting.lm, setting.demonstrations)
-    one, other = (adapted.read_group(setting.queries, [0, 1, 2], probe=probe) for probe in ("prompt", "label0"))
-    torch.testing.assert_close(one.log_probabilities, other.log_probabilities, rtol=RTOL, atol=ATOL)
+    first, second = (adapted.read_group(setting.queries, [0, 1, 2], probe=probe) for probe in ("prompt", "label0"))
+    torch.testing.assert_close(first.log_probabilities, second.log_probabilities, rtol=RTOL, atol=ATOL)
 
 
 def test_the_mean_does_not_depend_on_how_texts_are_grouped():
     setting, alone = fresh("llama"), fresh("llama", max_examples=1)
-    one, other = (learner(each).adapt(each.lm, each.demonstrations) for each in (setting, alone))
-    torch.testing.assert_close(one.vector, other.vector, rtol=RTOL, atol=ATOL)
-    assert one.layer == other.layer
+    first, second = (learner(each).adapt(each.lm, each.demonstrations) for each in (setting, alone))
+    torch.testing.assert_close(first.vector, second.vector, rtol=RTOL, atol=ATOL)
+    assert first.layer == second.layer
 
 
 def test_only_the_first_texts_choose_the_layer_but_all_are_averaged():
@@ -171,7 +171,7 @@ def test_texts_with_different_numbers_of_answers_choose_a_layer_all_the_same():
     odd = (*texts[:2], Query(texts[2].prompt, (*texts[2].answers, (7, 8))))
     adapted = learner(setting, texts=odd, search_texts=2).adapt(setting.lm, setting.demonstrations)
     assert all(0 <= share <= 1 for share in adapted.agreement)
-    assert all(0 <= found < 100 for found in learner(setting, texts=odd).adapt(setting.lm, setting.demonstrations)
+    assert all(0 <= actual < 100 for actual in learner(setting, texts=odd).adapt(setting.lm, setting.demonstrations)
                .divergence)  # fmt: skip
 
 

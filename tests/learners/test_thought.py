@@ -69,7 +69,7 @@ def slow_means(case, prefix, queries):
 def test_vector_and_matrix_are_those_of_a_loop_over_texts(case):
     lm = replace(wrapped(case), max_examples=4)
     adapted = Thought(OPENING, QUERIES, "matrix", strength=3.0).adapt(lm, DEMONSTRATIONS)
-    found = {delta.parameter: delta for delta in adapted.deltas}
+    actual = {delta.parameter: delta for delta in adapted.deltas}
     blocks, vectors, matrices = slow_means(case, PREFIX, QUERIES)
     expected = {}
     for i, layer in enumerate(lm.anatomy.layers):
@@ -80,8 +80,8 @@ def test_vector_and_matrix_are_those_of_a_loop_over_texts(case):
             transposed = row_axis(module) == 1
             dW = 3 * (weight.mT if transposed else weight) @ matrices[i]
             expected[f"{blocks[i]}.{name}.weight"] = dW.mT if transposed else dW
-    assert found.keys() == expected.keys()
-    for name, delta in found.items():
+    assert actual.keys() == expected.keys()
+    for name, delta in actual.items():
         assert delta.delta.dtype == torch.float32
         assert delta.index is None
         if not (IN_SOURCE[case.family][2] and name.startswith(blocks[0])):
@@ -109,9 +109,9 @@ class TestFourFamilies:
         zero_shot = ZeroShot(written.encoder.opening).adapt(written.lm, written.demonstrations)
         untouched = ZeroShot(setting.encoder.opening).adapt(setting.lm, setting.demonstrations)
         everyone = range(len(setting.queries))
-        found = adapted.read_group(setting.queries, everyone).next_token
-        torch.testing.assert_close(found, zero_shot.read_group(setting.queries, everyone).next_token)
-        assert (found - untouched.read_group(setting.queries, everyone).next_token).abs().max() > 0.1
+        actual = adapted.read_group(setting.queries, everyone).next_token
+        torch.testing.assert_close(actual, zero_shot.read_group(setting.queries, everyone).next_token)
+        assert (actual - untouched.read_group(setting.queries, everyone).next_token).abs().max() > 0.1
         assert adapted.learner == "fold"
         assert adapted.n_prefix == len(setting.encoder.opening)
 
@@ -142,9 +142,9 @@ def test_it_does_not_depend_on_how_texts_are_grouped_or_answered(name):
     texts = QUERIES[:5]
     expected = deltas(lm, "matrix", texts)
     answered = tuple(Query(text.prompt, ((9, 8, 7), (6, 5))) for text in reversed(texts))
-    for found in (deltas(replace(lm, max_examples=2), "matrix", texts), deltas(lm, "matrix", answered)):
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for actual in (deltas(replace(lm, max_examples=2), "matrix", texts), deltas(lm, "matrix", answered)):
+        for first, second in zip(actual, expected, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 def test_every_token_counts_alike_and_not_every_text():
@@ -152,20 +152,20 @@ def test_every_token_counts_alike_and_not_every_text():
     short, long = Query((9,), ()), QUERIES[4]
     both = deltas(lm, "vector", (short, long))
     parts = deltas(lm, "vector", (short,)), deltas(lm, "vector", (long,))
-    for whole, one, other in zip(both, *parts, strict=True):
+    for whole, first, second in zip(both, *parts, strict=True):
         n = len(long.prompt)
-        torch.testing.assert_close(whole, (one + n * other) / (1 + n), rtol=1e-4, atol=1e-5)
-        assert (whole - (one + other) / 2).abs().max() > 1e-2
+        torch.testing.assert_close(whole, (first + n * second) / (1 + n), rtol=1e-4, atol=1e-5)
+        assert (whole - (first + second) / 2).abs().max() > 1e-2
 
 
 def test_strength_scales_what_the_form_is_named_after():
     lm = wrapped(BY_NAME["llama"])
     n_layers = len(lm.anatomy.layers)
-    one, four = (deltas(lm, "matrix", QUERIES, strength=strength) for strength in (1.0, 4.0))
+    unscaled, four = (deltas(lm, "matrix", QUERIES, strength=strength) for strength in (1.0, 4.0))
     vector = deltas(lm, "vector", QUERIES)
-    for i in range(len(one)):
-        torch.testing.assert_close(four[i], one[i] if i < n_layers else 4 * one[i])
-    torch.testing.assert_close(one[:n_layers], vector)
+    for i in range(len(unscaled)):
+        torch.testing.assert_close(four[i], unscaled[i] if i < n_layers else 4 * unscaled[i])
+    torch.testing.assert_close(unscaled[:n_layers], vector)
     torch.testing.assert_close(deltas(lm, "vector", QUERIES, strength=4.0), [4 * delta for delta in vector])
     assert all((delta == 0).all() for delta in deltas(lm, "vector", QUERIES, strength=0.0))
 
@@ -181,20 +181,20 @@ def test_the_first_parallel_block_has_a_vector_and_no_matrix():
     # Rotary positions do not change the embeddings, and attention does not reach the MLP beside it.
     lm = wrapped(BY_NAME["gptj"])
     adapted = Thought(OPENING, QUERIES, "matrix").adapt(lm, DEMONSTRATIONS)
-    found = {delta.parameter: float(delta.delta.abs().max()) for delta in adapted.deltas}
-    assert found["transformer.h.0.attn.out_proj.bias"] > 1e-2
-    assert found["transformer.h.0.mlp.fc_in.weight"] == 0
-    assert found["transformer.h.1.mlp.fc_in.weight"] > 1e-2
+    actual = {delta.parameter: float(delta.delta.abs().max()) for delta in adapted.deltas}
+    assert actual["transformer.h.0.attn.out_proj.bias"] > 1e-2
+    assert actual["transformer.h.0.mlp.fc_in.weight"] == 0
+    assert actual["transformer.h.1.mlp.fc_in.weight"] > 1e-2
 
 
 def test_half_precision_is_summed_in_single():
     case = BY_NAME["llama"]
     lm = wrapped(case, None, torch.bfloat16)
-    found = deltas(lm, "matrix", QUERIES)
-    assert all(delta.dtype == torch.float32 for delta in found)
-    for one, other in zip(found, deltas(wrapped(case), "matrix", QUERIES), strict=True):
+    actual = deltas(lm, "matrix", QUERIES)
+    assert all(delta.dtype == torch.float32 for delta in actual)
+    for first, second in zip(actual, deltas(wrapped(case), "matrix", QUERIES), strict=True):
         # Three digits a state, and states differ by little.
-        assert (one - other).norm() < 0.1 * other.norm()
+        assert (first - second).norm() < 0.1 * second.norm()
 
 
 def test_it_costs_each_prefix_once_and_each_text_behind_either():

@@ -31,11 +31,11 @@ LEARNERS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Of each family the model on disk and in memory."""
-    found = {}
+    results = {}
     for family in FAMILIES:
         folder = str(save_tiny(family, tmp_path_factory.mktemp(family)))
-        found[family] = [setting_of(load_model(folder, device_map=where)) for where in ({"": "disk"}, None)]
-    return found
+        results[family] = [setting_of(load_model(folder, device_map=where)) for where in ({"": "disk"}, None)]
+    return results
 
 
 def state(lm):
@@ -43,9 +43,9 @@ def state(lm):
 
 
 def assert_as_before(lm, expected):
-    found = state(lm)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    actual = state(lm)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert all(weight.requires_grad for weight in lm.model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
     assert not any(hook._changes or hook._unpatched for hook in map(hook_of, lm.model.modules()) if hook is not None)
@@ -56,30 +56,30 @@ def assert_as_before(lm, expected):
     [(family, "fold") for family in FAMILIES] + [("llama", "mezo"), ("llama", "thought")],
 )
 def test_changes_losses_and_readings_are_the_same(family, name, pairs):
-    found = []
+    results = []
     for setting in pairs[family]:
         before = state(setting.lm)
         learner = LEARNERS[name](setting.encoder.opening, setting.queries * 2)
         adapted = learner.adapt(setting.lm, setting.demonstrations)
-        found.append((adapted, readings(adapted, setting)))
+        results.append((adapted, readings(adapted, setting)))
         assert_as_before(setting.lm, before)
-    (on_disk, read), (in_memory, expected) = found
+    (on_disk, read), (in_memory, expected) = results
     assert on_disk.losses == in_memory.losses
     assert len(on_disk.deltas) == len(in_memory.deltas)
     assert any(change.delta.any() for change in on_disk.deltas)
-    for one, other in zip(on_disk.deltas, in_memory.deltas, strict=True):
-        assert one.parameter == other.parameter
-        assert torch.equal(one.delta, other.delta)
+    for first, second in zip(on_disk.deltas, in_memory.deltas, strict=True):
+        assert first.parameter == second.parameter
+        assert torch.equal(first.delta, second.delta)
     assert on_disk.cost.flops == in_memory.cost.flops
     assert_same_readings(read, expected)
 
 
 def test_a_prefix_with_momentum_is_the_same_too(pairs):
-    found = []
+    results = []
     for setting in pairs["llama"]:
         adapted = KeyValueMomentum(setting.encoder.opening, passes=3).adapt(setting.lm, setting.demonstrations)
-        found.append(readings(adapted, setting))
-    assert_same_readings(*found)
+        results.append(readings(adapted, setting))
+    assert_same_readings(*results)
 
 
 @pytest.mark.parametrize(

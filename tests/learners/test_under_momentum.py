@@ -89,11 +89,11 @@ def test_a_fold_comes_nearer_to_the_prompt_and_is_written_with_its_momentum(tmp_
     assert isinstance(fold, AdaptedModel)
 
     def far(adapted: object) -> float:
-        found = answer_log_probabilities(adapted, experiment.lm, experiment.queries)  # type: ignore[arg-type]
+        actual = answer_log_probabilities(adapted, experiment.lm, experiment.queries)  # type: ignore[arg-type]
         icl = answer_log_probabilities(
             InContext().adapt(experiment.lm, drawn.encoded), experiment.lm, experiment.queries
         )
-        return float((found - icl).abs().mean())
+        return float((actual - icl).abs().mean())
 
     assert far(fold) < 0.8 * far(ZeroShot(opening).adapt(experiment.lm, drawn.encoded))
     write_checkpoint(experiment.lm, fold.deltas, tmp_path / "folded", "# a card")

@@ -80,7 +80,7 @@ class ProbedModel:
 
     @property
     def n_prefix(self) -> int:
-        """Tokens that stand before every query."""
+        """Number of tokens before every query."""
         return self.zero_shot.n_prefix
 
     def read_group(

@@ -78,7 +78,7 @@ class CachedModel:
 
     @property
     def n_prefix(self) -> int:
-        """Tokens that stand before every query."""
+        """Number of tokens before every query."""
         return self._adapted.n_prefix
 
     def read_group(

@@ -21,7 +21,7 @@ from tests.fixed_machine import fixed_machine
 
 @pytest.fixture
 def measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What was measured; measuring itself takes seconds, and its numbers are nobody's business here."""
+    """Calls of `measure_machine`, which is replaced because it takes seconds."""
     done: list[tuple[str, str]] = []
 
     def measure_machine(device: str, dtype: str) -> Machine:
@@ -40,8 +40,8 @@ def test_measured_rates_are_given_back_at_the_rows_where_they_were_measured():
 
 def test_between_measured_rows_a_rate_lies_between_its_neighbours_and_rises_with_them():
     machine = fixed_machine()
-    found = [machine.rate(rows, packed=False) for rows in range(16, 65)]
-    assert found == sorted(found)
+    actual = [machine.rate(rows, packed=False) for rows in range(16, 65)]
+    assert actual == sorted(actual)
     assert machine.plain[1] < machine.rate(30, packed=False) < machine.plain[2]
 
 
@@ -61,8 +61,8 @@ def test_passes_over_a_small_tensor_go_at_the_rate_of_the_cache():
 
 def test_passes_take_longer_the_more_numbers_there_are():
     machine = fixed_machine()
-    found = [machine.passes(2**power, 1, 4) for power in range(8, 28)]
-    assert found == sorted(found)
+    actual = [machine.passes(2**power, 1, 4) for power in range(8, 28)]
+    assert actual == sorted(actual)
 
 
 def test_a_machine_is_measured_once_and_read_from_the_cache_then(

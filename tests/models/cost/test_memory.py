@@ -20,8 +20,8 @@ def fit(
     return memory_estimate(shape, memory, dtype=dtype, device=device, ram=ram, gpu=gpu, trains=True, divided=divided)
 
 
-def ways(found: MemoryEstimate) -> dict[str, bool]:
-    return {option.how: option.fits for option in found.options}
+def fits_by_option(estimate: MemoryEstimate) -> dict[str, bool]:
+    return {option.how: option.fits for option in estimate.options}
 
 
 def test_seven_billion_weights_are_counted():
@@ -29,37 +29,37 @@ def test_seven_billion_weights_are_counted():
 
 
 def test_where_there_is_room_nothing_is_proposed():
-    found = fit(ram=64 * GIB)
-    assert found.fits
-    assert found.options == ()
+    estimate = fit(ram=64 * GIB)
+    assert estimate.fits
+    assert estimate.options == ()
 
 
 def test_half_precision_is_proposed_where_it_fits():
-    found = fit(ram=20 * GIB)
-    assert not found.fits
-    assert ways(found)["--dtype bfloat16"]
-    half = next(option for option in found.options if option.how == "--dtype bfloat16")
+    estimate = fit(ram=20 * GIB)
+    assert not estimate.fits
+    assert fits_by_option(estimate)["--dtype bfloat16"]
+    half = next(option for option in estimate.options if option.how == "--dtype bfloat16")
     assert half.bytes == weight_bytes(SEVEN_BILLION, "bfloat16") + GIB // 2 + GIB // 2
     assert "rounded away" in half.note
 
 
 def test_where_half_precision_does_not_fit_either_fewer_bits_and_disk_do():
-    found = ways(fit(ram=10 * GIB))
-    assert not found["--dtype bfloat16"]
-    assert found["--quantize 4bit"]
-    assert found["--device-map auto --offload-folder FOLDER"]
+    fits = fits_by_option(fit(ram=10 * GIB))
+    assert not fits["--dtype bfloat16"]
+    assert fits["--quantize 4bit"]
+    assert fits["--device-map auto --offload-folder FOLDER"]
 
 
 def test_a_machine_too_small_for_anything_is_told_so():
-    assert not any(ways(fit(ram=GIB)).values())
+    assert not any(fits_by_option(fit(ram=GIB)).values())
 
 
 def test_a_gpu_too_small_may_be_helped_by_main_memory():
-    found = fit(ram=64 * GIB, gpu=16 * GIB)
-    assert found.where == "GPU memory"
-    assert ways(found)["--device cpu"]
-    assert ways(found)["--device-map auto"]
-    assert not ways(fit(ram=8 * GIB, gpu=16 * GIB))["--device-map auto"]
+    estimate = fit(ram=64 * GIB, gpu=16 * GIB)
+    assert estimate.where == "GPU memory"
+    assert fits_by_option(estimate)["--device cpu"]
+    assert fits_by_option(estimate)["--device-map auto"]
+    assert not fits_by_option(fit(ram=8 * GIB, gpu=16 * GIB))["--device-map auto"]
 
 
 def test_what_python_takes_does_not_lie_on_the_gpu():
@@ -86,6 +86,6 @@ def test_a_layer_is_a_part_of_all_linears():
 
 
 def test_a_fit_is_plain_data():
-    told = fit(ram=10 * GIB).as_dict()
-    assert told["fits"] is False
-    assert {"how", "bytes", "fits", "note"} == set(told["options"][0])
+    data = fit(ram=10 * GIB).as_dict()
+    assert data["fits"] is False
+    assert {"how", "bytes", "fits", "note"} == set(data["options"][0])

@@ -36,12 +36,12 @@ def test_a_forwards_operations_are_those_that_torch_counts(family):
     rows = torch.arange(N - 3, N)
     # Eager attention in the open, so that every product is counted.
     model = tiny_model(family, attn_implementation="eager")
-    found = counted(lambda: forward_rows(model, rows, input_ids=IDS, use_cache=False))
+    actual = counted(lambda: forward_rows(model, rows, input_ids=IDS, use_cache=False))
     # torch counts the whole square of query-key pairs; we count the pairs that see one another.
     square = sum(4 * layer.n_heads * layer.d_head * (N * N - N * (N + 1) / 2) for layer in lm.anatomy.layers)
     expected = lm.shape.forward(own=N, scored=3) + square
     # Rotary embedding multiplies positions with frequencies, which torch counts and we leave out: under a percent.
-    assert found == pytest.approx(expected, rel=0.01)
+    assert actual == pytest.approx(expected, rel=0.01)
 
 
 def test_a_prefix_costs_attention_alone():
@@ -66,11 +66,11 @@ def test_a_training_steps_operations_are_those_that_torch_counts(family):
             loss = torch.nn.functional.cross_entropy(logits, IDS[0, 1:])
             torch.autograd.backward([loss], inputs=training.parameters)
 
-        found = counted(step)
+        actual = counted(step)
     square = sum(12 * layer.n_heads * layer.d_head * (N * N - N * (N + 1) / 2) for layer in lm.anatomy.layers)
     expected = lm.shape.training(N, N - 1) + square
     # The first layer's input needs no gradient, nor does anything below its W_K and W_V: with two layers a tenth.
-    assert expected * 0.85 < found <= expected * 1.01
+    assert expected * 0.85 < actual <= expected * 1.01
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,7 +105,7 @@ def test_the_operations_of_other_parts_are_those_that_torch_counts(family, part)
             loss = torch.nn.functional.cross_entropy(logits, IDS[0, 1:])
             torch.autograd.backward([loss], inputs=training.parameters)
 
-        found = counted(step)
+        actual = counted(step)
     layers = lm.anatomy.layers
     unseen = N * N - N * (N + 1) / 2
     square = sum(4 * layer.n_heads * layer.d_head * unseen for layer in layers)
@@ -119,7 +119,7 @@ def test_the_operations_of_other_parts_are_those_that_torch_counts(family, part)
         if name.startswith(f"{block}.") and hasattr(module, "weight")
     )
     over += 8 * layer.n_heads * layer.d_head * N * N
-    assert expected - over < found <= expected * 1.01
+    assert expected - over < actual <= expected * 1.01
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "xglm", "qwen3"])
@@ -133,15 +133,15 @@ def test_the_operations_of_a_layer_causal_step_are_those_that_torch_counts(famil
         def step():
             with blocks.detached() as outputs:
                 logits, _ = forward_rows(model, rows, gradients=True, input_ids=IDS, use_cache=False)
-            for one in [logits, *(blocks.unembed(output[0, rows]) for output in outputs[:-1])]:
-                loss = torch.nn.functional.cross_entropy(one, IDS[0, 1:])
+            for logits_of_layer in [logits, *(blocks.unembed(output[0, rows]) for output in outputs[:-1])]:
+                loss = torch.nn.functional.cross_entropy(logits_of_layer, IDS[0, 1:])
                 torch.autograd.backward([loss], inputs=training.parameters)
 
-        found = counted(step)
+        actual = counted(step)
     square = sum(10 * layer.n_heads * layer.d_head * (N * N - N * (N + 1) / 2) for layer in lm.anatomy.layers)
     expected = lm.shape.layer_causal_training(N, N - 1) + square
     # Rotary embedding again, once more for every layer that is unembedded.
-    assert found == pytest.approx(expected, rel=0.015)
+    assert actual == pytest.approx(expected, rel=0.015)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -37,10 +37,10 @@ def front_matter(card):
 
 def tokens(markdown):
     """All tokens of the body, those inside lines too."""
-    found = []
+    results = []
     for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown):
-        found += [token, *(token.children or [])]
-    return found
+        results += [token, *(token.children or [])]
+    return results
 
 
 def test_the_header_is_what_hubs_read():
@@ -185,10 +185,10 @@ def test_nothing_that_comes_from_outside_gets_active(text):
     assert header == expected
     # Every block and every span is where it would be with a plain word; only texts differ.
     ignored = ("text", "text_special", "inline")
-    found = [token.type for token in tokens(body) if token.type not in ignored]
+    types = [token.type for token in tokens(body) if token.type not in ignored]
     if text:
-        assert found == [token.type for token in tokens(plain_body) if token.type not in ignored]
-    assert not {"html_inline", "html_block", "link_open", "image", "em_open", "strong_open", "s_open"} & set(found)
+        assert types == [token.type for token in tokens(plain_body) if token.type not in ignored]
+    assert not {"html_inline", "html_block", "link_open", "image", "em_open", "strong_open", "s_open"} & set(types)
     # One heading of the first order: the card's own.
     assert sum(token.type == "heading_open" and token.tag == "h1" for token in tokens(body)) == 1
     assert "\u202e" not in body

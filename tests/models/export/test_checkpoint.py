@@ -84,7 +84,7 @@ def random_deltas(lm, bias):
 
 def truncated(lm, deltas, rank):
     """The same changes, each weight's whole change cut to a rank."""
-    found = []
+    results = []
     for layer in lm.anatomy.layers:
         module = lm.model.get_submodule(layer.W_O)
         name = f"{layer.W_O}.weight"
@@ -94,8 +94,8 @@ def truncated(lm, deltas, rank):
                 total = change.added_to(total)
         transposed = row_axis(module) == 1
         cut = low_rank(total.T if transposed else total, rank).product
-        found.append(WeightDelta(name, row_axis(module), None, cut.T if transposed else cut))
-    return (*found, *(change for change in deltas if change.parameter.endswith(".bias")))
+        results.append(WeightDelta(name, row_axis(module), None, cut.T if transposed else cut))
+    return (*results, *(change for change in deltas if change.parameter.endswith(".bias")))
 
 
 @dataclass
@@ -539,9 +539,9 @@ def test_an_adapter_in_memory_is_the_change_it_stands_for_and_touches_no_weight(
     with applied(lm.model, deltas):
         expected = logits()
     with adapter_applied(lm.model, deltas, rank):
-        found = logits()
+        actual = logits()
         assert all(torch.equal(weight, before[name]) for name, weight in lm.model.state_dict().items())
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     with adapter_applied(lm.model, deltas, 1):
         assert not torch.allclose(logits(), expected, atol=1e-3)
     assert torch.equal(logits(), plain)

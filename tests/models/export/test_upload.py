@@ -40,35 +40,35 @@ def card(**changes: Any) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint as `fold` leaves it."""
-    found = tmp_path / "folded"
-    found.mkdir()
-    (found / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
-    (found / "tokenizer.json").write_text("{}", encoding="utf-8")
-    save_file({"w": torch.arange(64.0)}, found / "model.safetensors", metadata={"format": "pt"})
-    (found / "README.md").write_text(card(), encoding="utf-8")
-    return found
+    """A checkpoint as written by `dualform fold`."""
+    checkpoint = tmp_path / "folded"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    (checkpoint / "tokenizer.json").write_text("{}", encoding="utf-8")
+    save_file({"w": torch.arange(64.0)}, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    (checkpoint / "README.md").write_text(card(), encoding="utf-8")
+    return checkpoint
 
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    found = tmp_path / "adapter"
-    found.mkdir()
+    folder = tmp_path / "adapter"
+    folder.mkdir()
     about = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
-    (found / "adapter_config.json").write_text(json.dumps(about), encoding="utf-8")
-    save_file({"w": torch.arange(4.0)}, found / "adapter_model.safetensors")
-    (found / "README.md").write_text(card(form="adapter"), encoding="utf-8")
-    return found
+    (folder / "adapter_config.json").write_text(json.dumps(about), encoding="utf-8")
+    save_file({"w": torch.arange(4.0)}, folder / "adapter_model.safetensors")
+    (folder / "README.md").write_text(card(form="adapter"), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub, its token at hand, large files by the older of the client's two ways, which needs no server of its own."""
+    """A hub with a token. Large files use the older of the client's two protocols, which needs no further server."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    with served() as found:
-        yield found
+    with served() as server:
+        yield server
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_a_new_repository_is_private_and_gets_the_files_in_one_commit(folder: Pa
     assert hub.repositories[NAME]["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
     header = hub.one("/commit/main").lines[0]
     assert header["value"]["summary"] == f"Add a model folded by dualform {__version__}"
-    assert all(asked.headers["authorization"] == "Bearer hf_right" for asked in hub.asked)
+    assert all(request.headers["authorization"] == "Bearer hf_right" for request in hub.asked)
     assert f"dualform/{__version__}" in hub.asked[0].headers["user-agent"]
     assert hub.one("/api/validate-yaml").json["content"] == (folder / "README.md").read_text(encoding="utf-8")
 
@@ -280,9 +280,9 @@ def test_large_files_go_to_the_large_store(folder: Path, hub: Hub) -> None:
     upload(plan_upload(folder, NAME), message="Mine", endpoint=hub.url)
     batch = hub.one("/info/lfs/objects/batch")
     assert batch.path == f"/{NAME}.git/info/lfs/objects/batch"
-    assert {one["size"] for one in batch.json["objects"]} == {path.stat().st_size for path in large.values()}
+    assert {entry["size"] for entry in batch.json["objects"]} == {path.stat().st_size for path in large.values()}
     # A token belongs to the hub, not to the store that it sends one to.
-    assert all("authorization" not in asked.headers for asked in hub.asked if asked.path.startswith("/large/"))
+    assert all("authorization" not in request.headers for request in hub.asked if request.path.startswith("/large/"))
     kinds = {line["value"].get("path"): line["key"] for line in hub.one("/commit/main").lines}
     assert {kinds[name] for name in large} == {"lfsFile"}
     assert kinds["config.json"] == "file"

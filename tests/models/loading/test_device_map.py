@@ -64,9 +64,9 @@ def state(model):
     return {name: weight_of(model, name).clone() for name, _ in named_weights(model)}
 
 
-def assert_same_state(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+def assert_same_state(actual, expected):
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 class TestReading:
@@ -82,21 +82,21 @@ class TestReading:
         assert part == "whole" or all(name.startswith(f"{BLOCKS[family]}.1.") for name in meta)
         assert lm.route.name == whole.route.name
         assert lm.refused == whole.refused
-        expected, found = setting_of(whole), setting_of(lm)
+        expected, actual = setting_of(whole), setting_of(lm)
         opening = expected.encoder.opening
         for prefix in (opening, expected.demonstrations.prefix):
-            both = [readings(behind(one.lm, prefix), one) for one in (found, expected)]
+            both = [readings(behind(item.lm, prefix), item) for item in (actual, expected)]
             assert_same_readings(*both)
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_probing_finds_the_same_anatomy_and_leaves_nothing_behind(self, family, folders):
         whole, lm = load_model(str(folders[family])), load_model(str(folders[family]), device_map=DISK)
         assert len(lm.anatomy.layers) == len(whole.anatomy.layers)
-        for one, other in zip(lm.anatomy.layers, whole.anatomy.layers, strict=True):
-            assert one.W_O == other.W_O
+        for first, second in zip(lm.anatomy.layers, whole.anatomy.layers, strict=True):
+            assert first.W_O == second.W_O
             for letter in ("W_Q", "W_K", "W_V"):
-                assert torch.equal(getattr(one, letter).index, getattr(other, letter).index)
-                assert getattr(one, letter).module == getattr(other, letter).module
+                assert torch.equal(getattr(first, letter).index, getattr(second, letter).index)
+                assert getattr(first, letter).module == getattr(second, letter).module
         assert_same_state(state(lm.model), state(whole.model))
         assert not any(module._forward_hooks for module in lm.model.modules())
         assert all(weight.is_meta for weight in lm.model.parameters())
@@ -122,11 +122,11 @@ class TestReading:
         assert runs_on(lm.model.lm_head) == torch.device("cpu")
 
     def test_another_precision_is_read_from_disk_as_it_is_loaded(self, folders):
-        whole, lm = (load_model(str(folders["llama"]), dtype="bfloat16", device_map=one) for one in (None, DISK))
+        whole, lm = (load_model(str(folders["llama"]), dtype="bfloat16", device_map=item) for item in (None, DISK))
         assert lm.model.dtype == torch.bfloat16
         assert_same_state(state(lm.model), state(whole.model))
-        expected, found = setting_of(whole), setting_of(lm)
-        both = [readings(behind(one.lm, (0,)), one) for one in (found, expected)]
+        expected, actual = setting_of(whole), setting_of(lm)
+        both = [readings(behind(item.lm, (0,)), item) for item in (actual, expected)]
         assert_same_readings(*both)
 
     def test_a_model_that_its_owner_has_dispatched_is_offloaded_too(self, folders):
@@ -142,7 +142,7 @@ class TestReading:
 
     @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
     def test_no_weight_stays_mapped_behind_a_forward(self, tmp_path):
-        # A folder of its own: other tests' models may hold theirs.
+        # A separate folder, because other tests' models may keep theirs mapped.
         folder = save_tiny("llama", tmp_path)
 
         def mapped():
@@ -286,11 +286,11 @@ class TestWhatCannotBeDone:
 
 class TestSaying:
     def test_the_doctor_says_where_weights_lie_and_what_was_used(self, folders):
-        found = examine(divided(folders["llama"], "llama"))
-        assert found.facts["weights"] == "0 MiB on cpu, 0 MiB on disk, read as they are needed"
-        assert found.facts["stored in"] == "32 bits, not quantized"
-        assert int(found.facts["peak memory"].split(" ")[0].replace(",", "")) > 50
-        assert all(check.passed for check in found.checks)
+        report = examine(divided(folders["llama"], "llama"))
+        assert report.facts["weights"] == "0 MiB on cpu, 0 MiB on disk, read as they are needed"
+        assert report.facts["stored in"] == "32 bits, not quantized"
+        assert int(report.facts["peak memory"].split(" ")[0].replace(",", "")) > 50
+        assert all(check.passed for check in report.checks)
         assert examine(load_model(str(folders["llama"]))).facts["weights"] == "0 MiB on cpu"
 
     def test_offloading_is_no_news_on_the_log(self, folders, caplog):

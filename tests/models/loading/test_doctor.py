@@ -9,16 +9,16 @@ from tests.tiny import tiny_model
 
 @pytest.mark.parametrize("case", CASES, ids=route_id)
 def test_it_finds_the_right_routes_right_and_the_wrong_ones_wrong(case):
-    found = examine(wrapped(case))
-    passed = {check.name.split()[1]: check.passed for check in found.checks if check.name.endswith(" = naive forward")}
+    report = examine(wrapped(case))
+    passed = {check.name.split()[1]: check.passed for check in report.checks if check.name.endswith(" = naive forward")}
     assert {name for name, right in passed.items() if right} == set(case.routes) - {"naive"}
     # The second, independent look: softmax of what is recorded, times values, is the head output.
-    assert found.checks[-1].name == "softmax(scores) x values = head outputs"
-    assert found.checks[-1].passed
-    assert found.facts["route"] == case.routes[0]
-    assert found.facts["attention reached"] == ("through the registry" if case.registry else "by intercepting softmax")
-    assert found.unverified[0].startswith("W_K and W_V after the first layer")
-    assert found.as_dict()["facts"] == found.facts
+    assert report.checks[-1].name == "softmax(scores) x values = head outputs"
+    assert report.checks[-1].passed
+    assert report.facts["route"] == case.routes[0]
+    assert report.facts["attention reached"] == ("through the registry" if case.registry else "by intercepting softmax")
+    assert report.unverified[0].startswith("W_K and W_V after the first layer")
+    assert report.as_dict()["facts"] == report.facts
 
 
 def test_facts_name_where_things_are():
@@ -57,11 +57,11 @@ def test_it_shows_lengths_at_which_the_model_changes(tokenizer):
     model = tiny_model("llama", max_position_embeddings=48, rope_parameters=rope)
     for name, value in config.items():
         setattr(model.config, name, value)
-    found = examine(LanguageModel.wrap(model, tokenizer, "llama"))
+    report = examine(LanguageModel.wrap(model, tokenizer, "llama"))
     assert [
-        check.passed for check in found.checks if check.name == "route packed = naive forward beyond 30 tokens"
+        check.passed for check in report.checks if check.name == "route packed = naive forward beyond 30 tokens"
     ] == [True]
-    notes = [note.split(":")[0] for note in found.unverified if note.startswith("route")]
+    notes = [note.split(":")[0] for note in report.unverified if note.startswith("route")]
     assert notes == [
         "route packed beyond 48 tokens (rope_type dynamic with max_position_embeddings = 48)",
         "route packed beyond 1999 tokens (floor_scale = 2000)",

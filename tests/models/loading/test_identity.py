@@ -119,7 +119,9 @@ def test_weights_in_memory_are_digested_byte_by_byte(monkeypatch: pytest.MonkeyP
     weight = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     swapped = weight.clone()
     swapped[[3, 4]] = swapped[[4, 3]]
-    digests = {digest_of_weights([("w", one)]) for one in (weight, swapped, weight.T, weight.bfloat16(), weight[:49])}
+    digests = {
+        digest_of_weights([("w", weights)]) for weights in (weight, swapped, weight.T, weight.bfloat16(), weight[:49])
+    }
     assert len(digests) == 5
     assert digest_of_weights([("w", weight.clone())]) == digest_of_weights([("w", weight.T.contiguous().T)])
     assert digest_of_weights([("w", weight)]) != digest_of_weights([("v", weight)])

@@ -22,7 +22,7 @@ from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 IDS = torch.arange(3, 40)[None]
 
 
-def told(folder: Path, **changes: Any) -> Path:
+def with_config(folder: Path, **changes: Any) -> Path:
     """The checkpoint with another config."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -46,7 +46,7 @@ def test_layers_beyond_the_config_are_refused_with_the_field_to_mend(family: str
     with pytest.raises(
         ModelError, match=rf"have 3 layers in .*, but its config says {LAYERS[family]}: 2, so .* ignored"
     ):
-        load_model(str(told(folder, **{LAYERS[family]: 2})))
+        load_model(str(with_config(folder, **{LAYERS[family]: 2})))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_biases_that_a_switch_turns_off_are_refused_with_the_switch(family: str,
     with pytest.raises(
         ModelError, match=rf"has no place for \d+ biases in the file .* have to be true in its config: .*{switch}"
     ):
-        load_model(str(told(folder, **{switch: False})))
+        load_model(str(with_config(folder, **{switch: False})))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ class TestHeads:
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        return told(save_tiny("llama", tmp_path / "model"), tie_word_embeddings=True)
+        return with_config(save_tiny("llama", tmp_path / "model"), tie_word_embeddings=True)
 
     def test_the_head_in_the_file_is_used_and_noted(self, folder: Path) -> None:
         lm = load_model(str(folder))

@@ -215,7 +215,7 @@ REVIEWS = (
 
 @pytest.mark.real
 def test_the_packaged_model_reads_real_text_as_plain_forwards_do():
-    found, expected = {}, {}
+    actual, expected = {}, {}
     for dtype in ("float32", "float64"):
         lm = load_model("smollm2-135m", dtype=dtype)
         assert lm.route.name == "packed"
@@ -223,27 +223,27 @@ def test_the_packaged_model_reads_real_text_as_plain_forwards_do():
         prefix, queries = real_text(lm)
         # Double precision is slow, and three queries are enough to see ten digits.
         queries = queries if dtype == "float32" else queries[:3]
-        found[dtype] = lm.log_probabilities(lm.encode(prefix), queries)
+        actual[dtype] = lm.log_probabilities(lm.encode(prefix), queries)
         plain = transformers.AutoModelForCausalLM.from_pretrained(packaged_model("smollm2-135m"), dtype=lm.model.dtype)
         expected[dtype] = torch.stack([one_forward(plain.eval(), prefix, query) for query in queries])
     assert sum(p.numel() for p in lm.model.parameters()) == PACKAGED_MODELS["smollm2-135m"].parameters
     assert is_local("smollm2-135m")
-    torch.testing.assert_close(found["float64"], expected["float64"], rtol=1e-10, atol=0)
+    torch.testing.assert_close(actual["float64"], expected["float64"], rtol=1e-10, atol=0)
     # 30 layers make a few 1e-5 nats out of float32's roundings, for a plain forward as for ours (2e-6 of -0.2 is
     # beyond them). So a plain forward's own error is the yardstick: two that err no more than it are this near.
     own_error = float((expected["float32"][:3] - expected["float64"]).abs().max())
     assert own_error < 5e-5
-    torch.testing.assert_close(found["float32"], expected["float32"], rtol=0, atol=2 * own_error)
-    torch.testing.assert_close(found["float32"][:3], expected["float64"], rtol=0, atol=2 * own_error)
+    torch.testing.assert_close(actual["float32"], expected["float32"], rtol=0, atol=2 * own_error)
+    torch.testing.assert_close(actual["float32"][:3], expected["float64"], rtol=0, atol=2 * own_error)
 
 
 def one_forward(model, prefix, query):
     """Scores of an answer of one token and one of two, `(answer,)`: both can be read off the longer sequence."""
-    (one,), (first, second) = query.answers
+    (token,), (first, second) = query.answers
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[*prefix, *query.prompt, first]]), use_cache=False).logits[0, -2:]
     label, after = torch.log_softmax(logits, dim=-1)
-    return torch.stack([label[one], (label[first] + after[second]) / 2]).double()
+    return torch.stack([label[token], (label[first] + after[second]) / 2]).double()
 
 
 def real_text(lm):

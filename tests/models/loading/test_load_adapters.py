@@ -34,8 +34,8 @@ def save_adapter(base: Path, folder: Path, **settings: Any) -> Path:
 def logits_of_peft(base: Path, folder: Path) -> torch.Tensor:
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
-        found: torch.Tensor = peft.PeftModel.from_pretrained(model, folder).eval()(input_ids=IDS).logits
-    return found
+        actual: torch.Tensor = peft.PeftModel.from_pretrained(model, folder).eval()(input_ids=IDS).logits
+    return actual
 
 
 @pytest.fixture

@@ -38,11 +38,11 @@ WIDE = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    found = {}
+    results = {}
     for family, sizes in WIDE.items():
         folder = str(save_tiny(family, tmp_path_factory.mktemp(family), **sizes))
-        found[family] = {bits: load_model(folder, quantize=bits, device="cpu") for bits in (*BITS, None)}
-    return found
+        results[family] = {bits: load_model(folder, quantize=bits, device="cpu") for bits in (*BITS, None)}
+    return results
 
 
 @needs_bitsandbytes
@@ -54,11 +54,11 @@ class TestReading:
         assert quantized.quantized == {"8bit": "8 bit", "4bit": "4 bit"}[bits]
         assert plain.quantized is None
         assert quantized.anatomy.unclear == ()
-        for one, other in zip(quantized.anatomy.layers, plain.anatomy.layers, strict=True):
-            assert one.W_O == other.W_O
+        for first, second in zip(quantized.anatomy.layers, plain.anatomy.layers, strict=True):
+            assert first.W_O == second.W_O
             for letter in ("W_Q", "W_K", "W_V"):
-                assert torch.equal(getattr(one, letter).index, getattr(other, letter).index)
-                assert getattr(one, letter).module == getattr(other, letter).module
+                assert torch.equal(getattr(first, letter).index, getattr(second, letter).index)
+                assert getattr(first, letter).module == getattr(second, letter).module
 
     @pytest.mark.parametrize("bits", BITS)
     @pytest.mark.parametrize("family", WIDE)
@@ -80,11 +80,11 @@ class TestReading:
     def test_the_fastest_route_passes_the_self_check(self, bits, models):
         lm = models["llama"][bits]
         assert lm.route.name == "packed"
-        found = examine(lm)
-        assert all(check.passed for check in found.checks)
-        assert found.facts["stored in"] == lm.quantized
-        assert any("not confirmed by perturbing them" in note for note in found.unverified)
-        assert any("a finetuning step is smaller than the rounding error" in note for note in found.unverified)
+        report = examine(lm)
+        assert all(check.passed for check in report.checks)
+        assert report.facts["stored in"] == lm.quantized
+        assert any("not confirmed by perturbing them" in note for note in report.unverified)
+        assert any("a finetuning step is smaller than the rounding error" in note for note in report.unverified)
 
     def test_neighbours_show_in_eight_bits_unless_every_token_is_treated_by_itself(self, models):
         lm = models["llama"]["8bit"]
@@ -110,7 +110,7 @@ class TestReading:
         for family in WIDE:
             lm, plain = models[family][bits], models[family][None]
             assert lm.n_parameters == plain.n_parameters
-            costs = [one.shape.forward(own=7, prefix=5, scored=2) for one in (lm, plain)]
+            costs = [item.shape.forward(own=7, prefix=5, scored=2) for item in (lm, plain)]
             assert costs[0] == costs[1]
 
     @pytest.mark.parametrize("bits", BITS)
@@ -162,8 +162,10 @@ class TestSettings:
 
     def test_without_bitsandbytes_the_extra_is_named(self, tmp_path, monkeypatch):
         folder = save_tiny("llama", tmp_path)
-        found = importlib.util.find_spec
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+        original = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else original(name)
+        )
         with pytest.raises(ConfigError, match=r"quantize 8bit needs bitsandbytes.*pip install 'dualform\[quantized\]'"):
             load_model(str(folder), quantize="8bit")
 

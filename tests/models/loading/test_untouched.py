@@ -32,7 +32,7 @@ COMMON = {
 GEMMA = {**COMMON, "num_key_value_heads": 2, "head_dim": 16}
 
 
-def made(model_class, config):
+def random_model(model_class, config):
     with torch.random.fork_rng(devices=[]):
         model = model_class(config)
     randomise_(model, 0)
@@ -41,12 +41,12 @@ def made(model_class, config):
 
 def bidirectional(name):
     if name == "bert":
-        return made(transformers.BertLMHeadModel, transformers.BertConfig(**COMMON, is_decoder=False))
+        return random_model(transformers.BertLMHeadModel, transformers.BertConfig(**COMMON, is_decoder=False))
     if name == "gemma3":
         config = transformers.Gemma3TextConfig(**GEMMA, use_bidirectional_attention=True)
-        return made(transformers.Gemma3ForCausalLM, config)
+        return random_model(transformers.Gemma3ForCausalLM, config)
     if name == "llama":
-        return made(transformers.LlamaForCausalLM, transformers.LlamaConfig(**COMMON, is_causal=False))
+        return random_model(transformers.LlamaForCausalLM, transformers.LlamaConfig(**COMMON, is_causal=False))
     assert name == "one layer"
     model = tiny_model("llama", attn_implementation="eager")
 
@@ -66,19 +66,19 @@ class TestAModelThatAttendsToLaterTokens:
 
     def test_a_causal_model_changes_no_earlier_logit_at_all(self, tokenizer):
         # The same kernels on the same shapes: nothing may move, not even by rounding.
-        found = LanguageModel.wrap(tiny_model("gemma3"), tokenizer, "gemma3").verification
-        assert found is not None
-        assert found.causality == 0
+        result = LanguageModel.wrap(tiny_model("gemma3"), tokenizer, "gemma3").verification
+        assert result is not None
+        assert result.causality == 0
 
 
 class TestTheNaiveRouteAgreesWithTheModelsOwnForward:
     @pytest.mark.parametrize(("family", "own"), [("llama", "sdpa"), ("gpt_neo", "eager"), ("mpt", "eager")])
     def test_by_rounding_alone(self, family, own, tokenizer):
-        found = LanguageModel.wrap(tiny_model(family), tokenizer, family).verification
-        assert found is not None
-        assert found.implementation == own
-        assert found.deviation < 2e-5
-        assert found.unverified == ()
+        result = LanguageModel.wrap(tiny_model(family), tokenizer, family).verification
+        assert result is not None
+        assert result.implementation == own
+        assert result.deviation < 2e-5
+        assert result.unverified == ()
 
     def test_attention_that_is_off_by_a_little_is_an_error(self, tokenizer, monkeypatch):
         from dualform.models.reading import attention
@@ -107,9 +107,9 @@ class TestTheNaiveRouteAgreesWithTheModelsOwnForward:
     def test_attention_that_is_dualforms_own_is_compared_with_itself(self, tokenizer):
         model = tiny_model("llama")
         apply_momentum(model, 0.3)
-        found = LanguageModel.wrap(model, tokenizer, "llama").verification
-        assert found is not None
-        assert found.implementation == "dualform"
+        result = LanguageModel.wrap(model, tokenizer, "llama").verification
+        assert result is not None
+        assert result.implementation == "dualform"
 
     def test_prompts_hold_special_tokens_and_both_ends_of_the_vocabulary(self):
         model = tiny_model("llama")
@@ -122,7 +122,7 @@ class TestIdsThatAFamilyTreatsUnlikeOthers:
     def test_positions_that_leave_out_padding_are_the_familys_own(self, family, tokenizer):
         # They are counted over ids that are not padding, so that no route may pass its own.
         config = getattr(transformers, f"{family}Config")(**COMMON, is_decoder=True)
-        model = made(getattr(transformers, f"{family}ForCausalLM"), config)
+        model = random_model(getattr(transformers, f"{family}ForCausalLM"), config)
         lm = LanguageModel.wrap(copy.deepcopy(model), tokenizer, family)
         prefix, query = (0, 30, 1, 31, 1, 32), Query((33, 1, 34), ((40, 41), (42,)))
         row = lm.log_probabilities(lm.encode(prefix), [query])[0]
@@ -132,7 +132,7 @@ class TestIdsThatAFamilyTreatsUnlikeOthers:
     def test_whatever_the_id_that_positions_are_counted_from(self, padding, tokenizer):
         # With id 0, the offset of one and one padding token in front of a query cancel.
         config = transformers.RobertaConfig(**{**COMMON, "pad_token_id": padding}, is_decoder=True)
-        model = made(transformers.RobertaForCausalLM, config)
+        model = random_model(transformers.RobertaForCausalLM, config)
         lm = LanguageModel.wrap(copy.deepcopy(model), tokenizer, "roberta")
         query = Query((33, padding, 34), ((40, 41), (42,)))
         for prefix in ((), (10, 30, 31), (10, padding, 31)):
