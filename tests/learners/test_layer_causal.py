@@ -114,8 +114,8 @@ class TestFourFamilies:
         for name in first:
             assert torch.equal(changes[LayerCausal, False][name], changes[LayerCausal, True][name])
             if name.endswith(".weight"):
-                normal, spoilt = changes[Finetuned, False][name], changes[Finetuned, True][name]
-                assert (normal - spoilt).abs().max() > 0.1 * normal.abs().max()
+                normal, other = changes[Finetuned, False][name], changes[Finetuned, True][name]
+                assert (normal - other).abs().max() > 0.1 * normal.abs().max()
 
     def test_learning_rate_zero_is_zero_shot_to_the_bit(self, family):
         setting = fresh(family)

@@ -179,7 +179,7 @@ def test_an_adapter_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> 
         ({"target_modules": ["nowhere"]}, "nowhere"),
         ({"r": 5}, "size mismatch"),
         ({"peft_type": "IA3"}, "an adapter of type IA3, but dualform supports only LoRA"),
-        ({"peft_type": None}, "an adapter of the kind None"),
+        ({"peft_type": None}, "an adapter of type None"),
     ):
         (adapter / "adapter_config.json").write_text(json.dumps(settings | changes))
         with pytest.raises(ModelError, match=message):
