@@ -162,7 +162,7 @@ class Sweep:
         return self.states
 
     def _close_groups(self, finished: Callable[[GroupState, FinishedCell | None], None]) -> bool:
-        """Pass on the results of groups that are done, start combining finished seeds, and tell if groups remain."""
+        """Pass on the results of groups that are done, start combining finished seeds, and return whether groups remain."""
         for group in self.states:
             if group.closed or not all(state.done for state in group.seeds):
                 continue
@@ -211,12 +211,12 @@ class Sweep:
             self._fail(state, CellFailure(message=reason, traceback="", attempts=state.attempts))
 
     def _submit_jobs(self) -> None:
-        waiting = [state for state in self._by_digest.values() if state.status == "waiting" and self._may_begin(state)]
+        waiting = [state for state in self._by_digest.values() if state.status == "waiting" and self._can_start(state)]
         # Cells on which others wait come first; among equals, cells with the same model and task are adjacent.
         needed = {key.digest for state in self._by_digest.values() if not state.done for key in state.cell.after}
         waiting.sort(key=lambda state: (state.cell.key.digest not in needed, state.cell.affinity))
         busy = sum(state.status == "running" for state in self._by_digest.values())
-        # On Slurm each cell is a job of its own, so queueing more has no advantage.
+        # Slurm starts every job that it is given, so only as many as there are workers are submitted.
         per_worker = 1 if self.engine.name == "slurm" else _QUEUED_PER_WORKER
         for state in waiting[: max(0, per_worker * self.engine.workers - busy)]:
             state.status = "running"
@@ -224,7 +224,7 @@ class Sweep:
             self.engine.submit(self._job(state))
             self.observer.changed(self.states, state)
 
-    def _may_begin(self, state: CellState) -> bool:
+    def _can_start(self, state: CellState) -> bool:
         for key in state.cell.after:
             first = self._by_digest.get(key.digest)
             if first is not None and first.status == "failed":
