@@ -356,7 +356,7 @@ def test_changes_of_inputs_during_a_sweep_are_reported(place: Path) -> None:
 
     failure = state.seeds[0].failure
     assert failure is not None
-    assert "model or data are not what they were when the sweep began" in failure.message
+    assert "the model or the data have changed since the sweep started" in failure.message
     assert list(CellStore("store").cells()) == []
 
 
