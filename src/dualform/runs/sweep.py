@@ -162,7 +162,7 @@ class Sweep:
         return self.states
 
     def _close_groups(self, finished: Callable[[GroupState, FinishedCell | None], None]) -> bool:
-        """Pass on the results of groups that are done, start combining finished seeds, and return whether groups remain."""
+        """Pass on finished results and start combining finished seeds; returns whether groups remain."""
         for group in self.states:
             if group.closed or not all(state.done for state in group.seeds):
                 continue
