@@ -337,7 +337,7 @@ def test_a_divided_model_leaves_room_for_the_work(here: Path):
     assert plan.fit is not None
     assert plan.fit.options == ()
     assert plan.memory["weights"] < plan_of(small(here), MACHINE).memory["weights"]
-    assert any("brought over" in note for note in plan.notes)
+    assert any("copying offloaded weights" in note for note in plan.notes)
 
 
 def test_a_plan_says_what_the_study_itself_would_say(here: Path):
@@ -345,7 +345,7 @@ def test_a_plan_says_what_the_study_itself_would_say(here: Path):
         plan_of(comparison_config("./missing", str(here / "task.csv")), MACHINE)
     with pytest.raises(DualformError, match=r"missing\.csv"):
         plan_of(comparison_config(str(here / "model"), str(here / "missing.csv")), MACHINE)
-    with pytest.raises(ContextError, match="since the context holds 24"):
+    with pytest.raises(ContextError, match="not fit the context of 24 tokens"):
         plan_of(small(here, context=24), MACHINE)
     with warnings.catch_warnings(), pytest.raises(ConfigError, match="cannot be planned"):
         plan_of(Other(task="reviews"), MACHINE)

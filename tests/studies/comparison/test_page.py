@@ -243,7 +243,7 @@ def text_of(result: Result) -> str:
 
 def test_a_measure_is_next_to_its_floor_ceiling_and_smallest_detectable_difference(page):
     text = " ".join(" ".join(page.text).split())
-    row = text[text.index("The same question, without normalising") :][:220]
+    row = text[text.index("SimAOU without normalising") :][:220]
     for value in (
         "0.143",
         "0.131 to 0.155",
