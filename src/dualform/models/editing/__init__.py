@@ -1,1 +1,1 @@
-"""Changes to a model for the length of a block: weight deltas, adapters, momentum, block-wise forwards."""
+"""Changes to a model: weight deltas and adapters inside a context manager, momentum attention, block-wise forwards."""

@@ -1,1 +1,1 @@
-"""Prompts in, label log-probabilities and a trace of the inside out; the shared prefix is encoded once."""
+"""Running a model on prompts: label log-probabilities and recorded activations; a shared prefix is encoded once."""

@@ -1,1 +1,1 @@
-"""Where a model keeps what: found by probing the model, and verified."""
+"""Finding the parts of a model (projections, residual blocks, MLP inputs) by probing it."""

@@ -1,7 +1,7 @@
 """Finding out whether a checkpoint of a family can hold a bias for W_O.
 
 A bias that the family's class does not have would be ignored when the checkpoint is loaded. Many families have a
-switch in their config (llama's `attention_bias`). It is found by building the family's class without weights, on the
+switch in their config (llama's `attention_bias`). To find it, the family's class is built without weights, on the
 meta device, so that no list of families is needed.
 """
 
